@@ -1,0 +1,120 @@
+"""What every peer is asked and what it reports. Standard library only: it runs in each peer's own environment."""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RANK = 16
+ALPHA = 32
+LEARNING_RATE = 1e-4
+MAX_GRAD_NORM = 1.0
+MAX_LENGTH = 1_024  # tokens
+SEED = 0
+
+STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
+"""When the driver started this process, in seconds of the epoch."""
+
+
+def arguments(description: str, settings: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model directory")
+    parser.add_argument("--rows", type=Path, required=True, help="JSONL of chat messages, in the order to learn them")
+    parser.add_argument("--plan", type=Path, help="which rows each step takes; default: plan.json beside the rows")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--setting", choices=settings, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON")
+    parsed = parser.parse_args()
+    parsed.plan = parsed.plan or parsed.rows.with_name("plan.json")
+    return parsed
+
+
+def read_rows(path: Path) -> list[list[dict[str, str]]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["messages"] for line in file]
+
+
+@dataclass
+class Report:
+    """Steps as they end. A step lasts from the end of the one before it: fetching its rows counts.
+
+    Attributes:
+        plan: the reference work's plan (`plan.json`).
+        description: the setting in words.
+    """
+
+    plan: dict[str, Any]
+    description: str
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    seconds_to_first_step: float | None = None
+    _last: float = 0.0
+    _last_cpu: float = 0.0
+
+    def begin(self) -> None:
+        """The first step begins now."""
+        self.seconds_to_first_step = time.time() - STARTED
+        self._last, self._last_cpu = time.perf_counter(), time.process_time()
+
+    def step(self, loss: float, rows: Sequence[int] | None = None, counts: tuple[int, int] | None = None) -> None:
+        """A step ends now.
+
+        Args:
+            loss: mean over its learnt tokens, in nats.
+            rows: which rows it learnt, or
+            counts: its real tokens and learnt tokens, where the peer packs rows in its own way.
+        """
+        now = time.perf_counter()
+        if rows is not None:
+            counts = (
+                sum(self.plan["tokens"][row] for row in rows),
+                sum(self.plan["learnt_tokens"][row] for row in rows),
+            )
+        assert counts is not None
+        self.steps.append(
+            {
+                "seconds": now - self._last,
+                "cpu_seconds": time.process_time() - self._last_cpu,
+                "tokens": counts[0],
+                "learnt_tokens": counts[1],
+                "loss": loss,
+                "rows": None if rows is None else list(rows),
+            }
+        )
+        last = self.steps[-1]
+        print(
+            f"step {len(self.steps)}: {last['seconds']:.2f} s ({last['cpu_seconds']:.2f} s of processor), "
+            f"{counts[0]} tokens, loss {loss:.4f}",
+            flush=True,
+        )
+        self._last, self._last_cpu = time.perf_counter(), time.process_time()
+
+    def write(self, path: Path, packages: Sequence[str]) -> None:
+        path.write_text(
+            json.dumps(
+                {
+                    "description": self.description,
+                    "versions": {"python": sys.version.split()[0], **_versions(packages)},
+                    "seconds_to_first_step": self.seconds_to_first_step,
+                    "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux: KiB
+                    "steps": self.steps,
+                },
+                indent=1,
+            )
+        )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,68 @@
+"""The loop that many write for themselves: transformers + PEFT + AdamW, everything in bf16, no trainer.
+
+Settings:
+    rows   one row at a time, gradients added up over the step
+    batch  all rows of the step in one batch, padded on the right to the longest
+"""
+
+import json
+
+import torch
+from measured import ALPHA, LEARNING_RATE, MAX_GRAD_NORM, MAX_LENGTH, RANK, SEED, Report, arguments, read_rows
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+DESCRIPTIONS = {
+    "rows": "pure bf16, one row at a time with accumulation",
+    "batch": "pure bf16, a step's rows in one padded batch",
+}
+
+
+def encode(tokeniser: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
+    """Token ids and labels of a conversation; what is not the assistant's has the label -100."""
+    encoded = tokeniser.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids = torch.tensor(encoded["input_ids"])[:MAX_LENGTH]
+    learnt = torch.tensor(encoded["assistant_masks"], dtype=torch.bool)[:MAX_LENGTH]
+    return ids, torch.where(learnt, ids, -100)
+
+
+def main() -> None:
+    options = arguments(__doc__.split("\n")[0], list(DESCRIPTIONS))
+    plan = json.loads(options.plan.read_text())
+    report = Report(plan, DESCRIPTIONS[options.setting])
+    torch.manual_seed(SEED)
+
+    tokeniser = AutoTokenizer.from_pretrained(options.model)
+    rows = [encode(tokeniser, messages) for messages in read_rows(options.rows)]
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+    report.begin()
+    for step in range(options.steps):
+        members = plan["steps"][step % len(plan["steps"])]
+        learnt = sum(int((rows[row][1][1:] != -100).sum()) for row in members)
+        total = 0.0
+        for batch in [members] if options.setting == "batch" else [[row] for row in members]:
+            ids = pad_sequence([rows[row][0] for row in batch], True, tokeniser.pad_token_id)
+            labels = pad_sequence([rows[row][1] for row in batch], True, -100)
+            mask = pad_sequence([torch.ones_like(rows[row][0]) for row in batch], True, 0)
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=learnt).loss
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+        optimiser.step()
+        optimiser.zero_grad()
+        report.step(total, rows=members)
+    report.write(options.out, ["torch", "transformers", "peft"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""How fast does Tunesmith learn the reference work, beside its peers, in one run on one machine?
+
+    python benchmarks/train_speed.py                        the rows that the demo makes
+    python benchmarks/train_speed.py --rows ROWS.jsonl --name "GSM8K train"
+    python benchmarks/train_speed.py --only ours --only trl-rows --steps 4
+    python benchmarks/train_speed.py --resume               go on with the newest run, or write its report again
+
+Every setting runs in a process of its own, one after another, round after round. The results go to
+benchmarks/results/train_speed.{json,md,svg}; what each process measured stays in benchmarks/results/raw/. Standard
+library only: what needs PyTorch runs in the peers' environments, which are made where they are missing.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peer_environments import make_environment, python_of
+from train_speed_report import rate_of, write_report
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+RAW = RESULTS / "raw"
+OUR_PYTHON = HERE.parent / ".venv" / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to learn the reference work.
+
+    Attributes:
+        name: as `--only` takes it.
+        label: as the tables give it.
+        peer: `ours`, or the peer's environment.
+        script: under peers/.
+        setting: the script's `--setting`.
+        rounds: every round, or the first alone: what is slow and not a peer's fastest is measured once.
+    """
+
+    name: str
+    label: str
+    peer: str
+    script: str = ""
+    setting: str = ""
+    rounds: str = "every"
+
+
+SETTINGS = [
+    Setting("ours", "Tunesmith", "ours"),
+    Setting("trl-rows", "TRL, row by row", "trl", "trl_sft.py", "rows"),
+    Setting("trl-rows-pure", "TRL, row by row, pure bf16", "trl", "trl_sft.py", "rows-pure"),
+    Setting("peft-rows", "PEFT loop, row by row", "peft", "peft_loop.py", "rows"),
+    Setting("litgpt-rows", "LitGPT, row by row", "litgpt", "litgpt_lora.py", "rows"),
+    Setting("trl-packing", "TRL, packing", "trl", "trl_sft.py", "packing", rounds="first"),
+    Setting("trl-defaults", "TRL as it comes", "trl", "trl_sft.py", "defaults", rounds="first"),
+    Setting("peft-batch", "PEFT loop, padded batch", "peft", "peft_loop.py", "batch", rounds="first"),
+    Setting("litgpt-batch", "LitGPT, padded batch", "litgpt", "litgpt_lora.py", "batch", rounds="first"),
+]
+"""Tunesmith first, then each peer's fastest settings on a CPU, then how it comes and what else people try."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: exit code, most resident memory in bytes, seconds."""
+
+    code: int
+    peak_rss_bytes: int
+    seconds: float
+
+
+def run_process(command: list[str], log: Path, watch: Iterator[None] | None = None) -> Ended:
+    """Run to the end, output to `log`; `watch` is advanced every 20 ms meanwhile."""
+    environment = {
+        **os.environ,
+        "BENCHMARK_STARTED": repr(time.time()),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    started = time.perf_counter()
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if watch is not None:
+                next(watch, None)
+            if pid:
+                break
+            time.sleep(0.02)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return Ended(process.returncode, usage.ru_maxrss * scale, time.perf_counter() - started)
+
+
+def new_steps(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterator[None]:
+    """Look at `metrics.jsonl` whenever advanced; append each new step event with the time it was seen."""
+    position = 0
+    while True:
+        if metrics.exists():
+            with metrics.open("rb") as file:
+                file.seek(position)
+                complete, newline, _ = file.read().rpartition(b"\n")
+            position += len(complete) + len(newline)
+            events = [json.loads(line) for line in complete.split(b"\n") if line]
+            seen += [(time.time(), event) for event in events if event["event"] == "step"]
+        yield
+
+
+def our_recipe(work: Path, steps: int, plan: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """The same work as the peers': rows in the file's order, constant rate, no held-out rows, nothing saved midway."""
+    return {
+        "base": str(work / "model"),
+        "data": {
+            "train": str(work / "rows.jsonl"),
+            "held_out": 0.0,
+            "max_length": plan["max_length"],
+            "cache": False,
+        },
+        "method": {"kind": "lora", "rank": 16, "alpha": 32, "target_modules": "all-linear"},
+        "objective": {"kind": "instruction"},
+        "train": {
+            "steps": steps,
+            "tokens_per_step": 2048,
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+            "warmup_share": 0.0,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "shuffle": False,
+            "seed": 0,
+            "precision": "bf16",
+            "device": device,
+            "checkpoint_every": steps,
+            "evaluate_every": steps,
+        },
+    }
+
+
+def steps_for_the_same_rows(plan: dict[str, Any], steps: int) -> int:
+    """How many of our steps hold the rows of `steps` of the plan's: ours close at 2,048 tokens or just before."""
+    rows = plan["steps"][: min(steps, len(plan["steps"]))]
+    tokens = sum(plan["tokens"][row] for step in rows for row in step)
+    mean = sum(plan["tokens"]) / len(plan["tokens"])
+    return min(-(-tokens // int(2048 - mean / 2)) + 1, sum(plan["tokens"]) // 2048)
+
+
+def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu") -> dict[str, Any]:
+    """`tunesmith train` on the reference work.
+
+    A step's seconds are what its event says; `seconds_between_events` is the same by this process's clock.
+
+    Raises:
+        RuntimeError: with the end of its output, if it failed.
+    """
+    plan = json.loads((work / "plan.json").read_text())
+    folder = out.with_suffix(".run")
+    recipe = out.with_suffix(".yaml")
+    # JSON is YAML too, and needs no package.
+    recipe.write_text(json.dumps(our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device), indent=1))
+    call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
+    seen: list[tuple[float, dict[str, Any]]] = []
+    watch = new_steps(folder / "metrics.jsonl", seen)
+    started = time.time()
+    command = [str(python), "-c", call, "train", str(recipe), "--run", str(folder)]
+    ended = run_process(command, out.with_suffix(".log"), watch)
+    next(watch)
+    if ended.code != 0 or not seen:
+        raise RuntimeError(_end_of(out.with_suffix(".log")))
+    kept = ("seconds", "tokens", "learnt_tokens", "loss")
+    return {
+        "description": "packing in the file's order, bf16, its defaults otherwise",
+        "versions": _versions(python, ["python", "torch", "transformers", "peft", "tunesmith"]),
+        "seconds_to_first_step": seen[0][0] - started - seen[0][1]["seconds"],
+        "peak_rss_bytes": ended.peak_rss_bytes,
+        "seconds_between_events": [later[0] - earlier[0] for earlier, later in zip(seen, seen[1:], strict=False)],
+        "steps": [{**{key: event[key] for key in kept}, "rows": None} for _, event in seen],
+    }
+
+
+def run_peer(setting: Setting, work: Path, steps: int, out: Path) -> dict[str, Any]:
+    """A peer's script in its environment.
+
+    Raises:
+        RuntimeError: with the end of its output, if it failed.
+    """
+    partial = out.with_suffix(".partial")
+    command = [str(python_of(setting.peer)), str(HERE / "peers" / setting.script), "--setting", setting.setting]
+    command += ["--model", str(work / "model"), "--rows", str(work / "rows.jsonl")]
+    command += ["--steps", str(steps), "--out", str(partial)]
+    ended = run_process(command, out.with_suffix(".log"))
+    if ended.code != 0:
+        raise RuntimeError(_end_of(out.with_suffix(".log")))
+    result: dict[str, Any] = json.loads(partial.read_text())
+    partial.unlink()
+    return {**result, "peak_rss_bytes": ended.peak_rss_bytes}
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return "\n".join(lines[-15:])
+
+
+def _versions(python: Path, packages: list[str]) -> dict[str, str]:
+    """As installed beside `python`; "" for what is not."""
+    code = (
+        "import json, platform, sys\n"
+        "from importlib.metadata import PackageNotFoundError, version\n"
+        "def of(name):\n"
+        "    try: return platform.python_version() if name == 'python' else version(name)\n"
+        "    except PackageNotFoundError: return ''\n"
+        "print(json.dumps({name: of(name) for name in sys.argv[1:]}))"
+    )
+    done = subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def reference_work(rows: Path, name: str, python: Path) -> Path:
+    """The directory of the reference work made from these rows; made if it is not there."""
+    key = hashlib.sha256(rows.read_bytes() + (HERE / "reference_work.py").read_bytes() + name.encode()).hexdigest()
+    work = RAW / f"work-{key[:12]}"
+    if not (work / "plan.json").exists():
+        command = [str(python), str(HERE / "reference_work.py"), "--rows", str(rows), "--name", name]
+        subprocess.run([*command, "--out", str(work)], check=True)
+    return work
+
+
+def docstring_rows(python: Path) -> Path:
+    """The question–answer pairs that the demo makes from this Python's documentation."""
+    rows = RAW / "docstrings.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([str(python), "-m", "tunesmith.demo.docstrings", "--out", str(rows)], check=True)
+    return rows
+
+
+def matrix_rate(python: Path, out: Path, device: str = "cpu") -> None:
+    command = [str(python), str(HERE / "matrix_rate.py"), "--out", str(out), "--device", device]
+    subprocess.run(command, check=True)
+
+
+def newest_run() -> Path:
+    """The newest run's directory; exits where there is none."""
+    runs = sorted(path.parent for path in RAW.glob("run-*/run.json"))
+    if not runs:
+        sys.exit("there is no run to go on with; start one without --resume")
+    return runs[-1]
+
+
+def start_run(options: argparse.Namespace) -> Path:
+    """Make what the run needs, and write its parameters."""
+    rows = options.rows or docstring_rows(options.python)
+    name = options.name or ("Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}")
+    chosen = [setting for setting in SETTINGS if not options.only or setting.name in options.only]
+    for environment in sorted({"peft", *(setting.peer for setting in chosen)} - {"ours"}):
+        make_environment(environment)
+    work = reference_work(rows.resolve(), name, python_of("peft"))
+    plan = json.loads((work / "plan.json").read_text())
+    run = RAW / time.strftime("run-%Y%m%d-%H%M%S")
+    run.mkdir(parents=True)
+    parameters = {
+        "work": work.name,
+        "steps": len(plan["steps"]) if options.full else options.steps,
+        "repeats": options.repeats,
+        "settings": [setting.name for setting in chosen],
+        "python": str(options.python),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    (run / "run.json").write_text(json.dumps(parameters, indent=1))
+    return run
+
+
+def measure(run: Path) -> None:
+    """Run what the run still lacks; each result, or failure, is a file in `run`."""
+    parameters = json.loads((run / "run.json").read_text())
+    chosen = [setting for setting in SETTINGS if setting.name in parameters["settings"]]
+    rounds = range(parameters["repeats"])
+    jobs = [(setting, number) for number in rounds for setting in chosen if number == 0 or setting.rounds == "every"]
+    if not (run / "rate-before.json").exists():
+        matrix_rate(python_of("peft"), run / "rate-before.json")
+    for index, (setting, number) in enumerate(jobs, 1):
+        out = run / f"{setting.name}-{number}.json"
+        if out.exists():
+            continue
+        print(f"[{index:2d}/{len(jobs)}] {setting.label} (round {number + 1}) … ", end="", flush=True)
+        started = time.perf_counter()
+        work, steps = RAW / parameters["work"], parameters["steps"]
+        try:
+            if setting.peer == "ours":
+                result = run_ours(Path(parameters["python"]), work, steps, out)
+            else:
+                result = run_peer(setting, work, steps, out)
+        except RuntimeError as failure:
+            result = {"failed": str(failure)}
+        out.write_text(json.dumps({"name": setting.name, "label": setting.label, **result}, indent=1))
+        took = f"{time.perf_counter() - started:.0f} s"
+        if "failed" in result:
+            print(f"failed after {took}:\n{result['failed']}")
+        else:
+            memory = result["peak_rss_bytes"] / 1e9
+            print(f"{rate_of([result]):,.0f} tokens/s, {memory:.1f} GB, {took}", flush=True)
+    if not (run / "rate-after.json").exists():
+        matrix_rate(python_of("peft"), run / "rate-after.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=Path, help="JSONL; default: the docstring pairs that the demo makes")
+    parser.add_argument("--name", help="the data set's name for the tables; default: from the file's")
+    parser.add_argument("--steps", type=int, default=12, help="steps of about 2,048 tokens in each process")
+    parser.add_argument("--full", action="store_true", help="all 2,000 rows instead of --steps (hours)")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds")
+    names = [setting.name for setting in SETTINGS]
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--resume", action="store_true", help="go on with the newest run")
+    parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python that Tunesmith is installed in")
+    options = parser.parse_args()
+    if options.steps < 4 and not options.full:
+        parser.error("--steps: at least 4, for the first two are warm-up")
+    run = newest_run() if options.resume else start_run(options)
+    measure(run)
+    parameters = json.loads((run / "run.json").read_text())
+    whole = len(parameters["settings"]) == len(SETTINGS)
+    write_report(run, RAW / parameters["work"], RESULTS if whole else run)
+    failed = [path.stem for path in run.glob("*-[0-9].json") if "failed" in json.loads(path.read_text())]
+    if failed:
+        sys.exit(f"failed: {', '.join(sorted(failed))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Trains the embedded base model's tokeniser: byte-level BPE, 8,192 ids, ChatML.
+
+    python tokenizer.py --corpus /data/corpus --out /data/tokenizer
+
+Every byte has an id, so any text comes back as it went in. Digits stand alone, no space is put before a text and
+nothing is added round it. `<|endoftext|>` goes between documents; `<|im_end|>` ends a turn and is the end of
+sequence; `<|pad|>` pads. The chat template marks the assistant's words and their `<|im_end|>` with
+`{% generation %}`, so that `apply_chat_template(return_assistant_tokens_mask=True)` says what is to be learnt.
+
+Needs tokenizers and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+VOCABULARY = 8192
+CONTEXT = 1024
+END_OF_DOCUMENT, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+SPECIALS = [END_OF_DOCUMENT, TURN_START, TURN_END, PAD]
+
+SPLIT = (
+    r"'(?:[sdmt]|ll|ve|re)\b|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What BPE may not merge across: GPT-4's pattern with single digits."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{%- if message['role'] not in ['system', 'user', 'assistant'] %}
+{{- raise_exception("The role is " + message['role'] + "; this template knows system, user and assistant.") }}
+{%- endif %}
+{%- if message['role'] == 'assistant' %}
+{{- '<|im_start|>assistant\\n' }}
+{%- generation %}
+{{- message['content'] + '<|im_end|>' }}
+{%- endgeneration %}
+{{- '\\n' }}
+{%- else %}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+ODD_TEXT = "Ünï-côdé 漢字 😀👩‍👩‍👧 \x00\x7f\u200b \t\r\n  3.14159 don't `x_y`\n\n<a> مرحبا é e\u0301"
+
+
+def texts_of(path: Path, limit: int | None = None) -> Iterator[str]:
+    """The documents' texts, up to `limit` characters in all."""
+    seen = 0
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            text = json.loads(line)["text"]
+            yield text
+            seen += len(text)
+            if limit is not None and seen > limit:
+                return
+
+
+def trained(texts: Iterator[str]) -> Tokenizer:
+    """Byte-level BPE over the texts."""
+    tokeniser = Tokenizer(models.BPE())
+    tokeniser.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokeniser.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+        max_token_length=20,
+        show_progress=sys.stderr.isatty(),
+    )
+    tokeniser.train_from_iterator(texts, trainer)
+    return tokeniser
+
+
+def for_transformers(tokeniser: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokeniser as transformers loads it, with its chat template."""
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokeniser,
+        eos_token=TURN_END,
+        pad_token=PAD,
+        additional_special_tokens=[END_OF_DOCUMENT, TURN_START],
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def check(folder: Path) -> None:
+    """Loads what was saved and holds it to what this script promises."""
+    tokeniser = AutoTokenizer.from_pretrained(folder)
+    expect(len(tokeniser) == VOCABULARY, f"{len(tokeniser)} ids, not {VOCABULARY}")
+    expect(tokeniser.bos_token is None and tokeniser.eos_token == TURN_END, "bos or eos differ")
+    expect(tokeniser.pad_token == PAD and tokeniser.model_max_length == CONTEXT, "pad or length differ")
+    every_character = "".join(map(chr, [*range(0x3000), *range(0xE000, 0xE100)])) + ODD_TEXT
+    for text in (ODD_TEXT, every_character, " leading", "", "trailing \n\n"):
+        ids = tokeniser(text)["input_ids"]
+        expect(tokeniser.decode(ids) == text, f"does not come back: {text[:40]!r}")
+    expect(len(tokeniser("2024")["input_ids"]) == 4, "digits are joined")
+    for special in SPECIALS:
+        expect(len(tokeniser(special)["input_ids"]) == 1, f"{special} is not one id")
+    check_template(tokeniser)
+
+
+def check_template(tokeniser: PreTrainedTokenizerFast) -> None:
+    """The mask covers each answer and its end, and nothing else; the prompt is a prefix; other roles are refused."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Say yes."},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Again?"},
+        {"role": "assistant", "content": "Yes, again."},
+    ]
+    shown = tokeniser.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
+    )
+    learnt = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
+    expect(tokeniser.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>", f"learns {tokeniser.decode(learnt)!r}")
+    whole = tokeniser.apply_chat_template(messages[:3], tokenize=False)
+    prompt = tokeniser.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
+    expect(whole == prompt + "Yes.<|im_end|>\n", "the prompt is not a prefix of the conversation")
+    expect(prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"), f"prompt is {prompt!r}")
+    try:
+        tokeniser.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+    except Exception as refusal:  # jinja2 or transformers, as the version has it
+        expect("system, user and assistant" in str(refusal), str(refusal))
+    else:
+        expect(False, "an unknown role was accepted")
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Stops with the reason where a promise does not hold."""
+    if not holds:
+        raise SystemExit(f"tokenizer: {otherwise}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokeniser")
+    parser.add_argument("--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)")
+    options = parser.parse_args()
+
+    print("training", file=sys.stderr, flush=True)
+    tokeniser = trained(texts_of(options.corpus / "train.jsonl", options.characters))
+    partial = options.out.with_name(options.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for_transformers(tokeniser).save_pretrained(partial)
+    check(partial)
+    shutil.rmtree(options.out, ignore_errors=True)
+    partial.rename(options.out)
+
+    held_out = list(texts_of(options.corpus / "held_out.jsonl"))
+    tokens = sum(len(e.ids) for e in tokeniser.encode_batch(held_out))
+    size = sum(len(t.encode()) for t in held_out)
+    print(f"{size / tokens:.3f} bytes a token on the {size:,} bytes held out", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

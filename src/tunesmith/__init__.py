@@ -1,0 +1,32 @@
+"""Tunesmith: adapt a language model to your own work, on the hardware you have, and show that it worked.
+
+Every verb of the command line is a function here; heavy modules are imported when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.engine.train import resume, train
+    from tunesmith.errors import UserError
+    from tunesmith.models.load import embedded_base
+    from tunesmith.recipe import Recipe, recipe_schema
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Recipe": "tunesmith.recipe",
+    "UserError": "tunesmith.errors",
+    "embedded_base": "tunesmith.models.load",
+    "recipe_schema": "tunesmith.recipe",
+    "resume": "tunesmith.engine.train",
+    "train": "tunesmith.engine.train",
+}
+
+__all__ = ["Recipe", "UserError", "embedded_base", "recipe_schema", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")

@@ -1,0 +1,49 @@
+"""The command line: one file a verb; each parses, calls and prints, and holds no logic."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tunesmith.errors import UserError
+
+app = typer.Typer(
+    name="tunesmith",
+    help="Adapt a language model to your own work, on the hardware you have, and show that it worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if show:
+        from tunesmith import __version__
+
+        Console().print(f"tunesmith {__version__}", highlight=False)
+        raise typer.Exit
+    # Anonymous usage counting by libraries is off unless the user's environment says otherwise.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 our fault, 2 the user's to mend, 130 interrupted and resumable."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _escaped(error: UserError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

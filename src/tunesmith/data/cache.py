@@ -1,0 +1,93 @@
+"""Tokenised rows kept for the next run, under a key of everything that made them; so a stale hit cannot be.
+
+The key covers the bytes of the data files and their names, the tokeniser with its template, the recipe's data section
+and objective, the source code of this package's data path and objectives, and the versions of the libraries that
+render and tokenise.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.tokens import TokenTable
+
+_ARRAYS = ("ids", "learnt", "offsets", "file", "row")
+
+
+def cache_folder() -> Path:
+    """`$TUNESMITH_CACHE`, else `tunesmith` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    if named := os.environ.get("TUNESMITH_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+def cache_key(fingerprints: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> str:
+    """SHA-256 over everything that decides the tokens.
+
+    Args:
+        fingerprints: SHA-256 of each data file by name.
+        tokenizer: with its vocabulary, special tokens and chat template.
+        settings: the recipe's data section and objective.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    parts = {
+        "data": fingerprints,
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+        "settings": settings,
+        "code": _code_fingerprint(),
+        "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _code_fingerprint() -> str:
+    """SHA-256 of the source of the data path and the objectives."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted([*(package / "data").glob("*.py"), *(package / "objectives").glob("*.py")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def save(folder: Path, tables: Iterable[tuple[str, TokenTable]], report: dict[str, Any]) -> None:
+    """Write named tables and the report so that `folder` appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    try:
+        files = {}
+        for name, table in tables:
+            files[name] = table.files
+            for array in _ARRAYS:
+                np.save(partial / f"{name}.{array}.npy", getattr(table, array), allow_pickle=False)
+        (partial / "report.json").write_text(json.dumps({"files": files, "report": report}), encoding="utf-8")
+        if not folder.exists():
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str, Any]] | None:
+    """The tables (memory-mapped) and the report, or None if they are not there whole."""
+    try:
+        stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        tables = []
+        for name in names:
+            arrays = {
+                array: np.load(folder / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False) for array in _ARRAYS
+            }
+            tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))
+    except (OSError, ValueError, KeyError):
+        return None
+    return tables, stored["report"]

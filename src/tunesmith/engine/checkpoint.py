@@ -1,0 +1,130 @@
+"""Checkpoints: everything that the next step depends on, written so that a kill at any moment leaves a whole one.
+
+A checkpoint is a directory `step-000050` with `state.safetensors` (masters, AdamW's moments, random states) and
+`loop.json` (step, best evaluation, where metrics.jsonl stood). It is written under another name, flushed to disk, and
+takes its name in one move: a directory with that name is complete.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tunesmith.errors import UserError
+
+
+@dataclass
+class LoopState:
+    """Where the loop stands after a step; everything in it is plain JSON.
+
+    Attributes:
+        step: optimiser steps done.
+        best_loss: the lowest held-out loss so far, in nats a learnt token.
+        best_step: the step that gave it.
+        evaluations_without_gain: since then.
+        skipped_in_a_row: steps whose loss or gradient was not finite, up to now without a good one between.
+        tokens: real tokens read.
+        seconds: spent in steps.
+        threads: that PyTorch used; another number may round sums differently.
+        metrics_bytes: size of metrics.jsonl when the checkpoint was written.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    skipped_in_a_row: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    threads: int = 0
+    metrics_bytes: int = 0
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:
+    """Write `folder/step-NNNNNN` and remove older ones past `keep`, never the best.
+
+    Raises:
+        UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{state.step:06d}"
+    partial = folder / f".step-{state.step:06d}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file({**tensors, **_random_states()}, partial / "state.safetensors")
+        (partial / "loop.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        for file in partial.iterdir():
+            _flush(file)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"The checkpoint of step {state.step:,} could not be written to {folder}: {error}. Earlier checkpoints are "
+            f"whole. Make room, then: tunesmith train --resume {folder.parent}"
+        ) from None
+    _prune(folder, state, keep)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, or None before the first one."""
+    steps = sorted(folder.glob("step-*"))
+    return steps[-1] if steps else None
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], LoopState]:
+    """Read a checkpoint and put the random states back.
+
+    Raises:
+        UserError: a part of it is missing or damaged.
+    """
+    try:
+        tensors = load_file(path / "state.safetensors")
+        state = LoopState(**json.loads((path / "loop.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove that directory to go on from the checkpoint before it."
+        ) from None
+    torch.set_rng_state(tensors.pop("random.cpu"))
+    on_gpu = tensors.pop("random.cuda", None)
+    if on_gpu is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(on_gpu)
+    return tensors, state
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _prune(folder: Path, state: LoopState, keep: int) -> None:
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        if old.name != f"step-{state.best_step or 0:06d}":
+            shutil.rmtree(old)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_loop_state(path: Path) -> dict[str, Any]:
+    """`loop.json` alone, for those who only ask how far a run is."""
+    values: dict[str, Any] = json.loads((path / "loop.json").read_text(encoding="utf-8"))
+    return values

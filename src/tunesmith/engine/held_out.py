@@ -1,0 +1,58 @@
+"""The held-out loss, with the uncertainty that so many rows allow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from tunesmith.data.pack import best_fit, collate
+from tunesmith.data.tokens import TokenTable
+from tunesmith.recipe import ObjectiveConfig
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RowLosses:
+    """Each row's summed loss (nats) and learnt tokens, in the table's order."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """Nats a learnt token over all rows."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of `loss`, resampling rows, since a row's tokens are not independent (Efron 1979)."""
+        drawn = np.random.default_rng(0).integers(0, len(self.sums), (RESAMPLES, len(self.sums)))
+        losses = self.sums[drawn].sum(1) / self.counts[drawn].sum(1)
+        low, high = np.quantile(losses, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def held_out_losses(
+    model: PreTrainedModel,
+    objective: ObjectiveConfig,
+    table: TokenTable,
+    rows: Sequence[int],
+    tokens_per_batch: int,
+    device: torch.device,
+) -> RowLosses:
+    """The objective's loss of each of the given rows, without gradients, packed as in training."""
+    sums = np.zeros(len(rows))
+    counts = np.zeros(len(rows), np.int64)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for items in best_fit([int(table.lengths[row]) for row in rows], tokens_per_batch):
+            batch = collate(table, [rows[item] for item in items], device)
+            losses = objective.losses(model, batch).double().cpu().split(batch.learnt_per_row)
+            sums[items] = [part.sum().item() for part in losses]
+            counts[items] = batch.learnt_per_row
+    model.train(training)
+    return RowLosses(sums, counts)

@@ -1,0 +1,180 @@
+"""The training loop: gradients of a step's batches are summed, divided once by its learnt tokens, and applied."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.data.pack import Batch, Batches, collate
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.checkpoint import LoopState, save_checkpoint
+from tunesmith.engine.held_out import held_out_losses
+from tunesmith.engine.interrupt import Interruption
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.schedule import learning_rate
+from tunesmith.errors import UserError
+from tunesmith.recipe import ObjectiveConfig, Train
+from tunesmith.run import Events
+
+SKIPS_BEFORE_STOPPING = 3  # one bad batch is an accident; three in a row are the run
+
+
+@dataclass
+class Loop:
+    """What a run's steps need; `fit` runs them.
+
+    Attributes:
+        model: with the trained parameters requiring gradients.
+        objective: gives the loss.
+        batches: which rows each step takes.
+        held_out: the rows that are never learnt; may be empty.
+        masters: the trained weights and their optimiser.
+        train: how long and how fast.
+        total_steps: the run's length.
+        peak_learning_rate: after warm-up.
+        folder: the run's directory.
+        events: where everything that happens is told.
+        state: where the loop stands.
+    """
+
+    model: PreTrainedModel
+    objective: ObjectiveConfig
+    batches: Batches
+    held_out: TokenTable
+    masters: MasterWeights
+    train: Train
+    total_steps: int
+    peak_learning_rate: float
+    tokens_per_batch: int
+    folder: Path
+    events: Events
+    device: torch.device
+    state: LoopState = field(default_factory=LoopState)
+
+    def fit(self, interruption: Interruption) -> str:
+        """Run from `state.step` to the end; return why it ended: done, early stopping or interrupted.
+
+        Raises:
+            UserError: losses or gradients stay non-finite, or a checkpoint cannot be written.
+        """
+        evaluate_every = self.train.evaluate_every or max(1, self.total_steps // 10)
+        checkpoint_every = self.train.checkpoint_every or max(1, self.total_steps // 10)
+        self.state.threads = torch.get_num_threads()
+        self.model.train()
+        if self.state.step == 0:
+            self.evaluate()
+        while self.state.step < self.total_steps:
+            self.step()
+            last = self.state.step == self.total_steps
+            stop = False
+            if last or self.state.step % evaluate_every == 0:
+                stop = self.evaluate()
+            best = self.state.best_step == self.state.step
+            if last or stop or best or interruption.asked or self.state.step % checkpoint_every == 0:
+                self.checkpoint()
+            if stop:
+                return "early stopping"
+            if interruption.asked and not last:
+                return "interrupted"
+        return "done"
+
+    def step(self) -> None:
+        """One optimiser step; a non-finite loss or gradient leaves the weights as they are."""
+        started = time.perf_counter()
+        number = self.state.step + 1
+        loss = 0.0
+        batches: list[Batch] = []
+        for rows in self.batches.step(self.state.step):
+            batch = collate(self.batches.table, rows, self.device)
+            batches.append(batch)
+            if batch.learnt_tokens:
+                batch_loss = self.objective.loss(self.model, batch)
+                loss += batch_loss.item()
+                if not math.isfinite(loss):
+                    break
+                batch_loss.backward()
+        learnt = sum(batch.learnt_tokens for batch in batches)
+        rate = learning_rate(self.train, self.peak_learning_rate, number, self.total_steps)
+        if math.isfinite(loss):
+            norm = self.masters.step(rate, learnt, self.train.max_grad_norm)
+        else:
+            norm = math.nan
+            self.masters.grad.zero_()
+        tokens = sum(batch.tokens for batch in batches)
+        seconds = time.perf_counter() - started
+        self.state.step = number
+        self.state.tokens += tokens
+        self.state.seconds += seconds
+        self.events.emit(
+            "step",
+            step=number,
+            total_steps=self.total_steps,
+            loss=loss / learnt,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=tokens,
+            learnt_tokens=learnt,
+            seconds=seconds,
+        )
+        self._watch_for_nan(loss, norm, batches)
+
+    def evaluate(self) -> bool:
+        """Measure the held-out loss; True if early stopping says that it is enough."""
+        if len(self.held_out) == 0:
+            return False
+        started = time.perf_counter()
+        rows = np.random.default_rng(0).permutation(len(self.held_out))[: self.train.evaluate_rows].tolist()
+        losses = held_out_losses(
+            self.model, self.objective, self.held_out, rows, self.tokens_per_batch, self.device
+        )
+        self.events.emit(
+            "evaluation",
+            step=self.state.step,
+            loss=losses.loss,
+            perplexity=math.exp(min(losses.loss, 700.0)),
+            loss_interval=losses.interval(),
+            rows=len(rows),
+            learnt_tokens=int(losses.counts.sum()),
+            seconds=time.perf_counter() - started,
+        )
+        patience = self.train.early_stopping
+        min_delta = patience.min_delta if patience else 0.0
+        if self.state.best_loss is None or losses.loss < self.state.best_loss - min_delta:
+            self.state.best_loss, self.state.best_step = losses.loss, self.state.step
+            self.state.evaluations_without_gain = 0
+        else:
+            self.state.evaluations_without_gain += 1
+        return patience is not None and self.state.evaluations_without_gain >= patience.patience
+
+    def checkpoint(self) -> None:
+        """Save everything that the next step depends on."""
+        metrics = self.folder / "metrics.jsonl"
+        self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
+        path = save_checkpoint(
+            self.folder / "checkpoints", self.masters.state(), self.state, self.train.keep_checkpoints
+        )
+        self.events.emit("checkpoint", step=self.state.step, path=str(path))
+
+    def _watch_for_nan(self, loss: float, norm: float, batches: Sequence[Batch]) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.state.skipped_in_a_row = 0
+            return
+        self.state.skipped_in_a_row += 1
+        blamed = batches[-1:] if not math.isfinite(loss) else batches
+        sources = [str(self.batches.table.source(row)) for batch in blamed for row in batch.rows]
+        reason = "the loss" if not math.isfinite(loss) else "the gradient"
+        self.events.emit(
+            "skipped", step=self.state.step, reason=f"{reason} was not finite; the weights were left as they are", rows=sources
+        )
+        if self.state.skipped_in_a_row >= SKIPS_BEFORE_STOPPING:
+            shown = ", ".join(sources[:5]) + (f" and {len(sources) - 5:,} more" if len(sources) > 5 else "")
+            raise UserError(
+                f"{reason} was not finite in {SKIPS_BEFORE_STOPPING} steps in a row, up to step {self.state.step:,}, so the "
+                f"run stopped; no weight was touched by them. The last batch held {shown}. Look at those rows, lower "
+                "train.learning_rate, or set train.precision: fp32."
+            )

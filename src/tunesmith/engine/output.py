@@ -1,0 +1,53 @@
+"""What a finished run leaves: an adapter in PEFT's format or a model in Hugging Face's, with its tokeniser."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.errors import UserError
+from tunesmith.models.attention import use_cached_attention
+from tunesmith.models.forward import plain_model
+from tunesmith.recipe import Recipe
+from tunesmith.run import Run
+
+
+def save_output(
+    run: Run, model: PreTrainedModel, masters: MasterWeights, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> Path:
+    """Write `adapter/` (fp32 masters) or `model/` (in the model's working precision); it appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; the run's checkpoints are whole.
+    """
+    is_adapter = isinstance(model, PeftModel)
+    final = run.folder / ("adapter" if is_adapter else "model")
+    partial = run.folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    use_cached_attention(plain_model(model))
+    if is_adapter:
+        for parameter, master in zip(masters.parameters, masters.views, strict=True):
+            parameter.data = master
+    elif (wanted := _storage_dtype(model)) is not None:
+        model = model.to(wanted)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"{final} could not be written: {error}. The last checkpoint is whole. Make room, then: "
+            f"tunesmith train --resume {run.folder}"
+        ) from None
+    return final
+
+
+def _storage_dtype(model: PreTrainedModel) -> torch.dtype | None:
+    """The precision that the base was stored in, where it is narrower than the one trained in."""
+    stored = getattr(model.config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) and stored.itemsize < model.dtype.itemsize else None

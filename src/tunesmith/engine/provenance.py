@@ -1,0 +1,58 @@
+"""Where a run came from: versions, seed, data, base, git state; enough to do it again or to see why it differs."""
+
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.models.load import fingerprint
+from tunesmith.recipe import Recipe
+
+_PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
+
+
+def provenance(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
+    """Plain JSON values.
+
+    Args:
+        recipe: as resolved.
+        data: SHA-256 of each data file by name.
+    """
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "seed": recipe.train.seed,
+        "data": data,
+        "base": fingerprint(recipe.base),
+        "git": _git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of the repository that the run was started in, and whether it had changes; None outside one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path.cwd(), timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

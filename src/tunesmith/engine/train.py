@@ -1,0 +1,206 @@
+"""A run from its recipe to its adapter or model: the story, at one level."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.data.pack import Batches, collate
+from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.engine.allocator import keep_freed_memory
+from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
+from tunesmith.engine.interrupt import listen_for_interrupts
+from tunesmith.engine.loop import Loop
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.output import save_output
+from tunesmith.engine.precision import device_of, dtype_of
+from tunesmith.engine.provenance import provenance
+from tunesmith.errors import UserError
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.forward import check_head
+from tunesmith.models.fused import use_fused_norms
+from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.plan.probe import measured, probe
+from tunesmith.recipe import Recipe
+from tunesmith.run import Events, MetricsFile, Run, Subscriber
+
+
+def train(
+    recipe: Recipe | dict[str, Any] | str | Path,
+    run: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    subscribers: Sequence[Subscriber] = (),
+) -> Run:
+    """Start a run.
+
+    Args:
+        recipe: a `Recipe`, a dict, or a YAML file's path.
+        run: the run's directory, which must not hold a run yet; default: a new one under `runs/`.
+        overrides: `key.path=value` strings that replace fields of the recipe.
+        subscribers: told of every event, besides metrics.jsonl.
+
+    Returns:
+        The run; `run.finished` is False if it was interrupted, and `resume` goes on.
+
+    Raises:
+        UserError: what the user can mend, in one line.
+    """
+    resolved = Recipe.load(recipe, list(overrides))
+    tokenizer = load_tokenizer(resolved.base)
+    prepared = prepare(resolved, tokenizer)
+    place = Run.create(run, resolved.to_yaml(), resolved.base.model, resolved.method.kind)
+    place.write_json("provenance.json", provenance(resolved, prepared.fingerprints))
+    return _carry_out(resolved, place, tokenizer, prepared, subscribers)
+
+
+def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
+    """Go on with a run from its last checkpoint, to the same weights as if nothing had stopped it.
+
+    Raises:
+        UserError: it is not a run, has finished, or its data or base have changed since.
+    """
+    place = Run.open(run)
+    if place.finished:
+        raise UserError(f"{run} has finished; nothing is left to do. To train on from its weights, name it as base.")
+    recipe = Recipe.load(place.folder / "recipe.yaml")
+    tokenizer = load_tokenizer(recipe.base)
+    prepared = prepare(recipe, tokenizer)
+    _refuse_changes(place, recipe, prepared)
+    return _carry_out(recipe, place, tokenizer, prepared, subscribers)
+
+
+def _carry_out(
+    recipe: Recipe,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    subscribers: Sequence[Subscriber],
+) -> Run:
+    keep_freed_memory()
+    device = device_of(recipe.train.device)
+    dtype = dtype_of(recipe.train.precision, device)
+    model = trainable_model(recipe, dtype, device)
+    loop = _loop(recipe, run, model, prepared, device)
+    checkpoint = latest_checkpoint(run.folder / "checkpoints")
+    if checkpoint is not None:
+        tensors, loop.state = load_checkpoint(checkpoint)
+        loop.masters.restore(tensors)
+    run.rewind(loop.state.metrics_bytes)
+    loop.events.subscribe(MetricsFile(run.folder / "metrics.jsonl"))
+    for subscriber in subscribers:
+        loop.events.subscribe(subscriber)
+    loop.events.emit(
+        "start",
+        run=str(run.folder),
+        base=recipe.base.model,
+        method=recipe.method.kind,
+        objective=recipe.objective.kind,
+        device=str(device),
+        precision=str(dtype).removeprefix("torch."),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained_parameters=len(loop.masters.flat),
+        total_steps=loop.total_steps,
+        step=loop.state.step,
+    )
+    loop.events.emit("data", **asdict(prepared.report))
+    loop.events.emit("plan", predicted=_plan(loop))
+    with listen_for_interrupts() as interruption:
+        reason = loop.fit(interruption)
+    output = None
+    if reason != "interrupted":
+        _take_best(recipe, run, loop)
+        output = save_output(run, loop.model, loop.masters, tokenizer, recipe)
+    loop.events.emit("plan", measured=measured(loop.state.seconds, loop.state.step, loop.state.tokens, device))
+    loop.events.emit(
+        "end", reason=reason, step=loop.state.step, seconds=loop.state.seconds, output=None if output is None else str(output)
+    )
+    return run
+
+
+def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
+    model = load_model(recipe.base, dtype, recipe.train.seed).to(device)
+    use_document_attention(model)
+    use_fused_norms(model)
+    check_head(model)
+    return recipe.method.apply(model, recipe.train.seed)
+
+
+def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Loop:
+    train = recipe.train
+    tokens_per_batch = train.tokens_per_batch or min(train.tokens_per_step, 2048)
+    batches = Batches(
+        prepared.train,
+        tokens_per_step=train.tokens_per_step,
+        tokens_per_batch=tokens_per_batch,
+        pack=recipe.data.pack,
+        shuffle=train.shuffle,
+        seed=train.seed,
+    )
+    return Loop(
+        model=model,
+        objective=recipe.objective,
+        batches=batches,
+        held_out=prepared.held_out,
+        masters=MasterWeights(model.named_parameters(), train),
+        train=train,
+        total_steps=train.steps or batches.steps_in(train.epochs or 1.0),
+        peak_learning_rate=train.learning_rate or recipe.method.learning_rate(),
+        tokens_per_batch=tokens_per_batch,
+        folder=run.folder,
+        events=Events(),
+        device=device,
+    )
+
+
+def _plan(loop: Loop) -> dict[str, Any]:
+    """Memory and time foretold from one pass over the first epoch's heaviest batch, whose gradient is thrown away."""
+    heaviest = max(
+        (rows for step in loop.batches.epoch(0) for rows in step),
+        key=lambda rows: sum(int(loop.batches.table.lengths[row]) for row in rows),
+    )
+    predicted = probe(
+        loop.model,
+        loop.objective,
+        collate(loop.batches.table, heaviest, loop.device),
+        trained_parameters=len(loop.masters.flat),
+        tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
+        steps_left=loop.total_steps - loop.state.step,
+        device=loop.device,
+    )
+    loop.masters.grad.zero_()
+    return predicted
+
+
+def _take_best(recipe: Recipe, run: Run, loop: Loop) -> None:
+    """With early stopping, the weights that are kept are the best ones, not the last."""
+    best = run.folder / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
+    if recipe.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
+        tensors, _ = load_checkpoint(best)
+        loop.masters.restore(tensors)
+
+
+def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared) -> None:
+    before = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+    now = provenance(recipe, prepared.fingerprints)
+    for name in sorted({*before["data"], *now["data"]}):
+        if before["data"].get(name) != now["data"].get(name):
+            raise UserError(
+                f"{name} has changed since {run.folder} began, so it cannot be resumed to the same result. Put the file "
+                "back as it was, or start a new run."
+            )
+    if before["base"] != now["base"]:
+        raise UserError(
+            f"base: {recipe.base.model} has changed since {run.folder} began, so it cannot be resumed to the same "
+            "result. Put the weights back as they were, or start a new run."
+        )
+    told = any(event["event"] == "checkpoint" for event in run.events())
+    if told and latest_checkpoint(run.folder / "checkpoints") is None:
+        raise UserError(
+            f"{run.folder}/checkpoints is empty, though checkpoints were written: they have been deleted, and there is "
+            "nothing to go on from. Put them back, or start a new run."
+        )

@@ -1,0 +1,1 @@
+"""Which weights move: one file a method. `tunesmith.recipe.METHODS` lists them."""

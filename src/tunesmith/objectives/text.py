@@ -1,0 +1,34 @@
+"""Next token on raw text: continued pretraining for a domain, or pretraining from nothing."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.data.example import Example
+from tunesmith.data.pack import Batch
+from tunesmith.data.render import Renderer, Rendering
+from tunesmith.models.forward import next_token_loss, next_token_losses
+from tunesmith.recipe import ObjectiveConfig
+
+
+class Text(ObjectiveConfig):
+    """loss = −Σ log p(xₜ | x₍<t₎) over all tokens of a document and its end (Radford et al. 2018, eq. 1).
+
+    Documents are never mixed: attention stays inside each, also when many are packed into one batch. Chats are
+    rendered through the template and learnt as text.
+    """
+
+    kind: Literal["text"] = "text"
+
+    over_long: Literal["refuse", "truncate", "split", "drop"] = Field(default="split", exclude=True)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        return renderer.render(example, learn="all")
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return next_token_loss(model, batch)
+
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return next_token_losses(model, batch)

@@ -1,0 +1,1 @@
+"""The few operations where the time and memory go; a plain reference beside each fast version."""

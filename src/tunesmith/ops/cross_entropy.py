@@ -1,0 +1,135 @@
+"""Cross-entropy straight from hidden states, a chunk of rows at a time, so that the full logits never exist.
+
+With z = f(h Wᵀ + b), where f scales and soft-caps as the family does: loss = Σᵢ log Σⱼ exp zᵢⱼ − zᵢ,yᵢ.
+The gradient of a chunk is (softmax(z) − onehot(y)) · f′, formed in place while its logits are at hand, as in
+Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, section 3.2).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 16 * 2**20  # of fp32 logits in a chunk: smaller ones slow the products, larger ones miss the caches
+
+
+class Head(NamedTuple):
+    """The last layer: z = softcap · tanh(scale · (h Wᵀ + b) / softcap), or scale · (h Wᵀ + b) without a soft cap."""
+
+    weight: Tensor  # (vocab, hidden)
+    bias: Tensor | None = None  # (vocab,)
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def cross_entropy_reference(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """The definition. `linear_cross_entropy` is held to this.
+
+    Args:
+        hidden: (rows, hidden).
+        head: the last layer.
+        labels: (rows,) int64, each in [0, vocab).
+
+    Returns:
+        Scalar: the sum over rows, in nats.
+    """
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)  # (rows, vocab)
+    logits = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits) * head.scale
+    if head.softcap is not None:
+        logits = torch.tanh(logits / head.softcap) * head.softcap
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def linear_cross_entropy(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """`cross_entropy_reference` in chunks of at most `CHUNK_BYTES` of logits.
+
+    Gradients of `hidden`, `head.weight` and `head.bias` are formed in the forward pass, each only where asked for.
+    """
+    return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, head.scale, head.softcap, labels)  # type: ignore[no-any-return]
+
+
+def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """Each row's own loss (rows,), fp32 or wider, without gradients: for evaluation."""
+    losses = []
+    with torch.no_grad():
+        for rows, targets in zip(*_chunks(hidden, labels, head.weight), strict=True):
+            log_p = torch.log_softmax(_logits(rows, head), -1)
+            losses.append(-log_p.gather(-1, targets[:, None])[:, 0])
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    return hidden.split(rows), labels.split(rows)
+
+
+def _logits(rows: Tensor, head: Head) -> Tensor:
+    """(rows, vocab) in fp32 or wider, scaled and soft-capped."""
+    logits = torch.nn.functional.linear(rows, head.weight, head.bias)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        labels: Tensor,
+    ) -> Tensor:
+        head = Head(weight, bias, scale, softcap)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        loss = hidden.new_zeros((), dtype=wide)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias and bias is not None else None
+        start = 0
+        for rows, targets in zip(*_chunks(hidden, labels, weight), strict=True):
+            z = _logits(rows, head)  # (chunk, vocab)
+            log_p = torch.log_softmax(z, -1)
+            loss -= log_p.gather(-1, targets[:, None]).sum()
+            if wants_hidden or wants_weight or wants_bias:
+                g = _softmax_minus_onehot(z, log_p, targets, head).to(hidden.dtype)
+                if grad_hidden is not None:
+                    torch.mm(g, weight, out=grad_hidden[start : start + len(rows)])
+                if grad_weight is not None:
+                    grad_weight += g.T @ rows
+                if grad_bias is not None:
+                    grad_bias += g.sum(0)
+            start += len(rows)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        up = grads[0]
+        return (
+            None if grad_hidden is None else grad_hidden * up.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * up).to(weight_dtype),
+            None if grad_bias is None else (grad_bias * up).to(bias_dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _softmax_minus_onehot(z: Tensor, log_p: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """∂loss/∂(h Wᵀ + b), in the memory of `log_p`."""
+    g = log_p.exp_()
+    g.scatter_add_(-1, targets[:, None], g.new_full((len(g), 1), -1.0))
+    if head.softcap is not None:
+        g.mul_(1 - (z / head.softcap).square())  # d tanh
+    return g if head.scale == 1.0 else g.mul_(head.scale)

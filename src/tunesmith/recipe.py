@@ -1,0 +1,503 @@
+"""What a run is: every field, its unit, its default and the reason for the default.
+
+A recipe is the product of four independent choices (base, data, method, objective) and of how long and how fast to
+train. It is strict: a field that does not exist is refused with the nearest name. `method` and `objective` are looked
+up by `kind` in the two registries below; a new one is one file and one line here.
+"""
+
+import difflib
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from tunesmith.errors import UserError
+
+METHODS = {
+    "full": "tunesmith.methods.full:Full",
+    "lora": "tunesmith.methods.lora:LoRA",
+}
+"""Which weights move: `kind` → the class, imported when first asked for."""
+
+OBJECTIVES = {
+    "instruction": "tunesmith.objectives.instruction:Instruction",
+    "text": "tunesmith.objectives.text:Text",
+}
+"""What is learnt: `kind` → the class, imported when first asked for."""
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields and documents each field from the string beneath it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class MethodConfig(Strict):
+    """Which weights move. Subclasses live in `tunesmith.methods`, one file each."""
+
+    kind: str
+
+    def apply(self, model: Any, seed: int) -> Any:
+        """Return the model with exactly the method's weights requiring gradients.
+
+        Args:
+            model: a `transformers.PreTrainedModel`.
+            seed: of the method's own initial weights.
+        """
+        raise NotImplementedError
+
+    def learning_rate(self) -> float:
+        """The peak learning rate where the recipe names none."""
+        raise NotImplementedError
+
+
+class ObjectiveConfig(Strict):
+    """What is learnt. Subclasses live in `tunesmith.objectives`, one file each."""
+
+    kind: str
+
+    over_long: Literal["refuse", "truncate", "split", "drop"] = Field(default="refuse", exclude=True)
+    """What `data.over_long: auto` means for this objective."""
+
+    def render(self, renderer: Any, example: Any) -> list[Any]:
+        """Turn an `Example` into the `Rendering`s whose learnt spans this objective trains on."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        """Turn a `Batch` into the *sum* of the losses of its learnt tokens (nats): a scalar tensor."""
+        raise NotImplementedError
+
+    def losses(self, model: Any, batch: Any) -> Any:
+        """The loss of each learnt token (learnt,), in the batch's order, without gradients: for evaluation."""
+        raise NotImplementedError
+
+
+def _resolve(registry: dict[str, str], kind: str) -> Any:
+    module, name = registry[kind].split(":")
+    return getattr(import_module(module), name)
+
+
+class Base(Strict):
+    """Which model the run starts from. `base: embedded` is short for `base: {model: embedded}`."""
+
+    model: str = "embedded"
+    """`embedded` (the small one that ships with Tunesmith), a directory, a run's directory, or a hub name."""
+
+    revision: str | None = None
+    """The hub revision (branch, tag or commit). Default: the newest, which is then written into the run."""
+
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` starts from the architecture alone, for pretraining; then no weight file is read."""
+
+    chat_template: Path | None = None
+    """A Jinja file that replaces the base's chat template. Default: the base's own, since it learnt with that."""
+
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off, since such code can do anything."""
+
+
+class Data(Strict):
+    """Where the examples come from, and how they become tokens."""
+
+    train: list[str] = Field(min_length=1)
+    """A path, a glob, a directory, a hub data set (`hf://owner/name`), or a list of them."""
+
+    held_out: float | list[str] = 0.05
+    """A share of the training rows in [0, 1), chosen by content hash so that a grown file never moves a row across;
+    or paths. 5 %: enough to see over-fitting in a few thousand rows, little taken from training."""
+
+    form: str = "auto"
+    """The rows' form (`messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`). Default:
+    detected from the columns, and stated."""
+
+    columns: dict[str, str] = {}
+    """Names of the columns that play a part, where they are not the usual ones: `{question: q, answer: reply}`."""
+
+    max_length: int = Field(default=1024, ge=8)
+    """The longest example, in tokens. 1,024 holds most question–answer rows, and memory grows with it."""
+
+    over_long: Literal["auto", "refuse", "truncate", "split", "drop"] = "auto"
+    """What to do with an example over `max_length`; always counted. Default: `refuse` for instructions (a cut answer
+    teaches the model to stop anywhere), `split` for raw text."""
+
+    max_malformed: float = Field(default=0.01, ge=0, le=1)
+    """The share of malformed rows above which the data are refused. 1 %: a few bad lines in a big file are life, more
+    is a wrong form. They are counted and listed in either case."""
+
+    pack: bool = True
+    """Lay many examples into one batch, with attention and positions kept apart exactly. Off: one at a time."""
+
+    cache: bool = True
+    """Keep the tokenised rows for the next run, under a key of everything that made them."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_path(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+    @field_validator("held_out", mode="before")
+    @classmethod
+    def _share_or_paths(cls, value: Any) -> Any:
+        if isinstance(value, str | Path):
+            return [str(value)]
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            raise ValueError("must be a share in [0, 1) of the rows, or paths")
+        return value
+
+
+class EarlyStopping(Strict):
+    """Stop when a held-out metric no longer gets better."""
+
+    metric: Literal["loss"] = "loss"
+    """The metric of the `evaluation` event that is watched: the held-out loss, in nats a learnt token."""
+
+    patience: int = Field(default=3, ge=1)
+    """Evaluations without improvement before stopping. 3: one or two are often noise."""
+
+    min_delta: float = Field(default=0.0, ge=0)
+    """How much lower (nats) counts as better. 0: any improvement."""
+
+
+class Train(Strict):
+    """How long, how fast, how precisely."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps. Give this or `epochs`."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data. Default: 3 where `steps` is not given, usual for a few thousand instructions."""
+
+    tokens_per_step: int = Field(default=2048, ge=1)
+    """Real tokens (no padding) in an optimiser step, about. 2,048: some ten to twenty answers, enough for a steady
+    direction with LoRA on small data."""
+
+    tokens_per_batch: int | None = Field(default=None, ge=8)
+    """Most tokens in memory at once (a longer example goes alone); a step adds up as many batches as it needs.
+    Default: the step's tokens, at most 2,048, past which a CPU gets no faster."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate. Default: the method's own."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after warm-up: `cosine` and `linear` to `final_learning_rate_share`, or not at all."""
+
+    warmup_share: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps over which the rate rises linearly from nothing. 3 %: AdamW's variance estimate settles."""
+
+    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    """The last step's rate as a share of the peak. 10 %: the end still learns, and a longer run can go on from it."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled decay per unit of learning rate, not applied to norms and biases. 0: small data, short runs,
+    and an adapter's decay pulls towards the base, which is seldom wanted unasked."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the gradient's first and second moments (Kingma & Ba 2015)."""
+
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's guard against division by zero (Kingma & Ba 2015)."""
+
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient is scaled down to this Euclidean norm. 1: the field's habit; it only bites at spikes."""
+
+    shuffle: bool = True
+    """A new order each epoch, from the seed. Off: the file's order, for curricula and comparisons."""
+
+    seed: int = 0
+    """Of the order, of new weights and of dropout."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of weights and activations in forward and backward; what is trained has fp32 master weights in any case.
+    Default: bf16 where this processor multiplies matrices faster in it (measured once), else fp32."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1` …. Default: a GPU if there is one."""
+
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints. Default: a tenth of the run, so that a kill loses at most that."""
+
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """How many of the newest to keep, besides the best."""
+
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on held-out rows. Default: a tenth of the run."""
+
+    evaluate_rows: int = Field(default=500, ge=1)
+    """Most held-out rows in an evaluation during the run, the same ones each time. 500: an interval of a few
+    per cent, at little cost. `tunesmith evaluate` takes all."""
+
+    early_stopping: EarlyStopping | None = None
+    """Stop when the held-out loss no longer falls. Off by default: a short run should end where it was told to."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run's directory (needs the extra `tunesmith[tensorboard]`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            steps, epochs = values.get("steps"), values.get("epochs")
+            if steps is not None and epochs is not None:
+                raise ValueError("give steps or epochs, not both")
+            if steps is None and epochs is None:
+                return {**values, "epochs": 3.0}
+        return values
+
+
+class Recipe(Strict):
+    """A run: base × data × method × objective, and how to train."""
+
+    base: Base = Base()
+    """Which model the run starts from."""
+
+    data: Data
+    """What it learns from."""
+
+    method: SerializeAsAny[MethodConfig] = Field(default={"kind": "lora"})  # type: ignore[assignment]
+    """Which weights move. LoRA on all linear layers: about the quality of full fine-tuning at a third of its memory."""
+
+    objective: SerializeAsAny[ObjectiveConfig] = Field(default={"kind": "instruction"})  # type: ignore[assignment]
+    """What is learnt. `instruction`: the assistant's answers."""
+
+    train: Train = Train()
+    """How long, how fast, how precisely."""
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _base_by_name(cls, value: Any) -> Any:
+        return {"model": str(value)} if isinstance(value, str | Path) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_kind(cls, value: Any) -> Any:
+        return _by_kind(value, METHODS, MethodConfig)
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective_by_kind(cls, value: Any) -> Any:
+        return _by_kind(value, OBJECTIVES, ObjectiveConfig)
+
+    @classmethod
+    def load(cls, source: "Recipe | dict[str, Any] | str | Path", overrides: list[str] | None = None) -> "Recipe":
+        """Read a recipe from a YAML file (or take a dict), apply `key.path=value` overrides, and check it.
+
+        Relative paths in a file are looked up beside the file, else in the working directory, and become absolute.
+
+        Raises:
+            UserError: naming the file, the field and what to do.
+        """
+        if isinstance(source, Recipe):
+            return source if not overrides else cls.load(source.model_dump(mode="json"), overrides)
+        if isinstance(source, dict):
+            values, where, folder = dict(source), "recipe", Path.cwd()
+        else:
+            path = Path(source)
+            values, where, folder = _read_yaml(path), path.name, path.parent.resolve()
+        for override in overrides or []:
+            _set(values, override)
+        try:
+            recipe = cls.model_validate(values)
+        except ValidationError as error:
+            lines = [f"{where}: {_explain(details)}" for details in error.errors()]
+            raise UserError("\n".join(dict.fromkeys(lines))) from None
+        return recipe._with_absolute_paths(folder)
+
+    def to_yaml(self) -> str:
+        """The recipe with every field, as YAML that `load` reads back to an equal recipe."""
+        text: str = yaml.dump(
+            self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
+        )
+        return text
+
+    def _with_absolute_paths(self, folder: Path) -> "Recipe":
+        def absolute(path: str) -> str:
+            for root in (folder, Path.cwd()):
+                candidate = (root / Path(path).expanduser()).absolute()
+                if candidate.exists() or (any(c in path for c in "*?[") and candidate.parent.exists()):
+                    return str(candidate)
+            return path
+
+        held_out = self.data.held_out
+        data = self.data.model_copy(
+            update={
+                "train": [absolute(path) for path in self.data.train],
+                "held_out": held_out if isinstance(held_out, float) else [absolute(path) for path in held_out],
+            }
+        )
+        template = self.base.chat_template
+        base = self.base.model_copy(
+            update={
+                "model": self.base.model if self.base.model == "embedded" else absolute(self.base.model),
+                "chat_template": None if template is None else Path(absolute(str(template))),
+            }
+        )
+        return self.model_copy(update={"data": data, "base": base})
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; methods and objectives are spelt out by `kind`."""
+    union: Any = {
+        "method": tuple(_resolve(METHODS, kind) for kind in METHODS),
+        "objective": tuple(_resolve(OBJECTIVES, kind) for kind in OBJECTIVES),
+    }
+    fields: Any = {}
+    for name, classes in union.items():
+        described = Recipe.model_fields[name].description
+        kind = classes[0]
+        for each in classes[1:]:
+            kind = kind | each
+        fields[name] = (kind, Field(default=None, discriminator="kind", description=described))
+    schema = create_model("Recipe", __base__=Recipe, **fields).model_json_schema()
+    schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
+    for name in ("train", "held_out"):
+        paths = schema["$defs"]["Data"]["properties"][name]
+        schema["$defs"]["Data"]["properties"][name] = {**paths, "anyOf": [{"type": "string"}, {k: v for k, v in paths.items() if k in ("type", "items", "anyOf")}]}
+        schema["$defs"]["Data"]["properties"][name].pop("type", None)
+        schema["$defs"]["Data"]["properties"][name].pop("items", None)
+    return schema
+
+
+def _by_kind(value: Any, registry: dict[str, str], base: type[Strict]) -> Any:
+    """Turn `{kind: lora, ...}` or `lora` into the class that the registry names."""
+    if isinstance(value, base):
+        return value
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, dict) or "kind" not in value:
+        raise ValueError(f"needs a kind: one of {', '.join(registry)}")
+    if value["kind"] not in registry:
+        raise ValueError(f"kind {value['kind']!r} is not known.{_did_you_mean(str(value['kind']), list(registry))}")
+    return _resolve(registry, value["kind"]).model_validate(value)
+
+
+def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean {prefix}{near[0]}?" if near else f" Known: {', '.join(prefix + name for name in known)}."
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    """The names of the fields beside the one at `location`."""
+    model: Any = Recipe
+    for index, part in enumerate(location[:-1]):
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        if part in ("method", "objective") and index == 0:
+            registry = METHODS if part == "method" else OBJECTIVES
+            return sorted({name for kind in registry for name in _resolve(registry, kind).model_fields})
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)), None)
+    return list(model.model_fields) if model is not None else []
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One of pydantic's errors, as: which field, what is wrong, what was given."""
+    location = details["loc"]
+    parts = [str(part) for part in location if not (isinstance(part, str) and "[" in part)]
+    name = ".".join(parts)
+    prefix = ".".join(parts[:-1]) + "." if len(parts) > 1 else ""
+    if details["type"] == "extra_forbidden":
+        return f"{name} is not a field.{_did_you_mean(parts[-1], _fields_at(location), prefix)}"
+    if details["type"] == "missing":
+        return f"{name} is missing. Add it."
+    message = details["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = details["input"]
+    shown = "" if isinstance(given, dict | list) or "not known" in message else f" (it is {given!r})"
+    return f"{name}: {message}{shown}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (`1e-4` is one, `1_000` is not octal-like magic) and no duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.MarkedYAMLError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats so that YAML 1.1 readers see numbers too (1.0e-04, not 1e-04)."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e", 1)
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _represent_float)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe. `tunesmith init DATA` writes one from a data file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{path.name}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name}: a recipe is a mapping with at least data.train; this is {type(values).__name__}.")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Apply `train.learning_rate=1e-4` to nested dicts in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write KEY=VALUE, for example train.learning_rate=1e-4.")
+    *parents, last = key.strip().split(".")
+    place = values
+    for parent in parents:
+        inner = place.get(parent)
+        if inner is None:
+            inner = {}
+        elif isinstance(inner, str) and parent in ("base", "method", "objective"):
+            inner = {"model" if parent == "base" else "kind": inner}
+        elif not isinstance(inner, dict):
+            raise UserError(f"--set {override}: {parent} has no fields.")
+        place[parent] = dict(inner)
+        place = place[parent]
+    try:
+        place[last] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML.") from None
+    if parents == ["train"] and last in ("steps", "epochs") and place[last] is not None:
+        place.pop({"steps": "epochs", "epochs": "steps"}[last], None)

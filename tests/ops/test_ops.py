@@ -1,0 +1,134 @@
+"""Every fast operation is held to its plain definition: values and gradients, float64, random shapes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tunesmith.ops import cross_entropy
+from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy, row_losses
+from tunesmith.ops.document_attention import document_attention, document_attention_reference
+from tunesmith.ops.lora_linear import lora_linear, lora_linear_reference
+from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
+
+few = settings(max_examples=25, deadline=None)
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).requires_grad_()
+
+
+def assert_same(ours: Tensor, reference: Tensor, inputs: list[Tensor], tolerance: float = 1e-9) -> None:
+    """Equal values, and equal gradients of a random weighting of them."""
+    torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance)
+    up = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    for grad, expected in zip(
+        torch.autograd.grad(ours, inputs, up), torch.autograd.grad(reference, inputs, up), strict=True
+    ):
+        torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
+
+
+@few
+@given(rows=st.integers(1, 64), hidden=st.sampled_from([1, 7, 64, 768]), eps=st.sampled_from([1e-6, 1e-2]))
+def test_rms_norm_equals_its_definition_and_its_gradient(rows: int, hidden: int, eps: float) -> None:
+    x, weight = random(2, rows, hidden), random(hidden, seed=3)
+    assert_same(rms_norm(x, weight, eps), rms_norm_reference(x, weight, eps), [x, weight])
+
+
+@few
+@given(
+    rows=st.integers(1, 40),
+    inner=st.sampled_from([1, 8, 33]),
+    outer=st.sampled_from([1, 12, 50]),
+    rank=st.integers(1, 9),
+    bias=st.booleans(),
+)
+def test_lora_linear_equals_its_definition_and_its_gradient(
+    rows: int, inner: int, outer: int, rank: int, bias: bool
+) -> None:
+    x, weight = random(1, rows, inner), random(outer, inner, seed=1).detach()
+    a, b = random(rank, inner, seed=2), random(outer, rank, seed=3)
+    b0 = random(outer, seed=4).detach() if bias else None
+    assert_same(lora_linear(x, weight, b0, a, b, 0.7), lora_linear_reference(x, weight, b0, a, b, 0.7), [x, a, b])
+
+
+def test_lora_linear_stores_only_its_input_and_parameters() -> None:
+    saved: list[Tensor] = []
+    x, weight, a, b = random(5, 8), random(6, 8).detach(), random(2, 8), random(6, 2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        lora_linear(x, weight, None, a, b, 1.0)
+    assert {id(t) for t in saved} <= {id(t) for t in (x, weight, a, b)}
+
+
+def test_lora_linear_asks_for_no_input_gradient_below_the_lowest_trained_layer() -> None:
+    x, weight, a, b = random(5, 8).detach(), random(6, 8).detach(), random(2, 8), random(6, 2)
+    y = lora_linear(x, weight, None, a, b, 1.0)
+    assert y.grad_fn is not None
+    assert y.grad_fn.next_functions[0][0] is None
+
+
+@few
+@given(
+    rows=st.integers(1, 30),
+    hidden=st.sampled_from([1, 5, 16]),
+    vocab=st.sampled_from([2, 11, 100]),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25]),
+    softcap=st.sampled_from([None, 3.0]),
+    chunk=st.integers(1, 40),
+)
+def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
+    rows: int, hidden: int, vocab: int, bias: bool, scale: float, softcap: float | None, chunk: int
+) -> None:
+    h, weight = random(rows, hidden), random(vocab, hidden, seed=1)
+    b = random(vocab, seed=2) if bias else None
+    labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(rows))
+    head = Head(weight, b, scale, softcap)
+    before = cross_entropy.CHUNK_BYTES
+    cross_entropy.CHUNK_BYTES = 4 * vocab * chunk
+    try:
+        ours = linear_cross_entropy(h, head, labels)
+        each = row_losses(h, head, labels)
+    finally:
+        cross_entropy.CHUNK_BYTES = before
+    inputs = [h, weight] if b is None else [h, weight, b]
+    assert_same(ours, cross_entropy_reference(h, head, labels), inputs)
+    torch.testing.assert_close(each.sum(), ours.detach())
+
+
+def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, hidden, vocab = 64, 4, 50
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * vocab * 8)
+    shapes: list[int] = []
+    real = cross_entropy._logits
+
+    def watched(*args: object) -> Tensor:
+        out = real(*args)  # type: ignore[arg-type]
+        shapes.append(out.shape[0])
+        return out
+
+    monkeypatch.setattr(cross_entropy, "_logits", watched)
+    linear_cross_entropy(random(rows, hidden), Head(random(vocab, hidden)), torch.zeros(rows, dtype=torch.int64))
+    assert shapes == [8] * 8
+
+
+@few
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    kv_heads=st.sampled_from([1, 2]),
+    groups=st.sampled_from([1, 3]),
+    window=st.sampled_from([None, 1, 4]),
+)
+def test_document_attention_equals_masked_attention_and_its_gradient(
+    lengths: list[int], kv_heads: int, groups: int, window: int | None
+) -> None:
+    tokens = sum(lengths)
+    q = random(1, kv_heads * groups, tokens, 8)
+    k, v = random(1, kv_heads, tokens, 8, seed=1), random(1, kv_heads, tokens, 8, seed=2)
+    assert_same(
+        document_attention(q, k, v, lengths, 0.3, window),
+        document_attention_reference(q, k, v, lengths, 0.3, window),
+        [q, k, v],
+    )
