@@ -2,8 +2,8 @@
 
     python benchmarks/matrix_rate.py --out RATE.json [--device cuda] [--dtype bfloat16]
 
-For each shape, products C = A Bᵀ into memory allocated beforehand, for about a second; the rate is 2·m·k·n over the
-median of their times. Needs torch.
+For each shape, products C = A Bᵀ into memory allocated beforehand, for about a second; the rate is 2·m·k·n
+over the median of their times. Needs torch.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The peers' own environments, under benchmarks/environments/ (not in git). Standard library only.
 
-PyTorch comes first and as its CPU build, so that no peer pulls another: from the package index as it is configured if
-that has one (version 2.13.0+cpu), else from PyTorch's own CPU index.
+PyTorch comes first and as its CPU build, so that no peer pulls another: from the package index as it is
+configured if that has one (version 2.13.0+cpu), else from PyTorch's own CPU index.
 """
 
 import subprocess
@@ -35,7 +35,9 @@ def make_environment(name: str) -> None:
     as_configured = [*install, f"{torch}+cpu"]
     from_pytorch = [*as_configured, "--index-url", CPU_INDEX]
     if sys.platform == "linux" and _fails(as_configured) and _fails(from_pytorch):
-        raise RuntimeError(f"no CPU build of {torch} was found, neither in the configured index nor in {CPU_INDEX}")
+        raise RuntimeError(
+            f"no CPU build of {torch} was found, neither in the configured index nor in {CPU_INDEX}"
+        )
     if _fails([*install, "-r", str(HERE / f"requirements-{name}.txt")]):
         raise RuntimeError(f"pip could not install requirements-{name}.txt; its messages are above")
     check = "import torch, sys; sys.exit(torch.version.cuda is not None)"

@@ -1,4 +1,4 @@
-"""The reference work: a 125 M Llama of random weights, a tokeniser, 2,000 rows, and which rows each step learns.
+"""The reference work: a 125 M Llama of random weights, a tokeniser, 2,000 rows, and the rows of each step.
 
     python benchmarks/reference_work.py --rows ROWS.jsonl --name "GSM8K train" --out WORK
 
@@ -8,9 +8,9 @@ writes
     WORK/rows.jsonl    the rows in the order in which they are learnt: {"messages": [...]}
     WORK/plan.json     tokens and learnt tokens of each row, and the rows of each step
 
-Rows may have `messages`, or question/answer, prompt/completion or instruction/output. They are put in a random order
-once (seed 0), so that everyone can go through them in the file's order. Rows over 1,024 tokens are left out and
-counted. Needs torch, transformers and tokenizers.
+Rows may have `messages`, or question/answer, prompt/completion or instruction/output. They are put in a
+random order once (seed 0), so that everyone can go through them in the file's order. Rows over 1,024 tokens
+are left out and counted. Needs torch, transformers and tokenizers.
 """
 
 import argparse
@@ -43,8 +43,8 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""Nothing stands between a role's mark and its text, so that prompt and answer tokenised apart (as LitGPT does) give
-the same tokens as tokenised together."""
+"""Nothing stands between a role's mark and its text, so that prompt and answer tokenised apart (as LitGPT
+does) give the same tokens as tokenised together."""
 
 PAIRS = [("question", "answer"), ("prompt", "completion"), ("instruction", "output")]
 
@@ -87,7 +87,7 @@ def train_tokeniser(conversations: list[list[dict[str, str]]], folder: Path) -> 
 
 
 def make_model(folder: Path, end: int, pad: int) -> None:
-    """Hidden 768, MLP 2,048, 12 layers, 12 heads, 4 key-value heads, 32,000 tokens, untied: 124.7 M parameters."""
+    """Hidden 768, MLP 2,048, 12 layers, 12 heads, 4 key-value heads, 32,000 tokens, untied: 124.7 M."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -117,8 +117,8 @@ def count(tokeniser: PreTrainedTokenizerFast, messages: list[dict[str, str]]) ->
 def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path, name: str) -> None:
     """Choose the rows, write them in their order, and the plan of steps.
 
-    A step has a fixed number of rows, the one that brings its mean nearest to 2,048 tokens: TRL and LitGPT accumulate
-    a fixed number of rows, so only such a plan can be followed by all.
+    A step has a fixed number of rows, the one that brings its mean nearest to 2,048 tokens: TRL and LitGPT
+    accumulate a fixed number of rows, so only such a plan can be followed by all.
     """
     tokeniser = AutoTokenizer.from_pretrained(model)
     order = list(range(len(conversations)))
@@ -153,7 +153,8 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     (out / "plan.json").write_text(json.dumps(plan))
     print(
-        f"{len(chosen):,} rows of {name}, {sum(plan['tokens']):,} tokens, {sum(plan['learnt_tokens']):,} learnt; "
+        f"{len(chosen):,} rows of {name}, {sum(plan['tokens']):,} tokens, "
+        f"{sum(plan['learnt_tokens']):,} learnt; "
         f"{rows_per_step} rows a step; {over_long} over {MAX_LENGTH:,} tokens left out; "
         f"{len(tokeniser):,} tokens in the tokeniser"
     )

@@ -3,11 +3,13 @@
     python benchmarks/train_speed.py                        the rows that the demo makes
     python benchmarks/train_speed.py --rows ROWS.jsonl --name "GSM8K train"
     python benchmarks/train_speed.py --only ours --only trl-rows --steps 4
-    python benchmarks/train_speed.py --resume               go on with the newest run, or write its report again
+    python benchmarks/train_speed.py --resume               go on with the newest run; write its report anew
 
-Every setting runs in a process of its own, one after another, round after round. The results go to
-benchmarks/results/train_speed.{json,md,svg}; what each process measured stays in benchmarks/results/raw/. Standard
-library only: what needs PyTorch runs in the peers' environments, which are made where they are missing.
+Every setting runs in a process of its own, one after another: all of them in the first round, then, in the
+rounds after it, Tunesmith and each peer at what was its fastest in the first. The results go to
+benchmarks/results/train_speed.{json,md,svg}; what each process measured stays in benchmarks/results/raw/.
+Standard library only: what needs PyTorch runs in the peers' environments, which are made where they are
+missing.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ class Setting:
         peer: `ours`, or the peer's environment.
         script: under peers/.
         setting: the script's `--setting`.
-        rounds: every round, or the first alone: what is slow and not a peer's fastest is measured once.
+        asked: only where `--only` names it: known to be slow.
     """
 
     name: str
@@ -49,21 +52,25 @@ class Setting:
     peer: str
     script: str = ""
     setting: str = ""
-    rounds: str = "every"
+    asked: bool = False
 
 
 SETTINGS = [
     Setting("ours", "Tunesmith", "ours"),
+    Setting("trl-defaults", "TRL as it comes", "trl", "trl_sft.py", "defaults"),
     Setting("trl-rows", "TRL, row by row", "trl", "trl_sft.py", "rows"),
     Setting("trl-rows-pure", "TRL, row by row, pure bf16", "trl", "trl_sft.py", "rows-pure"),
+    Setting("trl-packing", "TRL, packing", "trl", "trl_sft.py", "packing"),
+    Setting("trl-packing-pure", "TRL, packing, pure bf16", "trl", "trl_sft.py", "packing-pure"),
     Setting("peft-rows", "PEFT loop, row by row", "peft", "peft_loop.py", "rows"),
+    Setting("peft-batch", "PEFT loop, padded batch", "peft", "peft_loop.py", "batch"),
     Setting("litgpt-rows", "LitGPT, row by row", "litgpt", "litgpt_lora.py", "rows"),
-    Setting("trl-packing", "TRL, packing", "trl", "trl_sft.py", "packing", rounds="first"),
-    Setting("trl-defaults", "TRL as it comes", "trl", "trl_sft.py", "defaults", rounds="first"),
-    Setting("peft-batch", "PEFT loop, padded batch", "peft", "peft_loop.py", "batch", rounds="first"),
-    Setting("litgpt-batch", "LitGPT, padded batch", "litgpt", "litgpt_lora.py", "batch", rounds="first"),
+    Setting("litgpt-batch", "LitGPT, padded batch", "litgpt", "litgpt_lora.py", "batch", asked=True),
 ]
-"""Tunesmith first, then each peer's fastest settings on a CPU, then how it comes and what else people try."""
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""The thresholds that Tunesmith sets for itself (`tunesmith.engine.allocator`), as glibc takes them from
+outside."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +82,18 @@ class Ended:
     seconds: float
 
 
-def run_process(command: list[str], log: Path, watch: Iterator[None] | None = None) -> Ended:
-    """Run to the end, output to `log`; `watch` is advanced every 20 ms meanwhile."""
+def run_process(
+    command: list[str], log: Path, watch: Iterator[None] | None = None, more: dict[str, str] | None = None
+) -> Ended:
+    """Run to the end, output to `log`, with `more` in its environment; `watch` is advanced every 20 ms
+    meanwhile."""
     environment = {
         **os.environ,
+        **(more or {}),
         "BENCHMARK_STARTED": repr(time.time()),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
     started = time.perf_counter()
     with log.open("wb") as file:
@@ -115,7 +125,8 @@ def new_steps(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterat
 
 
 def our_recipe(work: Path, steps: int, plan: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
-    """The same work as the peers': rows in the file's order, constant rate, no held-out rows, nothing saved midway."""
+    """The same work as the peers': rows in the file's order, constant rate, no held-out rows, nothing saved
+    midway."""
     return {
         "base": str(work / "model"),
         "data": {
@@ -145,7 +156,8 @@ def our_recipe(work: Path, steps: int, plan: dict[str, Any], device: str = "cpu"
 
 
 def steps_for_the_same_rows(plan: dict[str, Any], steps: int) -> int:
-    """How many of our steps hold the rows of `steps` of the plan's: ours close at 2,048 tokens or just before."""
+    """How many of our steps hold the rows of `steps` of the plan's: ours close at 2,048 tokens or just
+    before."""
     rows = plan["steps"][: min(steps, len(plan["steps"]))]
     tokens = sum(plan["tokens"][row] for step in rows for row in step)
     mean = sum(plan["tokens"]) / len(plan["tokens"])
@@ -164,7 +176,9 @@ def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu
     folder = out.with_suffix(".run")
     recipe = out.with_suffix(".yaml")
     # JSON is YAML too, and needs no package.
-    recipe.write_text(json.dumps(our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device), indent=1))
+    recipe.write_text(
+        json.dumps(our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device), indent=1)
+    )
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
     seen: list[tuple[float, dict[str, Any]]] = []
     watch = new_steps(folder / "metrics.jsonl", seen)
@@ -180,22 +194,27 @@ def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu
         "versions": _versions(python, ["python", "torch", "transformers", "peft", "tunesmith"]),
         "seconds_to_first_step": seen[0][0] - started - seen[0][1]["seconds"],
         "peak_rss_bytes": ended.peak_rss_bytes,
-        "seconds_between_events": [later[0] - earlier[0] for earlier, later in zip(seen, seen[1:], strict=False)],
+        "seconds_between_events": [later[0] - earlier[0] for earlier, later in pairwise(seen)],
         "steps": [{**{key: event[key] for key in kept}, "rows": None} for _, event in seen],
     }
 
 
-def run_peer(setting: Setting, work: Path, steps: int, out: Path) -> dict[str, Any]:
-    """A peer's script in its environment.
+def run_peer(setting: Setting, work: Path, steps: int, out: Path, more: dict[str, str]) -> dict[str, Any]:
+    """A peer's script in its environment, with `more` environment variables.
 
     Raises:
         RuntimeError: with the end of its output, if it failed.
     """
     partial = out.with_suffix(".partial")
-    command = [str(python_of(setting.peer)), str(HERE / "peers" / setting.script), "--setting", setting.setting]
+    command = [
+        str(python_of(setting.peer)),
+        str(HERE / "peers" / setting.script),
+        "--setting",
+        setting.setting,
+    ]
     command += ["--model", str(work / "model"), "--rows", str(work / "rows.jsonl")]
     command += ["--steps", str(steps), "--out", str(partial)]
-    ended = run_process(command, out.with_suffix(".log"))
+    ended = run_process(command, out.with_suffix(".log"), more=more)
     if ended.code != 0:
         raise RuntimeError(_end_of(out.with_suffix(".log")))
     result: dict[str, Any] = json.loads(partial.read_text())
@@ -224,7 +243,9 @@ def _versions(python: Path, packages: list[str]) -> dict[str, str]:
 
 def reference_work(rows: Path, name: str, python: Path) -> Path:
     """The directory of the reference work made from these rows; made if it is not there."""
-    key = hashlib.sha256(rows.read_bytes() + (HERE / "reference_work.py").read_bytes() + name.encode()).hexdigest()
+    key = hashlib.sha256(
+        rows.read_bytes() + (HERE / "reference_work.py").read_bytes() + name.encode()
+    ).hexdigest()
     work = RAW / f"work-{key[:12]}"
     if not (work / "plan.json").exists():
         command = [str(python), str(HERE / "reference_work.py"), "--rows", str(rows), "--name", name]
@@ -256,8 +277,10 @@ def newest_run() -> Path:
 def start_run(options: argparse.Namespace) -> Path:
     """Make what the run needs, and write its parameters."""
     rows = options.rows or docstring_rows(options.python)
-    name = options.name or ("Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}")
-    chosen = [setting for setting in SETTINGS if not options.only or setting.name in options.only]
+    name = options.name or (
+        "Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}"
+    )
+    chosen = [each for each in SETTINGS if (each.name in options.only if options.only else not each.asked)]
     for environment in sorted({"peft", *(setting.peer for setting in chosen)} - {"ours"}):
         make_environment(environment)
     work = reference_work(rows.resolve(), name, python_of("peft"))
@@ -269,6 +292,8 @@ def start_run(options: argparse.Namespace) -> Path:
         "steps": len(plan["steps"]) if options.full else options.steps,
         "repeats": options.repeats,
         "settings": [setting.name for setting in chosen],
+        "complete": not options.only,
+        "same_allocator": options.same_allocator,
         "python": str(options.python),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -280,33 +305,55 @@ def measure(run: Path) -> None:
     """Run what the run still lacks; each result, or failure, is a file in `run`."""
     parameters = json.loads((run / "run.json").read_text())
     chosen = [setting for setting in SETTINGS if setting.name in parameters["settings"]]
-    rounds = range(parameters["repeats"])
-    jobs = [(setting, number) for number in rounds for setting in chosen if number == 0 or setting.rounds == "every"]
     if not (run / "rate-before.json").exists():
         matrix_rate(python_of("peft"), run / "rate-before.json")
-    for index, (setting, number) in enumerate(jobs, 1):
-        out = run / f"{setting.name}-{number}.json"
-        if out.exists():
-            continue
-        print(f"[{index:2d}/{len(jobs)}] {setting.label} (round {number + 1}) … ", end="", flush=True)
-        started = time.perf_counter()
-        work, steps = RAW / parameters["work"], parameters["steps"]
-        try:
-            if setting.peer == "ours":
-                result = run_ours(Path(parameters["python"]), work, steps, out)
-            else:
-                result = run_peer(setting, work, steps, out)
-        except RuntimeError as failure:
-            result = {"failed": str(failure)}
-        out.write_text(json.dumps({"name": setting.name, "label": setting.label, **result}, indent=1))
-        took = f"{time.perf_counter() - started:.0f} s"
-        if "failed" in result:
-            print(f"failed after {took}:\n{result['failed']}")
-        else:
-            memory = result["peak_rss_bytes"] / 1e9
-            print(f"{rate_of([result]):,.0f} tokens/s, {memory:.1f} GB, {took}", flush=True)
+    for number in range(parameters["repeats"]):
+        settings = chosen if number == 0 else fastest(run, chosen)
+        for index, setting in enumerate(settings, 1):
+            out = run / f"{setting.name}-{number}.json"
+            if out.exists():
+                continue
+            print(f"round {number + 1}, {index}/{len(settings)}: {setting.label} … ", end="", flush=True)
+            started = time.perf_counter()
+            result = measure_once(setting, parameters, out)
+            out.write_text(json.dumps({"name": setting.name, "label": setting.label, **result}, indent=1))
+            print(f"{told(result)}, {time.perf_counter() - started:.0f} s", flush=True)
     if not (run / "rate-after.json").exists():
         matrix_rate(python_of("peft"), run / "rate-after.json")
+
+
+def measure_once(setting: Setting, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
+    """One process; what it measured, or `failed` with the end of its output."""
+    work, steps = RAW / parameters["work"], parameters["steps"]
+    try:
+        if setting.peer == "ours":
+            return run_ours(Path(parameters["python"]), work, steps, out)
+        return run_peer(setting, work, steps, out, ALLOCATOR if parameters["same_allocator"] else {})
+    except RuntimeError as failure:
+        return {"failed": str(failure)}
+
+
+def told(result: dict[str, Any]) -> str:
+    """A result in a line."""
+    if "failed" in result:
+        return f"failed:\n{result['failed']}\n"
+    return f"{rate_of([result]):,.0f} tokens/s, {result['peak_rss_bytes'] / 1e9:.1f} GB"
+
+
+def fastest(run: Path, chosen: list[Setting]) -> list[Setting]:
+    """Of each peer the setting that was fastest in the first round; those that failed are left out."""
+    rates: dict[str, float] = {}
+    for setting in chosen:
+        result = json.loads((run / f"{setting.name}-0.json").read_text())
+        if "failed" not in result:
+            rates[setting.name] = rate_of([result])
+    best: dict[str, Setting] = {}
+    for setting in chosen:
+        if setting.name in rates and rates[setting.name] >= rates.get(
+            best.get(setting.peer, setting).name, 0
+        ):
+            best[setting.peer] = setting
+    return list(best.values())
 
 
 def main() -> None:
@@ -316,18 +363,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps of about 2,048 tokens in each process")
     parser.add_argument("--full", action="store_true", help="all 2,000 rows instead of --steps (hours)")
     parser.add_argument("--repeats", type=int, default=2, help="rounds")
+    parser.add_argument(
+        "--same-allocator",
+        action="store_true",
+        help="start peers with the thresholds of malloc that Tunesmith sets",
+    )
     names = [setting.name for setting in SETTINGS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--resume", action="store_true", help="go on with the newest run")
-    parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python that Tunesmith is installed in")
+    parser.add_argument(
+        "--python", type=Path, default=OUR_PYTHON, help="the Python that Tunesmith is installed in"
+    )
     options = parser.parse_args()
     if options.steps < 4 and not options.full:
         parser.error("--steps: at least 4, for the first two are warm-up")
     run = newest_run() if options.resume else start_run(options)
     measure(run)
     parameters = json.loads((run / "run.json").read_text())
-    whole = len(parameters["settings"]) == len(SETTINGS)
-    write_report(run, RAW / parameters["work"], RESULTS if whole else run)
+    write_report(run, RAW / parameters["work"], RESULTS if parameters["complete"] else run)
     failed = [path.stem for path in run.glob("*-[0-9].json") if "failed" in json.loads(path.read_text())]
     if failed:
         sys.exit(f"failed: {', '.join(sorted(failed))}")

@@ -1,8 +1,8 @@
-"""LitGPT's LoRA fine-tuning: its model, its data set, its tokeniser, its loss, driven by its own `fit` under Fabric.
+"""LitGPT's LoRA fine-tuning: its model, data set, tokeniser and loss, driven by its own `fit` under Fabric.
 
-What differs from the others, because LitGPT has it so: the loss is a mean over rows of each row's mean (reported here
-over tokens all the same), gradients are not clipped, and q, k and v share one fused layer. Its weights come from the
-Hugging Face directory by its own conversion.
+What differs from the others, because LitGPT has it so: the loss is a mean over rows of each row's mean
+(reported here over tokens all the same), gradients are not clipped, and q, k and v share one fused layer. Its
+weights come from the Hugging Face directory by its own conversion.
 
 Settings:
     rows   bf16-true, one row at a time (its default micro-batch)
@@ -49,12 +49,17 @@ class Rows(DataModule):
         super().__init__()
         self.collate = collate
         self.pairs = [
-            {"instruction": question["content"], "output": answer["content"]} for question, answer in read_rows(rows)
+            {"instruction": question["content"], "output": answer["content"]}
+            for question, answer in read_rows(rows)
         ]
         self.prompt_style = Marks()
 
     def connect(
-        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None, **kwargs: Any
+        self,
+        tokenizer: Tokenizer | None = None,
+        batch_size: int = 1,
+        max_seq_length: int | None = None,
+        **kwargs: Any,
     ) -> None:
         self.data = SFTDataset(self.pairs, tokenizer, self.prompt_style, max_seq_length or -1)
         self.batch_size = batch_size
@@ -70,9 +75,12 @@ class Rows(DataModule):
 
 
 class Watch:
-    """Notes where steps begin and end, and their loss. It takes the places of three things that `fit` calls: the
-    batches' collation (the first one is the beginning), the loss (called as it is, its value kept), and the learning
-    rate's schedule (constant here), whose `step` is the end of an optimiser step."""
+    """Notes where steps begin and end, and their loss.
+
+    It takes the places of three things that `fit` calls: the batches' collation (the first one is the
+    beginning), the loss (called as it is, its value kept), and the learning rate's schedule (constant here),
+    whose `step` is the end of an optimiser step.
+    """
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -95,7 +103,9 @@ class Watch:
     def step(self) -> None:
         members = self.report.plan["steps"][len(self.report.steps)]
         learnt = sum(self.report.plan["learnt_tokens"][row] for row in members)
-        assert sum(self.learnt) == learnt, f"LitGPT learnt {sum(self.learnt)} tokens, not the {learnt} of the plan"
+        assert sum(self.learnt) == learnt, (
+            f"LitGPT learnt {sum(self.learnt)} tokens, not the {learnt} of the plan"
+        )
         self.report.step(sum(self.sums) / learnt, rows=members)
         self.sums.clear()
         self.learnt.clear()

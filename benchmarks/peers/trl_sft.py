@@ -1,12 +1,13 @@
 """TRL's SFTTrainer, driven as its documentation does.
 
-All settings learn the assistant's tokens only (`assistant_only_loss=True`, by the template's own marks), go through
-the rows in the file's order (`train_sampling_strategy="sequential"`) and have a constant learning rate; what else they
-name is below. TRL computes its loss in chunks by default (`loss_type="nll"`; "chunked_nll" is an alias of it), and by
-default holds the weights in fp32, computes in bf16 under autocast, and recomputes activations.
+All settings learn the assistant's tokens only (`assistant_only_loss=True`, by the template's own marks), go
+through the rows in the file's order (`train_sampling_strategy="sequential"`) and have a constant learning
+rate; what else they name is below. TRL computes its loss in chunks by default (`loss_type="nll"`;
+"chunked_nll" is an alias of it), and by default holds the weights in fp32, computes in bf16 under autocast,
+and recomputes activations.
 
-Packing puts the rows into an order of its own, so there only the rows of the benchmark's steps are given, and the rows
-learnt are the same as a whole.
+Packing puts the rows into an order of its own, so there only the rows of the benchmark's steps are given, and
+the rows learnt are the same as a whole.
 """
 
 import json
@@ -28,8 +29,16 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], bool]] = {
     # name: (in words, SFTConfig, weights and adapter in bf16 instead of autocast)
     "defaults": ("as it comes: bf16 autocast, activations recomputed, padded batch", BATCH, False),
     "packing": ("packing, bf16 autocast, no recomputation", {**TWO_PACKS, **FAST}, False),
-    "rows": ("one row at a time with accumulation, bf16 autocast, no recomputation", {**ONE_ROW, **FAST}, False),
-    "rows-pure": ("one row at a time with accumulation, pure bf16, no recomputation", {**ONE_ROW, **FAST}, True),
+    "rows": (
+        "one row at a time with accumulation, bf16 autocast, no recomputation",
+        {**ONE_ROW, **FAST},
+        False,
+    ),
+    "rows-pure": (
+        "one row at a time with accumulation, pure bf16, no recomputation",
+        {**ONE_ROW, **FAST},
+        True,
+    ),
     "packing-pure": ("packing, pure bf16, no recomputation", {**TWO_PACKS, **FAST}, True),
     "batch": ("padded batch, bf16 autocast, no recomputation", {**BATCH, **FAST}, False),
     "batch-pure": ("padded batch, pure bf16, no recomputation", {**BATCH, **FAST}, True),
@@ -46,7 +55,9 @@ class Watch(TrainerCallback):
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.counts: list[tuple[int, int]] = []  # (tokens, learnt tokens) of the trainer's rows, packed or not
+        self.counts: list[
+            tuple[int, int]
+        ] = []  # (tokens, learnt tokens) of the trainer's rows, packed or not
         self.rows_per_step = 1
         self.packed = False
 
@@ -54,7 +65,9 @@ class Watch(TrainerCallback):
         if state.global_step == 0:
             self.report.begin()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if logs is None or "loss" not in logs:
             return
         first = (state.global_step - 1) * self.rows_per_step
@@ -97,7 +110,9 @@ def main() -> None:
     rows = [{"messages": messages} for messages in read_rows(options.rows)]
     if config.packing:
         rows = [rows[row] for step in plan["steps"][: options.steps] for row in step]
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model: Any = str(options.model)
     if pure_bf16:
         torch.manual_seed(SEED)
@@ -119,7 +134,9 @@ def main() -> None:
     watch.packed = config.packing
     watch.rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if not config.packing:
-        assert watch.counts == list(zip(plan["tokens"], plan["learnt_tokens"], strict=True)), "TRL learns other tokens"
+        assert watch.counts == list(zip(plan["tokens"], plan["learnt_tokens"], strict=True)), (
+            "TRL learns other tokens"
+        )
     trainer.train()
     watch.report.write(options.out, ["torch", "transformers", "peft", "trl", "accelerate", "datasets"])
 

@@ -5,11 +5,11 @@
 Downloads the packages named in `packages.py` (nothing is installed), reads their files, keeps plain English
 paragraphs, removes duplicates, holds some documents out, and writes
 
-    train.jsonl, held_out.jsonl   rows {"text", "source", "licence"}, in an order fixed by the sources' hashes
-    corpus.json                   each package's version, licence, documents, bytes and, given a tokeniser, tokens
+    train.jsonl, held_out.jsonl   rows {"text", "source", "licence"}, ordered by the hashes of their sources
+    corpus.json                   each package's version, licence, documents, bytes, and tokens where counted
 
-Paragraphs that share eight words in a row with a docstring of Python's standard library are left out, and so is
-that library's reference, since the demonstrations hold its modules out.
+Paragraphs that share eight words in a row with a docstring of Python's standard library are left out, and so
+is that library's reference, since the demonstrations hold its modules out.
 
 Needs `apt-get` and `dpkg-deb`, and lxml (`pip install lxml`).
 """
@@ -41,30 +41,35 @@ SHORTEST_DOCUMENT = 200
 SHARE_OF_ONE_PACKAGE = 0.12
 HELD_OUT_BYTES = 1_000_000
 
-LANGUAGES = (
-    "af am ar as ast az be bg bn br bs ca cs cy da de de_DE el eo es es_ES et eu fa fi fr fr_FR ga gd gl gu he hi "
-    "hr hu hy ia id is it ja ja_JP ka kk km kn ko lt lv mk ml mn mr ms nb nds ne nl nn oc or pa pl pt pt_BR pt-br ro "
-    "ru ru_RU si sk sl sq sr sv ta te tg th tr ug uk uz vi wa xh zh zh_CN zh_TW zh-cn zh-tw zh_HK en_GB es-ES fr-FR "
-    "de-DE it-IT ja-JP pl-PL pt-BR ru-RU zh-CN zh-TW nb-NO id-ID sv-SE ko-KR tr-TR da-DK nl-NL el-GR ro-RO vi-VN "
-    "cs-CZ ar-MA fa-IR hr-HR ko-kr sr@latin"
-).split()
+_LANGUAGES = """
+af am ar as ast az be bg bn br bs ca cs cy da de de_DE el eo es es_ES et eu fa fi fr fr_FR ga gd gl gu he
+hi hr hu hy ia id is it ja ja_JP ka kk km kn ko lt lv mk ml mn mr ms nb nds ne nl nn oc or pa pl pt pt_BR
+pt-br ro ru ru_RU si sk sl sq sr sv ta te tg th tr ug uk uz vi wa xh zh zh_CN zh_TW zh-cn zh-tw zh_HK
+en_GB es-ES fr-FR de-DE it-IT ja-JP pl-PL pt-BR ru-RU zh-CN zh-TW nb-NO id-ID sv-SE ko-KR tr-TR da-DK
+nl-NL el-GR ro-RO vi-VN cs-CZ ar-MA fa-IR hr-HR ko-kr sr@latin
+"""
+LANGUAGES = _LANGUAGES.split()
 FOREIGN_PATH = re.compile(
-    r"/(?!en-US)[a-z][a-z]-[A-Z][A-Z]/|/(?:{0})/|[._-](?:{0})(?:\.(?:UTF-8|utf8|euc-\w+))?(?:\.(?:html?|txt|xml|\d))?(?:\.gz)?$".format(
+    r"/(?!en-US)[a-z][a-z]-[A-Z][A-Z]/|/(?:{0})/|"
+    r"[._-](?:{0})(?:\.(?:UTF-8|utf8|euc-\w+))?(?:\.(?:html?|txt|xml|\d))?(?:\.gz)?$".format(
         "|".join(map(re.escape, LANGUAGES))
     )
 )
 UNWANTED_PATH = re.compile(
-    r"(?i)/(copyright|changelog[^/]*|news[^/]*|authors[^/]*|todo[^/]*|copying[^/]*|licen[sc]e[^/]*|credits[^/]*|"
-    r"thanks[^/]*|contributors[^/]*|install[^/]{0,12}|release-?notes[^/]*|genindex[^/]*|py-modindex[^/]*|search\.html|"
+    r"(?i)/(copyright|changelog[^/]*|news[^/]*|authors[^/]*|todo[^/]*|copying[^/]*|licen[sc]e[^/]*|"
+    r"credits[^/]*|"
+    r"thanks[^/]*|contributors[^/]*|install[^/]{0,12}|release-?notes[^/]*|genindex[^/]*|py-modindex[^/]*|"
+    r"search\.html|"
     r"[^/]*index-\w\.html|class-use|_modules|_sources|_static|locale|lintian|gettext|python3(\.\d+)?/(html/)?"
     r"(library|c-api|distutils|distributing|installing|license|bugs|copyright|genindex|reference)|tests?|"
-    r"fortunes/(off|translate-me|ascii-art|ethnic|men-women|drugs|zippy|knghtbrd|startrek|songs-poems|pratchett))(/|\.html|\.gz|$)|/src/|"
+    r"fortunes/(off|translate-me|ascii-art|ethnic|men-women|drugs|zippy|knghtbrd|startrek|songs-poems|"
+    r"pratchett))(/|\.html|\.gz|$)|/src/|"
     r"-members\.html|_source\.html|_8h\.html|/rust-doc/html/(core|std|alloc|proc_macro|test|error_codes)/|"
     r"/anarchism/markdown/|/anarchism/.*\.md"
 )
 
 
-# From packages to cleaned documents ----------------------------------------------------------------------------
+# From packages to cleaned documents ---------------------------------------------------------------------
 
 
 def reader_of(path: str, package: Package) -> str:
@@ -93,7 +98,11 @@ def reader_of(path: str, package: Package) -> str:
     if suffix == ".txt" and re.search(r"/vim\d*/doc/", path):
         return "vim"
     if package.reader in ("translatable", "quoted", "stringtable", "keyed"):
-        return package.reader if suffix in (".cfg", ".lua", ".txt", ".ruleset", ".dialog", ".xml", ".des") else ""
+        return (
+            package.reader
+            if suffix in (".cfg", ".lua", ".txt", ".ruleset", ".dialog", ".xml", ".des")
+            else ""
+        )
     if suffix in (".txt", ".md", ".rst", ".text") or name.startswith(("README", "FAQ")):
         return "text"
     return ""
@@ -101,14 +110,17 @@ def reader_of(path: str, package: Package) -> str:
 
 def files_of(deb: Path, package: Package) -> Iterator[tuple[str, str, str]]:
     """(path, reader, contents) of each file with text, straight from the archive."""
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as process:
-        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            for member in archive:
-                path = member.name.removeprefix(".")
-                reader = reader_of(path, package) if member.isfile() else ""
-                handle = archive.extractfile(member) if reader else None
-                if handle is not None:
-                    yield path, reader, decoded(handle.read(), path)
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            path = member.name.removeprefix(".")
+            reader = reader_of(path, package) if member.isfile() else ""
+            handle = archive.extractfile(member) if reader else None
+            if handle is not None:
+                yield path, reader, decoded(handle.read(), path)
 
 
 def decoded(raw: bytes, path: str) -> str:
@@ -167,8 +179,8 @@ def extract_package(job: tuple[Package, Path, Path]) -> str:
 
 def rules_version() -> str:
     """Changes when a rule does, so that the cache of cleaned text is never stale."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / n).read_bytes() for n in ("extract.py", "prose.py"))).hexdigest()[:10]
+    rules = b"".join((Path(__file__).parent / name).read_bytes() for name in ("extract.py", "prose.py"))
+    return hashlib.sha256(rules).hexdigest()[:10]
 
 
 def download(packages: list[Package], folder: Path) -> dict[str, Path]:
@@ -206,7 +218,7 @@ def extract_all(debs: dict[str, Path], cache: Path, workers: int) -> dict[str, P
     return {package.name: target for package, _, target in jobs}
 
 
-# From cleaned documents to the corpus --------------------------------------------------------------------------
+# From cleaned documents to the corpus -------------------------------------------------------------------
 
 
 def order_of(source: str) -> str:
@@ -225,7 +237,7 @@ def text_of(title: str, blocks: list[tuple[str, str]]) -> str:
 
 
 def without_duplicates(files: dict[str, Path]) -> tuple[list[dict[str, str]], Counter[str]]:
-    """All documents with each paragraph's first appearance only, in the table's order; and what was left out."""
+    """All documents with each paragraph's first appearance only, and counts of what was left out."""
     seen: set[int] = set()
     rows: list[dict[str, str]] = []
     left_out: Counter[str] = Counter()
@@ -271,7 +283,7 @@ def capped(rows: list[dict[str, str]], share: float) -> tuple[list[dict[str, str
 
 
 def split(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(train, held out). Whole files are held out: one in a hundred by the hash of its path, up to the limit."""
+    """(train, held out). One file in a hundred is held out, by the hash of its path, up to the limit."""
     train, held_out, size = [], [], 0
     for row in rows:
         path = row["source"].partition("#")[0]
@@ -285,7 +297,10 @@ def split(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[s
 
 
 def manifest(
-    train: list[dict[str, str]], held_out: list[dict[str, str]], debs: dict[str, Path], left_out: Counter[str],
+    train: list[dict[str, str]],
+    held_out: list[dict[str, str]],
+    debs: dict[str, Path],
+    left_out: Counter[str],
     tokeniser: str | None,
 ) -> dict[str, Any]:
     """What the corpus is made of, a package a row."""
@@ -300,8 +315,13 @@ def manifest(
             entry["tokens"] += tokens
     table = {p.name: p for p in PACKAGES}
     listed = [
-        {"package": name, "version": debs[name].name.split("_")[1].replace("%3a", ":"), "licence": table[name].licence,
-         "what": table[name].what, **numbers}
+        {
+            "package": name,
+            "version": debs[name].name.split("_")[1].replace("%3a", ":"),
+            "licence": table[name].licence,
+            "what": table[name].what,
+            **numbers,
+        }
         for name, numbers in sorted(packages.items(), key=lambda item: -item[1]["bytes"])
     ]
     total = {key: sum(p[key] for p in listed) for key in ("documents", "bytes", "tokens")}
@@ -329,9 +349,15 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, held_out.jsonl, corpus.json")
-    parser.add_argument("--cache", type=Path, help="folder for downloads and cleaned text (default: OUT/cache)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for train.jsonl, held_out.jsonl, corpus.json"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="folder for downloads and cleaned text (default: OUT/cache)"
+    )
     parser.add_argument("--tokenizer", help="folder of a tokeniser, to count tokens in corpus.json")
     parser.add_argument("--workers", type=int, default=2, help="processes that read packages (default: 2)")
     parser.add_argument("--offline", action="store_true", help="use the packages in the cache only")

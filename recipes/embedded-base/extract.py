@@ -1,8 +1,8 @@
 """Plain English paragraphs out of the formats in which Debian ships documentation.
 
 Each reader takes the decoded contents of one file and returns documents: a title and its blocks in reading
-order. A block is a heading or a paragraph; tables, code, navigation and menus are left out here, and the quality
-of what remains is judged in `prose.py`.
+order. A block is a heading or a paragraph; tables, code, navigation and menus are left out here, and the
+quality of what remains is judged in `prose.py`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,26 @@ def one_line(text: str) -> str:
     return SPACE.sub(" ", text).replace("\u00ad", "").replace("¶", "").strip()
 
 
-# HTML, DocBook and Mallard: trees of elements ------------------------------------------------------------------
+# HTML, DocBook and Mallard: trees of elements -----------------------------------------------------------
 
-DROPPED = frozenset(
-    "script style head nav header footer pre table form button select svg math img audio video iframe noscript "
-    "object textarea screen programlisting synopsis cmdsynopsis funcsynopsis literallayout informaltable "
-    "bookinfo articleinfo info links indexterm credit license code-block toc index bibliography glossseealso "
-    "equation remark tgroup media refentryinfo authorgroup".split()
-)
-HEADINGS = frozenset("h1 h2 h3 h4 h5 title bridgehead refname".split())
-BLOCKS = frozenset(
-    "p li dd dt div section article main body blockquote td th caption ul ol dl para simpara listitem term note "
-    "tip warning important item page center figure figcaption sect1 sect2 sect3 sect4 chapter formalpara desc "
-    "caution address details summary refsect1 refsect2 varlistentry steps terms list hr entry qandaentry question "
-    "answer br".split()
-)
+_DROPPED = """
+script style head nav header footer pre table form button select svg math img audio video iframe noscript
+object textarea screen programlisting synopsis cmdsynopsis funcsynopsis literallayout informaltable
+bookinfo articleinfo info links indexterm credit license code-block toc index bibliography glossseealso
+equation remark tgroup media refentryinfo authorgroup
+"""
+DROPPED = frozenset(_DROPPED.split())
+_HEADINGS = """
+h1 h2 h3 h4 h5 title bridgehead refname
+"""
+HEADINGS = frozenset(_HEADINGS.split())
+_BLOCKS = """
+p li dd dt div section article main body blockquote td th caption ul ol dl para simpara listitem term note
+tip warning important item page center figure figcaption sect1 sect2 sect3 sect4 chapter formalpara desc
+caution address details summary refsect1 refsect2 varlistentry steps terms list hr entry qandaentry
+question answer br
+"""
+BLOCKS = frozenset(_BLOCKS.split())
 DROPPED_CLASS = re.compile(
     r"(?i)\b(nav\w*|navheader|navfooter|sphinxsidebar|related|toc\w*|contents|highlight\w*|footer|header|sidebar\w*|"
     r"breadcrumbs?|menu\w*|headerlink|literal-?block|programlisting|screen|synopsis|copyright|legalnotice|"
@@ -149,7 +154,7 @@ def from_xml(text: str) -> Iterator[Document]:
     yield part
 
 
-# Manual pages --------------------------------------------------------------------------------------------------
+# Manual pages -------------------------------------------------------------------------------------------
 
 ROFF_ESCAPES = [
     (re.compile(r'\\".*'), ""),
@@ -165,7 +170,26 @@ ROFF_ESCAPES = [
     (re.compile(r"\\e|\\\\"), r"\\"),
     (re.compile(r"\\(.)"), r"\1"),
 ]
-MDOC_WORD = {"Nm", "Ar", "Fl", "Pa", "Xr", "Em", "Sy", "Li", "Ql", "Dq", "Sq", "Pq", "Cm", "Va", "Dv", "Ev", "Er", "Fn"}
+MDOC_WORD = {
+    "Nm",
+    "Ar",
+    "Fl",
+    "Pa",
+    "Xr",
+    "Em",
+    "Sy",
+    "Li",
+    "Ql",
+    "Dq",
+    "Sq",
+    "Pq",
+    "Cm",
+    "Va",
+    "Dv",
+    "Ev",
+    "Er",
+    "Fn",
+}
 
 
 def _roff_words(line: str) -> str:
@@ -179,7 +203,7 @@ def _arguments(rest: str) -> list[str]:
 
 
 def from_man(text: str) -> Iterator[Document]:
-    """roff with the man macros, and the inline part of mdoc. Text between .nf and .fi is code, and left out."""
+    """roff with the man macros, and the inline part of mdoc. Text between .nf and .fi is code: left out."""
     document = Document(title="")
     pending: list[str] = []
     verbatim = False
@@ -229,11 +253,15 @@ def from_man(text: str) -> Iterator[Document]:
             if macro == "Xr" and len(words) > 1:
                 words = [f"{words[0]}({words[1]})", *words[2:]]
             dash = "-" if macro == "Fl" else ""
-            pending.append(re.sub(r" ([.,;:)])(?= |$)", r"\1", dash + " ".join(w for w in words if w not in MDOC_WORD)))
+            pending.append(
+                re.sub(r" ([.,;:)])(?= |$)", r"\1", dash + " ".join(w for w in words if w not in MDOC_WORD))
+            )
         elif macro in ("UR", "UE", "URL", "MT", "ME"):
             pending.append(" ".join(words[1:]))
     flush()
-    hidden = re.compile(r"(?i)^(synopsis|see also|authors?|copyright|bugs|reporting bugs|colophon|library|history|notes)$")
+    hidden = re.compile(
+        r"(?i)^(synopsis|see also|authors?|copyright|bugs|reporting bugs|colophon|library|history|notes)$"
+    )
     kept, skip = [], False
     for kind, block in document.blocks:
         skip = bool(hidden.match(block)) if kind == "heading" else skip
@@ -243,7 +271,7 @@ def from_man(text: str) -> Iterator[Document]:
     yield document
 
 
-# Plain text and its dialects -----------------------------------------------------------------------------------
+# Plain text and its dialects ----------------------------------------------------------------------------
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -336,7 +364,7 @@ def from_vim_help(text: str) -> Iterator[Document]:
     yield from from_text(re.sub(r"\|([^|\s]+)\|", r"\1", text))
 
 
-# Dictionaries and sayings --------------------------------------------------------------------------------------
+# Dictionaries and sayings -------------------------------------------------------------------------------
 
 PART_OF_SPEECH = {"n": "noun", "v": "verb", "adj": "adjective", "adv": "adverb"}
 
@@ -347,7 +375,9 @@ def wordnet_entries(text: str) -> Iterator[tuple[str, list[tuple[str, str, list[
         word, _, body = entry.partition("\n")
         senses: list[tuple[str, str, list[str]]] = []
         part = ""
-        for sense in re.split(r"\n(?=\s+(?:(?:n|v|adj|adv) )?\d*:? )(?=\s+(?:(?:n|v|adj|adv)(?: \d+)?|\d+): )", "\n" + body):
+        for sense in re.split(
+            r"\n(?=\s+(?:(?:n|v|adj|adv) )?\d*:? )(?=\s+(?:(?:n|v|adj|adv)(?: \d+)?|\d+): )", "\n" + body
+        ):
             found = re.match(r"\s*(?:(n|v|adj|adv)\b)?\s*\d*: (.*)", one_line(sense))
             if found is None:
                 continue
@@ -361,7 +391,7 @@ def wordnet_entries(text: str) -> Iterator[tuple[str, list[tuple[str, str, list[
 
 
 def from_wordnet(text: str) -> Iterator[Document]:
-    """Forty entries a document, each as sentences. Entries of one bare gloss are kept for words in small letters."""
+    """Forty entries a document, each as sentences; at most six meanings an entry."""
     document = Document(title="Words and their meanings")
     for word, senses in wordnet_entries(text):
         if any(c.isdigit() for c in word):
@@ -384,7 +414,11 @@ def from_dict(text: str) -> Iterator[Document]:
         if entry.startswith("00-"):
             continue
         head, _, body = entry.partition("\n")
-        body = re.sub(r"\[1913 Webster[^\]]*\]|\[WordNet[^\]]*\]|\[PJC\]|\[\d{4}-\d\d-\d\d\]|<[^<>\n]{0,80}>", "\n\n", body)
+        body = re.sub(
+            r"\[1913 Webster[^\]]*\]|\[WordNet[^\]]*\]|\[PJC\]|\[\d{4}-\d\d-\d\d\]|<[^<>\n]{0,80}>",
+            "\n\n",
+            body,
+        )
         body = re.sub(r"[{}]", "", body)
         head = re.sub(r"%%%.*|\s*\\.*?\\.*|\s*\[[^\]]*\]|, (?:n|a|v|adv|prep)\..*", "", head).strip()
         paragraphs = [p for p in _paragraphs(body) if len(p) > 30 or p.endswith(".")]
@@ -405,7 +439,7 @@ def from_fortunes(text: str) -> Iterator[Document]:
         yield Document("", str(start), [("paragraph", s) for s in sayings[start : start + 30] if s])
 
 
-# Stories inside games' data ------------------------------------------------------------------------------------
+# Stories inside games' data -----------------------------------------------------------------------------
 
 
 def _strings_as_document(strings: list[str], title: str = "") -> Iterator[Document]:
@@ -418,15 +452,21 @@ def from_translatable(text: str) -> Iterator[Document]:
     """Strings marked for translation, _"..." or _("..."), as in Wesnoth, Freeciv and Widelands."""
     strings = re.findall(r'(?s)\b_\s*\(?\s*"((?:[^"\\]|\\.|"")*)"', text)
     strings += re.findall(r"(?s)\b_\s*\(?\s*\[\[(.*?)\]\]", text)
-    strings = [re.sub(r'\\[nt]|\\\n|"\s*\n?\s*"', " ", s).replace('\\"', '"').replace("''", "'") for s in strings]
-    strings = [re.sub(r"</?\w+[^>]*>|\$\w+(\|\w*)*|\{[^}]*\}", "", re.sub(r"<[^<>]{1,60}>", "", s)) for s in strings]
+    strings = [
+        re.sub(r'\\[nt]|\\\n|"\s*\n?\s*"', " ", s).replace('\\"', '"').replace("''", "'") for s in strings
+    ]
+    strings = [
+        re.sub(r"</?\w+[^>]*>|\$\w+(\|\w*)*|\{[^}]*\}", "", re.sub(r"<[^<>]{1,60}>", "", s)) for s in strings
+    ]
     yield from _strings_as_document([s.partition("^")[2] or s if s.count("^") == 1 else s for s in strings])
 
 
 def from_quoted(text: str) -> Iterator[Document]:
-    """Strings of five words or more between back quotes or double quotes on one line (Endless Sky, TOML-like data)."""
+    """Strings of six words or more between back quotes or double quotes on one line (Endless Sky)."""
     strings = re.findall(r"`([^`\n]{25,})`", text) + re.findall(r'"([^"\n]{40,})"', text)
-    strings = [re.sub(r"<[^<>]{1,30}>", "the place", s).replace("\\n", " ").replace("\\t", " ") for s in strings]
+    strings = [
+        re.sub(r"<[^<>]{1,30}>", "the place", s).replace("\\n", " ").replace("\\t", " ") for s in strings
+    ]
     yield from _strings_as_document([s for s in strings if s.count(" ") > 4])
 
 
@@ -445,7 +485,7 @@ def from_keyed(text: str) -> Iterator[Document]:
         blocks = [p for key, _, body in entries if "{{" not in body for p in _paragraphs(body)]
     else:
         joined = re.sub(r"\n(?:desc|D|text):", " ", text)
-        blocks = [m for m in re.findall(r"(?m) ([A-Z][^\n]{40,})$", joined)]
+        blocks = list(re.findall(r"(?m) ([A-Z][^\n]{40,})$", joined))
     yield from _strings_as_document([re.sub(r"@\w+@", "it", b) for b in blocks])
 
 

@@ -15,24 +15,31 @@ from pathlib import Path
 
 from extract import Document
 
-STOP_WORDS = frozenset(
-    "the of and to a in is it that for you with on be this are as or not by from if can an will at have was which "
-    "but they when all one there we he his her she him had has i my me your so what no do use used may more other "
-    "any some then than also its their these them who been were would into only out up about how such should must "
-    "does did our us where while because each between after before over under very".split()
-)
+_STOP_WORDS = """
+the of and to a in is it that for you with on be this are as or not by from if can an will at have was
+which but they when all one there we he his her she him had has i my me your so what no do use used may
+more other any some then than also its their these them who been were would into only out up about how
+such should must does did our us where while because each between after before over under very
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 LEGAL = re.compile(
-    r"(?i)permission is (hereby )?granted|without warranty|merchantability|all rights reserved|copyright (\(c\)|©)|"
+    r"(?i)permission is (hereby )?granted|without warranty|merchantability|all rights reserved|"
+    r"copyright (\(c\)|©)|"
     r"redistribut\w+ and use in source|free documentation license|general public licen[sc]e|creative commons|"
-    r"licensed under|invariant sections|this (documentation|document|program|manual) is free|free software foundation|"
+    r"licensed under|invariant sections|this (documentation|document|program|manual) is free|"
+    r"free software foundation|"
     r"as is.{0,12} without|disclaims?|spdx|trademarks? of|last (modified|updated)|generated (by|on)|"
     r"created using|permissive licen|apache licen[sc]e"
 )
-CODE = re.compile(r"[{}<>\\|=;@#$^~_]|::|->|\(\)|//|&&|\[\w*\]|https?:|\b\w+\.\w+\(|^\s*(import|from|def|class) ")
+CODE = re.compile(
+    r"[{}<>\\|=;@#$^~_]|::|->|\(\)|//|&&|\[\w*\]|https?:|\b\w+\.\w+\(|^\s*(import|from|def|class) "
+)
 NAVIGATION = re.compile(
-    r"(?i)^(next|previous|prev|up|home|table of contents|contents|index|search|back to|see also|top|note|skip to|"
-    r"more information|related topics|on this page|view source|edit this page|parameters?|returns?|examples?|arguments|"
+    r"(?i)^(next|previous|prev|up|home|table of contents|contents|index|search|back to|see also|top|note|"
+    r"skip to|"
+    r"more information|related topics|on this page|view source|edit this page|parameters?|returns?|"
+    r"examples?|arguments|"
     r"references|usage|details|value|author\(s\)|options?)\b.{0,24}$"
 )
 SHINGLE = 8
@@ -50,7 +57,7 @@ def is_english(text: str, least: float = 0.18) -> bool:
 
 
 def is_prose(text: str, *, glossary: bool = False) -> bool:
-    """Sentences that a reader would read aloud: letters, spaces and common words, little code, no legal text."""
+    """Sentences one could read aloud: letters, spaces and common words, little code, no legal text."""
     if len(text) < 40 or len(text) > 6000 or LEGAL.search(text) or NAVIGATION.match(text):
         return False
     words = words_of(text)
@@ -74,7 +81,12 @@ def is_prose(text: str, *, glossary: bool = False) -> bool:
 def is_heading(text: str) -> bool:
     """A short line of words."""
     letters = sum(c.isalpha() or c == " " for c in text)
-    return 3 <= len(text) <= 90 and letters / len(text) > 0.85 and not NAVIGATION.match(text) and not CODE.search(text)
+    return (
+        3 <= len(text) <= 90
+        and letters / len(text) > 0.85
+        and not NAVIGATION.match(text)
+        and not CODE.search(text)
+    )
 
 
 def tidy(text: str) -> str:
@@ -82,7 +94,12 @@ def tidy(text: str) -> str:
     text = text.translate(str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "…": "..."}))
     text = re.sub(r"``|''(?!\w)", '"', text)
     text = re.sub(r"\s*\[(?:\d{1,3}|citation needed|edit|source)\]", "", text)
-    text = re.sub(r"^(?:chapter \d+[.:]?|appendix \w[.:]?|§? ?\d+(?:\.\d+)+\.?|\d{1,2}\.)\s+(?=\w)", "", text, flags=re.I)
+    text = re.sub(
+        r"^(?:chapter \d+[.:]?|appendix \w[.:]?|§? ?\d+(?:\.\d+)+\.?|\d{1,2}\.)\s+(?=\w)",
+        "",
+        text,
+        flags=re.I,
+    )
     return re.sub(r" +([,.;:!?)])(?=\s|$)", r"\1", text.replace("—", " -- ").replace("  ", " ")).strip()
 
 
@@ -112,7 +129,7 @@ def _digest(words: list[str]) -> bytes:
 
 
 def fingerprints(paragraph: str) -> list[bytes]:
-    """Hashes under which a paragraph counts as seen: all its words; its first 14, and its last 14 if longer than 24."""
+    """Hashes under which a paragraph counts as seen: all its words; first and last 14 where it is long."""
     words = [w.lower() for w in words_of(paragraph)]
     if len(words) <= 24:
         return [_digest(words)]
@@ -136,8 +153,11 @@ def _builtin_docstrings() -> list[str]:
         except Exception:  # a module that cannot be imported here has no text to leak from here
             continue
         for value in [module, *vars(module).values()]:
-            texts += [d for item in [value, *(vars(value).values() if isinstance(value, type) else [])]
-                      if isinstance(d := getattr(item, "__doc__", None), str)]
+            texts += [
+                d
+                for item in [value, *(vars(value).values() if isinstance(value, type) else [])]
+                if isinstance(d := getattr(item, "__doc__", None), str)
+            ]
     return texts
 
 

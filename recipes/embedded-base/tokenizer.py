@@ -2,10 +2,10 @@
 
     python tokenizer.py --corpus /data/corpus --out /data/tokenizer
 
-Every byte has an id, so any text comes back as it went in. Digits stand alone, no space is put before a text and
-nothing is added round it. `<|endoftext|>` goes between documents; `<|im_end|>` ends a turn and is the end of
-sequence; `<|pad|>` pads. The chat template marks the assistant's words and their `<|im_end|>` with
-`{% generation %}`, so that `apply_chat_template(return_assistant_tokens_mask=True)` says what is to be learnt.
+Every byte has an id, so any text comes back as it went in. Digits stand alone, no space is put before a text
+and nothing is added round it. `<|endoftext|>` goes between documents; `<|im_end|>` ends a turn and is the end
+of sequence; `<|pad|>` pads. The chat template marks the assistant's words and their `<|im_end|>` with
+`{% generation %}`, so that `apply_chat_template(return_assistant_tokens_mask=True)` says what is learnt.
 
 Needs tokenizers and transformers.
 """
@@ -28,7 +28,8 @@ END_OF_DOCUMENT, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<
 SPECIALS = [END_OF_DOCUMENT, TURN_START, TURN_END, PAD]
 
 SPLIT = (
-    r"'(?:[sdmt]|ll|ve|re)\b|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"'(?:[sdmt]|ll|ve|re)\b|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """What BPE may not merge across: GPT-4's pattern with single digits."""
 
@@ -121,7 +122,7 @@ def check(folder: Path) -> None:
 
 
 def check_template(tokeniser: PreTrainedTokenizerFast) -> None:
-    """The mask covers each answer and its end, and nothing else; the prompt is a prefix; other roles are refused."""
+    """The mask covers each answer and its end only; the prompt is a prefix; other roles are refused."""
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Say yes."},
@@ -133,11 +134,17 @@ def check_template(tokeniser: PreTrainedTokenizerFast) -> None:
         messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
     )
     learnt = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
-    expect(tokeniser.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>", f"learns {tokeniser.decode(learnt)!r}")
+    expect(
+        tokeniser.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>",
+        f"learns {tokeniser.decode(learnt)!r}",
+    )
     whole = tokeniser.apply_chat_template(messages[:3], tokenize=False)
     prompt = tokeniser.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
     expect(whole == prompt + "Yes.<|im_end|>\n", "the prompt is not a prefix of the conversation")
-    expect(prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"), f"prompt is {prompt!r}")
+    expect(
+        prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"),
+        f"prompt is {prompt!r}",
+    )
     try:
         tokeniser.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
     except Exception as refusal:  # jinja2 or transformers, as the version has it
@@ -154,10 +161,16 @@ def expect(holds: bool, otherwise: str) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokeniser")
-    parser.add_argument("--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)")
+    parser.add_argument(
+        "--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)"
+    )
     options = parser.parse_args()
 
     print("training", file=sys.stderr, flush=True)

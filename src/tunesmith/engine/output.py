@@ -12,6 +12,7 @@ from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.forward import plain_model
+from tunesmith.models.load import no_progress_bars
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -35,7 +36,8 @@ def save_output(
     elif (wanted := _storage_dtype(model)) is not None:
         model = model.to(wanted)
     try:
-        model.save_pretrained(partial)
+        with no_progress_bars():
+            model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(final)
     except (OSError, SafetensorError) as error:

@@ -6,6 +6,7 @@ its memory, and many adapters can share one base. A low rank has less room for m
 """
 
 import re
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,10 @@ class LoRA(MethodConfig):
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
         torch.manual_seed(seed)
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a property that transformers has renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return get_peft_model(model, config, autocast_adapter_dtype=False)
 
     def learning_rate(self) -> float:
         """Ten times full fine-tuning's ("LoRA without regret", Schulman et al. 2025)."""

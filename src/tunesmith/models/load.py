@@ -1,10 +1,13 @@
 """Loading a base: the embedded one, a directory, a run, or a hub name; weights from safetensors alone."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import UserError
 from tunesmith.recipe import Base
@@ -77,11 +80,24 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
             return model.to(dtype).eval()
-        return AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **options
-        ).eval()
+        with no_progress_bars():
+            return AutoModelForCausalLM.from_pretrained(
+                where, config=config, dtype=dtype, use_safetensors=True, **options
+            ).eval()
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within the block transformers draws no bars of its own: the run's events are what is shown."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _not_loaded(base: Base, what: str, error: Exception) -> UserError:

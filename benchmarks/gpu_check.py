@@ -1,0 +1,104 @@
+"""Tunesmith on a CUDA GPU: the tests marked `gpu`, and the reference work there and on the processor.
+
+Called by gpu_check.sh. The losses of the first steps are laid beside those of the same steps on the
+processor: bf16 rounds differently on each, so they agree to a few thousandths, not exactly.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from train_speed import RAW, RESULTS, docstring_rows, matrix_rate, reference_work, run_ours
+from train_speed_report import FLOP_PER_PARAMETER, non_embedding_parameters, rate_of
+
+HERE = Path(__file__).resolve().parent
+
+
+def gpu_tests() -> tuple[int, str]:
+    """pytest's exit code and the end of its output."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests", "-rA", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, check=False)
+    print(done.stdout, done.stderr, sep="\n", flush=True)
+    return done.returncode, "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
+
+
+def measured_memory(run: Path) -> str:
+    """What the run itself says that it used, if it says so."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [event["measured"] for event in events if event["event"] == "plan" and "measured" in event]
+    return json.dumps(found[-1]) if found else "not told"
+
+
+def machine_lines() -> list[str]:
+    import torch
+    import transformers
+
+    device = torch.cuda.get_device_properties(0)
+    return [
+        f"- {device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}",
+        f"- Python {sys.version.split()[0]}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        f"- {time.strftime('%Y-%m-%d')}",
+    ]
+
+
+def page(
+    name: str, tests: tuple[int, str], gpu: dict[str, Any], cpu: dict[str, Any], memory: str, bound: float
+) -> str:
+    """The findings as Markdown."""
+    verdict = {0: "all passed", 5: "there are none"}.get(tests[0], "FAILED")
+    lines = ["# Tunesmith on a GPU", "", *machine_lines(), "", f"## Tests marked `gpu`: {verdict}", ""]
+    lines += ["```", tests[1], "```", "", f"## The reference work ({name})", ""]
+    rate = rate_of([gpu])
+    lines += [
+        f"{rate:,.0f} tokens/s (median of {len(gpu['steps']) - 2} steps of about 2,048 tokens), "
+        f"{rate / bound:.1%} of the {bound:,.0f} tokens/s that its own bf16 products of these shapes allow; "
+        f"{gpu['seconds_to_first_step']:.1f} s from start to first step; "
+        f"{gpu['peak_rss_bytes'] / 1e9:.2f} GB of the machine's memory. "
+        f"What the run measured itself: {memory}.",
+        "",
+        "| step | loss on the GPU | loss on the processor | difference |",
+        "|---|---|---|---|",
+    ]
+    for number, (there, here) in enumerate(zip(gpu["steps"], cpu["steps"], strict=False), 1):
+        difference = there["loss"] - here["loss"]
+        lines.append(f"| {number} | {there['loss']:.4f} | {here['loss']:.4f} | {difference:+.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=Path, help="JSONL; default: the docstring pairs that the demo makes")
+    parser.add_argument("--name", help="the data set's name")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    python = Path(sys.executable)
+    tests = gpu_tests()
+    rows = options.rows or docstring_rows(python)
+    name = options.name or (
+        "Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}"
+    )
+    work = reference_work(rows.resolve(), name, python)
+    folder = RAW / time.strftime("gpu-%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    matrix_rate(python, folder / "rate.json", "cuda")
+    best = max(json.loads((folder / "rate.json").read_text())["flop_per_second"].values())
+    parameters = non_embedding_parameters(json.loads((work / "model" / "config.json").read_text()))
+    gpu = run_ours(python, work, options.steps, folder / "gpu.json", "cuda")
+    cpu = run_ours(python, work, 6, folder / "cpu.json", "cpu")
+    memory = measured_memory(folder / "gpu.run")
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = page(name, tests, gpu, cpu, memory, best / (FLOP_PER_PARAMETER * parameters))
+    (options.out / "gpu_check.md").write_text(text)
+    print(text)
+    if tests[0] not in (0, 5):
+        sys.exit("tests marked gpu failed")
+
+
+if __name__ == "__main__":
+    main()

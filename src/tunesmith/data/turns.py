@@ -1,0 +1,171 @@
+"""The turns of a chat, from the ways in which people write them to the one that chat templates take.
+
+Roles and keys are given their usual names; what a turn says is not altered.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.example import Message
+
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+"""A role as files have it → as templates have it. What a `function_call` says is the call itself, as JSON."""
+
+
+class NotUnderstoodError(ValueError):
+    """What is wrong with a row; it becomes a `Malformed` before it leaves the data path."""
+
+
+def turns_of(value: Any, column: str) -> list[Message]:
+    """The turns that a column holds, as a list or as that list in JSON (as CSV files have it).
+
+    A turn is `{role, content}` or ShareGPT's `{from, value}`; both are told by the keys that are there. Keys without a
+    value (as Parquet gives every turn all keys) are left out, text in parts is joined, and `tool_calls` are brought to
+    `{type: function, function: {name, arguments: object}}`, which templates write as JSON themselves.
+
+    Raises:
+        NotUnderstoodError: naming the turn.
+    """
+    turns = parsed(value, column)
+    if not isinstance(turns, list):
+        raise NotUnderstoodError(f"{column} is {in_words(turns)}, not a list of turns")
+    if not turns:
+        raise NotUnderstoodError(f"{column} is an empty list")
+    return [_turn(turn, f"turn {number} of {column}") for number, turn in enumerate(turns, 1)]
+
+
+def chat(messages: list[Message]) -> tuple[Message, ...]:
+    """The conversation, if there is something to learn in it.
+
+    Raises:
+        NotUnderstoodError: no assistant turn, or one that says nothing and calls nothing.
+    """
+    answers = [turn for turn in messages if turn["role"] == "assistant"]
+    if not answers:
+        raise NotUnderstoodError("no assistant turn, so there is no answer to learn from")
+    for number, turn in enumerate(messages, 1):
+        says = turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")
+        if turn["role"] == "assistant" and not says:
+            raise NotUnderstoodError(
+                "the answer is empty" if len(answers) == 1 else f"turn {number}, an assistant's, is empty"
+            )
+    return tuple(messages)
+
+
+def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
+    """The tools that a chat may call, as JSON schemas `{type: function, function: {name, description, parameters}}`.
+
+    Taken from a list or its JSON; a bare `{name, parameters}` is wrapped. None for no tools.
+    """
+    tools = parsed(value, "tools") if value else None
+    if not tools:
+        return None
+    if isinstance(tools, dict):
+        tools = [tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise NotUnderstoodError(f"tools is {in_words(tools)}, not a list of tool descriptions")
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+
+
+def parsed(value: Any, what: str) -> Any:
+    """The value, or what it says as JSON if it is a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise NotUnderstoodError(f"{what} is a text that is not valid JSON: {_short(value)}") from None
+
+
+def in_words(value: Any) -> str:
+    """A value's kind, for a person: `a number (42)`."""
+    match value:
+        case None:
+            return "missing"
+        case bool() | int() | float():
+            return f"a {'truth value' if isinstance(value, bool) else 'number'} ({value})"
+        case str():
+            return f"a text ({_short(value)})"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "an object"
+    return f"a {type(value).__name__}"
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise NotUnderstoodError(f"{where} is {in_words(turn)}, not an object with role and content")
+    rest = {str(key): value for key, value in turn.items() if value is not None}
+    name = rest.pop("role", None) if "role" in rest else rest.pop("from", None)
+    if name is None:
+        raise NotUnderstoodError(f"{where} has no role; it has {', '.join(turn) or 'nothing'}")
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise NotUnderstoodError(f"{where} has the unknown role {name!r}; known: {', '.join(ROLES)}")
+    content = rest.pop("content", None) if "content" in rest else rest.pop("value", None)
+    if name.lower() == "function_call":
+        return {"role": role, "content": "", "tool_calls": _calls(parsed(content, where), where), **rest}
+    if "tool_calls" in rest:
+        rest["tool_calls"] = _calls(parsed(rest["tool_calls"], where), where)
+        if not rest["tool_calls"]:
+            del rest["tool_calls"]
+    if content is None and not ("tool_calls" in rest or "reasoning_content" in rest):
+        raise NotUnderstoodError(f"{where} has no content; it has {', '.join(turn)}")
+    return {"role": role, "content": _text("" if content is None else content, where), **rest}
+
+
+def _text(content: Any, where: str) -> str:
+    """The content as one text; the parts of OpenAI's `[{type: text, text: ...}]` put end to end."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise NotUnderstoodError(f"the content of {where} is {in_words(content)}, not a text")
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else in_words(part)
+            raise NotUnderstoodError(f"the content of {where} has a part that is not text ({kind})")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if isinstance(calls, Mapping):
+        calls = [calls]
+    if not isinstance(calls, list):
+        raise NotUnderstoodError(f"the tool call in {where} is {in_words(calls)}, not an object with name and arguments")
+    normal: list[dict[str, Any]] = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise NotUnderstoodError(f"the tool call in {where} is not an object with name and arguments")
+        arguments = parsed(function.get("arguments") or {}, f"the tool call's arguments in {where}")
+        if not isinstance(arguments, Mapping):
+            raise NotUnderstoodError(f"the tool call's arguments in {where} are {in_words(arguments)}, not an object")
+        identity = {"id": call["id"]} if "function" in call and call.get("id") is not None else {}
+        described = {"name": function["name"], "arguments": dict(arguments)}
+        normal.append({"type": "function", **identity, "function": described})
+    return normal
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")

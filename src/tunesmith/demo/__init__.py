@@ -1,0 +1,1 @@
+"""The demonstration: questions and answers that every Python installation brings along."""

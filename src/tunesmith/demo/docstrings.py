@@ -1,0 +1,216 @@
+"""Question–answer pairs from the documentation of the Python installation at hand: real input, everywhere.
+
+The question names a thing of the standard library, with its module and signature; the answer is the first
+sentence of its docstring. Modules are held out whole, by the hash of the top-level name, so that no class,
+function or near relation of a held-out module is ever learnt.
+
+    python -m tunesmith.demo.docstrings --out FILE
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tunesmith.demo.standard_library import Documented, Kind, documented
+from tunesmith.run import atomic_write
+
+HELD_OUT_SHARE = 0.075  # of modules; about a tenth of the pairs, from some fifteen modules
+LONGEST_ANSWER = 30  # words
+LONGEST_SIGNATURE = 120  # characters; beyond that, names without their defaults
+
+QUESTIONS: dict[Kind, str] = {
+    "module": "What is the module `{}` for?",
+    "function": "What does `{}` do?",
+    "method": "What does `{}` do?",
+    "class": "What is the class `{}` for?",
+    "exception": "What is the exception `{}` for?",
+    "attribute": "What is the attribute `{}`?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question about one documented thing and its answer.
+
+    Attributes:
+        question: with the qualified name and signature.
+        answer: one sentence.
+        module: where the thing lives: `xml.dom.minidom`.
+        name: its qualified name: `xml.dom.minidom.parse`.
+    """
+
+    question: str
+    answer: str
+    module: str
+    name: str
+
+
+def pairs(left_out: Counter[str] | None = None) -> list[Pair]:
+    """All pairs that this Python's standard library gives, in a fixed order.
+
+    Args:
+        left_out: if given, counts what was documented and made no pair, by reason.
+    """
+    found = []
+    seen: set[str] = set()
+    reasons = left_out if left_out is not None else Counter()
+    for thing in documented():
+        answer, reason = summary(thing)
+        if thing.name in seen:
+            reasons["the same name again"] += 1
+        elif answer is None:
+            reasons[reason] += 1
+        else:
+            seen.add(thing.name)
+            found.append(Pair(question(thing), answer, thing.module, thing.name))
+    return found
+
+
+def question(thing: Documented) -> str:
+    """What one would ask about it: ``What does `shutil.copyfile(src, dst, *, follow_symlinks=True)` do?``"""
+    signature = thing.signature or _signature_in_text(thing)
+    if len(signature) > LONGEST_SIGNATURE:
+        without_defaults = re.sub(r"=(?:\([^()]*\)|'[^']*'|[^,()])*", "", signature)
+        signature = f"({', '.join(re.findall(r'(?:^[(]|, )([*]{0,2}\w+|[*]|/)', without_defaults))})"
+    return QUESTIONS[thing.kind].format(f"{thing.name}{signature}")
+
+
+def _signature_in_text(thing: Documented) -> str:
+    """C code often has its signature in the docstring's first line: B.count(sub[, start]) -> int."""
+    own = thing.name.rpartition(".")[2]
+    found = re.match(rf"(?:\w+\.)?{re.escape(own)}(\((?:[^()]|\([^()]*\))*\))", thing.docstring.lstrip())
+    return found[1] if found and thing.kind in ("function", "method") else ""
+
+
+_MARKUP = (
+    (r":[a-z:]+:`~?([^`<]+?)(?: <[^`>]*>)?`", r"\1"),  # reStructuredText roles: :func:`open`
+    (r"``([^`]+)``|`([^`']+)[`']", r"\1\2"),
+    (r"(?<![\w*])\*{1,2}(\w[^*]*?)\*{1,2}(?![\w*])", r"\1"),
+    (r"\s+", " "),
+)
+_SIGNATURE = r"(?:[A-Za-z_][\w.]*)\((?:[^()]|\([^()]*\))*\)"
+_SIGNATURE_LINE = re.compile(rf"^{_SIGNATURE}\s*(?:(?:-+>|=>)[^.]*|--?|:)?$")
+_SIGNATURE_PREFIX = re.compile(
+    rf"^{_SIGNATURE}(?:\s*-+>\s*[\w ,.|\[\]()]*?(?:\.\s|:\s|\s--\s|\s-\s)|\s*(?::|--?)\s+)\s*(?=\S)"
+)
+_SENTENCE_END = re.compile(
+    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\betc)(?<!\bcf)(?<!\b[A-Z])[.!?][)'\"]?(?=\s|$)"
+)
+_STOPS = re.compile(
+    r"^\s*(?:>>>|[-=~^*]{3,}$|:\w+|[-*] |(?:Args|Arguments|Parameters|Returns|Usage|Example)s?:)"
+)
+_WORD = re.compile(r"^[A-Za-z][\w.'/-]*[,;:]?$")
+_NOT_AN_ANSWER = re.compile(
+    r"(?i)^(?:deprecated|internal|obsolete|todo|xxx|see\b|same as|alias|helper|private|undocumented|"
+    r"not implemented|copyright|\w+ \[|this (?:class|function|method) is (?:deprecated|obsolete|private))|"
+    r"deprecated|>>>|-+>|[:,]$|https?:"
+)
+
+
+def summary(thing: Documented) -> tuple[str | None, str]:
+    """The docstring's first sentence on one line (PEP 257's summary), and, where there is none, the reason.
+
+    A signature at its beginning and markup are taken away; a capital and a full stop are added where missing.
+    """
+    text = _plain(_first_paragraph(thing.docstring))
+    text = _SIGNATURE_PREFIX.sub("", text)
+    for name in (thing.name, thing.name.rpartition(".")[2]):
+        text = text.removeprefix(f"{name}: ")
+    end = _SENTENCE_END.search(text)
+    sentence = text[: end.end()] if end else text
+    words = sentence.split()
+    if len(words) < 3:
+        return None, "fewer than three words"
+    if len(words) > LONGEST_ANSWER:
+        return None, f"more than {LONGEST_ANSWER} words"
+    if _NOT_AN_ANSWER.search(sentence) or not _WORD.match(words[0]) or not sentence.isascii():
+        return None, "not a description in plain English"
+    if sentence.count("(") != sentence.count(")"):
+        return None, "cut in the middle"
+    first = words[0]
+    if first.isalpha() and first.islower():
+        sentence = sentence[0].upper() + sentence[1:]
+    return (sentence if sentence[-1] in ".!?" else f"{sentence}."), ""
+
+
+def _first_paragraph(docstring: str) -> str:
+    """Its lines up to the first blank one, joined; lines that only repeat the signature are passed over."""
+    lines: list[str] = []
+    for line in docstring.strip().splitlines():
+        if not lines and (not line.strip() or _SIGNATURE_LINE.match(line.strip())):
+            continue
+        if not line.strip() or _STOPS.match(line):
+            break
+        lines.append(line.strip())
+    return " ".join(lines)
+
+
+def _plain(text: str) -> str:
+    for pattern, replacement in _MARKUP:
+        text = re.sub(pattern, replacement, text)
+    return text.strip()
+
+
+def is_held_out(module: str, share: float = HELD_OUT_SHARE) -> bool:
+    """Whether a module's top-level package is held out: sha256(its name), as a number in [0, 1), < `share`."""
+    top = module.partition(".")[0]
+    return int.from_bytes(hashlib.sha256(top.encode()).digest()[:8], "big") / 2**64 < share
+
+
+def split(found: Iterable[Pair], share: float = HELD_OUT_SHARE) -> tuple[list[Pair], list[Pair], int]:
+    """Training pairs, held-out pairs, and how many of those were removed: their answer is learnt elsewhere."""
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in found:
+        sides[is_held_out(pair.module, share)].append(pair)
+    learnt = {pair.answer.casefold() for pair in sides[0]}
+    kept = [pair for pair in sides[1] if pair.answer.casefold() not in learnt]
+    return sides[0], kept, len(sides[1]) - len(kept)
+
+
+def write_pairs(folder: str | Path, share: float = HELD_OUT_SHARE) -> tuple[Path, Path, dict[str, int]]:
+    """Write `train.jsonl` and `held_out.jsonl` into the folder.
+
+    Returns:
+        Both paths, and counts: documented things, pairs, train, held_out, train_modules, held_out_modules
+        (top-level ones), held_out_removed (their answer is learnt elsewhere), and what was left out, by reason.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out: Counter[str] = Counter()
+    found = pairs(left_out)
+    train, held_out, removed = split(found, share)
+    counts = {
+        "documented": len(found) + left_out.total(),
+        "pairs": len(found),
+        "train": len(train),
+        "held_out": len(held_out),
+        "train_modules": len({pair.module.partition(".")[0] for pair in train}),
+        "held_out_modules": len({pair.module.partition(".")[0] for pair in held_out}),
+        "held_out_removed": removed,
+        **{f"left out: {reason}": count for reason, count in sorted(left_out.items())},
+    }
+    files = (folder / "train.jsonl", folder / "held_out.jsonl")
+    for file, side in zip(files, (train, held_out), strict=True):
+        _write(file, side)
+    return files[0], files[1], counts
+
+
+def _write(file: Path, found: Iterable[Pair]) -> None:
+    with atomic_write(file) as out:
+        out.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write all pairs to one file."""
+    parser = argparse.ArgumentParser(description="Pairs from this Python's documentation, as JSONL.")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    _write(parser.parse_args(arguments).out, pairs())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""What a step does: sums, divides once, clips, skips what is not finite."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tunesmith
+from tunesmith.data.pack import Batches, collate
+from tunesmith.data.prepare import prepare
+from tunesmith.engine.loop import Loop
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.schedule import learning_rate
+from tunesmith.engine.train import trainable_model
+from tunesmith.models.load import load_tokenizer
+from tunesmith.recipe import Recipe, Train
+from tunesmith.run import Event, Events
+
+CPU = torch.device("cpu")
+
+
+def recipe_for(model: Path, rows: Path, **changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "base": str(model),
+        "data": {"train": str(rows), "held_out": 0.1, "cache": False},
+        "method": {"kind": "lora", "rank": 4},
+        "train": {"steps": 5, "tokens_per_step": 256, "learning_rate": 1e-2, "precision": "fp32"},
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value}
+    return Recipe.load(values)
+
+
+def gradient_in_groups(recipe: Recipe, groups: list[list[int]]) -> list[torch.Tensor]:
+    """The mean gradient over all rows in float64, summed over batches of the given rows."""
+    prepared = prepare(recipe, load_tokenizer(recipe.base))
+    model = trainable_model(recipe, torch.float32, CPU).double()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batches = [collate(prepared.train, rows) for rows in groups]
+    parts = [torch.autograd.grad(recipe.objective.loss(model, batch), trained) for batch in batches]
+    learnt = sum(batch.learnt_tokens for batch in batches)
+    return [torch.stack(each).sum(0) / learnt for each in zip(*parts, strict=True)]
+
+
+def test_transformers_34191_accumulated_batches_give_the_gradient_of_one_big_batch(
+    tiny_model: Path, write_rows: Callable[..., Path]
+) -> None:
+    recipe = recipe_for(tiny_model, write_rows())
+    big = gradient_in_groups(recipe, [list(range(12))])
+    small = gradient_in_groups(recipe, [[0], [1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11]])
+    for ours, expected in zip(small, big, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_divides_once_over_all_its_batches(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    steps = []
+    for tokens_per_batch in (100_000, 64):
+        told: list[Event] = []
+        recipe = recipe_for(
+            tiny_model,
+            write_rows(20),
+            train={"steps": 1, "tokens_per_step": 100_000, "tokens_per_batch": tokens_per_batch},
+        )
+        tunesmith.train(recipe, tmp_path / str(tokens_per_batch), subscribers=[told.append])
+        steps += [event for event in told if event["event"] == "step"]
+    assert steps[0]["tokens"] == steps[1]["tokens"]
+    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=1e-5)
+    assert steps[0]["grad_norm"] == pytest.approx(steps[1]["grad_norm"], rel=1e-4)
+
+
+def test_loss_of_a_run_equals_transformers_own_loss(tiny_model: Path, write_rows: Callable[..., Path]) -> None:
+    recipe = recipe_for(tiny_model, write_rows())
+    prepared = prepare(recipe, load_tokenizer(recipe.base))
+    model = trainable_model(recipe, torch.float32, CPU)
+    ours = recipe.objective.loss(model, batch := collate(prepared.train, range(8))).item() / batch.learnt_tokens
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    total, count = 0.0, 0
+    for row in range(8):
+        ids, learnt = prepared.train[row]
+        labels = torch.where(torch.from_numpy(learnt), torch.from_numpy(ids).long(), -100)
+        out = reference(input_ids=torch.from_numpy(ids).long()[None], labels=labels[None])
+        learnt_here = int(learnt[1:].sum())
+        total, count = total + out.loss.item() * learnt_here, count + learnt_here
+    assert math.isclose(ours, total / count, rel_tol=1e-5)
+
+
+def test_adamw_on_flat_masters_equals_pytorchs_on_the_parameters() -> None:
+    train = Train(steps=1, weight_decay=0.1)
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(5, 3)
+    theirs = torch.nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    masters = MasterWeights(ours.named_parameters(), train)
+    adamw = torch.optim.AdamW(
+        [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}], lr=1e-2
+    )
+    for step in range(4):
+        x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+        ours(x).square().sum().backward()
+        masters.step(1e-2, 7, 1.0)
+        (theirs(x).square().sum() / 7).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_working_copies_in_bf16_are_the_rounded_masters() -> None:
+    layer = torch.nn.Linear(4, 4).bfloat16()
+    masters = MasterWeights(layer.named_parameters(), Train(steps=1))
+    for _ in range(3):
+        layer(torch.randn(2, 4).bfloat16()).square().sum().backward()
+        masters.step(1e-4, 1, 1.0)
+    torch.testing.assert_close(layer.weight.detach(), masters.unrounded()["weight"].bfloat16(), rtol=0, atol=0)
+    assert (layer.weight.detach().float() != masters.unrounded()["weight"]).any()
+
+
+class Poisoned:
+    """An objective whose loss is not finite in the steps named."""
+
+    def __init__(self, real: Any, steps: set[int], value: float, in_gradient: bool) -> None:
+        self.real, self.steps, self.value, self.in_gradient, self.calls = real, steps, value, in_gradient, 0
+
+    def loss(self, model: Any, batch: Any) -> torch.Tensor:
+        self.calls += 1
+        loss: torch.Tensor = self.real.loss(model, batch)
+        if self.calls not in self.steps:
+            return loss
+        if self.in_gradient:
+            loss.register_hook(lambda grad: grad * self.value)
+            return loss
+        return loss * self.value
+
+
+def poisoned_loop(
+    recipe: Recipe, folder: Path, steps: set[int], value: float, in_gradient: bool
+) -> tuple[Loop, list[Event]]:
+    prepared = prepare(recipe, load_tokenizer(recipe.base))
+    model = trainable_model(recipe, torch.float32, CPU)
+    told: list[Event] = []
+    batches = Batches(
+        prepared.train, tokens_per_step=128, tokens_per_batch=128, pack=True, shuffle=True, seed=0
+    )
+    loop = Loop(
+        model=model,
+        objective=Poisoned(recipe.objective, steps, value, in_gradient),  # type: ignore[arg-type]
+        batches=batches,
+        held_out=prepared.held_out,
+        masters=MasterWeights(model.named_parameters(), recipe.train),
+        train=recipe.train,
+        total_steps=5,
+        peak_learning_rate=1e-2,
+        tokens_per_batch=128,
+        folder=folder,
+        events=Events(told.append),
+        device=CPU,
+    )
+    return loop, told
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("in_gradient", [False, True])
+def test_llamafactory_2916_nan_never_reaches_the_weights(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, value: float, in_gradient: bool
+) -> None:
+    loop, told = poisoned_loop(recipe_for(tiny_model, write_rows()), tmp_path, {2}, value, in_gradient)
+    loop.step()
+    before = loop.masters.flat.clone()
+    loop.step()
+    assert torch.equal(loop.masters.flat, before)
+    skipped = [event for event in told if event["event"] == "skipped"]
+    assert len(skipped) == 1
+    assert "rows.jsonl row" in skipped[0]["rows"][0]
+    loop.step()
+    assert not torch.equal(loop.masters.flat, before)
+    assert torch.isfinite(loop.masters.flat).all()
+
+
+def test_run_stops_with_the_rows_named_when_nan_stays(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    loop, _ = poisoned_loop(recipe_for(tiny_model, write_rows()), tmp_path, {1, 2, 3}, math.nan, False)
+    loop.step()
+    loop.step()
+    with pytest.raises(tunesmith.UserError, match=r"3 steps in a row.*rows\.jsonl row"):
+        loop.step()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_share(schedule: str) -> None:
+    train = Train(steps=100, warmup_share=0.1, schedule=schedule, final_learning_rate_share=0.2)
+    rates = [learning_rate(train, 1.0, step, 100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == 1.0 == max(rates)
+    assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+def test_early_stopping_keeps_the_best_weights(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    recipe = recipe_for(
+        tiny_model,
+        write_rows(),
+        train={
+            "steps": 60,
+            "learning_rate": 0.5,
+            "evaluate_every": 1,
+            "early_stopping": {"patience": 2},
+        },
+    )
+    run = tunesmith.train(recipe, tmp_path / "run", subscribers=[told.append])
+    assert told[-1]["reason"] == "early stopping"
+    assert told[-1]["step"] < 60
+    assert run.finished
