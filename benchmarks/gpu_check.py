@@ -40,15 +40,12 @@ def machine_lines() -> list[str]:
     device = torch.cuda.get_device_properties(0)
     return [
         f"- {device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}",
-        f"- Python {sys.version.split()[0]}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
+        f"- Python {sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}",
         f"- {time.strftime('%Y-%m-%d')}",
     ]
 
 
-def page(
-    name: str, tests: tuple[int, str], gpu: dict[str, Any], cpu: dict[str, Any], memory: str, bound: float
-) -> str:
+def page(name: str, tests: tuple[int, str], gpu: dict[str, Any], cpu: dict[str, Any], memory: str, bound: float) -> str:
     """The findings as Markdown."""
     verdict = {0: "all passed", 5: "there are none"}.get(tests[0], "FAILED")
     lines = ["# Tunesmith on a GPU", "", *machine_lines(), "", f"## Tests marked `gpu`: {verdict}", ""]
@@ -80,9 +77,7 @@ def main() -> None:
     python = Path(sys.executable)
     tests = gpu_tests()
     rows = options.rows or docstring_rows(python)
-    name = options.name or (
-        "Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}"
-    )
+    name = options.name or ("Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}")
     work = reference_work(rows.resolve(), name, python)
     folder = RAW / time.strftime("gpu-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)

@@ -35,9 +35,7 @@ def make_environment(name: str) -> None:
     as_configured = [*install, f"{torch}+cpu"]
     from_pytorch = [*as_configured, "--index-url", CPU_INDEX]
     if sys.platform == "linux" and _fails(as_configured) and _fails(from_pytorch):
-        raise RuntimeError(
-            f"no CPU build of {torch} was found, neither in the configured index nor in {CPU_INDEX}"
-        )
+        raise RuntimeError(f"no CPU build of {torch} was found, neither in the configured index nor in {CPU_INDEX}")
     if _fails([*install, "-r", str(HERE / f"requirements-{name}.txt")]):
         raise RuntimeError(f"pip could not install requirements-{name}.txt; its messages are above")
     check = "import torch, sys; sys.exit(torch.version.cuda is not None)"

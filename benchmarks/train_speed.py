@@ -176,9 +176,7 @@ def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu
     folder = out.with_suffix(".run")
     recipe = out.with_suffix(".yaml")
     # JSON is YAML too, and needs no package.
-    recipe.write_text(
-        json.dumps(our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device), indent=1)
-    )
+    recipe.write_text(json.dumps(our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device), indent=1))
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
     seen: list[tuple[float, dict[str, Any]]] = []
     watch = new_steps(folder / "metrics.jsonl", seen)
@@ -243,9 +241,7 @@ def _versions(python: Path, packages: list[str]) -> dict[str, str]:
 
 def reference_work(rows: Path, name: str, python: Path) -> Path:
     """The directory of the reference work made from these rows; made if it is not there."""
-    key = hashlib.sha256(
-        rows.read_bytes() + (HERE / "reference_work.py").read_bytes() + name.encode()
-    ).hexdigest()
+    key = hashlib.sha256(rows.read_bytes() + (HERE / "reference_work.py").read_bytes() + name.encode()).hexdigest()
     work = RAW / f"work-{key[:12]}"
     if not (work / "plan.json").exists():
         command = [str(python), str(HERE / "reference_work.py"), "--rows", str(rows), "--name", name]
@@ -277,9 +273,7 @@ def newest_run() -> Path:
 def start_run(options: argparse.Namespace) -> Path:
     """Make what the run needs, and write its parameters."""
     rows = options.rows or docstring_rows(options.python)
-    name = options.name or (
-        "Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}"
-    )
+    name = options.name or ("Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}")
     chosen = [each for each in SETTINGS if (each.name in options.only if options.only else not each.asked)]
     for environment in sorted({"peft", *(setting.peer for setting in chosen)} - {"ours"}):
         make_environment(environment)
@@ -349,9 +343,7 @@ def fastest(run: Path, chosen: list[Setting]) -> list[Setting]:
             rates[setting.name] = rate_of([result])
     best: dict[str, Setting] = {}
     for setting in chosen:
-        if setting.name in rates and rates[setting.name] >= rates.get(
-            best.get(setting.peer, setting).name, 0
-        ):
+        if setting.name in rates and rates[setting.name] >= rates.get(best.get(setting.peer, setting).name, 0):
             best[setting.peer] = setting
     return list(best.values())
 
@@ -371,9 +363,7 @@ def main() -> None:
     names = [setting.name for setting in SETTINGS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--resume", action="store_true", help="go on with the newest run")
-    parser.add_argument(
-        "--python", type=Path, default=OUR_PYTHON, help="the Python that Tunesmith is installed in"
-    )
+    parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python that Tunesmith is installed in")
     options = parser.parse_args()
     if options.steps < 4 and not options.full:
         parser.error("--steps: at least 4, for the first two are warm-up")

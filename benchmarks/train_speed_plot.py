@@ -41,8 +41,7 @@ def _bars(settings: list[dict[str, Any]], height: int) -> list[str]:
         memory = f"{setting['tokens_per_second']:,.0f}  ({setting['peak_rss_bytes'] / 1e9:.1f} GB)"
         marks += [
             _text(left - 8, y + BAR - 6, setting["label"], "end"),
-            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" '
-            f'fill="{_colour(setting["name"])}"/>',
+            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{_colour(setting["name"])}"/>',
             _text(left + length + 6, y + BAR - 6, memory),
         ]
     return [*marks, _text(left, height - 16, "in brackets: peak memory", fill="#666")]
@@ -98,8 +97,6 @@ def _legend(settings: list[dict[str, Any]], left: float, top: float) -> list[str
     marks = []
     for index, peer in enumerate(present):
         x = left + index * 95
-        marks.append(
-            f'<line x1="{x}" x2="{x + 22}" y1="{top}" y2="{top}" stroke="{COLOURS[peer]}" stroke-width="3"/>'
-        )
+        marks.append(f'<line x1="{x}" x2="{x + 22}" y1="{top}" y2="{top}" stroke="{COLOURS[peer]}" stroke-width="3"/>')
         marks.append(_text(x + 28, top + 4, words[peer]))
     return marks

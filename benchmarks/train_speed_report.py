@@ -10,9 +10,7 @@ from typing import Any
 from train_speed_plot import picture
 
 WARM_UP = 2  # steps of each process that are left out: caches fill, products of new shapes are prepared
-FLOP_PER_PARAMETER = (
-    4  # a token's: 2 forward, 2 backward to the activations; none for frozen weights' gradients
-)
+FLOP_PER_PARAMETER = 4  # a token's: 2 forward, 2 backward to the activations; none for frozen weights' gradients
 
 Result = dict[str, Any]
 """What one process measured: name, label, description, versions, steps, peak_rss_bytes,
@@ -52,9 +50,7 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in cpuinfo.read_text().splitlines()
-            if ":" in line
+            (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
         )
         model, flags = fields.get("model name", model), fields.get("flags", "")
     wanted = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
@@ -86,9 +82,7 @@ def summarise(run: Path, work: Path) -> dict[str, Any]:
         rate = rate_of(results)
         rounds = [rate_of([result]) for result in results]
         busy = [
-            step["cpu_seconds"] / step["seconds"]
-            for step in results[0]["steps"][WARM_UP:]
-            if "cpu_seconds" in step
+            step["cpu_seconds"] / step["seconds"] for step in results[0]["steps"][WARM_UP:] if "cpu_seconds" in step
         ]
         settings.append(
             {
@@ -102,9 +96,7 @@ def summarise(run: Path, work: Path) -> dict[str, Any]:
                 "ours_times_as_fast": None if ours is None else ours / rate,
                 "share_of_bound": rate / bound,
                 "peak_rss_bytes": max(result["peak_rss_bytes"] for result in results),
-                "seconds_to_first_step": statistics.median(
-                    result["seconds_to_first_step"] for result in results
-                ),
+                "seconds_to_first_step": statistics.median(result["seconds_to_first_step"] for result in results),
                 "processors_busy": statistics.median(busy) if busy else None,
                 "loss_after_the_same_rows": loss_between(results[0]["steps"], shared * 0.75, shared),
                 "versions": results[0]["versions"],
@@ -130,9 +122,7 @@ def summarise(run: Path, work: Path) -> dict[str, Any]:
         "bound_tokens_per_second": bound,
         "learnt_tokens_compared": shared,
         "settings": settings,
-        "failed": {
-            name: results[0]["failed"] for name, results in raw.items() if results and name not in good
-        },
+        "failed": {name: results[0]["failed"] for name, results in raw.items() if results and name not in good},
     }
 
 
@@ -216,9 +206,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     for setting in summary["settings"]:
         over_all, median = setting["tokens_per_second_over_all"], setting["tokens_per_second"]
         if over_all < 0.9 * median:
-            remarks.append(
-                f"{setting['label']}: {over_all:,.0f} tokens/s over all measured steps, for some stalled."
-            )
+            remarks.append(f"{setting['label']}: {over_all:,.0f} tokens/s over all measured steps, for some stalled.")
         busy = setting["processors_busy"]
         if busy is not None and busy < 0.8 * summary["threads"]:
             remarks.append(

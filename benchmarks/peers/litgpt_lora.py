@@ -49,8 +49,7 @@ class Rows(DataModule):
         super().__init__()
         self.collate = collate
         self.pairs = [
-            {"instruction": question["content"], "output": answer["content"]}
-            for question, answer in read_rows(rows)
+            {"instruction": question["content"], "output": answer["content"]} for question, answer in read_rows(rows)
         ]
         self.prompt_style = Marks()
 
@@ -103,9 +102,7 @@ class Watch:
     def step(self) -> None:
         members = self.report.plan["steps"][len(self.report.steps)]
         learnt = sum(self.report.plan["learnt_tokens"][row] for row in members)
-        assert sum(self.learnt) == learnt, (
-            f"LitGPT learnt {sum(self.learnt)} tokens, not the {learnt} of the plan"
-        )
+        assert sum(self.learnt) == learnt, f"LitGPT learnt {sum(self.learnt)} tokens, not the {learnt} of the plan"
         self.report.step(sum(self.sums) / learnt, rows=members)
         self.sums.clear()
         self.learnt.clear()

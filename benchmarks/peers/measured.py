@@ -26,12 +26,8 @@ STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
 def arguments(description: str, settings: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model directory")
-    parser.add_argument(
-        "--rows", type=Path, required=True, help="JSONL of chat messages, in the order to learn them"
-    )
-    parser.add_argument(
-        "--plan", type=Path, help="which rows each step takes; default: plan.json beside the rows"
-    )
+    parser.add_argument("--rows", type=Path, required=True, help="JSONL of chat messages, in the order to learn them")
+    parser.add_argument("--plan", type=Path, help="which rows each step takes; default: plan.json beside the rows")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--setting", choices=settings, required=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON")
@@ -66,9 +62,7 @@ class Report:
         self.seconds_to_first_step = time.time() - STARTED
         self._last, self._last_cpu = time.perf_counter(), time.process_time()
 
-    def step(
-        self, loss: float, rows: Sequence[int] | None = None, counts: tuple[int, int] | None = None
-    ) -> None:
+    def step(self, loss: float, rows: Sequence[int] | None = None, counts: tuple[int, int] | None = None) -> None:
         """A step ends now.
 
         Args:

@@ -39,9 +39,7 @@ def main() -> None:
     tokeniser = AutoTokenizer.from_pretrained(options.model)
     rows = [encode(tokeniser, messages) for messages in read_rows(options.rows)]
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
-    lora = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

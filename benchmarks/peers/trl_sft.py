@@ -55,9 +55,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.counts: list[
-            tuple[int, int]
-        ] = []  # (tokens, learnt tokens) of the trainer's rows, packed or not
+        self.counts: list[tuple[int, int]] = []  # (tokens, learnt tokens) of the trainer's rows, packed or not
         self.rows_per_step = 1
         self.packed = False
 
@@ -65,9 +63,7 @@ class Watch(TrainerCallback):
         if state.global_step == 0:
             self.report.begin()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
             return
         first = (state.global_step - 1) * self.rows_per_step
@@ -110,9 +106,7 @@ def main() -> None:
     rows = [{"messages": messages} for messages in read_rows(options.rows)]
     if config.packing:
         rows = [rows[row] for step in plan["steps"][: options.steps] for row in step]
-    lora = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     model: Any = str(options.model)
     if pure_bf16:
         torch.manual_seed(SEED)
@@ -134,9 +128,7 @@ def main() -> None:
     watch.packed = config.packing
     watch.rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if not config.packing:
-        assert watch.counts == list(zip(plan["tokens"], plan["learnt_tokens"], strict=True)), (
-            "TRL learns other tokens"
-        )
+        assert watch.counts == list(zip(plan["tokens"], plan["learnt_tokens"], strict=True)), "TRL learns other tokens"
     trainer.train()
     watch.report.write(options.out, ["torch", "transformers", "peft", "trl", "accelerate", "datasets"])
 

@@ -98,11 +98,7 @@ def reader_of(path: str, package: Package) -> str:
     if suffix == ".txt" and re.search(r"/vim\d*/doc/", path):
         return "vim"
     if package.reader in ("translatable", "quoted", "stringtable", "keyed"):
-        return (
-            package.reader
-            if suffix in (".cfg", ".lua", ".txt", ".ruleset", ".dialog", ".xml", ".des")
-            else ""
-        )
+        return package.reader if suffix in (".cfg", ".lua", ".txt", ".ruleset", ".dialog", ".xml", ".des") else ""
     if suffix in (".txt", ".md", ".rst", ".text") or name.startswith(("README", "FAQ")):
         return "text"
     return ""
@@ -349,15 +345,9 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for train.jsonl, held_out.jsonl, corpus.json"
-    )
-    parser.add_argument(
-        "--cache", type=Path, help="folder for downloads and cleaned text (default: OUT/cache)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, held_out.jsonl, corpus.json")
+    parser.add_argument("--cache", type=Path, help="folder for downloads and cleaned text (default: OUT/cache)")
     parser.add_argument("--tokenizer", help="folder of a tokeniser, to count tokens in corpus.json")
     parser.add_argument("--workers", type=int, default=2, help="processes that read packages (default: 2)")
     parser.add_argument("--offline", action="store_true", help="use the packages in the cache only")

@@ -253,9 +253,7 @@ def from_man(text: str) -> Iterator[Document]:
             if macro == "Xr" and len(words) > 1:
                 words = [f"{words[0]}({words[1]})", *words[2:]]
             dash = "-" if macro == "Fl" else ""
-            pending.append(
-                re.sub(r" ([.,;:)])(?= |$)", r"\1", dash + " ".join(w for w in words if w not in MDOC_WORD))
-            )
+            pending.append(re.sub(r" ([.,;:)])(?= |$)", r"\1", dash + " ".join(w for w in words if w not in MDOC_WORD)))
         elif macro in ("UR", "UE", "URL", "MT", "ME"):
             pending.append(" ".join(words[1:]))
     flush()
@@ -452,21 +450,15 @@ def from_translatable(text: str) -> Iterator[Document]:
     """Strings marked for translation, _"..." or _("..."), as in Wesnoth, Freeciv and Widelands."""
     strings = re.findall(r'(?s)\b_\s*\(?\s*"((?:[^"\\]|\\.|"")*)"', text)
     strings += re.findall(r"(?s)\b_\s*\(?\s*\[\[(.*?)\]\]", text)
-    strings = [
-        re.sub(r'\\[nt]|\\\n|"\s*\n?\s*"', " ", s).replace('\\"', '"').replace("''", "'") for s in strings
-    ]
-    strings = [
-        re.sub(r"</?\w+[^>]*>|\$\w+(\|\w*)*|\{[^}]*\}", "", re.sub(r"<[^<>]{1,60}>", "", s)) for s in strings
-    ]
+    strings = [re.sub(r'\\[nt]|\\\n|"\s*\n?\s*"', " ", s).replace('\\"', '"').replace("''", "'") for s in strings]
+    strings = [re.sub(r"</?\w+[^>]*>|\$\w+(\|\w*)*|\{[^}]*\}", "", re.sub(r"<[^<>]{1,60}>", "", s)) for s in strings]
     yield from _strings_as_document([s.partition("^")[2] or s if s.count("^") == 1 else s for s in strings])
 
 
 def from_quoted(text: str) -> Iterator[Document]:
     """Strings of six words or more between back quotes or double quotes on one line (Endless Sky)."""
     strings = re.findall(r"`([^`\n]{25,})`", text) + re.findall(r'"([^"\n]{40,})"', text)
-    strings = [
-        re.sub(r"<[^<>]{1,30}>", "the place", s).replace("\\n", " ").replace("\\t", " ") for s in strings
-    ]
+    strings = [re.sub(r"<[^<>]{1,30}>", "the place", s).replace("\\n", " ").replace("\\t", " ") for s in strings]
     yield from _strings_as_document([s for s in strings if s.count(" ") > 4])
 
 

@@ -102,9 +102,7 @@ def read_wordnet(text: str, common: Counter[str], material: Material) -> None:
                 elif part == "adjective":
                     material.adjectives.append(word)
             for _, _, examples in senses[:3]:
-                whole = [
-                    e for e in examples if re.search(rf"\b{word}\b", e, re.I) and 4 <= len(e.split()) <= 16
-                ]
+                whole = [e for e in examples if re.search(rf"\b{word}\b", e, re.I) and 4 <= len(e.split()) <= 16]
                 material.examples += [(word, sentence_case(e)) for e in whole[:1]]
 
 
@@ -408,9 +406,7 @@ def letter_case(material: Material, draw: random.Random) -> Iterator[Row]:
 def replace_word(material: Material, draw: random.Random) -> Iterator[Row]:
     """The sentence with one word exchanged."""
     for sentence, source in shuffled(material.sentences, draw):
-        words = [
-            w for w in re.findall(r"\b[a-z]{4,}\b", sentence) if len(re.findall(rf"\b{w}\b", sentence)) == 1
-        ]
+        words = [w for w in re.findall(r"\b[a-z]{4,}\b", sentence) if len(re.findall(rf"\b{w}\b", sentence)) == 1]
         if not words:
             continue
         old, new = draw.choice(words), draw.choice(material.nouns)
@@ -419,9 +415,7 @@ def replace_word(material: Material, draw: random.Random) -> Iterator[Row]:
             "Change the word '{o}' to '{n}'.\n{s}",
             "Write this sentence with '{n}' instead of '{o}': {s}",
         ]
-        yield Row(
-            say_one(draw, phrasings, o=old, n=new, s=sentence), re.sub(rf"\b{old}\b", new, sentence), source
-        )
+        yield Row(say_one(draw, phrasings, o=old, n=new, s=sentence), re.sub(rf"\b{old}\b", new, sentence), source)
 
 
 def contains(material: Material, draw: random.Random) -> Iterator[Row]:
@@ -438,9 +432,7 @@ def contains(material: Material, draw: random.Random) -> Iterator[Row]:
             "Does this sentence have the word '{w}'?\n{s}",
             "{s}\nDoes the sentence above contain '{w}'?",
         ]
-        yield Row(
-            say_one(draw, phrasings, w=draw.choice(words), s=sentence), "Yes." if there else "No.", source
-        )
+        yield Row(say_one(draw, phrasings, w=draw.choice(words), s=sentence), "Yes." if there else "No.", source)
 
 
 def topic(material: Material, draw: random.Random) -> Iterator[Row]:
@@ -535,8 +527,7 @@ def list_parameters(material: Material, draw: random.Random) -> Iterator[Row]:
     while True:
         names = list(
             dict.fromkeys(
-                draw.choice(["_".join(words()[:2]), draw.choice(material.nouns)])
-                for _ in range(draw.randint(1, 4))
+                draw.choice(["_".join(words()[:2]), draw.choice(material.nouns)]) for _ in range(draw.randint(1, 4))
             )
         )
         plain = draw.randint(0, len(names))
@@ -713,9 +704,7 @@ def conversations(material: Material, draw: random.Random, leaks: set[bytes]) ->
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl")
     parser.add_argument("--cache", type=Path, help="cache folder of corpus.py (default: CORPUS/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder for instruct.jsonl")

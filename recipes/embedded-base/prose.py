@@ -32,9 +32,7 @@ LEGAL = re.compile(
     r"as is.{0,12} without|disclaims?|spdx|trademarks? of|last (modified|updated)|generated (by|on)|"
     r"created using|permissive licen|apache licen[sc]e"
 )
-CODE = re.compile(
-    r"[{}<>\\|=;@#$^~_]|::|->|\(\)|//|&&|\[\w*\]|https?:|\b\w+\.\w+\(|^\s*(import|from|def|class) "
-)
+CODE = re.compile(r"[{}<>\\|=;@#$^~_]|::|->|\(\)|//|&&|\[\w*\]|https?:|\b\w+\.\w+\(|^\s*(import|from|def|class) ")
 NAVIGATION = re.compile(
     r"(?i)^(next|previous|prev|up|home|table of contents|contents|index|search|back to|see also|top|note|"
     r"skip to|"
@@ -81,12 +79,7 @@ def is_prose(text: str, *, glossary: bool = False) -> bool:
 def is_heading(text: str) -> bool:
     """A short line of words."""
     letters = sum(c.isalpha() or c == " " for c in text)
-    return (
-        3 <= len(text) <= 90
-        and letters / len(text) > 0.85
-        and not NAVIGATION.match(text)
-        and not CODE.search(text)
-    )
+    return 3 <= len(text) <= 90 and letters / len(text) > 0.85 and not NAVIGATION.match(text) and not CODE.search(text)
 
 
 def tidy(text: str) -> str:

@@ -130,9 +130,7 @@ def check_template(tokeniser: PreTrainedTokenizerFast) -> None:
         {"role": "user", "content": "Again?"},
         {"role": "assistant", "content": "Yes, again."},
     ]
-    shown = tokeniser.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
-    )
+    shown = tokeniser.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True)
     learnt = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
     expect(
         tokeniser.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>",
@@ -161,16 +159,10 @@ def expect(holds: bool, otherwise: str) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokeniser")
-    parser.add_argument(
-        "--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)"
-    )
+    parser.add_argument("--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)")
     options = parser.parse_args()
 
     print("training", file=sys.stderr, flush=True)

@@ -364,7 +364,10 @@ def recipe_schema() -> dict[str, Any]:
     schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
     for name in ("train", "held_out"):
         paths = schema["$defs"]["Data"]["properties"][name]
-        schema["$defs"]["Data"]["properties"][name] = {**paths, "anyOf": [{"type": "string"}, {k: v for k, v in paths.items() if k in ("type", "items", "anyOf")}]}
+        schema["$defs"]["Data"]["properties"][name] = {
+            **paths,
+            "anyOf": [{"type": "string"}, {k: v for k, v in paths.items() if k in ("type", "items", "anyOf")}],
+        }
         schema["$defs"]["Data"]["properties"][name].pop("type", None)
         schema["$defs"]["Data"]["properties"][name].pop("items", None)
     return schema
@@ -430,7 +433,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
 )
 
@@ -474,7 +479,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         place = f" line {mark.line + 1}" if mark is not None else ""
         raise UserError(f"{path.name}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path.name}: a recipe is a mapping with at least data.train; this is {type(values).__name__}.")
+        raise UserError(
+            f"{path.name}: a recipe is a mapping with at least data.train; this is {type(values).__name__}."
+        )
     return values
 
 

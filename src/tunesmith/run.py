@@ -1,12 +1,12 @@
 """A run's directory and its event stream: the one thing that every part writes to and reads from.
 
-    RUN/
-      recipe.yaml        the recipe as resolved
-      provenance.json    versions, seeds, data fingerprints, git state
-      metrics.jsonl      one event a line
-      checkpoints/       step-000050/ ..., last, best
-      adapter/ or model/ what was learnt
-      report.html
+RUN/
+  recipe.yaml        the recipe as resolved
+  provenance.json    versions, seeds, data fingerprints, git state
+  metrics.jsonl      one event a line
+  checkpoints/       step-000050/ ..., last, best
+  adapter/ or model/ what was learnt
+  report.html
 """
 
 import json
@@ -117,7 +117,9 @@ class Run:
             folder = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{method}"
         path = Path(folder).absolute()
         if (path / "recipe.yaml").exists():
-            raise UserError(f"{folder} holds a run already. tunesmith train --resume {folder}, or name another directory.")
+            raise UserError(
+                f"{folder} holds a run already. tunesmith train --resume {folder}, or name another directory."
+            )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{folder} is there already and is not an empty directory. Name another one for the run.")
         try:

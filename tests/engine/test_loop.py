@@ -145,9 +145,7 @@ def poisoned_loop(
     prepared = prepare(recipe, load_tokenizer(recipe.base))
     model = trainable_model(recipe, torch.float32, CPU)
     told: list[Event] = []
-    batches = Batches(
-        prepared.train, tokens_per_step=128, tokens_per_batch=128, pack=True, shuffle=True, seed=0
-    )
+    batches = Batches(prepared.train, tokens_per_step=128, tokens_per_batch=128, pack=True, shuffle=True, seed=0)
     loop = Loop(
         model=model,
         objective=Poisoned(recipe.objective, steps, value, in_gradient),  # type: ignore[arg-type]

@@ -123,9 +123,7 @@ def test_ctrl_c_finishes_the_step_saves_everything_and_says_how_to_go_on(
     assert digest(tmp_path / "run") == expected
 
 
-def test_changed_data_are_refused_at_resume(
-    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_changed_data_are_refused_at_resume(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     rows = write_rows()
     run = tunesmith.train(recipe(tiny_model, rows, steps=2), tmp_path / "run").folder
     (run / "adapter").rename(run / "gone")

@@ -84,7 +84,9 @@ def find(paths: Sequence[str], base_dir: Path) -> list[DataFile | HubDataSet]:
 def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
     path = base_dir / Path(given).expanduser()
     if "://" in given and not given.startswith("hf://"):
-        raise UserError(f"{given} is not on this machine. Download it and name the file; a hub data set is hf://owner/name.")
+        raise UserError(
+            f"{given} is not on this machine. Download it and name the file; a hub data set is hf://owner/name."
+        )
     if given.startswith("hf://"):
         yield HubDataSet.parse(given)
     elif path.is_dir():
@@ -102,7 +104,9 @@ def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
 def _in_directory(folder: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
     known = [path for path in _walk(folder) if _ending(path) in (*TABLES, *TEXTS)]
     if not known:
-        raise UserError(f"{given} holds no file with a known ending ({', '.join((*TABLES, *TEXTS))}; each also with .gz).")
+        raise UserError(
+            f"{given} holds no file with a known ending ({', '.join((*TABLES, *TEXTS))}; each also with .gz)."
+        )
     tables = [path for path in known if _ending(path) in TABLES]
     texts = [path for path in known if _ending(path) in TEXTS]
     if tables and texts:
@@ -156,7 +160,9 @@ def _shown(path: Path, base_dir: Path) -> str:
 def _may_be_on_the_hub(given: str, path: Path) -> bool:
     """`owner/name` that is not plainly a misspelt path."""
     owner_and_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[^@/]+)?(@[^/]+)?", given)
-    return bool(owner_and_name) and given[0] != "." and _ending(path) not in (*TABLES, *TEXTS) and not path.parent.exists()
+    return (
+        bool(owner_and_name) and given[0] != "." and _ending(path) not in (*TABLES, *TEXTS) and not path.parent.exists()
+    )
 
 
 def _nearest(path: Path, base_dir: Path) -> str:

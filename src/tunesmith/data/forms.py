@@ -94,9 +94,7 @@ def _raw_text(values: Values) -> dict[str, Any]:
 FORMS: dict[str, Form] = {
     "messages": Form("chat messages", (("messages",),), ("tools", "system"), _messages),
     "sharegpt": Form("ShareGPT conversations", (("conversations",),), ("tools", "system"), _sharegpt),
-    "alpaca": Form(
-        "Alpaca instructions", (("instruction", "output"),), ("input", "system", "history"), _alpaca
-    ),
+    "alpaca": Form("Alpaca instructions", (("instruction", "output"),), ("input", "system", "history"), _alpaca),
     "prompt_completion": Form(
         "prompts and completions", (("prompt", "completion"),), ("tools", "system"), _prompt_completion
     ),
@@ -138,7 +136,9 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
         UserError: no form fits, several do, or the rows are of a kind that has no objective yet.
     """
     if not rows:
-        raise UserError("None of the first rows could be read, so their form cannot be told. Mend them, or set data.form.")
+        raise UserError(
+            "None of the first rows could be read, so their form cannot be told. Mend them, or set data.form."
+        )
     named = _named_parts(columns or {}, rows)
     fits: dict[str, Source] = {}
     for row in rows:
@@ -252,7 +252,9 @@ def _named_parts(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
         if column not in seen:
             near = difflib.get_close_matches(column, seen, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise UserError(f"data.columns.{part}: the rows have no column {column!r} (they have {', '.join(seen)}).{hint}")
+            raise UserError(
+                f"data.columns.{part}: the rows have no column {column!r} (they have {', '.join(seen)}).{hint}"
+            )
     telling = [name for name, form in FORMS.items() if set(columns) & set(form.columns[0])]
     for name in telling:
         if set(columns) <= set(FORMS[name].parts):

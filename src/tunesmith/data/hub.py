@@ -25,7 +25,9 @@ class HubDataSet:
     def parse(cls, given: str) -> "HubDataSet":
         parts = re.fullmatch(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([^@]+))?(?:@(.+))?", given)
         if parts is None:
-            raise UserError(f"{given} does not name a hub data set. Write hf://owner/name, hf://owner/name:config@split.")
+            raise UserError(
+                f"{given} does not name a hub data set. Write hf://owner/name, hf://owner/name:config@split."
+            )
         return cls(parts[1], parts[2], parts[3] or "train")
 
 

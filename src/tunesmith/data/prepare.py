@@ -160,9 +160,7 @@ def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
         yield chunk
 
 
-def _tokenise(
-    recipe: Recipe, renderer: Renderer, chunk: Sequence[Example], report: DataReport
-) -> Iterator[Tokens]:
+def _tokenise(recipe: Recipe, renderer: Renderer, chunk: Sequence[Example], report: DataReport) -> Iterator[Tokens]:
     """Render and tokenise, and refuse what would teach nothing or the wrong thing before any cut hides it."""
     renderings: list[Rendering] = []
     sources: list[Source] = []
@@ -229,6 +227,10 @@ def _split(
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Counts of examples by length, in about sixteen bins with round edges."""
     longest = int(lengths.max())
-    width = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536) if step * 16 >= longest or step == 65536)
+    width = next(
+        step
+        for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)
+        if step * 16 >= longest or step == 65536
+    )
     counts = np.bincount(np.maximum(lengths - 1, 0) // width)
     return [((index + 1) * width, int(count)) for index, count in enumerate(counts)]

@@ -80,7 +80,9 @@ def _read_all(found: Sequence[DataFile | hub.HubDataSet], asked: str) -> Iterato
             yield row
         any_rows |= rows > 0
         if not rows and (isinstance(each, hub.HubDataSet) or each.asked_for):
-            raise UserError(f"{each.shown if isinstance(each, DataFile) else each} holds no rows. Name a file that does.")
+            raise UserError(
+                f"{each.shown if isinstance(each, DataFile) else each} holds no rows. Name a file that does."
+            )
     if not any_rows:
         raise UserError(f"{asked}: none of the {len(found):,} files holds a row. Name files that do.")
 
@@ -144,7 +146,9 @@ def _parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
         return _not_utf8(source, position + error.start)
     except json.JSONDecodeError as error:
         if source.row == 1 and line.lstrip().startswith(b"["):
-            raise UserError(f"{source.file} begins as a JSON list, not as one object a line. Rename it to .json.") from None
+            raise UserError(
+                f"{source.file} begins as a JSON list, not as one object a line. Rename it to .json."
+            ) from None
         return Malformed(source, f"not valid JSON: {error.msg} (character {error.pos + 1:,} of the line)")
     except (ValueError, RecursionError) as error:
         return Malformed(source, f"not valid JSON: {error}")
@@ -165,7 +169,9 @@ def _checked(values: Any, source: Source, escapes: bool) -> Row | Malformed:
 
 
 def _not_utf8(source: Source, position: int) -> Malformed:
-    return Malformed(source, f"not valid UTF-8 at byte {position:,} of the file (counted from 0). Save the file as UTF-8")
+    return Malformed(
+        source, f"not valid UTF-8 at byte {position:,} of the file (counted from 0). Save the file as UTF-8"
+    )
 
 
 def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
@@ -222,7 +228,9 @@ def _read_delimited(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Ro
     records = csv.reader(_rejoined(first, text), delimiter=delimiter, strict=True)
     columns = _header(records, name)
     if bad_byte is not None:
-        raise UserError(f"{name}: the first line, which names the columns, is not UTF-8 at byte {bad_byte:,}. Save it as UTF-8.")
+        raise UserError(
+            f"{name}: the first line, which names the columns, is not UTF-8 at byte {bad_byte:,}. Save it as UTF-8."
+        )
     number = 0
     while True:
         number += 1
@@ -240,7 +248,9 @@ def _read_delimited(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Ro
         if bad_byte is not None:
             yield _not_utf8(source, bad_byte)
         elif len(fields) != len(columns):
-            yield Malformed(source, f"{len(fields)} fields, where the header names {len(columns)} ({', '.join(columns)})")
+            yield Malformed(
+                source, f"{len(fields)} fields, where the header names {len(columns)} ({', '.join(columns)})"
+            )
         else:
             yield Row(dict(zip(columns, fields, strict=True)), source)
 
@@ -282,7 +292,9 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
                 number += 1
                 yield Row(values, Source(name, number))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{name} cannot be read as Parquet after row {number:,}: {error}. Write or copy it again.") from error
+        raise UserError(
+            f"{name} cannot be read as Parquet after row {number:,}: {error}. Write or copy it again."
+        ) from error
 
 
 def _read_text(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:

@@ -152,7 +152,9 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, list):
-        raise NotUnderstoodError(f"the tool call in {where} is {in_words(calls)}, not an object with name and arguments")
+        raise NotUnderstoodError(
+            f"the tool call in {where} is {in_words(calls)}, not an object with name and arguments"
+        )
     normal: list[dict[str, Any]] = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else None

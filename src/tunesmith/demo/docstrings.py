@@ -98,12 +98,8 @@ _SIGNATURE_LINE = re.compile(rf"^{_SIGNATURE}\s*(?:(?:-+>|=>)[^.]*|--?|:)?$")
 _SIGNATURE_PREFIX = re.compile(
     rf"^{_SIGNATURE}(?:\s*-+>\s*[\w ,.|\[\]()]*?(?:\.\s|:\s|\s--\s|\s-\s)|\s*(?::|--?)\s+)\s*(?=\S)"
 )
-_SENTENCE_END = re.compile(
-    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\betc)(?<!\bcf)(?<!\b[A-Z])[.!?][)'\"]?(?=\s|$)"
-)
-_STOPS = re.compile(
-    r"^\s*(?:>>>|[-=~^*]{3,}$|:\w+|[-*] |(?:Args|Arguments|Parameters|Returns|Usage|Example)s?:)"
-)
+_SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\betc)(?<!\bcf)(?<!\b[A-Z])[.!?][)'\"]?(?=\s|$)")
+_STOPS = re.compile(r"^\s*(?:>>>|[-=~^*]{3,}$|:\w+|[-*] |(?:Args|Arguments|Parameters|Returns|Usage|Example)s?:)")
 _WORD = re.compile(r"^[A-Za-z][\w.'/-]*[,;:]?$")
 _NOT_AN_ANSWER = re.compile(
     r"(?i)^(?:deprecated|internal|obsolete|todo|xxx|see\b|same as|alias|helper|private|undocumented|"

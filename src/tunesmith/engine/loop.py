@@ -129,9 +129,7 @@ class Loop:
             return False
         started = time.perf_counter()
         rows = np.random.default_rng(0).permutation(len(self.held_out))[: self.train.evaluate_rows].tolist()
-        losses = held_out_losses(
-            self.model, self.objective, self.held_out, rows, self.tokens_per_batch, self.device
-        )
+        losses = held_out_losses(self.model, self.objective, self.held_out, rows, self.tokens_per_batch, self.device)
         self.events.emit(
             "evaluation",
             step=self.state.step,
@@ -169,7 +167,10 @@ class Loop:
         sources = [str(self.batches.table.source(row)) for batch in blamed for row in batch.rows]
         reason = "the loss" if not math.isfinite(loss) else "the gradient"
         self.events.emit(
-            "skipped", step=self.state.step, reason=f"{reason} was not finite; the weights were left as they are", rows=sources
+            "skipped",
+            step=self.state.step,
+            reason=f"{reason} was not finite; the weights were left as they are",
+            rows=sources,
         )
         if self.state.skipped_in_a_row >= SKIPS_BEFORE_STOPPING:
             shown = ", ".join(sources[:5]) + (f" and {len(sources) - 5:,} more" if len(sources) > 5 else "")

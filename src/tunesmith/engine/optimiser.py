@@ -31,8 +31,7 @@ class MasterWeights:
         self.flat = torch.empty(sum(sizes), dtype=torch.float32, device=device)
         self.grad = torch.zeros_like(self.flat)
         self.views = [
-            view.view_as(parameter)
-            for view, parameter in zip(self.flat.split(sizes), self.parameters, strict=True)
+            view.view_as(parameter) for view, parameter in zip(self.flat.split(sizes), self.parameters, strict=True)
         ]
         for view, parameter, grad in zip(self.views, self.parameters, self.grad.split(sizes), strict=True):
             view.copy_(parameter.detach())

@@ -116,7 +116,11 @@ def _carry_out(
         output = save_output(run, loop.model, loop.masters, tokenizer, recipe)
     loop.events.emit("plan", measured=measured(loop.state.seconds, loop.state.step, loop.state.tokens, device))
     loop.events.emit(
-        "end", reason=reason, step=loop.state.step, seconds=loop.state.seconds, output=None if output is None else str(output)
+        "end",
+        reason=reason,
+        step=loop.state.step,
+        seconds=loop.state.seconds,
+        output=None if output is None else str(output),
     )
     return run
 

@@ -31,7 +31,10 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     head = head_of(model)
     if head is not None:
         return row_losses(hidden, head, labels)
-    parts = [_head_loss(model, rows, targets, "none") for rows, targets in zip(hidden.split(512), labels.split(512), strict=True)]
+    parts = [
+        _head_loss(model, rows, targets, "none")
+        for rows, targets in zip(hidden.split(512), labels.split(512), strict=True)
+    ]
     return torch.cat(parts)
 
 
