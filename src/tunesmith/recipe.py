@@ -137,6 +137,10 @@ class Data(Strict):
     """The share of malformed rows above which the data are refused. 1 %: a few bad lines in a big file are life, more
     is a wrong form. They are counted and listed in either case."""
 
+    skip_unusable: bool = False
+    """Leave out rows that the chat template cannot show or that would teach nothing. Off: they are refused by name,
+    since they mostly tell of a wrong form or template. They are counted and listed in either case."""
+
     pack: bool = True
     """Lay many examples into one batch, with attention and positions kept apart exactly. Off: one at a time."""
 

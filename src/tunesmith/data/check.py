@@ -1,1 +1,50 @@
-def check(renderer, renderings, tokenised, sources): ...
+"""Before the first step, always: what is about to be learnt is what was meant, row by row."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.render import Renderer, Rendering, Tokenised
+
+
+def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str | None:
+    """Why this rendering would teach nothing or the wrong thing; None if all is well.
+
+    Looked for in the ids themselves, however they came about: something is learnt; every learnt stretch ends with a
+    control token, so that the model learns to stop, also where padding is the same token; and there are exactly the
+    beginning-of-sequence tokens that the template writes.
+
+    Args:
+        renderer: that made the ids.
+        rendering: the text.
+        tokenised: ids and learnt marks, (n,) each.
+    """
+    ids, learnt = tokenised
+    if not learnt[1:].any():
+        return "no token of it would be learnt: nothing is left of the answer after rendering"
+    if not _every_stretch_ends(renderer, ids, learnt):
+        return "the end of the answer's turn would not be learnt, so the model would not learn to stop"
+    bos = renderer.tokenizer.bos_token_id
+    if bos is not None:
+        there, wanted = int((ids == bos).sum()), _wanted_bos(renderer, rendering)
+        if there != wanted:
+            return f"it has {there} beginning-of-sequence tokens, where the template writes {wanted}"
+    return None
+
+
+def _every_stretch_ends(renderer: Renderer, ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> bool:
+    """Whether the last token of each learnt stretch, but for white space, is a control token."""
+    inside = learnt & ~np.isin(ids, renderer.white_space_tokens)
+    starts = np.flatnonzero(learnt & ~np.append(False, learnt[:-1]))
+    ends = np.flatnonzero(learnt & ~np.append(learnt[1:], False)) + 1
+    for start, end in zip(starts, ends, strict=True):
+        said = np.flatnonzero(inside[start:end])
+        if not len(said) or ids[start + said[-1]] not in renderer.control_tokens:
+            return False
+    return True
+
+
+def _wanted_bos(renderer: Renderer, rendering: Rendering) -> int:
+    bos = renderer.tokenizer.bos_token_id
+    if rendering.document:
+        return [*renderer.begin_of_document, renderer.end_of_document].count(bos)
+    return rendering.text.count(str(renderer.tokenizer.bos_token))

@@ -10,59 +10,21 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data import cache
-from tunesmith.data.check import check
+from tunesmith.data.check import fault
 from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.fit import fit
 from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.split import is_held_out
-from tunesmith.data.tokens import TokenTable
+from tunesmith.data.template import UnusableError
+from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 
 DETECT_ROWS = 100
 TOKENISE_ROWS = 512  # at a time: enough for the tokeniser to use all cores, little memory
-SHOWN = 5  # rows named in a message or kept in a report
-
-Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source]
-
-
-@dataclass
-class DataReport:
-    """What the data held and what was done with it; goes into the `data` event as it is.
-
-    Attributes:
-        form: the rows' form, as detected or named.
-        rows: read, malformed ones included.
-        malformed: that could not be understood; `malformed_rows` names the first few with reasons.
-        held_out_rows: examples kept out of training.
-        examples: to train on, after splitting and dropping.
-        truncated, split, dropped: examples over `data.max_length`, by what was done with them.
-        unlearnable: pieces of split examples without a learnt token, left out.
-        tokens, learnt_tokens: in the training examples.
-        held_out_tokens, held_out_learnt_tokens: in the held-out ones.
-        longest: tokens of the longest example before any cut.
-        length_histogram: [upper edge in tokens, examples] of the training examples.
-        cached: whether the tokens came from the cache.
-    """
-
-    form: str = ""
-    rows: int = 0
-    malformed: int = 0
-    malformed_rows: list[str] = field(default_factory=list)
-    held_out_rows: int = 0
-    examples: int = 0
-    truncated: int = 0
-    split: int = 0
-    dropped: int = 0
-    unlearnable: int = 0
-    tokens: int = 0
-    learnt_tokens: int = 0
-    held_out_tokens: int = 0
-    held_out_learnt_tokens: int = 0
-    longest: int = 0
-    length_histogram: list[tuple[int, int]] = field(default_factory=list)
-    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +68,7 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
     first = list(islice(rows, DETECT_ROWS))
     form = recipe.data.form
     if form == "auto":
-        form = detect([row for row in first if isinstance(row, Row)]) if not recipe.data.columns else "question_answer"
+        form = detect([row for row in first if isinstance(row, Row)], recipe.data.columns)
     report.form = form
     read_here = 0
     bad: list[Malformed] = []
@@ -125,26 +87,24 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
         more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
         raise UserError(
             f"{len(bad):,} of {read_here:,} rows are malformed, more than data.max_malformed "
-            f"({recipe.data.max_malformed:.0%}) allows. Mend them, or raise that share (they are then left out and counted):\n  "
-            + "\n  ".join(shown)
-            + more
+            f"({recipe.data.max_malformed:.0%}) allows. Mend them, or raise that share (they are then left out and "
+            "counted):\n  " + "\n  ".join(shown) + more
         )
 
 
 def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
     report = DataReport()
-    renderer = Renderer(tokenizer)
-    sides: tuple[list[Tokens], list[Tokens]] = ([], [])
+    rows = _Rows(recipe, Renderer(tokenizer), report)
     held_out = recipe.data.held_out
     share = 0.0 if isinstance(held_out, list) else held_out
     for chunk in _chunks(examples(recipe, recipe.data.train, report)):
         for side in (False, True):
-            chosen = [example for example in chunk if is_held_out(example, share) == side]
-            sides[side].extend(_tokenise(recipe, renderer, chosen, report))
+            rows.take([example for example in chunk if is_held_out(example, share) == side], side)
     if isinstance(held_out, list):
         for chunk in _chunks(examples(recipe, held_out, report)):
-            sides[True].extend(_tokenise(recipe, renderer, chunk, report))
-    train, kept_out = (list(_fit(recipe, side, report)) for side in sides)
+            rows.take(chunk, held_out=True)
+    rows.refuse_unusable()
+    train, kept_out = (list(fit(recipe, side, report)) for side in (rows.train, rows.held_out))
     if not train:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
     table, kept_out_table = TokenTable.build(train), TokenTable.build(kept_out)
@@ -155,73 +115,59 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     return table, kept_out_table, report
 
 
+class _Rows:
+    """Both sides' rows as they are rendered and tokenised, and what is wrong with those that cannot be learnt from."""
+
+    def __init__(self, recipe: Recipe, renderer: Renderer, report: DataReport) -> None:
+        self.recipe, self.renderer, self.report = recipe, renderer, report
+        self.train: list[Tokens] = []
+        self.held_out: list[Tokens] = []
+
+    def take(self, chunk: Sequence[Example], held_out: bool) -> None:
+        """Render, tokenise and check, before any cut hides what is wrong."""
+        renderings: list[Rendering] = []
+        sources: list[Source] = []
+        for example in chunk:
+            try:
+                rendered = self.recipe.objective.render(self.renderer, example)
+            except UnusableError as error:
+                self._note(example.source, str(error))
+                continue
+            renderings.extend(rendered)
+            sources.extend([example.source] * len(rendered))
+            self.report.separate_turns += len(rendered) - 1
+        side = self.held_out if held_out else self.train
+        for rendering, tokenised, source in zip(
+            renderings, self.renderer.tokenise_many(renderings), sources, strict=True
+        ):
+            reason = fault(self.renderer, rendering, tokenised)
+            if reason is not None:
+                self._note(source, reason)
+                continue
+            self.report.longest = max(self.report.longest, len(tokenised[0]))
+            side.append((*tokenised, source))
+
+    def refuse_unusable(self) -> None:
+        """Raises:
+        UserError: there are such rows, and the recipe does not say to leave them out.
+        """
+        unusable, shown = self.report.unusable, self.report.unusable_rows
+        if unusable and not self.recipe.data.skip_unusable:
+            more = f"\n  and {unusable - len(shown):,} more" if unusable > len(shown) else ""
+            raise UserError(
+                f"{unusable:,} of {self.report.rows:,} rows cannot be learnt from. Mend them, or set "
+                "data.skip_unusable: true (they are then left out and counted):\n  " + "\n  ".join(shown) + more
+            )
+
+    def _note(self, source: Source, reason: str) -> None:
+        self.report.unusable += 1
+        if len(self.report.unusable_rows) < SHOWN:
+            self.report.unusable_rows.append(f"{source}: {reason}")
+
+
 def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
     while chunk := list(islice(source, TOKENISE_ROWS)):
         yield chunk
-
-
-def _tokenise(recipe: Recipe, renderer: Renderer, chunk: Sequence[Example], report: DataReport) -> Iterator[Tokens]:
-    """Render and tokenise, and refuse what would teach nothing or the wrong thing before any cut hides it."""
-    renderings: list[Rendering] = []
-    sources: list[Source] = []
-    for example in chunk:
-        rendered = recipe.objective.render(renderer, example)
-        renderings.extend(rendered)
-        sources.extend([example.source] * len(rendered))
-    tokenised = renderer.tokenise_many(renderings)
-    check(renderer, renderings, tokenised, sources)
-    for (ids, learnt), source in zip(tokenised, sources, strict=True):
-        report.longest = max(report.longest, len(ids))
-        yield ids, learnt, source
-
-
-def _fit(recipe: Recipe, rows: list[Tokens], report: DataReport) -> Iterator[Tokens]:
-    """Bring over-long examples under `data.max_length` in the recipe's way, and count them."""
-    limit = recipe.data.max_length
-    how = recipe.data.over_long if recipe.data.over_long != "auto" else recipe.objective.over_long
-    long = [(source, len(ids)) for ids, _, source in rows if len(ids) > limit]
-    if long and how == "refuse":
-        shown = ", ".join(f"{source} ({length:,} tokens)" for source, length in long[:SHOWN])
-        more = f" and {len(long) - SHOWN:,} more" if len(long) > SHOWN else ""
-        raise UserError(
-            f"{len(long):,} of {len(rows):,} examples are longer than data.max_length ({limit:,} tokens): {shown}{more}. "
-            "Raise data.max_length, or set data.over_long to truncate, split or drop (they are then counted)."
-        )
-    hopeless: list[Source] = []
-    for ids, learnt, source in rows:
-        if len(ids) <= limit:
-            yield ids, learnt, source
-        elif how == "drop":
-            report.dropped += 1
-        elif how == "truncate":
-            report.truncated += 1
-            if learnt[1:limit].any():
-                yield ids[:limit], learnt[:limit], source
-            else:
-                hopeless.append(source)
-        else:
-            report.split += 1
-            yield from _split(ids, learnt, source, limit, report)
-    if hopeless:
-        shown = ", ".join(str(source) for source in hopeless[:SHOWN])
-        raise UserError(
-            f"Truncated to data.max_length ({limit:,} tokens), {len(hopeless):,} examples have no learnt token left: "
-            f"{shown}. Raise data.max_length, or set data.over_long: drop."
-        )
-
-
-def _split(
-    ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source, limit: int, report: DataReport
-) -> Iterator[Tokens]:
-    """Pieces of `limit` tokens; each begins with the last token of the one before, read and not learnt, so that every
-    token is predicted exactly once."""
-    for start in range(0, len(ids) - 1, limit - 1):
-        piece = learnt[start : start + limit].copy()
-        piece[0] = learnt[0] if start == 0 else False
-        if piece[1:].any():
-            yield ids[start : start + limit], piece, source
-        else:
-            report.unlearnable += 1
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:

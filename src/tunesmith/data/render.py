@@ -1,39 +1,205 @@
+"""From an example to text with its learnt spans, and from there to tokens. Training and serving both come through here."""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
 import numpy as np
-from transformers.utils.chat_template_utils import render_jinja_template
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.example import Example, Message
+from tunesmith.data.template import ChatTemplate, Span, Tools, UnusableError, special_tokens
+
+Learn = Literal["assistant", "last", "all"]
+Tokenised = tuple[NDArray[np.int32], NDArray[np.bool_]]
+"""Ids (n,), and which of them are learnt (n,)."""
+
+ENDS_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>")
+"""What models write after a document, where their end-of-sequence ends a chat's turn instead."""
+
+WHITE_SPACE = (" ", "\n", "\n\n")
+"""What templates write after a turn's end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
+    """A text as the model reads it.
+
+    Attributes:
+        text: with the template's special tokens; of a raw document, the document alone.
+        learnt: spans of the text that are learnt, in order, apart from each other.
+        document: raw text: nothing in it is read as a special token, and the tokeniser's own beginning and the end of
+            the document go around it.
+    """
+
     text: str
-    learnt: tuple
+    learnt: tuple[Span, ...]
+    document: bool = False
 
 
 class Renderer:
-    def __init__(self, tokenizer):
+    """Renders and tokenises for one tokeniser.
+
+    Args:
+        tokenizer: with a chat template, unless only raw text is to be rendered.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-
-    def render(self, example, learn="assistant"):
-        if example.text is not None:
-            t = example.text + "<|endoftext|>"
-            return [Rendering(t, ((0, len(t)),))]
-        texts, spans = render_jinja_template(
-            [list(example.messages)], chat_template=self.tokenizer.chat_template, return_assistant_tokens_mask=True
+        vocabulary = tokenizer.get_vocab()
+        self.end_of_document = next(
+            (vocabulary[token] for token in ENDS_OF_DOCUMENT if token in vocabulary), tokenizer.eos_token_id
         )
-        return [Rendering(texts[0], tuple(spans[0]))]
+        own = tokenizer("")["input_ids"]
+        bos = tokenizer.bos_token_id
+        self.begin_of_document: list[int] = [bos] if bos is not None and own[:1] == [bos] else []
+        self.control_tokens = frozenset(tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer))))
 
-    def prompt(self, messages, tools=None):
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer)
 
-    def tokenise_many(self, rs):
-        if not rs:
-            return []
-        enc = self.tokenizer([r.text for r in rs], add_special_tokens=False, return_offsets_mapping=True)
-        out = []
-        for r, ids, off in zip(rs, enc["input_ids"], enc["offset_mapping"]):
-            off = np.array(off)
-            m = np.zeros(len(ids), bool)
-            for a, b in r.learnt:
-                m |= (off[:, 0] >= a) & (off[:, 0] < b)
-            out.append((np.array(ids, np.int32), m))
-        return out
+    @cached_property
+    def white_space_tokens(self) -> NDArray[np.int32]:
+        """Ids of tokens that are nothing but white space."""
+        ids = [i for token in WHITE_SPACE for i in self.tokenizer(token, add_special_tokens=False)["input_ids"]]
+        return np.unique(np.asarray(ids, np.int32))
+
+    def render(self, example: Example, learn: Learn = "assistant") -> list[Rendering]:
+        """The example as one text; or as several, where the template writes an earlier turn otherwise than it was asked.
+
+        Reasoning models' templates take the reasoning out of all turns but the last, so that what the model has to write
+        in an earlier turn stands only in the chat that ends with it: such a turn is then a rendering of its own.
+
+        Raises:
+            UnusableError: the template cannot show the example, or leaves part of it out.
+        """
+        if example.text is not None:
+            return [Rendering(example.text, ((0, len(example.text)),), document=True)]
+        messages = example.messages or ()
+        _refuse_special_tokens(messages, self.template.special_tokens)
+        if learn == "all":
+            text = self.template.text(messages, example.tools)
+            renderings = [Rendering(text, ((0, len(text.rstrip())),))]
+        else:
+            renderings = self._assistant_turns(messages, example.tools, learn)
+        _refuse_losses(example, renderings, learn)
+        return renderings
+
+    def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
+        """The text that the model is to go on from: what stands before the answer in training."""
+        return self.template.prompt(messages, tools)
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Ids after which an answer is over."""
+        ends = {self.tokenizer.convert_tokens_to_ids(token) for token in self.template.ends}
+        return sorted({*ends, self.tokenizer.eos_token_id, self.end_of_document} - {None})
+
+    def tokenise_many(self, renderings: Sequence[Rendering]) -> list[Tokenised]:
+        """Ids and learnt marks of each rendering; no token is shared by a prompt and its answer."""
+        chats = self._tokenise_chats([each for each in renderings if not each.document])
+        documents = self._tokenise_documents([each for each in renderings if each.document])
+        return [next(documents if each.document else chats) for each in renderings]
+
+    def _assistant_turns(self, messages: Sequence[Message], tools: Tools, learn: Learn) -> list[Rendering]:
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = answers if learn == "assistant" else answers[-1:]
+        turns = [self.template.turn(messages[: place + 1], tools, only=len(answers) == 1) for place in wanted]
+        text = turns[-1].text
+        together: list[Span] = []
+        apart: list[Rendering] = []
+        for turn in turns:
+            if text.startswith(turn.text[: turn.spans[-1][1]]):
+                together.extend(turn.spans)
+            else:
+                apart.append(Rendering(turn.text, turn.spans))
+        return [*apart, Rendering(text, tuple(together))]
+
+    def _tokenise_chats(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+        """Each text in one piece, as a server tokenises it, unless a token would hold a prompt's end and an answer's
+        beginning: then in two, since the server's prompt ends there too."""
+        if not renderings:
+            return
+        encoded = self.tokenizer(
+            [each.text for each in renderings], add_special_tokens=False, return_offsets_mapping=True
+        )
+        for rendering, ids, offsets in zip(renderings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            places = np.asarray(offsets, np.int64).reshape(-1, 2)
+            if all(_begins_a_token(places, start) for start, _ in rendering.learnt):
+                yield np.asarray(ids, np.int32), _within(places, rendering.learnt)
+            else:
+                yield self._tokenise_in_pieces(rendering)
+
+    def _tokenise_in_pieces(self, rendering: Rendering) -> Tokenised:
+        edges = [0, *(start for start, _ in rendering.learnt if start), len(rendering.text)]
+        ids: list[int] = []
+        learnt: list[NDArray[np.bool_]] = []
+        for start, end in pairwise(edges):
+            piece = self.tokenizer(rendering.text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+            ids.extend(piece["input_ids"])
+            places = np.asarray(piece["offset_mapping"], np.int64).reshape(-1, 2) + start
+            learnt.append(_within(places, rendering.learnt))
+        return np.asarray(ids, np.int32), np.concatenate(learnt)
+
+    def _tokenise_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+        if not renderings:
+            return
+        texts = [each.text for each in renderings]
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        for inner in encoded["input_ids"]:
+            ids = np.asarray([*self.begin_of_document, *inner, self.end_of_document], np.int32)
+            learnt = np.ones(len(ids), np.bool_)
+            learnt[: len(self.begin_of_document)] = False
+            yield ids, learnt
+
+
+def _begins_a_token(places: NDArray[np.int64], start: int) -> bool:
+    """Whether a token ends just before `start` and none holds characters of both sides.
+
+    Tokenisers that hide a token's leading space from its place leave a gap before it: that is no clean beginning.
+    """
+    before = places[places[:, 0] < start]
+    return start == 0 or (len(before) > 0 and int(before[:, 1].max()) == start)
+
+
+def _within(places: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    learnt = np.zeros(len(places), np.bool_)
+    for start, end in spans:
+        learnt |= (places[:, 0] >= start) & (places[:, 0] < end)
+    return learnt
+
+
+def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) -> None:
+    """A special token within what someone says would be read as the template's own: a second BOS, an early end."""
+    for number, message in enumerate(messages, 1):
+        for said in (message.get("content"), message.get("reasoning_content")):
+            found = next((token for token in special if isinstance(said, str) and token in said), None)
+            if found is not None:
+                raise UnusableError(
+                    f"turn {number} ({message['role']}) holds {found}, which the tokeniser reads as a control token, not "
+                    "as text. Give the turns alone; the chat template adds such tokens"
+                )
+
+
+def _refuse_losses(example: Example, renderings: Sequence[Rendering], learn: Learn) -> None:
+    """What someone says must stand in the text, but for white space: templates leave out what they have no place for."""
+    shown = ["".join(each.text.split()) for each in renderings]
+    messages = example.messages or ()
+    last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    for place, message in enumerate(messages):
+        if message["role"] == "tool" or (learn == "last" and message["role"] == "assistant" and place != last):
+            continue
+        calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+        for said in (message.get("content"), message.get("reasoning_content"), *calls):
+            if isinstance(said, str) and not any("".join(said.split()) in text for text in shown):
+                raise UnusableError(
+                    f"the chat template leaves out part of turn {place + 1} ({message['role']}): {said.strip()[:40]!r}. "
+                    "Remove it, or set base.chat_template to one that shows it"
+                )
+    for tool in example.tools or ():
+        if not any(tool["function"]["name"] in text for text in shown):
+            raise UnusableError(f"the chat template has no place for tools ({tool['function']['name']})")

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from tunesmith.data.example import Source
 
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source]
+"""One example: ids (n,), which of them are learnt (n,), and its row."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
@@ -30,7 +33,7 @@ class TokenTable:
     row: NDArray[np.int64]
 
     @classmethod
-    def build(cls, rows: Iterable[tuple[NDArray[np.int32], NDArray[np.bool_], Source]]) -> "TokenTable":
+    def build(cls, rows: Iterable[Tokens]) -> "TokenTable":
         ids, learnt, lengths, file, row = [], [], [0], [], []
         files: dict[str, int] = {}
         for token_ids, mask, source in rows:

@@ -1,0 +1,65 @@
+"""Examples over `data.max_length`: refused, truncated, split or dropped, as the recipe says, and counted."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.example import Source
+from tunesmith.data.report import SHOWN, DataReport
+from tunesmith.data.tokens import Tokens
+from tunesmith.errors import UserError
+from tunesmith.recipe import Recipe
+
+
+def fit(recipe: Recipe, rows: list[Tokens], report: DataReport) -> Iterator[Tokens]:
+    """Bring over-long examples under `data.max_length` in the recipe's way, and count them.
+
+    Raises:
+        UserError: they are to be refused, or truncating leaves some without anything to learn.
+    """
+    limit = recipe.data.max_length
+    how = recipe.data.over_long if recipe.data.over_long != "auto" else recipe.objective.over_long
+    long = [(source, len(ids)) for ids, _, source in rows if len(ids) > limit]
+    if long and how == "refuse":
+        shown = ", ".join(f"{source} ({length:,} tokens)" for source, length in long[:SHOWN])
+        more = f" and {len(long) - SHOWN:,} more" if len(long) > SHOWN else ""
+        raise UserError(
+            f"{len(long):,} of {len(rows):,} examples are longer than data.max_length ({limit:,} tokens): {shown}{more}. "
+            "Raise data.max_length, or set data.over_long to truncate, split or drop (they are then counted)."
+        )
+    hopeless: list[Source] = []
+    for ids, learnt, source in rows:
+        if len(ids) <= limit:
+            yield ids, learnt, source
+        elif how == "drop":
+            report.dropped += 1
+        elif how == "truncate":
+            report.truncated += 1
+            if learnt[1:limit].any():
+                yield ids[:limit], learnt[:limit], source
+            else:
+                hopeless.append(source)
+        else:
+            report.split += 1
+            yield from _split(ids, learnt, source, limit, report)
+    if hopeless:
+        shown = ", ".join(str(source) for source in hopeless[:SHOWN])
+        raise UserError(
+            f"Truncated to data.max_length ({limit:,} tokens), {len(hopeless):,} examples have no learnt token left: "
+            f"{shown}. Raise data.max_length, or set data.over_long: drop."
+        )
+
+
+def _split(
+    ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source, limit: int, report: DataReport
+) -> Iterator[Tokens]:
+    """Pieces of `limit` tokens; each begins with the last token of the one before, read and not learnt, so that every
+    token is predicted exactly once."""
+    for start in range(0, len(ids) - 1, limit - 1):
+        piece = learnt[start : start + limit].copy()
+        piece[0] = learnt[0] if start == 0 else False
+        if piece[1:].any():
+            yield ids[start : start + limit], piece, source
+        else:
+            report.unlearnable += 1

@@ -1,0 +1,201 @@
+"""The base's own chat template: the text that it makes of a chat, and where in it the assistant's turns lie.
+
+Stock templates seldom say which part is the assistant's. It follows from the template itself: the prompt for turn k is
+what the template gives for the turns before it with `add_generation_prompt`; what it gives with turn k as the last one
+must begin with that prompt; and what follows, up to the token that ends the turn, is what the model has to write.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tunesmith.data.example import Message
+from tunesmith.errors import UserError
+
+Span = tuple[int, int]
+"""Characters [start, end) of a text."""
+
+DATE = datetime(2025, 1, 1)
+"""What templates that write the date are told: the same rows must give the same tokens tomorrow."""
+
+
+Tools = Sequence[dict[str, Any]] | None
+
+_QUESTION: list[Message] = [{"role": "user", "content": "Question?"}]
+_ANSWER: Message = {"role": "assistant", "content": "Tunesmith's own answer."}
+
+
+class UnusableError(ValueError):
+    """Why an example cannot be learnt from through this template; it is reported with the example's row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An assistant's turn as the last one of its chat: the text so far, and what of it the model has to write."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+class ChatTemplate:
+    """A tokeniser's chat template.
+
+    Raises:
+        UserError: the tokeniser has none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise UserError(
+                "The base has no chat template, so it is not known how its prompts look. Set base.chat_template to a "
+                "Jinja file, or learn raw text: objective: {kind: text}."
+            )
+        self._tokenizer = tokenizer
+        self.special_tokens = tuple(sorted(special_tokens(tokenizer), key=len, reverse=True))
+
+    def text(self, messages: Sequence[Message], tools: Tools = None) -> str:
+        """The chat as text."""
+        return self._render(messages, tools)[0]
+
+    def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
+        """The chat as text, up to where the assistant begins to write: in training, in evaluation and in use."""
+        return self._render(messages, tools, add_generation_prompt=True)[0].removesuffix(self.left_off)
+
+    def turn(self, messages: Sequence[Message], tools: Tools = None, only: bool = False) -> Turn:
+        """The last message, the assistant's.
+
+        Args:
+            messages: the chat up to it.
+            tools: that it may call.
+            only: it is the only assistant's turn of the chat.
+
+        Raises:
+            UnusableError: the template has no prompt for it, or does not end it.
+        """
+        text, marks = self._marked(messages, tools)
+        own = marks if only or not marks else marks[len(self._marked(messages[:-1], tools)[1]) :]
+        if own:
+            return Turn(text, tuple((start, self._with_end(text, end)) for start, end in own))
+        prompt = self.prompt(messages[:-1], tools)
+        if not text.startswith(prompt):
+            raise UnusableError(
+                f"the chat template ends its prompt with {prompt[-40:]!r}, but the answered chat does not begin so. Bring "
+                "the answer to that form, or set base.chat_template to one with {% generation %} marks"
+            )
+        end = self._end_of_turn(text[len(prompt) :])
+        if end is None:
+            text, end = text + self._opening, len(text) + len(self._opening) - len(prompt)
+        return Turn(text, ((len(prompt), len(prompt) + end),))
+
+    @cached_property
+    def left_off(self) -> str:
+        """What the template puts at the end of its prompt and never before an answer (DeepSeek-R1's `<think>`)."""
+        begun = self._render(_QUESTION, None, add_generation_prompt=True)[0]
+        answered = self.text([*_QUESTION, _ANSWER])
+        return begun[len(_shared_beginning(begun, answered)) :]
+
+    @cached_property
+    def ends(self) -> frozenset[str]:
+        """The special token that ends an assistant's turn whatever follows it; the end-of-sequence where none does."""
+        last, inner = self._probe
+        _, _, after = _shared_beginning(last, inner).partition(_ANSWER["content"])
+        found = {after.rfind(token): token for token in self.special_tokens if token in after}
+        if found:
+            return frozenset({found[max(found)]})
+        return frozenset({str(self._tokenizer.eos_token), *([] if self._end_of_turn(last, ()) else [self._opening])})
+
+    @cached_property
+    def _opening(self) -> str:
+        """The special token that opens the user's turn: where an answer ends with nothing else, it is the sign to stop
+        (GLM-4.5).
+
+        Raises:
+            UnusableError: there is none either.
+        """
+        last, inner = self._probe
+        rest = inner.removeprefix(last)
+        token = next((token for token in self.special_tokens if rest.startswith(token)), None)
+        if token is None:
+            raise UnusableError(
+                "the chat template ends the answer with no special token, so the model would never learn to stop. Set "
+                "base.chat_template to one that does"
+            )
+        return token
+
+    @cached_property
+    def _probe(self) -> tuple[str, str]:
+        """What follows the prompt of a short question: with the answer at the chat's end, and with another question."""
+        prompt = self.prompt(_QUESTION)
+        last = self.text([*_QUESTION, _ANSWER])
+        inner = self.text([*_QUESTION, _ANSWER, *_QUESTION])
+        return last.removeprefix(prompt), inner.removeprefix(prompt)
+
+    def _end_of_turn(self, tail: str, ends: Collection[str] | None = None) -> int | None:
+        """Where the turn ends in what follows its prompt: after the first of its last special tokens that ends turns."""
+        ends = self.ends if ends is None else ends
+        last = list(self._last_special_tokens(tail))[::-1]
+        return next((end for token, end in last if token in ends), last[0][1] if last else None)
+
+    def _with_end(self, text: str, end: int) -> int:
+        """A mark's end, moved past the token that ends the turn where the mark stops short of it."""
+        if next(self._last_special_tokens(text[:end]), None) is not None:
+            return end
+        rest = text[end:]
+        after = len(rest) - len(rest.lstrip())
+        token = next((token for token in self.special_tokens if rest.startswith(token, after)), None)
+        return end if token is None else end + after + len(token)
+
+    def _last_special_tokens(self, text: str) -> Iterator[tuple[str, int]]:
+        """Special tokens with nothing but white space after them, from the last one backwards, each with its end."""
+        text = text.rstrip()
+        while token := next((token for token in self.special_tokens if text.endswith(token)), None):
+            yield token, len(text)
+            text = text[: -len(token)].rstrip()
+
+    def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
+        """The chat as text, and the spans within `{% generation %}`; those that touch are one. None where none is."""
+        if "generation" not in self._source(tools) or not messages:
+            return self.text(messages, tools) if messages else "", []
+        text, spans = self._render(messages, tools, return_assistant_tokens_mask=True)
+        merged: list[Span] = []
+        for start, end in spans:
+            if merged and merged[-1][1] == start:
+                merged[-1] = (merged[-1][0], end)
+            elif text[start:end].strip():
+                merged.append((start, end))
+        return text, merged
+
+    def _source(self, tools: Tools) -> str:
+        source = str(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
+        return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(DATE.strftime(call[2])), source)
+
+    def _render(self, messages: Sequence[Message], tools: Tools, **options: bool) -> tuple[str, list[Span]]:
+        try:
+            texts, spans = render_jinja_template(
+                [list(messages)],
+                tools=None if tools is None else list(tools),
+                chat_template=self._source(tools),
+                **self._tokenizer.special_tokens_map,
+                **options,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise UnusableError(f"the chat template refuses it: {error}") from None
+        return texts[0], [] if not spans else list(spans[0])
+
+
+def _shared_beginning(one: str, other: str) -> str:
+    length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The texts that the tokeniser reads as control tokens rather than as characters."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
