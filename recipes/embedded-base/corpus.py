@@ -64,8 +64,7 @@ UNWANTED_PATH = re.compile(
     r"(library|c-api|distutils|distributing|installing|license|bugs|copyright|genindex|reference)|tests?|"
     r"fortunes/(off|translate-me|ascii-art|ethnic|men-women|drugs|zippy|knghtbrd|startrek|songs-poems|"
     r"pratchett))(/|\.html|\.gz|$)|/src/|"
-    r"-members\.html|_source\.html|_8h\.html|/rust-doc/html/(core|std|alloc|proc_macro|test|error_codes)/|"
-    r"/anarchism/markdown/|/anarchism/.*\.md"
+    r"-members\.html|_source\.html|_8h\.html|/rust-doc/html/(core|std|alloc|proc_macro|test|error_codes)/"
 )
 
 

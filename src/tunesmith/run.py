@@ -42,6 +42,7 @@ class Events:
         checkpoint  step, path
         sample      step, prompt, answer, expected
         skipped     step, reason, rows [str]
+        progress    what, done, total: of an evaluation
         warning     message
         end         reason ("done", "early stopping", "interrupted", "stopped"), step, seconds, output
     """

@@ -162,7 +162,9 @@ def test_trl_5988_marks_that_stop_short_of_the_end_of_turn_are_moved_past_it():
 
 
 def test_megatron_bridge_3359_marks_that_mark_nothing_are_not_taken_for_everything():
-    unmarked = MARKED.replace("{% generation %}{{ m.content }}{% endgeneration %}", "{% generation %}{% endgeneration %}{{ m.content }}")
+    unmarked = MARKED.replace(
+        "{% generation %}{{ m.content }}{% endgeneration %}", "{% generation %}{% endgeneration %}{{ m.content }}"
+    )
     assert learnt_texts(Renderer(tokenizer_with(unmarked)), turns("A?", "One.")) == ["One.<|im_end|>"]
 
 

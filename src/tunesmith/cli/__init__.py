@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from tunesmith.cli.data import data
+from tunesmith.cli.demo import demo
+from tunesmith.cli.evaluate import evaluate
+from tunesmith.cli.init import init
+from tunesmith.cli.runs import runs
+from tunesmith.cli.schema import schema
+from tunesmith.cli.train import train
+from tunesmith.cli.use import chat, generate, merge
 from tunesmith.errors import UserError
 
 app = typer.Typer(
@@ -16,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for verb in (demo, init, train, evaluate, generate, chat, merge, runs, schema):
+    app.command()(verb)
+app.add_typer(data, name="data")
 
 
 @app.callback()
@@ -37,13 +49,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _escaped(error: UserError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

@@ -1,7 +1,7 @@
 """From the recipe's files to token tables: read → form → split → render → tokenise → check, with everything counted."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -90,6 +90,14 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
             f"({recipe.data.max_malformed:.0%}) allows. Mend them, or raise that share (they are then left out and "
             "counted):\n  " + "\n  ".join(shown) + more
         )
+
+
+def held_out_examples(recipe: Recipe) -> list[Example]:
+    """The held-out rows themselves, in order."""
+    held_out = recipe.data.held_out
+    if isinstance(held_out, list):
+        return list(examples(recipe, held_out, DataReport()))
+    return [each for each in examples(recipe, recipe.data.train, DataReport()) if is_held_out(each, held_out)]
 
 
 def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:

@@ -34,6 +34,13 @@ class RowLosses:
         low, high = np.quantile(losses, [0.025, 0.975])
         return float(low), float(high)
 
+    def difference(self, after: "RowLosses") -> tuple[float, tuple[float, float]]:
+        """`after.loss` − `loss` and its 95 % bootstrap interval; the rows are the same, so they are drawn together."""
+        drawn = np.random.default_rng(0).integers(0, len(self.sums), (RESAMPLES, len(self.sums)))
+        changes = (after.sums - self.sums)[drawn].sum(1) / self.counts[drawn].sum(1)
+        low, high = np.quantile(changes, [0.025, 0.975])
+        return after.loss - self.loss, (float(low), float(high))
+
 
 def held_out_losses(
     model: PreTrainedModel,

@@ -81,7 +81,7 @@ class LoRA(MethodConfig):
         return list(self.target_modules)
 
 
-class FusedLoraLinear(PeftLoraLinear):  # type: ignore[misc]
+class FusedLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer, whose plain case (one adapter, no dropout, no variant) runs through `lora_linear`."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

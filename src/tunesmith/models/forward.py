@@ -19,7 +19,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if head is not None:
         return linear_cross_entropy(hidden, head, labels)
     loss = hidden.new_zeros((), dtype=torch.float32)
-    for rows, targets in zip(hidden.split(512), labels.split(512), strict=True):
+    for rows, targets in zip(torch.split(hidden, 512), torch.split(labels, 512), strict=True):
         loss = loss + checkpoint(partial(_head_loss, model), rows, targets, use_reentrant=False)
     return loss
 
@@ -33,7 +33,7 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
         return row_losses(hidden, head, labels)
     parts = [
         _head_loss(model, rows, targets, "none")
-        for rows, targets in zip(hidden.split(512), labels.split(512), strict=True)
+        for rows, targets in zip(torch.split(hidden, 512), torch.split(labels, 512), strict=True)
     ]
     return torch.cat(parts)
 

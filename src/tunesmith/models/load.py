@@ -46,19 +46,21 @@ def locate(base: Base) -> str:
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The base's tokeniser, with the recipe's chat template in place of its own if one is given."""
-    where = locate(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            where, revision=base.revision, trust_remote_code=base.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(base, "tokeniser", error) from error
+    tokenizer = tokenizer_at(locate(base), base)
     if base.chat_template is not None:
         try:
             tokenizer.chat_template = base.chat_template.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"base.chat_template: {base.chat_template} cannot be read: {error.strerror}") from None
     return tokenizer
+
+
+def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
+    """The tokeniser in a directory (an adapter's, say) or at a hub name, under the base's terms of trust."""
+    try:
+        return AutoTokenizer.from_pretrained(where, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(base, "tokeniser", error) from error
 
 
 def load_model(base: Base, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:

@@ -1,0 +1,52 @@
+# make demo   sets everything up and shows the main job: rows → plan → training → evaluation
+# make test   sets everything up and runs all checks
+# make bench  speed and memory beside other trainers, in their own environments
+# PYTHON=python3.12 make … picks the interpreter (3.11 or newer).
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ROWS ?=
+
+.PHONY: setup demo test bench check embedded-base clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tunesmith needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/tunesmith demo
+
+test: check
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/train_speed.py $(if $(ROWS),--rows $(ROWS))
+
+# Some hours: downloads Debian's documentation, trains tokeniser and model. Each step is done once; training resumes.
+BUILD := recipes/embedded-base/build
+embedded-base: $(READY)
+	$(BIN)/python -m pip install --quiet lxml
+	test -s $(BUILD)/corpus/corpus.json || $(BIN)/python recipes/embedded-base/corpus.py --out $(BUILD)/corpus
+	test -s $(BUILD)/architecture/tokenizer.json || $(BIN)/python recipes/embedded-base/tokenizer.py --corpus $(BUILD)/corpus --out $(BUILD)/architecture
+	cp recipes/embedded-base/config.json $(BUILD)/architecture/
+	test -s $(BUILD)/instruct/instruct.jsonl || $(BIN)/python recipes/embedded-base/instructions.py --corpus $(BUILD)/corpus --out $(BUILD)/instruct
+	test -e $(BUILD)/pretrained/model || { test -e $(BUILD)/pretrained/recipe.yaml && $(BIN)/tunesmith train --resume $(BUILD)/pretrained; } || $(BIN)/tunesmith train recipes/embedded-base/pretrain.yaml --run $(BUILD)/pretrained
+	test -e $(BUILD)/instructed/model || { test -e $(BUILD)/instructed/recipe.yaml && $(BIN)/tunesmith train --resume $(BUILD)/instructed; } || $(BIN)/tunesmith train recipes/embedded-base/instruct.yaml --run $(BUILD)/instructed
+	$(BIN)/python recipes/embedded-base/publish.py --build $(BUILD) --out src/tunesmith/models/embedded
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*

@@ -1,0 +1,128 @@
+"""Puts the embedded base together: weights, tokeniser and a model card whose figures are measured here.
+
+    python publish.py --build build --out ../../src/tunesmith/models/embedded
+
+Reads BUILD/corpus, BUILD/pretrained and BUILD/instructed, as `make embedded-base` leaves them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from packages import PACKAGES
+from tunesmith.data.prepare import prepare
+from tunesmith.engine.held_out import RowLosses, held_out_losses
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.recipe import Base, Recipe
+from tunesmith.run import Run
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+TEMPLATE = "chat_template.jinja"
+LARGEST = 16 * 2**20  # bytes, of the whole folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, required=True, help="folder with corpus, pretrained and instructed")
+    parser.add_argument("--out", type=Path, required=True, help="folder to put the model into")
+    arguments = parser.parse_args()
+    build, out = arguments.build, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    model = build / "instructed" / "model"
+    for name in (*FILES, TEMPLATE):
+        shutil.copyfile(model / name, out / name)
+    (out / "README.md").write_text(card(build), encoding="utf-8")
+    size = sum(file.stat().st_size for file in out.iterdir())
+    if size > LARGEST:
+        raise SystemExit(f"{out} has {size:,} bytes, more than {LARGEST:,}.")
+    print(f"{out}: {size:,} bytes")
+
+
+def card(build: Path) -> str:
+    pretrained, instructed = Run.open(build / "pretrained"), Run.open(build / "instructed")
+    texts = _texts(Recipe.load(pretrained.folder / "recipe.yaml"))
+    before, after = (_losses(run, texts) for run in (pretrained, instructed))
+    answers = Recipe.load(instructed.folder / "recipe.yaml")
+    untaught, taught = (_losses(run, answers) for run in (pretrained, instructed))
+    config = json.loads((pretrained.folder / "model" / "config.json").read_text(encoding="utf-8"))
+    spoken = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.held_out[0]))
+    return (Path(__file__).parent / "card.md").read_text(encoding="utf-8").format(
+        hidden=config["hidden_size"],
+        mlp=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        vocabulary=config["vocab_size"],
+        context=config["max_position_embeddings"],
+        parameters=_event(pretrained, "start")["parameters"],
+        pretraining=_effort(pretrained),
+        instruction=_effort(instructed),
+        documents=sum(1 for _ in _lines(texts.data.held_out[0])),
+        held_out_tokens=int(before.counts.sum()),
+        perplexity=math.exp(before.loss),
+        interval=", ".join(f"{math.exp(each):.1f}" for each in before.interval()),
+        bits=before.sums.sum() / math.log(2) / spoken,
+        later_perplexity=math.exp(after.loss),
+        untaught=math.exp(untaught.loss),
+        taught=math.exp(taught.loss),
+        answer_rows=len(taught.sums),
+        sources=_sources(build),
+    )
+
+
+def _effort(run: Run) -> str:
+    steps = [event for event in run.events() if event["event"] == "step"]
+    tokens, seconds = (sum(event[name] for event in steps) for name in ("tokens", "seconds"))
+    return f"{len(steps):,} steps, {tokens / 1e6:.1f} million tokens, {seconds / 60:.0f} minutes on two cores in bf16"
+
+
+def _event(run: Run, kind: str) -> dict[str, Any]:
+    return next(event for event in run.events() if event["event"] == kind)
+
+
+def _texts(recipe: Recipe) -> Recipe:
+    """The recipe with its held-out rows alone, so that nothing else is tokenised again."""
+    held_out = recipe.data.held_out
+    assert isinstance(held_out, list)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": held_out})})
+
+
+def _losses(run: Run, recipe: Recipe) -> RowLosses:
+    """The loss of the run's model on all held-out rows of the recipe."""
+    base = Base(model=str(run.folder / "model"))
+    table = prepare(recipe, load_tokenizer(base)).held_out
+    model = load_model(base, torch.bfloat16)
+    use_document_attention(model)
+    return held_out_losses(model, recipe.objective, table, range(len(table)), 2048, torch.device("cpu"))
+
+
+def _lines(path: str | Path) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def _sources(build: Path) -> str:
+    """A table of the packages that the text comes from."""
+    counted: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for line in _lines(build / "corpus" / "train.jsonl"):
+        row = json.loads(line)
+        counts = counted[row["source"].split(":", 1)[0]]
+        counts[0] += 1
+        counts[1] += len(row["text"].encode())
+    known = {package.name: package for package in PACKAGES}
+    lines = ["| package | what | licence | documents | MB |", "|---|---|---|---:|---:|"]
+    for name, (documents, size) in sorted(counted.items(), key=lambda item: -item[1][1]):
+        package = known[name]
+        lines.append(f"| {name} | {package.what} | {package.licence} | {documents:,} | {size / 1e6:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

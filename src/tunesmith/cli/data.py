@@ -1,0 +1,88 @@
+"""`tunesmith data show`: rows as the model will read them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tunesmith.data.show import Shown
+    from tunesmith.recipe import Recipe
+
+data = typer.Typer(help="Look at the data: what was read, and what will be learnt of it.", no_args_is_help=True)
+
+TOKEN_COLOURS = ("on grey19", "on grey30")
+LEARNT = "bold green"
+
+
+@data.callback()
+def _group() -> None:
+    """Keeps `show` a verb of its own, also while it is the only one."""
+
+
+@data.command()
+def show(
+    source: Annotated[Path, typer.Argument(help="A recipe, or a data file.")],
+    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
+    start: Annotated[int, typer.Option(help="The first row to show, from 1.", min=1)] = 1,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show where each token ends.")] = False,
+    base: Annotated[
+        str, typer.Option(help="Whose tokeniser and chat template, if SOURCE is a data file.")
+    ] = "embedded",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the recipe.")] = None,
+) -> None:
+    """Show rows as the model reads them, what is learnt in green (where there is no colour: between « and »)."""
+    import tunesmith.data.show
+    from tunesmith.models.load import load_tokenizer
+
+    console = Console(highlight=False)
+    recipe = _recipe(source, base, overrides or [])
+    for shown in tunesmith.data.show.show(recipe, load_tokenizer(recipe.base), rows, start):
+        console.rule(f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.learnt_tokens:,} learnt", align="left")
+        console.print(_painted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
+        if shown.fault is not None:
+            console.print(f"cannot be learnt from: {shown.fault}", style="bold red", markup=False)
+
+
+def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
+    from tunesmith.recipe import Recipe
+
+    if source.suffix in (".yaml", ".yml"):
+        return Recipe.load(source, overrides)
+    if (source / "recipe.yaml").exists():
+        return Recipe.load(source / "recipe.yaml", overrides)
+    values: dict[str, Any] = {"base": base, "data": {"train": str(source)}}
+    if not any(each.startswith("objective") for each in overrides):
+        values["objective"] = {"kind": _objective(str(source))}
+    return Recipe.load(values, overrides)
+
+
+def _objective(source: str) -> str:
+    """What a file's form is learnt by, if nobody says: raw text as text, all else as instructions."""
+    from itertools import islice
+
+    from tunesmith.data.forms import detect
+    from tunesmith.data.read import Row, read
+
+    first = [row for row in islice(read([source], Path.cwd()), 100) if isinstance(row, Row)]
+    return "text" if detect(first) == "text" else "instruction"
+
+
+def _painted(shown: "Shown", tokens: bool, coloured: bool) -> Text:
+    text = Text()
+    inside = False
+    for number, piece in enumerate(shown.pieces):
+        if not coloured and piece.learnt != inside:
+            text.append("«" if piece.learnt else "»")
+        inside = piece.learnt
+        style = LEARNT if piece.learnt else "dim"
+        ground = TOKEN_COLOURS[number % 2] if tokens and coloured else ""
+        visible = piece.text.replace("\n", "↵\n" if tokens else "\n")
+        text.append(visible, f"{style} {ground}".strip())
+        if tokens and not coloured:
+            text.append("·")
+    if inside and not coloured:
+        text.append("»")
+    return text

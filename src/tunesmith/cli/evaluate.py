@@ -1,0 +1,28 @@
+"""`tunesmith evaluate RUN`: the tuned model beside its base on held-out rows."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    rows: Annotated[
+        int, typer.Option(help="How many held-out rows to write answers to; the loss takes all.", min=1)
+    ] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="Cut an answer after so many tokens.", min=1)] = 128,
+) -> None:
+    """Compare a run with its base on held-out rows: loss, perplexity, metrics, samples, each with its uncertainty."""
+    import tunesmith.evaluate.compare as comparison
+    from tunesmith.report.html import write_report
+    from tunesmith.report.table import evaluation_table, samples_table
+    from tunesmith.report.waiting import Waiting
+
+    console = Console(highlight=False)
+    with Waiting(console) as waiting:
+        result = comparison.evaluate(run, rows, max_new_tokens, [waiting])
+    console.print(evaluation_table(result))
+    console.print(samples_table(result["samples"]))
+    console.print(f"Written to {run}/evaluation.json and {write_report(run)}", soft_wrap=True)

@@ -1,0 +1,74 @@
+"""Rows as the model will read them: token by token, and which of them are learnt."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.check import fault
+from tunesmith.data.prepare import examples
+from tunesmith.data.render import Renderer, Tokenised
+from tunesmith.data.report import DataReport
+from tunesmith.data.template import UnusableError
+from tunesmith.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token's text (or that of a few, where one holds only part of a character), and whether it is learnt."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One rendering of a row.
+
+    Attributes:
+        source: the row.
+        pieces: its tokens, in order; put end to end they are the text.
+        tokens: how many there are.
+        learnt_tokens: how many of them are learnt.
+        fault: why it cannot be learnt from, if so.
+    """
+
+    source: str
+    pieces: tuple[Piece, ...]
+    tokens: int
+    learnt_tokens: int
+    fault: str | None
+
+
+def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: int = 1) -> Iterator[Shown]:
+    """Rows of the recipe's training data, from the `start`th (1-based, malformed ones left out), rendered and tokenised.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    renderer = Renderer(tokenizer)
+    for example in islice(examples(recipe, recipe.data.train, DataReport()), start - 1, start - 1 + rows):
+        try:
+            renderings = recipe.objective.render(renderer, example)
+        except UnusableError as error:
+            yield Shown(str(example.source), (), 0, 0, str(error))
+            continue
+        for rendering, tokenised in zip(renderings, renderer.tokenise_many(renderings), strict=True):
+            ids, learnt = tokenised
+            wrong = fault(renderer, rendering, tokenised)
+            yield Shown(str(example.source), _pieces(tokenizer, tokenised), len(ids), int(learnt.sum()), wrong)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, tokenised: Tokenised) -> tuple[Piece, ...]:
+    pieces: list[Piece] = []
+    waiting: list[int] = []
+    for token, learnt in zip(*tokenised, strict=True):
+        waiting.append(int(token))
+        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+        if "\ufffd" not in text or len(waiting) == 4:  # UTF-8 has at most four bytes a character
+            pieces.append(Piece(text, bool(learnt)))
+            waiting = []
+    if waiting:
+        pieces.append(Piece(tokenizer.decode(waiting), bool(tokenised[1][-1])))
+    return tuple(pieces)

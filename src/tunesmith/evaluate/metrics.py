@@ -1,0 +1,73 @@
+"""Scores of a written answer against the expected one, from 0 to 1, and the uncertainty of their mean."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+
+Score = Callable[[str, str], float]
+"""(answer, expected) → [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A score and what it says, in words that a person understands."""
+
+    described: str
+    score: Score
+
+
+def exact_match(answer: str, expected: str) -> float:
+    """1 if both say the same, but for case, white space and a last full stop."""
+    return float(_plain(answer) == _plain(expected))
+
+
+def first_word(answer: str, expected: str) -> float:
+    """1 if both begin with the same word, but for case and punctuation."""
+    return float(bool(_words(answer)) and _words(answer)[:1] == _words(expected)[:1])
+
+
+def rouge_l(answer: str, expected: str) -> float:
+    """F1 of the longest common subsequence of words, stemmed (Lin 2004), by the rouge-score package."""
+    return float(_rouge().score(expected, answer)["rougeL"].fmeasure)
+
+
+METRICS = {
+    "rouge_l": Metric("overlap with the expected answer's words, in order (ROUGE-L)", rouge_l),
+    "first_word": Metric("answers that begin with the right word", first_word),
+    "exact_match": Metric("answers that are word for word as expected", exact_match),
+}
+"""By name, for evaluation.json and the report."""
+
+
+def mean_with_interval(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
+    """The mean over rows and its 95 % bootstrap interval (Efron 1979, percentiles)."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    return float(values.mean()), (float(low), float(high))
+
+
+def scores(metric: Metric, answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
+    """(rows,) of the metric's scores."""
+    return np.array([metric.score(answer, wanted) for answer, wanted in zip(answers, expected, strict=True)])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.casefold())
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)

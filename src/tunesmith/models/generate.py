@@ -1,0 +1,146 @@
+"""Answers from a model, through the rendering that it was trained with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from tunesmith.data.example import Message
+from tunesmith.data.render import Renderer
+from tunesmith.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: at which an answer is cut.
+        temperature: of the softmax; 0 takes the likeliest token each time.
+        top_p: draw from the likeliest tokens that hold this much probability together (Holtzman et al. 2020).
+        seed: of the draws.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        if self.temperature == 0:
+            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
+        return {
+            "do_sample": True,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0,
+        }
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Sequence[Message]],
+    sampling: Sampling,
+    batch_size: int = 32,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """The answer to each chat, whose last message is the user's.
+
+    Args:
+        model: with attention that can use a cache (see `models.attention.use_cached_attention`).
+        tokenizer: with a chat template.
+        chats: in any order; they are answered by length, since a batch is as long as its longest.
+        sampling: how tokens are chosen.
+        batch_size: chats at once.
+        done: told after each batch how many have been answered.
+
+    Raises:
+        UserError: a chat is as long as the model's context.
+    """
+    renderer = Renderer(tokenizer)
+    prompts = [
+        tokenizer(renderer.prompt(chat), add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        for chat in chats
+    ]
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    found = [""] * len(prompts)
+    torch.manual_seed(sampling.seed)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        ends = _continue(model, renderer, [prompts[place] for place in places], sampling)
+        for place, ids in zip(places, ends, strict=True):
+            found[place] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        done(start + len(places))
+    return found
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling,
+    write: Callable[[str], None],
+) -> str:
+    """Go on from the rendered prompt, and write the text as it comes; return it whole."""
+    renderer = Renderer(tokenizer)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    torch.manual_seed(sampling.seed)
+    (end,) = _continue(model, renderer, [ids], sampling, _Writer(tokenizer, write))
+    return str(tokenizer.decode(end, skip_special_tokens=True))
+
+
+class _Writer(TextStreamer):
+    """Hands on pieces of text as soon as they are whole characters."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._write(text)
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    prompts: Sequence[Tensor],
+    sampling: Sampling,
+    streamer: TextStreamer | None = None,
+) -> list[Tensor]:
+    """The ids that follow each prompt, up to and without the token that ends the turn."""
+    longest = max(len(prompt) for prompt in prompts)
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and longest >= room:
+        raise UserError(f"The chat has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
+    options = sampling.options()
+    if room is not None:
+        options["max_new_tokens"] = min(options["max_new_tokens"], room - longest)
+    stops = set(renderer.stop_tokens) | set(_as_list(model.generation_config.eos_token_id))
+    pad = renderer.tokenizer.pad_token_id
+    pad = min(stops) if pad is None else pad
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    out = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        eos_token_id=sorted(stops),
+        pad_token_id=pad,
+        streamer=streamer,
+        **options,
+    )[:, longest:].cpu()
+    ended = torch.isin(out, torch.tensor(sorted(stops)))
+    lengths = [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
+    return [row[:length] for row, length in zip(out, lengths, strict=True)]
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]

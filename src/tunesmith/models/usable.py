@@ -1,0 +1,59 @@
+"""What a person names when they want answers (a run, an adapter, a model, a hub name), loaded ready to answer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.errors import UserError
+from tunesmith.models.load import load_model, load_tokenizer, locate, tokenizer_at
+from tunesmith.recipe import Base, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """A base, and the adapter on top of it if there is one."""
+
+    base: Base
+    adapter: Path | None = None
+
+    @classmethod
+    def find(cls, name: str) -> "Usable":
+        """From a run's directory, an adapter's, a model's, a hub name, or `embedded`.
+
+        Raises:
+            UserError: there is no such thing, or the run has not finished.
+        """
+        path = Path(name).expanduser()
+        if (path / "recipe.yaml").exists():
+            if (path / "adapter").exists():
+                return cls(Recipe.load(path / "recipe.yaml").base, path / "adapter")
+            return cls(Base(model=locate(Base(model=str(path)))))
+        if (path / "adapter_config.json").exists():
+            config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            return cls(Base(model=config["base_model_name_or_path"], revision=config.get("revision")), path)
+        return cls(Base(model=name))
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that was trained with: it lies beside the adapter, with its chat template."""
+        if self.adapter is not None and (self.adapter / "tokenizer_config.json").exists():
+            return tokenizer_at(str(self.adapter), self.base)
+        return load_tokenizer(self.base)
+
+    def model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """The model in evaluation mode; the adapter in fp32 beside a base in `dtype` is cast to `dtype`.
+
+        Raises:
+            UserError: it cannot be loaded, or the adapter is another base's.
+        """
+        model = load_model(self.base, dtype)
+        if self.adapter is not None:
+            try:
+                model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
+            except (RuntimeError, ValueError, OSError) as error:
+                first = str(error).strip().splitlines()[0]
+                raise UserError(f"{self.adapter} does not fit on {self.base.model}: {first}") from error
+        return model.to(device).eval()

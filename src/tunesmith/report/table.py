@@ -1,0 +1,73 @@
+"""An evaluation in the terminal: base beside tuned, with intervals; and the samples side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+Interval = Sequence[float]
+
+
+def evaluation_table(result: dict[str, Any]) -> Table:
+    """Loss, perplexity and metrics of both sides and their difference, each with its 95 % interval.
+
+    Args:
+        result: what `tunesmith.evaluate.compare.evaluate` returns.
+    """
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"{result['rows']:,} held-out rows; answers to {result['generated_rows']:,} of them. In brackets: 95 % "
+        "intervals over rows. A difference whose interval leaves out 0 is real.",
+        caption_justify="left",
+    )
+    for title in ("", "base", "tuned", "difference"):
+        table.add_column(title, justify="left" if not title else "right")
+    base, tuned, differences = result["base"], result["tuned"], result["differences"]
+    table.add_row(
+        "held-out loss (nats a token)",
+        *(_figure(side["loss"], side["loss_interval"], "{:.3f}") for side in (base, tuned)),
+        _difference(differences["loss"], "{:+.3f}", better=-1),
+    )
+    table.add_row("perplexity", *(f"{side['perplexity']:,.1f}" for side in (base, tuned)), "")
+    for name, before in base["metrics"].items():
+        after = tuned["metrics"][name]
+        table.add_row(
+            before["described"],
+            *(_figure(each["value"], each["interval"], "{:.1%}") for each in (before, after)),
+            _difference(differences[name], "{:+.1%}", better=1),
+        )
+    return table
+
+
+def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
+    """For each sample the question, then the expected answer, the base's and the tuned model's beneath one another."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for sample in samples:
+        table.add_row("question", Text(_short(sample["prompt"]), style="bold"))
+        table.add_row("expected", Text(_short(sample["expected"])))
+        table.add_row("base", Text(_short(sample["base"]) or "(nothing)", style="red"))
+        table.add_row("tuned", Text(_short(sample["tuned"]) or "(nothing)", style="green"))
+        table.add_row("", "")
+    return table
+
+
+def _figure(value: float, interval: Interval, form: str) -> str:
+    return f"{form.format(value)} [{form.format(interval[0])}, {form.format(interval[1])}]".replace("%,", ",")
+
+
+def _difference(found: dict[str, Any], form: str, better: int) -> Text:
+    """Green where it is better beyond its interval, red where it is worse."""
+    low, high = (better * each for each in found["interval"])
+    low, high = sorted((low, high))
+    style = "bold green" if low > 0 else "bold red" if high < 0 else ""
+    return Text(_figure(found["value"], found["interval"], form), style=style)
+
+
+def _short(text: str, length: int = 300) -> str:
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= length else one_line[: length - 1] + "…"

@@ -1,0 +1,41 @@
+"""A bar for what takes a while: the `progress` events (what, done, total) as they come."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from tunesmith.run import Event
+
+
+class Waiting:
+    """A subscriber and a context manager: a line for each `what`, with the time left; gone when all is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Waiting":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] != "progress":
+            return
+        what = event["what"]
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=event["total"])
+        self._bars.update(self._tasks[what], completed=event["done"], total=event["total"])

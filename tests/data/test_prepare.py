@@ -1,0 +1,158 @@
+"""From files to token tables: what is refused, what is counted, what is kept for the next run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.data.prepare import prepare
+from tunesmith.errors import UserError
+from tunesmith.models.load import load_tokenizer
+from tunesmith.recipe import Recipe
+
+
+def recipe_for(model: Path, train: Path, **data: Any) -> Recipe:
+    values = {"base": str(model), "data": {"train": str(train), "held_out": 0.0, **data}, "train": {"steps": 1}}
+    if train.suffix == ".txt":
+        values["objective"] = {"kind": "text"}
+    return Recipe.load(values)
+
+
+def prepared(recipe: Recipe) -> Any:
+    return prepare(recipe, load_tokenizer(recipe.base))
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def pair(question: str, answer: str) -> dict[str, str]:
+    return {"question": question, "answer": answer}
+
+
+def test_unsloth_2900_rows_without_anything_to_learn_are_refused_by_file_and_row(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", pair("a", "b"), pair("a", "<|im_end|>"), pair("c", "d"))
+    with pytest.raises(UserError, match=r"1 of 3 rows cannot be learnt from.*\n.*rows.jsonl row 2: .*<\|im_end\|>"):
+        prepared(recipe_for(tiny_model, rows))
+    report = prepared(recipe_for(tiny_model, rows, skip_unusable=True)).report
+    assert (report.rows, report.examples, report.unusable) == (3, 2, 1)
+
+
+def test_malformed_rows_are_counted_named_and_refused_above_the_share(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", *[pair(f"q{n}", "a") for n in range(9)], '{"question": ')
+    with pytest.raises(UserError, match=r"1 of 10 rows are malformed.*\n.*rows.jsonl row 10: not valid JSON"):
+        prepared(recipe_for(tiny_model, rows))
+    report = prepared(recipe_for(tiny_model, rows, max_malformed=0.2)).report
+    assert (report.rows, report.malformed, report.examples) == (10, 1, 9)
+    assert (
+        report.malformed_rows[0].startswith(f"{rows}" if rows.is_absolute() else "rows.jsonl")
+        or "row 10" in report.malformed_rows[0]
+    )
+
+
+def test_trl_2400_over_long_examples_are_refused_with_their_rows_unless_told_otherwise(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", pair("short", "yes"), pair("long", "no " * 60))
+    with pytest.raises(UserError, match=r"1 of 2 examples are longer than data.max_length \(100 tokens\): .*row 2 \("):
+        prepared(recipe_for(tiny_model, rows, max_length=100))
+    truncated = prepared(recipe_for(tiny_model, rows, max_length=100, over_long="truncate"))
+    assert truncated.report.truncated == 1
+    assert sorted(truncated.train.lengths)[1] == 100
+    dropped = prepared(recipe_for(tiny_model, rows, max_length=100, over_long="drop")).report
+    assert (dropped.dropped, dropped.examples) == (1, 1)
+
+
+def test_split_pieces_predict_every_token_exactly_once(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("All happy families are alike; " * 20, encoding="utf-8")
+    whole = prepared(recipe_for(tiny_model, tmp_path / "book.txt", max_length=2048))
+    pieces = prepared(recipe_for(tiny_model, tmp_path / "book.txt", max_length=64))
+    assert pieces.report.split == 1
+    assert max(pieces.train.lengths) <= 64
+    ids, _ = whole.train[0]
+    said = [ids[0]]
+    for row in range(len(pieces.train)):
+        piece, learnt = pieces.train[row]
+        said += [token for token, is_learnt in zip(piece[1:], learnt[1:], strict=True) if is_learnt]
+    assert said == list(ids)
+
+
+def test_trl_6320_truncation_that_leaves_nothing_to_learn_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", pair("q " * 100, "answer"))
+    with pytest.raises(UserError, match="no learnt token left"):
+        prepared(recipe_for(tiny_model, rows, max_length=64, over_long="truncate"))
+
+
+def test_a_grown_file_keeps_its_held_out_rows(tiny_model: Path, tmp_path: Path) -> None:
+    def held_out(count: int) -> set[int]:
+        rows = write(tmp_path / "rows.jsonl", *[pair(f"question {n}", f"answer {n}") for n in range(count)])
+        return set(prepared(recipe_for(tiny_model, rows, held_out=0.2)).held_out.row.tolist())
+
+    before, after = held_out(100), held_out(200)
+    assert before
+    assert before == {row for row in after if row <= 100}
+
+
+def change_rows(folder: Path, recipe: dict[str, Any]) -> None:
+    write(folder / "rows.jsonl", pair("a", "other"))
+
+
+def change_template(folder: Path, recipe: dict[str, Any]) -> None:
+    file = folder / "model" / "chat_template.jinja"
+    file.write_text(file.read_text(encoding="utf-8").replace("<|im_start|>", "<|im_start|>the "), encoding="utf-8")
+
+
+def change_tokenizer(folder: Path, recipe: dict[str, Any]) -> None:
+    file = folder / "model" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def change_learnt(folder: Path, recipe: dict[str, Any]) -> None:
+    recipe["objective"] = {"kind": "instruction", "learn": "all"}
+
+
+def change_length(folder: Path, recipe: dict[str, Any]) -> None:
+    recipe["data"]["max_length"] = 500
+
+
+@pytest.mark.parametrize("change", [change_rows, change_template, change_tokenizer, change_learnt, change_length])
+def test_soup_876_nothing_that_makes_the_tokens_can_change_behind_the_cache(
+    change: Callable[[Path, dict[str, Any]], None], tiny_model: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    write(tmp_path / "rows.jsonl", pair("a", "b"))
+    recipe: dict[str, Any] = {
+        "base": str(tmp_path / "model"),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "held_out": 0.0},
+        "train": {"steps": 1},
+    }
+    assert not prepared(Recipe.load(recipe)).report.cached
+    assert prepared(Recipe.load(recipe)).report.cached
+    change(tmp_path, recipe)
+    fresh = prepared(Recipe.load({**recipe, "data": {**recipe["data"], "cache": False}}))
+    again = prepared(Recipe.load(recipe))
+    assert not again.report.cached
+    assert again.train.ids.tolist() == fresh.train.ids.tolist()
+    assert again.train.learnt.tolist() == fresh.train.learnt.tolist()
+
+
+def test_what_does_not_make_the_tokens_leaves_the_cache_alone(
+    tiny_model: Path, write_rows: Callable[..., Path]
+) -> None:
+    rows = write_rows()
+    prepared(recipe_for(tiny_model, rows))
+    values = recipe_for(tiny_model, rows, pack=False).model_dump(mode="json")
+    values["train"] |= {"learning_rate": 0.5, "seed": 7}
+    assert prepared(Recipe.load(values)).report.cached

@@ -1,0 +1,99 @@
+"""Base beside tuned: the figures are what they say, and the tuned model's are the better ones where it has learnt."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tunesmith
+from tunesmith.data.prepare import prepare
+from tunesmith.engine.held_out import RowLosses
+from tunesmith.errors import UserError
+from tunesmith.evaluate.compare import evaluate
+from tunesmith.evaluate.metrics import METRICS, exact_match, first_word, mean_with_interval, rouge_l, scores
+from tunesmith.models.load import load_tokenizer
+from tunesmith.recipe import Recipe
+
+
+@pytest.fixture
+def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Path:
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows()), "held_out": 0.2},
+        "method": {"kind": "full"},
+        "train": {"steps": 60, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
+    }
+    return tunesmith.train(recipe, tmp_path / "run").folder
+
+
+def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, tiny_model: Path) -> None:
+    progress: list[dict] = []
+    result = evaluate(run, rows=5, max_new_tokens=30, subscribers=[progress.append])
+    assert result == json.loads(
+        (run / "evaluation.json").read_text(encoding="utf-8"), object_hook=_lists_as_tuples(result)
+    )
+    assert result["tuned"]["loss"] < result["base"]["loss"] - 1
+    assert result["differences"]["loss"]["interval"][1] < 0
+    assert result["tuned"]["metrics"]["first_word"]["value"] == 1.0, "each answer begins with It"
+    assert len(result["samples"]) == 5
+    assert result["samples"][0]["expected"].startswith("It is")
+    assert progress[-1] == {"event": "progress", "what": "tuned: answers", "done": 5, "total": 5}
+
+    recipe = Recipe.load(run / "recipe.yaml")
+    table = prepare(recipe, load_tokenizer(recipe.base)).held_out
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    losses = []
+    for row in range(len(table)):
+        ids, learnt = (torch.tensor(np.array(each)) for each in table[row])
+        labels = ids.long().masked_fill(~learnt, -100)
+        count = (labels[1:] != -100).sum()
+        losses.append(model(input_ids=ids[None], labels=labels[None]).loss.item() * count.item())
+    assert result["base"]["loss"] == pytest.approx(sum(losses) / result["learnt_tokens"], rel=1e-5)
+
+
+def _lists_as_tuples(result: dict):
+    """JSON knows no tuples; intervals are pairs."""
+
+    def convert(values: dict) -> dict:
+        return {key: tuple(value) if "interval" in key else value for key, value in values.items()}
+
+    return convert
+
+
+def test_a_run_that_has_not_finished_is_not_evaluated(run: Path) -> None:
+    (run / "model").rename(run / "moved")
+    with pytest.raises(UserError, match="has not finished. tunesmith train --resume"):
+        evaluate(run)
+
+
+def test_metrics_say_what_they_are_described_as() -> None:
+    assert exact_match("Return the path. ", "return the path") == 1
+    assert exact_match("Return a path", "Return the path") == 0
+    assert first_word("Return a path.", "return, if any") == 1
+    assert first_word("", "Return") == 0
+    assert rouge_l("return the copied file", "return the file") == pytest.approx(2 * 1 * 0.75 / 1.75)
+    assert scores(METRICS["exact_match"], ["a", "b"], ["a", "c"]).tolist() == [1, 0]
+
+
+def test_bootstrap_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        low, high = mean_with_interval((generator.random(60) < 0.3).astype(float))[1]
+        held += low <= 0.3 <= high
+    assert 175 <= held <= 199  # 95 % of 200, less what percentiles lose at sixty rows
+
+
+def test_a_paired_difference_is_tighter_than_two_intervals_apart() -> None:
+    generator = np.random.default_rng(0)
+    counts = np.full(100, 10)
+    hard = generator.normal(30, 10, 100)
+    base, tuned = RowLosses(hard, counts), RowLosses(hard - 1 + generator.normal(0, 0.5, 100), counts)
+    value, (low, high) = base.difference(tuned)
+    assert value == pytest.approx(tuned.loss - base.loss)
+    assert low < -0.1 < high < -0.05
+    assert base.interval()[0] < tuned.loss

@@ -1,0 +1,78 @@
+"""LoRA as the rest of the world reads it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tunesmith
+from tunesmith.errors import UserError
+from tunesmith.models.merge import merge
+from tunesmith.models.usable import Usable
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def finished_run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Path:
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows()), "held_out": 0.1},
+        "method": {"kind": "lora", "rank": 4},
+        "train": {"steps": 5, "tokens_per_step": 256, "learning_rate": 1e-2, "precision": "fp32"},
+    }
+    return tunesmith.train(recipe, tmp_path / "run").folder
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(40)[None]).logits
+
+
+def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(
+    finished_run: Path, tiny_model: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    untouched = logits_of(base)
+    theirs = logits_of(PeftModel.from_pretrained(base, finished_run / "adapter").eval())
+    ours = logits_of(Usable.find(str(finished_run)).model(torch.float32, CPU))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert (theirs - untouched).abs().max() > 1e-2, "the adapter changes nothing"
+
+
+def test_the_merged_model_needs_neither_peft_nor_tunesmith_and_says_the_same(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    merged = merge(str(finished_run), tmp_path / "merged", "fp32")
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    ours = logits_of(Usable.find(str(finished_run)).model(torch.float32, CPU))
+    torch.testing.assert_close(logits_of(model), ours, rtol=1e-5, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(merged).chat_template
+    with pytest.raises(UserError, match="is there already"):
+        merge(str(finished_run), merged)
+
+
+def test_a_module_that_is_not_there_is_refused_with_those_that_are(
+    tiny_model: Path, write_rows: Callable[..., Path]
+) -> None:
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows())},
+        "method": {"kind": "lora", "target_modules": ["q_prj"]},
+        "train": {"steps": 1},
+    }
+    with pytest.raises(UserError, match=r"ends in 'q_prj'.*q_proj"):
+        tunesmith.train(recipe)
+
+
+def test_a_run_is_no_base_until_it_is_merged_and_the_merged_model_is(
+    finished_run: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = {"base": str(finished_run), "data": {"train": str(write_rows())}, "train": {"steps": 1}}
+    with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith merge"):
+        tunesmith.train(recipe, tmp_path / "next")
+    merged = merge(str(finished_run), tmp_path / "merged")
+    assert tunesmith.train({**recipe, "base": str(merged)}, tmp_path / "next").finished
