@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from packages import PACKAGES
+
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.held_out import RowLosses, held_out_losses
 from tunesmith.models.attention import use_document_attention
@@ -55,26 +55,30 @@ def card(build: Path) -> str:
     untaught, taught = (_losses(run, answers) for run in (pretrained, instructed))
     config = json.loads((pretrained.folder / "model" / "config.json").read_text(encoding="utf-8"))
     spoken = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.held_out[0]))
-    return (Path(__file__).parent / "card.md").read_text(encoding="utf-8").format(
-        hidden=config["hidden_size"],
-        mlp=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        vocabulary=config["vocab_size"],
-        context=config["max_position_embeddings"],
-        parameters=_event(pretrained, "start")["parameters"],
-        pretraining=_effort(pretrained),
-        instruction=_effort(instructed),
-        documents=sum(1 for _ in _lines(texts.data.held_out[0])),
-        held_out_tokens=int(before.counts.sum()),
-        perplexity=math.exp(before.loss),
-        interval=", ".join(f"{math.exp(each):.1f}" for each in before.interval()),
-        bits=before.sums.sum() / math.log(2) / spoken,
-        later_perplexity=math.exp(after.loss),
-        untaught=math.exp(untaught.loss),
-        taught=math.exp(taught.loss),
-        answer_rows=len(taught.sums),
-        sources=_sources(build),
+    return (
+        (Path(__file__).parent / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            hidden=config["hidden_size"],
+            mlp=config["intermediate_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            vocabulary=config["vocab_size"],
+            context=config["max_position_embeddings"],
+            parameters=_event(pretrained, "start")["parameters"],
+            pretraining=_effort(pretrained),
+            instruction=_effort(instructed),
+            documents=sum(1 for _ in _lines(texts.data.held_out[0])),
+            held_out_tokens=int(before.counts.sum()),
+            perplexity=math.exp(before.loss),
+            interval=", ".join(f"{math.exp(each):.1f}" for each in before.interval()),
+            bits=before.sums.sum() / math.log(2) / spoken,
+            later_perplexity=math.exp(after.loss),
+            untaught=math.exp(untaught.loss),
+            taught=math.exp(taught.loss),
+            answer_rows=len(taught.sums),
+            sources=_sources(build),
+        )
     )
 
 

@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.engine.train import resume, train
     from tunesmith.errors import UserError
+    from tunesmith.evaluation.compare import evaluate
     from tunesmith.models.load import embedded_base
-    from tunesmith.recipe import Recipe, recipe_schema
+    from tunesmith.models.merge import merge
+    from tunesmith.recipe import Recipe
+    from tunesmith.run import Run
+    from tunesmith.schema import recipe_schema
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Recipe": "tunesmith.recipe",
+    "Run": "tunesmith.run",
     "UserError": "tunesmith.errors",
+    "evaluate": "tunesmith.evaluation.compare",
+    "merge": "tunesmith.models.merge",
     "embedded_base": "tunesmith.models.load",
-    "recipe_schema": "tunesmith.recipe",
+    "recipe_schema": "tunesmith.schema",
     "resume": "tunesmith.engine.train",
     "train": "tunesmith.engine.train",
 }
 
-__all__ = ["Recipe", "UserError", "embedded_base", "recipe_schema", "resume", "train"]
+__all__ = ["Recipe", "Run", "UserError", "embedded_base", "evaluate", "merge", "recipe_schema", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,25 +6,24 @@ up by `kind` in the two registries below; a new one is one file and one line her
 """
 
 import difflib
-import re
+from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
-    create_model,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from tunesmith.errors import UserError
+from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
 METHODS = {
     "full": "tunesmith.methods.full:Full",
@@ -45,11 +44,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
-class MethodConfig(Strict):
+class MethodConfig(Strict, ABC):
     """Which weights move. Subclasses live in `tunesmith.methods`, one file each."""
 
     kind: str
 
+    @abstractmethod
     def apply(self, model: Any, seed: int) -> Any:
         """Return the model with exactly the method's weights requiring gradients.
 
@@ -57,14 +57,13 @@ class MethodConfig(Strict):
             model: a `transformers.PreTrainedModel`.
             seed: of the method's own initial weights.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def learning_rate(self) -> float:
         """The peak learning rate where the recipe names none."""
-        raise NotImplementedError
 
 
-class ObjectiveConfig(Strict):
+class ObjectiveConfig(Strict, ABC):
     """What is learnt. Subclasses live in `tunesmith.objectives`, one file each."""
 
     kind: str
@@ -72,20 +71,21 @@ class ObjectiveConfig(Strict):
     over_long: Literal["refuse", "truncate", "split", "drop"] = Field(default="refuse", exclude=True)
     """What `data.over_long: auto` means for this objective."""
 
+    @abstractmethod
     def render(self, renderer: Any, example: Any) -> list[Any]:
         """Turn an `Example` into the `Rendering`s whose learnt spans this objective trains on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, model: Any, batch: Any) -> Any:
         """Turn a `Batch` into the *sum* of the losses of its learnt tokens (nats): a scalar tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, model: Any, batch: Any) -> Any:
         """The loss of each learnt token (learnt,), in the batch's order, without gradients: for evaluation."""
-        raise NotImplementedError
 
 
-def _resolve(registry: dict[str, str], kind: str) -> Any:
+def named_kind(registry: dict[str, str], kind: str) -> Any:
+    """The class that the registry names, imported now."""
     module, name = registry[kind].split(":")
     return getattr(import_module(module), name)
 
@@ -270,10 +270,10 @@ class Recipe(Strict):
     data: Data
     """What it learns from."""
 
-    method: SerializeAsAny[MethodConfig] = Field(default={"kind": "lora"})  # type: ignore[assignment]
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, "lora")())
     """Which weights move. LoRA on all linear layers: about the quality of full fine-tuning at a third of its memory."""
 
-    objective: SerializeAsAny[ObjectiveConfig] = Field(default={"kind": "instruction"})  # type: ignore[assignment]
+    objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: named_kind(OBJECTIVES, "instruction")())
     """What is learnt. `instruction`: the assistant's answers."""
 
     train: Train = Train()
@@ -309,9 +309,9 @@ class Recipe(Strict):
             values, where, folder = dict(source), "recipe", Path.cwd()
         else:
             path = Path(source)
-            values, where, folder = _read_yaml(path), path.name, path.parent.resolve()
+            values, where, folder = read_yaml(path), path.name, path.parent.resolve()
         for override in overrides or []:
-            _set(values, override)
+            set_field(values, override)
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -321,10 +321,7 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The recipe with every field, as YAML that `load` reads back to an equal recipe."""
-        text: str = yaml.dump(
-            self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
-        )
-        return text
+        return to_yaml(self.model_dump(mode="json"))
 
     def _with_absolute_paths(self, folder: Path) -> "Recipe":
         def absolute(path: str) -> str:
@@ -351,32 +348,6 @@ class Recipe(Strict):
         return self.model_copy(update={"data": data, "base": base})
 
 
-def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors; methods and objectives are spelt out by `kind`."""
-    union: Any = {
-        "method": tuple(_resolve(METHODS, kind) for kind in METHODS),
-        "objective": tuple(_resolve(OBJECTIVES, kind) for kind in OBJECTIVES),
-    }
-    fields: Any = {}
-    for name, classes in union.items():
-        described = Recipe.model_fields[name].description
-        kind = classes[0]
-        for each in classes[1:]:
-            kind = kind | each
-        fields[name] = (kind, Field(default=None, discriminator="kind", description=described))
-    schema = create_model("Recipe", __base__=Recipe, **fields).model_json_schema()
-    schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
-    for name in ("train", "held_out"):
-        paths = schema["$defs"]["Data"]["properties"][name]
-        schema["$defs"]["Data"]["properties"][name] = {
-            **paths,
-            "anyOf": [{"type": "string"}, {k: v for k, v in paths.items() if k in ("type", "items", "anyOf")}],
-        }
-        schema["$defs"]["Data"]["properties"][name].pop("type", None)
-        schema["$defs"]["Data"]["properties"][name].pop("items", None)
-    return schema
-
-
 def _by_kind(value: Any, registry: dict[str, str], base: type[Strict]) -> Any:
     """Turn `{kind: lora, ...}` or `lora` into the class that the registry names."""
     if isinstance(value, base):
@@ -387,7 +358,7 @@ def _by_kind(value: Any, registry: dict[str, str], base: type[Strict]) -> Any:
         raise ValueError(f"needs a kind: one of {', '.join(registry)}")
     if value["kind"] not in registry:
         raise ValueError(f"kind {value['kind']!r} is not known.{_did_you_mean(str(value['kind']), list(registry))}")
-    return _resolve(registry, value["kind"]).model_validate(value)
+    return named_kind(registry, value["kind"]).model_validate(value)
 
 
 def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
@@ -404,7 +375,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
             return []
         if part in ("method", "objective") and index == 0:
             registry = METHODS if part == "method" else OBJECTIVES
-            return sorted({name for kind in registry for name in _resolve(registry, kind).model_fields})
+            return sorted({name for kind in registry for name in named_kind(registry, kind).model_fields})
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)), None)
     return list(model.model_fields) if model is not None else []
@@ -425,90 +396,3 @@ def _explain(details: ErrorDetails) -> str:
     given = details["input"]
     shown = "" if isinstance(given, dict | list) or "not known" in message else f" (it is {given!r})"
     return f"{name}: {message}{shown}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (`1e-4` is one, `1_000` is not octal-like magic) and no duplicate keys."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise yaml.MarkedYAMLError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
-    return dict(loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.1 readers see numbers too (1.0e-04, not 1e-04)."""
-
-
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value)
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e", 1)
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
-
-
-_Dumper.add_representer(float, _represent_float)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe. `tunesmith init DATA` writes one from a data file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
-    try:
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path.name}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path.name}: a recipe is a mapping with at least data.train; this is {type(values).__name__}."
-        )
-    return values
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Apply `train.learning_rate=1e-4` to nested dicts in place."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override}: write KEY=VALUE, for example train.learning_rate=1e-4.")
-    *parents, last = key.strip().split(".")
-    place = values
-    for parent in parents:
-        inner = place.get(parent)
-        if inner is None:
-            inner = {}
-        elif isinstance(inner, str) and parent in ("base", "method", "objective"):
-            inner = {"model" if parent == "base" else "kind": inner}
-        elif not isinstance(inner, dict):
-            raise UserError(f"--set {override}: {parent} has no fields.")
-        place[parent] = dict(inner)
-        place = place[parent]
-    try:
-        place[last] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML.") from None
-    if parents == ["train"] and last in ("steps", "epochs") and place[last] is not None:
-        place.pop({"steps": "epochs", "epochs": "steps"}[last], None)

@@ -123,10 +123,10 @@ def test_what_a_template_leaves_out_is_refused_by_turn():
     no_system = "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}"
     with pytest.raises(UnusableError, match=r"leaves out part of turn 1 \(system\): 'Be brief.'"):
         Renderer(tokenizer_with(no_system)).render(turns(ASKED, ANSWERED, system="Be brief."))
+    tool = {"type": "function", "function": {"name": "add_numbers", "parameters": {}}}
+    chat = Example(Source("rows.jsonl", 1), messages=turns(ASKED, ANSWERED).messages, tools=(tool,))
     with pytest.raises(UnusableError, match="no place for tools"):
-        tool = {"type": "function", "function": {"name": "add_numbers", "parameters": {}}}
-        chat = turns(ASKED, ANSWERED)
-        Renderer(stock("gemma")).render(Example(chat.source, messages=chat.messages, tools=(tool,)))
+        Renderer(stock("gemma")).render(chat)
 
 
 def test_a_template_that_refuses_a_role_is_quoted():
@@ -135,7 +135,10 @@ def test_a_template_that_refuses_a_role_is_quoted():
 
 
 def test_unsloth_416_a_template_that_never_ends_the_answer_is_refused():
-    endless = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    endless = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(UnusableError, match="would never learn to stop"):
         Renderer(tokenizer_with(endless)).render(turns(ASKED, ANSWERED))
 
@@ -143,7 +146,7 @@ def test_unsloth_416_a_template_that_never_ends_the_answer_is_refused():
 def test_no_chat_template_is_said_with_what_to_do():
     tokenizer = stock("gemma")
     tokenizer.chat_template = None
-    with pytest.raises(UserError, match="no chat template.*base.chat_template"):
+    with pytest.raises(UserError, match=r"no chat template.*base.chat_template"):
         Renderer(tokenizer).render(turns(ASKED, ANSWERED))
 
 

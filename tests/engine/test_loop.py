@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_share(schedule: str
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == 1.0 == max(rates)
     assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
 
 
 def test_early_stopping_keeps_the_best_weights(

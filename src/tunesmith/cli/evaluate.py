@@ -15,7 +15,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(help="Cut an answer after so many tokens.", min=1)] = 128,
 ) -> None:
     """Compare a run with its base on held-out rows: loss, perplexity, metrics, samples, each with its uncertainty."""
-    import tunesmith.evaluate.compare as comparison
+    import tunesmith.evaluation.compare as comparison
     from tunesmith.report.html import write_report
     from tunesmith.report.table import evaluation_table, samples_table
     from tunesmith.report.waiting import Waiting

@@ -8,15 +8,16 @@ import typer
 
 
 def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="A page for readers instead.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="A file to write it to; default: standard output.")
     ] = None,
 ) -> None:
     """Print the JSON schema of a recipe: editors complete and check recipes by it."""
-    from tunesmith.recipe import recipe_schema
     from tunesmith.run import atomic_write
+    from tunesmith.schema import recipe_reference, recipe_schema
 
-    text = json.dumps(recipe_schema(), indent=2) + "\n"
+    text = recipe_reference() if markdown else json.dumps(recipe_schema(), indent=2) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

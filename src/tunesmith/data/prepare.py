@@ -63,7 +63,11 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
 
 
 def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterator[Example]:
-    """The rows of the paths as examples; malformed rows are counted into the report and refused past the allowed share."""
+    """The rows of the paths as examples; malformed ones are counted in the report, and refused past the allowed share.
+
+    Raises:
+        UserError: too many are malformed, or the files cannot be read.
+    """
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
     form = recipe.data.form

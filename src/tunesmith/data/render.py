@@ -1,4 +1,4 @@
-"""From an example to text with its learnt spans, and from there to tokens. Training and serving both come through here."""
+"""From an example to text with its learnt spans, and from there to tokens: in training and in use alike."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,10 +69,11 @@ class Renderer:
         return np.unique(np.asarray(ids, np.int32))
 
     def render(self, example: Example, learn: Learn = "assistant") -> list[Rendering]:
-        """The example as one text; or as several, where the template writes an earlier turn otherwise than it was asked.
+        """The example as one text; or as several, where the template writes an earlier turn otherwise than it was
+        asked for.
 
-        Reasoning models' templates take the reasoning out of all turns but the last, so that what the model has to write
-        in an earlier turn stands only in the chat that ends with it: such a turn is then a rendering of its own.
+        Reasoning models' templates take the reasoning out of all turns but the last, so that what the model has to
+        write in an earlier turn stands only in the chat that ends with it: such a turn is a rendering of its own.
 
         Raises:
             UnusableError: the template cannot show the example, or leaves part of it out.
@@ -180,13 +181,13 @@ def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) 
             found = next((token for token in special if isinstance(said, str) and token in said), None)
             if found is not None:
                 raise UnusableError(
-                    f"turn {number} ({message['role']}) holds {found}, which the tokeniser reads as a control token, not "
-                    "as text. Give the turns alone; the chat template adds such tokens"
+                    f"turn {number} ({message['role']}) holds {found}, which the tokeniser reads as a control token, "
+                    "not as text. Give the turns alone; the chat template adds such tokens"
                 )
 
 
 def _refuse_losses(example: Example, renderings: Sequence[Rendering], learn: Learn) -> None:
-    """What someone says must stand in the text, but for white space: templates leave out what they have no place for."""
+    """What is said must stand in the text, but for white space: templates leave out what they have no place for."""
     shown = ["".join(each.text.split()) for each in renderings]
     messages = example.messages or ()
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
@@ -197,8 +198,8 @@ def _refuse_losses(example: Example, renderings: Sequence[Rendering], learn: Lea
         for said in (message.get("content"), message.get("reasoning_content"), *calls):
             if isinstance(said, str) and not any("".join(said.split()) in text for text in shown):
                 raise UnusableError(
-                    f"the chat template leaves out part of turn {place + 1} ({message['role']}): {said.strip()[:40]!r}. "
-                    "Remove it, or set base.chat_template to one that shows it"
+                    f"the chat template leaves out part of turn {place + 1} ({message['role']}): {said.strip()[:40]!r}."
+                    " Remove it, or set base.chat_template to one that shows it"
                 )
     for tool in example.tools or ():
         if not any(tool["function"]["name"] in text for text in shown):

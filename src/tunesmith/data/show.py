@@ -42,7 +42,7 @@ class Shown:
 
 
 def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: int = 1) -> Iterator[Shown]:
-    """Rows of the recipe's training data, from the `start`th (1-based, malformed ones left out), rendered and tokenised.
+    """Rows of the recipe's training data from the `start`th (1-based, malformed ones left out), rendered, tokenised.
 
     Raises:
         UserError: the data cannot be read.

@@ -86,8 +86,8 @@ class ChatTemplate:
         prompt = self.prompt(messages[:-1], tools)
         if not text.startswith(prompt):
             raise UnusableError(
-                f"the chat template ends its prompt with {prompt[-40:]!r}, but the answered chat does not begin so. Bring "
-                "the answer to that form, or set base.chat_template to one with {% generation %} marks"
+                f"the chat template ends its prompt with {prompt[-40:]!r}, but the answered chat does not begin so. "
+                "Bring the answer to that form, or set base.chat_template to one with {% generation %} marks"
             )
         end = self._end_of_turn(text[len(prompt) :])
         if end is None:
@@ -138,7 +138,7 @@ class ChatTemplate:
         return last.removeprefix(prompt), inner.removeprefix(prompt)
 
     def _end_of_turn(self, tail: str, ends: Collection[str] | None = None) -> int | None:
-        """Where the turn ends in what follows its prompt: after the first of its last special tokens that ends turns."""
+        """Where the turn ends in what follows its prompt: after the first of its last special tokens that is an end."""
         ends = self.ends if ends is None else ends
         last = list(self._last_special_tokens(tail))[::-1]
         return next((end for token, end in last if token in ends), last[0][1] if last else None)

@@ -76,7 +76,8 @@ def question(thing: Documented) -> str:
     signature = thing.signature or _signature_in_text(thing)
     if len(signature) > LONGEST_SIGNATURE:
         without_defaults = re.sub(r"=(?:\([^()]*\)|'[^']*'|[^,()])*", "", signature)
-        signature = f"({', '.join(re.findall(r'(?:^[(]|, )([*]{0,2}\w+|[*]|/)', without_defaults))})"
+        names = re.findall(r"(?:^[(]|, )([*]{0,2}\w+|[*]|/)", without_defaults)
+        signature = f"({', '.join(names)})"
     return QUESTIONS[thing.kind].format(f"{thing.name}{signature}")
 
 

@@ -194,11 +194,14 @@ def _from_objects(module: str, seen: set[int]) -> Iterator[Documented]:
         yield from _object(module, module, "module", imported)
     exported = getattr(imported, "__all__", None)
     for name in sorted(exported or dir(imported)):
-        thing: Any = getattr(imported, name, None)
+        if not hasattr(imported, name):
+            continue
+        thing: Any = getattr(imported, name)
         its_own = exported is not None or getattr(thing, "__module__", None) in (module, f"_{module}")
         if name.startswith("_") or id(thing) in seen or not its_own or not _is_in_c(thing):
             continue
-        if getattr(imported, thing.__name__, None) is thing and thing.__name__ != name:
+        own_name = str(getattr(thing, "__name__", name))
+        if own_name != name and getattr(imported, own_name, None) is thing:
             continue  # a second name, such as EnvironmentError for OSError
         seen.add(id(thing))
         kind: Kind = _class_kind(name) if isinstance(thing, type) else "function"

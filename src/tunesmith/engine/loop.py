@@ -175,7 +175,7 @@ class Loop:
         if self.state.skipped_in_a_row >= SKIPS_BEFORE_STOPPING:
             shown = ", ".join(sources[:5]) + (f" and {len(sources) - 5:,} more" if len(sources) > 5 else "")
             raise UserError(
-                f"{reason} was not finite in {SKIPS_BEFORE_STOPPING} steps in a row, up to step {self.state.step:,}, so the "
-                f"run stopped; no weight was touched by them. The last batch held {shown}. Look at those rows, lower "
-                "train.learning_rate, or set train.precision: fp32."
+                f"{reason} was not finite in {SKIPS_BEFORE_STOPPING} steps in a row up to step {self.state.step:,}, so "
+                f"the run stopped; no weight was touched by them. The last batch held {shown}. Look at those rows, "
+                "lower train.learning_rate, or set train.precision: fp32."
             )

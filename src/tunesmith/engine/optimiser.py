@@ -1,11 +1,11 @@
-"""AdamW on fp32 master weights that lie in one flat vector, whatever the precision of the model (Micikevicius et al. 2018).
+"""AdamW on fp32 master weights in one flat vector, whatever the precision of the model (Micikevicius et al. 2018).
 
 The model's weights are working copies. Each gradient is added into a flat fp32 vector the moment it is complete and
 freed, so that accumulation loses nothing to rounding and at most one layer's gradient exists in working precision.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class MasterWeights:
             The norm of the mean gradient before clipping. If it is not finite nothing has been changed; in any case
             the summed gradient is zero again.
         """
-        norm = torch.linalg.vector_norm(self.grad).item() / learnt_tokens
+        norm = float(torch.linalg.vector_norm(self.grad)) / learnt_tokens
         if math.isfinite(norm):
             self.grad.mul_(min(1.0, max_grad_norm / (norm + 1e-6)) / learnt_tokens)
             for group in self.adamw.param_groups:
@@ -99,7 +99,7 @@ class MasterWeights:
         self.publish()
 
 
-def _add_into(total: Tensor):  # type: ignore[no-untyped-def]
+def _add_into(total: Tensor) -> Callable[[Tensor], None]:
     """A hook that moves a finished gradient into its place in the flat sum."""
 
     def add(parameter: Tensor) -> None:

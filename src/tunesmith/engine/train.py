@@ -194,8 +194,8 @@ def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared) -> None:
     for name in sorted({*before["data"], *now["data"]}):
         if before["data"].get(name) != now["data"].get(name):
             raise UserError(
-                f"{name} has changed since {run.folder} began, so it cannot be resumed to the same result. Put the file "
-                "back as it was, or start a new run."
+                f"{name} has changed since {run.folder} began, so it cannot be resumed to the same result. Put the "
+                "file back as it was, or start a new run."
             )
     if before["base"] != now["base"]:
         raise UserError(

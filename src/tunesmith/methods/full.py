@@ -20,5 +20,5 @@ class Full(MethodConfig):
         return model
 
     def learning_rate(self) -> float:
-        """1e-5 is the habit for billions of parameters; the models meant for laptops want more (see docs/methods.md)."""
+        """The habit for billions of parameters; models of laptop size want more (see docs/methods.md)."""
         return 2e-5

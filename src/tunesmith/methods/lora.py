@@ -85,22 +85,19 @@ class FusedLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer, whose plain case (one adapter, no dropout, no variant) runs through `lora_linear`."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not self._is_plain():
+        if args or kwargs or not self._is_plain(x.dtype):
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         name = self.active_adapters[0]
         base = self.get_base_layer()
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        if a.dtype != x.dtype:
-            out = super().forward(x)
-            return out
         return lora_linear(x, base.weight, base.bias, a, b, self.scaling[name])
 
-    def _is_plain(self) -> bool:
+    def _is_plain(self, dtype: torch.dtype) -> bool:
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return False
         name = self.active_adapters[0]
-        if name not in self.lora_A or name in self.lora_variant:
+        if name not in self.lora_A or name in self.lora_variant or self.lora_A[name].weight.dtype != dtype:
             return False
         dropout = self.lora_dropout[name]
         return isinstance(dropout, nn.Identity) or not self.training or dropout.p == 0

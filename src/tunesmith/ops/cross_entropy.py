@@ -45,7 +45,8 @@ def linear_cross_entropy(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
     Gradients of `hidden`, `head.weight` and `head.bias` are formed in the forward pass, each only where asked for.
     """
-    return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, head.scale, head.softcap, labels)  # type: ignore[no-any-return]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, head.scale, head.softcap, labels)
+    return loss
 
 
 def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     Autograd over the definition also keeps x Aᵀ and the unscaled product. Recomputing x Aᵀ costs rank / out of the
     layer's own product. `weight` and `bias` get no gradient.
     """
-    return _LoRALinear.apply(x, weight, bias, a, b, scaling)  # type: ignore[no-any-return]
+    out: Tensor = _LoRALinear.apply(x, weight, bias, a, b, scaling)
+    return out
 
 
 class _LoRALinear(torch.autograd.Function):

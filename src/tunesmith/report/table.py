@@ -14,7 +14,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     """Loss, perplexity and metrics of both sides and their difference, each with its 95 % interval.
 
     Args:
-        result: what `tunesmith.evaluate.compare.evaluate` returns.
+        result: what `tunesmith.evaluation.compare.evaluate` returns.
     """
     table = Table(
         box=SIMPLE_HEAD,

@@ -13,8 +13,8 @@ import tunesmith
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.held_out import RowLosses
 from tunesmith.errors import UserError
-from tunesmith.evaluate.compare import evaluate
-from tunesmith.evaluate.metrics import METRICS, exact_match, first_word, mean_with_interval, rouge_l, scores
+from tunesmith.evaluation.compare import evaluate
+from tunesmith.evaluation.metrics import METRICS, exact_match, first_word, mean_with_interval, rouge_l, scores
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe
 
@@ -66,7 +66,7 @@ def _lists_as_tuples(result: dict):
 
 def test_a_run_that_has_not_finished_is_not_evaluated(run: Path) -> None:
     (run / "model").rename(run / "moved")
-    with pytest.raises(UserError, match="has not finished. tunesmith train --resume"):
+    with pytest.raises(UserError, match=r"has not finished. tunesmith train --resume"):
         evaluate(run)
 
 

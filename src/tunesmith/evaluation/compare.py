@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.example import Example, Message
@@ -17,7 +16,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.held_out import RowLosses, held_out_losses
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
-from tunesmith.evaluate.metrics import METRICS, mean_with_interval, scores
+from tunesmith.evaluation.metrics import METRICS, mean_with_interval, scores
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.forward import plain_model
 from tunesmith.models.generate import Sampling, answers

@@ -1,0 +1,69 @@
+"""What a recipe may hold, for editors (JSON schema) and for readers (Markdown), from the recipe's own fields."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field, create_model
+from pydantic_core import PydanticUndefined
+
+from tunesmith.recipe import METHODS, OBJECTIVES, Base, Data, EarlyStopping, Recipe, Train, named_kind
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; methods and objectives are spelt out by `kind`."""
+    union: Any = {
+        "method": tuple(named_kind(METHODS, kind) for kind in METHODS),
+        "objective": tuple(named_kind(OBJECTIVES, kind) for kind in OBJECTIVES),
+    }
+    fields: Any = {}
+    for name, classes in union.items():
+        described = Recipe.model_fields[name].description
+        kind = classes[0]
+        for each in classes[1:]:
+            kind = kind | each
+        fields[name] = (kind, Field(default=None, discriminator="kind", description=described))
+    model: Any = create_model("Recipe", __base__=Recipe, **fields)
+    schema: dict[str, Any] = model.model_json_schema()
+    schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
+    for name in ("train", "held_out"):
+        paths = schema["$defs"]["Data"]["properties"][name]
+        schema["$defs"]["Data"]["properties"][name] = {
+            **paths,
+            "anyOf": [{"type": "string"}, {k: v for k, v in paths.items() if k in ("type", "items", "anyOf")}],
+        }
+        schema["$defs"]["Data"]["properties"][name].pop("type", None)
+        schema["$defs"]["Data"]["properties"][name].pop("items", None)
+    return schema
+
+
+def recipe_reference() -> str:
+    """Every field with its default and the reason for it, as the page `docs/recipe.md`."""
+    parts = [
+        "# The recipe",
+        "A recipe says what a run is. Only `data.train` is needed; every other field has a default. A field that "
+        "does not exist is refused, with the nearest name. `--set train.learning_rate=1e-4` replaces a field from the command "
+        "line. `tunesmith schema` prints the JSON schema, for editors.",
+    ]
+    for title, model in (("base", Base), ("data", Data), ("train", Train), ("train.early_stopping", EarlyStopping)):
+        parts.append(_fields(title, model))
+    for name, registry in (("method", METHODS), ("objective", OBJECTIVES)):
+        parts += [_fields(f"{name}: {{kind: {kind}}}", named_kind(registry, kind)) for kind in registry]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fields(title: str, model: type[BaseModel]) -> str:
+    """A heading, the model's own words, and a line for each field."""
+    lines = [f"## `{title}`", "", " ".join((model.__doc__ or "").split()), ""]
+    for name, field in model.model_fields.items():
+        if name == "kind" or field.exclude:
+            continue
+        default = "needed" if field.default is PydanticUndefined else f"default: `{_plain(field.default)}`"
+        lines.append(f"- **`{name}`** ({default}): {' '.join((field.description or '').split())}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """A default as one would write it in YAML."""
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, bool) or value is None:
+        return words[value]
+    return str(list(value) if isinstance(value, tuple) else value)

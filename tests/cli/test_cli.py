@@ -1,0 +1,122 @@
+"""What the command line says and how it ends: 0 done, 2 the user's to mend, 130 interrupted; never a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tunesmith
+
+
+def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tunesmith", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+def write_recipe(folder: Path, model: Path, rows: Path, steps: int = 4) -> Path:
+    recipe = {
+        "base": str(model),
+        "data": {"train": str(rows), "held_out": 0.1},
+        "method": {"kind": "lora", "rank": 2},
+        "train": {"steps": steps, "tokens_per_step": 256, "precision": "fp32", "checkpoint_every": 2},
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML too
+    return file
+
+
+def test_train_leaves_what_other_tools_rely_on(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_recipe(tmp_path, tiny_model, write_rows())
+    done = call("train", "recipe.yaml", "--run", "run", "--set", "train.learning_rate=1e-3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"recipe.yaml", "metrics.jsonl", "report.html", "adapter"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert {"step", "loss", "grad_norm", "learning_rate", "tokens", "learnt_tokens", "seconds"} <= steps[0].keys()
+    assert max(step["learning_rate"] for step in steps) == 1e-3
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80 or "run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('{"train": {"learning_rat": 1}}', "train.learning_rat is not a field. Did you mean train.learning_rate?"),
+        ('{"method": {"kind": "lorra"}}', "Did you mean lora?"),
+        ('{"data": {"train": "nowhere.jsonl"}}', "nowhere.jsonl: no such file or directory"),
+        ('{"base": "./no-model"}', "does not exist. Give a model's directory, a hub name, or embedded."),
+        ('{"data": {"train": "rows.jsonl", "max_length": 16}}', "longer than data.max_length"),
+        ("nonsense", "a recipe is a mapping"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_leaves_nothing(
+    change: str, told: str, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_rows()
+    recipe = {"base": str(tiny_model), "data": {"train": "rows.jsonl"}, "train": {"steps": 2}}
+    text = json.dumps(recipe | json.loads(change)) if change.startswith('{"') else change
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    done = call("train", "recipe.yaml", "--run", "run", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_saves_everything_and_says_how_to_go_on(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_recipe(tmp_path, tiny_model, write_rows(), steps=2000)
+    command = [sys.executable, "-m", "tunesmith", "train", "recipe.yaml", "--run", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step", "step": 5' in metrics.read_text()):
+        pass
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "--resume" in out
+    events = tunesmith.Run.open(tmp_path / "run").events()
+    last = [event["step"] for event in events if event["event"] == "step"][-1]
+    assert events[-1] | {"seconds": 0} == {
+        "event": "end",
+        "reason": "interrupted",
+        "step": last,
+        "seconds": 0,
+        "output": None,
+    }
+    assert f"step-{last:06d}" in [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+
+
+def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path) -> None:
+    done = call("train", "--resume", "nothing", cwd=tmp_path)
+    assert (done.returncode, "is not a run" in done.stderr) == (2, True)
+    done = call("train", cwd=tmp_path)
+    assert (done.returncode, "Give a recipe" in done.stderr) == (2, True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "note.txt").write_text("mine")
+    (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}")
+    done = call("demo", "--folder", "here", cwd=tmp_path)
+    assert (done.returncode, "not an empty directory" in done.stderr) == (2, True)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["note.txt"]
+
+
+def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['tunesmith', '--help']\nfrom tunesmith.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "init", "train", "evaluate", "generate", "chat", "merge", "runs", "data", "schema"):
+        assert verb in done.stdout
