@@ -39,9 +39,9 @@ def recipe_reference() -> str:
     """Every field with its default and the reason for it, as the page `docs/recipe.md`."""
     parts = [
         "# The recipe",
-        "A recipe says what a run is. Only `data.train` is needed; every other field has a default. A field that "
-        "does not exist is refused, with the nearest name. `--set train.learning_rate=1e-4` replaces a field from the command "
-        "line. `tunesmith schema` prints the JSON schema, for editors.",
+        "A recipe says what a run is. Only `data.train` is needed; every other field has a default. A field that does "
+        "not exist is refused, with the nearest name. `--set train.learning_rate=1e-4` replaces a field from the "
+        "command line. `tunesmith schema` prints the JSON schema, for editors.",
     ]
     for title, model in (("base", Base), ("data", Data), ("train", Train), ("train.early_stopping", EarlyStopping)):
         parts.append(_fields(title, model))

@@ -115,7 +115,10 @@ def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path) -> N
 
 
 def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
-    code = "import sys; sys.argv = ['tunesmith', '--help']\nfrom tunesmith.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch'"
+    code = (
+        "import sys; sys.argv = ['tunesmith', '--help']\nfrom tunesmith.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     for verb in ("demo", "init", "train", "evaluate", "generate", "chat", "merge", "runs", "data", "schema"):

@@ -47,7 +47,7 @@ def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for language, title, repeat, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
+    for _, title, repeat, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if title:
             rows = [body.replace("{n}", str(n)).replace("{2n}", str(2 * n)) for n in range(int(repeat or 0))]
             Path(title).write_text("".join(rows) or body, encoding="utf-8")

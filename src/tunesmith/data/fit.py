@@ -26,7 +26,8 @@ def fit(recipe: Recipe, rows: list[Tokens], report: DataReport) -> Iterator[Toke
         more = f" and {len(long) - SHOWN:,} more" if len(long) > SHOWN else ""
         raise UserError(
             f"{len(long):,} of {len(rows):,} examples are longer than data.max_length ({limit:,} tokens): "
-            f"{shown}{more}. Raise data.max_length, or set data.over_long to truncate, split or drop (they are then counted)."
+            f"{shown}{more}. Raise data.max_length, or set data.over_long to truncate, split or drop "
+            "(they are then counted)."
         )
     hopeless: list[Source] = []
     for ids, learnt, source in rows:

@@ -19,6 +19,7 @@ from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
+from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
@@ -91,6 +92,8 @@ def _carry_out(
         loop.masters.restore(tensors)
     run.rewind(loop.state.metrics_bytes)
     loop.events.subscribe(MetricsFile(run.folder / "metrics.jsonl"))
+    if recipe.train.tensorboard:
+        loop.events.subscribe(TensorBoard(run.folder / "tensorboard"))
     for subscriber in subscribers:
         loop.events.subscribe(subscriber)
     loop.events.emit(

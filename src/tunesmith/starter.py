@@ -1,0 +1,194 @@
+"""A first recipe from a look at the data: every value with its unit and the reason for it in *these* rows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.example import Malformed
+from tunesmith.data.forms import detect, to_example
+from tunesmith.data.read import Row, read
+from tunesmith.data.render import Renderer
+from tunesmith.data.template import UnusableError
+from tunesmith.errors import UserError
+from tunesmith.models.load import load_tokenizer
+from tunesmith.models.usable import Usable
+from tunesmith.recipe import Base, Recipe
+
+LOOKED_AT = 2000  # rows that are rendered and tokenised; the rest are counted
+WANTED_HELD_OUT = 300
+STEPS = (20, 2000)
+TOKENS_PER_STEP = 2048
+SMALL = 50_000_000  # weights, below which a model takes larger steps
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at the data showed.
+
+    Attributes:
+        form: as detected.
+        rows: in all.
+        malformed: among them.
+        lengths: (looked at,) tokens of each example as it is rendered.
+        unusable: of those looked at, how many the chat template cannot show.
+    """
+
+    form: str
+    rows: int
+    malformed: int
+    lengths: NDArray[np.int64]
+    unusable: int
+
+    @property
+    def median_length(self) -> int:
+        return int(np.median(self.lengths))
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows, by those looked at."""
+        return round(float(self.lengths.mean()) * (self.rows - self.malformed))
+
+
+def look(paths: Sequence[str], base: str) -> Seen:
+    """Read all rows, render and tokenise the first two thousand.
+
+    Raises:
+        UserError: the files or the base cannot be read, or no row can be learnt from.
+    """
+    renderer = Renderer(load_tokenizer(Base(model=base)))
+    rows = read(paths, Path.cwd())
+    first = list(islice(rows, LOOKED_AT))
+    form = detect([row for row in first[:100] if isinstance(row, Row)])
+    objective = Recipe.load({"data": {"train": list(paths)}, "objective": _objective(form)}).objective
+    lengths: list[int] = []
+    malformed = unusable = 0
+    why = ""
+    for row in first:
+        example = row if isinstance(row, Malformed) else to_example(row, form)
+        if isinstance(example, Malformed):
+            malformed += 1
+            why = why or f"{example.source}: {example.reason}"
+            continue
+        try:
+            renderings = objective.render(renderer, example)
+        except UnusableError as error:
+            unusable += 1
+            why = why or f"{example.source}: {error}"
+            continue
+        lengths += [len(ids) for ids, _ in renderer.tokenise_many(renderings)]
+    rest = 0
+    for row in rows:
+        rest += 1
+        malformed += isinstance(row, Malformed)
+    if not lengths:
+        raise UserError(f"None of the first {len(first):,} rows can be learnt from. {why}")
+    return Seen(form, len(first) + rest, malformed, np.asarray(lengths), unusable)
+
+
+def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
+    """A commented recipe for these files, and what was seen of them.
+
+    Raises:
+        UserError: as `look`.
+    """
+    seen = look(paths, base)
+    share, kept = _held_out(seen.rows)
+    limit = _max_length(seen.lengths)
+    over = int((seen.lengths > limit).sum())
+    steps, epochs = _steps(round(seen.tokens * (1 - share)))
+    small = _is_small(base)
+    rate, why = ("1e-3", "a small model takes larger steps than a large one") if small else ("2e-4", "usual for LoRA")
+    told_over = f"; {over:,} of {len(seen.lengths):,} rows looked at are longer" if over else ""
+    over_long = "\n  over_long: drop             # or refuse, truncate, split; always counted" if over else ""
+    skipped = (
+        "\n  skip_unusable: true         # some rows do not fit the chat template; they are counted"
+        if seen.unusable
+        else ""
+    )
+    text = f"""\
+# Written by `tunesmith init` from {seen.rows:,} rows ({seen.form}), some {_rounded(seen.tokens):,} tokens.
+# Train:    tunesmith train recipe.yaml
+# Look:     tunesmith data show recipe.yaml --tokens
+
+base: {_quoted(base)}               # or a model's directory, or a hub name
+
+data:
+  train: {_paths(paths)}
+  held_out: {share:g}{" " * max(1, 18 - len(f"{share:g}"))}# share of the rows kept for testing: about {kept:,}
+  max_length: {limit}{" " * max(1, 16 - len(str(limit)))}# tokens; the longest seen has {int(seen.lengths.max()):,}{told_over}{over_long}{skipped}
+
+method:                       # which weights move; or {{kind: full}}
+  kind: lora
+  rank: 16                    # room for what is learnt; more for much new behaviour
+  alpha: 32                   # strength: the addition is scaled by alpha / rank
+  target_modules: all-linear
+
+objective: {_objective(seen.form)}{" " * max(1, 30 - len(f"objective: {_objective(seen.form)}"))}# {_learnt(seen.form)}
+
+train:
+  steps: {steps}{" " * max(1, 21 - len(str(steps)))}# {epochs}
+  tokens_per_step: {TOKENS_PER_STEP}       # real tokens, no padding
+  learning_rate: {rate}         # peak; {why}
+  schedule: cosine            # falls to a tenth of the peak
+  seed: 0
+  precision: auto             # bf16 where this machine is faster in it
+"""
+    return text, seen
+
+
+def _objective(form: str) -> str:
+    return "{kind: text}" if form == "text" else "{kind: instruction}"
+
+
+def _learnt(form: str) -> str:
+    return "the next token of the text" if form == "text" else "the answers; prompts are read, not learnt"
+
+
+def _held_out(rows: int) -> tuple[float, int]:
+    """A round share that keeps about three hundred rows, at least 1 % and at most 20 %."""
+    share = min(0.2, max(0.01, WANTED_HELD_OUT / max(1, rows)))
+    share = float(f"{share:.1g}")
+    return share, round(share * rows)
+
+
+def _max_length(lengths: NDArray[np.int64]) -> int:
+    """The first of the usual lengths that holds 99 % of the rows; of raw text, whose rest is split, at most 1,024."""
+    wanted = float(np.quantile(lengths, 0.99))
+    return next((each for each in LENGTHS if each >= wanted), LENGTHS[-1])
+
+
+def _steps(tokens: int) -> tuple[int, str]:
+    """Three passes, within bounds, and that in words."""
+    steps = min(STEPS[1], max(STEPS[0], math.ceil(3 * tokens / TOKENS_PER_STEP)))
+    passes = steps * TOKENS_PER_STEP / max(1, tokens)
+    return steps, f"optimiser steps; about {passes:.2g} passes over the rows"
+
+
+def _is_small(base: str) -> bool:
+    from transformers import AutoConfig
+
+    from tunesmith.models.load import locate
+
+    config: Any = AutoConfig.from_pretrained(locate(Usable.find(base).base)).get_text_config()
+    return bool(12 * config.num_hidden_layers * config.hidden_size**2 < SMALL)
+
+
+def _rounded(value: int) -> int:
+    return int(float(f"{value:.2g}"))
+
+
+def _paths(paths: Sequence[str]) -> str:
+    return _quoted(paths[0]) if len(paths) == 1 else "[" + ", ".join(map(_quoted, paths)) + "]"
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it back: plain where it is plainly a path or a name."""
+    plain = all(character.isalnum() or character in "/._-~" for character in text) and text[:1].isalnum()
+    return text if plain and not text.isdigit() else "'" + text.replace("'", "''") + "'"
