@@ -66,7 +66,7 @@ def look(paths: Sequence[str], base: str) -> Seen:
     rows = read(paths, Path.cwd())
     first = list(islice(rows, LOOKED_AT))
     form = detect([row for row in first[:100] if isinstance(row, Row)])
-    objective = Recipe.load({"data": {"train": list(paths)}, "objective": _objective(form)}).objective
+    objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(form)}}).objective
     lengths: list[int] = []
     malformed = unusable = 0
     why = ""
@@ -102,49 +102,48 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
     share, kept = _held_out(seen.rows)
     limit = _max_length(seen.lengths)
     over = int((seen.lengths > limit).sum())
-    steps, epochs = _steps(round(seen.tokens * (1 - share)))
-    small = _is_small(base)
-    rate, why = ("1e-3", "a small model takes larger steps than a large one") if small else ("2e-4", "usual for LoRA")
+    steps, passes = _steps(round(seen.tokens * (1 - share)))
+    rate, why = ("1e-3", "a small model takes larger steps than a large one") if _is_small(base) else ("2e-4", "usual")
+    longest = f"tokens; the longest seen has {int(seen.lengths.max()):,}"
     told_over = f"; {over:,} of {len(seen.lengths):,} rows looked at are longer" if over else ""
-    over_long = "\n  over_long: drop             # or refuse, truncate, split; always counted" if over else ""
-    skipped = (
-        "\n  skip_unusable: true         # some rows do not fit the chat template; they are counted"
-        if seen.unusable
-        else ""
-    )
-    text = f"""\
-# Written by `tunesmith init` from {seen.rows:,} rows ({seen.form}), some {_rounded(seen.tokens):,} tokens.
-# Train:    tunesmith train recipe.yaml
-# Look:     tunesmith data show recipe.yaml --tokens
-
-base: {_quoted(base)}               # or a model's directory, or a hub name
-
-data:
-  train: {_paths(paths)}
-  held_out: {share:g}{" " * max(1, 18 - len(f"{share:g}"))}# share of the rows kept for testing: about {kept:,}
-  max_length: {limit}{" " * max(1, 16 - len(str(limit)))}# tokens; the longest seen has {int(seen.lengths.max()):,}{told_over}{over_long}{skipped}
-
-method:                       # which weights move; or {{kind: full}}
-  kind: lora
-  rank: 16                    # room for what is learnt; more for much new behaviour
-  alpha: 32                   # strength: the addition is scaled by alpha / rank
-  target_modules: all-linear
-
-objective: {_objective(seen.form)}{" " * max(1, 30 - len(f"objective: {_objective(seen.form)}"))}# {_learnt(seen.form)}
-
-train:
-  steps: {steps}{" " * max(1, 21 - len(str(steps)))}# {epochs}
-  tokens_per_step: {TOKENS_PER_STEP}       # real tokens, no padding
-  learning_rate: {rate}         # peak; {why}
-  schedule: cosine            # falls to a tenth of the peak
-  seed: 0
-  precision: auto             # bf16 where this machine is faster in it
-"""
-    return text, seen
+    lines = [
+        (
+            f"# Written by `tunesmith init` from {seen.rows:,} rows ({seen.form}), some {_rounded(seen.tokens):,} tokens.",
+            "",
+        ),
+        ("# Look:  tunesmith data show recipe.yaml --tokens", ""),
+        ("# Train: tunesmith train recipe.yaml", ""),
+        ("", ""),
+        (f"base: {_quoted(base)}", "or a model's directory, or a hub name"),
+        ("", ""),
+        ("data:", ""),
+        (f"  train: {_paths(paths)}", ""),
+        (f"  held_out: {share:g}", f"share of the rows kept for testing: about {kept:,}"),
+        (f"  max_length: {limit}", longest + told_over),
+        *([("  over_long: drop", "or refuse, truncate, split; always counted")] if over else []),
+        *([("  skip_unusable: true", "some rows do not fit the chat template; counted")] if seen.unusable else []),
+        ("", ""),
+        ("method:", "which weights move; or {kind: full}"),
+        ("  kind: lora", ""),
+        ("  rank: 16", "room for what is learnt; more for much new behaviour"),
+        ("  alpha: 32", "strength: the addition is scaled by alpha / rank"),
+        ("  target_modules: all-linear", ""),
+        ("", ""),
+        (f"objective: {{kind: {_objective(seen.form)}}}", _learnt(seen.form)),
+        ("", ""),
+        ("train:", ""),
+        (f"  steps: {steps}", passes),
+        (f"  tokens_per_step: {TOKENS_PER_STEP}", "real tokens, no padding"),
+        (f"  learning_rate: {rate}", f"peak; {why}"),
+        ("  schedule: cosine", "falls to a tenth of the peak"),
+        ("  seed: 0", ""),
+        ("  precision: auto", "bf16 where this machine is faster in it"),
+    ]
+    return "".join(f"{field:<30}# {reason}\n" if reason else f"{field}\n" for field, reason in lines), seen
 
 
 def _objective(form: str) -> str:
-    return "{kind: text}" if form == "text" else "{kind: instruction}"
+    return "text" if form == "text" else "instruction"
 
 
 def _learnt(form: str) -> str:

@@ -2,15 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-import tunesmith
 
 
 def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -74,31 +71,6 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing(
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "run").exists()
-
-
-def test_ctrl_c_saves_everything_and_says_how_to_go_on(
-    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
-) -> None:
-    write_recipe(tmp_path, tiny_model, write_rows(), steps=2000)
-    command = [sys.executable, "-m", "tunesmith", "train", "recipe.yaml", "--run", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and '"step", "step": 5' in metrics.read_text()):
-        pass
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "--resume" in out
-    events = tunesmith.Run.open(tmp_path / "run").events()
-    last = [event["step"] for event in events if event["event"] == "step"][-1]
-    assert events[-1] | {"seconds": 0} == {
-        "event": "end",
-        "reason": "interrupted",
-        "step": last,
-        "seconds": 0,
-        "output": None,
-    }
-    assert f"step-{last:06d}" in [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
 
 
 def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def probe(
     peak = peak_memory(device)
     moments = trained_parameters * _MOMENTS  # these come with the first update
     parts = {
-        "model weights": weights,
-        "trained weights and optimiser": kept,
-        "activations and workspace": max(0, peak - before),
-        "Python and libraries": max(0, before - weights - kept + moments),
+        "weights": weights,
+        "optimiser": kept,
+        "activations": max(0, peak - before),
+        "Python": max(0, before - weights - kept + moments),
     }
     seconds_per_token = seconds / heaviest.tokens
     return {

@@ -1,0 +1,116 @@
+"""The forms that rows come in: told by their columns, each made into the same kind of example."""
+
+from typing import Any
+
+import pytest
+
+from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.forms import detect, to_example
+from tunesmith.data.read import Row
+from tunesmith.errors import UserError
+
+CHAT = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
+
+
+def row(values: Any, number: int = 1) -> Row:
+    return Row(values, Source("rows.jsonl", number))
+
+
+def messages(values: Any, form: str | None = None, columns: dict[str, str] | None = None) -> Any:
+    """The chat of the row, or the reason why it has none."""
+    example = to_example(row(values), form or detect([row(values)], columns), columns)
+    return example.messages if isinstance(example, Example) else example.reason
+
+
+@pytest.mark.parametrize(
+    ("form", "values"),
+    [
+        ("messages", {"messages": list(CHAT)}),
+        ("messages", {"messages": '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'}),
+        ("messages", {"Messages": [{"role": "USER", "content": "Hi"}, {"role": "gpt", "content": "Hello"}]}),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, CHAT[1]]}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}),
+        ("alpaca", {"instruction": "Hi", "input": "", "output": "Hello"}),
+        ("prompt_completion", {"prompt": "Hi", "completion": "Hello"}),
+        ("prompt_completion", {"prompt": [CHAT[0]], "completion": [CHAT[1]]}),
+        ("question_answer", {"question": "Hi", "answer": "Hello"}),
+        ("question_answer", {"Problem": "Hi", "Solution": "Hello"}),
+    ],
+)
+def test_every_form_is_told_by_its_columns_and_gives_the_chat(form: str, values: dict[str, Any]) -> None:
+    assert detect([row(values)]) == form
+    assert messages(values) == CHAT
+
+
+def test_systems_inputs_histories_and_contexts_have_their_places() -> None:
+    system = {"role": "system", "content": "Be kind"}
+    assert messages({"messages": list(CHAT), "system": "Be kind"}) == (system, *CHAT)
+    assert messages({"instruction": "Add", "input": "1, 2", "output": "3"})[0]["content"] == "Add\n1, 2"
+    earlier = messages({"instruction": "Hi", "output": "Hello", "history": [["A", "B"]]})
+    assert [turn["content"] for turn in earlier] == ["A", "B", "Hi", "Hello"]
+    assert messages({"question": "Q", "answer": "A", "context": "C"})[0]["content"] == "C\n\nQ"
+
+
+def test_tool_calls_come_out_as_templates_take_them() -> None:
+    called = messages(
+        {
+            "conversations": [
+                {"from": "human", "value": "Add 1 and 2"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+                {"from": "observation", "value": "3"},
+                {"from": "gpt", "value": "Three"},
+            ]
+        }
+    )
+    assert called[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert called[2] == {"role": "tool", "content": "3"}
+
+
+def test_named_columns_play_their_parts() -> None:
+    values = {"kunde": "Hi", "agent": "Hello", "text": "other"}
+    columns = {"question": "kunde", "answer": "agent"}
+    assert detect([row(values)], columns) == "question_answer"
+    assert messages(values, columns=columns) == CHAT
+    with pytest.raises(UserError, match=r"no column 'kunden'.*Did you mean kunde\?"):
+        detect([row(values)], {"question": "kunden", "answer": "agent"})
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"messages": []}, "empty list"),
+        ({"messages": [CHAT[0]]}, "no assistant turn"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": "  "}]}, "the answer is empty"),
+        ({"messages": [CHAT[0], {"role": "robot", "content": "x"}]}, "unknown role 'robot'"),
+        ({"messages": [{"content": "x"}]}, "has no role"),
+        ({"messages": "not json"}, "a text that is not valid JSON"),
+        ({"question": "Q", "answer": 7}, "answer is a number"),
+        ({"question": "Q"}, "no column 'answer'"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said(values: dict[str, Any], reason: str) -> None:
+    form = "messages" if "messages" in values else "question_answer"
+    example = to_example(row(values, 7), form)
+    assert isinstance(example, Malformed)
+    assert reason in example.reason
+    assert str(example.source) == "rows.jsonl row 7"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"chosen": "a", "rejected": "b"}], "preference data"),
+        ([{"text": "a", "label": "good"}], "classification data"),
+        ([{"foo": 1, "bar": 2}], r"no known form has the columns foo, bar.*data.columns"),
+        ([{"role": "user", "content": "a"}], "a single turn"),
+        ([{"messages": list(CHAT)}, {"prompt": "a", "completion": "b"}], "of several forms"),
+    ],
+)
+def test_data_of_another_kind_are_refused_by_name(rows: list[dict[str, Any]], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        detect([row(values, number) for number, values in enumerate(rows, 1)])
+
+
+def test_llamafactory_3665_a_misspelt_form_gets_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"data.form: sharegtp is not known. Did you mean sharegpt\?"):
+        to_example(row({}), "sharegtp")
