@@ -19,6 +19,7 @@ import torch
 from packages import PACKAGES
 
 from tunesmith.data.prepare import prepare
+from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.held_out import RowLosses, held_out_losses
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
@@ -49,12 +50,13 @@ def main() -> None:
 
 def card(build: Path) -> str:
     pretrained, instructed = Run.open(build / "pretrained"), Run.open(build / "instructed")
-    texts = _texts(Recipe.load(pretrained.folder / "recipe.yaml"))
-    before, after = (_losses(run, texts) for run in (pretrained, instructed))
-    answers = Recipe.load(instructed.folder / "recipe.yaml")
-    untaught, taught = (_losses(run, answers) for run in (pretrained, instructed))
+    texts, documents = _held_out_texts(Recipe.load(pretrained.folder / "recipe.yaml"))
+    before, after = (_losses(run, texts, documents) for run in (pretrained, instructed))
+    teaching = Recipe.load(instructed.folder / "recipe.yaml")
+    answers = prepare(teaching, load_tokenizer(teaching.base)).held_out
+    untaught, taught = (_losses(run, teaching, answers) for run in (pretrained, instructed))
     config = json.loads((pretrained.folder / "model" / "config.json").read_text(encoding="utf-8"))
-    spoken = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.held_out[0]))
+    spoken = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.train[0]))
     return (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
@@ -68,7 +70,7 @@ def card(build: Path) -> str:
             parameters=_event(pretrained, "start")["parameters"],
             pretraining=_effort(pretrained),
             instruction=_effort(instructed),
-            documents=sum(1 for _ in _lines(texts.data.held_out[0])),
+            documents=len(_lines(texts.data.train[0])),
             held_out_tokens=int(before.counts.sum()),
             perplexity=math.exp(before.loss),
             interval=", ".join(f"{math.exp(each):.1f}" for each in before.interval()),
@@ -92,18 +94,17 @@ def _event(run: Run, kind: str) -> dict[str, Any]:
     return next(event for event in run.events() if event["event"] == kind)
 
 
-def _texts(recipe: Recipe) -> Recipe:
-    """The recipe with its held-out rows alone, so that nothing else is tokenised again."""
-    held_out = recipe.data.held_out
-    assert isinstance(held_out, list)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": held_out})})
+def _held_out_texts(recipe: Recipe) -> tuple[Recipe, TokenTable]:
+    """The pretraining recipe turned to its held-out documents alone, and their tokens."""
+    files = recipe.data.held_out
+    assert isinstance(files, list)
+    texts = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": files, "held_out": 0.0})})
+    return texts, prepare(texts, load_tokenizer(texts.base)).train
 
 
-def _losses(run: Run, recipe: Recipe) -> RowLosses:
-    """The loss of the run's model on all held-out rows of the recipe."""
-    base = Base(model=str(run.folder / "model"))
-    table = prepare(recipe, load_tokenizer(base)).held_out
-    model = load_model(base, torch.bfloat16)
+def _losses(run: Run, recipe: Recipe, table: TokenTable) -> RowLosses:
+    """The loss of the run's model on each row of the table, by the recipe's objective."""
+    model = load_model(Base(model=str(run.folder / "model")), torch.bfloat16)
     use_document_attention(model)
     return held_out_losses(model, recipe.objective, table, range(len(table)), 2048, torch.device("cpu"))
 
