@@ -108,7 +108,7 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
     told_over = f"; {over:,} of {len(seen.lengths):,} rows looked at are longer" if over else ""
     lines = [
         (
-            f"# Written by `tunesmith init` from {seen.rows:,} rows ({seen.form}), some {_rounded(seen.tokens):,} tokens.",
+            f"# By `tunesmith init`, from {seen.rows:,} rows ({seen.form}), some {_rounded(seen.tokens):,} tokens.",
             "",
         ),
         ("# Look:  tunesmith data show recipe.yaml --tokens", ""),

@@ -1,5 +1,6 @@
 """`tunesmith demo`: from this Python's own documentation to a model that describes functions it has never seen."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ def _show_next(console: Console, run: Path, report: Path, result: dict[str, Any]
     lines = (
         ("the adapter, in PEFT's format", _short(run / "adapter")),
         ("the report, with its curves", _short(report)),
-        ("ask it yourself", f'tunesmith generate {_short(run)} "{question}"'),
+        ("ask it yourself", f"tunesmith generate {_short(run)} {shlex.quote(question)}"),
         ("talk with it", f"tunesmith chat {_short(run)}"),
         ("make one model of it", f"tunesmith merge {_short(run)} --output my-model"),
         ("your own rows", "tunesmith init rows.jsonl && tunesmith train recipe.yaml"),

@@ -126,7 +126,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _by_glob(pattern: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
-    matches = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))  # noqa: PTH207
+    matches = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))
     files = [match for match in matches if match.is_file()]
     if not files:
         fixed = Path(*[part for part in pattern.parts if not glob.has_magic(part)])

@@ -46,7 +46,7 @@ def _messages(values: Values) -> dict[str, Any]:
 
 
 def _sharegpt(values: Values) -> dict[str, Any]:
-    """`conversations`: [{from, value}], with `system` and `tools` (ShareGPT; function calls as LLaMA-Factory has them)."""
+    """`conversations`: [{from, value}], with `system` and `tools` (ShareGPT; calls as in LLaMA-Factory)."""
     return _chat(values, turns_of(_needed(values, "conversations"), "conversations"))
 
 
@@ -68,7 +68,7 @@ def _prompt_completion(values: Values) -> dict[str, Any]:
         return _chat(values, _exchange(prompt, completion))
     if isinstance(prompt, str) or isinstance(completion, str):
         raise NotUnderstoodError(
-            f"prompt is {in_words(prompt)} and completion is {in_words(completion)}; both must be texts or lists of turns"
+            f"prompt is {in_words(prompt)} and completion is {in_words(completion)}; both must be texts, or both turns"
         )
     answer = turns_of(completion, "completion")
     if not any(turn["role"] == "assistant" for turn in answer):
@@ -198,8 +198,8 @@ def _form_of(row: Row) -> str | None:
     present = {str(column).lower() for column, value in row.values.items() if value is not None}
     if any(present >= turn for turn in _ONE_TURN):
         raise UserError(
-            f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a whole conversation: gather its "
-            "turns in a column `messages`."
+            f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a whole conversation: gather "
+            "the turns in a column `messages`."
         )
     return next((name for name, form in FORMS.items() if _sets_in(present, form)), None)
 
@@ -281,8 +281,8 @@ def _refuse_other_kinds(row: Row) -> None:
     if present >= {"chosen", "rejected"} or "kto_tag" in present or (judged and answers):
         seen = ", ".join(sorted(present & _PREFERENCE) or ["label"])
         raise UserError(
-            f"{row.source}: this is preference data (columns: {seen}); an objective that learns from preferences is not "
-            "available yet. To learn from the better answers, write them as chat messages."
+            f"{row.source}: this is preference data (columns: {seen}); an objective that learns from preferences is "
+            "not available yet. To learn from the better answers, write them as chat messages."
         )
 
 
@@ -293,17 +293,18 @@ def _refuse_classes(rows: Sequence[Row]) -> None:
     if label is not None:
         text = next(column for column in seen if column.lower() in ("text", "content"))
         raise UserError(
-            f"{rows[0].source}: this is classification data (columns: {', '.join(seen)}); an objective that learns a class "
-            f"is not available yet. To learn to answer with the class, set data.columns: {{question: {text}, answer: "
-            f"{label}}}; to learn the texts alone, set data.form: text."
+            f"{rows[0].source}: this is classification data (columns: {', '.join(seen)}); an objective that learns a "
+            f"class is not available yet. To learn to answer with the class, set data.columns: {{question: {text}, "
+            f"answer: {label}}}; to learn the texts alone, set data.form: text."
         )
 
 
 def _unknown(rows: Sequence[Row]) -> UserError:
     known = "; ".join(f"{name}: {' + '.join(form.columns[0])}" for name, form in FORMS.items())
     return UserError(
-        f"{rows[0].source.file}: no known form has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name those that "
-        f"play a part, for example data.columns: {{question: ..., answer: ...}}, or give them the usual names ({known})."
+        f"{rows[0].source.file}: no known form has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name those "
+        f"that play a part, for example data.columns: {{question: ..., answer: ...}}, or give them "
+        f"usual names ({known})."
     )
 
 

@@ -44,8 +44,8 @@ def commit(data_set: HubDataSet) -> str:
         return str(HfApi().dataset_info(data_set.repository).sha)
     except RepositoryNotFoundError:
         raise UserError(
-            f"{data_set}: neither a path here nor a data set on the hub that you may read. If it is a path, look at its "
-            "spelling; if it is private, run `hf auth login`."
+            f"{data_set}: neither a path here nor a data set on the hub that you may read. If it is a path, look at "
+            "its spelling; if it is private, run `hf auth login`."
         ) from None
     except Exception as error:
         raise _unreachable(data_set, error) from error
@@ -75,6 +75,6 @@ def _unreachable(data_set: HubDataSet, error: Exception) -> UserError:
     """The libraries beneath raise errors of a dozen families; their own words say most."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"{data_set} cannot be read from the hub: {first} Look at the name, config (:name) and split (@name), and at the "
-        "network; or download the files and name them."
+        f"{data_set} cannot be read from the hub: {first} Look at the name, config (:name) and split (@name), and at "
+        "the network; or download the files and name them."
     )

@@ -26,8 +26,8 @@ def rows_of(value: Any, name: str) -> list[Any]:
         return list(lists[0])
     if _holds_columns(inner):
         raise UserError(
-            f"{name} holds columns ({', '.join(map(str, value))}), each with all its values, not rows. Write a list with one "
-            'object a row; in pandas: df.to_json(path, orient="records").'
+            f"{name} holds columns ({', '.join(map(str, value))}), each with all its values, not rows. Write a list "
+            'with one object a row; in pandas: df.to_json(path, orient="records").'
         )
     if len(inner) > 1 and all(isinstance(each, dict) for each in inner):
         return inner
@@ -39,7 +39,7 @@ def _is_turn(row: dict[str, Any]) -> bool:
 
 
 def _holds_columns(inner: list[Any]) -> bool:
-    """`{"question": [...], "answer": [...]}`, or as pandas writes by default `{"question": {"0": ..., "1": ...}, ...}`."""
+    """`{"question": [...], "answer": [...]}`, or by pandas `{"question": {"0": ..., "1": ...}, ...}`."""
     scalars = [each for each in inner if isinstance(each, list) and each and not isinstance(each[0], dict)]
     if scalars and len(scalars) == len(inner) and len({len(each) for each in scalars}) == 1:
         return True

@@ -1,7 +1,7 @@
 """Rows from the files that people have, one at a time, each with the file and row that a person would look up.
 
 A row's number is 1-based. It is the line in JSONL, the record below the header in CSV and TSV (whatever line breaks its
-quoted fields hold), the place in the list in JSON, the row in Parquet and hub data sets, and the document in plain text.
+quoted fields hold), the place in the list in JSON, the row in Parquet and hub data sets, the document in plain text.
 Blank lines are counted and are no rows. JSONL, CSV, TSV, Parquet, text and hub data sets are streamed: memory does not
 grow with the file. JSON is read whole, as its grammar wants; packed Parquet is unpacked in memory.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from tunesmith.data import hub
 from tunesmith.data.documents import documents
@@ -120,7 +120,7 @@ def _told_plainly(file: DataFile) -> Iterator[None]:
 
 def _open(file: DataFile) -> IO[bytes]:
     """The file's bytes, unpacked, past a UTF-8 byte order mark."""
-    stream: IO[bytes] = gzip.open(file.path, "rb") if file.packed else file.path.open("rb")  # type: ignore[assignment]
+    stream = cast(IO[bytes], gzip.GzipFile(file.path, "rb")) if file.packed else file.path.open("rb")
     start = stream.read(3)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         stream.close()
@@ -192,8 +192,8 @@ def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
             yield from _read_json_lines(stream, name)
             return
         raise UserError(
-            f"{name} is not valid JSON: {error.msg} at line {error.lineno:,}, character {error.colno:,}. Mend it there; if "
-            "it was cut short, copy it again."
+            f"{name} is not valid JSON: {error.msg} at line {error.lineno:,}, character {error.colno:,}. Mend it "
+            "there; if it was cut short, copy it again."
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not valid JSON: {error}") from None

@@ -126,7 +126,7 @@ class Renderer:
         if not renderings:
             return
         encoded = self.tokenizer(
-            [each.text for each in renderings], add_special_tokens=False, return_offsets_mapping=True
+            [each.text for each in renderings], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         for rendering, ids, offsets in zip(renderings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             places = np.asarray(offsets, np.int64).reshape(-1, 2)
@@ -140,7 +140,9 @@ class Renderer:
         ids: list[int] = []
         learnt: list[NDArray[np.bool_]] = []
         for start, end in pairwise(edges):
-            piece = self.tokenizer(rendering.text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+            piece = self.tokenizer(
+                rendering.text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
             ids.extend(piece["input_ids"])
             places = np.asarray(piece["offset_mapping"], np.int64).reshape(-1, 2) + start
             learnt.append(_within(places, rendering.learnt))
@@ -150,7 +152,7 @@ class Renderer:
         if not renderings:
             return
         texts = [each.text for each in renderings]
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
         for inner in encoded["input_ids"]:
             ids = np.asarray([*self.begin_of_document, *inner, self.end_of_document], np.int32)
             learnt = np.ones(len(ids), np.bool_)

@@ -26,7 +26,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 # Programs, tests, jokes, code tables (encodings); lib2to3 and distutils are gone from newer Pythons.
 SKIPPED = frozenset(
     """antigravity distutils encodings ensurepip idlelib lib2to3 pydoc_data test this turtledemo __hello__
-    __phello__""".split()  # noqa: SIM905
+    __phello__""".split()
 )
 SKIPPED_PARTS = frozenset({"test", "tests", "__main__"})
 
@@ -35,7 +35,7 @@ IMPORTED = tuple(
     errno fcntl functools gc grp hashlib io itertools json locale lzma marshal math mmap
     multiprocessing.shared_memory operator os pickle pwd pyexpat queue random re resource select signal socket
     sqlite3 ssl statistics string struct sys syslog termios threading time tokenize types unicodedata warnings
-    weakref zlib zoneinfo""".split()  # noqa: SIM905
+    weakref zlib zoneinfo""".split()
 )
 """Public modules that hold things written in C and can be imported without side effects, where they exist."""
 

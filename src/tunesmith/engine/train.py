@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.pack import Batches, collate
@@ -104,7 +105,7 @@ def _carry_out(
         objective=recipe.objective.kind,
         device=str(device),
         precision=str(dtype).removeprefix("torch."),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_base_parameters(model),
         trained_parameters=len(loop.masters.flat),
         total_steps=loop.total_steps,
         step=loop.state.step,
@@ -126,6 +127,12 @@ def _carry_out(
         output=None if output is None else str(output),
     )
     return run
+
+
+def _base_parameters(model: PreTrainedModel) -> int:
+    """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
+    adapted = isinstance(model, PeftModel)
+    return sum(each.numel() for each in model.parameters() if not (adapted and each.requires_grad))
 
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

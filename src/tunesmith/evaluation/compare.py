@@ -129,6 +129,7 @@ def _side(
     model = usable.model(dtype_of(recipe.train.precision, device), device)
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
     losses = _losses(model, recipe, table, device)
+    events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
     use_cached_attention(plain_model(model))
     found = answers(
         model,

@@ -17,9 +17,10 @@ Score = Callable[[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A score and what it says, in words that a person understands."""
+    """A score, its name for a table, and what it says, for those who have not met it."""
 
     described: str
+    explained: str
     score: Score
 
 
@@ -39,9 +40,9 @@ def rouge_l(answer: str, expected: str) -> float:
 
 
 METRICS = {
-    "rouge_l": Metric("overlap with the expected answer's words, in order (ROUGE-L)", rouge_l),
-    "first_word": Metric("answers that begin with the right word", first_word),
-    "exact_match": Metric("answers that are word for word as expected", exact_match),
+    "rouge_l": Metric("word overlap", "words shared with the expected answer, in order (ROUGE-L F1)", rouge_l),
+    "first_word": Metric("first word right", "answers that begin with the expected answer's first word", first_word),
+    "exact_match": Metric("exactly right", "answers that say what is expected, word for word", exact_match),
 }
 """By name, for evaluation.json and the report."""
 

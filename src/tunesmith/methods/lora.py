@@ -6,7 +6,6 @@ its memory, and many adapters can share one base. A low rank has less room for m
 """
 
 import re
-import warnings
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
+from tunesmith.models.load import no_renaming_warnings
 from tunesmith.ops.lora_linear import lora_linear
 from tunesmith.recipe import MethodConfig
 
@@ -58,9 +58,7 @@ class LoRA(MethodConfig):
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
         torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            # PEFT asks transformers for a property that transformers has renamed.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        with no_renaming_warnings():
             return get_peft_model(model, config, autocast_adapter_dtype=False)
 
     def learning_rate(self) -> float:

@@ -1,6 +1,7 @@
 """Loading a base: the embedded one, a directory, a run, or a hub name; weights from safetensors alone."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,14 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def no_renaming_warnings() -> Iterator[None]:
+    """Within the block nothing is said of a property that PEFT asks for and transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _not_loaded(base: Base, what: str, error: Exception) -> UserError:

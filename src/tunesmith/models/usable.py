@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import UserError
-from tunesmith.models.load import load_model, load_tokenizer, locate, tokenizer_at
+from tunesmith.models.load import load_model, load_tokenizer, locate, no_renaming_warnings, tokenizer_at
 from tunesmith.recipe import Base, Recipe
 
 
@@ -52,7 +52,8 @@ class Usable:
         model = load_model(self.base, dtype)
         if self.adapter is not None:
             try:
-                model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
+                with no_renaming_warnings():
+                    model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
             except (RuntimeError, ValueError, OSError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.model}: {first}") from error

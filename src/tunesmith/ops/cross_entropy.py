@@ -5,12 +5,18 @@ The gradient of a chunk is (softmax(z) − onehot(y)) · f′, formed in place w
 Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, section 3.2).
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 CHUNK_BYTES = 16 * 2**20  # of fp32 logits in a chunk: smaller ones slow the products, larger ones miss the caches
+
+ROWS = 32
+"""A chunk's rows are a multiple of it, the last one's filled up with zeros: a product of a shape that has not been seen
+before costs a CPU milliseconds of code generation and a megabyte that is kept."""
 
 
 class Head(NamedTuple):
@@ -53,15 +59,18 @@ def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     """Each row's own loss (rows,), fp32 or wider, without gradients: for evaluation."""
     losses = []
     with torch.no_grad():
-        for rows, targets in zip(*_chunks(hidden, labels, head.weight), strict=True):
+        for rows, targets, real in _chunks(hidden, labels, head.weight):
             log_p = torch.log_softmax(_logits(rows, head), -1)
-            losses.append(-log_p.gather(-1, targets[:, None])[:, 0])
+            losses.append(-log_p.gather(-1, targets[:, None])[:real, 0])
     return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-    return hidden.split(rows), labels.split(rows)
+def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Rows and their labels, filled up to a multiple of `ROWS`, and how many of them are real."""
+    size = max(1, CHUNK_BYTES // (4 * weight.shape[0] * ROWS)) * ROWS
+    for rows, targets in zip(hidden.split(size), labels.split(size), strict=True):
+        missing = -len(rows) % ROWS
+        yield pad(rows, (0, 0, 0, missing)), pad(targets, (0, missing)), len(rows)
 
 
 def _logits(rows: Tensor, head: Head) -> Tensor:
@@ -95,19 +104,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias and bias is not None else None
         start = 0
-        for rows, targets in zip(*_chunks(hidden, labels, weight), strict=True):
+        for rows, targets, real in _chunks(hidden, labels, weight):
             z = _logits(rows, head)  # (chunk, vocab)
             log_p = torch.log_softmax(z, -1)
-            loss -= log_p.gather(-1, targets[:, None]).sum()
+            loss -= log_p.gather(-1, targets[:, None])[:real].sum()
             if wants_hidden or wants_weight or wants_bias:
                 g = _softmax_minus_onehot(z, log_p, targets, head).to(hidden.dtype)
+                g[real:] = 0
                 if grad_hidden is not None:
-                    torch.mm(g, weight, out=grad_hidden[start : start + len(rows)])
+                    grad_hidden[start : start + real] = (g @ weight)[:real]
                 if grad_weight is not None:
                     grad_weight += g.T @ rows
                 if grad_bias is not None:
                     grad_bias += g.sum(0)
-            start += len(rows)
+            start += real
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return loss

@@ -157,7 +157,7 @@ def _evaluation(result: dict[str, Any]) -> dict[str, Any] | None:
     base, tuned, differences = result["base"], result["tuned"], result["differences"]
     rows = [
         (
-            "held-out loss (nats a token)",
+            "loss (nats a token)",
             _with_interval(base["loss"], base["loss_interval"], "{:.3f}"),
             _with_interval(tuned["loss"], tuned["loss_interval"], "{:.3f}"),
             _with_interval(differences["loss"]["value"], differences["loss"]["interval"], "{:+.3f}"),

@@ -20,16 +20,16 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{result['rows']:,} held-out rows; answers to {result['generated_rows']:,} of them. In brackets: 95 % "
-        "intervals over rows. A difference whose interval leaves out 0 is real.",
+        "intervals over rows. A difference whose interval leaves out 0 is real. Word overlap: ROUGE-L.",
         caption_justify="left",
     )
     for title in ("", "base", "tuned", "difference"):
         table.add_column(title, justify="left" if not title else "right")
     base, tuned, differences = result["base"], result["tuned"], result["differences"]
     table.add_row(
-        "held-out loss (nats a token)",
-        *(_figure(side["loss"], side["loss_interval"], "{:.3f}") for side in (base, tuned)),
-        _difference(differences["loss"], "{:+.3f}", better=-1),
+        "loss (nats a token)",
+        *(_figure(side["loss"], side["loss_interval"], "{:.2f}") for side in (base, tuned)),
+        _difference(differences["loss"], "{:+.2f}", better=-1),
     )
     table.add_row("perplexity", *(f"{side['perplexity']:,.1f}" for side in (base, tuned)), "")
     for name, before in base["metrics"].items():
@@ -57,7 +57,8 @@ def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
 
 
 def _figure(value: float, interval: Interval, form: str) -> str:
-    return f"{form.format(value)} [{form.format(interval[0])}, {form.format(interval[1])}]".replace("%,", ",")
+    low, high = (form.format(each).removesuffix("%") for each in interval)
+    return f"{form.format(value)} [{low}, {high}]"
 
 
 def _difference(found: dict[str, Any], form: str, better: int) -> Text:
