@@ -34,7 +34,7 @@ def demo(
     if not run.finished:
         console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {_short(run.folder)}")
         raise typer.Exit(130)
-    _head(console, "3. Did it work?", "Base and tuned model on modules that neither has seen in training.")
+    _head(console, "3. Did it work?", "On modules that training had nothing of. The first word is the kind of thing.")
     with Waiting(console) as waiting:
         result = evaluate(run.folder, rows=200, max_new_tokens=40, subscribers=[waiting])
     report = write_report(run.folder)
@@ -81,8 +81,9 @@ def _show_next(console: Console, run: Path, report: Path, result: dict[str, Any]
         console.print(Text(f"{what:<30}", style="dim") + Text(how), soft_wrap=True)
     console.print()
     console.print(
-        "The embedded base is small (7 million weights). Tuned, it finds the form and, from names, often the sense of "
-        "such answers; it knows few facts, and makes up details. For work, name a larger base in the recipe.",
+        "The embedded base is small (7 million weights). Tuned, it tells what kind of thing a name is and writes as such "
+        "documentation does; what its sentences say is mostly made up, for it knows next to nothing. For work, name a "
+        "larger base in the recipe.",
         style="dim",
     )
 

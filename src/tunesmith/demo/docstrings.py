@@ -1,8 +1,8 @@
 """Question–answer pairs from the documentation of the Python installation at hand: real input, everywhere.
 
-The question names a thing of the standard library, with its module and signature; the answer is the first
-sentence of its docstring. Modules are held out whole, by the hash of the top-level name, so that no class,
-function or near relation of a held-out module is ever learnt.
+The question names a thing of the standard library, with its module and signature; the answer says of what kind it is
+and what it does, in the first sentence of its docstring. Modules are held out whole, by the hash of the top-level
+name, so that no class, function or near relation of a held-out module is ever learnt.
 
     python -m tunesmith.demo.docstrings --out FILE
 """
@@ -16,21 +16,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunesmith.demo.standard_library import Documented, Kind, documented
+from tunesmith.demo.standard_library import Documented, documented
 from tunesmith.run import atomic_write
 
 HELD_OUT_SHARE = 0.075  # of modules; about a tenth of the pairs, from some fifteen modules
 LONGEST_ANSWER = 30  # words
 LONGEST_SIGNATURE = 120  # characters; beyond that, names without their defaults
 
-QUESTIONS: dict[Kind, str] = {
-    "module": "What is the module `{}` for?",
-    "function": "What does `{}` do?",
-    "method": "What does `{}` do?",
-    "class": "What is the class `{}` for?",
-    "exception": "What is the exception `{}` for?",
-    "attribute": "What is the attribute `{}`?",
-}
+QUESTION = "What is `{}`?"
+ANSWER = "{kind}. {sentence}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +33,7 @@ class Pair:
 
     Attributes:
         question: with the qualified name and signature.
-        answer: one sentence.
+        answer: the thing's kind, and one sentence.
         module: where the thing lives: `xml.dom.minidom`.
         name: its qualified name: `xml.dom.minidom.parse`.
     """
@@ -67,18 +61,19 @@ def pairs(left_out: Counter[str] | None = None) -> list[Pair]:
             reasons[reason] += 1
         else:
             seen.add(thing.name)
-            found.append(Pair(question(thing), answer, thing.module, thing.name))
+            said = ANSWER.format(kind=thing.kind.capitalize(), sentence=answer)
+            found.append(Pair(question(thing), said, thing.module, thing.name))
     return found
 
 
 def question(thing: Documented) -> str:
-    """What one would ask about it: ``What does `shutil.copyfile(src, dst, *, follow_symlinks=True)` do?``"""
+    """What one would ask about it: ``What is `shutil.copyfile(src, dst, *, follow_symlinks=True)`?``"""
     signature = thing.signature or _signature_in_text(thing)
     if len(signature) > LONGEST_SIGNATURE:
         without_defaults = re.sub(r"=(?:\([^()]*\)|'[^']*'|[^,()])*", "", signature)
         names = re.findall(r"(?:^[(]|, )([*]{0,2}\w+|[*]|/)", without_defaults)
         signature = f"({', '.join(names)})"
-    return QUESTIONS[thing.kind].format(f"{thing.name}{signature}")
+    return QUESTION.format(f"{thing.name}{signature}")
 
 
 def _signature_in_text(thing: Documented) -> str:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 CHUNK_BYTES = 16 * 2**20  # of fp32 logits in a chunk: smaller ones slow the products, larger ones miss the caches
 
-ROWS = 32
+ROWS = 64
 """A chunk's rows are a multiple of it, the last one's filled up with zeros: a product of a shape that has not been seen
 before costs a CPU milliseconds of code generation and a megabyte that is kept."""
 

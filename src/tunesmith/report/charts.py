@@ -126,8 +126,8 @@ def round_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 def _figure(value: float) -> str:
     if value == 0:
         return "0"
-    if abs(value) >= 10_000:
-        return f"{value / 1000:,.4g}k"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 

@@ -36,8 +36,8 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         after = tuned["metrics"][name]
         table.add_row(
             before["described"],
-            *(_figure(each["value"], each["interval"], "{:.1%}") for each in (before, after)),
-            _difference(differences[name], "{:+.1%}", better=1),
+            *(_figure(each["value"], each["interval"], "{:.0%}") for each in (before, after)),
+            _difference(differences[name], "{:+.0%}", better=1),
         )
     return table
 
