@@ -68,3 +68,13 @@ def test_every_link_leads_somewhere() -> None:
 def test_the_recipes_page_is_what_the_recipe_says() -> None:
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     assert page == recipe_reference(), "write it anew: tunesmith schema --markdown --output docs/recipe.md"
+
+
+def test_the_speed_page_quotes_what_was_measured() -> None:
+    measured = (ROOT / "benchmarks" / "results" / "train_speed.md").read_text(encoding="utf-8")
+    table = [line for line in measured.splitlines() if line.startswith("|")]
+    quoted = [
+        line for line in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")
+    ]
+    assert table
+    assert quoted == table

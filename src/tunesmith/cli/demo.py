@@ -81,9 +81,9 @@ def _show_next(console: Console, run: Path, report: Path, result: dict[str, Any]
         console.print(Text(f"{what:<30}", style="dim") + Text(how), soft_wrap=True)
     console.print()
     console.print(
-        "The embedded base is small (7 million weights). Tuned, it tells what kind of thing a name is and writes as such "
-        "documentation does; what its sentences say is mostly made up, for it knows next to nothing. For work, name a "
-        "larger base in the recipe.",
+        "The embedded base is small (7 million weights). Tuned, it tells what kind of thing a name is and writes as "
+        "such documentation does; what its sentences say is mostly made up, for it knows next to nothing. For work, "
+        "name a larger base in the recipe.",
         style="dim",
     )
 

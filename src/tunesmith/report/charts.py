@@ -1,14 +1,27 @@
-"""Plots as SVG: lines, an interval around points, bars. Drawn from numbers alone, readable without scripts."""
+"""Plots as SVG: curves, dots with intervals, bars. Drawn from numbers alone; tooltips are `<title>`s, without scripts.
+
+The frames are narrow, so that their writing stays readable when a phone shows them at full width.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 40
+from tunesmith.report.ticks import round_ticks, tick_labels
+
+WIDTH, HEIGHT = 390, 220
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 24, 38
+"""Margins around the frame, for labels."""
+
+MOST_POINTS = 600
+"""Of a curve: more than the frame has pixels would only make the page heavy."""
+
+MOST_TIPS = 60
+"""Points of a curve that say their value when pointed at."""
 
 Point = tuple[float, float]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,64 +29,105 @@ class Line:
     """A curve.
 
     Attributes:
-        name: for the legend.
-        points: (x, y), in order.
+        name: for the legend and the tooltips.
+        points: (x, y), in order; where y is not finite the curve has a gap.
         style: a CSS class of the page: `raw`, `smooth` or `held`.
         intervals: (low, high) around each point, drawn as a whisker; empty for none.
+        dots: whether each point is marked.
     """
 
     name: str
     points: Sequence[Point]
     style: str
-    intervals: Sequence[tuple[float, float]] = ()
+    intervals: Sequence[Interval] = ()
+    dots: bool = False
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], from_zero: bool = False) -> str:
-    """An SVG of the curves over a common frame; points that are not finite are left out. Empty where none is left."""
-    lines = [_finite(line) for line in lines]
-    lines = [line for line in lines if line.points]
+def line_chart(
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, from_zero: bool = False, whole: bool = True
+) -> str:
+    """A caption and an SVG of the curves over a common frame. Empty where no point is finite.
+
+    Rare spikes of a `raw` curve may leave the frame, and the caption says how many.
+
+    Args:
+        title: caption and accessible name.
+        x_label, y_label: of the axes, with units.
+        lines: drawn in this order.
+        from_zero: the y axis begins at 0.
+        whole: x has no tick between whole numbers.
+    """
+    lines = [line for line in lines if any(math.isfinite(y) for _, y in line.points)]
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points] + [y for line in lines for pair in line.intervals for y in pair]
-    frame = Frame.around(xs, [*ys, 0.0] if from_zero else _without_outliers(ys))
-    parts = [frame.axes(x_label, y_label)]
+    ys = [y for line in lines for pair in line.intervals for y in pair if math.isfinite(y)]
     for line in lines:
-        places = [frame.place(point) for point in line.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline class="{line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>')
-        for (x, y), (at_x, at_y) in zip(line.points, places, strict=True) if len(places) <= 60 else ():
-            tip = f"{escape(line.name)}: {y:.4g} at {x:,.6g}"
-            parts.append(
-                f'<circle class="{line.style}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="3"><title>{tip}</title></circle>'
-            )
-        for (x, _), (low, high) in zip(line.points, line.intervals, strict=False):
-            (at_x, bottom), (_, top) = frame.place((x, low)), frame.place((x, high))
-            parts.append(f'<line class="whisker" x1="{at_x:.1f}" x2="{at_x:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>')
-    if len(lines) > 1:
-        parts.append(_legend(lines))
-    return _svg(title, parts)
+        finite = [y for _, y in line.points if math.isfinite(y)]
+        ys += without_spikes(finite) if line.style == "raw" else finite
+    frame = Frame.around(xs, [*ys, 0.0] if from_zero else ys)
+    beyond = sum(not frame.y_low <= y <= frame.y_high for line in lines for _, y in line.points if math.isfinite(y))
+    parts = [frame.axes(x_label, y_label, least_x_step=1.0 if whole else 0.0)]
+    parts += [part for line in lines for part in _curve(frame, line, x_label)]
+    keys = [(line.name, line.style) for line in lines] if len(lines) > 1 else []
+    note = f"{beyond:,} beyond the frame, drawn at its edge" if beyond else ""
+    return _caption(title, keys, note) + _svg(f"{title}: {y_label} by {x_label}", HEIGHT, parts)
 
 
 def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, float]]) -> str:
-    """An SVG of bars with a label beneath each. Empty where there are none."""
+    """A caption and an SVG of bars, each with a label beneath. Empty where there are none."""
     if not bars:
         return ""
     frame = Frame.around([0, len(bars)], [0, *(value for _, value in bars)])
     parts = [frame.axes(x_label, y_label, x_ticks=False)]
-    every = math.ceil(len(bars) / 10)
+    every = math.ceil(len(bars) / 8)
     for place, (label, value) in enumerate(bars):
         (x, y), (_, base) = frame.place((place + 0.08, value)), frame.place((place, 0))
         width = frame.place((place + 0.92, 0))[0] - x
-        tip = f"{escape(label)}: {value:,.6g}"
         parts.append(
             f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(0.0, base - y):.1f}">'
-            f"<title>{tip}</title></rect>"
+            f"<title>{escape(x_label)} {escape(label)}: {value:,.6g} {escape(y_label)}</title></rect>"
         )
         if place % every == 0:
             at = f'x="{x + width / 2:.1f}" y="{base + 15:.1f}" text-anchor="middle"'
-            parts.append(f'<text class="tick" {at}>{escape(label)}</text>')
-    return _svg(title, parts)
+            parts.append(f"<text {at}>{escape(label)}</text>")
+    return _caption(title) + _svg(f"{title}: {y_label} by {x_label}", HEIGHT, parts)
+
+
+def interval_chart(
+    title: str, unit: str, rows: Sequence[tuple[str, float, Interval, str]], scale: float = 1.0, places: int = 3
+) -> str:
+    """A caption and an SVG of one dot with its interval a row, over a common axis. Empty where nothing is finite.
+
+    Args:
+        title: caption and accessible name.
+        unit: said under the axis.
+        rows: (name, value, (low, high), CSS class).
+        scale: values are multiplied by it, for example 100 for per cent.
+        places: decimal places in the tooltips.
+    """
+    rows = [row for row in rows if all(map(math.isfinite, (row[1], *row[2])))]
+    if not rows:
+        return ""
+    reach = [scale * each for _, value, interval, _ in rows for each in (value, *interval)]
+    height = 24 * len(rows) + 46
+    frame = Frame.around(reach if any(reach) else [0.0, 1.0], [0.0, 1.0], room_x=0.06)
+    parts = []
+    for x, label in _labelled(round_ticks(frame.x_low, frame.x_high)):
+        at = frame.place((x, 0))[0]
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 40}"/>')
+        parts.append(f'<text x="{at:.1f}" y="{height - 24}" text-anchor="middle">{label}</text>')
+    for place, (name, value, interval, style) in enumerate(rows):
+        y = 18 + 24 * place
+        middle, low, high = (frame.place((scale * each, 0))[0] for each in (value, *interval))
+        told = [f"{scale * each:.{places}f}" for each in (value, *interval)]
+        tip = f"<title>{escape(name)}: {told[0]} {escape(unit)}, 95 %: {told[1]} to {told[2]}</title>"
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text><g class="{style}">{tip}'
+            f'<path class="span" d="M{low:.1f} {y}H{high:.1f}"/><circle cx="{middle:.1f}" cy="{y}" r="5"/></g>'
+        )
+    parts.append(f'<text x="{WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text>')
+    return _caption(title) + _svg(title, height, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +140,13 @@ class Frame:
     y_high: float
 
     @classmethod
-    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> "Frame":
+    def around(cls, xs: Sequence[float], ys: Sequence[float], room_x: float = 0.0) -> "Frame":
+        """A little larger than the values, but exactly from 0 where they begin there."""
+        x_low, x_high = min(xs), max(xs)
+        beside = (x_high - x_low) * room_x or (abs(x_high) * 0.1 or 1.0 if x_high == x_low else 0.0)
         y_low, y_high = min(ys), max(ys)
-        room = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
-        low = y_low if y_low == 0 else y_low - room
-        return cls(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, low, y_high + room)
+        above = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
+        return cls(x_low - beside, x_high + beside, y_low if y_low == 0 else y_low - above, y_high + above)
 
     def place(self, point: Point) -> Point:
         """Within the frame: what lies beyond it is drawn on its edge."""
@@ -98,65 +154,85 @@ class Frame:
         up = min(1.0, max(0.0, (point[1] - self.y_low) / (self.y_high - self.y_low)))
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self, x_label: str, y_label: str, x_ticks: bool = True) -> str:
+    def axes(self, x_label: str, y_label: str, x_ticks: bool = True, least_x_step: float = 0.0) -> str:
         parts = []
-        for y in round_ticks(self.y_low, self.y_high):
+        for y, label in _labelled(round_ticks(self.y_low, self.y_high)):
             at = self.place((self.x_low, y))[1]
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_figure(y)}</text>')
-        for x in round_ticks(self.x_low, self.x_high) if x_ticks else ():
+            parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
+        for x, label in _labelled(round_ticks(self.x_low, self.x_high, least=least_x_step)) if x_ticks else ():
             at = self.place((x, self.y_low))[0]
-            parts.append(
-                f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_figure(x)}</text>'
-            )
+            parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{label}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-        parts.append(f'<text class="label" x="{LEFT - 44}" y="14">{escape(y_label)}</text>')
+        parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(f'<text x="4" y="13">{escape(y_label)}</text>')
         return "".join(parts)
 
 
-def round_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 × 10ⁿ within [low, high], about `wanted` of them."""
-    raw = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
-    return [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most about so many points: of each stretch its lowest and its highest, so that no spike is lost."""
+    if len(points) <= most:
+        return list(points)
+    width = math.ceil(2 * len(points) / most)
+    kept: list[Point] = []
+    for start in range(0, len(points), width):
+        stretch = points[start : start + width]
+        finite = [point for point in stretch if math.isfinite(point[1])] or [stretch[0]]
+        ends = {min(finite, key=lambda point: point[1]), max(finite, key=lambda point: point[1])}
+        kept += sorted(ends)
+    return kept
 
 
-def _figure(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
-
-
-def _finite(line: Line) -> Line:
-    kept = [place for place, (x, y) in enumerate(line.points) if math.isfinite(x) and math.isfinite(y)]
-    intervals = [line.intervals[place] for place in kept] if line.intervals else []
-    return Line(line.name, [line.points[place] for place in kept], line.style, intervals)
-
-
-def _without_outliers(values: Sequence[float]) -> list[float]:
-    """All but the highest hundredth, where those would squeeze the rest into the lowest half of the frame."""
+def without_spikes(values: Sequence[float]) -> list[float]:
+    """All but those of the highest hundredth that would squeeze the rest into the lower half of the frame."""
     ordered = sorted(values)
     usual = ordered[: max(2, math.ceil(len(ordered) * 0.99))]
-    return usual if ordered[-1] - ordered[0] > 2 * (usual[-1] - usual[0]) > 0 else ordered
+    span = usual[-1] - usual[0]
+    return [value for value in ordered if value <= usual[-1] + span] if span > 0 else ordered
 
 
-def _legend(lines: Sequence[Line]) -> str:
+def _curve(frame: Frame, line: Line, x_label: str) -> list[str]:
     parts = []
-    x = WIDTH - RIGHT
-    for line in reversed(lines):
-        x -= 7 * len(line.name) + 30
-        parts.append(f'<line class="{line.style}" x1="{x}" x2="{x + 18}" y1="10" y2="10"/>')
-        parts.append(f'<text class="tick" x="{x + 22}" y="14">{escape(line.name)}</text>')
-    return "".join(parts)
+    for (x, _), interval in zip(line.points, line.intervals, strict=False):
+        if all(map(math.isfinite, interval)):
+            (at, low), (_, high) = (frame.place((x, each)) for each in interval)
+            caps = f"M{at - 3:.1f} {low:.1f}h6M{at - 3:.1f} {high:.1f}h6"
+            parts.append(f'<path class="whisker {line.style}" d="M{at:.1f} {low:.1f}V{high:.1f}{caps}"/>')
+    pen, path = "M", []
+    for point in thinned(line.points):
+        if math.isfinite(point[1]):
+            at, height = frame.place(point)
+            path.append(f"{pen}{at:.1f} {height:.1f}")
+        pen = "L" if math.isfinite(point[1]) else "M"
+    parts.append(f'<path class="{line.style}" d="{"".join(path)}"/>')
+    return [*parts, *_points(frame, line, x_label)]
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
-    caption = f"<figcaption>{escape(title)}</figcaption>"
-    return (
-        f'{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
-    )
+def _points(frame: Frame, line: Line, x_label: str) -> list[str]:
+    """Dots where asked for or where the curve is a single point; otherwise unseen ones, for their tooltips."""
+    finite = [point for point in line.points if math.isfinite(point[1])]
+    seen = line.dots or len(finite) == 1
+    if line.style == "raw" and not seen:
+        return []
+    look = f'class="{line.style} dot" r="2.6"' if seen else 'class="hit" r="7"'
+    parts = []
+    for x, y in finite[:: 1 if seen else math.ceil(len(finite) / MOST_TIPS)]:
+        at, height = frame.place((x, y))
+        tip = f"{escape(line.name)}: {y:.4g} at {escape(x_label)} {x:,.10g}"
+        parts.append(f'<circle {look} cx="{at:.1f}" cy="{height:.1f}"><title>{tip}</title></circle>')
+    return parts
+
+
+def _labelled(ticks: Sequence[float]) -> list[tuple[float, str]]:
+    return list(zip(ticks, tick_labels(ticks), strict=True))
+
+
+def _caption(title: str, keys: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+    legend = "".join(f'<span class="key {style}">{escape(name)}</span>' for name, style in keys)
+    said = f'<span class="note">{escape(note)}</span>' if note else ""
+    return f"<figcaption><b>{escape(title)}</b>{legend}{said}</figcaption>"
+
+
+def _svg(title: str, height: int, parts: Sequence[str]) -> str:
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

@@ -1,40 +1,51 @@
-"""A run as one page: its curves, what its data held, what was foretold and measured, samples, the evaluation."""
+"""A run as one page: its outcome, curves, what its data held, what was foretold and measured, samples, provenance."""
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from tunesmith.report.charts import Line, Point, bar_chart, line_chart
-from tunesmith.report.words import count, duration, size
+from tunesmith.report.comparison import Comparison, compared
+from tunesmith.report.courses import courses, lengths
+from tunesmith.report.words import count, duration, figure, number, off_by, size
 from tunesmith.run import Event, Run, atomic_write
 
 COUNTS = {
     "rows": "rows read",
-    "malformed": "malformed",
-    "unusable": "unusable",
+    "malformed": "malformed rows, left out",
+    "unusable": "rows that cannot be learnt from, left out",
+    "separate_turns": "earlier turns made examples of their own",
+    "truncated": "examples cut to the maximum length",
+    "split": "examples split at the maximum length",
+    "dropped": "over-long examples, left out",
+    "unlearnable": "pieces without anything to learn, left out",
     "examples": "examples to learn from",
-    "held_out_rows": "held out",
-    "truncated": "truncated",
-    "split": "split",
-    "dropped": "over-long, left out",
-    "unlearnable": "pieces without anything to learn",
-    "separate_turns": "turns made examples of their own",
-    "tokens": "tokens",
-    "learnt_tokens": "learnt tokens",
-    "longest": "tokens in the longest example",
+    "tokens": "their tokens",
+    "learnt_tokens": "of which are learnt",
+    "held_out_rows": "examples held out",
+    "held_out_tokens": "their tokens",
+    "held_out_learnt_tokens": "of which are learnt",
+    "longest": "tokens in the longest example, before any cut",
 }
+"""What is said of the counts in a `data` event, in this order."""
+
+ALWAYS = {"rows", "malformed", "examples", "tokens", "learnt_tokens", "held_out_rows"}
+"""Counts that are shown at zero too: it is good to know that none was malformed."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into the run's directory from what lies in it; a run that was cut short will do."""
+    """Write `report.html` into the run's directory from what lies in it; a run that was cut short will do.
+
+    Raises:
+        UserError: the folder is not a run.
+    """
     run = Run.open(folder)
-    loader = Environment(loader=PackageLoader("tunesmith.report", "."), autoescape=True)
-    page = loader.get_template("report.html.jinja").render(**_shown(run))
+    pages = Environment(
+        loader=PackageLoader("tunesmith.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = pages.get_template("report.html.jinja").render(**_shown(run))
     path = run.folder / "report.html"
     with atomic_write(path) as file:
         file.write(page)
@@ -42,26 +53,35 @@ def write_report(folder: Path) -> Path:
 
 
 def _shown(run: Run) -> dict[str, Any]:
-    events = run.events()
     kinds: dict[str, list[Event]] = {}
-    for event in events:
+    for event in run.events():
         kinds.setdefault(event["event"], []).append(event)
-    start, data = _last(kinds, "start"), _last(kinds, "data")
+    evaluation, provenance = (_read_json(run.folder / name) for name in ("evaluation.json", "provenance.json"))
+    data = _last(kinds, "data")
+    comparison = compared(evaluation) if evaluation else None
     return {
         "name": run.folder.name,
-        "outcome": _outcome(kinds),
-        "start": start,
-        "figures": [Markup(chart) for chart in _charts(kinds) if chart],
-        "counts": [(said, f"{data[name]:,}") for name, said in COUNTS.items() if data.get(name)],
+        "outcome": _outcome(kinds, comparison),
+        "facts": _facts(kinds, run, provenance),
+        "figures": [Markup(chart) for chart in courses(kinds.get("step", []), kinds.get("evaluation", []))],
+        "counts": [
+            (said, _with_share(data, name))
+            for name, said in COUNTS.items()
+            if data.get(name) or name in ALWAYS & {*data}
+        ],
         "form": data.get("form"),
-        "histogram": Markup(_histogram(data)),
+        "histogram": Markup(lengths(data)),
         "bad_rows": [*data.get("malformed_rows", ()), *data.get("unusable_rows", ())],
+        "bad_total": (data.get("malformed") or 0) + (data.get("unusable") or 0),
         "skipped": kinds.get("skipped", []),
         "warnings": kinds.get("warning", []),
-        "costs": _costs(kinds.get("plan", [])),
-        "evaluation": _evaluation(_read_json(run.folder / "evaluation.json")),
+        "costs_in_rows": _costs(kinds),
+        "memory_parts": _memory_parts(_plan(kinds, "predicted")),
+        "comparison": comparison,
+        "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
+        "samples": kinds.get("sample", []),
         "recipe": (run.folder / "recipe.yaml").read_text(encoding="utf-8"),
-        "provenance": json.dumps(_read_json(run.folder / "provenance.json"), indent=2, ensure_ascii=False),
+        "provenance": json.dumps(provenance, indent=2, ensure_ascii=False) if provenance else "",
     }
 
 
@@ -69,120 +89,87 @@ def _last(kinds: dict[str, list[Event]], kind: str) -> Event:
     return kinds.get(kind, [{}])[-1]
 
 
-def _outcome(kinds: dict[str, list[Event]]) -> str:
-    """The run in a sentence."""
-    start, end = _last(kinds, "start"), _last(kinds, "end")
-    steps = _last(kinds, "step").get("step", 0)
-    if not start:
+def _outcome(kinds: dict[str, list[Event]], comparison: Comparison | None) -> str:
+    """The run in a sentence: how far it came, and what that did to the held-out loss."""
+    start, step, end = (_last(kinds, kind) for kind in ("start", "step", "end"))
+    if not start and not step:
         return "Nothing has happened in this run yet."
-    trained = f"{count(start['trained_parameters'])} of {count(start['parameters'])} weights"
-    what = f"{start['method']} on {start['base']}, {trained}, {start['precision']} on {start['device']}"
+    steps, total = step.get("step") or 0, step.get("total_steps", start.get("total_steps"))
+    how = f"{count(steps)} of {count(total)} steps"
     if not end:
-        return f"{what}: {steps:,} of {start['total_steps']:,} steps so far."
-    how = "finished" if end["reason"] == "done" else end["reason"]
-    return f"{what}: {how} after {end['step']:,} steps in {duration(end['seconds'])}."
+        said = f"Not finished: {how} so far"
+    elif end.get("reason") == "done":
+        said = f"Finished: {count(end.get('step'))} steps in {duration(end.get('seconds'))}"
+    else:
+        reason = str(end.get("reason", "ended")).capitalize()
+        said = f"{reason} after {how} in {duration(end.get('seconds'))}"
+    held_out = [event.get("loss") for event in kinds.get("evaluation", [])]
+    if comparison:
+        return f"{said}. {comparison.verdict}"
+    if len(held_out) > 1:
+        return f"{said}; held-out loss from {figure(held_out[0])} to {figure(held_out[-1])} nats a learnt token."
+    return f"{said}."
 
 
-def _charts(kinds: dict[str, list[Event]]) -> list[str]:
-    steps, evaluations = kinds.get("step", []), kinds.get("evaluation", [])
-    losses = _points(steps, "loss")
-    held = Line(
-        "held out",
-        _points(evaluations, "loss"),
-        "held",
-        [(_number(low), _number(high)) for low, high in (event["loss_interval"] for event in evaluations)],
-    )
-    raw = Line("each step", losses, "raw")
-    smooth = Line("training, smoothed", _smoothed(losses), "smooth")
-    rates = [
-        (x, event["tokens"] / event["seconds"]) for (x, _), event in zip(losses, steps, strict=True) if event["seconds"]
-    ]
+def _facts(kinds: dict[str, list[Event]], run: Run, provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    start = _last(kinds, "start")
+    if not start:
+        return []
+    trained, every = start.get("trained_parameters"), start.get("parameters")
+    share = figure(100 * number(trained) / number(every), " ({:.3g}%)") if every else ""
     return [
-        line_chart("Loss", "step", "nats a learnt token", [raw, smooth, held]),
-        line_chart(
-            "Learning rate", "step", "learning rate", [Line("rate", _points(steps, "learning_rate"), "smooth")], True
-        ),
-        line_chart(
-            "Gradient norm", "step", "gradient norm", [Line("norm", _points(steps, "grad_norm"), "smooth")], True
-        ),
-        line_chart("Speed", "step", "tokens a second", [Line("speed", rates, "smooth")], True),
+        ("base", f"{start.get('base', '?')}, {count(every)} weights"),
+        ("method", f"{start.get('method', '?')}, which trains {count(trained)} weights{share}"),
+        ("objective", str(start.get("objective", "?"))),
+        ("device", f"{start.get('device', '?')}, in {start.get('precision', '?')}"),
+        ("begun", str(provenance.get("created", "?")).replace("T", " ")),
+        ("output", f"{run.output.name}/" if run.output else "none yet"),
     ]
 
 
-def _points(events: Sequence[Event], name: str) -> list[Point]:
-    return [(float(event["step"]), _number(event[name])) for event in events]
+def _with_share(data: Event, name: str) -> str:
+    """The count; with its share where it is a part of the rows or of the tokens."""
+    whole = {
+        "malformed": "rows",
+        "unusable": "rows",
+        "learnt_tokens": "tokens",
+        "held_out_learnt_tokens": "held_out_tokens",
+    }.get(name)
+    said = figure(data[name], "{:,.0f}")
+    of = number(data.get(whole)) if whole else 0.0
+    return said + (figure(100 * number(data[name]) / of, " ({:.3g}%)") if of and data[name] else "")
 
 
-def _number(value: Any) -> float:
-    """metrics.jsonl has "nan" and "inf" as strings."""
-    return float(value) if value is not None else math.nan
+def _plan(kinds: dict[str, list[Event]], name: str) -> dict[str, Any]:
+    """The first plan's `predicted` (of the whole run, also where it was resumed), the last one's `measured`."""
+    found = [event[name] for event in kinds.get("plan", []) if event.get(name)]
+    return (found[0] if name == "predicted" else found[-1]) if found else {}
 
 
-def _smoothed(points: Sequence[Point], share: float = 0.03) -> list[Point]:
-    """The mean over about 3 % of the run up to each point; where a value is not finite the mean goes on without it."""
-    width = max(1, round(len(points) * share))
-    weight = 1 / width
-    out: list[Point] = []
-    mean = math.nan
-    for x, y in points:
-        if math.isfinite(y):
-            mean = y if math.isnan(mean) else mean + weight * (y - mean)
-        out.append((x, mean))
-    return out
-
-
-def _histogram(data: Event) -> str:
-    bars = [(f"{edge:,}", float(examples)) for edge, examples in data.get("length_histogram", ())]
-    return bar_chart("Lengths of the examples", "tokens, up to", "examples", bars)
-
-
-def _costs(plans: Sequence[Event]) -> list[tuple[str, str, str]]:
-    """(what, foretold, measured)."""
-    predicted = next((event["predicted"] for event in plans if "predicted" in event), None)
-    measured = next((event["measured"] for event in reversed(plans) if "measured" in event), None)
-
-    def both(said: Any) -> tuple[str, str]:
-        return said(predicted) if predicted else "", said(measured) if measured else ""
-
-    return [
-        ("peak memory", *both(lambda plan: size(plan["memory"]["peak_bytes"]))),
-        ("time", *both(lambda plan: duration(plan["time"]["total_seconds"]))),
-        ("tokens a second", *both(lambda plan: f"{plan['time']['tokens_per_second']:,.0f}")),
+def _costs(kinds: dict[str, list[Event]]) -> list[tuple[str, ...]]:
+    """(what, foretold, measured, how far off); the whole time only where the run went all the way."""
+    predicted, measured = _plan(kinds, "predicted"), _plan(kinds, "measured")
+    if not predicted and not measured:
+        return []
+    step = _last(kinds, "step")
+    rows: list[tuple[str, str, str, Any]] = [
+        ("peak memory", "memory", "peak_bytes", size),
+        ("time a step", "time", "seconds_per_step", lambda value: figure(value, "{:.3g} s")),
+        ("tokens a second", "time", "tokens_per_second", count),
     ]
+    if not measured or step.get("step") == step.get("total_steps"):
+        rows.append(("time of all steps", "time", "total_seconds", duration))
+    told = []
+    for what, group, name, said in rows:
+        before, after = predicted.get(group, {}).get(name), measured.get(group, {}).get(name)
+        shown = ("" if value is None else said(value) for value in (before, after))
+        told.append((what, *shown, off_by(before, after)))
+    return told
 
 
-def _evaluation(result: dict[str, Any]) -> dict[str, Any] | None:
-    if not result:
-        return None
-    base, tuned, differences = result["base"], result["tuned"], result["differences"]
-    rows = [
-        (
-            "loss (nats a token)",
-            _with_interval(base["loss"], base["loss_interval"], "{:.3f}"),
-            _with_interval(tuned["loss"], tuned["loss_interval"], "{:.3f}"),
-            _with_interval(differences["loss"]["value"], differences["loss"]["interval"], "{:+.3f}"),
-        ),
-        ("perplexity", f"{base['perplexity']:,.1f}", f"{tuned['perplexity']:,.1f}", ""),
-    ]
-    for name, before in base["metrics"].items():
-        after, change = tuned["metrics"][name], differences[name]
-        rows.append(
-            (
-                before["described"],
-                _with_interval(before["value"], before["interval"], "{:.1%}"),
-                _with_interval(after["value"], after["interval"], "{:.1%}"),
-                _with_interval(change["value"], change["interval"], "{:+.1%}"),
-            )
-        )
-    return {
-        "rows": rows,
-        "samples": result["samples"],
-        "about": f"{result['rows']:,} held-out rows; answers to {result['generated_rows']:,} of them.",
-    }
-
-
-def _with_interval(value: float, interval: Sequence[float], form: str) -> str:
-    return f"{form.format(value)} [{form.format(interval[0])}, {form.format(interval[1])}]"
+def _memory_parts(predicted: dict[str, Any]) -> str:
+    parts = predicted.get("memory", {}).get("parts", {})
+    return ", ".join(f"{name} {size(held)}" for name, held in sorted(parts.items(), key=lambda part: -number(part[1])))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,20 @@
 """The runs in a folder, each in a line: for the terminal and for machines."""
 
+import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
-from tunesmith.run import Run
+from tunesmith.recipe_yaml import read_yaml
+from tunesmith.report.words import number
+from tunesmith.run import Event, Run
+
+STILL_WRITING = 120.0
+"""Seconds since the last event within which an unfinished run is taken to be running: longer than most steps."""
+
+State = Literal["done", "running", "interrupted", "begun", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,22 +23,25 @@ class Listed:
 
     Attributes:
         name: of its directory, from the listed folder.
+        begun: when, as ISO 8601 with the time zone; None where nothing tells.
         base, method: what the recipe says; "?" where it cannot be read.
-        state: `done`, `interrupted`, `begun` or `unreadable`.
-        step, total_steps: how far it is.
-        loss: of the last step, in nats a learnt token.
+        state: `done`; `running`, if something was written just now; `interrupted`, which `--resume` goes on from;
+            `begun`, before the first step; or `unreadable`.
+        step, total_steps: how far it is; 0 and None before the first step.
+        loss: of the last step, in nats a learnt token; "nan" and "inf" as in `metrics.jsonl`.
         held_out_loss: of the last evaluation.
         seconds: of training so far.
     """
 
     name: str
+    begun: str | None
     base: str
     method: str
-    state: str
+    state: State
     step: int = 0
     total_steps: int | None = None
-    loss: float | None = None
-    held_out_loss: float | None = None
+    loss: float | str | None = None
+    held_out_loss: float | str | None = None
     seconds: float = 0.0
 
 
@@ -54,21 +66,45 @@ def _is_run(place: Path) -> bool:
 def _listed(place: Path, name: str) -> Listed:
     run = Run(place)
     try:
-        recipe = Recipe.load(place / "recipe.yaml")
+        recipe = read_yaml(place / "recipe.yaml")
         events = run.events()
-    except (UserError, ValueError):
-        return Listed(name, "?", "?", "unreadable")
+        begun = _begun(place)
+    except (UserError, OSError, ValueError):
+        return Listed(name, None, "?", "?", "unreadable")
     last = {event["event"]: event for event in events}
     step = last.get("step", {})
-    state = "done" if run.finished else "interrupted" if step else "begun"
     return Listed(
         name,
-        Path(recipe.base.model).name,
-        recipe.method.kind,
-        state,
+        begun,
+        Path(_named(recipe.get("base", "embedded"), "model")).name,
+        _named(recipe.get("method", "lora"), "kind"),
+        _state(run, events),
         step=step.get("step", 0),
-        total_steps=last.get("start", {}).get("total_steps"),
+        total_steps=step.get("total_steps", last.get("start", {}).get("total_steps")),
         loss=step.get("loss"),
         held_out_loss=last.get("evaluation", {}).get("loss"),
-        seconds=sum(event["seconds"] for event in events if event["event"] == "step"),
+        seconds=sum(number(event.get("seconds", 0)) for event in events if event["event"] == "step"),
     )
+
+
+def _state(run: Run, events: list[Event]) -> State:
+    if run.finished:
+        return "done"
+    kinds = [event["event"] for event in events]
+    metrics = run.folder / "metrics.jsonl"
+    if kinds and kinds[-1] != "end" and time.time() - metrics.stat().st_mtime < STILL_WRITING:
+        return "running"
+    return "interrupted" if "step" in kinds else "begun"
+
+
+def _begun(place: Path) -> str | None:
+    path = place / "provenance.json"
+    if not path.exists():
+        return None
+    created = json.loads(path.read_text(encoding="utf-8")).get("created")
+    return None if created is None else str(created)
+
+
+def _named(value: Any, field: str) -> str:
+    """A recipe's choice is a word or a mapping that holds it."""
+    return str(value.get(field, "?")) if isinstance(value, dict) else str(value)

@@ -7,13 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column, Table
 from rich.text import Text
 
-from tunesmith.report.words import count, duration, size
+from tunesmith.report.words import count, duration, figure, number, off_by, size
 from tunesmith.run import Event
 
 SMOOTHING = 0.9
 """Of the shown loss: the weight of what was before, a step."""
+
+RECENT = 0.95
+"""Of tokens and seconds, from which speed and time left are told: some twenty steps count."""
 
 LINES = 10
 """So many progress lines where the output is no terminal."""
@@ -25,19 +29,30 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("training"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.fields[steps]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[told]}", table_column=Column(no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
+            expand=True,
         )
+        self._shown = {
+            "start": self._start,
+            "data": self._data,
+            "plan": self._plan,
+            "step": self._step,
+            "evaluation": self._evaluation,
+            "sample": self._sample,
+            "skipped": self._skipped,
+            "warning": self._warning,
+            "end": self._end,
+        }
         self._task: TaskID | None = None
-        self._total = self._first = 0
-        self._loss: float | None = None
-        self._tokens = self._seconds = 0.0
+        self._total = self._first = self._done = self._line_at = 0
+        self._loss = math.nan
+        self._tokens = self._seconds = self._weight = self._spent = 0.0
         self._predicted: dict[str, Any] = {}
-        self._line_at = 0
 
     def __enter__(self) -> "Progress":
         return self
@@ -48,100 +63,147 @@ class Progress:
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        shown = getattr(self, f"_{event['event']}", None)
+        shown = self._shown.get(event["event"])
         if shown is not None:
             shown(event)
 
     def _start(self, event: Event) -> None:
-        self._total, self._first = event["total_steps"], event.get("step", 0)
-        trained, every = event["trained_parameters"], event["parameters"]
-        self._say("run", event["run"])
-        self._say("base", f"{event['base']}, {count(every)} weights")
-        what = f"{event['method']}, objective {event['objective']}, {event['precision']} on {event['device']}"
-        self._say("method", f"{what}; trains {count(trained)} ({trained / every:.1%})")
+        self._total = event.get("total_steps") or 0
+        self._first = self._done = self._line_at = event.get("step") or 0
+        trained, every = event.get("trained_parameters"), event.get("parameters")
+        share = figure(100 * number(trained) / number(every), " ({:.3g}%)") if every and trained is not None else ""
+        self._say("run", str(event.get("run", "?")))
+        self._say("base", f"{event.get('base', '?')}, {count(every)} weights")
+        self._say("method", f"{event.get('method', '?')}, which trains {count(trained)} weights{share}")
+        self._say("objective", str(event.get("objective", "?")))
+        self._say("on", f"{event.get('device', '?')}, in {event.get('precision', '?')}")
         if self._first:
-            self._say("resumed", f"after step {self._first:,} of {self._total:,}")
+            self._say("resumed", f"after step {self._first:,} of {self._total:,}", style="bold")
 
     def _data(self, event: Event) -> None:
-        kept = f"{event['examples']:,} examples, {event['held_out_rows']:,} held out"
-        self._say("data", f"{event['rows']:,} rows ({event['form']}): {kept}{', from the cache' * event['cached']}")
-        self._say("tokens", f"{count(event['tokens'])}, of which {count(event['learnt_tokens'])} are learnt")
-        for what in ("malformed", "unusable", "truncated", "split", "dropped", "unlearnable", "separate_turns"):
+        rows = f"{count(event.get('rows'))} rows ({event.get('form', '?')})"
+        kept = f"{count(event.get('examples'))} to learn from, {count(event.get('held_out_rows'))} held out"
+        self._say("data", f"{rows}: {kept}{', from the cache' if event.get('cached') else ''}")
+        tokens, learnt = event.get("tokens"), event.get("learnt_tokens")
+        share = figure(number(learnt) / number(tokens), " ({:.0%})") if tokens else ""
+        self._say("tokens", f"{count(tokens)}, of which {count(learnt)}{share} are learnt")
+        for what, said in COUNTED.items():
             if event.get(what):
-                self._say("", f"{event[what]:,} {_COUNTED[what]}", style="yellow")
+                self._say("", f"{count(event[what])} {said}", style="yellow")
         for row in (*event.get("malformed_rows", ()), *event.get("unusable_rows", ())):
-            self._say("", row, style="yellow")
+            self._say("", str(row), style="yellow")
 
     def _plan(self, event: Event) -> None:
-        if "predicted" in event:
+        if event.get("predicted"):
             self._predicted = event["predicted"]
-            memory, time_ = self._predicted["memory"], self._predicted["time"]
-            largest = sorted(memory.get("parts", {}).items(), key=lambda part: -part[1])[:3]
-            parts = ", ".join(f"{name} {size(held)}" for name, held in largest)
-            self._say("memory", f"{size(memory['peak_bytes'])} ({parts})")
-            self._say("time", f"{duration(time_['total_seconds'])}, {time_['tokens_per_second']:,.0f} tokens/s")
+            memory, time = self._predicted.get("memory", {}), self._predicted.get("time", {})
+            parts = sorted(memory.get("parts", {}).items(), key=lambda part: -number(part[1]))
+            listed = ": " + ", ".join(f"{name} {size(held)}" for name, held in parts) if parts else ""
+            self._say("will need", f"{size(memory.get('peak_bytes'))} of memory{listed}")
+            speed = f"{count(time.get('tokens_per_second'))} tokens a second"
+            left = f"{self._total - self._first:,} steps"
+            self._say("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")
             self._begin()
-        elif self._predicted:
+        if event.get("measured"):
             self._bars.stop()
-            measured = event["measured"]
-            foretold, held = (each["memory"]["peak_bytes"] for each in (self._predicted, measured))
-            self._say("memory", f"{size(held)} (foretold: {size(foretold)})")
+            self._compare(event["measured"])
+
+    def _compare(self, measured: dict[str, Any]) -> None:
+        """What was foretold beside what was measured, over the steps of this sitting alone."""
+        memory, foretold = (each.get("memory", {}).get("peak_bytes") for each in (measured, self._predicted))
+        self._say("needed", _beside(memory, foretold, size))
+        steps = self._done - self._first
+        planned = self._predicted.get("time", {})
+        if self._done == self._total:
+            self._say("took", _beside(self._spent, planned.get("total_seconds"), duration))
+        elif steps:
+            self._say("took", _beside(self._spent / steps, planned.get("seconds_per_step"), duration) + " a step")
 
     def _begin(self) -> None:
-        self._task = self._bars.add_task("training", total=self._total, completed=self._first, told="")
-        self._line_at = self._first
-        self._bars.start()
+        if self._task is None:
+            self._task = self._bars.add_task(
+                "training", total=self._total, completed=self._first, told="", steps=f"{self._first}/{self._total}"
+            )
+            self._bars.start()
 
     def _step(self, event: Event) -> None:
-        loss = event["loss"]
-        if isinstance(loss, float) and math.isfinite(loss):
-            self._loss = loss if self._loss is None else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
-        self._tokens = 0.95 * self._tokens + event["tokens"]
-        self._seconds = 0.95 * self._seconds + event["seconds"]
-        done = event["step"]
-        share = (done - self._first) / max(1, self._total - self._first)
-        left = self._seconds_left(event)
-        rate = self._tokens / max(self._seconds, 1e-9)
-        told = f"loss {self._loss or float('nan'):.3f}  {rate:,.0f} tok/s  {duration(left)} left"
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, told=told)
-        due = self._first + math.ceil((self._total - self._first) * (math.floor(share * LINES) / LINES))
-        if not self._console.is_terminal and (due > self._line_at or done == self._total):
-            self._line_at = done
-            self._console.print(f"step {done:,}/{self._total:,}  {told}")
+        self._begin()
+        assert self._task is not None
+        self._done = event.get("step") or self._done + 1
+        self._total = max(self._total, event.get("total_steps") or self._done)
+        loss = number(event.get("loss"))
+        if math.isfinite(loss):
+            self._loss = loss if math.isnan(self._loss) else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
+        seconds = number(event.get("seconds") or 0)
+        self._spent += seconds
+        self._tokens = RECENT * self._tokens + number(event.get("tokens") or 0)
+        self._seconds = RECENT * self._seconds + seconds
+        self._weight = RECENT * self._weight + 1
+        speed = self._tokens / self._seconds if self._seconds else math.nan
+        left = duration(self._seconds / self._weight * (self._total - self._done))
+        steps = f"{self._done}/{self._total}"
+        told = f"loss {figure(self._loss)}  {count(speed)} tok/s  {left} left"
+        self._bars.update(self._task, completed=self._done, total=self._total, told=told, steps=steps)
+        if not self._console.is_terminal and self._line_is_due():
+            self._line_at = self._done
+            self._say(f"step {steps}", f" {told}")
 
-    def _seconds_left(self, event: Event) -> float:
-        """What is left by the mean of the last steps, some twenty."""
-        steps = (1 - 0.95 ** (event["step"] - self._first)) / 0.05
-        return float(self._seconds / max(steps, 1) * (self._total - event["step"]))
+    def _line_is_due(self) -> bool:
+        """At each whole tenth of what this sitting has to do, and at the end."""
+        planned = max(1, self._total - self._first)
+        tenths = (self._done - self._first) * LINES // planned
+        return tenths > (self._line_at - self._first) * LINES // planned or self._done == self._total
 
     def _evaluation(self, event: Event) -> None:
-        low, high = event["loss_interval"]
+        low, high = event.get("loss_interval") or (None, None)
+        within = "" if low is None else f" (95 %: {figure(low)}–{figure(high)})"
         self._say(
             "held out",
-            f"step {event['step']:,}: loss {event['loss']:.3f} [{low:.3f}, {high:.3f}], "
-            f"perplexity {event['perplexity']:,.1f}, {event['rows']:,} rows",
+            f"step {count(event.get('step'))}: loss {figure(event.get('loss'))}{within}, "
+            f"perplexity {figure(event.get('perplexity'), '{:,.1f}')}, {count(event.get('rows'))} rows",
         )
 
+    def _sample(self, event: Event) -> None:
+        self._say("asked", str(event.get("prompt", "?")), style="bold")
+        self._say("answered", str(event.get("answer", "?")))
+
     def _skipped(self, event: Event) -> None:
-        rows = ", ".join(event.get("rows", [])[:3])
-        self._say("skipped", f"step {event['step']:,}: {event['reason']} ({rows})", style="red")
+        rows = [str(row) for row in event.get("rows", ())]
+        more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
+        named = f" ({', '.join(rows[:3])}{more})" if rows else ""
+        self._say("skipped", f"step {count(event.get('step'))}: {event.get('reason', '?')}{named}", style="red")
 
     def _warning(self, event: Event) -> None:
-        self._say("warning", event["message"], style="yellow")
+        self._say("warning", str(event.get("message", "?")), style="yellow")
 
     def _end(self, event: Event) -> None:
         self._bars.stop()
-        self._say("done" if event["reason"] == "done" else "ended", f"{_how(event)} in {duration(event['seconds'])}")
+        how = f"{count(event.get('step'))} steps in {duration(event.get('seconds'))}"
+        if event.get("reason", "done") == "done":
+            self._say("done", how, style="bold green")
+        else:
+            self._say("ended", f"{event['reason']} after {how}", style="bold yellow")
         if event.get("output"):
-            self._say("written", event["output"])
+            self._say("written", str(event["output"]))
 
     def _say(self, name: str, what: str, style: str = "") -> None:
-        line = Text(f"{name:<10}", style="dim") + Text(what, style=style)
-        self._console.print(line, soft_wrap=not self._console.is_terminal)
+        """A name and what it is; in a terminal the second column keeps its own margin, elsewhere a line stays one."""
+        if not self._console.is_terminal:
+            self._console.print(Text(f"{name:<10}{what}"), soft_wrap=True)
+            return
+        line = Table.grid(Column(width=10, style="dim"), Column(overflow="fold"))
+        line.add_row(Text(name), Text(what, style=style))
+        self._console.print(line)
 
 
-_COUNTED = {
+def _beside(measured: Any, foretold: Any, said: Any) -> str:
+    if foretold is None:
+        return str(said(measured))
+    off = off_by(foretold, measured)
+    return f"{said(measured)}; foretold {said(foretold)}{f' ({off})' if off else ''}"
+
+
+COUNTED = {
     "malformed": "malformed rows left out",
     "unusable": "rows left out that cannot be learnt from",
     "truncated": "examples cut to data.max_length",
@@ -150,8 +212,4 @@ _COUNTED = {
     "unlearnable": "pieces of split examples without anything to learn left out",
     "separate_turns": "earlier turns made examples of their own, since the chat template rewrites them later",
 }
-
-
-def _how(event: Event) -> str:
-    reason = "" if event["reason"] == "done" else f"{event['reason']}, "
-    return f"{reason}{event['step']:,} steps"
+"""What is said of the counts in a `data` event that a person should see when they are not zero."""

@@ -1,26 +1,62 @@
-"""Quantities as a person says them."""
+"""Quantities as a person says them. What is missing is `?`; what is not finite is said as it is (`nan`, `inf`)."""
+
+import math
+from typing import Any
 
 
-def size(value: float) -> str:
+def number(value: Any) -> float:
+    """A metric as `metrics.jsonl` holds it: NaN and infinities are strings there; what is missing is NaN."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def figure(value: Any, form: str = "{:.3f}") -> str:
+    """The number in a format, for example `2.346`."""
+    if value is None:
+        return "?"
+    found = number(value)
+    return form.format(found) if math.isfinite(found) else str(found)
+
+
+def size(value: Any) -> str:
     """Bytes: `2.06 GB` (10⁹), `340 MB`."""
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    return (
+        figure(number(value) / 1e9, "{:.2f} GB") if number(value) >= 999.5e6 else _or_unknown(value, 1e6, "{:.0f} MB")
+    )
 
 
-def count(value: float) -> str:
+def count(value: Any) -> str:
     """`873`, `12,400`, `1.2 M`, `7.24 B`."""
-    for unit, name in ((1e9, "B"), (1e6, "M")):
-        if value >= unit:
-            return f"{value / unit:.3g} {name}"
-    return f"{value:,.0f}"
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number(value) >= unit * 0.9995:
+            return figure(number(value) / unit, f"{{:.3g}} {name}")
+    return _or_unknown(value, 1, "{:,.0f}")
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+def duration(value: Any) -> str:
+    """Seconds: `4.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = number(value)
+    if not math.isfinite(seconds):
+        return "?"
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{whole} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def off_by(foretold: Any, measured: Any) -> str:
+    """How far the measured value lies from the foretold one: `+4%`, `−12%`, from double on `3.1 times`."""
+    before, after = number(foretold), number(measured)
+    if not (math.isfinite(before) and math.isfinite(after) and before > 0):
+        return ""
+    return f"{after / before:,.1f} times" if after >= 2 * before else f"{after / before - 1:+.0%}".replace("-", "−")
+
+
+def _or_unknown(value: Any, unit: float, form: str) -> str:
+    return form.format(number(value) / unit) if math.isfinite(number(value)) else "?"

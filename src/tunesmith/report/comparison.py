@@ -1,0 +1,125 @@
+"""`evaluation.json` made ready for the page: base beside tuned in figures, a plot for each metric, samples."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.report.charts import interval_chart
+from tunesmith.report.words import figure, number
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One line of the table; each figure with its 95 % interval.
+
+    Attributes:
+        name: what is measured.
+        base, tuned, difference: said; empty where they were not measured.
+        judgement: `better`, `worse` or `` where the interval of the difference holds 0.
+    """
+
+    name: str
+    base: str
+    tuned: str
+    difference: str
+    judgement: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the page shows of an evaluation.
+
+    Attributes:
+        about: what was measured on, in a sentence.
+        verdict: what came of it, in a sentence.
+        measures: the table.
+        charts: SVG, one for each metric.
+        samples: as in the file.
+    """
+
+    about: str
+    verdict: str
+    measures: list[Measure]
+    charts: list[str]
+    samples: list[dict[str, Any]]
+
+
+def compared(result: dict[str, Any]) -> Comparison:
+    """What `tunesmith evaluate` wrote, made ready; what is missing in it is left out."""
+    base, tuned, differences = (result.get(side, {}) for side in ("base", "tuned", "differences"))
+    losses = [{"value": side.get("loss"), "interval": side.get("loss_interval")} for side in (base, tuned)]
+    measures = [
+        _measure("loss (nats a token)", losses[0], losses[1], differences.get("loss"), -1),
+        _measure("perplexity", _perplexity(base), _perplexity(tuned), None, -1, "{:,.1f}"),
+    ]
+    charts = [_chart("Held-out loss, lower is better", "nats a learnt token", losses[0], losses[1])]
+    for name in {**base.get("metrics", {}), **tuned.get("metrics", {})}:
+        before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
+        described = str(before.get("described") or after.get("described") or name)
+        measures.append(_measure(described, before, after, differences.get(name), 1, "{:.1f}%", 100))
+        charts.append(_chart(described[:1].upper() + described[1:], "%", before, after, 100, 1))
+    rows, learnt = (figure(result.get(name), "{:,.0f}") for name in ("rows", "learnt_tokens"))
+    written = figure(result.get("generated_rows"), "{:,.0f}")
+    return Comparison(
+        about=f"Loss over {rows} held-out rows ({learnt} learnt tokens); answers written to {written} of them.",
+        verdict=_verdict(base, tuned, measures[0]),
+        measures=measures,
+        charts=[chart for chart in charts if chart],
+        samples=list(result.get("samples", ())),
+    )
+
+
+def _measure(
+    name: str,
+    base: dict[str, Any],
+    tuned: dict[str, Any],
+    difference: dict[str, Any] | None,
+    better: int,
+    form: str = "{:.3f}",
+    scale: float = 1.0,
+) -> Measure:
+    """`better` is 1 where more is better, −1 where less is."""
+    found = difference or {}
+    low, high = sorted(better * number(each) for each in _ends(found))
+    judgement = "better" if low > 0 else "worse" if high < 0 else ""
+    signed = form.replace(":", ":+").replace("%", " points")
+    return Measure(name, _said(base, form, scale), _said(tuned, form, scale), _said(found, signed, scale), judgement)
+
+
+def _said(found: dict[str, Any], form: str, scale: float) -> str:
+    if found.get("value") is None:
+        return ""
+    value, low, high = (figure(scale * number(each), form) for each in (found["value"], *_ends(found)))
+    bare = [end.removesuffix("%").removesuffix(" points") for end in (low, high)]
+    within = f" [{bare[0]}, {bare[1]}]" if found.get("interval") else ""
+    return (value + within).replace("-", "−")
+
+
+def _perplexity(side: dict[str, Any]) -> dict[str, Any]:
+    """Perplexity is the exponential of the loss, and so are the ends of its interval."""
+    interval = [math.exp(min(number(each), 700.0)) for each in _ends({"interval": side.get("loss_interval")})]
+    return {"value": side.get("perplexity"), "interval": interval if side.get("loss_interval") else None}
+
+
+def _ends(found: dict[str, Any]) -> tuple[Any, Any]:
+    low, high = found.get("interval") or (math.nan, math.nan)
+    return low, high
+
+
+def _chart(
+    title: str, unit: str, base: dict[str, Any], tuned: dict[str, Any], scale: float = 1.0, places: int = 3
+) -> str:
+    rows = []
+    for name, side in (("base", base), ("tuned", tuned)):
+        low, high = _ends(side)
+        rows.append((name, number(side.get("value")), (number(low), number(high)), name))
+    return interval_chart(title, unit, rows, scale, places)
+
+
+def _verdict(base: dict[str, Any], tuned: dict[str, Any], loss: Measure) -> str:
+    if not loss.base or not loss.tuned:
+        return "The evaluation holds no losses."
+    by = f" (difference {loss.difference})" if loss.difference else ""
+    moved = f"held-out loss {figure(base.get('loss'))} before, {figure(tuned.get('loss'))} after{by}"
+    how = {"better": "It worked", "worse": "It did harm"}.get(loss.judgement, "No difference is proven")
+    return f"{how}: {moved}."

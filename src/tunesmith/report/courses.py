@@ -1,0 +1,83 @@
+"""The curves of a run, from its events: loss, learning rate, gradient norm, speed; and how long its examples are."""
+
+import math
+from collections.abc import Sequence
+
+from tunesmith.report.charts import Line, Point, bar_chart, line_chart
+from tunesmith.report.words import number
+from tunesmith.run import Event
+
+SMOOTHED_SHARE = 0.03
+"""The smoothed loss looks back over about this share of the run."""
+
+
+def courses(steps: Sequence[Event], evaluations: Sequence[Event]) -> list[str]:
+    """The charts that have something to show, by optimiser step."""
+    losses = _points(steps, "loss")
+    held_out = Line(
+        "held out, 95 % interval",
+        _points(evaluations, "loss"),
+        "held",
+        [_interval(event.get("loss_interval")) for event in evaluations if _at(event) is not None],
+        dots=True,
+    )
+    speeds = [
+        (at, number(event.get("tokens")) / (number(event.get("seconds")) or math.nan))
+        for event in steps
+        if (at := _at(event)) is not None
+    ]
+    charts = [
+        line_chart(
+            "Loss",
+            "step",
+            "nats a learnt token",
+            [Line("each step", losses, "raw"), Line("smoothed", smoothed(losses), "smooth"), held_out],
+        ),
+        line_chart(
+            "Learning rate",
+            "step",
+            "of AdamW, after warm-up and schedule",
+            [Line("learning rate", _points(steps, "learning_rate"), "smooth")],
+            from_zero=True,
+        ),
+        _both("Gradient norm", "norm before clipping", _points(steps, "grad_norm")),
+        _both("Speed", "real tokens a second", speeds),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def lengths(data: Event) -> str:
+    """A histogram of the examples' lengths; empty where the event has none."""
+    bars = [(f"{edge:,}", float(examples)) for edge, examples in data.get("length_histogram", ())]
+    return bar_chart("Lengths of the examples", "tokens, up to", "examples", bars)
+
+
+def smoothed(points: Sequence[Point], share: float = SMOOTHED_SHARE) -> list[Point]:
+    """An exponential mean over about a share of the points; over a value that is not finite it stays as it was."""
+    weight = 1 / max(1, round(len(points) * share))
+    out: list[Point] = []
+    mean = math.nan
+    for x, y in points:
+        if math.isfinite(y):
+            mean = y if math.isnan(mean) else mean + weight * (y - mean)
+        out.append((x, mean))
+    return out
+
+
+def _both(title: str, unit: str, points: Sequence[Point]) -> str:
+    lines = [Line("each step", points, "raw"), Line("smoothed", smoothed(points), "smooth")]
+    return line_chart(title, "step", unit, lines, from_zero=True)
+
+
+def _points(events: Sequence[Event], name: str) -> list[Point]:
+    return [(at, number(event.get(name))) for event in events if (at := _at(event)) is not None]
+
+
+def _at(event: Event) -> float | None:
+    at = number(event.get("step"))
+    return at if math.isfinite(at) else None
+
+
+def _interval(found: Sequence[object] | None) -> tuple[float, float]:
+    low, high = found or (math.nan, math.nan)
+    return number(low), number(high)

@@ -1,0 +1,95 @@
+"""`data show`, `generate`, `chat`, `init` and `runs` as a person meets them; called in this process, for speed."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tunesmith.cli import main
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`tunesmith ARGUMENTS` in an empty directory: exit code, and all that it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, given: str = "") -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        written = capsys.readouterr()
+        return code, written.out + written.err
+
+    return run
+
+
+def write(path: Path, *rows: dict[str, str]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_data_show_marks_what_is_learnt_and_where_tokens_end(call: Call, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", {"question": "Wie?", "answer": "So 🙂."})
+    code, out = call("data", "show", "rows.jsonl")
+    assert code == 0
+    assert "rows.jsonl row 1" in out
+    assert "«So 🙂.<|im_end|>»" in out
+    code, out = call("data", "show", "rows.jsonl", "--tokens")
+    assert code == 0
+    assert "<|im_start|>·" in out
+    assert "🙂·" in out
+
+
+def test_data_show_says_why_a_row_cannot_be_learnt_from(call: Call, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", {"question": "Wie?", "answer": "So<|im_end|>"})
+    code, out = call("data", "show", "rows.jsonl")
+    assert (code, "cannot be learnt from: turn 2 (assistant) holds <|im_end|>" in out.replace("\n", " ")) == (0, True)
+
+
+def test_data_show_takes_text_as_text(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Some notes.", encoding="utf-8")
+    assert "«Some notes.<|endoftext|>»" in call("data", "show", "notes.txt")[1]
+
+
+def test_generate_reads_arguments_or_stdin_and_refuses_nothing_asked(call: Call) -> None:
+    code, out = call("generate", "embedded", "Hello.", "--max-new-tokens", "5")
+    assert (code, bool(out.strip())) == (0, True)
+    assert call("generate", "embedded", "--max-new-tokens", "5", given="Hello.")[1] == out
+    assert call("generate", "embedded", given="")[0] == 2
+    code, out = call("generate", "./nowhere", "Hello.")
+    assert (code, "does not exist" in out) == (2, True)
+
+
+def test_chat_answers_until_an_empty_line(call: Call) -> None:
+    code, out = call(
+        "chat", "embedded", "--max-new-tokens", "5", "--system", "Be brief.", given="Hello.\n/new\nAgain.\n\n"
+    )
+    assert code == 0
+    assert out.count("> ") == 4
+
+
+def test_init_writes_once_and_says_what_to_type_next(call: Call, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", *[{"question": f"q{n}", "answer": "a"} for n in range(30)])
+    code, out = call("init", "rows.jsonl")
+    assert code == 0
+    assert "tunesmith train recipe.yaml" in out
+    before = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    code, out = call("init", "rows.jsonl")
+    assert (code, "is there already" in out) == (2, True)
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == before
+
+
+def test_schema_and_runs_are_for_machines_too(call: Call, tmp_path: Path) -> None:
+    schema = json.loads(call("schema")[1])
+    assert {"base", "data", "method", "objective", "train"} == set(schema["properties"])
+    (tmp_path / "runs").mkdir()
+    assert json.loads(call("runs", "--json")[1]) == []
+    assert "No runs in runs" in call("runs")[1]
+    assert call("runs", "elsewhere")[0] == 2

@@ -1,0 +1,146 @@
+"""The page of a run: nothing of it breaks on odd runs, and nothing of the user's data becomes markup."""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tunesmith.errors import UserError
+from tunesmith.report.html import write_report
+
+HOSTILE = '"><script>alert("x")</script>'
+
+
+def page_of(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def titles(page: str) -> list[str]:
+    charts = [ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    return [chart.attrib["aria-label"].split(":")[0] for chart in charts]
+
+
+def evaluation(text: str = "An answer.", tuned_loss: Any = 0.5) -> dict[str, Any]:
+    def side(loss: Any) -> dict[str, Any]:
+        score = {"value": 0.5, "interval": [0.4, 0.6], "described": text}
+        return {"loss": loss, "loss_interval": [0.4, 1.1], "perplexity": "inf", "metrics": {"m": score}}
+
+    difference = {"loss": {"value": -0.5, "interval": [-0.6, -0.4]}, "m": {"value": 0.125, "interval": [-0.1, 0.35]}}
+    sample = dict.fromkeys(("source", "prompt", "expected", "base", "tuned"), text)
+    return {
+        "rows": 1200,
+        "learnt_tokens": 2,
+        "generated_rows": 1,
+        "base": side(1.0),
+        "tuned": side(tuned_loss),
+        "differences": difference,
+        "samples": [sample],
+    }
+
+
+def add(run: Path, **event: Any) -> None:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def test_the_page_holds_curves_counts_and_costs_and_asks_for_nothing_from_elsewhere(run: Path) -> None:
+    page = page_of(run)
+    assert titles(page) == ["Loss", "Learning rate", "Gradient norm", "Speed", "Lengths of the examples"]
+    assert "Finished: 12 steps in" in page
+    assert all(said in page for said in ("peak memory", "rows read", "malformed rows, left out", "The recipe"))
+    assert not re.search(r"""\s(src|href)\s*=|@import|url\(|<script|<link""", page)
+
+
+def test_what_a_row_says_never_becomes_markup(run: Path) -> None:
+    (run / "evaluation.json").write_text(json.dumps(evaluation(HOSTILE)), encoding="utf-8")
+    with (run / "recipe.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"# {HOSTILE}\n")
+    add(run, event="skipped", step=3, reason=HOSTILE, rows=[HOSTILE])
+    add(run, event="warning", message=HOSTILE)
+    add(run, event="sample", step=3, prompt=HOSTILE, answer=HOSTILE, expected=HOSTILE)
+    add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], form=HOSTILE)
+    page = page_of(run)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 5 + 3 + 1 + 2 + 1 + 3 + 3
+
+
+def test_the_evaluation_stands_base_beside_tuned_with_intervals_and_a_verdict(run: Path) -> None:
+    (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")
+    page = page_of(run)
+    assert "It worked: held-out loss 1.000 before, 0.500 after (difference −0.500 [−0.600, −0.400])" in page
+    assert "1,200 held-out rows" in page
+    assert '<td class="n better" data-of="difference">−0.500' in page
+    assert '<td class="n " data-of="difference">+12.5 points [−10.0, +35.0]' in page, "its interval holds 0"
+    assert titles(page)[:2] == ["Held-out loss, lower is better", "An answer."]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.1, 0.2, "It did harm"), (-0.1, 0.1, "No difference is proven")]
+)
+def test_a_run_that_did_not_help_is_told_so(run: Path, low: float, high: float, verdict: str) -> None:
+    result = evaluation()
+    result["differences"]["loss"] = {"value": (low + high) / 2, "interval": [low, high]}
+    (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
+    assert verdict in page_of(run)
+
+
+def test_runs_that_broke_off_or_never_began_have_a_page_too(run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    for kept in (lines[:-1], lines[:6], lines[:1], []):
+        metrics.write_text("".join(kept) + ('{"event": "st' if kept else ""), encoding="utf-8")
+        page = page_of(run)
+        assert "</html>" in page
+        assert "Finished" not in page
+    metrics.unlink()
+    (run / "provenance.json").unlink()
+    assert "Nothing has happened" in page_of(run)
+
+
+def test_fields_that_are_missing_leave_a_question_mark_and_not_a_broken_page(run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    draw = random.Random(0)
+    for _ in range(30):
+        cut = [{k: v for k, v in event.items() if k == "event" or draw.random() < 0.6} for event in events]
+        metrics.write_text("".join(json.dumps(event) + "\n" for event in cut), encoding="utf-8")
+        result = {key: value for key, value in evaluation().items() if draw.random() < 0.6}
+        (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
+        assert "</html>" in page_of(run)
+
+
+def test_losses_that_are_not_finite_leave_a_gap_and_not_a_broken_page(run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text(encoding="utf-8")
+    text = re.sub(r'"loss": [\d.]+, "grad_norm": [\d.]+', '"loss": "nan", "grad_norm": "inf"', text, count=3)
+    metrics.write_text(text, encoding="utf-8")
+    (run / "evaluation.json").write_text(json.dumps(evaluation(tuned_loss="nan")), encoding="utf-8")
+    pictures = "".join(re.findall(r"<svg.*?</svg>", page_of(run), re.DOTALL))
+    assert "nan" not in pictures
+    assert "inf" not in pictures
+
+
+def test_foretold_time_is_set_against_the_measured_one_only_when_all_steps_were_taken(run: Path) -> None:
+    assert "time of all steps" in page_of(run)
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text(encoding="utf-8").replace('"total_steps": 12', '"total_steps": 24')
+    metrics.write_text(text.replace('"reason": "done"', '"reason": "interrupted"'), encoding="utf-8")
+    page = page_of(run)
+    assert "time of all steps" not in page
+    assert "time a step" in page
+    assert "Ended by interrupted" not in page
+    assert "Interrupted after 12 of 24 steps" in page
+
+
+def test_what_was_foretold_for_the_whole_run_stays_when_it_was_resumed(run: Path) -> None:
+    add(run, event="plan", predicted={"memory": {"peak_bytes": 77.77e9}})
+    assert "77.77 GB" not in page_of(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        write_report(tmp_path)
