@@ -24,7 +24,8 @@ data:
 method: {kind: lora, rank: 16, alpha: 32, target_modules: all-linear}
 objective: {kind: instruction}
 train:
-  {steps: 200, tokens_per_step: 2048, learning_rate: 1e-4, schedule: cosine, seed: 0, precision: bf16, checkpoint_every: 50}
+  {steps: 200, tokens_per_step: 2048, learning_rate: 1e-4, schedule: cosine, seed: 0, precision: bf16,
+  checkpoint_every: 50}
 """
 
 

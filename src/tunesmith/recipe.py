@@ -268,7 +268,7 @@ class Recipe(Strict):
     """Which model the run starts from."""
 
     data: Data
-    """What it learns from."""
+    """What it learns from: files, their form and columns, lengths, the held-out share."""
 
     method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, "lora")())
     """Which weights move. LoRA on all linear layers: about the quality of full fine-tuning at a third of its memory."""

@@ -48,6 +48,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # so that a text that reads as a number is quoted
 _Dumper.add_representer(float, _represent_float)
 
 
