@@ -12,6 +12,8 @@ from tunesmith.recipe import MethodConfig
 
 
 class Full(MethodConfig):
+    """Every weight moves: much data, behaviour far from the base's, or pretraining."""
+
     kind: Literal["full"] = "full"
 
     def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:

@@ -22,6 +22,8 @@ from tunesmith.recipe import MethodConfig
 
 
 class LoRA(MethodConfig):
+    """W + (alpha / rank) · B A for each chosen linear layer (Hu et al. 2021): the default for instructions."""
+
     kind: Literal["lora"] = "lora"
 
     rank: int = Field(default=16, ge=1)
