@@ -9,7 +9,7 @@ import difflib
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -68,7 +68,7 @@ class ObjectiveConfig(Strict, ABC):
 
     kind: str
 
-    over_long: Literal["refuse", "truncate", "split", "drop"] = Field(default="refuse", exclude=True)
+    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
     """What `data.over_long: auto` means for this objective."""
 
     @abstractmethod

@@ -54,7 +54,7 @@ def _fields(title: str, model: type[BaseModel]) -> str:
     """A heading, the model's own words, and a line for each field."""
     lines = [f"## `{title}`", "", " ".join((model.__doc__ or "").split()), ""]
     for name, field in model.model_fields.items():
-        if name == "kind" or field.exclude:
+        if name == "kind":
             continue
         default = "needed" if field.default is PydanticUndefined else f"default: `{_plain(field.default)}`"
         lines.append(f"- **`{name}`** ({default}): {' '.join((field.description or '').split())}")

@@ -1,8 +1,7 @@
 """Next token on raw text: continued pretraining for a domain, or pretraining from nothing."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,7 +21,7 @@ class Text(ObjectiveConfig):
 
     kind: Literal["text"] = "text"
 
-    over_long: Literal["refuse", "truncate", "split", "drop"] = Field(default="split", exclude=True)
+    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "split"
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         return renderer.render(example, learn="all")
