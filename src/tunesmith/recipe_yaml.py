@@ -105,4 +105,6 @@ def set_field(values: dict[str, Any], override: str) -> None:
 def to_yaml(values: dict[str, Any]) -> str:
     """The values as YAML that `read_yaml` reads back as they are."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    if any(mark in text for mark in "\x85\u2028\u2029"):  # line ends to YAML, written bare by PyYAML: escape them
+        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False, default_flow_style=False)
     return text
