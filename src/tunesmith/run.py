@@ -40,7 +40,6 @@ class Events:
                     learnt_tokens, seconds
         evaluation  step, loss, perplexity, loss_interval [low, high] (95 %), rows, learnt_tokens, seconds
         checkpoint  step, path
-        sample      step, prompt, answer, expected
         skipped     step, reason, rows [str]
         progress    what, done, total: of an evaluation
         warning     message

@@ -61,11 +61,10 @@ def test_what_a_row_says_never_becomes_markup(run: Path) -> None:
         file.write(f"# {HOSTILE}\n")
     add(run, event="skipped", step=3, reason=HOSTILE, rows=[HOSTILE])
     add(run, event="warning", message=HOSTILE)
-    add(run, event="sample", step=3, prompt=HOSTILE, answer=HOSTILE, expected=HOSTILE)
     add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], form=HOSTILE)
     page = page_of(run)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 5 + 3 + 1 + 2 + 1 + 3 + 3
+    assert page.count("&lt;script&gt;") == 5 + 3 + 1 + 2 + 1 + 3
 
 
 def test_the_evaluation_stands_base_beside_tuned_with_intervals_and_a_verdict(run: Path) -> None:

@@ -57,7 +57,6 @@ def whole_run(first: int = 0) -> list[Event]:
         {"event": "checkpoint", "step": 100, "path": "p"},
         {"event": "skipped", "step": 9, "reason": "the loss was not finite", "rows": ["a row 1", "b row 2"]},
         {"event": "warning", "message": "the disk is nearly full"},
-        {"event": "sample", "step": 9, "prompt": "Who?", "answer": "Me."},
         {"event": "plan", "measured": MEASURED},
         {"event": "end", "reason": "done", "step": 100, "seconds": 210.0, "output": "runs/x/adapter"},
     ]

@@ -79,7 +79,6 @@ def _shown(run: Run) -> dict[str, Any]:
         "memory_parts": _memory_parts(_plan(kinds, "predicted")),
         "comparison": comparison,
         "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
-        "samples": kinds.get("sample", []),
         "recipe": (run.folder / "recipe.yaml").read_text(encoding="utf-8"),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False) if provenance else "",
     }

@@ -43,7 +43,6 @@ class Progress:
             "plan": self._plan,
             "step": self._step,
             "evaluation": self._evaluation,
-            "sample": self._sample,
             "skipped": self._skipped,
             "warning": self._warning,
             "end": self._end,
@@ -162,10 +161,6 @@ class Progress:
             f"step {count(event.get('step'))}: loss {figure(event.get('loss'))}{within}, "
             f"perplexity {figure(event.get('perplexity'), '{:,.1f}')}, {count(event.get('rows'))} rows",
         )
-
-    def _sample(self, event: Event) -> None:
-        self._say("asked", str(event.get("prompt", "?")), style="bold")
-        self._say("answered", str(event.get("answer", "?")))
 
     def _skipped(self, event: Event) -> None:
         rows = [str(row) for row in event.get("rows", ())]
