@@ -67,3 +67,17 @@ def test_the_prompt_is_the_renderers_and_no_other(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert Renderer(tokenizer).prompt(messages) == own
+
+
+def test_a_repetition_penalty_keeps_a_small_model_out_of_loops() -> None:
+    usable = Usable.find("embedded")
+    tokenizer, model = usable.tokenizer(), usable.model(torch.float32, torch.device("cpu"))
+    chat = [[{"role": "user", "content": "Continue: This is a list of"}]]
+
+    def most_said(penalty: float) -> int:
+        sampling = Sampling(max_new_tokens=60, temperature=1.0, seed=3, repetition_penalty=penalty)
+        words = answers(model, tokenizer, chat, sampling)[0].split()
+        return max(words.count(word) for word in words)
+
+    assert most_said(3.0) <= most_said(1.0)
+    assert most_said(3.0) <= 2

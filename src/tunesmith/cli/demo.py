@@ -36,10 +36,14 @@ def demo(
         raise typer.Exit(130)
     _head(console, "3. Did it work?", "On modules that training had nothing of. The first word is the kind of thing.")
     with Waiting(console) as waiting:
-        result = evaluate(run.folder, rows=200, max_new_tokens=40, subscribers=[waiting])
+        result = evaluate(run.folder, 200, max_new_tokens=40, repetition_penalty=1.2, subscribers=[waiting])
     report = write_report(run.folder)
     console.print(evaluation_table(result))
-    _head(console, "4. Five answers, side by side", "Evenly spaced among the held-out questions, not chosen.")
+    _head(
+        console,
+        "4. Five answers, side by side",
+        "Evenly spaced among the held-out questions, not chosen. Greedy, repetition penalty 1.2.",
+    )
     console.print(samples_table(result["samples"]))
     _head(console, "5. What next", "")
     _show_next(console, run.folder, report, result)
@@ -72,7 +76,7 @@ def _show_next(console: Console, run: Path, report: Path, result: dict[str, Any]
     lines = (
         ("the adapter, in PEFT's format", _short(run / "adapter")),
         ("the report, with its curves", _short(report)),
-        ("ask it yourself", f"tunesmith generate {_short(run)} {shlex.quote(question)}"),
+        ("ask it yourself", f"tunesmith generate {_short(run)} {shlex.quote(question)} --repetition-penalty 1.2"),
         ("talk with it", f"tunesmith chat {_short(run)}"),
         ("make one model of it", f"tunesmith merge {_short(run)} --output my-model"),
         ("your own rows", "tunesmith init rows.jsonl && tunesmith train recipe.yaml"),

@@ -13,6 +13,9 @@ def evaluate(
         int, typer.Option(help="How many held-out rows to write answers to; the loss takes all.", min=1)
     ] = 200,
     max_new_tokens: Annotated[int, typer.Option(help="Cut an answer after so many tokens.", min=1)] = 128,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)
+    ] = 1.0,
 ) -> None:
     """Compare a run with its base on held-out rows: loss, perplexity, metrics, samples, each with its uncertainty."""
     import tunesmith.evaluation.compare as comparison
@@ -22,7 +25,7 @@ def evaluate(
 
     console = Console(highlight=False)
     with Waiting(console) as waiting:
-        result = comparison.evaluate(run, rows, max_new_tokens, [waiting])
+        result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [waiting])
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"]))
     console.print(f"Written to {run}/evaluation.json and {write_report(run)}", soft_wrap=True)

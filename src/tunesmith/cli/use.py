@@ -17,6 +17,7 @@ System = Annotated[str | None, typer.Option(help="What the system's turn says.")
 MaxNewTokens = Annotated[int, typer.Option(help="Cut an answer after so many tokens.", min=1)]
 Temperature = Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model has it.", min=0)]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.", min=0, max=1)]
+RepetitionPenalty = Annotated[float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)]
 Seed = Annotated[int, typer.Option(help="Of the draws.")]
 
 
@@ -30,6 +31,7 @@ def generate(
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Answer questions, with the rendering that the model was trained with."""
@@ -39,7 +41,7 @@ def generate(
     if not any(asked):
         raise UserError("Nothing was asked. Give a question as an argument, or on stdin.")
     loaded, tokenizer = _load(model)
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     for prompt in asked:
         text = prompt if raw else _prompt(tokenizer, _begun(system), prompt)
         stream(loaded, tokenizer, text, sampling, _write)
@@ -52,6 +54,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.9,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Talk with a model. An empty line, or Ctrl-D, ends it; /new begins again."""
@@ -60,7 +63,7 @@ def chat(
     console = Console(highlight=False)
     loaded, tokenizer = _load(model)
     messages = _begun(system)
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     console.print(f"Talking with {model}. /new begins again, an empty line ends.", style="dim", markup=False)
     while asked := _asked(console):
         if asked == "/new":

@@ -48,6 +48,7 @@ def evaluate(
     run: str | Path,
     rows: int = 200,
     max_new_tokens: int = 128,
+    repetition_penalty: float = 1.0,
     subscribers: Sequence[Subscriber] = (),
 ) -> dict[str, Any]:
     """Compare a finished run with its base on its held-out rows; write `evaluation.json` into the run.
@@ -56,6 +57,7 @@ def evaluate(
         run: the run's directory.
         rows: how many held-out rows to write answers to, spread evenly; the loss is taken over all.
         max_new_tokens: at which an answer is cut.
+        repetition_penalty: of both models' answers, which are otherwise the likeliest token each time.
         subscribers: told of `progress` events (what, done, total).
 
     Returns:
@@ -76,7 +78,7 @@ def evaluate(
         raise UserError(f"{run} has no held-out rows to evaluate on. Set data.held_out in a new run.")
     tasks = _tasks(recipe, rows)
     events = Events(*subscribers)
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+    sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
     base, after = (
         _side(name, usable, recipe, tokenizer, table, tasks, sampling, events)
         for name, usable in (("base", Usable(recipe.base)), ("tuned", tuned))

@@ -21,24 +21,22 @@ class Sampling:
         max_new_tokens: at which an answer is cut.
         temperature: of the softmax; 0 takes the likeliest token each time.
         top_p: draw from the likeliest tokens that hold this much probability together (Holtzman et al. 2020).
+        repetition_penalty: divides the scores of tokens that have been there (Keskar et al. 2019, section 4.1); 1 does
+            nothing, 1.2 keeps small models out of loops.
         seed: of the draws.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
     def options(self) -> dict[str, Any]:
+        common = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
         if self.temperature == 0:
-            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
-        return {
-            "do_sample": True,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": 0,
-        }
+            return {"do_sample": False, **common}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0, **common}
 
 
 def answers(
