@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Look at the data: what was read, and what will be learnt of it.", no_args_is_help=True)
 
-TOKEN_COLOURS = ("on grey19", "on grey30")
+TOKEN_COLOURS = ("", "on grey30")
 LEARNT = "bold green"
 
 
