@@ -271,7 +271,8 @@ class Recipe(Strict):
     """What it learns from: files, their form and columns, lengths, the held-out share."""
 
     method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, "lora")())
-    """Which weights move. LoRA on all linear layers: about the quality of full fine-tuning at a third of its memory."""
+    """Which weights move. LoRA on all linear layers: about the quality of full fine-tuning at a third of its memory
+    (Hu et al. 2021, section 4.2)."""
 
     objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: named_kind(OBJECTIVES, "instruction")())
     """What is learnt. `instruction`: the assistant's answers."""

@@ -2,7 +2,7 @@
 
 Trains rank × (in + out) numbers for each linear layer; B starts at zero, so the model starts as the base.
 Choose it unless there is a reason not to: near full fine-tuning's quality on data of instruction size at a third of
-its memory, and many adapters can share one base. A low rank has less room for much new knowledge.
+its memory (section 4.2 there), and many adapters can share one base. A low rank has less room for much new knowledge.
 """
 
 import re
