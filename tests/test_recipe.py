@@ -84,7 +84,7 @@ def test_a_file_that_is_not_there_or_no_mapping_is_told(tmp_path: Path) -> None:
         ("train.epochs=2", lambda recipe: (recipe.train.epochs, recipe.train.steps) == (2, None)),
         ("method=full", lambda recipe: recipe.method.kind == "full"),
         ("method.rank=4", lambda recipe: recipe.method.rank == 4),
-        ("base=some/model", lambda recipe: recipe.base.model == "some/model"),
+        ("base=some/model", lambda recipe: recipe.base.path == "some/model"),
         ("base.revision=main", lambda recipe: recipe.base.revision == "main"),
         ("data.train=[a.jsonl, b.jsonl]", lambda recipe: recipe.data.train == ["a.jsonl", "b.jsonl"]),
     ],

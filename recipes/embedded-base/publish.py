@@ -104,7 +104,7 @@ def _held_out_texts(recipe: Recipe) -> tuple[Recipe, TokenTable]:
 
 def _losses(run: Run, recipe: Recipe, table: TokenTable) -> RowLosses:
     """The loss of the run's model on each row of the table, by the recipe's objective."""
-    model = load_model(Base(model=str(run.folder / "model")), torch.bfloat16)
+    model = load_model(Base(path=str(run.folder / "model")), torch.bfloat16)
     use_document_attention(model)
     return held_out_losses(model, recipe.objective, table, range(len(table)), 2048, torch.device("cpu"))
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from tunesmith.engine.train import resume, train
     from tunesmith.errors import UserError
     from tunesmith.evaluation.compare import evaluate
+    from tunesmith.evaluation.merging import merge
     from tunesmith.models.load import embedded_base
-    from tunesmith.models.merge import merge
     from tunesmith.recipe import Recipe
     from tunesmith.run import Run
     from tunesmith.schema import recipe_schema
@@ -23,7 +23,7 @@ _HOMES = {
     "Run": "tunesmith.run",
     "UserError": "tunesmith.errors",
     "evaluate": "tunesmith.evaluation.compare",
-    "merge": "tunesmith.models.merge",
+    "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
     "recipe_schema": "tunesmith.schema",
     "resume": "tunesmith.engine.train",

@@ -7,6 +7,7 @@ up by `kind` in the two registries below; a new one is one file and one line her
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,13 +28,21 @@ from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
 METHODS = {
     "full": "tunesmith.methods.full:Full",
+    "layers": "tunesmith.methods.layers:Layers",
     "lora": "tunesmith.methods.lora:LoRA",
+    "adapter": "tunesmith.methods.adapter:Adapter",
+    "prefix": "tunesmith.methods.prefix:Prefix",
+    "prompt": "tunesmith.methods.prompt:Prompt",
+    "ptuning": "tunesmith.methods.ptuning:PTuning",
+    "ia3": "tunesmith.methods.ia3:IA3",
+    "peft": "tunesmith.methods.peft:Peft",
 }
 """Which weights move: `kind` → the class, imported when first asked for."""
 
 OBJECTIVES = {
     "instruction": "tunesmith.objectives.instruction:Instruction",
     "text": "tunesmith.objectives.text:Text",
+    "classification": "tunesmith.objectives.classification:Classification",
 }
 """What is learnt: `kind` → the class, imported when first asked for."""
 
@@ -49,6 +58,17 @@ class MethodConfig(Strict, ABC):
 
     kind: str
 
+    formula: ClassVar[str]
+    """What it computes, in a line."""
+
+    choose: ClassVar[str]
+    """When to choose it, and its known weakness, in a sentence or two."""
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether it changes matrices of the base itself, which then cannot be held quantised."""
+        return False
+
     @abstractmethod
     def apply(self, model: Any, seed: int) -> Any:
         """Return the model with exactly the method's weights requiring gradients.
@@ -56,11 +76,22 @@ class MethodConfig(Strict, ABC):
         Args:
             model: a `transformers.PreTrainedModel`.
             seed: of the method's own initial weights.
+
+        Raises:
+            UserError: the method and this model do not go together.
         """
 
     @abstractmethod
-    def learning_rate(self) -> float:
-        """The peak learning rate where the recipe names none."""
+    def learning_rate(self, parameters: int) -> float:
+        """The peak learning rate where the recipe names none, for a base of so many weights."""
+
+    def learning_rate_factor(self, parameter: str) -> float:
+        """What the rate is multiplied by for the parameter of that name."""
+        return 1.0
+
+    @abstractmethod
+    def trained_parameters(self, model: Any) -> int:
+        """How many numbers it trains on a model of this shape (which may have no weights), a new head not counted."""
 
 
 class ObjectiveConfig(Strict, ABC):
@@ -71,17 +102,30 @@ class ObjectiveConfig(Strict, ABC):
     over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
     """What `data.over_long: auto` means for this objective."""
 
+    form: ClassVar[str | None] = None
+    """The form of rows that it takes, where there is but one."""
+
+    classes: ClassVar[bool] = False
+    """Whether the model ends in a head over `labels` and not over the vocabulary."""
+
+    labels: list[str] | None = None
+    """The classes' names, where it learns classes."""
+
+    def settled(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
+        """The same with everything that only the training rows can tell; `read` goes over their examples."""
+        return self
+
     @abstractmethod
     def render(self, renderer: Any, example: Any) -> list[Any]:
         """Turn an `Example` into the `Rendering`s whose learnt spans this objective trains on."""
 
     @abstractmethod
     def loss(self, model: Any, batch: Any) -> Any:
-        """Turn a `Batch` into the *sum* of the losses of its learnt tokens (nats): a scalar tensor."""
+        """Turn a `Batch` into the *sum* of the losses of its learnt units (nats): a scalar tensor."""
 
     @abstractmethod
     def losses(self, model: Any, batch: Any) -> Any:
-        """The loss of each learnt token (learnt,), in the batch's order, without gradients: for evaluation."""
+        """The loss of each learnt unit (learnt,), in the batch's order, without gradients: for evaluation."""
 
 
 def named_kind(registry: dict[str, str], kind: str) -> Any:
@@ -91,22 +135,35 @@ def named_kind(registry: dict[str, str], kind: str) -> Any:
 
 
 class Base(Strict):
-    """Which model the run starts from. `base: embedded` is short for `base: {model: embedded}`."""
+    """Which model the run starts from, and how its weights are held. `base: embedded` is short for
+    `base: {path: embedded}`."""
 
-    model: str = "embedded"
+    path: str = "embedded"
     """`embedded` (the small one that ships with Tunesmith), a directory, a run's directory, or a hub name."""
 
     revision: str | None = None
     """The hub revision (branch, tag or commit). Default: the newest, which is then written into the run."""
 
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """`random` starts from the architecture alone, for pretraining; then no weight file is read."""
+    weights: Literal["auto", "fp32", "bf16", "int8", "nf4", "fp4"] = "auto"
+    """How the weights are held in memory. `int8`, `nf4` and `fp4` quantise the blocks' linear layers, which are then
+    frozen (Dettmers et al. 2022, 2023); the rest is as `train.precision` says. Default: as `train.precision` says."""
+
+    double_quantisation: bool = True
+    """In nf4 and fp4, also quantise the blocks' scales: 4.13 bits a weight in place of 4.5, at no loss that Dettmers
+    et al. (2023, table 3) could measure."""
+
+    from_scratch: bool = False
+    """Start from the architecture alone, with random weights, for pretraining; then no weight file is read."""
 
     chat_template: Path | None = None
     """A Jinja file that replaces the base's chat template. Default: the base's own, since it learnt with that."""
 
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Off, since such code can do anything."""
+
+    @property
+    def quantised(self) -> bool:
+        return self.weights in ("int8", "nf4", "fp4")
 
 
 class Data(Strict):
@@ -230,6 +287,14 @@ class Train(Strict):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` …. Default: a GPU if there is one."""
 
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone and compute the rest again in the backward pass: a fraction of the activations'
+    memory for about a third more time (Chen et al. 2016). Off: short rows on a laptop fit without."""
+
+    optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW with its moments in fp32; or in 8 bits (Dettmers et al. 2022), and paged (they move to the host's memory when
+    the GPU's is short): those are CUDA's, and elsewhere plain AdamW does the work, which is said."""
+
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. Default: a tenth of the run, so that a kill loses at most that."""
 
@@ -280,10 +345,35 @@ class Recipe(Strict):
     train: Train = Train()
     """How long, how fast, how precisely."""
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Recipe":
+        if self.base.quantised and self.method.moves_base:
+            raise ValueError(
+                f"method {self.method.kind} moves the base's own matrices, and base.weights: {self.base.weights} holds "
+                "them frozen. Set base.weights: bf16, or a method that adds weights of its own, such as lora"
+            )
+        if self.base.quantised and self.base.from_scratch:
+            raise ValueError(
+                f"base.from_scratch makes random weights, which would be frozen in {self.base.weights} for good. Set "
+                "base.weights: bf16"
+            )
+        if self.base.weights in ("fp32", "bf16") and self.train.precision not in ("auto", self.base.weights):
+            raise ValueError(
+                f"base.weights: {self.base.weights} with train.precision: {self.train.precision} would have every layer "
+                "cast its weights. Set one of them, or both alike"
+            )
+        return self
+
+    @property
+    def precision(self) -> Literal["auto", "bf16", "fp32"]:
+        """Of activations and of weights that are not quantised: as either section names it."""
+        weights = self.base.weights
+        return weights if weights in ("fp32", "bf16") else self.train.precision  # type: ignore[return-value]
+
     @field_validator("base", mode="before")
     @classmethod
     def _base_by_name(cls, value: Any) -> Any:
-        return {"model": str(value)} if isinstance(value, str | Path) else value
+        return {"path": str(value)} if isinstance(value, str | Path) else value
 
     @field_validator("method", mode="before")
     @classmethod
@@ -342,7 +432,7 @@ class Recipe(Strict):
         template = self.base.chat_template
         base = self.base.model_copy(
             update={
-                "model": self.base.model if self.base.model == "embedded" else absolute(self.base.model),
+                "path": self.base.path if self.base.path == "embedded" else absolute(self.base.path),
                 "chat_template": None if template is None else Path(absolute(str(template))),
             }
         )
@@ -393,7 +483,12 @@ def _explain(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return f"{name} is missing. Add it."
     message = details["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    if message[1:2].islower():
+        message = message[0].lower() + message[1:]
     given = details["input"]
-    shown = "" if isinstance(given, dict | list) or "not known" in message else f" (it is {given!r})"
-    return f"{name}: {message}{shown}"
+    shown = (
+        ""
+        if isinstance(given, dict | list) or "not known" in message or "cannot be" in message
+        else f" (it is {given!r})"
+    )
+    return f"{name}: {message}{shown}" if name else message

@@ -89,7 +89,7 @@ def set_field(values: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = {}
         elif isinstance(inner, str) and parent in ("base", "method", "objective"):
-            inner = {"model" if parent == "base" else "kind": inner}
+            inner = {"path" if parent == "base" else "kind": inner}
         elif not isinstance(inner, dict):
             raise UserError(f"--set {override}: {parent} has no fields.")
         place[parent] = dict(inner)

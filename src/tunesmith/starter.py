@@ -62,7 +62,7 @@ def look(paths: Sequence[str], base: str) -> Seen:
     Raises:
         UserError: the files or the base cannot be read, or no row can be learnt from.
     """
-    renderer = Renderer(load_tokenizer(Base(model=base)))
+    renderer = Renderer(load_tokenizer(Base(path=base)))
     rows = read(paths, Path.cwd())
     first = list(islice(rows, LOOKED_AT))
     form = detect([row for row in first[:100] if isinstance(row, Row)])

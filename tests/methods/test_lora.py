@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunesmith
 from tunesmith.errors import UserError
-from tunesmith.models.merge import merge
+from tunesmith.evaluation.merging import merge
 from tunesmith.models.usable import Usable
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(
 def test_the_merged_model_needs_neither_peft_nor_tunesmith_and_says_the_same(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    merged = merge(str(finished_run), tmp_path / "merged", "fp32")
+    merged = merge(str(finished_run), tmp_path / "merged", "fp32").path
     model = AutoModelForCausalLM.from_pretrained(merged)
     ours = logits_of(Usable.find(str(finished_run)).model(torch.float32, CPU))
     torch.testing.assert_close(logits_of(model), ours, rtol=1e-5, atol=1e-5)
@@ -74,5 +74,5 @@ def test_a_run_is_no_base_until_it_is_merged_and_the_merged_model_is(
     recipe = {"base": str(finished_run), "data": {"train": str(write_rows())}, "train": {"steps": 1}}
     with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith merge"):
         tunesmith.train(recipe, tmp_path / "next")
-    merged = merge(str(finished_run), tmp_path / "merged")
+    merged = merge(str(finished_run), tmp_path / "merged").path
     assert tunesmith.train({**recipe, "base": str(merged)}, tmp_path / "next").finished

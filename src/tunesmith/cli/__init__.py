@@ -1,5 +1,6 @@
 """The command line: one file a verb; each parses, calls and prints, and holds no logic."""
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -42,6 +43,8 @@ def version(
     # Anonymous usage counting by libraries is off unless the user's environment says otherwise.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # On a CPU bitsandbytes says at its import which faster kernels could be downloaded.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 def main() -> None:

@@ -81,9 +81,9 @@ def merge(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as the base is stored.")] = None,
 ) -> None:
     """Fold an adapter into its base: one model, in Hugging Face's format, that needs neither Tunesmith nor PEFT."""
-    import tunesmith.models.merge
+    import tunesmith.evaluation.merging
 
-    written = tunesmith.models.merge.merge(run, output, precision)
+    written = tunesmith.evaluation.merging.merge(run, output, precision)
     Console().print(f"Wrote {written}. Try it: tunesmith chat {written}", highlight=False, soft_wrap=True)
 
 

@@ -19,6 +19,8 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
         tokenised: ids and learnt marks, (n,) each.
     """
     ids, learnt = tokenised
+    if rendering.label is not None:
+        return None if rendering.text.strip() else "its text is empty"
     if not learnt[1:].any():
         return "no token of it would be learnt: nothing is left of the answer after rendering"
     if not _every_stretch_ends(renderer, ids, learnt):

@@ -20,12 +20,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One thing to learn from: a chat (`messages`) or raw text (`text`), never both.
+    """One thing to learn from: a chat (`messages`), or text (`text`), raw or with its class (`label`).
 
     Attributes:
         source: the row that it was read from.
         messages: the chat, in order; None for raw text.
         text: the raw text; None for a chat.
+        label: the text's class, by name; None where it has none.
         tools: JSON schemas of the tools that the chat may call, as chat templates take them.
     """
 
@@ -33,6 +34,7 @@ class Example:
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     tools: tuple[dict[str, Any], ...] | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,19 @@ from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 
 
-def fit(recipe: Recipe, rows: list[Tokens], report: DataReport) -> Iterator[Tokens]:
+def fit(recipe: Recipe, rows: list[Tokens], report: DataReport, closing: int = 0) -> Iterator[Tokens]:
     """Bring over-long examples under `data.max_length` in the recipe's way, and count them.
+
+    Args:
+        recipe: says how.
+        rows: of one side.
+        report: counts.
+        closing: how many entries at a row's end stay when it is truncated: a class, and what the tokeniser ends with.
 
     Raises:
         UserError: they are to be refused, or truncating leaves some without anything to learn.
     """
-    limit = recipe.data.max_length
+    limit = recipe.data.max_length + recipe.objective.classes  # a class stands behind the tokens and is none
     how = recipe.data.over_long if recipe.data.over_long != "auto" else recipe.objective.over_long
     long = [(source, len(ids)) for ids, _, source in rows if len(ids) > limit]
     if long and how == "refuse":
@@ -37,8 +43,9 @@ def fit(recipe: Recipe, rows: list[Tokens], report: DataReport) -> Iterator[Toke
             report.dropped += 1
         elif how == "truncate":
             report.truncated += 1
-            if learnt[1:limit].any():
-                yield ids[:limit], learnt[:limit], source
+            kept = np.r_[: limit - closing, len(ids) - closing : len(ids)]
+            if learnt[kept][1:].any():
+                yield ids[kept], learnt[kept], source
             else:
                 hopeless.append(source)
         else:

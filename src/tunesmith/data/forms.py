@@ -91,6 +91,19 @@ def _raw_text(values: Values) -> dict[str, Any]:
     return {"text": text}
 
 
+def _classification(values: Values) -> dict[str, Any]:
+    """`text` and `label`: a name or a number."""
+    text, label = _raw_text(values)["text"], _needed(values, "label")
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    if not isinstance(label, str | int) or not str(label).strip():
+        raise NotUnderstoodError(f"label is {in_words(label)}, not a class's name or number")
+    return {"text": text, "label": str(label).strip()}
+
+
+_TEXTS = ("text", "content", "sentence")
+_CLASS = ("labels", "category", "class", "intent", "sentiment", "topic")
+
 FORMS: dict[str, Form] = {
     "messages": Form("chat messages", (("messages",),), ("tools", "system"), _messages),
     "sharegpt": Form("ShareGPT conversations", (("conversations",),), ("tools", "system"), _sharegpt),
@@ -116,13 +129,18 @@ FORMS: dict[str, Form] = {
         ("context", "system"),
         _question_answer,
     ),
+    "classification": Form(
+        "texts with classes",
+        tuple((text, label) for text in _TEXTS for label in ("label", *_CLASS)),
+        (),
+        _classification,
+    ),
     "text": Form("raw text", (("text",), ("content",)), (), _raw_text),
 }
 """Every form by the name that `data.form` takes; where a row fits several, the first."""
 
 _PREFERENCE = {"chosen", "rejected", "kto_tag"}
 _ONE_TURN = ({"role", "content"}, {"from", "value"})
-_CLASS = ("label", "labels", "category", "class", "intent", "sentiment", "topic")
 
 
 def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
@@ -155,7 +173,7 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
             f"{', '.join(fits)}; rows of another are then malformed."
         )
     form = next(iter(fits))
-    if form == "text":
+    if form == "classification":
         _refuse_classes(rows)
     return form
 
@@ -287,16 +305,15 @@ def _refuse_other_kinds(row: Row) -> None:
 
 
 def _refuse_classes(rows: Sequence[Row]) -> None:
-    """Texts beside classes: learning the texts alone is seldom what is wanted, and must be asked for by name."""
+    """Texts beside classes: what is to be learnt of them must be asked for by name."""
     seen = _columns_of(rows)
-    label = next((column for column in seen if column.lower() in _CLASS), None)
-    if label is not None:
-        text = next(column for column in seen if column.lower() in ("text", "content"))
-        raise UserError(
-            f"{rows[0].source}: this is classification data (columns: {', '.join(seen)}); an objective that learns a "
-            f"class is not available yet. To learn to answer with the class, set data.columns: {{question: {text}, "
-            f"answer: {label}}}; to learn the texts alone, set data.form: text."
-        )
+    label = next(column for column in seen if column.lower() in ("label", *_CLASS))
+    text = next(column for column in seen if column.lower() in _TEXTS)
+    raise UserError(
+        f"{rows[0].source}: this is classification data (columns: {', '.join(seen)}). To learn the class, set "
+        f"objective: {{kind: classification}}; to learn to answer with the class, data.columns: {{question: {text}, "
+        f"answer: {label}}}; to learn the texts alone, data.form: text."
+    )
 
 
 def _unknown(rows: Sequence[Row]) -> UserError:

@@ -35,6 +35,7 @@ class Batch:
         rows: which rows of the table they are.
         tokens: real tokens in the rows, those left out included.
         learnt_per_row: learnt tokens of each document, in order.
+        features: (documents, hidden) where a frozen body's states are known already; then nothing else is laid out.
     """
 
     input_ids: Tensor
@@ -45,6 +46,7 @@ class Batch:
     rows: tuple[int, ...]
     tokens: int
     learnt_per_row: list[int]
+    features: Tensor | None = None
 
     @property
     def learnt_tokens(self) -> int:
@@ -53,6 +55,8 @@ class Batch:
 
 def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
     """Lay the given rows of the table end to end, and fill up to a multiple of `WIDTH_STEP`."""
+    if table.features is not None:
+        return _features_alone(table, rows, device)
     ids, positions, lengths, learnt_at, labels, learnt_per_row = [], [], [], [], [], []
     tokens = width = 0
     for row in rows:
@@ -84,6 +88,22 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
         tuple(rows),
         tokens,
         learnt_per_row,
+    )
+
+
+def _features_alone(table: TokenTable, rows: Sequence[int], device: torch.device | str) -> Batch:
+    """A batch of rows whose hidden states are known, and of which the last entry, a class, is learnt."""
+    nothing = torch.zeros(1, 0, dtype=torch.int64, device=device)
+    return Batch(
+        nothing,
+        nothing,
+        [],
+        nothing[0],
+        torch.tensor([int(table[row][0][-1]) for row in rows], device=device),
+        tuple(rows),
+        sum(int(table.lengths[row]) for row in rows),
+        [1] * len(rows),
+        torch.from_numpy(np.asarray(table.features)[list(rows)]).to(device),
     )
 
 

@@ -62,6 +62,16 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     return Prepared(train, kept_out, counted, fingerprints)
 
 
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with everything in its objective that only the training rows can tell: the classes' names.
+
+    Raises:
+        UserError: the rows do not tell, or cannot be read.
+    """
+    objective = recipe.objective.settled(lambda: examples(recipe, recipe.data.train, DataReport()))
+    return recipe.model_copy(update={"objective": objective})
+
+
 def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterator[Example]:
     """The rows of the paths as examples; malformed ones are counted in the report, and refused past the allowed share.
 
@@ -71,6 +81,8 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
     form = recipe.data.form
+    if form == "auto" and recipe.objective.form is not None:
+        form = recipe.objective.form
     if form == "auto":
         form = detect([row for row in first if isinstance(row, Row)], recipe.data.columns)
     report.form = form
@@ -116,7 +128,8 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
         for chunk in _chunks(examples(recipe, held_out, report)):
             rows.take(chunk, held_out=True)
     rows.refuse_unusable()
-    train, kept_out = (list(fit(recipe, side, report)) for side in (rows.train, rows.held_out))
+    closing = rows.renderer.closing_tokens + 1 if recipe.objective.classes else 0
+    train, kept_out = (list(fit(recipe, side, report, closing)) for side in (rows.train, rows.held_out))
     if not train:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
     table, kept_out_table = TokenTable.build(train), TokenTable.build(kept_out)

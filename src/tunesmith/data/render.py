@@ -31,6 +31,8 @@ class Rendering:
     Attributes:
         text: with the template's special tokens; of a raw document, the document alone.
         learnt: spans of the text that are learnt, in order, apart from each other.
+        label: the text's class, by its number; then that alone is learnt, and the tokeniser's own special tokens go
+            around the text.
         document: raw text: nothing in it is read as a special token, and the tokeniser's own beginning and the end of
             the document go around it.
     """
@@ -38,6 +40,7 @@ class Rendering:
     text: str
     learnt: tuple[Span, ...]
     document: bool = False
+    label: int | None = None
 
 
 class Renderer:
@@ -101,10 +104,24 @@ class Renderer:
         return sorted({*ends, self.tokenizer.eos_token_id, self.end_of_document} - {None})
 
     def tokenise_many(self, renderings: Sequence[Rendering]) -> list[Tokenised]:
-        """Ids and learnt marks of each rendering; no token is shared by a prompt and its answer."""
-        chats = self._tokenise_chats([each for each in renderings if not each.document])
+        """Ids and learnt marks of each rendering; no token is shared by a prompt and its answer.
+
+        A text with a class gets the class's number for its last entry, learnt from all before it.
+        """
+        labelled = self._tokenise_labelled([each for each in renderings if each.label is not None])
         documents = self._tokenise_documents([each for each in renderings if each.document])
-        return [next(documents if each.document else chats) for each in renderings]
+        chats = self._tokenise_chats([each for each in renderings if not each.document and each.label is None])
+        return [
+            next(labelled if each.label is not None else documents if each.document else chats) for each in renderings
+        ]
+
+    @cached_property
+    def closing_tokens(self) -> int:
+        """How many tokens the tokeniser puts behind a text of its own accord: an encoder's `[SEP]`."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0)
+        return len(whole) - before - len(plain)
 
     def _assistant_turns(self, messages: Sequence[Message], tools: Tools, learn: Learn) -> list[Rendering]:
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
@@ -147,6 +164,16 @@ class Renderer:
             places = np.asarray(piece["offset_mapping"], np.int64).reshape(-1, 2) + start
             learnt.append(_within(places, rendering.learnt))
         return np.asarray(ids, np.int32), np.concatenate(learnt)
+
+    def _tokenise_labelled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+        if not renderings:
+            return
+        encoded = self.tokenizer([each.text for each in renderings], split_special_tokens=True, verbose=False)
+        for rendering, inner in zip(renderings, encoded["input_ids"], strict=True):
+            ids = np.asarray([*inner, rendering.label], np.int32)
+            learnt = np.zeros(len(ids), np.bool_)
+            learnt[-1] = True
+            yield ids, learnt
 
     def _tokenise_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
         if not renderings:

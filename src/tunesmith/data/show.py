@@ -57,7 +57,11 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
         for rendering, tokenised in zip(renderings, renderer.tokenise_many(renderings), strict=True):
             ids, learnt = tokenised
             wrong = fault(renderer, rendering, tokenised)
-            yield Shown(str(example.source), _pieces(tokenizer, tokenised), len(ids), int(learnt.sum()), wrong)
+            pieces = _pieces(tokenizer, tokenised)
+            if rendering.label is not None:
+                text = _pieces(tokenizer, (ids[:-1], learnt[:-1]))
+                pieces = (*text, Piece(f" {example.label}", learnt=True))
+            yield Shown(str(example.source), pieces, len(ids), int(learnt.sum()), wrong)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, tokenised: Tokenised) -> tuple[Piece, ...]:

@@ -30,8 +30,9 @@ def is_held_out(example: Example, share: float) -> bool:
 
 
 def content_hash(example: Example) -> str:
-    """SHA-256 (hex) of all that the example says: messages, text and tools, not its source."""
-    return _digest([example.messages, example.text, example.tools]).hex()
+    """SHA-256 (hex) of all that the example says: messages, text, tools and label, not its source."""
+    label = [] if example.label is None else [example.label]
+    return _digest([example.messages, example.text, example.tools, *label]).hex()
 
 
 def _asks(turn: dict[str, Any], asked: int | None) -> bool:

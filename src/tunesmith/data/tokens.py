@@ -23,6 +23,7 @@ class TokenTable:
         files: the files' names; `file` indexes them.
         file: (rows,) int32.
         row: (rows,) int64, 1-based within the file.
+        features: (rows, hidden) of a frozen body, where it has been computed once for all; then the ids are not read.
     """
 
     ids: NDArray[np.int32]
@@ -31,6 +32,7 @@ class TokenTable:
     files: tuple[str, ...]
     file: NDArray[np.int32]
     row: NDArray[np.int64]
+    features: NDArray[np.float32] | None = None
 
     @classmethod
     def build(cls, rows: Iterable[Tokens]) -> "TokenTable":

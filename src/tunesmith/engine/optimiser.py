@@ -6,6 +6,7 @@ freed, so that accumulation loses nothing to rounding and at most one layer's gr
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,22 @@ class MasterWeights:
     where the model's own parameter is a view of its master.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], train: Train) -> None:
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        train: Train,
+        rate_factor: Callable[[str], float] = lambda _: 1.0,
+    ) -> None:
+        """Args:
+        named_parameters: those that require gradients are trained.
+        train: the optimiser and its settings.
+        rate_factor: what the learning rate is multiplied by for a parameter of that name.
+        """
         trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-        decayed = [pair for pair in trained if pair[1].ndim >= 2]
-        others = [pair for pair in trained if pair[1].ndim < 2]  # norms and biases are not decayed
-        self.parameters = [parameter for _, parameter in decayed + others]
-        self.names = [name for name, _ in decayed + others]
+        settings = {name: (rate_factor(name), parameter.ndim >= 2) for name, parameter in trained}
+        trained.sort(key=lambda pair: settings[pair[0]], reverse=True)  # those of one setting lie side by side
+        self.parameters = [parameter for _, parameter in trained]
+        self.names = [name for name, _ in trained]
         sizes = [parameter.numel() for parameter in self.parameters]
         device = self.parameters[0].device
         self.flat = torch.empty(sum(sizes), dtype=torch.float32, device=device)
@@ -38,14 +49,16 @@ class MasterWeights:
             if parameter.dtype == view.dtype:
                 parameter.data = view
             parameter.register_post_accumulate_grad_hook(_add_into(grad.view_as(parameter)))
-        split = sum(parameter.numel() for _, parameter in decayed)
         groups = []
-        for start, end, weight_decay in ((0, split, train.weight_decay), (split, len(self.flat), 0.0)):
-            if end > start:
-                group = nn.Parameter(self.flat[start:end])
-                group.grad = self.grad[start:end]
-                groups.append({"params": [group], "weight_decay": weight_decay})
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, fused=True)
+        end = 0
+        for factor, decays in dict.fromkeys(settings[name] for name in self.names):
+            start = end
+            end += sum(each.numel() for name, each in trained if settings[name] == (factor, decays))
+            group = nn.Parameter(self.flat[start:end])
+            group.grad = self.grad[start:end]
+            weight_decay = train.weight_decay if decays else 0.0  # norms and biases are not decayed
+            groups.append({"params": [group], "weight_decay": weight_decay, "rate_factor": factor})
+        self.adamw = _adamw(groups, train, device)
 
     def step(self, learning_rate: float, learnt_tokens: int, max_grad_norm: float) -> float:
         """Divide the summed gradient by the learnt tokens, clip it, update, and publish to the model.
@@ -58,7 +71,7 @@ class MasterWeights:
         if math.isfinite(norm):
             self.grad.mul_(min(1.0, max_grad_norm / (norm + 1e-6)) / learnt_tokens)
             for group in self.adamw.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["rate_factor"]
             self.adamw.step()
             self.publish()
         self.grad.zero_()
@@ -80,7 +93,7 @@ class MasterWeights:
         tensors = {"master": self.flat}
         for index, group in enumerate(self.adamw.param_groups):
             for name, value in self.adamw.state[group["params"][0]].items():
-                tensors[f"adamw.{index}.{name}"] = value
+                tensors[f"adamw.{index}.{name}"] = torch.as_tensor(value)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -94,9 +107,27 @@ class MasterWeights:
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
+            if "state1" in state:
+                state["step"] = int(state["step"])  # bitsandbytes counts in plain numbers
             if state:
                 self.adamw.state[group["params"][0]] = state
         self.publish()
+
+
+def runs_in_eight_bits(train: Train, device: torch.device) -> bool:
+    """Whether the recipe's 8-bit optimiser is one here: bitsandbytes has it for CUDA alone."""
+    return train.optimiser != "adamw" and device.type == "cuda"
+
+
+def _adamw(groups: list[dict[str, Any]], train: Train, device: torch.device) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": 0.0, "betas": train.betas, "eps": train.eps}
+    if not runs_in_eight_bits(train, device):
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    kind = PagedAdamW8bit if train.optimiser == "paged_adamw_8bit" else AdamW8bit
+    found: torch.optim.Optimizer = kind(groups, **settings)
+    return found
 
 
 def _add_into(total: Tensor) -> Callable[[Tensor], None]:

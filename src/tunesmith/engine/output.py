@@ -1,5 +1,6 @@
 """What a finished run leaves: an adapter in PEFT's format or a model in Hugging Face's, with its tokeniser."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
-from tunesmith.models.forward import plain_model
+from tunesmith.models.conv1d import as_stored
 from tunesmith.models.load import no_progress_bars
+from tunesmith.models.prompts import plain_model
+from tunesmith.models.quantise import made_whole
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
@@ -33,12 +36,15 @@ def save_output(
     if is_adapter:
         for parameter, master in zip(masters.parameters, masters.views, strict=True):
             parameter.data = master
-    elif (wanted := _storage_dtype(model)) is not None:
-        model = model.to(wanted)
+    else:
+        wanted = _storage_dtype(model) or model.dtype
+        model = as_stored(made_whole(model, wanted).to(wanted))
     try:
         with no_progress_bars():
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        if is_adapter and recipe.objective.labels is not None:  # PEFT keeps the head and not what it tells apart
+            (partial / "labels.json").write_text(json.dumps(recipe.objective.labels), encoding="utf-8")
         partial.rename(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

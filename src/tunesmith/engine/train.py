@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.pack import Batches, collate
-from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.prepare import Prepared, prepare, settled
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimiser import MasterWeights, runs_in_eight_bits
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
@@ -25,7 +25,10 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_norms
+from tunesmith.models.heads import body_is_frozen, check_class_head, with_features
 from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.prompts import plain_model, virtual_tokens
+from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.plan.probe import measured, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
@@ -51,10 +54,10 @@ def train(
     Raises:
         UserError: what the user can mend, in one line.
     """
-    resolved = Recipe.load(recipe, list(overrides))
+    resolved = settled(Recipe.load(recipe, list(overrides)))
     tokenizer = load_tokenizer(resolved.base)
     prepared = prepare(resolved, tokenizer)
-    place = Run.create(run, resolved.to_yaml(), resolved.base.model, resolved.method.kind)
+    place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
     place.write_json("provenance.json", provenance(resolved, prepared.fingerprints))
     return _carry_out(resolved, place, tokenizer, prepared, subscribers)
 
@@ -84,8 +87,9 @@ def _carry_out(
 ) -> Run:
     keep_freed_memory()
     device = device_of(recipe.train.device)
-    dtype = dtype_of(recipe.train.precision, device)
+    dtype = dtype_of(recipe.precision, device)
     model = trainable_model(recipe, dtype, device)
+    prepared = _with_known_features(recipe, model, prepared, device)
     loop = _loop(recipe, run, model, prepared, device)
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
     if checkpoint is not None:
@@ -100,17 +104,22 @@ def _carry_out(
     loop.events.emit(
         "start",
         run=str(run.folder),
-        base=recipe.base.model,
+        base=recipe.base.path,
         method=recipe.method.kind,
         objective=recipe.objective.kind,
         device=str(device),
         precision=str(dtype).removeprefix("torch."),
-        parameters=_base_parameters(model),
+        weights=recipe.base.weights if recipe.base.quantised else str(dtype).removeprefix("torch."),
+        learning_rate=loop.peak_learning_rate,
+        parameters=base_parameters(model),
         trained_parameters=len(loop.masters.flat),
         total_steps=loop.total_steps,
         step=loop.state.step,
     )
     loop.events.emit("data", **asdict(prepared.report))
+    if recipe.train.optimiser != "adamw" and not runs_in_eight_bits(recipe.train, device):
+        said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {device.type} plain AdamW does the work."
+        loop.events.emit("warning", message=said)
     loop.events.emit("plan", predicted=_plan(loop))
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
@@ -129,19 +138,51 @@ def _carry_out(
     return run
 
 
-def _base_parameters(model: PreTrainedModel) -> int:
+def base_parameters(model: PreTrainedModel) -> int:
     """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
     adapted = isinstance(model, PeftModel)
-    return sum(each.numel() for each in model.parameters() if not (adapted and each.requires_grad))
+    quantised = sum(
+        each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantisedLinear)
+    )
+    return quantised + sum(each.numel() for each in model.parameters() if not (adapted and each.requires_grad))
 
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
-    model = load_model(recipe.base, dtype, recipe.train.seed).to(device)
+    model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.labels).to(device)
     use_document_attention(model)
     use_fused_norms(model)
-    check_head(model)
-    return recipe.method.apply(model, recipe.train.seed)
+    if recipe.objective.classes:
+        check_class_head(model)
+    else:
+        check_head(model)
+    adapted = recipe.method.apply(model, recipe.train.seed)
+    if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    _refuse_long_rows(recipe, adapted)
+    return adapted
+
+
+def _refuse_long_rows(recipe: Recipe, model: PreTrainedModel) -> None:
+    """A prompt takes positions of a context whose positions are learnt, and beyond them there are none."""
+    config = plain_model(model).config.get_text_config()
+    room, taken = getattr(config, "max_position_embeddings", None), virtual_tokens(model)
+    learnt_positions = not any(hasattr(config, name) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
+    if room is not None and learnt_positions and recipe.data.max_length + taken > room:
+        beside = f" beside the method's {taken} virtual tokens" if taken else ""
+        raise UserError(
+            f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than {type(plain_model(model)).__name__}"
+            f"'s {room:,} positions. Set data.max_length: {room - taken}."
+        )
+
+
+def _with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:
+    """Where nothing but a head over classes moves, what the body makes of each row is computed once."""
+    if not (recipe.objective.classes and body_is_frozen(model)):
+        return prepared
+    budget = recipe.train.tokens_per_batch or min(recipe.train.tokens_per_step, 2048)
+    train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))
+    return replace(prepared, train=train, held_out=held_out)
 
 
 def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Loop:
@@ -160,10 +201,10 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
         objective=recipe.objective,
         batches=batches,
         held_out=prepared.held_out,
-        masters=MasterWeights(model.named_parameters(), train),
+        masters=MasterWeights(model.named_parameters(), train, recipe.method.learning_rate_factor),
         train=train,
         total_steps=train.steps or batches.steps_in(train.epochs or 1.0),
-        peak_learning_rate=train.learning_rate or recipe.method.learning_rate(),
+        peak_learning_rate=train.learning_rate or recipe.method.learning_rate(base_parameters(model)),
         tokens_per_batch=tokens_per_batch,
         folder=run.folder,
         events=Events(),
@@ -209,7 +250,7 @@ def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared) -> None:
             )
     if before["base"] != now["base"]:
         raise UserError(
-            f"base: {recipe.base.model} has changed since {run.folder} began, so it cannot be resumed to the same "
+            f"base: {recipe.base.path} has changed since {run.folder} began, so it cannot be resumed to the same "
             "result. Put the weights back as they were, or start a new run."
         )
     told = any(event["event"] == "checkpoint" for event in run.events())

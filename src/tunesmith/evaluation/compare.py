@@ -18,8 +18,8 @@ from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import METRICS, mean_with_interval, scores
 from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.forward import plain_model
 from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, Run, Subscriber

@@ -4,10 +4,11 @@ Trains all P parameters: 16 bytes each for master, gradient and AdamW's moments,
 Choose it when examples are many and the new behaviour is far from the base's, or for pretraining. It forgets most.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
+from tunesmith.methods.adapted import by_size
 from tunesmith.recipe import MethodConfig
 
 
@@ -16,11 +17,20 @@ class Full(MethodConfig):
 
     kind: Literal["full"] = "full"
 
-    def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        return model
+    formula: ClassVar[str] = "W ← W − ΔW for every weight"
+    choose: ClassVar[str] = "Much data, or behaviour far from the base's. Takes most memory and forgets most."
 
-    def learning_rate(self) -> float:
-        """The habit for billions of parameters; models of laptop size want more (see docs/methods.md)."""
-        return 2e-5
+    @property
+    def moves_base(self) -> bool:
+        return True
+
+    def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
+        return model.requires_grad_(True)
+
+    def learning_rate(self, parameters: int) -> float:
+        return by_size(parameters, small=5e-4, large=2e-5)
+
+    def trained_parameters(self, model: PreTrainedModel) -> int:
+        from tunesmith.models.heads import head_parameters
+
+        return sum(parameter.numel() for parameter in model.parameters()) - head_parameters(model)

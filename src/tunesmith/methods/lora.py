@@ -1,22 +1,27 @@
 """LoRA (Hu et al. 2021): each chosen weight W gets a trained addition of low rank, W + (alpha / rank) · B A.
 
-Trains rank × (in + out) numbers for each linear layer; B starts at zero, so the model starts as the base.
+Trains  Σ rank × (in + out)  numbers over the chosen linear layers (DoRA: + out each); B starts at zero, so the model starts
+as the base.
 Choose it unless there is a reason not to: near full fine-tuning's quality on data of instruction size at a third of
 its memory (section 4.2 there), and many adapters can share one base. A low rank has less room for much new knowledge.
+On a base in nf4 this is QLoRA (Dettmers et al. 2023).
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
-from tunesmith.models.load import no_renaming_warnings
+from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.models.anatomy import Linear, anatomy, blocks, linears, linears_in_blocks, short_names
+from tunesmith.models.load import stored_weight
+from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.ops.lora_linear import lora_linear
 from tunesmith.recipe import MethodConfig
 
@@ -35,50 +40,138 @@ class LoRA(MethodConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the addition's inputs that are zeroed in training. 0: early stopping guards small data at no cost."""
 
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """`all-linear` (all but the head), or endings of module names: `[q_proj, v_proj]`. All: attention alone is
-    measurably worse at the same size (Dettmers et al. 2023, section 4)."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression for whole names,
+    or endings of names: `[q_proj, v_proj]`. All: attention alone is measurably worse at the same size (Dettmers et al.
+    2023, section 4)."""
 
     rank_stabilised: bool = False
     """Scale by alpha / √rank instead (Kalajdzievski 2023), for ranks of 64 and more."""
+
+    dora: bool = False
+    """Learn each output's magnitude apart from its direction (Liu et al. 2024): closer to full fine-tuning at low ranks,
+    at a third more time."""
+
+    initialisation: Literal["zero", "gaussian", "orthogonal", "pissa", "loftq"] = "zero"
+    """Where A and B start. `zero`: A uniform (Kaiming), B zero. `gaussian`: A normal, B zero. `orthogonal`: both from one
+    orthogonal matrix, the base corrected. `pissa`: W's largest singular vectors, the base keeping the rest (Meng et al.
+    2024). `loftq`: what quantisation took from W, for a quantised base (Li et al. 2023)."""
+
+    b_learning_rate_ratio: float = Field(default=1.0, gt=0)
+    """B's learning rate over A's. LoRA+ (Hayou et al. 2024) takes 16; 1: plain LoRA."""
+
+    ranks: dict[str, int] = {}
+    """Other ranks for layers whose names a regular expression ends: `{down_proj: 64}`; alpha / rank stays as it is."""
+
+    formula: ClassVar[str] = "W + (alpha / rank) · B A"
+    choose: ClassVar[str] = "The default. Less room than full fine-tuning for much new knowledge."
+
+    @property
+    def moves_base(self) -> bool:
+        """PiSSA and orthogonal starts take out of the base's matrices what they put into A and B."""
+        return self.initialisation in ("pissa", "orthogonal")
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         """Wrap the model by PEFT, with the fused layer registered through PEFT's hook for custom modules.
 
         Raises:
-            UserError: no module's name ends in one of `target_modules`.
+            UserError: no module's name fits `target_modules` or `ranks`, or LoftQ is asked of a base that is whole.
         """
-        targets = self._targets(model)
+        chosen = self._chosen(model)
+        ranks = self._ranks(chosen)
+        quantised = any(isinstance(module, QuantisedLinear) for module in model.modules())
+        if self.initialisation == "loftq" and not quantised:
+            raise UserError(
+                "method.initialisation: loftq makes up for quantisation. Set base.weights: nf4, or zero here."
+            )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules=short_names(model, chosen),
             use_rslora=self.rank_stabilised,
+            use_dora=self.dora,
+            init_lora_weights=True if self.initialisation in ("zero", "loftq") else self.initialisation,
+            rank_pattern=ranks,
+            alpha_pattern={name: self.alpha * rank / self.rank for name, rank in ranks.items()},
             bias="none",
-            task_type="CAUSAL_LM",
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
-        torch.manual_seed(seed)
-        with no_renaming_warnings():
-            return get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted = adapt(model, config, seed)
+        if self.initialisation == "loftq":
+            _make_up_for_quantisation(adapted)
+        return adapted
 
-    def learning_rate(self) -> float:
+    def learning_rate(self, parameters: int) -> float:
         """Ten times full fine-tuning's ("LoRA without regret", Schulman et al. 2025)."""
-        return 2e-4
+        return by_size(parameters, small=2e-3, large=2e-4)
 
-    def _targets(self, model: PreTrainedModel) -> str | list[str]:
+    def learning_rate_factor(self, parameter: str) -> float:
+        return self.b_learning_rate_ratio if ".lora_B." in parameter else 1.0
+
+    def trained_parameters(self, model: PreTrainedModel) -> int:
+        chosen = self._chosen(model)
+        ranks = self._ranks(chosen)
+        return sum(
+            next((rank for name, rank in ranks.items() if _ends(name, layer.name)), self.rank)
+            * (layer.inputs + layer.outputs)
+            + (layer.outputs if self.dora else 0)
+            for layer in chosen
+        )
+
+    def _chosen(self, model: PreTrainedModel) -> list[Linear]:
+        if self.target_modules == "all-linear":
+            return linears_in_blocks(model)
+        if self.target_modules == "attention":
+            return [layer for block in anatomy(model) for layer in block.attention]
+        if self.target_modules == "feed-forward":
+            return [layer for block in anatomy(model) for layer in block.feed_forward]
+        layers = list(linears(model))
         if isinstance(self.target_modules, str):
-            return self.target_modules
-        names = [name for name, _ in model.named_modules()]
+            pattern = self.target_modules
+            found = [layer for layer in layers if re.fullmatch(pattern, layer.name)]
+            if not found:
+                raise _no_such_module(model, f"no linear layer of {type(model).__name__} is fully matched by", pattern)
+            return found
         for target in self.target_modules:
-            if not any(re.search(rf"(^|\.){re.escape(target)}$", name) for name in names):
-                linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-                raise UserError(
-                    f"method.target_modules: no module of {type(model).__name__} ends in {target!r}. "
-                    f"Its linear layers: {', '.join(linear)}."
-                )
-        return list(self.target_modules)
+            if not any(_ends(re.escape(target), layer.name) for layer in layers):
+                raise _no_such_module(model, f"no module of {type(model).__name__} ends in", target)
+        return [
+            layer for layer in layers if any(_ends(re.escape(target), layer.name) for target in self.target_modules)
+        ]
+
+    def _ranks(self, chosen: list[Linear]) -> dict[str, int]:
+        for name in self.ranks:
+            if not any(_ends(name, layer.name) for layer in chosen):
+                raise UserError(f"method.ranks: {name!r} ends no chosen layer's name; such as {chosen[0].name}.")
+        return self.ranks
+
+
+def _ends(pattern: str, name: str) -> bool:
+    return re.search(rf"(^|\.)({pattern})$", name) is not None
+
+
+def _no_such_module(model: PreTrainedModel, what: str, target: str) -> UserError:
+    inside = sorted({layer.name.split(".")[-1] for layer in linears(blocks(model))})
+    return UserError(f"method.target_modules: {what} {target!r}. Its linear layers: {', '.join(inside)}.")
+
+
+@torch.no_grad()
+def _make_up_for_quantisation(model: PeftModel) -> None:
+    """B A · scaling ← the part of rank r of W − Q(W) that is largest (LoftQ's algorithm 1, one step: Q stays)."""
+    for name, layer in model.get_base_model().named_modules():
+        if not isinstance(layer, FusedLoraLinear) or not isinstance(layer.get_base_layer(), QuantisedLinear):
+            continue
+        base = layer.get_base_layer()
+        adapter = layer.active_adapters[0]
+        whole = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantised.codes.device).float()
+        if whole.shape != (base.out_features, base.in_features):
+            whole = whole.T  # GPT-2 stores (in, out)
+        rank = layer.r[adapter]
+        u, s, v = torch.svd_lowrank(whole - base.weight.float(), q=min(rank + 8, *whole.shape), niter=4)
+        root = (s[:rank] / layer.scaling[adapter]).sqrt()
+        layer.lora_B[adapter].weight.data.copy_(u[:, :rank] * root)
+        layer.lora_A[adapter].weight.data.copy_((v[:, :rank] * root).T)
 
 
 class FusedLoraLinear(PeftLoraLinear):
@@ -90,8 +183,8 @@ class FusedLoraLinear(PeftLoraLinear):
             return out
         name = self.active_adapters[0]
         base = self.get_base_layer()
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return lora_linear(x, base.weight, base.bias, a, b, self.scaling[name])
+        weight = base.quantised if isinstance(base, QuantisedLinear) else base.weight
+        return lora_linear(x, weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
 
     def _is_plain(self, dtype: torch.dtype) -> bool:
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:

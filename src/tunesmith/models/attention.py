@@ -9,7 +9,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunesmith.errors import UserError
-from tunesmith.ops.document_attention import document_attention
+from tunesmith.ops.document_attention import Prefix, document_attention
 
 NAME = "tunesmith_documents"
 
@@ -49,11 +49,20 @@ def _attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     document_lengths: list[int] | None = None,
+    document_prefix: list[Prefix] | None = None,
+    seen_keys_and_values: list[Prefix] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """(batch, heads, tokens, dim) in, (batch, tokens, heads, dim) out, as transformers' attention functions go."""
+    """(batch, heads, tokens, dim) in, (batch, tokens, heads, dim) out, as transformers' attention functions go.
+
+    Beside transformers' own arguments come those that were given to the model: `document_lengths`; `document_prefix`,
+    the prefix of each layer; `seen_keys_and_values`, a list to which each layer adds its own.
+    """
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if unknown or attention_mask is not None or not getattr(module, "is_causal", True):
+    causal = getattr(module, "is_causal", True)
+    if not causal and sliding_window is not None:
+        unknown.append("a window that looks both ways")
+    if unknown or attention_mask is not None:
         what = ", ".join(unknown) or "a mask of its own"
         raise UserError(f"{type(module).__name__} uses {what}, which document attention does not have yet.")
     if document_lengths is None:
@@ -62,5 +71,8 @@ def _attend(
             "This family cannot be trained yet."
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = document_attention(query, key, value, document_lengths, scale, sliding_window, dropout)
+    prefix = None if document_prefix is None else document_prefix[module.layer_idx]
+    if seen_keys_and_values is not None:
+        seen_keys_and_values.append((key, value))
+    out = document_attention(query, key, value, document_lengths, scale, sliding_window, dropout, causal, prefix)
     return out.transpose(1, 2), None

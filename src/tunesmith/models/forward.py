@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.data.pack import Batch
 from tunesmith.errors import UserError
+from tunesmith.models.prompts import laid_out, plain_model
 from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, row_losses
 
 
@@ -39,19 +40,17 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def learnt_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The last hidden states where a token is learnt (learnt, hidden), and those tokens (learnt,)."""
-    out = plain_model(model).base_model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        document_lengths=batch.lengths,
-    )
-    return out.last_hidden_state[0, batch.learnt_positions], batch.labels
+    """The last hidden states where something is learnt (learnt, hidden), and what (learnt,)."""
+    inputs = laid_out(model, batch)
+    out = plain_model(model).base_model(**inputs.arguments, use_cache=False)
+    return out.last_hidden_state[0, inputs.places[batch.learnt_positions]], batch.labels
 
 
-def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The transformers model inside PEFT's wrapper, its adapted layers in place; itself if there is no wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The last hidden state of each document's first token, which encoders' heads read (documents, hidden)."""
+    inputs = laid_out(model, batch)
+    out = plain_model(model).base_model(**inputs.arguments, use_cache=False)
+    return out.last_hidden_state[0, inputs.starts[: len(batch.rows)]]
 
 
 def head_of(model: PreTrainedModel) -> Head | None:

@@ -103,7 +103,7 @@ class _Writer(TextStreamer):
         self._write(text)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: some of PEFT's methods keep tensors that they make on the way
 def _continue(
     model: PreTrainedModel,
     renderer: Renderer,

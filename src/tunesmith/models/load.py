@@ -2,15 +2,29 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import UserError
+from tunesmith.models.conv1d import as_linear
+from tunesmith.models.quantise import as_if_whole, quantising
 from tunesmith.recipe import Base
 
 
@@ -25,24 +39,24 @@ def locate(base: Base) -> str:
     Raises:
         UserError: something that looks like a path is not there, or holds no model.
     """
-    if base.model == "embedded":
+    if base.path == "embedded":
         return str(embedded_base())
-    path = Path(base.model)
+    path = Path(base.path)
     if (path / "recipe.yaml").exists():
         if (path / "model" / "config.json").exists():
             return str(path / "model")
         if (path / "adapter").exists():
             raise UserError(
-                f"base: {base.model} is a run with an adapter. Merge it first: "
-                f"tunesmith merge {base.model} --output DIR, then base: DIR."
+                f"base: {base.path} is a run with an adapter. Merge it first: "
+                f"tunesmith merge {base.path} --output DIR, then base: DIR."
             )
-        raise UserError(f"base: {base.model} is a run that has not finished. tunesmith train --resume {base.model}")
+        raise UserError(f"base: {base.path} is a run that has not finished. tunesmith train --resume {base.path}")
     if path.exists() and not (path / "config.json").exists():
-        raise UserError(f"base: {base.model} holds no config.json, so it is not a model's directory.")
-    looks_like_path = base.model.startswith((".", "/", "~")) or base.model.count("/") > 1
+        raise UserError(f"base: {base.path} holds no config.json, so it is not a model's directory.")
+    looks_like_path = base.path.startswith((".", "/", "~")) or base.path.count("/") > 1
     if not path.exists() and looks_like_path:
-        raise UserError(f"base: {base.model} does not exist. Give a model's directory, a hub name, or embedded.")
-    return base.model
+        raise UserError(f"base: {base.path} does not exist. Give a model's directory, a hub name, or embedded.")
+    return base.path
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -64,31 +78,122 @@ def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
         raise _not_loaded(base, "tokeniser", error) from error
 
 
-def load_model(base: Base, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
-    """The base as a causal language model in `dtype`, on the CPU, in evaluation mode.
+def load_model(base: Base, dtype: torch.dtype, seed: int = 0, labels: Sequence[str] | None = None) -> PreTrainedModel:
+    """The base on the CPU, in evaluation mode.
 
     Args:
-        base: what to load; with `weights: random`, the architecture with new weights drawn from `seed`.
-        dtype: of all weights.
+        base: what to load; with `from_scratch`, the architecture with new weights drawn from `seed`; with quantised
+            `weights`, the blocks' linear layers as `QuantisedLinear`, quantised one by one as they are read.
+        dtype: of all weights that are not quantised.
         seed: of new weights.
+        labels: names of the classes that the model's head is to tell apart; None: its head is over the vocabulary.
 
     Raises:
-        UserError: it is not there, has no safetensors, or wants its own code run.
+        UserError: it is not there, has no safetensors, wants its own code run, or cannot have such a head.
     """
     where = locate(base)
     options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
+    kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     try:
         config = AutoConfig.from_pretrained(where, **options)
-        if base.weights == "random":
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
-            return model.to(dtype).eval()
-        with no_progress_bars():
-            return AutoModelForCausalLM.from_pretrained(
-                where, config=config, dtype=dtype, use_safetensors=True, **options
-            ).eval()
+        _refuse_wrong_head(base, config, labels)
+        if labels is not None:
+            config.num_labels = len(labels)
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: place for place, label in enumerate(labels)}
+            config.problem_type = "single_label_classification"
+        torch.manual_seed(seed)  # a new head's weights
+        if base.from_scratch:
+            return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
+        with no_progress_bars(), _no_missing_weights_table():
+            if not base.quantised:
+                found = kind.from_pretrained(where, config=config, dtype=dtype, use_safetensors=True, **options)
+                return as_linear(found.eval())
+            with quantising(base.weights, base.double_quantisation) as quantised:  # type: ignore[arg-type]
+                found = kind.from_pretrained(
+                    where, config=config, dtype=dtype, use_safetensors=True, **options, **quantised
+                )
+            return as_linear(as_if_whole(found).eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
+
+
+def skeleton(base: Base, labels: Sequence[str] | None = None) -> PreTrainedModel:
+    """The base's shape without its weights: every parameter is on the meta device. Reads its config alone."""
+    options = {"trust_remote_code": base.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
+        kind = AutoModelForCausalLM
+        if labels is not None or not _has_decoder(config):
+            kind = AutoModelForSequenceClassification
+            config.num_labels = len(labels or ("a", "b"))
+        with torch.device("meta"):
+            return as_linear(kind.from_config(config, **options).eval())
+    except (OSError, ValueError) as error:
+        raise _not_loaded(base, "model", error) from error
+
+
+def labels_of(base: Base) -> list[str] | None:
+    """The classes' names of a model that was trained to tell classes apart; None of one that writes."""
+    where = Path(locate(base))
+    if not (where / "config.json").exists():
+        return None
+    config = json.loads((where / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or [""]
+    if not names[0].endswith("ForSequenceClassification"):
+        return None
+    return [label for _, label in sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0]))]
+
+
+def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
+    """The parameter of that name as it lies in the files that the model was loaded from.
+
+    Raises:
+        UserError: it is not there by that name.
+    """
+    for key in (name, name.removeprefix(f"{model.base_model_prefix}."), f"{model.base_model_prefix}.{name}"):
+        for file in _weight_files(model):
+            with safe_open(file, framework="pt") as tensors:
+                if key in tensors.keys():  # noqa: SIM118
+                    return tensors.get_tensor(key)
+    raise UserError(f"{model.name_or_path} stores no {name}, so what quantisation took from it cannot be found.")
+
+
+def _weight_files(model: PreTrainedModel) -> list[str]:
+    options = {"revision": getattr(model.config, "_commit_hash", None)}
+    index = cached_file(model.name_or_path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        return [cached_file(model.name_or_path, "model.safetensors", **options)]
+    files = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [cached_file(model.name_or_path, file, **options) for file in files]
+
+
+def _refuse_wrong_head(base: Base, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
+    if labels is None and not _has_decoder(config):
+        raise UserError(
+            f"base: {base.path} is an encoder ({config.model_type}), which writes no text. Set objective: "
+            "{kind: classification}, or a base that writes, such as embedded."
+        )
+
+
+def _has_decoder(config: PretrainedConfig) -> bool:
+    """Whether the family was made to write text: encoders have a causal twin in the library, which no one trains."""
+    names = getattr(config, "architectures", None) or []
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return not masked or any("CausalLM" in name or "LMHead" in name for name in names) or bool(config.is_decoder)
+
+
+@contextmanager
+def _no_missing_weights_table() -> Iterator[None]:
+    """Within the block transformers does not list the weights of a new head, or of an old one that is not used."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 @contextmanager
@@ -104,16 +209,18 @@ def no_progress_bars() -> Iterator[None]:
 
 
 @contextmanager
-def no_renaming_warnings() -> Iterator[None]:
-    """Within the block nothing is said of a property that PEFT asks for and transformers has renamed."""
+def quiet_peft() -> Iterator[None]:
+    """Within the block nothing is said of a property that PEFT asks for and transformers has renamed, or of PEFT's own
+    correction of `fan_in_fan_out` for GPT-2's layers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         yield
 
 
 def _not_loaded(base: Base, what: str, error: Exception) -> UserError:
     first = str(error).strip().split("\n")[0]
-    return UserError(f"base: {base.model}: its {what} could not be loaded: {first}")
+    return UserError(f"base: {base.path}: its {what} could not be loaded: {first}")
 
 
 def fingerprint(base: Base) -> dict[str, str]:

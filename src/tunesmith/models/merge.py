@@ -2,59 +2,133 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from tunesmith.errors import UserError
+from tunesmith.models.conv1d import as_stored
 from tunesmith.models.load import locate, no_progress_bars
+from tunesmith.models.prompts import has_prompt, plain_model
+from tunesmith.models.quantise import made_whole
 from tunesmith.models.usable import Usable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Into = Literal["original", "dequantised"]
+"""Which weights an adapter that was trained on a quantised base is added to: those that were stored, or those that it
+saw in training, made whole."""
 
-def merge(name: str, output: str | Path, precision: str | None = None) -> Path:
-    """Fold an adapter into its base and write the model, with its tokeniser, in Hugging Face's format.
 
-    The sum is made in fp32 and rounded once.
+def merged_model(usable: Usable, into: Into = "original") -> PreTrainedModel:
+    """The adapter folded into its base, in fp32 on the CPU; the sum is rounded nowhere.
+
+    Raises:
+        UserError: there is no adapter, its method is not one that a weight can hold, or a weight would not be finite.
+    """
+    if usable.adapter is None:
+        raise UserError(f"{usable.base.path} has no adapter, so there is nothing to merge. Name a run or an adapter.")
+    if into == "original":
+        usable = usable.whole()
+    model = usable.model(torch.float32, torch.device("cpu"))
+    if has_prompt(model):
+        raise UserError(
+            f"{usable.adapter} cannot be merged: a prompt or prefix stands before the text and is part of no weight. "
+            "Serve the adapter."
+        )
+    made_whole(model)
+    trained = _logits(model)
+    try:
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
+        raise UserError(f"{usable.adapter} cannot be merged: {_reason(error)}") from error
+    _take_saved_modules(merged)
+    for name, parameter in merged.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{usable.adapter} cannot be merged: {name} would hold numbers that are not finite.")
+    if (_logits(merged) - trained).abs().max() > 0.01 * (1 + trained.abs().max()):
+        raise UserError(
+            f"{usable.adapter} cannot be merged: what PEFT makes of it does not answer as the adapter does. Serve the adapter."
+        )
+    return merged
+
+
+def save_merged(model: PreTrainedModel, usable: Usable, output: Path, precision: str | None = None) -> Path:
+    """Write the model, rounded once, with its tokeniser in Hugging Face's format; it appears whole or not at all.
 
     Args:
-        name: a run's or an adapter's directory.
+        model: as `merged_model` gives it.
+        usable: what it was made of.
         output: the directory to write, which must not exist.
         precision: of the written weights: fp32, bf16 or fp16; default: as the base is stored.
 
     Raises:
-        UserError: nothing to merge, the output is there already or cannot be written, or a weight would not be finite.
+        UserError: the output is there already or cannot be written, or a weight is too large for the precision.
     """
-    usable = Usable.find(name)
-    target = Path(output)
-    if usable.adapter is None:
-        raise UserError(f"{name} has no adapter, so there is nothing to merge. Name a run or an adapter's directory.")
-    if target.exists():
-        raise UserError(f"{output} is there already. Name a directory that is not.")
-    model = usable.model(torch.float32, torch.device("cpu"))
-    try:
-        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"{usable.adapter} cannot be merged: {error}") from error
-    partial = target.with_name(f".{target.name}.partial")
+    refuse_existing(output)
+    rounded = model.to(dtype_named(usable, precision))
+    for name, parameter in rounded.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(
+                f"{name} is too large for {precision or 'the precision that the base is stored in'}. Set bf16."
+            )
+    partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         with no_progress_bars():
-            merged.to(_dtype(usable, precision)).save_pretrained(partial)
+            as_stored(rounded).save_pretrained(partial)
         usable.tokenizer().save_pretrained(partial)
-        partial.rename(target)
+        partial.rename(output)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
-    return target
+    return output
 
 
-def _dtype(usable: Usable, precision: str | None) -> torch.dtype:
+def refuse_existing(output: Path) -> None:
+    """Raises:
+    UserError: there is something of that name.
+    """
+    if output.exists():
+        raise UserError(f"{output} is there already. Name a directory that is not.")
+
+
+def dtype_named(usable: Usable, precision: str | None) -> torch.dtype:
+    """The number format of that name, or, without one, the base's own.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if precision is not None:
         if precision not in DTYPES:
             raise UserError(f"--precision {precision} is not known. Give {', '.join(DTYPES)}.")
         return DTYPES[precision]
     stored = AutoConfig.from_pretrained(locate(usable.base), revision=usable.base.revision).dtype
     return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _take_saved_modules(merged: PreTrainedModel) -> None:
+    """Put trained modules (a head) in their places where PEFT's unloading of a method leaves its wrappers there."""
+    for parent in list(merged.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ModulesToSaveWrapper):
+                setattr(parent, name, child.modules_to_save[child.active_adapters[0]])
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel) -> Tensor:
+    """Of a few tokens, to hold what was merged to what it was made of."""
+    ids = torch.arange(5, 21)[None] % plain_model(model).config.get_text_config().vocab_size
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+    return logits
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, AttributeError | NotImplementedError):
+        return "PEFT has no merging for this method. Serve the adapter."
+    return text

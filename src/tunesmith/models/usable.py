@@ -1,7 +1,7 @@
 """What a person names when they want answers (a run, an adapter, a model, a hub name), loaded ready to answer."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import UserError
-from tunesmith.models.load import load_model, load_tokenizer, locate, no_renaming_warnings, tokenizer_at
+from tunesmith.models.load import labels_of, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.recipe import Base, Recipe
 
 
@@ -19,6 +19,15 @@ class Usable:
 
     base: Base
     adapter: Path | None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The classes' names, if it is a classifier; None if it writes."""
+        if self.adapter is not None:
+            file = self.adapter / "labels.json"
+            labels: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+            return labels or None
+        return labels_of(self.base)
 
     @classmethod
     def find(cls, name: str) -> "Usable":
@@ -31,11 +40,15 @@ class Usable:
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
                 return cls(Recipe.load(path / "recipe.yaml").base, path / "adapter")
-            return cls(Base(model=locate(Base(model=str(path)))))
+            return cls(Base(path=locate(Base(path=str(path)))))
         if (path / "adapter_config.json").exists():
             config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-            return cls(Base(model=config["base_model_name_or_path"], revision=config.get("revision")), path)
-        return cls(Base(model=name))
+            return cls(Base(path=config["base_model_name_or_path"], revision=config.get("revision")), path)
+        return cls(Base(path=name))
+
+    def whole(self) -> "Usable":
+        """The same with the base's weights as they are stored, where a run held them quantised."""
+        return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one that was trained with: it lies beside the adapter, with its chat template."""
@@ -49,12 +62,12 @@ class Usable:
         Raises:
             UserError: it cannot be loaded, or the adapter is another base's.
         """
-        model = load_model(self.base, dtype)
+        model = load_model(self.base, dtype, labels=self.labels)
         if self.adapter is not None:
             try:
-                with no_renaming_warnings():
+                with quiet_peft():
                     model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
             except (RuntimeError, ValueError, OSError) as error:
                 first = str(error).strip().splitlines()[0]
-                raise UserError(f"{self.adapter} does not fit on {self.base.model}: {first}") from error
+                raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
         return model.to(device).eval()

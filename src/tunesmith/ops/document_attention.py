@@ -1,4 +1,4 @@
-"""Causal attention over documents laid end to end, each attending to itself alone.
+"""Attention over documents laid end to end, each attending to itself alone (and to a prefix that all of them share).
 
 softmax(q kᵀ · scale + mask) v  per document (Vaswani et al. 2017, eq. 1), which is what each document would get alone.
 """
@@ -7,9 +7,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+Prefix = tuple[Tensor, Tensor]
+"""Keys (1, kv_heads, prefix, dim) and values (1, kv_heads, prefix, value_dim) that stand before every document."""
+
 
 def document_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float, window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None = None,
+    causal: bool = True,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """The definition, with one explicit mask over the whole row. `document_attention` is held to this.
 
@@ -19,18 +29,25 @@ def document_attention_reference(
         v: (1, kv_heads, tokens, value_dim).
         lengths: of the documents, in order; they add up to tokens.
         scale: multiplies q kᵀ.
-        window: how many of the latest tokens each sees, itself included; None for all.
+        window: how many of the latest tokens each sees, itself included; None for all. Only where `causal`.
+        causal: whether a token sees those after it (encoders) or not (decoders).
+        prefix: what every token of every document sees besides.
 
     Returns:
         (1, heads, tokens, value_dim).
     """
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(q.device)
     at = torch.arange(len(document), device=q.device)
-    seen = (document[:, None] == document[None, :]) & (at[:, None] >= at[None, :])
+    seen = document[:, None] == document[None, :]
+    if causal:
+        seen &= at[:, None] >= at[None, :]
     if window is not None:
         seen &= at[:, None] - at[None, :] < window
+    if prefix is not None:
+        k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
+        seen = torch.cat([seen.new_ones(len(at), prefix[0].shape[2]), seen], 1)
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~seen, float("-inf"))
     return torch.softmax(scores, -1) @ v
 
@@ -48,11 +65,13 @@ def document_attention(
     scale: float,
     window: int | None = None,
     dropout: float = 0.0,
+    causal: bool = True,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """`document_attention_reference` through PyTorch's fused kernel, without a mask over the row.
 
-    Documents are filled up to a multiple of `LENGTH_STEP`, behind their end, where nothing looks; those of one length
-    go through the kernel together. `dropout` is the share of probabilities zeroed.
+    Documents are filled up to a multiple of `LENGTH_STEP`, behind their end, where no causal token looks; those of one
+    length go through the kernel together. `dropout` is the share of probabilities zeroed.
     """
     grouped = q.shape[1] != k.shape[1]
     together: dict[int, list[int]] = {}
@@ -64,17 +83,33 @@ def document_attention(
         query, key, value = (  # (documents, heads, length, dim)
             torch.cat([pad(parts[each], (0, 0, 0, length - lengths[each])) for each in documents]) for parts in split
         )
-        mask = None if window is None or length <= window else _seen_through(window, length, q.device)
+        mask = _mask([lengths[each] for each in documents], length, window, causal, prefix, q.device)
+        if prefix is not None:
+            key, value = (
+                torch.cat([part.expand(len(documents), -1, -1, -1), own], 2)
+                for part, own in zip(prefix, (key, value), strict=True)
+            )
         out = scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+            query, key, value, mask, dropout, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
         )
         for each, part in zip(documents, out.split(1), strict=True):
             outs[each] = part[:, :, : lengths[each]]
     return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
 
-def _seen_through(window: int, tokens: int, device: torch.device) -> Tensor:
-    """(tokens, tokens) bool: which keys each query of one document may see."""
-    at = torch.arange(tokens, device=device)
-    distance = at[:, None] - at[None, :]
-    return (distance >= 0) & (distance < window)
+def _mask(
+    lengths: list[int], filled: int, window: int | None, causal: bool, prefix: Prefix | None, device: torch.device
+) -> Tensor | None:
+    """Which keys each query may see, broadcast to (documents, heads, filled, prefix + filled) bool; None if the
+    kernel's own causal mask, or none at all, says the same."""
+    at = torch.arange(filled, device=device)
+    seen: Tensor | None = None
+    if not causal:
+        if any(length < filled for length in lengths):
+            seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, filled)
+    elif prefix is not None or (window is not None and filled > window):
+        distance = at[:, None] - at[None, :]
+        seen = ((distance >= 0) & (distance < (window or filled)))[None, None]  # (1, 1, filled, filled)
+    if seen is None or prefix is None:
+        return seen
+    return torch.cat([seen.new_ones(*seen.shape[:-1], prefix[0].shape[2]), seen], -1)

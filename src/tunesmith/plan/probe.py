@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.data.pack import Batch
+from tunesmith.models.quantise import quantised_bytes
 from tunesmith.recipe import ObjectiveConfig
 
 _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes a trained parameter, all fp32
@@ -42,6 +43,7 @@ def probe(
     """
     random_state = torch.get_rng_state()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    weights += quantised_bytes(model)
     kept = trained_parameters * (_MASTER + _GRADIENT + _MOMENTS)
     before = _memory_now(device)
     model.train()

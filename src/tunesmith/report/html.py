@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tunesmith.report.comparison import Comparison, compared
 from tunesmith.report.courses import courses, lengths
-from tunesmith.report.words import count, duration, figure, number, off_by, size
+from tunesmith.report.words import base_said, count, duration, figure, method_said, number, off_by, size
 from tunesmith.run import Event, Run, atomic_write
 
 COUNTS = {
@@ -114,11 +114,9 @@ def _facts(kinds: dict[str, list[Event]], run: Run, provenance: dict[str, Any]) 
     start = _last(kinds, "start")
     if not start:
         return []
-    trained, every = start.get("trained_parameters"), start.get("parameters")
-    share = figure(100 * number(trained) / number(every), " ({:.3g}%)") if every else ""
     return [
-        ("base", f"{start.get('base', '?')}, {count(every)} weights"),
-        ("method", f"{start.get('method', '?')}, which trains {count(trained)} weights{share}"),
+        ("base", base_said(start)),
+        ("method", method_said(start)),
         ("objective", str(start.get("objective", "?"))),
         ("device", f"{start.get('device', '?')}, in {start.get('precision', '?')}"),
         ("begun", str(provenance.get("created", "?")).replace("T", " ")),

@@ -76,7 +76,7 @@ def _listed(place: Path, name: str) -> Listed:
     return Listed(
         name,
         begun,
-        Path(_named(recipe.get("base", "embedded"), "model")).name,
+        Path(_named(recipe.get("base", "embedded"), "path")).name,
         _named(recipe.get("method", "lora"), "kind"),
         _state(run, events),
         step=step.get("step", 0),

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from tunesmith.report.words import count, duration, figure, number, off_by, size
+from tunesmith.report.words import base_said, count, duration, figure, method_said, number, off_by, size
 from tunesmith.run import Event
 
 SMOOTHING = 0.9
@@ -69,11 +69,10 @@ class Progress:
     def _start(self, event: Event) -> None:
         self._total = event.get("total_steps") or 0
         self._first = self._done = self._line_at = event.get("step") or 0
-        trained, every = event.get("trained_parameters"), event.get("parameters")
-        share = figure(100 * number(trained) / number(every), " ({:.3g}%)") if every and trained is not None else ""
         self._say("run", str(event.get("run", "?")))
-        self._say("base", f"{event.get('base', '?')}, {count(every)} weights")
-        self._say("method", f"{event.get('method', '?')}, which trains {count(trained)} weights{share}")
+        self._say("base", base_said(event))
+        rate = event.get("learning_rate")
+        self._say("method", method_said(event) + ("" if rate is None else f", at a rate of {rate:.2g}"))
         self._say("objective", str(event.get("objective", "?")))
         self._say("on", f"{event.get('device', '?')}, in {event.get('precision', '?')}")
         if self._first:

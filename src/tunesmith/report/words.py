@@ -1,6 +1,7 @@
 """Quantities as a person says them. What is missing is `?`; what is not finite is said as it is (`nan`, `inf`)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -60,3 +61,17 @@ def off_by(foretold: Any, measured: Any) -> str:
 
 def _or_unknown(value: Any, unit: float, form: str) -> str:
     return form.format(number(value) / unit) if math.isfinite(number(value)) else "?"
+
+
+def base_said(start: Mapping[str, Any]) -> str:
+    """`llama, 7.24 B weights held in nf4`, of a `start` event."""
+    held = start.get("weights")
+    how = f" held in {held}" if held not in (None, start.get("precision"), "float32", "bfloat16") else ""
+    return f"{start.get('base', '?')}, {count(start.get('parameters'))} weights{how}"
+
+
+def method_said(start: Mapping[str, Any]) -> str:
+    """`lora, which trains 40 M weights (0.5%)`, of a `start` event."""
+    trained, every = start.get("trained_parameters"), start.get("parameters")
+    share = figure(100 * number(trained) / number(every), " ({:.3g}%)") if every and trained is not None else ""
+    return f"{start.get('method', '?')}, which trains {count(trained)} weights{share}"

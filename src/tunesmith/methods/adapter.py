@@ -1,0 +1,74 @@
+"""Bottleneck adapters: a small network with a residual, put into each block and near the identity at the start,
+h ← h + s · W_up f(W_down h).
+
+`houlsby` puts one after attention and one after the feed-forward (Houlsby et al. 2019), `pfeiffer` one after the
+feed-forward (Pfeiffer et al. 2021), each on the sub-layer's output before its residual; `parallel` adds to the feed-forward's
+output what it makes of the feed-forward's input (He et al. 2022, table 6).
+Trains  layers × k × (2 × hidden × inner + inner + hidden)  numbers, with inner = hidden / reduction and k = 2 for houlsby,
+else 1.
+Choose it for encoders and where non-linear room is wanted at little cost. It cannot be merged, so each block's pass takes
+two small products longer.
+"""
+
+from typing import ClassVar, Literal
+
+from peft import PeftModel
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.methods.bottleneck import BottleneckConfig
+from tunesmith.models.anatomy import anatomy
+from tunesmith.recipe import MethodConfig
+
+
+class Adapter(MethodConfig):
+    """Small networks with a residual in each block (Houlsby et al. 2019; Pfeiffer et al. 2021; He et al. 2022)."""
+
+    kind: Literal["adapter"] = "adapter"
+
+    reduction: int = Field(default=16, ge=1)
+    """The bottleneck is the hidden size divided by this, at least one. 16: Pfeiffer et al. (2021)."""
+
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    """Where they sit. `pfeiffer`: half of houlsby's numbers at about its quality (Pfeiffer et al. 2021)."""
+
+    non_linearity: Literal["relu", "gelu", "silu"] = "relu"
+    """Within the bottleneck. `relu`: Pfeiffer et al. and He et al."""
+
+    scale: float = Field(default=1.0, gt=0)
+    """The addition is multiplied by it. He et al. take 4 for `parallel`."""
+
+    formula: ClassVar[str] = "h ← h + s · W_up f(W_down h) in each block"
+    choose: ClassVar[str] = (
+        "Encoders, and non-linear room at little cost. Cannot be merged: two small products a block."
+    )
+
+    def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
+        parts = anatomy(model)
+        targets = [block.feed_forward_out.name for block in parts]
+        if self.placement == "houlsby":
+            targets += [block.attention_out.name for block in parts]
+        config = BottleneckConfig(
+            target_modules=targets,
+            reduction=self.reduction,
+            non_linearity=self.non_linearity,
+            scale=self.scale,
+            inputs_from={block.feed_forward_out.name: block.feed_forward_in[0].name for block in parts}
+            if self.placement == "parallel"
+            else {},
+        )
+        return adapt(model, config, seed)
+
+    def learning_rate(self, parameters: int) -> float:
+        return by_size(parameters, small=3e-3, large=3e-4)
+
+    def trained_parameters(self, model: PreTrainedModel) -> int:
+        total = 0
+        for block in anatomy(model):
+            ends = [block.feed_forward_out, *([block.attention_out] if self.placement == "houlsby" else [])]
+            for end in ends:
+                inputs = block.feed_forward_in[0].inputs if self.placement == "parallel" else end.outputs
+                inner = max(1, end.outputs // self.reduction)
+                total += inputs * inner + inner + inner * end.outputs + end.outputs
+        return total

@@ -1,0 +1,41 @@
+"""IA3 (Liu et al. 2022, eq. 1): keys, values and the feed-forward's inner activation are each multiplied by a learnt
+vector,  k ← l_k ⊙ k,  v ← l_v ⊙ v,  W₂ (l_ff ⊙ f(W₁ x)).
+
+Trains  layers × (2 × kv_dim + mlp_dim)  numbers, all starting at one (of a layer that makes queries with keys and values,
+all its outputs).
+Choose it when examples are few and many adapters must be kept; it has little room for new knowledge or style.
+"""
+
+from typing import ClassVar, Literal
+
+from peft import IA3Config, PeftModel
+from transformers import PreTrainedModel
+
+from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.models.anatomy import anatomy
+from tunesmith.recipe import MethodConfig
+
+
+class IA3(MethodConfig):
+    """Learnt factors of keys, values and inner activations (Liu et al. 2022): tiny, for few examples."""
+
+    kind: Literal["ia3"] = "ia3"
+
+    formula: ClassVar[str] = "k ← l_k ⊙ k, v ← l_v ⊙ v, W₂ (l_ff ⊙ f(W₁ x))"
+    choose: ClassVar[str] = "Few examples and many adapters to keep. Little room for new knowledge or style."
+
+    def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
+        parts = anatomy(model)
+        feed_forward = [block.feed_forward_out.name for block in parts]
+        keys_and_values = [layer.name for block in parts for layer in block.key_value]
+        config = IA3Config(target_modules=keys_and_values + feed_forward, feedforward_modules=feed_forward)
+        return adapt(model, config, seed)
+
+    def learning_rate(self, parameters: int) -> float:
+        """Vectors that start at one need larger steps than matrices that start small: Liu et al. use 3e-3 for 11 B."""
+        return by_size(parameters, small=3e-2, large=5e-3)
+
+    def trained_parameters(self, model: PreTrainedModel) -> int:
+        return sum(
+            sum(layer.outputs for layer in block.key_value) + block.feed_forward_out.inputs for block in anatomy(model)
+        )

@@ -1,0 +1,132 @@
+"""Some of the base's own weights move, the rest are frozen: top blocks, chosen names, norms and biases, the head.
+
+Trains the P' chosen parameters. `last: N` with few rows is the classic transfer (Yosinski et al. 2014: the lower a
+layer, the more general what it knows); `last: 0` on a classifier is feature extraction, a new head on a frozen body
+(Donahue et al. 2014), whose features are computed once; norms and biases alone are BitFit (Ben Zaken et al. 2022).
+Choose it where an adapter cannot be served, or for a classifier on few rows. What is below the lowest layer that moves
+costs no backward pass; what a task needs from the lower layers it cannot change.
+"""
+
+import re
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import UserError
+from tunesmith.methods.adapted import by_size, frozen
+from tunesmith.models.anatomy import blocks
+from tunesmith.models.heads import head_names
+from tunesmith.recipe import MethodConfig
+
+
+class Layers(MethodConfig):
+    """Chosen weights of the base move: the top blocks, names by pattern, norms and biases, embeddings, the head."""
+
+    kind: Literal["layers"] = "layers"
+
+    last: int = Field(default=0, ge=0)
+    """How many of the topmost blocks move, with what comes after them but the head. 0: none."""
+
+    patterns: list[str] = []
+    """Regular expressions; a parameter moves if one is found in its name: `['layers\\.(0|1)\\.mlp']`."""
+
+    norms_and_biases: bool = False
+    """Every norm's gain and shift and every bias moves (BitFit)."""
+
+    embeddings: bool = False
+    """The token embeddings move; where the head is tied to them, it moves too."""
+
+    head: bool = False
+    """The layer over the vocabulary moves; where it is tied to the embeddings, they move too. A new head over classes
+    always does."""
+
+    formula: ClassVar[str] = "W ← W − ΔW for the chosen weights, the rest frozen"
+    choose: ClassVar[str] = (
+        "A classifier on few rows, or where adapters cannot be served. Lower layers stay as they are."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "Layers":
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"patterns: {pattern!r} is not a regular expression ({error})") from None
+        return self
+
+    @property
+    def moves_base(self) -> bool:
+        return bool(self.last or self.patterns or self.embeddings)
+
+    def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
+        """Raises:
+        UserError: a pattern fits no parameter, there are fewer blocks than `last`, or nothing would move.
+        """
+        chosen = self._chosen(model)
+        frozen(model)
+        for _, parameter in chosen:
+            parameter.requires_grad_(True)
+        for parameter in _new_head(model):
+            parameter.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(
+                "method: {kind: layers} says of no weight that it moves. Set last: 2, patterns, norms_and_biases, "
+                "embeddings or head."
+            )
+        return model
+
+    def learning_rate(self, parameters: int) -> float:
+        if self.moves_base:
+            return by_size(parameters, small=1e-3, large=5e-5)
+        return by_size(parameters, small=3e-3, large=1e-3)
+
+    def trained_parameters(self, model: PreTrainedModel) -> int:
+        head = {id(parameter) for parameter in _new_head(model)}
+        return sum(parameter.numel() for _, parameter in self._chosen(model) if id(parameter) not in head)
+
+    def _chosen(self, model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+        named = list(model.named_parameters())
+        chosen = {id(parameter) for part in self._parts(model) for parameter in part.parameters()}
+        for pattern in self.patterns:
+            found = {id(parameter) for name, parameter in named if re.search(pattern, name)}
+            if not found:
+                raise UserError(
+                    f"method.patterns: {pattern!r} is found in no parameter's name of {type(model).__name__}; such as "
+                    f"{named[len(named) // 2][0]}."
+                )
+            chosen |= found
+        if self.norms_and_biases:
+            chosen |= {id(parameter) for _, parameter in named if parameter.ndim == 1}
+        return [(name, parameter) for name, parameter in named if id(parameter) in chosen]
+
+    def _parts(self, model: PreTrainedModel) -> list[nn.Module]:
+        parts: list[nn.Module] = []
+        if self.last:
+            stack = blocks(model)
+            if self.last > len(stack):
+                raise UserError(
+                    f"method.last: {self.last} blocks are to move, and {type(model).__name__} has {len(stack)}."
+                )
+            parts += [*stack[-self.last :], *_after(model, stack)]
+        if self.embeddings:
+            parts.append(model.get_input_embeddings())
+        if self.head and model.get_output_embeddings() is not None:
+            parts.append(model.get_output_embeddings())
+        return parts
+
+
+def _after(model: PreTrainedModel, stack: nn.ModuleList) -> list[nn.Module]:
+    """The body's modules that come after the stack of blocks: a last norm, a pooler."""
+    for owner in model.modules():
+        children = list(owner.children())
+        if any(child is stack for child in children):
+            place = next(index for index, child in enumerate(children) if child is stack)
+            after = [child for child in children[place + 1 :] if not isinstance(child, nn.ModuleList)]
+            return [*after, *([model.base_model.pooler] if getattr(model.base_model, "pooler", None) else [])]
+    return []
+
+
+def _new_head(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [parameter for name in head_names(model) for parameter in model.get_submodule(name).parameters()]

@@ -1,0 +1,62 @@
+"""Prompt tuning (Lester et al. 2021): n learnt embeddings stand before the text's own, [P; E(x)].
+
+Trains  n × hidden  numbers, the fewest of all methods.
+Choose it for large models (it reaches full fine-tuning from about ten billion weights on, figure 1 there) and many tasks.
+On small models it learns little, and from random numbers less: it starts as words.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from peft import PeftModel, PromptTuningConfig
+from pydantic import Field
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from tunesmith.errors import UserError
+from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.recipe import MethodConfig
+
+
+class Prompt(MethodConfig):
+    """Learnt embeddings before the text (Lester et al. 2021): for large models and many tasks."""
+
+    kind: Literal["prompt"] = "prompt"
+
+    tokens: int = Field(default=20, ge=1)
+    """Length of the prompt, in positions. 20: longer gains little (Lester et al. 2021, figure 3a)."""
+
+    start: str | None = None
+    """A text that the prompt starts as, repeated or cut to its length: best a description of the task. Default: tokens
+    drawn from the vocabulary."""
+
+    formula: ClassVar[str] = "[P; E(x)]"
+    choose: ClassVar[str] = "Large models, many tasks, fewest numbers to keep. Learns little on small models."
+
+    def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
+        torch.manual_seed(seed)
+        start = model.get_input_embeddings()(start_tokens(model, self.tokens, self.start)).detach()
+        adapted = adapt(model, PromptTuningConfig(num_virtual_tokens=self.tokens), seed)
+        adapted.prompt_encoder[adapted.active_adapter].embedding.weight.data.copy_(start)
+        return adapted
+
+    def learning_rate(self, parameters: int) -> float:
+        return by_size(parameters, small=1e-1, large=3e-3)
+
+    def trained_parameters(self, model: PreTrainedModel) -> int:
+        return self.tokens * int(model.get_input_embeddings().weight.shape[1])
+
+
+def start_tokens(model: PreTrainedModel, count: int, text: str | None) -> Tensor:
+    """(count,) ids: the text's, repeated or cut; or, without one, drawn from the vocabulary.
+
+    Raises:
+        UserError: the text has no token.
+    """
+    embeddings = model.get_input_embeddings()
+    if text is None:
+        return torch.randint(embeddings.num_embeddings, (count,)).to(model.device)
+    ids = AutoTokenizer.from_pretrained(model.name_or_path)(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UserError("method.start: the text is empty. Describe the task in a sentence, or leave it out.")
+    return torch.tensor((ids * (count // len(ids) + 1))[:count], device=model.device)

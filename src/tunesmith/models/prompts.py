@@ -1,0 +1,106 @@
+"""Packed documents as a model's arguments, each with the learnt prompt or prefix that stands before it, if there is one.
+
+PEFT's own forward puts a prompt before a whole row, which would reach the first document alone. Here every document
+gets what it would get by itself in PEFT: virtual tokens before its own (Lester et al. 2021), or keys and values before
+its own in each layer (Li & Liang 2021), its positions counted on from them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.data.pack import WIDTH_STEP, Batch
+from tunesmith.ops.document_attention import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the model's body is called with.
+
+    Attributes:
+        arguments: of its forward.
+        places: (width,) int64: where each of the batch's tokens stands in the row that the model sees.
+        starts: (documents,) int64: where each document begins there, its virtual tokens included.
+    """
+
+    arguments: dict[str, Any]
+    places: Tensor
+    starts: Tensor
+
+
+def laid_out(model: PreTrainedModel, batch: Batch) -> Inputs:
+    """The batch as arguments for the body of a model, with or without PEFT's wrapper."""
+    device = batch.input_ids.device
+    places = torch.arange(batch.input_ids.shape[1], device=device)
+    lengths = torch.tensor(batch.lengths, device=device)
+    starts = lengths.cumsum(0) - lengths
+    arguments = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "document_lengths": batch.lengths,
+    }
+    if not has_prompt(model):
+        return Inputs(arguments, places, starts)
+    prompt = model.get_prompt(1)
+    if not isinstance(prompt, Tensor):
+        prefix = [(layer.keys, layer.values) for layer in prompt.layers]
+        arguments["position_ids"] = batch.position_ids + prefix[0][0].shape[2]
+        return Inputs({**arguments, "document_prefix": prefix}, places, starts)
+    count = prompt.shape[1]
+    document = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+    return Inputs(
+        _with_virtual_tokens(model, batch, prompt), places + count * (document + 1), starts + count * _range(starts)
+    )
+
+
+def has_prompt(model: PreTrainedModel) -> bool:
+    """Whether PEFT is to put something before the tokens."""
+    return hasattr(model, "get_base_model") and bool(model.active_peft_config.is_prompt_learning)
+
+
+def virtual_tokens(model: PreTrainedModel) -> int:
+    """How many positions a prompt or prefix takes of the model's context."""
+    return int(model.active_peft_config.num_virtual_tokens) if has_prompt(model) else 0
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformers model inside PEFT's wrapper, its adapted layers in place; itself if there is no wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.no_grad()
+def keys_and_values(model: PreTrainedModel, ids: Tensor) -> list[Prefix]:
+    """What each layer's attention makes of the given tokens (tokens,): the prefix that they would be."""
+    seen: list[Prefix] = []
+    model.base_model(
+        input_ids=ids[None],
+        position_ids=_range(ids)[None],
+        document_lengths=[len(ids)],
+        seen_keys_and_values=seen,
+        use_cache=False,
+    )
+    return seen
+
+
+def _with_virtual_tokens(model: PreTrainedModel, batch: Batch, prompt: Tensor) -> dict[str, Any]:
+    """Embeddings with the prompt (1, virtual, hidden) before each document, the width filled up to a round one."""
+    embeddings = plain_model(model).get_input_embeddings()(batch.input_ids)  # (1, width, hidden)
+    prompt = prompt.to(embeddings.dtype)
+    parts = [part for own in embeddings.split(batch.lengths, 1) for part in (prompt, own)]
+    lengths = [prompt.shape[1] + length for length in batch.lengths]
+    if missing := -sum(lengths) % WIDTH_STEP:
+        parts.append(embeddings.new_zeros(1, missing, embeddings.shape[2]))
+        lengths.append(missing)
+    device = embeddings.device
+    return {
+        "inputs_embeds": torch.cat(parts, 1),
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "document_lengths": lengths,
+    }
+
+
+def _range(like: Tensor) -> Tensor:
+    return torch.arange(len(like), device=like.device)

@@ -1,0 +1,159 @@
+"""Holding a base's linear layers in 4 or 8 bits: each is quantised as it is read, one after another."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tunesmith.models.anatomy import blocks
+from tunesmith.models.conv1d import TurnedLinear
+from tunesmith.ops.quantised import Format, Quantised, dequantise, quantise, quantised_linear
+
+METHOD = "tunesmith"
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen linear layer held as `Quantised`; `weight` is its whole matrix, made when asked for.
+
+    So whatever works on a linear layer's weight without training it (PEFT's methods, mostly) works on this one.
+    """
+
+    def __init__(self, weight: Quantised, bias: nn.Parameter | None, dtype: torch.dtype, turned: bool = False) -> None:
+        """Args:
+        weight: (out, in).
+        bias: (out,) or None.
+        dtype: of products with it.
+        turned: whether its family stores it as (in, out).
+        """
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.quantised = weight
+        self.register_parameter("bias", bias)
+        self.dtype = dtype
+        self.turned = turned
+        self._is_hf_initialized = True
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(out, in) in `dtype`, without gradient; writing to it changes nothing."""
+        return dequantise(self.quantised, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantised_linear(x, self.quantised, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.quantised.format}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
+        """The quantised parts follow to another device and keep their number formats, which are what they are."""
+        super()._apply(fn, recurse)
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.quantised.codes.device))
+        self.dtype = probe.dtype
+        self.quantised = self.quantised.to(probe.device)
+        return self
+
+
+def made_whole(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model with every quantised layer as the linear layer, in `dtype`, that it behaved as."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QuantisedLinear):
+                kind = TurnedLinear if child.turned else nn.Linear
+                layer = kind(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+                layer.weight = nn.Parameter(child.weight.to(dtype, copy=True), requires_grad=False)
+                layer.bias = child.bias
+                setattr(parent, name, layer)
+    return model
+
+
+def quantised_bytes(model: nn.Module) -> int:
+    """Bytes that the model's quantised layers hold."""
+    return sum(module.quantised.bytes for module in model.modules() if isinstance(module, QuantisedLinear))
+
+
+@contextmanager
+def quantising(form: Format, double_quantisation: bool) -> Iterator[dict[str, Any]]:
+    """Arguments for `from_pretrained` that quantise, through transformers' hook for quantisers, while it loads.
+
+    transformers reads the file's tensors one by one when a quantiser is at work, so that no more than the quantised
+    model and one whole matrix are in memory.
+    """
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(_Config)
+        register_quantizer(METHOD)(_Quantiser)
+    yield {"quantization_config": _Config(form, double_quantisation)}
+
+
+def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:
+    """Take transformers' marks of quantisation off: the layers behave as linear ones, and are not to be saved as such."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.is_quantized = False
+            if hasattr(module, "hf_quantizer"):
+                del module.hf_quantizer
+            if hasattr(module.config, "quantization_config"):
+                del module.config.quantization_config
+    return model
+
+
+class _Config(QuantizationConfigMixin):
+    def __init__(self, form: Format, double_quantisation: bool) -> None:
+        self.quant_method = METHOD
+        self.form: Format = form
+        self.double_quantisation = double_quantisation
+
+
+class _Quantiser(HfQuantizer):
+    """Asked by transformers for each parameter as it is read."""
+
+    quantization_config: _Config
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        inside = {id(module) for block in blocks(model) for module in block.modules()}
+        self.layers = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and id(module) in inside
+        }
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        layer, _, kind = param_name.rpartition(".")
+        return kind == "weight" and layer in self.layers
+
+    def get_quantize_ops(self) -> "_Quantise":
+        return _Quantise(self.quantization_config)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+class _Quantise(ConversionOps):
+    """Puts a `QuantisedLinear` in the place of the layer whose weight was read."""
+
+    def __init__(self, config: _Config) -> None:
+        self.config = config
+
+    def convert(
+        self, input_dict: dict[str, Any], model: Any = None, missing_keys: set[str] | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        for name, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            path = name.removesuffix(".weight")
+            layer = model.get_submodule(path)
+            turned = isinstance(layer, Conv1D)
+            found = quantise(weight.T if turned else weight, self.config.form, self.config.double_quantisation)
+            model.set_submodule(path, QuantisedLinear(found, layer.bias, model.dtype, turned))
+            (missing_keys or set()).discard(name)
+        return {}

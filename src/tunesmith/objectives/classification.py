@@ -1,0 +1,61 @@
+"""A class for each text: one of several labels, on an encoder's first token or a decoder's last."""
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from tunesmith.data.example import Example
+from tunesmith.data.pack import Batch
+from tunesmith.data.render import Renderer, Rendering
+from tunesmith.errors import UserError
+from tunesmith.models.heads import class_logits
+from tunesmith.recipe import ObjectiveConfig
+
+
+class Classification(ObjectiveConfig):
+    """loss = −log softmax(head(h))[label], with h the first token's last hidden state in an encoder (Devlin et al. 2019,
+    section 4.1), the last token's in a decoder (Radford et al. 2018, section 3.2)."""
+
+    kind: Literal["classification"] = "classification"
+
+    labels: list[str] | None = None
+    """The classes' names, in the order of the head's outputs. Default: all that the training rows hold, sorted."""
+
+    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
+    form: ClassVar[str | None] = "classification"
+    classes: ClassVar[bool] = True
+
+    def settled(self, read: Callable[[], Iterable[Example]]) -> "Classification":
+        """With the labels that the training rows hold, where the recipe names none.
+
+        Raises:
+            UserError: they hold fewer than two.
+        """
+        if self.labels is not None:
+            return self
+        labels = sorted({example.label for example in read() if example.label is not None})
+        if len(labels) < 2:
+            found = f"only {labels[0]!r}" if labels else "none"
+            raise UserError(f"A classifier needs two classes or more, and the training rows hold {found}.")
+        return self.model_copy(update={"labels": labels})
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        labels = self.labels or []
+        if example.label not in labels:
+            raise UserError(
+                f"{example.source}: its label {example.label!r} is none of objective.labels ({', '.join(labels[:8])}"
+                f"{' …' if len(labels) > 8 else ''}). Mend the row, add the label, or leave labels out to take all that "
+                "the training rows hold."
+            )
+        return [Rendering(example.text or "", (), label=labels.index(example.label))]
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return functional.cross_entropy(class_logits(model, batch).float(), batch.labels, reduction="sum")
+
+    @torch.no_grad()
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return functional.cross_entropy(class_logits(model, batch).float(), batch.labels, reduction="none")

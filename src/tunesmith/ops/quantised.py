@@ -1,0 +1,189 @@
+"""Frozen weights in 4 or 8 bits, with a scale a block, made whole again just before each product.
+
+Four bits (Dettmers et al. 2023, section 3): a block of 64 numbers is divided by its largest magnitude and each is
+rounded to the nearest of 16 code points; NF4's are quantiles of a normal distribution, FP4's are those of a float with
+two bits of exponent and one of mantissa. Double quantisation holds the scales themselves in 8 bits: less their mean,
+in blocks of 256, with bitsandbytes' dynamic code (Dettmers et al. 2022, section 1.3).
+Eight bits (Dettmers et al. 2022b, section 2.1): a row is divided by its largest magnitude and rounded to n / 127.
+
+The bytes are laid out as bitsandbytes lays them out, and its kernels, for CPU and CUDA, do the work.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Format = Literal["int8", "nf4", "fp4"]
+
+BLOCK = 64
+"""Numbers that share a scale in 4 bits (Dettmers et al. 2023, section 3)."""
+
+SCALE_BLOCK = 256
+"""Scales that share a scale in double quantisation (same section)."""
+
+# Appendix E of Dettmers et al. 2023, to fp32.
+NF4_CODE = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+# Sign, two bits of exponent, one of mantissa: 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4 of the block's largest magnitude.
+_FP4_MAGNITUDES = (0.0, 0.0052083333, 0.6666667, 1.0, 0.3333333, 0.5, 0.16666667, 0.25)
+FP4_CODE = (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES))
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A quantised (out, in) matrix.
+
+    Attributes:
+        format: int8, nf4 or fp4.
+        shape: (out, in).
+        codes: uint8, two numbers a byte, the first in the high half, (⌈out × in / 2⌉, 1); of int8, int8 (out, in).
+        scales: fp32 (blocks,), or with double quantisation uint8 codes of them; of int8, fp32 (out,).
+        scale_offset: fp32 (): the scales' mean, that is taken off before they are quantised. None without.
+        scale_scales: fp32 (⌈blocks / 256⌉,). None without.
+    """
+
+    format: Format
+    shape: tuple[int, int]
+    codes: Tensor
+    scales: Tensor
+    scale_offset: Tensor | None = None
+    scale_scales: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        parts = (self.codes, self.scales, self.scale_offset, self.scale_scales)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def to(self, device: torch.device) -> "Quantised":
+        """The same on another device."""
+        parts = (self.codes, self.scales, self.scale_offset, self.scale_scales)
+        return Quantised(self.format, self.shape, *(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+
+
+def quantise(weight: Tensor, form: Format, double_quantisation: bool = False) -> Quantised:
+    """Quantise an (out, in) matrix of any float dtype.
+
+    Raises:
+        ValueError: it is not finite, or `double_quantisation` is asked of int8, which has a scale a row and no more.
+    """
+    if not torch.isfinite(weight).all():
+        raise ValueError("it holds a weight that is not finite")
+    shape = (weight.shape[0], weight.shape[1])
+    if form == "int8":
+        scales = weight.float().abs().amax(1)
+        codes = torch.round(weight.float() * (127 / scales.clamp_min(torch.finfo(torch.float32).tiny))[:, None])
+        return Quantised(form, shape, codes.to(torch.int8), scales)
+    codes, state = _bnb().quantize_4bit(
+        weight.contiguous(), blocksize=BLOCK, compress_statistics=double_quantisation, quant_type=form
+    )
+    if not double_quantisation:
+        return Quantised(form, shape, codes, state.absmax.float())
+    return Quantised(form, shape, codes, state.absmax, state.offset.float(), state.state2.absmax.float())
+
+
+def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
+    """`dequantise_reference`, by bitsandbytes' kernels."""
+    if weight.format == "int8":
+        return weight.codes.to(dtype).mul_((weight.scales / 127).to(dtype)[:, None])
+    count = weight.shape[0] * weight.shape[1]
+    # As rows of whole blocks: the CPU kernel goes wrong where a block crosses a row's end (bitsandbytes 0.50).
+    flat = (count // BLOCK, BLOCK) if count % BLOCK == 0 else (1, count)
+    state = _bnb().QuantState(
+        absmax=_scales(weight),
+        shape=torch.Size(flat),
+        code=_code(weight),
+        blocksize=BLOCK,
+        quant_type=weight.format,
+        dtype=dtype,
+    )
+    whole: Tensor = _bnb().dequantize_4bit(weight.codes, state)
+    return whole.view(weight.shape)
+
+
+def dequantise_reference(weight: Quantised, dtype: torch.dtype) -> Tensor:
+    """The definition: code point × scale, in fp32, rounded once to `dtype`. `dequantise` is held to this.
+
+    Returns:
+        (out, in) in `dtype`.
+    """
+    if weight.format == "int8":
+        return (weight.codes.float() * weight.scales[:, None] / 127).to(dtype)
+    packed = weight.codes.flatten()
+    pairs = torch.stack([packed >> 4, packed & 15], 1).flatten()  # (out × in,), the high half first
+    count = weight.shape[0] * weight.shape[1]
+    points = torch.tensor(NF4_CODE if weight.format == "nf4" else FP4_CODE, device=packed.device)[pairs[:count].long()]
+    scales = weight.scales
+    if weight.scale_scales is not None and weight.scale_offset is not None:
+        dynamic = _dynamic_code(scales.device)[scales.long()]
+        block = torch.arange(len(scales), device=scales.device) // SCALE_BLOCK
+        scales = dynamic * weight.scale_scales[block] + weight.scale_offset
+    block = torch.arange(count, device=packed.device) // BLOCK
+    return (points * scales[block]).view(weight.shape).to(dtype)
+
+
+def quantised_linear(x: Tensor, weight: Quantised, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b with W made whole for the product and dropped after it, in the forward pass and in the backward.
+
+    Nothing is kept for the backward pass but the quantised weight, which is kept anyway: autograd over
+    `dequantise` would keep every layer's whole weight.
+
+    Args:
+        x: (..., in), in the dtype of the product.
+        weight: (out, in), frozen.
+        bias: (out,) or None; gets a gradient where it asks for one.
+
+    Returns:
+        (..., out).
+    """
+    out: Tensor = _QuantisedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+class _QuantisedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Quantised, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return torch.nn.functional.linear(x, dequantise(weight, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        grad_x = grad @ dequantise(ctx.weight, grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias
+
+
+def _scales(weight: Quantised) -> Tensor:
+    """(blocks,) fp32."""
+    if weight.scale_scales is None:
+        return weight.scales
+    scales: Tensor = _bnb().dequantize_blockwise(
+        weight.scales, absmax=weight.scale_scales, code=_dynamic_code(weight.scales.device), blocksize=SCALE_BLOCK
+    )
+    return scales + weight.scale_offset
+
+
+def _code(weight: Quantised) -> Tensor:
+    return torch.tensor(NF4_CODE if weight.format == "nf4" else FP4_CODE, device=weight.codes.device)
+
+
+@cache
+def _dynamic_code(device: torch.device) -> Tensor:
+    """(256,) fp32: bitsandbytes' signed dynamic map of 8 bits (Dettmers et al. 2022, section 1.3)."""
+    code: Tensor = _bnb().create_dynamic_map().to(device)
+    return code
+
+
+@cache
+def _bnb() -> ModuleType:
+    """bitsandbytes, imported when first needed, since that takes time."""
+    import bitsandbytes.functional as functional
+
+    return functional

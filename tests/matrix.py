@@ -1,0 +1,370 @@
+"""Every method at every precision on three kinds of base: what works, shown by doing it; what does not, by the refusal.
+
+The rows come from the registries: Tunesmith's methods, and whatever PEFT registers. `make matrix` tries every cell and
+writes docs/matrix.md; the test suite tries a covering selection.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import byte_tokenizer
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from tunesmith.data.prepare import prepare, settled
+from tunesmith.engine.train import resume, train
+from tunesmith.errors import UserError
+from tunesmith.evaluation.merging import merge
+from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.load import load_tokenizer
+from tunesmith.models.usable import Usable
+from tunesmith.recipe import METHODS, Recipe
+
+FAMILIES = ("llama", "gpt2", "bert")
+WEIGHTS = ("fp32", "bf16", "int8", "nf4", "fp4")
+STEPS = 8
+CPU = torch.device("cpu")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "layers": {"last": 1},
+    "full": {},
+    "OFT": {"oft_block_size": 8},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 8},
+    "HRA": {"r": 4},
+    "FOURIERFT": {"n_frequency": 100},
+    "WAVEFT": {"n_frequency": 100},
+    "CARTRIDGE": {"num_virtual_tokens": 8},
+    "MISS": {"r": 8},
+    "PSOFT": {"r": 8},
+    "ROAD": {"group_size": 16},
+    "SHIRA": {"r": 4},
+    "TRAINABLE_TOKENS": {"token_indices": list(range(5, 64))},
+    "VBLORA": {"num_vectors": 16, "vector_length": 16, "topk": 2},
+    "RANDLORA": {"r": 4},
+}
+"""Settings without which a method cannot be put on a model as small as these."""
+
+ALSO: dict[str, list[dict[str, Any]]] = {
+    "layers": [{"kind": "layers", "norms_and_biases": True}, {"kind": "layers", "head": True}],
+    "lora": [
+        {"kind": "lora", "dora": True},
+        {"kind": "lora", "initialisation": "pissa"},
+        {"kind": "lora", "initialisation": "loftq"},
+        {"kind": "lora", "rank_stabilised": True, "dropout": 0.1, "b_learning_rate_ratio": 16.0},
+    ],
+    "adapter": [{"kind": "adapter", "placement": "houlsby"}, {"kind": "adapter", "placement": "parallel"}],
+    "prefix": [{"kind": "prefix", "projection": True}],
+}
+"""Variants of a method that differ in what moves."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    method: dict[str, Any]
+    weights: str
+    family: str
+
+    @property
+    def name(self) -> str:
+        kind = self.method["peft_type"] if self.method["kind"] == "peft" else self.method["kind"]
+        shown = {k: v for k, v in self.method.items() if k not in ("kind", "peft_type", "config")}
+        return kind + "".join(f" {key}: {str(value).lower()}" for key, value in shown.items())
+
+
+@dataclass
+class Outcome:
+    """What happened in a cell.
+
+    Attributes:
+        refused: the one line that refused it; None where it works.
+        failed: what went wrong where nothing should; None else.
+        before, after: held-out loss, nats.
+        merged: whether it merges; else `unmerged` says why not.
+        seconds: that the trial took.
+    """
+
+    refused: str | None = None
+    failed: str | None = None
+    before: float = 0.0
+    after: float = 0.0
+    merged: bool = False
+    unmerged: str | None = None
+    trained: int = 0
+    seconds: float = 0.0
+    shown: list[str] = field(default_factory=list)
+
+
+def methods() -> Iterator[dict[str, Any]]:
+    """Every method of the registry, its variants, and every method that PEFT registers."""
+    for kind in METHODS:
+        if kind != "peft":
+            yield {"kind": kind, **OPTIONS.get(kind, {})}
+            yield from ALSO.get(kind, [])
+    for peft_type in sorted(each.value for each in PEFT_TYPE_TO_CONFIG_MAPPING if each.value != "BOTTLENECK"):
+        config = OPTIONS.get(peft_type)
+        yield {"kind": "peft", "peft_type": peft_type, **({"config": config} if config else {})}
+
+
+def cells() -> list[Cell]:
+    return [Cell(method, weights, family) for method in methods() for weights in WEIGHTS for family in FAMILIES]
+
+
+def covering() -> list[Cell]:
+    """Every method once, every precision with every family, and the methods of our own with every family."""
+    chosen: list[Cell] = []
+    for place, method in enumerate(methods()):
+        own = method["kind"] != "peft"
+        for turn, family in enumerate(FAMILIES):
+            if own or turn == place % len(FAMILIES):
+                chosen.append(Cell(method, WEIGHTS[(place + turn) % len(WEIGHTS)], family))
+    return chosen
+
+
+def make_bases(folder: Path) -> None:
+    """A tiny Llama, GPT-2 and BERT with random weights and tokenisers, in `folder`."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    llama = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    gpt2 = GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, n_inner=64, vocab_size=len(tokenizer), n_positions=512, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    GPT2LMHeadModel(gpt2).save_pretrained(folder / "gpt2")
+    for name in ("llama", "gpt2"):
+        tokenizer.save_pretrained(folder / name)
+    word = word_tokenizer()
+    bert = BertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(word),
+        max_position_embeddings=512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
+        pad_token_id=word.pad_token_id,
+    )  # fmt: skip
+    BertForMaskedLM(bert).save_pretrained(folder / "bert")
+    word.save_pretrained(folder / "bert")
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a word, and BERT's marks."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(f"w{n}" for n in range(120)),
+        *"good bad film it is".split(),
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def write_data(folder: Path) -> None:
+    """Chats and labelled texts, a few rows each."""
+    chats = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
+    texts = [
+        {"text": f"{('bad', 'good')[n % 2]} " * (n % 3 + 1) + f"film w{n % 7}", "label": ("no", "yes")[n % 2]}
+        for n in range(24)
+    ]
+    for name, rows in (("chats", chats), ("texts", texts)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        for side in ("learnt", "held_out"):
+            (folder / f"{name}_{side}.jsonl").write_text(text, encoding="utf-8")
+
+
+def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
+    learnt, held_out = (
+        str(folder / f"{'texts' if cell.family == 'bert' else 'chats'}_{side}.jsonl") for side in ("learnt", "held_out")
+    )
+    return {
+        "base": {"path": str(folder / cell.family), "weights": cell.weights},
+        "data": {"train": learnt, "held_out": [held_out], "max_length": 128, "cache": False},
+        "method": cell.method,
+        "objective": "classification" if cell.family == "bert" else "instruction",
+        "train": {
+            "steps": STEPS,
+            "tokens_per_step": 4096,
+            "precision": "auto" if cell.weights in ("fp32", "bf16") else "fp32",
+            "checkpoint_every": 4,
+            "evaluate_every": STEPS,
+            "warmup_share": 0.0,
+            "schedule": "constant",
+        },
+    }
+
+
+def attempt(cell: Cell, bases: Path) -> Outcome:
+    """Train, save, kill and resume, reload, generate and merge; or be refused."""
+    started = time.perf_counter()
+    folder = Path(tempfile.mkdtemp(prefix="matrix-"))
+    outcome = Outcome()
+    try:
+        _attempt(cell, bases, folder, outcome)
+    except UserError as error:
+        outcome.refused = " ".join(str(error).removeprefix("recipe: ").split())
+    except Exception as error:  # a cell's failure is a finding, not the end of the matrix
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        outcome.failed = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"[:400]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
+    values = recipe_of(cell, bases)
+    run = train(values, folder / "run")
+    events = list(run.events())
+    evaluations = [event["loss"] for event in events if event["event"] == "evaluation"]
+    outcome.before, outcome.after = evaluations[0], evaluations[-1]
+    outcome.trained = next(event["trained_parameters"] for event in events if event["event"] == "start")
+    assert outcome.after < outcome.before, f"the loss does not fall: {outcome.before:.4f} → {outcome.after:.4f}"
+    outcome.shown.append("learns")
+    _killed_and_resumed(values, folder, run.folder)
+    outcome.shown.append("resumes")
+    recipe = settled(Recipe.load(run.folder / "recipe.yaml"))
+    usable = Usable.find(str(run.folder))
+    dtype = torch.bfloat16 if cell.weights == "bf16" else torch.float32
+    model = usable.model(dtype, CPU)
+    loss = textbook_loss(model, recipe)
+    tolerance = 0.03 if cell.weights == "bf16" else 1e-3
+    assert abs(loss - outcome.after) < tolerance * max(1.0, outcome.after), f"reloaded {loss}, trained {outcome.after}"
+    outcome.shown.append("reloads")
+    if recipe.objective.labels is None:
+        _generates(model, usable)
+        outcome.shown.append("generates")
+    if usable.adapter is not None:
+        try:
+            merged = merge(str(run.folder), folder / "merged", "fp32").path
+        except UserError as error:
+            outcome.unmerged = " ".join(str(error).split(": ", 1)[-1].split())
+            return
+        whole = textbook_loss(Usable.find(str(merged)).model(torch.float32, CPU), recipe)
+        gap = {"fp32": 0.002, "bf16": 0.05}.get(cell.weights, 0.25)
+        assert abs(whole - outcome.after) < gap * max(1.0, outcome.after), f"merged {whole}, trained {outcome.after}"
+        outcome.merged = True
+        outcome.shown.append("merges")
+
+
+def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path) -> None:
+    """The same run, with checkpointed activations, killed after its first checkpoint and resumed: the same weights."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "checkpoint" and event["step"] == 4:
+            raise Killed
+
+    again = {**values, "train": {**values["train"], "gradient_checkpointing": True}}
+    try:
+        train(again, folder / "killed", subscribers=[kill])
+    except Killed:
+        resume(folder / "killed")
+    else:
+        raise AssertionError("the run was to be killed")
+    for file in sorted(whole.glob("*/*.safetensors")):
+        twin = folder / "killed" / file.parent.name / file.name
+        if file.parent.name in ("adapter", "model"):
+            assert twin.read_bytes() == file.read_bytes(), f"{file.name} differs after a kill"
+
+
+@torch.no_grad()
+def textbook_loss(model: Any, recipe: Recipe) -> float:
+    """Nats a learnt unit, each row alone through the model's own forward, PEFT's wrapper and all."""
+    table = prepare(recipe, load_tokenizer(recipe.base)).held_out
+    total = count = 0.0
+    for row in range(len(table)):
+        ids, learnt = table[row]
+        tokens = torch.tensor(ids.astype("int64"))
+        mask = torch.tensor(learnt)
+        if recipe.objective.labels is not None:
+            logits = model(input_ids=tokens[None, :-1], attention_mask=torch.ones_like(tokens[None, :-1])).logits
+            total += torch.nn.functional.cross_entropy(logits.float(), tokens[-1:]).item()
+            count += 1
+            continue
+        inputs = tokens[None, :-1]
+        logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -inputs.shape[1] :].float()
+        losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+        total += losses[mask[1:]].sum().item()
+        count += mask[1:].sum().item()
+    return total / count
+
+
+@torch.no_grad()
+def _generates(model: Any, usable: Usable) -> None:
+    """Greedy generation takes, at every step, the token that the model's own forward finds likeliest."""
+    tokenizer = usable.tokenizer()
+    ids = tokenizer("What is 3?", return_tensors="pt")["input_ids"]
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )[:, -4:]  # fmt: skip
+    for step in range(4):
+        whole = torch.cat([ids, out[:, :step]], 1)
+        logits = model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[0, -1].float()
+        chosen = logits[out[0, step]]
+        assert logits.max() - chosen < 0.05, "generation does not follow the model's own forward"
+    assert answers(model, tokenizer, [({"role": "user", "content": "What is 3?"},)], Sampling(max_new_tokens=4))
+
+
+def try_all(chosen: list[Cell], bases: Path, workers: int) -> dict[Cell, Outcome]:
+    found: dict[int, Outcome] = {}
+    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+        waiting = {pool.submit(attempt, cell, bases): place for place, cell in enumerate(chosen)}
+        for done, future in enumerate(as_completed(waiting), 1):
+            place = waiting[future]
+            found[place] = outcome = future.result()
+            cell = chosen[place]
+            state = outcome.failed or outcome.refused or ", ".join(outcome.shown)
+            print(f"{done}/{len(chosen)} {cell.name} · {cell.weights} · {cell.family}: {state}", flush=True)
+    return {cell: found[place] for place, cell in enumerate(chosen)}  # type: ignore[misc]
+
+
+def _one_thread() -> None:
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
