@@ -4,14 +4,17 @@ The rows come from the registries: Tunesmith's methods, and whatever PEFT regist
 writes docs/matrix.md; the test suite tries a covering selection.
 """
 
+import argparse
 import json
+import re
 import shutil
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from tunesmith.data.prepare import prepare, settled
 from tunesmith.engine.train import resume, train
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
+from tunesmith.methods.peft import OWN
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.usable import Usable
@@ -69,12 +73,24 @@ ALSO: dict[str, list[dict[str, Any]]] = {
         {"kind": "lora", "dora": True},
         {"kind": "lora", "initialisation": "pissa"},
         {"kind": "lora", "initialisation": "loftq"},
-        {"kind": "lora", "rank_stabilised": True, "dropout": 0.1, "b_learning_rate_ratio": 16.0},
+        {"kind": "lora", "rank_stabilised": True, "dropout": 0.1, "b_learning_rate_ratio": 4.0},
     ],
     "adapter": [{"kind": "adapter", "placement": "houlsby"}, {"kind": "adapter", "placement": "parallel"}],
     "prefix": [{"kind": "prefix", "projection": True}],
 }
 """Variants of a method that differ in what moves."""
+
+
+REASONS = (
+    "moves the base's own matrices",
+    "cannot be trained here:",
+    "makes up for quantisation",
+    "is not supported",
+    "does not support this layer type",
+    "is not a plain torch.nn.Linear",
+    "no bias",
+)
+"""What a refusal may say: each is a reason that a user can act on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,9 @@ class Cell:
         kind = self.method["peft_type"] if self.method["kind"] == "peft" else self.method["kind"]
         shown = {k: v for k, v in self.method.items() if k not in ("kind", "peft_type", "config")}
         return kind + "".join(f" {key}: {str(value).lower()}" for key, value in shown.items())
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.weights, self.family))
 
 
 @dataclass
@@ -121,7 +140,8 @@ def methods() -> Iterator[dict[str, Any]]:
         if kind != "peft":
             yield {"kind": kind, **OPTIONS.get(kind, {})}
             yield from ALSO.get(kind, [])
-    for peft_type in sorted(each.value for each in PEFT_TYPE_TO_CONFIG_MAPPING if each.value != "BOTTLENECK"):
+    own = {*OWN, "BOTTLENECK"}
+    for peft_type in sorted(each.value for each in PEFT_TYPE_TO_CONFIG_MAPPING if each.value not in own):
         config = OPTIONS.get(peft_type)
         yield {"kind": "peft", "peft_type": peft_type, **({"config": config} if config else {})}
 
@@ -291,17 +311,17 @@ def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
 def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path) -> None:
     """The same run, with checkpointed activations, killed after its first checkpoint and resumed: the same weights."""
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(event: dict[str, Any]) -> None:
         if event["event"] == "checkpoint" and event["step"] == 4:
-            raise Killed
+            raise KilledError
 
     again = {**values, "train": {**values["train"], "gradient_checkpointing": True}}
     try:
         train(again, folder / "killed", subscribers=[kill])
-    except Killed:
+    except KilledError:
         resume(folder / "killed")
     else:
         raise AssertionError("the run was to be killed")
@@ -368,3 +388,89 @@ def _one_thread() -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+
+
+def page(found: dict[Cell, Outcome]) -> str:
+    """docs/matrix.md: a row a method, a column a precision and family, the reasons below."""
+    import peft
+    import transformers
+
+    reasons: dict[str, int] = {}
+    unmerged: dict[str, int] = {}
+    lines = [
+        "# Which methods work at which precision",
+        "",
+        "Made by `make matrix`, which tries every cell; not written by hand. Rows: Tunesmith's methods with their",
+        "variants, then every other method that PEFT registers (`method: {kind: peft, peft_type: …}`). Columns: how",
+        "the base's weights are held, each on a Llama (L) and a GPT-2 (G) that learn to answer and a BERT (B) that",
+        "learns two classes, all of them tiny, with random weights, at the method's default learning rate.",
+        "",
+        "A family's letter stands where, at that precision, the held-out loss falls; the run, with checkpointed",
+        "activations, killed and resumed ends with the same bytes; the reloaded model, in its own unpacked forward",
+        "pass, has the loss that packed training ended with; and what it generates follows that forward pass. With ᵐ",
+        "it also merges into whole weights that say the same. A number is a reason, listed below.",
+        "",
+        f"PyTorch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, PEFT {peft.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}; {len(found):,} cells, "
+        f"{sum(outcome.refused is None for outcome in found.values()):,} of which work.",
+        "",
+        "| method | " + " | ".join(WEIGHTS) + " |",
+        "|---|" + "---|" * len(WEIGHTS),
+    ]
+    names = list(dict.fromkeys(cell.name for cell in found))
+    by_place = {(cell.name, cell.weights, cell.family): outcome for cell, outcome in found.items()}
+    for name in names:
+        columns = []
+        for weights in WEIGHTS:
+            shown = []
+            for family in FAMILIES:
+                outcome = by_place[(name, weights, family)]
+                letter = family[0].upper()
+                if outcome.failed:
+                    shown.append(f"{letter}: fails")
+                elif outcome.refused:
+                    number = reasons.setdefault(_general(outcome.refused), len(reasons) + 1)
+                    shown.append(f"{letter}:{number}")
+                else:
+                    if outcome.unmerged:
+                        unmerged.setdefault(f"{name}: {_general(outcome.unmerged)}", 0)
+                    shown.append(letter + ("ᵐ" if outcome.merged else ""))
+            columns.append(" ".join(shown))
+        lines.append(f"| `{name}` | " + " | ".join(columns) + " |")
+    lines += ["", "Refused, each before the first step and in one line:", ""]
+    lines += [f"{number}. {reason}" for reason, number in reasons.items()]
+    lines += ["", "Adapters that do not merge (full and layers write a whole model, so there is nothing to merge):", ""]
+    lines += [f"- `{name}`: {reason}" for name, _, reason in (each.partition(": ") for each in unmerged)]
+    return "\n".join(lines) + "\n"
+
+
+def _general(reason: str) -> str:
+    """The reason without what differs from model to model."""
+    reason = re.sub(r"\bbase\.weights: (int8|nf4|fp4)\b", "base.weights: …", reason)
+    reason = re.sub(r"(Turned|Quantised)?Linear\([^)]*\)", r"\1Linear", reason)
+    reason = re.sub(r"put on \w+", "put on this model", reason)
+    return re.sub(r"/[^ ]*/adapter", "The adapter", reason)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "matrix.md")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bases = Path(folder)
+        make_bases(bases)
+        write_data(bases)
+        found = try_all(cells(), bases, arguments.workers)
+    arguments.output.write_text(page(found), encoding="utf-8")
+    record = {f"{cell.name} | {cell.weights} | {cell.family}": asdict(outcome) for cell, outcome in found.items()}
+    (Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json").write_text(
+        json.dumps(record, indent=1) + "\n"
+    )
+    failed = [f"{cell.name} · {cell.weights} · {cell.family}: {o.failed}" for cell, o in found.items() if o.failed]
+    print("\n".join(failed) or "every cell works or is refused")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -292,8 +292,8 @@ class Train(Strict):
     memory for about a third more time (Chen et al. 2016). Off: short rows on a laptop fit without."""
 
     optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """AdamW with its moments in fp32; or in 8 bits (Dettmers et al. 2022), and paged (they move to the host's memory when
-    the GPU's is short): those are CUDA's, and elsewhere plain AdamW does the work, which is said."""
+    """AdamW with its moments in fp32; or in 8 bits (Dettmers et al. 2022), and paged (they move to the host's memory
+    when the GPU's is short): those are CUDA's, and elsewhere plain AdamW does the work, which is said."""
 
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. Default: a tenth of the run, so that a kill loses at most that."""
@@ -359,8 +359,8 @@ class Recipe(Strict):
             )
         if self.base.weights in ("fp32", "bf16") and self.train.precision not in ("auto", self.base.weights):
             raise ValueError(
-                f"base.weights: {self.base.weights} with train.precision: {self.train.precision} would have every layer "
-                "cast its weights. Set one of them, or both alike"
+                f"base.weights: {self.base.weights} with train.precision: {self.train.precision} would have every "
+                "layer cast its weights. Set one of them, or both alike"
             )
         return self
 
@@ -368,7 +368,7 @@ class Recipe(Strict):
     def precision(self) -> Literal["auto", "bf16", "fp32"]:
         """Of activations and of weights that are not quantised: as either section names it."""
         weights = self.base.weights
-        return weights if weights in ("fp32", "bf16") else self.train.precision  # type: ignore[return-value]
+        return weights if weights in ("fp32", "bf16") else self.train.precision
 
     @field_validator("base", mode="before")
     @classmethod

@@ -13,10 +13,11 @@ from tunesmith.cli.data import data
 from tunesmith.cli.demo import demo
 from tunesmith.cli.evaluate import evaluate
 from tunesmith.cli.init import init
+from tunesmith.cli.methods import methods
 from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.train import train
-from tunesmith.cli.use import chat, generate, merge
+from tunesmith.cli.use import chat, classify, combine, generate, merge
 from tunesmith.errors import UserError
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, init, train, evaluate, generate, chat, merge, runs, schema):
+for verb in (demo, init, methods, train, evaluate, generate, chat, classify, merge, combine, runs, schema):
     app.command()(verb)
 app.add_typer(data, name="data")
 

@@ -1,6 +1,7 @@
-"""`tunesmith generate`, `tunesmith chat` and `tunesmith merge`: putting a model to use."""
+"""`tunesmith generate`, `chat`, `classify`, `merge` and `combine`: putting a model to use."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,18 +83,66 @@ def merge(
 ) -> None:
     """Fold an adapter into its base: one model, in Hugging Face's format, that needs neither Tunesmith nor PEFT."""
     import tunesmith.evaluation.merging
+    from tunesmith.report.table import merge_table
 
-    written = tunesmith.evaluation.merging.merge(run, output, precision)
-    Console().print(f"Wrote {written}. Try it: tunesmith chat {written}", highlight=False, soft_wrap=True)
+    merged = tunesmith.evaluation.merging.merge(run, output, precision)
+    console = Console(highlight=False)
+    if merged.trained_loss is not None:
+        console.print(merge_table(merged.trained_loss, merged.ways, merged.into))
+    console.print(f"Wrote {merged.path}.", soft_wrap=True)
+
+
+def combine(
+    adapters: Annotated[list[str], typer.Argument(help="Runs' or adapters' directories, of one base.")],
+    output: Annotated[Path, typer.Option("--output", help="The directory to write the adapter to.")],
+    how: Annotated[
+        str, typer.Option(help="linear, cat, svd, ties, dare_linear, dare_ties, ties_svd or magnitude_prune.")
+    ] = "cat",
+    weights: Annotated[str | None, typer.Option(help="One each, as 0.7,0.3; default: alike.")] = None,
+    density: Annotated[float, typer.Option(help="Share of entries that the pruning ways keep.")] = 0.5,
+) -> None:
+    """Make one adapter of several: a weighted sum (cat: exact), TIES, DARE or SVD, through PEFT."""
+    import tunesmith.models.combine
+
+    try:
+        shares = None if weights is None else [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {weights} is not a list of numbers such as 0.7,0.3.") from None
+    written = tunesmith.models.combine.combine(adapters, output, how, shares, density)  # type: ignore[arg-type]
+    Console(highlight=False).print(f"Wrote {written}.", soft_wrap=True)
+
+
+def classify(
+    model: Annotated[str, typer.Argument(help="A run or a directory of a classifier.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one a line from stdin.")] = None,
+) -> None:
+    """Tell the class of texts, each with its probability."""
+    from tunesmith.models.heads import classes_of
+
+    asked = texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not asked:
+        raise UserError("No text was given. Give texts as arguments, or one a line on stdin.")
+    loaded, tokenizer, labels = _load_any(model)
+    if labels is None:
+        raise UserError(f"{model} writes text and tells no classes. tunesmith generate {model}")
+    for text, (label, probability) in zip(asked, classes_of(loaded, tokenizer, labels, asked), strict=True):
+        _write(f"{label}\t{probability:.2f}\t{text}\n")
 
 
 def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    model, tokenizer, labels = _load_any(name)
+    if labels is not None:
+        raise UserError(f"{name} tells classes and writes no text. tunesmith classify {name}")
+    return model, tokenizer
+
+
+def _load_any(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Sequence[str] | None]":
     from tunesmith.engine.precision import device_of, dtype_of
     from tunesmith.models.usable import Usable
 
     usable = Usable.find(name)
     device = device_of("auto")
-    return usable.model(dtype_of("auto", device), device), usable.tokenizer()
+    return usable.model(dtype_of("auto", device), device), usable.tokenizer(), usable.labels
 
 
 def _begun(system: str | None) -> list[dict[str, Any]]:

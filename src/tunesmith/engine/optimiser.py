@@ -108,7 +108,7 @@ class MasterWeights:
                 if name.startswith(prefix)
             }
             if "state1" in state:
-                state["step"] = int(state["step"])  # bitsandbytes counts in plain numbers
+                state["step"] = int(state["step"])  # type: ignore[assignment]  # bitsandbytes counts in plain numbers
             if state:
                 self.adamw.state[group["params"][0]] = state
         self.publish()
@@ -123,9 +123,10 @@ def _adamw(groups: list[dict[str, Any]], train: Train, device: torch.device) -> 
     settings: dict[str, Any] = {"lr": 0.0, "betas": train.betas, "eps": train.eps}
     if not runs_in_eight_bits(train, device):
         return torch.optim.AdamW(groups, **settings, fused=True)
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    import bitsandbytes.optim
 
-    kind = PagedAdamW8bit if train.optimiser == "paged_adamw_8bit" else AdamW8bit
+    name = "PagedAdamW8bit" if train.optimiser == "paged_adamw_8bit" else "AdamW8bit"
+    kind = getattr(bitsandbytes.optim, name)
     found: torch.optim.Optimizer = kind(groups, **settings)
     return found
 

@@ -144,7 +144,7 @@ def base_parameters(model: PreTrainedModel) -> int:
     quantised = sum(
         each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantisedLinear)
     )
-    return quantised + sum(each.numel() for each in model.parameters() if not (adapted and each.requires_grad))
+    return quantised + sum(int(each.numel()) for each in model.parameters() if not (adapted and each.requires_grad))
 
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -171,8 +171,8 @@ def _refuse_long_rows(recipe: Recipe, model: PreTrainedModel) -> None:
     if room is not None and learnt_positions and recipe.data.max_length + taken > room:
         beside = f" beside the method's {taken} virtual tokens" if taken else ""
         raise UserError(
-            f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than {type(plain_model(model)).__name__}"
-            f"'s {room:,} positions. Set data.max_length: {room - taken}."
+            f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than the {room:,} positions of "
+            f"{type(plain_model(model)).__name__}. Set data.max_length: {room - taken}."
         )
 
 

@@ -1,7 +1,7 @@
 """The tuned model beside its base on the same held-out rows: loss, perplexity, metrics of what they write, samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.held_out import RowLosses, held_out_losses
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import METRICS, mean_with_interval, scores
+from tunesmith.evaluation.metrics import CLASS_METRICS, METRICS, Metric, mean_with_interval, scores
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.heads import told
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
@@ -76,24 +77,26 @@ def evaluate(
     table = prepare(recipe, tokenizer).held_out
     if not len(table):
         raise UserError(f"{run} has no held-out rows to evaluate on. Set data.held_out in a new run.")
-    tasks = _tasks(recipe, rows)
+    tasks = _tasks(recipe, rows) if recipe.objective.labels is None else _texts(recipe)
     events = Events(*subscribers)
     sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
     base, after = (
         _side(name, usable, recipe, tokenizer, table, tasks, sampling, events)
-        for name, usable in (("base", Usable(recipe.base)), ("tuned", tuned))
+        for name, usable in (("base", Usable(recipe.base, labels=recipe.objective.labels)), ("tuned", tuned))
     )
-    result = summarise(base, after, tasks)
+    result = summarise(base, after, tasks, METRICS if recipe.objective.labels is None else CLASS_METRICS)
     place.write_json("evaluation.json", result)
     return result
 
 
-def summarise(base: Side, tuned: Side, tasks: Sequence[Task]) -> dict[str, Any]:
+def summarise(
+    base: Side, tuned: Side, tasks: Sequence[Task], metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, Any]:
     """Both sides in figures, with intervals, and what differs between them, row by row."""
     expected = [task.expected for task in tasks]
     differences = {"loss": _interval(base.losses.difference(tuned.losses))}
     sides: dict[str, dict[str, Any]] = {"base": _loss(base.losses), "tuned": _loss(tuned.losses)}
-    for name, metric in METRICS.items() if tasks else ():
+    for name, metric in metrics.items() if tasks else ():
         each = {side: scores(metric, found.answers, expected) for side, found in (("base", base), ("tuned", tuned))}
         for side, values in each.items():
             sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
@@ -132,6 +135,8 @@ def _side(
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
     losses = _losses(model, recipe, table, device)
     events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
+    if recipe.objective.labels is not None:
+        return Side(losses, told(model, recipe.objective.labels, table, recipe.train.tokens_per_batch or 2048))
     use_cached_attention(plain_model(model))
     found = answers(
         model,
@@ -147,6 +152,14 @@ def _losses(model: PreTrainedModel, recipe: Recipe, table: TokenTable, device: t
     use_document_attention(plain_model(model))
     budget = recipe.train.tokens_per_batch or 2048
     return held_out_losses(model, recipe.objective, table, range(len(table)), budget, device)
+
+
+def _texts(recipe: Recipe) -> list[Task]:
+    """Every held-out text and its class."""
+    return [
+        Task(({"role": "user", "content": str(each.text)},), str(each.label), str(each.source))
+        for each in held_out_examples(recipe)
+    ]
 
 
 def _tasks(recipe: Recipe, rows: int) -> list[Task]:

@@ -64,9 +64,9 @@ class Merged:
 def merge(name: str, output: str | Path, precision: str | None = None) -> Merged:
     """Fold an adapter into its base and write the model, with its tokeniser, in Hugging Face's format.
 
-    The sum is made in fp32 and rounded once. An adapter that was trained on a quantised base can be added to the weights
-    that the base stores, which it has not seen, or to the quantised ones made whole, which are less good by themselves:
-    both are tried, and the one with the lower held-out loss is written, with the figures in `merge.json`.
+    The sum is made in fp32 and rounded once. An adapter that was trained on a quantised base can be added to the
+    weights that the base stores, which it has not seen, or to the quantised ones made whole, which are less good by
+    themselves: both are tried, and the one with the lower held-out loss is written, with the figures in `merge.json`.
 
     Args:
         name: a run's or an adapter's directory.

@@ -44,7 +44,10 @@ METRICS = {
     "first_word": Metric("first word right", "answers that begin with the expected answer's first word", first_word),
     "exact_match": Metric("exactly right", "answers that say what is expected, word for word", exact_match),
 }
-"""By name, for evaluation.json and the report."""
+"""Of written answers, by name, for evaluation.json and the report."""
+
+CLASS_METRICS = {"accuracy": Metric("accuracy", "texts whose class is told rightly", exact_match)}
+"""Of classes told, in the same form."""
 
 
 def mean_with_interval(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:

@@ -1,10 +1,9 @@
 """What all methods that PEFT carries out share: wrapping the model, and a new head that moves with them."""
 
-from collections.abc import Iterator
+import math
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
@@ -49,10 +48,5 @@ def by_size(parameters: int, small: float, large: float) -> float:
     Geometric in the number of weights, constant outside; larger models want smaller steps (Kaplan et al. 2020, appendix
     D.6). Two digits.
     """
-    share = min(1.0, max(0.0, (torch.tensor(max(1, parameters), dtype=torch.float64).log10().item() - 7) / 2))
+    share = min(1.0, max(0.0, (math.log10(max(1, parameters)) - 7) / 2))
     return float(f"{small ** (1 - share) * large**share:.1e}")
-
-
-def norms_and_biases(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of one dimension: norms' gains and shifts, and biases."""
-    yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.ndim == 1)

@@ -2,12 +2,12 @@
 h ← h + s · W_up f(W_down h).
 
 `houlsby` puts one after attention and one after the feed-forward (Houlsby et al. 2019), `pfeiffer` one after the
-feed-forward (Pfeiffer et al. 2021), each on the sub-layer's output before its residual; `parallel` adds to the feed-forward's
-output what it makes of the feed-forward's input (He et al. 2022, table 6).
-Trains  layers × k × (2 × hidden × inner + inner + hidden)  numbers, with inner = hidden / reduction and k = 2 for houlsby,
-else 1.
-Choose it for encoders and where non-linear room is wanted at little cost. It cannot be merged, so each block's pass takes
-two small products longer.
+feed-forward (Pfeiffer et al. 2021), each on the sub-layer's output before its residual; `parallel` adds to the
+feed-forward's output what it makes of the feed-forward's input (He et al. 2022, table 6).
+Trains  layers × k × (2 × hidden × inner + inner + hidden)  numbers, with inner = hidden / reduction and k = 2 for
+houlsby, else 1.
+Choose it for encoders and where non-linear room is wanted at little cost. It cannot be merged, so each block's pass
+takes two small products longer.
 """
 
 from typing import ClassVar, Literal
@@ -36,8 +36,8 @@ class Adapter(MethodConfig):
     non_linearity: Literal["relu", "gelu", "silu"] = "relu"
     """Within the bottleneck. `relu`: Pfeiffer et al. and He et al."""
 
-    scale: float = Field(default=1.0, gt=0)
-    """The addition is multiplied by it. He et al. take 4 for `parallel`."""
+    scale: float | None = Field(default=None, gt=0)
+    """The addition is multiplied by it. Default: 4 for `parallel` (He et al. 2022, table 5), else 1."""
 
     formula: ClassVar[str] = "h ← h + s · W_up f(W_down h) in each block"
     choose: ClassVar[str] = (
@@ -53,7 +53,7 @@ class Adapter(MethodConfig):
             target_modules=targets,
             reduction=self.reduction,
             non_linearity=self.non_linearity,
-            scale=self.scale,
+            scale=self.scale or (4.0 if self.placement == "parallel" else 1.0),
             inputs_from={block.feed_forward_out.name: block.feed_forward_in[0].name for block in parts}
             if self.placement == "parallel"
             else {},
@@ -61,7 +61,7 @@ class Adapter(MethodConfig):
         return adapt(model, config, seed)
 
     def learning_rate(self, parameters: int) -> float:
-        return by_size(parameters, small=3e-3, large=3e-4)
+        return by_size(parameters, small=8e-3, large=3e-4)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         total = 0

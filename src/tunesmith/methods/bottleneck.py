@@ -146,7 +146,7 @@ class BottleneckModel(BaseTuner):
         raise ValueError("a bottleneck adapter is not linear, so it cannot be folded into the base's weights")
 
 
-def _sizes(layer: nn.Module) -> tuple[int, int]:
+def _sizes(layer: Any) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.weight.shape[1]

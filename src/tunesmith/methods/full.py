@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedModel
 
 from tunesmith.methods.adapted import by_size
+from tunesmith.models.heads import head_parameters
 from tunesmith.recipe import MethodConfig
 
 
@@ -28,9 +29,7 @@ class Full(MethodConfig):
         return model.requires_grad_(True)
 
     def learning_rate(self, parameters: int) -> float:
-        return by_size(parameters, small=5e-4, large=2e-5)
+        return by_size(parameters, small=8e-4, large=2e-5)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
-        from tunesmith.models.heads import head_parameters
-
-        return sum(parameter.numel() for parameter in model.parameters()) - head_parameters(model)
+        return int(sum(parameter.numel() for parameter in model.parameters()) - head_parameters(model))

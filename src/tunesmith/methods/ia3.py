@@ -1,8 +1,8 @@
 """IA3 (Liu et al. 2022, eq. 1): keys, values and the feed-forward's inner activation are each multiplied by a learnt
 vector,  k ← l_k ⊙ k,  v ← l_v ⊙ v,  W₂ (l_ff ⊙ f(W₁ x)).
 
-Trains  layers × (2 × kv_dim + mlp_dim)  numbers, all starting at one (of a layer that makes queries with keys and values,
-all its outputs).
+Trains  layers × (2 × kv_dim + mlp_dim)  numbers, all starting at one (of a layer that makes queries with keys and
+values, all its outputs).
 Choose it when examples are few and many adapters must be kept; it has little room for new knowledge or style.
 """
 
@@ -33,7 +33,7 @@ class IA3(MethodConfig):
 
     def learning_rate(self, parameters: int) -> float:
         """Vectors that start at one need larger steps than matrices that start small: Liu et al. use 3e-3 for 11 B."""
-        return by_size(parameters, small=3e-2, large=5e-3)
+        return by_size(parameters, small=1e-1, large=5e-3)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         return sum(

@@ -29,7 +29,7 @@ class Layers(MethodConfig):
     last: int = Field(default=0, ge=0)
     """How many of the topmost blocks move, with what comes after them but the head. 0: none."""
 
-    patterns: list[str] = []
+    patterns: list[str] = Field(default_factory=list)
     """Regular expressions; a parameter moves if one is found in its name: `['layers\\.(0|1)\\.mlp']`."""
 
     norms_and_biases: bool = False
@@ -79,8 +79,8 @@ class Layers(MethodConfig):
 
     def learning_rate(self, parameters: int) -> float:
         if self.moves_base:
-            return by_size(parameters, small=1e-3, large=5e-5)
-        return by_size(parameters, small=3e-3, large=1e-3)
+            return by_size(parameters, small=3e-3, large=5e-5)
+        return by_size(parameters, small=4e-2, large=1e-3)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         head = {id(parameter) for parameter in _new_head(model)}

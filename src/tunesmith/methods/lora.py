@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): each chosen weight W gets a trained addition of low rank, W + (alpha / rank) · B A.
 
-Trains  Σ rank × (in + out)  numbers over the chosen linear layers (DoRA: + out each); B starts at zero, so the model starts
-as the base.
+Trains  Σ rank × (in + out)  numbers over the chosen linear layers (DoRA: + out each); B starts at zero, so the model
+starts as the base.
 Choose it unless there is a reason not to: near full fine-tuning's quality on data of instruction size at a third of
 its memory (section 4.2 there), and many adapters can share one base. A low rank has less room for much new knowledge.
 On a base in nf4 this is QLoRA (Dettmers et al. 2023).
@@ -41,26 +41,26 @@ class LoRA(MethodConfig):
     """Share of the addition's inputs that are zeroed in training. 0: early stopping guards small data at no cost."""
 
     target_modules: str | list[str] = "all-linear"
-    """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression for whole names,
-    or endings of names: `[q_proj, v_proj]`. All: attention alone is measurably worse at the same size (Dettmers et al.
-    2023, section 4)."""
+    """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression for whole
+    names, or endings of names: `[q_proj, v_proj]`. All: attention alone is measurably worse at the same size
+    (Dettmers et al. 2023, section 4)."""
 
     rank_stabilised: bool = False
     """Scale by alpha / √rank instead (Kalajdzievski 2023), for ranks of 64 and more."""
 
     dora: bool = False
-    """Learn each output's magnitude apart from its direction (Liu et al. 2024): closer to full fine-tuning at low ranks,
-    at a third more time."""
+    """Learn each output's magnitude apart from its direction (Liu et al. 2024): closer to full fine-tuning at low
+    ranks, at a third more time."""
 
     initialisation: Literal["zero", "gaussian", "orthogonal", "pissa", "loftq"] = "zero"
-    """Where A and B start. `zero`: A uniform (Kaiming), B zero. `gaussian`: A normal, B zero. `orthogonal`: both from one
-    orthogonal matrix, the base corrected. `pissa`: W's largest singular vectors, the base keeping the rest (Meng et al.
-    2024). `loftq`: what quantisation took from W, for a quantised base (Li et al. 2023)."""
+    """Where A and B start. `zero`: A uniform (Kaiming), B zero. `gaussian`: A normal, B zero. `orthogonal`: both from
+    one orthogonal matrix, the base corrected. `pissa`: W's largest singular vectors, the base keeping the rest (Meng
+    et al. 2024). `loftq`: what quantisation took from W, for a quantised base (Li et al. 2023)."""
 
     b_learning_rate_ratio: float = Field(default=1.0, gt=0)
     """B's learning rate over A's. LoRA+ (Hayou et al. 2024) takes 16; 1: plain LoRA."""
 
-    ranks: dict[str, int] = {}
+    ranks: dict[str, int] = Field(default_factory=dict)
     """Other ranks for layers whose names a regular expression ends: `{down_proj: 64}`; alpha / rank stays as it is."""
 
     formula: ClassVar[str] = "W + (alpha / rank) · B A"
@@ -104,7 +104,7 @@ class LoRA(MethodConfig):
 
     def learning_rate(self, parameters: int) -> float:
         """Ten times full fine-tuning's ("LoRA without regret", Schulman et al. 2025)."""
-        return by_size(parameters, small=2e-3, large=2e-4)
+        return by_size(parameters, small=5e-3, large=2e-4)
 
     def learning_rate_factor(self, parameter: str) -> float:
         return self.b_learning_rate_ratio if ".lora_B." in parameter else 1.0

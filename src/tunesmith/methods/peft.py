@@ -1,7 +1,7 @@
 """Any other method that PEFT registers, by its PEFT name: `method: {kind: peft, peft_type: VERA, config: {r: 64}}`.
 
-Formula, size and weakness are the method's own: see PEFT's documentation. What was tried here on every kind of base, and
-what is refused and why, is in docs/matrix.md.
+Formula, size and weakness are the method's own: see PEFT's documentation. What was tried here on every kind of base,
+and what is refused and why, is in docs/matrix.md.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import linears_in_blocks, short_names
+from tunesmith.models.anatomy import linears_in_blocks, norms, short_names
 from tunesmith.recipe import MethodConfig
 
 REFUSED = {
@@ -47,7 +47,7 @@ class Peft(MethodConfig):
     peft_type: str
     """PEFT's name of the method: `VERA`, `OFT`, `LOHA` …"""
 
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """Fields of PEFT's configuration of that method. `target_modules` defaults to PEFT's choice for the family, else to
     all linear layers of the blocks."""
 
@@ -91,7 +91,8 @@ class Peft(MethodConfig):
         fields = {field.name for field in dataclasses.fields(self._class)}
         chosen = "target_modules" in options or self._chosen_by_peft(model) or self.peft_type in PLACED
         if "target_modules" in fields and not chosen:
-            options["target_modules"] = short_names(model, linears_in_blocks(model))
+            on_norms = self.peft_type == "LN_TUNING"
+            options["target_modules"] = norms(model) if on_norms else short_names(model, linears_in_blocks(model))
         try:
             config = self._class(**options)
         except (ValueError, TypeError) as error:
@@ -107,7 +108,7 @@ class Peft(MethodConfig):
 
         adapted = self.apply(deepcopy(model), seed=0)
         moving = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-        return moving - head_parameters(model)
+        return int(moving - head_parameters(model))
 
     def _chosen_by_peft(self, model: PreTrainedModel) -> bool:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING

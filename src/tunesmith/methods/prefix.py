@@ -3,8 +3,8 @@ softmax(q [P_k; K]ᵀ) [P_v; V].
 
 Trains  n × layers × 2 × kv_dim  numbers; with `projection`, an MLP that makes them in training and is dropped after it:
 n × d + (d + 1) × h + (h + 1) × layers × 2 × d  with d = kv_dim, h = `projection_size`.
-Choose it when the base must stay untouched and a task be switched within a batch. It takes n positions of the context, its
-learning depends on where it starts (hence `start`), and it seldom reaches LoRA.
+Choose it when the base must stay untouched and a task be switched within a batch. It takes n positions of the
+context, its learning depends on where it starts (hence `start`), and it seldom reaches LoRA.
 """
 
 from typing import ClassVar, Literal
@@ -57,13 +57,13 @@ class Prefix(MethodConfig):
         return adapted
 
     def learning_rate(self, parameters: int) -> float:
-        return by_size(parameters, small=3e-2, large=1e-3)
+        return by_size(parameters, small=3e-1, large=1e-3)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        kv_dim = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        numbers = config.num_hidden_layers * 2 * kv_dim
+        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        kv_dim = heads * int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        numbers = int(config.num_hidden_layers) * 2 * kv_dim
         if not self.projection:
             return self.tokens * numbers
         inner = self.projection_size or kv_dim

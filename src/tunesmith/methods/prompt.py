@@ -1,8 +1,8 @@
 """Prompt tuning (Lester et al. 2021): n learnt embeddings stand before the text's own, [P; E(x)].
 
 Trains  n × hidden  numbers, the fewest of all methods.
-Choose it for large models (it reaches full fine-tuning from about ten billion weights on, figure 1 there) and many tasks.
-On small models it learns little, and from random numbers less: it starts as words.
+Choose it for large models (it reaches full fine-tuning from about ten billion weights on, figure 1 there) and many
+tasks. On small models it learns little, and from random numbers less: it starts as words.
 """
 
 from typing import ClassVar, Literal
@@ -41,7 +41,7 @@ class Prompt(MethodConfig):
         return adapted
 
     def learning_rate(self, parameters: int) -> float:
-        return by_size(parameters, small=1e-1, large=3e-3)
+        return by_size(parameters, small=5e-2, large=3e-3)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         return self.tokens * int(model.get_input_embeddings().weight.shape[1])

@@ -84,6 +84,11 @@ def linears_in_blocks(model: PreTrainedModel) -> list[Linear]:
     return list(linears(stack, f"{prefix}."))
 
 
+def norms(model: PreTrainedModel) -> list[str]:
+    """Names of every normalisation."""
+    return [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
+
+
 def short_names(model: PreTrainedModel, chosen: list[Linear]) -> list[str]:
     """The shortest endings of names that fit the chosen layers and no other linear layer: `q_proj`."""
     wanted = {layer.name for layer in chosen}

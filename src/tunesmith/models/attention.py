@@ -71,7 +71,7 @@ def _attend(
             "This family cannot be trained yet."
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    prefix = None if document_prefix is None else document_prefix[module.layer_idx]
+    prefix = None if document_prefix is None else document_prefix[int(module.layer_idx)]  # type: ignore[arg-type]
     if seen_keys_and_values is not None:
         seen_keys_and_values.append((key, value))
     out = document_attention(query, key, value, document_lengths, scale, sliding_window, dropout, causal, prefix)

@@ -3,7 +3,7 @@
 So methods that know linear layers alone work on that family too, and through the same fused code.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def as_stored(model: Model) -> Model:
     return model
 
 
-def _children(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
+def _children(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
     return [
         (parent, name, child)
         for parent in model.modules()

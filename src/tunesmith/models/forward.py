@@ -50,7 +50,8 @@ def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The last hidden state of each document's first token, which encoders' heads read (documents, hidden)."""
     inputs = laid_out(model, batch)
     out = plain_model(model).base_model(**inputs.arguments, use_cache=False)
-    return out.last_hidden_state[0, inputs.starts[: len(batch.rows)]]
+    hidden: Tensor = out.last_hidden_state[0, inputs.starts[: len(batch.rows)]]
+    return hidden
 
 
 def head_of(model: PreTrainedModel) -> Head | None:

@@ -1,13 +1,13 @@
 """The head that stands on a body: over the vocabulary, or new and over classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tunesmith.data.example import Source
@@ -15,7 +15,7 @@ from tunesmith.data.pack import Batch, best_fit, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.forward import first_hidden_states, learnt_hidden_states
-from tunesmith.models.prompts import plain_model
+from tunesmith.models.prompts import plain_model, virtual_tokens
 
 
 def head_names(model: PreTrainedModel) -> list[str]:
@@ -44,8 +44,35 @@ def class_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
         logits: Tensor = plain.score(hidden)
         return logits
     with _body_given(plain, hidden[:, None]):
-        logits = plain(input_ids=batch.input_ids.new_zeros(len(hidden), 1)).logits
-    return logits
+        found: Tensor = plain(input_ids=batch.input_ids.new_zeros(len(hidden), 1)).logits
+    return found
+
+
+@torch.no_grad()
+def told(model: PreTrainedModel, labels: Sequence[str], table: TokenTable, tokens_per_batch: int) -> list[str]:
+    """The likeliest class of each row, by name, in the table's order."""
+    found = [""] * len(table)
+    for rows in best_fit(table.lengths.tolist(), tokens_per_batch):
+        likeliest = class_logits(model, collate(table, rows, model.device)).argmax(-1).tolist()
+        for row, place in zip(rows, likeliest, strict=True):
+            found[row] = labels[place]
+    return found
+
+
+@torch.no_grad()
+def classes_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], texts: Sequence[str]
+) -> list[tuple[str, float]]:
+    """The likeliest class of each text and its probability, through the model's own forward."""
+    found = []
+    room = model.config.get_text_config().max_position_embeddings - virtual_tokens(model)
+    for text in texts:
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=room).to(model.device)
+        inputs.pop("token_type_ids", None)
+        probabilities = torch.softmax(model(**inputs).logits[0].float(), -1)
+        place = int(probabilities.argmax())
+        found.append((labels[place], float(probabilities[place])))
+    return found
 
 
 def _read(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -155,7 +155,8 @@ def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
         for file in _weight_files(model):
             with safe_open(file, framework="pt") as tensors:
                 if key in tensors.keys():  # noqa: SIM118
-                    return tensors.get_tensor(key)
+                    found: Tensor = tensors.get_tensor(key)
+                    return found
     raise UserError(f"{model.name_or_path} stores no {name}, so what quantisation took from it cannot be found.")
 
 

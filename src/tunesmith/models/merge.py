@@ -51,7 +51,8 @@ def merged_model(usable: Usable, into: Into = "original") -> PreTrainedModel:
             raise UserError(f"{usable.adapter} cannot be merged: {name} would hold numbers that are not finite.")
     if (_logits(merged) - trained).abs().max() > 0.01 * (1 + trained.abs().max()):
         raise UserError(
-            f"{usable.adapter} cannot be merged: what PEFT makes of it does not answer as the adapter does. Serve the adapter."
+            f"{usable.adapter} cannot be merged: what PEFT makes of it does not answer as the adapter does. "
+            "Serve the adapter."
         )
     return merged
 

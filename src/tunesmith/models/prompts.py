@@ -1,4 +1,5 @@
-"""Packed documents as a model's arguments, each with the learnt prompt or prefix that stands before it, if there is one.
+"""Packed documents as a model's arguments, each with the learnt prompt or prefix that stands before it, if there is
+one.
 
 PEFT's own forward puts a prompt before a whole row, which would reach the first document alone. Here every document
 gets what it would get by itself in PEFT: virtual tokens before its own (Lester et al. 2021), or keys and values before

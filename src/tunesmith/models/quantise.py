@@ -54,7 +54,7 @@ class QuantisedLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
         """The quantised parts follow to another device and keep their number formats, which are what they are."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.quantised.codes.device))
         self.dtype = probe.dtype
         self.quantised = self.quantised.to(probe.device)
@@ -93,7 +93,8 @@ def quantising(form: Format, double_quantisation: bool) -> Iterator[dict[str, An
 
 
 def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:
-    """Take transformers' marks of quantisation off: the layers behave as linear ones, and are not to be saved as such."""
+    """Take transformers' marks of quantisation off: the layers behave as linear ones, and are not to be saved as
+    such."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.is_quantized = False
@@ -113,8 +114,6 @@ class _Config(QuantizationConfigMixin):
 
 class _Quantiser(HfQuantizer):
     """Asked by transformers for each parameter as it is read."""
-
-    quantization_config: _Config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         inside = {id(module) for block in blocks(model) for module in block.modules()}

@@ -1,6 +1,7 @@
 """What a person names when they want answers (a run, an adapter, a model, a hub name), loaded ready to answer."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,15 +20,8 @@ class Usable:
 
     base: Base
     adapter: Path | None = None
-
-    @property
-    def labels(self) -> list[str] | None:
-        """The classes' names, if it is a classifier; None if it writes."""
-        if self.adapter is not None:
-            file = self.adapter / "labels.json"
-            labels: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-            return labels or None
-        return labels_of(self.base)
+    labels: Sequence[str] | None = None
+    """The classes' names, if it is a classifier; None if it writes."""
 
     @classmethod
     def find(cls, name: str) -> "Usable":
@@ -39,12 +33,13 @@ class Usable:
         path = Path(name).expanduser()
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
-                return cls(Recipe.load(path / "recipe.yaml").base, path / "adapter")
-            return cls(Base(path=locate(Base(path=str(path)))))
-        if (path / "adapter_config.json").exists():
+                return cls(Recipe.load(path / "recipe.yaml").base, path / "adapter", _labels_beside(path / "adapter"))
+            name = locate(Base(path=str(path)))
+        elif (path / "adapter_config.json").exists():
             config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-            return cls(Base(path=config["base_model_name_or_path"], revision=config.get("revision")), path)
-        return cls(Base(path=name))
+            base = Base(path=config["base_model_name_or_path"], revision=config.get("revision"))
+            return cls(base, path, _labels_beside(path))
+        return cls(Base(path=name), labels=labels_of(Base(path=name)))
 
     def whole(self) -> "Usable":
         """The same with the base's weights as they are stored, where a run held them quantised."""
@@ -71,3 +66,8 @@ class Usable:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
         return model.to(device).eval()
+
+
+def _labels_beside(adapter: Path) -> list[str] | None:
+    file = adapter / "labels.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -17,8 +17,8 @@ from tunesmith.recipe import ObjectiveConfig
 
 
 class Classification(ObjectiveConfig):
-    """loss = −log softmax(head(h))[label], with h the first token's last hidden state in an encoder (Devlin et al. 2019,
-    section 4.1), the last token's in a decoder (Radford et al. 2018, section 3.2)."""
+    """loss = −log softmax(head(h))[label], with h the first token's last hidden state in an encoder (Devlin et al.
+    2019, section 4.1), the last token's in a decoder (Radford et al. 2018, section 3.2)."""
 
     kind: Literal["classification"] = "classification"
 
@@ -48,8 +48,8 @@ class Classification(ObjectiveConfig):
         if example.label not in labels:
             raise UserError(
                 f"{example.source}: its label {example.label!r} is none of objective.labels ({', '.join(labels[:8])}"
-                f"{' …' if len(labels) > 8 else ''}). Mend the row, add the label, or leave labels out to take all that "
-                "the training rows hold."
+                f"{' …' if len(labels) > 8 else ''}). Mend the row, add the label, or leave labels out to take all "
+                "that the training rows hold."
             )
         return [Rendering(example.text or "", (), label=labels.index(example.label))]
 

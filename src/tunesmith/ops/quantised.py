@@ -11,6 +11,7 @@ The bytes are laid out as bitsandbytes lays them out, and its kernels, for CPU a
 
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
 
@@ -162,7 +163,7 @@ class _QuantisedLinear(torch.autograd.Function):
 
 def _scales(weight: Quantised) -> Tensor:
     """(blocks,) fp32."""
-    if weight.scale_scales is None:
+    if weight.scale_scales is None or weight.scale_offset is None:
         return weight.scales
     scales: Tensor = _bnb().dequantize_blockwise(
         weight.scales, absmax=weight.scale_scales, code=_dynamic_code(weight.scales.device), blocksize=SCALE_BLOCK
@@ -184,6 +185,4 @@ def _dynamic_code(device: torch.device) -> Tensor:
 @cache
 def _bnb() -> ModuleType:
     """bitsandbytes, imported when first needed, since that takes time."""
-    import bitsandbytes.functional as functional
-
-    return functional
+    return import_module("bitsandbytes.functional")

@@ -1,4 +1,4 @@
-"""An evaluation in the terminal: base beside tuned, with intervals; and the samples side by side."""
+"""Tables in the terminal: an evaluation with its intervals and samples, ways of merging, the methods."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
+
+from tunesmith.report.words import count
 
 Interval = Sequence[float]
 
@@ -53,6 +55,53 @@ def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
         table.add_row("base", Text(_short(sample["base"]) or "(nothing)", style="red"))
         table.add_row("tuned", Text(_short(sample["tuned"]) or "(nothing)", style="green"))
         table.add_row("", "")
+    return table
+
+
+def merge_table(trained_loss: float, ways: Sequence[Any], chosen: str) -> Table:
+    """What each way of merging costs.
+
+    Args:
+        trained_loss: held-out, of the model as it was trained (nats a learnt unit).
+        ways: with `into`, `loss` and `divergence`.
+        chosen: the way that was written.
+    """
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        caption="Held-out loss in nats a learnt unit; divergence: KL(trained ‖ merged), in nats. "
+        "The base was quantised in training.",
+        caption_justify="left",
+    )
+    for title in ("added to", "loss", "beside trained", "divergence", ""):
+        table.add_column(title, justify="left" if title in ("added to", "") else "right")
+    for way in ways:
+        mark = "written" if way.into == chosen else ""
+        change = f"{way.loss - trained_loss:+.4f}"
+        table.add_row(f"{way.into} weights", f"{way.loss:.4f}", change, f"{way.divergence:.2g}", mark)
+    return table
+
+
+def methods_table(found: dict[str, Any]) -> Table:
+    """What `tunesmith.methods.catalogue.catalogue` returns, at eighty columns."""
+    offered = ", ".join(found["peft_types"])
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_lines=True,
+        title=f"On {found['base']} ({count(found['parameters'])} weights), with each method's defaults",
+        title_justify="left",
+        caption=f"And by PEFT's names, as method: {{kind: peft, peft_type: …}}: {offered}. docs/matrix.md shows what "
+        "works at which precision.",
+        caption_justify="left",
+    )
+    table.add_column("kind", no_wrap=True, style="bold")
+    table.add_column("trains", justify="right", no_wrap=True)
+    table.add_column("rate", justify="right", no_wrap=True)
+    table.add_column("what, and when to choose it")
+    for method in found["methods"]:
+        said = Text.assemble((method["formula"], "italic"), "\n", method["choose"])
+        table.add_row(method["kind"], count(method["trained_parameters"]), f"{method['learning_rate']:.0e}", said)
     return table
 
 

@@ -1,0 +1,188 @@
+"""What each method learns, and what it forgets: the embedded base on docstrings and on GSM8K, by method, rate and seed.
+
+    python benchmarks/method_quality.py sweep      # one seed, rates around the default: where the defaults come from
+    python benchmarks/method_quality.py defaults   # five seeds at the shipped defaults: what a user gets
+    python benchmarks/method_quality.py report     # the table and the plots in docs/
+
+Every trial is a line of results/method_quality.jsonl; a trial that is there is not done again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
+RESULTS = HERE / "results" / "method_quality.jsonl"
+WORK = Path(tempfile.gettempdir()) / "method_quality"
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"kind": "full"},
+    "layers, last 2": {"kind": "layers", "last": 2},
+    "norms and biases": {"kind": "layers", "norms_and_biases": True},
+    "lora": {"kind": "lora"},
+    "lora, nf4": {"kind": "lora"},
+    "dora": {"kind": "lora", "dora": True},
+    "adapter, pfeiffer": {"kind": "adapter"},
+    "adapter, houlsby": {"kind": "adapter", "placement": "houlsby"},
+    "adapter, parallel": {"kind": "adapter", "placement": "parallel"},
+    "ia3": {"kind": "ia3"},
+    "prefix": {"kind": "prefix"},
+    "prefix, projection": {"kind": "prefix", "projection": True},
+    "prompt": {"kind": "prompt"},
+    "ptuning": {"kind": "ptuning"},
+}
+FACTORS = (0.1, 0.3, 1.0, 3.0)
+SEEDS = 5
+STEPS = 40
+TOKENS_PER_STEP = 2048
+FORGETTING_ROWS = 24  # of 512 tokens of WikiText-2
+
+
+def data_of(task: str) -> tuple[Path, Path]:
+    """Rows to learn and rows to test on."""
+    folder = WORK / task
+    if task == "docstrings":
+        if not (folder / "train.jsonl").exists():
+            from tunesmith.demo.docstrings import write_pairs
+
+            folder.mkdir(parents=True, exist_ok=True)
+            write_pairs(folder)
+        return folder / "train.jsonl", folder / "held_out.jsonl"
+    return DATA / "gsm8k" / "train.jsonl", DATA / "gsm8k" / "test.jsonl"
+
+
+def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
+    """Train, and measure the held-out loss and WikiText-2's before and after."""
+    import torch
+
+    torch.set_num_threads(1)
+    import tunesmith
+
+    learn, test = data_of(task)
+    folder = Path(tempfile.mkdtemp(dir=WORK))
+    recipe = {
+        "base": {"path": "embedded", "weights": "nf4" if name.endswith("nf4") else "auto"},
+        "data": {"train": str(learn), "held_out": [str(test)], "max_length": 512, "over_long": "drop"},
+        "method": METHODS[name],
+        "train": {
+            "steps": STEPS,
+            "tokens_per_step": TOKENS_PER_STEP,
+            "evaluate_every": STEPS,
+            "evaluate_rows": 200,
+            "learning_rate": rate,
+            "seed": seed,
+        },
+    }
+    run = tunesmith.train(recipe, folder / "run")
+    events = list(run.events())
+    start = next(event for event in events if event["event"] == "start")
+    losses = [event["loss"] for event in events if event["event"] == "evaluation"]
+    end = next(event for event in events if event["event"] == "end")
+    found = {
+        "task": task,
+        "method": name,
+        "rate": start["learning_rate"],
+        "default_rate": rate is None,
+        "seed": seed,
+        "trained_parameters": start["trained_parameters"],
+        "before": losses[0],
+        "after": losses[-1],
+        "general": general_loss(str(run.folder)),
+        "seconds": end["seconds"],
+    }
+    shutil.rmtree(folder)
+    return found
+
+
+def general_loss(model: str) -> float:
+    """Nats a token on WikiText-2's validation text, in pieces of 512 tokens."""
+    import torch
+
+    from tunesmith.data.prepare import prepare
+    from tunesmith.engine.held_out import held_out_losses
+    from tunesmith.models.attention import use_document_attention
+    from tunesmith.models.prompts import plain_model
+    from tunesmith.models.usable import Usable
+    from tunesmith.recipe import Recipe
+
+    text = DATA / "wikitext2" / "valid.txt"
+    recipe = Recipe.load(
+        {"data": {"train": str(text), "held_out": 0.0, "max_length": 512, "form": "text"}, "objective": "text"}
+    )
+    usable = Usable.find(model)
+    table = prepare(recipe, usable.tokenizer()).train
+    loaded = usable.model(torch.float32, torch.device("cpu"))
+    use_document_attention(plain_model(loaded))
+    rows = range(min(FORGETTING_ROWS, len(table)))
+    return held_out_losses(loaded, recipe.objective, table, rows, 2048, torch.device("cpu")).loss
+
+
+def default_rate(name: str) -> float:
+    from tunesmith.recipe import METHODS as REGISTRY
+    from tunesmith.recipe import named_kind
+
+    method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
+    return float(method.learning_rate(7_212_288))
+
+
+def done() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+
+
+def run_all(wanted: list[tuple[str, str, float | None, int]], workers: int) -> None:
+    there = {(each["task"], each["method"], f"{each['rate']:.1e}", each["seed"]) for each in done()}
+    left = [
+        each for each in wanted if (each[0], each[1], f"{each[2] or default_rate(each[1]):.1e}", each[3]) not in there
+    ]
+    WORK.mkdir(parents=True, exist_ok=True)
+    for task in {each[0] for each in left}:
+        data_of(task)
+    with ProcessPoolExecutor(workers) as pool:
+        for number, found in enumerate(pool.map(trial, *zip(*left, strict=True)) if left else (), 1):
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(
+                f"{number}/{len(left)} {found['task']} {found['method']} {found['rate']:.1e} seed {found['seed']}: "
+                f"{found['before']:.3f} → {found['after']:.3f}, general {found['general']:.3f}, "
+                f"{found['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("sweep", "defaults", "report"))
+    parser.add_argument("--tasks", nargs="+", default=["docstrings", "gsm8k"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.what == "report":
+        report()
+        return
+    if arguments.what == "sweep":
+        wanted = [
+            (task, name, float(f"{default_rate(name) * factor:.1e}"), 0)
+            for task in arguments.tasks
+            for name in arguments.methods
+            for factor in FACTORS
+        ]
+    else:
+        wanted = [
+            (task, name, None, seed) for task in arguments.tasks for name in arguments.methods for seed in range(SEEDS)
+        ]
+    run_all(wanted, arguments.workers)  # type: ignore[arg-type]
+
+
+def report() -> None:
+    raise NotImplementedError(statistics.__name__)
+
+
+if __name__ == "__main__":
+    main()

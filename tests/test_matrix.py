@@ -1,0 +1,29 @@
+"""Methods × precisions × families: a covering selection of the matrix that docs/matrix.md shows in full."""
+
+from pathlib import Path
+
+import pytest
+from matrix import FAMILIES, METHODS, REASONS, WEIGHTS, Cell, attempt, cells, covering, make_bases, write_data
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    make_bases(folder)
+    write_data(folder)
+    return folder
+
+
+@pytest.mark.parametrize("cell", covering(), ids=lambda cell: f"{cell.name}-{cell.weights}-{cell.family}")
+def test_learns_saves_resumes_reloads_generates_and_merges_or_is_refused_by_name(cell: Cell, bases: Path) -> None:
+    outcome = attempt(cell, bases)
+    assert outcome.failed is None, outcome.failed
+    if outcome.refused is not None:
+        assert any(reason in outcome.refused for reason in REASONS), f"refused without a reason: {outcome.refused}"
+
+
+def test_the_selection_covers_every_method_and_every_precision_of_every_family() -> None:
+    chosen = covering()
+    assert {cell.name for cell in chosen} == {cell.name for cell in cells()}
+    assert {(cell.weights, cell.family) for cell in chosen} == {(w, f) for w in WEIGHTS for f in FAMILIES}
+    assert {cell.method["kind"] for cell in chosen} == set(METHODS)
