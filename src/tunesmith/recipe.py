@@ -65,6 +65,11 @@ class MethodConfig(Strict, ABC):
     """When to choose it, and its known weakness, in a sentence or two."""
 
     @property
+    def virtual_tokens(self) -> int:
+        """Positions of the model's context that it takes for itself."""
+        return 0
+
+    @property
     def moves_base(self) -> bool:
         """Whether it changes matrices of the base itself, which then cannot be held quantised."""
         return False
@@ -184,7 +189,8 @@ class Data(Strict):
     """Names of the columns that play a part, where they are not the usual ones: `{question: q, answer: reply}`."""
 
     max_length: int = Field(default=1024, ge=8)
-    """The longest example, in tokens. 1,024 holds most question–answer rows, and memory grows with it."""
+    """The longest example, in tokens. 1,024 holds most question–answer rows, and memory grows with it; where it is not
+    given and the base has fewer positions, it is what the base has."""
 
     over_long: Literal["auto", "refuse", "truncate", "split", "drop"] = "auto"
     """What to do with an example over `max_length`; always counted. Default: `refuse` for instructions (a cut answer

@@ -26,8 +26,7 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_norms
 from tunesmith.models.heads import body_is_frozen, check_class_head, with_features
-from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.models.prompts import plain_model, virtual_tokens
+from tunesmith.models.load import learnt_positions, load_model, load_tokenizer, refuse_encoder
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.plan.probe import measured, probe
 from tunesmith.recipe import Recipe
@@ -54,7 +53,9 @@ def train(
     Raises:
         UserError: what the user can mend, in one line.
     """
-    resolved = settled(Recipe.load(recipe, list(overrides)))
+    resolved = _with_room(settled(Recipe.load(recipe, list(overrides))))
+    if not resolved.objective.classes:
+        refuse_encoder(resolved.base)
     tokenizer = load_tokenizer(resolved.base)
     prepared = prepare(resolved, tokenizer)
     place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
@@ -159,21 +160,27 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
     adapted = recipe.method.apply(model, recipe.train.seed)
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    _refuse_long_rows(recipe, adapted)
     return adapted
 
 
-def _refuse_long_rows(recipe: Recipe, model: PreTrainedModel) -> None:
-    """A prompt takes positions of a context whose positions are learnt, and beyond them there are none."""
-    config = plain_model(model).config.get_text_config()
-    room, taken = getattr(config, "max_position_embeddings", None), virtual_tokens(model)
-    learnt_positions = not any(hasattr(config, name) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
-    if room is not None and learnt_positions and recipe.data.max_length + taken > room:
-        beside = f" beside the method's {taken} virtual tokens" if taken else ""
-        raise UserError(
-            f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than the {room:,} positions of "
-            f"{type(plain_model(model)).__name__}. Set data.max_length: {room - taken}."
-        )
+def _with_room(recipe: Recipe) -> Recipe:
+    """The recipe with rows no longer than the base has positions, where those are learnt and there are none beyond.
+
+    Raises:
+        UserError: the recipe asks for longer ones.
+    """
+    positions = learnt_positions(recipe.base)
+    taken = recipe.method.virtual_tokens
+    if positions is None or recipe.data.max_length + taken <= positions:
+        return recipe
+    room = positions - taken
+    if "max_length" not in recipe.data.model_fields_set:
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": room})})
+    beside = f" beside the method's {taken} virtual tokens" if taken else ""
+    raise UserError(
+        f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than the {positions:,} positions that "
+        f"{recipe.base.path} has. Set data.max_length: {room}."
+    )
 
 
 def _with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:

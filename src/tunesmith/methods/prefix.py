@@ -41,6 +41,10 @@ class Prefix(MethodConfig):
     formula: ClassVar[str] = "softmax(q [P_k; K]ᵀ) [P_v; V] in every layer"
     choose: ClassVar[str] = "The base stays untouched, tasks switch within a batch. Takes context; seldom reaches LoRA."
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         torch.manual_seed(seed)
         start = None if self.projection else keys_and_values(model, start_tokens(model, self.tokens, self.start))

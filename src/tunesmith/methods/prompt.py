@@ -33,6 +33,10 @@ class Prompt(MethodConfig):
     formula: ClassVar[str] = "[P; E(x)]"
     choose: ClassVar[str] = "Large models, many tasks, fewest numbers to keep. Learns little on small models."
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         torch.manual_seed(seed)
         start = model.get_input_embeddings()(start_tokens(model, self.tokens, self.start)).detach()

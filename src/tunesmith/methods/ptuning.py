@@ -6,12 +6,12 @@ Choose it where prompt tuning learns too slowly: the network makes its embedding
 models.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel, PromptEncoderConfig
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.methods.adapted import adapt, by_size
@@ -37,6 +37,10 @@ class PTuning(MethodConfig):
     formula: ClassVar[str] = "[g(P); E(x)], g an MLP"
     choose: ClassVar[str] = "Where prompt tuning learns too slowly. Larger models; more to train than it keeps."
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         torch.manual_seed(seed)
         start = model.get_input_embeddings()(start_tokens(model, self.tokens, self.start)).detach().float()
@@ -55,7 +59,7 @@ class PTuning(MethodConfig):
 
 
 @torch.no_grad()
-def _make_give(encoder: nn.Module, start: Tensor) -> None:
+def _make_give(encoder: Any, start: Tensor) -> None:
     """Solve the network's last layer so that it gives `start` (tokens, hidden), as near as its width allows."""
     inner, last = encoder.mlp_head[:-1], encoder.mlp_head[-1]
     hidden = inner.float()(encoder.embedding.weight.float()).cpu()  # (tokens, inner)

@@ -96,7 +96,6 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, labels: Sequence[s
     kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     try:
         config = AutoConfig.from_pretrained(where, **options)
-        _refuse_wrong_head(base, config, labels)
         if labels is not None:
             config.num_labels = len(labels)
             config.id2label = dict(enumerate(labels))
@@ -133,6 +132,37 @@ def skeleton(base: Base, labels: Sequence[str] | None = None) -> PreTrainedModel
         raise _not_loaded(base, "model", error) from error
 
 
+def learnt_positions(base: Base) -> int | None:
+    """How many positions the base knows, where each has a learnt embedding; None where they are computed.
+
+    Raises:
+        UserError: the base is not there.
+    """
+    config = _config(base).get_text_config()
+    computed = any(hasattr(config, name) for name in ("rope_parameters", "rope_theta", "rope_scaling", "alibi"))
+    return None if computed else getattr(config, "max_position_embeddings", None)
+
+
+def refuse_encoder(base: Base) -> None:
+    """Raises:
+    UserError: the base was not made to write text, or is not there.
+    """
+    config = _config(base)
+    if not _has_decoder(config):
+        raise UserError(
+            f"base: {base.path} is an encoder ({config.model_type}), which writes no text. Set objective: "
+            "{kind: classification}, or a base that writes, such as embedded."
+        )
+
+
+def _config(base: Base) -> PretrainedConfig:
+    options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
+    try:
+        return AutoConfig.from_pretrained(locate(base), **options)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(base, "config", error) from error
+
+
 def labels_of(base: Base) -> list[str] | None:
     """The classes' names of a model that was trained to tell classes apart; None of one that writes."""
     where = Path(locate(base))
@@ -167,14 +197,6 @@ def _weight_files(model: PreTrainedModel) -> list[str]:
         return [cached_file(model.name_or_path, "model.safetensors", **options)]
     files = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return [cached_file(model.name_or_path, file, **options) for file in files]
-
-
-def _refuse_wrong_head(base: Base, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
-    if labels is None and not _has_decoder(config):
-        raise UserError(
-            f"base: {base.path} is an encoder ({config.model_type}), which writes no text. Set objective: "
-            "{kind: classification}, or a base that writes, such as embedded."
-        )
 
 
 def _has_decoder(config: PretrainedConfig) -> bool:

@@ -124,8 +124,7 @@ class _Quantiser(HfQuantizer):
         }
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
-        layer, _, kind = param_name.rpartition(".")
-        return kind == "weight" and layer in self.layers
+        return param_name.endswith(".weight") and param_name.removesuffix(".weight") in self.layers
 
     def get_quantize_ops(self) -> "_Quantise":
         return _Quantise(self.quantization_config)

@@ -59,6 +59,7 @@ class Usable:
         """
         model = load_model(self.base, dtype, labels=self.labels)
         if self.adapter is not None:
+            _refuse_pickle(self.adapter)
             try:
                 with quiet_peft():
                     model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
@@ -71,3 +72,12 @@ class Usable:
 def _labels_beside(adapter: Path) -> list[str] | None:
     file = adapter / "labels.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _refuse_pickle(adapter: Path) -> None:
+    """A pickle can run any code when it is read."""
+    if (adapter / "adapter_model.bin").exists() and not (adapter / "adapter_model.safetensors").exists():
+        raise UserError(
+            f"{adapter} holds its weights as a pickle (adapter_model.bin), which can run code when it is read. Convert "
+            "it to safetensors where you trust it."
+        )

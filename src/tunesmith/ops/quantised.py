@@ -74,19 +74,45 @@ def quantise(weight: Tensor, form: Format, double_quantisation: bool = False) ->
     Raises:
         ValueError: it is not finite, or `double_quantisation` is asked of int8, which has a scale a row and no more.
     """
+    shape = (weight.shape[0], weight.shape[1])
+    # In pieces, since the kernels' temporaries are several times what they read.
+    if form == "int8":
+        rows = [_quantise_rows(piece) for piece in weight.split(max(1, _PIECE // shape[1]))]
+        return Quantised(
+            form, shape, torch.cat([codes for codes, _ in rows]), torch.cat([scales for _, scales in rows])
+        )
+    pieces = [_quantise_blocks(piece, form) for piece in weight.reshape(-1).split(_PIECE)]
+    codes, scales = torch.cat([codes for codes, _ in pieces]), torch.cat([scales for _, scales in pieces])
+    if not double_quantisation:
+        return Quantised(form, shape, codes, scales)
+    offset = scales.mean()
+    scale_codes, state = _bnb().quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
+    return Quantised(form, shape, codes, scale_codes, offset, state.absmax)
+
+
+_PIECE = BLOCK * 2**14
+"""Numbers quantised at once: a million, of whole blocks."""
+
+
+def _quantise_blocks(piece: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Codes (⌈n / 2⌉, 1) and scales (⌈n / 64⌉,) of n numbers."""
+    _refuse_not_finite(piece)
+    codes, state = _bnb().quantize_4bit(piece, blocksize=BLOCK, quant_type=form)
+    return codes, state.absmax.float()
+
+
+def _quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (rows, in) and scales (rows,)."""
+    _refuse_not_finite(rows)
+    whole = rows.float()
+    scales = whole.abs().amax(1)
+    codes = torch.round(whole * (127 / scales.clamp_min(torch.finfo(torch.float32).tiny))[:, None])
+    return codes.to(torch.int8), scales
+
+
+def _refuse_not_finite(weight: Tensor) -> None:
     if not torch.isfinite(weight).all():
         raise ValueError("it holds a weight that is not finite")
-    shape = (weight.shape[0], weight.shape[1])
-    if form == "int8":
-        scales = weight.float().abs().amax(1)
-        codes = torch.round(weight.float() * (127 / scales.clamp_min(torch.finfo(torch.float32).tiny))[:, None])
-        return Quantised(form, shape, codes.to(torch.int8), scales)
-    codes, state = _bnb().quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, compress_statistics=double_quantisation, quant_type=form
-    )
-    if not double_quantisation:
-        return Quantised(form, shape, codes, state.absmax.float())
-    return Quantised(form, shape, codes, state.absmax, state.offset.float(), state.state2.absmax.float())
 
 
 def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,186 @@
+"""A random Mistral of a billion weights in NF4: memory while loading and training, beside the arithmetic.
+
+    python benchmarks/quantised_memory.py     # about five minutes; writes results/quantised_memory.json
+
+Each measurement is a process of its own. Memory is anonymous resident memory (Linux's RssAnon), above what Python and the
+libraries hold: pages of the mapped checkpoint are the kernel's to drop. Then the same checkpoint is loaded under a limit
+on the process's data (RLIMIT_DATA) that is below the checkpoint's size.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+OUT = HERE / "results" / "quantised_memory.json"
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32_000,
+}
+WIDTH = 1024  # tokens in a batch
+
+
+def anonymous() -> int:
+    """Bytes of anonymous resident memory."""
+    with Path("/proc/self/status").open() as file:
+        return int(next(line for line in file if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+class Peak:
+    """The most anonymous memory within the block, sampled each millisecond."""
+
+    def __enter__(self) -> "Peak":
+        self.before = self.most = anonymous()
+        self._stop = False
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self._stop = True
+        self._watcher.join()
+        self.after = anonymous()
+
+    def _watch(self) -> None:
+        while not self._stop:
+            self.most = max(self.most, anonymous())
+            time.sleep(0.001)
+
+    def told(self) -> dict[str, float]:
+        return {"peak": self.most - self.before, "held": self.after - self.before, "seconds": round(self.seconds, 1)}
+
+
+def make(folder: Path) -> None:
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    config = MistralConfig(**SHAPE, sliding_window=None, tie_word_embeddings=False)
+    MistralForCausalLM(config).save_pretrained(folder, max_shard_size="1GB")
+
+
+def load(folder: str, weights: str) -> Any:
+    import torch
+
+    from tunesmith.models.load import load_model
+    from tunesmith.recipe import Base
+
+    return load_model(Base(path=folder, weights=weights), torch.bfloat16)  # type: ignore[arg-type]
+
+
+def loading(folder: str, weights: str) -> dict[str, Any]:
+    import bitsandbytes.functional
+    import peft  # noqa: F401
+    import torch
+
+    bitsandbytes.functional.quantize_4bit(torch.randn(64, 64, dtype=torch.bfloat16))  # what is set up once
+    with Peak() as peak:
+        model = load(folder, weights)
+    from tunesmith.models.quantise import quantised_bytes
+
+    plain = sum(each.numel() * each.element_size() for each in model.parameters())
+    largest = SHAPE["hidden_size"] * SHAPE["intermediate_size"] * 2
+    return {**peak.told(), "arithmetic": plain + quantised_bytes(model), "largest_matrix": largest}
+
+
+def training(folder: str, weights: str) -> dict[str, Any]:
+    import torch
+
+    from tunesmith.data.example import Source
+    from tunesmith.data.pack import collate
+    from tunesmith.data.tokens import TokenTable
+    from tunesmith.engine.allocator import keep_freed_memory
+    from tunesmith.engine.optimiser import MasterWeights
+    from tunesmith.methods.lora import LoRA
+    from tunesmith.models.attention import use_document_attention
+    from tunesmith.models.forward import next_token_loss
+    from tunesmith.models.fused import use_fused_norms
+    from tunesmith.recipe import Train
+
+    keep_freed_memory()
+    ids = torch.randint(5, SHAPE["vocab_size"], (WIDTH,)).int().numpy()
+    batch = collate(TokenTable.build([(ids, ids > 0, Source("", 1))]), [0])
+    seconds = []
+    with Peak() as peak:
+        model = load(folder, weights)
+        use_document_attention(model)
+        use_fused_norms(model)
+        model = LoRA().apply(model, 0)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        masters = MasterWeights(model.named_parameters(), Train())
+        model.train()
+        for _ in range(3):
+            started = time.perf_counter()
+            next_token_loss(model, batch).backward()
+            masters.step(1e-4, batch.learnt_tokens, 1.0)
+            seconds.append(time.perf_counter() - started)
+    return {
+        **peak.told(),
+        "tokens_per_second": round(WIDTH / sorted(seconds)[1], 1),
+        "adapter_state": len(masters.flat) * 18,
+    }
+
+
+def limited(folder: str, limit: str) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+    found = loading(folder, "nf4")
+    return {**found, "limit": int(limit)}
+
+
+def in_a_process(what: str, *arguments: str) -> dict[str, Any]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", what, *arguments], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(what, *arguments[1:], found, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        kind, *rest = arguments.one
+        print(json.dumps({"loading": loading, "training": training, "limited": limited}[kind](*rest)))
+        return
+    import bitsandbytes
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        stored = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+        result = {
+            "shape": SHAPE,
+            "stored_bytes": stored,
+            "loading": {weights: in_a_process("loading", folder, weights) for weights in ("nf4", "int8", "bf16")},
+            "limited": in_a_process("limited", folder, str(1_900_000_000)),
+            "training": {weights: in_a_process("training", folder, weights) for weights in ("nf4", "bf16")},
+            "width": WIDTH,
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "versions": {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

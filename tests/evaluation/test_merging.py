@@ -1,0 +1,158 @@
+"""Merging measures what it costs; combining adds adapters up; adapters that others wrote are read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import tunesmith
+from tunesmith.errors import UserError
+from tunesmith.evaluation.merging import merge
+from tunesmith.models.combine import combine
+from tunesmith.models.usable import Usable
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    def trained(name: str, **changes: Any) -> Path:
+        recipe = {
+            "base": {"path": str(tiny_model), "weights": changes.pop("weights", "fp32")},
+            "data": {"train": str(write_rows()), "held_out": 0.2},
+            "method": {"kind": "lora", "rank": 4, **changes.pop("method", {})},
+            "train": {"steps": 6, "tokens_per_step": 512, "learning_rate": 1e-2, "precision": "fp32", **changes},
+        }
+        return tunesmith.train(recipe, tmp_path / name).folder
+
+    return trained
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(5, 40)[None]).logits
+
+
+def test_merging_after_nf4_tries_both_ways_and_writes_the_better_with_its_cost(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = run("quantised", weights="nf4")
+    merged = merge(str(folder), tmp_path / "merged", "fp32")
+    told = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    ways = {way["into"]: way for way in told["ways"]}
+    assert set(ways) == {"original", "dequantised"}
+    assert ways[told["into"]]["loss"] == min(way["loss"] for way in ways.values())
+    assert ways["dequantised"]["divergence"] < 1e-6 < ways["original"]["divergence"], (
+        "it was trained on the rounded ones"
+    )
+    trained = logits_of(Usable.find(str(folder)).model(torch.float32, CPU))
+    found = logits_of(AutoModelForCausalLM.from_pretrained(merged.path))
+    exact = torch.allclose(found, trained, atol=1e-4)
+    assert exact == (merged.into == "dequantised")
+
+
+def test_a_weight_that_would_not_be_finite_is_never_written(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run("run")
+    file = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "lora_B" in name)
+    save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, file)
+    with pytest.raises(UserError, match=r"cannot be merged"):
+        merge(str(folder), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_prompt_cannot_be_merged_and_says_so(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = {"data": {"train": str(write_rows())}, "method": "prefix", "train": {"steps": 1}}
+    other = tunesmith.train({**recipe, "base": str(tiny_model)}, tmp_path / "other").folder
+    with pytest.raises(UserError, match="part of no weight"):
+        merge(str(other), tmp_path / "merged")
+
+
+def test_adapters_combined_by_cat_add_up_exactly_and_plain_peft_reads_them(
+    run: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    first, second = run("first"), run("second", seed=1, learning_rate=2e-2)
+    combined = combine([str(first), str(second)], tmp_path / "both", "cat", [0.3, 0.7])
+    weight = "model.layers.0.mlp.up_proj.weight"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).state_dict()[weight]
+
+    def delta(adapter: Path) -> torch.Tensor:
+        model = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), adapter
+        )
+        return model.merge_and_unload().state_dict()[weight] - base
+
+    expected = 0.3 * delta(first / "adapter") + 0.7 * delta(second / "adapter")
+    torch.testing.assert_close(delta(combined), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["linear", "svd", "ties", "dare_linear", "dare_ties"])
+def test_every_way_of_combining_writes_an_adapter_that_loads(
+    how: Any, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    first, second = run("first"), run("second", seed=1)
+    combined = combine([str(first), str(second)], tmp_path / how, how)
+    assert torch.isfinite(logits_of(Usable.find(str(combined)).model(torch.float32, CPU))).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"names": ["embedded"]}, "two adapters or more"),
+        ({"names": ["embedded", "embedded"]}, "has no adapter"),
+        ({"names": ["embedded", "embedded"], "how": "average"}, "is not known"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(arguments: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        combine(output=tmp_path / "out", **arguments)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "PEFT": {"target_modules": ["q_proj", "v_proj"]},
+    "Axolotl, with embeddings": {
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "modules_to_save": ["embed_tokens", "lm_head"],
+    },
+    "LLaMA-Factory": {"target_modules": "all-linear", "lora_dropout": 0.05, "use_rslora": True},
+    "Unsloth": {
+        "target_modules": r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj))"
+    },
+}
+"""Configurations as these tools write them; all save through PEFT."""
+
+
+@pytest.mark.parametrize("tool", OTHERS)
+def test_adapters_that_other_tools_wrote_answer_and_merge(tool: str, tiny_model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    theirs = get_peft_model(
+        model, LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **OTHERS[tool])
+    ).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    # A field that an older or newer PEFT has, and Unsloth's notes.
+    config.write_text(json.dumps({**json.loads(config.read_text()), "unsloth_fixed": True, "auto_mapping": None}))
+    ours = Usable.find(str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits_of(ours.model(torch.float32, CPU)), logits_of(theirs), rtol=1e-4, atol=1e-4)
+    merged = merge(str(tmp_path / "adapter"), tmp_path / "merged", "fp32")
+    whole = AutoModelForCausalLM.from_pretrained(merged.path)
+    torch.testing.assert_close(logits_of(whole), logits_of(theirs), rtol=1e-3, atol=1e-3)
+
+
+def test_an_adapter_as_a_pickle_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run("run")
+    file = folder / "adapter" / "adapter_model.safetensors"
+    torch.save(load_file(file), folder / "adapter" / "adapter_model.bin")
+    file.unlink()
+    with pytest.raises(UserError, match=r"pickle"):
+        Usable.find(str(folder)).model(torch.float32, CPU)

@@ -1,0 +1,97 @@
+"""A base in 4 or 8 bits: loaded layer by layer, and the same model as its whole weights, rounded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matrix import make_bases
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tunesmith.models.load import load_model
+from tunesmith.models.quantise import QuantisedLinear, made_whole, quantised_bytes
+from tunesmith.ops.quantised import dequantise, quantise
+from tunesmith.recipe import Base
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    make_bases(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("weights", ["int8", "nf4", "fp4"])
+def test_a_quantised_base_is_the_whole_one_with_its_blocks_matrices_rounded(
+    weights: str, family: str, bases: Path
+) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(bases / family, dtype=torch.float32)
+    model = load_model(Base(path=str(bases / family), weights=weights), torch.float32)  # type: ignore[arg-type]
+    rounded = [name for name, module in model.named_modules() if isinstance(module, QuantisedLinear)]
+    assert len(rounded) == {"llama": 14, "gpt2": 8}[family], "every linear layer of two blocks, and no head"
+    for name in rounded:
+        layer, original = model.get_submodule(name), whole.get_submodule(name)
+        stored = original.weight if family == "llama" else original.weight.T
+        expected = dequantise(quantise(stored.detach(), weights, weights != "int8"), torch.float32)  # type: ignore[arg-type]
+        torch.testing.assert_close(layer.weight, expected)
+        with torch.no_grad():
+            original.weight.copy_(expected if family == "llama" else expected.T)
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+        again = made_whole(model)(input_ids=ids).logits
+    torch.testing.assert_close(again, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_casting_a_model_leaves_its_scales_as_they_are(bases: Path) -> None:
+    model = load_model(Base(path=str(bases / "llama"), weights="nf4"), torch.float32)
+    layer = model.model.layers[0].mlp.up_proj
+    before = layer.weight
+    model.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.quantised.scale_offset.dtype == torch.float32
+    torch.testing.assert_close(layer.weight, before.bfloat16())
+
+
+PEAK = """
+import resource, sys, torch
+from tunesmith.models.load import load_model
+from tunesmith.recipe import Base
+import peft, bitsandbytes
+tiny = load_model(Base(path=sys.argv[2], weights="nf4"), torch.bfloat16)
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
+import threading, time
+before, most, stop = anonymous(), 0, False
+def watch():
+    global most
+    while not stop:
+        most = max(most, anonymous()); time.sleep(0.001)
+watcher = threading.Thread(target=watch); watcher.start()
+model = load_model(Base(path=sys.argv[1], weights="nf4"), torch.bfloat16)
+stop = True; watcher.join()
+print(most - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
+def test_loading_never_holds_more_than_the_quantised_model_and_a_matrix_or_two(bases: Path, tmp_path: Path) -> None:
+    """A checkpoint of 16 bits that would not fit is never in memory: its tensors are read and quantised one by one."""
+    config = LlamaConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=512
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).bfloat16()
+    stored = sum(each.numel() * 2 for each in model.parameters())
+    model.save_pretrained(tmp_path / "large")
+    del model
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "large"), str(bases / "llama")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    held = quantised_bytes(load_model(Base(path=str(tmp_path / "large"), weights="nf4"), torch.bfloat16))
+    largest = 768 * 3072 * 2
+    assert held < 0.3 * stored
+    assert int(done.stdout) < held + 2 * 512 * 768 * 2 + 6 * largest, "more than a few matrices beside the model"

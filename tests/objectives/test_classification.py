@@ -1,0 +1,140 @@
+"""A class for each text: learnt, written in the ecosystem's format; rows that cannot be learnt are named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matrix import make_bases
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import tunesmith
+from tunesmith.data.prepare import prepare, settled
+from tunesmith.errors import UserError
+from tunesmith.models.heads import classes_of
+from tunesmith.models.load import load_tokenizer
+from tunesmith.models.usable import Usable
+from tunesmith.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    make_bases(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "reviews.csv"
+    lines = [f"{('bad', 'good')[n % 2]} film w{n % 11} w{n % 5},{('no', 'yes')[n % 2]}" for n in range(80)]
+    file.write_text("text,category\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def recipe_of(base: Path, rows: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "base": str(base),
+        "data": {"train": str(rows), "held_out": 0.25, **changes.pop("data", {})},
+        "method": changes.pop("method", "full"),
+        "objective": {"kind": "classification", **changes.pop("objective", {})},
+        "train": {"steps": 12, "tokens_per_step": 256, "precision": "fp32", **changes},
+    }
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_trained_classifier_is_read_by_transformers_and_tells_the_classes(
+    family: str, bases: Path, rows: Path, tmp_path: Path
+) -> None:
+    run = tunesmith.train(recipe_of(bases / family, rows, steps=30, learning_rate=3e-3), tmp_path / "run")
+    found = tunesmith.evaluate(run.folder)
+    assert found["tuned"]["metrics"]["accuracy"]["value"] > 0.9
+    theirs = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    assert theirs.config.id2label == {0: "no", 1: "yes"}
+    inputs = tokenizer("good film w3 w3", return_tensors="pt")
+    probabilities = torch.softmax(theirs(input_ids=inputs["input_ids"]).logits[0], -1)
+    usable = Usable.find(str(run.folder))
+    ours = classes_of(
+        usable.model(torch.float32, torch.device("cpu")), usable.tokenizer(), usable.labels or (), ["good film w3 w3"]
+    )
+    assert ours[0][0] == theirs.config.id2label[int(probabilities.argmax())]
+    assert ours[0][1] == pytest.approx(float(probabilities.max()), abs=1e-4)
+
+
+def test_a_new_head_on_a_frozen_body_learns_the_same_from_features_computed_once(
+    bases: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(bases / "bert", rows, method="layers", learning_rate=1e-2)
+    kept = tunesmith.train(recipe, tmp_path / "kept")
+    monkeypatch.setattr("tunesmith.engine.train.body_is_frozen", lambda model: False)
+    anew = tunesmith.train(recipe, tmp_path / "anew")
+
+    def losses(run: Any) -> list[float]:
+        return [event["loss"] for event in run.events() if event["event"] == "evaluation"]
+
+    np.testing.assert_allclose(losses(kept), losses(anew), rtol=1e-4)
+    assert losses(kept)[-1] < losses(kept)[0]
+    seconds = {run: sum(event["seconds"] for event in run.events() if event["event"] == "step") for run in (kept, anew)}
+    assert seconds[kept] > 0
+
+
+def test_labels_come_from_the_training_rows_or_from_the_recipe(bases: Path, rows: Path) -> None:
+    recipe = Recipe.load(recipe_of(bases / "bert", rows))
+    assert settled(recipe).objective.labels == ["no", "yes"]
+    named = Recipe.load(recipe_of(bases / "bert", rows, objective={"labels": ["yes", "no"]}))
+    assert settled(named).objective.labels == ["yes", "no"]
+    wrong = Recipe.load(recipe_of(bases / "bert", rows, objective={"labels": ["yes", "maybe"]}))
+    with pytest.raises(UserError, match=r"reviews.csv row 1: its label 'no' is none of objective.labels"):
+        prepare(wrong, load_tokenizer(wrong.base))
+
+
+def test_a_text_that_is_cut_keeps_the_tokens_that_it_ends_with_and_its_class(bases: Path, tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(
+        "".join(json.dumps({"text": "w1 " * 30, "label": label}) + "\n" for label in ("a", "b")), encoding="utf-8"
+    )
+    recipe = settled(Recipe.load(recipe_of(bases / "bert", file, data={"max_length": 10, "held_out": 0.0})))
+    tokenizer = load_tokenizer(recipe.base)
+    prepared = prepare(recipe, tokenizer)
+    assert prepared.report.truncated == 2
+    ids, learnt = prepared.train[1]
+    assert len(ids) == 11
+    assert (ids[0], ids[-2], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id, 1)
+    assert learnt.tolist() == [False] * 10 + [True]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "  ", "label": "a"}, "the text is empty"),
+        ({"text": "w1", "label": None}, "label"),
+        ({"text": "w1", "label": ["a"]}, "not a class's name or number"),
+        ({"text": 3, "label": "a"}, "text is"),
+    ],
+)
+def test_a_row_without_text_or_class_is_malformed_and_named(
+    row: dict[str, Any], said: str, bases: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    good = [{"text": f"w{n}", "label": "ab"[n % 2]} for n in range(4)]
+    file.write_text("".join(json.dumps(each) + "\n" for each in [*good, row]), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as refused:
+        settled(Recipe.load(recipe_of(bases / "bert", file)))
+    assert "row 5" in str(refused.value)
+
+
+def test_an_encoder_is_refused_for_answers_and_one_class_for_a_classifier(
+    bases: Path, rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"is an encoder .bert., which writes no text"):
+        tunesmith.train(
+            {"base": str(bases / "bert"), "data": {"train": str(rows), "form": "text"}, "objective": "text"},
+            tmp_path / "r",
+        )
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"text": "w1", "label": "a"}\n' * 3, encoding="utf-8")
+    with pytest.raises(UserError, match="two classes or more, and the training rows hold only 'a'"):
+        tunesmith.train(recipe_of(bases / "bert", file), tmp_path / "r")
