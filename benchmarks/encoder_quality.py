@@ -46,7 +46,7 @@ PEER_RATES = {"full": 5e-5, "head on frozen features": 1e-3, "lora": 2e-4, "ia3"
 
 FACTORS = (0.3, 1.0, 3.0)
 SEEDS = 5
-TASKS = {"rotten tomatoes": (400, 500, 4), "banking77": (385, 500, 12)}
+TASKS = {"rotten tomatoes": (400, 500, 4), "banking77": (385, 500, 6)}
 """Rows to learn, rows to test on, passes: a part of each set, so that all runs fit into an hour of two cores."""
 
 MAX_LENGTH = 64

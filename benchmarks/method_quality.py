@@ -2,7 +2,7 @@
 
     python benchmarks/method_quality.py sweep      # one seed, rates around the default: where the defaults come from
     python benchmarks/method_quality.py defaults   # five seeds at the shipped defaults: what a user gets
-    python benchmarks/method_quality.py report     # the table and the plots in docs/
+    python benchmarks/quality_report.py            # the tables and plots in docs
 
 Every trial is a line of results/method_quality.jsonl; a trial that is there is not done again.
 """
@@ -11,8 +11,8 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -158,14 +158,11 @@ def run_all(wanted: list[tuple[str, str, float | None, int]], workers: int) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sweep", "defaults", "report"))
+    parser.add_argument("what", choices=("sweep", "defaults"))
     parser.add_argument("--tasks", nargs="+", default=["docstrings", "gsm8k"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    if arguments.what == "report":
-        report()
-        return
     if arguments.what == "sweep":
         wanted = [
             (task, name, float(f"{default_rate(name) * factor:.1e}"), 0)
@@ -178,10 +175,18 @@ def main() -> None:
             (task, name, None, seed) for task in arguments.tasks for name in arguments.methods for seed in range(SEEDS)
         ]
     run_all(wanted, arguments.workers)  # type: ignore[arg-type]
+    untuned(arguments.tasks)
 
 
-def report() -> None:
-    raise NotImplementedError(statistics.__name__)
+def untuned(tasks: Sequence[str]) -> None:
+    """What the base itself has, beside which every trial stands."""
+    found = {
+        task: {"before": next(row["before"] for row in done() if row["task"] == task and row["method"] == "full")}
+        for task in tasks
+    }
+    general = general_loss("embedded")
+    text = json.dumps({task: {**values, "general": general} for task, values in found.items()}, indent=1)
+    (HERE / "results" / "untuned.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
