@@ -123,9 +123,9 @@ def qlora_table(rows: list[Row], memory: Row) -> str:
     training = memory.get("training", {})
     if {"nf4", "bf16"} <= set(training):
         plain, quantised = training["bf16"], training["nf4"]
+        whole, held = (each["peak"] + each["mapped_weights"] for each in (plain, quantised))
         lines.append(
-            f"| peak memory, 1.1 B Mistral | {plain['peak'] / 1e9:.2f} GB | {quantised['peak'] / 1e9:.2f} GB | "
-            f"× {quantised['peak'] / plain['peak']:.2f} |"
+            f"| peak memory, 1.1 B Mistral | {whole / 1e9:.2f} GB | {held / 1e9:.2f} GB | × {held / whole:.2f} |"
         )
         lines.append(
             f"| tokens a second, the same | {plain['tokens_per_second']:.0f} | {quantised['tokens_per_second']:.0f} | "
@@ -141,11 +141,10 @@ def memory_table(memory: Row) -> str:
         "|---|---|---|---|",
     ]
     for weights, found in memory["loading"].items():
-        if weights != "bf16":
-            lines.append(
-                f"| loaded in {weights} | {found['peak'] / 1e6:,.0f} MB | {found['held'] / 1e6:,.0f} MB | "
-                f"{found['arithmetic'] / 1e6:,.0f} MB |"
-            )
+        lines.append(
+            f"| loaded in {weights} | {found['peak'] / 1e6:,.0f} MB | {found['held'] / 1e6:,.0f} MB | "
+            f"{found['arithmetic'] / 1e6:,.0f} MB |"
+        )
     limited = memory.get("limited")
     if limited:
         lines.append(
@@ -156,7 +155,7 @@ def memory_table(memory: Row) -> str:
     for weights, found in memory["training"].items():
         lines.append(
             f"| trained by LoRA on {weights}, {memory['width']:,} tokens, checkpointed activations | "
-            f"{found['peak'] / 1e6:,.0f} MB | | |"
+            f"{(found['peak'] + found['mapped_weights']) / 1e6:,.0f} MB | | |"
         )
     versions = ", ".join(f"{name} {version}" for name, version in memory["versions"].items())
     return "\n".join(lines) + f"\n\n{memory['machine']}, {versions}, {memory['date']}."

@@ -32,10 +32,10 @@ SHAPE = {
 WIDTH = 1024  # tokens in a batch
 
 
-def anonymous() -> int:
-    """Bytes of anonymous resident memory."""
+def anonymous(kind: str = "RssAnon") -> int:
+    """Bytes of anonymous resident memory; or of another kind that Linux tells."""
     with Path("/proc/self/status").open() as file:
-        return int(next(line for line in file if line.startswith("RssAnon")).split()[1]) * 1024
+        return int(next(line for line in file if line.startswith(kind)).split()[1]) * 1024
 
 
 class Peak:
@@ -116,6 +116,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
     ids = torch.randint(5, SHAPE["vocab_size"], (WIDTH,)).int().numpy()
     batch = collate(TokenTable.build([(ids, ids > 0, Source("", 1))]), [0])
     seconds = []
+    files = anonymous("RssFile")
     with Peak() as peak:
         model = load(folder, weights)
         use_document_attention(model)
@@ -131,6 +132,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
     return {
         **peak.told(),
+        "mapped_weights": anonymous("RssFile") - files,
         "tokens_per_second": round(WIDTH / sorted(seconds)[1], 1),
         "adapter_state": len(masters.flat) * 18,
     }
@@ -161,6 +163,7 @@ def in_a_process(what: str, *arguments: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("loading", "limited", "training"), help="measure this alone again")
     arguments = parser.parse_args()
     if arguments.one:
         kind, *rest = arguments.one
@@ -172,12 +175,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
         stored = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        result = {
+        result: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+        wanted = [arguments.only] if arguments.only else ["loading", "limited", "training"]
+        if "loading" in wanted:
+            result["loading"] = {weights: in_a_process("loading", folder, weights) for weights in ("nf4", "int8")}
+        if "limited" in wanted:
+            result["limited"] = in_a_process("limited", folder, str(1_700_000_000))
+        if "training" in wanted:
+            result["training"] = {weights: in_a_process("training", folder, weights) for weights in ("nf4", "bf16")}
+        result |= {
             "shape": SHAPE,
             "stored_bytes": stored,
-            "loading": {weights: in_a_process("loading", folder, weights) for weights in ("nf4", "int8", "bf16")},
-            "limited": in_a_process("limited", folder, str(1_700_000_000)),
-            "training": {weights: in_a_process("training", folder, weights) for weights in ("nf4", "bf16")},
             "width": WIDTH,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "versions": {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__},

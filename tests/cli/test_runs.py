@@ -13,7 +13,7 @@ from tunesmith.cli import app
 def runs(tmp_path: Path) -> Path:
     place = tmp_path / "runs" / "20261121-020704-llama-lora"
     place.mkdir(parents=True)
-    (place / "recipe.yaml").write_text("base: {model: /models/llama}\nmethod: {kind: lora}\n", encoding="utf-8")
+    (place / "recipe.yaml").write_text("base: {path: /models/llama}\nmethod: {kind: lora}\n", encoding="utf-8")
     (place / "provenance.json").write_text('{"created": "2026-11-21T02:07:04+0000"}', encoding="utf-8")
     events = [
         {"event": "start", "total_steps": 2400},

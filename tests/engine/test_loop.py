@@ -16,7 +16,7 @@ from tunesmith.data.prepare import prepare
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.schedule import learning_rate
-from tunesmith.engine.train import trainable_model
+from tunesmith.engine.trainable import trainable_model
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe, Train
 from tunesmith.run import Event, Events

@@ -1,6 +1,8 @@
 """Each method trains what its formula says, in the place that its paper says, and starts where it should."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +244,14 @@ def test_a_bottleneck_adapter_is_switched_and_stacked_by_peft_as_any_other(bases
         plain = next_token_losses(again, batch)
     torch.testing.assert_close(plain, next_token_losses(ready(bases / "llama"), batch))
     assert not torch.allclose(plain, trained, atol=1e-3)
+
+
+def test_a_process_of_its_own_reads_a_bottleneck_adapter(bases: Path, tmp_path: Path) -> None:
+    """Nothing but the package tells PEFT of the method, so whoever loads an adapter must have registered it."""
+    adapted = method_of({"kind": "adapter"}).apply(ready(bases / "llama"), seed=0)
+    adapted.save_pretrained(tmp_path)
+    code = (
+        "import sys, torch; from tunesmith.models.usable import Usable; "
+        "Usable.find(sys.argv[1]).model(torch.float32, torch.device('cpu'))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)

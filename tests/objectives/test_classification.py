@@ -69,7 +69,7 @@ def test_a_new_head_on_a_frozen_body_learns_the_same_from_features_computed_once
 ) -> None:
     recipe = recipe_of(bases / "bert", rows, method="layers", learning_rate=1e-2)
     kept = tunesmith.train(recipe, tmp_path / "kept")
-    monkeypatch.setattr("tunesmith.engine.train.body_is_frozen", lambda model: False)
+    monkeypatch.setattr("tunesmith.engine.trainable.body_is_frozen", lambda model: False)
     anew = tunesmith.train(recipe, tmp_path / "anew")
 
     def losses(run: Any) -> list[float]:

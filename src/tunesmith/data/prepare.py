@@ -44,6 +44,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         UserError: too many malformed rows, over-long examples where they are refused, rows that would teach nothing or
             the wrong thing, an empty side; each with its rows.
     """
+    recipe = settled(recipe)
     held_out = recipe.data.held_out
     paths = recipe.data.train + (held_out if isinstance(held_out, list) else [])
     fingerprints = fingerprint(paths, Path.cwd())

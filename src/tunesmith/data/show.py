@@ -7,7 +7,7 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.check import fault
-from tunesmith.data.prepare import examples
+from tunesmith.data.prepare import examples, settled
 from tunesmith.data.render import Renderer, Tokenised
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import UnusableError
@@ -47,6 +47,7 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
     Raises:
         UserError: the data cannot be read.
     """
+    recipe = settled(recipe)
     renderer = Renderer(tokenizer)
     for example in islice(examples(recipe, recipe.data.train, DataReport()), start - 1, start - 1 + rows):
         try:

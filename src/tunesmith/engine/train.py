@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.pack import Batches, collate
@@ -21,13 +20,9 @@ from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.tensorboard import TensorBoard
+from tunesmith.engine.trainable import base_parameters, trainable_model, with_known_features, with_room
 from tunesmith.errors import UserError
-from tunesmith.models.attention import use_document_attention
-from tunesmith.models.forward import check_head
-from tunesmith.models.fused import use_fused_norms
-from tunesmith.models.heads import body_is_frozen, check_class_head, with_features
-from tunesmith.models.load import learnt_positions, load_model, load_tokenizer, refuse_encoder
-from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.models.load import load_tokenizer, refuse_encoder
 from tunesmith.plan.probe import measured, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
@@ -53,7 +48,7 @@ def train(
     Raises:
         UserError: what the user can mend, in one line.
     """
-    resolved = _with_room(settled(Recipe.load(recipe, list(overrides))))
+    resolved = with_room(settled(Recipe.load(recipe, list(overrides))))
     if not resolved.objective.classes:
         refuse_encoder(resolved.base)
     tokenizer = load_tokenizer(resolved.base)
@@ -90,7 +85,7 @@ def _carry_out(
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
     model = trainable_model(recipe, dtype, device)
-    prepared = _with_known_features(recipe, model, prepared, device)
+    prepared = with_known_features(recipe, model, prepared, device)
     loop = _loop(recipe, run, model, prepared, device)
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
     if checkpoint is not None:
@@ -137,59 +132,6 @@ def _carry_out(
         output=None if output is None else str(output),
     )
     return run
-
-
-def base_parameters(model: PreTrainedModel) -> int:
-    """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
-    adapted = isinstance(model, PeftModel)
-    quantised = sum(
-        each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantisedLinear)
-    )
-    return quantised + sum(int(each.numel()) for each in model.parameters() if not (adapted and each.requires_grad))
-
-
-def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
-    model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.labels).to(device)
-    use_document_attention(model)
-    use_fused_norms(model)
-    if recipe.objective.classes:
-        check_class_head(model)
-    else:
-        check_head(model)
-    adapted = recipe.method.apply(model, recipe.train.seed)
-    if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return adapted
-
-
-def _with_room(recipe: Recipe) -> Recipe:
-    """The recipe with rows no longer than the base has positions, where those are learnt and there are none beyond.
-
-    Raises:
-        UserError: the recipe asks for longer ones.
-    """
-    positions = learnt_positions(recipe.base)
-    taken = recipe.method.virtual_tokens
-    if positions is None or recipe.data.max_length + taken <= positions:
-        return recipe
-    room = positions - taken
-    if "max_length" not in recipe.data.model_fields_set:
-        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": room})})
-    beside = f" beside the method's {taken} virtual tokens" if taken else ""
-    raise UserError(
-        f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than the {positions:,} positions that "
-        f"{recipe.base.path} has. Set data.max_length: {room}."
-    )
-
-
-def _with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:
-    """Where nothing but a head over classes moves, what the body makes of each row is computed once."""
-    if not (recipe.objective.classes and body_is_frozen(model)):
-        return prepared
-    budget = recipe.train.tokens_per_batch or min(recipe.train.tokens_per_step, 2048)
-    train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))
-    return replace(prepared, train=train, held_out=held_out)
 
 
 def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Loop:

@@ -17,8 +17,8 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.methods.bottleneck import BottleneckConfig
 from tunesmith.models.anatomy import anatomy
+from tunesmith.models.bottleneck import BottleneckConfig
 from tunesmith.recipe import MethodConfig
 
 

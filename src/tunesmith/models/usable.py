@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that PEFT reads its adapters
 from tunesmith.errors import UserError
 from tunesmith.models.load import labels_of, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.recipe import Base, Recipe

@@ -125,7 +125,7 @@ def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
     state = _bnb().QuantState(
         absmax=_scales(weight),
         shape=torch.Size(flat),
-        code=_code(weight),
+        code=_code(weight.format, weight.codes.device),
         blocksize=BLOCK,
         quant_type=weight.format,
         dtype=dtype,
@@ -145,7 +145,7 @@ def dequantise_reference(weight: Quantised, dtype: torch.dtype) -> Tensor:
     packed = weight.codes.flatten()
     pairs = torch.stack([packed >> 4, packed & 15], 1).flatten()  # (out × in,), the high half first
     count = weight.shape[0] * weight.shape[1]
-    points = torch.tensor(NF4_CODE if weight.format == "nf4" else FP4_CODE, device=packed.device)[pairs[:count].long()]
+    points = _code(weight.format, packed.device)[pairs[:count].long()]
     scales = weight.scales
     if weight.scale_scales is not None and weight.scale_offset is not None:
         dynamic = _dynamic_code(scales.device)[scales.long()]
@@ -197,8 +197,10 @@ def _scales(weight: Quantised) -> Tensor:
     return scales + weight.scale_offset
 
 
-def _code(weight: Quantised) -> Tensor:
-    return torch.tensor(NF4_CODE if weight.format == "nf4" else FP4_CODE, device=weight.codes.device)
+@cache
+def _code(form: str, device: torch.device) -> Tensor:
+    """(16,) fp32."""
+    return torch.tensor(NF4_CODE if form == "nf4" else FP4_CODE, device=device)
 
 
 @cache

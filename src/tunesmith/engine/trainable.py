@@ -1,0 +1,70 @@
+"""From a recipe to a model of which exactly the method's weights move, and what follows from which do."""
+
+from dataclasses import replace
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tunesmith.data.prepare import Prepared
+from tunesmith.errors import UserError
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.forward import check_head
+from tunesmith.models.fused import use_fused_norms
+from tunesmith.models.heads import body_is_frozen, check_class_head, with_features
+from tunesmith.models.load import learnt_positions, load_model
+from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.recipe import Recipe
+
+
+def base_parameters(model: PreTrainedModel) -> int:
+    """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
+    adapted = isinstance(model, PeftModel)
+    quantised = sum(
+        each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantisedLinear)
+    )
+    return quantised + sum(int(each.numel()) for each in model.parameters() if not (adapted and each.requires_grad))
+
+
+def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
+    model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.labels).to(device)
+    use_document_attention(model)
+    use_fused_norms(model)
+    if recipe.objective.classes:
+        check_class_head(model)
+    else:
+        check_head(model)
+    adapted = recipe.method.apply(model, recipe.train.seed)
+    if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return adapted
+
+
+def with_room(recipe: Recipe) -> Recipe:
+    """The recipe with rows no longer than the base has positions, where those are learnt and there are none beyond.
+
+    Raises:
+        UserError: the recipe asks for longer ones.
+    """
+    positions = learnt_positions(recipe.base)
+    taken = recipe.method.virtual_tokens
+    if positions is None or recipe.data.max_length + taken <= positions:
+        return recipe
+    room = positions - taken
+    if "max_length" not in recipe.data.model_fields_set:
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": room})})
+    beside = f" beside the method's {taken} virtual tokens" if taken else ""
+    raise UserError(
+        f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than the {positions:,} positions that "
+        f"{recipe.base.path} has. Set data.max_length: {room}."
+    )
+
+
+def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:
+    """Where nothing but a head over classes moves, what the body makes of each row is computed once."""
+    if not (recipe.objective.classes and body_is_frozen(model)):
+        return prepared
+    budget = recipe.train.tokens_per_batch or min(recipe.train.tokens_per_step, 2048)
+    train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))
+    return replace(prepared, train=train, held_out=held_out)
