@@ -27,3 +27,10 @@ def test_the_selection_covers_every_method_and_every_precision_of_every_family()
     assert {cell.name for cell in chosen} == {cell.name for cell in cells()}
     assert {(cell.weights, cell.family) for cell in chosen} == {(w, f) for w in WEIGHTS for f in FAMILIES}
     assert {cell.method["kind"] for cell in chosen} == set(METHODS)
+
+
+def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "matrix.md").read_text(encoding="utf-8")
+    for name in dict.fromkeys(cell.name for cell in cells()):
+        assert f"| `{name}` |" in page, f"{name} is not in docs/matrix.md: run make matrix"
+    assert "fails" not in page

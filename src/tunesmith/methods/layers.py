@@ -29,7 +29,7 @@ class Layers(MethodConfig):
     last: int = Field(default=0, ge=0)
     """How many of the topmost blocks move, with what comes after them but the head. 0: none."""
 
-    patterns: list[str] = Field(default_factory=list)
+    patterns: list[str] = Field(default=[])
     """Regular expressions; a parameter moves if one is found in its name: `['layers\\.(0|1)\\.mlp']`."""
 
     norms_and_biases: bool = False

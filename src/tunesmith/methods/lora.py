@@ -60,7 +60,7 @@ class LoRA(MethodConfig):
     b_learning_rate_ratio: float = Field(default=1.0, gt=0)
     """B's learning rate over A's. LoRA+ (Hayou et al. 2024) takes 16; 1: plain LoRA."""
 
-    ranks: dict[str, int] = Field(default_factory=dict)
+    ranks: dict[str, int] = Field(default={})
     """Other ranks for layers whose names a regular expression ends: `{down_proj: 64}`; alpha / rank stays as it is."""
 
     formula: ClassVar[str] = "W + (alpha / rank) · B A"

@@ -47,7 +47,7 @@ class Peft(MethodConfig):
     peft_type: str
     """PEFT's name of the method: `VERA`, `OFT`, `LOHA` …"""
 
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default={})
     """Fields of PEFT's configuration of that method. `target_modules` defaults to PEFT's choice for the family, else to
     all linear layers of the blocks."""
 

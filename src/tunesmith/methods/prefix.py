@@ -61,6 +61,8 @@ class Prefix(MethodConfig):
         return adapted
 
     def learning_rate(self, parameters: int) -> float:
+        if self.projection:
+            return by_size(parameters, small=1e-2, large=1e-3)
         return by_size(parameters, small=3e-1, large=1e-3)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:

@@ -22,14 +22,15 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{result['rows']:,} held-out rows; answers to {result['generated_rows']:,} of them. In brackets: 95 % "
-        "intervals over rows. A difference whose interval leaves out 0 is real. Word overlap: ROUGE-L.",
+        "intervals over rows. A difference whose interval leaves out 0 is real."
+        + (" Word overlap: ROUGE-L." if "rouge_l" in result["differences"] else ""),
         caption_justify="left",
     )
     for title in ("", "base", "tuned", "difference"):
         table.add_column(title, justify="left" if not title else "right")
     base, tuned, differences = result["base"], result["tuned"], result["differences"]
     table.add_row(
-        "loss (nats a token)",
+        "loss (nats a text)" if "accuracy" in result["differences"] else "loss (nats a token)",
         *(_figure(side["loss"], side["loss_interval"], "{:.2f}") for side in (base, tuned)),
         _difference(differences["loss"], "{:+.2f}", better=-1),
     )
