@@ -42,6 +42,7 @@ from tunesmith.models.load import load_tokenizer
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import METHODS, Recipe
 
+RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
 FAMILIES = ("llama", "gpt2", "bert")
 WEIGHTS = ("fp32", "bf16", "int8", "nf4", "fp4")
 STEPS = 8
@@ -81,6 +82,9 @@ ALSO: dict[str, list[dict[str, Any]]] = {
 """Variants of a method that differ in what moves."""
 
 
+RATES = {"prefix": 0.02, "prompt": 0.005, "ptuning": 0.001}
+"""Rates of the methods whose defaults, made for trained embeddings, are too large for random ones."""
+
 REASONS = (
     "moves the base's own matrices",
     "cannot be trained here:",
@@ -107,8 +111,12 @@ class Cell:
         shown = {k: v for k, v in self.method.items() if k not in ("kind", "peft_type", "config")}
         return kind + "".join(f" {key}: {str(value).lower()}" for key, value in shown.items())
 
+    @property
+    def key(self) -> str:
+        return f"{self.name} | {self.weights} | {self.family}"
+
     def __hash__(self) -> int:
-        return hash((self.name, self.weights, self.family))
+        return hash(self.key)
 
 
 @dataclass
@@ -251,6 +259,7 @@ def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
             "evaluate_every": STEPS,
             "warmup_share": 0.0,
             "schedule": "constant",
+            "learning_rate": RATES.get(cell.method["kind"]),
         },
     }
 
@@ -396,14 +405,15 @@ def page(found: dict[Cell, Outcome]) -> str:
     import transformers
 
     reasons: dict[str, int] = {}
-    unmerged: dict[str, int] = {}
+    unmerged: dict[str, str] = {}
     lines = [
         "# Which methods work at which precision",
         "",
         "Made by `make matrix`, which tries every cell; not written by hand. Rows: Tunesmith's methods with their",
         "variants, then every other method that PEFT registers (`method: {kind: peft, peft_type: …}`). Columns: how",
         "the base's weights are held, each on a Llama (L) and a GPT-2 (G) that learn to answer and a BERT (B) that",
-        "learns two classes, all of them tiny, with random weights, at the method's default learning rate.",
+        "learns two classes, all of them tiny, with random weights, at the method's default learning rate (prompts and",
+        "prefixes at a smaller one, since theirs is made for trained embeddings).",
         "",
         "A family's letter stands where, at that precision, the held-out loss falls; the run, with checkpointed",
         "activations, killed and resumed ends with the same bytes; the reloaded model, in its own unpacked forward",
@@ -433,14 +443,14 @@ def page(found: dict[Cell, Outcome]) -> str:
                     shown.append(f"{letter}:{number}")
                 else:
                     if outcome.unmerged:
-                        unmerged.setdefault(f"{name}: {_general(outcome.unmerged)}", 0)
+                        unmerged.setdefault(name, _general(outcome.unmerged))
                     shown.append(letter + ("ᵐ" if outcome.merged else ""))
             columns.append(" ".join(shown))
         lines.append(f"| `{name}` | " + " | ".join(columns) + " |")
     lines += ["", "Refused, each before the first step and in one line:", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     lines += ["", "Adapters that do not merge (full and layers write a whole model, so there is nothing to merge):", ""]
-    lines += [f"- `{name}`: {reason}" for name, _, reason in (each.partition(": ") for each in unmerged)]
+    lines += [f"- `{name}`: {reason}" for name, reason in unmerged.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -455,18 +465,20 @@ def _general(reason: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="kinds to try again; the other cells are as they were recorded")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "matrix.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bases = Path(folder)
         make_bases(bases)
         write_data(bases)
-        found = try_all(cells(), bases, arguments.workers)
+        recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only else {}
+        again = [cell for cell in cells() if cell.key not in recorded or cell.method["kind"] in arguments.only]
+        tried = try_all(again, bases, arguments.workers)
+    found = {cell: tried[cell] if cell in tried else Outcome(**recorded[cell.key]) for cell in cells()}
     arguments.output.write_text(page(found), encoding="utf-8")
-    record = {f"{cell.name} | {cell.weights} | {cell.family}": asdict(outcome) for cell, outcome in found.items()}
-    (Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json").write_text(
-        json.dumps(record, indent=1) + "\n"
-    )
+    record = json.dumps({cell.key: asdict(outcome) for cell, outcome in found.items()}, indent=1)
+    RECORD.write_text(record + "\n", encoding="utf-8")
     failed = [f"{cell.name} · {cell.weights} · {cell.family}: {o.failed}" for cell, o in found.items() if o.failed]
     print("\n".join(failed) or "every cell works or is refused")
     sys.exit(bool(failed))

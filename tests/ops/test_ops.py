@@ -120,15 +120,19 @@ def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPat
     kv_heads=st.sampled_from([1, 2]),
     groups=st.sampled_from([1, 3]),
     window=st.sampled_from([None, 1, 4]),
+    causal=st.booleans(),
+    before=st.sampled_from([0, 1, 5]),
 )
 def test_document_attention_equals_masked_attention_and_its_gradient(
-    lengths: list[int], kv_heads: int, groups: int, window: int | None
+    lengths: list[int], kv_heads: int, groups: int, window: int | None, causal: bool, before: int
 ) -> None:
     tokens = sum(lengths)
     q = random(1, kv_heads * groups, tokens, 8)
     k, v = random(1, kv_heads, tokens, 8, seed=1), random(1, kv_heads, tokens, 8, seed=2)
+    window = window if causal else None
+    prefix = (random(1, kv_heads, before, 8, seed=3), random(1, kv_heads, before, 8, seed=4)) if before else None
     assert_same(
-        document_attention(q, k, v, lengths, 0.3, window),
-        document_attention_reference(q, k, v, lengths, 0.3, window),
-        [q, k, v],
+        document_attention(q, k, v, lengths, 0.3, window, causal=causal, prefix=prefix),
+        document_attention_reference(q, k, v, lengths, 0.3, window, causal, prefix),
+        [q, k, v, *(prefix or ())],
     )
