@@ -182,7 +182,7 @@ def plots(rows: list[Row], untuned: dict[str, dict[str, float]]) -> None:
             axis.set_ylabel(f"held-out loss, {task} (nats a token)")
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(x=0.18)
-    figure.suptitle("The embedded base after 40 steps, each method at its shipped defaults; dotted: before; bars: range")
+    figure.suptitle("The embedded base after 40 steps, each method at its defaults; dotted: before; bars: range")
     figure.tight_layout()
     plt.rcParams["svg.hashsalt"] = "tunesmith"
     figure.savefig(HERE / "results" / "method_quality.svg", metadata={"Date": None})
