@@ -95,6 +95,8 @@ class Peft(MethodConfig):
             options["target_modules"] = norms(model) if on_norms else short_names(model, linears_in_blocks(model))
         try:
             config = self._class(**options)
+        except ImportError as error:
+            raise UserError(f"method: PEFT's {self.peft_type} needs a package that is not here: {error}") from None
         except (ValueError, TypeError) as error:
             raise UserError(f"method.config: PEFT's {self._class.__name__} refuses it: {error}") from None
         return adapt(model, config, seed)
