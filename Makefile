@@ -15,7 +15,7 @@ ROWS ?=
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/tunesmith/ops/native/*.[ch])
 	@test -n "$(PYTHON)" || { echo "Tunesmith needs Python 3.11 or newer, and there is none in PATH. Try: make PYTHON=/path/to/python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip

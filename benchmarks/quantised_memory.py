@@ -110,7 +110,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
     from tunesmith.methods.lora import LoRA
     from tunesmith.models.attention import use_document_attention
     from tunesmith.models.forward import next_token_loss
-    from tunesmith.models.fused import use_fused_norms
+    from tunesmith.models.fused import use_fused_ops
     from tunesmith.recipe import Train
 
     keep_freed_memory()
@@ -121,7 +121,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
         model = load(folder, weights)
         mapped = sum(each.numel() * each.element_size() for each in model.parameters())
         use_document_attention(model)
-        use_fused_norms(model)
+        use_fused_ops(model)
         model = LoRA().apply(model, 0)
         model.gradient_checkpointing_enable({"use_reentrant": False})
         masters = MasterWeights(model.named_parameters(), Train())

@@ -116,6 +116,13 @@ class ObjectiveConfig(Strict, ABC):
     labels: list[str] | None = None
     """The classes' names, where it learns classes."""
 
+    learning_rate_share: ClassVar[float] = 1.0
+    """What the method's own learning rate is multiplied by."""
+
+    def head_learning_rate_at(self, hidden: int) -> float:
+        """The learning rate of a new head over classes, which reads that many numbers."""
+        raise NotImplementedError
+
     def settled(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
         """The same with everything that only the training rows can tell; `read` goes over their examples."""
         return self

@@ -9,8 +9,10 @@ from torch import Tensor
 from tunesmith.ops import cross_entropy
 from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy, row_losses
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
-from tunesmith.ops.lora_linear import lora_linear, lora_linear_reference
+from tunesmith.ops.gated import Activation, gated, gated_linear, gated_reference
+from tunesmith.ops.lora_linear import LinearParts, lora_linear, lora_linear_reference
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
+from tunesmith.ops.rotary import rotary, rotary_reference
 
 few = settings(max_examples=25, deadline=None)
 
@@ -70,14 +72,54 @@ def test_lora_linear_asks_for_no_input_gradient_below_the_lowest_trained_layer()
 
 
 @few
+@given(rows=st.integers(1, 20), inner=st.sampled_from([1, 9, 64]), activation=st.sampled_from(["silu", "gelu_tanh"]))
+def test_the_gated_middle_equals_its_definition_and_its_gradient(rows: int, inner: int, activation: Activation) -> None:
+    gate, up = random(2, rows, inner), random(2, rows, inner, seed=1)
+    assert_same(gated(gate, up, activation), gated_reference(gate, up, activation), [gate, up])
+
+
+@few
 @given(
-    rows=st.integers(1, 30),
+    rows=st.integers(1, 20),
+    inner=st.sampled_from([1, 9, 64]),
+    rank=st.sampled_from([0, 3]),
+    bias=st.booleans(),
+    trained=st.booleans(),
+)
+def test_the_layer_after_the_gated_middle_equals_its_definition_and_its_gradient(
+    rows: int, inner: int, rank: int, bias: bool, trained: bool
+) -> None:
+    gate, up, weight = random(1, rows, inner), random(1, rows, inner, seed=1), random(7, inner, seed=2)
+    weight = weight if trained else weight.detach()
+    b0 = random(7, seed=3) if bias else None
+    a, b = (random(rank, inner, seed=4), random(7, rank, seed=5)) if rank else (None, None)
+    middle = gated_reference(gate, up, "silu")
+    expected = torch.nn.functional.linear(middle, weight, b0)
+    if a is not None and b is not None:
+        expected = lora_linear_reference(middle, weight, b0, a, b, 0.7)
+    ours = gated_linear(gate, up, "silu", LinearParts(weight, b0, a, b, 0.7))
+    moving = [each for each in (gate, up, weight, b0, a, b) if each is not None and each.requires_grad]
+    assert_same(ours, expected, moving)
+
+
+@few
+@given(tokens=st.integers(1, 9), heads=st.integers(1, 3), half=st.sampled_from([1, 4, 16]))
+def test_rotary_embedding_equals_its_definition_and_its_gradient(tokens: int, heads: int, half: int) -> None:
+    x = random(1, heads, tokens, 2 * half)
+    angles = torch.rand(1, tokens, half, dtype=torch.float64)
+    cos, sin = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
+    assert_same(rotary(x, cos, sin), rotary_reference(x, cos, sin), [x])
+
+
+@few
+@given(
+    rows=st.integers(1, 150),
     hidden=st.sampled_from([1, 5, 16]),
     vocab=st.sampled_from([2, 11, 100]),
     bias=st.booleans(),
     scale=st.sampled_from([1.0, 0.25]),
     softcap=st.sampled_from([None, 3.0]),
-    chunk=st.integers(1, 40),
+    chunk=st.integers(1, 100),
 )
 def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
     rows: int, hidden: int, vocab: int, bias: bool, scale: float, softcap: float | None, chunk: int
@@ -86,13 +128,11 @@ def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
     b = random(vocab, seed=2) if bias else None
     labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(rows))
     head = Head(weight, b, scale, softcap)
-    before = cross_entropy.CHUNK_BYTES
-    cross_entropy.CHUNK_BYTES = 4 * vocab * chunk
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * chunk)
+        patch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
         ours = linear_cross_entropy(h, head, labels)
         each = row_losses(h, head, labels)
-    finally:
-        cross_entropy.CHUNK_BYTES = before
     inputs = [h, weight] if b is None else [h, weight, b]
     assert_same(ours, cross_entropy_reference(h, head, labels), inputs)
     torch.testing.assert_close(each.sum(), ours.detach())
@@ -100,7 +140,8 @@ def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
 
 def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, hidden, vocab = 250, 4, 50
-    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * vocab * 64)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * 64)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
     shapes: list[int] = []
     real = cross_entropy._logits
 

@@ -20,7 +20,7 @@ from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.tensorboard import TensorBoard
-from tunesmith.engine.trainable import base_parameters, trainable_model, with_known_features, with_room
+from tunesmith.engine.trainable import base_parameters, learning_rates, trainable_model, with_known_features, with_room
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer, refuse_encoder
 from tunesmith.plan.probe import measured, probe
@@ -136,6 +136,7 @@ def _carry_out(
 
 def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Loop:
     train = recipe.train
+    peak, factor = learning_rates(recipe, model)
     tokens_per_batch = train.tokens_per_batch or min(train.tokens_per_step, 2048)
     batches = Batches(
         prepared.train,
@@ -150,10 +151,10 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
         objective=recipe.objective,
         batches=batches,
         held_out=prepared.held_out,
-        masters=MasterWeights(model.named_parameters(), train, recipe.method.learning_rate_factor),
+        masters=MasterWeights(model.named_parameters(), train, factor),
         train=train,
         total_steps=train.steps or batches.steps_in(train.epochs or 1.0),
-        peak_learning_rate=train.learning_rate or recipe.method.learning_rate(base_parameters(model)),
+        peak_learning_rate=peak,
         tokens_per_batch=tokens_per_batch,
         folder=run.folder,
         events=Events(),

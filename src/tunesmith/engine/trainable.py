@@ -1,5 +1,6 @@
 """From a recipe to a model of which exactly the method's weights move, and what follows from which do."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,9 +11,10 @@ from tunesmith.data.prepare import Prepared
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
-from tunesmith.models.fused import use_fused_norms
-from tunesmith.models.heads import body_is_frozen, check_class_head, with_features
+from tunesmith.models.fused import use_fused_ops
+from tunesmith.models.heads import body_is_frozen, check_class_head, head_names, with_features
 from tunesmith.models.load import learnt_positions, load_model
+from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.recipe import Recipe
 
@@ -30,7 +32,7 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
     """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
     model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.labels).to(device)
     use_document_attention(model)
-    use_fused_norms(model)
+    use_fused_ops(model)
     if recipe.objective.classes:
         check_class_head(model)
     else:
@@ -39,6 +41,20 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return adapted
+
+
+def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
+    """The peak learning rate, and what it is multiplied by for a parameter of that name."""
+    own = recipe.method.learning_rate(base_parameters(model)) * recipe.objective.learning_rate_share
+    peak = recipe.train.learning_rate or float(f"{own:.1e}")
+    heads = head_names(plain_model(model))
+
+    def factor(parameter: str) -> float:
+        if any(f".{head}." in f".{parameter}" for head in heads):
+            return recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size) / peak
+        return recipe.method.learning_rate_factor(parameter)
+
+    return peak, factor
 
 
 def with_room(recipe: Recipe) -> Recipe:

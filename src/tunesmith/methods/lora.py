@@ -22,7 +22,7 @@ from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import Linear, anatomy, blocks, linears, linears_in_blocks, short_names
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantise import QuantisedLinear
-from tunesmith.ops.lora_linear import lora_linear
+from tunesmith.ops.lora_linear import LinearParts, lora_linear
 from tunesmith.recipe import MethodConfig
 
 
@@ -178,13 +178,20 @@ class FusedLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer, whose plain case (one adapter, no dropout, no variant) runs through `lora_linear`."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not self._is_plain(x.dtype):
+        layer = None if args or kwargs else self.parts(x.dtype)
+        if layer is None or layer.a is None or layer.b is None:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
+        return lora_linear(x, layer.weight, layer.bias, layer.a, layer.b, layer.scaling)
+
+    def parts(self, dtype: torch.dtype) -> LinearParts | None:
+        """The numbers of the plain case on inputs of that precision; None where there is more to it."""
+        if not self._is_plain(dtype):
+            return None
         name = self.active_adapters[0]
         base = self.get_base_layer()
         weight = base.quantised if isinstance(base, QuantisedLinear) else base.weight
-        return lora_linear(x, weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        return LinearParts(weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
 
     def _is_plain(self, dtype: torch.dtype) -> bool:
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:

@@ -1,10 +1,30 @@
-"""Exchanging a loaded model's norms for the fused one, where it gives the same numbers."""
+"""Exchanging parts of a loaded model for fused ones, where they give the same numbers.
+
+Families differ in small ways (Gemma's norm multiplies by 1 + w), so each part is asked, not its name.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.ops.gated import Activation, gated, gated_linear
+from tunesmith.ops.lora_linear import LinearParts
 from tunesmith.ops.rms_norm import rms_norm
+from tunesmith.ops.rotary import rotary, rotary_reference
+
+
+def use_fused_ops(model: PreTrainedModel) -> None:
+    """Norms, gated feed-forwards and rotary embeddings through tunesmith.ops. Before any adapter is put on."""
+    use_fused_norms(model)
+    use_fused_feed_forwards(model)
+    use_fused_rotary(model)
 
 
 class FusedRMSNorm(nn.Module):
@@ -20,25 +40,131 @@ class FusedRMSNorm(nn.Module):
 
 
 def use_fused_norms(model: PreTrainedModel) -> int:
-    """Replace every RMSNorm of the model whose output `rms_norm` reproduces; return how many.
-
-    Families differ in small ways (Gemma multiplies by 1 + w), so each module is asked, not its name.
-    """
+    """Replace every RMSNorm of the model whose output `rms_norm` reproduces; return how many."""
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             eps = getattr(child, "variance_epsilon", None)
-            if type(child).__name__.endswith("RMSNorm") and eps is not None and _same(child, eps):
+            if type(child).__name__.endswith("RMSNorm") and eps is not None and _same_norm(child, eps):
                 setattr(parent, name, FusedRMSNorm(child.weight, eps))
                 replaced += 1
     return replaced
 
 
 @torch.no_grad()
-def _same(norm: nn.Module, eps: float) -> bool:
+def _same_norm(norm: nn.Module, eps: float) -> bool:
     weight = norm.weight
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or weight.is_meta or len(list(norm.parameters())) != 1:
         return False
     probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
-    tolerance = 4 * torch.finfo(weight.dtype).eps
-    return torch.allclose(norm(probe), rms_norm(probe, weight, eps), rtol=tolerance, atol=tolerance)
+    return _close(norm(probe), rms_norm(probe, weight, eps))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    tolerance = 4 * torch.finfo(one.dtype).eps
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+def use_fused_feed_forwards(model: PreTrainedModel) -> int:
+    """Give every gated feed-forward, down(act(gate(x)) · up(x)), a forward that stores gate and up alone.
+
+    A module is one if it has three linear layers and an activation, and computes that of them; one of each class is
+    asked. Its layers stay where they are, so that adapters find them. Returns how many.
+    """
+    found: dict[type[nn.Module], tuple[str, str, str, Activation] | None] = {}
+    fused = 0
+    for module in model.modules():
+        if type(module) not in found:
+            found[type(module)] = _gated_parts(module)
+        parts = found[type(module)]
+        if parts is not None:
+            module.forward = _gated_forward(module, *parts)
+            fused += 1
+    return fused
+
+
+def _gated_forward(module: nn.Module, gate: str, up: str, down: str, activation: Activation) -> Callable[..., Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        opened, passed = getattr(module, gate)(x), getattr(module, up)(x)
+        last = getattr(module, down)
+        parts = _parts(last, x.dtype)
+        if parts is None:
+            out: Tensor = last(gated(opened, passed, activation))
+            return out
+        return gated_linear(opened, passed, activation, parts)
+
+    return forward
+
+
+def _parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts | None:
+    """The layer's numbers if they are all there is to it."""
+    if type(layer) is QuantisedLinear:
+        return LinearParts(layer.quantised, layer.bias)
+    if type(layer) is nn.Linear:
+        return LinearParts(layer.weight, layer.bias)
+    parts = getattr(layer, "parts", None)  # a fused LoRA layer has them
+    return parts(dtype) if callable(parts) else None
+
+
+@torch.no_grad()
+def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
+    """Names of the gate, the one beside it and the one after, and what is between; None if it isn't such a module."""
+    children = dict(module.named_children())
+    linears = {name: child for name, child in children.items() if isinstance(child, nn.Linear)}
+    others = [child for child in children.values() if not isinstance(child, nn.Linear)]
+    if len(linears) != 3 or len(others) != 1 or any(True for _ in others[0].parameters()):
+        return None
+    weight = next(iter(module.parameters()), None)
+    if weight is None or weight.is_meta:
+        return None
+    for gate, up, down in permutations(linears):
+        inputs, inner = linears[gate].in_features, linears[gate].out_features
+        if linears[up].out_features != inner or linears[down].in_features != inner or inputs != linears[up].in_features:
+            continue
+        probe = torch.linspace(-2, 3, 2 * inputs, device=weight.device).to(linears[gate].weight.dtype).view(2, -1)
+        try:
+            own = module(probe)
+        except Exception:  # it takes something else, so it is something else
+            return None
+        kinds: tuple[Activation, ...] = ("silu", "gelu_tanh")
+        for activation in kinds:
+            ours = _gated_forward(module, gate, up, down, activation)(probe)
+            if isinstance(own, Tensor) and own.shape == ours.shape and _close(own, ours):
+                return gate, up, down, activation
+    return None
+
+
+ROTARY = "apply_rotary_pos_emb"
+"""What transformers' model files call the function that turns queries and keys."""
+
+
+def use_fused_rotary(model: PreTrainedModel) -> bool:
+    """Exchange the family's rotary embedding for the fused one, where it gives the same numbers; whether it did.
+
+    The function is its file's, not the model's, so every model of the family in this process has it afterwards.
+    """
+    file = sys.modules[type(model).__module__]
+    own = getattr(file, ROTARY, None)
+    if own is None or hasattr(own, "__wrapped__") or not _same_rotary(own):
+        return own is not None and hasattr(own, "__wrapped__")
+
+    @wraps(own)
+    def fused(*given: Any, **others: Any) -> Any:
+        if len(given) != 4 or others or given[0].shape[0] != 1 or given[0].shape[-1] != given[2].shape[-1]:
+            return own(*given, **others)
+        query, key, cos, sin = given
+        return rotary(query, cos, sin), rotary(key, cos, sin)
+
+    setattr(file, ROTARY, fused)
+    return True
+
+
+@torch.no_grad()
+def _same_rotary(own: Callable[..., Any]) -> bool:
+    query, key = torch.linspace(-2, 3, 48).view(2, 1, 2, 3, 4)
+    cos, sin = torch.linspace(-1, 1, 24).view(2, 1, 3, 4)
+    try:
+        found = own(query, key, cos, sin)
+        return all(_close(a, rotary_reference(b, cos, sin)) for a, b in zip(found, (query, key), strict=True))
+    except (TypeError, RuntimeError, ValueError, IndexError):
+        return False

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
-CHUNK_BYTES = 16 * 2**20  # of fp32 logits in a chunk: smaller ones slow the products, larger ones miss the caches
+from tunesmith.ops import native
+
+CHUNK_BYTES = 16 * 2**20  # of logits in a chunk: larger ones miss the caches
+CHUNK_ROWS = 256  # at least: for fewer, a product's time goes into rearranging the head's weight
 
 ROWS = 64
 """A chunk's rows are a multiple of it, the last one's filled up with zeros: a product of a shape that has not been seen
@@ -39,7 +42,7 @@ def cross_entropy_reference(hidden: Tensor, head: Head, labels: Tensor) -> Tenso
     Returns:
         Scalar: the sum over rows, in nats.
     """
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)  # (rows, vocab)
+    logits = linear(hidden, head.weight, head.bias)  # (rows, vocab)
     logits = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits) * head.scale
     if head.softcap is not None:
         logits = torch.tanh(logits / head.softcap) * head.softcap
@@ -47,7 +50,7 @@ def cross_entropy_reference(hidden: Tensor, head: Head, labels: Tensor) -> Tenso
 
 
 def linear_cross_entropy(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
-    """`cross_entropy_reference` in chunks of at most `CHUNK_BYTES` of logits.
+    """`cross_entropy_reference` in chunks of about `CHUNK_BYTES` of logits.
 
     Gradients of `hidden`, `head.weight` and `head.bias` are formed in the forward pass, each only where asked for.
     """
@@ -60,14 +63,13 @@ def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     losses = []
     with torch.no_grad():
         for rows, targets, real in _chunks(hidden, labels, head.weight):
-            log_p = torch.log_softmax(_logits(rows, head), -1)
-            losses.append(-log_p.gather(-1, targets[:, None])[:real, 0])
+            losses.append(_losses_and_gradient(rows, head, targets, wants_gradient=False)[0][:real])
     return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
 
 def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Rows and their labels, filled up to a multiple of `ROWS`, and how many of them are real."""
-    size = max(1, CHUNK_BYTES // (4 * weight.shape[0] * ROWS)) * ROWS
+    size = max(CHUNK_ROWS, CHUNK_BYTES // (weight.element_size() * weight.shape[0]) // ROWS * ROWS)
     for rows, targets in zip(hidden.split(size), labels.split(size), strict=True):
         missing = -len(rows) % ROWS
         yield pad(rows, (0, 0, 0, missing)), pad(targets, (0, missing)), len(rows)
@@ -75,7 +77,7 @@ def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Te
 
 def _logits(rows: Tensor, head: Head) -> Tensor:
     """(rows, vocab) in fp32 or wider, scaled and soft-capped."""
-    logits = torch.nn.functional.linear(rows, head.weight, head.bias)
+    logits = linear(rows, head.weight, head.bias)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if head.scale != 1.0:
@@ -105,11 +107,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias and bias is not None else None
         start = 0
         for rows, targets, real in _chunks(hidden, labels, weight):
-            z = _logits(rows, head)  # (chunk, vocab)
-            log_p = torch.log_softmax(z, -1)
-            loss -= log_p.gather(-1, targets[:, None])[:real].sum()
-            if wants_hidden or wants_weight or wants_bias:
-                g = _softmax_minus_onehot(z, log_p, targets, head).to(hidden.dtype)
+            losses, g = _losses_and_gradient(rows, head, targets, wants_hidden or wants_weight or wants_bias)
+            loss += losses[:real].sum()
+            if g is not None:
                 g[real:] = 0
                 if grad_hidden is not None:
                     grad_hidden[start : start + real] = (g @ weight)[:real]
@@ -135,6 +135,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _losses_and_gradient(
+    rows: Tensor, head: Head, targets: Tensor, wants_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Each row's loss (rows,), and ∂loss/∂(h Wᵀ + b) (rows, vocab) in the rows' precision where it is wanted."""
+    if head.softcap is None and native.takes(rows, head.weight):
+        z = linear(rows, head.weight, head.bias)
+        losses = rows.new_empty(len(rows), dtype=torch.float32)
+        native.call("cross_entropy", z.dtype, z, targets, losses, *z.shape, head.scale, wants_gradient)
+        return losses, z if wants_gradient else None
+    z = _logits(rows, head)
+    log_p = torch.log_softmax(z, -1)
+    losses = -log_p.gather(-1, targets[:, None])[:, 0]
+    return losses, _softmax_minus_onehot(z, log_p, targets, head).to(rows.dtype) if wants_gradient else None
 
 
 def _softmax_minus_onehot(z: Tensor, log_p: Tensor, targets: Tensor, head: Head) -> Tensor:

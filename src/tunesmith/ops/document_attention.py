@@ -3,9 +3,14 @@
 softmax(q kᵀ · scale + mask) v  per document (Vaswani et al. 2017, eq. 1), which is what each document would get alone.
 """
 
+import ctypes
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+from tunesmith.ops import native
 
 Prefix = tuple[Tensor, Tensor]
 """Keys (1, kv_heads, prefix, dim) and values (1, kv_heads, prefix, value_dim) that stand before every document."""
@@ -68,11 +73,14 @@ def document_attention(
     causal: bool = True,
     prefix: Prefix | None = None,
 ) -> Tensor:
-    """`document_attention_reference` through PyTorch's fused kernel, without a mask over the row.
+    """`document_attention_reference` without a mask over the row, which never exists.
 
-    Documents are filled up to a multiple of `LENGTH_STEP`, behind their end, where no causal token looks; those of one
-    length go through the kernel together. `dropout` is the share of probabilities zeroed.
+    In bf16 on a CPU through the native kernel, elsewhere through PyTorch's. For PyTorch's, documents are filled up to a
+    multiple of `LENGTH_STEP`, behind their end, where no causal token looks; those of one length go together. `dropout`
+    is the share of probabilities zeroed.
     """
+    if not dropout and not (window and prefix) and native.takes(q, k, v) and _fits_native(q, v):
+        return _by_native(q, k, v, lengths, scale, window, causal, prefix)
     grouped = q.shape[1] != k.shape[1]
     together: dict[int, list[int]] = {}
     for document, length in enumerate(lengths):
@@ -95,6 +103,79 @@ def document_attention(
         for each, part in zip(documents, out.split(1), strict=True):
             outs[each] = part[:, :, : lengths[each]]
     return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+
+
+def _fits_native(q: Tensor, v: Tensor) -> bool:
+    return q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
+
+
+def _by_native(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    causal: bool,
+    prefix: Prefix | None,
+) -> Tensor:
+    before = 0
+    if prefix is not None:
+        before = prefix[0].shape[2]
+        k, v = (
+            torch.cat([part for document in whole.split(lengths, 2) for part in (own, document)], 2)
+            for own, whole in zip(prefix, (k, v), strict=True)
+        )
+    documents = []
+    start = 0
+    for number, length in enumerate(lengths):
+        documents.append((start, length, start + number * before, length + before))
+        start += length
+    rows = [tensor[0].transpose(0, 1) for tensor in (q, k, v)]  # (tokens, heads, dim)
+    out: Tensor = _DocumentAttention.apply(*rows, torch.tensor(documents), scale, window, causal)
+    return out.transpose(0, 1)[None]
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """The kernels of native/attention.h. Stores q, k, v and one number a token and head; scores are computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        documents: Tensor,
+        scale: float,
+        window: int | None,
+        causal: bool,
+    ) -> Tensor:
+        q, k, v = (each if each.stride(2) == 1 else each.contiguous() for each in (q, k, v))
+        out = q.new_empty(q.shape)
+        log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
+        ctx.shape = native.Shape(k.shape[1], q.shape[1] // k.shape[1], q.shape[2], scale, window or 0, causal)
+        rows = [native.Rows.of(each) for each in (q, k, v)]
+        native.call_attention("attention", ctypes.byref(ctx.shape), documents, len(documents), *rows, out, log_sums)
+        ctx.save_for_backward(q, k, v, documents, log_sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, documents, log_sums = ctx.saved_tensors
+        grad = grads[0] if grads[0].stride(2) == 1 else grads[0].contiguous()
+        to = [torch.empty(each.shape, dtype=each.dtype) for each in (q, k, v)]
+        rows = [native.Rows.of(each) for each in (q, k, v)]
+        native.call_attention(
+            "attention_backward",
+            ctypes.byref(ctx.shape),
+            documents,
+            len(documents),
+            *rows,
+            log_sums,
+            native.Rows.of(grad),
+            *to,
+        )
+        return *to, None, None, None, None
 
 
 def _mask(

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.ops import native
+
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The definition, in fp32 or wider. `rms_norm` is held to this.
@@ -35,10 +37,18 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if native.takes(x, weight):
+            x = x.contiguous()
+            out = torch.empty_like(x)
+            scale = x.new_empty(*x.shape[:-1], 1, dtype=wide)
+            native.call("rms_norm", x.dtype, x, weight, out, scale, scale.numel(), x.shape[-1], eps)
+            ctx.save_for_backward(x, weight, scale)
+            return out
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)  # one pass, no squared copy
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, weight, scale)
-        out: Tensor = weight * (x * scale).to(x.dtype)
+        out: Tensor = (x * scale).to(x.dtype)
+        out.mul_(weight)
         return out
 
     @staticmethod
@@ -46,6 +56,8 @@ class _RMSNorm(torch.autograd.Function):
         # With n = x · scale:  ∂x = scale · (g·w − n · mean(g·w · n)),  ∂w = Σ g · n.
         x, weight, scale = ctx.saved_tensors
         grad = grads[0]
+        if native.takes(x, weight, grad):
+            return *_native_backward(x, weight, scale, grad.contiguous(), ctx.needs_input_grad[1]), None
         normed = x * scale  # (..., hidden), wide
         grad_weight = None
         if ctx.needs_input_grad[1]:
@@ -57,3 +69,13 @@ class _RMSNorm(torch.autograd.Function):
             along = (inner * normed).mean(-1, keepdim=True)  # (..., 1)
             grad_x = normed.mul_(-along).add_(inner).mul_(scale).to(x.dtype)
         return grad_x, grad_weight, None
+
+
+def _native_backward(
+    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, wants_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same in one pass; the weight's gradient is summed by thread, in fp32."""
+    grad_x = torch.empty_like(x)
+    sums = scale.new_zeros(torch.get_num_threads(), x.shape[-1]) if wants_weight else None
+    native.call("rms_norm_backward", x.dtype, x, weight, scale, grad, grad_x, sums, scale.numel(), x.shape[-1])
+    return grad_x, None if sums is None else sums.sum(0).to(weight.dtype)

@@ -1,0 +1,44 @@
+"""Compiles tunesmith/ops/native on Linux where there is a C compiler; without one the package is plain Python."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FLAGS = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -fno-thread-jumps -fPIC -fopenmp"
+"""OpenMP's library is not linked: tunesmith.ops.native loads the one that PyTorch uses."""
+
+
+class Native(BuildHookInterface):  # type: ignore[type-arg]
+    """Builds kernels.so beside its sources, and takes it into the wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        folder = Path(self.root) / "src" / "tunesmith" / "ops" / "native"
+        library = folder / "kernels.so"
+        library.unlink(missing_ok=True)
+        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+        if sys.platform != "linux" or not compiler:
+            return
+        wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+        new = library.with_suffix(".new")
+        object_file = library.with_suffix(".o")
+        sources = [*shlex.split(compiler), *shlex.split(FLAGS), *wide, "-c", str(folder / "kernels.c")]
+        try:
+            subprocess.run([*sources, "-o", str(object_file)], check=True, capture_output=True, text=True)
+            subprocess.run([*shlex.split(compiler), "-shared", str(object_file), "-lm", "-o", str(new)], check=True)
+            new.rename(library)
+        except (OSError, subprocess.CalledProcessError) as error:
+            told = getattr(error, "stderr", "") or error
+            self.app.display_warning(f"The native kernels were not built; PyTorch's own do their work. {told}")
+            return
+        finally:
+            object_file.unlink(missing_ok=True)
+        if self.target_name == "wheel" and version == "standard":
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-linux_{platform.machine()}"

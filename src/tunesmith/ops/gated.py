@@ -1,0 +1,111 @@
+"""The gated feed-forward's middle (Shazeer 2020, "GLU variants improve transformer"): act(gate) · up."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, silu
+
+from tunesmith.ops import native
+from tunesmith.ops.lora_linear import LinearParts, linear_backward, linear_forward
+from tunesmith.ops.quantised import Quantised
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+def gated_reference(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """The definition. `gated` is held to this.
+
+    Args:
+        gate: (..., inner).
+        up: (..., inner).
+        activation: SwiGLU's, or GeGLU's with GELU by its tanh approximation.
+
+    Returns:
+        (..., inner).
+    """
+    return (silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")) * up
+
+
+def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """`gated_reference`, storing gate and up alone, each way in one pass over memory where the native kernels are."""
+    out: Tensor = _Gated.apply(gate, up, activation)
+    return out
+
+
+def gated_backward(gate: Tensor, up: Tensor, grad: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """∂gate and ∂up, given ∂out."""
+    if native.takes(gate, up, grad):
+        gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
+        to = torch.empty_like(gate), torch.empty_like(up)
+        native.call("gated_backward", gate.dtype, gate, up, grad, *to, gate.numel(), activation == "gelu_tanh")
+        return to
+    with torch.enable_grad():
+        inputs = gate.detach().requires_grad_(), up.detach().requires_grad_()
+        out = gated_reference(*inputs, activation)
+    to_gate, to_up = torch.autograd.grad(out, inputs, grad)
+    return to_gate, to_up
+
+
+def gated_forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """The value, without gradients."""
+    if not native.takes(gate, up):
+        return gated_reference(gate, up, activation)
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    native.call("gated", gate.dtype, gate, up, out, gate.numel(), activation == "gelu_tanh")
+    return out
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return gated_forward(gate, up, activation)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        return *gated_backward(gate, up, grads[0], ctx.activation), None
+
+
+def gated_linear(gate: Tensor, up: Tensor, activation: Activation, layer: LinearParts) -> Tensor:
+    """The layer at `gated(gate, up)`, which is not stored but made again for the backward pass.
+
+    The layer's weight and bias get gradients where they ask for them; a quantised weight has none.
+    """
+    out: Tensor = _GatedLinear.apply(gate, up, activation, *layer)
+    return out
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        up: Tensor,
+        activation: Activation,
+        weight: Tensor | Quantised,
+        bias: Tensor | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        stored = weight if isinstance(weight, Tensor) else None
+        ctx.save_for_backward(gate, up, stored, a, b)
+        ctx.quantised = weight if stored is None else None
+        ctx.activation, ctx.scaling = activation, scaling
+        return linear_forward(gated_forward(gate, up, activation), LinearParts(weight, bias, a, b, scaling))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, stored, a, b = ctx.saved_tensors
+        layer = LinearParts(ctx.quantised if stored is None else stored, None, a, b, ctx.scaling)
+        wanted = ctx.needs_input_grad
+        middle = gated_forward(gate, up, ctx.activation)
+        found = linear_backward(middle, layer, grads[0], [wanted[0] or wanted[1], *wanted[3:7]])
+        to_gate = to_up = None
+        if found.x is not None:
+            to_gate, to_up = gated_backward(gate, up, found.x, ctx.activation)
+        return to_gate, to_up, None, found.weight, found.bias, found.a, found.b, None

@@ -1,0 +1,107 @@
+"""The compiled kernels, where the install could build them (hatch_build.py). Elsewhere PyTorch's own operations do.
+
+`TUNESMITH_NATIVE=0` in the environment turns them off.
+"""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).parent / "kernels.so"
+
+_POINTER: Any = ctypes.c_void_p
+_LONG, _INT, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+
+class Shape(ctypes.Structure):
+    """`Shape` of attention.h."""
+
+    _fields_ = (
+        ("kv_heads", _LONG),
+        ("group", _LONG),
+        ("dim", _LONG),
+        ("scale", _FLOAT),
+        ("window", _LONG),
+        ("causal", _INT),
+    )
+
+
+class Rows(ctypes.Structure):
+    """`Rows` of attention.h."""
+
+    _fields_ = (("at", _POINTER), ("token", _LONG), ("head", _LONG))
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Rows":
+        """(tokens, heads, dim), dim without gaps."""
+        assert tensor.stride(2) == 1
+        return cls(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+_ARGUMENTS: dict[str, list[Any]] = {
+    "cross_entropy": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
+    "rms_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT],
+    "rms_norm_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG],
+    "gated": [_POINTER, _POINTER, _POINTER, _LONG, _INT],
+    "gated_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT],
+    "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],
+}
+_ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
+_SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_fp32"}
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the elementwise kernels can read these: on the CPU, all in bf16 or all in fp32."""
+    first = tensors[0]
+    return (
+        first.dtype in _SUFFIX
+        and all(each.dtype == first.dtype and each.device.type == "cpu" for each in tensors)
+        and library() is not None
+    )
+
+
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """One of elementwise.h, on PyTorch's threads; tensors stand for their first element, None for a null pointer."""
+    getattr(_loaded(), name + _SUFFIX[dtype])(*map(_plain, arguments), torch.get_num_threads())
+
+
+def call_attention(name: str, *arguments: Any) -> None:
+    """One of attention.h, in bf16."""
+    getattr(_loaded(), name)(*map(_plain, arguments), torch.get_num_threads())
+
+
+def _plain(value: Any) -> Any:
+    return value.data_ptr() if isinstance(value, Tensor) else value
+
+
+def _loaded() -> ctypes.CDLL:
+    found = library()
+    assert found is not None
+    return found
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, on the same threads as PyTorch's; None where there are none."""
+    if os.environ.get("TUNESMITH_NATIVE") == "0" or not LIBRARY.exists():
+        return None
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    own += sorted((Path(torch.__file__).parent.parent / "torch.libs").glob("libgomp*"))
+    try:
+        ctypes.CDLL(str(own[0]) if own else "libgomp.so.1", ctypes.RTLD_GLOBAL)  # a second pool would fight the first
+        found = ctypes.CDLL(str(LIBRARY))
+    except OSError:  # built on another system
+        return None
+    for name, arguments in _ARGUMENTS.items():
+        for suffix in _SUFFIX.values():
+            getattr(found, name + suffix).argtypes = [*arguments, _INT]
+            getattr(found, name + suffix).restype = None
+    found.attention.argtypes = [*_ATTENTION, _POINTER, _INT]
+    found.attention_backward.argtypes = [*_ATTENTION, Rows, _POINTER, _POINTER, _POINTER, _INT]
+    found.attention.restype = found.attention_backward.restype = None
+    return found

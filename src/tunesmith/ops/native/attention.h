@@ -1,0 +1,393 @@
+/* Attention over packed documents in bf16: forward, and backward from the row's log-sum alone (Dao 2023, alg. 1 and 2,
+ * with whole rows of scores at hand, since documents are short).
+ *
+ * Matrix products go tile by tile: C (32·m × 32·n, fp32) += A (rows, bf16) · B, with B in the order that AMX and
+ * AVX-512's bf16 dot product take (Intel 64 manual, TDPBF16PS): tiles of 16 pairs of rows by 16 columns, a pair's two
+ * numbers side by side. Without AMX the same tiles go through fp32. */
+
+#define TILE 512 /* numbers in a tile of B: 32 rows, 16 columns */
+#define BLOCK 32 /* queries that go together; keys are filled up to a multiple */
+
+typedef struct {
+    int64_t kv_heads, group, dim; /* heads of keys and values; heads of queries to each; dim a multiple of 32 */
+    float scale;
+    int64_t window; /* latest keys that each query sees; 0: all */
+    int causal;
+} Shape;
+
+/* One document: where its queries and keys start, and how many; the queries are the last of the keys. */
+typedef struct {
+    int64_t q, q_length, k, k_length;
+} Document;
+
+/* (token, head, dim) by strides in numbers; dim is without gaps. */
+typedef struct {
+    const bf16 *at;
+    int64_t token, head;
+} Rows;
+
+static int amx_allowed = 1;
+
+/* For tests: with 0, products go the way of processors without AMX. */
+void allow_amx(int allowed) { amx_allowed = allowed; }
+
+CLONED static void product_plain(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c,
+                                 int64_t c_stride, int64_t steps, int add) {
+    for (int64_t i = 0; i < 32; i++) {
+        float sum[32];
+        for (int n = 0; n < 32; n++) sum[n] = add ? c[i * c_stride + n] : 0.0f;
+        for (int64_t step = 0; step < steps; step++)
+            for (int64_t pair = 0; pair < 16; pair++) {
+                float low = from_bf16(a[i * a_stride + 32 * step + 2 * pair]);
+                float high = from_bf16(a[i * a_stride + 32 * step + 2 * pair + 1]);
+                const bf16 *row = b + step * b_stride + 32 * pair;
+                for (int n = 0; n < 16; n++) {
+                    sum[n] += low * from_bf16(row[2 * n]) + high * from_bf16(row[2 * n + 1]);
+                    sum[n + 16] += low * from_bf16(row[TILE + 2 * n]) + high * from_bf16(row[TILE + 2 * n + 1]);
+                }
+            }
+        for (int n = 0; n < 32; n++) c[i * c_stride + n] = sum[n];
+    }
+}
+
+#if HAS_AMX
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+typedef struct __attribute__((packed)) {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} TileConfig;
+
+#define WITH_AMX __attribute__((target("amx-tile,amx-bf16")))
+
+static int has_amx(void) {
+    static int known = -1;
+    if (known < 0)
+        known = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+    return known && amx_allowed;
+}
+
+/* Others (oneDNN) keep a configuration in the same registers: it is put back at the end. */
+WITH_AMX static void tiles_begin(TileConfig *before) {
+    static const TileConfig own = {
+        .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_storeconfig(before);
+    __asm__ volatile("" ::"r"(before) : "memory"); /* the compiler does not know what the instruction writes */
+    _tile_loadconfig(&own);
+}
+
+WITH_AMX static void tiles_end(const TileConfig *before) {
+    __asm__ volatile("" ::"r"(before) : "memory");
+    if (before->palette)
+        _tile_loadconfig(before);
+    else
+        _tile_release();
+}
+
+WITH_AMX static void product_amx(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c,
+                                 int64_t c_stride, int64_t steps, int add) {
+    if (add) {
+        _tile_loadd(0, c, 4 * c_stride);
+        _tile_loadd(1, c + 16, 4 * c_stride);
+        _tile_loadd(2, c + 16 * c_stride, 4 * c_stride);
+        _tile_loadd(3, c + 16 * c_stride + 16, 4 * c_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t step = 0; step < steps; step++) {
+        _tile_loadd(4, a + 32 * step, 2 * a_stride);
+        _tile_loadd(5, a + 16 * a_stride + 32 * step, 2 * a_stride);
+        _tile_loadd(6, b + step * b_stride, 64);
+        _tile_loadd(7, b + step * b_stride + TILE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, 4 * c_stride);
+    _tile_stored(1, c + 16, 4 * c_stride);
+    _tile_stored(2, c + 16 * c_stride, 4 * c_stride);
+    _tile_stored(3, c + 16 * c_stride + 16, 4 * c_stride);
+}
+#else
+typedef int TileConfig;
+static int has_amx(void) { return 0; }
+static void tiles_begin(TileConfig *before) { (void)before; }
+static void tiles_end(const TileConfig *before) { (void)before; }
+#define product_amx product_plain
+#endif
+
+/* C (32 × 32·columns) (+)= A (32 × 32·steps) · B; a step of B is `b_stride` numbers, two tiles to 32 columns. */
+static void product(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c, int64_t c_stride,
+                    int64_t columns, int64_t steps, int add, int amx) {
+    for (int64_t n = 0; n < columns; n++)
+        (amx ? product_amx : product_plain)(a, a_stride, b + 2 * n * TILE, b_stride, c + 32 * n, c_stride, steps, add);
+}
+
+/* The tiles of X (rows × dim) as B: pairs are of rows. Rows past the end are zero. */
+CLONED static void tiles_of(const bf16 *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim, bf16 *out) {
+    for (int64_t at = 0; at < filled; at += 2) {
+        const bf16 *low = x + at * stride, *high = low + stride;
+        bf16 *to = out + at / 32 * 32 * dim + at % 32 / 2 * 32;
+        int64_t there = rows - at;
+        for (int64_t n = 0; n < dim; n += 16)
+            for (int64_t i = 0; i < 16; i++) {
+                to[n / 16 * TILE + 2 * i] = there > 0 ? low[n + i] : 0;
+                to[n / 16 * TILE + 2 * i + 1] = there > 1 ? high[n + i] : 0;
+            }
+    }
+}
+
+/* The tiles of Xᵀ (dim × rows) as B: pairs are of dims. A step of 32 dims is 32 · filled numbers. */
+CLONED static void tiles_of_transpose(const bf16 *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim,
+                                      bf16 *out) {
+    for (int64_t n = 0; n < filled; n++) {
+        bf16 *to = out + n / 16 * TILE + n % 16 * 2;
+        for (int64_t i = 0; i < dim; i += 2) {
+            uint32_t pair = 0;
+            if (n < rows) memcpy(&pair, x + n * stride + i, 4);
+            memcpy(to + i / 32 * 32 * filled + i % 32 * 16, &pair, 4);
+        }
+    }
+}
+
+/* 32 rows of X, zero past the end, and their transpose (dim × 32) where it is wanted. */
+CLONED static void block_of(const bf16 *x, int64_t stride, int64_t rows, int64_t dim, bf16 *out, bf16 *turned) {
+    for (int64_t i = 0; i < BLOCK; i++)
+        for (int64_t n = 0; n < dim; n++) out[i * dim + n] = i < rows ? x[i * stride + n] : 0;
+    if (turned)
+        for (int64_t n = 0; n < dim; n++)
+            for (int64_t i = 0; i < BLOCK; i++) turned[n * BLOCK + i] = out[i * dim + n];
+}
+
+typedef struct {
+    int64_t first, end;
+} Range;
+
+/* The keys that a query sees. */
+INLINE Range seen_by(const Shape *shape, const Document *document, int64_t query) {
+    int64_t at = query + document->k_length - document->q_length;
+    Range range = {0, document->k_length};
+    if (shape->causal) range.end = at + 1;
+    if (shape->window && at + 1 > shape->window) range.first = at + 1 - shape->window;
+    return range;
+}
+
+/* Whole blocks of keys that some query of the block sees. */
+INLINE Range blocks_seen(const Shape *shape, const Document *document, int64_t from, int64_t rows) {
+    Range first = seen_by(shape, document, from), last = seen_by(shape, document, from + rows - 1);
+    return (Range){first.first / BLOCK, (last.end + BLOCK - 1) / BLOCK};
+}
+
+/* Scores of one query, from `from` on, into probabilities; the log of the sum of their exponentials. */
+CLONED static float softmax_row(const float *scores, int64_t from, int64_t until, Range seen, float scale, bf16 *p,
+                                float *room) {
+    float most = -INFINITY, sum = 0.0f;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = seen.first; i < seen.end; i++) most = scores[i] > most ? scores[i] : most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = seen.first; i < seen.end; i++) {
+        float e = exp_of((scores[i] - most) * scale);
+        room[i] = e;
+        sum += e;
+    }
+    float share = 1.0f / sum;
+    for (int64_t i = from; i < seen.first; i++) p[i] = 0;
+#pragma omp simd
+    for (int64_t i = seen.first; i < seen.end; i++) p[i] = to_bf16(room[i] * share);
+    for (int64_t i = seen.end; i < until; i++) p[i] = 0;
+    return most * scale + logf(sum);
+}
+
+CLONED static void store_rows(const float *x, int64_t rows, int64_t dim, bf16 *out, int64_t stride) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t n = 0; n < dim; n++) out[i * stride + n] = to_bf16(x[i * dim + n]);
+}
+
+static bf16 *carve(char **room, int64_t bytes) {
+    char *found = *room;
+    *room += (bytes + 63) / 64 * 64;
+    return (bf16 *)found;
+}
+
+static int64_t longest(const Document *documents, int64_t count) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (documents[i].k_length > most) most = documents[i].k_length;
+    return (most + BLOCK - 1) / BLOCK * BLOCK;
+}
+
+static int64_t filled(int64_t length) { return (length + BLOCK - 1) / BLOCK * BLOCK; }
+
+/* q: (tokens, heads, dim), k, v: (tokens, kv_heads, dim), by strides; out: (tokens, heads, dim) without gaps;
+ * log_sums: (tokens, heads). */
+void attention(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v, bf16 *out,
+               float *log_sums, int threads) {
+    const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
+    const int64_t most = longest(documents, count);
+    const int amx = has_amx();
+#pragma omp parallel num_threads(threads)
+    {
+        char *whole = aligned_alloc(64, (4 * most * dim + BLOCK * (6 * dim + 6 * most) + 4 * most + 1024) / 64 * 64);
+        char *room = whole;
+        bf16 *keys = carve(&room, 2 * most * dim), *values = carve(&room, 2 * most * dim);
+        bf16 *block = carve(&room, 2 * BLOCK * dim), *p = carve(&room, 2 * BLOCK * most);
+        float *scores = (float *)carve(&room, 4 * BLOCK * most), *sums = (float *)carve(&room, 4 * BLOCK * dim);
+        float *row = (float *)carve(&room, 4 * most);
+        TileConfig before;
+        if (amx) tiles_begin(&before);
+#pragma omp for schedule(dynamic) collapse(2)
+        for (int64_t each = 0; each < count; each++)
+            for (int64_t kv = 0; kv < shape->kv_heads; kv++) {
+                const Document *document = documents + each;
+                const int64_t width = filled(document->k_length);
+                tiles_of_transpose(k.at + document->k * k.token + kv * k.head, k.token, document->k_length, width, dim,
+                                   keys);
+                tiles_of(v.at + document->k * v.token + kv * v.head, v.token, document->k_length, width, dim, values);
+                for (int64_t head = kv * group; head < (kv + 1) * group; head++)
+                    for (int64_t from = 0; from < document->q_length; from += BLOCK) {
+                        const int64_t left = document->q_length - from, rows = left < BLOCK ? left : BLOCK;
+                        const int64_t token = document->q + from;
+                        const Range blocks = blocks_seen(shape, document, from, rows);
+                        const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
+                        block_of(q.at + token * q.token + head * q.head, q.token, rows, dim, block, NULL);
+                        product(block, dim, keys + first * BLOCK, BLOCK * width, scores + first, most,
+                                blocks.end - blocks.first, dim / 32, 0, amx);
+                        for (int64_t i = 0; i < rows; i++)
+                            log_sums[(token + i) * heads + head] =
+                                softmax_row(scores + i * most, first, end, seen_by(shape, document, from + i),
+                                            shape->scale, p + i * most, row);
+                        for (int64_t i = rows; i < BLOCK; i++) memset(p + i * most + first, 0, 2 * (end - first));
+                        product(p + first, most, values + first * dim, BLOCK * dim, sums, dim, dim / 32,
+                                blocks.end - blocks.first, 0, amx);
+                        store_rows(sums, rows, dim, out + (token * heads + head) * dim, heads * dim);
+                    }
+            }
+        if (amx) tiles_end(&before);
+        free(whole);
+    }
+}
+
+/* Of one query: its probabilities again, and the scores' gradient P ∘ (dP − Σ P ∘ dP) · scale in place of dP. */
+CLONED static void softmax_row_backward(float *scores, float *grad, int64_t from, int64_t until, Range seen,
+                                        float scale, float log_sum) {
+    float along = 0.0f;
+#pragma omp simd reduction(+ : along)
+    for (int64_t i = seen.first; i < seen.end; i++) {
+        float p = exp_of(scores[i] * scale - log_sum);
+        scores[i] = p;
+        along += p * grad[i];
+    }
+#pragma omp simd
+    for (int64_t i = seen.first; i < seen.end; i++) grad[i] = scores[i] * (grad[i] - along) * scale;
+    for (int64_t i = from; i < seen.first; i++) scores[i] = grad[i] = 0.0f;
+    for (int64_t i = seen.end; i < until; i++) scores[i] = grad[i] = 0.0f;
+}
+
+/* Two rows of numbers, (until − from) long, as a row of pairs of the tiles of B. */
+CLONED static void pair_of_rows(const float *low, const float *high, int64_t from, int64_t until, bf16 *tiles) {
+    for (int64_t n = from; n < until; n += 16)
+        for (int64_t i = 0; i < 16; i++) {
+            tiles[n / 16 * TILE + 2 * i] = to_bf16(low[n + i]);
+            tiles[n / 16 * TILE + 2 * i + 1] = to_bf16(high[n + i]);
+        }
+}
+
+CLONED static void round_row(const float *x, int64_t from, int64_t until, bf16 *out) {
+#pragma omp simd
+    for (int64_t i = from; i < until; i++) out[i] = to_bf16(x[i]);
+}
+
+/* X (dim × stride) in fp32, turned, into rows of bf16. */
+CLONED static void store_turned(const float *x, int64_t stride, int64_t rows, int64_t dim, bf16 *out,
+                                int64_t out_stride) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t n = 0; n < dim; n++) out[i * out_stride + n] = to_bf16(x[n * stride + i]);
+}
+
+/* grad: of out, (tokens, heads, dim) by strides. grad_q (tokens, heads, dim), grad_k and grad_v (tokens, kv_heads, dim)
+ * without gaps. */
+void attention_backward(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v,
+                        const float *log_sums, Rows grad, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, int threads) {
+    const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
+    const int64_t most = longest(documents, count);
+    const int amx = has_amx();
+#pragma omp parallel num_threads(threads)
+    {
+        char *whole = aligned_alloc(64, (14 * most * dim + BLOCK * (14 * most + 12 * dim) + 2048) / 64 * 64);
+        char *room = whole;
+        bf16 *turned_keys = carve(&room, 2 * most * dim), *keys = carve(&room, 2 * most * dim);
+        bf16 *turned_values = carve(&room, 2 * most * dim);
+        float *sum_k = (float *)carve(&room, 4 * most * dim), *sum_v = (float *)carve(&room, 4 * most * dim);
+        bf16 *query = carve(&room, 2 * BLOCK * dim), *turned_query = carve(&room, 2 * BLOCK * dim);
+        bf16 *up = carve(&room, 2 * BLOCK * dim), *turned_up = carve(&room, 2 * BLOCK * dim);
+        float *p = (float *)carve(&room, 4 * BLOCK * most), *s = (float *)carve(&room, 4 * BLOCK * most);
+        bf16 *p_tiles = carve(&room, 2 * BLOCK * most), *s_tiles = carve(&room, 2 * BLOCK * most);
+        bf16 *s_rows = carve(&room, 2 * BLOCK * most);
+        float *sums = (float *)carve(&room, 4 * BLOCK * dim);
+        TileConfig before;
+        if (amx) tiles_begin(&before);
+#pragma omp for schedule(dynamic) collapse(2)
+        for (int64_t each = 0; each < count; each++)
+            for (int64_t kv = 0; kv < shape->kv_heads; kv++) {
+                const Document *document = documents + each;
+                const int64_t length = document->k_length, width = filled(length);
+                const bf16 *own_k = k.at + document->k * k.token + kv * k.head;
+                const bf16 *own_v = v.at + document->k * v.token + kv * v.head;
+                tiles_of_transpose(own_k, k.token, length, width, dim, turned_keys);
+                tiles_of(own_k, k.token, length, width, dim, keys);
+                tiles_of_transpose(own_v, v.token, length, width, dim, turned_values);
+                memset(sum_k, 0, 4 * width * dim);
+                memset(sum_v, 0, 4 * width * dim);
+                for (int64_t head = kv * group; head < (kv + 1) * group; head++)
+                    for (int64_t from = 0; from < document->q_length; from += BLOCK) {
+                        const int64_t left = document->q_length - from, rows = left < BLOCK ? left : BLOCK;
+                        const int64_t token = document->q + from;
+                        const Range blocks = blocks_seen(shape, document, from, rows);
+                        const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
+                        const int64_t columns = blocks.end - blocks.first;
+                        block_of(q.at + token * q.token + head * q.head, q.token, rows, dim, query, turned_query);
+                        block_of(grad.at + token * grad.token + head * grad.head, grad.token, rows, dim, up, turned_up);
+                        product(query, dim, turned_keys + first * BLOCK, BLOCK * width, p + first, most, columns,
+                                dim / 32, 0, amx);
+                        product(up, dim, turned_values + first * BLOCK, BLOCK * width, s + first, most, columns,
+                                dim / 32, 0, amx);
+                        for (int64_t i = 0; i < rows; i++)
+                            softmax_row_backward(p + i * most, s + i * most, first, end,
+                                                 seen_by(shape, document, from + i), shape->scale,
+                                                 log_sums[(token + i) * heads + head]);
+                        for (int64_t i = rows; i < BLOCK; i++) {
+                            memset(p + i * most + first, 0, 4 * (end - first));
+                            memset(s + i * most + first, 0, 4 * (end - first));
+                        }
+                        for (int64_t i = 0; i < BLOCK; i += 2) {
+                            pair_of_rows(p + i * most, p + (i + 1) * most, first, end, p_tiles + 16 * i);
+                            pair_of_rows(s + i * most, s + (i + 1) * most, first, end, s_tiles + 16 * i);
+                            round_row(s + i * most, first, end, s_rows + i * most);
+                            round_row(s + (i + 1) * most, first, end, s_rows + (i + 1) * most);
+                        }
+                        product(s_rows + first, most, keys + first * dim, BLOCK * dim, sums, dim, dim / 32, columns, 0,
+                                amx);
+                        store_rows(sums, rows, dim, grad_q + (token * heads + head) * dim, heads * dim);
+                        for (int64_t n = 0; n < dim; n += 32) {
+                            product(turned_up + n * BLOCK, BLOCK, p_tiles + first * BLOCK, 0,
+                                    sum_v + n * width + first, width, columns, 1, 1, amx);
+                            product(turned_query + n * BLOCK, BLOCK, s_tiles + first * BLOCK, 0,
+                                    sum_k + n * width + first, width, columns, 1, 1, amx);
+                        }
+                    }
+                const int64_t place = (document->k * shape->kv_heads + kv) * dim;
+                store_turned(sum_k, width, length, dim, grad_k + place, shape->kv_heads * dim);
+                store_turned(sum_v, width, length, dim, grad_v + place, shape->kv_heads * dim);
+            }
+        if (amx) tiles_end(&before);
+        free(whole);
+    }
+}

@@ -1,0 +1,177 @@
+"""The native kernels are held to the same definitions: in bf16 and fp32, beside float64 on the same numbers."""
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tunesmith.ops import native
+from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
+from tunesmith.ops.document_attention import document_attention, document_attention_reference
+from tunesmith.ops.gated import Activation, gated, gated_reference
+from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
+from tunesmith.ops.rotary import rotary, rotary_reference
+
+few = settings(max_examples=25, deadline=None)
+built = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
+dtypes = st.sampled_from([torch.bfloat16, torch.float32])
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+
+
+def assert_held(
+    fast: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: Sequence[Tensor], slack: float = 4.0
+) -> None:
+    """Values and gradients as of float64, to a few units of the inputs' own precision in the largest."""
+    ours = [each.clone().requires_grad_() for each in inputs]
+    exact = [each.double().requires_grad_() for each in inputs]
+    out, expected = fast(*ours), reference(*exact)
+    up = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype)
+    grads = torch.autograd.grad(out, ours, up.to(out.dtype))
+    expected_grads = torch.autograd.grad(expected, exact, up.double())
+    eps = torch.finfo(inputs[0].dtype).eps
+    slack *= 1 if inputs[0].dtype == torch.bfloat16 else 16  # what is computed in fp32 itself adds up
+    for found, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        room = slack * eps * max(1e-3, float(wanted.detach().abs().max()))  # what cancels leaves a little
+        torch.testing.assert_close(found.double(), wanted, rtol=slack * eps, atol=room)
+
+
+def test_the_kernels_are_there_where_a_compiler_is() -> None:
+    assert sys.platform != "linux" or shutil.which("cc") is None or native.library() is not None
+
+
+@built
+@few
+@given(rows=st.integers(1, 70), hidden=st.sampled_from([5, 64, 769]), dtype=dtypes)
+def test_rms_norm(rows: int, hidden: int, dtype: torch.dtype) -> None:
+    inputs = [random(2, rows, hidden, dtype=dtype), random(hidden, dtype=dtype, seed=3)]
+    assert_held(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: _norm(x, w), inputs, slack=8)
+
+
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    return rms_norm_reference(x, weight, 1e-5)
+
+
+@built
+@few
+@given(
+    rows=st.integers(1, 70),
+    inner=st.sampled_from([1, 9, 5000]),
+    activation=st.sampled_from(["silu", "gelu_tanh"]),
+    dtype=dtypes,
+    scale=st.sampled_from([0.01, 1.0, 100.0]),
+)
+def test_the_gated_middle(rows: int, inner: int, activation: Activation, dtype: torch.dtype, scale: float) -> None:
+    inputs = [random(rows, inner, dtype=dtype, scale=scale), random(rows, inner, dtype=dtype, seed=1)]
+    assert_held(
+        lambda gate, up: gated(gate, up, activation), lambda gate, up: gated_reference(gate, up, activation), inputs
+    )
+
+
+@built
+@few
+@given(tokens=st.integers(1, 70), heads=st.integers(1, 3), half=st.sampled_from([1, 4, 33]), dtype=dtypes)
+def test_rotary_embedding(tokens: int, heads: int, half: int, dtype: torch.dtype) -> None:
+    angles = torch.rand(1, tokens, half) * 6
+    cos, sin = (torch.cat([part, part], -1).to(dtype) for part in (angles.cos(), angles.sin()))
+    laid = random(1, tokens, heads, 2 * half, dtype=dtype).transpose(1, 2)  # as a projection leaves it
+    assert_held(
+        lambda x: rotary(x, cos, sin), lambda x: rotary_reference(x, cos.double(), sin.double()), [laid], slack=8
+    )
+
+
+@built
+@few
+@given(
+    rows=st.integers(1, 300),
+    vocab=st.sampled_from([2, 11, 1000]),
+    dtype=dtypes,
+    scale=st.sampled_from([1.0, 0.25]),
+    spread=st.sampled_from([0.1, 3.0]),
+)
+def test_cross_entropy(rows: int, vocab: int, dtype: torch.dtype, scale: float, spread: float) -> None:
+    """Beside float64 on the logits as they are in the given precision, of which the loss is made."""
+    hidden = torch.eye(vocab, dtype=dtype)[torch.arange(rows) % vocab]  # so the logits are the weight's own numbers
+    weight = random(vocab, vocab, dtype=dtype, scale=spread)
+    labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(rows))
+    assert_held(
+        lambda w: linear_cross_entropy(hidden, Head(w, scale=scale), labels).to(dtype),
+        lambda w: cross_entropy_reference(hidden.double(), Head(w, scale=scale), labels),
+        [weight],
+        slack=8,
+    )
+
+
+@built
+@pytest.mark.parametrize("amx", [True, False])
+@few
+@given(
+    lengths=st.lists(st.integers(1, 80), min_size=1, max_size=5),
+    kv_heads=st.sampled_from([1, 2]),
+    groups=st.sampled_from([1, 3]),
+    dim=st.sampled_from([32, 64, 96]),
+    window=st.sampled_from([None, 1, 20]),
+    causal=st.booleans(),
+    before=st.sampled_from([0, 5]),
+)
+def test_document_attention(
+    amx: bool,
+    lengths: list[int],
+    kv_heads: int,
+    groups: int,
+    dim: int,
+    window: int | None,
+    causal: bool,
+    before: int,
+) -> None:
+    tokens, dtype = sum(lengths), torch.bfloat16
+    window = window if causal and not before else None
+    q = random(1, tokens, kv_heads * groups, dim, dtype=dtype).transpose(1, 2)
+    k, v = (random(1, tokens, kv_heads, dim, dtype=dtype, seed=each).transpose(1, 2) for each in (1, 2))
+    prefix = [random(1, kv_heads, before, dim, dtype=dtype, seed=each) for each in (3, 4)] if before else []
+    scale = dim**-0.5
+
+    def fast(q: Tensor, k: Tensor, v: Tensor, *prefix: Tensor) -> Tensor:
+        return document_attention(q, k, v, lengths, scale, window, causal=causal, prefix=tuple(prefix) or None)
+
+    def reference(q: Tensor, k: Tensor, v: Tensor, *prefix: Tensor) -> Tensor:
+        return document_attention_reference(q, k, v, lengths, scale, window, causal, tuple(prefix) or None)
+
+    library = native.library()
+    assert library is not None
+    library.allow_amx(amx)
+    try:
+        assert_held(fast, reference, [q, k, v, *prefix])
+    finally:
+        library.allow_amx(True)
+
+
+@built
+def test_a_number_that_is_none_stays_none() -> None:
+    """A loss that is not finite must be seen, not rounded to a number."""
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.tensor([[1.0, float("nan"), 2.0]], dtype=dtype)
+        assert rms_norm(x, torch.ones(3, dtype=dtype), 1e-5).isnan().all()
+        assert gated(x, torch.ones_like(x), "silu").isnan().tolist() == [[False, True, False]]
+        assert linear_cross_entropy(torch.ones(1, 1, dtype=dtype), Head(x.T.contiguous()), torch.tensor([0])).isnan()
+
+
+def test_without_the_library_everything_is_done_by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random(3, 64, dtype=torch.bfloat16)
+    there = rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-5)
+    monkeypatch.setenv("TUNESMITH_NATIVE", "0")
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+        torch.testing.assert_close(rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-5), there, rtol=0.02, atol=0.02)
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
