@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -164,8 +164,10 @@ def steps_for_the_same_rows(plan: dict[str, Any], steps: int) -> int:
     return min(-(-tokens // int(2048 - mean / 2)) + 1, sum(plan["tokens"]) // 2048)
 
 
-def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu") -> dict[str, Any]:
-    """`tunesmith train` on the reference work.
+def run_ours(
+    python: Path, work: Path, steps: int, out: Path, own: dict[str, Any] | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """`tunesmith train` on the reference work, or by a recipe of its own.
 
     A step's seconds are what its event says; `seconds_between_events` is the same by this process's clock.
 
@@ -175,8 +177,8 @@ def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu
     plan = json.loads((work / "plan.json").read_text())
     folder = out.with_suffix(".run")
     recipe = out.with_suffix(".yaml")
-    # JSON is YAML too, and needs no package.
-    recipe.write_text(json.dumps(our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device), indent=1))
+    own = own or our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device)
+    recipe.write_text(json.dumps(own, indent=1))  # JSON is YAML too, and needs no package
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
     seen: list[tuple[float, dict[str, Any]]] = []
     watch = new_steps(folder / "metrics.jsonl", seen)
@@ -197,8 +199,10 @@ def run_ours(python: Path, work: Path, steps: int, out: Path, device: str = "cpu
     }
 
 
-def run_peer(setting: Setting, work: Path, steps: int, out: Path, more: dict[str, str]) -> dict[str, Any]:
-    """A peer's script in its environment, with `more` environment variables.
+def run_peer(
+    setting: Setting, work: Path, steps: int, out: Path, more: dict[str, str], options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A peer's script in its environment, with `more` environment variables and further options.
 
     Raises:
         RuntimeError: with the end of its output, if it failed.
@@ -211,7 +215,7 @@ def run_peer(setting: Setting, work: Path, steps: int, out: Path, more: dict[str
         setting.setting,
     ]
     command += ["--model", str(work / "model"), "--rows", str(work / "rows.jsonl")]
-    command += ["--steps", str(steps), "--out", str(partial)]
+    command += ["--steps", str(steps), "--out", str(partial), *options]
     ended = run_process(command, out.with_suffix(".log"), more=more)
     if ended.code != 0:
         raise RuntimeError(_end_of(out.with_suffix(".log")))

@@ -18,6 +18,7 @@ LEARNING_RATE = 1e-4
 MAX_GRAD_NORM = 1.0
 MAX_LENGTH = 1_024  # tokens
 SEED = 0
+VIRTUAL_TOKENS = 20
 
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
 """When the driver started this process, in seconds of the epoch."""
@@ -30,6 +31,7 @@ def arguments(description: str, settings: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plan", type=Path, help="which rows each step takes; default: plan.json beside the rows")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--setting", choices=settings, required=True)
+    parser.add_argument("--method", default="lora", help="lora, full, qlora, ia3 or prefix, where the peer has them")
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     parsed = parser.parse_args()
     parsed.plan = parsed.plan or parsed.rows.with_name("plan.json")

@@ -1,4 +1,4 @@
-"""The loop that many write for themselves: transformers + PEFT + AdamW, everything in bf16, no trainer.
+"""The loop that many write for themselves: transformers, PEFT where the method has it, AdamW, all in bf16, no trainer.
 
 Settings:
     rows   one row at a time, gradients added up over the step
@@ -6,13 +6,31 @@ Settings:
 """
 
 import json
+from pathlib import Path
 
 import torch
-from measured import ALPHA, LEARNING_RATE, MAX_GRAD_NORM, MAX_LENGTH, RANK, SEED, Report, arguments, read_rows
-from peft import LoraConfig, get_peft_model
+from measured import (
+    ALPHA,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    MAX_LENGTH,
+    RANK,
+    SEED,
+    VIRTUAL_TOKENS,
+    Report,
+    arguments,
+    read_rows,
+)
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 DESCRIPTIONS = {
     "rows": "pure bf16, one row at a time with accumulation",
@@ -30,6 +48,27 @@ def encode(tokeniser: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
     return ids, torch.where(learnt, ids, -100)
 
 
+def adapted(method: str, path: Path) -> PreTrainedModel | PeftModel:
+    """The model with the method's weights moving."""
+    quantised = None
+    if method == "qlora":
+        quantised = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, quantization_config=quantised)
+    if method == "full":
+        return model
+    configs = {
+        "ia3": IA3Config(task_type="CAUSAL_LM"),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS),
+    }
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, configs.get(method, lora), autocast_adapter_dtype=False)
+
+
 def main() -> None:
     options = arguments(__doc__.split("\n")[0], list(DESCRIPTIONS))
     plan = json.loads(options.plan.read_text())
@@ -38,9 +77,7 @@ def main() -> None:
 
     tokeniser = AutoTokenizer.from_pretrained(options.model)
     rows = [encode(tokeniser, messages) for messages in read_rows(options.rows)]
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    model = adapted(options.method, options.model)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)

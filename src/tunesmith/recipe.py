@@ -64,6 +64,10 @@ class MethodConfig(Strict, ABC):
     choose: ClassVar[str]
     """When to choose it, and its known weakness, in a sentence or two."""
 
+    share_for_classes: ClassVar[float] = 1.0
+    """What its learning rate is multiplied by for classes: a row gives one label where a text gives a hundred tokens,
+    so directions are rougher, and methods that move matrices of many numbers want smaller steps."""
+
     @property
     def virtual_tokens(self) -> int:
         """Positions of the model's context that it takes for itself."""
@@ -115,9 +119,6 @@ class ObjectiveConfig(Strict, ABC):
 
     labels: list[str] | None = None
     """The classes' names, where it learns classes."""
-
-    learning_rate_share: ClassVar[float] = 1.0
-    """What the method's own learning rate is multiplied by."""
 
     def head_learning_rate_at(self, hidden: int) -> float:
         """The learning rate of a new head over classes, which reads that many numbers."""

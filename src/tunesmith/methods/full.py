@@ -20,6 +20,7 @@ class Full(MethodConfig):
 
     formula: ClassVar[str] = "W ← W − ΔW for every weight"
     choose: ClassVar[str] = "Much data, or behaviour far from the base's. Takes most memory and forgets most."
+    share_for_classes: ClassVar[float] = 0.3
 
     @property
     def moves_base(self) -> bool:

@@ -46,6 +46,7 @@ class Layers(MethodConfig):
     choose: ClassVar[str] = (
         "A classifier on few rows, or where adapters cannot be served. Lower layers stay as they are."
     )
+    share_for_classes: ClassVar[float] = 0.3
 
     @model_validator(mode="after")
     def _known(self) -> "Layers":

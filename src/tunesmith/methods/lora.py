@@ -65,6 +65,7 @@ class LoRA(MethodConfig):
 
     formula: ClassVar[str] = "W + (alpha / rank) · B A"
     choose: ClassVar[str] = "The default. Less room than full fine-tuning for much new knowledge."
+    share_for_classes: ClassVar[float] = 0.3
 
     @property
     def moves_base(self) -> bool:

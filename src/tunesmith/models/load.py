@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import UserError
 from tunesmith.models.conv1d import as_linear
+from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.quantise import as_if_whole, quantising
 from tunesmith.recipe import Base
 
@@ -233,9 +234,9 @@ def no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Within the block nothing is said of a property that PEFT asks for and transformers has renamed, or of PEFT's own
-    correction of `fan_in_fan_out` for GPT-2's layers."""
-    with warnings.catch_warnings():
+    """Within the block PEFT does without bitsandbytes, and nothing is said of a property that it asks for and
+    transformers has renamed, or of its own correction of `fan_in_fan_out` for GPT-2's layers."""
+    with warnings.catch_warnings(), without_bitsandbytes():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         yield

@@ -33,8 +33,6 @@ class Classification(ObjectiveConfig):
     over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     form: ClassVar[str | None] = "classification"
     classes: ClassVar[bool] = True
-    learning_rate_share: ClassVar[float] = 0.3
-    """A row gives one label where a text gives a hundred tokens: directions are rougher, so steps are smaller."""
 
     def head_learning_rate_at(self, hidden: int) -> float:
         return self.head_learning_rate or min(0.02, 8 / hidden)

@@ -6,7 +6,8 @@ two bits of exponent and one of mantissa. Double quantisation holds the scales t
 in blocks of 256, with bitsandbytes' dynamic code (Dettmers et al. 2022, section 1.3).
 Eight bits (Dettmers et al. 2022b, section 2.1): a row is divided by its largest magnitude and rounded to n / 127.
 
-The bytes are laid out as bitsandbytes lays them out, and its kernels, for CPU and CUDA, do the work.
+The bytes are laid out as bitsandbytes lays them out. Its kernels quantise, and make whole on CUDA; on a CPU the native
+kernels make whole, where they are built.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from tunesmith.ops import native
 
 Format = Literal["int8", "nf4", "fp4"]
 
@@ -116,7 +119,9 @@ def _refuse_not_finite(weight: Tensor) -> None:
 
 
 def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
-    """`dequantise_reference`, by bitsandbytes' kernels."""
+    """`dequantise_reference`, by the native kernels or bitsandbytes'."""
+    if native.gives(dtype, weight.codes.device):
+        return _by_native(weight, dtype)
     if weight.format == "int8":
         return weight.codes.to(dtype).mul_((weight.scales / 127).to(dtype)[:, None])
     count = weight.shape[0] * weight.shape[1]
@@ -132,6 +137,16 @@ def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
     )
     whole: Tensor = _bnb().dequantize_4bit(weight.codes, state)
     return whole.view(weight.shape)
+
+
+def _by_native(weight: Quantised, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(weight.shape, dtype=dtype)
+    if weight.format == "int8":
+        native.call("eight_bits", dtype, weight.codes, weight.scales, out, *weight.shape)
+    else:
+        code = _code(weight.format, weight.codes.device)
+        native.call("four_bits", dtype, weight.codes, _scales(weight), code, out, out.numel())
+    return out
 
 
 def dequantise_reference(weight: Quantised, dtype: torch.dtype) -> Tensor:

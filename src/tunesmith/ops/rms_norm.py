@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         if native.takes(x, weight):
             x = x.contiguous()
-            out = torch.empty_like(x)
+            out: Tensor = torch.empty_like(x)
             scale = x.new_empty(*x.shape[:-1], 1, dtype=wide)
             native.call("rms_norm", x.dtype, x, weight, out, scale, scale.numel(), x.shape[-1], eps)
             ctx.save_for_backward(x, weight, scale)
@@ -47,7 +47,7 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)  # one pass, no squared copy
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, weight, scale)
-        out: Tensor = (x * scale).to(x.dtype)
+        out = (x * scale).to(x.dtype)
         out.mul_(weight)
         return out
 

@@ -49,6 +49,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "rms_norm_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "gated": [_POINTER, _POINTER, _POINTER, _LONG, _INT],
     "gated_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT],
+    "four_bits": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
+    "eight_bits": [_POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],
 }
 _ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
@@ -63,6 +65,11 @@ def takes(*tensors: Tensor) -> bool:
         and all(each.dtype == first.dtype and each.device.type == "cpu" for each in tensors)
         and library() is not None
     )
+
+
+def gives(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels that make tensors can make them of this dtype, there."""
+    return dtype in _SUFFIX and device.type == "cpu" and library() is not None
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
