@@ -1,6 +1,6 @@
 """Tunesmith on a CUDA GPU: the tests marked `gpu`, and the reference work there and on the processor.
 
-Called by gpu_check.sh. The losses of the first steps are laid beside those of the same steps on the
+Called by gpu.sh. The losses of the first steps are laid beside those of the same steps on the
 processor: bf16 rounds differently on each, so they agree to a few thousandths, not exactly.
 """
 

@@ -1,4 +1,4 @@
-"""What is CUDA's alone: bitsandbytes' kernels on the device, and its 8-bit and paged optimisers."""
+"""What is CUDA's alone: operations on the device beside their definitions, 8-bit and paged optimisers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,12 @@ import pytest
 import torch
 
 import tunesmith
+from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
+from tunesmith.ops.document_attention import document_attention, document_attention_reference
+from tunesmith.ops.gated import gated, gated_linear, gated_reference
+from tunesmith.ops.lora_linear import LinearParts
 from tunesmith.ops.quantised import dequantise, dequantise_reference, quantise, quantised_linear
+from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -59,3 +64,71 @@ def test_qlora_learns_and_resumes_with_every_optimiser(
     run = tunesmith.resume(tmp_path / "run")
     losses = [event["loss"] for event in run.events() if event["event"] == "evaluation"]
     assert losses[-1] < losses[0] - 0.1
+
+
+def held(fast: Callable[..., Any], reference: Callable[..., Any], inputs: list[torch.Tensor], slack: float = 6) -> None:
+    """Values and gradients in bf16 on the GPU, beside float64 on the processor."""
+    ours = [each.to("cuda", torch.bfloat16).requires_grad_() for each in inputs]
+    exact = [each.detach().cpu().double().requires_grad_() for each in ours]
+    out, expected = fast(*ours), reference(*exact)
+    up = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    grads = torch.autograd.grad(out, ours, up.to("cuda", out.dtype))
+    wanted = torch.autograd.grad(expected, exact, up.double())
+    for found, right in zip((out, *grads), (expected, *wanted), strict=True):
+        room = slack * 2**-8 * max(1e-3, float(right.detach().abs().max()))
+        torch.testing.assert_close(found.detach().cpu().double(), right.detach(), rtol=slack * 2**-8, atol=room)
+
+
+def test_rms_norm_on_the_gpu_equals_its_definition() -> None:
+    held(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        lambda x, w: rms_norm_reference_in_double(x, w),
+        [torch.randn(3, 70, 256), torch.randn(256)],
+    )
+
+
+def rms_norm_reference_in_double(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return rms_norm_reference(x, weight, 1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gated_layers_on_the_gpu_equal_their_definition(activation: Any) -> None:
+    gate, up, weight = torch.randn(2, 33, 128), torch.randn(2, 33, 128), torch.randn(64, 128) / 11
+    held(lambda g, u: gated(g, u, activation), lambda g, u: gated_reference(g, u, activation), [gate, up])
+    held(
+        lambda g, u, w: gated_linear(g, u, activation, LinearParts(w)),
+        lambda g, u, w: gated_reference(g, u, activation) @ w.T,
+        [gate, up, weight],
+    )
+
+
+def test_cross_entropy_on_the_gpu_equals_its_definition() -> None:
+    labels = torch.randint(1000, (300,))
+    held(
+        lambda h, w: linear_cross_entropy(h, Head(w), labels.to(h.device)).to(torch.float32),
+        lambda h, w: cross_entropy_reference(h, Head(w), labels),
+        [torch.randn(300, 64), torch.randn(1000, 64) / 8],
+        slack=12,
+    )
+
+
+@pytest.mark.parametrize("prefix", [0, 5])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 7), (False, None)])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_document_attention_on_the_gpu_equals_masked_attention(
+    kv_heads: int, causal: bool, window: int | None, prefix: int
+) -> None:
+    lengths = [5, 70, 1, 33]
+    inputs = [torch.randn(1, heads, sum(lengths), 64) for heads in (4, kv_heads, kv_heads)]
+    inputs += [torch.randn(1, kv_heads, prefix, 64) for _ in range(2)] if prefix else []
+    window = None if prefix else window
+
+    def fast(*given: torch.Tensor) -> torch.Tensor:
+        q, k, v, *before = given
+        return document_attention(q, k, v, lengths, 0.125, window, causal=causal, prefix=tuple(before) or None)
+
+    def reference(*given: torch.Tensor) -> torch.Tensor:
+        q, k, v, *before = given
+        return document_attention_reference(q, k, v, lengths, 0.125, window, causal, tuple(before) or None)
+
+    held(fast, reference, inputs)

@@ -6,6 +6,7 @@ up by `kind` in the two registries below; a new one is one file and one line her
 """
 
 import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -305,6 +306,11 @@ class Train(Strict):
     """Keep each block's input alone and compute the rest again in the backward pass: a fraction of the activations'
     memory for about a third more time (Chen et al. 2016). Off: short rows on a laptop fit without."""
 
+    memory_limit: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?\s*([KMG]i?B)$")
+    """Most memory for the run, `12GB` or `900MiB`: the process's on a CPU, PyTorch's on a GPU. As many blocks as it
+    takes, the first ones, compute their activations twice, and where that is not enough batches are halved; the step
+    stays as it is. Default: none is set, and nothing is computed twice unasked."""
+
     optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """AdamW with its moments in fp32; or in 8 bits (Dettmers et al. 2022), and paged (they move to the host's memory
     when the GPU's is short): those are CUDA's, and elsewhere plain AdamW does the work, which is said."""
@@ -327,6 +333,15 @@ class Train(Strict):
 
     tensorboard: bool = False
     """Also write TensorBoard events into the run's directory (needs the extra `tunesmith[tensorboard]`)."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory_limit` in bytes."""
+        if self.memory_limit is None:
+            return None
+        number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", self.memory_limit).groups()  # type: ignore[union-attr]
+        power = "KMG".index(unit[0]) + 1
+        return int(float(number) * (1024 if "i" in unit else 1000) ** power)
 
     @model_validator(mode="before")
     @classmethod

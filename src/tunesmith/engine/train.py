@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.data.pack import Batches, collate
+from tunesmith.data.pack import Batches, beginning, collate
 from tunesmith.data.prepare import Prepared, prepare, settled
-from tunesmith.engine.allocator import keep_freed_memory
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.allocator import give_back_freed_memory, keep_freed_memory
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
+from tunesmith.engine.memory import Fit, activations_of, fit, recompute
 from tunesmith.engine.optimiser import MasterWeights, runs_in_eight_bits
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
@@ -23,7 +25,7 @@ from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import base_parameters, learning_rates, trainable_model, with_known_features, with_room
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer, refuse_encoder
-from tunesmith.plan.probe import measured, probe
+from tunesmith.plan.probe import forget_peak, measured, memory_now, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
 
@@ -116,6 +118,8 @@ def _carry_out(
     if recipe.train.optimiser != "adamw" and not runs_in_eight_bits(recipe.train, device):
         said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {device.type} plain AdamW does the work."
         loop.events.emit("warning", message=said)
+    if recipe.train.memory_bytes is not None:
+        loop.events.emit("memory", **_stay_within(recipe, loop, run))
     loop.events.emit("plan", predicted=_plan(loop))
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
@@ -138,14 +142,7 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
     tokens_per_batch = train.tokens_per_batch or min(train.tokens_per_step, 2048)
-    batches = Batches(
-        prepared.train,
-        tokens_per_step=train.tokens_per_step,
-        tokens_per_batch=tokens_per_batch,
-        pack=recipe.data.pack,
-        shuffle=train.shuffle,
-        seed=train.seed,
-    )
+    batches = _batches(recipe, prepared.train, tokens_per_batch)
     return Loop(
         model=model,
         objective=recipe.objective,
@@ -162,16 +159,67 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
     )
 
 
-def _plan(loop: Loop) -> dict[str, Any]:
-    """Memory and time foretold from one pass over the first epoch's heaviest batch, whose gradient is thrown away."""
-    heaviest = max(
+def _batches(recipe: Recipe, table: TokenTable, tokens_per_batch: int) -> Batches:
+    return Batches(
+        table,
+        tokens_per_step=recipe.train.tokens_per_step,
+        tokens_per_batch=tokens_per_batch,
+        pack=recipe.data.pack,
+        shuffle=recipe.train.shuffle,
+        seed=recipe.train.seed,
+    )
+
+
+def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> dict[str, Any]:
+    """Choose what is computed twice and how many tokens go at once, so that `train.memory_limit` holds.
+
+    A resumed run takes the batches that it had, since they decide what is learnt when.
+
+    Raises:
+        UserError: the limit is too low for the longest row.
+    """
+    limit = recipe.train.memory_bytes or 0
+    before = next((event for event in run.events() if event["event"] == "memory"), None)
+    if before is not None:
+        loop.tokens_per_batch = before["tokens_per_batch"]
+        loop.batches = _batches(recipe, loop.batches.table, loop.tokens_per_batch)
+    heaviest = collate(loop.batches.table, _heaviest(loop), loop.device)
+    if heaviest.features is not None or limit == 0:
+        return {"limit_bytes": limit, **asdict(Fit(0, 0, loop.tokens_per_batch))}
+    activations = activations_of(loop.model, loop.objective, beginning(heaviest, 512))
+    give_back_freed_memory()
+    moments = 8 * len(loop.masters.flat) if loop.state.step == 0 else 0
+    held = memory_now(loop.device) + moments
+    longest = int(loop.batches.table.lengths.max())
+    least = len(activations.blocks) if recipe.train.gradient_checkpointing else 0
+    while True:
+        chosen = fit(activations, held, limit, loop.tokens_per_batch, longest, least)
+        if chosen.tokens_per_batch != loop.tokens_per_batch:
+            loop.tokens_per_batch = chosen.tokens_per_batch
+            loop.batches = _batches(recipe, loop.batches.table, chosen.tokens_per_batch)
+        recompute(loop.model, chosen.recomputed)
+        give_back_freed_memory()
+        forget_peak(loop.device)
+        over = max(_plan(loop)["memory"]["peak_bytes"] for _ in range(2)) - limit  # the first leaves gaps
+        if over <= 0:
+            return {"limit_bytes": limit, **asdict(chosen)}
+        held += over  # what the count did not see
+
+
+def _heaviest(loop: Loop) -> list[int]:
+    """The rows of the first epoch's batch of most tokens."""
+    return max(
         (rows for step in loop.batches.epoch(0) for rows in step),
         key=lambda rows: sum(int(loop.batches.table.lengths[row]) for row in rows),
     )
+
+
+def _plan(loop: Loop) -> dict[str, Any]:
+    """Memory and time foretold from one pass over the first epoch's heaviest batch, whose gradient is thrown away."""
     predicted = probe(
         loop.model,
         loop.objective,
-        collate(loop.batches.table, heaviest, loop.device),
+        collate(loop.batches.table, _heaviest(loop), loop.device),
         trained_parameters=len(loop.masters.flat),
         tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
         steps_left=loop.total_steps - loop.state.step,

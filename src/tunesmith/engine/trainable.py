@@ -8,7 +8,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunesmith.data.prepare import Prepared
+from tunesmith.engine.memory import recompute
 from tunesmith.errors import UserError
+from tunesmith.models.anatomy import blocks
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
@@ -39,7 +41,7 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
         check_head(model)
     adapted = recipe.method.apply(model, recipe.train.seed)
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model, len(blocks(model)))
     return adapted
 
 

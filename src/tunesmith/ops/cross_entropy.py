@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from tunesmith.ops import native
+from tunesmith.ops import cuda, native
 
 CHUNK_BYTES = 16 * 2**20  # of logits in a chunk: larger ones miss the caches
 CHUNK_ROWS = 256  # at least: for fewer, a product's time goes into rearranging the head's weight
@@ -69,7 +69,8 @@ def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
 def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Rows and their labels, filled up to a multiple of `ROWS`, and how many of them are real."""
-    size = max(CHUNK_ROWS, CHUNK_BYTES // (weight.element_size() * weight.shape[0]) // ROWS * ROWS)
+    least = CHUNK_ROWS * (4 if weight.is_cuda else 1)  # a GPU's thousands of cores want more at once
+    size = max(least, CHUNK_BYTES // (weight.element_size() * weight.shape[0]) // ROWS * ROWS)
     for rows, targets in zip(hidden.split(size), labels.split(size), strict=True):
         missing = -len(rows) % ROWS
         yield pad(rows, (0, 0, 0, missing)), pad(targets, (0, missing)), len(rows)
@@ -146,6 +147,8 @@ def _losses_and_gradient(
         losses = rows.new_empty(len(rows), dtype=torch.float32)
         native.call("cross_entropy", z.dtype, z, targets, losses, *z.shape, head.scale, wants_gradient)
         return losses, z if wants_gradient else None
+    if head.softcap is None and head.scale == 1.0 and rows.is_cuda and cuda.liger("cross_entropy"):
+        return cuda.losses_and_gradient(linear(rows, head.weight, head.bias), targets, wants_gradient)
     z = _logits(rows, head)
     log_p = torch.log_softmax(z, -1)
     losses = -log_p.gather(-1, targets[:, None])[:, 0]

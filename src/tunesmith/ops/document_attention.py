@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from tunesmith.ops import native
+from tunesmith.ops import cuda, native
 
 Prefix = tuple[Tensor, Tensor]
 """Keys (1, kv_heads, prefix, dim) and values (1, kv_heads, prefix, value_dim) that stand before every document."""
@@ -75,12 +75,16 @@ def document_attention(
 ) -> Tensor:
     """`document_attention_reference` without a mask over the row, which never exists.
 
-    In bf16 on a CPU through the native kernel, elsewhere through PyTorch's. For PyTorch's, documents are filled up to a
-    multiple of `LENGTH_STEP`, behind their end, where no causal token looks; those of one length go together. `dropout`
-    is the share of probabilities zeroed.
+    In bf16 through the native kernel on a CPU and through FlashAttention on CUDA, which take documents as they lie.
+    Elsewhere through PyTorch's kernel for rows of one length: documents are filled up to a multiple of `LENGTH_STEP`,
+    behind their end, where no causal token looks, and those of one length go together. `dropout` is the share of
+    probabilities zeroed.
     """
-    if not dropout and not (window and prefix) and native.takes(q, k, v) and _fits_native(q, v):
-        return _by_native(q, k, v, lengths, scale, window, causal, prefix)
+    if not dropout and not (window and prefix):
+        if native.takes(q, k, v) and _fits_native(q, v):
+            return _by_native(q, k, v, lengths, scale, window, causal, prefix)
+        if cuda.has_flash(q, v):
+            return _by_flash(q, k, v, lengths, scale, window, causal, prefix)
     grouped = q.shape[1] != k.shape[1]
     together: dict[int, list[int]] = {}
     for document, length in enumerate(lengths):
@@ -119,13 +123,7 @@ def _by_native(
     causal: bool,
     prefix: Prefix | None,
 ) -> Tensor:
-    before = 0
-    if prefix is not None:
-        before = prefix[0].shape[2]
-        k, v = (
-            torch.cat([part for document in whole.split(lengths, 2) for part in (own, document)], 2)
-            for own, whole in zip(prefix, (k, v), strict=True)
-        )
+    k, v, before = _after_prefix(k, v, lengths, prefix)
     documents = []
     start = 0
     for number, length in enumerate(lengths):
@@ -134,6 +132,33 @@ def _by_native(
     rows = [tensor[0].transpose(0, 1) for tensor in (q, k, v)]  # (tokens, heads, dim)
     out: Tensor = _DocumentAttention.apply(*rows, torch.tensor(documents), scale, window, causal)
     return out.transpose(0, 1)[None]
+
+
+def _by_flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    causal: bool,
+    prefix: Prefix | None,
+) -> Tensor:
+    k, v, before = _after_prefix(k, v, lengths, prefix)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
+    out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
+    return out.transpose(0, 1)[None]
+
+
+def _after_prefix(k: Tensor, v: Tensor, lengths: list[int], prefix: Prefix | None) -> tuple[Tensor, Tensor, int]:
+    """Keys and values with the prefix before each document's own, and its length."""
+    if prefix is None:
+        return k, v, 0
+    k, v = (
+        torch.cat([part for document in whole.split(lengths, 2) for part in (own, document)], 2)
+        for own, whole in zip(prefix, (k, v), strict=True)
+    )
+    return k, v, prefix[0].shape[2]
 
 
 class _DocumentAttention(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from tunesmith.ops import native
+from tunesmith.ops import cuda, native
 from tunesmith.ops.lora_linear import LinearParts, linear_backward, linear_forward
 from tunesmith.ops.quantised import Quantised
 
@@ -40,6 +40,10 @@ def gated_backward(gate: Tensor, up: Tensor, grad: Tensor, activation: Activatio
         to = torch.empty_like(gate), torch.empty_like(up)
         native.call("gated_backward", gate.dtype, gate, up, grad, *to, gate.numel(), activation == "gelu_tanh")
         return to
+    if (kernels := _liger(gate, activation)) is not None:
+        backward = kernels.swiglu_backward if activation == "silu" else kernels.geglu_backward
+        to_gate, to_up = backward(gate.clone(), up.clone(), grad.contiguous())[:2]  # written in place
+        return to_gate, to_up
     with torch.enable_grad():
         inputs = gate.detach().requires_grad_(), up.detach().requires_grad_()
         out = gated_reference(*inputs, activation)
@@ -49,12 +53,22 @@ def gated_backward(gate: Tensor, up: Tensor, grad: Tensor, activation: Activatio
 
 def gated_forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     """The value, without gradients."""
+    if (kernels := _liger(gate, activation)) is not None:
+        made: Tensor = (kernels.swiglu_forward if activation == "silu" else kernels.geglu_forward)(gate, up)[-1]
+        return made
     if not native.takes(gate, up):
         return gated_reference(gate, up, activation)
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     native.call("gated", gate.dtype, gate, up, out, gate.numel(), activation == "gelu_tanh")
     return out
+
+
+def _liger(gate: Tensor, activation: Activation) -> Any:
+    """liger-kernel's module for the activation, where it takes the tensor."""
+    if not gate.is_cuda or gate.dtype == torch.float64:
+        return None
+    return cuda.liger("swiglu" if activation == "silu" else "geglu")
 
 
 class _Gated(torch.autograd.Function):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.ops import native
+from tunesmith.ops import cuda, native
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -29,7 +29,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Autograd over the definition keeps three fp32 copies of x: 12 × hidden bytes a token, against none here beyond x,
     which the residual stream keeps anyway.
     """
-    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    kernels = cuda.liger("rms_norm") if x.is_cuda and x.dtype != torch.float64 else None
+    out: Tensor = (
+        kernels.LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
+        if kernels
+        else _RMSNorm.apply(x, weight, eps)
+    )
     return out
 
 

@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -45,7 +47,7 @@ def probe(
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     weights += quantised_bytes(model)
     kept = trained_parameters * (_MASTER + _GRADIENT + _MOMENTS)
-    before = _memory_now(device)
+    before = memory_now(device)
     model.train()
     seconds = _timed(model, objective, heaviest, device)
     if seconds < 2.0:  # the first pass also builds kernels and faults pages in
@@ -92,7 +94,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _memory_now(device: torch.device) -> int:
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count from now on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak of the resident set
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes held at this moment, counted as `peak_memory` counts."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return int(psutil.Process().memory_info().rss)

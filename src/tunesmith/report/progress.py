@@ -40,6 +40,7 @@ class Progress:
         self._shown = {
             "start": self._start,
             "data": self._data,
+            "memory": self._memory,
             "plan": self._plan,
             "step": self._step,
             "evaluation": self._evaluation,
@@ -90,6 +91,12 @@ class Progress:
                 self._say("", f"{count(event[what])} {said}", style="yellow")
         for row in (*event.get("malformed_rows", ()), *event.get("unusable_rows", ())):
             self._say("", str(row), style="yellow")
+
+    def _memory(self, event: Event) -> None:
+        twice, blocks = event.get("recomputed") or 0, event.get("blocks") or 0
+        told = f"{twice} of {blocks} blocks computed twice" if twice else "nothing computed twice"
+        limit = size(event.get("limit_bytes") or 0)
+        self._say("within", f"{limit}: {told}, {event.get('tokens_per_batch') or 0:,} tokens at once")
 
     def _plan(self, event: Event) -> None:
         if event.get("predicted"):

@@ -1,0 +1,324 @@
+"""LoRA and QLoRA of a Mistral-7B-shaped model on a GPU: Tunesmith, a bare PEFT loop, TRL and Unsloth on the same text.
+
+    python benchmarks/gpu_speed.py                                  all of it, seven minutes at most
+    python benchmarks/gpu_speed.py --shape tiny --device cpu        the same path, small, on a processor
+
+The weights are random (Mistral 7B's shape: hidden 4,096, MLP 14,336, 32 layers, 32 heads, 8 of keys and values), made
+once on the device. The text is this Python's own documentation, in whole sequences of 2,048 and of 8,192 tokens, so
+nobody pads. LoRA of rank 16 on all linear layers, activations computed twice, AdamW, bf16. Each trial is a process; one
+that a budget of time no longer allows is left out and said. Writes gpu_speed.json: tokens a second, peak memory of the
+GPU, share of its measured bf16 rate at 4 FLOP a token and non-embedding parameter.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from peers.measured import ALPHA, LEARNING_RATE, RANK, SEED
+from train_speed import RAW, RESULTS, matrix_rate
+
+HERE = Path(__file__).resolve().parent
+SHAPES: dict[str, dict[str, int]] = {
+    "mistral-7b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000,
+    },
+    "tiny": {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 2000,
+    },
+}  # fmt: skip
+TRAINERS = ("tunesmith", "peft", "trl", "unsloth")
+WARM_UP = 2
+
+
+def make_model(folder: Path, shape: str, device: str) -> None:
+    """Random weights in bf16 and a byte-level tokeniser, as a Hugging Face directory."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+    sizes = SHAPES[shape]
+    tokeniser = Tokenizer(models.BPE())
+    tokeniser.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokeniser.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=sizes["vocab_size"], special_tokens=["<|pad|>", "<|end|>"], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokeniser.train_from_iterator(documents(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokeniser, eos_token="<|end|>", pad_token="<|pad|>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        torch.set_default_dtype(torch.bfloat16)
+        model = MistralForCausalLM(MistralConfig(**sizes, max_position_embeddings=32768, sliding_window=None))
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+
+
+def documents() -> list[str]:
+    """This Python's own help topics."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def make_text(model: Path, length: int, rows: int) -> Path:
+    """`rows` sequences of exactly `length` tokens of the documentation, over and over, as token ids."""
+    file = model / f"ids-{length}.json"
+    if not file.exists():
+        from transformers import AutoTokenizer
+
+        ids = AutoTokenizer.from_pretrained(model)("\n".join(documents()))["input_ids"]
+        ids = ids * (-(-rows * length // len(ids)))
+        file.write_text(json.dumps([ids[at * length : (at + 1) * length] for at in range(rows)]))
+    return file
+
+
+def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]) -> list[float]:
+    """Seconds of each step, through the engine's own model, optimiser and loss."""
+    import torch
+
+    from tunesmith.data.pack import Batch
+    from tunesmith.engine.optimiser import MasterWeights
+    from tunesmith.engine.trainable import trainable_model
+    from tunesmith.recipe import Recipe
+
+    recipe = Recipe.load(
+        {
+            "base": {
+                "path": str(options.model),
+                "weights": "nf4" if options.method == "qlora" else "bf16",
+                "double_quantisation": options.method == "qlora",
+            },
+            "data": {"train": "unused.jsonl"},
+            "method": {"kind": "lora", "rank": RANK, "alpha": ALPHA},
+            "objective": "text",
+            "train": {
+                "learning_rate": LEARNING_RATE,
+                "gradient_checkpointing": True,
+                "device": options.device,
+                "precision": "bf16",
+                "seed": SEED,
+            },
+        }
+    )
+    device = torch.device(options.device)
+    model = trainable_model(recipe, torch.bfloat16, device).train()
+    masters = MasterWeights(model.named_parameters(), recipe.train)
+    positions = torch.arange(options.length, device=device)
+
+    def step(ids: list[int]) -> float:
+        row = torch.tensor(ids, device=device)
+        batch = Batch(row[None], positions[None], [len(ids)], positions[:-1], row[1:], (0,), len(ids), [len(ids) - 1])
+        loss = recipe.objective.loss(model, batch)
+        loss.backward()
+        masters.step(LEARNING_RATE, batch.learnt_tokens, 1.0)
+        return float(loss) / batch.learnt_tokens
+
+    return timed(step, sequences, options.device)
+
+
+def learn_with_peft(options: argparse.Namespace, sequences: list[list[int]]) -> list[float]:
+    """Seconds of each step of the loop that many write for themselves; Unsloth's model in the same loop."""
+    import torch
+
+    if options.trainer == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model, _ = FastLanguageModel.from_pretrained(
+            str(options.model), max_seq_length=options.length, load_in_4bit=options.method == "qlora",
+            dtype=torch.bfloat16,
+        )  # fmt: skip
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = FastLanguageModel.get_peft_model(
+            model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, target_modules=targets,
+            use_gradient_checkpointing="unsloth", random_state=SEED,
+        )  # fmt: skip
+    else:
+        model = peft_model(options)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=options.device == "cuda")
+
+    def step(ids: list[int]) -> float:
+        row = torch.tensor([ids], device=options.device)
+        loss = model(input_ids=row, labels=row).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        return float(loss)
+
+    return timed(step, sequences, options.device)
+
+
+def peft_model(options: argparse.Namespace) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantised = None
+    if options.method == "qlora":
+        quantised = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.bfloat16, quantization_config=quantised, device_map=options.device
+    )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, lora, autocast_adapter_dtype=False).train()
+
+
+def learn_with_trl(options: argparse.Namespace, sequences: list[list[int]]) -> list[float]:
+    """Seconds of each step of TRL's SFTTrainer on the same ids."""
+    import tempfile
+
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            synchronise(options.device)
+            ends.append(time.perf_counter())
+
+    settings = SFTConfig(
+        tempfile.mkdtemp(), max_steps=len(sequences), per_device_train_batch_size=1, learning_rate=LEARNING_RATE,
+        bf16=True, report_to=[], save_strategy="no", max_length=options.length, disable_tqdm=True,
+        use_cpu=options.device == "cpu",
+    )  # fmt: skip
+    data = Dataset.from_list([{"input_ids": ids} for ids in sequences])
+    SFTTrainer(peft_model(options), args=settings, train_dataset=data, callbacks=[Clock()]).train()
+    return [later - earlier for earlier, later in pairwise(ends)]
+
+
+def timed(step: Any, sequences: list[list[int]], device: str) -> list[float]:
+    seconds = []
+    for ids in sequences:
+        started = time.perf_counter()
+        loss = step(ids)
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+        print(f"{seconds[-1]:.3f} s, loss {loss:.4f}", flush=True)
+    return seconds
+
+
+def synchronise(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def work(options: argparse.Namespace) -> None:
+    """One trial, in a process of its own."""
+    import torch
+
+    sequences = json.loads(make_text(options.model, options.length, options.steps).read_text())[: options.steps]
+    learn = {"tunesmith": learn_with_tunesmith, "trl": learn_with_trl}.get(options.trainer, learn_with_peft)
+    seconds = learn(options, sequences)
+    peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else None
+    reserved = torch.cuda.max_memory_reserved() if options.device == "cuda" else None
+    found = {
+        "tokens_per_second": options.length / statistics.median(seconds[WARM_UP:]),
+        "peak_allocated_bytes": peak,
+        "peak_reserved_bytes": reserved,
+        "seconds": seconds,
+    }
+    options.out.write_text(json.dumps(found))
+
+
+def non_embedding_parameters(shape: dict[str, int]) -> int:
+    hidden, heads = shape["hidden_size"], shape["head_dim"]
+    attention = 2 * hidden * heads * (shape["num_attention_heads"] + shape["num_key_value_heads"])
+    return shape["num_hidden_layers"] * (attention + 3 * hidden * shape["intermediate_size"])
+
+
+def trials(options: argparse.Namespace, folder: Path, model: Path) -> list[dict[str, Any]]:
+    """Every trial that the budget of time allows, each a process."""
+    found = []
+    end = time.monotonic() + options.budget
+    for length in options.lengths:
+        for method in ("qlora", "lora"):
+            for trainer in TRAINERS:
+                name = f"{trainer}-{method}-{length}"
+                out = folder / f"{name}.json"
+                command = [sys.executable, str(Path(__file__)), "--worker", "--trainer", trainer, "--method", method]
+                command += ["--length", str(length), "--model", str(model), "--device", options.device]
+                command += ["--steps", str(options.steps), "--out", str(out)]
+                left = end - time.monotonic()
+                row: dict[str, Any] = {"trainer": trainer, "method": method, "length": length}
+                if left < 20:
+                    found.append({**row, "left out": "no time was left"})
+                    continue
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+                    failed = None if done.returncode == 0 else (done.stderr or done.stdout).strip()[-400:]
+                except subprocess.TimeoutExpired:
+                    failed = "it was stopped at the end of the time"
+                found.append({**row, "failed": failed} if failed else {**row, **json.loads(out.read_text())})
+                told = failed or f"{found[-1]['tokens_per_second']:,.0f} tokens/s"
+                print(f"{name}: {told}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="mistral-7b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=400, help="seconds for all trials together")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    for hidden in ("--trainer", "--method", "--model"):
+        parser.add_argument(hidden, type=Path if hidden == "--model" else str, help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    folder = RAW / time.strftime("gpu-speed-%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    model = RAW / f"{options.shape}-random"
+    if not (model / "config.json").exists():
+        make_model(model, options.shape, options.device)
+    matrix_rate(Path(sys.executable), folder / "rate.json", options.device)
+    best = max(json.loads((folder / "rate.json").read_text())["flop_per_second"].values())
+    bound = best / (4 * non_embedding_parameters(SHAPES[options.shape]))
+    rows = trials(options, folder, model)
+    for row in rows:
+        if "tokens_per_second" in row:
+            row["share_of_bound"] = row["tokens_per_second"] / bound
+    summary = {
+        "date": time.strftime("%Y-%m-%d"),
+        "shape": options.shape,
+        "device": options.device,
+        "matrix_products_flop_per_second": best,
+        "bound_tokens_per_second": bound,
+        "trials": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "gpu_speed.json").write_text(json.dumps(summary, indent=1) + "\n")
+    for row in rows:
+        speed = f"{row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else str(row)
+        memory = f"{(row.get('peak_allocated_bytes') or 0) / 1e9:.1f} GB"
+        print(f"{row['trainer']:>10} {row['method']:>6} {row['length']:>6}  {speed}  {memory}")
+
+
+if __name__ == "__main__":
+    main()
