@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tunesmith.data.example import Source
 from tunesmith.data.prepare import prepare
+from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe
@@ -156,3 +159,20 @@ def test_what_does_not_make_the_tokens_leaves_the_cache_alone(
     values = recipe_for(tiny_model, rows, pack=False).model_dump(mode="json")
     values["train"] |= {"learning_rate": 0.5, "seed": 7}
     assert prepared(Recipe.load(values)).report.cached
+
+
+def test_a_table_larger_than_memory_is_kept_in_a_file_and_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        (generator.integers(0, 99, n).astype(np.int32), generator.random(n) < 0.5, Source(f"f{n % 3}", n))
+        for n in generator.integers(1, 30, 40).tolist()
+    ]
+    small = TokenTable.build(rows)
+    monkeypatch.setattr("tunesmith.data.tokens.SPOOL", 100)
+    spooled = TokenTable.build(rows)
+    assert isinstance(spooled.ids, np.memmap)
+    assert not isinstance(small.ids, np.memmap)
+    for name in ("ids", "learnt", "offsets", "file", "row"):
+        np.testing.assert_array_equal(getattr(spooled, name), getattr(small, name))
+    assert [str(spooled.source(row)) for row in range(40)] == [str(source) for _, _, source in rows]
+    assert small.learnt_tokens == sum(int(learnt[1:].sum()) for _, learnt, _ in rows)

@@ -10,7 +10,7 @@ from tunesmith.ops import cross_entropy
 from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy, row_losses
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import Activation, gated, gated_linear, gated_reference
-from tunesmith.ops.lora_linear import LinearParts, lora_linear, lora_linear_reference
+from tunesmith.ops.lora_linear import LinearParts, MadeFrom, lora_linear, lora_linear_reference, lora_linears
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 from tunesmith.ops.rotary import rotary, rotary_reference
 
@@ -56,12 +56,46 @@ def test_lora_linear_equals_its_definition_and_its_gradient(
     assert_same(lora_linear(x, weight, b0, a, b, 0.7), lora_linear_reference(x, weight, b0, a, b, 0.7), [x, a, b])
 
 
-def test_lora_linear_stores_only_its_input_and_parameters() -> None:
+@few
+@given(
+    tokens=st.integers(1, 20),
+    outs=st.lists(st.sampled_from([1, 12]), min_size=1, max_size=3),
+    ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    made=st.booleans(),
+)
+def test_layers_at_one_input_equal_each_by_itself(tokens: int, outs: list[int], ranks: list[int], made: bool) -> None:
+    source = random(tokens, 8)
+    weights = [random(out, 8, seed=each).detach() for each, out in enumerate(outs)]
+    low = [
+        (random(rank, 8, seed=10 + each), random(out, rank, seed=20 + each))
+        for each, (out, rank) in enumerate(zip(outs, ranks, strict=False))
+    ]
+    x = source * 2
+    if made:
+        x.made_from = MadeFrom(lambda given: given.detach() * 2, (source,))  # type: ignore[attr-defined]
+    parts = [LinearParts(w, None, a, b, 0.7) for w, (a, b) in zip(weights, low, strict=True)]
+    ours = torch.cat(lora_linears(x, parts), -1)
+    reference = [lora_linear_reference(source * 2, w, None, a, b, 0.7) for w, (a, b) in zip(weights, low, strict=True)]
+    assert_same(ours, torch.cat(reference, -1), [source, *(each for pair in low for each in pair)])
+
+
+def test_lora_linear_stores_its_input_its_parameters_and_the_small_product_alone() -> None:
     saved: list[Tensor] = []
     x, weight, a, b = random(5, 8), random(6, 8).detach(), random(2, 8), random(6, 2)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         lora_linear(x, weight, None, a, b, 1.0)
-    assert {id(t) for t in saved} <= {id(t) for t in (x, weight, a, b)}
+    beside = [t for t in saved if id(t) not in {id(each) for each in (x, weight, a, b)}]
+    assert [tuple(t.shape) for t in beside] == [(5, 2)]
+
+
+def test_an_input_that_can_be_made_again_is_not_stored() -> None:
+    saved: list[Tensor] = []
+    source, weight, a, b = random(5, 8), random(6, 8).detach(), random(2, 8), random(6, 2)
+    x = source.detach() * 2
+    x.made_from = MadeFrom(lambda given: given * 2, (source,))  # type: ignore[attr-defined]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        lora_linears(x, [LinearParts(weight, None, a, b)])
+    assert x.data_ptr() not in {t.data_ptr() for t in saved}
 
 
 def test_lora_linear_asks_for_no_input_gradient_below_the_lowest_trained_layer() -> None:

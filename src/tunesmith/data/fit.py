@@ -7,17 +7,17 @@ from numpy.typing import NDArray
 
 from tunesmith.data.example import Source
 from tunesmith.data.report import SHOWN, DataReport
-from tunesmith.data.tokens import Tokens
+from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 
 
-def fit(recipe: Recipe, rows: list[Tokens], report: DataReport, closing: int = 0) -> Iterator[Tokens]:
-    """Bring over-long examples under `data.max_length` in the recipe's way, and count them.
+def fit(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0) -> TokenTable:
+    """The table with over-long examples brought under `data.max_length` in the recipe's way, and counted.
 
     Args:
         recipe: says how.
-        rows: of one side.
+        table: of one side.
         report: counts.
         closing: how many entries at a row's end stay when it is truncated: a class, and what the tokeniser ends with.
 
@@ -26,17 +26,23 @@ def fit(recipe: Recipe, rows: list[Tokens], report: DataReport, closing: int = 0
     """
     limit = recipe.data.max_length + recipe.objective.classes  # a class stands behind the tokens and is none
     how = recipe.data.over_long if recipe.data.over_long != "auto" else recipe.objective.over_long
-    long = [(source, len(ids)) for ids, _, source in rows if len(ids) > limit]
-    if long and how == "refuse":
-        shown = ", ".join(f"{source} ({length:,} tokens)" for source, length in long[:SHOWN])
+    long = np.flatnonzero(table.lengths > limit)
+    if len(long) == 0:
+        return table
+    if how == "refuse":
+        shown = ", ".join(f"{table.source(row)} ({table.lengths[row]:,} tokens)" for row in long[:SHOWN])
         more = f" and {len(long) - SHOWN:,} more" if len(long) > SHOWN else ""
         raise UserError(
-            f"{len(long):,} of {len(rows):,} examples are longer than data.max_length ({limit:,} tokens): "
+            f"{len(long):,} of {len(table):,} examples are longer than data.max_length ({limit:,} tokens): "
             f"{shown}{more}. Raise data.max_length, or set data.over_long to truncate, split or drop "
             "(they are then counted)."
         )
+    return TokenTable.build(_fitted(table, limit, how, report, closing))
+
+
+def _fitted(table: TokenTable, limit: int, how: str, report: DataReport, closing: int) -> Iterator[Tokens]:
     hopeless: list[Source] = []
-    for ids, learnt, source in rows:
+    for ids, learnt, source in table.rows():
         if len(ids) <= limit:
             yield ids, learnt, source
         elif how == "drop":

@@ -19,7 +19,7 @@ from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.split import is_held_out
 from tunesmith.data.template import UnusableError
-from tunesmith.data.tokens import Tokens, TokenTable
+from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 
@@ -130,10 +130,9 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
             rows.take(chunk, held_out=True)
     rows.refuse_unusable()
     closing = rows.renderer.closing_tokens + 1 if recipe.objective.classes else 0
-    train, kept_out = (list(fit(recipe, side, report, closing)) for side in (rows.train, rows.held_out))
-    if not train:
+    table, kept_out_table = (fit(recipe, side.table(), report, closing) for side in (rows.train, rows.held_out))
+    if len(table) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
-    table, kept_out_table = TokenTable.build(train), TokenTable.build(kept_out)
     report.examples, report.held_out_rows = len(table), len(kept_out_table)
     report.tokens, report.learnt_tokens = len(table.ids), table.learnt_tokens
     report.held_out_tokens, report.held_out_learnt_tokens = len(kept_out_table.ids), kept_out_table.learnt_tokens
@@ -146,8 +145,8 @@ class _Rows:
 
     def __init__(self, recipe: Recipe, renderer: Renderer, report: DataReport) -> None:
         self.recipe, self.renderer, self.report = recipe, renderer, report
-        self.train: list[Tokens] = []
-        self.held_out: list[Tokens] = []
+        self.train = TableBuilder()
+        self.held_out = TableBuilder()
 
     def take(self, chunk: Sequence[Example], held_out: bool) -> None:
         """Render, tokenise and check, before any cut hides what is wrong."""
@@ -171,7 +170,7 @@ class _Rows:
                 self._note(source, reason)
                 continue
             self.report.longest = max(self.report.longest, len(tokenised[0]))
-            side.append((*tokenised, source))
+            side.add(*tokenised, source)
 
     def refuse_unusable(self) -> None:
         """Raises:

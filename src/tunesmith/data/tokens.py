@@ -1,7 +1,10 @@
 """Tokenised examples as flat arrays: what is packed, cached and counted."""
 
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,22 +39,10 @@ class TokenTable:
 
     @classmethod
     def build(cls, rows: Iterable[Tokens]) -> "TokenTable":
-        ids, learnt, lengths, file, row = [], [], [0], [], []
-        files: dict[str, int] = {}
-        for token_ids, mask, source in rows:
-            ids.append(token_ids)
-            learnt.append(mask)
-            lengths.append(len(token_ids))
-            file.append(files.setdefault(source.file, len(files)))
-            row.append(source.row)
-        return cls(
-            np.concatenate(ids) if ids else np.zeros(0, np.int32),
-            np.concatenate(learnt) if learnt else np.zeros(0, np.bool_),
-            np.cumsum(np.array(lengths, np.int64)),
-            tuple(files),
-            np.array(file, np.int32),
-            np.array(row, np.int64),
-        )
+        builder = TableBuilder()
+        for ids, learnt, source in rows:
+            builder.add(ids, learnt, source)
+        return builder.table()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -70,9 +61,80 @@ class TokenTable:
     @property
     def learnt_tokens(self) -> int:
         """Tokens that some position predicts: a row's first token has none before it."""
-        first = np.zeros(len(self.ids), np.bool_)
-        first[self.offsets[:-1][self.lengths > 0]] = True
-        return int((self.learnt & ~first).sum())
+        starts = self.offsets[:-1][self.lengths > 0]
+        return int(np.count_nonzero(self.learnt)) - int(np.count_nonzero(self.learnt[starts]))
+
+    def rows(self) -> Iterator[Tokens]:
+        """Each row with its source."""
+        return ((*self[index], self.source(index)) for index in range(len(self)))
 
     def source(self, index: int) -> Source:
         return Source(self.files[self.file[index]], int(self.row[index]))
+
+
+SPOOL = 2**22
+"""Entries that are kept in memory; more go to a temporary file, which nobody sees and the system removes."""
+
+
+class TableBuilder:
+    """A `TokenTable` row by row, in memory that does not grow with the tokens: twenty bytes a row, and `SPOOL`."""
+
+    def __init__(self) -> None:
+        self._ids = _Spool(np.dtype(np.int32))
+        self._learnt = _Spool(np.dtype(np.bool_))
+        self._offsets = array("q", [0])
+        self._file = array("i")
+        self._row = array("q")
+        self._files: dict[str, int] = {}
+
+    def add(self, ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source) -> None:
+        self._ids.add(ids)
+        self._learnt.add(learnt)
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._file.append(self._files.setdefault(source.file, len(self._files)))
+        self._row.append(source.row)
+
+    def table(self) -> TokenTable:
+        """All rows so far; nothing may be added afterwards."""
+        return TokenTable(
+            self._ids.whole(),
+            self._learnt.whole(),
+            np.array(self._offsets, np.int64),
+            tuple(self._files),
+            np.array(self._file, np.int32),
+            np.array(self._row, np.int64),
+        )
+
+
+class _Spool:
+    """Arrays end to end, in a temporary file from `SPOOL` entries on."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._parts: list[NDArray[Any]] = []
+        self._count = 0
+        self._spooled = 0
+        self._file: IO[bytes] | None = None
+
+    def add(self, part: NDArray[Any]) -> None:
+        self._parts.append(np.asarray(part, self._dtype))
+        self._count += len(part)
+        if self._count >= SPOOL:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as what is mapped from it
+        self._file.write(self._joined().tobytes())
+        self._spooled += self._count
+        self._parts, self._count = [], 0
+
+    def _joined(self) -> NDArray[Any]:
+        return np.concatenate(self._parts) if self._parts else np.zeros(0, self._dtype)
+
+    def whole(self) -> NDArray[Any]:
+        if self._file is None:
+            return self._joined()
+        self._flush()
+        self._file.flush()
+        return np.memmap(self._file, self._dtype, "r", shape=(self._spooled,))

@@ -8,6 +8,7 @@ On a base in nf4 this is QLoRA (Dettmers et al. 2023).
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import Linear, anatomy, blocks, linears, linears_in_blocks, short_names
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantise import QuantisedLinear
-from tunesmith.ops.lora_linear import LinearParts, lora_linear
+from tunesmith.ops.lora_linear import LinearParts, lora_linears
 from tunesmith.recipe import MethodConfig
 
 
@@ -99,6 +100,7 @@ class LoRA(MethodConfig):
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
         adapted = adapt(model, config, seed)
+        _share_inputs(adapted)
         if self.initialisation == "loftq":
             _make_up_for_quantisation(adapted)
         return adapted
@@ -157,6 +159,24 @@ def _no_such_module(model: PreTrainedModel, what: str, target: str) -> UserError
     return UserError(f"method.target_modules: {what} {target!r}. Its linear layers: {', '.join(inside)}.")
 
 
+def _share_inputs(model: PeftModel) -> None:
+    """Let layers of one block that read the same compute together: those of attention but its last, and those that
+    feed-forward begins with."""
+    plain = model.get_base_model()
+    try:
+        found = anatomy(plain)
+    except UserError:  # parts that cannot be told apart
+        return
+    for block in found:
+        for together in ([each for each in block.attention if each is not block.attention_out], block.feed_forward_in):
+            layers = [plain.get_submodule(each.name) for each in together]
+            fused = [each for each in layers if isinstance(each, FusedLoraLinear)]
+            if len(fused) > 1:
+                shared = SharedInput(fused)
+                for each in fused:
+                    each.shared = shared
+
+
 @torch.no_grad()
 def _make_up_for_quantisation(model: PeftModel) -> None:
     """B A · scaling ← the part of rank r of W − Q(W) that is largest (LoftQ's algorithm 1, one step: Q stays)."""
@@ -175,15 +195,46 @@ def _make_up_for_quantisation(model: PeftModel) -> None:
         layer.lora_A[adapter].weight.data.copy_((v[:, :rank] * root).T)
 
 
+class SharedInput:
+    """Layers that read the same tensor one after another (queries, keys and values; gate and up): all are computed when
+    the first is asked, and the others find theirs made.
+
+    Whether they do is seen, not known: should one be asked for another tensor meanwhile, each goes alone from then on.
+    """
+
+    def __init__(self, layers: Sequence["FusedLoraLinear"]) -> None:
+        self._layers = list(layers)
+        self._x: Tensor | None = None
+        self._made: dict[FusedLoraLinear, Tensor] = {}
+
+    def of(self, layer: "FusedLoraLinear", x: Tensor) -> Tensor | None:
+        """The layer's value at x; None where it has to make it itself."""
+        if self._made and (self._x is not x or layer not in self._made):
+            self._layers, self._x, self._made = [], None, {}
+        if not self._made and self._layers:
+            parts = [each.parts(x.dtype) for each in self._layers]
+            if None in parts:
+                return None
+            self._x = x
+            self._made = dict(zip(self._layers, lora_linears(x, [each for each in parts if each]), strict=True))
+        found = self._made.pop(layer, None)
+        if not self._made:
+            self._x = None
+        return found
+
+
 class FusedLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer, whose plain case (one adapter, no dropout, no variant) runs through `lora_linear`."""
 
+    shared: SharedInput | None = None
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = None if args or kwargs else self.parts(x.dtype)
-        if layer is None or layer.a is None or layer.b is None:
+        if layer is None:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
-        return lora_linear(x, layer.weight, layer.bias, layer.a, layer.b, layer.scaling)
+        found = self.shared.of(self, x) if self.shared is not None else None
+        return lora_linears(x, [layer])[0] if found is None else found
 
     def parts(self, dtype: torch.dtype) -> LinearParts | None:
         """The numbers of the plain case on inputs of that precision; None where there is more to it."""

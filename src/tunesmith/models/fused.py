@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.ops.gated import Activation, gated, gated_linear
-from tunesmith.ops.lora_linear import LinearParts
+from tunesmith.ops.lora_linear import LinearParts, MadeFrom
 from tunesmith.ops.rms_norm import rms_norm
 from tunesmith.ops.rotary import rotary, rotary_reference
 
@@ -36,7 +36,13 @@ class FusedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, self.weight, self.eps)
+        out = rms_norm(hidden_states, self.weight, self.eps)
+        out.made_from = MadeFrom(self._make, (hidden_states, self.weight))  # type: ignore[attr-defined]
+        return out
+
+    def _make(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            return rms_norm(hidden_states, weight, self.eps)
 
 
 def use_fused_norms(model: PreTrainedModel) -> int:

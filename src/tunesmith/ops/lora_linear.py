@@ -1,6 +1,6 @@
 """A linear layer with a low-rank addition (Hu et al. 2021, eq. 3): y = x Wᵀ + b + s · (x Aᵀ) Bᵀ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,17 +38,40 @@ class LinearParts(NamedTuple):
     scaling: float = 1.0
 
 
+class MadeFrom(NamedTuple):
+    """How to make a layer's input again, so that it need not be stored: `make(*inputs)`."""
+
+    make: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
 def lora_linear(
     x: Tensor, weight: Tensor | Quantised, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> Tensor:
-    """`lora_linear_reference`, storing nothing for the backward pass but x, which its neighbours store too.
+    """`lora_linear_reference`, storing x, which its neighbours store too, and x Aᵀ, which is small.
 
-    Autograd over the definition also keeps x Aᵀ and the unscaled product. Recomputing x Aᵀ costs rank / out of the
-    layer's own product. `weight` and `bias` get no gradient. A quantised weight is made whole for the forward and again
-    for the backward pass (Dettmers et al. 2023, eq. 5).
+    Autograd over the definition also keeps the unscaled product. `weight` and `bias` get no gradient. A quantised
+    weight is made whole for the forward and again for the backward pass (Dettmers et al. 2023, eq. 5).
     """
-    out: Tensor = _LoRALinear.apply(x, weight, bias, a, b, scaling)
-    return out
+    return lora_linears(x, [LinearParts(weight, bias, a, b, scaling)])[0]
+
+
+def lora_linears(x: Tensor, layers: Sequence[LinearParts]) -> tuple[Tensor, ...]:
+    """`lora_linear` of several layers at one input: their A's are one product, and so are its gradients.
+
+    Where x says how it is made (`x.made_from`, a `MadeFrom`), it is made again for the backward pass and not stored.
+
+    Raises:
+        ValueError: a layer has no low-rank addition.
+    """
+    low_rank = []
+    for layer in layers:
+        if layer.a is None or layer.b is None:
+            raise ValueError("a layer without A and B is no LoRA layer")
+        low_rank += [layer.a, layer.b]
+    frozen = [layer._replace(a=None, b=None) for layer in layers]
+    outs: tuple[Tensor, ...] = _LoRALinears.apply(x, getattr(x, "made_from", None), frozen, *low_rank)
+    return outs
 
 
 def linear_forward(x: Tensor, layer: LinearParts) -> Tensor:
@@ -91,23 +114,53 @@ def linear_backward(x: Tensor, layer: LinearParts, grad: Tensor, wanted: Sequenc
     )
 
 
-class _LoRALinear(torch.autograd.Function):
+class _LoRALinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | Quantised, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        ctx.save_for_backward(x, a, b)
-        ctx.weight = weight  # frozen: no gradient, no version to watch
-        ctx.scaling = scaling
-        return linear_forward(x, LinearParts(weight, bias, a, b, scaling))
+        ctx: Any, x: Tensor, made_from: MadeFrom | None, layers: list[LinearParts], *low_rank: Tensor
+    ) -> tuple[Tensor, ...]:
+        rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        all_a = torch.cat(low_rank[::2])  # (ranks, in)
+        low = rows @ all_a.T  # (tokens, ranks)
+        outs = []
+        for layer, part, b in zip(layers, _parts(low, low_rank), low_rank[1::2], strict=True):
+            y = torch.nn.functional.linear(rows, whole(layer.weight, x.dtype), layer.bias)  # (tokens, out)
+            outs.append(y.addmm_(part, b.T, alpha=layer.scaling).view(*x.shape[:-1], y.shape[-1]))
+        ctx.make = None if made_from is None else made_from.make
+        ctx.layers = layers  # frozen: no gradient, no version to watch
+        ctx.shape = x.shape
+        ctx.save_for_backward(low, *low_rank, *((x,) if made_from is None else made_from.inputs))
+        return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        layer = LinearParts(ctx.weight, None, a, b, ctx.scaling)
-        found = linear_backward(x, layer, grads[0], [wanted[0], False, False, wanted[3], wanted[4]])
-        return found.x, None, None, found.a, found.b, None
+        low, *saved = ctx.saved_tensors
+        low_rank, inputs = saved[: 2 * len(ctx.layers)], saved[2 * len(ctx.layers) :]
+        flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]  # (tokens, out)
+        grad_low = torch.empty_like(low)
+        for layer, grad, part, b in zip(ctx.layers, flat, _parts(grad_low, low_rank), low_rank[1::2], strict=True):
+            torch.mul(grad @ b, layer.scaling, out=part)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = flat[0] @ whole(ctx.layers[0].weight, low.dtype)
+            for layer, grad in zip(ctx.layers[1:], flat[1:], strict=True):
+                grad_x.addmm_(grad, whole(layer.weight, low.dtype))
+            grad_x = grad_x.addmm_(grad_low, torch.cat(low_rank[::2])).view(ctx.shape)
+        grads_low_rank: list[Tensor | None] = [None] * len(low_rank)
+        if any(ctx.needs_input_grad[3:]):
+            x = ctx.make(*inputs) if ctx.make is not None else inputs[0]
+            all_grad_a = grad_low.T @ x.reshape(-1, x.shape[-1])  # (ranks, in)
+            grads_low_rank[::2] = all_grad_a.split([len(a) for a in low_rank[::2]])
+            grads_low_rank[1::2] = [
+                (grad.T @ part).mul_(layer.scaling)
+                for layer, grad, part in zip(ctx.layers, flat, _parts(low, low_rank), strict=True)
+            ]
+        return (grad_x, None, None, *grads_low_rank)
+
+
+def _parts(low: Tensor, low_rank: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each layer's own columns of (tokens, ranks)."""
+    return tuple(low.split([len(a) for a in low_rank[::2]], 1))
 
 
 def whole(weight: Tensor | Quantised, dtype: torch.dtype) -> Tensor:
