@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -175,14 +174,15 @@ def main() -> None:
             (task, name, None, seed) for task in arguments.tasks for name in arguments.methods for seed in range(SEEDS)
         ]
     run_all(wanted, arguments.workers)  # type: ignore[arg-type]
-    untuned(arguments.tasks)
+    untuned()
 
 
-def untuned(tasks: Sequence[str]) -> None:
+def untuned() -> None:
     """What the base itself has, beside which every trial stands."""
+    rows = [row for row in done() if row["method"] == "full"]
     found = {
-        task: {"before": next(row["before"] for row in done() if row["task"] == task and row["method"] == "full")}
-        for task in tasks
+        task: {"before": next(row["before"] for row in rows if row["task"] == task)}
+        for task in sorted({row["task"] for row in rows})
     }
     general = general_loss("embedded")
     text = json.dumps({task: {**values, "general": general} for task, values in found.items()}, indent=1)
