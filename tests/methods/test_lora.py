@@ -12,6 +12,7 @@ import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.models.usable import Usable
+from tunesmith.ops.lora_linear import LinearParts
 
 CPU = torch.device("cpu")
 
@@ -76,3 +77,28 @@ def test_a_run_is_no_base_until_it_is_merged_and_the_merged_model_is(
         tunesmith.train(recipe, tmp_path / "next")
     merged = merge(str(finished_run), tmp_path / "merged").path
     assert tunesmith.train({**recipe, "base": str(merged)}, tmp_path / "next").finished
+
+
+def test_layers_that_read_one_tensor_are_computed_together(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith.methods import lora
+
+    together: list[int] = []
+    real = lora.lora_linears
+
+    def watched(x: torch.Tensor, layers: list[LinearParts]) -> tuple[torch.Tensor, ...]:
+        together.append(len(layers))
+        return real(x, layers)
+
+    monkeypatch.setattr(lora, "lora_linears", watched)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    adapted = lora.LoRA(rank=2).apply(model, 0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ours = logits_of(adapted)
+    layers = model.config.num_hidden_layers
+    assert together == [3, 1, 2, 1] * layers  # queries, keys, values; output; gate, up; down
+    for module in adapted.modules():
+        if isinstance(module, lora.FusedLoraLinear):
+            module.shared = None
+    torch.testing.assert_close(logits_of(adapted), ours)

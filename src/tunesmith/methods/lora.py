@@ -99,8 +99,9 @@ class LoRA(MethodConfig):
             bias="none",
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
+        together = _read_together(model)
         adapted = adapt(model, config, seed)
-        _share_inputs(adapted)
+        _share_inputs(adapted.get_base_model(), together)
         if self.initialisation == "loftq":
             _make_up_for_quantisation(adapted)
         return adapted
@@ -159,22 +160,26 @@ def _no_such_module(model: PreTrainedModel, what: str, target: str) -> UserError
     return UserError(f"method.target_modules: {what} {target!r}. Its linear layers: {', '.join(inside)}.")
 
 
-def _share_inputs(model: PeftModel) -> None:
-    """Let layers of one block that read the same compute together: those of attention but its last, and those that
-    feed-forward begins with."""
-    plain = model.get_base_model()
+def _read_together(model: PreTrainedModel) -> list[list[str]]:
+    """Names of the linear layers that read one tensor: those of a block's attention but its last, and those that its
+    feed-forward begins with. Before adapters are put on."""
     try:
-        found = anatomy(plain)
+        found = anatomy(model)
     except UserError:  # parts that cannot be told apart
-        return
-    for block in found:
-        for together in ([each for each in block.attention if each is not block.attention_out], block.feed_forward_in):
-            layers = [plain.get_submodule(each.name) for each in together]
-            fused = [each for each in layers if isinstance(each, FusedLoraLinear)]
-            if len(fused) > 1:
-                shared = SharedInput(fused)
-                for each in fused:
-                    each.shared = shared
+        return []
+    inward = [[each.name for each in block.attention if each is not block.attention_out] for block in found]
+    return inward + [[each.name for each in block.feed_forward_in] for block in found]
+
+
+def _share_inputs(model: PreTrainedModel, together: list[list[str]]) -> None:
+    """Let adapted layers that read one tensor compute together."""
+    for names in together:
+        layers = [model.get_submodule(name) for name in names]
+        fused = [each for each in layers if isinstance(each, FusedLoraLinear)]
+        if len(fused) > 1:
+            shared = SharedInput(fused)
+            for each in fused:
+                each.shared = shared
 
 
 @torch.no_grad()
