@@ -5,7 +5,7 @@
 
 The reference model and rows are those of train_speed.py: the 125 M Llama in bf16, steps of about 2,048 tokens. The
 classifier is a BERT of 110 M random weights (hidden 768, 12 layers) on Banking77. Every process runs alone, in turn;
-one that is done is a file in results/raw/method-speed/ and is not done again. Writes results/method_speed.{json,md}.
+one that is done is a file in results/raw/method-speed/ and is not done again. Writes method_speed.{json,md,svg}.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 from peer_environments import make_environment, python_of
 from train_speed import OUR_PYTHON, RAW, RESULTS, Setting, our_recipe, reference_work, run_ours, run_peer
+from train_speed_plot import method_picture
 from train_speed_report import machine, rate_of
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "qlora": {"weights": "nf4"},
     "ia3": {"method": {"kind": "ia3"}},
-    "prefix": {"method": {"kind": "prefix", "virtual_tokens": 20}},
+    "prefix": {"method": {"kind": "prefix", "tokens": 20}},
 }
 """What differs from LoRA's recipe."""
 
@@ -40,6 +41,15 @@ LABELS = {
     "ia3": "IA3",
     "prefix": "prefix tuning",
     "classify": "classification, BERT",
+}
+
+
+NAMED = {
+    "ours": "Tunesmith",
+    "rows": "PEFT loop, row by row",
+    "batch": "PEFT loop, padded batch",
+    "defaults": "Trainer as it comes",
+    "bf16": "Trainer, bf16, 128 rows",
 }
 
 
@@ -148,10 +158,6 @@ def summarise(methods: list[str], work: Path, steps: int, repeats: int) -> dict[
 
 
 def table(summary: dict[str, Any]) -> str:
-    named = {
-        "ours": "Tunesmith", "rows": "PEFT loop, row by row", "batch": "PEFT loop, padded batch",
-        "defaults": "Trainer as it comes", "bf16": "Trainer, bf16, 128 rows",
-    }  # fmt: skip
     lines = [
         "| method | by | tokens/s | Tunesmith is | peak memory | Tunesmith's part |",
         "|---|---|---|---|---|---|",
@@ -159,12 +165,12 @@ def table(summary: dict[str, Any]) -> str:
     for row in summary["rows"]:
         label = LABELS[row["method"]]
         if "failed" in row:
-            lines.append(f"| {label} | {named[row['setting']]} | did not run | | | |")
+            lines.append(f"| {label} | {NAMED[row['setting']]} | did not run | | | |")
             continue
         ours = next(each for each in summary["rows"] if each["method"] == row["method"] and each["setting"] == "ours")
         beside = row["setting"] != "ours"
         lines.append(
-            f"| {label} | {named[row['setting']]} | {row['tokens_per_second']:,.0f} | "
+            f"| {label} | {NAMED[row['setting']]} | {row['tokens_per_second']:,.0f} | "
             + (f"{ours['tokens_per_second'] / row['tokens_per_second']:.2f} × | " if beside else "| ")
             + f"{row['peak_rss_bytes'] / 1e9:.2f} GB | "
             + (f"{ours['peak_rss_bytes'] / row['peak_rss_bytes']:.2f} × |" if beside else "|")
@@ -192,6 +198,7 @@ def main() -> None:
     summary = summarise(options.only or list(LABELS), work, options.steps, options.repeats)
     (RESULTS / "method_speed.json").write_text(json.dumps(summary, indent=1) + "\n")
     (RESULTS / "method_speed.md").write_text(table(summary))
+    (RESULTS / "method_speed.svg").write_text(method_picture(summary["rows"], LABELS, NAMED))
     print(table(summary))
 
 

@@ -12,12 +12,40 @@ def picture(summary: dict[str, Any]) -> str:
     """A self-contained SVG on white."""
     settings = sorted(summary["settings"], key=lambda setting: -setting["tokens_per_second"])
     height = max(300, TOP + len(settings) * (BAR + GAP) + 60)
-    marks = [f'<rect width="{WIDTH}" height="{height}" fill="white"/>', *_bars(settings, height)]
-    marks += _curves(settings, summary, height)
+    return _svg([*_bars(settings, height), *_curves(settings, summary, height)], height)
+
+
+def method_picture(rows: list[dict[str, Any]], labels: dict[str, str], named: dict[str, str]) -> str:
+    """Bars of tokens a second, grouped by method: `rows` with method, setting, tokens_per_second, peak_rss_bytes."""
+    left, right, y = 230, 760, 50
+    marks = [_text(20, 28, "Real tokens a second", font_size="15", font_weight="600")]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method and "failed" not in row]
+        most = max(row["tokens_per_second"] for row in own)
+        marks.append(_text(20, y + 14, labels[method], font_weight="600"))
+        y += 22
+        for row in own:
+            length = (right - left) * row["tokens_per_second"] / most
+            told = f"{row['tokens_per_second']:,.0f}  ({row['peak_rss_bytes'] / 1e9:.1f} GB)"
+            colour = COLOURS["ours" if row["setting"] == "ours" else "peft"]
+            marks += [
+                _text(left - 8, y + 13, named[row["setting"]], "end"),
+                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{colour}"/>',
+                _text(left + length + 6, y + 13, told),
+            ]
+            y += 22
+        y += 10
+    marks.append(_text(left, y + 12, "each method by itself; in brackets: peak memory", fill="#666"))
+    return _svg(marks, y + 30)
+
+
+def _svg(marks: list[str], height: int) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="#222">\n' + "\n".join(marks) + "\n</svg>\n"
+        f'font-family="system-ui, sans-serif" font-size="12" fill="#222">\n'
+        + "\n".join([f'<rect width="{WIDTH}" height="{height}" fill="white"/>', *marks])
+        + "\n</svg>\n"
     )
 
 

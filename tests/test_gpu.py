@@ -132,3 +132,18 @@ def test_document_attention_on_the_gpu_equals_masked_attention(
         return document_attention_reference(q, k, v, lengths, 0.125, window, causal, tuple(before) or None)
 
     held(fast, reference, inputs)
+
+
+def test_offloaded_activations_give_the_same_run(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    def losses(offload: bool) -> list[float]:
+        recipe = {
+            "base": str(tiny_model),
+            "data": {"train": str(write_rows()), "held_out": 0.0},
+            "train": {"steps": 3, "tokens_per_step": 512, "device": "cuda", "offload_activations": offload},
+        }
+        run = tunesmith.train(recipe, tmp_path / f"run-{offload}")
+        return [event["loss"] for event in run.events() if event["event"] == "step"]
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)

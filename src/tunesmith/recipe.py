@@ -311,6 +311,10 @@ class Train(Strict):
     takes, the first ones, compute their activations twice, and where that is not enough batches are halved; the step
     stays as it is. Default: none is set, and nothing is computed twice unasked."""
 
+    offload_activations: bool = False
+    """On a GPU: what the forward pass keeps for the backward pass waits in the host's memory. For rows too long even
+    with every block computed twice; slower by what the bus takes. On a CPU there is nowhere to go, which is said."""
+
     optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """AdamW with its moments in fp32; or in 8 bits (Dettmers et al. 2022), and paged (they move to the host's memory
     when the GPU's is short): those are CUDA's, and elsewhere plain AdamW does the work, which is said."""

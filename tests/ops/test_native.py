@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.ops import native
 from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
+from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_reference
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 from tunesmith.ops.rotary import rotary, rotary_reference
@@ -152,6 +153,64 @@ def test_document_attention(
         assert_held(fast, reference, [q, k, v, *prefix])
     finally:
         library.allow_amx(True)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dropout_zeroes_its_share_scales_the_rest_and_goes_back_the_same_way(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(300, 1000, dtype=dtype, requires_grad=True)
+    out = dropout(x, 0.1)
+    share = float((out == 0).double().mean())
+    assert share == pytest.approx(0.1, abs=0.003)  # five standard deviations
+    assert set(out.detach().unique().tolist()) == {0.0, float(torch.tensor(1 / 0.9, dtype=dtype))}
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    assert torch.equal(grad, out.detach())
+    columns = (out == 0).double().mean(0)
+    assert float(columns.std()) == pytest.approx((0.09 / 300) ** 0.5, rel=0.1)  # places do not repeat from row to row
+    assert not torch.equal(dropout(x, 0.1) == 0, out == 0)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, 0.1), out)
+
+
+@built
+def test_attention_drops_its_share_of_probabilities_and_its_gradient_knows_which() -> None:
+    lengths, dtype = [40, 70], torch.bfloat16
+    q, k = (random(1, 110, 2, 32, dtype=dtype, seed=each).transpose(1, 2) for each in (0, 1))
+    # With one-hot values the output shows the probabilities themselves, 32 keys at a time.
+    v = torch.zeros(1, 2, 110, 32, dtype=dtype)
+    for token in range(110):
+        v[:, :, token, token % 32] = 1
+    q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+
+    def attend() -> Tensor:
+        torch.manual_seed(3)
+        return document_attention(q, k, v, lengths, 0.2, dropout=0.25, causal=False)
+
+    torch.manual_seed(3)
+    out, whole = attend(), document_attention(q, k, v, lengths, 0.2, causal=False)
+    assert torch.equal(out, attend())
+    first = out[0, :, :32].detach().float()  # 32 of 40 keys: some columns hold one key, some two
+    single = first[..., 8:]
+    assert float((single == 0).float().mean()) == pytest.approx(0.25, abs=0.06)
+    there = single != 0
+    torch.testing.assert_close(
+        single[there], (whole[0, :, :32, 8:].detach().float() / 0.75)[there], rtol=0.03, atol=1e-3
+    )
+    # The gradient of v along a direction is the change of the output that it makes, dropped places included.
+    up = random(1, 2, 110, 32, dtype=dtype, seed=5)
+    grads = torch.autograd.grad(out, [q, k, v], up)
+    assert float((grads[2] * v).double().sum()) == pytest.approx(float((out * up).double().sum()), rel=0.02, abs=0.3)
+    step = 0.05
+    for which, grad in ((q, grads[0]), (k, grads[1])):
+        direction = random(*which.shape, dtype=dtype, seed=7)
+        with torch.no_grad():
+            change = 0.0
+            for sign in (1, -1):
+                which += sign * step * direction
+                change += sign * float((attend() * up).double().sum())
+                which -= sign * step * direction
+        assert change / (2 * step) == pytest.approx(float((grad * direction).double().sum()), rel=0.15, abs=0.5)
 
 
 @built

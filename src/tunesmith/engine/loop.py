@@ -3,8 +3,10 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +95,8 @@ class Loop:
             batch = collate(self.batches.table, rows, self.device)
             batches.append(batch)
             if batch.learnt_tokens:
-                batch_loss = self.objective.loss(self.model, batch)
+                with self._kept_activations():
+                    batch_loss = self.objective.loss(self.model, batch)
                 loss += batch_loss.item()
                 if not math.isfinite(loss):
                     break
@@ -122,6 +125,12 @@ class Loop:
             seconds=seconds,
         )
         self._watch_for_nan(loss, norm, batches)
+
+    def _kept_activations(self) -> AbstractContextManager[Any]:
+        """Where what the backward pass needs is kept meanwhile."""
+        if self.train.offload_activations and self.device.type == "cuda":
+            return torch.autograd.graph.save_on_cpu(pin_memory=True)
+        return nullcontext()
 
     def evaluate(self) -> bool:
         """Measure the held-out loss; True if early stopping says that it is enough."""

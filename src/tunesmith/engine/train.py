@@ -118,6 +118,8 @@ def _carry_out(
     if recipe.train.optimiser != "adamw" and not runs_in_eight_bits(recipe.train, device):
         said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {device.type} plain AdamW does the work."
         loop.events.emit("warning", message=said)
+    if recipe.train.offload_activations and device.type != "cuda":
+        loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
     if recipe.train.memory_bytes is not None:
         loop.events.emit("memory", **_stay_within(recipe, loop, run))
     loop.events.emit("plan", predicted=_plan(loop))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_linear
 from tunesmith.ops.lora_linear import LinearParts, MadeFrom
 from tunesmith.ops.rms_norm import rms_norm
@@ -21,8 +22,9 @@ from tunesmith.ops.rotary import rotary, rotary_reference
 
 
 def use_fused_ops(model: PreTrainedModel) -> None:
-    """Norms, gated feed-forwards and rotary embeddings through tunesmith.ops. Before any adapter is put on."""
+    """Norms, dropout, gated feed-forwards and rotary embeddings by tunesmith.ops. Before any adapter is put on."""
     use_fused_norms(model)
+    use_fused_dropout(model)
     use_fused_feed_forwards(model)
     use_fused_rotary(model)
 
@@ -69,6 +71,23 @@ def _same_norm(norm: nn.Module, eps: float) -> bool:
 def _close(one: Tensor, other: Tensor) -> bool:
     tolerance = 4 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+class FusedDropout(nn.Dropout):
+    """`nn.Dropout` through `tunesmith.ops.dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training else x
+
+
+def use_fused_dropout(model: PreTrainedModel) -> int:
+    """Exchange every dropout for the fused one; return how many."""
+    replaced = 0
+    for module in model.modules():
+        if type(module) is nn.Dropout and not module.inplace:
+            module.__class__ = FusedDropout
+            replaced += 1
+    return replaced
 
 
 def use_fused_feed_forwards(model: PreTrainedModel) -> int:

@@ -80,10 +80,10 @@ def document_attention(
     behind their end, where no causal token looks, and those of one length go together. `dropout` is the share of
     probabilities zeroed.
     """
-    if not dropout and not (window and prefix):
+    if not (window and prefix):
         if native.takes(q, k, v) and _fits_native(q, v):
-            return _by_native(q, k, v, lengths, scale, window, causal, prefix)
-        if cuda.has_flash(q, v):
+            return _by_native(q, k, v, lengths, scale, window, causal, prefix, dropout)
+        if not dropout and cuda.has_flash(q, v):
             return _by_flash(q, k, v, lengths, scale, window, causal, prefix)
     grouped = q.shape[1] != k.shape[1]
     together: dict[int, list[int]] = {}
@@ -122,6 +122,7 @@ def _by_native(
     window: int | None,
     causal: bool,
     prefix: Prefix | None,
+    dropout: float,
 ) -> Tensor:
     k, v, before = _after_prefix(k, v, lengths, prefix)
     documents = []
@@ -130,7 +131,7 @@ def _by_native(
         documents.append((start, length, start + number * before, length + before))
         start += length
     rows = [tensor[0].transpose(0, 1) for tensor in (q, k, v)]  # (tokens, heads, dim)
-    out: Tensor = _DocumentAttention.apply(*rows, torch.tensor(documents), scale, window, causal)
+    out: Tensor = _DocumentAttention.apply(*rows, torch.tensor(documents), scale, window, causal, dropout)
     return out.transpose(0, 1)[None]
 
 
@@ -174,11 +175,14 @@ class _DocumentAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
         causal: bool,
+        dropout: float,
     ) -> Tensor:
         q, k, v = (each if each.stride(2) == 1 else each.contiguous() for each in (q, k, v))
         out = q.new_empty(q.shape)
         log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
-        ctx.shape = native.Shape(k.shape[1], q.shape[1] // k.shape[1], q.shape[2], scale, window or 0, causal)
+        seed = int(torch.randint(2**32, ())) if dropout else 0  # of PyTorch's own stream, which a run keeps
+        group = q.shape[1] // k.shape[1]
+        ctx.shape = native.Shape(k.shape[1], group, q.shape[2], scale, window or 0, causal, dropout, seed)
         rows = [native.Rows.of(each) for each in (q, k, v)]
         native.call_attention("attention", ctypes.byref(ctx.shape), documents, len(documents), *rows, out, log_sums)
         ctx.save_for_backward(q, k, v, documents, log_sums)
@@ -200,7 +204,7 @@ class _DocumentAttention(torch.autograd.Function):
             native.Rows.of(grad),
             *to,
         )
-        return *to, None, None, None, None
+        return *to, None, None, None, None, None
 
 
 def _mask(

@@ -28,6 +28,8 @@ class Shape(ctypes.Structure):
         ("scale", _FLOAT),
         ("window", _LONG),
         ("causal", _INT),
+        ("dropped", _FLOAT),
+        ("seed", _LONG),
     )
 
 
@@ -49,6 +51,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "rms_norm_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "gated": [_POINTER, _POINTER, _POINTER, _LONG, _INT],
     "gated_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT],
+    "dropout": [_POINTER, _POINTER, _LONG, _LONG, _FLOAT],
     "four_bits": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
     "eight_bits": [_POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],

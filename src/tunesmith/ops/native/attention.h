@@ -13,6 +13,8 @@ typedef struct {
     float scale;
     int64_t window; /* latest keys that each query sees; 0: all */
     int causal;
+    float dropped; /* share of probabilities that is dropped, by the seed */
+    int64_t seed;
 } Shape;
 
 /* One document: where its queries and keys start, and how many; the queries are the last of the keys. */
@@ -186,9 +188,22 @@ INLINE Range blocks_seen(const Shape *shape, const Document *document, int64_t f
     return (Range){first.first / BLOCK, (last.end + BLOCK - 1) / BLOCK};
 }
 
+/* Numbers of one query times what dropout multiplies them by. */
+CLONED static void drop(float *x, Range seen, const Shape *shape, uint32_t stream) {
+    const uint32_t threshold = (uint32_t)(shape->dropped * 4294967296.0);
+    const float scale = 1.0f / (1.0f - shape->dropped);
+#pragma omp simd
+    for (int64_t i = seen.first; i < seen.end; i++) x[i] *= kept(stream, i, threshold, scale);
+}
+
+INLINE uint32_t stream_of(const Shape *shape, int64_t token, int64_t head) {
+    return mixed((uint32_t)token ^ mixed((uint32_t)head ^ mixed((uint32_t)shape->seed)));
+}
+
 /* Scores of one query, from `from` on, into probabilities; the log of the sum of their exponentials. */
-CLONED static float softmax_row(const float *scores, int64_t from, int64_t until, Range seen, float scale, bf16 *p,
-                                float *room) {
+CLONED static float softmax_row(const float *scores, int64_t from, int64_t until, Range seen, const Shape *shape,
+                                uint32_t stream, bf16 *p, float *room) {
+    const float scale = shape->scale;
     float most = -INFINITY, sum = 0.0f;
 #pragma omp simd reduction(max : most)
     for (int64_t i = seen.first; i < seen.end; i++) most = scores[i] > most ? scores[i] : most;
@@ -199,6 +214,7 @@ CLONED static float softmax_row(const float *scores, int64_t from, int64_t until
         sum += e;
     }
     float share = 1.0f / sum;
+    if (shape->dropped > 0) drop(room, seen, shape, stream);
     for (int64_t i = from; i < seen.first; i++) p[i] = 0;
 #pragma omp simd
     for (int64_t i = seen.first; i < seen.end; i++) p[i] = to_bf16(room[i] * share);
@@ -262,8 +278,8 @@ void attention(const Shape *shape, const Document *documents, int64_t count, Row
                                 blocks.end - blocks.first, dim / 32, 0, amx);
                         for (int64_t i = 0; i < rows; i++)
                             log_sums[(token + i) * heads + head] =
-                                softmax_row(scores + i * most, first, end, seen_by(shape, document, from + i),
-                                            shape->scale, p + i * most, row);
+                                softmax_row(scores + i * most, first, end, seen_by(shape, document, from + i), shape,
+                                            stream_of(shape, token + i, head), p + i * most, row);
                         for (int64_t i = rows; i < BLOCK; i++) memset(p + i * most + first, 0, 2 * (end - first));
                         product(p + first, most, values + first * dim, BLOCK * dim, sums, dim, dim / 32,
                                 blocks.end - blocks.first, 0, amx);
@@ -277,8 +293,10 @@ void attention(const Shape *shape, const Document *documents, int64_t count, Row
 
 /* Of one query: its probabilities again, and the scores' gradient P ∘ (dP − Σ P ∘ dP) · scale in place of dP. */
 CLONED static void softmax_row_backward(float *scores, float *grad, int64_t from, int64_t until, Range seen,
-                                        float scale, float log_sum) {
+                                        const Shape *shape, uint32_t stream, float log_sum) {
+    const float scale = shape->scale;
     float along = 0.0f;
+    if (shape->dropped > 0) drop(grad, seen, shape, stream);
 #pragma omp simd reduction(+ : along)
     for (int64_t i = seen.first; i < seen.end; i++) {
         float p = exp_of(scores[i] * scale - log_sum);
@@ -287,6 +305,7 @@ CLONED static void softmax_row_backward(float *scores, float *grad, int64_t from
     }
 #pragma omp simd
     for (int64_t i = seen.first; i < seen.end; i++) grad[i] = scores[i] * (grad[i] - along) * scale;
+    if (shape->dropped > 0) drop(scores, seen, shape, stream); /* as the values had them */
     for (int64_t i = from; i < seen.first; i++) scores[i] = grad[i] = 0.0f;
     for (int64_t i = seen.end; i < until; i++) scores[i] = grad[i] = 0.0f;
 }
@@ -361,7 +380,8 @@ void attention_backward(const Shape *shape, const Document *documents, int64_t c
                                 dim / 32, 0, amx);
                         for (int64_t i = 0; i < rows; i++)
                             softmax_row_backward(p + i * most, s + i * most, first, end,
-                                                 seen_by(shape, document, from + i), shape->scale,
+                                                 seen_by(shape, document, from + i), shape,
+                                                 stream_of(shape, token + i, head),
                                                  log_sums[(token + i) * heads + head]);
                         for (int64_t i = rows; i < BLOCK; i++) {
                             memset(p + i * most + first, 0, 4 * (end - first));

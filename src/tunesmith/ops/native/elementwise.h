@@ -132,6 +132,22 @@ void NAME(gated_backward)(const T *gate, const T *up, const T *grad, T *grad_gat
         NAME(gated_piece_backward)(gate + at, up + at, grad + at, grad_gate + at, grad_up + at,
                                    n - at < PIECE ? n - at : PIECE, gelu);
 }
+
+CLONED static void NAME(dropout_piece)(const T *x, T *y, int64_t n, uint32_t stream, uint32_t threshold,
+                                       float scale) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = PUT(GET(x[i]) * kept(stream, i, threshold, scale));
+}
+
+/* y = x with a share of it dropped and the rest scaled up; with the same seed the same places, so its own gradient. */
+void NAME(dropout)(const T *x, T *y, int64_t n, int64_t seed, float share, int threads) {
+    const uint32_t threshold = (uint32_t)(share * 4294967296.0);
+    const float scale = 1.0f / (1.0f - share);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t at = 0; at < n; at += PIECE)
+        NAME(dropout_piece)(x + at, y + at, n - at < PIECE ? n - at : PIECE,
+                            mixed((uint32_t)(at / PIECE) ^ mixed((uint32_t)seed)), threshold, scale);
+}
 #undef PIECE
 
 /* One token's heads: pairs (i, i + dim / 2) turned by the token's angles, or back. */

@@ -61,4 +61,19 @@ INLINE float exp_of(float x) {
     return p * scale.f;
 }
 
+/* 32 bits well mixed (Wellons 2018, "lowbias32"): a random number from a counter, the same whenever it is asked for. */
+INLINE uint32_t mixed(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+/* What a number is multiplied by where a share of them is dropped (Srivastava et al. 2014): nothing, or 1 / (1 − share).
+ * `stream` tells rows apart. */
+INLINE float kept(uint32_t stream, int64_t at, uint32_t threshold, float scale) {
+    return mixed((uint32_t)at + stream) >= threshold ? scale : 0.0f;
+}
+
 #endif
