@@ -35,12 +35,12 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
 
 def _every_stretch_ends(renderer: Renderer, ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> bool:
     """Whether the last token of each learnt stretch, but for white space, is a control token."""
-    inside = learnt & ~np.isin(ids, renderer.white_space_tokens)
-    starts = np.flatnonzero(learnt & ~np.append(False, learnt[:-1]))
-    ends = np.flatnonzero(learnt & ~np.append(learnt[1:], False)) + 1
-    for start, end in zip(starts, ends, strict=True):
-        said = np.flatnonzero(inside[start:end])
-        if not len(said) or ids[start + said[-1]] not in renderer.control_tokens:
+    edges = np.flatnonzero(np.diff(learnt, prepend=False, append=False)).tolist()
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        said = ids[start:end].tolist()
+        while said and said[-1] in renderer.white_space_tokens:
+            said.pop()
+        if not said or said[-1] not in renderer.control_tokens:
             return False
     return True
 

@@ -1,6 +1,8 @@
 """From the recipe's files to token tables: read → form → split → render → tokenise → check, with everything counted."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +17,7 @@ from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.fit import fit
 from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row, fingerprint, read
-from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.render import Renderer, Rendering, Tokenised
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.split import is_held_out
 from tunesmith.data.template import UnusableError
@@ -25,6 +27,7 @@ from tunesmith.recipe import Recipe
 
 DETECT_ROWS = 100
 TOKENISE_ROWS = 512  # at a time: enough for the tokeniser to use all cores, little memory
+CHUNKS_AHEAD = 2  # rendered while one is tokenised
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     if isinstance(held_out, list):
         for chunk in _chunks(examples(recipe, held_out, report)):
             rows.take(chunk, held_out=True)
+    rows.finish()
     rows.refuse_unusable()
     closing = rows.renderer.closing_tokens + 1 if recipe.objective.classes else 0
     table, kept_out_table = (fit(recipe, side.table(), report, closing) for side in (rows.train, rows.held_out))
@@ -141,15 +145,20 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
 
 
 class _Rows:
-    """Both sides' rows as they are rendered and tokenised, and what is wrong with those that cannot be learnt from."""
+    """Both sides' rows as they are rendered and tokenised, and what is wrong with those that cannot be learnt from.
+
+    A thread tokenises one chunk, in which the library lets others run, while the next is rendered.
+    """
 
     def __init__(self, recipe: Recipe, renderer: Renderer, report: DataReport) -> None:
         self.recipe, self.renderer, self.report = recipe, renderer, report
         self.train = TableBuilder()
         self.held_out = TableBuilder()
+        self._tokeniser = ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[list[Rendering], list[Source], bool, Future[list[Tokenised]]]] = deque()
 
     def take(self, chunk: Sequence[Example], held_out: bool) -> None:
-        """Render, tokenise and check, before any cut hides what is wrong."""
+        """Render, and let be tokenised."""
         renderings: list[Rendering] = []
         sources: list[Source] = []
         for example in chunk:
@@ -161,10 +170,22 @@ class _Rows:
             renderings.extend(rendered)
             sources.extend([example.source] * len(rendered))
             self.report.separate_turns += len(rendered) - 1
+        tokenised = self._tokeniser.submit(self.renderer.tokenise_many, renderings)
+        self._waiting.append((renderings, sources, held_out, tokenised))
+        if len(self._waiting) > CHUNKS_AHEAD:
+            self._check()
+
+    def finish(self) -> None:
+        """Take what is still being tokenised."""
+        while self._waiting:
+            self._check()
+        self._tokeniser.shutdown()
+
+    def _check(self) -> None:
+        """Look at the oldest chunk's tokens, before any cut hides what is wrong, and keep what can be learnt from."""
+        renderings, sources, held_out, found = self._waiting.popleft()
         side = self.held_out if held_out else self.train
-        for rendering, tokenised, source in zip(
-            renderings, self.renderer.tokenise_many(renderings), sources, strict=True
-        ):
+        for rendering, tokenised, source in zip(renderings, found.result(), sources, strict=True):
             reason = fault(self.renderer, rendering, tokenised)
             if reason is not None:
                 self._note(source, reason)

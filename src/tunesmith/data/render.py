@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.example import Example, Message
@@ -66,10 +67,11 @@ class Renderer:
         return ChatTemplate(self.tokenizer)
 
     @cached_property
-    def white_space_tokens(self) -> NDArray[np.int32]:
+    def white_space_tokens(self) -> frozenset[int]:
         """Ids of tokens that are nothing but white space."""
-        ids = [i for token in WHITE_SPACE for i in self.tokenizer(token, add_special_tokens=False)["input_ids"]]
-        return np.unique(np.asarray(ids, np.int32))
+        return frozenset(
+            i for token in WHITE_SPACE for i in self.tokenizer(token, add_special_tokens=False)["input_ids"]
+        )
 
     def render(self, example: Example, learn: Learn = "assistant") -> list[Rendering]:
         """The example as one text; or as several, where the template writes an earlier turn otherwise than it was
@@ -142,15 +144,21 @@ class Renderer:
         beginning: then in two, since the server's prompt ends there too."""
         if not renderings:
             return
-        encoded = self.tokenizer(
-            [each.text for each in renderings], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for rendering, ids, offsets in zip(renderings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            places = np.asarray(offsets, np.int64).reshape(-1, 2)
-            if all(_begins_a_token(places, start) for start, _ in rendering.learnt):
-                yield np.asarray(ids, np.int32), _within(places, rendering.learnt)
-            else:
+        for rendering, encoded in zip(renderings, self._encode([each.text for each in renderings]), strict=True):
+            learnt = _learnt_of(encoded, rendering.learnt)
+            if learnt is None:
                 yield self._tokenise_in_pieces(rendering)
+            else:
+                yield np.asarray(encoded.ids, np.int32), learnt
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        """By the tokenizers library itself, on all cores: transformers makes Python lists of every token's place."""
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        found: list[Encoding] = backend.encode_batch(texts, add_special_tokens=False)
+        return found
 
     def _tokenise_in_pieces(self, rendering: Rendering) -> Tokenised:
         edges = [0, *(start for start, _ in rendering.learnt if start), len(rendering.text)]
@@ -185,6 +193,26 @@ class Renderer:
             learnt = np.ones(len(ids), np.bool_)
             learnt[: len(self.begin_of_document)] = False
             yield ids, learnt
+
+
+def _learnt_of(encoded: Encoding, spans: Sequence[Span]) -> NDArray[np.bool_] | None:
+    """Which tokens begin within the spans; None where a span begins within a token."""
+    learnt = np.zeros(len(encoded.ids), np.bool_)
+    places: NDArray[np.int64] | None = None
+    for start, end in spans:
+        first, after = encoded.char_to_token(start), encoded.char_to_token(end)
+        before = encoded.char_to_token(start - 1) if start else None
+        edges = [None if token is None else encoded.token_to_chars(token) for token in (before, first, after)]
+        ends, begins, goes_on = (edge or (-1, -1) for edge in edges)
+        if begins[0] == start and goes_on[0] == end and (start == 0 or ends[1] == start):
+            learnt[first:after] = True
+            continue
+        if places is None:  # some tokenisers leave characters out: ask for every token's place
+            places = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
+        if not _begins_a_token(places, start):
+            return None
+        learnt |= _within(places, [(start, end)])
+    return learnt
 
 
 def _begins_a_token(places: NDArray[np.int64], start: int) -> bool:
