@@ -39,6 +39,6 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
             return
         finally:
             object_file.unlink(missing_ok=True)
-        if self.target_name == "wheel" and version == "standard":
+        if version == "standard":  # an editable install finds it where it is
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-linux_{platform.machine()}"

@@ -82,3 +82,14 @@ def test_a_run_within_a_limit_learns_the_same_and_says_what_it_gave_up(work: Pat
     assert [event["recomputed"] for event in told] == [0, told[1]["blocks"]]
     with pytest.raises(UserError, match=r"train.memory_limit: 0.01 GB are too few"):
         tunesmith.train({**recipe, "train": {**recipe["train"], "memory_limit": "10MB"}}, tmp_path / "none")
+
+
+def test_offloading_on_a_cpu_is_said_to_be_for_nothing(work: Path, tmp_path: Path) -> None:
+    recipe = {
+        "base": str(work / "llama"),
+        "data": {"train": str(work / "chats_learnt.jsonl"), "held_out": 0.0, "max_length": 64},
+        "train": {"steps": 1, "tokens_per_step": 128, "precision": "fp32", "offload_activations": True},
+    }
+    run = tunesmith.train(recipe, tmp_path / "run")
+    said = [event["message"] for event in run.events() if event["event"] == "warning"]
+    assert said == ["train.offload_activations: on a CPU they are in its memory already."]

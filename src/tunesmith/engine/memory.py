@@ -146,7 +146,8 @@ def _blocks_told(stack: nn.ModuleList, count: _Count) -> Iterator[None]:
 def recompute(model: PreTrainedModel, first: int) -> None:
     """Let the first blocks keep their input alone, and compute the rest again in the backward pass."""
     plain = plain_model(model)
-    plain.gradient_checkpointing_enable({"use_reentrant": False})
+    renamed = getattr(plain, "activation_checkpointing_enable", None)  # from transformers 5.2x on
+    (renamed or plain.gradient_checkpointing_enable)({"use_reentrant": False})
     for index, block in enumerate(blocks(plain)):
         for module in block.modules():
             if hasattr(module, "gradient_checkpointing"):

@@ -29,6 +29,8 @@ from tunesmith.plan.probe import forget_peak, measured, memory_now, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
 
+SHORT = 10.0  # seconds of a step that can well be tried once more
+
 
 def train(
     recipe: Recipe | dict[str, Any] | str | Path,
@@ -120,9 +122,11 @@ def _carry_out(
         loop.events.emit("warning", message=said)
     if recipe.train.offload_activations and device.type != "cuda":
         loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
+    predicted = None
     if recipe.train.memory_bytes is not None:
-        loop.events.emit("memory", **_stay_within(recipe, loop, run))
-    loop.events.emit("plan", predicted=_plan(loop))
+        chosen, predicted = _stay_within(recipe, loop, run)
+        loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **asdict(chosen))
+    loop.events.emit("plan", predicted=predicted or _plan(loop))
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
     output = None
@@ -172,8 +176,9 @@ def _batches(recipe: Recipe, table: TokenTable, tokens_per_batch: int) -> Batche
     )
 
 
-def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> dict[str, Any]:
-    """Choose what is computed twice and how many tokens go at once, so that `train.memory_limit` holds.
+def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, Any] | None]:
+    """Choose what is computed twice and how many tokens go at once, so that `train.memory_limit` holds; and what the
+    heaviest batch then took.
 
     A resumed run takes the batches that it had, since they decide what is learnt when.
 
@@ -187,7 +192,7 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> dict[str, Any]:
         loop.batches = _batches(recipe, loop.batches.table, loop.tokens_per_batch)
     heaviest = collate(loop.batches.table, _heaviest(loop), loop.device)
     if heaviest.features is not None or limit == 0:
-        return {"limit_bytes": limit, **asdict(Fit(0, 0, loop.tokens_per_batch))}
+        return Fit(0, 0, loop.tokens_per_batch), None
     activations = activations_of(loop.model, loop.objective, beginning(heaviest, 512))
     give_back_freed_memory()
     moments = 8 * len(loop.masters.flat) if loop.state.step == 0 else 0
@@ -202,9 +207,12 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> dict[str, Any]:
         recompute(loop.model, chosen.recomputed)
         give_back_freed_memory()
         forget_peak(loop.device)
-        over = max(_plan(loop)["memory"]["peak_bytes"] for _ in range(2)) - limit  # the first leaves gaps
+        predicted = _plan(loop)
+        if predicted["time"]["seconds_per_step"] < SHORT:  # once more, since the first pass leaves gaps
+            predicted = _plan(loop)
+        over = predicted["memory"]["peak_bytes"] - limit
         if over <= 0:
-            return {"limit_bytes": limit, **asdict(chosen)}
+            return chosen, predicted
         held += over  # what the count did not see
 
 
