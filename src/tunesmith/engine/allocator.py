@@ -11,8 +11,8 @@ def keep_freed_memory() -> None:
     """Raise glibc's thresholds so that tensors of a few megabytes are reused, not unmapped and faulted in again.
 
     By default glibc gives large blocks back to the kernel on every free, and a training step allocates the same ones
-    hundreds of times: zeroing the fresh pages costs a tenth to a fifth of a step. Does nothing where
-    the C library is another one.
+    hundreds of times: zeroing the fresh pages costs a tenth to a fifth of a step. Does nothing where the
+    C library is another one.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -97,8 +97,10 @@ class _Count:
     held: set[int]
     bytes: dict[int | None, int] = field(default_factory=dict)
     block: int | None = None
+    alive: list[Tensor] = field(default_factory=list)  # so that no storage's address is used again for another
 
     def keep(self, tensor: Tensor) -> Tensor:
+        self.alive.append(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.held:
             self.held.add(storage.data_ptr())
@@ -110,13 +112,7 @@ def activations_of(model: PreTrainedModel, objective: ObjectiveConfig, batch: Ba
     """Count what a forward pass over the batch keeps; the model is left as it was."""
     count = _Count({parameter.untyped_storage().data_ptr() for parameter in model.parameters()})
     stack = blocks(plain_model(model))
-    alive: list[Tensor] = []  # so that no storage is freed and its address counted for another
-
-    def keep(tensor: Tensor) -> Tensor:
-        alive.append(tensor)
-        return count.keep(tensor)
-
-    with _blocks_told(stack, count), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _blocks_told(stack, count), torch.autograd.graph.saved_tensors_hooks(count.keep, lambda tensor: tensor):
         objective.loss(model, batch)
     tokens = max(1, batch.input_ids.shape[1])
     per_token = {block: -(-found // tokens) for block, found in count.bytes.items()}

@@ -80,11 +80,16 @@ def document_attention(
     behind their end, where no causal token looks, and those of one length go together. `dropout` is the share of
     probabilities zeroed.
     """
-    if not (window and prefix):
-        if native.takes(q, k, v) and _fits_native(q, v):
-            return _by_native(q, k, v, lengths, scale, window, causal, prefix, dropout)
-        if not dropout and cuda.has_flash(q, v):
-            return _by_flash(q, k, v, lengths, scale, window, causal, prefix)
+    by_native = native.takes(q, k, v) and _fits_native(q, v)
+    if not (window and prefix) and (by_native or (not dropout and cuda.has_flash(q, v))):
+        k, v, before = _after_prefix(k, v, lengths, prefix)
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
+        if by_native:
+            laid = _documents(lengths, before)
+            out: Tensor = _DocumentAttention.apply(q, k, v, laid, scale, window, causal, dropout)
+        else:
+            out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
+        return out.transpose(0, 1)[None]
     grouped = q.shape[1] != k.shape[1]
     together: dict[int, list[int]] = {}
     for document, length in enumerate(lengths):
@@ -113,42 +118,14 @@ def _fits_native(q: Tensor, v: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
 
 
-def _by_native(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: list[int],
-    scale: float,
-    window: int | None,
-    causal: bool,
-    prefix: Prefix | None,
-    dropout: float,
-) -> Tensor:
-    k, v, before = _after_prefix(k, v, lengths, prefix)
+def _documents(lengths: list[int], before: int) -> Tensor:
+    """`Document` of native/attention.h, a row each: where queries start, how many, where keys start, how many."""
     documents = []
     start = 0
     for number, length in enumerate(lengths):
         documents.append((start, length, start + number * before, length + before))
         start += length
-    rows = [tensor[0].transpose(0, 1) for tensor in (q, k, v)]  # (tokens, heads, dim)
-    out: Tensor = _DocumentAttention.apply(*rows, torch.tensor(documents), scale, window, causal, dropout)
-    return out.transpose(0, 1)[None]
-
-
-def _by_flash(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: list[int],
-    scale: float,
-    window: int | None,
-    causal: bool,
-    prefix: Prefix | None,
-) -> Tensor:
-    k, v, before = _after_prefix(k, v, lengths, prefix)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
-    out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
-    return out.transpose(0, 1)[None]
+    return torch.tensor(documents)
 
 
 def _after_prefix(k: Tensor, v: Tensor, lengths: list[int], prefix: Prefix | None) -> tuple[Tensor, Tensor, int]:
