@@ -35,7 +35,8 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
 
 def _every_stretch_ends(renderer: Renderer, ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> bool:
     """Whether the last token of each learnt stretch, but for white space, is a control token."""
-    edges = np.flatnonzero(np.diff(learnt, prepend=False, append=False)).tolist()
+    changes = (np.flatnonzero(learnt[1:] != learnt[:-1]) + 1).tolist()
+    edges = [*([0] if learnt[0] else []), *changes, *([len(ids)] if learnt[-1] else [])]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         said = ids[start:end].tolist()
         while said and said[-1] in renderer.white_space_tokens:

@@ -1,8 +1,6 @@
 """From the recipe's files to token tables: read → form → split → render → tokenise → check, with everything counted."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -12,22 +10,19 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data import cache
-from tunesmith.data.check import fault
-from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.example import Example, Malformed
 from tunesmith.data.fit import fit
 from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row, fingerprint, read
-from tunesmith.data.render import Renderer, Rendering, Tokenised
+from tunesmith.data.render import Renderer
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.split import is_held_out
-from tunesmith.data.template import UnusableError
+from tunesmith.data.tokenise import Chunk, Tokeniser
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 
 DETECT_ROWS = 100
-TOKENISE_ROWS = 512  # at a time: enough for the tokeniser to use all cores, little memory
-CHUNKS_AHEAD = 2  # rendered while one is tokenised
 
 
 @dataclass(frozen=True)
@@ -122,19 +117,20 @@ def held_out_examples(recipe: Recipe) -> list[Example]:
 
 def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
     report = DataReport()
-    rows = _Rows(recipe, Renderer(tokenizer), report)
+    renderer = Renderer(tokenizer)
     held_out = recipe.data.held_out
-    share = 0.0 if isinstance(held_out, list) else held_out
-    for chunk in _chunks(examples(recipe, recipe.data.train, report)):
-        for side in (False, True):
-            rows.take([example for example in chunk if is_held_out(example, share) == side], side)
-    if isinstance(held_out, list):
-        for chunk in _chunks(examples(recipe, held_out, report)):
-            rows.take(chunk, held_out=True)
-    rows.finish()
-    rows.refuse_unusable()
-    closing = rows.renderer.closing_tokens + 1 if recipe.objective.classes else 0
-    table, kept_out_table = (fit(recipe, side.table(), report, closing) for side in (rows.train, rows.held_out))
+    builders = (TableBuilder(), TableBuilder())
+    parts = (
+        [(recipe.data.train, 0.0), (held_out, 1.0)] if isinstance(held_out, list) else [(recipe.data.train, held_out)]
+    )
+    for paths, share in parts:
+        for chunk in Tokeniser(recipe.objective, renderer, share).all(examples(recipe, paths, report)):
+            for builder, side in zip(builders, chunk.sides, strict=True):
+                builder.extend(side)
+            _count(chunk, report)
+    _refuse_unusable(recipe, report)
+    closing = renderer.closing_tokens + 1 if recipe.objective.classes else 0
+    table, kept_out_table = (fit(recipe, side.table(), report, closing) for side in builders)
     if len(table) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
     report.examples, report.held_out_rows = len(table), len(kept_out_table)
@@ -144,76 +140,25 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     return table, kept_out_table, report
 
 
-class _Rows:
-    """Both sides' rows as they are rendered and tokenised, and what is wrong with those that cannot be learnt from.
+def _count(chunk: Chunk, report: DataReport) -> None:
+    report.separate_turns += chunk.separate_turns
+    report.longest = max(report.longest, chunk.longest)
+    report.unusable += len(chunk.unusable)
+    shown = [f"{source}: {reason}" for source, reason in chunk.unusable[:SHOWN]]
+    report.unusable_rows = (report.unusable_rows + shown)[:SHOWN]
 
-    A thread tokenises one chunk, in which the library lets others run, while the next is rendered.
+
+def _refuse_unusable(recipe: Recipe, report: DataReport) -> None:
+    """Raises:
+    UserError: there are such rows, and the recipe does not say to leave them out.
     """
-
-    def __init__(self, recipe: Recipe, renderer: Renderer, report: DataReport) -> None:
-        self.recipe, self.renderer, self.report = recipe, renderer, report
-        self.train = TableBuilder()
-        self.held_out = TableBuilder()
-        self._tokeniser = ThreadPoolExecutor(1)
-        self._waiting: deque[tuple[list[Rendering], list[Source], bool, Future[list[Tokenised]]]] = deque()
-
-    def take(self, chunk: Sequence[Example], held_out: bool) -> None:
-        """Render, and let be tokenised."""
-        renderings: list[Rendering] = []
-        sources: list[Source] = []
-        for example in chunk:
-            try:
-                rendered = self.recipe.objective.render(self.renderer, example)
-            except UnusableError as error:
-                self._note(example.source, str(error))
-                continue
-            renderings.extend(rendered)
-            sources.extend([example.source] * len(rendered))
-            self.report.separate_turns += len(rendered) - 1
-        tokenised = self._tokeniser.submit(self.renderer.tokenise_many, renderings)
-        self._waiting.append((renderings, sources, held_out, tokenised))
-        if len(self._waiting) > CHUNKS_AHEAD:
-            self._check()
-
-    def finish(self) -> None:
-        """Take what is still being tokenised."""
-        while self._waiting:
-            self._check()
-        self._tokeniser.shutdown()
-
-    def _check(self) -> None:
-        """Look at the oldest chunk's tokens, before any cut hides what is wrong, and keep what can be learnt from."""
-        renderings, sources, held_out, found = self._waiting.popleft()
-        side = self.held_out if held_out else self.train
-        for rendering, tokenised, source in zip(renderings, found.result(), sources, strict=True):
-            reason = fault(self.renderer, rendering, tokenised)
-            if reason is not None:
-                self._note(source, reason)
-                continue
-            self.report.longest = max(self.report.longest, len(tokenised[0]))
-            side.add(*tokenised, source)
-
-    def refuse_unusable(self) -> None:
-        """Raises:
-        UserError: there are such rows, and the recipe does not say to leave them out.
-        """
-        unusable, shown = self.report.unusable, self.report.unusable_rows
-        if unusable and not self.recipe.data.skip_unusable:
-            more = f"\n  and {unusable - len(shown):,} more" if unusable > len(shown) else ""
-            raise UserError(
-                f"{unusable:,} of {self.report.rows:,} rows cannot be learnt from. Mend them, or set "
-                "data.skip_unusable: true (they are then left out and counted):\n  " + "\n  ".join(shown) + more
-            )
-
-    def _note(self, source: Source, reason: str) -> None:
-        self.report.unusable += 1
-        if len(self.report.unusable_rows) < SHOWN:
-            self.report.unusable_rows.append(f"{source}: {reason}")
-
-
-def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
-    while chunk := list(islice(source, TOKENISE_ROWS)):
-        yield chunk
+    unusable, shown = report.unusable, report.unusable_rows
+    if unusable and not recipe.data.skip_unusable:
+        more = f"\n  and {unusable - len(shown):,} more" if unusable > len(shown) else ""
+        raise UserError(
+            f"{unusable:,} of {report.rows:,} rows cannot be learnt from. Mend them, or set "
+            "data.skip_unusable: true (they are then left out and counted):\n  " + "\n  ".join(shown) + more
+        )
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.data.encode import Encoded, TextEncoder
 from tunesmith.data.example import Example, Message
 from tunesmith.data.template import ChatTemplate, Span, Tools, UnusableError, special_tokens
 
@@ -61,6 +61,8 @@ class Renderer:
         bos = tokenizer.bos_token_id
         self.begin_of_document: list[int] = [bos] if bos is not None and own[:1] == [bos] else []
         self.control_tokens = frozenset(tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer))))
+        self._chats = TextEncoder(tokenizer.backend_tokenizer)
+        self._documents = TextEncoder(tokenizer.backend_tokenizer, split_special=True)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -144,21 +146,12 @@ class Renderer:
         beginning: then in two, since the server's prompt ends there too."""
         if not renderings:
             return
-        for rendering, encoded in zip(renderings, self._encode([each.text for each in renderings]), strict=True):
+        for rendering, encoded in zip(renderings, self._chats.encode([each.text for each in renderings]), strict=True):
             learnt = _learnt_of(encoded, rendering.learnt)
             if learnt is None:
                 yield self._tokenise_in_pieces(rendering)
             else:
                 yield np.asarray(encoded.ids, np.int32), learnt
-
-    def _encode(self, texts: list[str]) -> list[Encoding]:
-        """By the tokenizers library itself, on all cores: transformers makes Python lists of every token's place."""
-        backend: Tokenizer = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = False
-        found: list[Encoding] = backend.encode_batch(texts, add_special_tokens=False)
-        return found
 
     def _tokenise_in_pieces(self, rendering: Rendering) -> Tokenised:
         edges = [0, *(start for start, _ in rendering.learnt if start), len(rendering.text)]
@@ -186,42 +179,22 @@ class Renderer:
     def _tokenise_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
         if not renderings:
             return
-        texts = [each.text for each in renderings]
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        for inner in encoded["input_ids"]:
-            ids = np.asarray([*self.begin_of_document, *inner, self.end_of_document], np.int32)
+        for inner in self._documents.encode([each.text for each in renderings]):
+            ids = np.asarray([*self.begin_of_document, *inner.ids, self.end_of_document], np.int32)
             learnt = np.ones(len(ids), np.bool_)
             learnt[: len(self.begin_of_document)] = False
             yield ids, learnt
 
 
-def _learnt_of(encoded: Encoding, spans: Sequence[Span]) -> NDArray[np.bool_] | None:
+def _learnt_of(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.bool_] | None:
     """Which tokens begin within the spans; None where a span begins within a token."""
     learnt = np.zeros(len(encoded.ids), np.bool_)
-    places: NDArray[np.int64] | None = None
     for start, end in spans:
-        first, after = encoded.char_to_token(start), encoded.char_to_token(end)
-        before = encoded.char_to_token(start - 1) if start else None
-        edges = [None if token is None else encoded.token_to_chars(token) for token in (before, first, after)]
-        ends, begins, goes_on = (edge or (-1, -1) for edge in edges)
-        if begins[0] == start and goes_on[0] == end and (start == 0 or ends[1] == start):
-            learnt[first:after] = True
-            continue
-        if places is None:  # some tokenisers leave characters out: ask for every token's place
-            places = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
-        if not _begins_a_token(places, start):
+        first, clean = encoded.at(start)
+        if not clean:
             return None
-        learnt |= _within(places, [(start, end)])
+        learnt[first : encoded.at(end)[0]] = True
     return learnt
-
-
-def _begins_a_token(places: NDArray[np.int64], start: int) -> bool:
-    """Whether a token ends just before `start` and none holds characters of both sides.
-
-    Tokenisers that hide a token's leading space from its place leave a gap before it: that is no clean beginning.
-    """
-    before = places[places[:, 0] < start]
-    return start == 0 or (len(before) > 0 and int(before[:, 1].max()) == start)
 
 
 def _within(places: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:

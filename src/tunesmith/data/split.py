@@ -19,8 +19,10 @@ def is_held_out(example: Example, share: float) -> bool:
 
     Args:
         example: its source plays no part.
-        share: of all distinct beginnings, in [0, 1).
+        share: of all distinct beginnings, in [0, 1].
     """
+    if not 0 < share < 1:
+        return share >= 1
     if example.messages is None:
         key: Any = example.text
     else:

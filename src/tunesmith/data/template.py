@@ -58,6 +58,7 @@ class ChatTemplate:
                 "Jinja file, or learn raw text: objective: {kind: text}."
             )
         self._tokenizer = tokenizer
+        self._sources: dict[bool, str] = {}
         self.special_tokens = tuple(sorted(special_tokens(tokenizer), key=len, reverse=True))
 
     def text(self, messages: Sequence[Message], tools: Tools = None) -> str:
@@ -173,8 +174,12 @@ class ChatTemplate:
         return text, merged
 
     def _source(self, tools: Tools) -> str:
-        source = str(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
-        return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(DATE.strftime(call[2])), source)
+        with_tools = tools is not None  # a tokeniser may have a template of its own for them
+        if with_tools not in self._sources:
+            source = str(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
+            dated = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(DATE.strftime(call[2])), source)
+            self._sources[with_tools] = dated
+        return self._sources[with_tools]
 
     def _render(self, messages: Sequence[Message], tools: Tools, **options: bool) -> tuple[str, list[Span]]:
         try:

@@ -94,6 +94,15 @@ class TableBuilder:
         self._file.append(self._files.setdefault(source.file, len(self._files)))
         self._row.append(source.row)
 
+    def extend(self, table: TokenTable) -> None:
+        """Add all rows of a table."""
+        self._ids.add(table.ids)
+        self._learnt.add(table.learnt)
+        self._offsets.extend((table.offsets[1:] + self._offsets[-1]).tolist())
+        files = [self._files.setdefault(name, len(self._files)) for name in table.files]
+        self._file.extend(np.asarray(files, np.int32)[table.file].tolist())
+        self._row.extend(table.row.tolist())
+
     def table(self) -> TokenTable:
         """All rows so far; nothing may be added afterwards."""
         return TokenTable(

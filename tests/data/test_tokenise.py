@@ -1,0 +1,94 @@
+"""Many rows are tokenised in several processes: the same tokens, in order; and none outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tunesmith.data import tokenise
+from tunesmith.data.prepare import prepare
+from tunesmith.models.load import load_tokenizer
+from tunesmith.recipe import Recipe
+
+ROWS = 6_000
+
+
+def rows(folder: Path) -> Path:
+    """One of them cannot be learnt from."""
+    file = folder / "rows.jsonl"
+    lines = [
+        f'{{"question": "What is {number} and {number % 7}?", "answer": "{"<|im_end|>" if number == 4_000 else number}"}}'
+        for number in range(ROWS)
+    ]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def recipe_of(base: Path, file: Path) -> Recipe:
+    data = {"train": str(file), "held_out": 0.1, "cache": False, "skip_unusable": True}
+    return Recipe.load({"base": str(base), "data": data, "method": "lora"})
+
+
+def test_several_processes_give_what_one_gives(tiny_model, tmp_path, monkeypatch):
+    recipe = recipe_of(tiny_model, rows(tmp_path))
+    tokenizer = load_tokenizer(recipe.base)
+    started = []
+    begin = tokenise._helpers
+    monkeypatch.setattr(tokenise, "_helpers", lambda *given: started.append(given) or begin(*given))
+    monkeypatch.setattr(tokenise, "_cores", lambda: 1)
+    alone = prepare(recipe, tokenizer)
+    assert not started
+    monkeypatch.setattr(tokenise, "_cores", lambda: 3)
+    together = prepare(recipe, tokenizer)
+    assert started
+    assert asdict(together.report) == asdict(alone.report)
+    assert (together.report.rows, together.report.unusable) == (ROWS, 1)
+    for one, other in ((alone.train, together.train), (alone.held_out, together.held_out)):
+        for name in ("ids", "learnt", "offsets", "file", "row"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert one.files == other.files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one process only")
+def test_processes_end_with_the_one_that_asked_for_them(tiny_model, tmp_path):
+    script = """
+import os, sys, time
+from pathlib import Path
+from tunesmith.data import tokenise
+from tunesmith.data.prepare import prepare
+from tunesmith.models.load import load_tokenizer
+from tunesmith.recipe import Recipe
+def slow(examples):
+    (Path(sys.argv[3]) / str(os.getpid())).touch()
+    time.sleep(60)
+tokenise._help, tokenise._cores = slow, lambda: 2
+recipe = Recipe.load({"base": sys.argv[1], "data": {"train": sys.argv[2], "cache": False}, "method": "lora"})
+prepare(recipe, load_tokenizer(recipe.base))
+"""
+    helpers = tmp_path / "helpers"
+    helpers.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", script, str(tiny_model), str(rows(tmp_path)), str(helpers)])
+    deadline = time.monotonic() + 60
+    while len(list(helpers.iterdir())) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pids = [int(each.name) for each in helpers.iterdir()]
+    assert len(pids) == 2
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, pids))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
