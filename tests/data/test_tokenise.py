@@ -22,9 +22,10 @@ ROWS = 6_000
 def rows(folder: Path) -> Path:
     """One of them cannot be learnt from."""
     file = folder / "rows.jsonl"
+    answers = ["<|im_end|>" if number == 4_000 else str(number) for number in range(ROWS)]
     lines = [
-        f'{{"question": "What is {number} and {number % 7}?", "answer": "{"<|im_end|>" if number == 4_000 else number}"}}'
-        for number in range(ROWS)
+        f'{{"question": "What is {number} and {number % 7}?", "answer": "{answer}"}}'
+        for number, answer in enumerate(answers)
     ]
     file.write_text("\n".join(lines), encoding="utf-8")
     return file

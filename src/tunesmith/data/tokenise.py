@@ -131,6 +131,7 @@ def _cores() -> int:
 @contextmanager
 def _helpers(tokeniser: Tokeniser, count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that tokenise; they end with this one, however it ends."""
+    gc.freeze()  # here and there, garbage is looked for among what is new
     pool = ProcessPoolExecutor(count, get_context("fork"), _begin_helping, (tokeniser, os.getpid()))
     try:
         with warnings.catch_warnings():
@@ -139,6 +140,7 @@ def _helpers(tokeniser: Tokeniser, count: int) -> Iterator[ProcessPoolExecutor]:
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+        gc.unfreeze()
 
 
 _helped: Tokeniser
@@ -153,7 +155,6 @@ def _begin_helping(tokeniser: Tokeniser, parent: int) -> None:
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
-    gc.freeze()  # what was there before need not be looked through again
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
 
 
