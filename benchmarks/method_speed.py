@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--only", action="append", choices=list(LABELS))
     options = parser.parse_args()
+    make_environment("tunesmith")
     make_environment("peft")
     work = reference_work(options.rows.resolve(), options.name, python_of("peft"))
     summary = summarise(options.only or list(LABELS), work, options.steps, options.repeats)

@@ -1,4 +1,4 @@
-"""The peers' own environments, under benchmarks/environments/ (not in git). Standard library only.
+"""The peers' own environments and ours, under benchmarks/environments/ (not in git). Standard library only.
 
 PyTorch comes first and as its CPU build, so that no peer pulls another: from the package index as it is
 configured if that has one (version 2.13.0+cpu), else from PyTorch's own CPU index.
@@ -45,4 +45,4 @@ def make_environment(name: str) -> None:
 
 
 def _fails(command: list[str]) -> bool:
-    return subprocess.run(command, check=False).returncode != 0
+    return subprocess.run(command, check=False, cwd=HERE).returncode != 0

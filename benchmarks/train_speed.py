@@ -31,7 +31,7 @@ from train_speed_report import rate_of, write_report
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 RAW = RESULTS / "raw"
-OUR_PYTHON = HERE.parent / ".venv" / "bin" / "python"
+OUR_PYTHON = python_of("tunesmith")
 
 
 @dataclass(frozen=True)
@@ -276,6 +276,8 @@ def newest_run() -> Path:
 
 def start_run(options: argparse.Namespace) -> Path:
     """Make what the run needs, and write its parameters."""
+    if options.python == OUR_PYTHON:
+        make_environment("tunesmith")
     rows = options.rows or docstring_rows(options.python)
     name = options.name or ("Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}")
     chosen = [each for each in SETTINGS if (each.name in options.only if options.only else not each.asked)]

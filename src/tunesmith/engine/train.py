@@ -127,6 +127,7 @@ def _carry_out(
         chosen, predicted = _stay_within(recipe, loop, run)
         loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **asdict(chosen))
     loop.events.emit("plan", predicted=predicted or _plan(loop))
+    give_back_freed_memory()  # what the matrix library keeps from the first pass has left gaps around it
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
     output = None

@@ -118,6 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight += g.T @ rows
                 if grad_bias is not None:
                     grad_bias += g.sum(0)
+            del g  # before the next chunk's logits are made
             start += real
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
