@@ -5,7 +5,7 @@
 Makes 25,000 and 100,000 rows of the given ones (each with a number of its own, so that none is a copy), and measures on
 all cores, each in a process of its own: `encode_batch` on the rows' finished texts, with all texts and all results in
 memory, as the library offers it; `tunesmith.data.prepare` on the file, from its bytes to packed batches; and
-`tunesmith train` on the 100,000 from its cache, from the command to the first step. Writes results/data_speed.json.
+`tunesmith train` on the 100,000 from its cache, from the command to the first step. Writes results/data_speed.{json,md}.
 """
 
 import argparse
@@ -110,6 +110,20 @@ def memory() -> dict[str, int]:
     return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| rows | tokens | Tunesmith | encode_batch | Tunesmith adds | encode_batch holds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for count, parts in found["rows"].items():
+        ours, theirs = parts["prepare"], parts["encode_batch"]
+        lines.append(
+            f"| {int(count):,} | {ours['tokens'] / 1e6:.1f} M | {ours['seconds']:.1f} s | {theirs['seconds']:.1f} s "
+            f"| {ours['grown_bytes'] / 1e6:.0f} MB | {theirs['peak_rss_bytes'] / 1e9:.1f} GB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 PARTS = {"encode_batch": encode, "prepare": prepared, "first step": first_step}
 
 
@@ -138,6 +152,7 @@ def main() -> None:
             found["rows"].setdefault(str(count), {})[part] = middle
             print(count, part, {name: value for name, value in middle.items() if name != "all"}, flush=True)
     (HERE / "results" / "data_speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (HERE / "results" / "data_speed.md").write_text(table(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
