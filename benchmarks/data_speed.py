@@ -5,7 +5,8 @@
 Makes 25,000 and 100,000 rows of the given ones (each with a number of its own, so that none is a copy), and measures on
 all cores, each in a process of its own: `encode_batch` on the rows' finished texts, with all texts and all results in
 memory, as the library offers it; `tunesmith.data.prepare` on the file, from its bytes to packed batches; and
-`tunesmith train` on the 100,000 from its cache, from the command to the first step. Writes results/data_speed.{json,md}.
+`tunesmith train` on the 100,000 from its cache, from the command to the first step. Writes
+results/data_speed.{json,md}.
 """
 
 import argparse

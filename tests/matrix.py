@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,17 +20,10 @@ from typing import Any
 
 import torch
 from conftest import byte_tokenizer
+from families import config_of, kind_of
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from tunesmith.data.prepare import prepare, settled
 from tunesmith.engine.train import resume, train
@@ -112,6 +105,10 @@ class Cell:
         return kind + "".join(f" {key}: {str(value).lower()}" for key, value in shown.items())
 
     @property
+    def reads(self) -> bool:
+        return kind_of(self.family) == "encoder"
+
+    @property
     def key(self) -> str:
         return f"{self.name} | {self.weights} | {self.family}"
 
@@ -169,38 +166,20 @@ def covering() -> list[Cell]:
     return chosen
 
 
-def make_bases(folder: Path) -> None:
-    """A tiny Llama, GPT-2 and BERT with random weights and tokenisers, in `folder`."""
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
-    llama = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    gpt2 = GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, n_inner=64, vocab_size=len(tokenizer), n_positions=512, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(llama).save_pretrained(folder / "llama")
-    GPT2LMHeadModel(gpt2).save_pretrained(folder / "gpt2")
-    for name in ("llama", "gpt2"):
-        tokenizer.save_pretrained(folder / name)
-    word = word_tokenizer()
-    bert = BertConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(word),
-        max_position_embeddings=512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
-        pad_token_id=word.pad_token_id,
-    )  # fmt: skip
-    BertForMaskedLM(bert).save_pretrained(folder / "bert")
-    word.save_pretrained(folder / "bert")
+def make_bases(folder: Path, families: Iterable[str] = FAMILIES) -> None:
+    """A tiny model of each family with random weights and a tokeniser, in `folder`."""
+    for family in families:
+        torch.manual_seed(0)
+        kind, make_tokenizer = KINDS[kind_of(family)]
+        tokenizer = make_tokenizer()
+        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        if kind_of(family) == "encoder-decoder":
+            special["decoder_start_token_id"] = tokenizer.pad_token_id
+        config = config_of(family, len(tokenizer), **special)
+        if kind_of(family) == "encoder":
+            config.initializer_range = 0.2
+        kind.from_config(config).save_pretrained(folder / family)
+        tokenizer.save_pretrained(folder / family)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -229,6 +208,25 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a word, and the end that T5 and BART write."""
+    words = ["<pad>", "<unk>", "</s>", *(f"w{n}" for n in range(120)), *"What is It ? .".split()]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+
+
+KINDS: dict[str, tuple[Any, Callable[[], PreTrainedTokenizerFast]]] = {
+    "decoder": (AutoModelForCausalLM, byte_tokenizer),
+    "encoder": (AutoModelForMaskedLM, word_tokenizer),
+    "encoder-decoder": (AutoModelForSeq2SeqLM, pair_tokenizer),
+}
+"""What a base of the kind is, and what it reads with."""
+
+OBJECTIVES = {"decoder": "instruction", "encoder": "classification", "encoder-decoder": "seq2seq"}
+
+
 def write_data(folder: Path) -> None:
     """Chats and labelled texts, a few rows each."""
     chats = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
@@ -244,13 +242,13 @@ def write_data(folder: Path) -> None:
 
 def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
     learnt, held_out = (
-        str(folder / f"{'texts' if cell.family == 'bert' else 'chats'}_{side}.jsonl") for side in ("learnt", "held_out")
+        str(folder / f"{'texts' if cell.reads else 'chats'}_{side}.jsonl") for side in ("learnt", "held_out")
     )
     return {
         "base": {"path": str(folder / cell.family), "weights": cell.weights},
         "data": {"train": learnt, "held_out": [held_out], "max_length": 128, "cache": False},
         "method": cell.method,
-        "objective": "classification" if cell.family == "bert" else "instruction",
+        "objective": OBJECTIVES[kind_of(cell.family)],
         "train": {
             "steps": STEPS,
             "tokens_per_step": 4096,

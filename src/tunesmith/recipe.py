@@ -43,9 +43,14 @@ METHODS = {
 OBJECTIVES = {
     "instruction": "tunesmith.objectives.instruction:Instruction",
     "text": "tunesmith.objectives.text:Text",
+    "seq2seq": "tunesmith.objectives.seq2seq:Seq2Seq",
     "classification": "tunesmith.objectives.classification:Classification",
 }
 """What is learnt: `kind` → the class, imported when first asked for."""
+
+
+BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
+"""What a base is made for: to write on, to read, or to read and then write."""
 
 
 class Strict(BaseModel):
@@ -114,6 +119,9 @@ class ObjectiveConfig(Strict, ABC):
 
     form: ClassVar[str | None] = None
     """The form of rows that it takes, where there is but one."""
+
+    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
+    """The kinds of base that can learn it."""
 
     classes: ClassVar[bool] = False
     """Whether the model ends in a head over `labels` and not over the vocabulary."""

@@ -129,7 +129,7 @@ def test_a_row_without_text_or_class_is_malformed_and_named(
 def test_an_encoder_is_refused_for_answers_and_one_class_for_a_classifier(
     bases: Path, rows: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"is an encoder .bert., which writes no text"):
+    with pytest.raises(UserError, match=r".bert. is an encoder, which reads; objective: text is for a decoder"):
         tunesmith.train(
             {"base": str(bases / "bert"), "data": {"train": str(rows), "form": "text"}, "objective": "text"},
             tmp_path / "r",

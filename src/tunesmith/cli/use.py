@@ -44,7 +44,7 @@ def generate(
     loaded, tokenizer = _load(model)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     for prompt in asked:
-        text = prompt if raw else _prompt(tokenizer, _begun(system), prompt)
+        text = prompt if raw else _prompt(loaded, tokenizer, _begun(system), prompt)
         stream(loaded, tokenizer, text, sampling, _write)
         _write("\n")
 
@@ -70,7 +70,7 @@ def chat(
         if asked == "/new":
             messages = _begun(system)
             continue
-        text = _prompt(tokenizer, messages, asked)
+        text = _prompt(loaded, tokenizer, messages, asked)
         answer = stream(loaded, tokenizer, text, sampling, _write)
         _write("\n")
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer.strip() or "…"}]
@@ -149,12 +149,15 @@ def _begun(system: str | None) -> list[dict[str, Any]]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
-def _prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], asked: str) -> str:
+def _prompt(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], asked: str
+) -> str:
     from tunesmith.data.render import Renderer
     from tunesmith.data.template import UnusableError
+    from tunesmith.models.generate import prompt_of
 
     try:
-        return Renderer(tokenizer).prompt([*messages, {"role": "user", "content": asked}])
+        return prompt_of(model, Renderer(tokenizer), [*messages, {"role": "user", "content": asked}])
     except UnusableError as error:
         raise UserError(f"This cannot be asked: {error}.") from None
 

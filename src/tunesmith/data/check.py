@@ -26,7 +26,7 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
     if not _every_stretch_ends(renderer, ids, learnt):
         return "the end of the answer's turn would not be learnt, so the model would not learn to stop"
     bos = renderer.tokenizer.bos_token_id
-    if bos is not None:
+    if bos is not None and rendering.source is None:  # there the tokeniser writes them by itself
         there, wanted = int((ids == bos).sum()), _wanted_bos(renderer, rendering)
         if there != wanted:
             return f"it has {there} beginning-of-sequence tokens, where the template writes {wanted}"

@@ -1,6 +1,6 @@
 """From an example to text with its learnt spans, and from there to tokens: in training and in use alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,6 +34,8 @@ class Rendering:
         learnt: spans of the text that are learnt, in order, apart from each other.
         label: the text's class, by its number; then that alone is learnt, and the tokeniser's own special tokens go
             around the text.
+        source: what is read before the text is written, apart from it: an encoder's text. The tokeniser's own special
+            tokens go around both.
         document: raw text: nothing in it is read as a special token, and the tokeniser's own beginning and the end of
             the document go around it.
     """
@@ -42,6 +44,7 @@ class Rendering:
     learnt: tuple[Span, ...]
     document: bool = False
     label: int | None = None
+    source: str | None = None
 
 
 class Renderer:
@@ -112,12 +115,18 @@ class Renderer:
 
         A text with a class gets the class's number for its last entry, learnt from all before it.
         """
-        labelled = self._tokenise_labelled([each for each in renderings if each.label is not None])
-        documents = self._tokenise_documents([each for each in renderings if each.document])
-        chats = self._tokenise_chats([each for each in renderings if not each.document and each.label is None])
-        return [
-            next(labelled if each.label is not None else documents if each.document else chats) for each in renderings
-        ]
+        ways: dict[_Way, list[Rendering]] = {}
+        for each in renderings:
+            ways.setdefault(self._way(each), []).append(each)
+        found = {way: way(these) for way, these in ways.items()}
+        return [next(found[self._way(each)]) for each in renderings]
+
+    def _way(self, rendering: Rendering) -> "_Way":
+        if rendering.label is not None:
+            return self._tokenise_labelled
+        if rendering.source is not None:
+            return self._tokenise_pairs
+        return self._tokenise_documents if rendering.document else self._tokenise_chats
 
     @cached_property
     def closing_tokens(self) -> int:
@@ -144,8 +153,6 @@ class Renderer:
     def _tokenise_chats(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
         """Each text in one piece, as a server tokenises it, unless a token would hold a prompt's end and an answer's
         beginning: then in two, since the server's prompt ends there too."""
-        if not renderings:
-            return
         for rendering, encoded in zip(renderings, self._chats.encode([each.text for each in renderings]), strict=True):
             learnt = _learnt_of(encoded, rendering.learnt)
             if learnt is None:
@@ -167,8 +174,6 @@ class Renderer:
         return np.asarray(ids, np.int32), np.concatenate(learnt)
 
     def _tokenise_labelled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
-        if not renderings:
-            return
         encoded = self.tokenizer([each.text for each in renderings], split_special_tokens=True, verbose=False)
         for rendering, inner in zip(renderings, encoded["input_ids"], strict=True):
             ids = np.asarray([*inner, rendering.label], np.int32)
@@ -176,14 +181,35 @@ class Renderer:
             learnt[-1] = True
             yield ids, learnt
 
+    def _tokenise_pairs(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+        """What is read, then what is written: `models.forward` parts them again."""
+        read = self.tokenizer([str(each.source) for each in renderings], split_special_tokens=True, verbose=False)
+        texts = [each.text for each in renderings]
+        written = self.tokenizer(text_target=texts, split_special_tokens=True, verbose=False)
+        for source, answer in zip(read["input_ids"], written["input_ids"], strict=True):
+            ids = np.asarray([*source, *answer], np.int32)
+            yield ids, np.arange(len(ids)) >= len(source)
+
     def _tokenise_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
-        if not renderings:
-            return
         for inner in self._documents.encode([each.text for each in renderings]):
             ids = np.asarray([*self.begin_of_document, *inner.ids, self.end_of_document], np.int32)
             learnt = np.ones(len(ids), np.bool_)
             learnt[: len(self.begin_of_document)] = False
             yield ids, learnt
+
+
+_Way = Callable[[Sequence[Rendering]], Iterator[Tokenised]]
+
+
+def source_text(messages: Sequence[Message]) -> str:
+    """What an encoder reads of a question: the system's and the user's words, a paragraph each.
+
+    Raises:
+        UnusableError: somebody has answered already: an encoder–decoder has no turns.
+    """
+    if any(message["role"] not in ("system", "developer", "user") for message in messages):
+        raise UnusableError("it has several turns, and an encoder–decoder reads one text and writes one")
+    return "\n\n".join(str(message["content"]) for message in messages)
 
 
 def _learnt_of(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.bool_] | None:

@@ -24,7 +24,7 @@ from tunesmith.engine.provenance import provenance
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import base_parameters, learning_rates, trainable_model, with_known_features, with_room
 from tunesmith.errors import UserError
-from tunesmith.models.load import load_tokenizer, refuse_encoder
+from tunesmith.models.load import load_tokenizer, refuse_other_kinds
 from tunesmith.plan.probe import forget_peak, measured, memory_now, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
@@ -53,8 +53,7 @@ def train(
         UserError: what the user can mend, in one line.
     """
     resolved = with_room(settled(Recipe.load(recipe, list(overrides))))
-    if not resolved.objective.classes:
-        refuse_encoder(resolved.base)
+    refuse_other_kinds(resolved.base, resolved.objective)
     tokenizer = load_tokenizer(resolved.base)
     prepared = prepare(resolved, tokenizer)
     place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)

@@ -1,15 +1,19 @@
 """Forward passes that compute only what is needed: hidden states of packed documents, the head where it is learnt."""
 
 from functools import partial
+from inspect import signature
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from tunesmith.data.pack import Batch
+from tunesmith.data.example import Source
+from tunesmith.data.pack import Batch, collate
+from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.models.prompts import laid_out, plain_model
+from tunesmith.models.prompts import Inputs, laid_out, padded, plain_model
 from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, row_losses
 
 
@@ -41,17 +45,41 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def learnt_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """The last hidden states where something is learnt (learnt, hidden), and what (learnt,)."""
-    inputs = laid_out(model, batch)
-    out = plain_model(model).base_model(**inputs.arguments, use_cache=False)
-    return out.last_hidden_state[0, inputs.places[batch.learnt_positions]], batch.labels
+    if plain_model(model).config.is_encoder_decoder:
+        return _written_hidden_states(plain_model(model), batch), batch.labels
+    hidden, inputs = _hidden_states(model, batch)
+    return hidden[inputs.places[batch.learnt_positions]], batch.labels
 
 
 def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The last hidden state of each document's first token, which encoders' heads read (documents, hidden)."""
+    hidden, inputs = _hidden_states(model, batch)
+    return hidden[inputs.starts[: len(batch.rows)]]
+
+
+def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The decoder's last hidden states, one for each learnt token, where the encoder reads what stands before them."""
+    answers = torch.split(batch.labels, batch.learnt_per_row)
+    documents = torch.split(batch.input_ids[0], batch.lengths)
+    pairs = list(zip(documents, answers, strict=False))  # the last document may be filling
+    ids, mask = padded(model, [document[: len(document) - len(answer) + 1] for document, answer in pairs])
+    first = batch.labels.new_tensor([model.config.decoder_start_token_id])
+    written, learnt = padded(model, [torch.cat([first, answer[:-1]]) for answer in answers])
+    read = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    hidden: Tensor = model.get_decoder()(
+        input_ids=written, encoder_hidden_states=read, encoder_attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return hidden[learnt.bool()]
+
+
+def _hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Inputs]:
+    """The body's last hidden states, all rows end to end (tokens, hidden), and how the batch was laid out."""
     inputs = laid_out(model, batch)
-    out = plain_model(model).base_model(**inputs.arguments, use_cache=False)
-    hidden: Tensor = out.last_hidden_state[0, inputs.starts[: len(batch.rows)]]
-    return hidden
+    body = plain_model(model).base_model
+    if "use_cache" in signature(body.forward).parameters and "past_key_values" not in inputs.arguments:
+        inputs.arguments["use_cache"] = False
+    out = body(**inputs.arguments)
+    return out.last_hidden_state.flatten(0, 1), inputs
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
@@ -63,7 +91,11 @@ def head_of(model: PreTrainedModel) -> Head | None:
     config = plain.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    if getattr(config, "scale_decoder_outputs", False):  # T5
+        scale *= plain.model_dim**-0.5
+    bias = getattr(plain, "final_logits_bias", None)  # BART
+    bias = layer.bias if bias is None else bias[0].to(layer.weight.dtype)
+    return Head(layer.weight, bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 @torch.no_grad()
@@ -77,13 +109,18 @@ def check_head(model: PreTrainedModel) -> None:
     if head is None:
         return
     plain = plain_model(model)
-    ids = torch.arange(4, device=plain.device)[None] % head.weight.shape[0]
-    positions = torch.arange(4, device=plain.device)[None]
-    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False, "document_lengths": [4]}
+    ids = torch.arange(3, 9) % head.weight.shape[0]
+    row = (ids.int().numpy(), np.arange(6) >= 3, Source("", 1))
+    batch = collate(TokenTable.build([row]), [0], plain.device)
     was_training = plain.training
     plain.eval()
-    hidden = plain.base_model(**inputs).last_hidden_state[0]
-    own = torch.log_softmax(plain(**inputs).logits[0].float(), -1)
+    hidden, _ = learnt_hidden_states(plain, batch)
+    if plain.config.is_encoder_decoder:
+        read, written = torch.split(ids[None].to(plain.device), 3, 1)
+        logits = plain(input_ids=read, labels=written).logits[0]
+    else:
+        logits = plain(**laid_out(plain, batch).arguments).logits[0, 2:5]
+    own = torch.log_softmax(logits.float(), -1)
     plain.train(was_training)
     labels = own.argmax(-1)
     ours = -row_losses(hidden, head, labels)

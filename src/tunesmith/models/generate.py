@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from tunesmith.data.example import Message
-from tunesmith.data.render import Renderer
+from tunesmith.data.render import Renderer, source_text
 from tunesmith.errors import UserError
 
 
@@ -61,10 +61,7 @@ def answers(
         UserError: a chat is as long as the model's context.
     """
     renderer = Renderer(tokenizer)
-    prompts = [
-        tokenizer(renderer.prompt(chat), add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        for chat in chats
-    ]
+    prompts = [_ids(model, tokenizer, prompt_of(model, renderer, chat)) for chat in chats]
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found = [""] * len(prompts)
     torch.manual_seed(sampling.seed)
@@ -86,10 +83,22 @@ def stream(
 ) -> str:
     """Go on from the rendered prompt, and write the text as it comes; return it whole."""
     renderer = Renderer(tokenizer)
-    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    ids = _ids(model, tokenizer, prompt)
     torch.manual_seed(sampling.seed)
     (end,) = _continue(model, renderer, [ids], sampling, _Writer(tokenizer, write))
     return str(tokenizer.decode(end, skip_special_tokens=True))
+
+
+def prompt_of(model: PreTrainedModel, renderer: Renderer, chat: Sequence[Message]) -> str:
+    """What the model is given of a chat whose last message is the user's: through its template, if it has turns."""
+    return source_text(chat) if model.config.is_encoder_decoder else renderer.prompt(chat)
+
+
+def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+    """The prompt's ids (tokens,); an encoder's text has its special tokens around it, a rendered one in it."""
+    found = tokenizer(prompt, add_special_tokens=model.config.is_encoder_decoder, return_tensors="pt")
+    ids: Tensor = found["input_ids"][0]
+    return ids
 
 
 class _Writer(TextStreamer):
@@ -113,20 +122,23 @@ def _continue(
 ) -> list[Tensor]:
     """The ids that follow each prompt, up to and without the token that ends the turn."""
     longest = max(len(prompt) for prompt in prompts)
+    writes_apart = model.config.is_encoder_decoder
     room = getattr(model.config, "max_position_embeddings", None)
     if room is not None and longest >= room:
         raise UserError(f"The chat has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
     options = sampling.options()
-    if room is not None:
+    if room is not None and not writes_apart:
         options["max_new_tokens"] = min(options["max_new_tokens"], room - longest)
-    stops = set(renderer.stop_tokens) | set(_as_list(model.generation_config.eos_token_id))
+    stops = set(_as_list(model.generation_config.eos_token_id))
+    stops |= {renderer.tokenizer.eos_token_id} if writes_apart else set(renderer.stop_tokens)
     pad = renderer.tokenizer.pad_token_id
     pad = min(stops) if pad is None else pad
     ids = torch.full((len(prompts), longest), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
+        place = slice(0, len(prompt)) if writes_apart else slice(longest - len(prompt), longest)
+        ids[row, place] = prompt
+        mask[row, place] = 1
     out = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -134,7 +146,7 @@ def _continue(
         pad_token_id=pad,
         streamer=streamer,
         **options,
-    )[:, longest:].cpu()
+    )[:, 1 if writes_apart else longest :].cpu()
     ended = torch.isin(out, torch.tensor(sorted(stops)))
     lengths = [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
     return [row[:length] for row, length in zip(out, lengths, strict=True)]

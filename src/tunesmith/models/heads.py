@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, best_fit, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
+from tunesmith.models.attention import first_position, packs
 from tunesmith.models.forward import first_hidden_states, learnt_hidden_states
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
@@ -112,11 +114,10 @@ def check_class_head(model: PreTrainedModel) -> None:
     ids = np.arange(5, 9).astype(np.int32) % model.config.get_text_config().vocab_size
     row = (np.append(ids, 0).astype(np.int32), np.array([False] * len(ids) + [True]), Source("", 1))
     batch = collate(TokenTable.build([row]), [0], model.device)
-    given = {
-        "input_ids": torch.from_numpy(ids.astype(np.int64))[None].to(model.device),
-        "position_ids": torch.arange(len(ids), device=model.device)[None],
-        "document_lengths": [len(ids)],
-    }
+    given: dict[str, Any] = {"input_ids": torch.from_numpy(ids.astype(np.int64))[None].to(model.device)}
+    if packs(model):
+        positions = torch.arange(len(ids), device=model.device)[None] + first_position(model)
+        given |= {"position_ids": positions, "document_lengths": [len(ids)]}
     own = model(**given).logits.float()
     if not torch.allclose(class_logits(model, batch).float(), own, atol=0.05, rtol=0.02):
         raise UserError(
@@ -128,13 +129,18 @@ def check_class_head(model: PreTrainedModel) -> None:
 class _Given(nn.Module):
     """Stands in for a body and returns what it has made already."""
 
-    def __init__(self, hidden: Tensor, pooler: nn.Module | None) -> None:
+    def __init__(self, hidden: Tensor, body: nn.Module) -> None:
         super().__init__()
         self.hidden = hidden
-        self.pooler = pooler
+        self.pooler = getattr(body, "pooler", None)
+        self.activation = getattr(body, "pooler_activation", None)  # ALBERT's pooler is a linear layer alone
 
     def forward(self, *_: object, **__: object) -> BaseModelOutputWithPooling:
-        pooled = None if self.pooler is None else self.pooler(self.hidden)
+        pooled = None
+        if self.activation is not None and self.pooler is not None:
+            pooled = self.activation(self.pooler(self.hidden[:, 0]))
+        elif self.pooler is not None:
+            pooled = self.pooler(self.hidden)
         return BaseModelOutputWithPooling(last_hidden_state=self.hidden, pooler_output=pooled)
 
 
@@ -142,7 +148,7 @@ class _Given(nn.Module):
 def _body_given(plain: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     """Within the block the model's body gives `hidden` (documents, 1, hidden), so that its forward runs the head."""
     body = plain.base_model
-    setattr(plain, plain.base_model_prefix, _Given(hidden, getattr(body, "pooler", None)))
+    setattr(plain, plain.base_model_prefix, _Given(hidden, body))
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -26,7 +28,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.conv1d import as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.quantise import as_if_whole, quantising
-from tunesmith.recipe import Base
+from tunesmith.recipe import OBJECTIVES, Base, BaseKind, ObjectiveConfig, named_kind
 
 
 def embedded_base() -> Path:
@@ -94,9 +96,9 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, labels: Sequence[s
     """
     where = locate(base)
     options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
-    kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     try:
         config = AutoConfig.from_pretrained(where, **options)
+        kind = _class_for(config, labels)
         if labels is not None:
             config.num_labels = len(labels)
             config.id2label = dict(enumerate(labels))
@@ -123,9 +125,8 @@ def skeleton(base: Base, labels: Sequence[str] | None = None) -> PreTrainedModel
     options = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
-        kind = AutoModelForCausalLM
-        if labels is not None or not _has_decoder(config):
-            kind = AutoModelForSequenceClassification
+        kind = _class_for(config, labels)
+        if kind is AutoModelForSequenceClassification:
             config.num_labels = len(labels or ("a", "b"))
         with torch.device("meta"):
             return as_linear(kind.from_config(config, **options).eval())
@@ -144,16 +145,39 @@ def learnt_positions(base: Base) -> int | None:
     return None if computed else getattr(config, "max_position_embeddings", None)
 
 
-def refuse_encoder(base: Base) -> None:
-    """Raises:
-    UserError: the base was not made to write text, or is not there.
+def kind_of(base: Base) -> BaseKind:
+    """What the base was made for, by its config.
+
+    Raises:
+        UserError: it is not there.
     """
-    config = _config(base)
-    if not _has_decoder(config):
-        raise UserError(
-            f"base: {base.path} is an encoder ({config.model_type}), which writes no text. Set objective: "
-            "{kind: classification}, or a base that writes, such as embedded."
-        )
+    return _kind_of(_config(base))
+
+
+def refuse_other_kinds(base: Base, objective: ObjectiveConfig) -> None:
+    """Raises:
+    UserError: the base was not made for what the objective teaches, or is not there.
+    """
+    kind = kind_of(base)
+    if kind in objective.bases:
+        return
+    fitting = [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases]
+    others = " or ".join(f"{_article(each)}" for each in objective.bases)
+    raise UserError(
+        f"base: {base.path} ({_config(base).model_type}) is {_article(kind)}; objective: {objective.kind} is for "
+        f"{others}. Set objective: {' or '.join(fitting)}, or another base."
+    )
+
+
+def _article(kind: BaseKind) -> str:
+    does = {"decoder": "which writes on", "encoder": "which reads", "encoder-decoder": "which reads, then writes"}
+    return f"{'a' if kind == 'decoder' else 'an'} {kind}, {does[kind]}"
+
+
+def _kind_of(config: PretrainedConfig) -> BaseKind:
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "decoder" if _has_decoder(config) else "encoder"
 
 
 def _config(base: Base) -> PretrainedConfig:
@@ -198,6 +222,12 @@ def _weight_files(model: PreTrainedModel) -> list[str]:
         return [cached_file(model.name_or_path, "model.safetensors", **options)]
     files = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return [cached_file(model.name_or_path, file, **options) for file in files]
+
+
+def _class_for(config: PretrainedConfig, labels: Sequence[str] | None) -> Any:
+    if labels is not None or _kind_of(config) == "encoder":
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _has_decoder(config: PretrainedConfig) -> bool:

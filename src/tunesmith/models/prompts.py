@@ -1,11 +1,12 @@
-"""Packed documents as a model's arguments, each with the learnt prompt or prefix that stands before it, if there is
-one.
+"""Documents as a model's arguments, packed or padded, each with the learnt prompt or prefix that stands before it, if
+there is one.
 
 PEFT's own forward puts a prompt before a whole row, which would reach the first document alone. Here every document
 gets what it would get by itself in PEFT: virtual tokens before its own (Lester et al. 2021), or keys and values before
 its own in each layer (Li & Liang 2021), its positions counted on from them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.data.pack import WIDTH_STEP, Batch
+from tunesmith.models.attention import first_position, packs
 from tunesmith.ops.document_attention import Prefix
+
+PADDED_STEP = 16
+"""Padded rows' lengths are a multiple of it, so that shapes repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,8 @@ class Inputs:
 
     Attributes:
         arguments: of its forward.
-        places: (width,) int64: where each of the batch's tokens stands in the row that the model sees.
+        places: (width,) int64: where each of the batch's tokens stands in the rows that the model sees, end to end; of
+            a padded batch, without the one that fills it up.
         starts: (documents,) int64: where each document begins there, its virtual tokens included.
     """
 
@@ -34,13 +40,15 @@ class Inputs:
 
 def laid_out(model: PreTrainedModel, batch: Batch) -> Inputs:
     """The batch as arguments for the body of a model, with or without PEFT's wrapper."""
+    if not packs(plain_model(model)):
+        return _padded(model, batch)
     device = batch.input_ids.device
     places = torch.arange(batch.input_ids.shape[1], device=device)
     lengths = torch.tensor(batch.lengths, device=device)
     starts = lengths.cumsum(0) - lengths
     arguments = {
         "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
+        "position_ids": batch.position_ids + first_position(plain_model(model)),
         "document_lengths": batch.lengths,
     }
     if not has_prompt(model):
@@ -48,13 +56,46 @@ def laid_out(model: PreTrainedModel, batch: Batch) -> Inputs:
     prompt = model.get_prompt(1)
     if not isinstance(prompt, Tensor):
         prefix = [(layer.keys, layer.values) for layer in prompt.layers]
-        arguments["position_ids"] = batch.position_ids + prefix[0][0].shape[2]
+        arguments["position_ids"] += prefix[0][0].shape[2]
         return Inputs({**arguments, "document_prefix": prefix}, places, starts)
     count = prompt.shape[1]
     document = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
     return Inputs(
         _with_virtual_tokens(model, batch, prompt), places + count * (document + 1), starts + count * _range(starts)
     )
+
+
+def _padded(model: PreTrainedModel, batch: Batch) -> Inputs:
+    """A row a document, filled up on the right, for families that cannot be told where packed documents end."""
+    device = batch.input_ids.device
+    lengths = batch.lengths[: len(batch.rows)]
+    ids, mask = padded(plain_model(model), torch.split(batch.input_ids[0], batch.lengths)[: len(lengths)])
+    starts = torch.arange(len(lengths), device=device) * ids.shape[1]
+    places = mask.flatten().nonzero()[:, 0]
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if not has_prompt(model):
+        return Inputs(arguments, places, starts)
+    prompt = model.get_prompt(len(lengths))
+    count = virtual_tokens(model)
+    arguments["attention_mask"] = torch.cat([mask.new_ones(len(lengths), count), mask], 1)
+    if not isinstance(prompt, Tensor):
+        return Inputs({**arguments, "past_key_values": prompt}, places, starts)
+    embeddings = plain_model(model).get_input_embeddings()(arguments.pop("input_ids"))
+    arguments["inputs_embeds"] = torch.cat([prompt.to(embeddings.dtype), embeddings], 1)
+    shifts = count * (torch.arange(len(lengths), device=device) + 1)
+    own = torch.repeat_interleave(shifts, torch.tensor(lengths, device=device))
+    return Inputs(arguments, places + own, starts + shifts - count)
+
+
+def padded(model: PreTrainedModel, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of ids (length,) as one tensor (rows, longest), filled up on the right, and a mask of what is no filling."""
+    longest = -(-max(map(len, rows)) // PADDED_STEP) * PADDED_STEP
+    ids = rows[0].new_full((len(rows), longest), model.config.get_text_config().pad_token_id or 0)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return ids, mask
 
 
 def has_prompt(model: PreTrainedModel) -> bool:

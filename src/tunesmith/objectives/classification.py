@@ -14,7 +14,7 @@ from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.errors import UserError
 from tunesmith.models.heads import class_logits
-from tunesmith.recipe import ObjectiveConfig
+from tunesmith.recipe import BaseKind, ObjectiveConfig
 
 
 class Classification(ObjectiveConfig):
@@ -32,6 +32,7 @@ class Classification(ObjectiveConfig):
 
     over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     form: ClassVar[str | None] = "classification"
+    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     classes: ClassVar[bool] = True
 
     def head_learning_rate_at(self, hidden: int) -> float:

@@ -25,6 +25,8 @@ def document_attention_reference(
     window: int | None = None,
     causal: bool = True,
     prefix: Prefix | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The definition, with one explicit mask over the whole row. `document_attention` is held to this.
 
@@ -34,9 +36,11 @@ def document_attention_reference(
         v: (1, kv_heads, tokens, value_dim).
         lengths: of the documents, in order; they add up to tokens.
         scale: multiplies q kᵀ.
-        window: how many of the latest tokens each sees, itself included; None for all. Only where `causal`.
+        window: how near a token must be to be seen: distance < window, itself at 0; None for all.
         causal: whether a token sees those after it (encoders) or not (decoders).
         prefix: what every token of every document sees besides.
+        softcap: scores become softcap · tanh(scores / softcap) (Gemma team 2024, section 2).
+        sinks: (heads,) a score each that takes part in the softmax and has no value (Agarwal et al. 2025, gpt-oss).
 
     Returns:
         (1, heads, tokens, value_dim).
@@ -47,14 +51,13 @@ def document_attention_reference(
     if causal:
         seen &= at[:, None] >= at[None, :]
     if window is not None:
-        seen &= at[:, None] - at[None, :] < window
+        seen &= (at[:, None] - at[None, :]).abs() < window
     if prefix is not None:
         k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
         seen = torch.cat([seen.new_ones(len(at), prefix[0].shape[2]), seen], 1)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~seen, float("-inf"))
-    return torch.softmax(scores, -1) @ v
+    return _attend(q, k, v, scale, seen, 0.0, softcap, sinks)
 
 
 LENGTH_STEP = 32
@@ -72,16 +75,19 @@ def document_attention(
     dropout: float = 0.0,
     causal: bool = True,
     prefix: Prefix | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`document_attention_reference` without a mask over the row, which never exists.
 
     In bf16 through the native kernel on a CPU and through FlashAttention on CUDA, which take documents as they lie.
     Elsewhere through PyTorch's kernel for rows of one length: documents are filled up to a multiple of `LENGTH_STEP`,
-    behind their end, where no causal token looks, and those of one length go together. `dropout` is the share of
-    probabilities zeroed.
+    behind their end, where no causal token looks, and those of one length go together. Soft caps, sinks and windows
+    that look both ways go by the definition, document by document. `dropout` is the share of probabilities zeroed.
     """
+    plain = softcap is None and sinks is None and not (window and (prefix or not causal))
     by_native = native.takes(q, k, v) and _fits_native(q, v)
-    if not (window and prefix) and (by_native or (not dropout and cuda.has_flash(q, v))):
+    if plain and (by_native or (not dropout and cuda.has_flash(q, v))):
         k, v, before = _after_prefix(k, v, lengths, prefix)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
         if by_native:
@@ -106,12 +112,41 @@ def document_attention(
                 torch.cat([part.expand(len(documents), -1, -1, -1), own], 2)
                 for part, own in zip(prefix, (key, value), strict=True)
             )
-        out = scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
-        )
+        if softcap is None and sinks is None:
+            out = scaled_dot_product_attention(
+                query, key, value, mask, dropout, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
+            )
+        else:
+            if mask is None:
+                mask = torch.ones(length, length, dtype=torch.bool, device=q.device)
+                mask = mask.tril() if causal else mask
+            key, value = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (key, value))
+            out = _attend(query, key, value, scale, mask, dropout, softcap, sinks)
         for each, part in zip(documents, out.split(1), strict=True):
             outs[each] = part[:, :, : lengths[each]]
     return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    seen: Tensor,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """softmax(scores) v with each step spelt out; `seen` says which keys each query sees."""
+    scores = q @ k.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shares = torch.softmax(scores, -1, dtype=wide)[..., : k.shape[2]].to(q.dtype)
+    return torch.nn.functional.dropout(shares, dropout) @ v
 
 
 def _fits_native(q: Tensor, v: Tensor) -> bool:
@@ -190,13 +225,15 @@ def _mask(
     """Which keys each query may see, broadcast to (documents, heads, filled, prefix + filled) bool; None if the
     kernel's own causal mask, or none at all, says the same."""
     at = torch.arange(filled, device=device)
+    distance = at[:, None] - at[None, :]
+    narrow = window is not None and filled > window
     seen: Tensor | None = None
-    if not causal:
-        if any(length < filled for length in lengths):
-            seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, filled)
-    elif prefix is not None or (window is not None and filled > window):
-        distance = at[:, None] - at[None, :]
+    if causal and (prefix is not None or narrow):
         seen = ((distance >= 0) & (distance < (window or filled)))[None, None]  # (1, 1, filled, filled)
+    elif not causal and (narrow or any(length < filled for length in lengths)):
+        seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, filled)
+        if narrow:  # a row behind a document's end sees itself, so that its softmax is of something
+            seen = (seen & (distance.abs() < (window or filled))) | (distance == 0)
     if seen is None or prefix is None:
         return seen
     return torch.cat([seen.new_ones(*seen.shape[:-1], prefix[0].shape[2]), seen], -1)

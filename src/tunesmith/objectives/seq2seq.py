@@ -1,0 +1,38 @@
+"""Sequence to sequence: an encoder reads the question, a decoder learns to write the answer (T5, BART)."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.data.example import Example
+from tunesmith.data.pack import Batch
+from tunesmith.data.render import Renderer, Rendering, source_text
+from tunesmith.errors import UserError
+from tunesmith.models.forward import next_token_loss, next_token_losses
+from tunesmith.recipe import BaseKind, ObjectiveConfig
+
+
+class Seq2Seq(ObjectiveConfig):
+    """loss = −Σ log p(yₜ | y₍<t₎, x) over the answer's tokens and its end, of the text x (Raffel et al. 2020, section
+    2.1; Lewis et al. 2020, section 3.3)."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+
+    bases: ClassVar[tuple[BaseKind, ...]] = ("encoder-decoder",)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        if example.messages is None:
+            raise UserError(
+                f"{example.source}: raw text has no answer to learn from. Name the columns that hold question and "
+                "answer in data.columns."
+            )
+        *asked, answer = example.messages
+        said = str(answer["content"])
+        return [Rendering(said, ((0, len(said)),), source=source_text(asked))]
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return next_token_loss(model, batch)
+
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return next_token_losses(model, batch)
