@@ -73,6 +73,9 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
 }
 """Families that read, then write."""
 
+PADDED = {"bloom", "falcon", "granitemoehybrid", "stablelm", "deberta", "deberta-v2"}
+"""Families whose own attention cannot be told where documents end: they are padded."""
+
 SAFE = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout")
 """Dropouts that some families have on by default."""
 

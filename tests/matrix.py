@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from conftest import byte_tokenizer
-from families import config_of, kind_of
+from families import DECODERS, ENCODER_DECODERS, ENCODERS, PADDED, config_of, kind_of
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
@@ -38,6 +38,8 @@ from tunesmith.recipe import METHODS, Recipe
 RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
 FAMILIES = ("llama", "gpt2", "bert")
 WEIGHTS = ("fp32", "bf16", "int8", "nf4", "fp4")
+SORTS = ("fp32", "bf16", "nf4")
+EVERY_FAMILY = (*DECODERS, *ENCODERS, *ENCODER_DECODERS)
 STEPS = 8
 CPU = torch.device("cpu")
 
@@ -86,6 +88,12 @@ REASONS = (
     "does not support this layer type",
     "is not a plain torch.nn.Linear",
     "no bias",
+    "cannot be told apart",
+    "is for models of one stack",
+    "before the keys and values of every layer",
+    "keys and values of one size",
+    "keys and values of before",
+    "own forward pass fails in bfloat16",
 )
 """What a refusal may say: each is a reason that a user can act on."""
 
@@ -155,6 +163,22 @@ def cells() -> list[Cell]:
     return [Cell(method, weights, family) for method in methods() for weights in WEIGHTS for family in FAMILIES]
 
 
+def family_cells() -> list[Cell]:
+    """Every family with every method of our own, at a precision of each sort."""
+    own = [{"kind": kind, **OPTIONS.get(kind, {})} for kind in METHODS if kind != "peft"]
+    return [Cell(method, weights, family) for family in EVERY_FAMILY for method in own for weights in SORTS]
+
+
+def covering_families() -> list[Cell]:
+    """Every family twice, with methods and precisions in turn."""
+    methods = [{"kind": kind, **OPTIONS.get(kind, {})} for kind in METHODS if kind != "peft"]
+    return [
+        Cell(methods[(place * step + step) % len(methods)], SORTS[(place + step) % len(SORTS)], family)
+        for place, family in enumerate(EVERY_FAMILY)
+        for step in (1, 3)
+    ]
+
+
 def covering() -> list[Cell]:
     """Every method once, every precision with every family, and the methods of our own with every family."""
     chosen: list[Cell] = []
@@ -175,6 +199,8 @@ def make_bases(folder: Path, families: Iterable[str] = FAMILIES) -> None:
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         if kind_of(family) == "encoder-decoder":
             special["decoder_start_token_id"] = tokenizer.pad_token_id
+        if "sliding_window" in DECODERS.get(family, {}):
+            special["sliding_window"] = 32  # wide enough for a prompt's tokens to be seen, narrower than the rows
         config = config_of(family, len(tokenizer), **special)
         if kind_of(family) == "encoder":
             config.initializer_range = 0.2
@@ -250,11 +276,11 @@ def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
         "method": cell.method,
         "objective": OBJECTIVES[kind_of(cell.family)],
         "train": {
-            "steps": STEPS,
+            "steps": 2 * STEPS if cell.reads and cell.method["kind"] in ("prompt", "ptuning") else STEPS,
             "tokens_per_step": 4096,
             "precision": "auto" if cell.weights in ("fp32", "bf16") else "fp32",
             "checkpoint_every": 4,
-            "evaluate_every": STEPS,
+            "evaluate_every": 2 * STEPS,
             "warmup_share": 0.0,
             "schedule": "constant",
             "learning_rate": RATES.get(cell.method["kind"]),
@@ -289,7 +315,7 @@ def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
     outcome.trained = next(event["trained_parameters"] for event in events if event["event"] == "start")
     assert outcome.after < outcome.before, f"the loss does not fall: {outcome.before:.4f} → {outcome.after:.4f}"
     outcome.shown.append("learns")
-    _killed_and_resumed(values, folder, run.folder)
+    _killed_and_resumed(values, folder, run.folder, cell.family)
     outcome.shown.append("resumes")
     recipe = settled(Recipe.load(run.folder / "recipe.yaml"))
     usable = Usable.find(str(run.folder))
@@ -315,8 +341,12 @@ def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
         outcome.shown.append("merges")
 
 
-def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path) -> None:
-    """The same run, with checkpointed activations, killed after its first checkpoint and resumed: the same weights."""
+def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path, family: str) -> None:
+    """The same run, with checkpointed activations, killed after its first checkpoint and resumed: the same weights.
+
+    Activations are kept where the family cannot do without (which it says), and where what the encoder made is read by
+    every block of a decoder: there gradients are summed in another order.
+    """
 
     class KilledError(Exception):
         pass
@@ -325,9 +355,16 @@ def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path) -> No
         if event["event"] == "checkpoint" and event["step"] == 4:
             raise KilledError
 
-    again = {**values, "train": {**values["train"], "gradient_checkpointing": True}}
+    again = {**values, "train": {**values["train"], "gradient_checkpointing": family not in ENCODER_DECODERS}}
     try:
-        train(again, folder / "killed", subscribers=[kill])
+        try:
+            train(again, folder / "killed", subscribers=[kill])
+        except UserError as refused:
+            if "gradient_checkpointing" not in str(refused):
+                raise
+            again["train"]["gradient_checkpointing"] = False
+            shutil.rmtree(folder / "killed")
+            train(again, folder / "killed", subscribers=[kill])
     except KilledError:
         resume(folder / "killed")
     else:
@@ -352,6 +389,12 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
             total += torch.nn.functional.cross_entropy(logits.float(), tokens[-1:]).item()
             count += 1
             continue
+        if model.config.is_encoder_decoder:
+            read, written = tokens[None, ~mask], tokens[None, mask]
+            losses = torch.nn.functional.cross_entropy(model(input_ids=read, labels=written).logits[0], written[0])
+            total += losses.item() * written.shape[1]
+            count += written.shape[1]
+            continue
         inputs = tokens[None, :-1]
         logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -inputs.shape[1] :].float()
         losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
@@ -365,6 +408,9 @@ def _generates(model: Any, usable: Usable) -> None:
     """Greedy generation takes, at every step, the token that the model's own forward finds likeliest."""
     tokenizer = usable.tokenizer()
     ids = tokenizer("What is 3?", return_tensors="pt")["input_ids"]
+    if model.config.is_encoder_decoder:
+        _writes_apart(model, tokenizer, ids)
+        return
     out = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
@@ -375,6 +421,16 @@ def _generates(model: Any, usable: Usable) -> None:
         chosen = logits[out[0, step]]
         assert logits.max() - chosen < 0.05, "generation does not follow the model's own forward"
     assert answers(model, tokenizer, [({"role": "user", "content": "What is 3?"},)], Sampling(max_new_tokens=4))
+
+
+def _writes_apart(model: Any, tokenizer: Any, ids: torch.Tensor) -> None:
+    model.generation_config.forced_eos_token_id = None
+    out = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    for step in range(1, 5):
+        logits = model(input_ids=ids, decoder_input_ids=out[:, :step]).logits[0, -1].float()
+        assert logits.max() - logits[out[0, step]] < 0.05, "generation does not follow the model's own forward"
+    chats = [({"role": "user", "content": "What is 3?"},)]
+    assert len(answers(model, tokenizer, chats, Sampling(max_new_tokens=4))) == 1
 
 
 def try_all(chosen: list[Cell], bases: Path, workers: int) -> dict[Cell, Outcome]:
@@ -425,7 +481,7 @@ def page(found: dict[Cell, Outcome]) -> str:
         "| method | " + " | ".join(WEIGHTS) + " |",
         "|---|" + "---|" * len(WEIGHTS),
     ]
-    names = list(dict.fromkeys(cell.name for cell in found))
+    names = list(dict.fromkeys(cell.name for cell in cells()))
     by_place = {(cell.name, cell.weights, cell.family): outcome for cell, outcome in found.items()}
     for name in names:
         columns = []
@@ -445,6 +501,7 @@ def page(found: dict[Cell, Outcome]) -> str:
                     shown.append(letter + ("ᵐ" if outcome.merged else ""))
             columns.append(" ".join(shown))
         lines.append(f"| `{name}` | " + " | ".join(columns) + " |")
+    lines += _families(by_place, reasons)
     lines += ["", "Refused, each before the first step and in one line:", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     lines += ["", "Adapters that do not merge (full and layers write a whole model, so there is nothing to merge):", ""]
@@ -452,11 +509,47 @@ def page(found: dict[Cell, Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _families(found: dict[tuple[str, str, str], Outcome], reasons: dict[str, int]) -> list[str]:
+    names = list(dict.fromkeys(cell.name for cell in family_cells()))
+    lines = [
+        "",
+        "## Families",
+        "",
+        "Small models of each family from its real config class, with what makes it different switched on: windows, soft",
+        "caps, sinks, experts, state spaces, learned positions, tied embeddings. Decoders learn to answer, encoders two",
+        "classes, encoder–decoders to write what they are asked. A letter stands for a precision of the frozen weights at",
+        "which all of the above holds: f fp32, b bf16, n NF4.",
+        "",
+        "| family | batches are | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for family in EVERY_FAMILY:
+        columns = []
+        for name in names:
+            shown = []
+            for weights in SORTS:
+                outcome = found[(name, weights, family)]
+                if outcome.failed:
+                    shown.append(f"{weights[0]}: fails")
+                elif outcome.refused:
+                    number = reasons.setdefault(_general(outcome.refused), len(reasons) + 1)
+                    shown.append(f"{weights[0]}:{number}")
+                else:
+                    shown.append(weights[0])
+            columns.append(" ".join(shown))
+        way = "padded" if family in PADDED or kind_of(family) == "encoder-decoder" else "packed"
+        lines.append(f"| {family} | {way} | " + " | ".join(columns) + " |")
+    return lines
+
+
 def _general(reason: str) -> str:
     """The reason without what differs from model to model."""
     reason = re.sub(r"\bbase\.weights: (int8|nf4|fp4)\b", "base.weights: …", reason)
     reason = re.sub(r"(Turned|Quantised)?Linear\([^)]*\)", r"\1Linear", reason)
     reason = re.sub(r"put on \w+", "put on this model", reason)
+    reason = re.sub(r"\b[A-Z]\w+For(CausalLM|SequenceClassification|ConditionalGeneration)", "This model", reason)
+    reason = re.sub(r"\(\w+(Layer|Block)\)", "(its class)", reason)
+    reason = re.sub(r"^method: \w+ (is for|needs)", r"This method \1", reason)
     return re.sub(r"/[^ ]*/adapter", "The adapter", reason)
 
 
@@ -468,12 +561,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bases = Path(folder)
-        make_bases(bases)
+        make_bases(bases, EVERY_FAMILY)
         write_data(bases)
         recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only else {}
-        again = [cell for cell in cells() if cell.key not in recorded or cell.method["kind"] in arguments.only]
+        every = list(dict.fromkeys([*cells(), *family_cells()]))
+        again = [cell for cell in every if cell.key not in recorded or cell.method["kind"] in arguments.only]
         tried = try_all(again, bases, arguments.workers)
-    found = {cell: tried[cell] if cell in tried else Outcome(**recorded[cell.key]) for cell in cells()}
+    found = {cell: tried[cell] if cell in tried else Outcome(**recorded[cell.key]) for cell in every}
     arguments.output.write_text(page(found), encoding="utf-8")
     record = json.dumps({cell.key: asdict(outcome) for cell, outcome in found.items()}, indent=1)
     RECORD.write_text(record + "\n", encoding="utf-8")

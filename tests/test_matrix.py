@@ -3,18 +3,33 @@
 from pathlib import Path
 
 import pytest
-from matrix import FAMILIES, METHODS, REASONS, WEIGHTS, Cell, attempt, cells, covering, make_bases, write_data
+from matrix import (
+    EVERY_FAMILY,
+    FAMILIES,
+    METHODS,
+    REASONS,
+    WEIGHTS,
+    Cell,
+    attempt,
+    cells,
+    covering,
+    covering_families,
+    make_bases,
+    write_data,
+)
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder)
+    make_bases(folder, EVERY_FAMILY)
     write_data(folder)
     return folder
 
 
-@pytest.mark.parametrize("cell", covering(), ids=lambda cell: f"{cell.name}-{cell.weights}-{cell.family}")
+@pytest.mark.parametrize(
+    "cell", [*covering(), *covering_families()], ids=lambda cell: f"{cell.name}-{cell.weights}-{cell.family}"
+)
 def test_learns_saves_resumes_reloads_generates_and_merges_or_is_refused_by_name(cell: Cell, bases: Path) -> None:
     outcome = attempt(cell, bases)
     assert outcome.failed is None, outcome.failed
@@ -33,4 +48,6 @@ def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:
     page = (Path(__file__).parents[1] / "docs" / "matrix.md").read_text(encoding="utf-8")
     for name in dict.fromkeys(cell.name for cell in cells()):
         assert f"| `{name}` |" in page, f"{name} is not in docs/matrix.md: run make matrix"
+    for family in EVERY_FAMILY:
+        assert f"| {family} |" in page, f"{family} is not in docs/matrix.md: run make matrix"
     assert "fails" not in page

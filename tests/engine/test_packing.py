@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import DECODERS, ENCODERS, config_of
+from families import DECODERS, ENCODERS, PADDED, config_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from tunesmith.data.example import Source
@@ -12,9 +12,6 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
 from tunesmith.models.heads import check_class_head, class_logits
-
-PADDED = {"bloom", "falcon", "granitemoehybrid", "stablelm", "deberta", "deberta-v2"}
-"""Families whose own attention cannot be told where documents end: they are padded."""
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
 """Families that PyTorch's attention does not compute."""

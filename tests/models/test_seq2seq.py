@@ -88,7 +88,9 @@ def test_it_learns_pairs_by_heart_and_writes_them_after_it_was_saved(base, tmp_p
 
 
 def test_what_reads_and_writes_apart_is_refused_where_one_model_writes_on(base, tmp_path):
-    with pytest.raises(UserError, match=r"is an encoder-decoder, which reads, then writes; .* Set objective: seq2seq, or another base"):
+    with pytest.raises(
+        UserError, match=r"is an encoder-decoder, which reads, then writes; .* Set objective: seq2seq, or another base"
+    ):
         train(recipe_of(base, tmp_path, objective="instruction"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -6,7 +6,7 @@ so that what one computes again comes on top of nothing.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from tunesmith.data.pack import Batch
 from tunesmith.errors import UserError
 from tunesmith.models.anatomy import blocks
-from tunesmith.models.prompts import plain_model
+from tunesmith.models.attention import packs
+from tunesmith.models.prompts import has_prefix, plain_model
 from tunesmith.recipe import ObjectiveConfig
 
 LEAST_TOKENS = 128  # a batch is not halved below it
@@ -121,7 +122,7 @@ def activations_of(model: PreTrainedModel, objective: ObjectiveConfig, batch: Ba
 
 
 @contextmanager
-def _blocks_told(stack: nn.ModuleList, count: _Count) -> Iterator[None]:
+def _blocks_told(stack: Sequence[nn.Module], count: _Count) -> Iterator[None]:
     def enter(index: int) -> None:
         count.block = index
 
@@ -142,6 +143,16 @@ def _blocks_told(stack: nn.ModuleList, count: _Count) -> Iterator[None]:
 def recompute(model: PreTrainedModel, first: int) -> None:
     """Let the first blocks keep their input alone, and compute the rest again in the backward pass."""
     plain = plain_model(model)
+    if not plain.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(plain).__name__} cannot compute its blocks' activations twice. Leave out "
+            "train.gradient_checkpointing and train.memory_limit, or set train.tokens_per_batch lower."
+        )
+    if has_prefix(model) and not packs(plain):
+        raise UserError(
+            f"train.gradient_checkpointing: {type(plain).__name__} forgets a prefix when it computes a block again. "
+            "Leave it and train.memory_limit out, or use another method."
+        )
     renamed = getattr(plain, "activation_checkpointing_enable", None)  # from transformers 5.2x on
     (renamed or plain.gradient_checkpointing_enable)({"use_reentrant": False})
     for index, block in enumerate(blocks(plain)):

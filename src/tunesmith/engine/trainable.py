@@ -35,13 +35,18 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
     model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.labels).to(device)
     use_document_attention(model)
     use_fused_ops(model)
-    if recipe.objective.classes:
-        check_class_head(model)
-    else:
-        check_head(model)
+    try:
+        (check_class_head if recipe.objective.classes else check_head)(model)
+    except RuntimeError as error:
+        if dtype == torch.float32:
+            raise
+        raise UserError(
+            f"{type(model).__name__}'s own forward pass fails in {str(dtype).removeprefix('torch.')} "
+            f"({str(error).splitlines()[0]}). Set train.precision: fp32."
+        ) from error
     adapted = recipe.method.apply(model, recipe.train.seed)
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
-        recompute(model, len(blocks(model)))
+        recompute(adapted, len(blocks(model)))
     return adapted
 
 

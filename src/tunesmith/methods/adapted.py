@@ -1,9 +1,10 @@
 """What all methods that PEFT carries out share: wrapping the model, and a new head that moves with them."""
 
 import math
+from inspect import signature
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptLearningConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
@@ -19,7 +20,9 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
         UserError: PEFT cannot put this method on this model.
     """
     head = head_names(model)
-    config.task_type = "SEQ_CLS" if head else "CAUSAL_LM"
+    config.task_type = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    if isinstance(config, PromptLearningConfig):
+        _fit_to(model, config)
     if head and hasattr(config, "modules_to_save"):
         config.modules_to_save = [*(config.modules_to_save or []), *head]
     torch.manual_seed(seed)
@@ -35,6 +38,34 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(model.dtype)
     return adapted
+
+
+def refuse_two_stacks(model: PreTrainedModel, method: str) -> None:
+    """Raises:
+    UserError: the model is an encoder–decoder, and it would be open where the method's tokens stand.
+    """
+    if model.config.is_encoder_decoder:
+        raise UserError(f"method: {method} is for models of one stack, and {type(model).__name__} has two. Use lora.")
+
+
+def _fit_to(model: PreTrainedModel, config: PromptLearningConfig) -> None:
+    """Give a prompt the sizes that PEFT looks for under names that not every family has.
+
+    Raises:
+        UserError: the model has no place for it.
+    """
+    kind = config.peft_type.value
+    refuse_two_stacks(model, kind)
+    sizes = model.config.get_text_config()
+    config.num_layers = sizes.num_hidden_layers
+    config.num_attention_heads = sizes.num_attention_heads
+    if not isinstance(config, PrefixTuningConfig):
+        config.token_dim = model.get_input_embeddings().embedding_dim
+        return
+    config.token_dim = sizes.hidden_size
+    takes = signature(model.base_model.forward).parameters
+    if "past_key_values" not in takes:
+        raise UserError(f"method: {kind} needs keys and values of before, and {type(model).__name__} takes none.")
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:

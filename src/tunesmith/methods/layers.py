@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import by_size, frozen
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.anatomy import blocks, stacks
 from tunesmith.models.heads import head_names
 from tunesmith.recipe import MethodConfig
 
@@ -105,12 +105,12 @@ class Layers(MethodConfig):
     def _parts(self, model: PreTrainedModel) -> list[nn.Module]:
         parts: list[nn.Module] = []
         if self.last:
-            stack = blocks(model)
-            if self.last > len(stack):
+            found = blocks(model)
+            if self.last > len(found):
                 raise UserError(
-                    f"method.last: {self.last} blocks are to move, and {type(model).__name__} has {len(stack)}."
+                    f"method.last: {self.last} blocks are to move, and {type(model).__name__} has {len(found)}."
                 )
-            parts += [*stack[-self.last :], *_after(model, stack)]
+            parts += [*found[-self.last :], *_after(model, stacks(model)[-1][1])]
         if self.embeddings:
             parts.append(model.get_input_embeddings())
         if self.head and model.get_output_embeddings() is not None:

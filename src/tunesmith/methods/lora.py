@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import Linear, anatomy, blocks, linears, linears_in_blocks, short_names
+from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks, short_names
+from tunesmith.models.forward import rehearse
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
@@ -156,7 +157,7 @@ def _ends(pattern: str, name: str) -> bool:
 
 
 def _no_such_module(model: PreTrainedModel, what: str, target: str) -> UserError:
-    inside = sorted({layer.name.split(".")[-1] for layer in linears(blocks(model))})
+    inside = sorted({layer.name.split(".")[-1] for layer in linears_in_blocks(model)})
     return UserError(f"method.target_modules: {what} {target!r}. Its linear layers: {', '.join(inside)}.")
 
 
@@ -176,10 +177,13 @@ def _share_inputs(model: PreTrainedModel, together: list[list[str]]) -> None:
     for names in together:
         layers = [model.get_submodule(name) for name in names]
         fused = [each for each in layers if isinstance(each, FusedLoraLinear)]
-        if len(fused) > 1:
-            shared = SharedInput(fused)
-            for each in fused:
+        for size in {each.in_features for each in fused}:
+            alike = [each for each in fused if each.in_features == size]
+            shared = SharedInput(alike)
+            for each in alike if len(alike) > 1 else []:
                 each.shared = shared
+    for _ in range(2):  # what is read apart is seen now, not in the first step
+        rehearse(model)
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from peft import PeftModel, PrefixTuningConfig
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.errors import UserError
+from tunesmith.methods.adapted import adapt, by_size, refuse_two_stacks
 from tunesmith.methods.prompt import start_tokens
 from tunesmith.models.prompts import keys_and_values
 from tunesmith.recipe import MethodConfig
@@ -46,6 +47,7 @@ class Prefix(MethodConfig):
         return self.tokens
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
+        refuse_two_stacks(model, self.kind)
         torch.manual_seed(seed)
         start = None if self.projection else keys_and_values(model, start_tokens(model, self.tokens, self.start))
         config = PrefixTuningConfig(
@@ -57,7 +59,12 @@ class Prefix(MethodConfig):
         if start is not None:
             # (1, kv_heads, n, dim) a layer, keys then values → (n, layers × 2 × kv_heads × dim)
             rows = [part[0].transpose(0, 1).flatten(1) for layer in start for part in layer]
-            adapted.prompt_encoder[adapted.active_adapter].embedding.weight.data.copy_(torch.cat(rows, 1))
+            embedding = adapted.prompt_encoder[adapted.active_adapter].embedding.weight
+            if torch.cat(rows, 1).shape != embedding.shape:
+                raise UserError(
+                    f"method: prefix makes keys and values of one size, and {type(model).__name__}'s differ. Use lora."
+                )
+            embedding.data.copy_(torch.cat(rows, 1))
         return adapted
 
     def learning_rate(self, parameters: int) -> float:

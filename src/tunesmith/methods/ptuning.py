@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel, PromptEncoderConfig
+from peft.utils import ModulesToSaveWrapper
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -61,7 +62,10 @@ class PTuning(MethodConfig):
 @torch.no_grad()
 def _make_give(encoder: Any, start: Tensor) -> None:
     """Solve the network's last layer so that it gives `start` (tokens, hidden), as near as its width allows."""
-    inner, last = encoder.mlp_head[:-1], encoder.mlp_head[-1]
+    network = encoder.mlp_head
+    if isinstance(network, ModulesToSaveWrapper):  # where a classifier's own module is called head, PEFT wraps this too
+        network = network.modules_to_save[network.active_adapter]
+    inner, last = network[:-1], network[-1]
     hidden = inner.float()(encoder.embedding.weight.float()).cpu()  # (tokens, inner)
     wanted = (start - start.mean(0)).cpu()
     last.bias.copy_(start.mean(0))

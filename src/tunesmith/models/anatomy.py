@@ -44,17 +44,36 @@ class Block:
     feed_forward_out: Linear
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The stack of transformer blocks: the longest list of modules of one class, the outermost of several.
+def stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The stacks of transformer blocks with their names: one, or the encoder's and then the decoder's.
+
+    A stack is the longest list of modules of one class, the outermost of several.
 
     Raises:
         UserError: there is none.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    stacks = [each for each in lists if len({type(block) for block in each}) == 1]
-    if not stacks:
-        raise UserError(f"{type(model).__name__} has no stack of blocks, so it cannot be adapted block by block.")
-    return max(stacks, key=len)  # the first of equals, which is the outermost
+    bodies: list[nn.Module] = [model]
+    if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder:
+        bodies = [model.get_encoder(), model.get_decoder()]
+    names = {id(module): name for name, module in model.named_modules()}
+    return [(names[id(stack)], stack) for stack in map(_stack, bodies)]
+
+
+def _stack(body: nn.Module) -> nn.ModuleList:
+    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    alike = [each for each in lists if len({type(block) for block in each}) == 1]
+    if not alike:
+        raise UserError(f"{type(body).__name__} has no stack of blocks, so it cannot be adapted block by block.")
+    return max(alike, key=len)  # the first of equals, which is the outermost
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in the order in which they run.
+
+    Raises:
+        UserError: there are none.
+    """
+    return [block for _, stack in stacks(model) for block in stack]
 
 
 def anatomy(model: PreTrainedModel) -> list[Block]:
@@ -63,9 +82,9 @@ def anatomy(model: PreTrainedModel) -> list[Block]:
     Raises:
         UserError: a block has none of a kind that is looked for.
     """
-    stack = blocks(model)
-    prefix = next(name for name, module in model.named_modules() if module is stack)
-    return [_block(model, f"{prefix}.{index}", block) for index, block in enumerate(stack)]
+    return [
+        _block(model, f"{name}.{index}", block) for name, stack in stacks(model) for index, block in enumerate(stack)
+    ]
 
 
 def linears(module: nn.Module, prefix: str = "") -> Iterator[Linear]:
@@ -79,9 +98,7 @@ def linears(module: nn.Module, prefix: str = "") -> Iterator[Linear]:
 
 def linears_in_blocks(model: PreTrainedModel) -> list[Linear]:
     """Every linear layer of the blocks, by its name within the model: not the head."""
-    stack = blocks(model)
-    prefix = next(name for name, module in model.named_modules() if module is stack)
-    return list(linears(stack, f"{prefix}."))
+    return [layer for name, stack in stacks(model) for layer in linears(stack, f"{name}.")]
 
 
 def norms(model: PreTrainedModel) -> list[str]:

@@ -73,9 +73,20 @@ def _keeps_documents_apart(model: PreTrainedModel) -> bool:
     return bool(torch.linalg.vector_norm(difference) < TOLERANCE * torch.linalg.vector_norm(alone))
 
 
+def _layer(module: torch.nn.Module) -> int:
+    number = getattr(module, "layer_idx", None)
+    if number is None:
+        raise UserError(
+            f"method: prefix has keys and values for each layer, and {type(module).__name__} does not know which "
+            "it is. Use lora."
+        )
+    return int(number)
+
+
 def use_cached_attention(model: PreTrainedModel) -> None:
-    """Back to PyTorch's ordinary attention, for generation with a cache."""
-    model.set_attn_implementation("sdpa")
+    """Back to the family's ordinary attention, for generation with a cache."""
+    if packs(model):
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -110,7 +121,7 @@ def _attend(
     if document_lengths is None:
         raise UserError(f"{type(module).__name__} did not pass on where documents end, so packed rows would mix.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    prefix = None if document_prefix is None else document_prefix[int(module.layer_idx)]  # type: ignore[arg-type]
+    prefix = None if document_prefix is None else document_prefix[_layer(module)]
     if seen_keys_and_values is not None:
         seen_keys_and_values.append((key, value))
     out = document_attention(

@@ -99,6 +99,19 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 
 @torch.no_grad()
+def rehearse(model: PreTrainedModel) -> None:
+    """One forward pass over a few tokens."""
+    learnt_hidden_states(model, _few_tokens(plain_model(model))[0])
+
+
+def _few_tokens(model: PreTrainedModel) -> tuple[Batch, Tensor]:
+    """A batch of one row of six tokens, of which the last three are learnt; and the tokens."""
+    ids = torch.arange(3, 9) % model.config.get_text_config().vocab_size
+    row = (ids.int().numpy(), np.arange(6) >= 3, Source("", 1))
+    return collate(TokenTable.build([row]), [0], model.device), ids
+
+
+@torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Hold `head_of` to the model's own logits on a few tokens, once, since families end in different ways.
 
@@ -109,9 +122,7 @@ def check_head(model: PreTrainedModel) -> None:
     if head is None:
         return
     plain = plain_model(model)
-    ids = torch.arange(3, 9) % head.weight.shape[0]
-    row = (ids.int().numpy(), np.arange(6) >= 3, Source("", 1))
-    batch = collate(TokenTable.build([row]), [0], plain.device)
+    batch, ids = _few_tokens(plain)
     was_training = plain.training
     plain.eval()
     hidden, _ = learnt_hidden_states(plain, batch)

@@ -175,13 +175,18 @@ def use_fused_rotary(model: PreTrainedModel) -> bool:
 
     @wraps(own)
     def fused(*given: Any, **others: Any) -> Any:
-        if len(given) != 4 or others or given[0].shape[0] != 1 or given[0].shape[-1] != given[2].shape[-1]:
+        if len(given) != 4 or others or not _fits(given[0], given[2]):
             return own(*given, **others)
         query, key, cos, sin = given
         return rotary(query, cos, sin), rotary(key, cos, sin)
 
     setattr(file, ROTARY, fused)
     return True
+
+
+def _fits(query: Tensor, cos: Tensor) -> bool:
+    """Whether they are of one document row, one width and one precision (some families turn in fp32)."""
+    return query.shape[0] == 1 and query.shape[-1] == cos.shape[-1] and query.dtype == cos.dtype
 
 
 @torch.no_grad()

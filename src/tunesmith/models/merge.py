@@ -124,7 +124,8 @@ def _take_saved_modules(merged: PreTrainedModel) -> None:
 def _logits(model: PreTrainedModel) -> Tensor:
     """Of a few tokens, to hold what was merged to what it was made of."""
     ids = torch.arange(5, 21)[None] % plain_model(model).config.get_text_config().vocab_size
-    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+    written = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), **written).logits.float()
     return logits
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftType
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.data.pack import WIDTH_STEP, Batch
+from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position, packs
 from tunesmith.ops.document_attention import Prefix
 
@@ -103,6 +105,11 @@ def has_prompt(model: PreTrainedModel) -> bool:
     return hasattr(model, "get_base_model") and bool(model.active_peft_config.is_prompt_learning)
 
 
+def has_prefix(model: PreTrainedModel) -> bool:
+    """Whether what PEFT puts before the tokens are keys and values in every layer."""
+    return has_prompt(model) and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING
+
+
 def virtual_tokens(model: PreTrainedModel) -> int:
     """How many positions a prompt or prefix takes of the model's context."""
     return int(model.active_peft_config.num_virtual_tokens) if has_prompt(model) else 0
@@ -115,11 +122,25 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def keys_and_values(model: PreTrainedModel, ids: Tensor) -> list[Prefix]:
-    """What each layer's attention makes of the given tokens (tokens,): the prefix that they would be."""
+    """What each layer's attention makes of the given tokens (tokens,): the prefix that they would be.
+
+    Raises:
+        UserError: it has layers without keys and values, or keeps none.
+    """
+    if not packs(model):
+        kept = model.base_model(input_ids=ids[None]).get("past_key_values")
+        layers = [] if kept is None else kept.layers
+        found = [(layer.keys, layer.values) for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)]
+        if len(found) != model.config.get_text_config().num_hidden_layers:
+            raise UserError(
+                f"method: prefix stands before the keys and values of every layer, and {type(model).__name__} has "
+                "layers without them or gives none. Use lora."
+            )
+        return found
     seen: list[Prefix] = []
     model.base_model(
         input_ids=ids[None],
-        position_ids=_range(ids)[None],
+        position_ids=_range(ids)[None] + first_position(model),
         document_lengths=[len(ids)],
         seen_keys_and_values=seen,
         use_cache=False,
@@ -137,9 +158,10 @@ def _with_virtual_tokens(model: PreTrainedModel, batch: Batch, prompt: Tensor) -
         parts.append(embeddings.new_zeros(1, missing, embeddings.shape[2]))
         lengths.append(missing)
     device = embeddings.device
+    first = first_position(plain_model(model))
     return {
         "inputs_embeds": torch.cat(parts, 1),
-        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None] + first,
         "document_lengths": lengths,
     }
 

@@ -38,23 +38,26 @@ def document_attention_reference(
         scale: multiplies q kᵀ.
         window: how near a token must be to be seen: distance < window, itself at 0; None for all.
         causal: whether a token sees those after it (encoders) or not (decoders).
-        prefix: what every token of every document sees besides.
+        prefix: what stands before every document, seen from within the window.
         softcap: scores become softcap · tanh(scores / softcap) (Gemma team 2024, section 2).
         sinks: (heads,) a score each that takes part in the softmax and has no value (Agarwal et al. 2025, gpt-oss).
 
     Returns:
         (1, heads, tokens, value_dim).
     """
-    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(q.device)
+    sizes = torch.tensor(lengths, device=q.device)
+    document = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), sizes)
     at = torch.arange(len(document), device=q.device)
-    seen = document[:, None] == document[None, :]
+    before = 0 if prefix is None else prefix[0].shape[2]
+    reach = before + len(document) if window is None else window
+    distance = at[:, None] - at[None, :]
+    seen = (document[:, None] == document[None, :]) & (distance.abs() < reach)
     if causal:
-        seen &= at[:, None] >= at[None, :]
-    if window is not None:
-        seen &= (at[:, None] - at[None, :]).abs() < window
+        seen &= distance >= 0
     if prefix is not None:
         k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
-        seen = torch.cat([seen.new_ones(len(at), prefix[0].shape[2]), seen], 1)
+        own = at - (sizes.cumsum(0) - sizes)[document]  # within the document
+        seen = torch.cat([own[:, None] + before - torch.arange(before, device=q.device) < reach, seen], 1)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     return _attend(q, k, v, scale, seen, 0.0, softcap, sinks)
@@ -224,16 +227,20 @@ def _mask(
 ) -> Tensor | None:
     """Which keys each query may see, broadcast to (documents, heads, filled, prefix + filled) bool; None if the
     kernel's own causal mask, or none at all, says the same."""
+    before = 0 if prefix is None else prefix[0].shape[2]
+    reach = before + filled if window is None else window
+    narrow = before + filled > reach
     at = torch.arange(filled, device=device)
     distance = at[:, None] - at[None, :]
-    narrow = window is not None and filled > window
     seen: Tensor | None = None
     if causal and (prefix is not None or narrow):
-        seen = ((distance >= 0) & (distance < (window or filled)))[None, None]  # (1, 1, filled, filled)
+        seen = ((distance >= 0) & (distance < reach))[None, None]  # (1, 1, filled, filled)
     elif not causal and (narrow or any(length < filled for length in lengths)):
         seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, filled)
-        if narrow:  # a row behind a document's end sees itself, so that its softmax is of something
-            seen = (seen & (distance.abs() < (window or filled))) | (distance == 0)
+        # What stands behind a document's end sees itself, so that its softmax is of something.
+        seen = (seen & (distance.abs() < reach)) | (distance == 0) if narrow else seen
     if seen is None or prefix is None:
         return seen
-    return torch.cat([seen.new_ones(*seen.shape[:-1], prefix[0].shape[2]), seen], -1)
+    near = at[:, None] + before - torch.arange(before, device=device) < reach  # (filled, prefix)
+    seen = seen.expand(-1, -1, filled, -1)
+    return torch.cat([near.expand(len(seen), 1, -1, -1), seen], -1)

@@ -71,7 +71,7 @@ def lora_linears(x: Tensor, layers: Sequence[LinearParts]) -> tuple[Tensor, ...]
         low_rank += [layer.a, layer.b]
     frozen = [layer._replace(a=None, b=None) for layer in layers]
     outs: tuple[Tensor, ...] = _LoRALinears.apply(x, getattr(x, "made_from", None), frozen, *low_rank)
-    return outs
+    return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in outs)
 
 
 def linear_forward(x: Tensor, layer: LinearParts) -> Tensor:
@@ -125,7 +125,7 @@ class _LoRALinears(torch.autograd.Function):
         outs = []
         for layer, part, b in zip(layers, _parts(low, low_rank), low_rank[1::2], strict=True):
             y = torch.nn.functional.linear(rows, whole(layer.weight, x.dtype), layer.bias)  # (tokens, out)
-            outs.append(y.addmm_(part, b.T, alpha=layer.scaling).view(*x.shape[:-1], y.shape[-1]))
+            outs.append(y.addmm_(part, b.T, alpha=layer.scaling))  # no view: callers may write into it
         ctx.make = None if made_from is None else made_from.make
         ctx.layers = layers  # frozen: no gradient, no version to watch
         ctx.shape = x.shape
@@ -136,14 +136,13 @@ class _LoRALinears(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         low, *saved = ctx.saved_tensors
         low_rank, inputs = saved[: 2 * len(ctx.layers)], saved[2 * len(ctx.layers) :]
-        flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]  # (tokens, out)
         grad_low = torch.empty_like(low)
-        for layer, grad, part, b in zip(ctx.layers, flat, _parts(grad_low, low_rank), low_rank[1::2], strict=True):
+        for layer, grad, part, b in zip(ctx.layers, grads, _parts(grad_low, low_rank), low_rank[1::2], strict=True):
             torch.mul(grad @ b, layer.scaling, out=part)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = flat[0] @ whole(ctx.layers[0].weight, low.dtype)
-            for layer, grad in zip(ctx.layers[1:], flat[1:], strict=True):
+            grad_x = grads[0] @ whole(ctx.layers[0].weight, low.dtype)
+            for layer, grad in zip(ctx.layers[1:], grads[1:], strict=True):
                 grad_x.addmm_(grad, whole(layer.weight, low.dtype))
             grad_x = grad_x.addmm_(grad_low, torch.cat(low_rank[::2])).view(ctx.shape)
         grads_low_rank: list[Tensor | None] = [None] * len(low_rank)
@@ -153,7 +152,7 @@ class _LoRALinears(torch.autograd.Function):
             grads_low_rank[::2] = all_grad_a.split([len(a) for a in low_rank[::2]])
             grads_low_rank[1::2] = [
                 (grad.T @ part).mul_(layer.scaling)
-                for layer, grad, part in zip(ctx.layers, flat, _parts(low, low_rank), strict=True)
+                for layer, grad, part in zip(ctx.layers, grads, _parts(low, low_rank), strict=True)
             ]
         return (grad_x, None, None, *grads_low_rank)
 
