@@ -323,9 +323,27 @@ class Train(Strict):
     """On a GPU: what the forward pass keeps for the backward pass waits in the host's memory. For rows too long even
     with every block computed twice; slower by what the bus takes. On a CPU there is nowhere to go, which is said."""
 
-    optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """AdamW with its moments in fp32; or in 8 bits (Dettmers et al. 2022), and paged (they move to the host's memory
-    when the GPU's is short): those are CUDA's, and elsewhere plain AdamW does the work, which is said."""
+    optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon", "schedule_free"] = (
+        "adamw"
+    )
+    """`adamw` (Loshchilov & Hutter 2019) with its moments in fp32: what methods' rates are chosen for. In 8 bits
+    (Dettmers et al. 2022), and paged (moments move to the host's memory when the GPU's is short): those are CUDA's, and
+    elsewhere plain AdamW does the work, which is said. `adafactor` (Shazeer & Stern 2018) keeps a row and a column of
+    moments a matrix; `lion` (Chen et al. 2023) one moment, at a fifth of the rate; `muon` (Jordan et al. 2024)
+    orthogonalises the step of matrices within blocks, at AdamW's size; `schedule_free` (Defazio et al. 2024) averages
+    in place of `schedule`. Lion and schedule-free come with `tunesmith[optimisers]`."""
+
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Evaluate and keep a moving average of the weights, average ← d · average + (1 − d) · weights after each step, d
+    smaller in the first ones (Polyak & Juditsky 1992). Off: a falling rate averages already."""
+
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """What the rate is multiplied by for each block further from the output (Clark et al. 2020, ELECTRA, appendix B:
+    0.8 for encoders). 1: adapters learn alike in all blocks, and for whole encoders the method's rate is small."""
+
+    neftune_alpha: float | None = Field(default=None, gt=0)
+    """α of noise on the embeddings while training, uniform in ±α / √(tokens · hidden) of each row (Jain et al. 2023:
+    5 to 15). Off: it lengthens answers, which should be asked for."""
 
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. Default: a tenth of the run, so that a kill loses at most that."""

@@ -157,9 +157,19 @@ def test_rotary_embedding_equals_its_definition_and_its_gradient(tokens: int, he
     scale=st.sampled_from([1.0, 0.25]),
     softcap=st.sampled_from([None, 3.0]),
     chunk=st.integers(1, 100),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    z_loss=st.sampled_from([0.0, 0.01]),
 )
 def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
-    rows: int, hidden: int, vocab: int, bias: bool, scale: float, softcap: float | None, chunk: int
+    rows: int,
+    hidden: int,
+    vocab: int,
+    bias: bool,
+    scale: float,
+    softcap: float | None,
+    chunk: int,
+    smoothing: float,
+    z_loss: float,
 ) -> None:
     h, weight = random(rows, hidden), random(vocab, hidden, seed=1)
     b = random(vocab, seed=2) if bias else None
@@ -168,11 +178,11 @@ def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * chunk)
         patch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
-        ours = linear_cross_entropy(h, head, labels)
+        ours = linear_cross_entropy(h, head, labels, smoothing, z_loss)
         each = row_losses(h, head, labels)
     inputs = [h, weight] if b is None else [h, weight, b]
-    assert_same(ours, cross_entropy_reference(h, head, labels), inputs)
-    torch.testing.assert_close(each.sum(), ours.detach())
+    assert_same(ours, cross_entropy_reference(h, head, labels, smoothing, z_loss), inputs)
+    torch.testing.assert_close(each.sum(), cross_entropy_reference(h, head, labels).detach())
 
 
 def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:

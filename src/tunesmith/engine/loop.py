@@ -138,7 +138,10 @@ class Loop:
             return False
         started = time.perf_counter()
         rows = np.random.default_rng(0).permutation(len(self.held_out))[: self.train.evaluate_rows].tolist()
-        losses = held_out_losses(self.model, self.objective, self.held_out, rows, self.tokens_per_batch, self.device)
+        with self.masters.averaged():
+            losses = held_out_losses(
+                self.model, self.objective, self.held_out, rows, self.tokens_per_batch, self.device
+            )
         self.events.emit(
             "evaluation",
             step=self.state.step,

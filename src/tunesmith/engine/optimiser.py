@@ -1,24 +1,29 @@
-"""AdamW on fp32 master weights in one flat vector, whatever the precision of the model (Micikevicius et al. 2018).
+"""fp32 master weights in one flat vector, whatever the precision of the model (Micikevicius et al. 2018).
 
 The model's weights are working copies. Each gradient is added into a flat fp32 vector the moment it is complete and
 freed, so that accumulation loses nothing to rounding and at most one layer's gradient exists in working precision.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tunesmith.engine.update import BY_MATRIX, parameters_of, update_rules
 from tunesmith.recipe import Train
+
+GROUP_STATE = ("step", "weight_sum", "lr_max")
+"""What some rules keep for a whole group, besides their settings."""
 
 
 class MasterWeights:
-    """fp32 masters of the trained parameters, their summed gradients, and AdamW (Loshchilov & Hutter 2019, alg. 2).
+    """fp32 masters of the trained parameters, their summed gradients, and what updates them.
 
-    16 bytes a trained parameter: master, gradient and two moments; the working copy comes on top, except in fp32,
-    where the model's own parameter is a view of its master.
+    With AdamW 16 bytes a trained parameter: master, gradient and two moments; a moving average is 4 more. The working
+    copy comes on top, except in fp32, where the model's own parameter is a view of its master.
     """
 
     def __init__(
@@ -26,14 +31,20 @@ class MasterWeights:
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         train: Train,
         rate_factor: Callable[[str], float] = lambda _: 1.0,
+        is_hidden: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Args:
         named_parameters: those that require gradients are trained.
         train: the optimiser and its settings.
         rate_factor: what the learning rate is multiplied by for a parameter of that name.
+        is_hidden: whether the parameter of that name lies within a block; only Muon asks.
         """
         trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-        settings = {name: (rate_factor(name), parameter.ndim >= 2) for name, parameter in trained}
+        # Norms and biases are not decayed, and are no matrices.
+        settings = {
+            name: (rate_factor(name), parameter.ndim >= 2, parameter.ndim == 2 and is_hidden(name))
+            for name, parameter in trained
+        }
         trained.sort(key=lambda pair: settings[pair[0]], reverse=True)  # those of one setting lie side by side
         self.parameters = [parameter for _, parameter in trained]
         self.names = [name for name, _ in trained]
@@ -44,21 +55,30 @@ class MasterWeights:
         self.views = [
             view.view_as(parameter) for view, parameter in zip(self.flat.split(sizes), self.parameters, strict=True)
         ]
-        for view, parameter, grad in zip(self.views, self.parameters, self.grad.split(sizes), strict=True):
+        grads = [
+            grad.view_as(parameter) for grad, parameter in zip(self.grad.split(sizes), self.parameters, strict=True)
+        ]
+        for view, parameter, grad in zip(self.views, self.parameters, grads, strict=True):
             view.copy_(parameter.detach())
             if parameter.dtype == view.dtype:
                 parameter.data = view
-            parameter.register_post_accumulate_grad_hook(_add_into(grad.view_as(parameter)))
+            parameter.register_post_accumulate_grad_hook(_add_into(grad))
         groups = []
-        end = 0
-        for factor, decays in dict.fromkeys(settings[name] for name in self.names):
-            start = end
-            end += sum(each.numel() for name, each in trained if settings[name] == (factor, decays))
-            group = nn.Parameter(self.flat[start:end])
-            group.grad = self.grad[start:end]
-            weight_decay = train.weight_decay if decays else 0.0  # norms and biases are not decayed
-            groups.append({"params": [group], "weight_decay": weight_decay, "rate_factor": factor})
-        self.adamw = _adamw(groups, train, device)
+        first = start = 0
+        for factor, decays, hidden in dict.fromkeys(settings[name] for name in self.names):
+            count = sum(setting == (factor, decays, hidden) for setting in settings.values())
+            end = start + sum(sizes[first : first + count])
+            if train.optimiser in BY_MATRIX:
+                params = [_with_gradient(*pair) for pair in zip(self.views, grads, strict=True)][first : first + count]
+            else:
+                params = [_with_gradient(self.flat[start:end], self.grad[start:end])]
+            weight_decay = train.weight_decay if decays else 0.0
+            groups.append({"params": params, "weight_decay": weight_decay, "rate_factor": factor, "hidden": hidden})
+            first, start = first + count, end
+        self.rules = update_rules(groups, train, device)
+        self.ema_decay = train.ema_decay
+        self.average = self.flat.clone() if train.ema_decay is not None else None
+        self.updates = 0
 
     def step(self, learning_rate: float, learnt_tokens: int, max_grad_norm: float) -> float:
         """Divide the summed gradient by the learnt tokens, clip it, update, and publish to the model.
@@ -70,12 +90,49 @@ class MasterWeights:
         norm = float(torch.linalg.vector_norm(self.grad)) / learnt_tokens
         if math.isfinite(norm):
             self.grad.mul_(min(1.0, max_grad_norm / (norm + 1e-6)) / learnt_tokens)
-            for group in self.adamw.param_groups:
-                group["lr"] = learning_rate * group["rate_factor"]
-            self.adamw.step()
+            for rule in self.rules:
+                for group in rule.param_groups:
+                    group["lr"] = learning_rate * group["rate_factor"]
+                rule.step()
+            self.updates += 1
+            if self.average is not None and self.ema_decay is not None:
+                # Early on over fewer updates, else the start would weigh for 1 / (1 − decay) of them.
+                decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
+                self.average.lerp_(self.flat, 1 - decay)
             self.publish()
         self.grad.zero_()
         return norm
+
+    @property
+    def evaluates_others(self) -> bool:
+        """Whether the weights to be used are not those that are trained: an average of them."""
+        return self.average is not None or any(hasattr(rule, "eval") for rule in self.rules)
+
+    def take_average(self) -> None:
+        """Let the masters be the weights that are to be used; training cannot go on from them."""
+        if self.average is not None:
+            self.flat.copy_(self.average)
+        for rule in self.rules:
+            if hasattr(rule, "eval"):
+                rule.eval()
+        self.publish()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the model has the weights that are to be used."""
+        if not self.evaluates_others:
+            yield
+            return
+        trained = self.flat.clone()
+        self.take_average()
+        try:
+            yield
+        finally:
+            for rule in self.rules:
+                if hasattr(rule, "eval"):
+                    rule.train()  # type: ignore[attr-defined]
+            self.flat.copy_(trained)  # to the bit
+            self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -90,45 +147,49 @@ class MasterWeights:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as tensors."""
-        tensors = {"master": self.flat}
-        for index, group in enumerate(self.adamw.param_groups):
-            for name, value in self.adamw.state[group["params"][0]].items():
-                tensors[f"adamw.{index}.{name}"] = torch.as_tensor(value)
+        tensors = {"master": self.flat, "updates": torch.tensor(self.updates)}
+        if self.average is not None:
+            tensors["average"] = self.average
+        for index, (rule, parameter) in enumerate(parameters_of(self.rules)):
+            for name, value in rule.state[parameter].items():
+                tensors[f"update.{index}.{name}"] = torch.as_tensor(value)
+        for index, group in enumerate(self._groups()):
+            for name in GROUP_STATE:
+                if name in group:
+                    tensors[f"group.{index}.{name}"] = torch.tensor(group[name], dtype=torch.float64)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take up a `state` again; the model's working copies follow."""
         with torch.no_grad():
             self.flat.copy_(tensors["master"])
-        for index, group in enumerate(self.adamw.param_groups):
-            prefix = f"adamw.{index}."
-            state = {
-                name.removeprefix(prefix): value.to(self.flat.device, copy=True)
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-            if "state1" in state:
-                state["step"] = int(state["step"])  # type: ignore[assignment]  # bitsandbytes counts in plain numbers
+            if self.average is not None:
+                self.average.copy_(tensors["average"])
+        self.updates = int(tensors["updates"])
+        for index, (rule, parameter) in enumerate(parameters_of(self.rules)):
+            found = _under(tensors, f"update.{index}.")
+            state: dict[str, Any] = {name: value.to(self.flat.device, copy=True) for name, value in found.items()}
+            if "step" in state and not isinstance(rule, torch.optim.AdamW):
+                state["step"] = int(state["step"])  # others count in plain numbers
             if state:
-                self.adamw.state[group["params"][0]] = state
+                rule.state[parameter] = state
+        for index, group in enumerate(self._groups()):
+            for name, value in _under(tensors, f"group.{index}.").items():
+                group[name] = int(value) if name == "step" else float(value)
         self.publish()
 
-
-def runs_in_eight_bits(train: Train, device: torch.device) -> bool:
-    """Whether the recipe's 8-bit optimiser is one here: bitsandbytes has it for CUDA alone."""
-    return train.optimiser != "adamw" and device.type == "cuda"
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for rule in self.rules for group in rule.param_groups]
 
 
-def _adamw(groups: list[dict[str, Any]], train: Train, device: torch.device) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": 0.0, "betas": train.betas, "eps": train.eps}
-    if not runs_in_eight_bits(train, device):
-        return torch.optim.AdamW(groups, **settings, fused=True)
-    import bitsandbytes.optim
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    name = "PagedAdamW8bit" if train.optimiser == "paged_adamw_8bit" else "AdamW8bit"
-    kind = getattr(bitsandbytes.optim, name)
-    found: torch.optim.Optimizer = kind(groups, **settings)
-    return found
+
+def _with_gradient(numbers: Tensor, grad: Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(numbers)
+    parameter.grad = grad
+    return parameter
 
 
 def _add_into(total: Tensor) -> Callable[[Tensor], None]:

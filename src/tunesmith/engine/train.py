@@ -17,14 +17,24 @@ from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.memory import Fit, activations_of, fit, recompute
-from tunesmith.engine.optimiser import MasterWeights, runs_in_eight_bits
+from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.tensorboard import TensorBoard
-from tunesmith.engine.trainable import base_parameters, learning_rates, trainable_model, with_known_features, with_room
+from tunesmith.engine.trainable import (
+    base_parameters,
+    is_hidden,
+    learning_rates,
+    trainable_model,
+    with_known_features,
+    with_room,
+)
+from tunesmith.engine.update import is_elsewhere
 from tunesmith.errors import UserError
+from tunesmith.models.attention import packs
 from tunesmith.models.load import load_tokenizer, refuse_other_kinds
+from tunesmith.models.prompts import plain_model
 from tunesmith.plan.probe import forget_peak, measured, memory_now, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
@@ -116,11 +126,14 @@ def _carry_out(
         step=loop.state.step,
     )
     loop.events.emit("data", **asdict(prepared.report))
-    if recipe.train.optimiser != "adamw" and not runs_in_eight_bits(recipe.train, device):
+    if is_elsewhere(recipe.train, device):
         said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {device.type} plain AdamW does the work."
         loop.events.emit("warning", message=said)
     if recipe.train.offload_activations and device.type != "cuda":
         loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
+    if recipe.data.pack and not packs(plain_model(model)):
+        said = f"{type(plain_model(model)).__name__}'s attention cannot be told where documents end: rows are padded."
+        loop.events.emit("warning", message=said)
     predicted = None
     if recipe.train.memory_bytes is not None:
         chosen, predicted = _stay_within(recipe, loop, run)
@@ -132,6 +145,7 @@ def _carry_out(
     output = None
     if reason != "interrupted":
         _take_best(recipe, run, loop)
+        loop.masters.take_average()
         output = save_output(run, loop.model, loop.masters, tokenizer, recipe)
     loop.events.emit("plan", measured=measured(loop.state.seconds, loop.state.step, loop.state.tokens, device))
     loop.events.emit(
@@ -149,12 +163,14 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
     peak, factor = learning_rates(recipe, model)
     tokens_per_batch = train.tokens_per_batch or min(train.tokens_per_step, 2048)
     batches = _batches(recipe, prepared.train, tokens_per_batch)
+    hidden = [is_hidden(model)] if train.optimiser == "muon" else []
+    masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
         model=model,
         objective=recipe.objective,
         batches=batches,
         held_out=prepared.held_out,
-        masters=MasterWeights(model.named_parameters(), train, factor),
+        masters=masters,
         train=train,
         total_steps=train.steps or batches.steps_in(train.epochs or 1.0),
         peak_learning_rate=peak,

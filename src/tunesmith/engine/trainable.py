@@ -1,5 +1,7 @@
 """From a recipe to a model of which exactly the method's weights move, and what follows from which do."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,14 +11,16 @@ from transformers import PreTrainedModel
 
 from tunesmith.data.prepare import Prepared
 from tunesmith.engine.memory import recompute
+from tunesmith.engine.update import RATES
 from tunesmith.errors import UserError
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.anatomy import blocks, stacks
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.heads import body_is_frozen, check_class_head, head_names, with_features
 from tunesmith.models.load import learnt_positions, load_model
-from tunesmith.models.prompts import plain_model
+from tunesmith.models.noise import add_embedding_noise
+from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.recipe import Recipe
 
@@ -45,6 +49,10 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
             f"({str(error).splitlines()[0]}). Set train.precision: fp32."
         ) from error
     adapted = recipe.method.apply(model, recipe.train.seed)
+    if recipe.train.neftune_alpha is not None:
+        if has_prompt(adapted) and not has_prefix(adapted):
+            raise UserError(f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave it out.")
+        add_embedding_noise(adapted, recipe.train.neftune_alpha)
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
         recompute(adapted, len(blocks(model)))
     return adapted
@@ -53,16 +61,53 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and what it is multiplied by for a parameter of that name."""
     share = recipe.method.share_for_classes if recipe.objective.classes else 1.0
-    own = recipe.method.learning_rate(base_parameters(model)) * share
+    own = recipe.method.learning_rate(base_parameters(model)) * share * RATES.get(recipe.train.optimiser, 1.0)
     peak = recipe.train.learning_rate or float(f"{own:.1e}")
     heads = head_names(plain_model(model))
+    away = from_output(model) if recipe.train.layer_decay < 1 else defaultdict(int)
 
     def factor(parameter: str) -> float:
         if any(f".{head}." in f".{parameter}" for head in heads):
             return recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size) / peak
-        return recipe.method.learning_rate_factor(parameter)
+        return recipe.method.learning_rate_factor(parameter) * recipe.train.layer_decay ** away[parameter]
 
     return peak, factor
+
+
+def from_output(model: PreTrainedModel) -> dict[str, int]:
+    """How far each parameter is from the output: 0 behind the blocks, 1 in the last of them, …, and one more than there
+    are blocks before the first."""
+    places = _places(model)
+    count = len(blocks(plain_model(model)))
+    found: dict[str, int] = {}
+    seen = False
+    for name, _ in model.named_parameters():
+        place = places(name)
+        seen = seen or place is not None
+        found[name] = count - place if place is not None else 0 if seen else count + 1
+    return found
+
+
+def is_hidden(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Whether the parameter of that name lies within a block."""
+    places = _places(model)
+    return lambda name: places(name) is not None
+
+
+def _places(model: PreTrainedModel) -> Callable[[str], int | None]:
+    """The place of the block that a parameter of that name lies in, counted over all stacks; None in no block."""
+    starts: dict[str, int] = {}
+    count = 0
+    for name, stack in stacks(plain_model(model)):
+        starts[name] = count
+        count += len(stack)
+    pattern = re.compile(rf"(?:^|\.)({'|'.join(map(re.escape, starts))})\.(\d+)\.")
+
+    def place(parameter: str) -> int | None:
+        match = pattern.search(parameter)
+        return None if match is None else starts[match[1]] + int(match[2])
+
+    return place
 
 
 def with_room(recipe: Recipe) -> Recipe:

@@ -17,15 +17,19 @@ from tunesmith.models.prompts import Inputs, laid_out, padded, plain_model
 from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, row_losses
 
 
-def next_token_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Sum over the batch's learnt positions of −log p(next token), in nats: a scalar, fp32 or wider."""
+def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+    """Sum over the batch's learnt positions of −log p(next token), in nats: a scalar, fp32 or wider.
+
+    `smoothing` and `z_loss` as in `tunesmith.ops.cross_entropy`.
+    """
     hidden, labels = learnt_hidden_states(model, batch)
     head = head_of(model)
     if head is not None:
-        return linear_cross_entropy(hidden, head, labels)
+        return linear_cross_entropy(hidden, head, labels, smoothing, z_loss)
+    one_loss = partial(_head_loss, model, smoothing=smoothing, z_loss=z_loss)
     loss = hidden.new_zeros((), dtype=torch.float32)
     for rows, targets in zip(torch.split(hidden, 512), torch.split(labels, 512), strict=True):
-        loss = loss + checkpoint(partial(_head_loss, model), rows, targets, use_reentrant=False)
+        loss = loss + checkpoint(one_loss, rows, targets, use_reentrant=False)
     return loss
 
 
@@ -143,6 +147,14 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
-def _head_loss(model: PreTrainedModel, rows: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+def _head_loss(
+    model: PreTrainedModel,
+    rows: Tensor,
+    targets: Tensor,
+    reduction: str = "sum",
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
     logits = plain_model(model).get_output_embeddings()(rows).float()
-    return nn.functional.cross_entropy(logits, targets, reduction=reduction)
+    loss = nn.functional.cross_entropy(logits, targets, reduction=reduction, label_smoothing=smoothing)
+    return loss + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else loss

@@ -30,6 +30,10 @@ class Classification(ObjectiveConfig):
     """Peak learning rate of the new head, whatever `train.learning_rate` is. Default: 8 / hidden size, at most 0.02, as
     a head's rate goes with the reciprocal of what it reads (Yang et al. 2022, table 3); tried on MiniLM."""
 
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """ε: learn (1 − ε) of the class and ε / classes of every other (Szegedy et al. 2016, section 7). 0: probabilities
+    are then as sure as the rows are."""
+
     over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     form: ClassVar[str | None] = "classification"
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
@@ -63,7 +67,8 @@ class Classification(ObjectiveConfig):
         return [Rendering(example.text or "", (), label=labels.index(example.label))]
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return functional.cross_entropy(class_logits(model, batch).float(), batch.labels, reduction="sum")
+        logits = class_logits(model, batch).float()
+        return functional.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=self.label_smoothing)
 
     @torch.no_grad()
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -2,18 +2,13 @@
 
 from typing import Literal
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.errors import UserError
-from tunesmith.models.forward import next_token_loss, next_token_losses
-from tunesmith.recipe import ObjectiveConfig
+from tunesmith.objectives.next_token import NextToken
 
 
-class Instruction(ObjectiveConfig):
+class Instruction(NextToken):
     """loss = −Σ log p(xₜ | x₍<t₎) over the learnt tokens (Ouyang et al. 2022, the supervised stage)."""
 
     kind: Literal["instruction"] = "instruction"
@@ -28,9 +23,3 @@ class Instruction(ObjectiveConfig):
                 "or name the columns that hold question and answer in data.columns."
             )
         return renderer.render(example, learn=self.learn)
-
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch)
-
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_losses(model, batch)

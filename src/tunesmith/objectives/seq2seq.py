@@ -2,18 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering, source_text
 from tunesmith.errors import UserError
-from tunesmith.models.forward import next_token_loss, next_token_losses
-from tunesmith.recipe import BaseKind, ObjectiveConfig
+from tunesmith.objectives.next_token import NextToken
+from tunesmith.recipe import BaseKind
 
 
-class Seq2Seq(ObjectiveConfig):
+class Seq2Seq(NextToken):
     """loss = −Σ log p(yₜ | y₍<t₎, x) over the answer's tokens and its end, of the text x (Raffel et al. 2020, section
     2.1; Lewis et al. 2020, section 3.3)."""
 
@@ -30,9 +26,3 @@ class Seq2Seq(ObjectiveConfig):
         *asked, answer = example.messages
         said = str(answer["content"])
         return [Rendering(said, ((0, len(said)),), source=source_text(asked))]
-
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch)
-
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_losses(model, batch)

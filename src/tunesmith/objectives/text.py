@@ -2,17 +2,12 @@
 
 from typing import ClassVar, Literal
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.models.forward import next_token_loss, next_token_losses
-from tunesmith.recipe import ObjectiveConfig
+from tunesmith.objectives.next_token import NextToken
 
 
-class Text(ObjectiveConfig):
+class Text(NextToken):
     """loss = −Σ log p(xₜ | x₍<t₎) over all tokens of a document and its end (Radford et al. 2018, eq. 1).
 
     Documents are never mixed: attention stays inside each, also when many are packed into one batch. Chats are
@@ -25,9 +20,3 @@ class Text(ObjectiveConfig):
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         return renderer.render(example, learn="all")
-
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch)
-
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_losses(model, batch)

@@ -31,13 +31,17 @@ class Head(NamedTuple):
     softcap: float | None = None
 
 
-def cross_entropy_reference(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+def cross_entropy_reference(
+    hidden: Tensor, head: Head, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """The definition. `linear_cross_entropy` is held to this.
 
     Args:
         hidden: (rows, hidden).
         head: the last layer.
         labels: (rows,) int64, each in [0, vocab).
+        smoothing: ε of label smoothing: the target is (1 − ε) onehot + ε / vocab (Szegedy et al. 2016, section 7).
+        z_loss: λ of λ (log Σⱼ exp zⱼ)², which keeps logits from drifting (Chowdhery et al. 2022, section 5).
 
     Returns:
         Scalar: the sum over rows, in nats.
@@ -46,15 +50,18 @@ def cross_entropy_reference(hidden: Tensor, head: Head, labels: Tensor) -> Tenso
     logits = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits) * head.scale
     if head.softcap is not None:
         logits = torch.tanh(logits / head.softcap) * head.softcap
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    return loss + z_loss * torch.logsumexp(logits, -1).square().sum()
 
 
-def linear_cross_entropy(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, head: Head, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """`cross_entropy_reference` in chunks of about `CHUNK_BYTES` of logits.
 
     Gradients of `hidden`, `head.weight` and `head.bias` are formed in the forward pass, each only where asked for.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, head.scale, head.softcap, labels)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, head, labels, smoothing, z_loss)
     return loss
 
 
@@ -95,11 +102,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        scale: float,
-        softcap: float | None,
+        head: Head,
         labels: Tensor,
+        smoothing: float,
+        z_loss: float,
     ) -> Tensor:
-        head = Head(weight, bias, scale, softcap)
+        head = Head(weight, bias, head.scale, head.softcap)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss = hidden.new_zeros((), dtype=wide)
@@ -108,7 +116,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias and bias is not None else None
         start = 0
         for rows, targets, real in _chunks(hidden, labels, weight):
-            losses, g = _losses_and_gradient(rows, head, targets, wants_hidden or wants_weight or wants_bias)
+            wants_gradient = wants_hidden or wants_weight or wants_bias
+            if smoothing or z_loss:
+                losses, g = _smoothed_losses_and_gradient(rows, head, targets, wants_gradient, smoothing, z_loss)
+            else:
+                losses, g = _losses_and_gradient(rows, head, targets, wants_gradient)
             loss += losses[:real].sum()
             if g is not None:
                 g[real:] = 0
@@ -133,9 +145,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_hidden is None else grad_hidden * up.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * up).to(weight_dtype),
             None if grad_bias is None else (grad_bias * up).to(bias_dtype),
-            None,
-            None,
-            None,
+            *[None] * 4,
         )
 
 
@@ -150,16 +160,30 @@ def _losses_and_gradient(
         return losses, z if wants_gradient else None
     if head.softcap is None and head.scale == 1.0 and rows.is_cuda and cuda.liger("cross_entropy"):
         return cuda.losses_and_gradient(linear(rows, head.weight, head.bias), targets, wants_gradient)
+    return _smoothed_losses_and_gradient(rows, head, targets, wants_gradient)
+
+
+def _smoothed_losses_and_gradient(
+    rows: Tensor, head: Head, targets: Tensor, wants_gradient: bool, smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """`_losses_and_gradient` with smoothed labels and λ (log Z)²: ∂/∂z = p (1 + 2 λ log Z) − (1 − ε) onehot − ε / V."""
     z = _logits(rows, head)
-    log_p = torch.log_softmax(z, -1)
-    losses = -log_p.gather(-1, targets[:, None])[:, 0]
-    return losses, _softmax_minus_onehot(z, log_p, targets, head).to(rows.dtype) if wants_gradient else None
-
-
-def _softmax_minus_onehot(z: Tensor, log_p: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """∂loss/∂(h Wᵀ + b), in the memory of `log_p`."""
+    log_z = torch.logsumexp(z, -1, keepdim=True)  # (rows, 1)
+    log_p = z - log_z
+    losses = -(1 - smoothing) * log_p.gather(-1, targets[:, None])[:, 0] + z_loss * log_z[:, 0].square()
+    if smoothing:
+        losses -= smoothing * log_p.mean(-1)
+    if not wants_gradient:
+        return losses, None
     g = log_p.exp_()
-    g.scatter_add_(-1, targets[:, None], g.new_full((len(g), 1), -1.0))
+    if smoothing or z_loss:
+        g.mul_(1 + 2 * z_loss * log_z).sub_(smoothing / z.shape[-1])
+    g.scatter_add_(-1, targets[:, None], g.new_full((len(g), 1), smoothing - 1.0))
+    return losses, _through_head(g, z, head).to(rows.dtype)
+
+
+def _through_head(g: Tensor, z: Tensor, head: Head) -> Tensor:
+    """∂loss/∂(h Wᵀ + b) of ∂loss/∂z, in its memory."""
     if head.softcap is not None:
         g.mul_(1 - (z / head.softcap).square())  # d tanh
     return g if head.scale == 1.0 else g.mul_(head.scale)

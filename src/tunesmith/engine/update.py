@@ -1,0 +1,79 @@
+"""The rules by which weights are updated, from the libraries that keep them."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tunesmith.errors import UserError
+from tunesmith.recipe import Train
+
+Group = dict[str, Any]
+"""`params`, `weight_decay`, `rate_factor`, and `hidden`: whether they are matrices within the blocks."""
+
+BY_MATRIX = ("adafactor", "muon")
+"""Rules that look at rows and columns; the others take all numbers alike, and get them as one vector."""
+
+ON_CUDA_ALONE = ("adamw_8bit", "paged_adamw_8bit")
+
+RATES = {"lion": 0.2}
+"""What a method's default rate, which is AdamW's, is multiplied by: Lion's steps are of full size in every number, and
+its authors take three to ten times smaller ones (Chen et al. 2023, section 5)."""
+
+
+def is_elsewhere(train: Train, device: torch.device) -> bool:
+    """Whether the recipe's rule is not to be had on this device, so that AdamW does its work."""
+    return train.optimiser in ON_CUDA_ALONE and device.type != "cuda"
+
+
+def update_rules(groups: Sequence[Group], train: Train, device: torch.device) -> list[Optimizer]:
+    """The recipe's optimiser over the groups; Muon has AdamW beside it, for what is no matrix within a block.
+
+    Raises:
+        UserError: it is in a package that is not installed.
+    """
+    name = "adamw" if is_elsewhere(train, device) else train.optimiser
+    if name == "muon":
+        hidden = [group for group in groups if group["hidden"]]
+        others = [group for group in groups if not group["hidden"]]
+        rules = [torch.optim.Muon(hidden, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")] if hidden else []
+        return [*rules, *([_adamw(others, train)] if others else [])]
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return [Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)]
+    if name in ("lion", "schedule_free"):
+        return [_from_pytorch_optimizer(name, groups, train)]
+    if name in ON_CUDA_ALONE:
+        import bitsandbytes.optim
+
+        kind = getattr(bitsandbytes.optim, "PagedAdamW8bit" if name == "paged_adamw_8bit" else "AdamW8bit")
+        return [kind(groups, lr=0.0, betas=train.betas, eps=train.eps)]
+    return [_adamw(groups, train)]
+
+
+def _adamw(groups: Sequence[Group], train: Train) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, fused=True)
+
+
+def _from_pytorch_optimizer(name: str, groups: Sequence[Group], train: Train) -> Optimizer:
+    if find_spec("pytorch_optimizer") is None:
+        raise UserError(
+            f"train.optimiser: {name} needs a package that is not installed. pip install 'tunesmith[optimisers]'"
+        )
+    import pytorch_optimizer
+
+    rule: Optimizer
+    if name == "lion":
+        rule = pytorch_optimizer.Lion(groups, lr=0.0, betas=(0.9, 0.99))
+    else:
+        rule = pytorch_optimizer.ScheduleFreeAdamW(groups, lr=0.0, betas=train.betas, eps=train.eps)
+    return rule
+
+
+def parameters_of(rules: Sequence[Optimizer]) -> list[tuple[Optimizer, nn.Parameter]]:
+    """Every parameter with its rule, in order."""
+    return [(rule, each) for rule in rules for group in rule.param_groups for each in group["params"]]
