@@ -557,15 +557,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="kinds to try again; the other cells are as they were recorded")
+    parser.add_argument("--failed", action="store_true", help="try again what failed")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "matrix.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bases = Path(folder)
         make_bases(bases, EVERY_FAMILY)
         write_data(bases)
-        recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only else {}
+        recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only or arguments.failed else {}
+        only = arguments.only or []
         every = list(dict.fromkeys([*cells(), *family_cells()]))
-        again = [cell for cell in every if cell.key not in recorded or cell.method["kind"] in arguments.only]
+        again = [
+            cell
+            for cell in every
+            if cell.key not in recorded or cell.method["kind"] in only or recorded[cell.key]["failed"]
+        ]
         tried = try_all(again, bases, arguments.workers)
     found = {cell: tried[cell] if cell in tried else Outcome(**recorded[cell.key]) for cell in every}
     arguments.output.write_text(page(found), encoding="utf-8")

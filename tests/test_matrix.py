@@ -50,4 +50,4 @@ def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:
         assert f"| `{name}` |" in page, f"{name} is not in docs/matrix.md: run make matrix"
     for family in EVERY_FAMILY:
         assert f"| {family} |" in page, f"{family} is not in docs/matrix.md: run make matrix"
-    assert "fails" not in page
+    assert ": fails" not in page

@@ -129,6 +129,11 @@ class ObjectiveConfig(Strict, ABC):
     labels: list[str] | None = None
     """The classes' names, where it learns classes."""
 
+    @property
+    def joins_rows(self) -> bool:
+        """Whether rows are laid end to end and cut anew, without regard to where each ends."""
+        return False
+
     def head_learning_rate_at(self, hidden: int) -> float:
         """The learning rate of a new head over classes, which reads that many numbers."""
         raise NotImplementedError
@@ -224,10 +229,18 @@ class Data(Strict):
     pack: bool = True
     """Lay many examples into one batch, with attention and positions kept apart exactly. Off: one at a time."""
 
+    replay: list[str] = []
+    """Paths of other rows, general text or chats of before, of which some are learnt among the training rows against
+    forgetting (Robins 1995; Scialom et al. 2022). Raw text among them is learnt as text. Default: none."""
+
+    replay_share: float = Field(default=0.1, gt=0, lt=1)
+    """How much of all training tokens is replayed, where `replay` names some. 10 %: a little of it kept most of what
+    was known (Ibrahim et al. 2024, section 6)."""
+
     cache: bool = True
     """Keep the tokenised rows for the next run, under a key of everything that made them."""
 
-    @field_validator("train", mode="before")
+    @field_validator("train", "replay", mode="before")
     @classmethod
     def _one_path(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | Path) else value
@@ -406,6 +419,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
+        if self.data.replay and (self.objective.classes or self.objective.bases != ("decoder",)):
+            raise ValueError(f"data.replay is of written text, and objective: {self.objective.kind} learns none")
         if self.base.quantised and self.method.moves_base:
             raise ValueError(
                 f"method {self.method.kind} moves the base's own matrices, and base.weights: {self.base.weights} holds "
@@ -485,6 +500,7 @@ class Recipe(Strict):
         data = self.data.model_copy(
             update={
                 "train": [absolute(path) for path in self.data.train],
+                "replay": [absolute(path) for path in self.data.replay],
                 "held_out": held_out if isinstance(held_out, float) else [absolute(path) for path in held_out],
             }
         )

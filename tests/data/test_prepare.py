@@ -176,3 +176,59 @@ def test_a_table_larger_than_memory_is_kept_in_a_file_and_reads_the_same(monkeyp
         np.testing.assert_array_equal(getattr(spooled, name), getattr(small, name))
     assert [str(spooled.source(row)) for row in range(40)] == [str(source) for _, _, source in rows]
     assert small.learnt_tokens == sum(int(learnt[1:].sum()) for _, learnt, _ in rows)
+
+
+def test_documents_laid_end_to_end_are_cut_without_losing_a_token_or_its_place(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("ab" * (number + 3), encoding="utf-8")
+    apart = recipe_for(tiny_model, tmp_path / "0.txt")
+    paths = [str(tmp_path / f"{number}.txt") for number in range(5)]
+    data = apart.data.model_copy(update={"train": paths, "max_length": 8})
+    apart = apart.model_copy(update={"data": data})
+    joined = apart.model_copy(update={"objective": apart.objective.model_copy(update={"concatenate": True})})
+    long = apart.model_copy(update={"data": data.model_copy(update={"max_length": 512})})
+    stream = prepared(long).train
+    found = prepared(joined)
+    table = found.train
+    assert np.concatenate([table[0][0], *(table[row][0][1:] for row in range(1, len(table)))]).tolist() == list(
+        stream.ids
+    )
+    assert all(len(table[row][0]) == 8 for row in range(len(table) - 1))
+    assert table.learnt_tokens == len(stream.ids) - 1, "every token but the first is predicted, across ends too"
+    assert found.report.joined == len(table)
+    starts = [0, *np.cumsum([7] * (len(table) - 1))]
+    rows = [int(np.searchsorted(stream.offsets, start, side="right")) - 1 for start in starts]
+    assert [table.source(piece) for piece in range(len(table))] == [stream.source(row) for row in rows]
+
+
+def test_replayed_rows_make_up_their_share_and_raw_text_among_them_is_learnt_whole(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", *[pair(f"question {n}", f"answer {n}") for n in range(50)])
+    text = tmp_path / "general.txt"
+    text.write_text(
+        "\n\n".join(f"A general sentence of number {n}, long enough." for n in range(200)), encoding="utf-8"
+    )
+    plain = prepared(recipe_for(tiny_model, rows)).train
+    recipe = recipe_for(tiny_model, rows, replay=str(text), replay_share=0.25, max_length=64)
+    found = prepared(recipe)
+    added = [row for row in range(len(found.train)) if found.train.source(row).file.endswith("general.txt")]
+    tokens = sum(len(found.train[row][0]) for row in added)
+    assert len(found.train) == len(plain) + len(added)
+    assert tokens / len(found.train.ids) == pytest.approx(0.25, abs=0.02)
+    assert (found.report.replayed, found.report.replayed_tokens) == (len(added), tokens)
+    assert all(found.train[row][1][1:].all() for row in added)
+    again = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 1})})
+    assert prepared(again).train.ids.tolist() != found.train.ids.tolist(), "another seed draws others, cached or not"
+    with pytest.raises(UserError, match=r"data.replay holds .* tokens, and data.replay_share: 0.9 asks for"):
+        prepared(recipe_for(tiny_model, rows, replay=str(text), replay_share=0.9, max_length=64))
+
+
+def test_replay_is_refused_where_no_text_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", pair("a", "b"))
+    with pytest.raises(UserError, match=r"data\.replay is of written text, and objective: classification learns none"):
+        Recipe.load(
+            {"data": {"train": str(rows), "replay": str(rows)}, "objective": "classification", "base": str(tiny_model)}
+        )

@@ -12,6 +12,7 @@ from tunesmith.data.check import fault
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
+from tunesmith.data.turns import NotUnderstoodError, turns_of
 from tunesmith.errors import UserError
 
 ASKED, ANSWERED = "What is two and two?", "It is four."
@@ -193,6 +194,23 @@ def test_raw_text_is_read_as_text_and_ends_as_a_document():
     assert ids[-1] == renderer.tokenizer.eos_token_id
     assert (ids == renderer.tokenizer.eos_token_id).sum() == 1
     assert learnt.all()
+
+
+def test_openai_turns_of_weight_0_are_read_and_not_learnt_and_nothing_behind_the_last_learnt_one_is_kept():
+    rows = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "First.", "weight": 0}]
+    rows += [{"role": "user", "content": "b?"}, {"role": "assistant", "content": "Second.", "weight": 1}]
+    rows += [{"role": "user", "content": "c?"}, {"role": "assistant", "content": "Third.", "train": False}]
+    renderer = Renderer(stock("qwen2_5"))
+    example = Example(Source("rows.jsonl", 1), messages=tuple(turns_of(rows, "messages")))
+    (said,) = learnt_texts(renderer, example)
+    assert said.strip() == "Second.<|im_end|>"
+    (rendering,) = renderer.render(example)
+    assert "First." in rendering.text
+    assert "c?" not in rendering.text
+    with pytest.raises(UnusableError, match="none of its answers is to be learnt"):
+        renderer.render(example, learn="last")
+    with pytest.raises(NotUnderstoodError, match=r"the weight of turn 1 of messages is a number \(0.5\), not 0 or 1"):
+        turns_of([{"role": "assistant", "content": "x", "weight": 0.5}], "messages")
 
 
 SAID = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=40).filter(str.strip)

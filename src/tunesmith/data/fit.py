@@ -25,6 +25,8 @@ def fit(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0)
         UserError: they are to be refused, or truncating leaves some without anything to learn.
     """
     limit = recipe.data.max_length + recipe.objective.classes  # a class stands behind the tokens and is none
+    if recipe.objective.joins_rows:
+        return _joined(table, limit, report)
     how = recipe.data.over_long if recipe.data.over_long != "auto" else recipe.objective.over_long
     long = np.flatnonzero(table.lengths > limit)
     if len(long) == 0:
@@ -38,6 +40,16 @@ def fit(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0)
             "(they are then counted)."
         )
     return TokenTable.build(_fitted(table, limit, how, report, closing))
+
+
+def _joined(table: TokenTable, limit: int, report: DataReport) -> TokenTable:
+    """All rows end to end, cut every `limit` tokens; each piece is named after the row that it begins in."""
+    pieces = []
+    for start, ids, learnt in _cut(table.ids, table.learnt, limit, report):
+        row = int(np.searchsorted(table.offsets, start, side="right")) - 1
+        pieces.append((ids, learnt, table.source(row)))
+    report.joined += len(pieces)
+    return TokenTable.build(pieces)
 
 
 def _fitted(table: TokenTable, limit: int, how: str, report: DataReport, closing: int) -> Iterator[Tokens]:
@@ -56,7 +68,7 @@ def _fitted(table: TokenTable, limit: int, how: str, report: DataReport, closing
                 hopeless.append(source)
         else:
             report.split += 1
-            yield from _split(ids, learnt, source, limit, report)
+            yield from ((piece, marks, source) for _, piece, marks in _cut(ids, learnt, limit, report))
     if hopeless:
         shown = ", ".join(str(source) for source in hopeless[:SHOWN])
         raise UserError(
@@ -65,15 +77,15 @@ def _fitted(table: TokenTable, limit: int, how: str, report: DataReport, closing
         )
 
 
-def _split(
-    ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source, limit: int, report: DataReport
-) -> Iterator[Tokens]:
-    """Pieces of `limit` tokens; each begins with the last token of the one before, read and not learnt, so that every
-    token is predicted exactly once."""
+def _cut(
+    ids: NDArray[np.int32], learnt: NDArray[np.bool_], limit: int, report: DataReport
+) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.bool_]]]:
+    """Pieces of `limit` tokens and where they start; each begins with the last token of the one before, read and not
+    learnt, so that every token is predicted exactly once."""
     for start in range(0, len(ids) - 1, limit - 1):
         piece = learnt[start : start + limit].copy()
         piece[0] = learnt[0] if start == 0 else False
         if piece[1:].any():
-            yield ids[start : start + limit], piece, source
+            yield start, ids[start : start + limit], piece
         else:
             report.unlearnable += 1

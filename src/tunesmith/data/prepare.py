@@ -14,10 +14,10 @@ from tunesmith.data.example import Example, Malformed
 from tunesmith.data.fit import fit
 from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row, fingerprint, read
-from tunesmith.data.render import Renderer
+from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.split import is_held_out
-from tunesmith.data.tokenise import Chunk, Tokeniser
+from tunesmith.data.tokenise import Chunk, Renders, Tokeniser
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
@@ -44,11 +44,12 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """
     recipe = settled(recipe)
     held_out = recipe.data.held_out
-    paths = recipe.data.train + (held_out if isinstance(held_out, list) else [])
+    paths = recipe.data.train + (held_out if isinstance(held_out, list) else []) + recipe.data.replay
     fingerprints = fingerprint(paths, Path.cwd())
     settings = {
         "data": recipe.data.model_dump(mode="json", exclude={"cache", "pack"}),
         "objective": recipe.objective.model_dump(mode="json"),
+        "replay_seed": recipe.train.seed if recipe.data.replay else None,
     }
     folder = cache.cache_folder() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
     usable = recipe.data.cache and all(fingerprints.values())
@@ -133,11 +134,58 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     table, kept_out_table = (fit(recipe, side.table(), report, closing) for side in builders)
     if len(table) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
+    if recipe.data.replay:
+        table = with_replay(recipe, renderer, table, report)
     report.examples, report.held_out_rows = len(table), len(kept_out_table)
     report.tokens, report.learnt_tokens = len(table.ids), table.learnt_tokens
     report.held_out_tokens, report.held_out_learnt_tokens = len(kept_out_table.ids), kept_out_table.learnt_tokens
     report.length_histogram = _histogram(table.lengths)
     return table, kept_out_table, report
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    """What an objective makes of a replayed row: of raw text the whole, whatever else it learns."""
+
+    objective: Renders
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        if example.messages is None:
+            return renderer.render(example, learn="all")
+        return self.objective.render(renderer, example)
+
+
+def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: DataReport) -> TokenTable:
+    """The training rows, and behind them so many replayed ones, drawn by `train.seed`, as make up their share.
+
+    Raises:
+        UserError: the replayed rows cannot be read or learnt from, or are too few.
+    """
+    anew = recipe.data.model_copy(update={"form": "auto", "columns": {}, "over_long": "split"})
+    recipe = recipe.model_copy(update={"data": anew})
+    counted = DataReport()
+    builder = TableBuilder()
+    for chunk in Tokeniser(_Replayed(recipe.objective), renderer, 0.0).all(examples(recipe, anew.replay, counted)):
+        builder.extend(chunk.sides[0])
+        _count(chunk, counted)
+    _refuse_unusable(recipe, counted)
+    pool = fit(recipe, builder.table(), counted)
+    share = recipe.data.replay_share
+    wanted = share / (1 - share) * len(table.ids)
+    order = np.random.default_rng(recipe.train.seed).permutation(len(pool))
+    taken = int(np.searchsorted(np.cumsum(pool.lengths[order]), wanted)) + 1
+    if len(pool.ids) < wanted:
+        raise UserError(
+            f"data.replay holds {len(pool.ids):,} tokens, and data.replay_share: {share} asks for {wanted:,.0f} beside "
+            f"{len(table.ids):,} of data.train. Give more rows, or lower the share."
+        )
+    builder = TableBuilder()
+    builder.extend(table)
+    for row in order[:taken].tolist():
+        builder.add(*pool[row], pool.source(row))
+    report.replay_rows, report.replayed = len(pool), taken
+    report.replayed_tokens = int(pool.lengths[order[:taken]].sum())
+    return builder.table()
 
 
 def _count(chunk: Chunk, report: DataReport) -> None:

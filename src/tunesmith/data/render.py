@@ -90,14 +90,14 @@ class Renderer:
         """
         if example.text is not None:
             return [Rendering(example.text, ((0, len(example.text)),), document=True)]
-        messages = example.messages or ()
+        messages, wanted = _up_to_the_last_learnt(example.messages or (), learn)
         _refuse_special_tokens(messages, self.template.special_tokens)
         if learn == "all":
             text = self.template.text(messages, example.tools)
             renderings = [Rendering(text, ((0, len(text.rstrip())),))]
         else:
-            renderings = self._assistant_turns(messages, example.tools, learn)
-        _refuse_losses(example, renderings, learn)
+            renderings = self._assistant_turns(messages, example.tools, wanted)
+        _refuse_losses(messages, example.tools, renderings, learn)
         return renderings
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
@@ -136,10 +136,9 @@ class Renderer:
         before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0)
         return len(whole) - before - len(plain)
 
-    def _assistant_turns(self, messages: Sequence[Message], tools: Tools, learn: Learn) -> list[Rendering]:
-        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        wanted = answers if learn == "assistant" else answers[-1:]
-        turns = [self.template.turn(messages[: place + 1], tools, only=len(answers) == 1) for place in wanted]
+    def _assistant_turns(self, messages: Sequence[Message], tools: Tools, wanted: Sequence[int]) -> list[Rendering]:
+        only = sum(message["role"] == "assistant" for message in messages) == 1
+        turns = [self.template.turn(messages[: place + 1], tools, only) for place in wanted]
         text = turns[-1].text
         together: list[Span] = []
         apart: list[Rendering] = []
@@ -242,10 +241,26 @@ def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) 
                 )
 
 
-def _refuse_losses(example: Example, renderings: Sequence[Rendering], learn: Learn) -> None:
+def _up_to_the_last_learnt(messages: Sequence[Message], learn: Learn) -> tuple[Sequence[Message], list[int]]:
+    """The chat up to the last turn that is learnt, and where such turns stand; what comes after teaches nothing.
+
+    Raises:
+        UnusableError: every answer is marked as not to be learnt.
+    """
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    marked = [place for place, message in enumerate(messages) if not message.get("learn", True)]
+    if not marked or learn == "all":
+        return messages, answers if learn == "assistant" else answers[-1:]
+    wanted = [place for place in (answers if learn == "assistant" else answers[-1:]) if place not in marked]
+    if not wanted:
+        raise UnusableError("none of its answers is to be learnt, by their weights")
+    bare = [{key: value for key, value in message.items() if key != "learn"} for message in messages]
+    return bare[: wanted[-1] + 1], wanted
+
+
+def _refuse_losses(messages: Sequence[Message], tools: Tools, renderings: Sequence[Rendering], learn: Learn) -> None:
     """What is said must stand in the text, but for white space: templates leave out what they have no place for."""
     shown = ["".join(each.text.split()) for each in renderings]
-    messages = example.messages or ()
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     for place, message in enumerate(messages):
         if message["role"] == "tool" or (learn == "last" and message["role"] == "assistant" and place != last):
@@ -257,6 +272,6 @@ def _refuse_losses(example: Example, renderings: Sequence[Rendering], learn: Lea
                     f"the chat template leaves out part of turn {place + 1} ({message['role']}): {said.strip()[:40]!r}."
                     " Remove it, or set base.chat_template to one that shows it"
                 )
-    for tool in example.tools or ():
+    for tool in tools or ():
         if not any(tool["function"]["name"] in text for text in shown):
             raise UnusableError(f"the chat template has no place for tools ({tool['function']['name']})")

@@ -19,6 +19,8 @@ class DataReport:
         held_out_rows: examples kept out of training.
         examples: to train on, after splitting and dropping.
         truncated, split, dropped: examples over `data.max_length`, by what was done with them.
+        joined: rows that documents laid end to end were cut into.
+        replayed, replayed_tokens: rows of `data.replay` among the training examples; `replay_rows` were there.
         unlearnable: pieces of split examples without a learnt token, left out.
         tokens, learnt_tokens: in the training examples.
         held_out_tokens, held_out_learnt_tokens: in the held-out ones.
@@ -40,6 +42,10 @@ class DataReport:
     split: int = 0
     dropped: int = 0
     unlearnable: int = 0
+    joined: int = 0
+    replay_rows: int = 0
+    replayed: int = 0
+    replayed_tokens: int = 0
     tokens: int = 0
     learnt_tokens: int = 0
     held_out_tokens: int = 0

@@ -211,6 +211,8 @@ COUNTED = {
     "split": "examples split at data.max_length",
     "dropped": "examples over data.max_length left out",
     "unlearnable": "pieces of split examples without anything to learn left out",
+    "joined": "rows that documents laid end to end were cut into",
+    "replayed": "rows of data.replay among the examples",
     "separate_turns": "earlier turns made examples of their own, since the chat template rewrites them later",
 }
 """What is said of the counts in a `data` event that a person should see when they are not zero."""
