@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from tunesmith.data.prepare import prepare, settled
-from tunesmith.engine.train import resume, train
+from tunesmith.engine.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.methods.peft import OWN

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.engine.train import resume, train
+    from tunesmith.engine.stages import resume, train
     from tunesmith.errors import UserError
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.merging import merge
@@ -26,8 +26,8 @@ _HOMES = {
     "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
     "recipe_schema": "tunesmith.schema",
-    "resume": "tunesmith.engine.train",
-    "train": "tunesmith.engine.train",
+    "resume": "tunesmith.engine.stages",
+    "train": "tunesmith.engine.stages",
 }
 
 __all__ = ["Recipe", "Run", "UserError", "embedded_base", "evaluate", "merge", "recipe_schema", "resume", "train"]

@@ -80,6 +80,11 @@ class MethodConfig(Strict, ABC):
         return 0
 
     @property
+    def goes_on(self) -> bool:
+        """Whether what it leaves is an adapter that training can go on with."""
+        return not self.moves_base
+
+    @property
     def moves_base(self) -> bool:
         """Whether it changes matrices of the base itself, which then cannot be held quantised."""
         return False
@@ -181,6 +186,10 @@ class Base(Strict):
 
     from_scratch: bool = False
     """Start from the architecture alone, with random weights, for pretraining; then no weight file is read."""
+
+    adapter: Path | None = None
+    """A PEFT adapter of this base whose weights the method goes on from; the method must be the one that made it.
+    Default: the method starts anew."""
 
     chat_template: Path | None = None
     """A Jinja file that replaces the base's chat template. Default: the base's own, since it learnt with that."""
@@ -475,8 +484,19 @@ class Recipe(Strict):
         else:
             path = Path(source)
             values, where, folder = read_yaml(path), path.name, path.parent.resolve()
+        if "stages" in values:
+            raise UserError(f"{where} has stages, and one recipe is wanted here. tunesmith train takes all of them.")
         for override in overrides or []:
             set_field(values, override)
+        return cls.from_values(values, where, folder)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], where: str, folder: Path) -> "Recipe":
+        """Check a recipe's values, whose relative paths are looked up in `folder`; `where` names them in errors.
+
+        Raises:
+            UserError: naming the field and what to do.
+        """
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -508,6 +528,7 @@ class Recipe(Strict):
         base = self.base.model_copy(
             update={
                 "path": self.base.path if self.base.path == "embedded" else absolute(self.base.path),
+                "adapter": None if self.base.adapter is None else Path(absolute(str(self.base.adapter))),
                 "chat_template": None if template is None else Path(absolute(str(template))),
             }
         )

@@ -95,6 +95,39 @@ class MetricsFile:
             file.write(json.dumps(jsonable(event), ensure_ascii=False) + "\n")
 
 
+CHAIN = "stages.yaml"
+"""What the directory of a chain of runs has in place of a run's `recipe.yaml`."""
+
+
+def last_stage(folder: Path) -> Path:
+    """The directory of the last stage that has begun, of a chain's directory; any other directory itself."""
+    if not (folder / CHAIN).exists():
+        return folder
+    begun = [(int(place.parent.name.split("-")[0]), place.parent) for place in folder.glob("*-*/recipe.yaml")]
+    return max(begun)[1] if begun else folder
+
+
+def new_folder(folder: str | Path | None, base: str, what: str) -> Path:
+    """Make the directory of a run or a chain; by default `runs/<date>-<time>-<base>-<what>`.
+
+    Raises:
+        UserError: it holds something already, or cannot be made.
+    """
+    if folder is None:
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base).name).strip("-").lower()
+        folder = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{what}"
+    path = Path(folder).absolute()
+    if (path / "recipe.yaml").exists() or (path / CHAIN).exists():
+        raise UserError(f"{folder} holds a run already. tunesmith train --resume {folder}, or name another directory.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{folder} is there already and is not an empty directory. Name another one for the run.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The run's directory {folder} cannot be written: {error.strerror}.") from None
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run's directory.
@@ -112,35 +145,30 @@ class Run:
         Raises:
             UserError: the directory holds something already, or cannot be made.
         """
-        if folder is None:
-            name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base).name).strip("-").lower()
-            folder = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{method}"
-        path = Path(folder).absolute()
-        if (path / "recipe.yaml").exists():
-            raise UserError(
-                f"{folder} holds a run already. tunesmith train --resume {folder}, or name another directory."
-            )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{folder} is there already and is not an empty directory. Name another one for the run.")
+        path = new_folder(folder, base, method)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             with atomic_write(path / "recipe.yaml") as file:
                 file.write(recipe)
         except OSError as error:
-            raise UserError(f"The run's directory {folder} cannot be written: {error.strerror}.") from None
+            raise UserError(f"The run's directory {path} cannot be written: {error.strerror}.") from None
         return cls(path)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run.
+        """An existing run; of a chain, the last stage that has begun.
 
         Raises:
             UserError: there is none.
         """
-        path = Path(folder).absolute()
+        path = last_stage(Path(folder).absolute())
         if not (path / "recipe.yaml").exists():
             raise UserError(f"{folder} is not a run: it has no recipe.yaml. `tunesmith runs` lists the runs there are.")
         return cls(path)
+
+    @property
+    def whole(self) -> Path:
+        """The directory of the chain that it is a stage of, or its own."""
+        return self.folder.parent if (self.folder.parent / CHAIN).exists() else self.folder
 
     @property
     def output(self) -> Path | None:

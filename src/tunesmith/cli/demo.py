@@ -16,7 +16,7 @@ def demo(
 ) -> None:
     """The whole way on real data in three minutes: rows, plan, training, evaluation, answers side by side."""
     from tunesmith.demo.recipe import demo_recipe, new_folder
-    from tunesmith.engine.train import train
+    from tunesmith.engine.stages import train
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.report.html import write_report
     from tunesmith.report.progress import Progress

@@ -22,7 +22,7 @@ def train(
         raise UserError("Give a recipe to start a run, or --resume RUN to go on with one.")
     if resume is not None and (overrides or run):
         raise UserError("--resume goes on with a run as it is; --set and --run belong to a new one.")
-    import tunesmith.engine.train as engine
+    import tunesmith.engine.stages as engine
     from tunesmith.report.html import write_report
     from tunesmith.report.progress import Progress
 
@@ -35,5 +35,5 @@ def train(
             finished = engine.train(recipe, run, overrides or [], [progress])
     write_report(finished.folder)
     if not finished.finished:
-        console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {finished.folder}")
+        console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {finished.whole}")
         raise typer.Exit(130)

@@ -1,6 +1,7 @@
 """A run from its recipe to its adapter or model: the story, at one level."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,41 +43,29 @@ from tunesmith.run import Events, MetricsFile, Run, Subscriber
 SHORT = 10.0  # seconds of a step that can well be tried once more
 
 
-def train(
+def train_run(
     recipe: Recipe | dict[str, Any] | str | Path,
-    run: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    subscribers: Sequence[Subscriber] = (),
+    run: str | Path | None,
+    overrides: Sequence[str],
+    subscribers: Sequence[Subscriber],
 ) -> Run:
-    """Start a run.
-
-    Args:
-        recipe: a `Recipe`, a dict, or a YAML file's path.
-        run: the run's directory, which must not hold a run yet; default: a new one under `runs/`.
-        overrides: `key.path=value` strings that replace fields of the recipe.
-        subscribers: told of every event, besides metrics.jsonl.
-
-    Returns:
-        The run; `run.finished` is False if it was interrupted, and `resume` goes on.
-
-    Raises:
-        UserError: what the user can mend, in one line.
-    """
+    """Start a run; arguments and errors as `engine.stages.train` has them."""
     resolved = with_room(settled(Recipe.load(recipe, list(overrides))))
     refuse_other_kinds(resolved.base, resolved.objective)
     tokenizer = load_tokenizer(resolved.base)
     prepared = prepare(resolved, tokenizer)
     place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
     place.write_json("provenance.json", provenance(resolved, prepared.fingerprints))
-    return _carry_out(resolved, place, tokenizer, prepared, subscribers)
+    try:
+        return _carry_out(resolved, place, tokenizer, prepared, subscribers)
+    except UserError:
+        if not (place.folder / "metrics.jsonl").exists():  # refused before anything happened
+            shutil.rmtree(place.folder)
+        raise
 
 
-def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
-    """Go on with a run from its last checkpoint, to the same weights as if nothing had stopped it.
-
-    Raises:
-        UserError: it is not a run, has finished, or its data or base have changed since.
-    """
+def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
+    """Go on with a run; errors as `engine.stages.resume` has them."""
     place = Run.open(run)
     if place.finished:
         raise UserError(f"{run} has finished; nothing is left to do. To train on from its weights, name it as base.")

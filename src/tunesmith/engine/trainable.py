@@ -13,6 +13,7 @@ from tunesmith.data.prepare import Prepared
 from tunesmith.engine.memory import recompute
 from tunesmith.engine.update import RATES
 from tunesmith.errors import UserError
+from tunesmith.models.adapters import take_up
 from tunesmith.models.anatomy import blocks, stacks
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
@@ -49,6 +50,8 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
             f"({str(error).splitlines()[0]}). Set train.precision: fp32."
         ) from error
     adapted = recipe.method.apply(model, recipe.train.seed)
+    if recipe.base.adapter is not None:
+        take_up(adapted, recipe.base.adapter)
     if recipe.train.neftune_alpha is not None:
         if has_prompt(adapted) and not has_prefix(adapted):
             raise UserError(f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave it out.")

@@ -58,6 +58,10 @@ class Layers(MethodConfig):
         return self
 
     @property
+    def goes_on(self) -> bool:
+        return False
+
+    @property
     def moves_base(self) -> bool:
         return bool(self.last or self.patterns or self.embeddings)
 

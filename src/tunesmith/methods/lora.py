@@ -74,6 +74,10 @@ class LoRA(MethodConfig):
         """PiSSA and orthogonal starts take out of the base's matrices what they put into A and B."""
         return self.initialisation in ("pissa", "orthogonal")
 
+    @property
+    def goes_on(self) -> bool:
+        return self.initialisation in ("zero", "gaussian")
+
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         """Wrap the model by PEFT, with the fused layer registered through PEFT's hook for custom modules.
 

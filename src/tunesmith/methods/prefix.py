@@ -43,6 +43,10 @@ class Prefix(MethodConfig):
     choose: ClassVar[str] = "The base stays untouched, tasks switch within a batch. Takes context; seldom reaches LoRA."
 
     @property
+    def goes_on(self) -> bool:
+        return not self.projection  # the network that made the prefix is not kept
+
+    @property
     def virtual_tokens(self) -> int:
         return self.tokens
 

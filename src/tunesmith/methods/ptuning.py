@@ -39,6 +39,10 @@ class PTuning(MethodConfig):
     choose: ClassVar[str] = "Where prompt tuning learns too slowly. Larger models; more to train than it keeps."
 
     @property
+    def goes_on(self) -> bool:
+        return False  # the network that made the prompt is not kept
+
+    @property
     def virtual_tokens(self) -> int:
         return self.tokens
 

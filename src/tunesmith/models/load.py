@@ -29,6 +29,7 @@ from tunesmith.models.conv1d import as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.quantise import as_if_whole, quantising
 from tunesmith.recipe import OBJECTIVES, Base, BaseKind, ObjectiveConfig, named_kind
+from tunesmith.run import last_stage
 
 
 def embedded_base() -> Path:
@@ -44,7 +45,7 @@ def locate(base: Base) -> str:
     """
     if base.path == "embedded":
         return str(embedded_base())
-    path = Path(base.path)
+    path = last_stage(Path(base.path))
     if (path / "recipe.yaml").exists():
         if (path / "model" / "config.json").exists():
             return str(path / "model")
@@ -286,6 +287,8 @@ def fingerprint(base: Base) -> dict[str, str]:
     marks = {"config": json.dumps(json.loads((where / "config.json").read_text(encoding="utf-8")), sort_keys=True)}
     for file in sorted(where.glob("*.safetensors")):
         marks[file.name] = _file_sha256(file)
+    if base.adapter is not None and (base.adapter / "adapter_model.safetensors").exists():
+        marks["adapter"] = _file_sha256(base.adapter / "adapter_model.safetensors")
     return marks
 
 

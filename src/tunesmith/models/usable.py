@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that PEFT reads its adapters
 from tunesmith.errors import UserError
+from tunesmith.models.adapters import refuse_pickle
 from tunesmith.models.load import labels_of, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.recipe import Base, Recipe
+from tunesmith.run import last_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Usable:
         Raises:
             UserError: there is no such thing, or the run has not finished.
         """
-        path = Path(name).expanduser()
+        path = last_stage(Path(name).expanduser())
+        name = str(path) if (path / "recipe.yaml").exists() else name
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
                 return cls(Recipe.load(path / "recipe.yaml").base, path / "adapter", _labels_beside(path / "adapter"))
@@ -60,7 +63,7 @@ class Usable:
         """
         model = load_model(self.base, dtype, labels=self.labels)
         if self.adapter is not None:
-            _refuse_pickle(self.adapter)
+            refuse_pickle(self.adapter)
             try:
                 with quiet_peft():
                     model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
@@ -73,12 +76,3 @@ class Usable:
 def _labels_beside(adapter: Path) -> list[str] | None:
     file = adapter / "labels.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def _refuse_pickle(adapter: Path) -> None:
-    """A pickle can run any code when it is read."""
-    if (adapter / "adapter_model.bin").exists() and not (adapter / "adapter_model.safetensors").exists():
-        raise UserError(
-            f"{adapter} holds its weights as a pickle (adapter_model.bin), which can run code when it is read. Convert "
-            "it to safetensors where you trust it."
-        )

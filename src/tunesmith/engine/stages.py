@@ -1,0 +1,109 @@
+"""Training as it is asked for: one run, or several in a row, each from the last one's weights.
+
+A stage is a run like any other, in a directory of its own within the chain's: for intermediate-task fine-tuning (Phang
+et al. 2018), a domain before a task (Gururangan et al. 2020), an adapter grown with arriving data.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.chain import Chain
+from tunesmith.engine.train import resume_run, train_run
+from tunesmith.errors import UserError
+from tunesmith.models.merge import merged_model, save_merged
+from tunesmith.models.usable import Usable
+from tunesmith.recipe import Recipe
+from tunesmith.run import CHAIN, Run, Subscriber, atomic_write, last_stage, new_folder
+
+
+def train(
+    recipe: Recipe | dict[str, Any] | str | Path,
+    run: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    subscribers: Sequence[Subscriber] = (),
+) -> Run:
+    """Start a run, or a chain of runs if the recipe has `stages`.
+
+    Args:
+        recipe: a `Recipe`, a dict, or a YAML file's path.
+        run: the directory, which must not hold a run yet; default: a new one under `runs/`.
+        overrides: `key.path=value` strings that replace fields of the recipe, or of all stages.
+        subscribers: told of every event, besides metrics.jsonl.
+
+    Returns:
+        The run, the last one of a chain; `run.finished` is False if it was interrupted, and `resume` goes on.
+
+    Raises:
+        UserError: what the user can mend, in one line.
+    """
+    chain = None if isinstance(recipe, Recipe) else Chain.load(recipe, overrides)
+    if chain is None:
+        return train_run(recipe, run, overrides, subscribers)
+    folder = new_folder(run, chain.recipes[0].base.path, "-".join(chain.names))
+    with atomic_write(folder / CHAIN) as file:
+        file.write(chain.to_yaml())
+    try:
+        return _carry_out(chain, folder, subscribers)
+    except UserError:
+        if last_stage(folder) == folder:  # the first stage was refused before anything happened
+            shutil.rmtree(folder)
+        raise
+
+
+def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
+    """Go on with a run or a chain from its last checkpoint, to the same weights as if nothing had stopped it.
+
+    Raises:
+        UserError: it is neither, has finished, or its data or base have changed since.
+    """
+    folder = Path(run).absolute()
+    chain = Chain.load(folder / CHAIN) if (folder / CHAIN).exists() else None
+    return resume_run(run, subscribers) if chain is None else _carry_out(chain, folder, subscribers)
+
+
+def _carry_out(chain: Chain, folder: Path, subscribers: Sequence[Subscriber]) -> Run:
+    """Every stage that has not finished, in order; up to the one that is interrupted."""
+    places = [folder / f"{number}-{name}" for number, name in enumerate(chain.names, 1)]
+    if all((place / "recipe.yaml").exists() and Run.open(place).finished for place in places):
+        raise UserError(f"{folder} has finished; nothing is left to do. To train on from its weights, name it as base.")
+    before: Run | None = None
+    for place, recipe in zip(places, chain.recipes, strict=True):
+        if not (place / "recipe.yaml").exists():
+            stage = recipe if before is None else _from_weights_of(before, recipe)
+            before = train_run(stage, place, (), subscribers)
+        elif not Run.open(place).finished:
+            before = resume_run(place, subscribers)
+        else:
+            before = Run.open(place)
+        if not before.finished:
+            break
+    assert before is not None
+    return before
+
+
+def _from_weights_of(before: Run, recipe: Recipe) -> Recipe:
+    """The recipe with the earlier run's weights for its base: the model that it wrote; its adapter, to go on with,
+    where both have the same method; or the base with the adapter merged.
+
+    Raises:
+        UserError: the adapter can neither be gone on with nor be merged.
+    """
+    assert before.output is not None
+    earlier = Recipe.load(before.folder / "recipe.yaml")
+    if before.output.name == "model":
+        base = recipe.base.model_copy(update={"path": str(before.folder), "from_scratch": False})
+    elif (
+        earlier.method == recipe.method
+        and recipe.method.goes_on
+        and earlier.objective.classes == recipe.objective.classes
+    ):
+        base = earlier.base.model_copy(update={"adapter": before.output})
+    else:
+        merged = before.folder / "merged"
+        if not merged.exists():
+            usable = Usable.find(str(before.folder))
+            save_merged(merged_model(usable), usable, merged)
+        base = recipe.base.model_copy(update={"path": str(merged), "from_scratch": False})
+    return recipe.model_copy(update={"base": base})
