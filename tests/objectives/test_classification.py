@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 from matrix import make_bases
+from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunesmith
+from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, settled
 from tunesmith.errors import UserError
-from tunesmith.models.heads import classes_of
-from tunesmith.models.load import load_tokenizer
+from tunesmith.evaluation.metrics import calibration_error, macro_f1
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.heads import class_logits, classes_of
+from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 
@@ -138,3 +142,39 @@ def test_an_encoder_is_refused_for_answers_and_one_class_for_a_classifier(
     file.write_text('{"text": "w1", "label": "a"}\n' * 3, encoding="utf-8")
     with pytest.raises(UserError, match="two classes or more, and the training rows hold only 'a'"):
         tunesmith.train(recipe_of(bases / "bert", file), tmp_path / "r")
+
+
+def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rare.csv"
+    file.write_text("text,label\n" + "".join(f"w{n},{'rare' if n % 10 == 0 else 'often'}\n" for n in range(100)))
+    recipe = Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": "balanced"}))
+    found = settled(recipe).objective
+    assert found.class_weights == pytest.approx({"often": 100 / (2 * 90), "rare": 100 / (2 * 10)})
+    named = settled(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"rare": 3.0}}))).objective
+    model = load_model(recipe.base, torch.float32, labels=found.labels)
+    use_document_attention(model)
+    table = prepare(settled(recipe), load_tokenizer(recipe.base)).train
+    batch = collate(table, range(20))
+    weight = torch.tensor([1.0, 3.0])
+    expected = torch.nn.functional.cross_entropy(class_logits(model, batch), batch.labels, weight, reduction="sum")
+    torch.testing.assert_close(named.loss(model, batch), expected)
+    assert named.losses(model, batch).sum() != expected, "evaluation weighs all rows alike"
+    with pytest.raises(UserError, match=r"class_weights: 'seldom' is no class\. Known: often, rare"):
+        settled(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"seldom": 3.0}})))
+
+
+def test_macro_f1_and_calibration_are_the_textbooks(bases: Path, rows: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    told, expected = generator.integers(0, 4, 300), generator.integers(0, 5, 300)
+    sure = generator.random(300)
+    assert macro_f1(told, sure, expected) == pytest.approx(f1_score(expected, told, average="macro"))
+    bins = [(sure >= low / 15) & (sure < (low + 1) / 15) for low in range(15)]
+    gaps = [each.mean() * abs((told == expected)[each].mean() - sure[each].mean()) for each in bins if each.any()]
+    assert calibration_error(told, sure, expected) == pytest.approx(sum(gaps))
+    run = tunesmith.train(recipe_of(bases / "bert", rows, steps=30, learning_rate=3e-3), tmp_path / "run")
+    found = tunesmith.evaluate(run.folder)
+    for side in ("base", "tuned"):
+        low, high = found[side]["metrics"]["macro_f1"]["interval"]
+        assert low <= found[side]["metrics"]["macro_f1"]["value"] <= high
+    assert found["differences"]["macro_f1"]["value"] > 0
+    assert found["tuned"]["metrics"]["calibration_error"]["better"] == -1

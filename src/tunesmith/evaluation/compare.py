@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.example import Example, Message
@@ -16,7 +18,17 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.held_out import RowLosses, held_out_losses
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import CLASS_METRICS, METRICS, Metric, mean_with_interval, scores
+from tunesmith.evaluation.metrics import (
+    CLASS_METRICS,
+    METRICS,
+    WHOLE_METRICS,
+    Metric,
+    WholeMetric,
+    drawn_again,
+    interval_of,
+    mean_with_interval,
+    scores,
+)
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.heads import told
@@ -43,6 +55,8 @@ class Side:
 
     losses: RowLosses
     answers: list[str]
+    confidences: list[float] | None = None
+    """Of classes told, the probability of each."""
 
 
 def evaluate(
@@ -101,6 +115,8 @@ def summarise(
         for side, values in each.items():
             sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
         differences[name] = _interval(mean_with_interval(each["tuned"] - each["base"]))
+    if base.confidences is not None and tuned.confidences is not None:
+        _add_whole_metrics(sides, differences, base, tuned, expected)
     return {
         "rows": len(base.losses.sums),
         "learnt_tokens": int(base.losses.counts.sum()),
@@ -120,6 +136,36 @@ def summarise(
     }
 
 
+def _add_whole_metrics(
+    sides: dict[str, dict[str, Any]], differences: dict[str, Any], base: Side, tuned: Side, expected: Sequence[str]
+) -> None:
+    """What all rows together have, each side's and the paired difference's intervals from the same draws."""
+    codes = {name: code for code, name in enumerate(sorted({*base.answers, *tuned.answers, *expected}))}
+    wanted = np.array([codes[name] for name in expected])
+    for name, metric in WHOLE_METRICS.items():
+        found = {}
+        for side, said in (("base", base), ("tuned", tuned)):
+            told_here = np.array([codes[answer] for answer in said.answers])
+            sure = np.asarray(said.confidences, np.float64)
+            value = partial(_of_rows, metric, told_here, sure, wanted)
+            found[side] = drawn_again(value, len(wanted))
+            about = {"described": metric.described, "better": metric.better}
+            interval = interval_of(found[side][1])
+            sides[side]["metrics"][name] = {**_interval((found[side][0], interval)), **about}
+        change = found["tuned"][1] - found["base"][1]
+        differences[name] = _interval((found["tuned"][0] - found["base"][0], interval_of(change)))
+
+
+def _of_rows(
+    metric: WholeMetric,
+    told_here: NDArray[np.int64],
+    sure: NDArray[np.float64],
+    wanted: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> float:
+    return metric.value(told_here[rows], sure[rows], wanted[rows])
+
+
 def _side(
     name: str,
     usable: Usable,
@@ -136,7 +182,8 @@ def _side(
     losses = _losses(model, recipe, table, device)
     events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
     if recipe.objective.labels is not None:
-        return Side(losses, told(model, recipe.objective.labels, table, recipe.train.tokens_per_batch or 2048))
+        said = told(model, recipe.objective.labels, table, recipe.train.tokens_per_batch or 2048)
+        return Side(losses, [label for label, _ in said], [confidence for _, confidence in said])
     use_cached_attention(plain_model(model))
     found = answers(
         model,

@@ -51,13 +51,16 @@ def class_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def told(model: PreTrainedModel, labels: Sequence[str], table: TokenTable, tokens_per_batch: int) -> list[str]:
-    """The likeliest class of each row, by name, in the table's order."""
-    found = [""] * len(table)
+def told(
+    model: PreTrainedModel, labels: Sequence[str], table: TokenTable, tokens_per_batch: int
+) -> list[tuple[str, float]]:
+    """The likeliest class of each row, by name, and its probability, in the table's order."""
+    found = [("", 0.0)] * len(table)
     for rows in best_fit(table.lengths.tolist(), tokens_per_batch):
-        likeliest = class_logits(model, collate(table, rows, model.device)).argmax(-1).tolist()
-        for row, place in zip(rows, likeliest, strict=True):
-            found[row] = labels[place]
+        logits = class_logits(model, collate(table, rows, model.device)).float()
+        sure, likeliest = torch.softmax(logits, -1).max(-1)
+        for row, place, probability in zip(rows, likeliest.tolist(), sure.tolist(), strict=True):
+            found[row] = (labels[place], probability)
     return found
 
 

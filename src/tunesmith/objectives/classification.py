@@ -1,5 +1,6 @@
 """A class for each text: one of several labels, on an encoder's first token or a decoder's last."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
@@ -30,6 +31,10 @@ class Classification(ObjectiveConfig):
     """Peak learning rate of the new head, whatever `train.learning_rate` is. Default: 8 / hidden size, at most 0.02, as
     a head's rate goes with the reciprocal of what it reads (Yang et al. 2022, table 3); tried on MiniLM."""
 
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """What each class's loss is multiplied by: by name, those not named by 1; or `balanced`, rows / (classes · rows of
+    the class), for rare classes (King & Zeng 2001). Default: all alike, so that probabilities are the rows' own."""
+
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """ε: learn (1 − ε) of the class and ε / classes of every other (Szegedy et al. 2016, section 7). 0: probabilities
     are then as sure as the rows are."""
@@ -48,13 +53,25 @@ class Classification(ObjectiveConfig):
         Raises:
             UserError: they hold fewer than two.
         """
-        if self.labels is not None:
-            return self
-        labels = sorted({example.label for example in read() if example.label is not None})
+        if self.labels is not None and self.class_weights != "balanced":
+            return self._checked()
+        counts = Counter(example.label for example in read() if example.label is not None)
+        labels = self.labels or sorted(counts)
         if len(labels) < 2:
             found = f"only {labels[0]!r}" if labels else "none"
             raise UserError(f"A classifier needs two classes or more, and the training rows hold {found}.")
-        return self.model_copy(update={"labels": labels})
+        weights = self.class_weights
+        if weights == "balanced":
+            rows = sum(counts.values())
+            weights = {label: rows / (len(counts) * count) for label, count in sorted(counts.items())}
+        return self.model_copy(update={"labels": labels, "class_weights": weights})._checked()
+
+    def _checked(self) -> "Classification":
+        named = self.class_weights if isinstance(self.class_weights, dict) else {}
+        unknown = next((name for name in named if name not in (self.labels or [])), None)
+        if unknown is not None:
+            raise UserError(f"objective.class_weights: {unknown!r} is no class. Known: {', '.join(self.labels or [])}.")
+        return self
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         labels = self.labels or []
@@ -68,7 +85,12 @@ class Classification(ObjectiveConfig):
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
-        return functional.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=self.label_smoothing)
+        weight = None
+        if isinstance(self.class_weights, dict):
+            weight = logits.new_tensor([self.class_weights.get(label, 1.0) for label in self.labels or []])
+        return functional.cross_entropy(
+            logits, batch.labels, weight, reduction="sum", label_smoothing=self.label_smoothing
+        )
 
     @torch.no_grad()
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:

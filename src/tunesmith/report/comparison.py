@@ -56,7 +56,9 @@ def compared(result: dict[str, Any]) -> Comparison:
     for name in {**base.get("metrics", {}), **tuned.get("metrics", {})}:
         before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
         described = str(before.get("described") or after.get("described") or name)
-        measures.append(_measure(described, before, after, differences.get(name), 1, "{:.1f}%", 100))
+        measures.append(
+            _measure(described, before, after, differences.get(name), before.get("better", 1), "{:.1f}%", 100)
+        )
         charts.append(_chart(described[:1].upper() + described[1:], "%", before, after, 100, 1))
     rows, learnt = (figure(result.get(name), "{:,.0f}") for name in ("rows", "learnt_tokens"))
     written = figure(result.get("generated_rows"), "{:,.0f}")

@@ -40,7 +40,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         table.add_row(
             before["described"],
             *(_figure(each["value"], each["interval"], "{:.0%}") for each in (before, after)),
-            _difference(differences[name], "{:+.0%}", better=1),
+            _difference(differences[name], "{:+.0%}", better=before.get("better", 1)),
         )
     return table
 
