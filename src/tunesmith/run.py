@@ -171,6 +171,11 @@ class Run:
         return self.folder.parent if (self.folder.parent / CHAIN).exists() else self.folder
 
     @property
+    def stages(self) -> list[Path]:
+        """The directories of its chain's stages that have begun, or its own."""
+        return sorted(place.parent for place in self.whole.glob("*-*/recipe.yaml")) or [self.folder]
+
+    @property
     def output(self) -> Path | None:
         """`adapter/` or `model/`, once it is written."""
         return next((path for name in ("adapter", "model") if (path := self.folder / name).exists()), None)

@@ -63,6 +63,7 @@ def test_a_chain_can_be_used_and_opened_by_its_own_name(chain, tmp_path):
     last = train(chain(FULL, LORA), tmp_path / "chain")
     assert Run.open(tmp_path / "chain").folder == last.folder
     assert last.whole == tmp_path / "chain"
+    assert last.stages == [tmp_path / "chain" / "1-s0", tmp_path / "chain" / "2-s1"]
     usable = Usable.find(str(tmp_path / "chain"))
     model = usable.model(torch.float32, torch.device("cpu"))
     assert answers(model, usable.tokenizer(), [({"role": "user", "content": "a"},)], Sampling(max_new_tokens=2))

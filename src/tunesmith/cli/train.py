@@ -33,7 +33,8 @@ def train(
         else:
             assert recipe is not None
             finished = engine.train(recipe, run, overrides or [], [progress])
-    write_report(finished.folder)
+    for stage in finished.stages:
+        write_report(stage)
     if not finished.finished:
         console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {finished.whole}")
         raise typer.Exit(130)
