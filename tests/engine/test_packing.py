@@ -1,17 +1,23 @@
 """A packed batch gives each example the loss and gradients that it has alone, in transformers' own model."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from families import DECODERS, ENCODERS, PADDED, config_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from matrix import make_bases
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+import tunesmith
 from tunesmith.data.example import Source
-from tunesmith.data.pack import best_fit, collate
+from tunesmith.data.pack import alike, best_fit, collate, next_fit, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
-from tunesmith.models.heads import check_class_head, class_logits
+from tunesmith.models.heads import check_class_head, class_logits, classes_of
+from tunesmith.models.usable import Usable
+from tunesmith.recipe import Recipe
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
 """Families that PyTorch's attention does not compute."""
@@ -111,3 +117,31 @@ def test_best_fit_fills_batches_and_loses_no_row() -> None:
     assert sorted(item for items in bins for item in items) == list(range(len(lengths)))
     assert all(sum(lengths[item] for item in items) <= 64 for items in bins)
     assert len(bins) == 5, "33 + 31, 64, 62 + 2, 60, and 7 + 5: five batches hold them, and four cannot"
+
+
+def test_padded_batches_hold_rows_of_like_length_and_stay_within_the_budget_with_their_padding() -> None:
+    lengths = np.random.default_rng(0).integers(2, 60, 200).tolist()
+    for bins in (alike(lengths, 256), next_fit(lengths, 256, padded=True)):
+        assert sorted(item for items in bins for item in items) == list(range(len(lengths)))
+        assert all(width([lengths[item] for item in items], padded=True) <= 256 for items in bins)
+    padded = sum(width([lengths[item] for item in items], padded=True) for items in alike(lengths, 256))
+    assert padded < 1.1 * sum(lengths), "little of it is padding"
+    assert next_fit([300, 5], 256, padded=True) == [[0], [1]], "what is longer than the budget goes alone"
+
+
+def test_an_encoder_whose_positions_count_on_from_the_padding_has_room_for_so_many_less(tmp_path: Path) -> None:
+    make_bases(tmp_path, ["roberta"])
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"{'w1 ' * 700},{name}\n" for name in ("a", "b") * 3))
+    recipe = {
+        "base": str(tmp_path / "roberta"),
+        "data": {"train": str(rows), "held_out": 0.0, "cache": False},
+        "objective": "classification",
+        "train": {"steps": 1, "precision": "fp32"},
+    }
+    run = tunesmith.train(recipe, tmp_path / "run")
+    first = 1 + AutoConfig.from_pretrained(tmp_path / "roberta").pad_token_id
+    assert Recipe.load(run.folder / "recipe.yaml").data.max_length == 512 - first
+    usable = Usable.find(str(run.folder))
+    model = usable.model(torch.float32, torch.device("cpu"))
+    assert classes_of(model, usable.tokenizer(), ["a", "b"], ["w1 " * 700])

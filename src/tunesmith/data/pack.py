@@ -157,17 +157,33 @@ def balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Items in their given order, a new bin whenever the next one does not fit."""
+def next_fit(lengths: Sequence[int], capacity: int, padded: bool = False) -> list[list[int]]:
+    """Items in their given order, a new bin whenever the next one does not fit, by `width`."""
     bins: list[list[int]] = []
-    left = 0
+    total = longest = 0
     for item, length in enumerate(lengths):
-        if not bins or length > left:
+        total, longest = total + length, max(longest, length)
+        if not bins or (longest * (len(bins[-1]) + 1) if padded else total) > capacity:
             bins.append([])
-            left = capacity
+            total = longest = length
         bins[-1].append(item)
-        left -= length
     return bins
+
+
+def alike(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Items of like length together, longest first, each bin within the capacity when they are padded."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return [[order[place] for place in bin] for bin in next_fit([lengths[item] for item in order], capacity, True)]
+
+
+def filled(lengths: Sequence[int], capacity: int, padded: bool) -> list[list[int]]:
+    """Bins for one pass in any order, of rows that are packed or padded."""
+    return alike(lengths, capacity) if padded else best_fit(lengths, capacity)
+
+
+def width(lengths: Sequence[int], padded: bool) -> int:
+    """Tokens that a batch of rows of these lengths takes: end to end, or each filled up to the longest."""
+    return max(lengths) * len(lengths) if padded else sum(lengths)
 
 
 class Batches:
@@ -177,7 +193,15 @@ class Batches:
     """
 
     def __init__(
-        self, table: TokenTable, *, tokens_per_step: int, tokens_per_batch: int, pack: bool, shuffle: bool, seed: int
+        self,
+        table: TokenTable,
+        *,
+        tokens_per_step: int,
+        tokens_per_batch: int,
+        pack: bool,
+        shuffle: bool,
+        seed: int,
+        padded: bool = False,
     ) -> None:
         self.table = table
         self._tokens_per_step = tokens_per_step
@@ -185,6 +209,7 @@ class Batches:
         self._pack = pack
         self._shuffle = shuffle
         self._seed = seed
+        self.padded = padded
         self._lengths = table.lengths.tolist()
         self._epochs: list[list[list[list[int]]]] = []
 
@@ -223,10 +248,11 @@ class Batches:
         if not self._pack:
             bins = [[item] for item in range(len(order))]
         elif self._shuffle:
-            bins = balanced(lengths, self._tokens_per_batch)
+            make = alike if self.padded else balanced
+            bins = make(lengths, self._tokens_per_batch)
             generator.shuffle(bins)
         else:
-            bins = next_fit(lengths, self._tokens_per_batch)
+            bins = next_fit(lengths, self._tokens_per_batch, self.padded)
         steps: list[list[list[int]]] = []
         filled = self._tokens_per_step
         for items in bins:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.encode import Encoded, TextEncoder
 from tunesmith.data.example import Example, Message
 from tunesmith.data.template import ChatTemplate, Span, Tools, UnusableError, special_tokens
+from tunesmith.errors import UserError
 
 Learn = Literal["assistant", "last", "all"]
 Tokenised = tuple[NDArray[np.int32], NDArray[np.bool_]]
@@ -64,12 +65,27 @@ class Renderer:
         bos = tokenizer.bos_token_id
         self.begin_of_document: list[int] = [bos] if bos is not None and own[:1] == [bos] else []
         self.control_tokens = frozenset(tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer))))
-        self._chats = TextEncoder(tokenizer.backend_tokenizer)
-        self._documents = TextEncoder(tokenizer.backend_tokenizer, split_special=True)
 
     @cached_property
     def template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer)
+
+    @cached_property
+    def _chats(self) -> TextEncoder:
+        return self._encoder(split_special=False)
+
+    @cached_property
+    def _documents(self) -> TextEncoder:
+        return self._encoder(split_special=True)
+
+    def _encoder(self, split_special: bool) -> TextEncoder:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(
+                f"{type(self.tokenizer).__name__} is written in Python and cannot say which characters a token is of. "
+                "Set base to one with a tokenizer.json."
+            )
+        return TextEncoder(backend, split_special)
 
     @cached_property
     def white_space_tokens(self) -> frozenset[int]:

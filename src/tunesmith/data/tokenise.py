@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from typing import Protocol
 
 from tunesmith.data.check import fault
@@ -124,8 +124,8 @@ def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
 
 
 def _cores() -> int:
-    """That may be used for processes forked from this one; 1 where forking is not safe, and then there are none."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    """That may be used for processes forked from this one; 1 where there can be none, or forking is not safe."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" and not current_process().daemon else 1
 
 
 @contextmanager

@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from tunesmith.data.pack import best_fit, collate
+from tunesmith.data.pack import collate, filled
 from tunesmith.data.tokens import TokenTable
+from tunesmith.models.attention import packs
+from tunesmith.models.prompts import plain_model
 from tunesmith.recipe import ObjectiveConfig
 
 RESAMPLES = 1000
@@ -56,7 +58,8 @@ def held_out_losses(
     training = model.training
     model.eval()
     with torch.no_grad():
-        for items in best_fit([int(table.lengths[row]) for row in rows], tokens_per_batch):
+        lengths = [int(table.lengths[row]) for row in rows]
+        for items in filled(lengths, tokens_per_batch, padded=not packs(plain_model(model))):
             batch = collate(table, [rows[item] for item in items], device)
             losses = objective.losses(model, batch).double().cpu().split(batch.learnt_per_row)
             sums[items] = [part.sum().item() for part in losses]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.data.pack import Batches, beginning, collate
+from tunesmith.data.pack import Batches, beginning, collate, width
 from tunesmith.data.prepare import Prepared, prepare, settled
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import give_back_freed_memory, keep_freed_memory
@@ -151,7 +151,7 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
     tokens_per_batch = train.tokens_per_batch or min(train.tokens_per_step, 2048)
-    batches = _batches(recipe, prepared.train, tokens_per_batch)
+    batches = _batches(recipe, prepared.train, tokens_per_batch, padded=not packs(plain_model(model)))
     hidden = [is_hidden(model)] if train.optimiser == "muon" else []
     masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
@@ -170,7 +170,7 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
     )
 
 
-def _batches(recipe: Recipe, table: TokenTable, tokens_per_batch: int) -> Batches:
+def _batches(recipe: Recipe, table: TokenTable, tokens_per_batch: int, padded: bool) -> Batches:
     return Batches(
         table,
         tokens_per_step=recipe.train.tokens_per_step,
@@ -178,6 +178,7 @@ def _batches(recipe: Recipe, table: TokenTable, tokens_per_batch: int) -> Batche
         pack=recipe.data.pack,
         shuffle=recipe.train.shuffle,
         seed=recipe.train.seed,
+        padded=padded,
     )
 
 
@@ -194,7 +195,7 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, A
     before = next((event for event in run.events() if event["event"] == "memory"), None)
     if before is not None:
         loop.tokens_per_batch = before["tokens_per_batch"]
-        loop.batches = _batches(recipe, loop.batches.table, loop.tokens_per_batch)
+        loop.batches = _batches(recipe, loop.batches.table, loop.tokens_per_batch, loop.batches.padded)
     heaviest = collate(loop.batches.table, _heaviest(loop), loop.device)
     if heaviest.features is not None or limit == 0:
         return Fit(0, 0, loop.tokens_per_batch), None
@@ -208,7 +209,7 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, A
         chosen = fit(activations, held, limit, loop.tokens_per_batch, longest, least)
         if chosen.tokens_per_batch != loop.tokens_per_batch:
             loop.tokens_per_batch = chosen.tokens_per_batch
-            loop.batches = _batches(recipe, loop.batches.table, chosen.tokens_per_batch)
+            loop.batches = _batches(recipe, loop.batches.table, chosen.tokens_per_batch, loop.batches.padded)
         recompute(loop.model, chosen.recomputed)
         give_back_freed_memory()
         forget_peak(loop.device)
@@ -222,10 +223,10 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, A
 
 
 def _heaviest(loop: Loop) -> list[int]:
-    """The rows of the first epoch's batch of most tokens."""
+    """The rows of the first epoch's batch that takes most tokens."""
     return max(
         (rows for step in loop.batches.epoch(0) for rows in step),
-        key=lambda rows: sum(int(loop.batches.table.lengths[row]) for row in rows),
+        key=lambda rows: width([int(loop.batches.table.lengths[row]) for row in rows], loop.batches.padded),
     )
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, best_fit, collate
+from tunesmith.data.pack import Batch, collate, filled
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position, packs
@@ -56,7 +56,7 @@ def told(
 ) -> list[tuple[str, float]]:
     """The likeliest class of each row, by name, and its probability, in the table's order."""
     found = [("", 0.0)] * len(table)
-    for rows in best_fit(table.lengths.tolist(), tokens_per_batch):
+    for rows in filled(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
         logits = class_logits(model, collate(table, rows, model.device)).float()
         sure, likeliest = torch.softmax(logits, -1).max(-1)
         for row, place, probability in zip(rows, likeliest.tolist(), sure.tolist(), strict=True):
@@ -70,7 +70,8 @@ def classes_of(
 ) -> list[tuple[str, float]]:
     """The likeliest class of each text and its probability, through the model's own forward."""
     found = []
-    room = model.config.get_text_config().max_position_embeddings - virtual_tokens(model)
+    positions = model.config.get_text_config().max_position_embeddings
+    room = positions - virtual_tokens(model) - first_position(plain_model(model))
     for text in texts:
         inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=room).to(model.device)
         inputs.pop("token_type_ids", None)
@@ -93,7 +94,7 @@ def with_features(model: PreTrainedModel, table: TokenTable, tokens_per_batch: i
     found = np.zeros((len(table), plain_model(model).config.get_text_config().hidden_size), np.float32)
     training = model.training
     model.eval()
-    for rows in best_fit(table.lengths.tolist(), tokens_per_batch):
+    for rows in filled(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
         found[rows] = _read(model, collate(table, rows, device)).float().cpu().numpy()
     model.train(training)
     return replace(table, features=found)

@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import UserError
+from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.quantise import as_if_whole, quantising
@@ -143,7 +144,8 @@ def learnt_positions(base: Base) -> int | None:
     """
     config = _config(base).get_text_config()
     computed = any(hasattr(config, name) for name in ("rope_parameters", "rope_theta", "rope_scaling", "alibi"))
-    return None if computed else getattr(config, "max_position_embeddings", None)
+    positions = None if computed else getattr(config, "max_position_embeddings", None)
+    return None if positions is None else positions - first_position(skeleton(base))
 
 
 def kind_of(base: Base) -> BaseKind:
