@@ -100,8 +100,8 @@ def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]
     return found
 
 
-def general_loss(model: str) -> float:
-    """Nats a token on WikiText-2's validation text, in pieces of 512 tokens."""
+def general_loss(model: str, part: str = "valid.txt") -> float:
+    """Nats a token on a part of WikiText-2, in pieces of 512 tokens."""
     import torch
 
     from tunesmith.data.prepare import prepare
@@ -111,7 +111,7 @@ def general_loss(model: str) -> float:
     from tunesmith.models.usable import Usable
     from tunesmith.recipe import Recipe
 
-    text = DATA / "wikitext2" / "valid.txt"
+    text = DATA / "wikitext2" / part
     recipe = Recipe.load(
         {"data": {"train": str(text), "held_out": 0.0, "max_length": 512, "form": "text"}, "objective": "text"}
     )

@@ -59,6 +59,11 @@ def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monk
             exec(compile(body, str(page), "exec"), {})
 
 
+def test_the_training_page_quotes_what_stages_were_measured_to_buy() -> None:
+    measured = (ROOT / "benchmarks" / "results" / "stage_quality.md").read_text(encoding="utf-8").strip()
+    assert measured in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
 def test_every_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

@@ -95,7 +95,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
     config = plain.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    if getattr(config, "scale_decoder_outputs", False):  # T5
+    if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings and hasattr(plain, "model_dim")):  # T5
         scale *= plain.model_dim**-0.5
     bias = getattr(plain, "final_logits_bias", None)  # BART
     bias = layer.bias if bias is None else bias[0].to(layer.weight.dtype)
