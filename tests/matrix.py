@@ -483,16 +483,9 @@ def page(found: dict[Cell, Outcome]) -> str:
             shown = []
             for family in FAMILIES:
                 outcome = by_place[(name, weights, family)]
-                letter = family[0].upper()
-                if outcome.failed:
-                    shown.append(f"{letter}: fails")
-                elif outcome.refused:
-                    number = reasons.setdefault(_general(outcome.refused), len(reasons) + 1)
-                    shown.append(f"{letter}:{number}")
-                else:
-                    if outcome.unmerged:
-                        unmerged.setdefault(name, _general(outcome.unmerged))
-                    shown.append(letter + ("ᵐ" if outcome.merged else ""))
+                if outcome.unmerged:
+                    unmerged.setdefault(name, _general(outcome.unmerged))
+                shown.append(_said(outcome, family[0].upper(), reasons) + ("ᵐ" if outcome.merged else ""))
             columns.append(" ".join(shown))
         lines.append(f"| `{name}` | " + " | ".join(columns) + " |")
     lines += _families(by_place, reasons)
@@ -522,18 +515,20 @@ def _families(found: dict[tuple[str, str, str], Outcome], reasons: dict[str, int
         for name in names:
             shown = []
             for weights in SORTS:
-                outcome = found[(name, weights, family)]
-                if outcome.failed:
-                    shown.append(f"{weights[0]}: fails")
-                elif outcome.refused:
-                    number = reasons.setdefault(_general(outcome.refused), len(reasons) + 1)
-                    shown.append(f"{weights[0]}:{number}")
-                else:
-                    shown.append(weights[0])
+                shown.append(_said(found[(name, weights, family)], weights[0], reasons))
             columns.append(" ".join(shown))
         way = "padded" if family in PADDED or kind_of(family) == "encoder-decoder" else "packed"
         lines.append(f"| {family} | {way} | " + " | ".join(columns) + " |")
     return lines
+
+
+def _said(outcome: Outcome, letter: str, reasons: dict[str, int]) -> str:
+    """A cell of a table: the letter if it works, with the number of the reason if it is refused."""
+    if outcome.failed:
+        return f"{letter}: fails"
+    if outcome.refused:
+        return f"{letter}:{reasons.setdefault(_general(outcome.refused), len(reasons) + 1)}"
+    return letter
 
 
 def _general(reason: str) -> str:

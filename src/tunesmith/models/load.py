@@ -148,26 +148,18 @@ def learnt_positions(base: Base) -> int | None:
     return None if positions is None else positions - first_position(skeleton(base))
 
 
-def kind_of(base: Base) -> BaseKind:
-    """What the base was made for, by its config.
-
-    Raises:
-        UserError: it is not there.
-    """
-    return _kind_of(_config(base))
-
-
 def refuse_other_kinds(base: Base, objective: ObjectiveConfig) -> None:
     """Raises:
     UserError: the base was not made for what the objective teaches, or is not there.
     """
-    kind = kind_of(base)
+    config = _config(base)
+    kind = _kind_of(config)
     if kind in objective.bases:
         return
     fitting = [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases]
     others = " or ".join(f"{_article(each)}" for each in objective.bases)
     raise UserError(
-        f"base: {base.path} ({_config(base).model_type}) is {_article(kind)}; objective: {objective.kind} is for "
+        f"base: {base.path} ({config.model_type}) is {_article(kind)}; objective: {objective.kind} is for "
         f"{others}. Set objective: {' or '.join(fitting)}, or another base."
     )
 
@@ -178,6 +170,7 @@ def _article(kind: BaseKind) -> str:
 
 
 def _kind_of(config: PretrainedConfig) -> BaseKind:
+    """What a base was made for."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
     return "decoder" if _has_decoder(config) else "encoder"
