@@ -22,18 +22,18 @@ import torch
 from conftest import byte_tokenizer
 from families import DECODERS, ENCODER_DECODERS, ENCODERS, PADDED, config_of, kind_of
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from textbook import textbook_loss
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-from tunesmith.data.prepare import prepare, settled
+from tunesmith.data.prepare import settled
 from tunesmith.engine.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.methods.peft import OWN
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.load import load_tokenizer
 from tunesmith.models.usable import Usable
-from tunesmith.recipe import METHODS, Recipe
+from tunesmith.recipe import METHODS, OBJECTIVES, Recipe, named_kind
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
 FAMILIES = ("llama", "gpt2", "bert")
@@ -105,6 +105,8 @@ class Cell:
     method: dict[str, Any]
     weights: str
     family: str
+    asked: str | None = None
+    """The objective, where it is not its kind's own."""
 
     @property
     def name(self) -> str:
@@ -113,12 +115,12 @@ class Cell:
         return kind + "".join(f" {key}: {str(value).lower()}" for key, value in shown.items())
 
     @property
-    def reads(self) -> bool:
-        return kind_of(self.family) == "encoder"
+    def objective(self) -> str:
+        return self.asked or DEFAULTS[kind_of(self.family)]
 
     @property
     def key(self) -> str:
-        return f"{self.name} | {self.weights} | {self.family}"
+        return f"{self.name} | {self.weights} | {self.family}" + (f" | {self.asked}" if self.asked else "")
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -159,14 +161,52 @@ def methods() -> Iterator[dict[str, Any]]:
         yield {"kind": "peft", "peft_type": peft_type, **({"config": config} if config else {})}
 
 
+def own_methods() -> list[dict[str, Any]]:
+    return [{"kind": kind, **OPTIONS.get(kind, {})} for kind in METHODS if kind != "peft"]
+
+
 def cells() -> list[Cell]:
     return [Cell(method, weights, family) for method in methods() for weights in WEIGHTS for family in FAMILIES]
 
 
 def family_cells() -> list[Cell]:
     """Every family with every method of our own, at a precision of each sort."""
-    own = [{"kind": kind, **OPTIONS.get(kind, {})} for kind in METHODS if kind != "peft"]
-    return [Cell(method, weights, family) for family in EVERY_FAMILY for method in own for weights in SORTS]
+    return [Cell(method, weights, family) for family in EVERY_FAMILY for method in own_methods() for weights in SORTS]
+
+
+def objectives_for(family: str) -> list[str]:
+    """Those that the family's kind of base can learn and that are not its kind's own."""
+    kind = kind_of(family)
+    return [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases and name != DEFAULTS[kind]]
+
+
+def objective_cells() -> list[Cell]:
+    """Every objective with every method of our own at a precision of each sort, on a family of each kind; and with
+    every family, by LoRA."""
+    every = [
+        Cell(method, weights, family, objective)
+        for family in ("llama", "bert", "t5")
+        for objective in objectives_for(family)
+        for method in own_methods()
+        for weights in SORTS
+    ]
+    lora = {"kind": "lora"}
+    by_lora = [Cell(lora, "fp32", family, asked) for family in EVERY_FAMILY for asked in objectives_for(family)]
+    return list(dict.fromkeys([*every, *by_lora]))
+
+
+def covering_objectives() -> list[Cell]:
+    """Every objective with every method of our own, kinds of base and precisions in turn."""
+    chosen: list[Cell] = []
+    families = {"decoder": ("llama", "gpt2", "qwen3", "gemma3_text"), "encoder": ("bert", "roberta", "modernbert")}
+    for place, objective in enumerate(name for name in OBJECTIVES if name not in ("instruction", "seq2seq")):
+        for turn, method in enumerate(own_methods()):
+            kinds = [kind for kind in families if kind in named_kind(OBJECTIVES, objective).bases]
+            kind = kinds[(place + turn) % len(kinds)]
+            family = families[kind][turn % len(families[kind])]
+            asked = None if objective == DEFAULTS[kind] else objective
+            chosen.append(Cell(method, SORTS[(place + turn) % len(SORTS)], family, asked))
+    return chosen
 
 
 def covering_families() -> list[Cell]:
@@ -245,17 +285,34 @@ KINDS: dict[str, tuple[Any, Callable[[], PreTrainedTokenizerFast]]] = {
 }
 """What a base of the kind is, and what it reads with."""
 
-OBJECTIVES = {"decoder": "instruction", "encoder": "classification", "encoder-decoder": "seq2seq"}
+DEFAULTS = {"decoder": "instruction", "encoder": "classification", "encoder-decoder": "seq2seq"}
+"""What a base of the kind learns where a cell does not say."""
+
+ROWS = {
+    "classification": "texts",
+    "few_examples": "texts",
+    "multi_label": "labels",
+    "regression": "scores",
+    "token_classification": "words",
+    "embedding": "pairs",
+}
+"""What an objective learns from; chats where it is not named."""
 
 
 def write_data(folder: Path) -> None:
-    """Chats and labelled texts, a few rows each."""
+    """Rows of every form, a few each."""
     chats = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
-    texts = [
-        {"text": f"{('bad', 'good')[n % 2]} " * (n % 3 + 1) + f"film w{n % 7}", "label": ("no", "yes")[n % 2]}
-        for n in range(24)
-    ]
-    for name, rows in (("chats", chats), ("texts", texts)):
+    forms: dict[str, list[dict[str, Any]]] = {name: [] for name in ("texts", "labels", "scores", "words", "pairs")}
+    for n in range(24):
+        words = [("bad", "good")[n % 2]] * (n % 3 + 1) + ["film", f"w{n % 7}"]
+        text = " ".join(words)
+        forms["texts"].append({"text": text, "label": ("no", "yes")[n % 2]})
+        forms["labels"].append({"text": text, "labels": [("no", "yes")[n % 2], *(["long"] if n % 3 else [])]})
+        forms["scores"].append({"text": text, "score": 20.0 + 10 * (n % 2)})
+        tags = ["B-SAID" if word in ("bad", "good") else "O" for word in words]
+        forms["words"].append({"tokens": words, "tags": tags})
+        forms["pairs"].append({"anchor": text, "positive": f"it is {('bad', 'good')[n % 2]} w{n % 7}"})
+    for name, rows in {"chats": chats, **forms}.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         for side in ("learnt", "held_out"):
             (folder / f"{name}_{side}.jsonl").write_text(text, encoding="utf-8")
@@ -263,15 +320,18 @@ def write_data(folder: Path) -> None:
 
 def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
     learnt, held_out = (
-        str(folder / f"{'texts' if cell.reads else 'chats'}_{side}.jsonl") for side in ("learnt", "held_out")
+        str(folder / f"{ROWS.get(cell.objective, 'chats')}_{side}.jsonl") for side in ("learnt", "held_out")
     )
+    objective = {"kind": cell.objective}
+    if cell.objective == "distillation":  # by itself, so that the other half of the loss is what falls
+        objective |= {"teacher": str(folder / cell.family), "label_share": 0.5}
     return {
         "base": {"path": str(folder / cell.family), "weights": cell.weights},
         "data": {"train": learnt, "held_out": [held_out], "max_length": 128, "cache": False},
         "method": cell.method,
-        "objective": OBJECTIVES[kind_of(cell.family)],
+        "objective": objective,
         "train": {
-            "steps": 2 * STEPS if cell.reads and cell.method["kind"] in ("prompt", "ptuning") else STEPS,
+            "steps": 2 * STEPS if cell.objective in ROWS and cell.method["kind"] in ("prompt", "ptuning") else STEPS,
             "tokens_per_step": 4096,
             "precision": "auto" if cell.weights in ("fp32", "bf16") else "fp32",
             "checkpoint_every": 4,
@@ -320,7 +380,7 @@ def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
     tolerance = 0.03 if cell.weights == "bf16" else 1e-3
     assert abs(loss - outcome.after) < tolerance * max(1.0, outcome.after), f"reloaded {loss}, trained {outcome.after}"
     outcome.shown.append("reloads")
-    if recipe.objective.labels is None:
+    if recipe.objective.ending.kind == "vocabulary":
         _generates(model, usable)
         outcome.shown.append("generates")
     if usable.adapter is not None:
@@ -370,34 +430,6 @@ def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path, famil
 
 
 @torch.no_grad()
-def textbook_loss(model: Any, recipe: Recipe) -> float:
-    """Nats a learnt unit, each row alone through the model's own forward, PEFT's wrapper and all."""
-    table = prepare(recipe, load_tokenizer(recipe.base)).held_out
-    total = count = 0.0
-    for row in range(len(table)):
-        ids, learnt = table[row]
-        tokens = torch.tensor(ids.astype("int64"))
-        mask = torch.tensor(learnt)
-        if recipe.objective.labels is not None:
-            logits = model(input_ids=tokens[None, :-1], attention_mask=torch.ones_like(tokens[None, :-1])).logits
-            total += torch.nn.functional.cross_entropy(logits.float(), tokens[-1:]).item()
-            count += 1
-            continue
-        if model.config.is_encoder_decoder:
-            read, written = tokens[None, ~mask], tokens[None, mask]
-            losses = torch.nn.functional.cross_entropy(model(input_ids=read, labels=written).logits[0], written[0])
-            total += losses.item() * written.shape[1]
-            count += written.shape[1]
-            continue
-        inputs = tokens[None, :-1]
-        logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -inputs.shape[1] :].float()
-        losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
-        total += losses[mask[1:]].sum().item()
-        count += mask[1:].sum().item()
-    return total / count
-
-
-@torch.no_grad()
 def _generates(model: Any, usable: Usable) -> None:
     """Greedy generation takes, at every step, the token that the model's own forward finds likeliest."""
     tokenizer = usable.tokenizer()
@@ -436,7 +468,7 @@ def try_all(chosen: list[Cell], bases: Path, workers: int) -> dict[Cell, Outcome
             found[place] = outcome = future.result()
             cell = chosen[place]
             state = outcome.failed or outcome.refused or ", ".join(outcome.shown)
-            print(f"{done}/{len(chosen)} {cell.name} · {cell.weights} · {cell.family}: {state}", flush=True)
+            print(f"{done}/{len(chosen)} {cell.key}: {state}", flush=True)
     return {cell: found[place] for place, cell in enumerate(chosen)}  # type: ignore[misc]
 
 
@@ -476,19 +508,20 @@ def page(found: dict[Cell, Outcome]) -> str:
         "|---|" + "---|" * len(WEIGHTS),
     ]
     names = list(dict.fromkeys(cell.name for cell in cells()))
-    by_place = {(cell.name, cell.weights, cell.family): outcome for cell, outcome in found.items()}
+    by_place = {(cell.name, cell.weights, cell.family, cell.asked): outcome for cell, outcome in found.items()}
     for name in names:
         columns = []
         for weights in WEIGHTS:
             shown = []
             for family in FAMILIES:
-                outcome = by_place[(name, weights, family)]
+                outcome = by_place[(name, weights, family, None)]
                 if outcome.unmerged:
                     unmerged.setdefault(name, _general(outcome.unmerged))
                 shown.append(_said(outcome, family[0].upper(), reasons) + ("ᵐ" if outcome.merged else ""))
             columns.append(" ".join(shown))
         lines.append(f"| `{name}` | " + " | ".join(columns) + " |")
     lines += _families(by_place, reasons)
+    lines += _objectives(by_place, reasons)
     lines += ["", "Refused, each before the first step and in one line:", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     lines += ["", "Adapters that do not merge (full and layers write a whole model, so there is nothing to merge):", ""]
@@ -496,7 +529,10 @@ def page(found: dict[Cell, Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _families(found: dict[tuple[str, str, str], Outcome], reasons: dict[str, int]) -> list[str]:
+ByPlace = dict[tuple[str, str, str, str | None], Outcome]
+
+
+def _families(found: ByPlace, reasons: dict[str, int]) -> list[str]:
     names = list(dict.fromkeys(cell.name for cell in family_cells()))
     lines = [
         "",
@@ -515,10 +551,42 @@ def _families(found: dict[tuple[str, str, str], Outcome], reasons: dict[str, int
         for name in names:
             shown = []
             for weights in SORTS:
-                shown.append(_said(found[(name, weights, family)], weights[0], reasons))
+                shown.append(_said(found[(name, weights, family, None)], weights[0], reasons))
             columns.append(" ".join(shown))
         way = "padded" if family in PADDED or kind_of(family) == "encoder-decoder" else "packed"
         lines.append(f"| {family} | {way} | " + " | ".join(columns) + " |")
+    return lines
+
+
+def _objectives(found: ByPlace, reasons: dict[str, int]) -> list[str]:
+    names = [cell.name for cell in family_cells()[:: len(SORTS)]][: len(own_methods())]
+    lines = [
+        "",
+        "## Objectives",
+        "",
+        "Everything else that a base can learn, on a Llama and a BERT of the same size; letters as above. An",
+        "encoder–decoder learns `seq2seq` alone. What is told of texts is held to the model's own forward in place of",
+        "what is generated. Below, every family with LoRA in fp32.",
+        "",
+        "| objective | base | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for family in ("llama", "bert"):
+        for asked in objectives_for(family):
+            columns = [
+                " ".join(_said(found[(name, weights, family, asked)], weights[0], reasons) for weights in SORTS)
+                for name in names
+            ]
+            lines.append(f"| {asked} | {family} | " + " | ".join(columns) + " |")
+    every = [name for name in OBJECTIVES if name not in ("instruction", "seq2seq")]
+    lines += ["", "| family | " + " | ".join(every) + " |", "|---|" + "---|" * len(every)]
+    for family in (*DECODERS, *ENCODERS):
+        columns = []
+        for objective in every:
+            asked = None if objective == DEFAULTS[kind_of(family)] else objective
+            outcome = found.get(("lora", "fp32", family, asked))
+            columns.append("–" if outcome is None else _said(outcome, "f", reasons))
+        lines.append(f"| {family} | " + " | ".join(columns) + " |")
     return lines
 
 
@@ -536,7 +604,11 @@ def _general(reason: str) -> str:
     reason = re.sub(r"\bbase\.weights: (int8|nf4|fp4)\b", "base.weights: …", reason)
     reason = re.sub(r"(Turned|Quantised)?Linear\([^)]*\)", r"\1Linear", reason)
     reason = re.sub(r"put on \w+", "put on this model", reason)
-    reason = re.sub(r"\b[A-Z]\w+For(CausalLM|SequenceClassification|ConditionalGeneration)", "This model", reason)
+    reason = re.sub(
+        r"\b[A-Z]\w+(For(CausalLM|SequenceClassification|TokenClassification|ConditionalGeneration)|Model)",
+        "This model",
+        reason,
+    )
     reason = re.sub(r"\(\w+(Layer|Block)\)", "(its class)", reason)
     reason = re.sub(r"^method: \w+ (is for|needs)", r"This method \1", reason)
     return re.sub(r"/[^ ]*/adapter", "The adapter", reason)
@@ -555,7 +627,7 @@ def main() -> None:
         write_data(bases)
         recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only or arguments.failed else {}
         only = arguments.only or []
-        every = list(dict.fromkeys([*cells(), *family_cells()]))
+        every = list(dict.fromkeys([*cells(), *family_cells(), *objective_cells()]))
         again = [
             cell
             for cell in every

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
@@ -45,6 +46,12 @@ OBJECTIVES = {
     "text": "tunesmith.objectives.text:Text",
     "seq2seq": "tunesmith.objectives.seq2seq:Seq2Seq",
     "classification": "tunesmith.objectives.classification:Classification",
+    "multi_label": "tunesmith.objectives.multi_label:MultiLabel",
+    "regression": "tunesmith.objectives.regression:Regression",
+    "token_classification": "tunesmith.objectives.token_classification:TokenClassification",
+    "embedding": "tunesmith.objectives.embedding:Embedding",
+    "few_examples": "tunesmith.objectives.few_examples:FewExamples",
+    "distillation": "tunesmith.objectives.distillation:Distillation",
 }
 """What is learnt: `kind` → the class, imported when first asked for."""
 
@@ -122,17 +129,24 @@ class ObjectiveConfig(Strict, ABC):
     over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
     """What `data.over_long: auto` means for this objective."""
 
-    form: ClassVar[str | None] = None
-    """The form of rows that it takes, where there is but one."""
+    forms: ClassVar[tuple[str, ...]] = ()
+    """The forms of rows that it takes, where they tell something of a text; empty: chats and raw texts."""
 
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
     """The kinds of base that can learn it."""
 
-    classes: ClassVar[bool] = False
-    """Whether the model ends in a head over `labels` and not over the vocabulary."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What its outputs are judged by, as `tunesmith.evaluation.metrics` names them; empty where it writes text."""
 
-    labels: list[str] | None = None
-    """The classes' names, where it learns classes."""
+    @property
+    def ending(self) -> Ending:
+        """What its model ends in."""
+        return VOCABULARY
+
+    @property
+    def output_scale(self) -> float:
+        """The size of a step in what a new head says."""
+        return 1.0
 
     @property
     def joins_rows(self) -> bool:
@@ -140,12 +154,24 @@ class ObjectiveConfig(Strict, ABC):
         return False
 
     def head_learning_rate_at(self, hidden: int) -> float:
-        """The learning rate of a new head over classes, which reads that many numbers."""
+        """The learning rate of a new head, which reads that many numbers."""
         raise NotImplementedError
 
     def settled(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
         """The same with everything that only the training rows can tell; `read` goes over their examples."""
         return self
+
+    def begin(self, model: Any) -> None:
+        """Before the method is applied: set what the objective itself puts on the model, or beside it."""
+
+    def finish(self, model: Any, vectors: Callable[[], tuple[Any, Any]]) -> Any:
+        """After the last step: a head on the model's vectors (`torch.nn.Linear`), where the objective learns one so.
+
+        Args:
+            model: as it was trained.
+            vectors: gives those of all training rows (rows, hidden) and what is told of them (rows, values).
+        """
+        return None
 
     @abstractmethod
     def render(self, renderer: Any, example: Any) -> list[Any]:
@@ -158,6 +184,16 @@ class ObjectiveConfig(Strict, ABC):
     @abstractmethod
     def losses(self, model: Any, batch: Any) -> Any:
         """The loss of each learnt unit (learnt,), in the batch's order, without gradients: for evaluation."""
+
+    def outputs(self, model: Any, batch: Any, head: Any = None) -> Any:
+        """What the model says at each mark, where it does not write text: probabilities, values or vectors (marks, k).
+
+        Args:
+            model: in evaluation mode.
+            batch: of rows.
+            head: what `finish` gave, where it gives one.
+        """
+        raise NotImplementedError
 
 
 def named_kind(registry: dict[str, str], kind: str) -> Any:
@@ -428,7 +464,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
-        if self.data.replay and (self.objective.classes or self.objective.bases != ("decoder",)):
+        told = self.objective.ending.kind != "vocabulary"
+        if told and self.data.over_long == "split":
+            raise ValueError(
+                f"data.over_long: split cuts a text from what is told of it. objective: {self.objective.kind} takes "
+                "truncate, drop or refuse"
+            )
+        if self.data.replay and (told or self.objective.bases != ("decoder",)):
             raise ValueError(f"data.replay is of written text, and objective: {self.objective.kind} learns none")
         if self.base.quantised and self.method.moves_base:
             raise ValueError(

@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_row_is_said(values: dict[str, Any], reason: str) -
     ("rows", "told"),
     [
         ([{"chosen": "a", "rejected": "b"}], "preference data"),
-        ([{"text": "a", "label": "good"}], "classification data"),
+        ([{"text": "a", "label": "good"}], "texts with classes"),
         ([{"foo": 1, "bar": 2}], r"no known form has the columns foo, bar.*data.columns"),
         ([{"role": "user", "content": "a"}], "a single turn"),
         ([{"messages": list(CHAT)}, {"prompt": "a", "completion": "b"}], "of several forms"),

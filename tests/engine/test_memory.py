@@ -44,12 +44,12 @@ def test_a_limit_too_low_for_the_longest_row_is_refused_with_what_would_do() -> 
 
 def test_what_autograd_keeps_is_counted_by_block_and_falls_when_blocks_run_twice(work: Path) -> None:
     base = Base(path=str(work / "llama"))
-    model = load_model(base, torch.float32, 0, None)
+    model = load_model(base, torch.float32)
     use_document_attention(model)
     model.requires_grad_(True).train()
     objective = Recipe.load({"base": base.path, "data": {"train": str(work / "chats_learnt.jsonl")}}).objective
     ids = torch.arange(64)[None] % 50
-    batch = Batch(ids, torch.arange(64)[None], [64], torch.arange(63), ids[0, 1:], (0,), 64, [63])
+    batch = Batch(ids, torch.arange(64)[None], [64], torch.arange(63), ids[0, 1:], (0,), 64, [63], [1])
     whole = activations_of(model, objective, batch)
     hidden = model.config.hidden_size
     assert len(whole.blocks) == model.config.num_hidden_layers

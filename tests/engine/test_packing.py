@@ -1,21 +1,30 @@
 """A packed batch gives each example the loss and gradients that it has alone, in transformers' own model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from families import DECODERS, ENCODERS, PADDED, config_of
 from matrix import make_bases
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 import tunesmith
 from tunesmith.data.example import Source
 from tunesmith.data.pack import alike, best_fit, collate, next_fit, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
-from tunesmith.models.heads import check_class_head, class_logits, classes_of
+from tunesmith.models.forward import check_head, next_token_loss, next_token_losses, pooled
+from tunesmith.models.heads import check_new_head, class_logits, tag_logits
+from tunesmith.models.tell import tell
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 
@@ -89,19 +98,44 @@ def test_functionary_265_packed_examples_have_the_loss_and_gradients_that_they_h
         assert (gradient - wanted).abs().max() <= CLOSE * wanted.abs().max() + 1e-9, name
 
 
+def text_logits(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def word_logits(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+    return text_logits(model, ids, marks)[0][marks]
+
+
+def mean_states(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
+
+
 @pytest.mark.parametrize("family", ENCODERS)
-def test_packed_texts_have_the_scores_and_gradients_that_they_have_alone(family: str) -> None:
-    alone, packed = twins(AutoModelForSequenceClassification, family)
-    check_class_head(packed)
+@pytest.mark.parametrize(
+    ("kind", "head", "plain"),
+    [
+        (AutoModelForSequenceClassification, class_logits, text_logits),
+        (AutoModelForTokenClassification, tag_logits, word_logits),
+        (AutoModel, lambda model, batch: pooled(model, batch, "mean"), mean_states),
+    ],
+    ids=["classes", "tags", "vectors"],
+)
+def test_packed_texts_have_the_scores_and_gradients_that_they_have_alone(
+    family: str, kind: Any, head: Any, plain: Any
+) -> None:
+    alone, packed = twins(kind, family)
+    if head in (class_logits, tag_logits):
+        check_new_head(packed)
     rows = []
     for number, length in enumerate([4, 17, 3, 9, 30]):
         ids = (torch.arange(length) * 7 % 61 + 3).int().numpy()
-        rows.append((np.append(ids, 1).astype(np.int32), np.arange(length + 1) == length, Source("rows", number + 1)))
+        marks = np.arange(length) % 3 == 1 if head is tag_logits else np.arange(length) == length - 1
+        rows.append((ids, marks, Source("rows", number + 1), (1.0,) * int(marks.sum())))
     batch = collate(TokenTable.build(rows), range(5))
 
-    inputs = [torch.tensor(ids[:-1])[None].long() for ids, _, _ in rows]
-    expected = torch.cat([alone(input_ids=each, attention_mask=torch.ones_like(each)).logits for each in inputs])
-    ours = class_logits(packed, batch)
+    inputs = [(torch.tensor(ids)[None].long(), torch.tensor(marks)) for ids, marks, *_ in rows]
+    expected = torch.cat([plain(alone, *each) for each in inputs])
+    ours = head(packed, batch)
 
     torch.testing.assert_close(ours, expected, rtol=CLOSE, atol=CLOSE)
     weights = torch.linspace(-1, 2, ours.numel()).double().view_as(ours)
@@ -144,4 +178,4 @@ def test_an_encoder_whose_positions_count_on_from_the_padding_has_room_for_so_ma
     assert Recipe.load(run.folder / "recipe.yaml").data.max_length == 512 - first
     usable = Usable.find(str(run.folder))
     model = usable.model(torch.float32, torch.device("cpu"))
-    assert classes_of(model, usable.tokenizer(), ["a", "b"], ["w1 " * 700])
+    assert tell(model, usable.tokenizer(), usable.ending, ["w1 " * 700])

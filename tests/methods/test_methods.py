@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
+from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.methods.catalogue import catalogue
 from tunesmith.models.attention import use_document_attention
@@ -55,8 +56,8 @@ def method_of(values: dict[str, Any]) -> Any:
     return named_kind(METHODS, values["kind"]).model_validate(values)
 
 
-def ready(path: Path, labels: list[str] | None = None) -> Any:
-    model = load_model(Base(path=str(path)), torch.float32, labels=labels)
+def ready(path: Path, ending: Ending = VOCABULARY) -> Any:
+    model = load_model(Base(path=str(path)), torch.float32, ending=ending)
     use_document_attention(model)
     return model
 
@@ -64,10 +65,10 @@ def ready(path: Path, labels: list[str] | None = None) -> Any:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("values", VARIANTS, ids=str)
 def test_a_method_trains_as_many_numbers_as_its_formula_says(values: dict[str, Any], family: str, bases: Path) -> None:
-    labels = ["a", "b", "c"] if family == "bert" else None
+    ending = Ending("classes", ("a", "b", "c")) if family == "bert" else VOCABULARY
     method = method_of(values)
-    formula = method.trained_parameters(skeleton(Base(path=str(bases / family)), labels))
-    model = ready(bases / family, labels)
+    formula = method.trained_parameters(skeleton(Base(path=str(bases / family)), ending))
+    model = ready(bases / family, ending)
     head = head_parameters(model)
     adapted = method.apply(model, seed=0)
     assert formula == sum(each.numel() for each in adapted.parameters() if each.requires_grad) - head

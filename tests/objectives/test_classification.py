@@ -15,10 +15,11 @@ import tunesmith
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, settled
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import calibration_error, macro_f1
+from tunesmith.evaluation.told import TOLD_METRICS, Telling
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.heads import class_logits, classes_of
+from tunesmith.models.heads import class_logits
 from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.tell import tell
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 
@@ -61,11 +62,11 @@ def test_a_trained_classifier_is_read_by_transformers_and_tells_the_classes(
     inputs = tokenizer("good film w3 w3", return_tensors="pt")
     probabilities = torch.softmax(theirs(input_ids=inputs["input_ids"]).logits[0], -1)
     usable = Usable.find(str(run.folder))
-    ours = classes_of(
-        usable.model(torch.float32, torch.device("cpu")), usable.tokenizer(), usable.labels or (), ["good film w3 w3"]
-    )
-    assert ours[0][0] == theirs.config.id2label[int(probabilities.argmax())]
-    assert ours[0][1] == pytest.approx(float(probabilities.max()), abs=1e-4)
+    ours = tell(
+        usable.model(torch.float32, torch.device("cpu")), usable.tokenizer(), usable.ending, ["good film w3 w3"]
+    )[0]
+    assert ours[0].label == theirs.config.id2label[int(probabilities.argmax())]
+    assert ours[0].value == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
 def test_a_new_head_on_a_frozen_body_learns_the_same_from_features_computed_once(
@@ -105,9 +106,10 @@ def test_a_text_that_is_cut_keeps_the_tokens_that_it_ends_with_and_its_class(bas
     prepared = prepare(recipe, tokenizer)
     assert prepared.report.truncated == 2
     ids, learnt = prepared.train[1]
-    assert len(ids) == 11
-    assert (ids[0], ids[-2], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id, 1)
-    assert learnt.tolist() == [False] * 10 + [True]
+    assert len(ids) == 10
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert learnt.tolist() == [False] * 9 + [True]
+    assert prepared.train.targets_of(1).tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -151,12 +153,13 @@ def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: 
     found = settled(recipe).objective
     assert found.class_weights == pytest.approx({"often": 100 / (2 * 90), "rare": 100 / (2 * 10)})
     named = settled(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"rare": 3.0}}))).objective
-    model = load_model(recipe.base, torch.float32, labels=found.labels)
+    model = load_model(recipe.base, torch.float32, ending=found.ending)
     use_document_attention(model)
     table = prepare(settled(recipe), load_tokenizer(recipe.base)).train
     batch = collate(table, range(20))
     weight = torch.tensor([1.0, 3.0])
-    expected = torch.nn.functional.cross_entropy(class_logits(model, batch), batch.labels, weight, reduction="sum")
+    classes = batch.labels[:, 0].long()
+    expected = torch.nn.functional.cross_entropy(class_logits(model, batch), classes, weight, reduction="sum")
     torch.testing.assert_close(named.loss(model, batch), expected)
     assert named.losses(model, batch).sum() != expected, "evaluation weighs all rows alike"
     with pytest.raises(UserError, match=r"class_weights: 'seldom' is no class\. Known: often, rare"):
@@ -165,12 +168,14 @@ def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: 
 
 def test_macro_f1_and_calibration_are_the_textbooks(bases: Path, rows: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    told, expected = generator.integers(0, 4, 300), generator.integers(0, 5, 300)
-    sure = generator.random(300)
-    assert macro_f1(told, sure, expected) == pytest.approx(f1_score(expected, told, average="macro"))
+    chances, expected = generator.dirichlet(np.ones(5), 300), generator.integers(0, 5, 300)
+    said, sure = chances.argmax(1), chances.max(1)
+    telling = Telling([each[None] for each in chances], [np.array([[each]]) for each in expected], tuple("abcde"))
+    found = {name: TOLD_METRICS[name].of(telling)(np.arange(300)) for name in ("macro_f1", "calibration_error")}
+    assert found["macro_f1"] == pytest.approx(f1_score(expected, said, average="macro"))
     bins = [(sure >= low / 15) & (sure < (low + 1) / 15) for low in range(15)]
-    gaps = [each.mean() * abs((told == expected)[each].mean() - sure[each].mean()) for each in bins if each.any()]
-    assert calibration_error(told, sure, expected) == pytest.approx(sum(gaps))
+    gaps = [each.mean() * abs((said == expected)[each].mean() - sure[each].mean()) for each in bins if each.any()]
+    assert found["calibration_error"] == pytest.approx(sum(gaps))
     run = tunesmith.train(recipe_of(bases / "bert", rows, steps=30, learning_rate=3e-3), tmp_path / "run")
     found = tunesmith.evaluate(run.folder)
     for side in ("base", "tuned"):

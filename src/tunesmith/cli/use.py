@@ -1,7 +1,6 @@
-"""`tunesmith generate`, `chat`, `classify`, `merge` and `combine`: putting a model to use."""
+"""`tunesmith generate`, `chat`, `classify`, `embed`, `merge` and `combine`: putting a model to use."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,8 @@ from tunesmith.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunesmith.models.usable import Usable
 
 ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model's directory, a hub name, or embedded.")]
 System = Annotated[str | None, typer.Option(help="What the system's turn says.")]
@@ -113,36 +114,64 @@ def combine(
 
 
 def classify(
-    model: Annotated[str, typer.Argument(help="A run or a directory of a classifier.")],
+    model: Annotated[str, typer.Argument(help="A run or a directory of a model that tells something of texts.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one a line from stdin.")] = None,
 ) -> None:
-    """Tell the class of texts, each with its probability."""
-    from tunesmith.models.heads import classes_of
+    """Tell the class, the labels, the value or the entities of texts, with probabilities."""
+    from tunesmith.models.tell import tell
 
+    usable, loaded = _load_any(model)
+    head = usable.head()
+    if usable.ending.kind == "vocabulary" or (usable.ending.kind == "vectors" and head is None):
+        does, verb = ("writes text", "generate") if usable.ending.kind == "vocabulary" else ("makes vectors", "embed")
+        raise UserError(f"{model} {does} and tells no classes. tunesmith {verb} {model}")
+    asked = _texts(texts)
+    for text, found in zip(asked, tell(loaded, usable.tokenizer(), usable.ending, asked, head), strict=True):
+        named = ", ".join(map(str, found)) or "-"
+        sure = "" if usable.ending.problem == "regression" else ", ".join(f"{each.value:.2f}" for each in found) + "\t"
+        _write(f"{named}\t{sure}{text}\n")
+
+
+def embed(
+    model: Annotated[str, typer.Argument(help="A run or a directory of a model that makes vectors.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one a line from stdin.")] = None,
+) -> None:
+    """Make a vector of each text: a line of JSON each."""
+    import json
+
+    from tunesmith.models.tell import vector_of
+
+    usable, loaded = _load_any(model)
+    if usable.ending.kind != "vectors":
+        raise UserError(f"{model} makes no vectors. Train one with objective: {{kind: embedding}}.")
+    tokenizer = usable.tokenizer()
+    for text in _texts(texts):
+        vector = vector_of(loaded, tokenizer, usable.ending, text).tolist()
+        _write(json.dumps({"text": text, "vector": [round(each, 7) for each in vector]}, ensure_ascii=False) + "\n")
+
+
+def _texts(texts: list[str] | None) -> list[str]:
     asked = texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not asked:
         raise UserError("No text was given. Give texts as arguments, or one a line on stdin.")
-    loaded, tokenizer, labels = _load_any(model)
-    if labels is None:
-        raise UserError(f"{model} writes text and tells no classes. tunesmith generate {model}")
-    for text, (label, probability) in zip(asked, classes_of(loaded, tokenizer, labels, asked), strict=True):
-        _write(f"{label}\t{probability:.2f}\t{text}\n")
+    return asked
 
 
 def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    model, tokenizer, labels = _load_any(name)
-    if labels is not None:
-        raise UserError(f"{name} tells classes and writes no text. tunesmith classify {name}")
-    return model, tokenizer
+    usable, model = _load_any(name)
+    if usable.ending.kind != "vocabulary":
+        verb = "embed" if usable.ending.kind == "vectors" and not usable.ending.labels else "classify"
+        raise UserError(f"{name} reads and writes no text. tunesmith {verb} {name}")
+    return model, usable.tokenizer()
 
 
-def _load_any(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Sequence[str] | None]":
+def _load_any(name: str) -> "tuple[Usable, PreTrainedModel]":
     from tunesmith.engine.precision import device_of, dtype_of
     from tunesmith.models.usable import Usable
 
     usable = Usable.find(name)
     device = device_of("auto")
-    return usable.model(dtype_of("auto", device), device), usable.tokenizer(), usable.labels
+    return usable, usable.model(dtype_of("auto", device), device)
 
 
 def _begun(system: str | None) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.tokens import TokenTable
 
 _ARRAYS = ("ids", "learnt", "offsets", "file", "row")
+_TOLD = ("targets", "target_offsets")
+"""Of tables that have them."""
 
 
 def cache_folder() -> Path:
@@ -69,7 +71,7 @@ def save(folder: Path, tables: Iterable[tuple[str, TokenTable]], report: dict[st
         files = {}
         for name, table in tables:
             files[name] = table.files
-            for array in _ARRAYS:
+            for array in (*_ARRAYS, *(_TOLD if table.targets is not None else ())):
                 np.save(partial / f"{name}.{array}.npy", getattr(table, array), allow_pickle=False)
         (partial / "report.json").write_text(json.dumps({"files": files, "report": report}), encoding="utf-8")
         if not folder.exists():
@@ -85,7 +87,9 @@ def load(folder: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str
         tables = []
         for name in names:
             arrays = {
-                array: np.load(folder / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False) for array in _ARRAYS
+                array: np.load(folder / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False)
+                for array in (*_ARRAYS, *_TOLD)
+                if array in _ARRAYS or (folder / f"{name}.{array}.npy").exists()
             }
             tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))
     except (OSError, ValueError, KeyError):

@@ -19,8 +19,10 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
         tokenised: ids and learnt marks, (n,) each.
     """
     ids, learnt = tokenised
-    if rendering.label is not None:
-        return None if rendering.text.strip() else "its text is empty"
+    if rendering.parts:
+        return None if all(part.strip() for part in rendering.parts) else "one of its texts is empty"
+    if rendering.targets is not None:
+        return _told_fault(rendering, learnt)
     if not learnt[1:].any():
         return "no token of it would be learnt: nothing is left of the answer after rendering"
     if not _every_stretch_ends(renderer, ids, learnt):
@@ -30,6 +32,14 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
         there, wanted = int((ids == bos).sum()), _wanted_bos(renderer, rendering)
         if there != wanted:
             return f"it has {there} beginning-of-sequence tokens, where the template writes {wanted}"
+    return None
+
+
+def _told_fault(rendering: Rendering, learnt: NDArray[np.bool_]) -> str | None:
+    if not rendering.text.strip():
+        return "its text is empty"
+    if rendering.learnt and int(learnt.sum()) != len(rendering.learnt):
+        return f"{len(rendering.learnt)} words have tags, and the tokeniser tells {int(learnt.sum())} apart"
     return None
 
 

@@ -20,13 +20,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One thing to learn from: a chat (`messages`), or text (`text`), raw or with its class (`label`).
+    """One thing to learn from: a chat (`messages`), or text (`text`), raw or with what is to be told of it.
 
     Attributes:
         source: the row that it was read from.
         messages: the chat, in order; None for raw text.
         text: the raw text; None for a chat.
-        label: the text's class, by name; None where it has none.
+        label: the text's class by name, its classes, or its value; None where it has none.
+        spans: (start, end, tag) of each word of the text, in characters; None where words have no tags.
+        others: texts that belong to the text: one that means the same or answers it, then some that do not.
         tools: JSON schemas of the tools that the chat may call, as chat templates take them.
     """
 
@@ -34,7 +36,9 @@ class Example:
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     tools: tuple[dict[str, Any], ...] | None = None
-    label: str | None = None
+    label: str | tuple[str, ...] | float | None = None
+    spans: tuple[tuple[int, int, str], ...] | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

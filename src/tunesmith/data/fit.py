@@ -19,16 +19,17 @@ def fit(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0)
         recipe: says how.
         table: of one side.
         report: counts.
-        closing: how many entries at a row's end stay when it is truncated: a class, and what the tokeniser ends with.
+        closing: how many tokens the tokeniser ends a text with; where no next token is learnt, they stay.
 
     Raises:
         UserError: they are to be refused, or truncating leaves some without anything to learn.
     """
-    limit = recipe.data.max_length + recipe.objective.classes  # a class stands behind the tokens and is none
+    limit = recipe.data.max_length
     if recipe.objective.joins_rows:
         return _joined(table, limit, report)
     how = recipe.data.over_long if recipe.data.over_long != "auto" else recipe.objective.over_long
-    long = np.flatnonzero(table.lengths > limit)
+    ending = recipe.objective.ending.kind
+    long = np.flatnonzero(_longest_text(table) > limit if ending == "vectors" else table.lengths > limit)
     if len(long) == 0:
         return table
     if how == "refuse":
@@ -39,7 +40,9 @@ def fit(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0)
             f"{shown}{more}. Raise data.max_length, or set data.over_long to truncate, split or drop "
             "(they are then counted)."
         )
-    return TokenTable.build(_fitted(table, limit, how, report, closing))
+    if ending != "vocabulary":
+        return TokenTable.build(_told(table, limit, how == "drop", ending, report, closing))
+    return TokenTable.build(_fitted(table, limit, how, report))
 
 
 def _joined(table: TokenTable, limit: int, report: DataReport) -> TokenTable:
@@ -52,18 +55,49 @@ def _joined(table: TokenTable, limit: int, report: DataReport) -> TokenTable:
     return TokenTable.build(pieces)
 
 
-def _fitted(table: TokenTable, limit: int, how: str, report: DataReport, closing: int) -> Iterator[Tokens]:
+def _longest_text(table: TokenTable) -> NDArray[np.int64]:
+    """(rows,) tokens of each row's longest text, where a mark stands on the last token of each."""
+    longest = [np.diff(np.flatnonzero(learnt), prepend=-1).max() for _, learnt in table]
+    return np.array(longest, np.int64)
+
+
+def _told(table: TokenTable, limit: int, drop: bool, ending: str, report: DataReport, closing: int) -> Iterator[Tokens]:
+    """Rows of which something is told: over-long texts lose what stands before the tokens that they end with; the
+    mark on a text's last token stays, and the tags of words that are lost go with them."""
+    for ids, learnt, source, *targets in table.rows():
+        if ending == "vectors":
+            texts = np.split(np.arange(len(ids)), np.flatnonzero(learnt)[:-1] + 1)
+        else:
+            texts = [np.arange(len(ids))]
+        if all(len(text) <= limit for text in texts):
+            yield ids, learnt, source, *targets
+        elif drop:
+            report.dropped += 1
+        else:
+            report.truncated += 1
+            texts = [np.delete(text, slice(limit - closing, len(text) - closing)) for text in texts]
+            kept = np.concatenate(texts)
+            if ending != "tags":
+                marks = np.zeros(len(kept), np.bool_)
+                marks[np.cumsum([len(text) for text in texts]) - 1] = True
+                yield ids[kept], marks, source, *targets
+            elif learnt[kept].any():
+                yield ids[kept], learnt[kept], source, targets[0][: int(learnt[kept].sum())]
+            else:
+                report.unlearnable += 1
+
+
+def _fitted(table: TokenTable, limit: int, how: str, report: DataReport) -> Iterator[Tokens]:
     hopeless: list[Source] = []
-    for ids, learnt, source in table.rows():
+    for ids, learnt, source, *_ in table.rows():
         if len(ids) <= limit:
             yield ids, learnt, source
         elif how == "drop":
             report.dropped += 1
         elif how == "truncate":
             report.truncated += 1
-            kept = np.r_[: limit - closing, len(ids) - closing : len(ids)]
-            if learnt[kept][1:].any():
-                yield ids[kept], learnt[kept], source
+            if learnt[1:limit].any():
+                yield ids[:limit], learnt[:limit], source
             else:
                 hopeless.append(source)
         else:

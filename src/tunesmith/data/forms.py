@@ -5,49 +5,25 @@ stand: nothing is stripped.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.example import Example, Malformed, Message, Source
+from tunesmith.data.form import Form, Values, needed, text_of
+from tunesmith.data.labelled import LABELLED
 from tunesmith.data.read import Row
 from tunesmith.data.turns import NotUnderstoodError, chat, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
-Values = Mapping[str, Any]
-"""A row by the parts that its columns play (`question`), not by the columns' own names (`Frage`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A form of rows.
-
-    Attributes:
-        described: in words, for messages.
-        columns: sets of columns, in order of preference; a row that has all of one of them is of this form. The first
-            set is what the form's parts are called.
-        optional: columns that it takes too.
-        read: from the row's parts to messages (or a text) and tools.
-    """
-
-    described: str
-    columns: tuple[tuple[str, ...], ...]
-    optional: tuple[str, ...]
-    read: Callable[[Values], dict[str, Any]]
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (*self.columns[0], *self.optional)
-
 
 def _messages(values: Values) -> dict[str, Any]:
     """`messages`: [{role, content, ...}], with `tools`; a `system` column goes before them."""
-    return _chat(values, turns_of(_needed(values, "messages"), "messages"))
+    return _chat(values, turns_of(needed(values, "messages"), "messages"))
 
 
 def _sharegpt(values: Values) -> dict[str, Any]:
     """`conversations`: [{from, value}], with `system` and `tools` (ShareGPT; calls as in LLaMA-Factory)."""
-    return _chat(values, turns_of(_needed(values, "conversations"), "conversations"))
+    return _chat(values, turns_of(needed(values, "conversations"), "conversations"))
 
 
 def _alpaca(values: Values) -> dict[str, Any]:
@@ -55,15 +31,15 @@ def _alpaca(values: Values) -> dict[str, Any]:
 
     The input, where there is one, follows the instruction on a line of its own.
     """
-    instruction, more = _text(values, "instruction"), _text(values, "input", "")
+    instruction, more = text_of(values, "instruction"), text_of(values, "input", "")
     earlier = [turn for pair in _history(values) for turn in _exchange(*pair)]
     asked = f"{instruction}\n{more}" if more else instruction
-    return _chat(values, [*earlier, *_exchange(asked, _text(values, "output"))])
+    return _chat(values, [*earlier, *_exchange(asked, text_of(values, "output"))])
 
 
 def _prompt_completion(values: Values) -> dict[str, Any]:
     """`prompt` and `completion`: two texts, which become a question and an answer; or two lists of turns."""
-    prompt, completion = _needed(values, "prompt"), _needed(values, "completion")
+    prompt, completion = needed(values, "prompt"), needed(values, "completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return _chat(values, _exchange(prompt, completion))
     if isinstance(prompt, str) or isinstance(completion, str):
@@ -78,31 +54,10 @@ def _prompt_completion(values: Values) -> dict[str, Any]:
 
 def _question_answer(values: Values) -> dict[str, Any]:
     """`question`, `answer`, with `context` (which goes before the question, a blank line between) and `system`."""
-    context = _text(values, "context", "")
-    question = _text(values, "question")
-    return _chat(values, _exchange(f"{context}\n\n{question}" if context else question, _text(values, "answer")))
+    context = text_of(values, "context", "")
+    question = text_of(values, "question")
+    return _chat(values, _exchange(f"{context}\n\n{question}" if context else question, text_of(values, "answer")))
 
-
-def _raw_text(values: Values) -> dict[str, Any]:
-    """`text`, or a row or file that is nothing but text."""
-    text = _text(values, "text")
-    if not text.strip():
-        raise NotUnderstoodError("the text is empty")
-    return {"text": text}
-
-
-def _classification(values: Values) -> dict[str, Any]:
-    """`text` and `label`: a name or a number."""
-    text, label = _raw_text(values)["text"], _needed(values, "label")
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)
-    if not isinstance(label, str | int) or not str(label).strip():
-        raise NotUnderstoodError(f"label is {in_words(label)}, not a class's name or number")
-    return {"text": text, "label": str(label).strip()}
-
-
-_TEXTS = ("text", "content", "sentence")
-_CLASS = ("labels", "category", "class", "intent", "sentiment", "topic")
 
 FORMS: dict[str, Form] = {
     "messages": Form("chat messages", (("messages",),), ("tools", "system"), _messages),
@@ -129,13 +84,7 @@ FORMS: dict[str, Form] = {
         ("context", "system"),
         _question_answer,
     ),
-    "classification": Form(
-        "texts with classes",
-        tuple((text, label) for text in _TEXTS for label in ("label", *_CLASS)),
-        (),
-        _classification,
-    ),
-    "text": Form("raw text", (("text",), ("content",)), (), _raw_text),
+    **LABELLED,
 }
 """Every form by the name that `data.form` takes; where a row fits several, the first."""
 
@@ -173,9 +122,14 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
             f"{', '.join(fits)}; rows of another are then malformed."
         )
     form = next(iter(fits))
-    if form == "classification":
-        _refuse_classes(rows)
+    _refuse_unasked(FORMS[form], rows)
     return form
+
+
+def fitting(rows: Sequence[Row], forms: Sequence[str]) -> str:
+    """Of the forms that an objective takes, the first whose columns the rows have; the first of all if none."""
+    columns = {column.lower() for column in _columns_of(rows)}
+    return next((form for form in forms if _sets_in(columns, FORMS[form])), forms[0])
 
 
 def to_example(row: Row, form: str, columns: Mapping[str, str] | None = None) -> Example | Malformed:
@@ -219,7 +173,7 @@ def _form_of(row: Row) -> str | None:
             f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a whole conversation: gather "
             "the turns in a column `messages`."
         )
-    return next((name for name, form in FORMS.items() if _sets_in(present, form)), None)
+    return next((name for name, form in FORMS.items() if form.detected and _sets_in(present, form)), None)
 
 
 def _sets_in(present: set[str], form: Form) -> list[tuple[str, ...]]:
@@ -304,15 +258,19 @@ def _refuse_other_kinds(row: Row) -> None:
         )
 
 
-def _refuse_classes(rows: Sequence[Row]) -> None:
-    """Texts beside classes: what is to be learnt of them must be asked for by name."""
-    seen = _columns_of(rows)
-    label = next(column for column in seen if column.lower() in ("label", *_CLASS))
-    text = next(column for column in seen if column.lower() in _TEXTS)
+def _refuse_unasked(form: Form, rows: Sequence[Row]) -> None:
+    """Texts of which something is told: what is to be learnt of them must be asked for by name."""
+    if form.objective is None:
+        return
+    seen = {column.lower(): column for column in _columns_of(rows)}
+    sets = [[seen[name] for name in names] for names in _sets_in(set(seen), form)]
+    as_answers = alone = ""
+    if sets and form.objective == "classification":
+        as_answers = f"; to learn to answer with it, data.columns: {{question: {sets[0][0]}, answer: {sets[0][1]}}}"
+        alone = "; to learn the texts alone, data.form: text"
     raise UserError(
-        f"{rows[0].source}: this is classification data (columns: {', '.join(seen)}). To learn the class, set "
-        f"objective: {{kind: classification}}; to learn to answer with the class, data.columns: {{question: {text}, "
-        f"answer: {label}}}; to learn the texts alone, data.form: text."
+        f"{rows[0].source}: these are {form.described} (columns: {', '.join(seen.values())}). To learn that, set "
+        f"objective: {{kind: {form.objective}}}{as_answers}{alone}."
     )
 
 
@@ -330,7 +288,7 @@ def _columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _chat(values: Values, messages: list[Message]) -> dict[str, Any]:
-    system = _text(values, "system", "")
+    system = text_of(values, "system", "")
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     if first and messages[0]["role"] in ("system", "developer"):
         raise NotUnderstoodError("a system column, and a system turn too")
@@ -348,19 +306,3 @@ def _history(values: Values) -> list[tuple[str, str]]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise NotUnderstoodError("history is not a list of [question, answer] pairs")
     return [(question, answer) for question, answer in pairs]
-
-
-def _needed(values: Values, part: str) -> Any:
-    value = values.get(part)
-    if value is None:
-        raise NotUnderstoodError(f"{part} is missing")
-    return value
-
-
-def _text(values: Values, part: str, default: str | None = None) -> str:
-    value = values.get(part)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise NotUnderstoodError(f"{part} is {in_words(value)}" + ("" if value is None else ", not a text"))
-    return value

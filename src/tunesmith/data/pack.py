@@ -8,9 +8,11 @@ it would give by itself.
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.data.tokens import TokenTable
@@ -30,12 +32,14 @@ class Batch:
         input_ids: (1, width) int64.
         position_ids: (1, width) int64, from zero in each document.
         lengths: of the documents, the filling one included, in order; they add up to width.
-        learnt_positions: (learnt,) int64: where the next token is learnt.
-        labels: (learnt,) int64: those next tokens.
+        learnt_positions: (marked,) int64: where something is learnt: the next token; a word's tag; on a text's last
+            token, what is told of the text.
+        labels: (marked,) int64: those next tokens; or (marked, values) float32: what is told there.
         rows: which rows of the table they are.
         tokens: real tokens in the rows, those left out included.
-        learnt_per_row: learnt tokens of each document, in order.
-        features: (documents, hidden) where a frozen body's states are known already; then nothing else is laid out.
+        learnt_per_row: units of loss of each row, in order.
+        documents_per_row: of each row, in order: its texts, where they are read apart.
+        features: (rows, hidden) where a frozen body's states are known already; then nothing else is laid out.
     """
 
     input_ids: Tensor
@@ -46,48 +50,68 @@ class Batch:
     rows: tuple[int, ...]
     tokens: int
     learnt_per_row: list[int]
+    documents_per_row: list[int]
     features: Tensor | None = None
 
     @property
     def learnt_tokens(self) -> int:
-        return len(self.labels)
+        return sum(self.learnt_per_row)
+
+    @property
+    def documents(self) -> int:
+        """Without the one that fills up."""
+        return sum(self.documents_per_row)
 
 
 def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
     """Lay the given rows of the table end to end, and fill up to a multiple of `WIDTH_STEP`."""
     if table.features is not None:
         return _features_alone(table, rows, device)
-    ids, positions, lengths, learnt_at, labels, learnt_per_row = [], [], [], [], [], []
+    ids, learnt_at, lengths, learnt_per_row, documents_per_row = [], [], [], [], []
+    positions: list[NDArray[np.int64]] = []
+    labels: list[NDArray[Any]] = []
     tokens = width = 0
     for row in rows:
         all_ids, learnt = table[row]
-        targets = np.flatnonzero(learnt[1:])  # position t predicts token t + 1
-        length = int(targets[-1]) + 1 if len(targets) else 1
-        ids.append(all_ids[:length])
-        positions.append(np.arange(length))
-        lengths.append(length)
-        learnt_at.append(targets + width)
-        labels.append(all_ids[1:][targets])
-        learnt_per_row.append(len(targets))
+        if table.targets is None:
+            marks = np.flatnonzero(learnt[1:])  # position t predicts token t + 1
+            ends = marks[-1:] + 1 if len(marks) else np.ones(1, np.int64)
+            labels.append(all_ids[1:][marks])
+            units = len(marks)
+        else:
+            marks = np.flatnonzero(learnt)
+            told = table.targets_of(row)
+            apart = len(told) == 0  # nothing is told of texts that are compared
+            ends = marks + 1 if apart else np.array([len(all_ids)])
+            labels.append(told.reshape(len(marks), -1))
+            units = 1 if apart else len(marks)
+        own = np.diff(ends, prepend=0).tolist()
+        ids.append(all_ids[: ends[-1]])
+        positions.extend(np.arange(length) for length in own)
+        lengths.extend(own)
+        learnt_at.append(marks + width)
+        learnt_per_row.append(units)
+        documents_per_row.append(len(own))
         tokens += len(all_ids)
-        width += length
+        width += int(ends[-1])
     if missing := -width % WIDTH_STEP:
         ids.append(np.zeros(missing, np.int32))
         positions.append(np.arange(missing))
         lengths.append(missing)
 
-    def tensor(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+    def tensor(parts: list[np.ndarray], dtype: type = np.int64) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(dtype)).to(device)
 
     return Batch(
         tensor(ids)[None],
         tensor(positions)[None],
         lengths,
         tensor(learnt_at),
-        tensor(labels),
+        tensor(labels, np.int64 if table.targets is None else np.float32),
         tuple(rows),
         tokens,
         learnt_per_row,
+        documents_per_row,
     )
 
 
@@ -100,20 +124,21 @@ def beginning(batch: Batch, tokens: int) -> Batch:
     if len(at) == 0:
         at, labels = batch.learnt_positions.new_tensor([width - 1]), batch.labels[:1]
     ids, positions = batch.input_ids[:, :width], batch.position_ids[:, :width]
-    return Batch(ids, positions, [width], at, labels, batch.rows[:1], width, [len(at)])
+    return Batch(ids, positions, [width], at, labels, batch.rows[:1], width, [len(at)], [1])
 
 
 def _features_alone(table: TokenTable, rows: Sequence[int], device: torch.device | str) -> Batch:
-    """A batch of rows whose hidden states are known, and of which the last entry, a class, is learnt."""
+    """A batch of rows whose hidden states are known."""
     nothing = torch.zeros(1, 0, dtype=torch.int64, device=device)
     return Batch(
         nothing,
         nothing,
         [],
         nothing[0],
-        torch.tensor([int(table[row][0][-1]) for row in rows], device=device),
+        torch.from_numpy(np.stack([table.targets_of(row) for row in rows])).to(device),
         tuple(rows),
         sum(int(table.lengths[row]) for row in rows),
+        [1] * len(rows),
         [1] * len(rows),
         torch.from_numpy(np.asarray(table.features)[list(rows)]).to(device),
     )

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed
 from tunesmith.data.fit import fit
-from tunesmith.data.forms import detect, to_example
+from tunesmith.data.forms import detect, fitting, to_example
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
@@ -81,10 +81,11 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
     form = recipe.data.form
-    if form == "auto" and recipe.objective.form is not None:
-        form = recipe.objective.form
+    whole = [row for row in first if isinstance(row, Row)]
+    if form == "auto" and recipe.objective.forms:
+        form = fitting(whole, recipe.objective.forms)
     if form == "auto":
-        form = detect([row for row in first if isinstance(row, Row)], recipe.data.columns)
+        form = detect(whole, recipe.data.columns)
     report.form = form
     read_here = 0
     bad: list[Malformed] = []
@@ -130,8 +131,7 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
                 builder.extend(side)
             _count(chunk, report)
     _refuse_unusable(recipe, report)
-    closing = renderer.closing_tokens + 1 if recipe.objective.classes else 0
-    table, kept_out_table = (fit(recipe, side.table(), report, closing) for side in builders)
+    table, kept_out_table = (fit(recipe, side.table(), report, renderer.closing_tokens) for side in builders)
     if len(table) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
     if recipe.data.replay:

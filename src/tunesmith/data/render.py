@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.encode import Encoded, TextEncoder
 from tunesmith.data.example import Example, Message
 from tunesmith.data.template import ChatTemplate, Span, Tools, UnusableError, special_tokens
+from tunesmith.data.tokens import Targets
 from tunesmith.errors import UserError
 
 Learn = Literal["assistant", "last", "all"]
@@ -33,8 +34,10 @@ class Rendering:
     Attributes:
         text: with the template's special tokens; of a raw document, the document alone.
         learnt: spans of the text that are learnt, in order, apart from each other.
-        label: the text's class, by its number; then that alone is learnt, and the tokeniser's own special tokens go
-            around the text.
+        targets: what is learnt where it is not next tokens: a tag for each of the spans `learnt`; or, where there are
+            none, what is told of the whole text. The tokeniser's own special tokens go around the text.
+        parts: texts that are read apart from each other and learnt together, in place of `text`; each with the
+            tokeniser's own special tokens around it.
         source: what is read before the text is written, apart from it: an encoder's text. The tokeniser's own special
             tokens go around both.
         document: raw text: nothing in it is read as a special token, and the tokeniser's own beginning and the end of
@@ -44,7 +47,8 @@ class Rendering:
     text: str
     learnt: tuple[Span, ...]
     document: bool = False
-    label: int | None = None
+    targets: Targets | None = None
+    parts: tuple[str, ...] = ()
     source: str | None = None
 
 
@@ -129,7 +133,8 @@ class Renderer:
     def tokenise_many(self, renderings: Sequence[Rendering]) -> list[Tokenised]:
         """Ids and learnt marks of each rendering; no token is shared by a prompt and its answer.
 
-        A text with a class gets the class's number for its last entry, learnt from all before it.
+        Of a text with a class or value the last token is marked, of one with tags each word's first; of parts laid end
+        to end each one's last.
         """
         ways: dict[_Way, list[Rendering]] = {}
         for each in renderings:
@@ -138,8 +143,10 @@ class Renderer:
         return [next(found[self._way(each)]) for each in renderings]
 
     def _way(self, rendering: Rendering) -> "_Way":
-        if rendering.label is not None:
-            return self._tokenise_labelled
+        if rendering.parts:
+            return self._tokenise_parts
+        if rendering.targets is not None:
+            return self._tokenise_tagged if rendering.learnt else self._tokenise_labelled
         if rendering.source is not None:
             return self._tokenise_pairs
         return self._tokenise_documents if rendering.document else self._tokenise_chats
@@ -190,10 +197,29 @@ class Renderer:
 
     def _tokenise_labelled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
         encoded = self.tokenizer([each.text for each in renderings], split_special_tokens=True, verbose=False)
-        for rendering, inner in zip(renderings, encoded["input_ids"], strict=True):
-            ids = np.asarray([*inner, rendering.label], np.int32)
+        for inner in encoded["input_ids"]:
+            ids = np.asarray(inner, np.int32)
+            yield ids, np.arange(len(ids)) == len(ids) - 1
+
+    def _tokenise_tagged(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+        texts = [each.text for each in renderings]
+        encoded = self.tokenizer(texts, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
+        for rendering, inner, offsets in zip(renderings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            ids = np.asarray(inner, np.int32)
+            starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
             learnt = np.zeros(len(ids), np.bool_)
-            learnt[-1] = True
+            for start, end in rendering.learnt:
+                learnt[np.flatnonzero((starts < end) & (ends > start))[:1]] = True
+            yield ids, learnt
+
+    def _tokenise_parts(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+        texts = [part for each in renderings for part in each.parts]
+        encoded = iter(self.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"])
+        for rendering in renderings:
+            parts = [next(encoded) for _ in rendering.parts]
+            ids = np.asarray([token for part in parts for token in part], np.int32)
+            learnt = np.zeros(len(ids), np.bool_)
+            learnt[np.cumsum([len(part) for part in parts]) - 1] = True
             yield ids, learnt
 
     def _tokenise_pairs(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:

@@ -59,10 +59,13 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
             ids, learnt = tokenised
             wrong = fault(renderer, rendering, tokenised)
             pieces = _pieces(tokenizer, tokenised)
-            if rendering.label is not None:
-                text = _pieces(tokenizer, (ids[:-1], learnt[:-1]))
-                pieces = (*text, Piece(f" {example.label}", learnt=True))
+            if rendering.targets and not rendering.learnt:  # the marked last token stands for what is told of all
+                pieces = (*_pieces(tokenizer, (ids, learnt & False)), Piece(f" {_told(example.label)}", learnt=True))
             yield Shown(str(example.source), pieces, len(ids), int(learnt.sum()), wrong)
+
+
+def _told(label: object) -> str:
+    return (", ".join(label) or "(none)") if isinstance(label, tuple) else str(label)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, tokenised: Tokenised) -> tuple[Piece, ...]:

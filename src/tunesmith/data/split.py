@@ -32,9 +32,9 @@ def is_held_out(example: Example, share: float) -> bool:
 
 
 def content_hash(example: Example) -> str:
-    """SHA-256 (hex) of all that the example says: messages, text, tools and label, not its source."""
-    label = [] if example.label is None else [example.label]
-    return _digest([example.messages, example.text, example.tools, *label]).hex()
+    """SHA-256 (hex) of all that the example says: messages, text, tools and what is told of it, not its source."""
+    told = [part for part in (example.label, example.spans, example.others) if part not in (None, ())]
+    return _digest([example.messages, example.text, example.tools, *told]).hex()
 
 
 def _asks(turn: dict[str, Any], asked: int | None) -> bool:

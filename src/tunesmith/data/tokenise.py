@@ -17,10 +17,10 @@ from typing import Protocol
 
 from tunesmith.data.check import fault
 from tunesmith.data.example import Example, Source
-from tunesmith.data.render import Renderer, Rendering, Tokenised
+from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.split import is_held_out
 from tunesmith.data.template import UnusableError
-from tunesmith.data.tokens import TokenTable
+from tunesmith.data.tokens import Tokens, TokenTable
 
 ROWS = 512
 """Rows of a chunk: enough for the tokeniser to use all cores, little memory."""
@@ -86,16 +86,17 @@ class Tokeniser:
             side = is_held_out(example, self.held_out)
             rows.extend((rendering, example.source, side) for rendering in rendered)
             separate_turns += len(rendered) - 1
-        kept: tuple[list[tuple[Tokenised, Source]], ...] = ([], [])
+        kept: tuple[list[Tokens], ...] = ([], [])
         tokens = self.renderer.tokenise_many([rendering for rendering, _, _ in rows])
         for (rendering, source, side), tokenised in zip(rows, tokens, strict=True):
             reason = fault(self.renderer, rendering, tokenised)
             if reason is None:
-                kept[side].append((tokenised, source))
+                told = () if rendering.targets is None else (rendering.targets,)
+                kept[side].append((*tokenised, source, *told))
             else:
                 unusable.append((source, reason))
-        longest = max((len(ids) for side in kept for (ids, _), _ in side), default=0)
-        train, held_out = (TokenTable.build((*tokenised, source) for tokenised, source in side) for side in kept)
+        longest = max((len(row[0]) for side in kept for row in side), default=0)
+        train, held_out = (TokenTable.build(side) for side in kept)
         return Chunk((train, held_out), unusable, separate_turns, longest)
 
     def all(self, examples: Iterable[Example]) -> Iterator[Chunk]:

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from tunesmith.data.example import Source
 
-Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source]
-"""One example: ids (n,), which of them are learnt (n,), and its row."""
+Targets = tuple[float, ...]
+"""What is learnt at a row's learnt tokens where it is not the next token: classes' numbers, values."""
+
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source, *tuple[Targets, ...]]
+"""One example: ids (n,), which of them are learnt (n,), its row, and its targets if it has some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class TokenTable:
         files: the files' names; `file` indexes them.
         file: (rows,) int32.
         row: (rows,) int64, 1-based within the file.
+        targets: float32, all rows' targets end to end; None where the next token is learnt.
+        target_offsets: (rows + 1,) int64: row i has targets[target_offsets[i]:target_offsets[i + 1]].
         features: (rows, hidden) of a frozen body, where it has been computed once for all; then the ids are not read.
     """
 
@@ -35,13 +40,15 @@ class TokenTable:
     files: tuple[str, ...]
     file: NDArray[np.int32]
     row: NDArray[np.int64]
+    targets: NDArray[np.float32] | None = None
+    target_offsets: NDArray[np.int64] | None = None
     features: NDArray[np.float32] | None = None
 
     @classmethod
     def build(cls, rows: Iterable[Tokens]) -> "TokenTable":
         builder = TableBuilder()
-        for ids, learnt, source in rows:
-            builder.add(ids, learnt, source)
+        for row in rows:
+            builder.add(*row)
         return builder.table()
 
     def __len__(self) -> int:
@@ -60,13 +67,23 @@ class TokenTable:
 
     @property
     def learnt_tokens(self) -> int:
-        """Tokens that some position predicts: a row's first token has none before it."""
+        """Tokens at which something is learnt; of next tokens, all but a row's first, which has none before it."""
+        if self.targets is not None:
+            return int(np.count_nonzero(self.learnt))
         starts = self.offsets[:-1][self.lengths > 0]
         return int(np.count_nonzero(self.learnt)) - int(np.count_nonzero(self.learnt[starts]))
 
     def rows(self) -> Iterator[Tokens]:
-        """Each row with its source."""
-        return ((*self[index], self.source(index)) for index in range(len(self)))
+        """Each row with its source, and its targets if it has some."""
+        for index in range(len(self)):
+            told = () if self.targets is None else (tuple(self.targets_of(index).tolist()),)
+            yield (*self[index], self.source(index), *told)
+
+    def targets_of(self, index: int) -> NDArray[np.float32]:
+        """What is learnt of the row where it is not next tokens."""
+        assert self.targets is not None
+        assert self.target_offsets is not None
+        return self.targets[self.target_offsets[index] : self.target_offsets[index + 1]]
 
     def source(self, index: int) -> Source:
         return Source(self.files[self.file[index]], int(self.row[index]))
@@ -86,13 +103,22 @@ class TableBuilder:
         self._file = array("i")
         self._row = array("q")
         self._files: dict[str, int] = {}
+        self._targets = _Spool(np.dtype(np.float32))
+        self._target_offsets = array("q", [0])
+        self._told = False
 
-    def add(self, ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source) -> None:
+    def add(
+        self, ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source, targets: Targets | None = None
+    ) -> None:
         self._ids.add(ids)
         self._learnt.add(learnt)
         self._offsets.append(self._offsets[-1] + len(ids))
         self._file.append(self._files.setdefault(source.file, len(self._files)))
         self._row.append(source.row)
+        if targets is not None:
+            self._told = True
+            self._targets.add(np.asarray(targets, np.float32))
+            self._target_offsets.append(self._target_offsets[-1] + len(targets))
 
     def extend(self, table: TokenTable) -> None:
         """Add all rows of a table."""
@@ -102,6 +128,10 @@ class TableBuilder:
         files = [self._files.setdefault(name, len(self._files)) for name in table.files]
         self._file.extend(np.asarray(files, np.int32)[table.file].tolist())
         self._row.extend(table.row.tolist())
+        if table.targets is not None and table.target_offsets is not None:
+            self._told = True
+            self._targets.add(table.targets)
+            self._target_offsets.extend((table.target_offsets[1:] + self._target_offsets[-1]).tolist())
 
     def table(self) -> TokenTable:
         """All rows so far; nothing may be added afterwards."""
@@ -112,6 +142,8 @@ class TableBuilder:
             tuple(self._files),
             np.array(self._file, np.int32),
             np.array(self._row, np.int64),
+            self._targets.whole() if self._told else None,
+            np.array(self._target_offsets, np.int64) if self._told else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""The held-out loss, with the uncertainty that so many rows allow."""
+"""What a model does on rows that it does not learn from: its loss, with its uncertainty, and what it says of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.data.pack import collate, filled
 from tunesmith.data.tokens import TokenTable
-from tunesmith.models.attention import packs
+from tunesmith.models.attention import packs, use_document_attention
 from tunesmith.models.prompts import plain_model
 from tunesmith.recipe import ObjectiveConfig
 
@@ -66,3 +66,28 @@ def held_out_losses(
             counts[items] = batch.learnt_per_row
     model.train(training)
     return RowLosses(sums, counts)
+
+
+@torch.no_grad()
+def outputs_of(
+    objective: ObjectiveConfig, model: PreTrainedModel, table: TokenTable, tokens_per_batch: int, head: object = None
+) -> list[NDArray[np.float32]]:
+    """What the model says at each row's marks (marks, outputs), in the table's order."""
+    use_document_attention(plain_model(model))
+    found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(table)
+    for rows in filled(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
+        batch = collate(table, rows, model.device)
+        outputs = objective.outputs(model, batch, head).float().cpu()
+        counts = [int(table[row][1].sum()) for row in rows]
+        for row, own in zip(rows, outputs.split(counts), strict=True):
+            found[row] = own.numpy()
+    return found
+
+
+def rows_with_vectors(
+    objective: ObjectiveConfig, model: PreTrainedModel, table: TokenTable, tokens_per_batch: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A vector of each row (rows, hidden), and what is told of it (rows, values)."""
+    model.eval()
+    found = np.concatenate(outputs_of(objective, model, table, tokens_per_batch))
+    return found, np.stack([table.targets_of(row) for row in range(len(table))])

@@ -1,12 +1,12 @@
 """What a finished run leaves: an adapter in PEFT's format or a model in Hugging Face's, with its tokeniser."""
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.engine.optimiser import MasterWeights
@@ -16,14 +16,22 @@ from tunesmith.models.conv1d import as_stored
 from tunesmith.models.load import no_progress_bars
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantise import made_whole
+from tunesmith.models.sentence import write_steps
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 
 def save_output(
-    run: Run, model: PreTrainedModel, masters: MasterWeights, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+    run: Run,
+    model: PreTrainedModel,
+    masters: MasterWeights,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    head: nn.Linear | None = None,
 ) -> Path:
     """Write `adapter/` (fp32 masters) or `model/` (in the model's working precision); it appears whole or not at all.
+
+    A model of vectors also gets what sentence-transformers reads it by, with the head on them if there is one.
 
     Raises:
         UserError: it cannot be written; the run's checkpoints are whole.
@@ -43,8 +51,12 @@ def save_output(
         with no_progress_bars():
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        if is_adapter and recipe.objective.labels is not None:  # PEFT keeps the head and not what it tells apart
-            (partial / "labels.json").write_text(json.dumps(recipe.objective.labels), encoding="utf-8")
+        ending = recipe.objective.ending
+        if ending.kind == "vectors":
+            hidden = plain_model(model).config.get_text_config().hidden_size
+            write_steps(partial, ending, hidden, recipe.data.max_length, head)
+        if ending.kind == "vectors" or (is_adapter and ending.has_head):
+            ending.write(partial)
         partial.rename(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

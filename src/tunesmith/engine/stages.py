@@ -97,7 +97,7 @@ def _from_weights_of(before: Run, recipe: Recipe) -> Recipe:
     elif (
         earlier.method == recipe.method
         and recipe.method.goes_on
-        and earlier.objective.classes == recipe.objective.classes
+        and earlier.objective.ending == recipe.objective.ending
     ):
         base = earlier.base.model_copy(update={"adapter": before.output})
     else:

@@ -4,10 +4,12 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.pack import Batches, beginning, collate, width
@@ -15,6 +17,7 @@ from tunesmith.data.prepare import Prepared, prepare, settled
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import give_back_freed_memory, keep_freed_memory
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
+from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.memory import Fit, activations_of, fit, recompute
@@ -50,8 +53,9 @@ def train_run(
     subscribers: Sequence[Subscriber],
 ) -> Run:
     """Start a run; arguments and errors as `engine.stages.train` has them."""
-    resolved = with_room(settled(Recipe.load(recipe, list(overrides))))
-    refuse_other_kinds(resolved.base, resolved.objective)
+    asked = Recipe.load(recipe, list(overrides))
+    refuse_other_kinds(asked.base, asked.objective)
+    resolved = with_room(settled(asked))
     tokenizer = load_tokenizer(resolved.base)
     prepared = prepare(resolved, tokenizer)
     place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
@@ -135,7 +139,7 @@ def _carry_out(
     if reason != "interrupted":
         _take_best(recipe, run, loop)
         loop.masters.take_average()
-        output = save_output(run, loop.model, loop.masters, tokenizer, recipe)
+        output = save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
     loop.events.emit("plan", measured=measured(loop.state.seconds, loop.state.step, loop.state.tokens, device))
     loop.events.emit(
         "end",
@@ -145,6 +149,13 @@ def _carry_out(
         output=None if output is None else str(output),
     )
     return run
+
+
+def _finished_head(loop: Loop) -> nn.Linear | None:
+    """What the objective learns on the finished model's vectors, if it does."""
+    rows = partial(rows_with_vectors, loop.objective, loop.model, loop.batches.table, loop.tokens_per_batch)
+    found: nn.Linear | None = loop.objective.finish(loop.model, rows)
+    return found
 
 
 def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Loop:

@@ -18,7 +18,7 @@ from tunesmith.models.anatomy import blocks, stacks
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
-from tunesmith.models.heads import body_is_frozen, check_class_head, head_names, with_features
+from tunesmith.models.heads import body_is_frozen, check_new_head, head_names, last_linear, with_features
 from tunesmith.models.load import learnt_positions, load_model
 from tunesmith.models.noise import add_embedding_noise
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
@@ -37,11 +37,15 @@ def base_parameters(model: PreTrainedModel) -> int:
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
-    model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.labels).to(device)
+    ending = recipe.objective.ending
+    model = load_model(recipe.base, dtype, recipe.train.seed, ending).to(device)
     use_document_attention(model)
     use_fused_ops(model)
     try:
-        (check_class_head if recipe.objective.classes else check_head)(model)
+        if ending.kind == "vocabulary":
+            check_head(model)
+        elif ending.has_head:
+            check_new_head(model)
     except RuntimeError as error:
         if dtype == torch.float32:
             raise
@@ -49,6 +53,7 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
             f"{type(model).__name__}'s own forward pass fails in {str(dtype).removeprefix('torch.')} "
             f"({str(error).splitlines()[0]}). Set train.precision: fp32."
         ) from error
+    recipe.objective.begin(model)
     adapted = recipe.method.apply(model, recipe.train.seed)
     if recipe.base.adapter is not None:
         take_up(adapted, recipe.base.adapter)
@@ -63,15 +68,18 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
 
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and what it is multiplied by for a parameter of that name."""
-    share = recipe.method.share_for_classes if recipe.objective.classes else 1.0
+    share = recipe.method.share_for_classes if recipe.objective.ending.kind != "vocabulary" else 1.0
     own = recipe.method.learning_rate(base_parameters(model)) * share * RATES.get(recipe.train.optimiser, 1.0)
     peak = recipe.train.learning_rate or float(f"{own:.1e}")
     heads = head_names(plain_model(model))
+    last = {id(parameter) for parameter in last_linear(model).parameters()} if heads else set()
+    says = {name for name, parameter in model.named_parameters() if id(parameter) in last}
     away = from_output(model) if recipe.train.layer_decay < 1 else defaultdict(int)
 
     def factor(parameter: str) -> float:
         if any(f".{head}." in f".{parameter}" for head in heads):
-            return recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size) / peak
+            rate = recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size)
+            return rate * (recipe.objective.output_scale if parameter in says else 1.0) / peak
         return recipe.method.learning_rate_factor(parameter) * recipe.train.layer_decay ** away[parameter]
 
     return peak, factor
@@ -135,7 +143,7 @@ def with_room(recipe: Recipe) -> Recipe:
 
 def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:
     """Where nothing but a head over classes moves, what the body makes of each row is computed once."""
-    if not (recipe.objective.classes and body_is_frozen(model)):
+    if not body_is_frozen(model):
         return prepared
     budget = recipe.train.tokens_per_batch or min(recipe.train.tokens_per_step, 2048)
     train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))

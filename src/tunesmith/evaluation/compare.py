@@ -1,9 +1,8 @@
 """The tuned model beside its base on the same held-out rows: loss, perplexity, metrics of what they write, samples."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,18 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.example import Example, Message
-from tunesmith.data.prepare import held_out_examples, prepare
+from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.held_out import RowLosses, held_out_losses
+from tunesmith.ending import Ending
+from tunesmith.engine.held_out import RowLosses, held_out_losses, outputs_of, rows_with_vectors
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import (
-    CLASS_METRICS,
-    METRICS,
-    WHOLE_METRICS,
-    Metric,
-    WholeMetric,
-    drawn_again,
-    interval_of,
-    mean_with_interval,
-    scores,
-)
+from tunesmith.evaluation.metrics import METRICS, drawn_again, interval_of, mean_with_interval, scores
+from tunesmith.evaluation.told import TOLD_METRICS, Telling
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.heads import told
 from tunesmith.models.prompts import plain_model
+from tunesmith.models.tell import spans_of, told_of
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, Run, Subscriber
@@ -51,12 +42,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one model does: its loss on every row, its answers to the tasks."""
+    """What one model does: its loss on every row, its answers to the tasks, what it tells of the rows if it tells."""
 
     losses: RowLosses
     answers: list[str]
-    confidences: list[float] | None = None
-    """Of classes told, the probability of each."""
+    telling: Telling | None = None
 
 
 def evaluate(
@@ -88,35 +78,34 @@ def evaluate(
     recipe = Recipe.load(place.folder / "recipe.yaml")
     tuned = Usable.find(str(place.folder))
     tokenizer = tuned.tokenizer()
-    table = prepare(recipe, tokenizer).held_out
-    if not len(table):
+    prepared = prepare(recipe, tokenizer)
+    if not len(prepared.held_out):
         raise UserError(f"{run} has no held-out rows to evaluate on. Set data.held_out in a new run.")
-    tasks = _tasks(recipe, rows) if recipe.objective.labels is None else _texts(recipe)
+    writes = recipe.objective.ending.kind == "vocabulary"
+    tasks = _tasks(recipe, rows) if writes else _texts(recipe, prepared.held_out)
     events = Events(*subscribers)
     sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
     base, after = (
-        _side(name, usable, recipe, tokenizer, table, tasks, sampling, events)
-        for name, usable in (("base", Usable(recipe.base, labels=recipe.objective.labels)), ("tuned", tuned))
+        _side(name, usable, recipe, tokenizer, prepared, tasks, sampling, events)
+        for name, usable in (("base", Usable(recipe.base, ending=recipe.objective.ending)), ("tuned", tuned))
     )
-    result = summarise(base, after, tasks, METRICS if recipe.objective.labels is None else CLASS_METRICS)
+    result = summarise(base, after, tasks, recipe.objective.metrics)
     place.write_json("evaluation.json", result)
     return result
 
 
-def summarise(
-    base: Side, tuned: Side, tasks: Sequence[Task], metrics: Mapping[str, Metric] = METRICS
-) -> dict[str, Any]:
+def summarise(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Both sides in figures, with intervals, and what differs between them, row by row."""
     expected = [task.expected for task in tasks]
     differences = {"loss": _interval(base.losses.difference(tuned.losses))}
     sides: dict[str, dict[str, Any]] = {"base": _loss(base.losses), "tuned": _loss(tuned.losses)}
-    for name, metric in metrics.items() if tasks else ():
+    for name, metric in METRICS.items() if tasks and base.telling is None else ():
         each = {side: scores(metric, found.answers, expected) for side, found in (("base", base), ("tuned", tuned))}
         for side, values in each.items():
             sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
         differences[name] = _interval(mean_with_interval(each["tuned"] - each["base"]))
-    if base.confidences is not None and tuned.confidences is not None:
-        _add_whole_metrics(sides, differences, base, tuned, expected)
+    if base.telling is not None and tuned.telling is not None:
+        _add_told_metrics(sides, differences, base.telling, tuned.telling, told_metrics)
     return {
         "rows": len(base.losses.sums),
         "learnt_tokens": int(base.losses.counts.sum()),
@@ -136,34 +125,17 @@ def summarise(
     }
 
 
-def _add_whole_metrics(
-    sides: dict[str, dict[str, Any]], differences: dict[str, Any], base: Side, tuned: Side, expected: Sequence[str]
+def _add_told_metrics(
+    sides: dict[str, dict[str, Any]], differences: dict[str, Any], base: Telling, tuned: Telling, names: Sequence[str]
 ) -> None:
     """What all rows together have, each side's and the paired difference's intervals from the same draws."""
-    codes = {name: code for code, name in enumerate(sorted({*base.answers, *tuned.answers, *expected}))}
-    wanted = np.array([codes[name] for name in expected])
-    for name, metric in WHOLE_METRICS.items():
-        found = {}
-        for side, said in (("base", base), ("tuned", tuned)):
-            told_here = np.array([codes[answer] for answer in said.answers])
-            sure = np.asarray(said.confidences, np.float64)
-            value = partial(_of_rows, metric, told_here, sure, wanted)
-            found[side] = drawn_again(value, len(wanted))
-            about = {"described": metric.described, "better": metric.better}
-            interval = interval_of(found[side][1])
-            sides[side]["metrics"][name] = {**_interval((found[side][0], interval)), **about}
-        change = found["tuned"][1] - found["base"][1]
-        differences[name] = _interval((found["tuned"][0] - found["base"][0], interval_of(change)))
-
-
-def _of_rows(
-    metric: WholeMetric,
-    told_here: NDArray[np.int64],
-    sure: NDArray[np.float64],
-    wanted: NDArray[np.int64],
-    rows: NDArray[np.int64],
-) -> float:
-    return metric.value(told_here[rows], sure[rows], wanted[rows])
+    for name in names:
+        metric = TOLD_METRICS[name]
+        about = {"described": metric.described, "better": metric.better, "unit": metric.unit}
+        before, after = (drawn_again(metric.of(telling), len(telling.said)) for telling in (base, tuned))
+        for side, (value, draws) in (("base", before), ("tuned", after)):
+            sides[side]["metrics"][name] = {**_interval((value, interval_of(draws))), **about}
+        differences[name] = _interval((after[0] - before[0], interval_of(after[1] - before[1])))
 
 
 def _side(
@@ -171,19 +143,23 @@ def _side(
     usable: Usable,
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    table: TokenTable,
+    prepared: Prepared,
     tasks: Sequence[Task],
     sampling: Sampling,
     events: Events,
 ) -> Side:
     device = device_of(recipe.train.device)
     model = usable.model(dtype_of(recipe.train.precision, device), device)
+    if name == "base" and recipe.objective.ending.has_head:
+        recipe.objective.begin(model)  # its head, which knows nothing yet, as training finds it
+    table = prepared.held_out
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
     losses = _losses(model, recipe, table, device)
     events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
-    if recipe.objective.labels is not None:
-        said = told(model, recipe.objective.labels, table, recipe.train.tokens_per_batch or 2048)
-        return Side(losses, [label for label, _ in said], [confidence for _, confidence in said])
+    if recipe.objective.ending.kind != "vocabulary":
+        telling = _telling(model, usable, recipe, prepared)
+        ending = recipe.objective.ending
+        return Side(losses, [_in_words(each, ending) for each in telling.said] if tasks else [], telling)
     use_cached_attention(plain_model(model))
     found = answers(
         model,
@@ -201,11 +177,50 @@ def _losses(model: PreTrainedModel, recipe: Recipe, table: TokenTable, device: t
     return held_out_losses(model, recipe.objective, table, range(len(table)), budget, device)
 
 
-def _texts(recipe: Recipe) -> list[Task]:
-    """Every held-out text and its class."""
+def _telling(model: PreTrainedModel, usable: Usable, recipe: Recipe, prepared: Prepared) -> Telling:
+    """What the model says of every held-out row. A head on vectors, where the model has none of its own (the base), is
+    fitted on its vectors of the training rows."""
+    objective, table = recipe.objective, prepared.held_out
+    budget = recipe.train.tokens_per_batch or 2048
+    head = usable.head()
+    if head is None:
+        head = objective.finish(model, lambda: rows_with_vectors(objective, model, prepared.train, budget))
+    shape = (-1, 1) if objective.ending.kind == "tags" else (1, -1)
+    told = [table.targets_of(row).reshape(shape) for row in range(len(table))]
+    return Telling(outputs_of(objective, model, table, budget, head), told, objective.ending.labels)
+
+
+def _in_words(each: NDArray[np.float32], ending: Ending) -> str:
+    """What a row's outputs (marks, outputs) tell."""
+    if ending.kind == "tags":
+        return _tags_in_words(each.argmax(-1), ending)
+    return ", ".join(map(str, told_of(each, ending))) or "(none)"
+
+
+def _right_in_words(told: NDArray[np.float32], ending: Ending) -> str:
+    """What is told of a row (values,)."""
+    if ending.kind == "tags":
+        return _tags_in_words(told.astype(np.int64), ending)
+    if ending.problem == "single_label_classification":
+        return ending.labels[int(told[0])]
+    return _in_words(told[None], ending)
+
+
+def _tags_in_words(tags: NDArray[np.int64], ending: Ending) -> str:
+    spans = spans_of([ending.labels[int(place)] for place in tags])
+    return ", ".join(f"{label} (words {first + 1}–{end})" for first, end, label in spans) or "(none)"
+
+
+def _texts(recipe: Recipe, table: TokenTable) -> list[Task]:
+    """Every held-out text and what is told of it; of texts that are compared, nothing can be said in words."""
+    ending = recipe.objective.ending
+    if ending.kind == "vectors" and not ending.labels:
+        return []
+    texts = {str(each.source): str(each.text) for each in held_out_examples(recipe)}
+    sources = [str(table.source(row)) for row in range(len(table))]
     return [
-        Task(({"role": "user", "content": str(each.text)},), str(each.label), str(each.source))
-        for each in held_out_examples(recipe)
+        Task(({"role": "user", "content": texts[source]},), _right_in_words(table.targets_of(row), ending), source)
+        for row, source in enumerate(sources)
     ]
 
 
@@ -230,7 +245,7 @@ def _loss(losses: RowLosses) -> dict[str, Any]:
     return {
         "loss": losses.loss,
         "loss_interval": losses.interval(),
-        "perplexity": math.exp(losses.loss),
+        "perplexity": math.exp(min(losses.loss, 700.0)),
         "metrics": {},
     }
 

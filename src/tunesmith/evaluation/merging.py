@@ -16,11 +16,10 @@ from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.forward import learnt_hidden_states
-from tunesmith.models.heads import class_logits
 from tunesmith.models.merge import Into, dtype_named, merged_model, refuse_existing, save_merged
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import ObjectiveConfig, Recipe
 
 ROWS = 64
 """Held-out rows that are compared: enough for a third digit of the divergence, seconds on small models."""
@@ -83,59 +82,79 @@ def merge(name: str, output: str | Path, precision: str | None = None) -> Merged
         raise UserError(f"{name} has no adapter, so there is nothing to merge. Name a run or an adapter's directory.")
     refuse_existing(target)
     dtype = dtype_named(usable, precision)
-    batches = _held_out(Path(name), usable) if usable.base.quantised else []
+    objective, batches = _held_out(Path(name), usable) if usable.base.quantised else (None, [])
     if not usable.base.quantised:
         return Merged(save_merged(merged_model(usable), usable, target, precision), "original")
-    if not batches:  # the weights that it was trained on, since nothing can be measured
+    if objective is None or not batches:  # the weights that it was trained on, since nothing can be measured
         return Merged(save_merged(merged_model(usable, "dequantised"), usable, target, precision), "dequantised")
-    return _better(usable, target, precision, dtype, batches)
+    return _better(usable, target, precision, dtype, objective, batches)
 
 
 def _better(
-    usable: Usable, target: Path, precision: str | None, dtype: torch.dtype, batches: Sequence[Batch]
+    usable: Usable,
+    target: Path,
+    precision: str | None,
+    dtype: torch.dtype,
+    objective: ObjectiveConfig,
+    batches: Sequence[Batch],
 ) -> Merged:
-    trained = _log_probabilities(usable.model(torch.float32, torch.device("cpu")), batches)
-    labels = torch.cat([batch.labels for batch in batches])[: len(trained)]
+    trained = _measured(usable.model(torch.float32, torch.device("cpu")), objective, batches)
     ways = []
     for into in get_args(Into):
-        found = _log_probabilities(merged_model(usable, into).to(dtype), batches)
-        divergence = (trained.exp() * (trained - found)).sum(-1).mean().item()
-        ways.append(Way(into, _loss(found, labels), divergence))
+        found = _measured(merged_model(usable, into).to(dtype), objective, batches)
+        divergence = (trained.chances.exp() * (trained.chances - found.chances)).sum(-1).mean().item()
+        ways.append(Way(into, found.loss, divergence))
         gc.collect()
     best = min(ways, key=lambda way: way.loss)
     path = save_merged(merged_model(usable, best.into), usable, target, precision)
-    result = Merged(path, best.into, _loss(trained, labels), tuple(ways))
+    result = Merged(path, best.into, trained.loss, tuple(ways))
     told = {"into": best.into, "trained_loss": result.trained_loss, "ways": [asdict(way) for way in ways]}
     (path / "merge.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _held_out(run: Path, usable: Usable) -> list[Batch]:
-    """The run's first held-out rows, a batch each; none where there is no run or no row."""
+def _held_out(run: Path, usable: Usable) -> tuple[ObjectiveConfig | None, list[Batch]]:
+    """What the run learnt, and its first held-out rows, a batch each; none where there is no run or no row."""
     if not (run / "recipe.yaml").exists():
-        return []
-    table = prepare(Recipe.load(run / "recipe.yaml"), usable.tokenizer()).held_out
-    return [collate(table, [row]) for row in range(min(ROWS, len(table)))]
+        return None, []
+    recipe = Recipe.load(run / "recipe.yaml")
+    table = prepare(recipe, usable.tokenizer()).held_out
+    return recipe.objective, [collate(table, [row]) for row in range(min(ROWS, len(table)))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Held-out, nats a learnt unit; and log-probabilities (positions, outcomes) fp32 at the first learnt positions."""
+
+    loss: float
+    chances: Tensor
 
 
 @torch.no_grad()
-def _log_probabilities(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
-    """(positions, vocabulary or classes) fp32, at the first learnt positions."""
+def _measured(model: PreTrainedModel, objective: ObjectiveConfig, batches: Sequence[Batch]) -> _Measured:
     use_document_attention(plain_model(model))
-    found: list[Tensor] = []
+    losses, chances = [], []
     count = 0
     for batch in batches:
         if count >= POSITIONS:
             break
-        if plain_model(model).get_output_embeddings() is None:
-            logits = class_logits(model, batch)
-        else:
-            logits = plain_model(model).get_output_embeddings()(learnt_hidden_states(model, batch)[0])
-        found.append(torch.log_softmax(logits.float(), -1))
-        count += len(logits)
+        losses.append(objective.losses(model, batch))
+        chances.append(_log_probabilities(model, objective, batch))
+        count += len(losses[-1])
     use_cached_attention(plain_model(model))
-    return torch.cat(found)[:POSITIONS]
+    return _Measured(float(torch.cat(losses)[:POSITIONS].mean()), torch.cat(chances)[:POSITIONS])
 
 
-def _loss(log_probabilities: Tensor, labels: Tensor) -> float:
-    return float(-log_probabilities.gather(-1, labels[:, None]).mean())
+def _log_probabilities(model: PreTrainedModel, objective: ObjectiveConfig, batch: Batch) -> Tensor:
+    """(positions, outcomes) fp32: of tokens, of classes; of labels apart, holding or not; of what has no probabilities
+    but one outcome, which cannot diverge."""
+    ending = objective.ending
+    if ending.kind == "vocabulary":
+        logits = plain_model(model).get_output_embeddings()(learnt_hidden_states(model, batch)[0])
+        return torch.log_softmax(logits.float(), -1)
+    if ending.kind == "vectors" or ending.problem == "regression":
+        return torch.zeros(len(batch.rows), 1)
+    found: Tensor = objective.outputs(model, batch).float().clamp(1e-7, 1.0)
+    if ending.problem == "multi_label_classification":
+        found = torch.stack([found, (1 - found).clamp(min=1e-7)], -1).flatten(0, 1)
+    return torch.log(found)

@@ -46,52 +46,6 @@ METRICS = {
 }
 """Of written answers, by name, for evaluation.json and the report."""
 
-CLASS_METRICS = {"accuracy": Metric("accuracy", "texts whose class is told rightly", exact_match)}
-"""Of classes told, in the same form."""
-
-BINS = 15
-"""Of confidences, as Guo et al. (2017) have them."""
-
-
-@dataclass(frozen=True, slots=True)
-class WholeMetric:
-    """What only all rows together have: told classes, confidences, expected classes, each (rows,) → [0, 1].
-
-    Attributes:
-        described, explained: as in `Metric`.
-        better: 1 where more is better, −1 where less is.
-        value: of the rows.
-    """
-
-    described: str
-    explained: str
-    better: int
-    value: Callable[[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]], float]
-
-
-def macro_f1(told: NDArray[np.int64], _: NDArray[np.float64], expected: NDArray[np.int64]) -> float:
-    """The mean over the classes that are told or expected of 2 TP / (2 TP + FP + FN)."""
-    classes = int(max(told.max(), expected.max())) + 1
-    both = np.bincount(told, minlength=classes) + np.bincount(expected, minlength=classes)  # 2 TP + FP + FN
-    right = np.bincount(told[told == expected], minlength=classes)
-    return float(np.mean(2 * right[both > 0] / both[both > 0]))
-
-
-def calibration_error(told: NDArray[np.int64], confidences: NDArray[np.float64], expected: NDArray[np.int64]) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): Σ share of bin · |accuracy − mean confidence| in it."""
-    places = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
-    surplus = np.bincount(places, confidences - (told == expected), minlength=BINS)
-    return float(np.abs(surplus).sum() / len(told))
-
-
-WHOLE_METRICS = {
-    "macro_f1": WholeMetric("macro F1", "F1 of each class, all alike", 1, macro_f1),
-    "calibration_error": WholeMetric(
-        "calibration error", "how far a told probability is from how often it is right", -1, calibration_error
-    ),
-}
-"""Of classes told, by name."""
-
 
 def drawn_again(value: Callable[[NDArray[np.int64]], float], rows: int) -> tuple[float, NDArray[np.float64]]:
     """A figure of all rows, and of as many bootstrap draws of them, the same ones for every figure of so many rows."""

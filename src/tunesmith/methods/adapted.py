@@ -8,7 +8,7 @@ from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptLearningConfig
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
-from tunesmith.models.heads import head_names
+from tunesmith.models.heads import head_names, task_type
 from tunesmith.models.load import quiet_peft
 
 
@@ -20,7 +20,7 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
         UserError: PEFT cannot put this method on this model.
     """
     head = head_names(model)
-    config.task_type = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    config.task_type = task_type(model)
     if isinstance(config, PromptLearningConfig):
         _fit_to(model, config)
     if head and hasattr(config, "modules_to_save"):

@@ -12,9 +12,14 @@ from transformers import PreTrainedModel
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
+from tunesmith.ending import Pooling
 from tunesmith.errors import UserError
 from tunesmith.models.prompts import Inputs, laid_out, padded, plain_model
-from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, row_losses
+from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, logits_of, row_losses
+from tunesmith.ops.divergence import distillation_loss
+
+CHUNK = 512
+"""Positions whose logits exist at once where they are not formed by `ops.cross_entropy`."""
 
 
 def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
@@ -28,7 +33,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
         return linear_cross_entropy(hidden, head, labels, smoothing, z_loss)
     one_loss = partial(_head_loss, model, smoothing=smoothing, z_loss=z_loss)
     loss = hidden.new_zeros((), dtype=torch.float32)
-    for rows, targets in zip(torch.split(hidden, 512), torch.split(labels, 512), strict=True):
+    for rows, targets in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True):
         loss = loss + checkpoint(one_loss, rows, targets, use_reentrant=False)
     return loss
 
@@ -42,9 +47,34 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
         return row_losses(hidden, head, labels)
     parts = [
         _head_loss(model, rows, targets, "none")
-        for rows, targets in zip(torch.split(hidden, 512), torch.split(labels, 512), strict=True)
+        for rows, targets in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)
     ]
     return torch.cat(parts)
+
+
+def distilled_loss(
+    model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, temperature: float, label_share: float
+) -> Tensor:
+    """`tunesmith.ops.divergence.distillation_loss` over the batch's learnt positions, a chunk of them at a time."""
+    with torch.no_grad():
+        taught, _ = learnt_hidden_states(teacher, batch)
+    hidden, labels = learnt_hidden_states(model, batch)
+
+    def of_chunk(rows: Tensor, taught_rows: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = _all_logits(teacher, taught_rows)
+        return distillation_loss(_all_logits(model, rows), wanted, targets, temperature, label_share)
+
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    for parts in zip(*(torch.split(each, CHUNK) for each in (hidden, taught, labels)), strict=True):
+        loss = loss + checkpoint(of_chunk, *parts, use_reentrant=False)
+    return loss
+
+
+def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """(rows, vocabulary), fp32 or wider."""
+    head = head_of(model)
+    return plain_model(model).get_output_embeddings()(rows).float() if head is None else logits_of(rows, head)
 
 
 def learnt_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -58,7 +88,22 @@ def learnt_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, 
 def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The last hidden state of each document's first token, which encoders' heads read (documents, hidden)."""
     hidden, inputs = _hidden_states(model, batch)
-    return hidden[inputs.starts[: len(batch.rows)]]
+    return hidden[inputs.starts[: batch.documents]]
+
+
+def pooled(model: PreTrainedModel, batch: Batch, how: Pooling) -> Tensor:
+    """Each document's last hidden states in one (documents, hidden), fp32 or wider: their mean, the first, the last."""
+    hidden, inputs = _hidden_states(model, batch)
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    if how == "first":
+        return hidden[inputs.starts[: batch.documents]]
+    lengths = torch.tensor(batch.lengths[: batch.documents], device=hidden.device)
+    own = inputs.places[: int(lengths.sum())]
+    if how == "last":
+        return hidden[own[lengths.cumsum(0) - 1]]
+    document = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1])
+    return sums.index_add(0, document, hidden[own]) / lengths[:, None]
 
 
 def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -1,6 +1,6 @@
-"""The head that stands on a body: over the vocabulary, or new and over classes."""
+"""What stands on a body in place of the vocabulary: a new head over a text or over its words, or vectors pooled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn import functional
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate, filled
 from tunesmith.data.tokens import TokenTable
+from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position, packs
-from tunesmith.models.forward import first_hidden_states, learnt_hidden_states
-from tunesmith.models.prompts import plain_model, virtual_tokens
+from tunesmith.models.forward import first_hidden_states, learnt_hidden_states, pooled
+from tunesmith.models.prompts import plain_model
 
 
 def head_names(model: PreTrainedModel) -> list[str]:
-    """Names of the modules of a new head over classes; empty where the model ends in the vocabulary."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    """Names of the modules of a new head; empty where the model ends in the vocabulary, or in nothing."""
+    if task_type(model) not in ("SEQ_CLS", "TOKEN_CLS"):
         return []
     body = model.base_model
     return [
@@ -30,8 +32,30 @@ def head_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def task_type(model: PreTrainedModel) -> str:
+    """What the model ends in, in PEFT's words."""
+    name = type(model).__name__
+    for ending, found in (("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS")):
+        if name.endswith(ending):
+            return found
+    if model.base_model is model:
+        return "FEATURE_EXTRACTION"
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def last_linear(model: PreTrainedModel) -> nn.Linear:
+    """The new head's last layer, whose outputs are what it says; the one that moves, inside PEFT's wrapper."""
+    heads = head_names(plain_model(model))
+    inside = (
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(f".{head}." in f".{name}." for head in heads)
+    )
+    return list(inside)[-1]
+
+
 def head_parameters(model: PreTrainedModel) -> int:
-    """Numbers in a new head over classes; nothing where the model ends in the vocabulary."""
+    """Numbers in a new head; nothing where there is none."""
     return sum(parameter.numel() for name in head_names(model) for parameter in model.get_submodule(name).parameters())
 
 
@@ -45,39 +69,26 @@ def class_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     if hasattr(plain, "score"):
         logits: Tensor = plain.score(hidden)
         return logits
-    with _body_given(plain, hidden[:, None]):
-        found: Tensor = plain(input_ids=batch.input_ids.new_zeros(len(hidden), 1)).logits
-    return found
+    return _head_on(plain, hidden[:, None])
 
 
-@torch.no_grad()
-def told(
-    model: PreTrainedModel, labels: Sequence[str], table: TokenTable, tokens_per_batch: int
-) -> list[tuple[str, float]]:
-    """The likeliest class of each row, by name, and its probability, in the table's order."""
-    found = [("", 0.0)] * len(table)
-    for rows in filled(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
-        logits = class_logits(model, collate(table, rows, model.device)).float()
-        sure, likeliest = torch.softmax(logits, -1).max(-1)
-        for row, place, probability in zip(rows, likeliest.tolist(), sure.tolist(), strict=True):
-            found[row] = (labels[place], probability)
-    return found
+def tag_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The head's scores at each marked word (words, tags), through the family's own head."""
+    hidden, _ = learnt_hidden_states(model, batch)
+    return _head_on(plain_model(model), hidden[None])[0]
 
 
-@torch.no_grad()
-def classes_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], texts: Sequence[str]
-) -> list[tuple[str, float]]:
-    """The likeliest class of each text and its probability, through the model's own forward."""
-    found = []
-    positions = model.config.get_text_config().max_position_embeddings
-    room = positions - virtual_tokens(model) - first_position(plain_model(model))
-    for text in texts:
-        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=room).to(model.device)
-        inputs.pop("token_type_ids", None)
-        probabilities = torch.softmax(model(**inputs).logits[0].float(), -1)
-        place = int(probabilities.argmax())
-        found.append((labels[place], float(probabilities[place])))
+def vectors(model: PreTrainedModel, batch: Batch, ending: Ending) -> Tensor:
+    """A vector of each document (documents, hidden), pooled from its last hidden states (Reimers & Gurevych 2019,
+    section 3), in fp32."""
+    hidden = pooled(model, batch, ending.pooling)
+    return functional.normalize(hidden, dim=-1) if ending.normalised else hidden
+
+
+def _head_on(plain: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """What the model's own head makes of hidden states (rows, positions, hidden)."""
+    with _body_given(plain, hidden):
+        found: Tensor = plain(input_ids=torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)).logits
     return found
 
 
@@ -101,32 +112,37 @@ def with_features(model: PreTrainedModel, table: TokenTable, tokens_per_batch: i
 
 
 def body_is_frozen(model: PreTrainedModel) -> bool:
-    """Whether nothing but a head over classes moves."""
+    """Whether nothing but a head over whole texts moves."""
     plain = plain_model(model)
+    if task_type(plain) != "SEQ_CLS":
+        return False
     moving = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     own = {id(parameter) for name in head_names(plain) for parameter in plain.get_submodule(name).parameters()}
     return bool(moving) and moving <= own
 
 
 @torch.no_grad()
-def check_class_head(model: PreTrainedModel) -> None:
-    """Hold `class_logits` to the model's own forward on a few tokens, once, since families' heads differ.
+def check_new_head(model: PreTrainedModel) -> None:
+    """Hold `class_logits` or `tag_logits` to the model's own forward on a few tokens, once: families' heads differ.
 
     Raises:
         UserError: the family's head reads something else than what is known here.
     """
     ids = np.arange(5, 9).astype(np.int32) % model.config.get_text_config().vocab_size
-    row = (np.append(ids, 0).astype(np.int32), np.array([False] * len(ids) + [True]), Source("", 1))
+    tags = task_type(plain_model(model)) == "TOKEN_CLS"
+    marks = np.ones(len(ids), np.bool_) if tags else np.arange(len(ids)) == len(ids) - 1
+    row = (ids, marks, Source("", 1), (0.0,) * int(marks.sum()))
     batch = collate(TokenTable.build([row]), [0], model.device)
     given: dict[str, Any] = {"input_ids": torch.from_numpy(ids.astype(np.int64))[None].to(model.device)}
     if packs(model):
         positions = torch.arange(len(ids), device=model.device)[None] + first_position(model)
         given |= {"position_ids": positions, "document_lengths": [len(ids)]}
     own = model(**given).logits.float()
-    if not torch.allclose(class_logits(model, batch).float(), own, atol=0.05, rtol=0.02):
+    found = tag_logits(model, batch)[None] if tags else class_logits(model, batch)
+    if not torch.allclose(found.float(), own, atol=0.05, rtol=0.02):
         raise UserError(
             f"{type(model).__name__}'s head reads its body in a way that is not known here, so what it learns would be "
-            "wrong. This family cannot be trained as a classifier yet."
+            "wrong. This family cannot be trained with such a head yet."
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,11 +26,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.quantise import as_if_whole, quantising
+from tunesmith.models.sentence import MODULES, stored_pooling
 from tunesmith.recipe import OBJECTIVES, Base, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.run import last_stage
 
@@ -83,7 +87,7 @@ def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
         raise _not_loaded(base, "tokeniser", error) from error
 
 
-def load_model(base: Base, dtype: torch.dtype, seed: int = 0, labels: Sequence[str] | None = None) -> PreTrainedModel:
+def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = VOCABULARY) -> PreTrainedModel:
     """The base on the CPU, in evaluation mode.
 
     Args:
@@ -91,21 +95,22 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, labels: Sequence[s
             `weights`, the blocks' linear layers as `QuantisedLinear`, quantised one by one as they are read.
         dtype: of all weights that are not quantised.
         seed: of new weights.
-        labels: names of the classes that the model's head is to tell apart; None: its head is over the vocabulary.
+        ending: what the model is to end in.
 
     Raises:
-        UserError: it is not there, has no safetensors, wants its own code run, or cannot have such a head.
+        UserError: it is not there, has no safetensors, wants its own code run, or cannot end so.
     """
     where = locate(base)
     options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **options)
-        kind = _class_for(config, labels)
-        if labels is not None:
-            config.num_labels = len(labels)
-            config.id2label = dict(enumerate(labels))
-            config.label2id = {label: place for place, label in enumerate(labels)}
-            config.problem_type = "single_label_classification"
+        kind = _class_for(config, ending)
+        if ending.has_head:
+            config.num_labels = len(ending.labels)
+            config.id2label = dict(enumerate(ending.labels))
+            config.label2id = {label: place for place, label in enumerate(ending.labels)}
+        if ending.kind == "classes":
+            config.problem_type = ending.problem
         torch.manual_seed(seed)  # a new head's weights
         if base.from_scratch:
             return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
@@ -122,14 +127,14 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, labels: Sequence[s
         raise _not_loaded(base, "model", error) from error
 
 
-def skeleton(base: Base, labels: Sequence[str] | None = None) -> PreTrainedModel:
+def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
     """The base's shape without its weights: every parameter is on the meta device. Reads its config alone."""
     options = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
-        kind = _class_for(config, labels)
-        if kind is AutoModelForSequenceClassification:
-            config.num_labels = len(labels or ("a", "b"))
+        kind = _class_for(config, ending)
+        if ending.has_head:
+            config.num_labels = len(ending.labels)
         with torch.device("meta"):
             return as_linear(kind.from_config(config, **options).eval())
     except (OSError, ValueError) as error:
@@ -184,16 +189,23 @@ def _config(base: Base) -> PretrainedConfig:
         raise _not_loaded(base, "config", error) from error
 
 
-def labels_of(base: Base) -> list[str] | None:
-    """The classes' names of a model that was trained to tell classes apart; None of one that writes."""
+def ending_of(base: Base) -> Ending:
+    """What a stored model ends in: a head that was trained, vectors (sentence-transformers' format), the vocabulary."""
     where = Path(locate(base))
     if not (where / "config.json").exists():
-        return None
+        return VOCABULARY
+    if (where / FILE).exists():
+        return Ending.beside(where)
+    if (where / MODULES).exists():
+        return stored_pooling(where)
     config = json.loads((where / "config.json").read_text(encoding="utf-8"))
-    names = config.get("architectures") or [""]
-    if not names[0].endswith("ForSequenceClassification"):
-        return None
-    return [label for _, label in sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0]))]
+    name = (config.get("architectures") or [""])[0]
+    labels = tuple(label for _, label in sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0])))
+    if name.endswith("ForTokenClassification"):
+        return Ending("tags", labels)
+    if name.endswith("ForSequenceClassification"):
+        return Ending("classes", labels, config.get("problem_type") or "single_label_classification")
+    return VOCABULARY
 
 
 def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
@@ -220,9 +232,11 @@ def _weight_files(model: PreTrainedModel) -> list[str]:
     return [cached_file(model.name_or_path, file, **options) for file in files]
 
 
-def _class_for(config: PretrainedConfig, labels: Sequence[str] | None) -> Any:
-    if labels is not None or _kind_of(config) == "encoder":
-        return AutoModelForSequenceClassification
+def _class_for(config: PretrainedConfig, ending: Ending) -> Any:
+    if ending.has_head:
+        return AutoModelForSequenceClassification if ending.kind == "classes" else AutoModelForTokenClassification
+    if ending.kind == "vectors" or _kind_of(config) == "encoder":
+        return AutoModel
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 

@@ -14,6 +14,7 @@ from tunesmith.models.conv1d import as_stored
 from tunesmith.models.load import locate, no_progress_bars
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.models.quantise import made_whole
+from tunesmith.models.sentence import STEPS
 from tunesmith.models.usable import Usable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,11 +84,23 @@ def save_merged(model: PreTrainedModel, usable: Usable, output: Path, precision:
         with no_progress_bars():
             as_stored(rounded).save_pretrained(partial)
         usable.tokenizer().save_pretrained(partial)
+        if usable.ending.kind == "vectors":
+            _save_pooling(usable, partial)
         partial.rename(output)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
     return output
+
+
+def _save_pooling(usable: Usable, folder: Path) -> None:
+    """What makes vectors of the body's states, as it lies beside the adapter."""
+    usable.ending.write(folder)
+    assert usable.adapter is not None
+    for name in STEPS:
+        for found in usable.adapter.glob(name):
+            copy = shutil.copytree if found.is_dir() else shutil.copyfile
+            copy(found, folder / found.name)
 
 
 def refuse_existing(output: Path) -> None:
@@ -125,8 +138,9 @@ def _logits(model: PreTrainedModel) -> Tensor:
     """Of a few tokens, to hold what was merged to what it was made of."""
     ids = torch.arange(5, 21)[None] % plain_model(model).config.get_text_config().vocab_size
     written = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), **written).logits.float()
-    return logits
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **written)
+    found: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    return found.float()
 
 
 def _reason(error: Exception) -> str:

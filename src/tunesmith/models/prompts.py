@@ -70,7 +70,7 @@ def laid_out(model: PreTrainedModel, batch: Batch) -> Inputs:
 def _padded(model: PreTrainedModel, batch: Batch) -> Inputs:
     """A row a document, filled up on the right, for families that cannot be told where packed documents end."""
     device = batch.input_ids.device
-    lengths = batch.lengths[: len(batch.rows)]
+    lengths = batch.lengths[: batch.documents]
     ids, mask = padded(plain_model(model), torch.split(batch.input_ids[0], batch.lengths)[: len(lengths)])
     starts = torch.arange(len(lengths), device=device) * ids.shape[1]
     places = mask.flatten().nonzero()[:, 0]

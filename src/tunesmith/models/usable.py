@@ -1,18 +1,20 @@
 """What a person names when they want answers (a run, an adapter, a model, a hub name), loaded ready to answer."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that PEFT reads its adapters
+from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.adapters import refuse_pickle
-from tunesmith.models.load import labels_of, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
+from tunesmith.models.load import ending_of, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
+from tunesmith.models.sentence import stored_head
 from tunesmith.recipe import Base, Recipe
 from tunesmith.run import last_stage
 
@@ -23,8 +25,9 @@ class Usable:
 
     base: Base
     adapter: Path | None = None
-    labels: Sequence[str] | None = None
-    """The classes' names, if it is a classifier; None if it writes."""
+    ending: Ending = VOCABULARY
+    folder: Path | None = None
+    """Where what was trained lies, if it lies in a directory."""
 
     @classmethod
     def find(cls, name: str) -> "Usable":
@@ -37,17 +40,23 @@ class Usable:
         name = str(path) if (path / "recipe.yaml").exists() else name
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
-                return cls(Recipe.load(path / "recipe.yaml").base, path / "adapter", _labels_beside(path / "adapter"))
+                adapter = path / "adapter"
+                return cls(Recipe.load(path / "recipe.yaml").base, adapter, Ending.beside(adapter), adapter)
             name = locate(Base(path=str(path)))
         elif (path / "adapter_config.json").exists():
             config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
             base = Base(path=config["base_model_name_or_path"], revision=config.get("revision"))
-            return cls(base, path, _labels_beside(path))
-        return cls(Base(path=name), labels=labels_of(Base(path=name)))
+            return cls(base, path, Ending.beside(path), path)
+        base = Base(path=name)
+        return cls(base, ending=ending_of(base), folder=Path(locate(base)))
 
     def whole(self) -> "Usable":
         """The same with the base's weights as they are stored, where a run held them quantised."""
         return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
+
+    def head(self) -> nn.Linear | None:
+        """The head on its vectors, where it tells classes by them."""
+        return None if self.folder is None else stored_head(self.folder)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one that was trained with: it lies beside the adapter, with its chat template."""
@@ -61,7 +70,7 @@ class Usable:
         Raises:
             UserError: it cannot be loaded, or the adapter is another base's.
         """
-        model = load_model(self.base, dtype, labels=self.labels)
+        model = load_model(self.base, dtype, ending=self.ending)
         if self.adapter is not None:
             refuse_pickle(self.adapter)
             try:
@@ -71,8 +80,3 @@ class Usable:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
         return model.to(device).eval()
-
-
-def _labels_beside(adapter: Path) -> list[str] | None:
-    file = adapter / "labels.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

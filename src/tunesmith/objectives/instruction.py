@@ -3,7 +3,7 @@
 from typing import Literal
 
 from tunesmith.data.example import Example
-from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.render import Learn, Renderer, Rendering
 from tunesmith.errors import UserError
 from tunesmith.objectives.next_token import NextToken
 
@@ -13,7 +13,7 @@ class Instruction(NextToken):
 
     kind: Literal["instruction"] = "instruction"
 
-    learn: Literal["assistant", "last", "all"] = "assistant"
+    learn: Learn = "assistant"
     """Whose tokens: every assistant turn, the last one, or the whole conversation. Every turn: no answer is wasted."""
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:

@@ -83,15 +83,15 @@ def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Te
         yield pad(rows, (0, 0, 0, missing)), pad(targets, (0, missing)), len(rows)
 
 
-def _logits(rows: Tensor, head: Head) -> Tensor:
+def logits_of(rows: Tensor, head: Head) -> Tensor:
     """(rows, vocab) in fp32 or wider, scaled and soft-capped."""
     logits = linear(rows, head.weight, head.bias)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if head.scale != 1.0:
-        logits.mul_(head.scale)
+        logits = logits * head.scale
     if head.softcap is not None:
-        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+        logits = torch.tanh(logits / head.softcap) * head.softcap
     return logits
 
 
@@ -167,7 +167,7 @@ def _smoothed_losses_and_gradient(
     rows: Tensor, head: Head, targets: Tensor, wants_gradient: bool, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """`_losses_and_gradient` with smoothed labels and λ (log Z)²: ∂/∂z = p (1 + 2 λ log Z) − (1 − ε) onehot − ε / V."""
-    z = _logits(rows, head)
+    z = logits_of(rows, head)
     log_z = torch.logsumexp(z, -1, keepdim=True)  # (rows, 1)
     log_p = z - log_z
     losses = -(1 - smoothing) * log_p.gather(-1, targets[:, None])[:, 0] + z_loss * log_z[:, 0].square()

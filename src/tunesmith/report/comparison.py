@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.report.charts import interval_chart
+from tunesmith.report.table import loss_in_words, writes
 from tunesmith.report.words import figure, number
 
 
@@ -49,21 +50,28 @@ def compared(result: dict[str, Any]) -> Comparison:
     base, tuned, differences = (result.get(side, {}) for side in ("base", "tuned", "differences"))
     losses = [{"value": side.get("loss"), "interval": side.get("loss_interval")} for side in (base, tuned)]
     measures = [
-        _measure("loss (nats a token)", losses[0], losses[1], differences.get("loss"), -1),
-        _measure("perplexity", _perplexity(base), _perplexity(tuned), None, -1, "{:,.1f}"),
+        _measure(loss_in_words(result), losses[0], losses[1], differences.get("loss"), -1),
+        *(
+            [_measure("perplexity", _perplexity(base), _perplexity(tuned), None, -1, "{:,.1f}")]
+            if writes(result)
+            else []
+        ),
     ]
     charts = [_chart("Held-out loss, lower is better", "nats a learnt token", losses[0], losses[1])]
     for name in {**base.get("metrics", {}), **tuned.get("metrics", {})}:
         before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
         described = str(before.get("described") or after.get("described") or name)
-        measures.append(
-            _measure(described, before, after, differences.get(name), before.get("better", 1), "{:.1f}%", 100)
-        )
-        charts.append(_chart(described[:1].upper() + described[1:], "%", before, after, 100, 1))
+        better, share = before.get("better", 1), before.get("unit", "%") == "%"
+        form, scale, places = ("{:.1f}%", 100, 1) if share else ("{:.3f}", 1, 3)
+        measures.append(_measure(described, before, after, differences.get(name), better, form, scale))
+        title = described[:1].upper() + described[1:]
+        charts.append(_chart(title, "%" if share else "", before, after, scale, places))
     rows, learnt = (figure(result.get(name), "{:,.0f}") for name in ("rows", "learnt_tokens"))
     written = figure(result.get("generated_rows"), "{:,.0f}")
     return Comparison(
-        about=f"Loss over {rows} held-out rows ({learnt} learnt tokens); answers written to {written} of them.",
+        about=f"Loss over {rows} held-out rows ({learnt} learnt tokens); answers written to {written} of them."
+        if writes(result)
+        else f"Over {rows} held-out rows ({learnt} marks at which something is told).",
         verdict=_verdict(base, tuned, measures[0]),
         measures=measures,
         charts=[chart for chart in charts if chart],

@@ -21,8 +21,9 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{result['rows']:,} held-out rows; answers to {result['generated_rows']:,} of them. In brackets: 95 % "
-        "intervals over rows. A difference whose interval leaves out 0 is real."
+        caption=f"{result['rows']:,} held-out rows"
+        + (f"; answers to {result['generated_rows']:,} of them" if writes(result) else "")
+        + ". In brackets: 95 % intervals over rows. A difference whose interval leaves out 0 is real."
         + (" Word overlap: ROUGE-L." if "rouge_l" in result["differences"] else ""),
         caption_justify="left",
     )
@@ -30,19 +31,31 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         table.add_column(title, justify="left" if not title else "right")
     base, tuned, differences = result["base"], result["tuned"], result["differences"]
     table.add_row(
-        "loss (nats a text)" if "accuracy" in result["differences"] else "loss (nats a token)",
+        loss_in_words(result),
         *(_figure(side["loss"], side["loss_interval"], "{:.2f}") for side in (base, tuned)),
         _difference(differences["loss"], "{:+.2f}", better=-1),
     )
-    table.add_row("perplexity", *(f"{side['perplexity']:,.1f}" for side in (base, tuned)), "")
+    if writes(result):
+        table.add_row("perplexity", *(f"{side['perplexity']:,.1f}" for side in (base, tuned)), "")
     for name, before in base["metrics"].items():
         after = tuned["metrics"][name]
+        form = "{:.0%}" if before.get("unit", "%") == "%" else "{:.2f}"
         table.add_row(
             before["described"],
-            *(_figure(each["value"], each["interval"], "{:.0%}") for each in (before, after)),
-            _difference(differences[name], "{:+.0%}", better=before.get("better", 1)),
+            *(_figure(each["value"], each["interval"], form) for each in (before, after)),
+            _difference(differences[name], form.replace(":", ":+"), better=before.get("better", 1)),
         )
     return table
+
+
+def writes(result: dict[str, Any]) -> bool:
+    """Whether an evaluation is of models that write text, and not of what they tell of texts."""
+    return not any("unit" in metric for metric in result.get("base", {}).get("metrics", {}).values())
+
+
+def loss_in_words(result: dict[str, Any]) -> str:
+    """What the loss is counted by."""
+    return f"loss (nats a {'token' if writes(result) else 'mark'})"
 
 
 def samples_table(samples: Sequence[dict[str, Any]]) -> Table:

@@ -1,0 +1,70 @@
+"""A smaller student learns what a teacher would have said: the whole distribution at every learnt token.
+
+The teacher's answers alone, without its probabilities, are learnt as instructions are: `tunesmith answer` writes them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.data.example import Example
+from tunesmith.data.pack import Batch
+from tunesmith.data.render import Learn, Renderer, Rendering
+from tunesmith.errors import UserError
+from tunesmith.models.attention import packs, use_document_attention
+from tunesmith.models.forward import distilled_loss, next_token_losses
+from tunesmith.models.fused import use_fused_ops
+from tunesmith.models.usable import Usable
+from tunesmith.recipe import ObjectiveConfig
+
+
+class Distillation(ObjectiveConfig):
+    """loss = Σ (1 − λ) T² KL(teacher ‖ student), both softened by T, − λ log p(xₜ | x₍<t₎), over the learnt tokens
+    (Hinton et al. 2015, section 2; of language models Sanh et al. 2019, section 2)."""
+
+    kind: Literal["distillation"] = "distillation"
+
+    teacher: str
+    """A run, an adapter, a model's directory or a hub name: of the student's vocabulary, and mostly larger."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """T, by which both models' logits are divided. 1: a language model's probabilities are soft as they are."""
+
+    label_share: float = Field(default=0.0, ge=0, le=1)
+    """λ: how much of the loss is of the rows' own tokens. 0: the teacher has seen rows like them."""
+
+    learn: Learn = "assistant"
+    """Whose tokens: every assistant turn, the last one, or the whole conversation. Of raw texts: all."""
+
+    _teacher: Any = PrivateAttr(default=None)
+
+    def begin(self, model: PreTrainedModel) -> None:
+        """Load the teacher beside the student, in its precision.
+
+        Raises:
+            UserError: it has another vocabulary, or does not write.
+        """
+        usable = Usable.find(self.teacher)
+        teacher = usable.model(model.dtype, model.device)
+        own, theirs = (each.config.get_text_config().vocab_size for each in (model, teacher))
+        if usable.ending.kind != "vocabulary" or own != theirs:
+            raise UserError(
+                f"objective.teacher: {self.teacher} has {theirs:,} tokens and the student {own:,}: probabilities of "
+                f"other tokens cannot be compared. Learn its answers: tunesmith answer {self.teacher} FILE"
+            )
+        use_document_attention(teacher)
+        if packs(teacher):
+            use_fused_ops(teacher)
+        self._teacher = teacher.requires_grad_(False)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        return renderer.render(example, learn=self.learn)
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return distilled_loss(model, self._teacher, batch, self.temperature, self.label_share)
+
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Of the rows' own tokens, as everywhere: a student is used as a language model."""
+        return next_token_losses(model, batch)

