@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.engine.stages import resume, train
     from tunesmith.errors import UserError
+    from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.merging import merge
     from tunesmith.models.load import embedded_base
@@ -22,6 +23,7 @@ _HOMES = {
     "Recipe": "tunesmith.recipe",
     "Run": "tunesmith.run",
     "UserError": "tunesmith.errors",
+    "answer": "tunesmith.evaluation.answering",
     "evaluate": "tunesmith.evaluation.compare",
     "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
@@ -30,7 +32,18 @@ _HOMES = {
     "train": "tunesmith.engine.stages",
 }
 
-__all__ = ["Recipe", "Run", "UserError", "embedded_base", "evaluate", "merge", "recipe_schema", "resume", "train"]
+__all__ = [
+    "Recipe",
+    "Run",
+    "UserError",
+    "answer",
+    "embedded_base",
+    "evaluate",
+    "merge",
+    "recipe_schema",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A recipe of several stages: each a recipe of its own, which goes on from the last one's weights."""
+"""A recipe of several runs: stages, each of which goes on from the last one's weights; or folds, each from the base."""
 
 import re
 from collections.abc import Sequence
@@ -15,14 +15,21 @@ SECTIONS = ("base", "data", "method", "objective", "train")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Stages by name, in order."""
+    """Runs by name, in order.
+
+    Attributes:
+        names: of the runs.
+        recipes: of the runs; of stages the base is the first one's.
+        folded: the recipe that folds are of; None of stages.
+    """
 
     names: tuple[str, ...]
     recipes: tuple[Recipe, ...]
+    folded: Recipe | None = None
 
     @classmethod
-    def load(cls, source: dict[str, Any] | str | Path, overrides: Sequence[str] = ()) -> "Chain | None":
-        """The chain that a file or dict describes; None if it is a single recipe.
+    def load(cls, source: Recipe | dict[str, Any] | str | Path, overrides: Sequence[str] = ()) -> "Chain | None":
+        """The chain that a file, a dict or a recipe describes; None if it is of a single run.
 
         `stages` is a list of recipes with a `name` each; what stands beside it holds for every stage that does not say
         otherwise, section by section. Overrides are for all stages.
@@ -30,9 +37,11 @@ class Chain:
         Raises:
             UserError: naming the stage and the field.
         """
+        if isinstance(source, Recipe):
+            return cls._of_folds(Recipe.load(source, list(overrides)))
         values = source if isinstance(source, dict) else read_yaml(Path(source))
         if "stages" not in values:
-            return None
+            return cls._of_folds(Recipe.load(source, list(overrides)))
         where = "recipe" if isinstance(source, dict) else Path(source).name
         folder = Path.cwd() if isinstance(source, dict) else Path(source).parent.resolve()
         stages = values["stages"]
@@ -56,10 +65,29 @@ class Chain:
             recipes.append(Recipe.from_values(merged, f"{where}: stage {name}", folder))
         return cls(tuple(names), tuple(recipes))
 
+    @classmethod
+    def _of_folds(cls, recipe: Recipe) -> "Chain | None":
+        """A run for each part that is held out, and one on all rows."""
+        if recipe.data.folds is None or recipe.data.fold is not None:
+            return None
+        numbers = range(1, recipe.data.folds + 1)
+        parts = [recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": n})}) for n in numbers]
+        return cls((*(f"fold{number}" for number in numbers), "whole"), (*parts, recipe), recipe)
+
     def to_yaml(self) -> str:
         """As YAML that `load` reads back."""
+        if self.folded is not None:
+            return to_yaml(_values(self.folded))
         pairs = zip(self.names, self.recipes, strict=True)
-        stages = [{"name": name, **recipe.model_dump(mode="json")} for name, recipe in pairs]
+        stages = [{"name": name, **_values(recipe)} for name, recipe in pairs]
         for stage in stages[1:]:
             del stage["base"]
         return to_yaml({"base": stages[0].pop("base"), "stages": stages})
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """All fields, but for the one that waits for the base to be known."""
+    values = recipe.model_dump(mode="json")
+    if "max_length" not in recipe.data.model_fields_set:
+        del values["data"]["max_length"]
+    return values

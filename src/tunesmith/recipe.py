@@ -248,6 +248,14 @@ class Data(Strict):
     """A share of the training rows in [0, 1), chosen by content hash so that a grown file never moves a row across;
     or paths. 5 %: enough to see over-fitting in a few thousand rows, little taken from training."""
 
+    folds: int | None = Field(default=None, ge=2, le=100)
+    """Train so many times, each on all but a part of the rows, and once more on all, which is what is used; `evaluate`
+    then judges every row by the model that has not seen it (Stone 1974). For rows too few to hold any out; in place of
+    `held_out`. Default: once."""
+
+    fold: int | None = Field(default=None, ge=1)
+    """Which of the `folds` parts is held out, from 1. Default: each in turn."""
+
     form: str = "auto"
     """The rows' form (`messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`). Default:
     detected from the columns, and stated."""
@@ -284,6 +292,14 @@ class Data(Strict):
 
     cache: bool = True
     """Keep the tokenised rows for the next run, under a key of everything that made them."""
+
+    @model_validator(mode="after")
+    def _folds_or_paths(self) -> "Data":
+        if self.folds is not None and isinstance(self.held_out, list):
+            raise ValueError("folds are parts of the training rows; leave data.held_out away, or folds")
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            raise ValueError(f"fold: {self.fold} is none of folds: {self.folds}")
+        return self
 
     @field_validator("train", "replay", mode="before")
     @classmethod

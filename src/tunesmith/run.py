@@ -103,8 +103,14 @@ def last_stage(folder: Path) -> Path:
     """The directory of the last stage that has begun, of a chain's directory; any other directory itself."""
     if not (folder / CHAIN).exists():
         return folder
-    begun = [(int(place.parent.name.split("-")[0]), place.parent) for place in folder.glob("*-*/recipe.yaml")]
-    return max(begun)[1] if begun else folder
+    begun = _begun(folder)
+    return begun[-1] if begun else folder
+
+
+def _begun(folder: Path) -> list[Path]:
+    """The directories of a chain's runs that have begun, in order."""
+    found = [place.parent for place in folder.glob("*-*/recipe.yaml")]
+    return sorted(found, key=lambda place: int(place.name.split("-")[0]))
 
 
 def new_folder(folder: str | Path | None, base: str, what: str) -> Path:
@@ -173,7 +179,7 @@ class Run:
     @property
     def stages(self) -> list[Path]:
         """The directories of its chain's stages that have begun, or its own."""
-        return sorted(place.parent for place in self.whole.glob("*-*/recipe.yaml")) or [self.folder]
+        return _begun(self.whole) or [self.folder]
 
     @property
     def output(self) -> Path | None:

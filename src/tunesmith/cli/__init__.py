@@ -17,7 +17,7 @@ from tunesmith.cli.methods import methods
 from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.train import train
-from tunesmith.cli.use import chat, classify, combine, embed, generate, merge
+from tunesmith.cli.use import answer, chat, classify, combine, embed, generate, merge
 from tunesmith.errors import UserError
 
 app = typer.Typer(
@@ -27,7 +27,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, init, methods, train, evaluate, generate, chat, classify, embed, merge, combine, runs, schema):
+for verb in (
+    demo,
+    init,
+    methods,
+    train,
+    evaluate,
+    generate,
+    chat,
+    answer,
+    classify,
+    embed,
+    merge,
+    combine,
+    runs,
+    schema,
+):
     app.command()(verb)
 app.add_typer(data, name="data")
 

@@ -1,4 +1,4 @@
-"""`tunesmith generate`, `chat`, `classify`, `embed`, `merge` and `combine`: putting a model to use."""
+"""`tunesmith generate`, `chat`, `answer`, `classify`, `embed`, `merge` and `combine`: putting a model to use."""
 
 import sys
 from pathlib import Path
@@ -75,6 +75,30 @@ def chat(
         answer = stream(loaded, tokenizer, text, sampling, _write)
         _write("\n")
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer.strip() or "…"}]
+
+
+def answer(
+    model: ModelName,
+    source: Annotated[Path, typer.Argument(help="A file of questions, or of questions with answers to be replaced.")],
+    output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows that are answered at once.", min=1)] = 32,
+) -> None:
+    """Answer a file of questions, for a smaller model to learn from. Killed, it goes on where it stood."""
+    import tunesmith.evaluation.answering
+    from tunesmith.models.generate import Sampling
+    from tunesmith.report.waiting import Waiting
+
+    console = Console(highlight=False)
+    sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
+    with Waiting(console) as waiting:
+        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [waiting])
+    left_out = f" {done.empty:,} had no answer and are left out." if done.empty else ""
+    console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
 
 
 def merge(

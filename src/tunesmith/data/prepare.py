@@ -16,7 +16,7 @@ from tunesmith.data.forms import detect, fitting, to_example
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
-from tunesmith.data.split import is_held_out
+from tunesmith.data.split import fold, is_held_out
 from tunesmith.data.tokenise import Chunk, Renders, Tokeniser
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
@@ -114,7 +114,18 @@ def held_out_examples(recipe: Recipe) -> list[Example]:
     held_out = recipe.data.held_out
     if isinstance(held_out, list):
         return list(examples(recipe, held_out, DataReport()))
-    return [each for each in examples(recipe, recipe.data.train, DataReport()) if is_held_out(each, held_out)]
+    kept_out = _share(recipe, held_out)
+    return [each for each in examples(recipe, recipe.data.train, DataReport()) if is_held_out(each, kept_out)]
+
+
+def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
+    """What of the training rows is held out."""
+    data = recipe.data
+    if data.folds is None:
+        return share
+    if data.fold is None:
+        return 0.0
+    return fold(examples(recipe, data.train, DataReport()), data.fold, data.folds)
 
 
 def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
@@ -122,8 +133,10 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     renderer = Renderer(tokenizer)
     held_out = recipe.data.held_out
     builders = (TableBuilder(), TableBuilder())
-    parts = (
-        [(recipe.data.train, 0.0), (held_out, 1.0)] if isinstance(held_out, list) else [(recipe.data.train, held_out)]
+    parts: list[tuple[list[str], float | frozenset[bytes]]] = (
+        [(recipe.data.train, 0.0), (held_out, 1.0)]
+        if isinstance(held_out, list)
+        else [(recipe.data.train, _share(recipe, held_out))]
     )
     for paths, share in parts:
         for chunk in Tokeniser(recipe.objective, renderer, share).all(examples(recipe, paths, report)):

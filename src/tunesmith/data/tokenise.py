@@ -65,12 +65,12 @@ class Tokeniser:
     Attributes:
         objective: what it learns of an example.
         renderer: for the base's tokeniser.
-        held_out: the share of examples that is held out; None if none of these is, 1 if all are.
+        held_out: the share of examples that is held out, 0 if none of these is, 1 if all are; or those examples' keys.
     """
 
     objective: Renders
     renderer: Renderer
-    held_out: float
+    held_out: float | frozenset[bytes]
 
     def chunk(self, examples: Sequence[Example]) -> Chunk:
         """The examples' tokens, looked at before any cut hides what is wrong."""

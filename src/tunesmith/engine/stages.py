@@ -1,4 +1,4 @@
-"""Training as it is asked for: one run, or several in a row, each from the last one's weights.
+"""Training as it is asked for: one run, or several in a row, each from the last one's weights, or each on other rows.
 
 A stage is a run like any other, in a directory of its own within the chain's: for intermediate-task fine-tuning (Phang
 et al. 2018), a domain before a task (Gururangan et al. 2020), an adapter grown with arriving data.
@@ -38,10 +38,11 @@ def train(
     Raises:
         UserError: what the user can mend, in one line.
     """
-    chain = None if isinstance(recipe, Recipe) else Chain.load(recipe, overrides)
+    chain = Chain.load(recipe, overrides)
     if chain is None:
         return train_run(recipe, run, overrides, subscribers)
-    folder = new_folder(run, chain.recipes[0].base.path, "-".join(chain.names))
+    what = "-".join(chain.names) if chain.folded is None else f"{chain.folded.method.kind}-folds"
+    folder = new_folder(run, chain.recipes[0].base.path, what)
     with atomic_write(folder / CHAIN) as file:
         file.write(chain.to_yaml())
     try:
@@ -71,7 +72,7 @@ def _carry_out(chain: Chain, folder: Path, subscribers: Sequence[Subscriber]) ->
     before: Run | None = None
     for place, recipe in zip(places, chain.recipes, strict=True):
         if not (place / "recipe.yaml").exists():
-            stage = recipe if before is None else _from_weights_of(before, recipe)
+            stage = recipe if before is None or chain.folded is not None else _from_weights_of(before, recipe)
             before = train_run(stage, place, (), subscribers)
         elif not Run.open(place).finished:
             before = resume_run(place, subscribers)

@@ -48,6 +48,18 @@ class Side:
     answers: list[str]
     telling: Telling | None = None
 
+    @classmethod
+    def pooled(cls, sides: Sequence["Side"]) -> "Side":
+        """What several models do, each on rows of its own."""
+        sums, counts = ([getattr(side.losses, name) for side in sides] for name in ("sums", "counts"))
+        losses = RowLosses(np.concatenate(sums), np.concatenate(counts))
+        tellings = [side.telling for side in sides if side.telling is not None]
+        telling = None
+        if tellings:
+            said, told = ([row for each in tellings for row in getattr(each, name)] for name in ("said", "told"))
+            telling = Telling(said, told, tellings[0].labels)
+        return cls(losses, [answer for side in sides for answer in side.answers], telling)
+
 
 def evaluate(
     run: str | Path,
@@ -67,7 +79,8 @@ def evaluate(
 
     Returns:
         What is in `evaluation.json`: rows, learnt_tokens, generated_rows, base and tuned (loss, loss_interval,
-        perplexity, metrics), differences (tuned − base, paired), samples. Intervals are 95 % bootstrap over rows.
+        perplexity, metrics), differences (tuned − base, paired), samples, folds (whose models judged the rows; None:
+        one model did). Intervals are 95 % bootstrap over rows.
 
     Raises:
         UserError: the run has not finished, or has no held-out rows.
@@ -76,22 +89,37 @@ def evaluate(
     if not place.finished:
         raise UserError(f"{run} has not finished. tunesmith train --resume {run}")
     recipe = Recipe.load(place.folder / "recipe.yaml")
-    tuned = Usable.find(str(place.folder))
+    events = Events(*subscribers)
+    sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
+    if recipe.data.folds is not None and recipe.data.fold is None:  # every row by the model that has not seen it
+        parts = place.stages[:-1]
+        trials = [_trial(part, -(-rows // len(parts)), sampling, events) for part in parts]
+    else:
+        trials = [_trial(place.folder, rows, sampling, events)]
+    base, after = Side.pooled([before for before, *_ in trials]), Side.pooled([after for _, after, _ in trials])
+    result = summarise(base, after, [task for *_, tasks in trials for task in tasks], recipe.objective.metrics)
+    result["folds"] = recipe.data.folds if len(trials) > 1 else None
+    place.write_json("evaluation.json", result)
+    return result
+
+
+def _trial(folder: Path, rows: int, sampling: Sampling, events: Events) -> tuple[Side, Side, list[Task]]:
+    """Base and tuned on a run's own held-out rows."""
+    recipe = Recipe.load(folder / "recipe.yaml")
+    tuned = Usable.find(str(folder))
     tokenizer = tuned.tokenizer()
     prepared = prepare(recipe, tokenizer)
     if not len(prepared.held_out):
-        raise UserError(f"{run} has no held-out rows to evaluate on. Set data.held_out in a new run.")
+        raise UserError(
+            f"{folder} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
+        )
     writes = recipe.objective.ending.kind == "vocabulary"
     tasks = _tasks(recipe, rows) if writes else _texts(recipe, prepared.held_out)
-    events = Events(*subscribers)
-    sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
     base, after = (
         _side(name, usable, recipe, tokenizer, prepared, tasks, sampling, events)
         for name, usable in (("base", Usable(recipe.base, ending=recipe.objective.ending)), ("tuned", tuned))
     )
-    result = summarise(base, after, tasks, recipe.objective.metrics)
-    place.write_json("evaluation.json", result)
-    return result
+    return base, after, tasks
 
 
 def summarise(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequence[str] = ()) -> dict[str, Any]:

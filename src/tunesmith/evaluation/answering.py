@@ -1,0 +1,142 @@
+"""A file of questions to a file of a model's answers: for looking at them, and for a smaller model to learn from."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.example import Malformed, Message
+from tunesmith.data.forms import detect, to_example
+from tunesmith.data.read import Row, read
+from tunesmith.engine.precision import device_of, dtype_of
+from tunesmith.errors import UserError
+from tunesmith.models.attention import use_cached_attention
+from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.prompts import plain_model
+from tunesmith.models.usable import Usable
+from tunesmith.run import Events, Subscriber
+
+QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
+"""Columns that ask, in a row that has no answer."""
+
+ROWS = 256
+"""Rows that are answered before they are written: sorted by length, so that batches hold little padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What `answer` did.
+
+    Attributes:
+        path: the file.
+        rows: that were answered.
+        empty: rows to which the model said nothing; they are left out.
+    """
+
+    path: Path
+    rows: int
+    empty: int
+
+
+def answer(
+    model: str,
+    source: str | Path,
+    output: str | Path,
+    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    batch_size: int = 32,
+    subscribers: Sequence[Subscriber] = (),
+) -> Answered:
+    """Let a model answer every row's last question; write chats with its answers in place of the rows' own, if any.
+
+    A run that was killed goes on behind the last answer that it wrote.
+
+    Args:
+        model: a run, an adapter, a model's directory or a hub name.
+        source: rows of any form that chats come in, with or without answers.
+        output: a JSONL file, which must not exist; it appears when it is whole.
+        sampling: how tokens are chosen.
+        batch_size: rows at once.
+        subscribers: told of `progress` events (what, done, total).
+
+    Raises:
+        UserError: the model does not write, a row asks nothing, or the output is there already.
+    """
+    target = Path(output)
+    if target.exists():
+        raise UserError(f"{target} is there already. Name a file that is not.")
+    usable = Usable.find(model)
+    if usable.ending.kind != "vocabulary":
+        raise UserError(f"{model} writes no text, so it answers nothing. Name a model that does.")
+    chats = list(_chats(str(source)))
+    partial = target.with_name(f".{target.name}.partial")
+    done, empty = _so_far(partial, model, len(chats))
+    events = Events(*subscribers)
+    device = device_of("auto")
+    events.emit("progress", what="answers", done=done, total=len(chats))
+    loaded = usable.model(dtype_of("auto", device), device)
+    use_cached_attention(plain_model(loaded))
+    tokenizer = usable.tokenizer()
+    waiting = iter(chats[done:])
+    while part := list(islice(waiting, ROWS)):
+        said = answers(loaded, tokenizer, part, sampling, batch_size)
+        with partial.open("a", encoding="utf-8") as file:
+            for chat, text in zip(part, said, strict=True):
+                row = {"messages": [*chat, {"role": "assistant", "content": text}]} if text else {}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        done, empty = done + len(part), empty + said.count("")
+        events.emit("progress", what="answers", done=done, total=len(chats))
+    whole = [line for line in partial.read_text(encoding="utf-8").splitlines(True)[1:] if line != "{}\n"]
+    partial.write_text("".join(whole), encoding="utf-8")
+    partial.rename(target)
+    return Answered(target, len(whole), empty)
+
+
+def _so_far(partial: Path, model: str, rows: int) -> tuple[int, int]:
+    """How many rows an earlier run answered, and how many of them with nothing; its first line says whose they are.
+
+    Raises:
+        UserError: they are of another model or of other rows.
+    """
+    about = json.dumps({"model": model, "rows": rows})
+    if not partial.exists():
+        partial.write_text(about + "\n", encoding="utf-8")
+        return 0, 0
+    first, *lines = partial.read_text(encoding="utf-8").splitlines(True)
+    if first.strip() != about:
+        raise UserError(f"{partial} holds answers of another run ({first.strip()}). Remove it, or name another output.")
+    if lines and not lines[-1].endswith("\n"):  # cut while it was written
+        partial.write_text(first + "".join(lines[:-1]), encoding="utf-8")
+        lines = lines[:-1]
+    return len(lines), lines.count("{}\n")
+
+
+def _chats(source: str) -> Iterator[tuple[Message, ...]]:
+    """Each row up to its last question."""
+    for row in read([source], Path.cwd()):
+        if isinstance(row, Malformed):
+            raise UserError(f"{row.source}: {row.reason}. Mend it, so that every row gets its answer.")
+        asking = _with_answer(row)
+        example = to_example(asking, detect([asking]))
+        if isinstance(example, Malformed) or example.messages is None:
+            raise UserError(f"{row.source} asks nothing: {getattr(example, 'reason', 'it is raw text')}.")
+        last = max(place for place, turn in enumerate(example.messages) if turn["role"] == "assistant")
+        yield example.messages[:last]
+
+
+def _with_answer(row: Row) -> Row:
+    """The row with an answer to be replaced, where it has none."""
+    if isinstance(row.values, str):
+        return row
+    values: dict[str, Any] = dict(row.values)
+    turns = values.get("messages")
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user":
+        return Row({**values, "messages": [*turns, {"role": "assistant", "content": "…"}]}, row.source)
+    own = {str(column).lower(): value for column, value in values.items() if value is not None}
+    asked = [column for column in QUESTIONS if column in own]
+    answered = set(own) - {"context", "system", *QUESTIONS}
+    if asked and not answered:
+        beside = {column: own[column] for column in own if column in ("context", "system")}
+        return Row({"question": own[asked[0]], "answer": "…"} | beside, row.source)
+    return row

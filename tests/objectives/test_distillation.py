@@ -1,0 +1,167 @@
+"""A student learns a teacher's distribution as the textbook has it, or its answers, which a file of questions gets."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrix import make_bases
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+import tunesmith
+from tunesmith.data.pack import collate
+from tunesmith.data.prepare import prepare
+from tunesmith.errors import UserError
+from tunesmith.evaluation.answering import answer
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.forward import CHUNK
+from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.usable import Usable
+from tunesmith.ops.divergence import distillation_loss
+from tunesmith.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+@given(
+    rows=st.integers(1, 9),
+    vocabulary=st.sampled_from([2, 7, 64]),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_loss_is_hintons(rows: int, vocabulary: int, temperature: float, share: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    student, teacher = torch.randn(2, rows, vocabulary, dtype=torch.float64)
+    labels = torch.randint(vocabulary, (rows,))
+    expected = 0.0
+    for s, t, label in zip(student, teacher, labels, strict=True):
+        p, q = torch.softmax(t / temperature, -1), torch.softmax(s / temperature, -1)
+        expected += (1 - share) * temperature**2 * (p * (p / q).log()).sum() - share * torch.softmax(s, -1)[label].log()
+    torch.testing.assert_close(distillation_loss(student, teacher, labels, temperature, share), expected)
+
+
+@pytest.fixture
+def taught(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Path:
+    """A teacher that knows the rows."""
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows()), "held_out": 0.0},
+        "method": "full",
+        "train": {"steps": 60, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
+    }
+    return tunesmith.train(recipe, tmp_path / "teacher").folder
+
+
+def student_of(tiny_model: Path, rows: Path, teacher: Path, **objective: Any) -> dict[str, Any]:
+    return {
+        "base": str(tiny_model),
+        "data": {"train": str(rows), "held_out": 0.2, "cache": False},
+        "method": "full",
+        "objective": {"kind": "distillation", "teacher": str(teacher), **objective},
+        "train": {"steps": 60, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
+    }
+
+
+def test_a_student_comes_to_say_what_its_teacher_says_from_the_teacher_alone(
+    taught: Path, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = student_of(tiny_model, write_rows(), taught)
+    run = tunesmith.train(recipe, tmp_path / "run")
+    question = [({"role": "user", "content": "What is 7 + 7?"},)]
+    said = []
+    for name in (taught, run.folder):
+        usable = Usable.find(str(name))
+        said += answers(usable.model(torch.float32, CPU), usable.tokenizer(), question, Sampling(max_new_tokens=30))
+    assert said[0] == said[1]
+    assert said[1].startswith("It is")
+    found = tunesmith.evaluate(run.folder, rows=2, max_new_tokens=4)
+    assert found["tuned"]["loss"] < found["base"]["loss"] - 1
+
+
+def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
+    taught: Path, tiny_model: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.load(student_of(tiny_model, write_rows(), taught, temperature=2.0, label_share=0.25))
+    table = prepare(recipe, load_tokenizer(recipe.base)).train
+    model = load_model(recipe.base, torch.float32)
+    use_document_attention(model)
+    recipe.objective.begin(model)
+    batch = collate(table, range(5))
+    monkeypatch.setattr("tunesmith.models.forward.CHUNK", 16)
+    assert batch.learnt_tokens > 16 < CHUNK
+    ours = recipe.objective.loss(model, batch)
+    ours.backward()
+    plain, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (tiny_model, taught / "model"))
+    expected = torch.zeros(())
+    for row in range(5):
+        ids, learnt = (torch.tensor(each) for each in table[row])
+        with torch.no_grad():
+            wanted = teacher(input_ids=ids[None].long()).logits[0, :-1][learnt[1:]]
+        said = plain(input_ids=ids[None].long()).logits[0, :-1][learnt[1:]]
+        expected = expected + distillation_loss(said, wanted, ids[1:][learnt[1:]].long(), 2.0, 0.25)
+    expected.backward()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    for (name, own), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
+    assert recipe.objective.losses(model, batch).sum() == pytest.approx(
+        functional.cross_entropy(*_logits(plain, table), reduction="sum").item(), rel=1e-4
+    )
+
+
+def _logits(model: Any, table: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the first five rows: (learnt, vocabulary) and (learnt,)."""
+    rows = [(torch.tensor(ids).long(), torch.tensor(learnt)) for ids, learnt in (table[row] for row in range(5))]
+    logits = torch.cat([model(input_ids=ids[None]).logits[0, :-1][learnt[1:]] for ids, learnt in rows])
+    labels = torch.cat([ids[1:][learnt[1:]] for ids, learnt in rows])
+    return logits, labels
+
+
+def test_a_teacher_of_other_tokens_is_refused_with_the_other_way(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_bases(tmp_path, ["bert"])
+    recipe = student_of(tiny_model, write_rows(), tmp_path / "bert")
+    with pytest.raises(UserError, match=r"has \d+ tokens and the student \d+.*Learn its answers: tunesmith answer"):
+        tunesmith.train(recipe, tmp_path / "run")
+
+
+def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    rows: list[dict[str, Any]] = [{"question": f"What is {n} + {n}?"} for n in range(4)]
+    rows += [{"question": "What is 9 + 9?", "answer": "I will not say."}]
+    rows += [{"messages": [{"role": "user", "content": "What is 3 + 3?"}]}]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    whole = answer(str(taught), asked, tmp_path / "whole.jsonl", Sampling(max_new_tokens=30))
+    assert (whole.rows, whole.empty) == (6, 0)
+    found = [json.loads(line) for line in whole.path.read_text(encoding="utf-8").splitlines()]
+    assert [row["messages"][0]["content"] for row in found] == [
+        row.get("question") or row["messages"][0]["content"] for row in rows
+    ]
+    assert all(row["messages"][-1]["content"].startswith("It is") for row in found)
+
+    lines = whole.path.read_text(encoding="utf-8").splitlines(True)
+    about = json.dumps({"model": str(taught), "rows": 6}) + "\n"
+    (tmp_path / ".again.jsonl.partial").write_text(about + "".join(lines[:3]) + lines[3][:20], encoding="utf-8")
+    told: list[Any] = []
+    again = answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[told.append])
+    assert told[0]["done"] == 3
+    assert again.path.read_text(encoding="utf-8") == whole.path.read_text(encoding="utf-8")
+    assert not list(tmp_path.glob(".again*"))
+
+    with pytest.raises(UserError, match="is there already"):
+        answer(str(taught), asked, whole.path)
+    (tmp_path / ".other.jsonl.partial").write_text(json.dumps({"model": "x", "rows": 6}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="holds answers of another run"):
+        answer(str(taught), asked, tmp_path / "other.jsonl")
+    (tmp_path / "odd.jsonl").write_text('{"text": "Nothing is asked."}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"odd.jsonl row 1 asks nothing: it is raw text"):
+        answer(str(taught), tmp_path / "odd.jsonl", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
