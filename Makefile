@@ -30,7 +30,7 @@ test: check
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 matrix: $(READY)
-	$(BIN)/python tests/matrix.py
+	$(BIN)/python tests/matrix_page.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -14,9 +14,13 @@ from matrix import (
     cells,
     covering,
     covering_families,
+    covering_objectives,
     make_bases,
+    own_methods,
     write_data,
 )
+
+from tunesmith.recipe import OBJECTIVES
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "cell", [*covering(), *covering_families()], ids=lambda cell: f"{cell.name}-{cell.weights}-{cell.family}"
+    "cell", [*covering(), *covering_families(), *covering_objectives()], ids=lambda cell: cell.key.replace(" | ", "-")
 )
 def test_learns_saves_resumes_reloads_generates_and_merges_or_is_refused_by_name(cell: Cell, bases: Path) -> None:
     outcome = attempt(cell, bases)
@@ -42,6 +46,9 @@ def test_the_selection_covers_every_method_and_every_precision_of_every_family()
     assert {cell.name for cell in chosen} == {cell.name for cell in cells()}
     assert {(cell.weights, cell.family) for cell in chosen} == {(w, f) for w in WEIGHTS for f in FAMILIES}
     assert {cell.method["kind"] for cell in chosen} == set(METHODS)
+    told = {(cell.objective, cell.method["kind"]) for cell in covering_objectives()}
+    own = {method["kind"] for method in own_methods()}
+    assert told == {(name, kind) for name in OBJECTIVES if name not in ("instruction", "seq2seq") for kind in own}
 
 
 def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:
@@ -50,4 +57,6 @@ def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:
         assert f"| `{name}` |" in page, f"{name} is not in docs/matrix.md: run make matrix"
     for family in EVERY_FAMILY:
         assert f"| {family} |" in page, f"{family} is not in docs/matrix.md: run make matrix"
+    for name in OBJECTIVES:
+        assert f"| {name} |" in page or name in ("instruction", "seq2seq"), f"{name} is not in docs/matrix.md"
     assert ": fails" not in page

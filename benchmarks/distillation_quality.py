@@ -1,0 +1,170 @@
+"""What a teacher's probabilities and a teacher's answers are worth to the embedded base, on GSM8K; three seeds.
+
+    python benchmarks/distillation_quality.py
+
+No larger pretrained model of the base's vocabulary is at hand, so one is grown from it: every block twice, the copy's
+outputs zero at first (which changes nothing), then all weights trained on the rows that the student does not get. The
+student has 500 rows; beside them it may have the teacher's probabilities on them, or the teacher's answers to 2,000
+other questions. Judged by the loss on GSM8K's own answers to its test questions. Writes
+results/distillation_quality.{jsonl,md}; a trial that is there is not done again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
+RESULTS = HERE / "results" / "distillation_quality.jsonl"
+WORK = Path(tempfile.gettempdir()) / "distillation_quality"
+SEEDS = 3
+STUDENT_T = 4.303
+"""The 97.5 % point of Student's t for three seeds."""
+ROWS, QUESTIONS, TESTED = 500, 2000, 400
+STEPS, TEACHER_STEPS = 120, 600
+
+WAYS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "500 rows": (["rows"], {"kind": "instruction"}),
+    "500 rows, the teacher's probabilities": (["rows"], {"kind": "distillation"}),
+    "500 rows and the teacher's answers to 2,000 questions": (["rows", "answered"], {"kind": "instruction"}),
+    "the same, the teacher's probabilities too": (["rows", "answered"], {"kind": "distillation"}),
+    "2,500 rows, answered as in the data": (["rows", "more"], {"kind": "instruction"}),
+}
+
+
+def write_data() -> None:
+    WORK.mkdir(exist_ok=True)
+    learnt = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    tested = (DATA / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    parts = {
+        "rows": learnt[:ROWS],
+        "more": learnt[ROWS : ROWS + QUESTIONS],
+        "teacher": learnt[ROWS:],
+        "test": tested[:TESTED],
+    }
+    for name, lines in parts.items():
+        (WORK / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def grown() -> Path:
+    """The embedded base with every block twice; the copies add nothing yet."""
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import tunesmith
+
+    folder = WORK / "grown"
+    if folder.exists():
+        return folder
+    model = AutoModelForCausalLM.from_pretrained(tunesmith.embedded_base(), dtype=torch.float32)
+    blocks = []
+    for block in model.model.layers:
+        twin = copy.deepcopy(block)
+        torch.nn.init.zeros_(twin.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(twin.mlp.down_proj.weight)
+        blocks += [block, twin]
+    for place, block in enumerate(blocks):
+        block.self_attn.layer_idx = place
+    model.model.layers = torch.nn.ModuleList(blocks)
+    model.config.num_hidden_layers = len(blocks)
+    model.config.layer_types = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tunesmith.embedded_base()).save_pretrained(folder)
+    return folder
+
+
+def recipe_of(base: str, files: list[str], objective: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    return {
+        "base": base,
+        "data": {
+            "train": [str(WORK / f"{name}.jsonl") for name in files],
+            "held_out": [str(WORK / "test.jsonl")],
+            "max_length": 512,
+            "over_long": "drop",
+        },
+        "method": "full",
+        "objective": objective,
+        "train": {"steps": steps, "seed": seed, "evaluate_every": steps, "evaluate_rows": TESTED},
+    }
+
+
+def teacher() -> Path:
+    """Trained on all rows but the student's, and its answers to some of those questions written."""
+    import tunesmith
+    from tunesmith.models.generate import Sampling
+
+    folder = WORK / "teacher"
+    if (folder / "recipe.yaml").exists() and not tunesmith.Run.open(folder).finished:
+        tunesmith.resume(folder)
+    elif not folder.exists():
+        tunesmith.train(recipe_of(str(grown()), ["teacher"], {"kind": "instruction"}, TEACHER_STEPS, 0), folder)
+    if not (WORK / "answered.jsonl").exists():
+        sampling = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.95)
+        tunesmith.answer(str(folder), WORK / "more.jsonl", WORK / "answered.jsonl", sampling, batch_size=64)
+    return folder
+
+
+def loss_of(run: Any) -> float:
+    return float([event["loss"] for event in run.events() if event["event"] == "evaluation"][-1])
+
+
+def trial(way: str, seed: int) -> dict[str, Any]:
+    import tunesmith
+
+    files, objective = WAYS[way]
+    if objective["kind"] == "distillation":
+        objective = {**objective, "teacher": str(WORK / "teacher")}
+    folder = Path(tempfile.mkdtemp(dir=WORK))
+    run = tunesmith.train(recipe_of("embedded", files, objective, STEPS, seed), folder / "run")
+    loss = loss_of(run)
+    shutil.rmtree(folder)
+    return {"way": way, "seed": seed, "loss": loss}
+
+
+def done() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+
+
+def table(trials: list[dict[str, Any]]) -> str:
+    import torch
+
+    lines = ["| the student learns from | loss on GSM8K's test answers |", "|---|---|"]
+    for way in ("the teacher itself", *WAYS):
+        losses = [each["loss"] for each in trials if each["way"] == way]
+        if losses:
+            half = f" ± {STUDENT_T * stdev(losses) / len(losses) ** 0.5:.3f}" if len(losses) == SEEDS else ""
+            lines.append(f"| {'(' + way + ')' if way not in WAYS else way} | {mean(losses):.3f}{half} |")
+    about = f"Nats a token, three seeds, mean and 95 % interval; {STEPS} steps of 2,048 tokens, all weights. "
+    return "\n".join([*lines, "", about + f"PyTorch {torch.__version__.split('+')[0]}, {date.today()}."]) + "\n"
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    import tunesmith
+
+    write_data()
+    folder = teacher()
+    there = {(each["way"], each["seed"]) for each in done()}
+    with RESULTS.open("a", encoding="utf-8") as out:
+        if ("the teacher itself", 0) not in there:
+            own = {"way": "the teacher itself", "seed": 0, "loss": loss_of(tunesmith.Run.open(folder))}
+            out.write(json.dumps(own) + "\n")
+        for seed in range(SEEDS):
+            for way in WAYS:
+                if (way, seed) not in there:
+                    out.write(json.dumps(found := trial(way, seed)) + "\n")
+                    out.flush()
+                    print(found, flush=True)
+    (HERE / "results" / "distillation_quality.md").write_text(table(done()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
