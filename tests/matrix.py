@@ -206,9 +206,16 @@ def covering_objectives() -> list[Cell]:
     return chosen
 
 
+def expert_cells() -> list[Cell]:
+    """LoRA on experts, where there are some."""
+    families = [family for family, settings in DECODERS.items() if any("expert" in name for name in settings)]
+    return [Cell({"kind": "lora", "experts": True}, SORTS[n % len(SORTS)], family) for n, family in enumerate(families)]
+
+
 def covering_families() -> list[Cell]:
     """Every family once, with LoRA, precisions in turn; other methods have their turn in `covering`."""
-    return [Cell({"kind": "lora"}, SORTS[place % len(SORTS)], family) for place, family in enumerate(EVERY_FAMILY)]
+    by_lora = [Cell({"kind": "lora"}, SORTS[place % len(SORTS)], family) for place, family in enumerate(EVERY_FAMILY)]
+    return [*by_lora, *expert_cells()]
 
 
 def covering() -> list[Cell]:

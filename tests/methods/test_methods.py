@@ -256,3 +256,20 @@ def test_a_process_of_its_own_reads_a_bottleneck_adapter(bases: Path, tmp_path: 
         "Usable.find(sys.argv[1]).model(torch.float32, torch.device('cpu'))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+
+
+def test_lora_on_experts_trains_as_many_numbers_as_its_formula_says_and_is_refused_where_there_are_none(
+    tmp_path: Path,
+) -> None:
+    make_bases(tmp_path, ["mixtral", "llama"])
+    method = method_of({"kind": "lora", "rank": 4, "experts": True})
+    model = ready(tmp_path / "mixtral")
+    formula = method.trained_parameters(model)
+    adapted = method.apply(model, seed=0)
+    moving = {name: each.numel() for name, each in adapted.named_parameters() if each.requires_grad}
+    assert formula == sum(moving.values())
+    assert sum(count for name, count in moving.items() if ".experts." in name) > 0
+    with pytest.raises(UserError, match="has no experts in tensors"):
+        method.apply(ready(tmp_path / "llama"), seed=0)
+    with pytest.raises(UserError, match="with no dropout, dora or initialisation of its own"):
+        method_of({"kind": "lora", "experts": True, "dropout": 0.1}).apply(ready(tmp_path / "mixtral"), seed=0)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks, short_names
+from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks, short_names, stacks
 from tunesmith.models.forward import rehearse
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantise import QuantisedLinear
@@ -46,6 +46,11 @@ class LoRA(MethodConfig):
     """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression for whole
     names, or endings of names: `[q_proj, v_proj]`. All: attention alone is measurably worse at the same size
     (Dettmers et al. 2023, section 4)."""
+
+    experts: bool = False
+    """Also adapt experts, whose weights are tensors of three dimensions and no layers. Each pass then forms their whole
+    sum W + (alpha / rank) · B A, in time and memory that go with all experts. Off: attention, and what all tokens pass,
+    is mostly enough, and costs little."""
 
     rank_stabilised: bool = False
     """Scale by alpha / √rank instead (Kalajdzievski 2023), for ranks of 64 and more."""
@@ -82,9 +87,11 @@ class LoRA(MethodConfig):
         """Wrap the model by PEFT, with the fused layer registered through PEFT's hook for custom modules.
 
         Raises:
-            UserError: no module's name fits `target_modules` or `ranks`, or LoftQ is asked of a base that is whole.
+            UserError: no module's name fits `target_modules` or `ranks`, LoftQ is asked of a base that is whole, or
+                `experts` of one that has none, or beside what they cannot have.
         """
         chosen = self._chosen(model)
+        self._check_experts(model)
         ranks = self._ranks(chosen)
         quantised = any(isinstance(module, QuantisedLinear) for module in model.modules())
         if self.initialisation == "loftq" and not quantised:
@@ -96,6 +103,7 @@ class LoRA(MethodConfig):
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=short_names(model, chosen),
+            target_parameters=sorted(_experts(model)) if self.experts else None,
             use_rslora=self.rank_stabilised,
             use_dora=self.dora,
             init_lora_weights=True if self.initialisation in ("zero", "loftq") else self.initialisation,
@@ -121,12 +129,23 @@ class LoRA(MethodConfig):
     def trained_parameters(self, model: PreTrainedModel) -> int:
         chosen = self._chosen(model)
         ranks = self._ranks(chosen)
-        return sum(
+        experts = _experts(model).values() if self.experts else ()
+        return sum(self.rank * count * (outputs + inputs) for count, outputs, inputs in experts) + sum(
             next((rank for name, rank in ranks.items() if _ends(name, layer.name)), self.rank)
             * (layer.inputs + layer.outputs)
             + (layer.outputs if self.dora else 0)
             for layer in chosen
         )
+
+    def _check_experts(self, model: PreTrainedModel) -> None:
+        if not self.experts:
+            return
+        if not _experts(model):
+            raise UserError(f"method.experts: {type(model).__name__} has no experts in tensors. Leave it out.")
+        if self.dropout or self.dora or self.initialisation != "zero":
+            raise UserError(
+                "method.experts: W + B A is formed whole, with no dropout, dora or initialisation of its own."
+            )
 
     def _chosen(self, model: PreTrainedModel) -> list[Linear]:
         if self.target_modules == "all-linear":
@@ -154,6 +173,17 @@ class LoRA(MethodConfig):
             if not any(_ends(name, layer.name) for layer in chosen):
                 raise UserError(f"method.ranks: {name!r} ends no chosen layer's name; such as {chosen[0].name}.")
         return self.ranks
+
+
+def _experts(model: PreTrainedModel) -> dict[str, tuple[int, int, int]]:
+    """Endings of the names of the blocks' tensors of three dimensions, one for each of many experts: their shapes."""
+    return {
+        f"{name}.{parameter}": (tensor.shape[0], tensor.shape[1], tensor.shape[2])
+        for name, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.nn")  # convolutions have three dimensions too
+        for parameter, tensor in module.named_parameters(recurse=False)
+        if tensor.ndim == 3 and any(name.startswith(f"{stack}.") for stack, _ in stacks(model))
+    }
 
 
 def _ends(pattern: str, name: str) -> bool:
