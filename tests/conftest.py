@@ -1,6 +1,7 @@
 """A tiny model and tokeniser, made afresh for the session; real classes, real files, no network."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHATML
     return fast
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_each() -> None:
+    """Workers side by side would wait for each other's threads; tests of threads ask for two."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

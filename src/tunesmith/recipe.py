@@ -135,6 +135,9 @@ class ObjectiveConfig(Strict, ABC):
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
     """The kinds of base that can learn it."""
 
+    loss_unit: ClassVar[str] = "nats a learnt token"
+    """What its loss is counted in, for reports."""
+
     rate_share: ClassVar[float] = 1.0
     """What the method's learning rate is multiplied by, where what the base knows already is what is wanted of it."""
 

@@ -33,12 +33,14 @@ class Events:
     """The stream of what happens in a run. The progress bar, `metrics.jsonl` and the rest are subscribers.
 
     Kinds and their fields (units in parentheses):
-        start       run, base, method, objective, device, precision, parameters, trained_parameters, total_steps
+        start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
+                    total_steps
         data        rows, held_out_rows, tokens, learnt_tokens, malformed, ... (see `data.prepare.DataReport`)
         plan        predicted {memory, time}; `measured` of the same shape in the one emitted at the end
-        step        step, total_steps, loss (nats a learnt token), grad_norm, learning_rate, tokens (real ones),
+        step        step, total_steps, loss (in loss_unit), grad_norm, learning_rate, tokens (real ones),
                     learnt_tokens, seconds
-        evaluation  step, loss, perplexity, loss_interval [low, high] (95 %), rows, learnt_tokens, seconds
+        evaluation  step, loss, perplexity (of tokens alone), loss_interval [low, high] (95 %), rows, learnt_tokens,
+                    seconds
         checkpoint  step, path
         skipped     step, reason, rows [str]
         progress    what, done, total: of an evaluation

@@ -1,5 +1,6 @@
 """What a model does on rows that it does not learn from: its loss, with its uncertainty, and what it says of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,11 @@ class RowLosses:
     def loss(self) -> float:
         """Nats a learnt token over all rows."""
         return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), where the loss is of tokens."""
+        return math.exp(min(self.loss, 700.0))
 
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval of `loss`, resampling rows, since a row's tokens are not independent (Efron 1979)."""

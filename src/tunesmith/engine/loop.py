@@ -146,7 +146,7 @@ class Loop:
             "evaluation",
             step=self.state.step,
             loss=losses.loss,
-            perplexity=math.exp(min(losses.loss, 700.0)),
+            **({"perplexity": losses.perplexity} if self.objective.ending.kind == "vocabulary" else {}),
             loss_interval=losses.interval(),
             rows=len(rows),
             learnt_tokens=int(losses.counts.sum()),

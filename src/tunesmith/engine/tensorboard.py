@@ -29,7 +29,7 @@ class TensorBoard:
     def __call__(self, event: Event) -> None:
         group = {"step": "train", "evaluation": "held_out"}.get(event["event"])
         if group is not None:
-            for name in SCALARS[event["event"]]:
+            for name in (name for name in SCALARS[event["event"]] if name in event):
                 self._writer.add_scalar(f"{group}/{name}", float(event[name]), event["step"])
         elif event["event"] == "end":
             self._writer.close()

@@ -109,6 +109,7 @@ def _carry_out(
         base=recipe.base.path,
         method=recipe.method.kind,
         objective=recipe.objective.kind,
+        loss_unit=recipe.objective.loss_unit,
         device=str(device),
         precision=str(dtype).removeprefix("torch."),
         weights=recipe.base.weights if recipe.base.quantised else str(dtype).removeprefix("torch."),

@@ -1,6 +1,5 @@
 """The tuned model beside its base on the same held-out rows: loss, perplexity, metrics of what they write, samples."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,8 @@ def evaluate(
 
     Returns:
         What is in `evaluation.json`: rows, learnt_tokens, generated_rows, base and tuned (loss, loss_interval,
-        perplexity, metrics), differences (tuned − base, paired), samples, folds (whose models judged the rows; None:
-        one model did). Intervals are 95 % bootstrap over rows.
+        metrics; perplexity, where they write), differences (tuned − base, paired), samples, loss_unit, folds (whose
+        models judged the rows; None: one model did). Intervals are 95 % bootstrap over rows.
 
     Raises:
         UserError: the run has not finished, or has no held-out rows.
@@ -98,7 +97,7 @@ def evaluate(
         trials = [_trial(place.folder, rows, sampling, events)]
     base, after = Side.pooled([before for before, *_ in trials]), Side.pooled([after for _, after, _ in trials])
     result = summarise(base, after, [task for *_, tasks in trials for task in tasks], recipe.objective.metrics)
-    result["folds"] = recipe.data.folds if len(trials) > 1 else None
+    result |= {"loss_unit": recipe.objective.loss_unit, "folds": recipe.data.folds if len(trials) > 1 else None}
     place.write_json("evaluation.json", result)
     return result
 
@@ -126,7 +125,7 @@ def summarise(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequ
     """Both sides in figures, with intervals, and what differs between them, row by row."""
     expected = [task.expected for task in tasks]
     differences = {"loss": _interval(base.losses.difference(tuned.losses))}
-    sides: dict[str, dict[str, Any]] = {"base": _loss(base.losses), "tuned": _loss(tuned.losses)}
+    sides: dict[str, dict[str, Any]] = {"base": _loss(base), "tuned": _loss(tuned)}
     for name, metric in METRICS.items() if tasks and base.telling is None else ():
         each = {side: scores(metric, found.answers, expected) for side, found in (("base", base), ("tuned", tuned))}
         for side, values in each.items():
@@ -269,13 +268,10 @@ def _spread(total: int, wanted: int) -> list[int]:
     return [round(place) for place in np.linspace(0, total - 1, min(wanted, total))]
 
 
-def _loss(losses: RowLosses) -> dict[str, Any]:
-    return {
-        "loss": losses.loss,
-        "loss_interval": losses.interval(),
-        "perplexity": math.exp(min(losses.loss, 700.0)),
-        "metrics": {},
-    }
+def _loss(side: Side) -> dict[str, Any]:
+    losses = side.losses
+    perplexity = {"perplexity": losses.perplexity} if side.telling is None else {}
+    return {"loss": losses.loss, "loss_interval": losses.interval(), **perplexity, "metrics": {}}
 
 
 def _interval(found: tuple[float, tuple[float, float]]) -> dict[str, Any]:

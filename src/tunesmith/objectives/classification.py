@@ -36,6 +36,7 @@ class Classification(NewHead):
     are then as sure as the rows are."""
 
     forms: ClassVar[tuple[str, ...]] = ("classification",)
+    loss_unit: ClassVar[str] = "nats a text"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "calibration_error")
 
     @property

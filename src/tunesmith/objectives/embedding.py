@@ -38,6 +38,7 @@ class Embedding(ObjectiveConfig):
     forms: ClassVar[tuple[str, ...]] = ("pairs",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
+    loss_unit: ClassVar[str] = "nats a pair"
     metrics: ClassVar[tuple[str, ...]] = ("found_first", "found_in_ten", "reciprocal_rank")
 
     @property

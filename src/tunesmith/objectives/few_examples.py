@@ -50,6 +50,7 @@ class FewExamples(ObjectiveConfig):
     forms: ClassVar[tuple[str, ...]] = ("classification",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
+    loss_unit: ClassVar[str] = "nats a text"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "calibration_error")
 
     @property

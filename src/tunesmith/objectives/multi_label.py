@@ -31,6 +31,7 @@ class MultiLabel(NewHead):
     it / rows with it, for rare labels. Default: 1, so that probabilities are the rows' own."""
 
     forms: ClassVar[tuple[str, ...]] = ("multi_label",)
+    loss_unit: ClassVar[str] = "nats a label"
     metrics: ClassVar[tuple[str, ...]] = ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels")
 
     @property

@@ -34,6 +34,7 @@ class Regression(NewHead):
     """The size of one step of the values. Default: their standard deviation in the training rows."""
 
     forms: ClassVar[tuple[str, ...]] = ("regression",)
+    loss_unit: ClassVar[str] = "squared spreads a text"
     metrics: ClassVar[tuple[str, ...]] = ("root_mean_square_error", "correlation", "rank_correlation")
 
     @property

@@ -30,6 +30,7 @@ class TokenClassification(NewHead):
 
     forms: ClassVar[tuple[str, ...]] = ("words", "entities")
     bases: ClassVar[tuple[BaseKind, ...]] = ("encoder",)
+    loss_unit: ClassVar[str] = "nats a word"
     metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "tag_accuracy")
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from tunesmith.report.charts import interval_chart
 from tunesmith.report.table import loss_in_words, writes
-from tunesmith.report.words import figure, number
+from tunesmith.report.words import LOSS_UNIT, figure, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def compared(result: dict[str, Any]) -> Comparison:
             else []
         ),
     ]
-    charts = [_chart("Held-out loss, lower is better", "nats a learnt token", losses[0], losses[1])]
+    charts = [_chart("Held-out loss, lower is better", result.get("loss_unit", LOSS_UNIT), losses[0], losses[1])]
     for name in {**base.get("metrics", {}), **tuned.get("metrics", {})}:
         before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
         described = str(before.get("described") or after.get("described") or name)

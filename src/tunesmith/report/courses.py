@@ -11,8 +11,8 @@ SMOOTHED_SHARE = 0.03
 """The smoothed loss looks back over about this share of the run."""
 
 
-def courses(steps: Sequence[Event], evaluations: Sequence[Event]) -> list[str]:
-    """The charts that have something to show, by optimiser step."""
+def courses(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> list[str]:
+    """The charts that have something to show, by optimiser step; `unit` is what the loss is counted in."""
     losses = _points(steps, "loss")
     held_out = Line(
         "held out, 95 % interval",
@@ -30,7 +30,7 @@ def courses(steps: Sequence[Event], evaluations: Sequence[Event]) -> list[str]:
         line_chart(
             "Loss",
             "step",
-            "nats a learnt token",
+            unit,
             [Line("each step", losses, "raw"), Line("smoothed", smoothed(losses), "smooth"), held_out],
         ),
         line_chart(

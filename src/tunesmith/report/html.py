@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tunesmith.report.comparison import Comparison, compared
 from tunesmith.report.courses import courses, lengths
-from tunesmith.report.words import base_said, count, duration, figure, method_said, number, off_by, size
+from tunesmith.report.words import LOSS_UNIT, base_said, count, duration, figure, method_said, number, off_by, size
 from tunesmith.run import Event, Run, atomic_write
 
 COUNTS = {
@@ -62,11 +62,12 @@ def _shown(run: Run) -> dict[str, Any]:
     evaluation, provenance = (_read_json(run.folder / name) for name in ("evaluation.json", "provenance.json"))
     data = _last(kinds, "data")
     comparison = compared(evaluation) if evaluation else None
+    unit = _last(kinds, "start").get("loss_unit", LOSS_UNIT)
     return {
         "name": run.folder.name,
         "outcome": _outcome(kinds, comparison),
         "facts": _facts(kinds, run, provenance),
-        "figures": [Markup(chart) for chart in courses(kinds.get("step", []), kinds.get("evaluation", []))],
+        "figures": [Markup(chart) for chart in courses(kinds.get("step", []), kinds.get("evaluation", []), unit)],
         "counts": [
             (said, _with_share(data, name))
             for name, said in COUNTS.items()
@@ -109,7 +110,8 @@ def _outcome(kinds: dict[str, list[Event]], comparison: Comparison | None) -> st
     if comparison:
         return f"{said}. {comparison.verdict}"
     if len(held_out) > 1:
-        return f"{said}; held-out loss from {figure(held_out[0])} to {figure(held_out[-1])} nats a learnt token."
+        unit = start.get("loss_unit", LOSS_UNIT)
+        return f"{said}; held-out loss from {figure(held_out[0])} to {figure(held_out[-1])} {unit}."
     return f"{said}."
 
 

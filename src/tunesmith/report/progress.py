@@ -162,10 +162,11 @@ class Progress:
     def _evaluation(self, event: Event) -> None:
         low, high = event.get("loss_interval") or (None, None)
         within = "" if low is None else f" (95 %: {figure(low)}–{figure(high)})"
+        perplexity = f"perplexity {figure(event['perplexity'], '{:,.1f}')}, " if "perplexity" in event else ""
         self._say(
             "held out",
-            f"step {count(event.get('step'))}: loss {figure(event.get('loss'))}{within}, "
-            f"perplexity {figure(event.get('perplexity'), '{:,.1f}')}, {count(event.get('rows'))} rows",
+            f"step {count(event.get('step'))}: loss {figure(event.get('loss'))}{within}, {perplexity}"
+            f"{count(event.get('rows'))} rows",
         )
 
     def _skipped(self, event: Event) -> None:

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.words import count
+from tunesmith.report.words import LOSS_UNIT, count
 
 Interval = Sequence[float]
 
@@ -50,12 +50,12 @@ def evaluation_table(result: dict[str, Any]) -> Table:
 
 def writes(result: dict[str, Any]) -> bool:
     """Whether an evaluation is of models that write text, and not of what they tell of texts."""
-    return not any("unit" in metric for metric in result.get("base", {}).get("metrics", {}).values())
+    return "perplexity" in result.get("base", {}) or "perplexity" in result.get("tuned", {})
 
 
 def loss_in_words(result: dict[str, Any]) -> str:
     """What the loss is counted by."""
-    return f"loss (nats a {'token' if writes(result) else 'mark'})"
+    return f"loss ({result.get('loss_unit', LOSS_UNIT)})"
 
 
 def samples_table(samples: Sequence[dict[str, Any]]) -> Table:

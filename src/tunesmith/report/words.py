@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+LOSS_UNIT = "nats a learnt token"
+"""What a loss is counted in, where a run does not say."""
+
 
 def number(value: Any) -> float:
     """A metric as `metrics.jsonl` holds it: NaN and infinities are strings there; what is missing is NaN."""
