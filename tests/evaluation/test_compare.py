@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -97,3 +98,11 @@ def test_a_paired_difference_is_tighter_than_two_intervals_apart() -> None:
     assert value == pytest.approx(tuned.loss - base.loss)
     assert low < -0.1 < high < -0.05
     assert base.interval()[0] < tuned.loss
+
+
+def test_a_share_of_hits_is_uncertain_also_where_every_row_is_hit() -> None:
+    for hits, rows in ((32, 32), (0, 8), (7, 10)):
+        theirs = binomtest(hits, rows).proportion_ci(method="wilson")
+        value, found = mean_with_interval(np.array([1.0] * hits + [0.0] * (rows - hits)))
+        assert (value, found) == (hits / rows, pytest.approx((theirs.low, theirs.high), abs=1e-6))
+    assert mean_with_interval(np.array([0.2, 0.2, 0.2]))[1] == pytest.approx((0.2, 0.2))

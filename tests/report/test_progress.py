@@ -155,3 +155,10 @@ def test_a_real_runs_events_are_told(run: Path) -> None:
 def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     said = "[bold]faq[/bold].jsonl [/] row 3"
     assert any(said in line for line in told([{"event": "warning", "message": said}], terminal=True))
+
+
+def test_each_run_of_a_chain_is_compared_with_its_own_plan() -> None:
+    def took(events: list[Event]) -> list[str]:
+        return [line for line in told(events) if line.startswith("took")]
+
+    assert took([*whole_run(), *whole_run()]) == 2 * took(whole_run())

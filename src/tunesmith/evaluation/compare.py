@@ -17,7 +17,7 @@ from tunesmith.ending import Ending
 from tunesmith.engine.held_out import RowLosses, held_out_losses, outputs_of, rows_with_vectors
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import METRICS, drawn_again, interval_of, mean_with_interval, scores
+from tunesmith.evaluation.metrics import METRICS, drawn_again, interval_of, mean_with_interval, scores, wilson
 from tunesmith.evaluation.told import TOLD_METRICS, Telling
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.generate import Sampling, answers
@@ -161,7 +161,8 @@ def _add_told_metrics(
         about = {"described": metric.described, "better": metric.better, "unit": metric.unit}
         before, after = (drawn_again(metric.of(telling), len(telling.said)) for telling in (base, tuned))
         for side, (value, draws) in (("base", before), ("tuned", after)):
-            sides[side]["metrics"][name] = {**_interval((value, interval_of(draws))), **about}
+            within = wilson(value, len(base.said)) if metric.of_hits else interval_of(draws)
+            sides[side]["metrics"][name] = {**_interval((value, within)), **about}
         differences[name] = _interval((after[0] - before[0], interval_of(after[1] - before[1])))
 
 
@@ -235,7 +236,11 @@ def _right_in_words(told: NDArray[np.float32], ending: Ending) -> str:
 
 def _tags_in_words(tags: NDArray[np.int64], ending: Ending) -> str:
     spans = spans_of([ending.labels[int(place)] for place in tags])
-    return ", ".join(f"{label} (words {first + 1}–{end})" for first, end, label in spans) or "(none)"
+    return ", ".join(f"{label} ({_places(first + 1, end)})" for first, end, label in spans) or "(none)"
+
+
+def _places(first: int, last: int) -> str:
+    return f"word {first}" if first == last else f"words {first}–{last}"
 
 
 def _texts(recipe: Recipe, table: TokenTable) -> list[Task]:

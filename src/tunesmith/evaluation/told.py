@@ -42,6 +42,7 @@ class ToldMetric:
         better: 1 where more is better, −1 where less is.
         of: prepares a telling; the result gives the figure of any rows.
         unit: `%` for a share, empty for what has a size of its own.
+        of_hits: whether it is the share of rows that are hit, each a hit or a miss.
     """
 
     described: str
@@ -49,6 +50,7 @@ class ToldMetric:
     better: int
     of: Callable[[Telling], Figure]
     unit: Literal["%", ""] = "%"
+    of_hits: bool = False
 
 
 def _classes(telling: Telling) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
@@ -209,12 +211,14 @@ def _mean_of_ranks(score: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Callab
 
 
 TOLD_METRICS = {
-    "accuracy": ToldMetric("accuracy", "texts whose class is told rightly", 1, accuracy),
+    "accuracy": ToldMetric("accuracy", "texts whose class is told rightly", 1, accuracy, of_hits=True),
     "macro_f1": ToldMetric("macro F1", "F1 of each class, all alike", 1, macro_f1),
     "calibration_error": ToldMetric(
         "calibration error", "how far a told probability is from how often it is right", -1, calibration_error
     ),
-    "exact_labels": ToldMetric("all labels right", "texts of which every label is told rightly", 1, exact_labels),
+    "exact_labels": ToldMetric(
+        "all labels right", "texts of which every label is told rightly", 1, exact_labels, of_hits=True
+    ),
     "micro_f1": ToldMetric("micro F1", "F1 over all labels of all texts", 1, micro_f1),
     "macro_f1_of_labels": ToldMetric("macro F1", "F1 of each label, all alike", 1, macro_f1_of_labels),
     "calibration_of_labels": ToldMetric(
@@ -228,11 +232,13 @@ TOLD_METRICS = {
     "entity_f1": ToldMetric("entity F1", "F1 over entities, words and label both right", 1, entity_f1),
     "tag_accuracy": ToldMetric("tag accuracy", "words whose tag is told rightly", 1, tag_accuracy),
     "found_first": ToldMetric(
-        "found first", "texts whose own counterpart is the nearest", 1, _mean_of_ranks(lambda found: (found == 1) * 1.0)
+        "found first", "texts whose own counterpart is the nearest", 1,
+        _mean_of_ranks(lambda found: (found == 1) * 1.0), of_hits=True,
+
     ),
     "found_in_ten": ToldMetric(
         "found in ten", "texts whose counterpart is among the ten nearest", 1,
-        _mean_of_ranks(lambda found: (found <= 10) * 1.0),
+        _mean_of_ranks(lambda found: (found <= 10) * 1.0), of_hits=True,
     ),
     "reciprocal_rank": ToldMetric(
         "reciprocal rank", "1 / rank of a text's own counterpart, on average", 1,

@@ -49,6 +49,13 @@ class Progress:
             "end": self._end,
         }
         self._task: TaskID | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew, as each run of a chain does."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = None
         self._total = self._first = self._done = self._line_at = 0
         self._loss = math.nan
         self._tokens = self._seconds = self._weight = self._spent = 0.0
@@ -68,6 +75,7 @@ class Progress:
             shown(event)
 
     def _start(self, event: Event) -> None:
+        self._forget()
         self._total = event.get("total_steps") or 0
         self._first = self._done = self._line_at = event.get("step") or 0
         self._say("run", str(event.get("run", "?")))
