@@ -56,6 +56,8 @@ class Chain:
             name = str(stage.get("name") or f"stage{number}")
             if not re.fullmatch(r"[\w.-]+", name) or name in names:
                 raise UserError(f"{where}: stage {number}: name {name!r} is taken, or not of letters, digits, - and _.")
+            if (stage.get("data") or common.get("data") or {}).get("folds"):
+                raise UserError(f"{where}: stage {name}: data.folds are of a recipe without stages. Remove folds.")
             if number > 1 and "base" in stage:
                 raise UserError(f"{where}: stage {name}: its base is what the stage before it leaves. Remove base.")
             merged = {**common, **{key: value for key, value in stage.items() if key != "name"}}

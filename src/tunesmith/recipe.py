@@ -141,13 +141,20 @@ class ObjectiveConfig(Strict, ABC):
     rate_share: ClassVar[float] = 1.0
     """What the method's learning rate is multiplied by, where what the base knows already is what is wanted of it."""
 
-    metrics: ClassVar[tuple[str, ...]] = ()
-    """What its outputs are judged by, as `tunesmith.evaluation.metrics` names them; empty where it writes text."""
-
     @property
     def ending(self) -> Ending:
         """What its model ends in."""
         return VOCABULARY
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What its outputs are judged by, as `tunesmith.evaluation.told` names them; empty where it writes text."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Other models that it learns from."""
+        return ()
 
     @property
     def output_scale(self) -> float:
@@ -167,8 +174,19 @@ class ObjectiveConfig(Strict, ABC):
         """The same with everything that only the training rows can tell; `read` goes over their examples."""
         return self
 
-    def begin(self, model: Any) -> None:
-        """Before the method is applied: set what the objective itself puts on the model, or beside it."""
+    def check(self, table: Any) -> None:
+        """Look at the training rows' `TokenTable`, before anything is loaded.
+
+        Raises:
+            UserError: what is left of the rows cannot be learnt from.
+        """
+
+    def begin(self, model: Any, base: Any) -> None:
+        """Before the method is applied: set what the objective itself puts on the model, or beside it.
+
+        Raises:
+            UserError: they do not go together.
+        """
 
     def finish(self, model: Any, vectors: Callable[[], tuple[Any, Any]]) -> Any:
         """After the last step: a head on the model's vectors (`torch.nn.Linear`), where the objective learns one so.
@@ -263,8 +281,8 @@ class Data(Strict):
     """Which of the `folds` parts is held out, from 1. Default: each in turn."""
 
     form: str = "auto"
-    """The rows' form (`messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`). Default:
-    detected from the columns, and stated."""
+    """The rows' form: `messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`; or one that
+    tells something of a text, as the objective takes it. Default: detected from the columns, and stated."""
 
     columns: dict[str, str] = {}
     """Names of the columns that play a part, where they are not the usual ones: `{question: q, answer: reply}`."""
@@ -301,8 +319,8 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _folds_or_paths(self) -> "Data":
-        if self.folds is not None and isinstance(self.held_out, list):
-            raise ValueError("folds are parts of the training rows; leave data.held_out away, or folds")
+        if self.folds is not None and self.held_out != type(self).model_fields["held_out"].default:
+            raise ValueError("folds hold every training row out once; leave data.held_out away, or folds")
         if self.fold is not None and (self.folds is None or self.fold > self.folds):
             raise ValueError(f"fold: {self.fold} is none of folds: {self.folds}")
         return self
@@ -486,7 +504,22 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
-        told = self.objective.ending.kind != "vocabulary"
+        told, forms = self.objective.ending.kind != "vocabulary", self.objective.forms
+        if forms and self.data.form not in ("auto", *forms):
+            raise ValueError(
+                f"objective: {self.objective.kind} is learnt of rows of the form {' or '.join(forms)}, not data.form: "
+                f"{self.data.form}"
+            )
+        if self.objective.ending.kind == "vectors" and not self.data.pack:
+            raise ValueError(
+                f"data.pack: false takes one row at a time, and objective: {self.objective.kind} compares rows with "
+                "each other"
+            )
+        if self.data.folds is not None and self.train.early_stopping is not None:
+            raise ValueError(
+                "data.folds: the last run learns from all rows and holds none out, so train.early_stopping would stop "
+                "the others alone. Set train.steps"
+            )
         if told and self.data.over_long == "split":
             raise ValueError(
                 f"data.over_long: split cuts a text from what is told of it. objective: {self.objective.kind} takes "
@@ -515,7 +548,11 @@ class Recipe(Strict):
     def precision(self) -> Literal["auto", "bf16", "fp32"]:
         """Of activations and of weights that are not quantised: as either section names it."""
         weights = self.base.weights
-        return weights if weights in ("fp32", "bf16") else self.train.precision
+        if weights in ("fp32", "bf16"):
+            return weights
+        # bf16 has three digits, too few for values of a size of their own
+        exact = self.train.precision == "auto" and self.objective.ending.problem == "regression"
+        return "fp32" if exact else self.train.precision
 
     @field_validator("base", mode="before")
     @classmethod

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import UserError
+from tunesmith.recipe_yaml import read_yaml
 
 Event = dict[str, Any]
 """An event: `event` names its kind; the other keys are plain JSON values."""
@@ -97,6 +98,7 @@ class MetricsFile:
             file.write(json.dumps(jsonable(event), ensure_ascii=False) + "\n")
 
 
+_RESUME = "tunesmith train --resume"
 CHAIN = "stages.yaml"
 """What the directory of a chain of runs has in place of a run's `recipe.yaml`."""
 
@@ -107,6 +109,21 @@ def last_stage(folder: Path) -> Path:
         return folder
     begun = _begun(folder)
     return begun[-1] if begun else folder
+
+
+def whole_run(folder: Path) -> Path:
+    """The directory of a chain's last run; any other directory itself.
+
+    Raises:
+        UserError: not all of the chain's runs have begun.
+    """
+    if (folder / CHAIN).exists():
+        values = read_yaml(folder / CHAIN)
+        runs = len(values["stages"]) if "stages" in values else values["data"]["folds"] + 1
+        begun = len(_begun(folder))
+        if begun < runs:
+            raise UserError(f"{folder} has not finished: {begun} of its {runs} runs have begun. {_RESUME} {folder}")
+    return last_stage(folder)
 
 
 def _begun(folder: Path) -> list[Path]:

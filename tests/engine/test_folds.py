@@ -87,7 +87,7 @@ def test_folds_are_one_command_and_judge_all_rows_and_go_on_after_a_kill(
 
 def test_folds_that_cannot_be_are_refused(recipe: dict[str, Any]) -> None:
     recipe["data"]["held_out"] = ["rows.jsonl"]
-    with pytest.raises(UserError, match="folds are parts of the training rows"):
+    with pytest.raises(UserError, match="folds hold every training row out once"):
         Recipe.load(recipe)
     del recipe["data"]["held_out"]
     recipe["data"]["fold"] = 6

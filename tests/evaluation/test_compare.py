@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 import torch
+from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
 import tunesmith

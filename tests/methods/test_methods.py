@@ -10,7 +10,7 @@ import pytest
 import torch
 from matrix import make_bases
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
@@ -49,6 +49,8 @@ VARIANTS: list[dict[str, Any]] = [
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     make_bases(folder)
+    config = AutoConfig.from_pretrained(folder / "bert")
+    AutoModel.from_config(config).save_pretrained(folder / "bert")  # with its pooler
     return folder
 
 

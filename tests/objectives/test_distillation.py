@@ -93,7 +93,7 @@ def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
     table = prepare(recipe, load_tokenizer(recipe.base)).train
     model = load_model(recipe.base, torch.float32)
     use_document_attention(model)
-    recipe.objective.begin(model)
+    recipe.objective.begin(model, recipe.base)
     batch = collate(table, range(5))
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", 16)
     assert batch.learnt_tokens > 16 < CHUNK
@@ -129,7 +129,7 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_other_way(
 ) -> None:
     make_bases(tmp_path, ["bert"])
     recipe = student_of(tiny_model, write_rows(), tmp_path / "bert")
-    with pytest.raises(UserError, match=r"has \d+ tokens and the student \d+.*Learn its answers: tunesmith answer"):
+    with pytest.raises(UserError, match=r"another vocabulary than the student.*Learn its answers: tunesmith answer"):
         tunesmith.train(recipe, tmp_path / "run")
 
 
@@ -148,11 +148,22 @@ def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, 
     assert all(row["messages"][-1]["content"].startswith("It is") for row in found)
 
     lines = whole.path.read_text(encoding="utf-8").splitlines(True)
-    about = json.dumps({"model": str(taught), "rows": 6}) + "\n"
-    (tmp_path / ".again.jsonl.partial").write_text(about + "".join(lines[:3]) + lines[3][:20], encoding="utf-8")
+    partial = tmp_path / ".again.jsonl.partial"
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["done"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[kill])
+    about = partial.read_text(encoding="utf-8").split("\n")[0] + "\n"
+    cut = json.dumps({"messages": [{"role": "user", "content": "a line\u2028 that goes on"}]}, ensure_ascii=False)
+    partial.write_text(about + "".join(lines[:2]) + cut + "\n" + lines[3][:20], encoding="utf-8")
     told: list[Any] = []
     again = answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[told.append])
-    assert told[0]["done"] == 3
+    assert told[0]["done"] == 3, "three whole lines, and one that was cut"
+    partial.write_text(again.path.read_text(encoding="utf-8").replace(cut, lines[2].strip()), encoding="utf-8")
+    partial.replace(again.path)
     assert again.path.read_text(encoding="utf-8") == whole.path.read_text(encoding="utf-8")
     assert not list(tmp_path.glob(".again*"))
 
@@ -161,6 +172,11 @@ def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, 
     (tmp_path / ".other.jsonl.partial").write_text(json.dumps({"model": "x", "rows": 6}) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="holds answers of another run"):
         answer(str(taught), asked, tmp_path / "other.jsonl")
+    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+        answer(str(taught), asked, tmp_path / "nowhere" / "other.jsonl")
+    more = [{"id": 7, "question": "What is 3 + 3?"}, {"instruction": "Add.", "input": "3 + 3"}]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), encoding="utf-8")
+    assert answer(str(taught), tmp_path / "more.jsonl", tmp_path / "said.jsonl", Sampling(max_new_tokens=4)).rows == 2
     (tmp_path / "odd.jsonl").write_text('{"text": "Nothing is asked."}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"odd.jsonl row 1 asks nothing: it is raw text"):
         answer(str(taught), tmp_path / "odd.jsonl", tmp_path / "out.jsonl")

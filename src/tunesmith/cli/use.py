@@ -195,7 +195,8 @@ def _load_any(name: str) -> "tuple[Usable, PreTrainedModel]":
 
     usable = Usable.find(name)
     device = device_of("auto")
-    return usable, usable.model(dtype_of("auto", device), device)
+    precision = "fp32" if usable.ending.problem == "regression" else "auto"
+    return usable, usable.model(dtype_of(precision, device), device)
 
 
 def _begun(system: str | None) -> list[dict[str, Any]]:

@@ -126,8 +126,11 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
     return form
 
 
-def fitting(rows: Sequence[Row], forms: Sequence[str]) -> str:
-    """Of the forms that an objective takes, the first whose columns the rows have; the first of all if none."""
+def fitting(rows: Sequence[Row], forms: Sequence[str], named: Mapping[str, str]) -> str:
+    """Of the forms that an objective takes, the first that has the parts that `data.columns` names, else the first
+    whose columns the rows have; the first of all if none."""
+    by_parts = [form for form in forms if named and set(named) <= set(FORMS[form].parts)]
+    forms = by_parts or forms
     columns = {column.lower() for column in _columns_of(rows)}
     return next((form for form in forms if _sets_in(columns, FORMS[form])), forms[0])
 

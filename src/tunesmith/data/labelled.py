@@ -7,8 +7,9 @@ from typing import Any
 from tunesmith.data.form import Form, Values, needed, said, text_of
 from tunesmith.data.turns import NotUnderstoodError, in_words, parsed
 
-WORD = re.compile(r"\w+|[^\w\s]")
-"""What gets a tag, where a row gives spans and not words."""
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+"""What gets a tag, where a row gives spans and not words; a character, in scripts that put no spaces between words."""
 
 OUTSIDE = "O"
 """The tag of a word that belongs to no entity (Ramshaw & Marcus 1995)."""
@@ -70,13 +71,16 @@ def _entities(values: Values) -> dict[str, Any]:
         raise NotUnderstoodError(f"entities is {in_words(entities)}, not a list")
     marks: dict[int, tuple[int, str]] = {}  # character → (the entity's start, its label)
     for each in entities:
-        start, end, label = _entity(each, len(text))
+        start, end, label = _entity(each, text)
         if any(place in marks for place in range(start, end)):
             raise NotUnderstoodError(f"two entities overlap at {text[start:end]!r}")
         marks.update(dict.fromkeys(range(start, end), (start, label)))
     spans, before = [], None
     for word in WORD.finditer(text):
-        inside = next((marks[place] for place in range(*word.span()) if place in marks), None)
+        of = {marks.get(place) for place in range(*word.span())}
+        if len(of) > 1:
+            raise NotUnderstoodError(f"an entity begins or ends within the word {word.group()!r}")
+        inside = of.pop()
         prefix = "I" if inside == before else "B"
         spans.append((*word.span(), OUTSIDE if inside is None else f"{prefix}-{inside[1]}"))
         before = inside
@@ -103,14 +107,16 @@ def _name(value: Any, what: str) -> str:
     return str(value).strip()
 
 
-def _entity(each: Any, length: int) -> tuple[int, int, str]:
+def _entity(each: Any, text: str) -> tuple[int, int, str]:
     if isinstance(each, list) and len(each) == 3:  # spaCy's
         each = dict(zip(("start", "end", "label"), each, strict=True))
     if not isinstance(each, dict):
         raise NotUnderstoodError(f"an entity is {in_words(each)}, not {{start, end, label}}")
     start, end = each.get("start"), each.get("end")
-    if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= length:
+    if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= len(text):
         raise NotUnderstoodError(f"an entity's start and end ({start}, {end}) are no span of the text")
+    if not text[start:end].strip():
+        raise NotUnderstoodError(f"the entity from {start} to {end} holds no word")
     return start, end, _name(text_of(each, "label"), "an entity's label")
 
 
@@ -150,7 +156,6 @@ LABELLED: dict[str, Form] = {
             ("query", "positive"),
             ("query", "passage"),
             ("query", "document"),
-            ("sentence1", "sentence2"),
             ("question", "context"),
             ("question", "answer"),
             ("title", "text"),

@@ -83,7 +83,7 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
     form = recipe.data.form
     whole = [row for row in first if isinstance(row, Row)]
     if form == "auto" and recipe.objective.forms:
-        form = fitting(whole, recipe.objective.forms)
+        form = fitting(whole, recipe.objective.forms, recipe.data.columns)
     if form == "auto":
         form = detect(whole, recipe.data.columns)
     report.form = form
@@ -125,7 +125,10 @@ def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
         return share
     if data.fold is None:
         return 0.0
-    return fold(examples(recipe, data.train, DataReport()), data.fold, data.folds)
+    part = fold(examples(recipe, data.train, DataReport()), data.fold, data.folds)
+    if not part:
+        raise UserError(f"data.folds: {data.folds} parts are more than there are different rows. Set fewer.")
+    return part
 
 
 def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
@@ -147,6 +150,7 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     table, kept_out_table = (fit(recipe, side.table(), report, renderer.closing_tokens) for side in builders)
     if len(table) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
+    recipe.objective.check(table)
     if recipe.data.replay:
         table = with_replay(recipe, renderer, table, report)
     report.examples, report.held_out_rows = len(table), len(kept_out_table)

@@ -67,9 +67,10 @@ class TokenTable:
 
     @property
     def learnt_tokens(self) -> int:
-        """Tokens at which something is learnt; of next tokens, all but a row's first, which has none before it."""
+        """Tokens at which something is learnt, or rows, of texts that are compared; of next tokens, all but a row's
+        first, which has none before it."""
         if self.targets is not None:
-            return int(np.count_nonzero(self.learnt))
+            return int(np.count_nonzero(self.learnt)) if len(self.targets) else len(self)
         starts = self.offsets[:-1][self.lengths > 0]
         return int(np.count_nonzero(self.learnt)) - int(np.count_nonzero(self.learnt[starts]))
 

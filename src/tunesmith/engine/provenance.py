@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.models.load import fingerprint
+from tunesmith.models.usable import fingerprint_of
 from tunesmith.recipe import Recipe
 
 _PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
@@ -33,6 +34,7 @@ def provenance(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "data": data,
         "base": fingerprint(recipe.base),
+        "models": {name: fingerprint_of(name) for name in recipe.objective.reads},
         "git": _git_state(),
     }
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.data.pack import Batches, beginning, collate, width
+from tunesmith.data.pack import Batch, Batches, beginning, collate, width
 from tunesmith.data.prepare import Prepared, prepare, settled
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import give_back_freed_memory, keep_freed_memory
@@ -128,6 +128,10 @@ def _carry_out(
     if recipe.data.pack and not packs(plain_model(model)):
         said = f"{type(plain_model(model)).__name__}'s attention cannot be told where documents end: rows are padded."
         loop.events.emit("warning", message=said)
+    alone = [rows for step in loop.batches.epoch(0) for rows in step if len(rows) == 1]
+    if recipe.objective.ending.kind == "vectors" and alone:
+        said = f"{len(alone):,} batches hold one row, which has none to be compared with and teaches nothing. Raise "
+        loop.events.emit("warning", message=said + "train.tokens_per_batch, or lower data.max_length.")
     predicted = None
     if recipe.train.memory_bytes is not None:
         chosen, predicted = _stay_within(recipe, loop, run)
@@ -211,7 +215,8 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, A
     heaviest = collate(loop.batches.table, _heaviest(loop), loop.device)
     if heaviest.features is not None or limit == 0:
         return Fit(0, 0, loop.tokens_per_batch), None
-    activations = activations_of(loop.model, loop.objective, beginning(heaviest, 512))
+    few = beginning(heaviest, 512) if loop.objective.ending.kind != "vectors" else _two_rows(loop)
+    activations = activations_of(loop.model, loop.objective, few)
     give_back_freed_memory()
     moments = 8 * len(loop.masters.flat) if loop.state.step == 0 else 0
     held = memory_now(loop.device) + moments
@@ -232,6 +237,11 @@ def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, A
         if over <= 0:
             return chosen, predicted
         held += over  # what the count did not see
+
+
+def _two_rows(loop: Loop) -> Batch:
+    """Two of the heaviest batch's rows, whole: what compares rows does nothing with less."""
+    return collate(loop.batches.table, _heaviest(loop)[:2], loop.device)
 
 
 def _heaviest(loop: Loop) -> list[int]:
@@ -279,6 +289,8 @@ def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared) -> None:
             f"base: {recipe.base.path} has changed since {run.folder} began, so it cannot be resumed to the same "
             "result. Put the weights back as they were, or start a new run."
         )
+    if before.get("models", {}) != now["models"]:
+        raise UserError(f"objective.teacher has changed since {run.folder} began. Put it back, or start a new run.")
     told = any(event["event"] == "checkpoint" for event in run.events())
     if told and latest_checkpoint(run.folder / "checkpoints") is None:
         raise UserError(

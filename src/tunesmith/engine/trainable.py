@@ -53,7 +53,7 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
             f"{type(model).__name__}'s own forward pass fails in {str(dtype).removeprefix('torch.')} "
             f"({str(error).splitlines()[0]}). Set train.precision: fp32."
         ) from error
-    recipe.objective.begin(model)
+    recipe.objective.begin(model, recipe.base)
     adapted = recipe.method.apply(model, recipe.train.seed)
     if recipe.base.adapter is not None:
         take_up(adapted, recipe.base.adapter)
@@ -72,7 +72,8 @@ def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Calla
     share *= recipe.objective.rate_share * RATES.get(recipe.train.optimiser, 1.0)
     own = recipe.method.learning_rate(base_parameters(model)) * share
     peak = recipe.train.learning_rate or float(f"{own:.1e}")
-    heads = head_names(plain_model(model))
+    new = getattr(plain_model(model), "new_modules", ())  # within the body: at its rate
+    heads = [name for name in head_names(plain_model(model)) if name not in new]
     last = {id(parameter) for parameter in last_linear(model).parameters()} if heads else set()
     says = {name for name, parameter in model.named_parameters() if id(parameter) in last}
     away = from_output(model) if recipe.train.layer_decay < 1 else defaultdict(int)

@@ -1,8 +1,9 @@
 """A file of questions to a file of a model's answers: for looking at them, and for a smaller model to learn from."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
-from tunesmith.run import Events, Subscriber
+from tunesmith.run import Events, Subscriber, atomic_write
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
 """Columns that ask, in a row that has no answer."""
+
+ANSWERS = {"answer", "response", "completion", "output", "solution", "a", "messages", "conversations"}
+"""Columns that answer, or hold both."""
 
 ROWS = 256
 """Rows that are answered before they are written: sorted by length, so that batches hold little padding."""
@@ -71,7 +75,10 @@ def answer(
         raise UserError(f"{model} writes no text, so it answers nothing. Name a model that does.")
     chats = list(_chats(str(source)))
     partial = target.with_name(f".{target.name}.partial")
-    done, empty = _so_far(partial, model, len(chats))
+    try:
+        done, empty = _so_far(partial, {"model": model, "sampling": asdict(sampling), "rows": _digest(chats)})
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     events = Events(*subscribers)
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
@@ -80,36 +87,42 @@ def answer(
     tokenizer = usable.tokenizer()
     waiting = iter(chats[done:])
     while part := list(islice(waiting, ROWS)):
-        said = answers(loaded, tokenizer, part, sampling, batch_size)
+        here = replace(sampling, seed=sampling.seed + done)
+        said = answers(loaded, tokenizer, part, here, batch_size)
         with partial.open("a", encoding="utf-8") as file:
             for chat, text in zip(part, said, strict=True):
                 row = {"messages": [*chat, {"role": "assistant", "content": text}]} if text else {}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         done, empty = done + len(part), empty + said.count("")
         events.emit("progress", what="answers", done=done, total=len(chats))
-    whole = [line for line in partial.read_text(encoding="utf-8").splitlines(True)[1:] if line != "{}\n"]
-    partial.write_text("".join(whole), encoding="utf-8")
-    partial.rename(target)
+    whole = [line for line in _lines(partial)[1:] if line != "{}"]
+    with atomic_write(target) as out:
+        out.writelines(line + "\n" for line in whole)
+    partial.unlink()
     return Answered(target, len(whole), empty)
 
 
-def _so_far(partial: Path, model: str, rows: int) -> tuple[int, int]:
+def _so_far(partial: Path, about: dict[str, Any]) -> tuple[int, int]:
     """How many rows an earlier run answered, and how many of them with nothing; its first line says whose they are.
 
     Raises:
-        UserError: they are of another model or of other rows.
+        UserError: they are of another model, sampled otherwise, or of other rows.
     """
-    about = json.dumps({"model": model, "rows": rows})
-    if not partial.exists():
-        partial.write_text(about + "\n", encoding="utf-8")
-        return 0, 0
-    first, *lines = partial.read_text(encoding="utf-8").splitlines(True)
-    if first.strip() != about:
-        raise UserError(f"{partial} holds answers of another run ({first.strip()}). Remove it, or name another output.")
-    if lines and not lines[-1].endswith("\n"):  # cut while it was written
-        partial.write_text(first + "".join(lines[:-1]), encoding="utf-8")
-        lines = lines[:-1]
-    return len(lines), lines.count("{}\n")
+    first, *lines = _lines(partial) if partial.exists() else [json.dumps(about)]
+    if first != json.dumps(about):
+        raise UserError(f"{partial} holds answers of another run ({first[:200]}). Remove it, or name another output.")
+    with atomic_write(partial) as out:  # without a line that was cut while it was written
+        out.writelines(line + "\n" for line in (first, *lines))
+    return len(lines), lines.count("{}")
+
+
+def _lines(file: Path) -> list[str]:
+    """Those that are whole; only a line feed ends one, as JSONL has it."""
+    return file.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _digest(chats: Sequence[Sequence[Message]]) -> str:
+    return hashlib.sha256(json.dumps([list(chat) for chat in chats], sort_keys=True).encode()).hexdigest()
 
 
 def _chats(source: str) -> Iterator[tuple[Message, ...]]:
@@ -121,6 +134,8 @@ def _chats(source: str) -> Iterator[tuple[Message, ...]]:
         example = to_example(asking, detect([asking]))
         if isinstance(example, Malformed) or example.messages is None:
             raise UserError(f"{row.source} asks nothing: {getattr(example, 'reason', 'it is raw text')}.")
+        if example.tools:
+            raise UserError(f"{row.source} has tools to call, which are not called here. Remove such rows.")
         last = max(place for place, turn in enumerate(example.messages) if turn["role"] == "assistant")
         yield example.messages[:last]
 
@@ -134,9 +149,10 @@ def _with_answer(row: Row) -> Row:
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user":
         return Row({**values, "messages": [*turns, {"role": "assistant", "content": "…"}]}, row.source)
     own = {str(column).lower(): value for column, value in values.items() if value is not None}
-    asked = [column for column in QUESTIONS if column in own]
-    answered = set(own) - {"context", "system", *QUESTIONS}
-    if asked and not answered:
-        beside = {column: own[column] for column in own if column in ("context", "system")}
-        return Row({"question": own[asked[0]], "answer": "…"} | beside, row.source)
-    return row
+    asked = next((column for column in QUESTIONS if column in own), None)
+    if asked is None or own.keys() & ANSWERS:
+        return row
+    if asked == "instruction":
+        return Row({**own, "output": "…"}, row.source)
+    beside = {column: own[column] for column in ("context", "system") if column in own}
+    return Row({"question": own[asked], "answer": "…"} | beside, row.source)

@@ -25,7 +25,7 @@ from tunesmith.models.prompts import plain_model
 from tunesmith.models.tell import spans_of, told_of
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
-from tunesmith.run import Events, Run, Subscriber
+from tunesmith.run import Events, Run, Subscriber, whole_run
 
 SAMPLES = 5
 
@@ -56,7 +56,8 @@ class Side:
         telling = None
         if tellings:
             said, told = ([row for each in tellings for row in getattr(each, name)] for name in ("said", "told"))
-            telling = Telling(said, told, tellings[0].labels)
+            models = [number for number, each in enumerate(tellings) for _ in each.said]
+            telling = Telling(said, told, tellings[0].labels, models)
         return cls(losses, [answer for side in sides for answer in side.answers], telling)
 
 
@@ -84,7 +85,7 @@ def evaluate(
     Raises:
         UserError: the run has not finished, or has no held-out rows.
     """
-    place = Run.open(run)
+    place = Run.open(whole_run(Path(run).absolute()))
     if not place.finished:
         raise UserError(f"{run} has not finished. tunesmith train --resume {run}")
     recipe = Recipe.load(place.folder / "recipe.yaml")
@@ -177,9 +178,9 @@ def _side(
     events: Events,
 ) -> Side:
     device = device_of(recipe.train.device)
-    model = usable.model(dtype_of(recipe.train.precision, device), device)
+    model = usable.model(dtype_of(recipe.precision, device), device)
     if name == "base" and recipe.objective.ending.has_head:
-        recipe.objective.begin(model)  # its head, which knows nothing yet, as training finds it
+        recipe.objective.begin(model, recipe.base)  # its head, which knows nothing yet
     table = prepared.held_out
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
     losses = _losses(model, recipe, table, device)

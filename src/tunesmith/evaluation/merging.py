@@ -119,7 +119,10 @@ def _held_out(run: Path, usable: Usable) -> tuple[ObjectiveConfig | None, list[B
         return None, []
     recipe = Recipe.load(run / "recipe.yaml")
     table = prepare(recipe, usable.tokenizer()).held_out
-    return recipe.objective, [collate(table, [row]) for row in range(min(ROWS, len(table)))]
+    rows = list(range(min(ROWS, len(table))))
+    compared = [rows] if rows else []  # with each other
+    parts = compared if recipe.objective.ending.kind == "vectors" else [[row] for row in rows]
+    return recipe.objective, [collate(table, part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

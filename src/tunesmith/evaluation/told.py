@@ -13,6 +13,9 @@ Rows = NDArray[np.int64]
 Figure = Callable[[Rows], float]
 """The rows' figure; rows may stand several times, as bootstrap draws have them."""
 
+CLOSE = 1e-6
+"""Cosines no further apart are of the same text."""
+
 BINS = 15
 """Of confidences, as Guo et al. (2017) have them."""
 
@@ -25,11 +28,13 @@ class Telling:
         said: of each row (marks, outputs): probabilities, values, or the vectors of its texts.
         told: of each row (marks, values): what is right; of texts that are compared, nothing.
         labels: the outputs' names.
+        models: of each row, which model said it; vectors of several are not compared.
     """
 
     said: Sequence[NDArray[np.float32]]
     told: Sequence[NDArray[np.float32]]
     labels: tuple[str, ...]
+    models: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +193,25 @@ def tag_accuracy(telling: Telling) -> Figure:
 
 def ranks(telling: Telling) -> NDArray[np.int64]:
     """(rows,) where each anchor's own positive stands among all positives and negatives, from 1; texts as near as it
-    are behind it."""
-    anchors = np.stack([each[0] for each in telling.said]).astype(np.float64)
-    documents = np.concatenate([each[1:] for each in telling.said]).astype(np.float64)
-    own = (anchors * np.stack([each[1] for each in telling.said])).sum(1)
-    nearer = [(part @ documents.T > limit[:, None] + 1e-6).sum(1) for part, limit in _chunks(anchors, own)]
+    are behind it, and what belongs to the same anchor in another row is passed over."""
+    models = np.asarray(telling.models) if len(telling.models) else np.zeros(len(telling.said), np.int64)
+    found = np.zeros(len(telling.said), np.int64)
+    for model in np.unique(models):
+        rows = np.flatnonzero(models == model).tolist()
+        found[rows] = _ranks([telling.said[row].astype(np.float64) for row in rows])
+    return found
+
+
+def _ranks(said: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
+    anchors, positives = (np.stack([each[place] for each in said]) for place in (0, 1))
+    negatives = np.concatenate([each[2:] for each in said])
+    own = (anchors * positives).sum(1)
+    nearer = []
+    for start in range(0, len(said), 256):
+        part, limit = anchors[start : start + 256], own[start : start + 256, None] + CLOSE
+        another = part @ anchors.T < 1 - CLOSE
+        nearer.append(((part @ positives.T > limit) & another).sum(1) + (part @ negatives.T > limit).sum(1))
     return 1 + np.concatenate(nearer)
-
-
-def _chunks(
-    anchors: NDArray[np.float64], own: NDArray[np.float64]
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    return [(anchors[start : start + 256], own[start : start + 256]) for start in range(0, len(own), 256)]
 
 
 def _mean_of_ranks(score: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Callable[[Telling], Figure]:

@@ -1,5 +1,6 @@
 """Forward passes that compute only what is needed: hidden states of packed documents, the head where it is learnt."""
 
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 
@@ -63,7 +64,9 @@ def distilled_loss(
     def of_chunk(rows: Tensor, taught_rows: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = _all_logits(teacher, taught_rows)
-        return distillation_loss(_all_logits(model, rows), wanted, targets, temperature, label_share)
+        said = _all_logits(model, rows)
+        both = min(said.shape[-1], wanted.shape[-1])  # one of them may be filled up to a round number
+        return distillation_loss(said[:, :both], wanted[:, :both], targets, temperature, label_share)
 
     loss = hidden.new_zeros((), dtype=torch.float32)
     for parts in zip(*(torch.split(each, CHUNK) for each in (hidden, taught, labels)), strict=True):
@@ -86,7 +89,8 @@ def learnt_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, 
 
 
 def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The last hidden state of each document's first token, which encoders' heads read (documents, hidden)."""
+    """The last hidden state of each document's first token, virtual ones included, which encoders' heads read
+    (documents, hidden)."""
     hidden, inputs = _hidden_states(model, batch)
     return hidden[inputs.starts[: batch.documents]]
 
@@ -94,16 +98,19 @@ def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 def pooled(model: PreTrainedModel, batch: Batch, how: Pooling) -> Tensor:
     """Each document's last hidden states in one (documents, hidden), fp32 or wider: their mean, the first, the last."""
     hidden, inputs = _hidden_states(model, batch)
+    lengths = batch.lengths[: batch.documents]
+    return pool(hidden[inputs.places[: sum(lengths)]], lengths, how)
+
+
+def pool(hidden: Tensor, lengths: Sequence[int], how: Pooling) -> Tensor:
+    """Texts' hidden states, end to end (tokens, hidden), in one each (texts, hidden), fp32 or wider."""
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
-    if how == "first":
-        return hidden[inputs.starts[: batch.documents]]
-    lengths = torch.tensor(batch.lengths[: batch.documents], device=hidden.device)
-    own = inputs.places[: int(lengths.sum())]
-    if how == "last":
-        return hidden[own[lengths.cumsum(0) - 1]]
-    document = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
-    sums = hidden.new_zeros(len(lengths), hidden.shape[1])
-    return sums.index_add(0, document, hidden[own]) / lengths[:, None]
+    counts = torch.tensor(lengths, device=hidden.device)
+    ends = counts.cumsum(0)
+    if how != "mean":
+        return hidden[ends - counts if how == "first" else ends - 1]
+    text = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
+    return hidden.new_zeros(len(counts), hidden.shape[1]).index_add(0, text, hidden) / counts[:, None]
 
 
 def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:

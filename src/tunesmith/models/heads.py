@@ -23,13 +23,14 @@ from tunesmith.models.prompts import plain_model
 
 
 def head_names(model: PreTrainedModel) -> list[str]:
-    """Names of the modules of a new head; empty where the model ends in the vocabulary, or in nothing."""
+    """Names of the modules of a new head, a pooler that is new as well included (`models.new_head`); empty where the
+    model ends in the vocabulary, or in nothing."""
     if task_type(model) not in ("SEQ_CLS", "TOKEN_CLS"):
         return []
     body = model.base_model
-    return [
-        name for name, child in model.named_children() if child is not body and any(True for _ in child.parameters())
-    ]
+    children = [(name, child) for name, child in model.named_children() if child is not body]
+    own = [name for name, child in children if any(True for _ in child.parameters())]
+    return [*getattr(model, "new_modules", ()), *own]
 
 
 def task_type(model: PreTrainedModel) -> str:

@@ -31,10 +31,11 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import as_linear
 from tunesmith.models.lean import without_bitsandbytes
+from tunesmith.models.new_head import begin_head
 from tunesmith.models.quantise import as_if_whole, quantising
 from tunesmith.models.sentence import MODULES, stored_pooling
 from tunesmith.recipe import OBJECTIVES, Base, BaseKind, ObjectiveConfig, named_kind
-from tunesmith.run import last_stage
+from tunesmith.run import whole_run
 
 
 def embedded_base() -> Path:
@@ -50,7 +51,7 @@ def locate(base: Base) -> str:
     """
     if base.path == "embedded":
         return str(embedded_base())
-    path = last_stage(Path(base.path))
+    path = whole_run(Path(base.path))
     if (path / "recipe.yaml").exists():
         if (path / "model" / "config.json").exists():
             return str(path / "model")
@@ -101,7 +102,7 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
         UserError: it is not there, has no safetensors, wants its own code run, or cannot end so.
     """
     where = locate(base)
-    options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
+    options: dict[str, Any] = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **options)
         kind = _class_for(config, ending)
@@ -114,15 +115,18 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
         torch.manual_seed(seed)  # a new head's weights
         if base.from_scratch:
             return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
+        options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = ending.has_head  # an old head over other classes
         with no_progress_bars(), _no_missing_weights_table():
             if not base.quantised:
-                found = kind.from_pretrained(where, config=config, dtype=dtype, use_safetensors=True, **options)
-                return as_linear(found.eval())
-            with quantising(base.weights, base.double_quantisation) as quantised:  # type: ignore[arg-type]
-                found = kind.from_pretrained(
-                    where, config=config, dtype=dtype, use_safetensors=True, **options, **quantised
-                )
-            return as_linear(as_if_whole(found).eval())
+                found, told = kind.from_pretrained(where, **options)
+            else:
+                with quantising(base.weights, base.double_quantisation) as quantised:  # type: ignore[arg-type]
+                    found, told = kind.from_pretrained(where, **options, **quantised)
+                found = as_if_whole(found)
+        if ending.has_head:
+            begin_head(found, told["missing_keys"], ending_of(base) == ending, seed)
+        return as_linear(found.eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
 
@@ -190,22 +194,38 @@ def _config(base: Base) -> PretrainedConfig:
 
 
 def ending_of(base: Base) -> Ending:
-    """What a stored model ends in: a head that was trained, vectors (sentence-transformers' format), the vocabulary."""
-    where = Path(locate(base))
-    if not (where / "config.json").exists():
-        return VOCABULARY
-    if (where / FILE).exists():
-        return Ending.beside(where)
-    if (where / MODULES).exists():
-        return stored_pooling(where)
-    config = json.loads((where / "config.json").read_text(encoding="utf-8"))
-    name = (config.get("architectures") or [""])[0]
-    labels = tuple(label for _, label in sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0])))
+    """What a stored model ends in: a head that was trained, vectors (sentence-transformers' format), the vocabulary.
+
+    Raises:
+        UserError: it makes vectors in a way that is not known here.
+    """
+    own = _stored_file(base, FILE)
+    if own is not None:
+        return Ending.beside(own.parent)
+    steps = _stored_file(base, MODULES)
+    if steps is not None:
+        _stored_file(base, "1_Pooling/config.json")
+        return stored_pooling(steps)
+    config = _config(base)
+    name = (config.architectures or [""])[0]
+    labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     if name.endswith("ForTokenClassification"):
         return Ending("tags", labels)
     if name.endswith("ForSequenceClassification"):
-        return Ending("classes", labels, config.get("problem_type") or "single_label_classification")
+        return Ending("classes", labels, config.problem_type or "single_label_classification")
     return VOCABULARY
+
+
+def _stored_file(base: Base, name: str) -> Path | None:
+    """A file of that name beside the model, in its directory or on the hub; None where there is none."""
+    where = Path(locate(base))
+    if where.exists():
+        return where / name if (where / name).exists() else None
+    found = cached_file(
+        str(where), name, revision=base.revision, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)
 
 
 def stored_weight(model: PreTrainedModel, name: str) -> Tensor:

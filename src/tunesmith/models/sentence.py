@@ -23,17 +23,22 @@ STEPS = ("modules.json", "sentence_bert_config.json", "config_sentence_transform
 _TYPES = "sentence_transformers.models"
 
 
-def stored_pooling(folder: Path) -> Ending:
-    """How a stored model makes vectors.
+def stored_pooling(file: Path) -> Ending:
+    """How a model makes vectors, by its `modules.json`.
 
     Raises:
         UserError: it pools in a way that is not known here, or does more.
     """
-    steps = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    folder = file.parent
+    steps = json.loads(file.read_text(encoding="utf-8"))
     kinds = {step["type"].rsplit(".", 1)[-1]: step["path"] for step in steps}
-    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize", "Dense"})
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown or "Pooling" not in kinds:
         raise UserError(f"{folder}/{MODULES} has a step that is not known here: {', '.join(unknown) or 'no pooling'}.")
+    if not (folder / kinds["Pooling"] / "config.json").exists():
+        raise UserError(
+            f"{folder} lacks {kinds['Pooling']}/config.json. Download the whole model, and name its folder."
+        )
     settings: dict[str, Any] = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     chosen = [how for how, name in POOLING.items() if settings.get(name)]
     named = {"cls": "first", "lasttoken": "last"}.get(str(settings.get("pooling_mode")), settings.get("pooling_mode"))

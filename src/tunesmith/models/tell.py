@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunesmith.data.labelled import OUTSIDE, WORD
 from tunesmith.ending import Ending
 from tunesmith.models.attention import first_position
+from tunesmith.models.forward import pool
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
 HOLDS = 0.5
@@ -68,8 +70,8 @@ def tell(
 def vector_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ending: Ending, text: str) -> Tensor:
     """The text's vector (hidden,), fp32."""
     inputs = _inputs(model, tokenizer, text)
-    hidden = model(**inputs).last_hidden_state[0, -inputs["input_ids"].shape[1] :].float()
-    vector: Tensor = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1]}[ending.pooling]
+    tokens = inputs["input_ids"].shape[1]
+    vector = pool(model(**inputs).last_hidden_state[0, -tokens:], [tokens], ending.pooling)[0]
     return functional.normalize(vector, dim=-1) if ending.normalised else vector
 
 
@@ -86,17 +88,14 @@ def told_of(output: NDArray[np.float32], ending: Ending) -> list[Told]:
 
 def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """(first word, one past the last, label) of each entity in a sequence of `B-x`, `I-x`, `O`; an `I-x` after
-    something else begins one, as conlleval has it (Tjong Kim Sang & Buchholz 2000)."""
+    something else begins one, as conlleval has it (Tjong Kim Sang & Buchholz 2000). Other tags stand for themselves."""
     found: list[tuple[int, int, str]] = []
-    before = OUTSIDE
     for place, tag in enumerate(tags):
-        label = tag.split("-", 1)[-1]
-        if tag != OUTSIDE:
-            if not tag.startswith("B-") and before != OUTSIDE and before.split("-", 1)[-1] == label:
-                found[-1] = (found[-1][0], place + 1, label)
-            else:
-                found.append((place, place + 1, label))
-        before = tag
+        label = tag[2:] if tag.startswith(("B-", "I-")) else tag
+        if tag.startswith("I-") and found and found[-1][1:] == (place, label):
+            found[-1] = (found[-1][0], place + 1, label)
+        elif tag != OUTSIDE:
+            found.append((place, place + 1, label))
     return found
 
 
@@ -131,9 +130,11 @@ def _output(logits: Tensor, ending: Ending) -> Tensor:
     return torch.sigmoid(logits) if ending.problem == "multi_label_classification" else torch.softmax(logits, -1)
 
 
-def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, **more: bool) -> dict[str, Tensor]:
-    positions = model.config.get_text_config().max_position_embeddings
-    room = positions - virtual_tokens(model) - first_position(plain_model(model))
-    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=room, split_special_tokens=True, **more)
+def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, **more: Any) -> dict[str, Tensor]:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        room = positions - virtual_tokens(model) - first_position(plain_model(model))
+        more |= {"truncation": True, "max_length": room}
+    inputs = tokenizer(text, return_tensors="pt", split_special_tokens=True, **more)
     inputs.pop("token_type_ids", None)
     return {name: values.to(model.device) if name != "offset_mapping" else values for name, values in inputs.items()}

@@ -13,10 +13,10 @@ import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.adapters import refuse_pickle
-from tunesmith.models.load import ending_of, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
+from tunesmith.models.load import ending_of, fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.models.sentence import stored_head
 from tunesmith.recipe import Base, Recipe
-from tunesmith.run import last_stage
+from tunesmith.run import whole_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Usable:
         Raises:
             UserError: there is no such thing, or the run has not finished.
         """
-        path = last_stage(Path(name).expanduser())
+        path = whole_run(Path(name).expanduser())
         name = str(path) if (path / "recipe.yaml").exists() else name
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
@@ -80,3 +80,9 @@ class Usable:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
         return model.to(device).eval()
+
+
+def fingerprint_of(name: str) -> dict[str, str]:
+    """What tells this model from another one of the same name."""
+    usable = Usable.find(name)
+    return fingerprint(usable.base.model_copy(update={"adapter": usable.adapter}))

@@ -37,7 +37,10 @@ class Classification(NewHead):
 
     forms: ClassVar[tuple[str, ...]] = ("classification",)
     loss_unit: ClassVar[str] = "nats a text"
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "calibration_error")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy", "macro_f1", "calibration_error")
 
     @property
     def ending(self) -> Ending:

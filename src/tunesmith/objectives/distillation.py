@@ -13,11 +13,13 @@ from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Learn, Renderer, Rendering
 from tunesmith.errors import UserError
-from tunesmith.models.attention import packs, use_document_attention
+from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import distilled_loss, next_token_losses
 from tunesmith.models.fused import use_fused_ops
+from tunesmith.models.load import load_tokenizer
+from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
-from tunesmith.recipe import ObjectiveConfig
+from tunesmith.recipe import Base, ObjectiveConfig
 
 
 class Distillation(ObjectiveConfig):
@@ -40,24 +42,29 @@ class Distillation(ObjectiveConfig):
 
     _teacher: Any = PrivateAttr(default=None)
 
-    def begin(self, model: PreTrainedModel) -> None:
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
+    def begin(self, model: PreTrainedModel, base: Base) -> None:
         """Load the teacher beside the student, in its precision.
 
         Raises:
             UserError: it has another vocabulary, or does not write.
         """
         usable = Usable.find(self.teacher)
-        teacher = usable.model(model.dtype, model.device)
-        own, theirs = (each.config.get_text_config().vocab_size for each in (model, teacher))
-        if usable.ending.kind != "vocabulary" or own != theirs:
+        if usable.ending.kind != "vocabulary":
+            raise UserError(f"objective.teacher: {self.teacher} writes no text. Name a model that does.")
+        if usable.tokenizer().get_vocab() != load_tokenizer(base).get_vocab():
             raise UserError(
-                f"objective.teacher: {self.teacher} has {theirs:,} tokens and the student {own:,}: probabilities of "
-                f"other tokens cannot be compared. Learn its answers: tunesmith answer {self.teacher} FILE"
+                f"objective.teacher: {self.teacher} has another vocabulary than the student, and probabilities of "
+                "other tokens cannot be compared. Learn its answers: "
+                f"tunesmith answer {self.teacher} FILE --output answers.jsonl"
             )
-        use_document_attention(teacher)
-        if packs(teacher):
-            use_fused_ops(teacher)
-        self._teacher = teacher.requires_grad_(False)
+        teacher = usable.model(model.dtype, model.device).requires_grad_(False)
+        if use_document_attention(plain_model(teacher)):
+            use_fused_ops(plain_model(teacher))
+        self._teacher = teacher
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         return renderer.render(example, learn=self.learn)

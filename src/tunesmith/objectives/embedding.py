@@ -39,7 +39,10 @@ class Embedding(ObjectiveConfig):
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
     loss_unit: ClassVar[str] = "nats a pair"
-    metrics: ClassVar[tuple[str, ...]] = ("found_first", "found_in_ten", "reciprocal_rank")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("found_first", "found_in_ten", "reciprocal_rank")
 
     @property
     def ending(self) -> Ending:
@@ -60,8 +63,8 @@ class Embedding(ObjectiveConfig):
         anchors, documents, right = roles(batch)
         found = vectors(model, batch, self.ending)
         scores = found[anchors] @ found[documents].T / self.temperature
-        same = _repeated(batch, documents[right], documents)
-        scores = scores.masked_fill(same & ~functional.one_hot(right, len(documents)).bool(), -torch.inf)
+        also = _also_right(batch, anchors, documents, right)
+        scores = scores.masked_fill(also & ~functional.one_hot(right, len(documents)).bool(), -torch.inf)
         return functional.cross_entropy(scores, right, reduction="none")
 
     def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
@@ -78,9 +81,13 @@ def roles(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return anchors, others.nonzero()[:, 0], anchors - torch.arange(len(counts), device=counts.device)
 
 
-def _repeated(batch: Batch, wanted: Tensor, documents: Tensor) -> Tensor:
-    """(wanted, documents) whether two documents are one text: what is right for one row is not wrong for another."""
+def _also_right(batch: Batch, anchors: Tensor, documents: Tensor, right: Tensor) -> Tensor:
+    """(rows, documents) whether a document is the row's own positive again, or the positive of a row that asks the
+    same: what is right for one row is not wrong for another."""
     texts: dict[tuple[int, ...], int] = {}
-    own = [tuple(each.tolist()) for each in torch.split(batch.input_ids[0], batch.lengths)]
-    number = torch.tensor([texts.setdefault(text, len(texts)) for text in own], device=documents.device)
-    return number[wanted][:, None] == number[documents]
+    own = torch.split(batch.input_ids[0].cpu(), batch.lengths)[: batch.documents]
+    number = torch.tensor([texts.setdefault(tuple(each.tolist()), len(texts)) for each in own], device=anchors.device)
+    same = number[documents[right]][:, None] == number[documents]
+    asked = number[anchors][:, None] == number[anchors]  # (rows, rows)
+    same[:, right] |= asked
+    return same

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import Ending, Pooling
 from tunesmith.errors import UserError
 from tunesmith.models.heads import vectors
@@ -51,7 +52,10 @@ class FewExamples(ObjectiveConfig):
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
     loss_unit: ClassVar[str] = "nats a text"
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "calibration_error")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy", "macro_f1", "calibration_error")
 
     @property
     def ending(self) -> Ending:
@@ -73,6 +77,10 @@ class FewExamples(ObjectiveConfig):
                 "class are compared with each other. Give two or more of each."
             )
         return self.model_copy(update={"labels": labels})
+
+    def check(self, table: TokenTable) -> None:
+        if len({float(table.targets_of(row)[0]) for row in range(len(table))}) < 2:
+            raise UserError("Only one class is left among the training rows. Give more rows, or hold fewer out.")
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         place = place_of(str(example.label), self.labels or [], example.source)

@@ -32,7 +32,10 @@ class MultiLabel(NewHead):
 
     forms: ClassVar[tuple[str, ...]] = ("multi_label",)
     loss_unit: ClassVar[str] = "nats a label"
-    metrics: ClassVar[tuple[str, ...]] = ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels")
 
     @property
     def ending(self) -> Ending:
@@ -49,7 +52,7 @@ class MultiLabel(NewHead):
             labels, counts = found((name for row in rows for name in row), self.labels, 1, "A classifier")
             weights = self.class_weights
             if weights == "balanced":
-                weights = {name: (len(rows) - count) / count for name, count in sorted(counts.items()) if count}
+                weights = {name: max(1, len(rows) - count) / count for name, count in sorted(counts.items())}
             return self.model_copy(update={"labels": labels, "class_weights": weights}).settled(read)
         check_weights(self.class_weights, self.labels)
         return self

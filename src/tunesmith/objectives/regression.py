@@ -16,13 +16,17 @@ from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.models.heads import class_logits, last_linear
 from tunesmith.objectives.whole_text import NewHead
+from tunesmith.recipe import Base
+
+FAR = 10.0
+"""Spreads from 0 past which a head without a bias does not come to the values' mean."""
 
 
 class Regression(NewHead):
     """loss = ((head(h) − y) / s)², with s the spread of the training rows' values and h as in `classification`.
 
     The head begins at the values' mean and spread, with a rate to match: AdamW then does what it would on values of
-    mean 0 and spread 1, and the model gives values as the rows have them.
+    mean 0 and spread 1, and the model gives values as the rows have them. Decoders' heads have no bias and begin at 0.
     """
 
     kind: Literal["regression"] = "regression"
@@ -35,7 +39,10 @@ class Regression(NewHead):
 
     forms: ClassVar[tuple[str, ...]] = ("regression",)
     loss_unit: ClassVar[str] = "squared spreads a text"
-    metrics: ClassVar[tuple[str, ...]] = ("root_mean_square_error", "correlation", "rank_correlation")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("root_mean_square_error", "correlation", "rank_correlation")
 
     @property
     def ending(self) -> Ending:
@@ -57,8 +64,14 @@ class Regression(NewHead):
             update={"mean": mean if self.mean is None else self.mean, "spread": self.spread or spread}
         )
 
-    def begin(self, model: PreTrainedModel) -> None:
+    def begin(self, model: PreTrainedModel, base: Base) -> None:
         head = last_linear(model)
+        if head.bias is None and abs(self.mean or 0.0) > FAR * (self.spread or 1.0):
+            raise UserError(
+                f"objective: regression: the values lie around {self.mean:,.4g} and differ by {self.spread:,.3g}, "
+                f"and {type(model).__name__}'s head has no bias to begin there. Subtract {self.mean:,.4g} from the "
+                "scores, or use an encoder."
+            )
         with torch.no_grad():
             head.weight.mul_(self.spread or 1.0)
             if head.bias is not None:

@@ -31,7 +31,12 @@ class TokenClassification(NewHead):
     forms: ClassVar[tuple[str, ...]] = ("words", "entities")
     bases: ClassVar[tuple[BaseKind, ...]] = ("encoder",)
     loss_unit: ClassVar[str] = "nats a word"
-    metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "tag_accuracy")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """By entities, where tags make some."""
+        entities = any(label.startswith("B-") for label in self.labels or ())
+        return ("entity_f1", "tag_accuracy") if entities else ("tag_accuracy",)
 
     @property
     def ending(self) -> Ending:
