@@ -91,6 +91,7 @@ REASONS = (
     "keys and values of one size",
     "keys and values of before",
     "own forward pass fails in bfloat16",
+    "transformers has no head over",
 )
 """What a refusal may say: each is a reason that a user can act on."""
 

@@ -158,6 +158,7 @@ def _general(reason: str) -> str:
     reason = re.sub(r"\bbase\.weights: (int8|nf4|fp4)\b", "base.weights: …", reason)
     reason = re.sub(r"(Turned|Quantised)?Linear\([^)]*\)", r"\1Linear", reason)
     reason = re.sub(r"put on \w+", "put on this model", reason)
+    reason = re.sub(r"whole texts for [\w-]+", "whole texts for this family", reason)
     reason = re.sub(
         r"\b[A-Z]\w+(For(CausalLM|SequenceClassification|TokenClassification|ConditionalGeneration)|Model)",
         "This model",

@@ -253,8 +253,18 @@ def _weight_files(model: PreTrainedModel) -> list[str]:
 
 
 def _class_for(config: PretrainedConfig, ending: Ending) -> Any:
+    """Raises:
+    UserError: the family has no such head.
+    """
     if ending.has_head:
-        return AutoModelForSequenceClassification if ending.kind == "classes" else AutoModelForTokenClassification
+        kind = AutoModelForSequenceClassification if ending.kind == "classes" else AutoModelForTokenClassification
+        if type(config) not in kind._model_mapping and kind.__name__ not in getattr(config, "auto_map", {}):
+            over = "whole texts" if ending.kind == "classes" else "words"
+            raise UserError(
+                f"base: transformers has no head over {over} for {config.model_type}. Take another base"
+                + (", or objective: few_examples, which needs none." if ending.kind == "classes" else ".")
+            )
+        return kind
     if ending.kind == "vectors" or _kind_of(config) == "encoder":
         return AutoModel
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
