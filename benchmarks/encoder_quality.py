@@ -205,8 +205,8 @@ def trial(by: str, task: str, name: str, rate: float | None, seed: int) -> dict[
 
 
 def default_rate(name: str) -> float:
-    from tunesmith.recipe import METHODS as REGISTRY
-    from tunesmith.recipe import named_kind
+    from tunesmith.choices import METHODS as REGISTRY
+    from tunesmith.choices import named_kind
 
     method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
     return float(method.learning_rate(22_713_986))

@@ -124,8 +124,8 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
 
 
 def default_rate(name: str) -> float:
-    from tunesmith.recipe import METHODS as REGISTRY
-    from tunesmith.recipe import named_kind
+    from tunesmith.choices import METHODS as REGISTRY
+    from tunesmith.choices import named_kind
 
     method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
     return float(method.learning_rate(7_212_288))

@@ -23,6 +23,7 @@ from textbook import textbook_loss
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
+from tunesmith.choices import METHODS, OBJECTIVES, named_kind
 from tunesmith.data.prepare import settled
 from tunesmith.engine.stages import resume, train
 from tunesmith.errors import UserError
@@ -30,7 +31,7 @@ from tunesmith.evaluation.merging import merge
 from tunesmith.methods.peft import OWN
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.usable import Usable
-from tunesmith.recipe import METHODS, OBJECTIVES, Recipe, named_kind
+from tunesmith.recipe import Recipe
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
 FAMILIES = ("llama", "gpt2", "bert")

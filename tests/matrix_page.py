@@ -30,7 +30,7 @@ from matrix import (
     write_data,
 )
 
-from tunesmith.recipe import OBJECTIVES
+from tunesmith.choices import OBJECTIVES
 
 
 def page(found: dict[Cell, Outcome]) -> str:

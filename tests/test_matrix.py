@@ -20,7 +20,7 @@ from matrix import (
     write_data,
 )
 
-from tunesmith.recipe import OBJECTIVES
+from tunesmith.choices import OBJECTIVES
 
 
 @pytest.fixture(scope="module")

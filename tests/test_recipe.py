@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from tunesmith.choices import METHODS, OBJECTIVES, named_kind
 from tunesmith.errors import UserError
-from tunesmith.recipe import METHODS, OBJECTIVES, Base, Data, EarlyStopping, Recipe, Train, named_kind
+from tunesmith.recipe import Base, Data, EarlyStopping, Recipe, Train
 from tunesmith.schema import recipe_schema
 
 MINIMAL = """\
@@ -124,7 +125,7 @@ def test_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pyte
     assert recipe.data.train == recipe.data.held_out == [str(tmp_path / "deep" / "rows.jsonl")]
 
 
-REQUIRED = (("Recipe", "data"), ("Data", "train"), ("Peft", "peft_type"))
+REQUIRED = (("Recipe", "data"), ("Data", "train"), ("Peft", "peft_type"), ("Distillation", "teacher"))
 
 
 def test_every_field_says_what_it_is_and_why() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 from pydantic_core import PydanticUndefined
 
-from tunesmith.recipe import METHODS, OBJECTIVES, Base, Data, EarlyStopping, Recipe, Train, named_kind
+from tunesmith.choices import METHODS, OBJECTIVES, named_kind
+from tunesmith.recipe import Base, Data, EarlyStopping, Recipe, Train
 
 
 def recipe_schema() -> dict[str, Any]:

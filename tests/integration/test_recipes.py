@@ -7,7 +7,8 @@ from matrix import make_bases
 
 import tunesmith
 from tunesmith.chain import Chain
-from tunesmith.recipe import OBJECTIVES, Recipe
+from tunesmith.choices import OBJECTIVES
+from tunesmith.recipe import Recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))

@@ -12,6 +12,7 @@ from matrix import make_bases
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from tunesmith.choices import METHODS, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
@@ -22,7 +23,7 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
 from tunesmith.models.heads import head_parameters
 from tunesmith.models.load import load_model, skeleton
-from tunesmith.recipe import METHODS, Base, Recipe, named_kind
+from tunesmith.recipe import Base, Recipe
 
 VARIANTS: list[dict[str, Any]] = [
     {"kind": "full"},

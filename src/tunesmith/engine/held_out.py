@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import collate, filled
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.attention import packs, use_document_attention
 from tunesmith.models.prompts import plain_model
-from tunesmith.recipe import ObjectiveConfig
 
 RESAMPLES = 1000
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch, Batches, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
@@ -20,7 +21,7 @@ from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
-from tunesmith.recipe import ObjectiveConfig, Train
+from tunesmith.recipe import Train
 from tunesmith.run import Events
 
 SKIPS_BEFORE_STOPPING = 3  # one bad batch is an accident; three in a row are the run

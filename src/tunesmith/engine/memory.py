@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch
 from tunesmith.errors import UserError
 from tunesmith.models.anatomy import blocks
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import has_prefix, plain_model
-from tunesmith.recipe import ObjectiveConfig
 
 LEAST_TOKENS = 128  # a batch is not halved below it
 SLACK = 1.05  # on the whole, for what allocators hold and give back late

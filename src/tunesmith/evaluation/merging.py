@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
@@ -19,7 +20,7 @@ from tunesmith.models.forward import learnt_hidden_states
 from tunesmith.models.merge import Into, dtype_named, merged_model, refuse_existing, save_merged
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
-from tunesmith.recipe import ObjectiveConfig, Recipe
+from tunesmith.recipe import Recipe
 
 ROWS = 64
 """Held-out rows that are compared: enough for a third digit of the divergence, seconds on small models."""

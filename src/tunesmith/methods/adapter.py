@@ -16,10 +16,10 @@ from peft import PeftModel
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import anatomy
 from tunesmith.models.bottleneck import BottleneckConfig
-from tunesmith.recipe import MethodConfig
 
 
 class Adapter(MethodConfig):

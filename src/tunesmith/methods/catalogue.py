@@ -4,9 +4,10 @@ from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from tunesmith.choices import METHODS, named_kind
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
-from tunesmith.recipe import METHODS, Base, named_kind
+from tunesmith.recipe import Base
 
 
 def catalogue(base: str) -> dict[str, Any]:

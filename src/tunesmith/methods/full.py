@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.methods.adapted import by_size
 from tunesmith.models.heads import head_parameters
-from tunesmith.recipe import MethodConfig
 
 
 class Full(MethodConfig):

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 from peft import IA3Config, PeftModel
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import anatomy
-from tunesmith.recipe import MethodConfig
 
 
 class IA3(MethodConfig):

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import by_size, frozen
 from tunesmith.models.anatomy import blocks, stacks
 from tunesmith.models.heads import head_names
-from tunesmith.recipe import MethodConfig
 
 
 class Layers(MethodConfig):

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks, short_names, stacks
@@ -25,7 +26,6 @@ from tunesmith.models.forward import rehearse
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
-from tunesmith.recipe import MethodConfig
 
 
 class LoRA(MethodConfig):

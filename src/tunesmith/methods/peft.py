@@ -15,10 +15,10 @@ from peft.utils import PeftType
 from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import linears_in_blocks, norms, short_names
-from tunesmith.recipe import MethodConfig
 
 REFUSED = {
     "ADALORA": "it moves ranks between layers by calls from PEFT's own training loop; use lora",

@@ -14,11 +14,11 @@ from peft import PeftModel, PrefixTuningConfig
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size, refuse_two_stacks
 from tunesmith.methods.prompt import start_tokens
 from tunesmith.models.prompts import keys_and_values
-from tunesmith.recipe import MethodConfig
 
 
 class Prefix(MethodConfig):

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.recipe import MethodConfig
 
 
 class Prompt(MethodConfig):

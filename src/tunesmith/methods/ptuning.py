@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.choices import MethodConfig
 from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.methods.prompt import start_tokens
-from tunesmith.recipe import MethodConfig
 
 
 class PTuning(MethodConfig):

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from tunesmith.choices import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
@@ -34,7 +35,7 @@ from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.new_head import begin_head
 from tunesmith.models.quantise import as_if_whole, quantising
 from tunesmith.models.sentence import MODULES, stored_pooling
-from tunesmith.recipe import OBJECTIVES, Base, BaseKind, ObjectiveConfig, named_kind
+from tunesmith.recipe import Base
 from tunesmith.run import whole_run
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Learn, Renderer, Rendering
@@ -19,7 +20,7 @@ from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
-from tunesmith.recipe import Base, ObjectiveConfig
+from tunesmith.recipe import Base
 
 
 class Distillation(ObjectiveConfig):

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tunesmith.choices import BaseKind, ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.ending import Ending, Pooling
 from tunesmith.models.heads import vectors
-from tunesmith.recipe import BaseKind, ObjectiveConfig
 
 
 class Embedding(ObjectiveConfig):

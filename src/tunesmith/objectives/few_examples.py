@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tunesmith.choices import BaseKind, ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
@@ -23,7 +24,6 @@ from tunesmith.ending import Ending, Pooling
 from tunesmith.errors import UserError
 from tunesmith.models.heads import vectors
 from tunesmith.objectives.labels import found, place_of
-from tunesmith.recipe import BaseKind, ObjectiveConfig
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """C of the logistic regression, of which cross-validation takes the best."""

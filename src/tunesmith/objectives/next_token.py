@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch
 from tunesmith.models.forward import next_token_loss, next_token_losses
-from tunesmith.recipe import ObjectiveConfig
 
 
 class NextToken(ObjectiveConfig, ABC):

@@ -2,11 +2,11 @@
 
 from typing import ClassVar, Literal
 
+from tunesmith.choices import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer, Rendering, source_text
 from tunesmith.errors import UserError
 from tunesmith.objectives.next_token import NextToken
-from tunesmith.recipe import BaseKind
 
 
 class Seq2Seq(NextToken):

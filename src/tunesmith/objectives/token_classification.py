@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tunesmith.choices import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
@@ -15,7 +16,6 @@ from tunesmith.ending import Ending
 from tunesmith.models.heads import tag_logits
 from tunesmith.objectives.labels import found, place_of
 from tunesmith.objectives.whole_text import NewHead
-from tunesmith.recipe import BaseKind
 
 
 class TokenClassification(NewHead):

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.choices import BaseKind, ObjectiveConfig
 from tunesmith.data.pack import Batch
-from tunesmith.recipe import BaseKind, ObjectiveConfig
 
 
 def head_rate(hidden: int) -> float:

@@ -11,9 +11,9 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch
 from tunesmith.models.quantise import quantised_bytes
-from tunesmith.recipe import ObjectiveConfig
 
 _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes a trained parameter, all fp32
 
