@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import Cell, make_bases, recipe_of, write_data
 
 import tunesmith
+from tunesmith.choices import OBJECTIVES
 from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import gated, gated_linear, gated_reference
@@ -147,3 +149,18 @@ def test_offloaded_activations_give_the_same_run(
         return [event["loss"] for event in run.events() if event["event"] == "step"]
 
     assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "seq2seq"])
+def test_every_objective_has_the_losses_on_the_gpu_that_it_has_on_the_processor(objective: str, tmp_path: Path) -> None:
+    family = "bert" if objective == "token_classification" else "llama"
+    make_bases(tmp_path, [family])
+    write_data(tmp_path)
+    recipe = recipe_of(Cell({"kind": "lora"}, "fp32", family, objective), tmp_path)
+    losses = []
+    for device in ("cpu", "cuda"):
+        there = {**recipe, "train": {**recipe["train"], "device": device, "steps": 4}}
+        run = tunesmith.train(there, tmp_path / device)
+        losses.append([event["loss"] for event in run.events() if event["event"] == "evaluation"])
+        tunesmith.evaluate(run.folder, rows=2, max_new_tokens=4)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
