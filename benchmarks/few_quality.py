@@ -164,11 +164,11 @@ def table(trials: list[dict[str, Any]]) -> str:
     lines = [f"| | rows a class: {sizes} |", "|---|" + "---|" * len(SIZES)]
     for task in TASKS:
         for way in WAYS:
-            cells = []
-            for size in SIZES:
-                here = [each for each in trials if (each["task"], each["way"], each["size"]) == (task, way, size)]
-                cells.append(_cell(here))
-            lines.append(f"| {task}, {way} | " + " | ".join(cells) + " |")
+            here = [each for each in trials if (each["task"], each["way"]) == (task, way)]
+            lines.append(f"| {task}, {way} | " + " | ".join(_cells(here, "accuracy")) + " |")
+            if way == "few_examples":
+                name = "regression on the untuned vectors"
+                lines.append(f"| {task}, {name} | " + " | ".join(_cells(here, "frozen")) + " |")
     about = (
         f"Accuracy on {TESTED:,} test rows, per cent, mean and 95 % interval by Student's t over draws of "
         "the rows; in brackets how many draws, and seconds to train on one core. "
@@ -177,12 +177,17 @@ def table(trials: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", about]) + "\n"
 
 
-def _cell(here: list[dict[str, Any]]) -> str:
+def _cells(trials: list[dict[str, Any]], figure: str) -> list[str]:
+    return [_cell([each for each in trials if each["size"] == size], figure) for size in SIZES]
+
+
+def _cell(here: list[dict[str, Any]], figure: str) -> str:
     if not here:
         return "–"
-    values = [100 * each["accuracy"] for each in here]
+    values = [100 * each[figure] for each in here]
     half = f" ± {STUDENT[len(values)] * stdev(values) / len(values) ** 0.5:.1f}" if len(values) in STUDENT else ""
-    return f"{mean(values):.1f}{half} ({len(values)}; {mean(each['seconds'] for each in here):,.0f} s)"
+    seconds = f"; {mean(each['seconds'] for each in here):,.0f} s" if figure == "accuracy" else ""
+    return f"{mean(values):.1f}{half} ({len(values)}{seconds})"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import byte_tokenizer
+from bytewise import byte_tokenizer
 from families import DECODERS, ENCODER_DECODERS, ENCODERS, config_of, kind_of
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from textbook import textbook_loss

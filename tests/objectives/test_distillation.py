@@ -142,10 +142,8 @@ def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, 
     whole = answer(str(taught), asked, tmp_path / "whole.jsonl", Sampling(max_new_tokens=30))
     assert (whole.rows, whole.empty) == (6, 0)
     found = [json.loads(line) for line in whole.path.read_text(encoding="utf-8").splitlines()]
-    assert [row["messages"][0]["content"] for row in found] == [
-        row.get("question") or row["messages"][0]["content"] for row in rows
-    ]
-    assert all(row["messages"][-1]["content"].startswith("It is") for row in found)
+    assert [row["question"] for row in found] == [row.get("question") or row["messages"][0]["content"] for row in rows]
+    assert all(row["answer"].startswith("It is") for row in found)
 
     lines = whole.path.read_text(encoding="utf-8").splitlines(True)
     partial = tmp_path / ".again.jsonl.partial"
@@ -157,7 +155,7 @@ def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, 
     with pytest.raises(KeyboardInterrupt):
         answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[kill])
     about = partial.read_text(encoding="utf-8").split("\n")[0] + "\n"
-    cut = json.dumps({"messages": [{"role": "user", "content": "a line\u2028 that goes on"}]}, ensure_ascii=False)
+    cut = json.dumps({"question": "a line\u2028 that goes on", "answer": "yes"}, ensure_ascii=False)
     partial.write_text(about + "".join(lines[:2]) + cut + "\n" + lines[3][:20], encoding="utf-8")
     told: list[Any] = []
     again = answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[told.append])
@@ -174,9 +172,14 @@ def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, 
         answer(str(taught), asked, tmp_path / "other.jsonl")
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
         answer(str(taught), asked, tmp_path / "nowhere" / "other.jsonl")
-    more = [{"id": 7, "question": "What is 3 + 3?"}, {"instruction": "Add.", "input": "3 + 3"}]
+    more = [{"id": 7, "question": "What is 3 + 3?"}, {"instruction": "Add.", "input": "3 + 3", "system": "Be brief."}]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), encoding="utf-8")
-    assert answer(str(taught), tmp_path / "more.jsonl", tmp_path / "said.jsonl", Sampling(max_new_tokens=4)).rows == 2
+    said = answer(str(taught), tmp_path / "more.jsonl", tmp_path / "said.jsonl", Sampling(max_new_tokens=4))
+    turns = [json.loads(line)["messages"] for line in said.path.read_text(encoding="utf-8").splitlines()]
+    assert [[turn["role"] for turn in each] for each in turns] == [
+        ["user", "assistant"],
+        ["system", "user", "assistant"],
+    ]
     (tmp_path / "odd.jsonl").write_text('{"text": "Nothing is asked."}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"odd.jsonl row 1 asks nothing: it is raw text"):
         answer(str(taught), tmp_path / "odd.jsonl", tmp_path / "out.jsonl")

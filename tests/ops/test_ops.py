@@ -190,14 +190,14 @@ def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * 64)
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
     shapes: list[int] = []
-    real = cross_entropy._logits
+    real = cross_entropy.logits_of
 
     def watched(*args: object) -> Tensor:
         out = real(*args)  # type: ignore[arg-type]
         shapes.append(out.shape[0])
         return out
 
-    monkeypatch.setattr(cross_entropy, "_logits", watched)
+    monkeypatch.setattr(cross_entropy, "logits_of", watched)
     linear_cross_entropy(random(rows, hidden), Head(random(vocab, hidden)), torch.zeros(rows, dtype=torch.int64))
     assert shapes == [64] * 4
 

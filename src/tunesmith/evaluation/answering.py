@@ -52,7 +52,8 @@ def answer(
     batch_size: int = 32,
     subscribers: Sequence[Subscriber] = (),
 ) -> Answered:
-    """Let a model answer every row's last question; write chats with its answers in place of the rows' own, if any.
+    """Let a model answer every row's last question; write its answers in place of the rows' own, if any: as questions
+    and answers where that is all there is, else as chats.
 
     A run that was killed goes on behind the last answer that it wrote.
 
@@ -85,14 +86,14 @@ def answer(
     loaded = usable.model(dtype_of("auto", device), device)
     use_cached_attention(plain_model(loaded))
     tokenizer = usable.tokenizer()
+    plain = all(len(chat) == 1 for chat in chats)
     waiting = iter(chats[done:])
     while part := list(islice(waiting, ROWS)):
         here = replace(sampling, seed=sampling.seed + done)
         said = answers(loaded, tokenizer, part, here, batch_size)
         with partial.open("a", encoding="utf-8") as file:
             for chat, text in zip(part, said, strict=True):
-                row = {"messages": [*chat, {"role": "assistant", "content": text}]} if text else {}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_answered(chat, text, plain) if text else {}, ensure_ascii=False) + "\n")
         done, empty = done + len(part), empty + said.count("")
         events.emit("progress", what="answers", done=done, total=len(chats))
     whole = [line for line in _lines(partial)[1:] if line != "{}"]
@@ -100,6 +101,12 @@ def answer(
         out.writelines(line + "\n" for line in whole)
     partial.unlink()
     return Answered(target, len(whole), empty)
+
+
+def _answered(chat: Sequence[Message], text: str, plain: bool) -> dict[str, Any]:
+    if plain:
+        return {"question": chat[0]["content"], "answer": text}
+    return {"messages": [*chat, {"role": "assistant", "content": text}]}
 
 
 def _so_far(partial: Path, about: dict[str, Any]) -> tuple[int, int]:

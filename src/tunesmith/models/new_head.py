@@ -21,12 +21,13 @@ def begin_head(model: PreTrainedModel, missing: Collection[str], learnt: bool, s
         learnt: whether the base has learnt this very head, which then stays.
         seed: of the head's weights. A pooler's are the same whatever it is: who loads the base again finds them.
     """
-    poolers = {name.rsplit(".", 2)[0] for name in missing if name.startswith(f"{model.base_model_prefix}.pooler.")}
+    pooler = f"{model.base_model_prefix}.pooler"
+    new = [pooler] if any(name.startswith(f"{pooler}.") for name in missing) else []
     torch.manual_seed(0)
-    _draw([model.get_submodule(name) for name in sorted(poolers)], model)
+    _draw([model.get_submodule(name) for name in new], model)
     torch.manual_seed(seed)
     _draw([] if learnt else [model.get_submodule(name) for name in head_names(model)], model)
-    model.new_modules = sorted(poolers)
+    model.new_modules = new
 
 
 def _draw(modules: Iterable[nn.Module], model: PreTrainedModel) -> None:
