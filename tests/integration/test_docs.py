@@ -59,9 +59,13 @@ def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monk
             exec(compile(body, str(page), "exec"), {})
 
 
-def test_the_training_page_quotes_what_stages_were_measured_to_buy() -> None:
-    measured = (ROOT / "benchmarks" / "results" / "stage_quality.md").read_text(encoding="utf-8").strip()
-    assert measured in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "result"),
+    [("training", "stage_quality"), ("objectives", "few_quality"), ("objectives", "distillation_quality")],
+)
+def test_a_page_quotes_what_was_measured(page: str, result: str) -> None:
+    measured = (ROOT / "benchmarks" / "results" / f"{result}.md").read_text(encoding="utf-8").strip()
+    assert measured in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
 
 
 def test_every_link_leads_somewhere() -> None:
