@@ -98,7 +98,6 @@ class MetricsFile:
             file.write(json.dumps(jsonable(event), ensure_ascii=False) + "\n")
 
 
-_RESUME = "tunesmith train --resume"
 CHAIN = "stages.yaml"
 """What the directory of a chain of runs has in place of a run's `recipe.yaml`."""
 
@@ -122,7 +121,9 @@ def whole_run(folder: Path) -> Path:
         runs = len(values["stages"]) if "stages" in values else values["data"]["folds"] + 1
         begun = len(_begun(folder))
         if begun < runs:
-            raise UserError(f"{folder} has not finished: {begun} of its {runs} runs have begun. {_RESUME} {folder}")
+            raise UserError(
+                f"{folder} has not finished: {begun} of its {runs} runs have begun. tunesmith train --resume {folder}"
+            )
     return last_stage(folder)
 
 

@@ -85,9 +85,6 @@ class Regression(NewHead):
         assert isinstance(example.label, float)
         return [Rendering(example.text or "", (), targets=(example.label,))]
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self.plain_losses(model, batch).sum()
-
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return ((class_logits(model, batch).float() - batch.labels) / (self.spread or 1.0)).square()[:, 0]
 

@@ -58,9 +58,6 @@ class TokenClassification(NewHead):
         tags = tuple(float(place_of(tag, self.labels or [], example.source, "a tag")) for *_, tag in spans)
         return [Rendering(example.text or "", tuple((start, end) for start, end, _ in spans), targets=tags)]
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self.plain_losses(model, batch).sum()
-
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return functional.cross_entropy(tag_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")
 

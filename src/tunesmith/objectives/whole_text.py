@@ -1,7 +1,7 @@
 """What objectives share that tell something of a whole text, through a new head on an encoder's first token or a
 decoder's last."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -31,10 +31,13 @@ class NewHead(ObjectiveConfig, ABC):
     def head_learning_rate_at(self, hidden: int) -> float:
         return self.head_learning_rate or head_rate(hidden)
 
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return self.plain_losses(model, batch).sum()
+
     @torch.no_grad()
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return self.plain_losses(model, batch)
 
+    @abstractmethod
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss of each learnt unit without what regularises or weighs."""
-        raise NotImplementedError
