@@ -86,6 +86,13 @@ def vectors(model: PreTrainedModel, batch: Batch, ending: Ending) -> Tensor:
     return functional.normalize(hidden, dim=-1) if ending.normalised else hidden
 
 
+def chances(logits: Tensor, ending: Ending) -> Tensor:
+    """What a head's scores (…, outputs) say: probabilities of classes, of labels apart from each other; or values."""
+    if ending.problem == "regression":
+        return logits
+    return torch.sigmoid(logits) if ending.problem == "multi_label_classification" else torch.softmax(logits, -1)
+
+
 def _head_on(plain: PreTrainedModel, hidden: Tensor) -> Tensor:
     """What the model's own head makes of hidden states (rows, positions, hidden)."""
     with _body_given(plain, hidden):

@@ -15,6 +15,7 @@ from tunesmith.data.labelled import OUTSIDE, WORD
 from tunesmith.ending import Ending
 from tunesmith.models.attention import first_position
 from tunesmith.models.forward import pool
+from tunesmith.models.heads import chances
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
 HOLDS = 0.5
@@ -61,7 +62,7 @@ def tell(
         if head is not None:
             output = functional.softmax(head(vector_of(model, tokenizer, ending, text).cpu()), -1)
         else:
-            output = _output(model(**_inputs(model, tokenizer, text)).logits[0].float(), ending)
+            output = chances(model(**_inputs(model, tokenizer, text)).logits[0].float(), ending)
         found.append(told_of(output.cpu().numpy()[None], ending))
     return found
 
@@ -122,12 +123,6 @@ def _tags(
             kept.append((start, end))
             places.append(int(inside[0]))
     return kept, functional.softmax(logits[places], -1).numpy()
-
-
-def _output(logits: Tensor, ending: Ending) -> Tensor:
-    if ending.problem == "regression":
-        return logits
-    return torch.sigmoid(logits) if ending.problem == "multi_label_classification" else torch.softmax(logits, -1)
 
 
 def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, **more: Any) -> dict[str, Tensor]:

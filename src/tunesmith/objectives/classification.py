@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -76,6 +75,3 @@ class Classification(NewHead):
 
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return functional.cross_entropy(class_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")
-
-    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
-        return torch.softmax(class_logits(model, batch).float(), -1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -74,6 +73,3 @@ class MultiLabel(NewHead):
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(-1)
-
-    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
-        return torch.sigmoid(class_logits(model, batch).float())

@@ -87,6 +87,3 @@ class Regression(NewHead):
 
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return ((class_logits(model, batch).float() - batch.labels) / (self.spread or 1.0)).square()[:, 0]
-
-    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
-        return class_logits(model, batch).float()

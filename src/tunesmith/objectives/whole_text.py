@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.choices import BaseKind, ObjectiveConfig
 from tunesmith.data.pack import Batch
+from tunesmith.models.heads import chances, class_logits
 
 
 def head_rate(hidden: int) -> float:
@@ -37,6 +38,9 @@ class NewHead(ObjectiveConfig, ABC):
     @torch.no_grad()
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return self.plain_losses(model, batch)
+
+    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
+        return chances(class_logits(model, batch).float(), self.ending)
 
     @abstractmethod
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
