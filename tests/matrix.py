@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from tunesmith.choices import METHODS, OBJECTIVES, named_kind
 from tunesmith.data.prepare import settled
-from tunesmith.engine.stages import resume, train
+from tunesmith.training.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.methods.peft import OWN

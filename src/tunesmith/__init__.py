@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.engine.stages import resume, train
     from tunesmith.errors import UserError
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe import Recipe
     from tunesmith.run import Run
     from tunesmith.schema import recipe_schema
+    from tunesmith.training.stages import resume, train
 
 __version__ = "0.1.0"
 
@@ -28,8 +28,8 @@ _HOMES = {
     "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
     "recipe_schema": "tunesmith.schema",
-    "resume": "tunesmith.engine.stages",
-    "train": "tunesmith.engine.stages",
+    "resume": "tunesmith.training.stages",
+    "train": "tunesmith.training.stages",
 }
 
 __all__ = [

@@ -12,7 +12,7 @@ from matrix import make_bases
 import tunesmith
 from tunesmith.chain import Chain
 from tunesmith.data.prepare import prepare, settled
-from tunesmith.engine.stages import resume, train
+from tunesmith.training.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe

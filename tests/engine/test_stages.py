@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.engine.stages import resume, train
+from tunesmith.training.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.usable import Usable

@@ -13,7 +13,7 @@ from transformers.optimization import Adafactor
 
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.schedule import learning_rate
-from tunesmith.engine.stages import resume, train
+from tunesmith.training.stages import resume, train
 from tunesmith.engine.trainable import from_output
 from tunesmith.recipe import Train
 

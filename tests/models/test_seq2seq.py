@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.stages import train
+from tunesmith.training.stages import train
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses

@@ -16,12 +16,12 @@ def demo(
 ) -> None:
     """The whole way on real data in three minutes: rows, plan, training, evaluation, answers side by side."""
     from tunesmith.demo.recipe import demo_recipe, new_folder
-    from tunesmith.engine.stages import train
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.report.html import write_report
     from tunesmith.report.progress import Progress
     from tunesmith.report.table import evaluation_table, samples_table
     from tunesmith.report.waiting import Waiting
+    from tunesmith.training.stages import train
 
     console = Console(highlight=False)
     place = new_folder(folder)

@@ -22,17 +22,17 @@ def train(
         raise UserError("Give a recipe to start a run, or --resume RUN to go on with one.")
     if resume is not None and (overrides or run):
         raise UserError("--resume goes on with a run as it is; --set and --run belong to a new one.")
-    import tunesmith.engine.stages as engine
+    import tunesmith.training.stages as training
     from tunesmith.report.html import write_report
     from tunesmith.report.progress import Progress
 
     console = Console()
     with Progress(console) as progress:
         if resume is not None:
-            finished = engine.resume(resume, [progress])
+            finished = training.resume(resume, [progress])
         else:
             assert recipe is not None
-            finished = engine.train(recipe, run, overrides or [], [progress])
+            finished = training.train(recipe, run, overrides or [], [progress])
     for stage in finished.stages:
         write_report(stage)
     if not finished.finished:

@@ -19,6 +19,7 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.heads import body_is_frozen, check_new_head, head_names, last_linear, with_features
+from tunesmith.models.imagined import imagines
 from tunesmith.models.load import learnt_positions, load_model
 from tunesmith.models.noise import add_embedding_noise
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
@@ -37,22 +38,15 @@ def base_parameters(model: PreTrainedModel) -> int:
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
-    ending = recipe.objective.ending
-    model = load_model(recipe.base, dtype, recipe.train.seed, ending).to(device)
+    return made_trainable(recipe, load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.ending).to(device))
+
+
+def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    """A base as it was loaded, or imagined, with everything that a run puts on it."""
     use_document_attention(model)
     use_fused_ops(model)
-    try:
-        if ending.kind == "vocabulary":
-            check_head(model)
-        elif ending.has_head:
-            check_new_head(model)
-    except RuntimeError as error:
-        if dtype == torch.float32:
-            raise
-        raise UserError(
-            f"{type(model).__name__}'s own forward pass fails in {str(dtype).removeprefix('torch.')} "
-            f"({str(error).splitlines()[0]}). Set train.precision: fp32."
-        ) from error
+    if not imagines(model):
+        _check_ending(recipe, model)
     recipe.objective.begin(model, recipe.base)
     adapted = recipe.method.apply(model, recipe.train.seed)
     if recipe.base.adapter is not None:
@@ -64,6 +58,26 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
         recompute(adapted, len(blocks(model)))
     return adapted
+
+
+def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Hold what is known of the model's end to its own forward pass.
+
+    Raises:
+        UserError: it ends otherwise, or cannot be run in its precision.
+    """
+    try:
+        if recipe.objective.ending.kind == "vocabulary":
+            check_head(model)
+        elif recipe.objective.ending.has_head:
+            check_new_head(model)
+    except RuntimeError as error:
+        if model.dtype == torch.float32:
+            raise
+        raise UserError(
+            f"{type(model).__name__}'s own forward pass fails in {str(model.dtype).removeprefix('torch.')} "
+            f"({str(error).splitlines()[0]}). Set train.precision: fp32."
+        ) from error
 
 
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:

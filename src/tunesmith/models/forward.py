@@ -15,7 +15,7 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import Pooling
 from tunesmith.errors import UserError
-from tunesmith.models.prompts import Inputs, laid_out, padded, plain_model
+from tunesmith.models.prompts import Inputs, laid_out, padded, padded_places, plain_model
 from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, logits_of, row_losses
 from tunesmith.ops.divergence import distillation_loss
 
@@ -120,12 +120,12 @@ def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     pairs = list(zip(documents, answers, strict=False))  # the last document may be filling
     ids, mask = padded(model, [document[: len(document) - len(answer) + 1] for document, answer in pairs])
     first = batch.labels.new_tensor([model.config.decoder_start_token_id])
-    written, learnt = padded(model, [torch.cat([first, answer[:-1]]) for answer in answers])
+    written, _ = padded(model, [torch.cat([first, answer[:-1]]) for answer in answers])
     read = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     hidden: Tensor = model.get_decoder()(
         input_ids=written, encoder_hidden_states=read, encoder_attention_mask=mask, use_cache=False
     ).last_hidden_state
-    return hidden[learnt.bool()]
+    return hidden.flatten(0, 1)[padded_places([len(each) for each in answers], written.shape[1], hidden.device)]
 
 
 def _hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Inputs]:
@@ -162,9 +162,9 @@ def rehearse(model: PreTrainedModel) -> None:
 
 def _few_tokens(model: PreTrainedModel) -> tuple[Batch, Tensor]:
     """A batch of one row of six tokens, of which the last three are learnt; and the tokens."""
-    ids = torch.arange(3, 9) % model.config.get_text_config().vocab_size
-    row = (ids.int().numpy(), np.arange(6) >= 3, Source("", 1))
-    return collate(TokenTable.build([row]), [0], model.device), ids
+    ids = np.arange(3, 9) % model.config.get_text_config().vocab_size
+    row = (ids.astype(np.int32), np.arange(6) >= 3, Source("", 1))
+    return collate(TokenTable.build([row]), [0], model.device), torch.from_numpy(ids)
 
 
 @torch.no_grad()

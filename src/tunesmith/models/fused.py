@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.models.imagined import has_numbers, real_numbers, small_copy
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_linear
@@ -62,10 +63,13 @@ def use_fused_norms(model: PreTrainedModel) -> int:
 @torch.no_grad()
 def _same_norm(norm: nn.Module, eps: float) -> bool:
     weight = norm.weight
-    if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or weight.is_meta or len(list(norm.parameters())) != 1:
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or len(list(norm.parameters())) != 1:
         return False
-    probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
-    return _close(norm(probe), rms_norm(probe, weight, eps))
+    with real_numbers():
+        asked = norm if has_numbers(weight) else small_copy(norm)
+        weight = next(asked.parameters())
+        probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
+        return _close(asked(probe), rms_norm(probe, weight, eps))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -139,9 +143,10 @@ def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
     others = [child for child in children.values() if not isinstance(child, nn.Linear)]
     if len(linears) != 3 or len(others) != 1 or any(True for _ in others[0].parameters()):
         return None
-    weight = next(iter(module.parameters()), None)
-    if weight is None or weight.is_meta:
-        return None
+    weight = next(iter(linears.values())).weight
+    if not has_numbers(weight):
+        with real_numbers():
+            return _gated_parts(small_copy(module))
     for gate, up, down in permutations(linears):
         inputs, inner = linears[gate].in_features, linears[gate].out_features
         if linears[up].out_features != inner or linears[down].in_features != inner or inputs != linears[up].in_features:
@@ -191,10 +196,11 @@ def _fits(query: Tensor, cos: Tensor) -> bool:
 
 @torch.no_grad()
 def _same_rotary(own: Callable[..., Any]) -> bool:
-    query, key = torch.linspace(-2, 3, 48).view(2, 1, 2, 3, 4)
-    cos, sin = torch.linspace(-1, 1, 24).view(2, 1, 3, 4)
-    try:
-        found = own(query, key, cos, sin)
-        return all(_close(a, rotary_reference(b, cos, sin)) for a, b in zip(found, (query, key), strict=True))
-    except (TypeError, RuntimeError, ValueError, IndexError):
-        return False
+    with real_numbers():
+        query, key = torch.linspace(-2, 3, 48).view(2, 1, 2, 3, 4)
+        cos, sin = torch.linspace(-1, 1, 24).view(2, 1, 3, 4)
+        try:
+            found = own(query, key, cos, sin)
+            return all(_close(a, rotary_reference(b, cos, sin)) for a, b in zip(found, (query, key), strict=True))
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return False

@@ -33,7 +33,7 @@ from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.new_head import begin_head
-from tunesmith.models.quantise import as_if_whole, quantising
+from tunesmith.models.quantise import as_if_whole, quantise_imagined, quantising
 from tunesmith.models.sentence import MODULES, stored_pooling
 from tunesmith.recipe import Base
 from tunesmith.run import whole_run
@@ -144,6 +144,40 @@ def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
             return as_linear(kind.from_config(config, **options).eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
+
+
+def imagined_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, layers: int | None = None) -> Any:
+    """What `load_model` would give, without numbers, from the base's config alone; within `imagining`.
+
+    Args:
+        base, dtype, ending: as in `load_model`.
+        layers: how many of its blocks; default: all.
+    """
+    options = {"trust_remote_code": base.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
+        kind = _class_for(config, ending)
+        if ending.has_head:
+            config.num_labels = len(ending.labels)
+        if ending.kind == "classes":
+            config.problem_type = ending.problem
+        if layers is not None:
+            _cut(config.get_text_config(), layers)
+        model = as_linear(kind.from_config(config, dtype=dtype, **options).eval())
+    except (OSError, ValueError) as error:
+        raise _not_loaded(base, "model", error) from error
+    if base.quantised:
+        quantise_imagined(model, base.weights, base.double_quantisation)  # type: ignore[arg-type]
+    return model
+
+
+def _cut(config: PretrainedConfig, layers: int) -> None:
+    """Leave the first layers alone, in every list that has an entry for each."""
+    all_layers = config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == all_layers:
+            setattr(config, name, value[:layers])
+    config.num_hidden_layers = layers
 
 
 def learnt_positions(base: Base) -> int | None:

@@ -73,7 +73,7 @@ def _padded(model: PreTrainedModel, batch: Batch) -> Inputs:
     lengths = batch.lengths[: batch.documents]
     ids, mask = padded(plain_model(model), torch.split(batch.input_ids[0], batch.lengths)[: len(lengths)])
     starts = torch.arange(len(lengths), device=device) * ids.shape[1]
-    places = mask.flatten().nonzero()[:, 0]
+    places = padded_places(lengths, ids.shape[1], device)
     arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if not has_prompt(model):
         return Inputs(arguments, places, starts)
@@ -98,6 +98,11 @@ def padded(model: PreTrainedModel, rows: Sequence[Tensor]) -> tuple[Tensor, Tens
         ids[place, : len(row)] = row
         mask[place, : len(row)] = 1
     return ids, mask
+
+
+def padded_places(lengths: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Where the tokens of rows of these lengths stand (tokens,), in rows of that width laid end to end."""
+    return torch.cat([torch.arange(row * width, row * width + length) for row, length in enumerate(lengths)]).to(device)
 
 
 def has_prompt(model: PreTrainedModel) -> bool:

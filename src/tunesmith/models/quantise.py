@@ -15,7 +15,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.models.anatomy import blocks
 from tunesmith.models.conv1d import TurnedLinear
-from tunesmith.ops.quantised import Format, Quantised, dequantise, quantise, quantised_linear
+from tunesmith.models.imagined import real_numbers
+from tunesmith.ops.quantised import Format, Quantised, dequantise, empty_quantised, quantise, quantised_linear
 
 METHOD = "tunesmith"
 
@@ -90,6 +91,19 @@ def quantising(form: Format, double_quantisation: bool) -> Iterator[dict[str, An
         register_quantization_config(METHOD)(_Config)
         register_quantizer(METHOD)(_Quantiser)
     yield {"quantization_config": _Config(form, double_quantisation)}
+
+
+def quantise_imagined(model: PreTrainedModel, form: Format, double_quantisation: bool) -> None:
+    """Put quantised layers without numbers in the places of the blocks' linear layers."""
+    with real_numbers():  # the code tables are kept once made, and must have numbers
+        dequantise(quantise(torch.ones(64, 64), form, double_quantisation), model.dtype)
+    for block in blocks(model):
+        for parent in list(block.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    held = empty_quantised(tuple(child.weight.shape), form, double_quantisation)
+                    turned = isinstance(child, TurnedLinear)
+                    setattr(parent, name, QuantisedLinear(held, child.bias, model.dtype, turned))
 
 
 def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:

@@ -3,7 +3,6 @@
 softmax(q kᵀ · scale + mask) v  per document (Vaswani et al. 2017, eq. 1), which is what each document would get alone.
 """
 
-import ctypes
 from typing import Any
 
 import torch
@@ -195,11 +194,10 @@ class _DocumentAttention(torch.autograd.Function):
         q, k, v = (each if each.stride(2) == 1 else each.contiguous() for each in (q, k, v))
         out = q.new_empty(q.shape)
         log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
-        seed = int(torch.randint(2**32, ())) if dropout else 0  # of PyTorch's own stream, which a run keeps
+        seed = native.random_seed() if dropout else 0
         group = q.shape[1] // k.shape[1]
         ctx.shape = native.Shape(k.shape[1], group, q.shape[2], scale, window or 0, causal, dropout, seed)
-        rows = [native.Rows.of(each) for each in (q, k, v)]
-        native.call_attention("attention", ctypes.byref(ctx.shape), documents, len(documents), *rows, out, log_sums)
+        native.call_attention("attention", ctx.shape, documents, len(documents), q, k, v, out, log_sums)
         ctx.save_for_backward(q, k, v, documents, log_sums)
         return out
 
@@ -208,17 +206,7 @@ class _DocumentAttention(torch.autograd.Function):
         q, k, v, documents, log_sums = ctx.saved_tensors
         grad = grads[0] if grads[0].stride(2) == 1 else grads[0].contiguous()
         to = [torch.empty(each.shape, dtype=each.dtype) for each in (q, k, v)]
-        rows = [native.Rows.of(each) for each in (q, k, v)]
-        native.call_attention(
-            "attention_backward",
-            ctypes.byref(ctx.shape),
-            documents,
-            len(documents),
-            *rows,
-            log_sums,
-            native.Rows.of(grad),
-            *to,
-        )
+        native.call_attention("attention_backward", ctx.shape, documents, len(documents), q, k, v, log_sums, grad, *to)
         return *to, None, None, None, None, None
 
 

@@ -25,7 +25,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
         ctx.share = share
-        ctx.seed = int(torch.randint(2**32, ()))  # of PyTorch's own stream, which a run keeps
+        ctx.seed = native.random_seed()
         return _dropped(x, share, ctx.seed)
 
     @staticmethod

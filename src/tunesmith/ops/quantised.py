@@ -93,6 +93,19 @@ def quantise(weight: Tensor, form: Format, double_quantisation: bool = False) ->
     return Quantised(form, shape, codes, scale_codes, offset, state.absmax)
 
 
+def empty_quantised(shape: tuple[int, int], form: Format, double_quantisation: bool = False) -> Quantised:
+    """What `quantise` gives for a matrix of that shape, not filled in."""
+    if form == "int8":
+        return Quantised(form, shape, torch.empty(shape, dtype=torch.int8), torch.empty(shape[0]))
+    numbers = shape[0] * shape[1]
+    blocks = -(-numbers // BLOCK)
+    codes = torch.empty(-(-numbers // 2), 1, dtype=torch.uint8)
+    if not double_quantisation:
+        return Quantised(form, shape, codes, torch.empty(blocks))
+    scales = torch.empty(blocks, dtype=torch.uint8)
+    return Quantised(form, shape, codes, scales, torch.empty(()), torch.empty(-(-blocks // SCALE_BLOCK)))
+
+
 _PIECE = BLOCK * 2**14
 """Numbers quantised at once: a million, of whole blocks."""
 

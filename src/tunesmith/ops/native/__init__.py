@@ -5,6 +5,8 @@
 
 import ctypes
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,31 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],
 }
 _ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
+_ATTENTION_ARGUMENTS: dict[str, list[Any]] = {
+    "attention": [*_ATTENTION, _POINTER],
+    "attention_backward": [*_ATTENTION, Rows, _POINTER, _POINTER, _POINTER],
+}
 _SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_fp32"}
+
+Witness = Callable[[str, tuple[Any, ...]], None]
+_witness: Witness | None = None
+
+
+@contextmanager
+def told_not_called(witness: Witness | None) -> Iterator[None]:
+    """Within the block no kernel runs; the witness is told its name and arguments, for tensors without numbers. With
+    None they run."""
+    global _witness
+    before, _witness = _witness, witness
+    try:
+        yield
+    finally:
+        _witness = before
+
+
+def random_seed() -> int:
+    """For a kernel's own random numbers, of PyTorch's stream, which a run keeps."""
+    return 0 if _witness is not None else int(torch.randint(2**32, ()))
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -77,16 +103,30 @@ def gives(dtype: torch.dtype, device: torch.device) -> bool:
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """One of elementwise.h, on PyTorch's threads; tensors stand for their first element, None for a null pointer."""
-    getattr(_loaded(), name + _SUFFIX[dtype])(*map(_plain, arguments), torch.get_num_threads())
+    call_named(name + _SUFFIX[dtype], *arguments)
 
 
 def call_attention(name: str, *arguments: Any) -> None:
     """One of attention.h, in bf16."""
-    getattr(_loaded(), name)(*map(_plain, arguments), torch.get_num_threads())
+    call_named(name, *arguments)
 
 
-def _plain(value: Any) -> Any:
-    return value.data_ptr() if isinstance(value, Tensor) else value
+def call_named(name: str, *arguments: Any) -> None:
+    """A kernel by its name in the library."""
+    if _witness is not None:
+        _witness(name, arguments)
+        return
+    function = getattr(_loaded(), name)
+    given = [_as(kind, value) for kind, value in zip(function.argtypes, arguments, strict=False)]
+    function(*given, torch.get_num_threads())
+
+
+def _as(kind: Any, value: Any) -> Any:
+    if isinstance(value, Shape):
+        return ctypes.byref(value)
+    if not isinstance(value, Tensor):
+        return value
+    return Rows.of(value) if kind is Rows else value.data_ptr()
 
 
 def _loaded() -> ctypes.CDLL:
@@ -111,7 +151,7 @@ def library() -> ctypes.CDLL | None:
         for suffix in _SUFFIX.values():
             getattr(found, name + suffix).argtypes = [*arguments, _INT]
             getattr(found, name + suffix).restype = None
-    found.attention.argtypes = [*_ATTENTION, _POINTER, _INT]
-    found.attention_backward.argtypes = [*_ATTENTION, Rows, _POINTER, _POINTER, _POINTER, _INT]
-    found.attention.restype = found.attention_backward.restype = None
+    for name, arguments in _ATTENTION_ARGUMENTS.items():
+        getattr(found, name).argtypes = [*arguments, _INT]
+        getattr(found, name).restype = None
     return found

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.chain import Chain
-from tunesmith.engine.train import resume_run, train_run
 from tunesmith.errors import UserError
 from tunesmith.models.merge import merged_model, save_merged
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 from tunesmith.run import CHAIN, Run, Subscriber, atomic_write, last_stage, new_folder
+from tunesmith.training.one_run import resume_run, train_run
 
 
 def train(

@@ -39,7 +39,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.load import load_tokenizer, refuse_other_kinds
 from tunesmith.models.prompts import plain_model
-from tunesmith.plan.probe import forget_peak, measured, memory_now, probe
+from tunesmith.planner.probe import forget_peak, measured, memory_now, probe
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
 
@@ -52,7 +52,7 @@ def train_run(
     overrides: Sequence[str],
     subscribers: Sequence[Subscriber],
 ) -> Run:
-    """Start a run; arguments and errors as `engine.stages.train` has them."""
+    """Start a run; arguments and errors as `training.stages.train` has them."""
     asked = Recipe.load(recipe, list(overrides))
     refuse_other_kinds(asked.base, asked.objective)
     resolved = with_room(settled(asked))
@@ -69,7 +69,7 @@ def train_run(
 
 
 def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
-    """Go on with a run; errors as `engine.stages.resume` has them."""
+    """Go on with a run; errors as `training.stages.resume` has them."""
     place = Run.open(run)
     if place.finished:
         raise UserError(f"{run} has finished; nothing is left to do. To train on from its weights, name it as base.")
