@@ -28,7 +28,7 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     import tunesmith
-    from tunesmith.planner.probe import peak_memory
+    from tunesmith.planner.measure import peak_memory
 
     tokeniser = AutoTokenizer.from_pretrained(options.model)
     text = "\n".join(topics[name] for name in sorted(topics))

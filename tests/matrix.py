@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from tunesmith.choices import METHODS, OBJECTIVES, named_kind
 from tunesmith.data.prepare import settled
-from tunesmith.training.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.methods.peft import OWN
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
+from tunesmith.training.stages import resume, train
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
 FAMILIES = ("llama", "gpt2", "bert")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.merging import merge
     from tunesmith.models.load import embedded_base
+    from tunesmith.planner.ask import plan
     from tunesmith.recipe import Recipe
     from tunesmith.run import Run
     from tunesmith.schema import recipe_schema
@@ -27,6 +28,7 @@ _HOMES = {
     "evaluate": "tunesmith.evaluation.compare",
     "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
+    "plan": "tunesmith.planner.ask",
     "recipe_schema": "tunesmith.schema",
     "resume": "tunesmith.training.stages",
     "train": "tunesmith.training.stages",
@@ -40,6 +42,7 @@ __all__ = [
     "embedded_base",
     "evaluate",
     "merge",
+    "plan",
     "recipe_schema",
     "resume",
     "train",

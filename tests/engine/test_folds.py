@@ -12,11 +12,11 @@ from matrix import make_bases
 import tunesmith
 from tunesmith.chain import Chain
 from tunesmith.data.prepare import prepare, settled
-from tunesmith.training.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.training.stages import resume, train
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.training.stages import resume, train
 from tunesmith.errors import UserError
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.training.stages import resume, train
 
 FULL = {"method": "full", "objective": {"kind": "text"}}
 LORA = {"method": {"kind": "lora", "rank": 4}}

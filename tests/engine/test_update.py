@@ -13,9 +13,9 @@ from transformers.optimization import Adafactor
 
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.schedule import learning_rate
-from tunesmith.training.stages import resume, train
 from tunesmith.engine.trainable import from_output
 from tunesmith.recipe import Train
+from tunesmith.training.stages import resume, train
 
 RATE = 1e-2
 

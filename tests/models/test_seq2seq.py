@@ -11,12 +11,12 @@ from transformers import AutoModelForSeq2SeqLM
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.training.stages import train
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.usable import Usable
+from tunesmith.training.stages import train
 
 
 @pytest.mark.parametrize("tied", [False, True])

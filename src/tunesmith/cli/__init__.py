@@ -14,6 +14,7 @@ from tunesmith.cli.demo import demo
 from tunesmith.cli.evaluate import evaluate
 from tunesmith.cli.init import init
 from tunesmith.cli.methods import methods
+from tunesmith.cli.plan import plan
 from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.train import train
@@ -31,6 +32,7 @@ for verb in (
     demo,
     init,
     methods,
+    plan,
     train,
     evaluate,
     generate,

@@ -45,6 +45,8 @@ class LoopState:
     seconds: float = 0.0
     threads: int = 0
     metrics_bytes: int = 0
+    most_tokens: int = 0
+    """Tokens that may go at once, since memory ran out with more; 0: as planned."""
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:

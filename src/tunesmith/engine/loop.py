@@ -18,6 +18,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.interrupt import Interruption
+from tunesmith.engine.memory import halves, ran_out_of_memory
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
@@ -87,12 +88,60 @@ class Loop:
         return "done"
 
     def step(self) -> None:
-        """One optimiser step; a non-finite loss or gradient leaves the weights as they are."""
+        """One optimiser step. When memory runs out in it, it begins anew with half as many tokens at once.
+
+        Raises:
+            UserError: losses or gradients stay non-finite, or a single row is too much.
+        """
+        while True:
+            try:
+                return self._step()
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+            self.halve(max(self.batches_of_step(), key=self.tokens_of))  # here, where the failed pass holds nothing
+
+    def halve(self, rows: list[int]) -> None:
+        """Memory ran out with these rows: from now on half as many tokens go at once; a step adds up the same rows.
+
+        Raises:
+            UserError: it is a single row.
+        """
+        tokens = self.tokens_of(rows)
+        if len(rows) == 1:
+            raise UserError(
+                f"Memory ran out with a single row of {tokens:,} tokens ({self.batches.table.source(rows[0])}). Set "
+                "data.max_length lower, train.gradient_checkpointing: true, or base.weights: nf4."
+            )
+        self.masters.grad.zero_()
+        self.state.most_tokens = tokens // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        said = f"Memory ran out with {tokens:,} tokens at once; from now on {tokens // 2:,}, and as many batches a step"
+        self.events.emit("warning", message=f"{said} as that takes.", step=self.state.step)
+
+    def tokens_of(self, rows: list[int]) -> int:
+        """Real tokens of the rows."""
+        return int(self.batches.table.lengths[rows].sum())
+
+    def batches_of_step(self) -> list[list[int]]:
+        """The rows of the step's batches."""
+        return [part for rows in self.batches.step(self.state.step) for part in self.batches_within(rows)]
+
+    def batches_within(self, rows: list[int]) -> list[list[int]]:
+        """A batch's rows; halved, and halved again, where that is over what memory has been seen to hold."""
+        if not self.state.most_tokens or len(rows) == 1 or self.tokens_of(rows) <= self.state.most_tokens:
+            return [rows]
+        one, other = halves(rows, self.batches.table.lengths[rows].tolist())
+        return [*self.batches_within(one), *self.batches_within(other)]
+
+    def _step(self) -> None:
+        """A non-finite loss or gradient leaves the weights as they are."""
         started = time.perf_counter()
         number = self.state.step + 1
         loss = 0.0
         batches: list[Batch] = []
-        for rows in self.batches.step(self.state.step):
+        for rows in self.batches_of_step():
             batch = collate(self.batches.table, rows, self.device)
             batches.append(batch)
             if batch.learnt_tokens:

@@ -49,7 +49,7 @@ def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         _check_ending(recipe, model)
     recipe.objective.begin(model, recipe.base)
     adapted = recipe.method.apply(model, recipe.train.seed)
-    if recipe.base.adapter is not None:
+    if recipe.base.adapter is not None and not imagines(model):
         take_up(adapted, recipe.base.adapter)
     if recipe.train.neftune_alpha is not None:
         if has_prompt(adapted) and not has_prefix(adapted):

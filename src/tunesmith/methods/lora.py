@@ -23,6 +23,7 @@ from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks, short_names, stacks
 from tunesmith.models.forward import rehearse
+from tunesmith.models.imagined import imagines
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
@@ -107,7 +108,7 @@ class LoRA(MethodConfig):
             use_rslora=self.rank_stabilised,
             use_dora=self.dora,
             init_lora_weights=True if self.initialisation in ("zero", "loftq") else self.initialisation,
-            rank_pattern=ranks,
+            rank_pattern=dict(ranks),  # PEFT writes into it
             alpha_pattern={name: self.alpha * rank / self.rank for name, rank in ranks.items()},
             bias="none",
         )
@@ -115,7 +116,7 @@ class LoRA(MethodConfig):
         together = _read_together(model)
         adapted = adapt(model, config, seed)
         _share_inputs(adapted.get_base_model(), together)
-        if self.initialisation == "loftq":
+        if self.initialisation == "loftq" and not imagines(model):
             _make_up_for_quantisation(adapted)
         return adapted
 

@@ -4,6 +4,7 @@ What asks a loaded model for numbers to find out what it is (`models.fused`) ask
 """
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,8 +34,14 @@ def imagining() -> Iterator[FakeTensorMode]:
     """Within the block tensors are made without numbers, operations only work out shapes, and native kernels do
     nothing."""
     quiet = native.told_not_called(lambda *_: None)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, quiet, _parameters_can_be_converted():
-        yield mode
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what fails is told by the error
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, quiet, _parameters_can_be_converted():
+            yield mode
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

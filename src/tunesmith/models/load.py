@@ -30,7 +30,7 @@ from tunesmith.choices import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
-from tunesmith.models.conv1d import as_linear
+from tunesmith.models.conv1d import TurnedLinear, as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.new_head import begin_head
 from tunesmith.models.quantise import as_if_whole, quantise_imagined, quantising
@@ -127,9 +127,19 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
                 found = as_if_whole(found)
         if ending.has_head:
             begin_head(found, told["missing_keys"], ending_of(base) == ending, seed)
-        return as_linear(found.eval())
+        made = as_linear(found.eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
+    if base.quantised or any(isinstance(layer, TurnedLinear) for layer in made.modules()):
+        _let_go_of_the_files(made)
+    return made
+
+
+def _let_go_of_the_files(model: PreTrainedModel) -> None:
+    """Copy what still lies in the mapped files, where the rest has been made anew: one such tensor keeps a whole file
+    in memory."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
@@ -153,7 +163,7 @@ def imagined_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, 
         base, dtype, ending: as in `load_model`.
         layers: how many of its blocks; default: all.
     """
-    options = {"trust_remote_code": base.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
         kind = _class_for(config, ending)
@@ -163,6 +173,8 @@ def imagined_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, 
             config.problem_type = ending.problem
         if layers is not None:
             _cut(config.get_text_config(), layers)
+        if dtype == torch.float32:  # PyTorch's grouped products know no shapes in fp32
+            options["experts_implementation"] = "batched_mm"
         model = as_linear(kind.from_config(config, dtype=dtype, **options).eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error

@@ -101,7 +101,7 @@ def quantise_imagined(model: PreTrainedModel, form: Format, double_quantisation:
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    held = empty_quantised(tuple(child.weight.shape), form, double_quantisation)
+                    held = empty_quantised((child.out_features, child.in_features), form, double_quantisation)
                     turned = isinstance(child, TurnedLinear)
                     setattr(parent, name, QuantisedLinear(held, child.bias, model.dtype, turned))
 

@@ -17,7 +17,8 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import distilled_loss, next_token_losses
 from tunesmith.models.fused import use_fused_ops
-from tunesmith.models.load import load_tokenizer
+from tunesmith.models.imagined import imagines
+from tunesmith.models.load import imagined_model, load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Base
@@ -62,7 +63,10 @@ class Distillation(ObjectiveConfig):
                 "other tokens cannot be compared. Learn its answers: "
                 f"tunesmith answer {self.teacher} FILE --output answers.jsonl"
             )
-        teacher = usable.model(model.dtype, model.device).requires_grad_(False)
+        if imagines(model):
+            teacher = imagined_model(usable.base, model.dtype).requires_grad_(False)
+        else:
+            teacher = usable.model(model.dtype, model.device).requires_grad_(False)
         if use_document_attention(plain_model(teacher)):
             use_fused_ops(plain_model(teacher))
         self._teacher = teacher

@@ -93,7 +93,7 @@ def document_attention(
         k, v, before = _after_prefix(k, v, lengths, prefix)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
         if by_native:
-            laid = _documents(lengths, before)
+            laid = documents_laid_out(lengths, before)
             out: Tensor = _DocumentAttention.apply(q, k, v, laid, scale, window, causal, dropout)
         else:
             out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
@@ -155,7 +155,7 @@ def _fits_native(q: Tensor, v: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
 
 
-def _documents(lengths: list[int], before: int) -> Tensor:
+def documents_laid_out(lengths: list[int], before: int) -> Tensor:
     """`Document` of native/attention.h, a row each: where queries start, how many, where keys start, how many."""
     documents = []
     start = 0

@@ -4,19 +4,22 @@ The code that is watched is the run's own (the family's forward pass, our operat
 nothing is modelled: a tensor counts from the operation that makes it until its last reference is gone.
 """
 
-import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from tunesmith.ops import native
+
+PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
+"""What the names of products of matrices begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,19 @@ class Shape:
         return self.numbers * self.dtype.itemsize
 
 
+class AttentionShape(NamedTuple):
+    """The fields of `native.Shape`, which cannot be compared itself."""
+
+    kv_heads: int
+    group: int
+    dim: int
+    scale: float
+    window: int
+    causal: int
+    dropped: float
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """An operation with the shapes that it works on.
@@ -58,6 +74,44 @@ class Operation:
     arguments: tuple[Any, ...]
     keywords: tuple[tuple[str, Any], ...] = ()
     results: tuple[Shape, ...] = ()
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of products and attention; what else there is, is bound by memory."""
+        if self.name.startswith(PRODUCTS):
+            left, right = [each for each in self.arguments if isinstance(each, Shape)][-2:]
+            return 2.0 * left.numbers * right.sizes[-1]
+        if self.arguments and isinstance(self.arguments[0], AttentionShape):
+            queries, keys = self.arguments[3:5]
+            tokens, heads, dim = queries.sizes
+            seen = keys.sizes[0] / max(1, self.arguments[2])  # a document's keys, on average
+            causal = 0.5 if self.arguments[0].causal else 1.0
+            passes = 2.5 if self.name == "attention_backward" else 1.0  # five products for two (Dao 2023, section 3)
+            return float(4.0 * tokens * heads * dim * seen * causal * passes)
+        return 0.0
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written at least once."""
+        return sum(each.bytes for each in _shapes((*self.arguments, *self.results)))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the first numbers that it reads."""
+        kinds = (shape.dtype for shape in _shapes(self.arguments) if shape.dtype.is_floating_point)
+        return next(kinds, torch.float32)
+
+
+def _shapes(values: Iterable[object]) -> Iterator[Shape]:
+    for value in values:
+        if isinstance(value, Shape):
+            yield value
+        elif isinstance(value, tuple) and not isinstance(value, AttentionShape):
+            yield from _shapes(value)
+
+
+SCRATCH = "scratch"
+"""The part of what a matrix library holds within one product: copies of its matrices, rearranged."""
 
 
 @dataclass(slots=True)
@@ -80,39 +134,51 @@ class Trace:
     events: list[tuple[bool, Held]] = field(default_factory=list)
     operations: Counter[Operation] = field(default_factory=Counter)
 
-    def peak(self) -> dict[str, int]:
-        """Bytes by part at the moment when most are held."""
+    def peak(self, first: int = 0) -> dict[str, int]:
+        """Bytes by part at the moment, from that event on, when most are held."""
         held = most = place = 0
         for index, (comes, piece) in enumerate(self.events):
+            if piece.part == SCRATCH:
+                continue
             held += piece.bytes if comes else -piece.bytes
-            if held > most:
+            if index >= first - 1 and held > most:
                 most, place = held, index
         parts: Counter[str] = Counter()
         for comes, piece in self.events[: place + 1]:
             parts[piece.part] += piece.bytes if comes else -piece.bytes
         return {part: count for part, count in parts.items() if count}
 
-    def at_the_end(self) -> dict[str, int]:
-        """Bytes by part that are still held."""
-        parts: Counter[str] = Counter()
-        for comes, piece in self.events:
-            parts[piece.part] += piece.bytes if comes else -piece.bytes
-        return {part: count for part, count in parts.items() if count}
+
+def again(events: Sequence[tuple[bool, Held]]) -> list[tuple[bool, Held]]:
+    """The same events once more: of what comes, other pieces; of what goes, those, or what had stayed."""
+    copies: dict[int, Held] = {}
+    found = []
+    for comes, piece in events:
+        if comes:
+            copies[id(piece)] = Held(piece.bytes, piece.part)
+        if comes or id(piece) in copies:
+            found.append((comes, copies[id(piece)]))
+    return found
 
 
-class Watch(TorchDispatchMode):
-    """Writes a `Trace`. `part` is what new memory counts as, until autograd keeps it: then it is `activations`."""
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes a `Trace`. `part` is what new memory counts as; a workspace that autograd keeps is `activations`."""
 
     def __init__(self, trace: Trace, part: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
         self.part = part
-        self._pieces: dict[int, Held] = {}
+        self._kept: dict[int, tuple[torch.UntypedStorage, Held]] = {}  # as long as the watch
+        self._passing: dict[int, tuple[StorageWeakRef, Held]] = {}
 
     def hold(self, tensors: Iterable[Tensor], part: str) -> None:
-        """Count tensors that are there already, or name what they are of."""
+        """Count tensors that are there already, and stay."""
         for tensor in tensors:
-            self._piece(tensor, part).part = part
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._kept:
+                self._kept[storage._cdata] = (storage, Held(storage.nbytes(), part))
+                self.trace.events.append((True, self._kept[storage._cdata][1]))
+            self._kept[storage._cdata][1].part = part
 
     @contextmanager
     def counting_as(self, part: str) -> Iterator[None]:
@@ -129,28 +195,37 @@ class Watch(TorchDispatchMode):
 
         def keep(tensor: Tensor) -> Tensor:
             piece = self._piece(tensor, self.part)
-            if piece.part in (self.part, "workspace"):
+            if piece.part == "workspace":
                 piece.part = "activations"
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with native.told_not_called(self._kernel), hooks, self:
             yield self
+        self._let_go()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
         keywords = keywords or {}
+        self._let_go()
         found = function(*arguments, **keywords)
         made = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
         for tensor in made:
             self._piece(tensor, self.part)
-        if not getattr(function, "is_view", False):
+        if made and not getattr(function, "is_view", False):
             results = tuple(Shape.of(each) for each in made)
             self._note(Operation(str(function), _plain(arguments), _plain_items(keywords), results))
+        if str(function).startswith(PRODUCTS):
+            self._rearrange([each for each in arguments if isinstance(each, Tensor)][-2:], made)
         return found
 
+    def _rearrange(self, matrices: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        scratch = Held(sum(Shape.of(each).bytes for each in (*matrices, *made)), SCRATCH)
+        self.trace.events += [(True, scratch), (False, scratch)]
+
     def _kernel(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self._let_go()
         self._note(Operation(name, _plain(arguments)))
 
     def _note(self, operation: Operation) -> None:
@@ -159,15 +234,19 @@ class Watch(TorchDispatchMode):
     def _piece(self, tensor: Tensor, part: str) -> Held:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        piece = self._pieces.get(key)
-        if piece is None:
-            piece = self._pieces[key] = Held(storage.nbytes(), part)
+        if key in self._kept:
+            return self._kept[key][1]
+        if key not in self._passing:
+            piece = Held(storage.nbytes(), part)
+            self._passing[key] = (StorageWeakRef(storage), piece)  # type: ignore[no-untyped-call]
             self.trace.events.append((True, piece))
-            weakref.finalize(storage, self._gone, key)
-        return piece
+        return self._passing[key][1]
 
-    def _gone(self, key: int) -> None:
-        self.trace.events.append((False, self._pieces.pop(key)))
+    def _let_go(self) -> None:
+        """Write down what is gone since the last operation."""
+        gone = [key for key, (storage, _) in self._passing.items() if storage.expired()]  # type: ignore[no-untyped-call]
+        for key in gone:
+            self.trace.events.append((False, self._passing.pop(key)[1]))
 
 
 def _plain(value: Any) -> Any:
@@ -177,7 +256,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(each) for each in value)
     if isinstance(value, native.Shape):
-        return tuple(getattr(value, name) for name, _ in native.Shape._fields_)
+        return AttentionShape(*(getattr(value, name) for name, _ in native.Shape._fields_))
     return value
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.data.pack import Batch, Batches, beginning, collate, width
+from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared, prepare, settled
-from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import give_back_freed_memory, keep_freed_memory
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.memory import Fit, activations_of, fit, recompute
+from tunesmith.engine.memory import ran_out_of_memory, recompute
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
@@ -35,15 +34,17 @@ from tunesmith.engine.trainable import (
     with_room,
 )
 from tunesmith.engine.update import is_elsewhere
+from tunesmith.engine.workload import Workload, heaviest
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.load import load_tokenizer, refuse_other_kinds
 from tunesmith.models.prompts import plain_model
-from tunesmith.planner.probe import forget_peak, measured, memory_now, probe
+from tunesmith.planner.device import this_device
+from tunesmith.planner.fitting import plan_within, refusal
+from tunesmith.planner.measure import available_memory, forget_peak, heaviest_first, measured, peak_memory
+from tunesmith.planner.plan import Plan, plan_run
 from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
-
-SHORT = 10.0  # seconds of a step that can well be tried once more
 
 
 def train_run(
@@ -90,9 +91,13 @@ def _carry_out(
     keep_freed_memory()
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
+    give_back_freed_memory()
+    forget_peak(device)  # of reading the rows: what is foretold, and measured, begins here
+    plan = _plan(recipe, run, prepared, dtype, device)
     model = trainable_model(recipe, dtype, device)
     prepared = with_known_features(recipe, model, prepared, device)
-    loop = _loop(recipe, run, model, prepared, device)
+    workload = Workload.of(recipe, prepared.train) if plan is None else plan.workload
+    loop = _loop(recipe, run, model, prepared, workload.tokens_per_batch, device)
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
     if checkpoint is not None:
         tensors, loop.state = load_checkpoint(checkpoint)
@@ -132,11 +137,15 @@ def _carry_out(
     if recipe.objective.ending.kind == "vectors" and alone:
         said = f"{len(alone):,} batches hold one row, which has none to be compared with and teaches nothing. Raise "
         loop.events.emit("warning", message=said + "train.tokens_per_batch, or lower data.max_length.")
-    predicted = None
-    if recipe.train.memory_bytes is not None:
-        chosen, predicted = _stay_within(recipe, loop, run)
-        loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **asdict(chosen))
-    loop.events.emit("plan", predicted=predicted or _plan(loop))
+    if plan is not None and recipe.train.memory_bytes is not None:
+        plan = _hold(loop, plan)
+        told = {"recomputed": plan.recomputed, "blocks": plan.step.blocks, "tokens_per_batch": loop.tokens_per_batch}
+        loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **told)
+    if plan is None:
+        said = f"{type(plain_model(model)).__name__}'s memory cannot be foretold: its forward pass asks for numbers."
+        loop.events.emit("warning", message=said)
+    predicted = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
+    loop.events.emit("plan", predicted={**predicted, "time": _heaviest_first(loop)})
     give_back_freed_memory()  # what the matrix library keeps from the first pass has left gaps around it
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
@@ -163,11 +172,13 @@ def _finished_head(loop: Loop) -> nn.Linear | None:
     return found
 
 
-def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Loop:
+def _loop(
+    recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, tokens_per_batch: int, device: torch.device
+) -> Loop:
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
-    tokens_per_batch = train.tokens_per_batch or min(train.tokens_per_step, 2048)
-    batches = _batches(recipe, prepared.train, tokens_per_batch, padded=not packs(plain_model(model)))
+    workload = Workload(recipe, prepared.train, tokens_per_batch)
+    batches = workload.batches(packs(plain_model(model)))
     hidden = [is_hidden(model)] if train.optimiser == "muon" else []
     masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
@@ -177,7 +188,7 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
         held_out=prepared.held_out,
         masters=masters,
         train=train,
-        total_steps=train.steps or batches.steps_in(train.epochs or 1.0),
+        total_steps=workload.steps(batches),
         peak_learning_rate=peak,
         tokens_per_batch=tokens_per_batch,
         folder=run.folder,
@@ -186,85 +197,77 @@ def _loop(recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, 
     )
 
 
-def _batches(recipe: Recipe, table: TokenTable, tokens_per_batch: int, padded: bool) -> Batches:
-    return Batches(
-        table,
-        tokens_per_step=recipe.train.tokens_per_step,
-        tokens_per_batch=tokens_per_batch,
-        pack=recipe.data.pack,
-        shuffle=recipe.train.shuffle,
-        seed=recipe.train.seed,
-        padded=padded,
-    )
-
-
-def _stay_within(recipe: Recipe, loop: Loop, run: Run) -> tuple[Fit, dict[str, Any] | None]:
-    """Choose what is computed twice and how many tokens go at once, so that `train.memory_limit` holds; and what the
-    heaviest batch then took.
+def _plan(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, device: torch.device) -> Plan | None:
+    """What the run will take, foretold before anything is loaded; with `train.memory_limit`, how it stays within. None
+    where it cannot be foretold; whether it can be done is then seen in doing it.
 
     A resumed run takes the batches that it had, since they decide what is learnt when.
 
     Raises:
-        UserError: the limit is too low for the longest row.
+        UserError: it does not fit, with what would.
     """
-    limit = recipe.train.memory_bytes or 0
+    workload = Workload.of(recipe, prepared.train)
     before = next((event for event in run.events() if event["event"] == "memory"), None)
     if before is not None:
-        loop.tokens_per_batch = before["tokens_per_batch"]
-        loop.batches = _batches(recipe, loop.batches.table, loop.tokens_per_batch, loop.batches.padded)
-    heaviest = collate(loop.batches.table, _heaviest(loop), loop.device)
-    if heaviest.features is not None or limit == 0:
-        return Fit(0, 0, loop.tokens_per_batch), None
-    few = beginning(heaviest, 512) if loop.objective.ending.kind != "vectors" else _two_rows(loop)
-    activations = activations_of(loop.model, loop.objective, few)
-    give_back_freed_memory()
-    moments = 8 * len(loop.masters.flat) if loop.state.step == 0 else 0
-    held = memory_now(loop.device) + moments
-    longest = int(loop.batches.table.lengths.max())
-    least = len(activations.blocks) if recipe.train.gradient_checkpointing else 0
+        workload = replace(workload, tokens_per_batch=before["tokens_per_batch"])
+    where, available = this_device(device), available_memory(device)
+    if recipe.train.memory_bytes is not None:
+        return plan_within(workload, dtype, where, recipe.train.memory_bytes)
+    try:
+        plan = plan_run(workload, dtype, where, available)
+    except UserError:
+        return None
+    if not plan.fits:
+        raise UserError(refusal(plan, dtype))
+    return plan
+
+
+def _hold(loop: Loop, plan: Plan) -> Plan:
+    """Take the plan's choice, and the heaviest batch: where more is measured than was foretold, plan for less.
+
+    Raises:
+        UserError: the limit is too low for the longest row.
+    """
+    limit = loop.train.memory_bytes or 0
+    room = limit
     while True:
-        chosen = fit(activations, held, limit, loop.tokens_per_batch, longest, least)
-        if chosen.tokens_per_batch != loop.tokens_per_batch:
-            loop.tokens_per_batch = chosen.tokens_per_batch
-            loop.batches = _batches(recipe, loop.batches.table, chosen.tokens_per_batch, loop.batches.padded)
-        recompute(loop.model, chosen.recomputed)
+        loop.tokens_per_batch = plan.workload.tokens_per_batch
+        loop.batches = plan.workload.batches(plan.step.packed)
+        if plan.recomputed:
+            recompute(loop.model, plan.recomputed)
         give_back_freed_memory()
         forget_peak(loop.device)
-        predicted = _plan(loop)
-        if predicted["time"]["seconds_per_step"] < SHORT:  # once more, since the first pass leaves gaps
-            predicted = _plan(loop)
-        over = predicted["memory"]["peak_bytes"] - limit
+        _heaviest_first(loop)
+        over = peak_memory(loop.device) - limit
         if over <= 0:
-            return chosen, predicted
-        held += over  # what the count did not see
+            return plan
+        room -= over
+        plan = plan_within(plan.workload, loop.model.dtype, plan.device, room)
 
 
-def _two_rows(loop: Loop) -> Batch:
-    """Two of the heaviest batch's rows, whole: what compares rows does nothing with less."""
-    return collate(loop.batches.table, _heaviest(loop)[:2], loop.device)
+def _heaviest_first(loop: Loop) -> dict[str, Any]:
+    """The time that the steps will take, from a pass over the heaviest batch of all, whose gradient is thrown away.
 
-
-def _heaviest(loop: Loop) -> list[int]:
-    """The rows of the first epoch's batch that takes most tokens."""
-    return max(
-        (rows for step in loop.batches.epoch(0) for rows in step),
-        key=lambda rows: width([int(loop.batches.table.lengths[row]) for row in rows], loop.batches.padded),
-    )
-
-
-def _plan(loop: Loop) -> dict[str, Any]:
-    """Memory and time foretold from one pass over the first epoch's heaviest batch, whose gradient is thrown away."""
-    predicted = probe(
-        loop.model,
-        loop.objective,
-        collate(loop.batches.table, _heaviest(loop), loop.device),
-        trained_parameters=len(loop.masters.flat),
-        tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
-        steps_left=loop.total_steps - loop.state.step,
-        device=loop.device,
-    )
-    loop.masters.grad.zero_()
-    return predicted
+    Raises:
+        UserError: memory runs out even with a single row.
+    """
+    while True:
+        rows = max(loop.batches_within(heaviest(loop.batches, loop.total_steps)), key=loop.tokens_of)
+        try:
+            time = heaviest_first(
+                loop.model,
+                loop.objective,
+                collate(loop.batches.table, rows, loop.device),
+                tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
+                steps_left=loop.total_steps - loop.state.step,
+                device=loop.device,
+            )
+            loop.masters.grad.zero_()
+            return time
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        loop.halve(rows)
 
 
 def _take_best(recipe: Recipe, run: Run, loop: Loop) -> None:

@@ -1,0 +1,221 @@
+"""How near a plan comes to what is then measured: memory and time of real runs on this machine's CPU.
+
+    python benchmarks/plan_accuracy.py            # about half an hour; writes results/plan_accuracy.json, .md and .svg
+    python benchmarks/plan_accuracy.py --only 3   # the first three of the runs
+    python benchmarks/plan_accuracy.py --report   # the table and the plot alone, from the results that are there
+
+Each run is a process of its own that plans, then trains some steps on real text with a model of random weights. Memory
+foretold is that of the plan made before anything is loaded; memory measured is the process's peak resident set.
+Seconds a step foretold are the plan's, from operations timed one by one; measured is the median step after the first
+three, which build kernels and touch memory for the first time.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "plan_accuracy.json"
+TEXT = HERE.parent / "src" / "tunesmith"
+
+BASES: dict[str, dict[str, Any]] = {
+    "llama-5m": {"kind": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
+                 "num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 8192},
+    "gpt2-30m": {"kind": "gpt2", "n_embd": 512, "n_layer": 8, "n_head": 8, "vocab_size": 8192, "n_positions": 8192},
+    "llama-125m": {"kind": "llama", "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+                   "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 32000},
+    "gemma3-170m": {"kind": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+                    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 65536,
+                    "sliding_window": 512},
+    "qwen3-360m": {"kind": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 20,
+                   "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 50000,
+                   "tie_word_embeddings": True},
+    "llama-1b": {"kind": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+                 "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000},
+}  # fmt: skip
+
+
+def runs() -> list[dict[str, Any]]:
+    """What is tried: families and sizes, methods, lengths, checkpointing, two optimisers."""
+    found = []
+    for base, method in product(("llama-5m", "gpt2-30m"), ("lora", "full", "ia3", "adapter", "prefix", "qlora")):
+        for length in (128, 1024):
+            found.append((base, method, length, False, "adamw"))
+        found.append((base, method, 512, True, "adamw"))
+    for method in ("lora", "full", "ia3", "adapter", "prefix", "qlora"):
+        found.append(("llama-125m", method, 512, False, "adamw"))
+        found.append(("llama-125m", method, 1024, True, "adamw"))
+    found += [("llama-5m", method, length, False, "adafactor") for method in ("lora", "full") for length in (256, 2048)]
+    found += [("gpt2-30m", "full", 512, False, "adafactor"), ("llama-125m", "full", 512, False, "adafactor")]
+    found += [("llama-5m", "lora", length, twice, "adamw") for length in (4096, 8192) for twice in (False, True)]
+    found += [("gemma3-170m", method, 512, False, "adamw") for method in ("lora", "qlora", "full")]
+    found += [("qwen3-360m", method, 512, False, "adamw") for method in ("lora", "qlora")]
+    found += [("qwen3-360m", "lora", 1024, True, "adamw"), ("llama-1b", "qlora", 512, True, "adamw")]
+    found += [("llama-1b", "lora", 512, False, "adamw")]
+    return [dict(zip(("base", "method", "length", "twice", "optimiser"), each, strict=True)) for each in found]
+
+
+def make_base(name: str, folder: Path) -> Path:
+    """The model with random weights, in bf16, with the embedded base's tokeniser."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import tunesmith
+
+    made = folder / name
+    if not (made / "config.json").exists():
+        shape = {"max_position_embeddings": 16384, **BASES[name]}
+        config = AutoConfig.for_model(shape.pop("kind"), **shape)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(made)
+        for file in tunesmith.embedded_base().glob("*token*"):
+            shutil.copy(file, made)
+    return made
+
+
+def write_text(folder: Path) -> Path:
+    """Rows of real text: this package's own source."""
+    file = folder / "text.jsonl"
+    whole = "\n".join(each.read_text(encoding="utf-8") for each in sorted(TEXT.rglob("*.py"))) * 2
+    pieces = (whole[start : start + 4000] for start in range(0, len(whole), 4000))
+    file.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces), encoding="utf-8")
+    return file
+
+
+def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
+    tokens = max(1024, run["length"])
+    quantised = run["method"] == "qlora"
+    return {
+        "base": {"path": str(base), "weights": "nf4" if quantised else "auto"},
+        "data": {"train": str(text), "max_length": run["length"], "held_out": 0.02},
+        "method": "lora" if quantised else run["method"],
+        "objective": "text",
+        "train": {"steps": 8, "tokens_per_step": tokens, "tokens_per_batch": tokens, "precision": "bf16",
+                  "gradient_checkpointing": run["twice"], "optimiser": run["optimiser"], "evaluate_rows": 8,
+                  "evaluate_every": 8, "checkpoint_every": 8},
+    }  # fmt: skip
+
+
+def one_run(run: dict[str, Any], folder: Path) -> None:
+    """In a process of its own: plan, train, print both."""
+    import tunesmith
+
+    recipe = recipe_of(run, folder / run["base"], folder / "text.jsonl")
+    finished = tunesmith.train(recipe, folder / "run")
+    plans = [event for event in finished.events() if event["event"] == "plan"]
+    steps = [event["seconds"] for event in finished.events() if event["event"] == "step"]
+    seconds = tunesmith.plan(recipe=recipe).time.seconds_per_step
+    told = {
+        "memory": [plans[0]["predicted"]["memory"]["peak_bytes"], plans[-1]["measured"]["memory"]["peak_bytes"]],
+        "seconds": [seconds, statistics.median(steps[3:])],
+        "steps": steps,
+        "parts": plans[0]["predicted"]["memory"]["parts"],
+    }
+    print("RESULT " + json.dumps(told))
+
+
+def measure(only: int | None) -> None:
+    done = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
+    seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimiser")} for each in done]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_text(folder)
+        for run in [each for each in runs() if each not in seen][:only]:
+            make_base(run["base"], folder)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(folder)]
+            out = subprocess.run(command, capture_output=True, text=True)
+            line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
+            if line is None:
+                print(run, "failed:", out.stderr[-300:])
+                continue
+            done.append(run | json.loads(line.removeprefix("RESULT ")))
+            memory, seconds = (off(done[-1][name]) for name in ("memory", "seconds"))
+            print(
+                *run.values(),
+                f"memory {memory:+.1%} of {done[-1]['memory'][1] / 1e6:.0f} MB, time {seconds:+.1%}",
+                flush=True,
+            )
+            save(done)
+
+
+def off(pair: list[float]) -> float:
+    """How far the foretold lies from the measured."""
+    return pair[0] / pair[1] - 1
+
+
+def save(done: list[dict[str, Any]]) -> None:
+    from importlib.metadata import version
+
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.libc_ver()[0]} {platform.libc_ver()[1]}"
+    head = {
+        "machine": machine,
+        "date": str(date.today()),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    RESULTS.write_text(json.dumps(head | {"runs": done}, indent=1) + "\n", encoding="utf-8")
+
+
+def report() -> None:
+    """The table by base, and the scatter plots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    told = json.loads(RESULTS.read_text(encoding="utf-8"))
+    done = told["runs"]
+    lines = ["| runs | | memory: median, worst | time: median, worst |", "|---|---|---|---|"]
+    for name in (*BASES, "all"):
+        chosen = [each for each in done if name in ("all", each["base"])]
+        if chosen:
+            cells = []
+            for kind in ("memory", "seconds"):
+                errors = sorted(abs(off(each[kind])) for each in chosen)
+                cells.append(f"{statistics.median(errors):.1%}, {errors[-1]:.1%}")
+            lines.append(f"| {name} | {len(chosen)} | {cells[0]} | {cells[1]} |")
+    lines.append(f"\n{told['machine']}; PyTorch {told['torch']}, transformers {told['transformers']}; {told['date']}.")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3))
+    for axis, kind, unit, scale in zip(axes, ("memory", "seconds"), ("GB", "seconds a step"), (1e9, 1.0), strict=True):
+        for name in BASES:
+            pairs = [[value / scale for value in each[kind]] for each in done if each["base"] == name]
+            axis.scatter([pair[1] for pair in pairs], [pair[0] for pair in pairs], s=16, label=name)
+        ends = [min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])]
+        low = min(value / scale for each in done for value in each[kind])
+        axis.plot([low, ends[1]], [low, ends[1]], color="#888888", linewidth=1)
+        axis.set(xscale="log", yscale="log", xlabel=f"measured ({unit})", ylabel=f"foretold ({unit})")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS.with_suffix(".svg"))
+    print(RESULTS.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--run", type=json.loads)
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    if given.run is not None:
+        one_run(given.run, given.folder)
+        return
+    if not given.report:
+        measure(given.only)
+    report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""How long operations take: on this machine each is done and timed, with tensors of the same shapes; on others by the
+rates of their table, whichever of products and memory takes longer (Williams et al. 2009, the roofline)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.ops import native
+from tunesmith.ops.document_attention import documents_laid_out
+from tunesmith.planner.trace import AttentionShape, Operation, Shape
+
+OVERHEAD = 45e-6
+"""Seconds of Python and autograd around an operation on a CPU, beside its own call: what was missing of a model whose
+operations are small (benchmarks/plan_accuracy.py, llama-5m)."""
+
+NEAR = 2 * 2**20
+"""Bytes that the operation before has left in a core's own cache."""
+
+CACHES = 64 * 2**20
+"""Bytes that are written between two timings: more than a core's share of its processor's caches."""
+
+LARGE, LARGE_FLOPS = 2**29, 2e11
+"""Bytes and arithmetic of operations that are not tried."""
+
+SHORT, LONG = 0.05, 2.0
+"""Operations are timed five times within the one, three times within the other, in seconds, or once."""
+
+
+@dataclass
+class Clock:
+    """Times operations on this machine's CPU, each kind once.
+
+    Attributes:
+        lengths: of the documents that attention goes over.
+        seconds: what was measured.
+    """
+
+    lengths: Sequence[int]
+    seconds: dict[Operation, float] = field(default_factory=dict)
+    rates: dict[torch.dtype, tuple[float, float]] = field(default_factory=dict)
+    between: Tensor = field(default_factory=lambda: torch.zeros(CACHES // 4))
+
+    def total(self, operations: Mapping[Operation, float]) -> float:
+        """Seconds of all of them, one after another."""
+        return sum(count * (self.of(operation) + OVERHEAD) for operation, count in operations.items())
+
+    def of(self, operation: Operation) -> float:
+        """Seconds of one."""
+        if operation not in self.seconds:
+            large = operation.moved > LARGE or operation.flops > LARGE_FLOPS
+            self.seconds[operation] = self._by_rates(operation) if large else self._measured(operation)
+        return self.seconds[operation]
+
+    def _by_rates(self, operation: Operation) -> float:
+        """Of one that would take too long, or too much memory, to try: whichever of arithmetic and memory takes
+        longer, at the rates of smaller ones."""
+        flops, memory = self._rates(operation.precision)
+        return max(operation.flops / flops, operation.moved / memory)
+
+    def _rates(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Arithmetic and bytes a second, by a product and an addition of usual size."""
+        if dtype not in self.rates:
+            side = 2048
+            a = torch.full((side, side), 0.01, dtype=dtype)
+            b = torch.full((LARGE // 16,), 0.01)
+            a @ a, b.add_(1)
+            product = median(self._timed(lambda: a @ a) for _ in range(3))
+            addition = median(self._timed(lambda: b.add_(1)) for _ in range(3))
+            self.rates[dtype] = 2 * side**3 / product, 2 * b.nbytes / addition
+        return self.rates[dtype]
+
+    @torch.no_grad()
+    def _measured(self, operation: Operation) -> float:
+        act = _torch(operation) if "." in operation.name else self._kernel(operation)
+        try:
+            act()  # the first one makes code for the shape
+            cold = operation.moved > NEAR
+            found = [self._timed(act, cold)]
+            while len(found) < (5 if sum(found) < SHORT else 3 if sum(found) < LONG else 1):
+                found.append(self._timed(act, cold))
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return 0.0
+        return median(found)
+
+    def _timed(self, act: Any, cold: bool = True) -> float:
+        """If cold, with nothing of its tensors in the caches, as is the case after the other operations of a step."""
+        if cold:
+            self.between.add_(1)
+        started = time.perf_counter()
+        act()
+        return time.perf_counter() - started
+
+    def _kernel(self, operation: Operation) -> Any:
+        given = [_like(each) for each in operation.arguments]
+        if isinstance(operation.arguments[0], AttentionShape):
+            given[1] = self._documents(operation)
+        return lambda: native.call_named(operation.name, *given)
+
+    def _documents(self, operation: Operation) -> Tensor:
+        """The batch's documents, or as many of one length where a method puts something before each."""
+        _, _, count, queries, keys = operation.arguments[:5]
+        tokens = queries.sizes[0]
+        lengths = list(self.lengths)
+        if len(lengths) != count or sum(lengths) != tokens:
+            lengths = [tokens // count] * (count - 1) + [tokens - tokens // count * (count - 1)]
+        return documents_laid_out(lengths, (keys.sizes[0] - tokens) // count)
+
+
+def _torch(operation: Operation) -> Any:
+    """A call of it, on new tensors."""
+    library, packet, overload = operation.name.split(".")
+    function = getattr(getattr(getattr(torch.ops, library), packet), overload)
+    given = [_like(each) for each in operation.arguments]
+    named = {name: _like(value) for name, value in operation.keywords}
+    return lambda: function(*given, **named)
+
+
+def _like(value: Any) -> Any:
+    """A tensor with numbers for a shape, a list for a tuple."""
+    if isinstance(value, AttentionShape):
+        return native.Shape(*value)
+    if isinstance(value, Shape):
+        return _tensor(value)
+    if isinstance(value, tuple):
+        return [_like(each) for each in value]
+    return value
+
+
+def _tensor(shape: Shape) -> Tensor:
+    """Filled with small numbers: pages that were never written to cost nothing to read, and zeros are no fair load."""
+    tensor = torch.empty_strided(shape.sizes, shape.strides, dtype=shape.dtype)
+    return tensor.fill_(0.01) if shape.dtype.is_floating_point else tensor.zero_()

@@ -1,0 +1,33 @@
+"""What is held while a base's weights are read."""
+
+from pathlib import Path
+
+import torch
+
+from tunesmith.models.load import locate
+from tunesmith.planner.device import Device
+from tunesmith.planner.step import Step
+from tunesmith.recipe import Base
+
+PIECES = 100 * 2**20
+"""What quantising a matrix in pieces takes beside it, and bitsandbytes' code."""
+
+
+def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) -> dict[str, int]:
+    """Bytes by part. On a CPU files stay mapped while a weight of theirs is in use; for a GPU the host maps them."""
+    held = {part: step.parts.get(part, 0) for part in ("weights", "quantisation constants")}
+    held["weights"] += step.parts.get("trained weights", 0)
+    if base.from_scratch or device.kind != "cpu":
+        return held
+    stored = stored_bytes(base)
+    if base.quantised:
+        return held | {"stored weights": stored or round(step.parameters * dtype.itemsize), "quantising": PIECES}
+    same = stored is None or abs(stored - step.parameters * dtype.itemsize) < 0.02 * stored
+    return held if same else held | {"stored weights": stored or 0}
+
+
+def stored_bytes(base: Base) -> int | None:
+    """Of the base's weights in its files; None where they are not on this machine."""
+    folder = Path(locate(base))
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return sum(file.stat().st_size for file in files) if files else None

@@ -1,0 +1,188 @@
+"""A run's memory and time, foretold from its recipe: the one function that the command, the trainer and the reports
+ask."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tunesmith.data.pack import WIDTH_STEP, collate, width
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.workload import Workload, heaviest
+from tunesmith.planner.clock import Clock
+from tunesmith.planner.device import Device, program_bytes
+from tunesmith.planner.loading import while_loading
+from tunesmith.planner.roofline import seconds_on
+from tunesmith.planner.step import Step, step_of
+
+KERNEL_BYTES = 1.1e6
+"""What a CPU's matrix library keeps of code for each shape of a product that it has met (measured: 0.9 to 1.3 MB)."""
+
+FIRST_USE = 25 * 2**20
+"""What libraries take when they are first used in training (measured: 10 to 50 MB)."""
+
+MOST_KERNELS = 1024
+"""So many it keeps (oneDNN's primitive cache)."""
+
+SHOWN_AS = {"trained weights": "weights", "workspace": "activations", "loss": "loss workspace"}
+"""Parts of the trace by the names that they have in a plan. What a pass needs at once and does not keep counts as
+activations."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        parts: by name, when most are held.
+        peaks: the most that is held in each phase: loading, evaluating, training.
+    """
+
+    parts: dict[str, int]
+    peaks: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Time:
+    """Of the steps alone, without evaluations.
+
+    Attributes:
+        seconds_per_step: on average.
+        tokens_per_second: real tokens, forward, backward and update.
+        total_seconds: of all steps; None where no rows tell how many there are.
+    """
+
+    seconds_per_step: float
+    tokens_per_second: float
+    total_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take on a device.
+
+    Attributes:
+        memory: at its peak and by phase.
+        step: what was found out about one step.
+        device: where.
+        recomputed: how many blocks compute their activations twice.
+        workload: the rows, and how many tokens go at once.
+        available: bytes that the run may take.
+        dtype: of everything that is not quantised.
+    """
+
+    memory: Memory
+    step: Step
+    device: Device
+    recomputed: int
+    workload: Workload
+    available: int
+    dtype: torch.dtype
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak_bytes <= self.available
+
+    @cached_property
+    def time(self) -> Time:
+        """Measured operation by operation on this machine's CPU; by the table's rates elsewhere."""
+        batches = self.workload.batches(self.step.packed)
+        steps = self.workload.steps(batches)
+        rows = heaviest(batches, steps)
+        lengths = batches.table.lengths
+        seconds = seconds_on(self.device, self._clock)
+        batch = seconds(self.step.learning) / sum(int(lengths[row]) for row in rows)  # a token
+        update = seconds(self.step.updating)
+        tokens = batches.tokens_in(0, steps)
+        a_step = batch * tokens / steps + update
+        return Time(a_step, tokens / steps / a_step, a_step * steps if self.workload.known else None)
+
+    @property
+    def _clock(self) -> Clock:
+        batches = self.workload.batches(self.step.packed)
+        rows = heaviest(batches, self.workload.steps(batches))
+        return Clock(collate(self.workload.table, rows).lengths)
+
+    def to_dict(self, timed: bool = True) -> dict[str, Any]:
+        """As `tunesmith plan --json` prints it, and as the event `plan` has it."""
+        memory = {"peak_bytes": self.memory.peak_bytes, "parts": self.memory.parts, "peaks": self.memory.peaks}
+        found: dict[str, Any] = {"memory": memory, "fits": self.fits, "device": self.device.name}
+        if timed:
+            found["time"] = vars(self.time)
+        return found
+
+
+def plan_run(
+    workload: Workload,
+    dtype: torch.dtype,
+    device: Device,
+    available: int | None = None,
+    recomputed: int | None = None,
+) -> Plan:
+    """Foretell a run; no weight is read.
+
+    Args:
+        workload: the recipe, its objective settled, and the rows.
+        dtype: of everything that is not quantised.
+        device: where it is to run.
+        available: bytes that it may take; default: all that the device has.
+        recomputed: how many blocks compute their activations twice; default: as the recipe says.
+
+    Raises:
+        UserError: base, method and objective do not go together, or the family cannot be carried out without numbers.
+    """
+
+    def rows(packed: bool) -> tuple[TokenTable, list[int]]:
+        batches = workload.batches(packed)
+        return workload.table, heaviest(batches, workload.steps(batches))
+
+    step = step_of(workload.recipe, rows, dtype, device.holds, recomputed)
+    if recomputed is None:
+        recomputed = step.blocks if workload.recipe.train.gradient_checkpointing else 0
+    return plan_of(step, workload, dtype, device, available, recomputed)
+
+
+def plan_of(
+    step: Step, workload: Workload, dtype: torch.dtype, device: Device, available: int | None, recomputed: int
+) -> Plan:
+    """The plan of a run of which one step is known; arguments as in `plan_run`."""
+    program = {"program": device.program_bytes}
+    if device.is_here and device.kind == "cpu":  # what foretelling itself has taken stays with the process
+        shapes = min(MOST_KERNELS, step.products * _widths(workload, step.packed))
+        program["program"] = program_bytes() + FIRST_USE + round(KERNEL_BYTES * shapes)
+    phases = {
+        "loading": program | while_loading(workload.recipe.base, step, dtype, device),
+        "evaluating": program | _named(step.evaluating),
+        "training": program | _named(step.parts) | {"allocator slack": step.slack},
+    }
+    peaks = {name: sum(parts.values()) for name, parts in phases.items()}
+    most = max(phases, key=lambda name: peaks[name])
+    room = device.memory_bytes if available is None else available
+    return Plan(Memory(phases[most], peaks), step, device, recomputed, workload, room, dtype)
+
+
+def _widths(workload: Workload, packed: bool) -> int:
+    """How many different widths the run's batches have, and so how many shapes each product."""
+    batches = workload.batches(packed)
+    lengths = batches.table.lengths
+    return len(
+        {
+            -(-width([int(lengths[row]) for row in rows], not packed) // WIDTH_STEP)
+            for step in range(workload.steps(batches))
+            for rows in batches.step(step)
+        }
+    )
+
+
+def _named(parts: Mapping[str, int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part, count in parts.items():
+        name = SHOWN_AS.get(part, part)
+        found[name] = found.get(name, 0) + count
+    return found

@@ -1,0 +1,323 @@
+"""A run's step without numbers: the model imagined, its heaviest batch, the update; memory and operations by phase."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from tunesmith.data.example import Source
+from tunesmith.data.pack import Batch, collate
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.memory import recompute
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.trainable import base_parameters, is_hidden, made_trainable
+from tunesmith.engine.update import ON_CUDA_ALONE
+from tunesmith.errors import UserError
+from tunesmith.models.anatomy import blocks
+from tunesmith.models.attention import packs
+from tunesmith.models.heads import body_is_frozen
+from tunesmith.models.imagined import imagining
+from tunesmith.models.load import imagined_model, locate
+from tunesmith.models.prompts import plain_model
+from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.planner.allocators import Passes
+from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
+from tunesmith.recipe import Recipe
+
+FEW_LAYERS = 12
+"""Models of more blocks are carried out with few of them, twice, and the rest is read off the line through both."""
+
+EIGHT_BITS = 2 * (1 + 4 / 256)
+"""Bytes a number that both of AdamW's moments take in 8 bits: a code each, and an fp32 scale for 256 of them (Dettmers
+et al. 2022, section 2.1)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch and one update take.
+
+    Attributes:
+        parts: bytes by part when most are held.
+        slack: what the allocator has of the system beyond them.
+        evaluating: bytes by part when most are held without gradients.
+        learning: how often each operation is done, forward and backward, for the batch.
+        updating: in the optimiser's step.
+        judging: in the loss of the batch without gradients.
+        parameters: of the base.
+        trained: numbers that move.
+        blocks: of the model.
+        packed: whether rows are packed.
+    """
+
+    parts: dict[str, int]
+    slack: int
+    evaluating: dict[str, int]
+    learning: dict[Operation, float]
+    updating: dict[Operation, float]
+    judging: dict[Operation, float]
+    parameters: int
+    trained: int
+    blocks: int
+    packed: bool
+
+    @property
+    def products(self) -> int:
+        """How many different products of matrices it does."""
+        return sum(operation.name.startswith(PRODUCTS) for operation in {**self.learning, **self.judging})
+
+
+Holds = Callable[[Passes], int]
+
+Rows = Callable[[bool], tuple[TokenTable, list[int]]]
+"""Gives a table and the rows of it that are the batch, when told whether rows are packed."""
+
+
+def step_of(recipe: Recipe, rows: Rows, dtype: torch.dtype, holds: Holds, recomputed: int | None = None) -> Step:
+    """Carry out one step of the recipe without numbers.
+
+    Args:
+        recipe: with its objective settled.
+        rows: of the heaviest batch.
+        dtype: of what is not quantised.
+        holds: what the device's allocator has of the system for them.
+        recomputed: how many blocks compute their activations twice; default: as the recipe says.
+
+    Raises:
+        UserError: base, method and objective do not go together, or the family cannot be carried out so.
+    """
+    config = _config(recipe)
+    once = partial(_carried_out, recipe, rows, dtype, holds)
+    counts = _few_layers(config)
+    if counts is None:
+        return once(None, recomputed)
+    fewer, more = counts
+    layers = config.get_text_config().num_hidden_layers
+    low, high = (once(count, None if recomputed is None else round(recomputed * count / layers)) for count in counts)
+    return _along(low, high, (layers - fewer) / (more - fewer), layers)
+
+
+def _config(recipe: Recipe) -> PretrainedConfig:
+    base = recipe.base
+    return AutoConfig.from_pretrained(locate(base), revision=base.revision, trust_remote_code=base.trust_remote_code)
+
+
+def _few_layers(config: PretrainedConfig) -> tuple[int, int] | None:
+    """Two numbers of blocks, whole repetitions of the family's pattern; None where all are to be carried out."""
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", 0)
+    if config.is_encoder_decoder or layers <= FEW_LAYERS:
+        return None
+    lists = [each for each in vars(text).values() if isinstance(each, list) and len(each) == layers]
+    period = next(
+        size
+        for size in range(1, layers + 1)
+        if all(each[place] == each[place % size] for each in lists for place in range(layers))
+    )
+    fewer = -(-3 // period) * period
+    return (fewer, fewer + period) if fewer + period < layers else None
+
+
+def _carried_out(
+    recipe: Recipe,
+    rows: Rows,
+    dtype: torch.dtype,
+    holds: Holds,
+    layers: int | None,
+    recomputed: int | None,
+) -> Step:
+    try:
+        with imagining():
+            model = made_trainable(recipe, imagined_model(recipe.base, dtype, recipe.objective.ending, layers))
+            if recomputed is not None:
+                recompute(model, recomputed)
+            return _Rehearsal(recipe, model, rows, holds).step()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(
+            f"base: {recipe.base.path}: a step of it cannot be foretold, since its forward pass asks for numbers "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    finally:
+        gc.collect()
+
+
+class _Rehearsal:
+    """A model without numbers, its optimiser and its batch, watched."""
+
+    def __init__(self, recipe: Recipe, model: PreTrainedModel, rows: Rows, holds: Holds) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.holds = holds
+        self.batch = _batch(model, rows)
+        self.trace = Trace()
+        self.watch = Watch(self.trace, "workspace")
+        plain = recipe.train.model_copy(update={"optimiser": "adamw"})
+        self.in_eight_bits = recipe.train.optimiser in ON_CUDA_ALONE
+        hidden = [is_hidden(model)] if recipe.train.optimiser == "muon" else []
+        self.masters = MasterWeights(
+            model.named_parameters(), plain if self.in_eight_bits else recipe.train, lambda _: 1.0, *hidden
+        )
+        moving = [each for each in model.parameters() if each.requires_grad]
+        self.watch.hold(model.parameters(), "weights")
+        self.watch.hold(model.buffers(), "weights")
+        for layer in model.modules():
+            if isinstance(layer, QuantisedLinear):
+                held = layer.quantised
+                constants = [held.scales, held.scale_offset, held.scale_scales]
+                self.watch.hold([held.codes], "weights")
+                self.watch.hold([each for each in constants if each is not None], "quantisation constants")
+        self.watch.hold(moving, "trained weights" if recipe.method.kind == "full" else "adapters")
+        self.watch.hold([self.masters.flat], "optimiser")
+        self.watch.hold([self.masters.grad], "gradients")
+        if self.masters.average is not None:
+            self.watch.hold([self.masters.average], "optimiser")
+
+    def step(self) -> Step:
+        """Evaluation, the batch, the update; and, for the allocator, the batch once more, beside the new moments."""
+        judging, held = self._phase(self._evaluate)
+        first = len(self.trace.events)
+        learning, _ = self._phase(self._learn)
+        last = len(self.trace.events)
+        updating, _ = self._phase(self._update)
+        events = self.trace.events
+        forward, back = events[first : self.turn], events[self.turn : last]
+        once_more = again(forward + back)
+        passes = [(events[:first], False), (forward, True), (back + events[last:], False)]
+        passes += [(once_more[: len(forward)], True), (once_more[len(forward) :], False)]
+        second = len(events)
+        events += once_more
+        parts = self.trace.peak(second)
+        plain = plain_model(self.model)
+        return Step(
+            parts,
+            max(0, self.holds(passes) - sum(parts.values())),
+            held,
+            learning,
+            updating,
+            judging,
+            base_parameters(self.model),
+            len(self.masters.flat),
+            len(blocks(plain)),
+            packs(plain),
+        )
+
+    def _phase(self, act: Callable[[], None]) -> tuple[dict[Operation, float], dict[str, int]]:
+        """Its operations, and the bytes by part when it holds most."""
+        before = len(self.trace.events)
+        self.trace.operations = Counter()
+        act()
+        return dict(self.trace.operations), self.trace.peak(before)
+
+    def _learn(self) -> None:
+        self.model.train()
+        with self.watch.on(), _told_apart(self.model, self.watch):
+            loss = self.recipe.objective.loss(self.model, self.batch)
+            self.turn = len(self.trace.events)
+            loss.backward()
+
+    def _evaluate(self) -> None:
+        self.model.eval()
+        with self.watch.on(), torch.no_grad(), _told_apart(self.model, self.watch):
+            self.recipe.objective.losses(self.model, self.batch)
+
+    def _update(self) -> None:
+        with self.watch.on(), self.watch.counting_as("optimiser"), torch.no_grad():
+            if self.in_eight_bits:
+                self.moments = torch.empty(int(EIGHT_BITS * len(self.masters.flat)), dtype=torch.uint8)
+                return
+            self.masters.grad.mul_(1.0)
+            for rule in self.masters.rules:
+                rule.step()
+            for view, parameter in zip(self.masters.views, self.masters.parameters, strict=True):
+                if parameter.dtype != view.dtype:
+                    parameter.copy_(view)
+            self.masters.grad.zero_()
+
+
+def _batch(model: PreTrainedModel, rows: Rows) -> Batch:
+    table, chosen = rows(packs(plain_model(model)))
+    if body_is_frozen(model):
+        table = replace(table, features=np.zeros((len(table), model.config.get_text_config().hidden_size), np.float32))
+    return collate(table, chosen)
+
+
+def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
+    """Rows of these lengths, all of which is learnt, for what the objective teaches.
+
+    Raises:
+        UserError: only real rows can tell.
+    """
+    ending = recipe.objective.ending
+    if ending.kind == "vocabulary":
+        return TokenTable.build(
+            (np.zeros(length, np.int32), np.ones(length, np.bool_), Source("", 1)) for length in lengths
+        )
+    if ending.kind != "classes":
+        raise UserError(f"objective: {recipe.objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
+    told = (0.0,) * (1 if ending.problem != "multi_label_classification" else len(ending.labels))
+    return TokenTable.build(
+        (np.zeros(length, np.int32), np.arange(length) == length - 1, Source("", 1), told) for length in lengths
+    )
+
+
+@contextmanager
+def _told_apart(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
+    """Within the block what is made behind the model's body, and before the backward pass is back there, is the
+    loss's."""
+    plain = plain_model(model)
+    body: nn.Module = plain.get_decoder() if plain.config.is_encoder_decoder else plain.base_model
+
+    def back(_: Tensor) -> None:
+        watch.part = "workspace"
+
+    def behind(_: nn.Module, __: object, out: object) -> None:
+        watch.part = "loss"
+        hidden = getattr(out, "last_hidden_state", None)
+        if hidden is not None and hidden.requires_grad:
+            hidden.register_hook(back)
+
+    hook = body.register_forward_hook(behind)
+    try:
+        yield
+    finally:
+        hook.remove()
+        watch.part = "workspace"
+
+
+Key = TypeVar("Key")
+
+
+def _along(low: Step, high: Step, share: float, blocks: int) -> Step:
+    """The step of a model that is `share` times as far from `low` as `high` is."""
+
+    def number(one: float, other: float) -> int:
+        return round(one + share * (other - one))
+
+    def counted(one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
+        return {key: one.get(key, 0) + share * (other.get(key, 0) - one.get(key, 0)) for key in {**one, **other}}
+
+    parts = {part: round(count) for part, count in counted(low.parts, high.parts).items()}
+    return Step(
+        parts,
+        round(high.slack * _passing(parts) / max(1, _passing(high.parts))),  # gaps go with what comes and goes
+        {part: round(count) for part, count in counted(low.evaluating, high.evaluating).items()},
+        counted(low.learning, high.learning),
+        counted(low.updating, high.updating),
+        counted(low.judging, high.judging),
+        number(low.parameters, high.parameters),
+        number(low.trained, high.trained),
+        blocks,
+        low.packed,
+    )
+
+
+def _passing(parts: Mapping[str, int]) -> int:
+    """Bytes of what a pass makes and lets go of."""
+    return sum(parts.get(name, 0) for name in ("activations", "workspace", "loss"))

@@ -1,0 +1,171 @@
+"""A plan in the terminal and as a page: what memory is made of, how long it takes, where it fits."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.errors import UserError
+from tunesmith.planner.ask import OnDevice
+from tunesmith.planner.plan import Plan
+from tunesmith.report.words import count, duration, size
+
+COLOURS = {
+    "weights": "#4477aa",
+    "stored weights": "#88aacc",
+    "quantisation constants": "#66ccee",
+    "quantising": "#aaddee",
+    "adapters": "#228833",
+    "gradients": "#ccbb44",
+    "optimiser": "#ee8866",
+    "activations": "#ee6677",
+    "loss workspace": "#aa3377",
+    "key–value cache": "#aa3377",
+    "workspace": "#ee6677",
+    "allocator slack": "#bbbbbb",
+    "program": "#777777",
+}
+"""Parts of memory (Tol 2021, the bright scheme, which colour-blind readers can tell apart)."""
+
+BAR = 40
+"""Characters of the longest bar."""
+
+
+def parts_table(title: str, parts: Mapping[str, int]) -> Table:
+    """Bytes by part, the largest first, each with a bar."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title)
+    table.add_column("memory", justify="right")
+    table.add_column("")
+    most = max(parts.values())
+    for name, held in sorted(parts.items(), key=lambda part: -part[1]):
+        if held > 0:
+            table.add_row(name, size(held), Text("█" * max(1, round(BAR * held / most)), COLOURS.get(name, "#777777")))
+    table.add_section()
+    table.add_row("peak", Text(size(sum(parts.values())), "bold"), "")
+    return table
+
+
+def methods_plan_table(plans: Mapping[str, Plan | UserError]) -> Table:
+    """Each method with what it trains, takes, and whether it fits; over the bars' common scale."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method")
+    for title in ("trains", "memory", "fits", "tokens/s"):
+        table.add_column(title, justify="right")
+    table.add_column("made of")
+    most = max((plan.memory.peak_bytes for plan in plans.values() if isinstance(plan, Plan)), default=1)
+    for name, plan in plans.items():
+        if isinstance(plan, UserError):
+            table.add_row(name, "", "", "–", "", "cannot be put on it")
+            continue
+        fits = Text("yes", "green") if plan.fits else Text("no", "red")
+        speed = count(plan.time.tokens_per_second)
+        table.add_row(name, count(plan.step.trained), size(plan.memory.peak_bytes), fits, speed, _bar(plan, most))
+    return table
+
+
+def legend(plans: Sequence[Plan]) -> Text:
+    """What the bars' colours stand for."""
+    found = Text()
+    names = {part for plan in plans for part, held in plan.memory.parts.items() if held}
+    for name in COLOURS:
+        if name in names:
+            found.append("█ ", COLOURS[name])
+            found.append(f"{name}  ")
+    return found
+
+
+def _bar(plan: Plan, most: int, width: int = 24) -> Text:
+    bar = Text()
+    for name in COLOURS:
+        held = plan.memory.parts.get(name, 0)
+        bar.append("█" * round(width * held / most), COLOURS[name])
+    return bar
+
+
+def devices_table(found: Sequence[OnDevice], price: float | None) -> Table:
+    """The run on every device of the table."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("device", no_wrap=True)
+    known = all(each.plan.workload.known for each in found)
+    for title in ("has", "needs", "cards", "tokens/s", *(("all steps", "cost") if known else ("$/M tokens",))):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each in found:
+        plan, device = each.plan, each.device
+        cards = "–" if each.cards == 0 else f"{each.cards:,}"
+        time = plan.time
+        total = time.total_seconds
+        told = [count(time.tokens_per_second), *([duration(total)] if known else []), cost(plan, price)]
+        table.add_row(
+            device.name,
+            size(device.memory_bytes),
+            size(plan.memory.peak_bytes),
+            Text(cards, "" if each.cards == 1 else "red"),
+            *(told if each.cards == 1 else [""] * len(told)),
+        )
+    return table
+
+
+def cost(plan: Plan, price: float | None) -> str:
+    """US dollars for all steps, at a price an hour; for a million tokens where no rows say how many there are."""
+    hourly = plan.device.price if price is None else price
+    if hourly is None:
+        return ""
+    total = plan.time.total_seconds
+    if total is None:
+        return f"${1e6 / plan.time.tokens_per_second / 3600 * hourly:,.2f}"
+    return f"${total / 3600 * hourly:,.2f}"
+
+
+def plan_page(plans: Mapping[str, Plan], title: str) -> str:
+    """A page with one bar chart: what the memory of each plan is made of."""
+    most = max(plan.memory.peak_bytes for plan in plans.values())
+    width, left, height = 720, 150, 34 * len(plans) + 60
+    bars = []
+    for row, (name, plan) in enumerate(plans.items()):
+        at, y = float(left), 10 + 34 * row
+        bars.append(f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
+        for part in COLOURS:
+            held = plan.memory.parts.get(part, 0)
+            long = (width - left - 90) * held / most
+            if held > 0:
+                tip = f"<title>{escape(name)}: {escape(part)} {size(held)}</title>"
+                bars.append(
+                    f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="22" fill="{COLOURS[part]}">{tip}</rect>'
+                )
+                at += long
+        bars.append(f'<text x="{at + 6:.1f}" y="{y + 15}">{size(plan.memory.peak_bytes)}</text>')
+    names = [part for part in COLOURS if any(plan.memory.parts.get(part, 0) for plan in plans.values())]
+    keys = "".join(f'<span><i style="background:{COLOURS[part]}"></i>{escape(part)}</span>' for part in names)
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{escape(title)}</title><style>body{{font:14px system-ui,sans-serif;max-width:760px;margin:2em auto;"
+        "padding:0 1em;color:#222;background:#fff}svg{width:100%;height:auto}text{font-size:12px;fill:currentColor}"
+        "span{margin-right:1.2em;white-space:nowrap}i{display:inline-block;width:.8em;height:.8em;margin-right:.4em}"
+        "@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}</style>"
+        f"<h1>{escape(title)}</h1><svg viewBox='0 0 {width} {height - 40}' role='img' aria-label='{escape(title)}'>"
+        f"{''.join(bars)}</svg><p>{keys}</p>"
+    )
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """The lines above a plan's parts, by name."""
+    recipe = plan.workload.recipe
+    weights = recipe.base.weights if recipe.base.quantised else str(plan.dtype).removeprefix("torch.")
+    twice = f", {plan.recomputed} of {plan.step.blocks} blocks computed twice" if plan.recomputed else ""
+    time = plan.time
+    told = {
+        "method": f"{recipe.method.kind} on {count(plan.step.parameters)} parameters in {weights}, training "
+        f"{count(plan.step.trained)}",
+        "batch": f"{plan.workload.tokens_per_batch:,} tokens at once, the longest row {plan.workload.longest:,}{twice}",
+        "on": f"{plan.device.name}: {size(plan.available)}, so it {'fits' if plan.fits else 'does not fit'}",
+        "speed": f"{count(time.tokens_per_second)} tokens a second, {time.seconds_per_step:.3g} s a step",
+    }
+    if time.total_seconds is not None:
+        told["all steps"] = (
+            f"{duration(time.total_seconds)} for {plan.workload.steps(plan.workload.batches(plan.step.packed)):,} steps"
+        )
+    return told

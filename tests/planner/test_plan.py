@@ -1,0 +1,139 @@
+"""What a plan says: on known models what arithmetic and the literature say, and what would fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunesmith
+from tunesmith.errors import UserError
+from tunesmith.planner.ask import best_that_fits, on_devices, recipe_of
+from tunesmith.planner.device import device_named, known_devices
+from tunesmith.planner.serving import key_value_bytes, serving_memory
+from tunesmith.planner.shapes import HERE, known_shapes, with_known_shape
+from tunesmith.recipe import Base
+
+PUBLISHED = {
+    "gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "llama-2-7b": 6_738_415_616, "llama-65b": 65_285_660_672,
+    "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496, "llama-3.2-1b": 1_235_814_400,
+    "mistral-7b": 7_241_732_096, "mixtral-8x7b": 46_702_792_704, "phi-4": 14_659_507_200,
+    "qwen2.5-7b": 7_615_616_512, "qwen3-8b": 8_190_735_360, "gemma-3-270m": 268_098_176,
+    "smollm2-135m": 134_515_008,
+}  # fmt: skip
+"""Parameters as the models' cards on the hub count them (safetensors)."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_shipped_shape_has_as_many_parameters_as_its_model(name: str) -> None:
+    plan = tunesmith.plan(name, device="h100")
+    assert plan.step.parameters == pytest.approx(PUBLISHED[name], rel=0.002)
+
+
+def test_a_shape_goes_by_its_name_on_the_hub_and_a_directory_goes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, on_hub in known_shapes().items():
+        assert (HERE / name / "config.json").exists()
+        for each in (name, *on_hub):
+            assert with_known_shape(Base(path=each)).path == str(HERE / name)
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2").mkdir()
+    assert with_known_shape(Base(path="gpt2")).path == "gpt2"
+
+
+def test_mistral_runs_and_trains_in_what_its_readers_report() -> None:
+    whole = tunesmith.plan("mistral-7b", overrides=["method=full"], device="h100")
+    serving = sum(serving_memory(whole, context=1024, concurrency=1).values())
+    assert 14e9 < serving < 17e9  # "about 14 GB" of weights in bf16
+    assert whole.memory.peak_bytes > 90e9
+    assert not whole.fits
+    low = tunesmith.plan("mistral-7b", overrides=["base.weights=nf4"], device="rtx-4060-ti")
+    assert low.fits
+    assert low.memory.peak_bytes < 16e9
+
+
+def test_sixty_five_billion_parameters_are_tuned_on_48_gigabytes() -> None:
+    """Dettmers et al. 2023, abstract."""
+    settings = [
+        "base.weights=nf4",
+        "train.gradient_checkpointing=true",
+        "data.max_length=512",
+        "train.tokens_per_batch=512",
+    ]
+    plan = tunesmith.plan("llama-65b", overrides=settings, device="l40s")
+    assert plan.fits
+
+
+def test_keys_and_values_take_what_their_formula_says() -> None:
+    plan = tunesmith.plan("llama-3-8b", device="h100")
+    once, more = (serving_memory(plan, 8192, count)["key–value cache"] for count in (1, 16))
+    assert once == 2 * 32 * 8 * 128 * 8192 * 2
+    assert more == 16 * once
+    from transformers import AutoConfig
+
+    gemma = AutoConfig.from_pretrained(HERE / "gemma-3-1b")
+    full = sum(kind == "full_attention" for kind in gemma.layer_types)
+    expected = 2 * 1 * 256 * 2 * (full * 8192 + (26 - full) * 512)
+    assert key_value_bytes(gemma, 8192, 2) == expected  # a sliding window keeps its window
+
+
+def test_a_longer_row_a_larger_batch_and_a_larger_model_take_more() -> None:
+    def peak(base: str = "smollm2-135m", *settings: str) -> int:
+        return tunesmith.plan(base, overrides=settings, device="l4").memory.peak_bytes
+
+    assert peak() < peak("smollm2-135m", "train.tokens_per_step=8192", "train.tokens_per_batch=8192")
+    assert peak() < peak("smollm2-360m")
+    assert peak("smollm2-135m", "train.gradient_checkpointing=true") < peak()
+
+
+def test_what_fits_is_proposed_with_what_it_gives_up() -> None:
+    asked = recipe_of("llama-3-8b", None, None, ["method=full"])
+    found = best_that_fits(asked, device_named("rtx-4060-ti"), 16_000_000_000)
+    assert found.plan.memory.peak_bytes <= 16e9
+    assert "method=lora" in found.overrides
+    assert any("LoRA in place of" in each for each in found.given_up)
+    again = tunesmith.plan(
+        "llama-3-8b", overrides=[each for each in found.overrides if "memory_limit" not in each], device="rtx-4060-ti"
+    )
+    assert again.step.trained == found.plan.step.trained
+    with pytest.raises(UserError, match="hold no recipe"):
+        best_that_fits(asked, device_named("rtx-3060"), 3_000_000_000)
+
+
+def test_devices_are_told_apart_by_what_they_hold() -> None:
+    found = {each.device.name: each for each in on_devices(recipe_of("llama-3-8b", None, None, ["method=full"]))}
+    assert set(found) == set(known_devices())
+    assert found["rtx-4090"].cards > 1
+    assert found["h200"].cards == 2  # 158 GB on cards of 150
+    assert found["mi300x"].cards == 1
+    assert found["h100"].plan.time.tokens_per_second > found["a100-80gb"].plan.time.tokens_per_second
+
+
+def test_rows_tell_how_long_the_run_takes(tiny_model: Path, write_rows: Any) -> None:
+    recipe = {"base": str(tiny_model), "data": {"train": str(write_rows(200))}, "train": {"epochs": 2}}
+    plan = tunesmith.plan(recipe=recipe)
+    time = plan.time
+    assert time.total_seconds is not None
+    steps = plan.workload.steps(plan.workload.batches(plan.step.packed))
+    assert time.total_seconds == pytest.approx(steps * time.seconds_per_step)
+    assert tunesmith.plan(str(tiny_model)).time.total_seconds is None
+
+
+def test_rows_are_counted_by_their_characters_where_the_tokeniser_is_not_here(write_rows: Any) -> None:
+    plan = tunesmith.plan("llama-3-8b", data=str(write_rows(100)), device="h100")
+    assert 5 <= plan.workload.longest <= 40
+    assert len(plan.workload.table) > 80
+
+
+def test_what_is_promised_to_tools_is_there(tiny_model: Path) -> None:
+    told = json.loads(json.dumps(tunesmith.plan(str(tiny_model)).to_dict()))
+    assert told["memory"]["peak_bytes"] == sum(told["memory"]["parts"].values())
+    assert set(told["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
+    assert told["fits"] is True
+    assert told["device"] == "this CPU"
+
+
+def test_an_unknown_device_is_refused_with_those_that_are_known(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"--device: gtx-970 is not known. Known: here, rtx-3060"):
+        tunesmith.plan(str(tiny_model), device="gtx-970")

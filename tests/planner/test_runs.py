@@ -1,0 +1,128 @@
+"""A run is held to its plan: refused before it loads, within its limit, and alive when memory runs out all the same."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tunesmith
+from tunesmith.engine.memory import halves
+from tunesmith.errors import UserError
+from tunesmith.planner.shapes import HERE
+
+
+def recipe_for(base: Path, rows: Path, **train: Any) -> dict[str, Any]:
+    settings = {"steps": 3, "tokens_per_step": 512, "precision": "fp32", **train}
+    return {"base": str(base), "data": {"train": str(rows), "held_out": 0.1, "max_length": 64}, "train": settings}
+
+
+def test_a_base_that_does_not_fit_is_refused_before_a_weight_of_it_is_read(tmp_path: Path, write_rows: Any) -> None:
+    huge = tmp_path / "huge"
+    shutil.copytree(HERE / "llama-3-70b", huge)  # a config without any weights
+    for file in tunesmith.embedded_base().glob("*token*"):
+        shutil.copy(file, huge)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "A line of text that goes on for a while."}\n' * 60, encoding="utf-8")
+    recipe = recipe_for(huge, text) | {"method": "full", "objective": "text"}
+    with pytest.raises(UserError, match=r"GB are needed and .* GB are free"):
+        tunesmith.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_what_was_foretold_and_what_was_measured_in_one_shape(
+    tiny_model: Path, tmp_path: Path, write_rows: Any
+) -> None:
+    run = tunesmith.train(recipe_for(tiny_model, write_rows()), tmp_path / "run")
+    predicted, measured = (
+        next(event[side] for event in run.events() if event["event"] == "plan" and side in event)
+        for side in ("predicted", "measured")
+    )
+    for told in (predicted, measured):
+        assert told["memory"]["peak_bytes"] == sum(told["memory"]["parts"].values())
+        assert set(told["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
+        assert {"fits", "device"} <= set(told)
+
+
+def test_a_run_within_a_limit_learns_the_same_and_says_what_it_gave_up(
+    tiny_model: Path, tmp_path: Path, write_rows: Any
+) -> None:
+    rows = write_rows()
+    free = tunesmith.train(recipe_for(tiny_model, rows), tmp_path / "free")
+    kept = tunesmith.train(recipe_for(tiny_model, rows, memory_limit="64GB"), tmp_path / "kept")
+
+    def losses(run: Any) -> list[float]:
+        return [event["loss"] for event in run.events() if event["event"] == "step"]
+
+    assert losses(kept) == pytest.approx(losses(free), rel=1e-6)
+    told = next(event for event in kept.events() if event["event"] == "memory")
+    assert (told["recomputed"], told["blocks"], told["tokens_per_batch"]) == (0, 2, 512)
+    with pytest.raises(UserError, match=r"train.memory_limit: 0.01 GB are too few.* Set memory_limit: "):
+        tunesmith.train(recipe_for(tiny_model, rows, memory_limit="10MB"), tmp_path / "none")
+
+
+def test_a_batch_is_halved_between_rows() -> None:
+    assert halves([7, 8, 9], [10, 10, 20]) == ([7, 8], [9])
+    assert halves([7, 8], [100, 1]) == ([7], [8])
+    assert halves([1, 2, 3, 4], [5, 5, 5, 5]) == ([1, 2], [3, 4])
+
+
+RUNS_OUT = """
+import json, resource, sys
+import tunesmith
+from tunesmith.planner.measure import forget_peak
+
+def pages() -> int:
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+def watch(event):
+    if event["event"] == "data":  # after loading, before the first batch
+        room = pages() + int(sys.argv[2])
+        resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
+    if event["event"] == "evaluation":
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+run = tunesmith.train(json.loads(sys.argv[1]), sys.argv[3], subscribers=[watch])
+print(json.dumps([event for event in run.events()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_a_run_that_memory_fails_goes_on_with_half_as_much_at_once(tmp_path: Path, write_rows: Any) -> None:
+    recipe = {
+        "base": "embedded",
+        "data": {"train": str(write_rows(300)), "held_out": 0.1, "max_length": 64},
+        "train": {"steps": 2, "tokens_per_step": 4096, "tokens_per_batch": 4096, "precision": "fp32"},
+    }
+
+    def events(room: int, name: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-c", RUNS_OUT, json.dumps(recipe), str(room), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-800:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    short, free = events(100_000_000, "short"), events(64_000_000_000, "free")
+    said = [event["message"] for event in short if event["event"] == "warning"]
+    assert any("Memory ran out with" in message for message in said), said
+
+    def steps(told: list[dict[str, Any]]) -> list[tuple[float, int]]:
+        return [(event["loss"], event["tokens"]) for event in told if event["event"] == "step"]
+
+    for (loss, tokens), (expected, whole) in zip(steps(short), steps(free), strict=True):
+        assert tokens == whole  # the step is as large as it was to be
+        assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_plan_asks_for_no_numbers_that_later_steps_would_see(
+    tiny_model: Path, tmp_path: Path, write_rows: Any
+) -> None:
+    """Planning leaves nothing behind: two runs in one process are the same bytes."""
+    recipe = recipe_for(tiny_model, write_rows())
+    one, other = (tunesmith.train(recipe, tmp_path / name) for name in ("one", "other"))
+    files = [run.folder / "adapter" / "adapter_model.safetensors" for run in (one, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert torch.tensor(1.0).item() == 1.0
