@@ -4,8 +4,8 @@
 #   bash benchmarks/gpu.sh [--out DIR]
 #
 # holds every operation to its definition on the GPU (the tests marked `gpu`), learns the reference work there, and
-# measures LoRA and QLoRA of a Mistral-7B-shaped model beside other trainers; writes DIR/gpu_check.md and
-# DIR/gpu_speed.json (benchmarks/results/). At most nine minutes.
+# sets plans beside what runs take, and measures LoRA and QLoRA of a Mistral-7B-shaped model beside other trainers;
+# writes DIR/gpu_check.md, DIR/plan_accuracy_gpu.md and DIR/gpu_speed.json (benchmarks/results/). At most nine minutes.
 #   PYTHON=...   another Python
 #   WHEELS=DIR   wheels of what that Python lacks (peft, bitsandbytes, liger-kernel, trl, unsloth …), put into a
 #                temporary folder for this call
@@ -19,4 +19,5 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 export PYTHONPATH="$PWD/src:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 "$python" benchmarks/gpu_check.py "$@" || echo "gpu_check.py failed; going on" >&2
+"$python" benchmarks/plan_accuracy.py --only 12 "$@" || echo "plan_accuracy.py failed; going on" >&2
 "$python" benchmarks/gpu_speed.py "$@"

@@ -3,6 +3,7 @@
     python benchmarks/plan_accuracy.py            # about half an hour; writes results/plan_accuracy.json, .md and .svg
     python benchmarks/plan_accuracy.py --only 3   # the first three of the runs
     python benchmarks/plan_accuracy.py --report   # the table and the plot alone, from the results that are there
+    python benchmarks/plan_accuracy.py --out DIR  # on a GPU: DIR/plan_accuracy_gpu.json, .md and .svg
 
 Each run is a process of its own that plans, then trains some steps on real text with a model of random weights. Memory
 foretold is that of the plan made before anything is loaded; memory measured is the process's peak resident set.
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "plan_accuracy.json"
+HERE_RESULTS = HERE / "results" / "plan_accuracy.json"
 TEXT = HERE.parent / "src" / "tunesmith"
 
 BASES: dict[str, dict[str, Any]] = {
@@ -124,8 +125,8 @@ def one_run(run: dict[str, Any], folder: Path) -> None:
     print("RESULT " + json.dumps(told))
 
 
-def measure(only: int | None) -> None:
-    done = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
+def measure(only: int | None, results: Path) -> None:
+    done = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else []
     seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimiser")} for each in done]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -146,7 +147,7 @@ def measure(only: int | None) -> None:
                 f"memory {memory:+.1%} of {done[-1]['memory'][1] / 1e6:.0f} MB, time {seconds:+.1%}",
                 flush=True,
             )
-            save(done)
+            save(done, results)
 
 
 def off(pair: list[float]) -> float:
@@ -154,27 +155,32 @@ def off(pair: list[float]) -> float:
     return pair[0] / pair[1] - 1
 
 
-def save(done: list[dict[str, Any]]) -> None:
+def save(done: list[dict[str, Any]], results: Path) -> None:
     from importlib.metadata import version
 
+    import torch
+
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.libc_ver()[0]} {platform.libc_ver()[1]}"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
     head = {
         "machine": machine,
         "date": str(date.today()),
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
-    RESULTS.write_text(json.dumps(head | {"runs": done}, indent=1) + "\n", encoding="utf-8")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(head | {"runs": done}, indent=1) + "\n", encoding="utf-8")
 
 
-def report() -> None:
+def report(results: Path) -> None:
     """The table by base, and the scatter plots."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    told = json.loads(RESULTS.read_text(encoding="utf-8"))
+    told = json.loads(results.read_text(encoding="utf-8"))
     done = told["runs"]
     lines = ["| runs | | memory: median, worst | time: median, worst |", "|---|---|---|---|"]
     for name in (*BASES, "all"):
@@ -186,7 +192,7 @@ def report() -> None:
                 cells.append(f"{statistics.median(errors):.1%}, {errors[-1]:.1%}")
             lines.append(f"| {name} | {len(chosen)} | {cells[0]} | {cells[1]} |")
     lines.append(f"\n{told['machine']}; PyTorch {told['torch']}, transformers {told['transformers']}; {told['date']}.")
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.3))
     for axis, kind, unit, scale in zip(axes, ("memory", "seconds"), ("GB", "seconds a step"), (1e9, 1.0), strict=True):
         for name in BASES:
@@ -198,23 +204,25 @@ def report() -> None:
         axis.set(xscale="log", yscale="log", xlabel=f"measured ({unit})", ylabel=f"foretold ({unit})")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(RESULTS.with_suffix(".svg"))
-    print(RESULTS.with_suffix(".md").read_text(encoding="utf-8"))
+    figure.savefig(results.with_suffix(".svg"))
+    print(results.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int)
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--run", type=json.loads)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     if given.run is not None:
         one_run(given.run, given.folder)
         return
+    results = HERE_RESULTS if given.out is None else given.out / "plan_accuracy_gpu.json"
     if not given.report:
-        measure(given.only)
-    report()
+        measure(given.only, results)
+    report(results)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ Method = tuple[str, dict[str, Any]]
 
 USUAL: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
-    "layers": {"method": "layers"},
     "lora": {"method": "lora"},
     "lora, int8 base": {"method": "lora", "base.weights": "int8"},
     "lora, nf4 base": {"method": "lora", "base.weights": "nf4"},
@@ -133,6 +132,7 @@ def _by_characters(recipe: Recipe) -> TokenTable:
 
 def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
     """The base with each usual method, by name; the error where one cannot be put on it."""
+    refuse_other_kinds(recipe.base, recipe.objective)
     found: dict[str, Plan | UserError] = {}
     available = available_memory(torch.device(device.kind)) if device.is_here else None
     for name, changes in USUAL.items():

@@ -33,14 +33,17 @@ SHORT, LONG = 0.05, 2.0
 
 @dataclass
 class Clock:
-    """Times operations on this machine's CPU, each kind once.
+    """Times operations on a device of this machine, each kind once. Our kernels for CPUs stand for their like on a
+    GPU, by rates.
 
     Attributes:
         lengths: of the documents that attention goes over.
+        device: where.
         seconds: what was measured.
     """
 
     lengths: Sequence[int]
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
     seconds: dict[Operation, float] = field(default_factory=dict)
     rates: dict[torch.dtype, tuple[float, float]] = field(default_factory=dict)
     between: Tensor = field(default_factory=lambda: torch.zeros(CACHES // 4))
@@ -53,6 +56,7 @@ class Clock:
         """Seconds of one."""
         if operation not in self.seconds:
             large = operation.moved > LARGE or operation.flops > LARGE_FLOPS
+            large |= self.device.type != "cpu" and "." not in operation.name
             self.seconds[operation] = self._by_rates(operation) if large else self._measured(operation)
         return self.seconds[operation]
 
@@ -66,8 +70,8 @@ class Clock:
         """Arithmetic and bytes a second, by a product and an addition of usual size."""
         if dtype not in self.rates:
             side = 2048
-            a = torch.full((side, side), 0.01, dtype=dtype)
-            b = torch.full((LARGE // 16,), 0.01)
+            a = torch.full((side, side), 0.01, dtype=dtype, device=self.device)
+            b = torch.full((LARGE // 16,), 0.01, device=self.device)
             a @ a, b.add_(1)
             product = median(self._timed(lambda: a @ a) for _ in range(3))
             addition = median(self._timed(lambda: b.add_(1)) for _ in range(3))
@@ -76,7 +80,7 @@ class Clock:
 
     @torch.no_grad()
     def _measured(self, operation: Operation) -> float:
-        act = _torch(operation) if "." in operation.name else self._kernel(operation)
+        act = self._torch(operation) if "." in operation.name else self._kernel(operation)
         try:
             act()  # the first one makes code for the shape
             cold = operation.moved > NEAR
@@ -91,12 +95,14 @@ class Clock:
         """If cold, with nothing of its tensors in the caches, as is the case after the other operations of a step."""
         if cold:
             self.between.add_(1)
+        self._wait()
         started = time.perf_counter()
         act()
+        self._wait()
         return time.perf_counter() - started
 
     def _kernel(self, operation: Operation) -> Any:
-        given = [_like(each) for each in operation.arguments]
+        given = [self._like(each) for each in operation.arguments]
         if isinstance(operation.arguments[0], AttentionShape):
             given[1] = self._documents(operation)
         return lambda: native.call_named(operation.name, *given)
@@ -110,28 +116,30 @@ class Clock:
             lengths = [tokens // count] * (count - 1) + [tokens - tokens // count * (count - 1)]
         return documents_laid_out(lengths, (keys.sizes[0] - tokens) // count)
 
+    def _torch(self, operation: Operation) -> Any:
+        """A call of it, on new tensors."""
+        library, packet, overload = operation.name.split(".")
+        function = getattr(getattr(getattr(torch.ops, library), packet), overload)
+        given = [self._like(each) for each in operation.arguments]
+        named = {name: self._like(value) for name, value in operation.keywords}
+        return lambda: function(*given, **named)
 
-def _torch(operation: Operation) -> Any:
-    """A call of it, on new tensors."""
-    library, packet, overload = operation.name.split(".")
-    function = getattr(getattr(getattr(torch.ops, library), packet), overload)
-    given = [_like(each) for each in operation.arguments]
-    named = {name: _like(value) for name, value in operation.keywords}
-    return lambda: function(*given, **named)
+    def _like(self, value: Any) -> Any:
+        """A tensor with numbers for a shape, a list for a tuple, this device for the one that was imagined."""
+        if isinstance(value, AttentionShape):
+            return native.Shape(*value)
+        if isinstance(value, Shape):
+            return self._tensor(value)
+        if isinstance(value, tuple):
+            return [self._like(each) for each in value]
+        return self.device if isinstance(value, torch.device) else value
 
+    def _tensor(self, shape: Shape) -> Tensor:
+        """Filled with small numbers: pages that were never written to cost nothing to read, and zeros are no fair
+        load."""
+        tensor = torch.empty_strided(shape.sizes, shape.strides, dtype=shape.dtype, device=self.device)
+        return tensor.fill_(0.01) if shape.dtype.is_floating_point else tensor.zero_()
 
-def _like(value: Any) -> Any:
-    """A tensor with numbers for a shape, a list for a tuple."""
-    if isinstance(value, AttentionShape):
-        return native.Shape(*value)
-    if isinstance(value, Shape):
-        return _tensor(value)
-    if isinstance(value, tuple):
-        return [_like(each) for each in value]
-    return value
-
-
-def _tensor(shape: Shape) -> Tensor:
-    """Filled with small numbers: pages that were never written to cost nothing to read, and zeros are no fair load."""
-    tensor = torch.empty_strided(shape.sizes, shape.strides, dtype=shape.dtype)
-    return tensor.fill_(0.01) if shape.dtype.is_floating_point else tensor.zero_()
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -107,7 +107,8 @@ class Plan:
     def _clock(self) -> Clock:
         batches = self.workload.batches(self.step.packed)
         rows = heaviest(batches, self.workload.steps(batches))
-        return Clock(collate(self.workload.table, rows).lengths)
+        kind = self.device.kind if self.device.is_here else "cpu"
+        return Clock(collate(self.workload.table, rows).lengths, torch.device(kind))
 
     def to_dict(self, timed: bool = True) -> dict[str, Any]:
         """As `tunesmith plan --json` prints it, and as the event `plan` has it."""

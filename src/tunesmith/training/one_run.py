@@ -142,7 +142,7 @@ def _carry_out(
         told = {"recomputed": plan.recomputed, "blocks": plan.step.blocks, "tokens_per_batch": loop.tokens_per_batch}
         loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **told)
     if plan is None:
-        said = f"{type(plain_model(model)).__name__}'s memory cannot be foretold: its forward pass asks for numbers."
+        said = f"The memory that {type(plain_model(model)).__name__} takes here cannot be foretold (docs/planning.md)."
         loop.events.emit("warning", message=said)
     predicted = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
     loop.events.emit("plan", predicted={**predicted, "time": _heaviest_first(loop)})
