@@ -101,7 +101,7 @@ def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
         "data": {"train": str(text), "max_length": run["length"], "held_out": 0.02},
         "method": "lora" if quantised else run["method"],
         "objective": "text",
-        "train": {"steps": 8, "tokens_per_step": tokens, "tokens_per_batch": tokens, "precision": "bf16",
+        "train": {"steps": 8, "tokens_per_step": tokens, "tokens_per_batch": tokens, "precision": "auto",
                   "gradient_checkpointing": run["twice"], "optimiser": run["optimiser"], "evaluate_rows": 8,
                   "evaluate_every": 8, "checkpoint_every": 8},
     }  # fmt: skip
@@ -113,14 +113,14 @@ def one_run(run: dict[str, Any], folder: Path) -> None:
 
     recipe = recipe_of(run, folder / run["base"], folder / "text.jsonl")
     finished = tunesmith.train(recipe, folder / "run")
-    plans = [event for event in finished.events() if event["event"] == "plan"]
+    plan = next(event for event in finished.events() if event["event"] == "plan")
     steps = [event["seconds"] for event in finished.events() if event["event"] == "step"]
     seconds = tunesmith.plan(recipe=recipe).time.seconds_per_step
     told = {
-        "memory": [plans[0]["predicted"]["memory"]["peak_bytes"], plans[-1]["measured"]["memory"]["peak_bytes"]],
+        "memory": [plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["peak_bytes"]],
         "seconds": [seconds, statistics.median(steps[3:])],
         "steps": steps,
-        "parts": plans[0]["predicted"]["memory"]["parts"],
+        "parts": plan["predicted"]["memory"]["parts"],
     }
     print("RESULT " + json.dumps(told))
 

@@ -23,6 +23,16 @@ from tunesmith.choices import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig
 from tunesmith.errors import UserError
 from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
+MEMORY = r"^\d+(\.\d+)?\s*([KMG]i?B)$"
+"""How an amount of memory is written: `12GB`, `900MiB`."""
+
+
+def bytes_in(memory: str) -> int:
+    """An amount of memory, written as `MEMORY` has it, in bytes."""
+    number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", memory).groups()  # type: ignore[union-attr]
+    power = "KMG".index(unit[0]) + 1
+    return int(float(number) * (1024 if "i" in unit else 1000) ** power)
+
 
 class Base(Strict):
     """Which model the run starts from, and how its weights are held. `base: embedded` is short for
@@ -210,7 +220,7 @@ class Train(Strict):
     """Keep each block's input alone and compute the rest again in the backward pass: a fraction of the activations'
     memory for about a third more time (Chen et al. 2016). Off: short rows on a laptop fit without."""
 
-    memory_limit: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?\s*([KMG]i?B)$")
+    memory_limit: str | None = Field(default=None, pattern=MEMORY)
     """Most memory for the run, `12GB` or `900MiB`: the process's on a CPU, PyTorch's on a GPU. As many blocks as it
     takes, the first ones, compute their activations twice, and where that is not enough batches are halved; the step
     stays as it is. Default: none is set, and nothing is computed twice unasked."""
@@ -263,11 +273,12 @@ class Train(Strict):
     @property
     def memory_bytes(self) -> int | None:
         """`memory_limit` in bytes."""
-        if self.memory_limit is None:
-            return None
-        number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", self.memory_limit).groups()  # type: ignore[union-attr]
-        power = "KMG".index(unit[0]) + 1
-        return int(float(number) * (1024 if "i" in unit else 1000) ** power)
+        return None if self.memory_limit is None else bytes_in(self.memory_limit)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """`tokens_per_batch`, or its default."""
+        return self.tokens_per_batch or min(self.tokens_per_step, 2048)
 
     @model_validator(mode="before")
     @classmethod

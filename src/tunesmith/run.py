@@ -37,7 +37,10 @@ class Events:
         start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
                     total_steps
         data        rows, held_out_rows, tokens, learnt_tokens, malformed, ... (see `data.prepare.DataReport`)
-        plan        predicted {memory, time}; `measured` of the same shape in the one emitted at the end
+        forecast    before the first step: memory {peak_bytes, parts, peaks}, time {seconds_per_step, tokens_per_second,
+                    total_seconds}, fits, device
+        memory      limit_bytes, recomputed, blocks, tokens_per_batch: what `train.memory_limit` came to
+        plan        at the end: predicted, the forecast; measured, of the same shape
         step        step, total_steps, loss (in loss_unit), grad_norm, learning_rate, tokens (real ones),
                     learnt_tokens, seconds
         evaluation  step, loss, perplexity (of tokens alone), loss_interval [low, high] (95 %), rows, learnt_tokens,

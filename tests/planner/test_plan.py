@@ -8,9 +8,9 @@ import pytest
 
 import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.planner.afterwards import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.ask import best_that_fits, on_devices, recipe_of
 from tunesmith.planner.device import device_named, known_devices
-from tunesmith.planner.serving import key_value_bytes, serving_memory
 from tunesmith.planner.shapes import HERE, known_shapes, with_known_shape
 from tunesmith.recipe import Base
 
@@ -78,6 +78,16 @@ def test_keys_and_values_take_what_their_formula_says() -> None:
     assert key_value_bytes(gemma, 8192, 2) == expected  # a sliding window keeps its window
 
 
+def test_merging_takes_a_model_in_fp32_on_the_host_and_only_where_there_is_something_to_merge() -> None:
+    low = merging_memory(tunesmith.plan("mistral-7b", overrides=["base.weights=nf4"], device="l4"))
+    assert low is not None
+    assert low["weights"] == 4 * PUBLISHED["mistral-7b"]
+    assert low["stored weights"] == 2 * PUBLISHED["mistral-7b"]  # in bf16 on the hub
+    assert low["workspace"] == 2 * 4 * 4096 * 14336  # of the feed-forward's matrices
+    for method in ("full", "prefix"):
+        assert merging_memory(tunesmith.plan("embedded", overrides=[f"method={method}"], device="l4")) is None
+
+
 def test_a_longer_row_a_larger_batch_and_a_larger_model_take_more() -> None:
     def peak(base: str = "smollm2-135m", *settings: str) -> int:
         return tunesmith.plan(base, overrides=settings, device="l4").memory.peak_bytes
@@ -97,8 +107,9 @@ def test_what_fits_is_proposed_with_what_it_gives_up() -> None:
         "llama-3-8b", overrides=[each for each in found.overrides if "memory_limit" not in each], device="rtx-4060-ti"
     )
     assert again.step.trained == found.plan.step.trained
+    small = recipe_of("smollm2-135m", None, None, ["method=lora"])
     with pytest.raises(UserError, match="hold no recipe"):
-        best_that_fits(asked, device_named("rtx-3060"), 3_000_000_000)
+        best_that_fits(small, device_named("rtx-3060"), 700_000_000)
 
 
 def test_devices_are_told_apart_by_what_they_hold() -> None:
@@ -115,7 +126,7 @@ def test_rows_tell_how_long_the_run_takes(tiny_model: Path, write_rows: Any) -> 
     plan = tunesmith.plan(recipe=recipe)
     time = plan.time
     assert time.total_seconds is not None
-    steps = plan.workload.steps(plan.workload.batches(plan.step.packed))
+    steps = plan.workload.laid_out(plan.step.packed).steps
     assert time.total_seconds == pytest.approx(steps * time.seconds_per_step)
     assert tunesmith.plan(str(tiny_model)).time.total_seconds is None
 

@@ -38,11 +38,11 @@ def test_a_run_says_what_was_foretold_and_what_was_measured_in_one_shape(
     tiny_model: Path, tmp_path: Path, write_rows: Any
 ) -> None:
     run = tunesmith.train(recipe_for(tiny_model, write_rows()), tmp_path / "run")
-    predicted, measured = (
-        next(event[side] for event in run.events() if event["event"] == "plan" and side in event)
-        for side in ("predicted", "measured")
-    )
-    for told in (predicted, measured):
+    events = run.events()
+    (plan,) = (event for event in events if event["event"] == "plan")
+    (forecast,) = (event for event in events if event["event"] == "forecast")
+    assert plan["predicted"] == {name: value for name, value in forecast.items() if name in plan["predicted"]}
+    for told in (plan["predicted"], plan["measured"]):
         assert told["memory"]["peak_bytes"] == sum(told["memory"]["parts"].values())
         assert set(told["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
         assert {"fits", "device"} <= set(told)

@@ -18,8 +18,7 @@ from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
-from tunesmith.planner import step as steps
-from tunesmith.planner.allocators import CachingAllocator, Heap, reserved, resident
+from tunesmith.planner.allocators import CachingAllocator, reserved, resident
 from tunesmith.planner.step import Step, rows_like, step_of
 from tunesmith.planner.trace import Held, Trace, Watch
 from tunesmith.recipe import Recipe
@@ -46,11 +45,11 @@ def recipe_for(path: Path | str, **parts: Any) -> Recipe:
     return Recipe.model_validate(given)
 
 
-def foretold(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Step:
+def foretold(recipe: Recipe, dtype: torch.dtype = torch.float32, **options: int) -> Step:
     def rows(_: bool) -> tuple[TokenTable, list[int]]:
         return rows_like(recipe, LENGTHS), list(range(len(LENGTHS)))
 
-    return step_of(recipe, rows, dtype, resident)
+    return step_of(recipe, rows, dtype, resident, **options)
 
 
 def really(recipe: Recipe, dtype: torch.dtype) -> int:
@@ -122,11 +121,10 @@ def test_four_bits_take_half_a_byte_and_their_constants_an_eighth_of_a_bit() -> 
     assert constants * 8 / inside == pytest.approx(0.127, abs=0.01)  # Dettmers et al. 2023, section 3
 
 
-def test_few_layers_tell_what_all_of_them_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_layers_tell_what_all_of_them_take() -> None:
     recipe = recipe_for("embedded")
     whole = foretold(recipe)
-    monkeypatch.setattr(steps, "FEW_LAYERS", 2)
-    along = foretold(recipe)
+    along = foretold(recipe, few_layers=2)
     assert along.parts == whole.parts
     assert along.trained == whole.trained
     assert along.parameters == whole.parameters
@@ -143,13 +141,8 @@ def test_checkpointing_keeps_less_and_does_more(tiny_model: Path) -> None:
 def test_a_gap_takes_no_piece_of_the_size_that_left_it_while_small_objects_fill_the_slivers() -> None:
     first, kept, second = (Held(2**20, part) for part in ("workspace", "activations", "workspace"))
     events = [(True, first), (True, kept), (False, first), (True, second)]
-    for taken, pieces in ((True, 3), (False, 2)):
-        heap = Heap(slivers_taken=taken)
-        heap.makes_graph = True
-        for comes, piece in events:
-            (heap.take if comes else heap.give)(piece)
-        assert heap.most == pytest.approx(pieces * 2**20, rel=0.01)
-    assert 2 * 2**20 < resident([(events, True)]) < 3.1 * 2**20
+    for makes_graph, pieces in ((True, 3), (False, 2)):
+        assert resident([(events, makes_graph)]) == pytest.approx(pieces * 2**20, rel=0.01)
 
 
 def test_pytorchs_allocator_takes_segments_as_its_source_says() -> None:

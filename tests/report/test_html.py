@@ -136,7 +136,7 @@ def test_foretold_time_is_set_against_the_measured_one_only_when_all_steps_were_
 
 
 def test_what_was_foretold_for_the_whole_run_stays_when_it_was_resumed(run: Path) -> None:
-    add(run, event="plan", predicted={"memory": {"peak_bytes": 77.77e9}})
+    add(run, event="forecast", memory={"peak_bytes": 77.77e9})
     assert "77.77 GB" not in page_of(run)
 
 

@@ -50,14 +50,14 @@ def whole_run(first: int = 0) -> list[Event]:
     return [
         {**START, "step": first},
         {**data, "tokens": 52_000, "learnt_tokens": 13_000, "malformed_rows": ["faq.jsonl row 7: not JSON"]},
-        {"event": "plan", "predicted": PREDICTED},
+        {"event": "forecast", **PREDICTED},
         evaluated(first),
         *steps,
         evaluated(100),
         {"event": "checkpoint", "step": 100, "path": "p"},
         {"event": "skipped", "step": 9, "reason": "the loss was not finite", "rows": ["a row 1", "b row 2"]},
         {"event": "warning", "message": "the disk is nearly full"},
-        {"event": "plan", "measured": MEASURED},
+        {"event": "plan", "predicted": PREDICTED, "measured": MEASURED},
         {"event": "end", "reason": "done", "step": 100, "seconds": 210.0, "output": "runs/x/adapter"},
     ]
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tunesmith.errors import UserError
+from tunesmith.recipe import MEMORY, bytes_in
 
 
 def plan(
@@ -36,10 +37,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One object, for tools.")] = False,
 ) -> None:
     """Say what a run will take, and where it fits, from the base's config alone."""
+    from tunesmith.planner.afterwards import merging_memory, serving_memory
     from tunesmith.planner.ask import best_that_fits, on_devices, plan, recipe_of, usual_plans
     from tunesmith.planner.device import device_named
     from tunesmith.planner.plan import Plan
-    from tunesmith.planner.serving import serving_memory
     from tunesmith.planner.shapes import shown_name
     from tunesmith.report import plan_table as report
     from tunesmith.report.words import size
@@ -85,8 +86,9 @@ def plan(
     else:
         done = {asked.method.kind: plan(base, recipe, data, overrides or [], device)}
         (single,) = done.values()
+        merging, serving = merging_memory(single), serving_memory(single, context, concurrency)
         if as_json:
-            typer.echo(json.dumps(single.to_dict(), indent=2))
+            typer.echo(json.dumps({**single.to_dict(), "merging": merging, "serving": serving}, indent=2))
             return
         console.print(f"[bold]{name}[/]")
         _lines(console, report.summary(single))
@@ -94,8 +96,10 @@ def plan(
             _lines(console, {"cost": spent})
         console.print(report.parts_table("made of", single.memory.parts))
         _lines(console, {phase: size(held) for phase, held in single.memory.peaks.items()})
-        serving = sum(serving_memory(single, context, concurrency).values())
-        _lines(console, {"serving": f"{size(serving)}, {concurrency:,} answers at once of {context:,} tokens"})
+        answering = f"{concurrency:,} answers at once of {context:,} tokens"
+        if merging is not None:
+            _lines(console, {"merging": f"{size(sum(merging.values()))}, of the host's, in fp32"})
+        _lines(console, {"serving": f"{size(sum(serving.values()))}, {answering}"})
     if chart is not None:
         with atomic_write(chart) as file:
             file.write(report.plan_page(done, f"{name}: what the memory is made of"))
@@ -111,8 +115,6 @@ def _bytes(said: str) -> int:
     """Raises:
     UserError: it is no amount of memory.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(i?)B", said)
-    if match is None:
+    if re.fullmatch(MEMORY, said) is None:
         raise UserError(f"--fit: {said} is no amount of memory. Write it as 16GB, 900MB or 24GiB.")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** ("KMG".index(match[2]) + 1))
+    return bytes_in(said)

@@ -115,18 +115,6 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
     )
 
 
-def beginning(batch: Batch, tokens: int) -> Batch:
-    """The batch's first document, cut to so many tokens, with what is learnt in it, or its last position if nothing
-    is: enough to see what a forward pass does."""
-    width = min(tokens, batch.lengths[0])
-    inside = batch.learnt_positions < width
-    at, labels = batch.learnt_positions[inside], batch.labels[inside]
-    if len(at) == 0:
-        at, labels = batch.learnt_positions.new_tensor([width - 1]), batch.labels[:1]
-    ids, positions = batch.input_ids[:, :width], batch.position_ids[:, :width]
-    return Batch(ids, positions, [width], at, labels, batch.rows[:1], width, [len(at)], [1])
-
-
 def _features_alone(table: TokenTable, rows: Sequence[int], device: torch.device | str) -> Batch:
     """A batch of rows whose hidden states are known."""
     nothing = torch.zeros(1, 0, dtype=torch.int64, device=device)

@@ -15,8 +15,6 @@ from tunesmith.models.anatomy import blocks
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import has_prefix, plain_model
 
-LEAST_TOKENS = 128  # a batch is not halved below it
-
 
 def recompute(model: PreTrainedModel, first: int) -> None:
     """Let the first blocks keep their input alone, and compute the rest again in the backward pass."""

@@ -161,6 +161,6 @@ def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepar
     """Where nothing but a head over classes moves, what the body makes of each row is computed once."""
     if not body_is_frozen(model):
         return prepared
-    budget = recipe.train.tokens_per_batch or min(recipe.train.tokens_per_step, 2048)
+    budget = recipe.train.tokens_at_once
     train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))
     return replace(prepared, train=train, held_out=held_out)

@@ -1,13 +1,27 @@
 """Which rows go together in a run's batches, and which batch is the heaviest of all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from tunesmith.data.pack import Batches, width
+from tunesmith.data.pack import WIDTH_STEP, Batches, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.recipe import Recipe
 
-USUAL_BATCH = 2048
-"""Tokens that go at once where a recipe does not say: a CPU gets no faster with more."""
+
+@dataclass(frozen=True)
+class Layout:
+    """A run's batches.
+
+    Attributes:
+        batches: which rows each step takes.
+        steps: optimiser steps of the run.
+        heaviest: the rows of the batch that takes most tokens, of all in the run.
+        widths: the different widths of its batches, in `WIDTH_STEP`s.
+    """
+
+    batches: Batches
+    steps: int
+    heaviest: list[int]
+    widths: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -25,20 +39,30 @@ class Workload:
     table: TokenTable
     tokens_per_batch: int
     known: bool = True
+    _layouts: dict[bool, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, recipe: Recipe, table: TokenTable) -> "Workload":
-        train = recipe.train
-        return cls(recipe, table, train.tokens_per_batch or min(train.tokens_per_step, USUAL_BATCH))
+        return cls(recipe, table, recipe.train.tokens_at_once)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row, which cannot be taken apart."""
         return int(self.table.lengths.max())
 
-    def batches(self, packed: bool) -> Batches:
+    def over(self, table: TokenTable) -> "Workload":
+        """The same over another table of the same rows: one that knows what a frozen body makes of them."""
+        return self if table is self.table else replace(self, table=table)
+
+    def laid_out(self, packed: bool) -> Layout:
+        """Its batches, where rows are packed or padded; made once."""
+        if packed not in self._layouts:
+            self._layouts[packed] = self._lay_out(packed)
+        return self._layouts[packed]
+
+    def _lay_out(self, packed: bool) -> Layout:
         train = self.recipe.train
-        return Batches(
+        batches = Batches(
             self.table,
             tokens_per_step=train.tokens_per_step,
             tokens_per_batch=self.tokens_per_batch,
@@ -47,16 +71,13 @@ class Workload:
             seed=train.seed,
             padded=not packed,
         )
-
-    def steps(self, batches: Batches) -> int:
-        """Optimiser steps of the run."""
-        return self.recipe.train.steps or batches.steps_in(self.recipe.train.epochs or 1.0)
-
-
-def heaviest(batches: Batches, steps: int) -> list[int]:
-    """The rows of the batch that takes most tokens, of all in the run."""
-    lengths = batches.table.lengths
-    return max(
-        (rows for step in range(steps) for rows in batches.step(step)),
-        key=lambda rows: width([int(lengths[row]) for row in rows], batches.padded),
-    )
+        steps = train.steps or batches.steps_in(train.epochs or 1.0)
+        lengths = self.table.lengths.tolist()
+        most: tuple[int, list[int]] = (0, [])
+        widths = set()
+        for rows in (rows for step in range(steps) for rows in batches.step(step)):
+            tokens = width([lengths[row] for row in rows], batches.padded)
+            widths.add(-(-tokens // WIDTH_STEP))
+            if tokens > most[0]:
+                most = (tokens, rows)
+        return Layout(batches, steps, most[1], frozenset(widths))

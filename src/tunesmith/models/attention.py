@@ -65,7 +65,8 @@ def _keeps_documents_apart(model: PreTrainedModel) -> bool:
     documents = ids.split(TRIED)
     positions = torch.cat([torch.arange(length, device=model.device) for length in TRIED]) + first_position(model)
     try:
-        alone = torch.cat([body(input_ids=each[None]).last_hidden_state[0] for each in documents]).float()
+        if not imagines(model):
+            alone = torch.cat([body(input_ids=each[None]).last_hidden_state[0] for each in documents]).float()
         model.set_attn_implementation(NAME)
         packed = body(input_ids=ids[None], position_ids=positions[None], document_lengths=list(TRIED))
     except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):

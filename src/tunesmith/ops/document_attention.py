@@ -5,9 +5,10 @@ softmax(q kᵀ · scale + mask) v  per document (Vaswani et al. 2017, eq. 1), wh
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from tunesmith.ops import cuda, native
 
@@ -84,7 +85,8 @@ def document_attention(
 
     In bf16 through the native kernel on a CPU and through FlashAttention on CUDA, which take documents as they lie.
     Elsewhere through PyTorch's kernel for rows of one length: documents are filled up to a multiple of `LENGTH_STEP`,
-    behind their end, where no causal token looks, and those of one length go together. Soft caps, sinks and windows
+    behind their end, where no causal token looks, and those of one length go together; rows are looked up as
+    embeddings are, whose backward pass adds up what was looked up twice. Soft caps, sinks and windows
     that look both ways go by the definition, document by document. `dropout` is the share of probabilities zeroed.
     """
     plain = softcap is None and sinks is None and not (window and (prefix or not causal))
@@ -99,19 +101,19 @@ def document_attention(
             out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
         return out.transpose(0, 1)[None]
     grouped = q.shape[1] != k.shape[1]
-    together: dict[int, list[int]] = {}
-    for document, length in enumerate(lengths):
-        together.setdefault(-(-length // LENGTH_STEP) * LENGTH_STEP, []).append(document)
-    split = [tensor.split(lengths, 2) for tensor in (q, k, v)]
-    outs = [q] * len(lengths)
-    for length, documents in together.items():
+    groups, back = _by_length(lengths, q.device)
+    flat = [tensor[0].transpose(0, 1).flatten(1) for tensor in (q, k, v)]  # (tokens, heads · dim)
+    outs = []
+    for at, own_lengths in groups:
+        length = at.shape[1]
         query, key, value = (  # (documents, heads, length, dim)
-            torch.cat([pad(parts[each], (0, 0, 0, length - lengths[each])) for each in documents]) for parts in split
+            embedding(at, rows).unflatten(-1, (-1, tensor.shape[-1])).transpose(1, 2)
+            for rows, tensor in zip(flat, (q, k, v), strict=True)
         )
-        mask = _mask([lengths[each] for each in documents], length, window, causal, prefix, q.device)
+        mask = _mask(own_lengths, length, window, causal, prefix, q.device)
         if prefix is not None:
             key, value = (
-                torch.cat([part.expand(len(documents), -1, -1, -1), own], 2)
+                torch.cat([part.expand(len(at), -1, -1, -1), own], 2)
                 for part, own in zip(prefix, (key, value), strict=True)
             )
         if softcap is None and sinks is None:
@@ -124,9 +126,31 @@ def document_attention(
                 mask = mask.tril() if causal else mask
             key, value = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (key, value))
             out = _attend(query, key, value, scale, mask, dropout, softcap, sinks)
-        for each, part in zip(documents, out.split(1), strict=True):
-            outs[each] = part[:, :, : lengths[each]]
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+        outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (documents · length, heads · value_dim)
+    rows = embedding(back, outs[0] if len(outs) == 1 else torch.cat(outs))
+    found: Tensor = rows.unflatten(-1, (q.shape[1], -1)).transpose(0, 1)[None]
+    return found
+
+
+def _by_length(lengths: list[int], device: torch.device) -> tuple[list[tuple[Tensor, list[int]]], Tensor]:
+    """Documents that are of one length when filled up: for each such group where its tokens lie in the row (documents,
+    length), behind a document's end its last token again, and the documents' own lengths; and where each token of the
+    row lies in all groups, one after another (tokens,)."""
+    own = np.array(lengths)
+    ends = own.cumsum()
+    filled = -(-own // LENGTH_STEP) * LENGTH_STEP
+    back = np.empty(ends[-1], np.int64)
+    groups = []
+    before = 0
+    for length in dict.fromkeys(filled.tolist()):
+        (documents,) = np.nonzero(filled == length)
+        at = (ends - own)[documents, None] + np.arange(length)
+        inside = at < ends[documents, None]
+        back[at[inside]] = before + np.flatnonzero(inside)
+        before += at.size
+        at = np.minimum(at, ends[documents, None] - 1)
+        groups.append((torch.tensor(at, device=device), own[documents].tolist()))
+    return groups, torch.tensor(back, device=device)
 
 
 def _attend(

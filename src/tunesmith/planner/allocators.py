@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Sequence
 from typing import Protocol
 
-from tunesmith.planner.trace import SCRATCH, Held
+from tunesmith.planner.trace import Held
 
 KIB, MIB = 2**10, 2**20
 
@@ -30,15 +30,10 @@ class Allocator(Protocol):
 Passes = Sequence[tuple[Events, bool]]
 """What comes and goes pass by pass, and whether the pass makes a graph that a backward pass goes over."""
 
-SLIVERS_TAKEN = 0.45
-"""The one thing about glibc's heap that is not known but chosen: how many slivers small objects take (see `Heap`), as
-fits the runs of benchmarks/plan_accuracy.py."""
-
 
 def resident(passes: Passes) -> int:
     """Bytes that glibc's malloc has of the system when it has most."""
-    least, most = (_most(Heap(slivers_taken), passes) for slivers_taken in (False, True))
-    return round(least + SLIVERS_TAKEN * (most - least))
+    return _most(Heap(), passes)
 
 
 def reserved(passes: Passes) -> int:
@@ -98,21 +93,21 @@ class Heap:
     PyTorch asks for addresses that are multiples of 64. glibc 2.36 (`_int_memalign`) then looks for a gap that is
     longer by that and a header, and gives back what stands out on both sides. Such slivers go to small objects, the
     nodes of the graph for one, which live as long as the activations that they stand for: so a piece does not fit into
-    the gap that one of its own size has left. That costs a tenth to two thirds of the activations.
+    the gap that one of its own size has left. That costs a tenth to two thirds of the activations. Matrix libraries
+    have buffers of their own (`plan.FIRST_USE`).
     """
 
     APART = 32 * MIB
     ALIGNED, HEADER, LEAST = 64, 16, 32
     SMALL = 200  # a gap that small objects fill
 
-    def __init__(self, slivers_taken: bool) -> None:
+    def __init__(self) -> None:
         self.most = self._top = self._free_top = self._apart = 0
         self._gaps = _Gaps()
         self._places: dict[int, tuple[int, int]] = {}
         self._slivers: list[tuple[int, int]] = []
         self._beside: dict[int, list[tuple[int, int]]] = {}
         self.makes_graph = False
-        self.slivers_taken = slivers_taken
 
     def take(self, piece: Held) -> None:
         if piece.part == "activations":
@@ -142,7 +137,7 @@ class Heap:
         place = -(-(start + self.HEADER) // self.ALIGNED) * self.ALIGNED - self.HEADER
         if 0 < place - start < self.LEAST:
             place += self.ALIGNED
-        if place > start and self.makes_graph and self.slivers_taken:
+        if place > start and self.makes_graph:
             self._slivers.append((start, place))
         elif place > start:
             self._gaps.put(start, place)
@@ -176,8 +171,6 @@ class CachingAllocator:
         self._places: dict[int, tuple[int, int]] = {}
 
     def take(self, piece: Held) -> None:
-        if piece.part == SCRATCH:  # cuBLAS has a workspace of its own
-            return
         size = max(512, -(-piece.bytes // 512) * 512)
         small = size <= self.SMALL
         start, end = self._gaps[small].best(size) or self._segment(size)
@@ -188,8 +181,6 @@ class CachingAllocator:
         self._places[id(piece)] = (start, end)
 
     def give(self, piece: Held) -> None:
-        if piece.part == SCRATCH:
-            return
         small = max(512, piece.bytes) <= self.SMALL
         self._gaps[small].put(*self._places.pop(id(piece)))
 

@@ -31,8 +31,6 @@ NO_ROWS = "(none)"
 CHARACTERS = 4
 """A token, about, in English: for rows whose base's tokeniser is not on this machine."""
 
-Method = tuple[str, dict[str, Any]]
-
 USUAL: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -92,16 +90,11 @@ def precision(recipe: Recipe, device: Device) -> torch.dtype:
     return device.dtype if recipe.precision == "auto" else dtype_of(recipe.precision, torch.device("cpu"))
 
 
-def has_rows(recipe: Recipe) -> bool:
-    """Whether the recipe names any."""
-    return recipe.data.train != [NO_ROWS]
-
-
 def workload_of(recipe: Recipe) -> Workload:
     """The rows that the recipe trains on: tokenised, where its tokeniser is here; else by their characters; or, where
     it names none, one step of the longest."""
     refuse_other_kinds(recipe.base, recipe.objective)
-    if not has_rows(recipe):
+    if recipe.data.train == [NO_ROWS]:
         resolved = with_room(recipe)
         length = min(resolved.data.max_length, resolved.train.tokens_per_step)
         count = ceil(resolved.train.tokens_per_step / length)
@@ -184,7 +177,7 @@ def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
             given_up.append(
                 f"{found.recomputed} of {found.step.blocks} blocks are computed twice: up to a third more time"
             )
-        usual = Workload.of(asked, found.workload.table).tokens_per_batch
+        usual = asked.train.tokens_at_once
         if found.workload.tokens_per_batch < usual:
             given_up.append(f"{found.workload.tokens_per_batch:,} tokens go at once in place of {usual:,}")
             overrides.append(f"train.tokens_per_batch={found.workload.tokens_per_batch}")

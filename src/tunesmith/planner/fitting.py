@@ -5,57 +5,68 @@ al. 2016).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from tunesmith.engine.memory import LEAST_TOKENS
 from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.planner.device import Device
 from tunesmith.planner.plan import Plan, plan_run
 
+LEAST_TOKENS = 128
+"""A batch is not halved below it."""
+
 MARGIN = 1.05
 """A plan is taken to hold within it: see benchmarks/plan_accuracy.py."""
 
 
-def plan_within(workload: Workload, dtype: torch.dtype, device: Device, limit: int, least: int | None = None) -> Plan:
+def plan_within(workload: Workload, dtype: torch.dtype, device: Device, limit: int) -> Plan:
     """The cheapest way to stay within the limit: as few blocks twice as will do, then half as many tokens at once.
 
     Args:
         workload, dtype, device: as `plan_run` takes them.
         limit: bytes.
-        least: tokens below which batches are not halved; default: `LEAST_TOKENS`.
 
     Raises:
         UserError: the longest row does not fit by itself, with what would.
     """
     room = round(limit / MARGIN)
-    least = max(workload.longest, LEAST_TOKENS if least is None else least)
-    while True:
-        once = plan_run(workload, dtype, device, room)
-        if once.fits:
-            return once
-        twice = _twice(once, dtype)
-        if twice.fits:
-            return _between(once, twice, dtype)
-        if workload.tokens_per_batch <= least:
-            break
-        workload = replace(workload, tokens_per_batch=max(least, workload.tokens_per_batch // 2))
-    needed = twice.memory.peak_bytes * MARGIN
-    raise UserError(
-        f"train.memory_limit: {limit / 1e9:.2f} GB are too few: {workload.tokens_per_batch:,} tokens at once (the "
-        f"longest row has {workload.longest:,}) take {needed / 1e9:.2f} GB with every block computed twice. Set "
-        f"memory_limit: {math.ceil(needed / 1e8) / 10:.1f}GB, data.max_length lower, or base.weights: nf4."
-    )
-
-
-def _twice(once: Plan, dtype: torch.dtype) -> Plan:
-    """With every block computed twice; the same plan where the family cannot."""
-    try:
-        return plan_run(once.workload, dtype, once.device, once.available, once.step.blocks)
-    except UserError:
+    usual = workload.tokens_per_batch
+    once = plan_run(workload, dtype, device, room)
+    if once.fits:
         return once
+
+    def twice_over(tokens: int) -> Plan:
+        """With every block computed twice; once where the family cannot."""
+        fewer = replace(workload, tokens_per_batch=tokens)
+        try:
+            return plan_run(fewer, dtype, device, room, once.step.blocks)
+        except UserError:
+            return plan_run(fewer, dtype, device, room)
+
+    sizes = list(_halved(usual, max(workload.longest, LEAST_TOKENS)))
+    smallest = twice_over(sizes[-1])
+    if not smallest.fits:
+        needed = smallest.memory.peak_bytes * MARGIN
+        raise UserError(
+            f"train.memory_limit: {limit / 1e9:.2f} GB are too few: {sizes[-1]:,} tokens at once (the longest row has "
+            f"{workload.longest:,}) take {needed / 1e9:.2f} GB with every block computed twice. Set memory_limit: "
+            f"{math.ceil(needed / 1e8) / 10:.1f}GB, data.max_length lower, or base.weights: nf4."
+        )
+    twice = next((found for found in map(twice_over, sizes[:-1]) if found.fits), smallest)
+    if twice.workload.tokens_per_batch < usual:
+        once = plan_run(twice.workload, dtype, device, room)
+    return once if once.fits else _between(once, twice, dtype)
+
+
+def _halved(tokens: int, least: int) -> Iterator[int]:
+    """Ever fewer, down to the least."""
+    yield tokens
+    while tokens > least:
+        tokens = max(least, tokens // 2)
+        yield tokens
 
 
 def _between(once: Plan, twice: Plan, dtype: torch.dtype) -> Plan:

@@ -8,20 +8,24 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.pack import WIDTH_STEP, collate, width
+from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.workload import Workload, heaviest
+from tunesmith.engine.workload import Workload
 from tunesmith.planner.clock import Clock
 from tunesmith.planner.device import Device, program_bytes
 from tunesmith.planner.loading import while_loading
 from tunesmith.planner.roofline import seconds_on
-from tunesmith.planner.step import Step, step_of
+from tunesmith.planner.step import FEW_LAYERS, Step, step_of
 
 KERNEL_BYTES = 1.1e6
-"""What a CPU's matrix library keeps of code for each shape of a product that it has met (measured: 0.9 to 1.3 MB)."""
+"""What oneDNN keeps of code for each shape of a product in 16 bits that it has met (measured: 0.9 to 1.3 MB)."""
 
-FIRST_USE = 25 * 2**20
-"""What libraries take when they are first used in training (measured: 10 to 50 MB)."""
+FIRST_USE = 60 * 2**20
+"""What libraries take when they are first used in training, the matrix library's buffers among it, and what the heap
+has grown by when steps of other sizes have passed: as fits the runs of benchmarks/plan_accuracy.py best."""
+
+MANY_LAYERS = 24
+"""On this machine's CPU, where gaps are a larger part, so many blocks are carried out each."""
 
 MOST_KERNELS = 1024
 """So many it keeps (oneDNN's primitive cache)."""
@@ -92,12 +96,11 @@ class Plan:
     @cached_property
     def time(self) -> Time:
         """Measured operation by operation on this machine's CPU; by the table's rates elsewhere."""
-        batches = self.workload.batches(self.step.packed)
-        steps = self.workload.steps(batches)
-        rows = heaviest(batches, steps)
+        layout = self.workload.laid_out(self.step.packed)
+        batches, steps = layout.batches, layout.steps
         lengths = batches.table.lengths
         seconds = seconds_on(self.device, self._clock)
-        batch = seconds(self.step.learning) / sum(int(lengths[row]) for row in rows)  # a token
+        batch = seconds(self.step.learning) / sum(int(lengths[row]) for row in layout.heaviest)  # a token
         update = seconds(self.step.updating)
         tokens = batches.tokens_in(0, steps)
         a_step = batch * tokens / steps + update
@@ -105,8 +108,7 @@ class Plan:
 
     @property
     def _clock(self) -> Clock:
-        batches = self.workload.batches(self.step.packed)
-        rows = heaviest(batches, self.workload.steps(batches))
+        rows = self.workload.laid_out(self.step.packed).heaviest
         kind = self.device.kind if self.device.is_here else "cpu"
         return Clock(collate(self.workload.table, rows).lengths, torch.device(kind))
 
@@ -140,10 +142,10 @@ def plan_run(
     """
 
     def rows(packed: bool) -> tuple[TokenTable, list[int]]:
-        batches = workload.batches(packed)
-        return workload.table, heaviest(batches, workload.steps(batches))
+        return workload.table, workload.laid_out(packed).heaviest
 
-    step = step_of(workload.recipe, rows, dtype, device.holds, recomputed)
+    few_layers = MANY_LAYERS if device.is_here and device.kind == "cpu" else FEW_LAYERS
+    step = step_of(workload.recipe, rows, dtype, device.holds, recomputed, few_layers)
     if recomputed is None:
         recomputed = step.blocks if workload.recipe.train.gradient_checkpointing else 0
     return plan_of(step, workload, dtype, device, available, recomputed)
@@ -155,7 +157,7 @@ def plan_of(
     """The plan of a run of which one step is known; arguments as in `plan_run`."""
     program = {"program": device.program_bytes}
     if device.is_here and device.kind == "cpu":  # what foretelling itself has taken stays with the process
-        shapes = min(MOST_KERNELS, step.products * _widths(workload, step.packed))
+        shapes = min(MOST_KERNELS, step.products * len(workload.laid_out(step.packed).widths))
         program["program"] = program_bytes() + FIRST_USE + round(KERNEL_BYTES * shapes)
     phases = {
         "loading": program | while_loading(workload.recipe.base, step, dtype, device),
@@ -166,19 +168,6 @@ def plan_of(
     most = max(phases, key=lambda name: peaks[name])
     room = device.memory_bytes if available is None else available
     return Plan(Memory(phases[most], peaks), step, device, recomputed, workload, room, dtype)
-
-
-def _widths(workload: Workload, packed: bool) -> int:
-    """How many different widths the run's batches have, and so how many shapes each product."""
-    batches = workload.batches(packed)
-    lengths = batches.table.lengths
-    return len(
-        {
-            -(-width([int(lengths[row]) for row in rows], not packed) // WIDTH_STEP)
-            for step in range(workload.steps(batches))
-            for rows in batches.step(step)
-        }
-    )
 
 
 def _named(parts: Mapping[str, int]) -> dict[str, int]:

@@ -4,6 +4,7 @@ The code that is watched is the run's own (the family's forward pass, our operat
 nothing is modelled: a tensor counts from the operation that makes it until its last reference is gone.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -110,10 +110,6 @@ def _shapes(values: Iterable[object]) -> Iterator[Shape]:
             yield from _shapes(value)
 
 
-SCRATCH = "scratch"
-"""The part of what a matrix library holds within one product: copies of its matrices, rearranged."""
-
-
 @dataclass(slots=True)
 class Held:
     """A piece of memory: its bytes, and which part of the plan it is of."""
@@ -138,8 +134,6 @@ class Trace:
         """Bytes by part at the moment, from that event on, when most are held."""
         held = most = place = 0
         for index, (comes, piece) in enumerate(self.events):
-            if piece.part == SCRATCH:
-                continue
             held += piece.bytes if comes else -piece.bytes
             if index >= first - 1 and held > most:
                 most, place = held, index
@@ -169,7 +163,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = trace
         self.part = part
         self._kept: dict[int, tuple[torch.UntypedStorage, Held]] = {}  # as long as the watch
-        self._passing: dict[int, tuple[StorageWeakRef, Held]] = {}
+        self._passing: dict[int, tuple[weakref.ref[torch.UntypedStorage], Held]] = {}
 
     def hold(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count tensors that are there already, and stay."""
@@ -202,13 +196,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with native.told_not_called(self._kernel), hooks, self:
             yield self
-        self._let_go()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
         keywords = keywords or {}
-        self._let_go()
         found = function(*arguments, **keywords)
         made = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
         for tensor in made:
@@ -216,16 +208,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if made and not getattr(function, "is_view", False):
             results = tuple(Shape.of(each) for each in made)
             self._note(Operation(str(function), _plain(arguments), _plain_items(keywords), results))
-        if str(function).startswith(PRODUCTS):
-            self._rearrange([each for each in arguments if isinstance(each, Tensor)][-2:], made)
         return found
 
-    def _rearrange(self, matrices: Sequence[Tensor], made: Sequence[Tensor]) -> None:
-        scratch = Held(sum(Shape.of(each).bytes for each in (*matrices, *made)), SCRATCH)
-        self.trace.events += [(True, scratch), (False, scratch)]
-
     def _kernel(self, name: str, arguments: tuple[Any, ...]) -> None:
-        self._let_go()
         self._note(Operation(name, _plain(arguments)))
 
     def _note(self, operation: Operation) -> None:
@@ -237,16 +222,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._kept:
             return self._kept[key][1]
         if key not in self._passing:
-            piece = Held(storage.nbytes(), part)
-            self._passing[key] = (StorageWeakRef(storage), piece)  # type: ignore[no-untyped-call]
-            self.trace.events.append((True, piece))
+            self._passing[key] = (weakref.ref(storage, lambda _: self._let_go(key)), Held(storage.nbytes(), part))
+            self.trace.events.append((True, self._passing[key][1]))
         return self._passing[key][1]
 
-    def _let_go(self) -> None:
-        """Write down what is gone since the last operation."""
-        gone = [key for key, (storage, _) in self._passing.items() if storage.expired()]  # type: ignore[no-untyped-call]
-        for key in gone:
-            self.trace.events.append((False, self._passing.pop(key)[1]))
+    def _let_go(self, key: int) -> None:
+        """The last that had a hand on this memory, a tensor or the graph, is gone."""
+        self.trace.events.append((False, self._passing.pop(key)[1]))
 
 
 def _plain(value: Any) -> Any:

@@ -80,7 +80,7 @@ def _shown(run: Run) -> dict[str, Any]:
         "skipped": kinds.get("skipped", []),
         "warnings": kinds.get("warning", []),
         "costs_in_rows": _costs(kinds),
-        "memory_parts": _memory_parts(_plan(kinds, "predicted")),
+        "memory_parts": _memory_parts(_forecast(kinds)),
         "comparison": comparison,
         "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
         "recipe": (run.folder / "recipe.yaml").read_text(encoding="utf-8"),
@@ -142,15 +142,14 @@ def _with_share(data: Event, name: str) -> str:
     return said + (figure(100 * number(data[name]) / of, " ({:.3g}%)") if of and data[name] else "")
 
 
-def _plan(kinds: dict[str, list[Event]], name: str) -> dict[str, Any]:
-    """The first plan's `predicted` (of the whole run, also where it was resumed), the last one's `measured`."""
-    found = [event[name] for event in kinds.get("plan", []) if event.get(name)]
-    return (found[0] if name == "predicted" else found[-1]) if found else {}
+def _forecast(kinds: dict[str, list[Event]]) -> Event:
+    """Of the whole run, also where it was resumed: the first."""
+    return kinds.get("forecast", [{}])[0]
 
 
 def _costs(kinds: dict[str, list[Event]]) -> list[tuple[str, ...]]:
     """(what, foretold, measured, how far off); the whole time only where the run went all the way."""
-    predicted, measured = _plan(kinds, "predicted"), _plan(kinds, "measured")
+    predicted, measured = _forecast(kinds), _last(kinds, "plan").get("measured", {})
     if not predicted and not measured:
         return []
     step = _last(kinds, "step")

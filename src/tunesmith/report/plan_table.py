@@ -30,6 +30,9 @@ COLOURS = {
 }
 """Parts of memory (Tol 2021, the bright scheme, which colour-blind readers can tell apart)."""
 
+LEAST_SHOWN = 500_000
+"""Bytes of a part that has a line."""
+
 BAR = 40
 """Characters of the longest bar."""
 
@@ -42,7 +45,7 @@ def parts_table(title: str, parts: Mapping[str, int]) -> Table:
     table.add_column("")
     most = max(parts.values())
     for name, held in sorted(parts.items(), key=lambda part: -part[1]):
-        if held > 0:
+        if held > LEAST_SHOWN:
             table.add_row(name, size(held), Text("█" * max(1, round(BAR * held / most)), COLOURS.get(name, "#777777")))
     table.add_section()
     table.add_row("peak", Text(size(sum(parts.values())), "bold"), "")
@@ -166,6 +169,6 @@ def summary(plan: Plan) -> dict[str, Any]:
     }
     if time.total_seconds is not None:
         told["all steps"] = (
-            f"{duration(time.total_seconds)} for {plan.workload.steps(plan.workload.batches(plan.step.packed)):,} steps"
+            f"{duration(time.total_seconds)} for {plan.workload.laid_out(plan.step.packed).steps:,} steps"
         )
     return told

@@ -41,6 +41,7 @@ class Progress:
             "start": self._start,
             "data": self._data,
             "memory": self._memory,
+            "forecast": self._forecast,
             "plan": self._plan,
             "step": self._step,
             "evaluation": self._evaluation,
@@ -59,7 +60,6 @@ class Progress:
         self._total = self._first = self._done = self._line_at = 0
         self._loss = math.nan
         self._tokens = self._seconds = self._weight = self._spent = 0.0
-        self._predicted: dict[str, Any] = {}
 
     def __enter__(self) -> "Progress":
         return self
@@ -106,27 +106,24 @@ class Progress:
         limit = size(event.get("limit_bytes") or 0)
         self._say("within", f"{limit}: {told}, {event.get('tokens_per_batch') or 0:,} tokens at once")
 
-    def _plan(self, event: Event) -> None:
-        if event.get("predicted"):
-            self._predicted = event["predicted"]
-            memory, time = self._predicted.get("memory", {}), self._predicted.get("time", {})
-            parts = sorted(memory.get("parts", {}).items(), key=lambda part: -number(part[1]))
-            listed = ": " + ", ".join(f"{name} {size(held)}" for name, held in parts) if parts else ""
-            self._say("will need", f"{size(memory.get('peak_bytes'))} of memory{listed}")
-            speed = f"{count(time.get('tokens_per_second'))} tokens a second"
-            left = f"{self._total - self._first:,} steps"
-            self._say("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")
-            self._begin()
-        if event.get("measured"):
-            self._bars.stop()
-            self._compare(event["measured"])
+    def _forecast(self, event: Event) -> None:
+        memory, time = event.get("memory", {}), event.get("time", {})
+        parts = sorted(memory.get("parts", {}).items(), key=lambda part: -number(part[1]))
+        listed = ": " + ", ".join(f"{name} {size(held)}" for name, held in parts) if parts else ""
+        self._say("will need", f"{size(memory.get('peak_bytes'))} of memory{listed}")
+        speed = f"{count(time.get('tokens_per_second'))} tokens a second"
+        left = f"{self._total - self._first:,} steps"
+        self._say("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")
+        self._begin()
 
-    def _compare(self, measured: dict[str, Any]) -> None:
+    def _plan(self, event: Event) -> None:
         """What was foretold beside what was measured, over the steps of this sitting alone."""
-        memory, foretold = (each.get("memory", {}).get("peak_bytes") for each in (measured, self._predicted))
+        self._bars.stop()
+        predicted, measured = event.get("predicted", {}), event.get("measured", {})
+        memory, foretold = (each.get("memory", {}).get("peak_bytes") for each in (measured, predicted))
         self._say("needed", _beside(memory, foretold, size))
         steps = self._done - self._first
-        planned = self._predicted.get("time", {})
+        planned = predicted.get("time", {})
         if self._done == self._total:
             self._say("took", _beside(self._spent, planned.get("total_seconds"), duration))
         elif steps:

@@ -34,7 +34,7 @@ from tunesmith.engine.trainable import (
     with_room,
 )
 from tunesmith.engine.update import is_elsewhere
-from tunesmith.engine.workload import Workload, heaviest
+from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.load import load_tokenizer, refuse_other_kinds
@@ -97,7 +97,7 @@ def _carry_out(
     model = trainable_model(recipe, dtype, device)
     prepared = with_known_features(recipe, model, prepared, device)
     workload = Workload.of(recipe, prepared.train) if plan is None else plan.workload
-    loop = _loop(recipe, run, model, prepared, workload.tokens_per_batch, device)
+    loop = _loop(recipe, run, model, prepared, workload.over(prepared.train), device)
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
     if checkpoint is not None:
         tensors, loop.state = load_checkpoint(checkpoint)
@@ -139,13 +139,15 @@ def _carry_out(
         loop.events.emit("warning", message=said + "train.tokens_per_batch, or lower data.max_length.")
     if plan is not None and recipe.train.memory_bytes is not None:
         plan = _hold(loop, plan)
+        workload = plan.workload
         told = {"recomputed": plan.recomputed, "blocks": plan.step.blocks, "tokens_per_batch": loop.tokens_per_batch}
         loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **told)
     if plan is None:
         said = f"The memory that {type(plain_model(model)).__name__} takes here cannot be foretold (docs/planning.md)."
         loop.events.emit("warning", message=said)
-    predicted = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
-    loop.events.emit("plan", predicted={**predicted, "time": _heaviest_first(loop)})
+    foretold = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
+    forecast = {**foretold, "time": _heaviest_first(loop, workload)}
+    loop.events.emit("forecast", **forecast)
     give_back_freed_memory()  # what the matrix library keeps from the first pass has left gaps around it
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
@@ -154,7 +156,8 @@ def _carry_out(
         _take_best(recipe, run, loop)
         loop.masters.take_average()
         output = save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
-    loop.events.emit("plan", measured=measured(loop.state.seconds, loop.state.step, loop.state.tokens, device))
+    took = measured(loop.state.seconds, loop.state.step, loop.state.tokens, device)
+    loop.events.emit("plan", predicted=forecast, measured=took)
     loop.events.emit(
         "end",
         reason=reason,
@@ -173,24 +176,23 @@ def _finished_head(loop: Loop) -> nn.Linear | None:
 
 
 def _loop(
-    recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, tokens_per_batch: int, device: torch.device
+    recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, workload: Workload, device: torch.device
 ) -> Loop:
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
-    workload = Workload(recipe, prepared.train, tokens_per_batch)
-    batches = workload.batches(packs(plain_model(model)))
+    layout = workload.laid_out(packs(plain_model(model)))
     hidden = [is_hidden(model)] if train.optimiser == "muon" else []
     masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
         model=model,
         objective=recipe.objective,
-        batches=batches,
+        batches=layout.batches,
         held_out=prepared.held_out,
         masters=masters,
         train=train,
-        total_steps=workload.steps(batches),
+        total_steps=layout.steps,
         peak_learning_rate=peak,
-        tokens_per_batch=tokens_per_batch,
+        tokens_per_batch=workload.tokens_per_batch,
         folder=run.folder,
         events=Events(),
         device=device,
@@ -232,12 +234,12 @@ def _hold(loop: Loop, plan: Plan) -> Plan:
     room = limit
     while True:
         loop.tokens_per_batch = plan.workload.tokens_per_batch
-        loop.batches = plan.workload.batches(plan.step.packed)
+        loop.batches = plan.workload.over(loop.batches.table).laid_out(plan.step.packed).batches
         if plan.recomputed:
             recompute(loop.model, plan.recomputed)
         give_back_freed_memory()
         forget_peak(loop.device)
-        _heaviest_first(loop)
+        _heaviest_first(loop, plan.workload)
         over = peak_memory(loop.device) - limit
         if over <= 0:
             return plan
@@ -245,14 +247,15 @@ def _hold(loop: Loop, plan: Plan) -> Plan:
         plan = plan_within(plan.workload, loop.model.dtype, plan.device, room)
 
 
-def _heaviest_first(loop: Loop) -> dict[str, Any]:
+def _heaviest_first(loop: Loop, workload: Workload) -> dict[str, Any]:
     """The time that the steps will take, from a pass over the heaviest batch of all, whose gradient is thrown away.
 
     Raises:
         UserError: memory runs out even with a single row.
     """
+    heaviest = workload.laid_out(not loop.batches.padded).heaviest
     while True:
-        rows = max(loop.batches_within(heaviest(loop.batches, loop.total_steps)), key=loop.tokens_of)
+        rows = max(loop.batches_within(heaviest), key=loop.tokens_of)
         try:
             time = heaviest_first(
                 loop.model,

@@ -1,9 +1,32 @@
-"""What a model holds when it answers: weights, and keys and values of what has been read (Pope et al. 2022)."""
+"""What a tuned model holds when its adapter is merged, and when it answers: weights, and keys and values of what has
+been read (Pope et al. 2022)."""
 
 from transformers import AutoConfig, PretrainedConfig
 
-from tunesmith.models.load import locate
+from tunesmith.models.anatomy import blocks
+from tunesmith.models.load import locate, skeleton
+from tunesmith.planner.device import program_bytes
+from tunesmith.planner.loading import stored_bytes
 from tunesmith.planner.plan import Plan
+
+FP32 = 4
+
+MERGED = ("lora", "ia3", "peft")
+"""Methods whose adapters are sums or products that a weight can hold."""
+
+
+def merging_memory(plan: Plan) -> dict[str, int] | None:
+    """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model, its files mapped
+    beside it, the adapter, and of one matrix at a time a copy and what is added to it. None where nothing is merged."""
+    recipe = plan.workload.recipe
+    if recipe.method.kind not in MERGED:
+        return None
+    made = skeleton(recipe.base, recipe.objective.ending)
+    largest = max((each.numel() for block in blocks(made) for each in block.parameters()), default=0)
+    parameters = plan.step.parameters
+    stored = stored_bytes(recipe.base) or parameters * plan.dtype.itemsize
+    held = {"weights": FP32 * parameters, "stored weights": stored, "adapters": FP32 * plan.step.trained}
+    return {"program": program_bytes()} | held | {"workspace": 2 * FP32 * largest}
 
 
 def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]:
