@@ -141,6 +141,11 @@ class ObjectiveConfig(Strict, ABC):
         return ()
 
     @property
+    def reference_models(self) -> tuple[Any, ...]:
+        """Those of them that are held beside the one that learns, once it has begun."""
+        return ()
+
+    @property
     def output_scale(self) -> float:
         """The size of a step in what a new head says."""
         return 1.0

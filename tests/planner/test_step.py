@@ -113,6 +113,16 @@ def test_the_parts_that_do_not_depend_on_the_batch_are_what_arithmetic_says(tiny
     )
 
 
+def test_a_teacher_is_held_beside_the_student_and_its_logits_beside_the_loss() -> None:
+    alone, taught = (
+        foretold(recipe_for("embedded", objective=objective))
+        for objective in ({"kind": "instruction"}, {"kind": "distillation", "teacher": "embedded"})
+    )
+    assert taught.parts["reference models"] == alone.parts["weights"]
+    assert taught.parts["weights"] == alone.parts["weights"]
+    assert sum(taught.learning.values()) > 1.2 * sum(alone.learning.values())  # a forward pass more
+
+
 def test_four_bits_take_half_a_byte_and_their_constants_an_eighth_of_a_bit() -> None:
     quantised = foretold(recipe_for("embedded", base={"weights": "nf4"}), torch.bfloat16)
     whole = foretold(recipe_for("embedded"), torch.bfloat16)

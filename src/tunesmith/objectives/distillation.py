@@ -48,6 +48,10 @@ class Distillation(ObjectiveConfig):
     def reads(self) -> tuple[str, ...]:
         return (self.teacher,)
 
+    @property
+    def reference_models(self) -> tuple[PreTrainedModel, ...]:
+        return () if self._teacher is None else (self._teacher,)
+
     def begin(self, model: PreTrainedModel, base: Base) -> None:
         """Load the teacher beside the student, in its precision.
 

@@ -98,6 +98,7 @@ class Heap:
     """
 
     APART = 32 * MIB
+    MAPPED = ("weights", "trained weights", "reference models")
     ALIGNED, HEADER, LEAST = 64, 16, 32
     SMALL = 200  # a gap that small objects fill
 
@@ -112,7 +113,7 @@ class Heap:
     def take(self, piece: Held) -> None:
         if piece.part == "activations":
             self._beside[id(piece)], self._slivers = self._slivers, []
-        if piece.bytes >= self.APART or piece.part in ("weights", "trained weights"):
+        if piece.bytes >= self.APART or piece.part in self.MAPPED:
             self._apart += piece.bytes
         else:
             self._places[id(piece)] = self._place(max(self.LEAST, -(-(piece.bytes + 8) // 16) * 16))

@@ -27,8 +27,11 @@ CACHES = 64 * 2**20
 LARGE, LARGE_FLOPS = 2**29, 2e11
 """Bytes and arithmetic of operations that are not tried."""
 
-SHORT, LONG = 0.05, 2.0
-"""Operations are timed five times within the one, three times within the other, in seconds, or once."""
+ROUNDS = 3
+"""How often all operations are timed."""
+
+SHORT, LONG = 0.02, 1.0
+"""Seconds of an operation that is timed twice in a round, and of one that has been timed enough."""
 
 
 @dataclass
@@ -50,18 +53,27 @@ class Clock:
 
     def total(self, operations: Mapping[Operation, float]) -> float:
         """Seconds of all of them, one after another."""
-        return sum(count * (self.of(operation) + OVERHEAD) for operation, count in operations.items())
+        self._learn([each for each in operations if each not in self.seconds])
+        return sum(count * (self.seconds[each] + OVERHEAD) for each, count in operations.items())
 
-    def of(self, operation: Operation) -> float:
-        """Seconds of one."""
-        if operation not in self.seconds:
-            large = operation.moved > LARGE or operation.flops > LARGE_FLOPS
-            large |= self.device.type != "cpu" and "." not in operation.name
-            self.seconds[operation] = self._by_rates(operation) if large else self._measured(operation)
-        return self.seconds[operation]
+    def _learn(self, operations: Sequence[Operation]) -> None:
+        """Time each kind in rounds over all of them, so that what else the machine does for a second is not taken for
+        what an operation takes."""
+        timed: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
+        for _ in range(ROUNDS):
+            for each, found in timed.items():
+                if sum(found) < LONG:
+                    found += self._timings(each)
+        self.seconds |= {each: self._by_rates(each) for each in operations if not timed.get(each)}
+        self.seconds |= {each: median(found) for each, found in timed.items() if found}
+
+    def _is_large(self, operation: Operation) -> bool:
+        """Whether it takes too long or too much memory to be tried, or is a CPU's kernel on a GPU."""
+        elsewhere = self.device.type != "cpu" and "." not in operation.name
+        return operation.moved > LARGE or operation.flops > LARGE_FLOPS or elsewhere
 
     def _by_rates(self, operation: Operation) -> float:
-        """Of one that would take too long, or too much memory, to try: whichever of arithmetic and memory takes
+        """Seconds of one that is not tried: whichever of arithmetic and memory takes
         longer, at the rates of smaller ones."""
         flops, memory = self._rates(operation.precision)
         return max(operation.flops / flops, operation.moved / memory)
@@ -79,17 +91,16 @@ class Clock:
         return self.rates[dtype]
 
     @torch.no_grad()
-    def _measured(self, operation: Operation) -> float:
+    def _timings(self, operation: Operation) -> list[float]:
+        """Seconds of one, tried twice if it is short; none where it cannot be done by itself."""
         act = self._torch(operation) if "." in operation.name else self._kernel(operation)
+        cold = operation.moved > NEAR
         try:
             act()  # the first one makes code for the shape
-            cold = operation.moved > NEAR
-            found = [self._timed(act, cold)]
-            while len(found) < (5 if sum(found) < SHORT else 3 if sum(found) < LONG else 1):
-                found.append(self._timed(act, cold))
+            once = self._timed(act, cold)
+            return [once, self._timed(act, cold)] if once < SHORT else [once]
         except (RuntimeError, IndexError, ValueError, TypeError):
-            return self._by_rates(operation)
-        return median(found)
+            return []
 
     def _timed(self, act: Any, cold: bool = True) -> float:
         """If cold, with nothing of its tensors in the caches, as is the case after the other operations of a step."""

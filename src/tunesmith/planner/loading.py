@@ -15,7 +15,7 @@ PIECES = 100 * 2**20
 
 def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) -> dict[str, int]:
     """Bytes by part. On a CPU files stay mapped while a weight of theirs is in use; for a GPU the host maps them."""
-    held = {part: step.parts.get(part, 0) for part in ("weights", "quantisation constants")}
+    held = {part: step.parts.get(part, 0) for part in ("weights", "quantisation constants", "reference models")}
     held["weights"] += step.parts.get("trained weights", 0)
     if base.from_scratch or device.kind != "cpu":
         return held

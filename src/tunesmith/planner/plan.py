@@ -156,11 +156,13 @@ def plan_of(
 ) -> Plan:
     """The plan of a run of which one step is known; arguments as in `plan_run`."""
     program = {"program": device.program_bytes}
+    loading = program | while_loading(workload.recipe.base, step, dtype, device)
     if device.is_here and device.kind == "cpu":  # what foretelling itself has taken stays with the process
         shapes = min(MOST_KERNELS, step.products * len(workload.laid_out(step.packed).widths))
+        loading["program"] = program_bytes()
         program["program"] = program_bytes() + FIRST_USE + round(KERNEL_BYTES * shapes)
     phases = {
-        "loading": program | while_loading(workload.recipe.base, step, dtype, device),
+        "loading": loading,
         "evaluating": program | _named(step.evaluating),
         "training": program | _named(step.parts) | {"allocator slack": step.slack},
     }

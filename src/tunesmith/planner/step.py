@@ -36,8 +36,8 @@ FEW_LAYERS = 12
 """Models of more blocks are carried out with few of them, twice, and the rest is read off the line through both."""
 
 GAPS_GROWTH = 0.65
-"""The allocator's gaps do not lie on that line: they grow with this power of the number of blocks, as fits SmolLM2 135M,
-Gemma 3 1B and Qwen 2.5 3B best (found with few blocks beside all, blocks computed once and twice)."""
+"""The allocator's gaps do not lie on that line: they grow with this power of the number of blocks, as fits SmolLM2
+135M, Gemma 3 1B and Qwen 2.5 3B best (few blocks beside all, blocks computed once and twice)."""
 
 EIGHT_BITS = 2 * (1 + 4 / 256)
 """Bytes a number that both of AdamW's moments take in 8 bits: a code each, and an fp32 scale for 256 of them (Dettmers
@@ -180,19 +180,23 @@ class _Rehearsal:
             model.named_parameters(), plain if self.in_eight_bits else recipe.train, lambda _: 1.0, *hidden
         )
         moving = [each for each in model.parameters() if each.requires_grad]
-        self.watch.hold(model.parameters(), "weights")
-        self.watch.hold(model.buffers(), "weights")
-        for layer in model.modules():
-            if isinstance(layer, QuantisedLinear):
-                held = layer.quantised
-                constants = [held.scales, held.scale_offset, held.scale_scales]
-                self.watch.hold([held.codes], "weights")
-                self.watch.hold([each for each in constants if each is not None], "quantisation constants")
+        self._hold(model, "weights")
+        for other in recipe.objective.reference_models:
+            self._hold(other, "reference models")
         self.watch.hold(moving, "trained weights" if recipe.method.kind == "full" else "adapters")
         self.watch.hold([self.masters.flat], "optimiser")
         self.watch.hold([self.masters.grad], "gradients")
         if self.masters.average is not None:
             self.watch.hold([self.masters.average], "optimiser")
+
+    def _hold(self, model: PreTrainedModel, part: str) -> None:
+        self.watch.hold([*model.parameters(), *model.buffers()], part)
+        for layer in model.modules():
+            if isinstance(layer, QuantisedLinear):
+                held = layer.quantised
+                constants = [held.scales, held.scale_offset, held.scale_scales]
+                self.watch.hold([held.codes], part)
+                self.watch.hold([each for each in constants if each is not None], "quantisation constants")
 
     def step(self) -> Step:
         """Evaluation, the batch, the update; and, for the allocator, the batch once more, beside the new moments."""

@@ -16,6 +16,7 @@ from tunesmith.report.words import count, duration, size
 COLOURS = {
     "weights": "#4477aa",
     "stored weights": "#88aacc",
+    "reference models": "#225588",
     "quantisation constants": "#66ccee",
     "quantising": "#aaddee",
     "adapters": "#228833",

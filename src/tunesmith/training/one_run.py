@@ -95,6 +95,7 @@ def _carry_out(
     forget_peak(device)  # of reading the rows: what is foretold, and measured, begins here
     plan = _plan(recipe, run, prepared, dtype, device)
     model = trainable_model(recipe, dtype, device)
+    give_back_freed_memory()  # of weights as they were stored
     prepared = with_known_features(recipe, model, prepared, device)
     workload = Workload.of(recipe, prepared.train) if plan is None else plan.workload
     loop = _loop(recipe, run, model, prepared, workload.over(prepared.train), device)
