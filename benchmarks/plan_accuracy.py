@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -47,7 +48,8 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 def runs() -> list[dict[str, Any]]:
-    """What is tried: families and sizes, methods, lengths, checkpointing, two optimisers."""
+    """What is tried: families and sizes, methods, lengths, checkpointing, two optimisers; the bases take turns, so that
+    the first of the runs are of all of them."""
     found = []
     for base, method in product(("llama-5m", "gpt2-30m"), ("lora", "full", "ia3", "adapter", "prefix", "qlora")):
         for length in (128, 1024):
@@ -63,7 +65,13 @@ def runs() -> list[dict[str, Any]]:
     found += [("qwen3-360m", method, 512, False, "adamw") for method in ("lora", "qlora")]
     found += [("qwen3-360m", "lora", 1024, True, "adamw"), ("llama-1b", "qlora", 512, True, "adamw")]
     found += [("llama-1b", "lora", 512, False, "adamw")]
-    return [dict(zip(("base", "method", "length", "twice", "optimiser"), each, strict=True)) for each in found]
+    turns: Counter[str] = Counter()
+    places = []
+    for each in found:
+        turns[each[0]] += 1
+        places.append(turns[each[0]])
+    in_turn = [each for _, each in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
+    return [dict(zip(("base", "method", "length", "twice", "optimiser"), each, strict=True)) for each in in_turn]
 
 
 def make_base(name: str, folder: Path) -> Path:
@@ -94,7 +102,7 @@ def write_text(folder: Path) -> Path:
 
 
 def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
-    tokens = max(512 if run["base"] == "llama-1b" else 1024, run["length"])
+    tokens = max(1024 if run["base"] in ("llama-5m", "gpt2-30m") else 512, run["length"])
     quantised = run["method"] == "qlora"
     steps = {"llama-5m": 16, "gpt2-30m": 8}.get(run["base"], 5)  # the heap has grown to its end after them
     return {

@@ -96,10 +96,10 @@ def plan(
             _lines(console, {"cost": spent})
         console.print(report.parts_table("made of", single.memory.parts))
         _lines(console, {phase: size(held) for phase, held in single.memory.peaks.items()})
-        answering = f"{concurrency:,} answers at once of {context:,} tokens"
+        at_once = "an answer" if concurrency == 1 else f"{concurrency:,} answers at once"
         if merging is not None:
-            _lines(console, {"merging": f"{size(sum(merging.values()))}, of the host's, in fp32"})
-        _lines(console, {"serving": f"{size(sum(serving.values()))}, {answering}"})
+            _lines(console, {"merging": f"{size(sum(merging.values()))} of the host's memory, in fp32"})
+        _lines(console, {"serving": f"{size(sum(serving.values()))}, {at_once} of {context:,} tokens"})
     if chart is not None:
         with atomic_write(chart) as file:
             file.write(report.plan_page(done, f"{name}: what the memory is made of"))

@@ -81,6 +81,11 @@ def told_not_called(witness: Witness | None) -> Iterator[None]:
         _witness = before
 
 
+def runs() -> bool:
+    """Whether kernels are called, and not told alone."""
+    return _witness is None
+
+
 def random_seed() -> int:
     """For a kernel's own random numbers, of PyTorch's stream, which a run keeps."""
     return 0 if _witness is not None else int(torch.randint(2**32, ()))
