@@ -46,6 +46,8 @@ BASES: dict[str, dict[str, Any]] = {
                  "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000},
 }  # fmt: skip
 
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
+
 
 def runs() -> list[dict[str, Any]]:
     """What is tried: families and sizes, methods, lengths, checkpointing, two optimisers; the bases take turns, so that
@@ -206,11 +208,17 @@ def report(results: Path) -> None:
     for axis, kind, unit, scale in zip(axes, ("memory", "seconds"), ("GB", "seconds a step"), (1e9, 1.0), strict=True):
         for name in BASES:
             pairs = [[value / scale for value in each[kind]] for each in done if each["base"] == name]
+            if not pairs:
+                continue
             axis.scatter([pair[1] for pair in pairs], [pair[0] for pair in pairs], s=16, label=name)
         ends = [min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])]
         low = min(value / scale for each in done for value in each[kind])
         axis.plot([low, ends[1]], [low, ends[1]], color="#888888", linewidth=1)
+        ticks = [each for each in TICKS if low / 1.3 < each < ends[1] * 1.3]
         axis.set(xscale="log", yscale="log", xlabel=f"measured ({unit})", ylabel=f"foretold ({unit})")
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_ticks(ticks, [f"{each:g}" for each in ticks])
+            line.set_ticks([], minor=True)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(results.with_suffix(".svg"))
