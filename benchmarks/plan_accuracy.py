@@ -1,6 +1,6 @@
 """How near a plan comes to what is then measured: memory and time of real runs on this machine's CPU.
 
-    python benchmarks/plan_accuracy.py            # 45 minutes; writes results/plan_accuracy.json, .md, .svg
+    python benchmarks/plan_accuracy.py            # hours; writes results/plan_accuracy.json, .md, .svg; goes on
     python benchmarks/plan_accuracy.py --only 3   # the first three of the runs
     python benchmarks/plan_accuracy.py --report   # the table and the plot alone, from the results that are there
     python benchmarks/plan_accuracy.py --out DIR  # on a GPU: DIR/plan_accuracy_gpu.json, .md and .svg
@@ -20,9 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from datetime import date
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +66,8 @@ def runs() -> list[dict[str, Any]]:
     found += [("qwen3-360m", method, 512, False, "adamw") for method in ("lora", "qlora")]
     found += [("qwen3-360m", "lora", 1024, True, "adamw"), ("llama-1b", "qlora", 512, True, "adamw")]
     found += [("llama-1b", "lora", 512, False, "adamw")]
-    turns: Counter[str] = Counter()
-    places = []
-    for each in found:
-        turns[each[0]] += 1
-        places.append(turns[each[0]])
-    in_turn = [each for _, each in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
+    by_base = ([each for each in found if each[0] == base] for base in BASES)
+    in_turn = [each for turn in zip_longest(*by_base) for each in turn if each is not None]
     return [dict(zip(("base", "method", "length", "twice", "optimiser"), each, strict=True)) for each in in_turn]
 
 

@@ -23,15 +23,17 @@ from tunesmith.choices import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig
 from tunesmith.errors import UserError
 from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
-MEMORY = r"^\d+(\.\d+)?\s*([KMG]i?B)$"
+MEMORY = r"^(\d+(?:\.\d+)?)\s*([KMG])(i?)B$"
 """How an amount of memory is written: `12GB`, `900MiB`."""
 
 
-def bytes_in(memory: str) -> int:
-    """An amount of memory, written as `MEMORY` has it, in bytes."""
-    number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", memory).groups()  # type: ignore[union-attr]
-    power = "KMG".index(unit[0]) + 1
-    return int(float(number) * (1024 if "i" in unit else 1000) ** power)
+def bytes_in(memory: str) -> int | None:
+    """An amount of memory in bytes; None where it is not written as `MEMORY` has it."""
+    found = re.fullmatch(MEMORY, memory)
+    if found is None:
+        return None
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("KMG".index(unit) + 1))
 
 
 class Base(Strict):

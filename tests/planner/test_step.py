@@ -120,6 +120,7 @@ def test_a_teacher_is_held_beside_the_student_and_its_logits_beside_the_loss() -
     )
     assert taught.parts["reference models"] == alone.parts["weights"]
     assert taught.parts["weights"] == alone.parts["weights"]
+    assert taught.parts["loss"] > alone.parts.get("loss", 0)
     assert sum(taught.learning.values()) > 1.2 * sum(alone.learning.values())  # a forward pass more
 
 

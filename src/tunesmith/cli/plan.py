@@ -1,7 +1,6 @@
 """`tunesmith plan`: memory, time and cost before a weight is read."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tunesmith.errors import UserError
-from tunesmith.recipe import MEMORY, bytes_in
+from tunesmith.recipe import bytes_in
 
 
 def plan(
@@ -115,6 +114,7 @@ def _bytes(said: str) -> int:
     """Raises:
     UserError: it is no amount of memory.
     """
-    if re.fullmatch(MEMORY, said) is None:
+    found = bytes_in(said)
+    if found is None:
         raise UserError(f"--fit: {said} is no amount of memory. Write it as 16GB, 900MB or 24GiB.")
-    return bytes_in(said)
+    return found

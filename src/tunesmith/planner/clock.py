@@ -64,8 +64,9 @@ class Clock:
             for each, found in timed.items():
                 if sum(found) < LONG:
                     found += self._timings(each)
-        self.seconds |= {each: self._by_rates(each) for each in operations if not timed.get(each)}
-        self.seconds |= {each: median(found) for each, found in timed.items() if found}
+        for each in operations:
+            taken = timed.get(each)
+            self.seconds[each] = median(taken) if taken else self._by_rates(each)
 
     def _is_large(self, operation: Operation) -> bool:
         """Whether it takes too long or too much memory to be tried, or is a CPU's kernel on a GPU."""
@@ -73,8 +74,8 @@ class Clock:
         return operation.moved > LARGE or operation.flops > LARGE_FLOPS or elsewhere
 
     def _by_rates(self, operation: Operation) -> float:
-        """Seconds of one that is not tried: whichever of arithmetic and memory takes
-        longer, at the rates of smaller ones."""
+        """Seconds of one that is not tried: whichever of arithmetic and memory takes longer, at the rates of smaller
+        ones."""
         flops, memory = self._rates(operation.precision)
         return max(operation.flops / flops, operation.moved / memory)
 

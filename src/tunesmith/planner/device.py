@@ -44,6 +44,11 @@ class Device:
         return not self.flops
 
     @property
+    def is_this_cpu(self) -> bool:
+        """Whether what foretelling takes stays with the run."""
+        return self.is_here and self.kind == "cpu"
+
+    @property
     def dtype(self) -> torch.dtype:
         """What `train.precision: auto` takes there."""
         if self.is_here:

@@ -144,7 +144,7 @@ def plan_run(
     def rows(packed: bool) -> tuple[TokenTable, list[int]]:
         return workload.table, workload.laid_out(packed).heaviest
 
-    few_layers = MANY_LAYERS if device.is_here and device.kind == "cpu" else FEW_LAYERS
+    few_layers = MANY_LAYERS if device.is_this_cpu else FEW_LAYERS
     step = step_of(workload.recipe, rows, dtype, device.holds, recomputed, few_layers)
     if recomputed is None:
         recomputed = step.blocks if workload.recipe.train.gradient_checkpointing else 0
@@ -155,16 +155,15 @@ def plan_of(
     step: Step, workload: Workload, dtype: torch.dtype, device: Device, available: int | None, recomputed: int
 ) -> Plan:
     """The plan of a run of which one step is known; arguments as in `plan_run`."""
-    program = {"program": device.program_bytes}
-    loading = program | while_loading(workload.recipe.base, step, dtype, device)
-    if device.is_here and device.kind == "cpu":  # what foretelling itself has taken stays with the process
+    program = used = device.program_bytes
+    if device.is_this_cpu:
         shapes = min(MOST_KERNELS, step.products * len(workload.laid_out(step.packed).widths))
-        loading["program"] = program_bytes()
-        program["program"] = program_bytes() + FIRST_USE + round(KERNEL_BYTES * shapes)
+        program = program_bytes()
+        used = program + FIRST_USE + round(KERNEL_BYTES * shapes)
     phases = {
-        "loading": loading,
-        "evaluating": program | _named(step.evaluating),
-        "training": program | _named(step.parts) | {"allocator slack": step.slack},
+        "loading": {"program": program} | while_loading(workload.recipe.base, step, dtype, device),
+        "evaluating": {"program": used} | _named(step.evaluating),
+        "training": {"program": used} | _named(step.parts) | {"allocator slack": step.slack},
     }
     peaks = {name: sum(parts.values()) for name, parts in phases.items()}
     most = max(phases, key=lambda name: peaks[name])

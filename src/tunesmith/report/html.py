@@ -9,7 +9,18 @@ from markupsafe import Markup
 
 from tunesmith.report.comparison import Comparison, compared
 from tunesmith.report.courses import courses, lengths
-from tunesmith.report.words import LOSS_UNIT, base_said, count, duration, figure, method_said, number, off_by, size
+from tunesmith.report.words import (
+    LOSS_UNIT,
+    base_said,
+    count,
+    duration,
+    figure,
+    method_said,
+    number,
+    off_by,
+    size,
+    sizes,
+)
 from tunesmith.run import Event, Run, atomic_write
 
 COUNTS = {
@@ -80,7 +91,7 @@ def _shown(run: Run) -> dict[str, Any]:
         "skipped": kinds.get("skipped", []),
         "warnings": kinds.get("warning", []),
         "costs_in_rows": _costs(kinds),
-        "memory_parts": _memory_parts(_forecast(kinds)),
+        "memory_parts": sizes(_forecast(kinds).get("memory", {}).get("parts", {})),
         "comparison": comparison,
         "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
         "recipe": (run.folder / "recipe.yaml").read_text(encoding="utf-8"),
@@ -166,11 +177,6 @@ def _costs(kinds: dict[str, list[Event]]) -> list[tuple[str, ...]]:
         shown = ("" if value is None else said(value) for value in (before, after))
         told.append((what, *shown, off_by(before, after)))
     return told
-
-
-def _memory_parts(predicted: dict[str, Any]) -> str:
-    parts = predicted.get("memory", {}).get("parts", {})
-    return ", ".join(f"{name} {size(held)}" for name, held in sorted(parts.items(), key=lambda part: -number(part[1])))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from tunesmith.report.words import base_said, count, duration, figure, method_said, number, off_by, size
+from tunesmith.report.words import base_said, count, duration, figure, method_said, number, off_by, size, sizes
 from tunesmith.run import Event
 
 SMOOTHING = 0.9
@@ -108,9 +108,8 @@ class Progress:
 
     def _forecast(self, event: Event) -> None:
         memory, time = event.get("memory", {}), event.get("time", {})
-        parts = sorted(memory.get("parts", {}).items(), key=lambda part: -number(part[1]))
-        listed = ": " + ", ".join(f"{name} {size(held)}" for name, held in parts) if parts else ""
-        self._say("will need", f"{size(memory.get('peak_bytes'))} of memory{listed}")
+        listed = sizes(memory.get("parts", {}))
+        self._say("will need", f"{size(memory.get('peak_bytes'))} of memory{': ' + listed if listed else ''}")
         speed = f"{count(time.get('tokens_per_second'))} tokens a second"
         left = f"{self._total - self._first:,} steps"
         self._say("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")

@@ -31,6 +31,11 @@ def size(value: Any) -> str:
     )
 
 
+def sizes(parts: Mapping[str, Any]) -> str:
+    """Bytes by part, the largest first: `weights 2.06 GB, program 340 MB`."""
+    return ", ".join(f"{name} {size(held)}" for name, held in sorted(parts.items(), key=lambda part: -number(part[1])))
+
+
 def count(value: Any) -> str:
     """`873`, `12,400`, `1.2 M`, `7.24 B`."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
