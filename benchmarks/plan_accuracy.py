@@ -7,8 +7,10 @@
 
 Each run is a process of its own that plans, then trains some steps on real text with a model of random weights. Memory
 foretold is that of the plan made before anything is loaded; memory measured is the process's peak resident set.
-Seconds a step foretold are the plan's, from operations timed one by one; measured is the median step after the first
-two, which build kernels and touch memory for the first time.
+Seconds a step foretold are the plan's, from operations timed one by one: the mean of a plan made right before the run
+and one made right after it, since the speed of a shared machine drifts; both are kept. Measured is the median time of
+a token, over the steps after the first two, which build kernels and touch memory for the first time, times a step's
+tokens.
 """
 
 import argparse
@@ -51,21 +53,18 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 def runs() -> list[dict[str, Any]]:
     """What is tried: families and sizes, methods, lengths, checkpointing, two optimisers; the bases take turns, so that
     the first of the runs are of all of them."""
-    found = []
+    found = [("llama-5m", method, length, False, "adafactor") for method in ("lora", "full") for length in (256, 2048)]
+    found += [("llama-5m", "lora", length, twice, "adamw") for length in (4096, 8192) for twice in (False, True)]
     for base, method in product(("llama-5m", "gpt2-30m"), ("lora", "full", "ia3", "adapter", "prefix", "qlora")):
         for length in (128, 1024):
             found.append((base, method, length, False, "adamw"))
         found.append((base, method, 512, True, "adamw"))
-    for method in ("lora", "full", "ia3", "adapter", "prefix", "qlora"):
-        found.append(("llama-125m", method, 512, False, "adamw"))
-        found.append(("llama-125m", method, 1024, True, "adamw"))
-    found += [("llama-5m", method, length, False, "adafactor") for method in ("lora", "full") for length in (256, 2048)]
-    found += [("gpt2-30m", "full", 512, False, "adafactor"), ("llama-125m", "full", 512, False, "adafactor")]
-    found += [("llama-5m", "lora", length, twice, "adamw") for length in (4096, 8192) for twice in (False, True)]
-    found += [("gemma3-170m", method, 512, False, "adamw") for method in ("lora", "qlora", "full")]
+    found += [("llama-125m", method, 512, False, "adamw") for method in ("lora", "full", "ia3", "adapter", "prefix")]
+    found += [("llama-125m", method, 1024, True, "adamw") for method in ("lora", "full", "qlora")]
+    found += [(base, "full", 512, False, "adafactor") for base in ("gpt2-30m", "llama-125m")]
+    found += [("gemma3-170m", method, 512, False, "adamw") for method in ("lora", "qlora")]
     found += [("qwen3-360m", method, 512, False, "adamw") for method in ("lora", "qlora")]
-    found += [("qwen3-360m", "lora", 1024, True, "adamw"), ("llama-1b", "qlora", 512, True, "adamw")]
-    found += [("llama-1b", "lora", 512, False, "adamw")]
+    found += [("llama-1b", "qlora", 512, True, "adamw"), ("llama-1b", "lora", 512, True, "adamw")]
     by_base = ([each for each in found if each[0] == base] for base in BASES)
     in_turn = [each for turn in zip_longest(*by_base) for each in turn if each is not None]
     return [dict(zip(("base", "method", "length", "twice", "optimiser"), each, strict=True)) for each in in_turn]
@@ -101,14 +100,15 @@ def write_text(folder: Path) -> Path:
 def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
     tokens = max(1024 if run["base"] in ("llama-5m", "gpt2-30m") else 512, run["length"])
     quantised = run["method"] == "qlora"
-    steps = {"llama-5m": 16, "gpt2-30m": 8}.get(run["base"], 5)  # the heap has grown to its end after them
+    steps = {"llama-5m": 10, "gpt2-30m": 6}.get(run["base"], 5)
     return {
         "base": {"path": str(base), "weights": "nf4" if quantised else "auto"},
         "data": {"train": str(text), "max_length": run["length"], "held_out": 0.02},
         "method": "lora" if quantised else run["method"],
         "objective": "text",
         "train": {"steps": steps, "tokens_per_step": tokens, "tokens_per_batch": tokens, "precision": "auto",
-                  "gradient_checkpointing": run["twice"], "optimiser": run["optimiser"], "evaluate_rows": 8,
+                  "gradient_checkpointing": run["twice"], "optimiser": run["optimiser"],
+                  "evaluate_rows": 8 if tokens == 1024 else 2,
                   "evaluate_every": steps, "checkpoint_every": steps},
     }  # fmt: skip
 
@@ -120,15 +120,22 @@ def one_run(run: dict[str, Any], folder: Path) -> None:
     recipe = recipe_of(run, folder / run["base"], folder / "text.jsonl")
     finished = tunesmith.train(recipe, folder / "run")
     plan = next(event for event in finished.events() if event["event"] == "plan")
-    steps = [event["seconds"] for event in finished.events() if event["event"] == "step"]
-    seconds = tunesmith.plan(recipe=recipe).time.seconds_per_step
+    steps = [(event["seconds"], event["tokens"]) for event in finished.events() if event["event"] == "step"]
+    a_token = statistics.median(seconds / tokens for seconds, tokens in steps[2:])
     told = {
         "memory": [plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["peak_bytes"]],
-        "seconds": [seconds, statistics.median(steps[2:])],
-        "steps": steps,
+        "measured": a_token * statistics.mean(tokens for _, tokens in steps),
+        "after": foretold_seconds(run, folder),
+        "steps": [seconds for seconds, _ in steps],
         "parts": plan["predicted"]["memory"]["parts"],
     }
     print("RESULT " + json.dumps(told))
+
+
+def foretold_seconds(run: dict[str, Any], folder: Path) -> float:
+    import tunesmith
+
+    return tunesmith.plan(recipe=recipe_of(run, folder / run["base"], folder / "text.jsonl")).time.seconds_per_step
 
 
 def measure(only: int | None, results: Path) -> None:
@@ -140,13 +147,16 @@ def measure(only: int | None, results: Path) -> None:
         for run in [each for each in runs() if each not in seen][:only]:
             make_base(run["base"], folder)
             shutil.rmtree(folder / "run", ignore_errors=True)
+            before = foretold_seconds(run, folder)
             command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(folder)]
             out = subprocess.run(command, capture_output=True, text=True)
             line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
             if line is None:
                 print(run, "failed:", out.stderr[-300:])
                 continue
-            done.append(run | json.loads(line.removeprefix("RESULT ")))
+            told = json.loads(line.removeprefix("RESULT "))
+            after, measured = told.pop("after"), told.pop("measured")
+            done.append(run | told | {"seconds": [(before + after) / 2, measured], "foretold": [before, after]})
             memory, seconds = (off(done[-1][name]) for name in ("memory", "seconds"))
             print(
                 *run.values(),

@@ -105,7 +105,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
     from tunesmith.data.example import Source
     from tunesmith.data.pack import collate
     from tunesmith.data.tokens import TokenTable
-    from tunesmith.engine.allocator import keep_freed_memory
+    from tunesmith.engine.allocator import keeping_freed_memory
     from tunesmith.engine.optimiser import MasterWeights
     from tunesmith.methods.lora import LoRA
     from tunesmith.models.attention import use_document_attention
@@ -113,11 +113,10 @@ def training(folder: str, weights: str) -> dict[str, Any]:
     from tunesmith.models.fused import use_fused_ops
     from tunesmith.recipe import Train
 
-    keep_freed_memory()
     ids = torch.randint(5, SHAPE["vocab_size"], (WIDTH,)).int().numpy()
     batch = collate(TokenTable.build([(ids, ids > 0, Source("", 1))]), [0])
     seconds = []
-    with Peak() as peak:
+    with keeping_freed_memory(), Peak() as peak:
         model = load(folder, weights)
         mapped = sum(each.numel() * each.element_size() for each in model.parameters())
         use_document_attention(model)

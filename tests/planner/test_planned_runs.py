@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tunesmith
+from tunesmith.engine.allocator import arena
 from tunesmith.engine.memory import halves
 from tunesmith.errors import UserError
 from tunesmith.planner.shapes import HERE
@@ -46,6 +47,28 @@ def test_a_run_says_what_was_foretold_and_what_was_measured_in_one_shape(
         assert told["memory"]["peak_bytes"] == sum(told["memory"]["parts"].values())
         assert set(told["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
         assert {"fits", "device"} <= set(told)
+
+
+RUN = """
+import json, sys
+import tunesmith
+events = tunesmith.train(json.loads(sys.argv[1]), sys.argv[2]).events()
+plan = next(event for event in events if event["event"] == "plan")
+print(plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["peak_bytes"])
+"""
+
+
+def test_the_peak_is_what_was_foretold_whatever_the_process_that_started_the_run_holds(
+    tmp_path: Path, write_rows: Any
+) -> None:
+    ballast = torch.ones(2**28)  # a gigabyte
+    recipe = recipe_for(Path("embedded"), write_rows(200), tokens_per_step=2048, precision="fp32")
+    command = [sys.executable, "-c", RUN, json.dumps(recipe), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    predicted, measured = map(int, done.stdout.split())
+    assert int(ballast[0]) == 1
+    assert measured < ballast.nbytes
+    assert predicted == pytest.approx(measured, rel=0.08 if arena() is not None else 0.15)
 
 
 def test_a_run_within_a_limit_learns_the_same_and_says_what_it_gave_up(

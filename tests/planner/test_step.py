@@ -15,10 +15,12 @@ from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.trainable import trainable_model
+from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
 from tunesmith.planner.allocators import CachingAllocator, reserved, resident
+from tunesmith.planner.shapes import HERE
 from tunesmith.planner.step import Step, rows_like, step_of
 from tunesmith.planner.trace import Held, Trace, Watch
 from tunesmith.recipe import Recipe
@@ -46,7 +48,7 @@ def recipe_for(path: Path | str, **parts: Any) -> Recipe:
 
 
 def foretold(recipe: Recipe, dtype: torch.dtype = torch.float32, **options: int) -> Step:
-    def rows(_: bool) -> tuple[TokenTable, list[int]]:
+    def rows(*_: bool) -> tuple[TokenTable, list[int]]:
         return rows_like(recipe, LENGTHS), list(range(len(LENGTHS)))
 
     return step_of(recipe, rows, dtype, resident, **options)
@@ -96,6 +98,16 @@ def test_a_family_is_carried_out_as_it_is_trained_or_refused_by_name(family: str
     model = trainable_model(recipe, torch.float32, torch.device("cpu"))
     assert found.packed == packs(plain_model(model))
     assert found.trained == sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+def test_where_attention_keeps_scores_the_heaviest_batch_is_of_long_documents(families: Path) -> None:
+    lengths = [64] * 8 + [250] * 2  # 512 tokens, or 500 with four times the pairs
+    recipe = recipe_for(families / "llama", train={"tokens_per_step": 512, "steps": 2})
+    layout = Workload.of(recipe, rows_like(recipe, lengths)).laid_out(packed=True)
+    for scores, tokens in ((False, [64] * 8), (True, [250] * 2)):
+        assert [lengths[row] for row in layout.heaviest_of(scores)] == tokens
+    assert foretold(recipe_for(HERE / "gpt2")).scores  # which drops some of them
+    assert not foretold(recipe).scores
 
 
 def test_the_parts_that_do_not_depend_on_the_batch_are_what_arithmetic_says(tiny_model: Path) -> None:

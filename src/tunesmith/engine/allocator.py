@@ -1,26 +1,99 @@
-"""Telling the C library to keep the memory that a step frees for the next step."""
+"""Where a run's tensors on a CPU come from: an arena of our own (arena.cpp), or the C library, told to keep what a step
+frees for the next step."""
 
 import ctypes
+import hashlib
+import os
 import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tunesmith.data.cache import cache_folder
+
+SOURCE = Path(__file__).with_name("arena.cpp")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_THRESHOLD = 32 * 2**20  # glibc refuses more
 
 
-def keep_freed_memory() -> None:
-    """Raise glibc's thresholds so that tensors of a few megabytes are reused, not unmapped and faulted in again.
+@contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Within the block, new tensors reuse what earlier ones have left, without faulting pages in and with few gaps.
 
-    By default glibc gives large blocks back to the kernel on every free, and a training step allocates the same ones
-    hundreds of times: zeroing the fresh pages costs a tenth to a fifth of a step. Does nothing where the
-    C library is another one.
+    They come from the arena, where it can be compiled. Elsewhere glibc's thresholds are raised, for good: by default it
+    gives large blocks back to the kernel on every free, and zeroing the fresh pages costs a tenth to a fifth of a step.
+    Does nothing where the C library is another one.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    own = arena()
+    if own is None:
+        if _has_glibc():
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        yield
+        return
+    before = own.arena_use(1)
+    try:
+        yield
+    finally:
+        own.arena_use(before)
+        if not before:
+            give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:
     """Hand what is kept for the next step back to the kernel, so that what is held can be measured."""
-    if platform.libc_ver()[0] == "glibc":
+    own = arena()
+    if own is not None:
+        own.arena_trim()
+    if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def arena() -> ctypes.CDLL | None:
+    """The compiled arena, not yet in use; None on other systems than Linux, without a C++ compiler, or with
+    `TUNESMITH_ARENA=0` in the environment.
+
+    It is compiled once for each version of PyTorch, whose headers it needs, in two or three seconds, and kept beside
+    its source, or in the cache's folder where that may not be written to.
+    """
+    if sys.platform != "linux" or os.environ.get("TUNESMITH_ARENA") == "0":
+        return None
+    source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    name = f"arena-{torch.__version__}-{platform.machine()}-{source}.so"
+    for folder in (SOURCE.parent, cache_folder()):
+        with suppress(OSError, subprocess.SubprocessError):
+            if not (folder / name).exists():
+                _compile(folder / name)
+            return ctypes.CDLL(str(folder / name))
+    return None
+
+
+def _compile(library: Path) -> None:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if not compiler:
+        raise OSError("no C++ compiler")
+    torch_folder = Path(torch.__file__).parent
+    abi = int(torch.compiled_with_cxx11_abi())
+    flags = ["-O2", "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
+    places = [f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-lc10"]
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # several processes may do this at once
+        new = Path(folder, library.name)
+        command = [*shlex.split(compiler), *flags, str(SOURCE), *places, "-o", str(new)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        new.rename(library)
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

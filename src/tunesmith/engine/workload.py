@@ -1,10 +1,15 @@
 """Which rows go together in a run's batches, and which batch is the heaviest of all."""
 
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from tunesmith.data.pack import WIDTH_STEP, Batches, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.recipe import Recipe
+
+SCORES = 768
+"""In a document so long, the scores that attention keeps take about as much as all else that a block keeps: heads are
+64 wide, and a pass keeps two or three scores of each pair."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +20,19 @@ class Layout:
         batches: which rows each step takes.
         steps: optimiser steps of the run.
         heaviest: the rows of the batch that takes most tokens, of all in the run.
+        heaviest_by_scores: the same where attention keeps a score for each pair of a document's tokens.
         widths: the different widths of its batches, in `WIDTH_STEP`s.
     """
 
     batches: Batches
     steps: int
     heaviest: list[int]
+    heaviest_by_scores: list[int]
     widths: frozenset[int]
+
+    def heaviest_of(self, scores: bool) -> list[int]:
+        """The batch that takes most memory, where attention keeps scores or not."""
+        return self.heaviest_by_scores if scores else self.heaviest
 
 
 @dataclass(frozen=True)
@@ -73,11 +84,13 @@ class Workload:
         )
         steps = train.steps or batches.steps_in(train.epochs or 1.0)
         lengths = self.table.lengths.tolist()
-        most: tuple[int, list[int]] = (0, [])
+        most, most_by_scores = (0.0, [0]), (0.0, [0])
         widths = set()
         for rows in (rows for step in range(steps) for rows in batches.step(step)):
-            tokens = width([lengths[row] for row in rows], batches.padded)
+            own = [lengths[row] for row in rows]
+            tokens = width(own, batches.padded)
             widths.add(-(-tokens // WIDTH_STEP))
-            if tokens > most[0]:
-                most = (tokens, rows)
-        return Layout(batches, steps, most[1], frozenset(widths))
+            most = max(most, (tokens, rows), key=itemgetter(0))
+            pairs = tokens * max(own) if batches.padded else sum(length * length for length in own)
+            most_by_scores = max(most_by_scores, (tokens + pairs / SCORES, rows), key=itemgetter(0))
+        return Layout(batches, steps, most[1], most_by_scores[1], frozenset(widths))

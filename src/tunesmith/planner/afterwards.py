@@ -3,8 +3,7 @@ been read (Pope et al. 2022)."""
 
 from transformers import AutoConfig, PretrainedConfig
 
-from tunesmith.models.anatomy import blocks
-from tunesmith.models.load import locate, skeleton
+from tunesmith.models.load import locate
 from tunesmith.planner.device import program_bytes
 from tunesmith.planner.loading import stored_bytes
 from tunesmith.planner.plan import Plan
@@ -21,12 +20,10 @@ def merging_memory(plan: Plan) -> dict[str, int] | None:
     recipe = plan.workload.recipe
     if recipe.method.kind not in MERGED:
         return None
-    made = skeleton(recipe.base, recipe.objective.ending)
-    largest = max((each.numel() for block in blocks(made) for each in block.parameters()), default=0)
     parameters = plan.step.parameters
     stored = stored_bytes(recipe.base) or parameters * plan.dtype.itemsize
     held = {"weights": FP32 * parameters, "stored weights": stored, "adapters": FP32 * plan.step.trained}
-    return {"program": program_bytes()} | held | {"workspace": 2 * FP32 * largest}
+    return {"program": program_bytes()} | held | {"workspace": 2 * FP32 * plan.step.largest}
 
 
 def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]:

@@ -36,6 +36,11 @@ def resident(passes: Passes) -> int:
     return _most(Heap(), passes)
 
 
+def spanned(passes: Passes) -> int:
+    """Bytes up to the end of the last piece in an arena (`engine/arena.cpp`) when that is farthest."""
+    return _most(Arena(), passes)
+
+
 def reserved(passes: Passes) -> int:
     """Bytes that PyTorch's allocator has of a GPU when it has most."""
     return _most(CachingAllocator(), passes)
@@ -86,6 +91,52 @@ class _Gaps:
         return start, end
 
 
+MAPPED = ("weights", "trained weights", "reference models")
+"""Parts that stay in their files, mapped, or are there before the first step."""
+
+
+class Arena:
+    """`engine/arena.cpp`: pieces and gaps in one stretch, in multiples of 64 bytes with a header of as many."""
+
+    ALIGNED = HEADER = 64
+
+    def __init__(self) -> None:
+        self.most = self._top = self._mapped = 0
+        self._gaps = _Gaps()
+        self._places: dict[int, tuple[int, int]] = {}
+        self.makes_graph = False
+
+    def take(self, piece: Held) -> None:
+        if piece.part in MAPPED:
+            self._mapped += piece.bytes
+        else:
+            self._places[id(piece)] = self._place(-(-piece.bytes // self.ALIGNED) * self.ALIGNED + self.HEADER)
+        self.most = max(self.most, self._top + self._mapped)
+
+    def give(self, piece: Held) -> None:
+        if id(piece) not in self._places:
+            self._mapped -= piece.bytes
+            return
+        start, end = self._gaps.put(*self._places.pop(id(piece)))
+        if end == self._top:
+            self._gaps.ending_at(end)
+            self._top = start
+
+    def pause(self) -> None:
+        pass
+
+    def _place(self, size: int) -> tuple[int, int]:
+        gap = self._gaps.best(size)
+        if gap is None:
+            self._top += size
+            return self._top - size, self._top
+        start, end = gap
+        if end - start - size > self.HEADER:
+            self._gaps.put(start + size, end)
+            end = start + size
+        return start, end
+
+
 class Heap:
     """glibc's malloc as `engine.allocator` sets it: a heap that grows and is not given back, and large pieces apart,
     which are. Weights stay in their files, mapped.
@@ -98,7 +149,6 @@ class Heap:
     """
 
     APART = 32 * MIB
-    MAPPED = ("weights", "trained weights", "reference models")
     ALIGNED, HEADER, LEAST = 64, 16, 32
     SMALL = 200  # a gap that small objects fill
 
@@ -113,7 +163,7 @@ class Heap:
     def take(self, piece: Held) -> None:
         if piece.part == "activations":
             self._beside[id(piece)], self._slivers = self._slivers, []
-        if piece.bytes >= self.APART or piece.part in self.MAPPED:
+        if piece.bytes >= self.APART or piece.part in MAPPED:
             self._apart += piece.bytes
         else:
             self._places[id(piece)] = self._place(max(self.LEAST, -(-(piece.bytes + 8) // 16) * 16))

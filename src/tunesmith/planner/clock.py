@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.engine.allocator import keeping_freed_memory
 from tunesmith.ops import native
 from tunesmith.ops.document_attention import documents_laid_out
 from tunesmith.planner.trace import AttentionShape, Operation, Shape
@@ -27,8 +28,9 @@ CACHES = 64 * 2**20
 LARGE, LARGE_FLOPS = 2**29, 2e11
 """Bytes and arithmetic of operations that are not tried."""
 
-ROUNDS = 3
-"""How often all operations are timed."""
+ROUNDS, MOST_ROUNDS, ENOUGH = 3, 12, 4.0
+"""How often all operations are timed: at least, at most, and for how many seconds in all; what else the machine does
+comes and goes within seconds."""
 
 SHORT, LONG = 0.02, 1.0
 """Seconds of an operation that is timed twice in a round, and of one that has been timed enough."""
@@ -51,16 +53,22 @@ class Clock:
     rates: dict[torch.dtype, tuple[float, float]] = field(default_factory=dict)
     between: Tensor = field(default_factory=lambda: torch.zeros(CACHES // 4))
 
-    def total(self, operations: Mapping[Operation, float]) -> float:
-        """Seconds of all of them, one after another."""
+    @keeping_freed_memory()  # as a run does
+    def total(self, operations: Mapping[Operation, float], recorded: bool = True) -> float:
+        """Seconds of all of them, one after another; `recorded`: with modules and autograd around them, as in a pass,
+        and not one by one, as in an optimiser's step."""
         self._learn([each for each in operations if each not in self.seconds])
-        return sum(count * (self.seconds[each] + OVERHEAD) for each, count in operations.items())
+        around = OVERHEAD if recorded else 0.0
+        return sum(count * (self.seconds[each] + around) for each, count in operations.items())
 
     def _learn(self, operations: Sequence[Operation]) -> None:
         """Time each kind in rounds over all of them, so that what else the machine does for a second is not taken for
         what an operation takes."""
         timed: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
-        for _ in range(ROUNDS):
+        started = time.perf_counter()
+        for number in range(MOST_ROUNDS):
+            if number >= ROUNDS and time.perf_counter() - started > ENOUGH:
+                break
             for each, found in timed.items():
                 if sum(found) < LONG:
                     found += self._timings(each)

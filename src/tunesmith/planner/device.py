@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from tunesmith.engine.allocator import arena
 from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError
-from tunesmith.planner.allocators import Passes, reserved, resident
+from tunesmith.planner.allocators import Passes, reserved, resident, spanned
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Device:
     @property
     def holds(self) -> Callable[[Passes], int]:
         """What its allocator has of the system."""
-        return reserved if self.kind == "cuda" else resident
+        if self.kind == "cuda":
+            return reserved
+        return spanned if self.is_this_cpu and arena() is not None else resident
 
 
 DEVICES = Path(__file__).with_name("devices.json")

@@ -9,8 +9,9 @@ from tunesmith.planner.device import Device
 from tunesmith.planner.step import Step
 from tunesmith.recipe import Base
 
-PIECES = 100 * 2**20
-"""What quantising a matrix in pieces takes beside it, and bitsandbytes' code."""
+QUANTISING, AT_ONCE = 100, 2**20
+"""Bytes for each number that bitsandbytes' CPU code takes (measured: sixteen distances and what they are compared in),
+and how many `ops.quantised` quantises at once."""
 
 
 def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) -> dict[str, int]:
@@ -21,7 +22,8 @@ def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) ->
         return held
     stored = stored_bytes(base)
     if base.quantised:
-        return held | {"stored weights": stored or round(step.parameters * dtype.itemsize), "quantising": PIECES}
+        pieces = QUANTISING * min(AT_ONCE, step.largest)
+        return held | {"stored weights": stored or round(step.parameters * dtype.itemsize), "quantising": pieces}
     same = stored is None or abs(stored - step.parameters * dtype.itemsize) < 0.02 * stored
     return held if same else held | {"stored weights": stored or 0}
 

@@ -11,6 +11,7 @@ import torch
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.workload import Workload
+from tunesmith.planner.allocators import resident
 from tunesmith.planner.clock import Clock
 from tunesmith.planner.device import Device, program_bytes
 from tunesmith.planner.loading import while_loading
@@ -20,12 +21,15 @@ from tunesmith.planner.step import FEW_LAYERS, Step, step_of
 KERNEL_BYTES = 1.1e6
 """What oneDNN keeps of code for each shape of a product in 16 bits that it has met (measured: 0.9 to 1.3 MB)."""
 
-FIRST_USE = 60 * 2**20
-"""What libraries take when they are first used in training, the matrix library's buffers among it, and what the heap
-has grown by when steps of other sizes have passed: as fits the runs of benchmarks/plan_accuracy.py best."""
+FIRST_USE = 30 * 2**20
+"""What loading and the first step take beside tensors: Python's objects for the model and the rows, 10 to 16 MiB, the
+matrix library's buffers, 5 to 10, pages of libraries' files, 5 to 7 (measured region by region, 5 M and 30 M)."""
+
+GLIBC = 30 * 2**20
+"""What glibc's heap grows by when steps of other sizes have passed (fitted to fp32 runs)."""
 
 MANY_LAYERS = 24
-"""On this machine's CPU, where gaps are a larger part, so many blocks are carried out each."""
+"""In glibc's heap, where gaps are a larger part, so many blocks are carried out each."""
 
 MOST_KERNELS = 1024
 """So many it keeps (oneDNN's primitive cache)."""
@@ -93,6 +97,11 @@ class Plan:
     def fits(self) -> bool:
         return self.memory.peak_bytes <= self.available
 
+    @property
+    def heaviest(self) -> list[int]:
+        """The rows of the batch that takes most memory."""
+        return self.workload.laid_out(self.step.packed).heaviest_of(self.step.scores)
+
     @cached_property
     def time(self) -> Time:
         """Measured operation by operation on this machine's CPU; by the table's rates elsewhere."""
@@ -100,17 +109,16 @@ class Plan:
         batches, steps = layout.batches, layout.steps
         lengths = batches.table.lengths
         seconds = seconds_on(self.device, self._clock)
-        batch = seconds(self.step.learning) / sum(int(lengths[row]) for row in layout.heaviest)  # a token
-        update = seconds(self.step.updating)
+        batch = seconds(self.step.learning, True) / sum(int(lengths[row]) for row in self.heaviest)  # a token
+        update = seconds(self.step.updating, False)
         tokens = batches.tokens_in(0, steps)
         a_step = batch * tokens / steps + update
         return Time(a_step, tokens / steps / a_step, a_step * steps if self.workload.known else None)
 
     @property
     def _clock(self) -> Clock:
-        rows = self.workload.laid_out(self.step.packed).heaviest
         kind = self.device.kind if self.device.is_here else "cpu"
-        return Clock(collate(self.workload.table, rows).lengths, torch.device(kind))
+        return Clock(collate(self.workload.table, self.heaviest).lengths, torch.device(kind))
 
     def to_dict(self, timed: bool = True) -> dict[str, Any]:
         """As `tunesmith plan --json` prints it, and as the event `plan` has it."""
@@ -141,10 +149,10 @@ def plan_run(
         UserError: base, method and objective do not go together, or the family cannot be carried out without numbers.
     """
 
-    def rows(packed: bool) -> tuple[TokenTable, list[int]]:
-        return workload.table, workload.laid_out(packed).heaviest
+    def rows(packed: bool, scores: bool) -> tuple[TokenTable, list[int]]:
+        return workload.table, workload.laid_out(packed).heaviest_of(scores)
 
-    few_layers = MANY_LAYERS if device.is_this_cpu else FEW_LAYERS
+    few_layers = MANY_LAYERS if device.holds is resident else FEW_LAYERS
     step = step_of(workload.recipe, rows, dtype, device.holds, recomputed, few_layers)
     if recomputed is None:
         recomputed = step.blocks if workload.recipe.train.gradient_checkpointing else 0
@@ -159,7 +167,7 @@ def plan_of(
     if device.is_this_cpu:
         shapes = min(MOST_KERNELS, step.products * len(workload.laid_out(step.packed).widths))
         program = program_bytes()
-        used = program + FIRST_USE + round(KERNEL_BYTES * shapes)
+        used = program + FIRST_USE + round(KERNEL_BYTES * shapes) + (GLIBC if device.holds is resident else 0)
     phases = {
         "loading": {"program": program} | while_loading(workload.recipe.base, step, dtype, device),
         "evaluating": {"program": used} | _named(step.evaluating),

@@ -19,7 +19,8 @@ REACHED_BY_MEMORY = 0.8
 LAUNCH = 5e-6
 """Seconds that a GPU's kernel takes at least, launched from Python."""
 
-Seconds = Callable[[Mapping[Operation, float]], float]
+Seconds = Callable[[Mapping[Operation, float], bool], float]
+"""Of operations, with autograd around them or not."""
 
 
 def seconds_on(device: Device, clock: Clock) -> Seconds:
@@ -27,7 +28,7 @@ def seconds_on(device: Device, clock: Clock) -> Seconds:
     if device.is_here:
         return clock.total
 
-    def seconds(operations: Mapping[Operation, float]) -> float:
+    def seconds(operations: Mapping[Operation, float], _: bool) -> float:
         return sum(count * of(operation, device) for operation, count in operations.items())
 
     return seconds

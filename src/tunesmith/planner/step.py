@@ -59,6 +59,7 @@ class Step:
         trained: numbers that move.
         blocks: of the model.
         packed: whether rows are packed.
+        largest: numbers of the largest matrix in the blocks.
     """
 
     parts: dict[str, int]
@@ -71,6 +72,12 @@ class Step:
     trained: int
     blocks: int
     packed: bool
+    largest: int
+
+    @property
+    def scores(self) -> bool:
+        """Whether attention keeps a score for each pair of tokens."""
+        return any("softmax" in each.name and len(each.results[0].sizes) == 4 for each in self.learning)
 
     @property
     def products(self) -> int:
@@ -81,8 +88,9 @@ class Step:
 
 Holds = Callable[[Passes], int]
 
-Rows = Callable[[bool], tuple[TokenTable, list[int]]]
-"""Gives a table and the rows of it that are the batch, when told whether rows are packed."""
+Rows = Callable[[bool, bool], tuple[TokenTable, list[int]]]
+"""Gives a table and the rows of it that are the batch, when told whether rows are packed, and whether attention keeps
+scores."""
 
 
 def step_of(
@@ -107,14 +115,24 @@ def step_of(
         UserError: base, method and objective do not go together, or the family cannot be carried out so.
     """
     config = _config(recipe)
-    once = partial(_carried_out, recipe, rows, dtype, holds)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    once = partial(_with_its_heaviest, recipe, rows, dtype, holds)
     counts = _few_layers(config, few_layers)
     if counts is None:
         return once(None, recomputed)
     fewer, more = counts
-    layers = config.get_text_config().num_hidden_layers
     low, high = (once(count, None if recomputed is None else round(recomputed * count / layers)) for count in counts)
     return _along(low, high, (layers - fewer) / (more - fewer), layers)
+
+
+def _with_its_heaviest(
+    recipe: Recipe, rows: Rows, dtype: torch.dtype, holds: Holds, layers: int | None, recomputed: int | None
+) -> Step:
+    """Which batch takes most memory depends on attention, of which the first one tells."""
+    step = _carried_out(recipe, rows, dtype, holds, layers, recomputed, scores=False)
+    if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
+        return step
+    return _carried_out(recipe, rows, dtype, holds, layers, recomputed, scores=True)
 
 
 def _config(recipe: Recipe) -> PretrainedConfig:
@@ -145,6 +163,7 @@ def _carried_out(
     holds: Holds,
     layers: int | None,
     recomputed: int | None,
+    scores: bool,
 ) -> Step:
     gc.freeze()  # garbage is looked for among what is made here alone
     try:
@@ -152,7 +171,7 @@ def _carried_out(
             model = made_trainable(recipe, imagined_model(recipe.base, dtype, recipe.objective.ending, layers))
             if recomputed is not None:
                 recompute(model, recomputed)
-            return _Rehearsal(recipe, model, rows, holds).step()
+            return _Rehearsal(recipe, model, _batch(model, rows, scores), holds).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
             f"base: {recipe.base.path}: a step of it cannot be foretold, since its forward pass asks for numbers "
@@ -166,11 +185,11 @@ def _carried_out(
 class _Rehearsal:
     """A model without numbers, its optimiser and its batch, watched."""
 
-    def __init__(self, recipe: Recipe, model: PreTrainedModel, rows: Rows, holds: Holds) -> None:
+    def __init__(self, recipe: Recipe, model: PreTrainedModel, batch: Batch, holds: Holds) -> None:
         self.recipe = recipe
         self.model = model
         self.holds = holds
-        self.batch = _batch(model, rows)
+        self.batch = batch
         self.trace = Trace()
         self.watch = Watch(self.trace, "workspace")
         plain = recipe.train.model_copy(update={"optimiser": "adamw"})
@@ -225,6 +244,7 @@ class _Rehearsal:
             len(self.masters.flat),
             len(blocks(plain)),
             packs(plain),
+            max(_numbers(layer) for block in blocks(plain) for layer in block.modules()),
         )
 
     def _phase(self, act: Callable[[], None]) -> tuple[dict[Operation, float], dict[str, int]]:
@@ -260,8 +280,8 @@ class _Rehearsal:
             self.masters.grad.zero_()
 
 
-def _batch(model: PreTrainedModel, rows: Rows) -> Batch:
-    table, chosen = rows(packs(plain_model(model)))
+def _batch(model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
+    table, chosen = rows(packs(plain_model(model)), scores)
     if body_is_frozen(model):
         table = replace(table, features=np.zeros((len(table), model.config.get_text_config().hidden_size), np.float32))
     return collate(table, chosen)
@@ -284,6 +304,13 @@ def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
     return TokenTable.build(
         (np.zeros(length, np.int32), np.arange(length) == length - 1, Source("", 1), told) for length in lengths
     )
+
+
+def _numbers(layer: nn.Module) -> int:
+    """Of its own largest matrix."""
+    if isinstance(layer, QuantisedLinear):
+        return layer.in_features * layer.out_features
+    return max((each.numel() for each in layer.parameters(recurse=False)), default=0)
 
 
 @contextmanager
@@ -334,4 +361,5 @@ def _along(low: Step, high: Step, share: float, blocks: int) -> Step:
         number(low.trained, high.trained),
         blocks,
         low.packed,
+        low.largest,
     )

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared, prepare, settled
-from tunesmith.engine.allocator import give_back_freed_memory, keep_freed_memory
+from tunesmith.engine.allocator import give_back_freed_memory, keeping_freed_memory
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
@@ -81,6 +81,7 @@ def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
     return _carry_out(recipe, place, tokenizer, prepared, subscribers)
 
 
+@keeping_freed_memory()
 def _carry_out(
     recipe: Recipe,
     run: Run,
@@ -88,7 +89,6 @@ def _carry_out(
     prepared: Prepared,
     subscribers: Sequence[Subscriber],
 ) -> Run:
-    keep_freed_memory()
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
     give_back_freed_memory()
@@ -109,45 +109,17 @@ def _carry_out(
         loop.events.subscribe(TensorBoard(run.folder / "tensorboard"))
     for subscriber in subscribers:
         loop.events.subscribe(subscriber)
-    loop.events.emit(
-        "start",
-        run=str(run.folder),
-        base=recipe.base.path,
-        method=recipe.method.kind,
-        objective=recipe.objective.kind,
-        loss_unit=recipe.objective.loss_unit,
-        device=str(device),
-        precision=str(dtype).removeprefix("torch."),
-        weights=recipe.base.weights if recipe.base.quantised else str(dtype).removeprefix("torch."),
-        learning_rate=loop.peak_learning_rate,
-        parameters=base_parameters(model),
-        trained_parameters=len(loop.masters.flat),
-        total_steps=loop.total_steps,
-        step=loop.state.step,
-    )
-    loop.events.emit("data", **asdict(prepared.report))
-    if is_elsewhere(recipe.train, device):
-        said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {device.type} plain AdamW does the work."
-        loop.events.emit("warning", message=said)
-    if recipe.train.offload_activations and device.type != "cuda":
-        loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
-    if recipe.data.pack and not packs(plain_model(model)):
-        said = f"{type(plain_model(model)).__name__}'s attention cannot be told where documents end: rows are padded."
-        loop.events.emit("warning", message=said)
-    alone = [rows for step in loop.batches.epoch(0) for rows in step if len(rows) == 1]
-    if recipe.objective.ending.kind == "vectors" and alone:
-        said = f"{len(alone):,} batches hold one row, which has none to be compared with and teaches nothing. Raise "
-        loop.events.emit("warning", message=said + "train.tokens_per_batch, or lower data.max_length.")
+    _tell_start(loop, recipe, run, prepared, dtype)
     if plan is not None and recipe.train.memory_bytes is not None:
         plan = _hold(loop, plan)
-        workload = plan.workload
         told = {"recomputed": plan.recomputed, "blocks": plan.step.blocks, "tokens_per_batch": loop.tokens_per_batch}
         loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **told)
     if plan is None:
         said = f"The memory that {type(plain_model(model)).__name__} takes here cannot be foretold (docs/planning.md)."
         loop.events.emit("warning", message=said)
     foretold = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
-    forecast = {**foretold, "time": _heaviest_first(loop, workload)}
+    heaviest = workload.laid_out(not loop.batches.padded).heaviest if plan is None else plan.heaviest
+    forecast = {**foretold, "time": _heaviest_first(loop, heaviest)}
     loop.events.emit("forecast", **forecast)
     give_back_freed_memory()  # what the matrix library keeps from the first pass has left gaps around it
     with listen_for_interrupts() as interruption:
@@ -167,6 +139,40 @@ def _carry_out(
         output=None if output is None else str(output),
     )
     return run
+
+
+def _tell_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
+    """What is trained on what, and what the recipe asks for that is done otherwise here."""
+    loop.events.emit(
+        "start",
+        run=str(run.folder),
+        base=recipe.base.path,
+        method=recipe.method.kind,
+        objective=recipe.objective.kind,
+        loss_unit=recipe.objective.loss_unit,
+        device=str(loop.device),
+        precision=str(dtype).removeprefix("torch."),
+        weights=recipe.base.weights if recipe.base.quantised else str(dtype).removeprefix("torch."),
+        learning_rate=loop.peak_learning_rate,
+        parameters=base_parameters(loop.model),
+        trained_parameters=len(loop.masters.flat),
+        total_steps=loop.total_steps,
+        step=loop.state.step,
+    )
+    loop.events.emit("data", **asdict(prepared.report))
+    if is_elsewhere(recipe.train, loop.device):
+        said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {loop.device.type} plain AdamW does the work."
+        loop.events.emit("warning", message=said)
+    if recipe.train.offload_activations and loop.device.type != "cuda":
+        loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
+    plain = plain_model(loop.model)
+    if recipe.data.pack and not packs(plain):
+        said = f"{type(plain).__name__}'s attention cannot be told where documents end: rows are padded."
+        loop.events.emit("warning", message=said)
+    alone = [rows for step in loop.batches.epoch(0) for rows in step if len(rows) == 1]
+    if recipe.objective.ending.kind == "vectors" and alone:
+        said = f"{len(alone):,} batches hold one row, which has none to be compared with and teaches nothing. Raise "
+        loop.events.emit("warning", message=said + "train.tokens_per_batch, or lower data.max_length.")
 
 
 def _finished_head(loop: Loop) -> nn.Linear | None:
@@ -240,7 +246,7 @@ def _hold(loop: Loop, plan: Plan) -> Plan:
             recompute(loop.model, plan.recomputed)
         give_back_freed_memory()
         forget_peak(loop.device)
-        _heaviest_first(loop, plan.workload)
+        _heaviest_first(loop, plan.heaviest)
         over = peak_memory(loop.device) - limit
         if over <= 0:
             return plan
@@ -248,13 +254,12 @@ def _hold(loop: Loop, plan: Plan) -> Plan:
         plan = plan_within(plan.workload, loop.model.dtype, plan.device, room)
 
 
-def _heaviest_first(loop: Loop, workload: Workload) -> dict[str, Any]:
-    """The time that the steps will take, from a pass over the heaviest batch of all, whose gradient is thrown away.
+def _heaviest_first(loop: Loop, heaviest: list[int]) -> dict[str, Any]:
+    """The time that the steps will take, from a pass over these rows, whose gradient is thrown away.
 
     Raises:
         UserError: memory runs out even with a single row.
     """
-    heaviest = workload.laid_out(not loop.batches.padded).heaviest
     while True:
         rows = max(loop.batches_within(heaviest), key=loop.tokens_of)
         try:

@@ -1,0 +1,81 @@
+"""Merging and serving: what `tunesmith plan` foretells beside the peak of `tunesmith merge` and `tunesmith generate`.
+
+    python benchmarks/afterwards_memory.py    # five minutes; writes results/afterwards_memory.json, .md
+
+Models of random weights, LoRA of two steps, fp32; each command is a process of its own. Generation goes on from one
+text, to the number of tokens that the plan is asked for.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from plan_accuracy import make_base, recipe_of, write_text
+from train_speed_report import machine
+
+RESULTS = Path(__file__).parent / "results" / "afterwards_memory.json"
+TOKENS = 256
+BASES = ("gpt2-30m", "llama-125m", "gemma3-170m", "qwen3-360m")
+
+COMMAND = """
+import sys
+from tunesmith.cli import main
+from tunesmith.planner.measure import peak_memory
+import torch
+try:
+    main()
+finally:
+    print("PEAK", peak_memory(torch.device("cpu")), file=sys.stderr)
+"""
+
+
+def peak_of(*arguments: str) -> int:
+    """Bytes that a command took at most."""
+    done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True)
+    if "PEAK " not in done.stderr:
+        raise SystemExit(f"tunesmith {' '.join(arguments)}: {done.stderr[-500:]}")
+    return int(done.stderr.split("PEAK ")[1].split()[0])
+
+
+def foretold(recipe: Path) -> dict[str, Any]:
+    asked = ["plan", "--recipe", str(recipe), "--json", "--context", str(TOKENS), "--concurrency", "1"]
+    done = subprocess.run([sys.executable, "-m", "tunesmith", *asked], capture_output=True, text=True, check=True)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def main() -> None:
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_text(folder)
+        for base in BASES:
+            run = {"base": base, "method": "lora", "length": 128, "twice": False, "optimiser": "adamw"}
+            recipe = recipe_of(run, make_base(base, folder), folder / "text.jsonl")
+            recipe["train"] |= {"steps": 2, "precision": "fp32"}
+            file = folder / f"{base}.json"
+            file.write_text(json.dumps(recipe), encoding="utf-8")
+            trained = str(folder / f"run-{base}")
+            peak_of("train", str(file), "--run", trained)
+            plan = foretold(file)
+            measured = {
+                "merging": peak_of("merge", trained, "--output", str(folder / f"merged-{base}")),
+                "serving": peak_of("generate", trained, "def", "--raw", "--max-new-tokens", str(TOKENS)),
+            }
+            for task, peak in measured.items():
+                found.append({"base": base, "task": task, "foretold": sum(plan[task].values()), "measured": peak})
+                print(found[-1], plan[task], flush=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "found": found}, indent=1) + "\n", encoding="utf-8")
+    lines = ["| | foretold | measured | |", "|---|---|---|---|"]
+    for each in found:
+        off = each["foretold"] / each["measured"] - 1
+        sizes = f"{each['foretold'] / 1e6:,.0f} MB | {each['measured'] / 1e6:,.0f} MB"
+        lines.append(f"| {each['base']}, {each['task']} | {sizes} | {off:+.1%} |")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

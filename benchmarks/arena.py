@@ -1,0 +1,95 @@
+"""What the arena (src/tunesmith/engine/arena.cpp) is worth: a run's peak of memory and its speed, beside the same run
+on glibc's heap.
+
+    python benchmarks/arena.py    # ten minutes; writes results/arena.json, .md
+
+Both take turns, each run a process of its own; glibc's has its thresholds raised (`engine.allocator`), without which it
+is slower. Steps are medians of those after the first two.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from plan_accuracy import make_base, recipe_of, write_text
+from train_speed_report import machine
+
+RESULTS = Path(__file__).parent / "results" / "arena.json"
+NAMES = ("base", "method", "length", "twice", "optimiser")
+RUNS = (
+    ("llama-5m", "lora", 512, True, "adamw"),
+    ("gpt2-30m", "lora", 512, True, "adamw"),
+    ("gpt2-30m", "full", 128, False, "adamw"),
+    ("llama-125m", "lora", 1024, True, "adamw"),
+    ("llama-125m", "full", 512, False, "adamw"),
+)
+TIMES = 2
+
+
+def one_run(run: dict[str, Any], folder: Path) -> None:
+    """In a process of its own: train, print peak and seconds."""
+    import tunesmith
+
+    events = list(tunesmith.train(recipe_of(run, folder / run["base"], folder / "text.jsonl"), folder / "run").events())
+    plan = next(event for event in events if event["event"] == "plan")
+    steps = [event["seconds"] for event in events if event["event"] == "step"]
+    print("RESULT " + json.dumps([plan["measured"]["memory"]["peak_bytes"], statistics.median(steps[2:])]))
+
+
+def measured(run: dict[str, Any], folder: Path, with_arena: bool) -> list[float]:
+    with tempfile.TemporaryDirectory() as place:
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        command = [sys.executable, __file__, json.dumps(run), str(folder)]
+        there = {**os.environ, "TUNESMITH_CACHE": place, "TUNESMITH_ARENA": str(int(with_arena))}
+        out = subprocess.run(command, env=there, capture_output=True, text=True, check=True)
+    found: list[float] = json.loads(out.stdout.split("RESULT ")[1])
+    return found
+
+
+def summary(runs: list[list[float]]) -> dict[str, float]:
+    return {"peak_bytes": max(each[0] for each in runs), "seconds": statistics.median(each[1] for each in runs)}
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        one_run(json.loads(sys.argv[1]), Path(sys.argv[2]))
+        return
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_text(folder)
+        for each in RUNS:
+            run = dict(zip(NAMES, each, strict=True))
+            make_base(run["base"], folder)
+            taken: dict[bool, list[list[float]]] = {True: [], False: []}
+            for turn in range(2 * TIMES):
+                taken[turn % 2 == 0].append(measured(run, folder, with_arena=turn % 2 == 0))
+            sides = {
+                name: {
+                    "peak_bytes": max(each[0] for each in side),
+                    "seconds": statistics.median(each[1] for each in side),
+                }
+                for name, side in (("arena", taken[True]), ("glibc", taken[False]))
+            }
+            found.append(run | sides)
+            print(found[-1], flush=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "runs": found}, indent=1) + "\n", encoding="utf-8")
+    lines = ["| run | peak, arena | glibc | | seconds a step, arena | glibc | |", "|---|---|---|---|---|---|---|"]
+    for run in found:
+        own, other = run["arena"], run["glibc"]
+        named = f"{run['base']}, {run['method']}, {run['length']} tokens{', blocks twice' if run['twice'] else ''}"
+        memory = f"{own['peak_bytes'] / 1e6:,.0f} MB | {other['peak_bytes'] / 1e6:,.0f} MB"
+        seconds = f"{own['seconds']:.2f} | {other['seconds']:.2f}"
+        ratios = [own[name] / other[name] for name in ("peak_bytes", "seconds")]
+        lines.append(f"| {named} | {memory} | × {ratios[0]:.2f} | {seconds} | × {ratios[1]:.2f} |")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The arena: what is held stays whole, gaps are used again, and the planner knows how far it reaches."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.engine import allocator
+from tunesmith.engine.allocator import arena, give_back_freed_memory, keeping_freed_memory
+
+pytestmark = pytest.mark.skipif(arena() is None, reason="there is no C++ compiler here, or this is not Linux")
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _in_use() -> Iterator[None]:
+    with keeping_freed_memory():
+        yield
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 300_000), st.integers(0, 9)), min_size=1, max_size=80))
+def test_what_is_held_keeps_its_numbers_while_other_pieces_come_and_go(steps: list[tuple[int, int]]) -> None:
+    held: list[tuple[torch.Tensor, int]] = []
+    for number, (size, dropped) in enumerate(steps):
+        piece = torch.full((size,), number % 251, dtype=torch.uint8)
+        assert piece.data_ptr() % 64 == 0
+        held.append((piece, number % 251))
+        if dropped < len(held) and number % 3:
+            held.pop(dropped)
+    spans = sorted((piece.data_ptr(), piece.data_ptr() + piece.nbytes) for piece, _ in held)
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    assert all(bool((piece == number).all()) for piece, number in held)
+
+
+def test_a_gap_is_taken_again_by_a_piece_of_its_own_size() -> None:
+    pieces = [torch.empty(3 * MIB, dtype=torch.uint8) for _ in range(4)]
+    place = pieces[1].data_ptr()
+    pieces[1] = torch.empty(0)
+    assert torch.empty(3 * MIB, dtype=torch.uint8).data_ptr() == place
+
+
+REACH = """
+import json, sys
+import torch
+from tunesmith.engine.allocator import keeping_freed_memory
+from tunesmith.planner.allocators import spanned
+from tunesmith.planner.trace import Held
+
+steps = json.loads(sys.stdin.read())
+keeping_freed_memory().__enter__()
+first = torch.empty(64, dtype=torch.uint8)  # where the arena begins
+start, held, events, most = first.data_ptr() - 64, {}, [], 0
+events.append((True, Held(64, "workspace")))
+for number, (size, dropped) in enumerate(steps):
+    held[number] = torch.empty(size, dtype=torch.uint8), Held(size, "workspace")
+    most = max(most, held[number][0].data_ptr() + -(-size // 64) * 64 - start)
+    events.append((True, held[number][1]))
+    if dropped in held:
+        events.append((False, held.pop(dropped)[1]))
+print(json.dumps([most, spanned([(events, False)])]))
+"""
+
+
+def test_the_planner_knows_how_far_the_arena_reaches() -> None:
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 4 * MIB, (400,), generator=random).tolist()
+    steps = [(size, int(torch.randint(0, number + 1, (), generator=random))) for number, size in enumerate(sizes)]
+    command = [sys.executable, "-c", REACH]
+    done = subprocess.run(command, input=json.dumps(steps), capture_output=True, text=True, check=True)
+    reached, foretold = json.loads(done.stdout)
+    assert reached == foretold
+    assert foretold < sum(sizes)
+
+
+def test_what_is_freed_is_kept_until_it_is_given_back() -> None:
+    def resident() -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    give_back_freed_memory()
+    before = resident()
+    pieces = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(20)]
+    held = resident()
+    pieces.clear()
+    kept = resident()
+    give_back_freed_memory()
+    assert held > before + 150 * MIB
+    assert kept > held - 20 * MIB
+    assert resident() < before + 20 * MIB
+
+
+def test_large_pieces_are_mapped_by_themselves_and_go_at_once() -> None:
+    piece = torch.empty(2**30, dtype=torch.uint8)
+    piece[:: 2**20] = 1
+    assert int(piece[2**29]) == 1
+    before = psutil.Process().memory_info().vms
+    del piece
+    assert psutil.Process().memory_info().vms <= before - 2**30
+
+
+def test_outside_the_block_tensors_are_where_pytorch_puts_them() -> None:
+    code = """
+import torch
+from tunesmith.engine import allocator
+from tunesmith.engine.allocator import arena, keeping_freed_memory
+with keeping_freed_memory():
+    with keeping_freed_memory():
+        kept = torch.ones(1000)
+    inner = arena().arena_use(1)
+after = arena().arena_use(0)
+print(inner, after, int(kept.sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "0", "1000"], done.stderr
+
+
+def test_more_than_there_is_is_refused_as_pytorch_refuses_it() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_threads_may_take_and_give_at_once() -> None:
+    wrong = []
+
+    def work(number: int) -> None:
+        for step in range(300):
+            piece = torch.full((1 + (step * 7919 + number) % 50_000,), number, dtype=torch.uint8)
+            if not bool((piece == number).all()):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "true"])
+def test_where_it_cannot_be_compiled_there_is_none(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "arena.cpp"
+    source.write_text("// another one, so that none is there yet", encoding="utf-8")
+    monkeypatch.setattr(allocator, "SOURCE", source)
+    monkeypatch.setenv("CXX", compiler)
+    assert arena.__wrapped__() is None
+    assert [each.name for each in tmp_path.iterdir() if each.suffix == ".so"] == []
+
+
+def test_without_it_the_c_librarys_heap_is_used_and_foretold() -> None:
+    code = """
+import torch
+from tunesmith.engine import allocator
+from tunesmith.engine.allocator import arena, keeping_freed_memory
+from tunesmith.planner.allocators import resident
+from tunesmith.planner.device import device_named
+assert arena() is None and device_named("here").holds is resident
+with keeping_freed_memory():
+    print(int(torch.ones(10).sum()))
+"""
+    there = {**os.environ, "TUNESMITH_ARENA": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True)
+    assert done.stdout.strip() == "10", done.stderr
