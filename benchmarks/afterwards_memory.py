@@ -35,7 +35,7 @@ finally:
 def peak_of(*arguments: str) -> int:
     """Bytes that a command took at most."""
     done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True)
-    if "PEAK " not in done.stderr:
+    if done.returncode or "PEAK " not in done.stderr:
         raise SystemExit(f"tunesmith {' '.join(arguments)}: {done.stderr[-500:]}")
     return int(done.stderr.split("PEAK ")[1].split()[0])
 

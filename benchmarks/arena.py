@@ -70,14 +70,7 @@ def main() -> None:
             taken: dict[bool, list[list[float]]] = {True: [], False: []}
             for turn in range(2 * TIMES):
                 taken[turn % 2 == 0].append(measured(run, folder, with_arena=turn % 2 == 0))
-            sides = {
-                name: {
-                    "peak_bytes": max(each[0] for each in side),
-                    "seconds": statistics.median(each[1] for each in side),
-                }
-                for name, side in (("arena", taken[True]), ("glibc", taken[False]))
-            }
-            found.append(run | sides)
+            found.append(run | {"arena": summary(taken[True]), "glibc": summary(taken[False])})
             print(found[-1], flush=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "runs": found}, indent=1) + "\n", encoding="utf-8")
     lines = ["| run | peak, arena | glibc | | seconds a step, arena | glibc | |", "|---|---|---|---|---|---|---|"]

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -41,13 +42,23 @@ def keeping_freed_memory() -> Iterator[None]:
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         yield
         return
-    before = own.arena_use(1)
+    _count_users(own, 1)
     try:
         yield
     finally:
-        own.arena_use(before)
-        if not before:
-            give_back_freed_memory()
+        _count_users(own, -1)
+        give_back_freed_memory()
+
+
+_users, _users_lock = 0, threading.Lock()
+
+
+def _count_users(own: ctypes.CDLL, more: int) -> None:
+    """The arena is in use as long as anyone uses it, in whatever thread."""
+    global _users
+    with _users_lock:
+        _users += more
+        own.arena_use(int(_users > 0))
 
 
 def give_back_freed_memory() -> None:
@@ -65,18 +76,20 @@ def arena() -> ctypes.CDLL | None:
     `TUNESMITH_ARENA=0` in the environment.
 
     It is compiled once for each version of PyTorch, whose headers it needs, in two or three seconds, and kept beside
-    its source, or in the cache's folder where that may not be written to.
+    its source, or in the cache's folder where that may not be written to. None as well where that fails.
     """
     if sys.platform != "linux" or os.environ.get("TUNESMITH_ARENA") == "0":
         return None
     source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     name = f"arena-{torch.__version__}-{platform.machine()}-{source}.so"
-    for folder in (SOURCE.parent, cache_folder()):
-        with suppress(OSError, subprocess.SubprocessError):
-            if not (folder / name).exists():
-                _compile(folder / name)
-            return ctypes.CDLL(str(folder / name))
-    return None
+    beside, kept = SOURCE.with_name(name), cache_folder() / name
+    library = beside if beside.exists() or (os.access(SOURCE.parent, os.W_OK) and not kept.exists()) else kept
+    try:
+        if not library.exists():
+            _compile(library)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _compile(library: Path) -> None:

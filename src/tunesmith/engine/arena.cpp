@@ -57,10 +57,12 @@ class Arena final : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return &give; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
-  // Pages of gaps go back to the system; they are zeros when they are next written to.
+  // Pages of gaps go back to the system, and are zeros when they are next written to; behind the last piece addresses go
+  // back too.
   void trim() {
     std::lock_guard<std::mutex> guard(lock);
     const uintptr_t page = sysconf(_SC_PAGESIZE);
+    shorten(page);
     for (auto& [size, gap] : gaps_) {
       uintptr_t start = (reinterpret_cast<uintptr_t>(gap->data()) + page - 1) / page * page;
       uintptr_t end = reinterpret_cast<uintptr_t>(gap->after()) / page * page;
@@ -76,6 +78,7 @@ class Arena final : public c10::Allocator {
   void* take(size_t bytes);
   Header* alone(size_t size);
   bool grow(size_t size);
+  void shorten(uintptr_t page);
   void* stretch(size_t size);
   void count(Header* piece, bool comes);
   void put(Header* gap);
@@ -160,7 +163,7 @@ void Arena::count(Header* piece, bool comes) {
 }
 
 Header* Arena::alone(size_t size) {
-  void* at = mmap(nullptr, size + sizeof(Header), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* at = mmap(nullptr, size + sizeof(Header), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return nullptr;
   madvise(at, size + sizeof(Header), MADV_HUGEPAGE);
   Header* piece = static_cast<Header*>(at);
@@ -197,9 +200,26 @@ bool Arena::grow(size_t size) {
   return false;
 }
 
+// The last gap ends with its first page.
+void Arena::shorten(uintptr_t page) {
+  Header* gap = end_ == nullptr ? nullptr : end_->before;
+  if (gap == nullptr || gap->state != Header::GAP) return;
+  const uintptr_t least = reinterpret_cast<uintptr_t>(gap->data()) + ALIGNED + sizeof(Header);
+  char* edge = reinterpret_cast<char*>((least + page - 1) / page * page);
+  char* last = reinterpret_cast<char*>(end_ + 1);
+  if (edge >= last) return;
+  gaps_.erase({gap->size, gap});
+  munmap(edge, last - edge);
+  end_ = reinterpret_cast<Header*>(edge) - 1;
+  end_->size = 0;
+  end_->state = Header::END;
+  gap->size = reinterpret_cast<char*>(end_) - gap->data();
+  put(gap);
+}
+
 // Addresses right behind those that there are, or else anywhere.
 void* Arena::stretch(size_t length) {
-  constexpr int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, use = PROT_READ | PROT_WRITE;
+  constexpr int kind = MAP_PRIVATE | MAP_ANONYMOUS, use = PROT_READ | PROT_WRITE;
   if (end_ != nullptr) {
     void* wanted = end_ + 1;
     void* at = mmap(wanted, length, use, kind | MAP_FIXED_NOREPLACE, -1, 0);
@@ -220,15 +240,15 @@ void* Arena::stretch(size_t length) {
 
 extern "C" {
 
-// Whether PyTorch's new tensors are to be here, or where it puts them itself; those that there are stay where they are.
-// Returns what held before.
-int arena_use(int here) {
+// Whether PyTorch's new tensors are to be here, or where they were before; those that there are stay where they are.
+void arena_use(int here) {
   static const int at_fork = pthread_atfork(
       [] { arena().lock.lock(); }, [] { arena().lock.unlock(); }, [] { arena().lock.unlock(); });
   TORCH_CHECK(at_fork == 0);
-  const int before = c10::GetAllocator(c10::DeviceType::CPU) == &arena();
-  c10::SetAllocator(c10::DeviceType::CPU, here ? &arena() : c10::GetDefaultCPUAllocator(), 255);
-  return before;
+  static c10::Allocator* before = c10::GetDefaultCPUAllocator();
+  c10::Allocator* now = c10::GetAllocator(c10::DeviceType::CPU);
+  if (now != &arena()) before = now;
+  c10::SetAllocator(c10::DeviceType::CPU, here ? &arena() : before, 255);
 }
 
 void arena_trim() { arena().trim(); }

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch, Batches, collate
 from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.allocator import give_back_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.interrupt import Interruption
@@ -117,6 +118,7 @@ class Loop:
         self.state.most_tokens = tokens // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        give_back_freed_memory()
         said = f"Memory ran out with {tokens:,} tokens at once; from now on {tokens // 2:,}, and as many batches a step"
         self.events.emit("warning", message=f"{said} as that takes.", step=self.state.step)
 

@@ -58,11 +58,12 @@ class MasterWeights:
         grads = [
             grad.view_as(parameter) for grad, parameter in zip(self.grad.split(sizes), self.parameters, strict=True)
         ]
+        self._hooks = []
         for view, parameter, grad in zip(self.views, self.parameters, grads, strict=True):
             view.copy_(parameter.detach())
             if parameter.dtype == view.dtype:
                 parameter.data = view
-            parameter.register_post_accumulate_grad_hook(_add_into(grad))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(_add_into(grad)))
         groups = []
         first = start = 0
         for factor, decays, hidden in dict.fromkeys(settings[name] for name in self.names):
@@ -116,6 +117,15 @@ class MasterWeights:
             if hasattr(rule, "eval"):
                 rule.eval()
         self.publish()
+
+    def finish(self) -> None:
+        """Let the model have the weights that are to be used, and let go of all that only learning needs: saving takes
+        memory of its own."""
+        self.take_average()
+        for hook in self._hooks:
+            hook.remove()
+        self.rules, self.average = [], None
+        self.grad = self.flat.new_empty(0)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

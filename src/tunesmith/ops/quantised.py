@@ -80,11 +80,11 @@ def quantise(weight: Tensor, form: Format, double_quantisation: bool = False) ->
     shape = (weight.shape[0], weight.shape[1])
     # In pieces, since the kernels' temporaries are several times what they read.
     if form == "int8":
-        rows = [_quantise_rows(piece) for piece in weight.split(max(1, _PIECE // shape[1]))]
+        rows = [_quantise_rows(piece) for piece in weight.split(max(1, PIECE // shape[1]))]
         return Quantised(
             form, shape, torch.cat([codes for codes, _ in rows]), torch.cat([scales for _, scales in rows])
         )
-    pieces = [_quantise_blocks(piece, form) for piece in weight.reshape(-1).split(_PIECE)]
+    pieces = [_quantise_blocks(piece, form) for piece in weight.reshape(-1).split(PIECE)]
     codes, scales = torch.cat([codes for codes, _ in pieces]), torch.cat([scales for _, scales in pieces])
     if not double_quantisation:
         return Quantised(form, shape, codes, scales)
@@ -106,7 +106,7 @@ def empty_quantised(shape: tuple[int, int], form: Format, double_quantisation: b
     return Quantised(form, shape, codes, scales, torch.empty(()), torch.empty(-(-blocks // SCALE_BLOCK)))
 
 
-_PIECE = BLOCK * 2**14
+PIECE = BLOCK * 2**14
 """Numbers quantised at once: a million, of whole blocks."""
 
 

@@ -96,26 +96,30 @@ MAPPED = ("weights", "trained weights", "reference models")
 
 
 class Arena:
-    """`engine/arena.cpp`: pieces and gaps in one stretch, in multiples of 64 bytes with a header of as many."""
+    """`engine/arena.cpp`: pieces and gaps in one stretch, whose pages stay, in multiples of 64 bytes with a header of
+    as many; large pieces apart, which go at once."""
 
     ALIGNED = HEADER = 64
+    APART = 2**30
 
     def __init__(self) -> None:
-        self.most = self._top = self._mapped = 0
+        self.most = self._top = self._farthest = self._apart = 0
         self._gaps = _Gaps()
         self._places: dict[int, tuple[int, int]] = {}
         self.makes_graph = False
 
     def take(self, piece: Held) -> None:
-        if piece.part in MAPPED:
-            self._mapped += piece.bytes
-        else:
-            self._places[id(piece)] = self._place(-(-piece.bytes // self.ALIGNED) * self.ALIGNED + self.HEADER)
-        self.most = max(self.most, self._top + self._mapped)
+        size = -(-piece.bytes // self.ALIGNED) * self.ALIGNED + self.HEADER
+        if piece.part in MAPPED or size - self.HEADER >= self.APART:
+            self._apart += piece.bytes
+        elif piece.bytes:
+            self._places[id(piece)] = self._place(size)
+        self._farthest = max(self._farthest, self._top)
+        self.most = max(self.most, self._farthest + self._apart)
 
     def give(self, piece: Held) -> None:
         if id(piece) not in self._places:
-            self._mapped -= piece.bytes
+            self._apart -= piece.bytes
             return
         start, end = self._gaps.put(*self._places.pop(id(piece)))
         if end == self._top:

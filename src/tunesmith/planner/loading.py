@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from tunesmith.models.load import locate
+from tunesmith.ops.quantised import PIECE
 from tunesmith.planner.device import Device
 from tunesmith.planner.step import Step
 from tunesmith.recipe import Base
 
-QUANTISING, AT_ONCE = 100, 2**20
-"""Bytes for each number that bitsandbytes' CPU code takes (measured: sixteen distances and what they are compared in),
-and how many `ops.quantised` quantises at once."""
+QUANTISING = 20
+"""Bytes for each number of a piece while bitsandbytes' CPU code quantises it (measured: 14 to 23)."""
 
 
 def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) -> dict[str, int]:
@@ -22,7 +22,7 @@ def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) ->
         return held
     stored = stored_bytes(base)
     if base.quantised:
-        pieces = QUANTISING * min(AT_ONCE, step.largest)
+        pieces = QUANTISING * min(PIECE, step.largest)
         return held | {"stored weights": stored or round(step.parameters * dtype.itemsize), "quantising": pieces}
     same = stored is None or abs(stored - step.parameters * dtype.itemsize) < 0.02 * stored
     return held if same else held | {"stored weights": stored or 0}

@@ -83,8 +83,8 @@ def measured_parts(device: torch.device) -> dict[str, int]:
 def _most_resident() -> int:
     """Bytes. Not by getrusage(2) where there is another way: what it tells of a process begins with what its parent
     had when it was started, and is never forgotten."""
-    with suppress(OSError):
-        told = Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1]  # proc(5)
+    with suppress(OSError, ValueError, IndexError):
+        told = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]  # proc(5)
         return int(told.split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

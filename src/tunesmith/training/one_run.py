@@ -127,7 +127,7 @@ def _carry_out(
     output = None
     if reason != "interrupted":
         _take_best(recipe, run, loop)
-        loop.masters.take_average()
+        loop.masters.finish()
         output = save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
     took = measured(loop.state.seconds, loop.state.step, loop.state.tokens, device)
     loop.events.emit("plan", predicted=forecast, measured=took)
