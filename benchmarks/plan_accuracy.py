@@ -138,6 +138,17 @@ def foretold_seconds(run: dict[str, Any], folder: Path) -> float:
     return tunesmith.plan(recipe=recipe_of(run, folder / run["base"], folder / "text.jsonl")).time.seconds_per_step
 
 
+def told_by(run: dict[str, Any], folder: Path, *options: str) -> Any:
+    """What a process of its own says; None if it fails, which is printed."""
+    command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(folder), *options]
+    out = subprocess.run(command, capture_output=True, text=True)
+    line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
+    if line is None:
+        print(run, "failed:", out.stderr[-300:])
+        return None
+    return json.loads(line.removeprefix("RESULT "))
+
+
 def measure(only: int | None, results: Path) -> None:
     done = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else []
     seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimiser")} for each in done]
@@ -147,14 +158,9 @@ def measure(only: int | None, results: Path) -> None:
         for run in [each for each in runs() if each not in seen][:only]:
             make_base(run["base"], folder)
             shutil.rmtree(folder / "run", ignore_errors=True)
-            before = foretold_seconds(run, folder)
-            command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(folder)]
-            out = subprocess.run(command, capture_output=True, text=True)
-            line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
-            if line is None:
-                print(run, "failed:", out.stderr[-300:])
+            before, told = told_by(run, folder, "--plan"), told_by(run, folder)
+            if before is None or told is None:
                 continue
-            told = json.loads(line.removeprefix("RESULT "))
             after, measured = told.pop("after"), told.pop("measured")
             done.append(run | told | {"seconds": [(before + after) / 2, measured], "foretold": [before, after]})
             memory, seconds = (off(done[-1][name]) for name in ("memory", "seconds"))
@@ -237,9 +243,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--run", type=json.loads)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--plan", action="store_true")
     given = parser.parse_args()
     if given.run is not None:
-        one_run(given.run, given.folder)
+        if given.plan:
+            print(f"RESULT {foretold_seconds(given.run, given.folder)}")
+        else:
+            one_run(given.run, given.folder)
         return
     results = HERE_RESULTS if given.out is None else given.out / "plan_accuracy_gpu.json"
     if not given.report:
