@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_generate_reads_arguments_or_stdin_and_refuses_nothing_asked(call: Call)
     assert call("generate", "embedded", given="")[0] == 2
     code, out = call("generate", "./nowhere", "Hello.")
     assert (code, "does not exist" in out) == (2, True)
+
+
+def test_generate_goes_on_from_raw_text_where_there_is_no_template(
+    call: Call, tiny_model: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model, plain)
+    (plain / "chat_template.jinja").unlink()
+    code, out = call("generate", str(plain), "Hello.")
+    assert (code, "no chat template" in out) == (2, True)
+    code, out = call("generate", str(plain), "Hello.", "--raw", "--max-new-tokens", "5")
+    assert code == 0, out
 
 
 def test_chat_answers_until_an_empty_line(call: Call) -> None:

@@ -126,8 +126,9 @@ class Renderer:
 
     @property
     def stop_tokens(self) -> list[int]:
-        """Ids after which an answer is over."""
-        ends = {self.tokenizer.convert_tokens_to_ids(token) for token in self.template.ends}
+        """Ids after which an answer is over, or a text, where there is no template."""
+        turns_end = self.template.ends if self.tokenizer.chat_template else ()
+        ends = {self.tokenizer.convert_tokens_to_ids(token) for token in turns_end}
         return sorted({*ends, self.tokenizer.eos_token_id, self.end_of_document} - {None})
 
     def tokenise_many(self, renderings: Sequence[Rendering]) -> list[Tokenised]:
