@@ -116,6 +116,9 @@ class Loop:
             )
         self.masters.grad.zero_()
         self.state.most_tokens = tokens // 2
+        for module in self.model.modules():
+            if hasattr(module, "forget_pass"):
+                module.forget_pass()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         give_back_freed_memory()

@@ -259,12 +259,16 @@ class SharedInput:
             parts = [each.parts(x.dtype) for each in self._layers]
             if None in parts:
                 return None
-            self._x = x
-            self._made = dict(zip(self._layers, lora_linears(x, [each for each in parts if each]), strict=True))
+            made = lora_linears(x, [each for each in parts if each])
+            self._x, self._made = x, dict(zip(self._layers, made, strict=True))
         found = self._made.pop(layer, None)
         if not self._made:
             self._x = None
         return found
+
+    def forget(self) -> None:
+        """The pass was broken off: what it made and nobody has asked for would keep all of its activations."""
+        self._x, self._made = None, {}
 
 
 class FusedLoraLinear(PeftLoraLinear):
@@ -279,6 +283,11 @@ class FusedLoraLinear(PeftLoraLinear):
             return out
         found = self.shared.of(self, x) if self.shared is not None else None
         return lora_linears(x, [layer])[0] if found is None else found
+
+    def forget_pass(self) -> None:
+        """After a pass that was broken off."""
+        if self.shared is not None:
+            self.shared.forget()
 
     def parts(self, dtype: torch.dtype) -> LinearParts | None:
         """The numbers of the plain case on inputs of that precision; None where there is more to it."""
