@@ -1,7 +1,7 @@
 """What the arena (src/tunesmith/engine/arena.cpp) is worth: a run's peak of memory and its speed, beside the same run
 on glibc's heap.
 
-    python benchmarks/arena.py    # five minutes; writes results/arena.json, .md
+    python benchmarks/arena.py    # three minutes; writes results/arena.json, .md
 
 Both take turns, each run a process of its own; glibc's has its thresholds raised (`engine.allocator`), without which it
 is slower. Steps are medians of those after the first two.
@@ -23,11 +23,10 @@ from train_speed_report import machine
 RESULTS = Path(__file__).parent / "results" / "arena.json"
 NAMES = ("base", "method", "length", "twice", "optimiser")
 RUNS = (
-    ("llama-5m", "lora", 512, True, "adamw"),
     ("gpt2-30m", "lora", 512, True, "adamw"),
     ("gpt2-30m", "full", 128, False, "adamw"),
 )
-TIMES = 2
+TIMES = 1
 
 
 def one_run(run: dict[str, Any], folder: Path) -> None:

@@ -2,7 +2,7 @@
 //
 // A training step asks for the same few hundred pieces again and again. PyTorch takes them from the C library,
 // aligned, and glibc serves an aligned request from a gap that is longer than the piece alone: what a piece has left, one
-// of its own size does not fit into, and the heap grows to up to three times of what is held at once. Here all sizes are
+// of its own size does not fit into, and the heap grows past what is held at once (benchmarks/arena.py). Here all sizes are
 // multiples of the alignment, so that it fits. The smallest gap that is large enough is taken, neighbouring gaps become
 // one, and pages stay until they are asked for back, so that a step faults none in. `planner.allocators.Arena` does the
 // same on paper.
