@@ -112,7 +112,6 @@ def test_large_pieces_are_mapped_by_themselves_and_go_at_once() -> None:
 def test_outside_the_block_tensors_are_where_pytorch_puts_them() -> None:
     code = """
 import torch
-from tunesmith.engine import allocator
 from tunesmith.engine.allocator import arena, keeping_freed_memory
 def is_in_arena():
     return torch.ones(1000).data_ptr() // 2**40 < 80  # the C library's heap lies at 85 TiB, its mappings at 127
@@ -169,7 +168,6 @@ def test_where_it_cannot_be_compiled_there_is_none(
 def test_without_it_the_c_librarys_heap_is_used_and_foretold() -> None:
     code = """
 import torch
-from tunesmith.engine import allocator
 from tunesmith.engine.allocator import arena, keeping_freed_memory
 from tunesmith.planner.allocators import resident
 from tunesmith.planner.device import device_named

@@ -115,12 +115,12 @@ def step_of(
         UserError: base, method and objective do not go together, or the family cannot be carried out so.
     """
     config = _config(recipe)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     once = partial(_with_its_heaviest, recipe, rows, dtype, holds)
     counts = _few_layers(config, few_layers)
     if counts is None:
         return once(None, recomputed)
     fewer, more = counts
+    layers = config.get_text_config().num_hidden_layers
     low, high = (once(count, None if recomputed is None else round(recomputed * count / layers)) for count in counts)
     return _along(low, high, (layers - fewer) / (more - fewer), layers)
 
