@@ -75,14 +75,18 @@ class _Gaps:
         bisect.insort(self._by_size, (end - start, start))
         return start, end
 
+    def put_below(self, top: int, start: int, end: int) -> int:
+        """The same below a top, from which later pieces are cut: what reaches it becomes part of it. Returns it."""
+        start, end = self.put(start, end)
+        if end != top:
+            return top
+        self._drop(start)
+        return start
+
     def best(self, size: int) -> tuple[int, int] | None:
         """The smallest stretch of at least that size, taken out whole."""
         place = bisect.bisect_left(self._by_size, (size, -1))
         return self._drop(self._by_size[place][1]) if place < len(self._by_size) else None
-
-    def ending_at(self, end: int) -> tuple[int, int] | None:
-        """The stretch that ends there, taken out whole."""
-        return self._drop(self._starts[end]) if end in self._starts else None
 
     def _drop(self, start: int) -> tuple[int, int]:
         end = self._ends.pop(start)
@@ -121,10 +125,7 @@ class Arena:
         if id(piece) not in self._places:
             self._apart -= piece.bytes
             return
-        start, end = self._gaps.put(*self._places.pop(id(piece)))
-        if end == self._top:
-            self._gaps.ending_at(end)
-            self._top = start
+        self._top = self._gaps.put_below(self._top, *self._places.pop(id(piece)))
 
     def pause(self) -> None:
         pass
@@ -206,10 +207,7 @@ class Heap:
         return place, place + size
 
     def _put(self, start: int, end: int) -> None:
-        start, end = self._gaps.put(start, end)
-        if end == self._free_top:  # it is the top again, from which later pieces are cut
-            self._gaps.ending_at(end)
-            self._free_top = start
+        self._free_top = self._gaps.put_below(self._free_top, start, end)
 
 
 class CachingAllocator:

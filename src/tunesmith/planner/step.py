@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -115,13 +114,14 @@ def step_of(
         UserError: base, method and objective do not go together, or the family cannot be carried out so.
     """
     config = _config(recipe)
-    once = partial(_with_its_heaviest, recipe, rows, dtype, holds)
     counts = _few_layers(config, few_layers)
     if counts is None:
-        return once(None, recomputed)
+        return _with_its_heaviest(recipe, rows, dtype, holds, None, recomputed)
     fewer, more = counts
     layers = config.get_text_config().num_hidden_layers
-    low, high = (once(count, None if recomputed is None else round(recomputed * count / layers)) for count in counts)
+    twice = [None if recomputed is None else round(recomputed * count / layers) for count in counts]
+    low = _with_its_heaviest(recipe, rows, dtype, holds, fewer, twice[0])
+    high = _carried_out(recipe, rows, dtype, holds, more, twice[1], scores=low.scores)
     return _along(low, high, (layers - fewer) / (more - fewer), layers)
 
 
