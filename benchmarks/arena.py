@@ -8,16 +8,13 @@ is slower. Steps are medians of those after the first two.
 """
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from plan_accuracy import make_base, recipe_of, write_text
+from plan_accuracy import make_base, told_by, write_text
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "arena.json"
@@ -29,24 +26,14 @@ RUNS = (
 TIMES = 1
 
 
-def one_run(run: dict[str, Any], folder: Path) -> None:
-    """In a process of its own: train, print peak and seconds."""
-    import tunesmith
-
-    events = list(tunesmith.train(recipe_of(run, folder / run["base"], folder / "text.jsonl"), folder / "run").events())
-    plan = next(event for event in events if event["event"] == "plan")
-    steps = [event["seconds"] for event in events if event["event"] == "step"]
-    print("RESULT " + json.dumps([plan["measured"]["memory"]["peak_bytes"], statistics.median(steps[2:])]))
-
-
 def measured(run: dict[str, Any], folder: Path, with_arena: bool) -> list[float]:
+    """Bytes at the peak, and seconds a step; each run tokenises its rows anew."""
     with tempfile.TemporaryDirectory() as place:
         shutil.rmtree(folder / "run", ignore_errors=True)
-        command = [sys.executable, __file__, json.dumps(run), str(folder)]
-        there = {**os.environ, "TUNESMITH_CACHE": place, "TUNESMITH_ARENA": str(int(with_arena))}
-        out = subprocess.run(command, env=there, capture_output=True, text=True, check=True)
-    found: list[float] = json.loads(out.stdout.split("RESULT ")[1])
-    return found
+        told = told_by(run, folder, TUNESMITH_CACHE=place, TUNESMITH_ARENA=str(int(with_arena)))
+    if told is None:
+        raise SystemExit(1)
+    return [told["memory"][1], statistics.median(told["steps"][2:])]
 
 
 def summary(runs: list[list[float]]) -> dict[str, float]:
@@ -54,9 +41,6 @@ def summary(runs: list[list[float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        one_run(json.loads(sys.argv[1]), Path(sys.argv[2]))
-        return
     found = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

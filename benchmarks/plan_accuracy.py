@@ -138,10 +138,10 @@ def foretold_seconds(run: dict[str, Any], folder: Path) -> float:
     return tunesmith.plan(recipe=recipe_of(run, folder / run["base"], folder / "text.jsonl")).time.seconds_per_step
 
 
-def told_by(run: dict[str, Any], folder: Path, *options: str) -> Any:
+def told_by(run: dict[str, Any], folder: Path, *options: str, **environment: str) -> Any:
     """What a process of its own says; None if it fails, which is printed."""
     command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(folder), *options]
-    out = subprocess.run(command, capture_output=True, text=True)
+    out = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
     if line is None:
         print(run, "failed:", out.stderr[-300:])
