@@ -20,8 +20,7 @@ def as_linear(model: Model) -> Model:
     """Every `Conv1D` of the model as a linear layer."""
     for parent, name, child in _children(model, Conv1D):
         layer = TurnedLinear(child.weight.shape[0], child.weight.shape[1], device="meta")
-        layer.weight = nn.Parameter(child.weight.data.T.contiguous(), requires_grad=child.weight.requires_grad)
-        layer.bias = child.bias
+        _turn(child, layer)
         setattr(parent, name, layer)
     return model
 
@@ -31,10 +30,17 @@ def as_stored(model: Model) -> Model:
     for parent, name, child in _children(model, TurnedLinear):
         layer = Conv1D(0, 0)
         layer.nf, layer.nx = child.out_features, child.in_features
-        layer.weight = nn.Parameter(child.weight.data.T.contiguous(), requires_grad=child.weight.requires_grad)
-        layer.bias = child.bias
+        _turn(child, layer)
         setattr(parent, name, layer)
     return model
+
+
+def _turn(source: Any, target: Any) -> None:
+    """Move weight, turned, and bias; the source lets go of them, so that no two models are held at once."""
+    weight = source.weight
+    target.weight = nn.Parameter(weight.data.T.contiguous(), requires_grad=weight.requires_grad)
+    target.bias = source.bias
+    del source.weight, source.bias
 
 
 def _children(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:

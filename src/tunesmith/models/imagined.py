@@ -7,13 +7,13 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from transformers import PreTrainedModel
 
+from tunesmith.models.fake_mode import QuickFakeMode
 from tunesmith.ops import native
 
 SMALL = (8, 12, 20, 28)
@@ -30,14 +30,6 @@ def imagines(model: PreTrainedModel) -> bool:
     return not has_numbers(next(model.parameters()))
 
 
-class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """PEFT copies a new head deeply, and with its tensors their mode: a copy of that frees PyTorch's weak references a
-    second time, which breaks the heap."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Mode":
-        return self
-
-
 @contextmanager
 def imagining() -> Iterator[FakeTensorMode]:
     """Within the block tensors are made without numbers, operations only work out shapes, and native kernels do
@@ -47,7 +39,7 @@ def imagining() -> Iterator[FakeTensorMode]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # what fails is told by the error
     try:
-        with _Mode(allow_non_fake_inputs=True) as mode, quiet, _parameters_can_be_converted():
+        with QuickFakeMode(allow_non_fake_inputs=True) as mode, quiet, _parameters_can_be_converted():
             yield mode
     finally:
         logger.setLevel(level)

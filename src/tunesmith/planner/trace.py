@@ -197,6 +197,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with native.told_not_called(self._kernel), hooks, self:
             yield self
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
