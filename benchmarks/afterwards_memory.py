@@ -1,6 +1,6 @@
 """Merging and serving: what `tunesmith plan` foretells beside the peak of `tunesmith merge` and `tunesmith generate`.
 
-    python benchmarks/afterwards_memory.py    # four minutes; writes results/afterwards_memory.json, .md
+    python benchmarks/afterwards_memory.py    # five minutes; writes results/afterwards_memory.json, .md
 
 Models of random weights, LoRA of two steps, fp32; each command is a process of its own. Generation goes on from one
 text, to the number of tokens that the plan is asked for.

@@ -61,7 +61,12 @@ def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("page", "result"),
-    [("training", "stage_quality"), ("objectives", "few_quality"), ("objectives", "distillation_quality")],
+    [
+        ("training", "stage_quality"),
+        ("objectives", "few_quality"),
+        ("objectives", "distillation_quality"),
+        ("planning", "afterwards_memory"),
+    ],
 )
 def test_a_page_quotes_what_was_measured(page: str, result: str) -> None:
     measured = (ROOT / "benchmarks" / "results" / f"{result}.md").read_text(encoding="utf-8").strip()

@@ -63,15 +63,16 @@ def plan(
         console.print(report.parts_table("made of", found.plan.memory.parts))
         return
     if devices:
-        table = on_devices(asked)
+        everywhere = on_devices(asked)
         if as_json:
-            typer.echo(json.dumps([{**each.plan.to_dict(), "cards": each.cards} for each in table], indent=2))
+            typer.echo(json.dumps([{**each.plan.to_dict(), "cards": each.cards} for each in everywhere], indent=2))
             return
         console.print(f"[bold]{name}, {asked.method.kind}[/]: on the rates of data sheets; see docs/planning.md")
-        console.print(report.devices_table(table, price))
+        console.print(report.devices_table(everywhere, price))
         return
     if recipe is None and not overrides:
-        plans = usual_plans(asked, device_named(device))
+        with Console(stderr=True).status("Planning"):
+            plans = usual_plans(asked, device_named(device))
         done = {method: each for method, each in plans.items() if isinstance(each, Plan)}
         if not done:
             raise next(each for each in plans.values() if isinstance(each, UserError))
@@ -79,8 +80,10 @@ def plan(
             typer.echo(json.dumps({method: each.to_dict() for method, each in done.items()}, indent=2))
             return
         first = next(iter(done.values()))
+        with Console(stderr=True).status("Timing operations"):
+            table = report.methods_plan_table(plans)
         console.print(f"[bold]{name}[/] on {first.device.name}, {size(first.available)} free")
-        console.print(report.methods_plan_table(plans))
+        console.print(table)
         console.print(report.legend(list(done.values())))
     else:
         done = {asked.method.kind: plan(base, recipe, data, overrides or [], device)}

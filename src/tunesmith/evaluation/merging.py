@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from tunesmith.choices import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
+from tunesmith.engine.allocator import keeping_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.forward import learnt_hidden_states
@@ -61,6 +62,7 @@ class Merged:
     ways: tuple[Way, ...] = ()
 
 
+@keeping_freed_memory()
 def merge(name: str, output: str | Path, precision: str | None = None) -> Merged:
     """Fold an adapter into its base and write the model, with its tokeniser, in Hugging Face's format.
 

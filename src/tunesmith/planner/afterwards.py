@@ -1,12 +1,13 @@
 """What a tuned model holds when its adapter is merged, and when it answers: weights, and keys and values of what has
 been read (Pope et al. 2022)."""
 
-from transformers import AutoConfig, PretrainedConfig
+import torch
+from transformers import PretrainedConfig
 
-from tunesmith.models.load import locate
 from tunesmith.planner.device import program_bytes
-from tunesmith.planner.loading import stored_bytes
-from tunesmith.planner.plan import Plan
+from tunesmith.planner.loading import mapped_bytes, while_loading
+from tunesmith.planner.plan import FIRST_USE, Plan
+from tunesmith.planner.step import config_of
 
 FP32 = 4
 
@@ -15,33 +16,40 @@ MERGED = ("lora", "ia3", "peft")
 
 
 def merging_memory(plan: Plan) -> dict[str, int] | None:
-    """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model, its files mapped
-    beside it, the adapter, and of one matrix at a time a copy and what is added to it. None where nothing is merged."""
+    """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model, and beside it first
+    the files that it is read from, then the adapter, and of one matrix a copy and what is added to it. None where
+    nothing is merged."""
     recipe = plan.workload.recipe
     if recipe.method.kind not in MERGED:
         return None
-    parameters = plan.step.parameters
-    stored = stored_bytes(recipe.base) or parameters * plan.dtype.itemsize
-    held = {"weights": FP32 * parameters, "stored weights": stored, "adapters": FP32 * plan.step.trained}
-    return {"program": program_bytes()} | held | {"workspace": 2 * FP32 * plan.step.largest}
+    step = plan.step
+    program = plan.device.program_bytes if plan.device.is_this_cpu else program_bytes()
+    merging = {"adapters": FP32 * step.trained, "workspace": 2 * FP32 * step.largest}
+    beside = max({"stored weights": mapped_bytes(recipe.base, step, torch.float32)}, merging, key=_total)
+    return {"program": program + FIRST_USE, "weights": FP32 * step.parameters} | beside
 
 
 def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]:
-    """Bytes by part: the tuned model answering so many at once, each with so many tokens read and written.
+    """Bytes by part when most are held: while the tuned model is loaded, or while it answers so many at once, each with
+    so many tokens read and written.
 
     Keys and values: 2 · layers · kv_heads · head_dim · tokens · bytes a number, for each answer; a layer with a sliding
     window keeps no more than its window.
     """
-    parts = plan.step.parts
-    held = {name: parts[name] for name in ("weights", "quantisation constants", "adapters") if name in parts}
-    held["weights"] = held.get("weights", 0) + parts.get("trained weights", 0)
-    workspace = sum(plan.step.evaluating.get(name, 0) for name in ("workspace", "loss"))
-    base = plan.workload.recipe.base
-    config = AutoConfig.from_pretrained(locate(base), revision=base.revision, trust_remote_code=base.trust_remote_code)
-    each = key_value_bytes(config, context, plan.dtype.itemsize)
-    return (
-        {"program": plan.device.program_bytes} | held | {"key–value cache": each * concurrency, "workspace": workspace}
-    )
+    step, device, base = plan.step, plan.device, plan.workload.recipe.base
+    held = {name: step.parts[name] for name in ("weights", "quantisation constants", "adapters") if name in step.parts}
+    held["weights"] = held.get("weights", 0) + step.parts.get("trained weights", 0)
+    workspace = sum(step.evaluating.get(name, 0) for name in ("workspace", "loss"))
+    each = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
+    used = device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)
+    answering = {"program": used} | held | {"key–value cache": each * concurrency, "workspace": workspace}
+    loading = {"program": device.program_bytes} | while_loading(base, step, plan.dtype, device)
+    loading.pop("reference models", None)
+    return max(loading, answering, key=_total)
+
+
+def _total(parts: dict[str, int]) -> int:
+    return sum(parts.values())
 
 
 def key_value_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:

@@ -4,6 +4,7 @@ rates of their table, whichever of products and memory takes longer (Williams et
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -25,12 +26,15 @@ NEAR = 2 * 2**20
 CACHES = 64 * 2**20
 """Bytes that are written between two timings: more than a core's share of its processor's caches."""
 
-LARGE, LARGE_FLOPS = 2**29, 2e11
-"""Bytes and arithmetic of operations that are not tried."""
+LARGE, SLOW = 2**29, 0.5
+"""Bytes of operations that are not tried, and seconds: a product that takes half a second has the rate of its like."""
+
+MUCH = 1e10
+"""Arithmetic of operations that may be slow."""
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 3, 12, 4.0
-"""How often all operations are timed: at least, at most, and for how many seconds in all; what else the machine does
-comes and goes within seconds."""
+"""How often operations are timed: at least, at most, and for how many seconds if all are new; what else the machine
+does comes and goes within seconds."""
 
 SHORT, LONG = 0.02, 1.0
 """Seconds of an operation that is timed twice in a round, and of one that has been timed enough."""
@@ -53,21 +57,28 @@ class Clock:
     rates: dict[torch.dtype, tuple[float, float]] = field(default_factory=dict)
     between: Tensor = field(default_factory=lambda: torch.zeros(CACHES // 4))
 
+    @classmethod
+    @cache
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> "Clock":
+        """The same one for all plans of this process, which mostly have operations in common."""
+        return cls(lengths, device)
+
     @keeping_freed_memory()  # as a run does
     def total(self, operations: Mapping[Operation, float], recorded: bool = True) -> float:
         """Seconds of all of them, one after another; `recorded`: with modules and autograd around them, as in a pass,
         and not one by one, as in an optimiser's step."""
-        self._learn([each for each in operations if each not in self.seconds])
+        new = [each for each in operations if each not in self.seconds]
+        self._learn(new, ENOUGH * len(new) / max(1, len(operations)))
         around = OVERHEAD if recorded else 0.0
         return sum(count * (self.seconds[each] + around) for each, count in operations.items())
 
-    def _learn(self, operations: Sequence[Operation]) -> None:
-        """Time each kind in rounds over all of them, so that what else the machine does for a second is not taken for
-        what an operation takes."""
+    def _learn(self, operations: Sequence[Operation], enough: float) -> None:
+        """Time each kind in rounds over all of them, for so many seconds at least, so that what else the machine does
+        for a second is not taken for what an operation takes."""
         timed: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
         started = time.perf_counter()
         for number in range(MOST_ROUNDS):
-            if number >= ROUNDS and time.perf_counter() - started > ENOUGH:
+            if number >= ROUNDS and time.perf_counter() - started > enough:
                 break
             for each, found in timed.items():
                 if sum(found) < LONG:
@@ -78,8 +89,9 @@ class Clock:
 
     def _is_large(self, operation: Operation) -> bool:
         """Whether it takes too long or too much memory to be tried, or is a CPU's kernel on a GPU."""
-        elsewhere = self.device.type != "cpu" and "." not in operation.name
-        return operation.moved > LARGE or operation.flops > LARGE_FLOPS or elsewhere
+        if operation.moved > LARGE or (self.device.type != "cpu" and "." not in operation.name):
+            return True
+        return operation.flops > MUCH and operation.flops > SLOW * self._rates(operation.precision)[0]
 
     def _by_rates(self, operation: Operation) -> float:
         """Seconds of one that is not tried: whichever of arithmetic and memory takes longer, at the rates of smaller

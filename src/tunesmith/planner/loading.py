@@ -7,7 +7,7 @@ import torch
 from tunesmith.models.load import locate
 from tunesmith.ops.quantised import PIECE
 from tunesmith.planner.device import Device
-from tunesmith.planner.step import Step
+from tunesmith.planner.step import Step, config_of
 from tunesmith.recipe import Base
 
 QUANTISING = 20
@@ -20,16 +20,26 @@ def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) ->
     held["weights"] += step.parts.get("trained weights", 0)
     if base.from_scratch or device.kind != "cpu":
         return held
-    stored = stored_bytes(base)
-    if base.quantised:
-        pieces = QUANTISING * min(PIECE, step.largest)
-        return held | {"stored weights": stored or round(step.parameters * dtype.itemsize), "quantising": pieces}
-    same = stored is None or abs(stored - step.parameters * dtype.itemsize) < 0.02 * stored
-    return held if same else held | {"stored weights": stored or 0}
+    mapped = mapped_bytes(base, step, dtype)
+    if not base.quantised:
+        return held | ({"stored weights": mapped} if mapped else {})
+    return held | {"stored weights": mapped, "quantising": QUANTISING * min(PIECE, step.largest)}
 
 
-def stored_bytes(base: Base) -> int | None:
-    """Of the base's weights in its files; None where they are not on this machine."""
+def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
+    """Of the files that lie in memory beside the weights that are made of them: all, where weights are quantised or of
+    another precision than the files; none else, since weights are used where they lie in their file."""
+    stored = stored_bytes(base, step)
+    same = step.parameters * dtype.itemsize
+    return stored if base.quantised or abs(stored - same) > 0.02 * stored else 0
+
+
+def stored_bytes(base: Base, step: Step) -> int:
+    """Of the base's weights in its files; where these are not on this machine, in the precision that its config
+    names."""
     folder = Path(locate(base))
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return sum(file.stat().st_size for file in files) if files else None
+    if files:
+        return sum(file.stat().st_size for file in files)
+    named = config_of(base).dtype
+    return step.parameters * (named if isinstance(named, torch.dtype) else torch.float32).itemsize

@@ -29,7 +29,7 @@ from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.planner.allocators import Passes
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Base, Recipe
 
 FEW_LAYERS = 12
 """Models of more blocks are carried out with few of them, twice, and the rest is read off the line through both."""
@@ -113,7 +113,7 @@ def step_of(
     Raises:
         UserError: base, method and objective do not go together, or the family cannot be carried out so.
     """
-    config = _config(recipe)
+    config = config_of(recipe.base)
     counts = _few_layers(config, few_layers)
     if counts is None:
         return _with_its_heaviest(recipe, rows, dtype, holds, None, recomputed)
@@ -135,8 +135,7 @@ def _with_its_heaviest(
     return _carried_out(recipe, rows, dtype, holds, layers, recomputed, scores=True)
 
 
-def _config(recipe: Recipe) -> PretrainedConfig:
-    base = recipe.base
+def config_of(base: Base) -> PretrainedConfig:
     return AutoConfig.from_pretrained(locate(base), revision=base.revision, trust_remote_code=base.trust_remote_code)
 
 

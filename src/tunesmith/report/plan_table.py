@@ -82,7 +82,7 @@ def legend(plans: Sequence[Plan]) -> Text:
     return found
 
 
-def _bar(plan: Plan, most: int, width: int = 24) -> Text:
+def _bar(plan: Plan, most: int, width: int = 18) -> Text:
     bar = Text()
     for name in COLOURS:
         held = plan.memory.parts.get(name, 0)
