@@ -1,5 +1,6 @@
 # make demo   sets everything up and shows the main job: rows → plan → training → evaluation
 # make test   sets everything up and runs all checks
+# make coverage says which lines no test runs
 # make matrix tries every method at every precision on three families and writes docs/matrix.md (half an hour)
 # make bench  speed and memory beside other trainers, in their own environments
 # PYTHON=python3.12 make … picks the interpreter (3.11 or newer).
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ROWS ?=
 
-.PHONY: setup demo test matrix bench check embedded-base clean
+.PHONY: setup demo test coverage matrix bench check embedded-base clean
 
 setup: $(READY)
 
@@ -27,6 +28,9 @@ demo: $(READY)
 	$(BIN)/tunesmith demo
 
 test: check
+	$(BIN)/python -m pytest
+
+coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 matrix: $(READY)

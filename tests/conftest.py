@@ -13,9 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_each() -> None:
-    """Workers side by side would wait for each other's threads; tests of threads ask for two."""
+    """Workers side by side, and the processes that they start, would wait for each other's threads; tests of threads
+    ask for two."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import typed
 
 
 def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,30 +60,41 @@ def test_train_leaves_what_other_tools_rely_on(
     ],
 )
 def test_bad_input_gets_one_clear_line_and_leaves_nothing(
-    change: str, told: str, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+    change: str,
+    told: str,
+    tiny_model: Path,
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_rows()
     recipe = {"base": str(tiny_model), "data": {"train": "rows.jsonl"}, "train": {"steps": 2}}
     text = json.dumps(recipe | json.loads(change)) if change.startswith('{"') else change
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    done = call("train", "recipe.yaml", "--run", "run", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.startswith("error: ")
+    monkeypatch.chdir(tmp_path)
+    code, written = typed("train", "recipe.yaml", "--run", "run")
+    assert code == 2, written
+    assert told in written
+    assert written.startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path) -> None:
+def test_a_process_that_was_given_bad_input_ends_with_2_and_one_line_on_stderr(tmp_path: Path) -> None:
     done = call("train", "--resume", "nothing", cwd=tmp_path)
-    assert (done.returncode, "is not a run" in done.stderr) == (2, True)
-    done = call("train", cwd=tmp_path)
-    assert (done.returncode, "Give a recipe" in done.stderr) == (2, True)
+    assert done.returncode == 2
+    assert "is not a run" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, written = typed("train")
+    assert (code, "Give a recipe" in written) == (2, True)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "note.txt").write_text("mine")
     (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}")
-    done = call("demo", "--folder", "here", cwd=tmp_path)
-    assert (done.returncode, "not an empty directory" in done.stderr) == (2, True)
+    code, written = typed("demo", "--folder", "here")
+    assert (code, "not an empty directory" in written) == (2, True)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["note.txt"]
 
 

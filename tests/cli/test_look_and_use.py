@@ -1,35 +1,21 @@
 """`data show`, `generate`, `chat`, `init` and `runs` as a person meets them; called in this process, for speed."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tunesmith.cli import main
+from command import typed
 
 Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`tunesmith ARGUMENTS` in an empty directory: exit code, and all that it wrote."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, given: str = "") -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        written = capsys.readouterr()
-        return code, written.out + written.err
-
-    return run
+    return typed
 
 
 def write(path: Path, *rows: dict[str, str]) -> None:

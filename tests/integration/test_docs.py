@@ -1,14 +1,12 @@
 """Whatever README and docs tell a reader to type works as it stands there, in an empty directory, page by page."""
 
-import contextlib
-import io
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from command import typed
 
-from tunesmith.cli import main
 from tunesmith.schema import recipe_reference
 
 ROOT = Path(__file__).parents[2]
@@ -16,21 +14,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?(?: repeat=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run(arguments: list[str], given: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """`tunesmith ARGUMENTS` with `given` on stdin: exit code, and what it wrote."""
-    monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])
-    monkeypatch.setattr("sys.stdin", io.StringIO(given))
-    written = io.StringIO()
-    with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return code, written.getvalue()
-
-
-def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def type_in(line: str) -> None:
     """One line of a console block: `tunesmith …`, or `echo "…" | tunesmith …`; a comment may name its exit code."""
     command, _, comment = line.partition("  # ")
     expected = re.match(r"exit code (\d+)", comment)
@@ -40,7 +24,7 @@ def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return
     assert words[0] == "tunesmith", f"{line!r} is neither tunesmith nor make"
-    code, written = run(words[1:], " ".join(shlex.split(given)[1:]) + "\n" if given else "", monkeypatch)
+    code, written = typed(*words[1:], given=" ".join(shlex.split(given)[1:]) + "\n" if given else "")
     assert code == (int(expected[1]) if expected else 0), f"{line}\n{written}"
 
 
@@ -54,7 +38,7 @@ def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monk
     for language, title, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "console":
             for line in body.splitlines():
-                type_in(line.removeprefix("$ "), monkeypatch)
+                type_in(line.removeprefix("$ "))
         elif language == "python" and not title:
             exec(compile(body, str(page), "exec"), {})
 

@@ -4,7 +4,7 @@ rates of their table, whichever of products and memory takes longer (Williams et
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -49,18 +49,20 @@ class Clock:
         lengths: of the documents that attention goes over.
         device: where.
         seconds: what was measured.
+        rates: arithmetic and bytes a second, where they were asked for.
+        between: what is written between two timings, while there are any.
     """
 
     lengths: Sequence[int]
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     seconds: dict[Operation, float] = field(default_factory=dict)
     rates: dict[torch.dtype, tuple[float, float]] = field(default_factory=dict)
-    between: Tensor = field(default_factory=lambda: torch.zeros(CACHES // 4))
+    between: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
-    @cache
+    @lru_cache(maxsize=1)
     def of(cls, lengths: tuple[int, ...], device: torch.device) -> "Clock":
-        """The same one for all plans of this process, which mostly have operations in common."""
+        """The same one for plans of the same rows, which mostly have operations in common."""
         return cls(lengths, device)
 
     @keeping_freed_memory()  # as a run does
@@ -75,6 +77,7 @@ class Clock:
     def _learn(self, operations: Sequence[Operation], enough: float) -> None:
         """Time each kind in rounds over all of them, for so many seconds at least, so that what else the machine does
         for a second is not taken for what an operation takes."""
+        self.between = torch.zeros(CACHES // 4)
         timed: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
         started = time.perf_counter()
         for number in range(MOST_ROUNDS):
@@ -86,6 +89,7 @@ class Clock:
         for each in operations:
             taken = timed.get(each)
             self.seconds[each] = median(taken) if taken else self._by_rates(each)
+        self.between = torch.empty(0)
 
     def _is_large(self, operation: Operation) -> bool:
         """Whether it takes too long or too much memory to be tried, or is a CPU's kernel on a GPU."""
