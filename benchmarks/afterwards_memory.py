@@ -1,12 +1,13 @@
 """Merging and serving: what `tunesmith plan` foretells beside the peak of `tunesmith merge` and `tunesmith generate`.
 
-    python benchmarks/afterwards_memory.py    # five minutes; writes results/afterwards_memory.json, .md
+    python benchmarks/afterwards_memory.py    # seven minutes; writes results/afterwards_memory.json, .md
 
-Models of random weights, LoRA of two steps, fp32; each command is a process of its own. Generation goes on from one
+Models of random weights, LoRA of two steps in fp32; each command is a process of its own. Generation goes on from one
 text, to the number of tokens that the plan is asked for.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,14 @@ from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "afterwards_memory.json"
 TOKENS = 256
-BASES = ("gpt2-30m", "llama-125m", "qwen3-360m")
+BASES = (
+    ("gpt2-30m", "bf16"),
+    ("gpt2-30m", "fp32"),
+    ("llama-125m", "bf16"),
+    ("llama-125m", "fp32"),
+    ("qwen3-360m", "bf16"),
+)
+"""Which, and how its weights are stored."""
 
 COMMAND = """
 import sys
@@ -47,26 +55,39 @@ def foretold(recipe: Path) -> dict[str, Any]:
     return told
 
 
+def stored_in_fp32(base: Path) -> Path:
+    """A copy of the base whose file is in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    copy = base.with_name(f"{base.name}-fp32")
+    shutil.copytree(base, copy)
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(copy)
+    return copy
+
+
 def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_text(folder)
-        for base in BASES:
+        for base, stored in BASES:
             run = {"base": base, "method": "lora", "length": 128, "twice": False, "optimiser": "adamw"}
-            recipe = recipe_of(run, make_base(base, folder), folder / "text.jsonl")
+            made = make_base(base, folder)
+            recipe = recipe_of(run, made if stored == "bf16" else stored_in_fp32(made), folder / "text.jsonl")
             recipe["train"] |= {"steps": 2, "precision": "fp32"}
-            file = folder / f"{base}.json"
+            name = f"{base} in {stored}"
+            file = folder / f"{name}.json"
             file.write_text(json.dumps(recipe), encoding="utf-8")
-            trained = str(folder / f"run-{base}")
+            trained = str(folder / f"run {name}")
             peak_of("train", str(file), "--run", trained)
             plan = foretold(file)
             measured = {
-                "merging": peak_of("merge", trained, "--output", str(folder / f"merged-{base}")),
+                "merging": peak_of("merge", trained, "--output", str(folder / f"merged {name}")),
                 "serving": peak_of("generate", trained, "def", "--raw", "--max-new-tokens", str(TOKENS)),
             }
             for task, peak in measured.items():
-                found.append({"base": base, "task": task, "foretold": sum(plan[task].values()), "measured": peak})
+                found.append({"base": name, "task": task, "foretold": sum(plan[task].values()), "measured": peak})
                 print(found[-1], plan[task], flush=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "found": found}, indent=1) + "\n", encoding="utf-8")
     lines = ["| | foretold | measured | |", "|---|---|---|---|"]

@@ -42,7 +42,7 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+def start(arguments: list[str], folder: Path, threads: int = 1) -> subprocess.Popen[str]:
     script = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, "train", *arguments],
@@ -50,6 +50,7 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
 
 
@@ -75,7 +76,7 @@ def test_run_killed_at_a_random_moment_resumes_to_the_same_bytes(
     _, text, expected = whole
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     run = tmp_path / "run"
-    process = start(["recipe.yaml", "--run", "run"], tmp_path)
+    process = start(["recipe.yaml", "--run", "run"], tmp_path, threads=1 + moment % 2)
     metrics = run / "metrics.jsonl"
     dice = random.Random(moment)
     # Every third kill aims at a checkpoint while it is being written.

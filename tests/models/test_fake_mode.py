@@ -1,11 +1,14 @@
-"""The quick fake mode makes of every operation what PyTorch's own does."""
+"""The quick fake mode makes of operations and of whole steps what PyTorch's own does."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from matrix import make_bases
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from tunesmith.engine.workload import Workload
 from tunesmith.models import fake_mode
@@ -45,9 +48,44 @@ def test_a_step_is_to_the_byte_and_the_operation_what_pytorchs_own_mode_says(
     assert quick == step(bases / family, method, weights)
 
 
-def test_numbers_that_are_equal_and_of_other_types_are_told_apart() -> None:
+OPERATIONS: list[Callable[[], Any]] = [
+    lambda: torch.ones(3, dtype=torch.int64) * 2,
+    lambda: torch.ones(3, dtype=torch.int64) * 2.0,
+    lambda: torch.ones(3, dtype=torch.int64).sqrt(),
+    lambda: torch.add(torch.ones(3), torch.ones(2, 3), out=torch.empty(0)),
+    lambda: torch.mul(torch.ones(3), 2, out=torch.empty(3)),
+    lambda: torch.ones(3).add_(1),
+    lambda: torch.ones(4, 6).t().reshape(3, 8),
+    lambda: torch.ones(4, 6).t()[1:3].expand(5, 2, 4).split(2),
+    lambda: torch.ones(4, 6, device="meta") + 1,
+    lambda: torch.linalg.svd(torch.ones(4, 3)),
+    lambda: torch.ops.aten._masked_softmax(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)),
+    lambda: torch.nn.functional.scaled_dot_product_attention(*[torch.ones(1, 2, 5, 8)] * 3, is_causal=True),
+    lambda: torch.nn.functional.layer_norm(torch.ones(2, 3), (3,)),
+    lambda: torch.ones(4, 6).max(1),
+    lambda: torch.ones(4, 6).to(torch.bfloat16).to(torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("number", range(len(OPERATIONS)))
+def test_an_operation_makes_the_same_shapes_strides_types_and_views(number: int) -> None:
+    def seen(mode: FakeTensorMode, default: torch.dtype) -> list[Any]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            with mode:
+                found = [each for each in tree_leaves(OPERATIONS[number]()) if isinstance(each, torch.Tensor)]
+        finally:
+            torch.set_default_dtype(before)
+        shown = [(each.shape, each.stride(), each.dtype, each.device, each.storage_offset()) for each in found]
+        return [*shown, len({each.untyped_storage()._cdata for each in found})]
+
+    for default in (torch.float32, torch.bfloat16):  # one after the other: what is remembered must not mix
+        assert seen(fake_mode.QuickFakeMode(), default) == seen(FakeTensorMode(), default)
+
+
+def test_what_is_written_to_comes_back_itself() -> None:
     with fake_mode.QuickFakeMode():
         whole = torch.ones(3, dtype=torch.int64)
-        assert [(whole * number).dtype for number in (2, 2.0)] == [torch.int64, torch.float32]
-        assert (whole.t() + whole).sum(0, True).shape == (1,)
         assert whole.add_(1) is whole
+        assert torch.mul(whole, 2, out=(place := torch.empty(3, dtype=torch.int64))) is place

@@ -3,6 +3,7 @@
 So methods that know linear layers alone work on that family too, and through the same fused code.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -18,35 +19,37 @@ class TurnedLinear(nn.Linear):
 
 def as_linear(model: Model) -> Model:
     """Every `Conv1D` of the model as a linear layer."""
-    for parent, name, child in _children(model, Conv1D):
-        layer = TurnedLinear(child.weight.shape[0], child.weight.shape[1], device="meta")
-        _turn(child, layer)
-        setattr(parent, name, layer)
-    return model
+
+    def linear(layer: Any) -> nn.Module:
+        return TurnedLinear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
+
+    return _exchanged(model, Conv1D, linear)
 
 
 def as_stored(model: Model) -> Model:
     """Every such layer as the `Conv1D` that its family stores."""
-    for parent, name, child in _children(model, TurnedLinear):
-        layer = Conv1D(0, 0)
-        layer.nf, layer.nx = child.out_features, child.in_features
-        _turn(child, layer)
-        setattr(parent, name, layer)
+
+    def stored(layer: Any) -> nn.Module:
+        made: nn.Module = Conv1D(0, 0)
+        made.nf, made.nx = layer.out_features, layer.in_features
+        return made
+
+    return _exchanged(model, TurnedLinear, stored)
+
+
+def _exchanged(model: Model, kind: type[nn.Module], other: Callable[[Any], nn.Module]) -> Model:
+    """Layers of a kind exchanged for others, which take weight, turned, and bias; those that were there let go of them,
+    so that no two models are held at once."""
+    made: dict[nn.Module, Any] = {}
+    places = [(parent, *child) for parent in model.modules() for child in parent.named_children()]
+    for parent, name, layer in places:
+        if not isinstance(layer, kind):
+            continue
+        if layer not in made:
+            made[layer] = other(layer)
+            weight: Any = layer.weight
+            made[layer].weight = nn.Parameter(weight.data.T.contiguous(), requires_grad=weight.requires_grad)
+            made[layer].bias = layer.bias
+            del layer.weight, layer.bias
+        setattr(parent, name, made[layer])
     return model
-
-
-def _turn(source: Any, target: Any) -> None:
-    """Move weight, turned, and bias; the source lets go of them, so that no two models are held at once."""
-    weight = source.weight
-    target.weight = nn.Parameter(weight.data.T.contiguous(), requires_grad=weight.requires_grad)
-    target.bias = source.bias
-    del source.weight, source.bias
-
-
-def _children(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, kind)
-    ]

@@ -26,13 +26,18 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         if function is torch.ops.prim.device.default:
             return arguments[0].fake_device
         kind = _kind(function)
-        if kind == "unusual" or "device" in keywords or not _all_imagined((*arguments, *keywords.values())):
-            return super().__torch_dispatch__(function, types, arguments, keywords)
-        if kind == "view":
-            with in_kernel_invocation_manager(self):
-                return self._imagined(function(*arguments, **keywords))
         given = (*arguments, *keywords.values())
-        return self._imagined(_results(function, tuple(keywords), _told(given), tuple(map(type, given))), given)
+        if kind != "unusual" and "device" not in keywords and _all_imagined(given):
+            try:
+                if kind == "maker":
+                    types_given = tuple(map(type, given))
+                    made = _results(function, tuple(keywords), _told(given), types_given, torch.get_default_dtype())
+                    return self._imagined(made, given)
+                with in_kernel_invocation_manager(self):
+                    return self._imagined(function(*arguments, **keywords))
+            except NotImplementedError:  # its kernel for shapes leads to one that wants numbers
+                pass
+        return super().__torch_dispatch__(function, types, arguments, keywords)
 
     def _imagined(self, found: Any, given: Sequence[Any] = ()) -> Any:
         """What was made or told of as tensors of this mode, or the arguments that came back."""
@@ -72,8 +77,8 @@ class _Argument(NamedTuple):
 _aten = torch.ops.aten
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.slice.Tensor, _aten.select.int}
 _MAKERS = {
-    *(_aten._to_copy.default, _aten.empty_like.default, _aten.zeros_like.default, _aten.ones_like.default),
-    *(_aten.new_empty.default, _aten.copy_.default, _aten.embedding.default),
+    *(_aten.empty_like.default, _aten.zeros_like.default, _aten.ones_like.default, _aten.new_empty.default),
+    *(_aten.copy_.default, _aten.embedding.default),
 }
 """Operations that PyTorch's fake mode treats apart, for sizes that nobody knows yet or for several devices."""
 
@@ -99,10 +104,12 @@ def _kind(function: Any) -> Literal["unusual", "view", "maker"]:
 
 
 def _all_imagined(values: Iterable[Any]) -> bool:
-    """Whether there are tensors, and each is without numbers, and none a constant."""
+    """Whether there are tensors, and each is without numbers, on the CPU, and none a constant."""
     tensors = [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
     tensors = [each for each in tensors if isinstance(each, Tensor)]
-    return bool(tensors) and all(isinstance(each, FakeTensor) and each.constant is None for each in tensors)
+    return bool(tensors) and all(
+        isinstance(each, FakeTensor) and each.constant is None and each.fake_device == CPU for each in tensors
+    )
 
 
 def _told(value: Any) -> Any:
@@ -112,22 +119,38 @@ def _told(value: Any) -> Any:
     return tuple(_told(each) for each in value) if isinstance(value, list | tuple) else value
 
 
+_MODE = FakeTensorMode()
+
+
 @lru_cache(maxsize=4096)
-def _results(function: Any, names: tuple[str, ...], arguments: tuple[Any, ...], types: tuple[type, ...]) -> Any:
-    """What the operation makes of such arguments, the last of which have names; `types` tells 1 from 1.0, which make
-    other things of whole numbers."""
+def _results(
+    function: Any, names: tuple[str, ...], arguments: tuple[Any, ...], types: tuple[type, ...], default: torch.dtype
+) -> Any:
+    """What the operation makes of such arguments, the last of which have names. `types` tells 1 from 1.0, which make
+    other things of whole numbers; `default` is PyTorch's own precision.
+
+    Raises:
+        NotImplementedError: shapes alone do not tell.
+    """
 
     def given(value: Any) -> Any:
         if isinstance(value, _Told):
-            return torch.empty_strided(value.sizes, value.strides, dtype=value.dtype, device="meta")
+            made = torch.empty_strided(value.sizes, value.strides, dtype=value.dtype, device="meta")
+            return FakeTensor(_MODE, made, CPU)
         return [given(each) for each in value] if isinstance(value, tuple) else value
 
     def told(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(map(told, value))
-        return next((_Argument(place) for place, each in enumerate(values) if each is value), _told(value))
+        place = next((place for place, each in enumerate(values) if each is value), None)
+        if place is None or value is None:
+            return _told(value)
+        if _told(value) != arguments[place]:
+            raise NotImplementedError("what is written to has become larger")
+        return _Argument(place)
 
     values = [given(each) for each in arguments]
     unnamed = len(values) - len(names)
-    with torch.no_grad():
-        return told(function(*values[:unnamed], **dict(zip(names, values[unnamed:], strict=True))))
+    with torch.no_grad(), in_kernel_invocation_manager(_MODE):
+        found = function(*values[:unnamed], **dict(zip(names, values[unnamed:], strict=True)))
+    return told(found)

@@ -1,11 +1,10 @@
 """What a tuned model holds when its adapter is merged, and when it answers: weights, and keys and values of what has
 been read (Pope et al. 2022)."""
 
-import torch
 from transformers import PretrainedConfig
 
 from tunesmith.planner.device import program_bytes
-from tunesmith.planner.loading import mapped_bytes, while_loading
+from tunesmith.planner.loading import stored_bytes, while_loading
 from tunesmith.planner.plan import FIRST_USE, Plan
 from tunesmith.planner.step import config_of
 
@@ -16,17 +15,15 @@ MERGED = ("lora", "ia3", "peft")
 
 
 def merging_memory(plan: Plan) -> dict[str, int] | None:
-    """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model, and beside it first
-    the files that it is read from, then the adapter, and of one matrix a copy and what is added to it. None where
-    nothing is merged."""
-    recipe = plan.workload.recipe
+    """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model and the files that it
+    is read from, which stay mapped while merged weights take the place of those that lie in them. None where nothing is
+    merged."""
+    recipe, step = plan.workload.recipe, plan.step
     if recipe.method.kind not in MERGED:
         return None
-    step = plan.step
+    held = {"weights": FP32 * step.parameters, "stored weights": stored_bytes(recipe.base, step)}
     program = plan.device.program_bytes if plan.device.is_this_cpu else program_bytes()
-    merging = {"adapters": FP32 * step.trained, "workspace": 2 * FP32 * step.largest}
-    beside = max({"stored weights": mapped_bytes(recipe.base, step, torch.float32)}, merging, key=_total)
-    return {"program": program + FIRST_USE, "weights": FP32 * step.parameters} | beside
+    return {"program": program + FIRST_USE} | held | {"adapters": FP32 * step.trained}
 
 
 def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]:
@@ -37,15 +34,15 @@ def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]
     window keeps no more than its window.
     """
     step, device, base = plan.step, plan.device, plan.workload.recipe.base
+    program = {"program": device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)}
     held = {name: step.parts[name] for name in ("weights", "quantisation constants", "adapters") if name in step.parts}
     held["weights"] = held.get("weights", 0) + step.parts.get("trained weights", 0)
-    workspace = sum(step.evaluating.get(name, 0) for name in ("workspace", "loss"))
     each = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
-    used = device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)
-    answering = {"program": used} | held | {"key–value cache": each * concurrency, "workspace": workspace}
-    loading = {"program": device.program_bytes} | while_loading(base, step, plan.dtype, device)
-    loading.pop("reference models", None)
-    return max(loading, answering, key=_total)
+    workspace = sum(step.evaluating.get(name, 0) for name in ("workspace", "loss"))
+    answering = held | {"key–value cache": each * concurrency, "workspace": workspace}
+    loading = while_loading(base, step, plan.dtype, device)
+    del loading["reference models"]
+    return program | max(loading, answering, key=_total)
 
 
 def _total(parts: dict[str, int]) -> int:

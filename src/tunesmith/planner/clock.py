@@ -14,7 +14,7 @@ from torch import Tensor
 from tunesmith.engine.allocator import keeping_freed_memory
 from tunesmith.ops import native
 from tunesmith.ops.document_attention import documents_laid_out
-from tunesmith.planner.trace import AttentionShape, Operation, Shape
+from tunesmith.planner.trace import PRODUCTS, AttentionShape, Operation, Shape
 
 OVERHEAD = 45e-6
 """Seconds of Python and autograd around an operation on a CPU, beside its own call: what was missing of a model whose
@@ -26,15 +26,16 @@ NEAR = 2 * 2**20
 CACHES = 64 * 2**20
 """Bytes that are written between two timings: more than a core's share of its processor's caches."""
 
-LARGE, SLOW = 2**29, 0.5
-"""Bytes of operations that are not tried, and seconds: a product that takes half a second has the rate of its like."""
+LARGE, LARGE_FLOPS = 2**29, 2e11
+"""Bytes and arithmetic of operations that are not tried."""
 
-MUCH = 1e10
-"""Arithmetic of operations that may be slow."""
+SLOW, SLOW_FLOPS = 1.0, 1e10
+"""Seconds of a product that is not tried either, since it has the rate of its like; and arithmetic below which none
+takes so long."""
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 3, 12, 4.0
-"""How often operations are timed: at least, at most, and for how many seconds if all are new; what else the machine
-does comes and goes within seconds."""
+"""How often operations are timed: at least, at most, and for about how many seconds if all are new; what else the
+machine does comes and goes within seconds."""
 
 SHORT, LONG = 0.02, 1.0
 """Seconds of an operation that is timed twice in a round, and of one that has been timed enough."""
@@ -61,22 +62,22 @@ class Clock:
 
     @classmethod
     @lru_cache(maxsize=1)
-    def of(cls, lengths: tuple[int, ...], device: torch.device) -> "Clock":
-        """The same one for plans of the same rows, which mostly have operations in common."""
+    def of(cls, lengths: tuple[int, ...], device: torch.device, threads: int) -> "Clock":
+        """The same one for plans of the same rows, which mostly have operations in common, with as many threads."""
         return cls(lengths, device)
 
     @keeping_freed_memory()  # as a run does
     def total(self, operations: Mapping[Operation, float], recorded: bool = True) -> float:
         """Seconds of all of them, one after another; `recorded`: with modules and autograd around them, as in a pass,
         and not one by one, as in an optimiser's step."""
-        new = [each for each in operations if each not in self.seconds]
-        self._learn(new, ENOUGH * len(new) / max(1, len(operations)))
+        if new := [each for each in operations if each not in self.seconds]:
+            self._learn(new, ENOUGH * len(new) / len(operations))
         around = OVERHEAD if recorded else 0.0
         return sum(count * (self.seconds[each] + around) for each, count in operations.items())
 
     def _learn(self, operations: Sequence[Operation], enough: float) -> None:
-        """Time each kind in rounds over all of them, for so many seconds at least, so that what else the machine does
-        for a second is not taken for what an operation takes."""
+        """Time each kind in rounds over all of them, for about so many seconds, so that what else the machine does for
+        a second is not taken for what an operation takes."""
         self.between = torch.zeros(CACHES // 4)
         timed: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
         started = time.perf_counter()
@@ -93,9 +94,12 @@ class Clock:
 
     def _is_large(self, operation: Operation) -> bool:
         """Whether it takes too long or too much memory to be tried, or is a CPU's kernel on a GPU."""
-        if operation.moved > LARGE or (self.device.type != "cpu" and "." not in operation.name):
+        elsewhere = self.device.type != "cpu" and "." not in operation.name
+        if operation.moved > LARGE or operation.flops > LARGE_FLOPS or elsewhere:
             return True
-        return operation.flops > MUCH and operation.flops > SLOW * self._rates(operation.precision)[0]
+        if operation.flops < SLOW_FLOPS or not operation.name.startswith(PRODUCTS):
+            return False
+        return operation.flops > SLOW * self._rates(operation.precision)[0]
 
     def _by_rates(self, operation: Operation) -> float:
         """Seconds of one that is not tried: whichever of arithmetic and memory takes longer, at the rates of smaller

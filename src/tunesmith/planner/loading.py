@@ -27,11 +27,11 @@ def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) ->
 
 
 def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
-    """Of the files that lie in memory beside the weights that are made of them: all, where weights are quantised or of
-    another precision than the files; none else, since weights are used where they lie in their file."""
+    """Of the files that lie in memory beside the weights that are made of them: all, where those are quantised, turned,
+    or of another precision than the files; none else, since weights are used where they lie in their file."""
     stored = stored_bytes(base, step)
     same = step.parameters * dtype.itemsize
-    return stored if base.quantised or abs(stored - same) > 0.02 * stored else 0
+    return stored if base.quantised or step.turned or abs(stored - same) > 0.02 * stored else 0
 
 
 def stored_bytes(base: Base, step: Step) -> int:

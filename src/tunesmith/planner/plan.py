@@ -118,7 +118,8 @@ class Plan:
     @property
     def _clock(self) -> Clock:
         kind = self.device.kind if self.device.is_here else "cpu"
-        return Clock.of(tuple(collate(self.workload.table, self.heaviest).lengths), torch.device(kind))
+        lengths = tuple(collate(self.workload.table, self.heaviest).lengths)
+        return Clock.of(lengths, torch.device(kind), torch.get_num_threads())
 
     def to_dict(self, timed: bool = True) -> dict[str, Any]:
         """As `tunesmith plan --json` prints it, and as the event `plan` has it."""

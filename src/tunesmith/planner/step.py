@@ -22,6 +22,7 @@ from tunesmith.engine.update import ON_CUDA_ALONE
 from tunesmith.errors import UserError
 from tunesmith.models.anatomy import blocks
 from tunesmith.models.attention import packs
+from tunesmith.models.conv1d import TurnedLinear
 from tunesmith.models.heads import body_is_frozen
 from tunesmith.models.imagined import imagining
 from tunesmith.models.load import imagined_model, locate
@@ -59,6 +60,7 @@ class Step:
         blocks: of the model.
         packed: whether rows are packed.
         largest: numbers of the largest matrix in the blocks.
+        turned: whether matrices lie the other way round in the base's files (`models.conv1d`).
     """
 
     parts: dict[str, int]
@@ -72,6 +74,7 @@ class Step:
     blocks: int
     packed: bool
     largest: int
+    turned: bool
 
     @property
     def scores(self) -> bool:
@@ -244,6 +247,7 @@ class _Rehearsal:
             len(blocks(plain)),
             packs(plain),
             max(_numbers(layer) for block in blocks(plain) for layer in block.modules()),
+            any(isinstance(layer, TurnedLinear) for layer in self.model.modules()),
         )
 
     def _phase(self, act: Callable[[], None]) -> tuple[dict[Operation, float], dict[str, int]]:
@@ -361,4 +365,5 @@ def _along(low: Step, high: Step, share: float, blocks: int) -> Step:
         blocks,
         low.packed,
         low.largest,
+        low.turned,
     )
