@@ -2,23 +2,24 @@
 
 import contextlib
 import io
+from subprocess import CompletedProcess
 from unittest.mock import patch
 
 from tunesmith.cli import main
 
 
-def typed(*arguments: str, given: str = "") -> tuple[int, str]:
-    """`tunesmith ARGUMENTS` with `given` on stdin: exit code, and what it wrote, errors among the rest."""
-    written = io.StringIO()
+def typed(*arguments: str, given: str = "") -> CompletedProcess[str]:
+    """`tunesmith ARGUMENTS` with `given` on stdin: its exit code, and what it wrote."""
+    out, err = io.StringIO(), io.StringIO()
     with (
         patch("sys.argv", ["tunesmith", *arguments]),
         patch("sys.stdin", io.StringIO(given)),
-        contextlib.redirect_stdout(written),
-        contextlib.redirect_stderr(written),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
     ):
         try:
             main()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return code, written.getvalue()
+    return CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())

@@ -72,10 +72,11 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing(
     text = json.dumps(recipe | json.loads(change)) if change.startswith('{"') else change
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    code, written = typed("train", "recipe.yaml", "--run", "run")
-    assert code == 2, written
-    assert told in written
-    assert written.startswith("error: ")
+    done = typed("train", "recipe.yaml", "--run", "run")
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
@@ -88,13 +89,13 @@ def test_a_process_that_was_given_bad_input_ends_with_2_and_one_line_on_stderr(t
 
 def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, written = typed("train")
-    assert (code, "Give a recipe" in written) == (2, True)
+    done = typed("train")
+    assert (done.returncode, "Give a recipe" in done.stderr) == (2, True)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "note.txt").write_text("mine")
     (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}")
-    code, written = typed("demo", "--folder", "here")
-    assert (code, "not an empty directory" in written) == (2, True)
+    done = typed("demo", "--folder", "here")
+    assert (done.returncode, "not an empty directory" in done.stderr) == (2, True)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["note.txt"]
 
 

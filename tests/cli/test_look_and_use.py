@@ -15,7 +15,12 @@ Call = Callable[..., tuple[int, str]]
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`tunesmith ARGUMENTS` in an empty directory: exit code, and all that it wrote."""
     monkeypatch.chdir(tmp_path)
-    return typed
+
+    def run(*arguments: str, given: str = "") -> tuple[int, str]:
+        done = typed(*arguments, given=given)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 def write(path: Path, *rows: dict[str, str]) -> None:

@@ -69,7 +69,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return rows, text, digest(folder / "run")
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(10))
 def test_run_killed_at_a_random_moment_resumes_to_the_same_bytes(
     whole: tuple[Path, str, str], tmp_path: Path, moment: int
 ) -> None:

@@ -24,8 +24,8 @@ def type_in(line: str) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return
     assert words[0] == "tunesmith", f"{line!r} is neither tunesmith nor make"
-    code, written = typed(*words[1:], given=" ".join(shlex.split(given)[1:]) + "\n" if given else "")
-    assert code == (int(expected[1]) if expected else 0), f"{line}\n{written}"
+    done = typed(*words[1:], given=" ".join(shlex.split(given)[1:]) + "\n" if given else "")
+    assert done.returncode == (int(expected[1]) if expected else 0), f"{line}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -63,12 +63,12 @@ def plan(
         console.print(report.parts_table("made of", found.plan.memory.parts))
         return
     if devices:
-        everywhere = on_devices(asked)
+        table = on_devices(asked)
         if as_json:
-            typer.echo(json.dumps([{**each.plan.to_dict(), "cards": each.cards} for each in everywhere], indent=2))
+            typer.echo(json.dumps([{**each.plan.to_dict(), "cards": each.cards} for each in table], indent=2))
             return
         console.print(f"[bold]{name}, {asked.method.kind}[/]: on the rates of data sheets; see docs/planning.md")
-        console.print(report.devices_table(everywhere, price))
+        console.print(report.devices_table(table, price))
         return
     if recipe is None and not overrides:
         with Console(stderr=True).status("Planning"):
@@ -81,9 +81,9 @@ def plan(
             return
         first = next(iter(done.values()))
         with Console(stderr=True).status("Timing operations"):
-            table = report.methods_plan_table(plans)
+            methods = report.methods_plan_table(plans)
         console.print(f"[bold]{name}[/] on {first.device.name}, {size(first.available)} free")
-        console.print(table)
+        console.print(methods)
         console.print(report.legend(list(done.values())))
     else:
         done = {asked.method.kind: plan(base, recipe, data, overrides or [], device)}

@@ -7,6 +7,7 @@ device.
 
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,26 @@ from torch._subclasses.fake_impls import has_meta, op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 CPU = torch.device("cpu")
+
+
+class Shape(NamedTuple):
+    """What an operation sees of a tensor."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Shape":
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    @property
+    def numbers(self) -> int:
+        return prod(self.sizes)
+
+    @property
+    def bytes(self) -> int:
+        return self.numbers * self.dtype.itemsize
 
 
 class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
@@ -43,7 +64,7 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         """What was made or told of as tensors of this mode, or the arguments that came back."""
         if isinstance(found, _Argument):
             return given[found.place]
-        if isinstance(found, _Told):
+        if isinstance(found, Shape):
             found = torch.empty_strided(found.sizes, found.strides, dtype=found.dtype, device="meta")
         elif isinstance(found, list | tuple):
             return type(found)(self._imagined(each, given) for each in found)
@@ -58,14 +79,6 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         """PEFT copies a new head deeply, and with its tensors their mode: a copy of that frees PyTorch's weak
         references a second time, which breaks the heap."""
         return self
-
-
-class _Told(NamedTuple):
-    """What an operation sees of a tensor."""
-
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class _Argument(NamedTuple):
@@ -115,7 +128,7 @@ def _all_imagined(values: Iterable[Any]) -> bool:
 def _told(value: Any) -> Any:
     """Something that can be compared."""
     if isinstance(value, Tensor):
-        return _Told(tuple(value.shape), tuple(value.stride()), value.dtype)
+        return Shape.of(value)
     return tuple(_told(each) for each in value) if isinstance(value, list | tuple) else value
 
 
@@ -134,7 +147,7 @@ def _results(
     """
 
     def given(value: Any) -> Any:
-        if isinstance(value, _Told):
+        if isinstance(value, Shape):
             made = torch.empty_strided(value.sizes, value.strides, dtype=value.dtype, device="meta")
             return FakeTensor(_MODE, made, CPU)
         return [given(each) for each in value] if isinstance(value, tuple) else value
@@ -142,10 +155,12 @@ def _results(
     def told(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(map(told, value))
+        if not isinstance(value, Tensor):
+            return value
         place = next((place for place, each in enumerate(values) if each is value), None)
-        if place is None or value is None:
-            return _told(value)
-        if _told(value) != arguments[place]:
+        if place is None:
+            return Shape.of(value)
+        if Shape.of(value) != arguments[place]:
             raise NotImplementedError("what is written to has become larger")
         return _Argument(place)
 

@@ -198,7 +198,7 @@ def learnt_positions(base: Base) -> int | None:
     Raises:
         UserError: the base is not there.
     """
-    config = _config(base).get_text_config()
+    config = config_of(base).get_text_config()
     computed = any(hasattr(config, name) for name in ("rope_parameters", "rope_theta", "rope_scaling", "alibi"))
     positions = None if computed else getattr(config, "max_position_embeddings", None)
     return None if positions is None else positions - first_position(skeleton(base))
@@ -208,7 +208,7 @@ def refuse_other_kinds(base: Base, objective: ObjectiveConfig) -> None:
     """Raises:
     UserError: the base was not made for what the objective teaches, or is not there.
     """
-    config = _config(base)
+    config = config_of(base)
     kind = _kind_of(config)
     if kind in objective.bases:
         return
@@ -232,12 +232,23 @@ def _kind_of(config: PretrainedConfig) -> BaseKind:
     return "decoder" if _has_decoder(config) else "encoder"
 
 
-def _config(base: Base) -> PretrainedConfig:
+def config_of(base: Base) -> PretrainedConfig:
+    """The base's own config.
+
+    Raises:
+        UserError: it is not there.
+    """
     options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
     try:
         return AutoConfig.from_pretrained(locate(base), **options)
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "config", error) from error
+
+
+def stored_dtype(base: Base) -> torch.dtype:
+    """The number format of its weights, as its config names it; fp32 where it names none."""
+    named = config_of(base).dtype
+    return named if isinstance(named, torch.dtype) else torch.float32
 
 
 def ending_of(base: Base) -> Ending:
@@ -253,7 +264,7 @@ def ending_of(base: Base) -> Ending:
     if steps is not None:
         _stored_file(base, "1_Pooling/config.json")
         return stored_pooling(steps)
-    config = _config(base)
+    config = config_of(base)
     name = (config.architectures or [""])[0]
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     if name.endswith("ForTokenClassification"):

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.models.conv1d import as_stored
-from tunesmith.models.load import locate, no_progress_bars
+from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.models.quantise import made_whole
 from tunesmith.models.sentence import STEPS
@@ -121,8 +121,7 @@ def dtype_named(usable: Usable, precision: str | None) -> torch.dtype:
         if precision not in DTYPES:
             raise UserError(f"--precision {precision} is not known. Give {', '.join(DTYPES)}.")
         return DTYPES[precision]
-    stored = AutoConfig.from_pretrained(locate(usable.base), revision=usable.base.revision).dtype
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+    return stored_dtype(usable.base)
 
 
 def _take_saved_modules(merged: PreTrainedModel) -> None:

@@ -3,10 +3,10 @@ been read (Pope et al. 2022)."""
 
 from transformers import PretrainedConfig
 
+from tunesmith.models.load import config_of
 from tunesmith.planner.device import program_bytes
 from tunesmith.planner.loading import stored_bytes, while_loading
 from tunesmith.planner.plan import FIRST_USE, Plan
-from tunesmith.planner.step import config_of
 
 FP32 = 4
 

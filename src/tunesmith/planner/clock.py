@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tunesmith.engine.allocator import keeping_freed_memory
+from tunesmith.models.fake_mode import Shape
 from tunesmith.ops import native
 from tunesmith.ops.document_attention import documents_laid_out
-from tunesmith.planner.trace import PRODUCTS, AttentionShape, Operation, Shape
+from tunesmith.planner.trace import PRODUCTS, AttentionShape, Operation
 
 OVERHEAD = 45e-6
 """Seconds of Python and autograd around an operation on a CPU, beside its own call: what was missing of a model whose

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.models.load import locate
+from tunesmith.models.load import locate, stored_dtype
 from tunesmith.ops.quantised import PIECE
 from tunesmith.planner.device import Device
-from tunesmith.planner.step import Step, config_of
+from tunesmith.planner.step import Step
 from tunesmith.recipe import Base
 
 QUANTISING = 20
@@ -20,10 +20,11 @@ def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) ->
     held["weights"] += step.parts.get("trained weights", 0)
     if base.from_scratch or device.kind != "cpu":
         return held
-    mapped = mapped_bytes(base, step, dtype)
-    if not base.quantised:
-        return held | ({"stored weights": mapped} if mapped else {})
-    return held | {"stored weights": mapped, "quantising": QUANTISING * min(PIECE, step.largest)}
+    if mapped := mapped_bytes(base, step, dtype):
+        held["stored weights"] = mapped
+    if base.quantised:
+        held["quantising"] = QUANTISING * min(PIECE, step.largest)
+    return held
 
 
 def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
@@ -41,5 +42,4 @@ def stored_bytes(base: Base, step: Step) -> int:
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if files:
         return sum(file.stat().st_size for file in files)
-    named = config_of(base).dtype
-    return step.parameters * (named if isinstance(named, torch.dtype) else torch.float32).itemsize
+    return step.parameters * stored_dtype(base).itemsize

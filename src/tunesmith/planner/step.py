@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
@@ -25,12 +25,12 @@ from tunesmith.models.attention import packs
 from tunesmith.models.conv1d import TurnedLinear
 from tunesmith.models.heads import body_is_frozen
 from tunesmith.models.imagined import imagining
-from tunesmith.models.load import imagined_model, locate
+from tunesmith.models.load import config_of, imagined_model
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.planner.allocators import Passes
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
-from tunesmith.recipe import Base, Recipe
+from tunesmith.recipe import Recipe
 
 FEW_LAYERS = 12
 """Models of more blocks are carried out with few of them, twice, and the rest is read off the line through both."""
@@ -136,10 +136,6 @@ def _with_its_heaviest(
     if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
         return step
     return _carried_out(recipe, rows, dtype, holds, layers, recomputed, scores=True)
-
-
-def config_of(base: Base) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(locate(base), revision=base.revision, trust_remote_code=base.trust_remote_code)
 
 
 def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:

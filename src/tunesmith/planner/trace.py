@@ -16,34 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tunesmith.models.fake_mode import Shape
 from tunesmith.ops import native
 
 PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
 """What the names of products of matrices begin with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What an operation sees of a tensor."""
-
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Shape":
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-
-    @property
-    def numbers(self) -> int:
-        count = 1
-        for size in self.sizes:
-            count *= size
-        return count
-
-    @property
-    def bytes(self) -> int:
-        return self.numbers * self.dtype.itemsize
 
 
 class AttentionShape(NamedTuple):
@@ -199,7 +176,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False
+        return False  # as in `QuickFakeMode`
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
