@@ -1,6 +1,8 @@
 # make demo   sets everything up and shows the main job: rows → plan → training → evaluation
-# make test   sets everything up and runs all checks
+# make test   sets everything up and runs all checks, in six minutes on two cores
+# make test-all the same with every combination and the long random runs
 # make coverage says which lines no test runs
+# make mutants puts single-line bugs into the source and says which of them no test notices (an hour); see docs/testing.md
 # make matrix tries every method at every precision on three families and writes docs/matrix.md (half an hour)
 # make bench  speed and memory beside other trainers, in their own environments
 # PYTHON=python3.12 make … picks the interpreter (3.11 or newer).
@@ -11,8 +13,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ROWS ?=
+MUTANTS ?= --count 300
 
-.PHONY: setup demo test coverage matrix bench check embedded-base clean
+.PHONY: setup demo test test-all coverage mutants matrix bench check embedded-base clean
 
 setup: $(READY)
 
@@ -30,8 +33,14 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest
 
+test-all: check
+	$(BIN)/python -m pytest -m "" --timeout 900
+
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 matrix: $(READY)
 	$(BIN)/python tests/matrix_page.py

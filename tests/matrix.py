@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from bytewise import byte_tokenizer
-from families import DECODERS, ENCODER_DECODERS, ENCODERS, config_of, kind_of
+from families import DECODERS, ENCODER_DECODERS, ENCODERS, PADDED, config_of, kind_of
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from textbook import textbook_loss
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -229,6 +229,30 @@ def covering() -> list[Cell]:
             if own or turn == place % len(FAMILIES):
                 chosen.append(Cell(method, WEIGHTS[(place + turn) % len(WEIGHTS)], family))
     return chosen
+
+
+def values_of(cell: Cell) -> set[str]:
+    """What of each choice the cell has: what `make test` tries at least once."""
+    layout = "padded" if cell.family in PADDED else "packed"
+    return {
+        f"method {cell.method['kind']}",
+        f"objective {cell.objective}",
+        f"weights {cell.weights}",
+        f"{kind_of(cell.family)} {layout}",
+    }
+
+
+def fewest(chosen: Sequence[Cell]) -> list[Cell]:
+    """Cells that have every value that the chosen ones have, and few of them: the one with most that is new, each
+    time."""
+    left = {value for cell in chosen for value in values_of(cell)}
+    found = []
+    while left:
+        # Of equals one by LoRA, which nothing refuses.
+        best = max(chosen, key=lambda cell: (len(values_of(cell) & left), cell.method["kind"] == "lora"))
+        left -= values_of(best)
+        found.append(best)
+    return found
 
 
 def make_bases(folder: Path, families: Iterable[str] = FAMILIES) -> None:

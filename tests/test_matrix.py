@@ -15,8 +15,10 @@ from matrix import (
     covering,
     covering_families,
     covering_objectives,
+    fewest,
     make_bases,
     own_methods,
+    values_of,
     write_data,
 )
 
@@ -31,8 +33,16 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+COVERING = list(dict.fromkeys([*covering(), *covering_families(), *covering_objectives()]))
+QUICK = set(fewest(COVERING))
+
+
 @pytest.mark.parametrize(
-    "cell", [*covering(), *covering_families(), *covering_objectives()], ids=lambda cell: cell.key.replace(" | ", "-")
+    "cell",
+    [
+        pytest.param(cell, marks=() if cell in QUICK else pytest.mark.long, id=cell.key.replace(" | ", "-"))
+        for cell in COVERING
+    ],
 )
 def test_learns_saves_resumes_reloads_generates_and_merges_or_is_refused_by_name(cell: Cell, bases: Path) -> None:
     outcome = attempt(cell, bases)
@@ -49,6 +59,13 @@ def test_the_selection_covers_every_method_and_every_precision_of_every_family()
     told = {(cell.objective, cell.method["kind"]) for cell in covering_objectives()}
     own = {method["kind"] for method in own_methods()}
     assert told == {(name, kind) for name in OBJECTIVES if name not in ("instruction", "seq2seq") for kind in own}
+
+
+def test_the_quick_selection_has_each_value_of_each_choice() -> None:
+    assert {value for cell in QUICK for value in values_of(cell)} == {v for cell in COVERING for v in values_of(cell)}
+    assert {cell.method["kind"] for cell in QUICK} == set(METHODS)
+    assert {cell.objective for cell in QUICK} == set(OBJECTIVES)
+    assert {cell.weights for cell in QUICK} == set(WEIGHTS)
 
 
 def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:

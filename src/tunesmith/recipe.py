@@ -138,7 +138,7 @@ class Data(Strict):
     @field_validator("train", "replay", mode="before")
     @classmethod
     def _one_path(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value
+        return [str(value)] if isinstance(value, str | Path) else value
 
     @field_validator("held_out", mode="before")
     @classmethod

@@ -31,10 +31,11 @@ def write_recipe(folder: Path, model: Path, rows: Path, steps: int = 4) -> Path:
 
 
 def test_train_leaves_what_other_tools_rely_on(
-    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_recipe(tmp_path, tiny_model, write_rows())
-    done = call("train", "recipe.yaml", "--run", "run", "--set", "train.learning_rate=1e-3", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = typed("train", "recipe.yaml", "--run", "run", "--set", "train.learning_rate=1e-3")
     assert done.returncode == 0, done.stderr
     assert {"recipe.yaml", "metrics.jsonl", "report.html", "adapter"} <= {
         path.name for path in (tmp_path / "run").iterdir()

@@ -1,10 +1,15 @@
 """Which side a row belongs to follows from what it asks, and from nothing else."""
 
+import hashlib
+import json
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.example import Example, Source
-from tunesmith.data.split import content_hash, is_held_out
+from tunesmith.data.split import fold, is_held_out
 
 
 def chat(question: str, answer: str = "a", row: int = 1) -> Example:
@@ -36,8 +41,70 @@ def test_nothing_is_held_out_of_a_share_of_zero() -> None:
     assert not any(is_held_out(chat(str(n)), 0.0) for n in range(1000))
 
 
-def test_texts_are_told_apart_by_what_they_say() -> None:
-    texts = [Example(Source("a.txt", n), text=f"text {n}") for n in range(1000)]
-    assert 50 < sum(is_held_out(each, 0.1) for each in texts) < 150
-    assert content_hash(texts[0]) == content_hash(Example(Source("b.txt", 9), text="text 0"))
-    assert content_hash(texts[0]) != content_hash(texts[1])
+def key_of(said: Any) -> bytes:
+    """SHA-256 of what decides the side, as compact ASCII JSON with its keys sorted."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")).digest()
+
+
+def place_of(said: Any) -> float:
+    """Where in [0, 1) it stands."""
+    return int.from_bytes(key_of(said)[:8], "big") / 2**64
+
+
+def test_texts_are_told_apart_by_what_they_say_and_not_by_their_place() -> None:
+    texts = [Example(Source(f"{n % 3}.txt", n), text=f"text {n} ü") for n in range(300)]
+    held_out = {f"text {n} ü" for n in range(300) if place_of(f"text {n} ü") < 0.1}
+    assert {each.text for each in texts if is_held_out(each, 0.1)} == held_out
+    assert len(held_out) > 10
+
+
+SYSTEM, DEVELOPER = {"role": "system", "content": "Be kind"}, {"role": "developer", "content": "Be brief"}
+FIRST, ANSWER, SECOND = ({"role": role, "content": role} for role in ("user", "assistant", "user"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "asked"),
+    [
+        pytest.param([FIRST, ANSWER], [FIRST], id="what is asked"),
+        pytest.param([FIRST, ANSWER, SECOND, ANSWER], [FIRST], id="the first question alone"),
+        pytest.param([SYSTEM, DEVELOPER, FIRST, ANSWER], [SYSTEM, DEVELOPER, FIRST], id="with what stands before it"),
+        pytest.param([ANSWER, SYSTEM, FIRST, ANSWER], [SYSTEM, FIRST], id="a greeting plays no part"),
+        pytest.param([SYSTEM, ANSWER], [SYSTEM, ANSWER], id="where nobody asks, all of it"),
+    ],
+)
+def test_a_chat_s_side_follows_from_its_systems_and_its_first_question(turns: list[Any], asked: list[Any]) -> None:
+    example = Example(Source("rows.jsonl", 1), messages=tuple(turns))
+    place = place_of(asked)
+    assert is_held_out(example, place + 1e-9)
+    assert not is_held_out(example, place)
+    assert not is_held_out(example, place - 1e-9)
+    assert is_held_out(example, frozenset({key_of(asked)}))
+    assert not is_held_out(example, frozenset({key_of([*asked, "more"])}))
+
+
+def test_a_share_of_one_holds_all_out() -> None:
+    assert all(is_held_out(chat(str(n)), share) for n in range(50) for share in (1.0, 1.5))
+    assert not any(is_held_out(chat(str(n)), -0.5) for n in range(50))
+
+
+def test_folds_are_alike_in_size_and_in_their_classes_and_go_by_the_text() -> None:
+    def labelled(n: int) -> Example:
+        return Example(Source("rows.jsonl", n), text=f"text {n}", label=("no", "yes")[n % 4 == 0])
+
+    rows = [labelled(n) for n in range(24)]
+    in_order = [
+        key_of(f"text {n}")
+        for _, ns in (("no", [n for n in range(24) if n % 4]), ("yes", range(0, 24, 4)))
+        for n in sorted(ns, key=lambda n: key_of(f"text {n}"))
+    ]
+    for number in (1, 2, 3, 4):
+        assert fold(rows, number, 4) == frozenset(in_order[number - 1 :: 4])
+        assert fold([*reversed(rows), *rows], number, 4) == frozenset(in_order[number - 1 :: 4]), (
+            "rows twice count once"
+        )
+
+
+def test_folds_of_values_are_not_sorted_by_the_value() -> None:
+    rows = [Example(Source("rows.jsonl", n), text=f"text {n}", label=float(n)) for n in range(9)]
+    in_order = sorted(key_of(f"text {n}") for n in range(9))
+    assert [fold(rows, number, 3) for number in (1, 2, 3)] == [frozenset(in_order[n::3]) for n in range(3)]

@@ -56,6 +56,7 @@ def test_several_processes_give_what_one_gives(tiny_model, tmp_path, monkeypatch
         assert one.files == other.files
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one process only")
 def test_processes_end_with_the_one_that_asked_for_them(tiny_model, tmp_path):
     script = """

@@ -57,6 +57,7 @@ def test_a_question_has_the_signature() -> None:
     assert question(thing) == "What is `os.path.abspath(path)`?"
 
 
+@pytest.mark.long
 def test_the_files_hold_what_the_counts_say(tmp_path: Path) -> None:
     train, held_out, counts = write_pairs(tmp_path)
     rows = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in (train, held_out)]
@@ -65,6 +66,7 @@ def test_the_files_hold_what_the_counts_say(tmp_path: Path) -> None:
     assert counts["documented"] == counts["train"] + counts["held_out"] + counts["held_out_removed"] + left_out
 
 
+@pytest.mark.long  # `make demo` is checked beside `make test`
 def test_the_demo_runs_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

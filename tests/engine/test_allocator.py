@@ -73,6 +73,7 @@ print(json.dumps([most, spanned([(events, False)])]))
 """
 
 
+@pytest.mark.long
 def test_the_planner_knows_how_far_the_arena_reaches() -> None:
     random = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 4 * MIB, (400,), generator=random).tolist()
@@ -109,6 +110,7 @@ def test_large_pieces_are_mapped_by_themselves_and_go_at_once() -> None:
     assert psutil.Process().memory_info().vms < before - 2**29
 
 
+@pytest.mark.long
 def test_outside_the_block_tensors_are_where_pytorch_puts_them() -> None:
     code = """
 import torch
@@ -165,6 +167,7 @@ def test_where_it_cannot_be_compiled_there_is_none(
     assert [each.name for each in tmp_path.iterdir() if each.suffix == ".so"] == []
 
 
+@pytest.mark.long
 def test_without_it_the_c_librarys_heap_is_used_and_foretold() -> None:
     code = """
 import torch

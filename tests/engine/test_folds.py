@@ -53,6 +53,7 @@ def test_every_row_is_held_out_once_in_parts_of_like_size_and_classes(recipe: di
     assert Chain.load(Recipe.load(recipe)) == chain
 
 
+@pytest.mark.long
 def test_folds_are_one_command_and_judge_all_rows_and_go_on_after_a_kill(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:

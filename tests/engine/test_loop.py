@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.prepare import prepare
+from tunesmith.engine.checkpoint import load_checkpoint
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.engine.schedule import learning_rate
@@ -219,4 +221,10 @@ def test_early_stopping_keeps_the_best_weights(
     run = tunesmith.train(recipe, tmp_path / "run", subscribers=[told.append])
     assert told[-1]["reason"] == "early stopping"
     assert told[-1]["step"] < 60
-    assert run.finished
+    losses = {event["step"]: event["loss"] for event in told if event["event"] == "evaluation"}
+    best = min(losses, key=lambda step: losses[step])
+    assert best == told[-1]["step"] - 2
+    master = load_checkpoint(run.folder / "checkpoints" / f"step-{best:06d}")[0]["master"]
+    assert run.output is not None
+    kept = load_file(run.output / "adapter_model.safetensors").values()
+    assert sorted(torch.cat([each.flatten() for each in kept]).tolist()) == sorted(master.tolist())

@@ -7,12 +7,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from command import typed
 
 import tunesmith
 from tunesmith.engine import checkpoint as checkpoints
@@ -69,7 +71,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return rows, text, digest(folder / "run")
 
 
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize("moment", [0, *(pytest.param(moment, marks=pytest.mark.long) for moment in range(1, 10))])
 def test_run_killed_at_a_random_moment_resumes_to_the_same_bytes(
     whole: tuple[Path, str, str], tmp_path: Path, moment: int
 ) -> None:
@@ -102,20 +104,27 @@ def tunesmith_events(run: Path) -> list[dict[str, object]]:
 
 
 def test_ctrl_c_finishes_the_step_saves_everything_and_says_how_to_go_on(
-    whole: tuple[Path, str, str], tmp_path: Path
+    whole: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, text, expected = whole
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    process = start(["recipe.yaml", "--run", "run"], tmp_path)
+    monkeypatch.chdir(tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and '"event": "step"' in metrics.read_text(encoding="utf-8")):
-        time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
-    assert process.returncode == 130
-    assert "--resume" in output
-    assert "Traceback" not in output
+    ended = threading.Event()
+
+    def press() -> None:
+        while not (metrics.exists() and '"event": "step"' in metrics.read_text(encoding="utf-8")):
+            if ended.wait(0.001):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    user = threading.Thread(target=press)
+    user.start()
+    done = typed("train", "recipe.yaml", "--run", "run")
+    ended.set()
+    user.join()
+    assert done.returncode == 130
+    assert "--resume" in done.stdout + done.stderr
     last = max(e["step"] for e in tunesmith_events(tmp_path / "run") if e["event"] == "step")
     saved = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert saved is not None

@@ -42,10 +42,10 @@ def losses(run: Run) -> list[float]:
     [
         ({"method": "full"}, LORA, "model"),
         (LORA, LORA, "adapter"),
-        ({"method": "ia3"}, {"method": "ia3"}, "adapter"),
-        ({"method": "prefix"}, {"method": "prefix"}, "adapter"),
-        (LORA, {"method": "full"}, "merged"),
-        (LORA, {"method": {"kind": "lora", "rank": 8}}, "merged"),
+        pytest.param({"method": "ia3"}, {"method": "ia3"}, "adapter", marks=pytest.mark.long),
+        pytest.param({"method": "prefix"}, {"method": "prefix"}, "adapter", marks=pytest.mark.long),
+        pytest.param(LORA, {"method": "full"}, "merged", marks=pytest.mark.long),
+        pytest.param(LORA, {"method": {"kind": "lora", "rank": 8}}, "merged", marks=pytest.mark.long),
     ],
 )
 def test_a_stage_begins_where_the_one_before_it_ended(first, then, how, chain, tmp_path):
@@ -71,7 +71,7 @@ def test_a_chain_can_be_used_and_opened_by_its_own_name(chain, tmp_path):
         resume(tmp_path / "chain")
 
 
-@pytest.mark.parametrize("stage", ["1-s0", "2-s1"])
+@pytest.mark.parametrize("stage", [pytest.param("1-s0", marks=pytest.mark.long), "2-s1"])
 def test_killed_in_any_stage_a_chain_ends_with_the_same_bytes(stage, chain, tmp_path):
     class KilledError(Exception):
         pass

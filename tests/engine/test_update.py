@@ -113,13 +113,13 @@ def test_the_moving_average_is_its_formula() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimiser": "adafactor"},
-        {"optimiser": "lion", "ema_decay": 0.8},
-        {"optimiser": "muon"},
+        pytest.param({"optimiser": "adafactor"}, marks=pytest.mark.long),
+        pytest.param({"optimiser": "lion", "ema_decay": 0.8}, marks=pytest.mark.long),
+        pytest.param({"optimiser": "muon"}, marks=pytest.mark.long),
         {"optimiser": "schedule_free"},
-        {"neftune_alpha": 5.0, "layer_decay": 0.8},
+        pytest.param({"neftune_alpha": 5.0, "layer_decay": 0.8}, marks=pytest.mark.long),
     ],
-    ids=lambda settings: "-".join(settings),
+    ids=str,
 )
 def test_a_run_learns_and_killed_it_ends_with_the_same_bytes(
     settings: dict[str, Any], tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path

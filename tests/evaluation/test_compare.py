@@ -80,13 +80,13 @@ def test_metrics_say_what_they_are_described_as() -> None:
     assert scores(METRICS["exact_match"], ["a", "b"], ["a", "c"]).tolist() == [1, 0]
 
 
-def test_bootstrap_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_the_interval_of_a_share_holds_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
     held = 0
     for _ in range(200):
         low, high = mean_with_interval((generator.random(60) < 0.3).astype(float))[1]
         held += low <= 0.3 <= high
-    assert 175 <= held <= 199  # 95 % of 200, less what percentiles lose at sixty rows
+    assert 175 <= held <= 199  # 95 % of 200; shares have Wilson's interval, see test_figures.py
 
 
 def test_a_paired_difference_is_tighter_than_two_intervals_apart() -> None:

@@ -1,7 +1,9 @@
 """Merging measures what it costs; combining adds adapters up; adapters that others wrote are read."""
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,36 @@ from tunesmith.models.usable import Usable
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    def trained(name: str, **changes: Any) -> Path:
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains with the given changes, once."""
+    folder = tmp_path_factory.mktemp("made")
+    rows = folder / "rows.jsonl"
+    asked = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+
+    @cache
+    def trained(weights: str = "fp32", seed: int = 0, learning_rate: float = 1e-2) -> Path:
+        settings = {"steps": 6, "tokens_per_step": 512, "precision": "fp32"}
         recipe = {
-            "base": {"path": str(tiny_model), "weights": changes.pop("weights", "fp32")},
-            "data": {"train": str(write_rows()), "held_out": 0.2},
-            "method": {"kind": "lora", "rank": 4, **changes.pop("method", {})},
-            "train": {"steps": 6, "tokens_per_step": 512, "learning_rate": 1e-2, "precision": "fp32", **changes},
+            "base": {"path": str(tiny_model), "weights": weights},
+            "data": {"train": str(rows), "held_out": 0.2},
+            "method": {"kind": "lora", "rank": 4},
+            "train": {**settings, "seed": seed, "learning_rate": learning_rate},
         }
-        return tunesmith.train(recipe, tmp_path / name).folder
+        return tunesmith.train(recipe, folder / f"{weights}-{seed}-{learning_rate}").folder
 
     return trained
+
+
+@pytest.fixture
+def run(made: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of such a run, which a test may spoil."""
+
+    def copied(name: str, **changes: Any) -> Path:
+        return Path(shutil.copytree(made(**changes), tmp_path / name))
+
+    return copied
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:

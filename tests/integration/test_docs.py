@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from command import typed
+from typer.main import get_command
 
+from tunesmith.cli import app
 from tunesmith.schema import recipe_reference
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +16,17 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?(?: repeat=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def type_in(line: str) -> None:
+QUICK = ("README", "data", "use")
+"""Pages that are tried with short training in `make test`; all are tried whole in `make test-all`."""
+
+SHORTENED = {
+    "train": ["--set", "train.steps=2", "--set", "train.epochs=null", "--set", "train.evaluate_rows=8"],
+    "evaluate": ["--rows", "4", "--max-new-tokens", "4"],
+}
+"""What is put behind a command where it is tried, and not what comes of it: the last of an option's values holds."""
+
+
+def type_in(line: str, shortened: bool) -> None:
     """One line of a console block: `tunesmith …`, or `echo "…" | tunesmith …`; a comment may name its exit code."""
     command, _, comment = line.partition("  # ")
     expected = re.match(r"exit code (\d+)", comment)
@@ -24,12 +36,21 @@ def type_in(line: str) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return
     assert words[0] == "tunesmith", f"{line!r} is neither tunesmith nor make"
-    done = typed(*words[1:], given=" ".join(shlex.split(given)[1:]) + "\n" if given else "")
+    more = SHORTENED.get(words[1], []) if shortened and "--resume" not in words else []
+    done = typed(*words[1:], *more, given=" ".join(shlex.split(given)[1:]) + "\n" if given else "")
     assert done.returncode == (int(expected[1]) if expected else 0), f"{line}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "shortened"),
+    [
+        *(pytest.param(page, True, id=f"{page.stem}-shortened") for page in PAGES if page.stem in QUICK),
+        *(pytest.param(page, False, marks=pytest.mark.long, id=page.stem) for page in PAGES),
+    ],
+)
+def test_every_command_and_file_of_a_page_works(
+    page: Path, shortened: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for _, title, repeat, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if title:
@@ -38,9 +59,22 @@ def test_every_command_and_file_of_a_page_works(page: Path, tmp_path: Path, monk
     for language, title, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "console":
             for line in body.splitlines():
-                type_in(line.removeprefix("$ "))
+                type_in(line.removeprefix("$ "), shortened)
         elif language == "python" and not title:
             exec(compile(body, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_is_one_that_can_be_typed(page: Path) -> None:
+    """Its verb, its options and their values are known; what it does is tried above."""
+    for language, _, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in body.splitlines() if language == "console" else ():
+            words = shlex.split(line.removeprefix("$ ").partition("  # ")[0].rpartition(" | ")[2])
+            if words[0] == "tunesmith":
+                command, arguments = get_command(app), words[1:]
+                while hasattr(command, "commands"):
+                    command, arguments = command.commands[arguments[0]], arguments[1:]
+                command.make_context(words[1], arguments)
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,7 @@ def test_a_bottleneck_adapter_is_switched_and_stacked_by_peft_as_any_other(bases
     assert not torch.allclose(plain, trained, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_process_of_its_own_reads_a_bottleneck_adapter(bases: Path, tmp_path: Path) -> None:
     """Nothing but the package tells PEFT of the method, so whoever loads an adapter must have registered it."""
     adapted = method_of({"kind": "adapter"}).apply(ready(bases / "llama"), seed=0)

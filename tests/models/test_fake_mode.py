@@ -34,8 +34,16 @@ def step(base: Path, method: str, weights: str) -> Step:
     return plan_run(workload, torch.bfloat16, device_named("here")).step
 
 
-@pytest.mark.parametrize(("method", "weights"), [("lora", "nf4"), ("full", "auto")])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method", "weights"),
+    [
+        (family, method, weights)
+        if (family, method) in (("llama", "lora"),)
+        else pytest.param(family, method, weights, marks=pytest.mark.long)
+        for family in FAMILIES
+        for method, weights in (("lora", "nf4"), ("full", "auto"))
+    ],
+)
 def test_a_step_is_to_the_byte_and_the_operation_what_pytorchs_own_mode_says(
     family: str, method: str, weights: str, bases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ print(most - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
+@pytest.mark.long
 def test_a_checkpoint_is_never_in_memory_whole_while_it_is_quantised(bases: Path, tmp_path: Path) -> None:
     """A checkpoint of 16 bits that would not fit is never in memory: its tensors are read and quantised one by one."""
     config = LlamaConfig(

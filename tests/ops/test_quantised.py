@@ -1,6 +1,7 @@
 """Weights in 4 and 8 bits are what the papers say and what bitsandbytes reads."""
 
-import bitsandbytes.functional as bnb
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,14 @@ from tunesmith.ops.quantised import (
 
 FORMS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
 shapes = st.tuples(st.integers(1, 48), st.integers(1, 160))
+
+
+@pytest.fixture(scope="module")
+def bnb() -> Any:
+    """bitsandbytes; its import takes seconds."""
+    import bitsandbytes.functional
+
+    return bitsandbytes.functional
 
 
 def matrix(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -70,7 +79,7 @@ def test_each_number_is_rounded_to_the_nearest_code_point_of_its_block(form: str
 
 
 @pytest.mark.parametrize(("form", "double"), FORMS[:4])
-def test_bitsandbytes_reads_the_same_numbers_from_the_same_bytes(form: str, double: bool) -> None:
+def test_bitsandbytes_reads_the_same_numbers_from_the_same_bytes(form: str, double: bool, bnb: Any) -> None:
     weight = matrix((32, 256))
     held = quantise(weight, form, double)  # type: ignore[arg-type]
     codes, state = bnb.quantize_4bit(weight, blocksize=64, quant_type=form, compress_statistics=double)
@@ -78,7 +87,7 @@ def test_bitsandbytes_reads_the_same_numbers_from_the_same_bytes(form: str, doub
     torch.testing.assert_close(dequantise(held, torch.float32), bnb.dequantize_4bit(codes, state))
 
 
-def test_int8_rows_are_those_of_bitsandbytes() -> None:
+def test_int8_rows_are_those_of_bitsandbytes(bnb: Any) -> None:
     weight = matrix((24, 64))
     held = quantise(weight, "int8")
     codes, scales, _ = bnb.int8_vectorwise_quant(weight.half())

@@ -24,7 +24,10 @@ PUBLISHED = {
 """Parameters as the models' cards on the hub count them (safetensors)."""
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    ["smollm2-135m", *(pytest.param(name, marks=pytest.mark.long) for name in PUBLISHED if name[:6] != "smollm")],
+)
 def test_a_shipped_shape_has_as_many_parameters_as_its_model(name: str) -> None:
     plan = tunesmith.plan(name, device="h100")
     assert plan.step.parameters == pytest.approx(PUBLISHED[name], rel=0.002)
@@ -42,6 +45,7 @@ def test_a_shape_goes_by_its_name_on_the_hub_and_a_directory_goes_before_it(
     assert with_known_shape(Base(path="gpt2")).path == "gpt2"
 
 
+@pytest.mark.long
 def test_mistral_runs_and_trains_in_what_its_readers_report() -> None:
     whole = tunesmith.plan("mistral-7b", overrides=["method=full"], device="h100")
     serving = sum(serving_memory(whole, context=1024, concurrency=1).values())
@@ -88,6 +92,7 @@ def test_merging_takes_a_model_in_fp32_on_the_host_and_only_where_there_is_somet
         assert merging_memory(tunesmith.plan("embedded", overrides=[f"method={method}"], device="l4")) is None
 
 
+@pytest.mark.long
 def test_a_longer_row_a_larger_batch_and_a_larger_model_take_more() -> None:
     def peak(base: str = "smollm2-135m", *settings: str) -> int:
         return tunesmith.plan(base, overrides=settings, device="l4").memory.peak_bytes
@@ -97,6 +102,7 @@ def test_a_longer_row_a_larger_batch_and_a_larger_model_take_more() -> None:
     assert peak("smollm2-135m", "train.gradient_checkpointing=true") < peak()
 
 
+@pytest.mark.long
 def test_what_fits_is_proposed_with_what_it_gives_up() -> None:
     asked = recipe_of("llama-3-8b", None, None, ["method=full"])
     found = best_that_fits(asked, device_named("rtx-4060-ti"), 16_000_000_000)
@@ -121,6 +127,7 @@ def test_devices_are_told_apart_by_what_they_hold() -> None:
     assert found["h100"].plan.time.tokens_per_second > found["a100-80gb"].plan.time.tokens_per_second
 
 
+@pytest.mark.long
 def test_rows_tell_how_long_the_run_takes(tiny_model: Path, write_rows: Any) -> None:
     recipe = {"base": str(tiny_model), "data": {"train": str(write_rows(200))}, "train": {"epochs": 2}}
     plan = tunesmith.plan(recipe=recipe)

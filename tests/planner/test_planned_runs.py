@@ -58,6 +58,7 @@ print(plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["pea
 """
 
 
+@pytest.mark.long
 def test_the_peak_is_what_was_foretold_whatever_the_process_that_started_the_run_holds(
     tmp_path: Path, write_rows: Any
 ) -> None:
@@ -114,6 +115,7 @@ print(json.dumps([event for event in run.events()]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_a_run_that_memory_fails_goes_on_with_half_as_much_at_once(tmp_path: Path, write_rows: Any) -> None:
     recipe = {

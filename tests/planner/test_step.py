@@ -100,6 +100,7 @@ def test_a_family_is_carried_out_as_it_is_trained_or_refused_by_name(family: str
     assert found.trained == sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
+@pytest.mark.long
 def test_where_attention_keeps_scores_the_heaviest_batch_is_of_long_documents(families: Path) -> None:
     lengths = [64] * 8 + [250] * 2  # 512 tokens, or 500 with four times the pairs
     recipe = recipe_for(families / "llama", train={"tokens_per_step": 512, "steps": 2})
@@ -125,6 +126,7 @@ def test_the_parts_that_do_not_depend_on_the_batch_are_what_arithmetic_says(tiny
     )
 
 
+@pytest.mark.long
 def test_a_teacher_is_held_beside_the_student_and_its_logits_beside_the_loss() -> None:
     alone, taught = (
         foretold(recipe_for("embedded", objective=objective))
@@ -144,6 +146,7 @@ def test_four_bits_take_half_a_byte_and_their_constants_an_eighth_of_a_bit() -> 
     assert constants * 8 / inside == pytest.approx(0.127, abs=0.01)  # Dettmers et al. 2023, section 3
 
 
+@pytest.mark.long
 def test_few_layers_tell_what_all_of_them_take() -> None:
     recipe = recipe_for("embedded")
     whole = foretold(recipe)

@@ -40,18 +40,30 @@ def cache_key(fingerprints: dict[str, str], tokenizer: PreTrainedTokenizerBase, 
         tokenizer: with its vocabulary, special tokens and chat template.
         settings: the recipe's data section and objective.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = {
         "data": fingerprints,
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "template": tokenizer.chat_template,
+        **_parts_of(tokenizer),
         "settings": settings,
         "code": _code_fingerprint(),
         "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of its vocabulary, special tokens and chat template; of a tokenizer that has not been used yet, since
+    that can change how it cuts and pads."""
+    return hashlib.sha256(json.dumps(_parts_of(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _parts_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return {
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+    }
 
 
 def _code_fingerprint() -> str:
@@ -92,6 +104,6 @@ def load(folder: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str
                 if array in _ARRAYS or (folder / f"{name}.{array}.npy").exists()
             }
             tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError):
         return None
     return tables, stored["report"]

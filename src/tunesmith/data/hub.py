@@ -23,7 +23,7 @@ class HubDataSet:
 
     @classmethod
     def parse(cls, given: str) -> "HubDataSet":
-        parts = re.fullmatch(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([^@]+))?(?:@(.+))?", given)
+        parts = re.fullmatch(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([^@/]+))?(?:@(.+))?", given)
         if parts is None:
             raise UserError(
                 f"{given} does not name a hub data set. Write hf://owner/name, hf://owner/name:config@split."

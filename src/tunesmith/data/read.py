@@ -291,9 +291,10 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(values, Source(name, number))
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} cannot be read as Parquet after row {number:,}: {error}. Write or copy it again."
+            f"{name} cannot be read as Parquet after row {number:,}: {why.rstrip('.')}. Write or copy it again."
         ) from error
 
 

@@ -59,12 +59,6 @@ def _key(example: Example) -> bytes:
     return _digest(key)
 
 
-def content_hash(example: Example) -> str:
-    """SHA-256 (hex) of all that the example says: messages, text, tools and what is told of it, not its source."""
-    told = [part for part in (example.label, example.spans, example.others) if part not in (None, ())]
-    return _digest([example.messages, example.text, example.tools, *told]).hex()
-
-
 def _asks(turn: dict[str, Any], asked: int | None) -> bool:
     return asked is None or turn["role"] in ("system", "developer", "user")
 

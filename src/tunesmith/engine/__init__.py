@@ -1,5 +1,1 @@
 """The loop, the optimiser, schedules, checkpoints. It knows no method, no objective and no data format by name."""
-
-from tunesmith.models.lean import import_peft
-
-import_peft()

@@ -71,8 +71,10 @@ class Loop:
         checkpoint_every = self.train.checkpoint_every or max(1, self.total_steps // 10)
         self.state.threads = torch.get_num_threads()
         self.model.train()
-        if self.state.step == 0:
+        if self.state.step == 0 and self.state.best_step is None:
             self.evaluate()
+            if self.train.early_stopping is not None and self.state.best_step == 0:
+                self.checkpoint()  # what is left if nothing gets better
         while self.state.step < self.total_steps:
             self.step()
             last = self.state.step == self.total_steps
@@ -209,7 +211,8 @@ class Loop:
         )
         patience = self.train.early_stopping
         min_delta = patience.min_delta if patience else 0.0
-        if self.state.best_loss is None or losses.loss < self.state.best_loss - min_delta:
+        best = math.inf if self.state.best_loss is None else self.state.best_loss
+        if losses.loss < best - min_delta:
             self.state.best_loss, self.state.best_step = losses.loss, self.state.step
             self.state.evaluations_without_gain = 0
         else:

@@ -181,6 +181,7 @@ class MasterWeights:
             state: dict[str, Any] = {name: value.to(self.flat.device, copy=True) for name, value in found.items()}
             if "step" in state and not isinstance(rule, torch.optim.AdamW):
                 state["step"] = int(state["step"])  # others count in plain numbers
+            rule.state.pop(parameter, None)  # of later steps, where an earlier one is gone back to
             if state:
                 rule.state[parameter] = state
         for index, group in enumerate(self._groups()):

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,12 +11,15 @@ from tunesmith.engine.optimiser import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.conv1d import as_stored
-from tunesmith.models.load import no_progress_bars
+from tunesmith.models.lean import import_peft
+from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantise import made_whole
 from tunesmith.models.sentence import write_steps
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+
+PeftModel = import_peft().PeftModel
 
 
 def save_output(
@@ -29,7 +30,8 @@ def save_output(
     recipe: Recipe,
     head: nn.Linear | None = None,
 ) -> Path:
-    """Write `adapter/` (fp32 masters) or `model/` (in the model's working precision); it appears whole or not at all.
+    """Write `adapter/` (fp32 masters) or `model/` (as the base is stored, or in the working precision where that is
+    narrower); it appears whole or not at all.
 
     A model of vectors also gets what sentence-transformers reads it by, with the head on them if there is one.
 
@@ -45,7 +47,8 @@ def save_output(
         for parameter, master in zip(masters.parameters, masters.views, strict=True):
             parameter.data = master
     else:
-        wanted = _storage_dtype(model) or model.dtype
+        stored = stored_dtype(recipe.base)
+        wanted = stored if stored.itemsize < model.dtype.itemsize else model.dtype
         model = as_stored(made_whole(model, wanted).to(wanted))
     try:
         with no_progress_bars():
@@ -65,9 +68,3 @@ def save_output(
             f"tunesmith train --resume {run.folder}"
         ) from None
     return final
-
-
-def _storage_dtype(model: PreTrainedModel) -> torch.dtype | None:
-    """The precision that the base was stored in, where it is narrower than the one trained in."""
-    stored = getattr(model.config, "dtype", None)
-    return stored if isinstance(stored, torch.dtype) and stored.itemsize < model.dtype.itemsize else None

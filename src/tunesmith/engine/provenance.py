@@ -16,12 +16,13 @@ from tunesmith.recipe import Recipe
 _PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
 
 
-def provenance(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
+def provenance(recipe: Recipe, data: dict[str, str], tokenizer: str) -> dict[str, Any]:
     """Plain JSON values.
 
     Args:
         recipe: as resolved.
         data: SHA-256 of each data file by name.
+        tokenizer: its fingerprint.
     """
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -34,6 +35,7 @@ def provenance(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "data": data,
         "base": fingerprint(recipe.base),
+        "tokenizer": tokenizer,
         "models": {name: fingerprint_of(name) for name in recipe.objective.reads},
         "git": _git_state(),
     }

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunesmith.data.prepare import Prepared
@@ -20,11 +19,14 @@ from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.heads import body_is_frozen, check_new_head, head_names, last_linear, with_features
 from tunesmith.models.imagined import imagines
+from tunesmith.models.lean import import_peft
 from tunesmith.models.load import learnt_positions, load_model
 from tunesmith.models.noise import add_embedding_noise
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
 from tunesmith.models.quantise import QuantisedLinear
 from tunesmith.recipe import Recipe
+
+PeftModel = import_peft().PeftModel
 
 
 def base_parameters(model: PreTrainedModel) -> int:

@@ -17,7 +17,15 @@ from tunesmith.ending import Ending
 from tunesmith.engine.held_out import RowLosses, held_out_losses, outputs_of, rows_with_vectors
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import METRICS, drawn_again, interval_of, mean_with_interval, scores, wilson
+from tunesmith.evaluation.metrics import (
+    METRICS,
+    change_with_interval,
+    drawn_again,
+    interval_of,
+    mean_with_interval,
+    scores,
+    wilson,
+)
 from tunesmith.evaluation.told import TOLD_METRICS, Telling
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.generate import Sampling, answers
@@ -131,7 +139,7 @@ def summarise(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequ
         each = {side: scores(metric, found.answers, expected) for side, found in (("base", base), ("tuned", tuned))}
         for side, values in each.items():
             sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
-        differences[name] = _interval(mean_with_interval(each["tuned"] - each["base"]))
+        differences[name] = _interval(change_with_interval(each["base"], each["tuned"]))
     if base.telling is not None and tuned.telling is not None:
         _add_told_metrics(sides, differences, base.telling, tuned.telling, told_metrics)
     return {
@@ -281,5 +289,7 @@ def _loss(side: Side) -> dict[str, Any]:
 
 
 def _interval(found: tuple[float, tuple[float, float]]) -> dict[str, Any]:
-    value, interval = found
-    return {"value": value, "interval": interval}
+    """The interval holds the value, also where the draws lie beyond it: a calibration error's, since resampling adds
+    chance to chance."""
+    value, (low, high) = found
+    return {"value": value, "interval": (min(low, value), max(high, value))}

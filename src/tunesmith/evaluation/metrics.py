@@ -69,6 +69,14 @@ def mean_with_interval(values: NDArray[np.float64]) -> tuple[float, tuple[float,
     return float(values.mean()), (float(low), float(high))
 
 
+def change_with_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
+    """The mean of after − before over rows and its 95 % interval; both turn their signs where the sides are exchanged,
+    so where no row is better, or none worse, the interval is as wide as Wilson's."""
+    value, (low, high) = mean_with_interval(after - before)
+    _, (turned_low, turned_high) = mean_with_interval(before - after)
+    return value, (min(low, -turned_high), max(high, -turned_low))
+
+
 def wilson(share: float, rows: int) -> tuple[float, float]:
     """95 % score interval of a share of so many rows (Wilson 1927)."""
     squared = 1.959964**2

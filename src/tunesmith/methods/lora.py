@@ -230,13 +230,14 @@ def _make_up_for_quantisation(model: PeftModel) -> None:
         base = layer.get_base_layer()
         adapter = layer.active_adapters[0]
         whole = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantised.codes.device).float()
-        if whole.shape != (base.out_features, base.in_features):
-            whole = whole.T  # GPT-2 stores (in, out)
+        if base.turned:
+            whole = whole.T  # GPT-2 stores (in, out), which a square matrix's shape does not show
         rank = layer.r[adapter]
         u, s, v = torch.svd_lowrank(whole - base.weight.float(), q=min(rank + 8, *whole.shape), niter=4)
         root = (s[:rank] / layer.scaling[adapter]).sqrt()
-        layer.lora_B[adapter].weight.data.copy_(u[:, :rank] * root)
-        layer.lora_A[adapter].weight.data.copy_((v[:, :rank] * root).T)
+        found = len(root)  # a rank beyond the matrix's own leaves the rest of B at zero
+        layer.lora_B[adapter].weight.data[:, :found] = u[:, :rank] * root
+        layer.lora_A[adapter].weight.data[:found] = (v[:, :rank] * root).T
 
 
 class SharedInput:

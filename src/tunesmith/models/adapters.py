@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
+from tunesmith.models.lean import import_peft
 
 PROMPT = "prompt_embeddings"
 """What PEFT calls a prompt or prefix in a file; it takes it up by itself and then wonders at the name."""
@@ -34,7 +34,8 @@ def take_up(adapted: PreTrainedModel, adapter: Path) -> None:
     Raises:
         UserError: there is no adapter, or it was not made by this method on this base.
     """
-    if not isinstance(adapted, PeftModel):
+    peft = import_peft()
+    if not isinstance(adapted, peft.PeftModel):
         raise UserError(f"base.adapter: {adapter} is an adapter, and this method leaves none to go on with.")
     refuse_pickle(adapter)
     try:
@@ -43,7 +44,7 @@ def take_up(adapted: PreTrainedModel, adapter: Path) -> None:
         raise UserError(f"base.adapter: {adapter} cannot be read: {error}") from None
     trained = [name for name, each in adapted.named_parameters() if each.requires_grad]
     try:
-        found = set_peft_model_state_dict(adapted, weights)
+        found = peft.set_peft_model_state_dict(adapted, weights)
     except (RuntimeError, KeyError, ValueError) as error:
         raise _other(adapter, str(error).strip().splitlines()[0]) from error
     unexpected = [name for name in found.unexpected_keys if name != PROMPT]

@@ -3,15 +3,17 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from peft import PeftModel
 
 from tunesmith.errors import UserError
 from tunesmith.models.load import quiet_peft
 from tunesmith.models.merge import refuse_existing
 from tunesmith.models.usable import Usable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 How = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "ties_svd", "magnitude_prune"]
 """`linear`: weighted sum of A's and of B's (equal ranks); `cat`: the exact weighted sum, ranks added up; `svd`: that

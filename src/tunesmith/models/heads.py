@@ -39,7 +39,7 @@ def task_type(model: PreTrainedModel) -> str:
     for ending, found in (("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS")):
         if name.endswith(ending):
             return found
-    if model.base_model is model:
+    if model.base_model is model and model.get_output_embeddings() is None:  # T5 calls no part of itself its body
         return "FEATURE_EXTRACTION"
     return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 

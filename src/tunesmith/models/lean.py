@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def without_bitsandbytes() -> Iterator[None]:
             getattr(getattr(asked, name, None), "cache_clear", lambda: None)()
 
 
-def import_peft() -> None:
-    """Import PEFT, if nobody has."""
+def import_peft() -> Any:
+    """PEFT, imported now if nobody has."""
     with without_bitsandbytes():
-        import_module("peft")
+        return import_module("peft")

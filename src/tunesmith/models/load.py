@@ -25,6 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
 from tunesmith.choices import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.ending import FILE, VOCABULARY, Ending
@@ -106,6 +107,7 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
     options: dict[str, Any] = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **options)
+        config._commit_hash = _commit_of(base)
         kind = _class_for(config, ending)
         if ending.has_head:
             config.num_labels = len(ending.labels)
@@ -286,6 +288,13 @@ def _stored_file(base: Base, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
+def _commit_of(base: Base) -> str | None:
+    """The commit on the hub that the base's files are of; None for a directory."""
+    file = cached_file(locate(base), "config.json", revision=base.revision, _raise_exceptions_for_missing_entries=False)
+    commit: str | None = extract_commit_hash(file, None)
+    return commit
+
+
 def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
     """The parameter of that name as it lies in the files that the model was loaded from.
 
@@ -303,7 +312,9 @@ def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
 
 def _weight_files(model: PreTrainedModel) -> list[str]:
     options = {"revision": getattr(model.config, "_commit_hash", None)}
-    index = cached_file(model.name_or_path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    index = cached_file(
+        model.name_or_path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **options
+    )
     if index is None:
         return [cached_file(model.name_or_path, "model.safetensors", **options)]
     files = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -332,7 +343,7 @@ def _has_decoder(config: PretrainedConfig) -> bool:
     """Whether the family was made to write text: encoders have a causal twin in the library, which no one trains."""
     names = getattr(config, "architectures", None) or []
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return False
+        return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})  # its own code says so
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return not masked or any("CausalLM" in name or "LMHead" in name for name in names) or bool(config.is_decoder)
 
@@ -379,8 +390,7 @@ def fingerprint(base: Base) -> dict[str, str]:
     """What tells this base from another one of the same name: sizes and headers of its weights, or its hub commit."""
     where = Path(locate(base))
     if not where.exists():
-        config = AutoConfig.from_pretrained(str(where), revision=base.revision)
-        return {"commit": str(getattr(config, "_commit_hash", None))}
+        return {"commit": str(_commit_of(base))}
     marks = {"config": json.dumps(json.loads((where / "config.json").read_text(encoding="utf-8")), sort_keys=True)}
     for file in sorted(where.glob("*.safetensors")):
         marks[file.name] = _file_sha256(file)

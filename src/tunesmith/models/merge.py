@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.models.conv1d import as_stored
+from tunesmith.models.lean import import_peft
 from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.models.quantise import made_whole
@@ -126,9 +126,10 @@ def dtype_named(usable: Usable, precision: str | None) -> torch.dtype:
 
 def _take_saved_modules(merged: PreTrainedModel) -> None:
     """Put trained modules (a head) in their places where PEFT's unloading of a method leaves its wrappers there."""
+    wrapper = import_peft().utils.ModulesToSaveWrapper
     for parent in list(merged.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, ModulesToSaveWrapper):
+            if isinstance(child, wrapper):
                 setattr(parent, name, child.modules_to_save[child.active_adapters[0]])
 
 

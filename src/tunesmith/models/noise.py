@@ -26,7 +26,7 @@ def add_embedding_noise(model: PreTrainedModel, alpha: float) -> None:
 
     reader = plain.get_encoder() if plain.config.is_encoder_decoder else plain.base_model
     reader.register_forward_pre_hook(listen, with_kwargs=True)
-    plain.get_input_embeddings().register_forward_hook(disturb)
+    reader.get_input_embeddings().register_forward_hook(disturb)  # an encoder's own, of the one tied weight
 
 
 def tokens_of_rows(given: dict[str, Any]) -> Tensor:

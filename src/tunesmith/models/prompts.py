@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftType
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -112,7 +111,7 @@ def has_prompt(model: PreTrainedModel) -> bool:
 
 def has_prefix(model: PreTrainedModel) -> bool:
     """Whether what PEFT puts before the tokens are keys and values in every layer."""
-    return has_prompt(model) and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING
+    return has_prompt(model) and model.active_peft_config.peft_type == "PREFIX_TUNING"
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that PEFT reads its adapters
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.adapters import refuse_pickle
+from tunesmith.models.lean import import_peft
 from tunesmith.models.load import ending_of, fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.models.sentence import stored_head
 from tunesmith.recipe import Base, Recipe
@@ -73,9 +72,12 @@ class Usable:
         model = load_model(self.base, dtype, ending=self.ending)
         if self.adapter is not None:
             refuse_pickle(self.adapter)
+            peft = import_peft()
+            import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that PEFT reads its adapters
+
             try:
                 with quiet_peft():
-                    model = PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
+                    model = peft.PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
             except (RuntimeError, ValueError, OSError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error

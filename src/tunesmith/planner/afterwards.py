@@ -55,6 +55,7 @@ def key_value_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     window = getattr(text, "sliding_window", None) or tokens
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    # Mistral names no kinds, and has its window in every layer, as transformers' cache takes it
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
     seen = sum(min(window, tokens) if kind == "sliding_attention" else tokens for kind in kinds)
     return int(2 * heads * width * seen * itemsize)

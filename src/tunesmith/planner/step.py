@@ -122,10 +122,16 @@ def step_of(
         return _with_its_heaviest(recipe, rows, dtype, holds, None, recomputed)
     fewer, more = counts
     layers = config.get_text_config().num_hidden_layers
-    twice = [None if recomputed is None else round(recomputed * count / layers) for count in counts]
+    some = recomputed is not None and 0 < recomputed < layers
+    twice = [None if recomputed is None else 0 if some else min(recomputed, count) for count in counts]
     low = _with_its_heaviest(recipe, rows, dtype, holds, fewer, twice[0])
     high = _carried_out(recipe, rows, dtype, holds, more, twice[1], scores=low.scores)
-    return _along(low, high, (layers - fewer) / (more - fewer), layers)
+    whole = _along(low, low, high, (layers - fewer) / (more - fewer), layers)
+    if recomputed is None or not some:
+        return whole
+    period = more - fewer
+    first_twice = _carried_out(recipe, rows, dtype, holds, more, period, scores=low.scores)
+    return _along(whole, high, first_twice, recomputed / period, layers)
 
 
 def _with_its_heaviest(
@@ -339,27 +345,30 @@ def _told_apart(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
 Key = TypeVar("Key")
 
 
-def _along(low: Step, high: Step, share: float, blocks: int) -> Step:
-    """The step of a model that is `share` times as far from `low` as `high` is."""
+def _along(start: Step, low: Step, high: Step, share: float, blocks: int) -> Step:
+    """The step of a model that is `share` times as far from `start` as `high` is from `low`."""
 
-    def number(one: float, other: float) -> int:
-        return round(one + share * (other - one))
+    def number(begun: float, one: float, other: float) -> int:
+        return round(begun + share * (other - one))
 
-    def counted(one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
-        return {key: one.get(key, 0) + share * (other.get(key, 0) - one.get(key, 0)) for key in {**one, **other}}
+    def counted(begun: Mapping[Key, float], one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
+        keys = {**begun, **one, **other}
+        return {key: begun.get(key, 0) + share * (other.get(key, 0) - one.get(key, 0)) for key in keys}
 
-    parts = {part: round(count) for part, count in counted(low.parts, high.parts).items()}
+    def bytes_of(*parts: Mapping[str, int]) -> dict[str, int]:
+        return {part: round(count) for part, count in counted(*parts).items()}
+
     return Step(
-        parts,
+        bytes_of(start.parts, low.parts, high.parts),
         round(high.slack * (blocks / high.blocks) ** GAPS_GROWTH),
-        {part: round(count) for part, count in counted(low.evaluating, high.evaluating).items()},
-        counted(low.learning, high.learning),
-        counted(low.updating, high.updating),
-        counted(low.judging, high.judging),
-        number(low.parameters, high.parameters),
-        number(low.trained, high.trained),
+        bytes_of(start.evaluating, low.evaluating, high.evaluating),
+        counted(start.learning, low.learning, high.learning),
+        counted(start.updating, low.updating, high.updating),
+        counted(start.judging, low.judging, high.judging),
+        number(start.parameters, low.parameters, high.parameters),
+        number(start.trained, low.trained, high.trained),
         blocks,
-        low.packed,
-        low.largest,
-        low.turned,
+        start.packed,
+        start.largest,
+        start.turned,
     )

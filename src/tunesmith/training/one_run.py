@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared, prepare, settled
 from tunesmith.engine.allocator import give_back_freed_memory, keeping_freed_memory
@@ -58,9 +59,10 @@ def train_run(
     refuse_other_kinds(asked.base, asked.objective)
     resolved = with_room(settled(asked))
     tokenizer = load_tokenizer(resolved.base)
+    known = tokenizer_fingerprint(tokenizer)
     prepared = prepare(resolved, tokenizer)
     place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
-    place.write_json("provenance.json", provenance(resolved, prepared.fingerprints))
+    place.write_json("provenance.json", provenance(resolved, prepared.fingerprints, known))
     try:
         return _carry_out(resolved, place, tokenizer, prepared, subscribers)
     except UserError:
@@ -76,8 +78,9 @@ def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
         raise UserError(f"{run} has finished; nothing is left to do. To train on from its weights, name it as base.")
     recipe = Recipe.load(place.folder / "recipe.yaml")
     tokenizer = load_tokenizer(recipe.base)
+    known = tokenizer_fingerprint(tokenizer)
     prepared = prepare(recipe, tokenizer)
-    _refuse_changes(place, recipe, prepared)
+    _refuse_changes(place, recipe, prepared, known)
     return _carry_out(recipe, place, tokenizer, prepared, subscribers)
 
 
@@ -287,9 +290,9 @@ def _take_best(recipe: Recipe, run: Run, loop: Loop) -> None:
         loop.masters.restore(tensors)
 
 
-def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared) -> None:
+def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared, tokenizer: str) -> None:
     before = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
-    now = provenance(recipe, prepared.fingerprints)
+    now = provenance(recipe, prepared.fingerprints, tokenizer)
     for name in sorted({*before["data"], *now["data"]}):
         if before["data"].get(name) != now["data"].get(name):
             raise UserError(
@@ -300,6 +303,11 @@ def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared) -> None:
         raise UserError(
             f"base: {recipe.base.path} has changed since {run.folder} began, so it cannot be resumed to the same "
             "result. Put the weights back as they were, or start a new run."
+        )
+    if before.get("tokenizer", tokenizer) != tokenizer:
+        raise UserError(
+            f"base: the tokenizer or chat template of {recipe.base.path} has changed since {run.folder} began, so it "
+            "cannot be resumed to the same result. Put it back as it was, or start a new run."
         )
     if before.get("models", {}) != now["models"]:
         raise UserError(f"objective.teacher has changed since {run.folder} began. Put it back, or start a new run.")

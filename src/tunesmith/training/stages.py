@@ -94,7 +94,7 @@ def _from_weights_of(before: Run, recipe: Recipe) -> Recipe:
     assert before.output is not None
     earlier = Recipe.load(before.folder / "recipe.yaml")
     if before.output.name == "model":
-        base = recipe.base.model_copy(update={"path": str(before.folder), "from_scratch": False})
+        base = recipe.base.model_copy(update={"path": str(before.folder), "from_scratch": False, "adapter": None})
     elif (
         earlier.method == recipe.method
         and recipe.method.goes_on
@@ -106,5 +106,5 @@ def _from_weights_of(before: Run, recipe: Recipe) -> Recipe:
         if not merged.exists():
             usable = Usable.find(str(before.folder))
             save_merged(merged_model(usable), usable, merged)
-        base = recipe.base.model_copy(update={"path": str(merged), "from_scratch": False})
+        base = recipe.base.model_copy(update={"path": str(merged), "from_scratch": False, "adapter": None})
     return recipe.model_copy(update={"base": base})

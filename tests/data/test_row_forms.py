@@ -1,0 +1,566 @@
+"""What each form makes of a row, what it refuses and in which words: classes, values, tags, pairs, turns, calls."""
+
+from typing import Any
+
+import pytest
+
+from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.form import text_of
+from tunesmith.data.forms import FORMS, detect, fitting, form_named, to_example
+from tunesmith.data.read import Row
+from tunesmith.data.turns import ROLES, NotUnderstoodError, in_words, parsed, tools_of, turns_of
+from tunesmith.errors import UserError
+
+
+def row(values: Any, number: int = 1) -> Row:
+    return Row(values, Source("rows.jsonl", number))
+
+
+def example(form: str, values: Any, columns: dict[str, str] | None = None) -> Example:
+    found = to_example(row(values), form, columns)
+    assert isinstance(found, Example), found
+    assert found.source == Source("rows.jsonl", 1)
+    return found
+
+
+def reason(form: str, values: Any, columns: dict[str, str] | None = None) -> str:
+    found = to_example(row(values, 3), form, columns)
+    assert isinstance(found, Malformed), found
+    assert found.source == Source("rows.jsonl", 3)
+    return found.reason
+
+
+# Texts of which something is told
+
+
+@pytest.mark.parametrize(
+    ("form", "values", "told"),
+    [
+        ("classification", {"text": "a", "label": " yes "}, "yes"),
+        ("classification", {"sentence": "a", "Topic": 3}, "3"),
+        ("classification", {"content": "a", "class": 3.0}, "3"),
+        ("multi_label", {"text": "a", "labels": ["x", 2, 4.0, "x"]}, ("x", "2", "4")),
+        ("multi_label", {"text": "a", "labels": ' ["x", "y"]'}, ("x", "y")),
+        ("multi_label", {"text": "a", "tags": "x"}, ("x",)),
+        ("multi_label", {"text": "a", "categories": []}, ()),
+        ("regression", {"text": "a", "score": 2}, 2.0),
+        ("regression", {"text": "a", "rating": "-1.5e1"}, -15.0),
+    ],
+)
+def test_what_is_told_of_a_text_is_a_name_names_or_a_number(form: str, values: dict[str, Any], told: Any) -> None:
+    found = example(form, values)
+    assert (found.text, found.label, found.messages, found.spans, found.others) == ("a", told, None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("form", "values", "told"),
+    [
+        ("text", {"text": " \n"}, "the text is empty"),
+        ("text", {"text": 7}, "text is a number (7), not a text"),
+        ("classification", {"text": "a", "label": None}, "label is missing"),
+        ("classification", {"text": "", "label": "x"}, "the text is empty"),
+        ("classification", {"text": "a", "label": " "}, "label is a text (' '), not a class's name or number"),
+        ("classification", {"text": "a", "label": 0.5}, "label is a number (0.5), not a class's name or number"),
+        ("multi_label", {"text": "a", "labels": ["x", None]}, "a label is missing, not a class's name or number"),
+        ("multi_label", {"text": "a", "labels": "[x"}, "labels is a text that is not valid JSON: '[x'"),
+        ("regression", {"text": "a", "score": True}, "score is a truth value (True), not a finite number"),
+        ("regression", {"text": "a", "score": "much"}, "score is a text ('much'), not a finite number"),
+        ("regression", {"text": "a", "score": [1]}, "score is a list, not a finite number"),
+        ("regression", {"text": "a", "score": "inf"}, "score is a text ('inf'), not a finite number"),
+        ("words", {"tokens": ["a"], "tags": "O"}, "tags is a text that is not valid JSON: 'O'"),
+        ("words", {"tokens": ["a"], "tags": {}}, "tokens is not a list of words, or tags is no list"),
+        ("words", {"tokens": {"a": 1}, "tags": ["O"]}, "tokens is not a list of words, or tags is no list"),
+        ("words", {"tokens": ["a", 1], "tags": ["O", "O"]}, "tokens is not a list of words, or tags is no list"),
+        ("words", {"tokens": ["a"], "tags": ["O", "O"]}, "it has 1 tokens and 2 tags"),
+        ("words", {"tokens": [], "tags": []}, "it has no tokens"),
+        ("words", {"tokens": ["a"], "tags": [None]}, "a tag is missing, not a class's name or number"),
+        ("pairs", {"anchor": "a", "positive": " "}, "the positive is empty"),
+        ("pairs", {"anchor": "", "positive": "b"}, "the anchor is empty"),
+        (
+            "pairs",
+            {"anchor": "a", "positive": "b", "negative": ["c", 1]},
+            "negative is neither a text nor a list of texts",
+        ),
+        ("pairs", {"anchor": "a", "positive": "b", "negative": ""}, "negative is neither a text nor a list of texts"),
+    ],
+)
+def test_what_tells_nothing_of_a_text_is_malformed(form: str, values: dict[str, Any], told: str) -> None:
+    assert reason(form, values) == told
+
+
+def test_words_are_joined_by_spaces_and_keep_their_tags() -> None:
+    spans = ((0, 2, "B-PER"), (3, 7, "O"), (8, 9, "4"))
+    for values in (
+        {"tokens": ["Al", "goes", "."], "tags": ["B-PER", "O", 4]},
+        {"words": '["Al", "goes", "."]', "ner_tags": '["B-PER", "O", 4]'},
+    ):
+        found = example("words", values)
+        assert (found.text, found.spans, found.label) == ("Al goes .", spans, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "entities", "spans"),
+    [
+        pytest.param(
+            "Ann Lee, Bern!",
+            [{"start": 0, "end": 7, "label": "PER"}, {"start": 9, "end": 13, "label": "LOC"}],
+            [(0, 3, "B-PER"), (4, 7, "I-PER"), (7, 8, "O"), (9, 13, "B-LOC"), (13, 14, "O")],
+            id="the first word of an entity, the others, outside",
+        ),
+        pytest.param(
+            "Bern Rom",
+            [[5, 8, "LOC"], [0, 4, "LOC"]],
+            [(0, 4, "B-LOC"), (5, 8, "B-LOC")],
+            id="spaCy's way; two entities side by side",
+        ),
+        pytest.param("日本へ", [[0, 2, "LOC"]], [(0, 1, "B-LOC"), (1, 2, "I-LOC"), (2, 3, "O")], id="without spaces"),
+        pytest.param("über_1 ok", [], [(0, 6, "O"), (7, 9, "O")], id="none"),
+        pytest.param("a b", '[{"start": 2, "end": 3, "label": "X"}]', [(0, 1, "O"), (2, 3, "B-X")], id="as JSON"),
+        pytest.param("a b", [[0, 3, "X"]], [(0, 1, "B-X"), (2, 3, "I-X")], id="up to the text's end"),
+    ],
+)
+def test_entities_become_a_tag_for_each_word(text: str, entities: Any, spans: list[Any]) -> None:
+    found = example("entities", {"text": text, "entities": entities})
+    assert (found.text, found.spans) == (text, tuple(spans))
+
+
+@pytest.mark.parametrize(
+    ("entities", "told"),
+    [
+        ({"start": 0}, "entities is an object, not a list"),
+        (["x"], "an entity is a text ('x'), not {start, end, label}"),
+        ([[0, 3]], "an entity is a list, not {start, end, label}"),
+        ([{"start": 0, "end": 3}], "label is missing"),
+        ([{"start": 0, "end": 3, "label": " "}], "an entity's label is a text (' '), not a class's name or number"),
+        ([[0, 4, "X"], [3, 7, "Y"]], "two entities overlap at ' Lee'"),
+        ([[1, 3, "X"]], "an entity begins or ends within the word 'Ann'"),
+        ([[3, 3, "X"]], "an entity's start and end (3, 3) are no span of the text"),
+        ([[-1, 3, "X"]], "an entity's start and end (-1, 3) are no span of the text"),
+        ([[0, 9, "X"]], "an entity's start and end (0, 9) are no span of the text"),
+        ([["0", 3, "X"]], "an entity's start and end (0, 3) are no span of the text"),
+        ([[0, "3", "X"]], "an entity's start and end (0, 3) are no span of the text"),
+        ([[3, 4, "X"]], "the entity from 3 to 4 holds no word"),
+    ],
+)
+def test_entities_that_are_no_stretch_of_words_are_malformed(entities: Any, told: str) -> None:
+    assert reason("entities", {"text": "Ann Lee!", "entities": entities}) == told
+
+
+@pytest.mark.parametrize(
+    ("values", "others"),
+    [
+        ({"anchor": "a", "positive": "b"}, ("b",)),
+        ({"query": "a", "passage": "b", "negative": None}, ("b",)),
+        ({"Question": "a", "Answer": "b", "negative": "c"}, ("b", "c")),
+        ({"title": "a", "text": "b", "negative": ["c", "d"]}, ("b", "c", "d")),
+        ({"query": "a", "document": "b", "negative": ' ["c"]'}, ("b", "c")),
+    ],
+)
+def test_pairs_are_an_anchor_its_positive_and_negatives(values: dict[str, Any], others: tuple[str, ...]) -> None:
+    found = example("pairs", values)
+    assert (found.text, found.others) == ("a", others)
+
+
+@pytest.mark.parametrize(
+    ("forms", "columns", "named", "form"),
+    [
+        (("words", "entities"), ["text", "spans"], {}, "entities"),
+        (("words", "entities"), ["Words", "tags"], {}, "words"),
+        (("words", "entities"), ["other"], {}, "words"),
+        (("words", "entities"), ["a", "b"], {"text": "a", "entities": "b"}, "entities"),
+        (("words", "entities"), ["tokens", "tags", "a"], {"entities": "a"}, "entities"),
+        (("words", "entities"), ["text", "spans"], {"nothing": "a"}, "entities"),
+    ],
+)
+def test_of_an_objective_s_forms_the_one_whose_parts_are_named_or_whose_columns_are_there(
+    forms: tuple[str, ...], columns: list[str], named: dict[str, str], form: str
+) -> None:
+    assert fitting([row(dict.fromkeys(columns, "x"))], forms, named) == form
+
+
+# Chats
+
+
+CHAT = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
+
+
+def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> None:
+    system = {"role": "system", "content": "Be kind"}
+    for values in (
+        {"messages": list(CHAT), "system_prompt": "Be kind"},
+        {"messages": list(CHAT), "system": "Be kind", "system_prompt": "other"},
+        {"messages": [system, *CHAT], "system": ""},
+    ):
+        assert example("messages", values).messages == (system, *CHAT)
+    for role in ("system", "developer"):
+        values = {"messages": [{"role": role, "content": "x"}, *CHAT], "system": "Be kind"}
+        assert reason("messages", values) == "a system column, and a system turn too"
+    assert reason("messages", {"messages": list(CHAT), "system": 3}) == "system is a number (3), not a text"
+
+
+@pytest.mark.parametrize(
+    ("form", "values", "told"),
+    [
+        (
+            "prompt_completion",
+            {"prompt": "a", "completion": [CHAT[1]]},
+            "prompt is a text ('a') and completion is a list; both must be texts, or both turns",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": [CHAT[0]], "completion": "a"},
+            "prompt is a list and completion is a text ('a'); both must be texts, or both turns",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": [CHAT[1]], "completion": [CHAT[0]]},
+            "completion has no assistant turn, so there is no answer to learn from",
+        ),
+        ("prompt_completion", {"prompt": "a", "completion": None}, "completion is missing"),
+        (
+            "alpaca",
+            {"instruction": "a", "output": "b", "history": [["a"]]},
+            "history is not a list of [question, answer] pairs",
+        ),
+        (
+            "alpaca",
+            {"instruction": "a", "output": "b", "history": [["a", 1]]},
+            "history is not a list of [question, answer] pairs",
+        ),
+        (
+            "alpaca",
+            {"instruction": "a", "output": "b", "history": "x"},
+            "history is a text that is not valid JSON: 'x'",
+        ),
+        (
+            "alpaca",
+            {"instruction": "a", "output": "b", "history": '{"a": 1}'},
+            "history is not a list of [question, answer] pairs",
+        ),
+        ("alpaca", {"instruction": "a", "output": " "}, "the answer is empty"),
+        ("alpaca", {"instruction": "a", "output": " ", "history": [["b", "c"]]}, "turn 4, an assistant's, is empty"),
+        ("question_answer", "some text", "plain text, where the other rows have columns (question, answer)"),
+        ("question_answer", {}, "no column 'question'; it has none"),
+        ("messages", {"messages": 7}, "messages is a number (7), not a list of turns"),
+        ("messages", {"messages": ["x"]}, "turn 1 of messages is a text ('x'), not an object with role and content"),
+        ("messages", {"messages": [{}]}, "turn 1 of messages has no role; it has nothing"),
+        (
+            "messages",
+            {"messages": [{"role": 1, "content": "x"}]},
+            f"turn 1 of messages has the unknown role 1; known: {', '.join(ROLES)}",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "user", "content": None}]},
+            "turn 2 of messages has no content; it has role, content",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": 1}]},
+            "the content of turn 1 of messages is a number (1), not a text",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
+            "the content of turn 1 of messages has a part that is not text (image)",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [7]}]},
+            "the content of turn 1 of messages has a part that is not text (a number (7))",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "the content of turn 1 of messages has a part that is not text (text)",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "content": "x", "train": "no"}]},
+            "the train of turn 2 of messages is a text ('no'), not 0 or 1",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "tool_calls": 3}]},
+            "the tool call in turn 2 of messages is a number (3), not an object with name and arguments",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [3]}]},
+            "the tool call in turn 2 of messages is not an object with name and arguments",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"function": {"name": 1}}]}]},
+            "the tool call in turn 2 of messages is not an object with name and arguments",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}]},
+            "the tool call's arguments in turn 2 of messages are a list, not an object",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
+            "the tool call's arguments in turn 2 of messages is a text that is not valid JSON: '{'",
+        ),
+        ("messages", {"messages": list(CHAT), "tools": 3}, "tools is a number (3), not a list of tool descriptions"),
+        ("messages", {"messages": list(CHAT), "tools": ["x"]}, "tools is a list, not a list of tool descriptions"),
+        ("messages", {"messages": list(CHAT), "tools": "["}, "tools is a text that is not valid JSON: '['"),
+    ],
+)
+def test_what_is_wrong_with_a_chat_is_said_with_its_place(form: str, values: Any, told: str) -> None:
+    assert reason(form, values) == told
+
+
+def test_histories_come_in_order_before_the_question() -> None:
+    history = [["a", "b"], ["c", "d"]]
+    for given in (history, '[["a", "b"], ["c", "d"]]'):
+        found = example("alpaca", {"instruction": "e", "output": "f", "history": given}).messages
+        assert found is not None
+        assert [(turn["role"], turn["content"]) for turn in found] == [
+            ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f"),
+        ]  # fmt: skip
+
+
+def test_turns_take_their_usual_names_and_keep_what_else_they_hold() -> None:
+    turns = turns_of(
+        [
+            {"role": "Human", "content": "a", "name": "Al", "none": None},
+            {"from": "bot", "value": [{"type": "text", "text": "b"}, "c", {"text": "d"}], "reasoning_content": "r"},
+            {"role": "assistant", "content": None, "reasoning_content": "r"},
+            {"role": "assistant", "content": "x", "tool_calls": []},
+            {"role": "user", "from": "gpt", "content": "e", "value": "f"},
+        ],
+        "messages",
+    )
+    assert turns == [
+        {"role": "user", "content": "a", "name": "Al"},
+        {"role": "assistant", "content": "bcd", "reasoning_content": "r"},
+        {"role": "assistant", "content": "", "reasoning_content": "r"},
+        {"role": "assistant", "content": "x"},
+        {"role": "user", "content": "e", "from": "gpt", "value": "f"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["weight", "train", "training", "learn"])
+def test_a_turn_that_is_not_to_be_learnt_is_marked_and_the_mark_of_one_that_is_goes(name: str) -> None:
+    turns = [{"role": "assistant", "content": "x", name: value} for value in (0, False, 1, True, 1.0)]
+    found = turns_of(turns, "messages")
+    plain = {"role": "assistant", "content": "x"}
+    assert found == [{**plain, "learn": False}] * 2 + [plain] * 3
+    both = {"role": "assistant", "content": "x", "weight": 1, "train": 0}
+    assert turns_of([both], "messages") == [{**plain, "learn": False}]
+    assert turns_of([{**both, "weight": 0, "train": 1}], "messages") == [{**plain, "learn": False}]
+
+
+def test_calls_come_out_in_one_shape_whatever_theirs_was() -> None:
+    shape = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    bare, written = {"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": '{"a": 1}'}
+    for calls in (
+        bare,
+        [bare],
+        written,
+        {"function": bare},
+        '[{"name": "f", "arguments": {"a": 1}}]',
+        {**bare, "id": 9},
+    ):
+        (turn,) = turns_of([{"role": "assistant", "content": "", "tool_calls": calls}], "messages")
+        assert turn["tool_calls"] == shape
+    (turn,) = turns_of([{"role": "assistant", "tool_calls": [{"id": "7", "function": {"name": "f"}}]}], "messages")
+    assert turn["tool_calls"] == [{"type": "function", "id": "7", "function": {"name": "f", "arguments": {}}}]
+    (turn,) = turns_of([{"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}], "messages")
+    assert turn == {"role": "assistant", "content": "", "tool_calls": shape}
+
+
+def test_a_turn_that_only_calls_or_reasons_says_something() -> None:
+    for more in ({"tool_calls": [{"name": "f"}]}, {"reasoning_content": "r"}):
+        turn = {"role": "assistant", "content": " ", **more}
+        found = example("messages", {"messages": [CHAT[0], turn]})
+        assert found.messages is not None
+        assert found.messages[1]["content"] == " "
+    empty = [CHAT[0], {"role": "assistant", "content": " "}, CHAT[1]]
+    assert reason("messages", {"messages": empty}) == "turn 2, an assistant's, is empty"
+
+
+def test_tools_are_wrapped_where_they_are_bare() -> None:
+    bare, whole = {"name": "f"}, {"type": "function", "function": {"name": "f"}}
+    assert tools_of([bare, whole]) == (whole, whole)
+    assert tools_of(bare) == tools_of('{"name": "f"}') == (whole,)
+    assert tools_of(None) is tools_of("") is tools_of("[]") is tools_of([]) is None
+    assert example("messages", {"messages": list(CHAT), "tools": [bare]}).tools == (whole,)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "missing"),
+        (True, "a truth value (True)"),
+        (4.5, "a number (4.5)"),
+        ("x" * 40, f"a text ({'x' * 40!r})"),
+        ("x" * 41, f"a text ({'x' * 39 + '…'!r})"),
+        ((1,), "a list"),
+        ({}, "an object"),
+        ({1}, "a set"),
+    ],
+)
+def test_a_value_s_kind_is_said_in_words(value: Any, words: str) -> None:
+    assert in_words(value) == words
+
+
+def test_what_is_parsed_is_json_or_no_text_at_all() -> None:
+    assert parsed("[1]", "x") == [1]
+    assert parsed([1], "x") == [1]
+    with pytest.raises(NotUnderstoodError, match=r"x is a text that is not valid JSON: '\[1'"):
+        parsed("[1", "x")
+    with pytest.raises(NotUnderstoodError, match="x is a text that is not valid JSON"):
+        parsed("[" * 100_000, "x")
+
+
+def test_a_part_without_a_text_takes_its_default_and_a_wrong_one_does_not() -> None:
+    assert text_of({"a": None}, "a", "d") == text_of({}, "a", "d") == "d"
+    assert text_of({"a": ""}, "a", "d") == ""
+    with pytest.raises(NotUnderstoodError, match=r"^a is missing$"):
+        text_of({}, "a")
+    with pytest.raises(NotUnderstoodError, match=r"^a is a list, not a text$"):
+        text_of({"a": []}, "a", "d")
+
+
+# Which form it is
+
+
+def told_by(*rows: Any, columns: dict[str, str] | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        detect([row(values, number) for number, values in enumerate(rows, 1)], columns)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "names"), [(name, names) for name, form in FORMS.items() if form.detected for names in form.columns]
+)
+def test_every_usual_set_of_columns_is_known_whatever_its_case(form: str, names: tuple[str, ...]) -> None:
+    values = {name.title(): "x" for name in names}
+    if FORMS[form].objective is None:
+        assert detect([row(values)]) == form
+    else:
+        assert f"To learn that, set objective: {{kind: {FORMS[form].objective}}}" in told_by(values)
+
+
+def test_columns_without_a_value_tell_nothing_and_the_first_form_that_fits_is_taken() -> None:
+    assert detect([row({"messages": None, "question": "a", "answer": "b"})]) == "question_answer"
+    assert detect([row({"prompt": "a", "completion": "b", "question": "c", "answer": "d"})]) == "prompt_completion"
+    assert detect([row({"foo": 1}), row({"question": "a", "answer": "b"}, 2)]) == "question_answer"
+    assert detect([row("plain text")]) == "text"
+    assert detect([row({"question": "a", "answer": "b"})], {"system": "question"}) == "question_answer"
+
+
+def test_what_cannot_be_told_is_said_with_what_to_do() -> None:
+    with pytest.raises(UserError, match="None of the first rows could be read, so their form cannot be told"):
+        detect([])
+    assert told_by({"question": "a", "answer": "b"}, {"messages": list(CHAT)}) == (
+        "The rows are of several forms: questions and answers (rows.jsonl row 1), chat messages (rows.jsonl row 2). "
+        "Train on files of one form, or set data.form to one of question_answer, messages; rows of another are then "
+        "malformed."
+    )
+    assert told_by({"a": 1}, {"b": 2, "a": 2}).startswith("rows.jsonl: no known form has the columns a, b. Name those")
+    assert "has the columns (none)" in told_by({})
+    assert told_by({"from": "gpt", "value": "x"}).startswith("rows.jsonl row 1 is a single turn (from, value).")
+
+
+ANSWERS = ("messages", "conversations", "completion", "output", "answer", "response")
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        ({"Chosen": "a", "rejected": "b", "prompt": "c"}, "chosen, rejected"),
+        ({"kto_tag": True, "messages": list(CHAT)}, "kto_tag"),
+        *(({"label": True, name: "x"}, "label") for name in ANSWERS),
+    ],
+)
+def test_rows_that_say_which_answer_is_better_are_refused_by_name(values: dict[str, Any], seen: str) -> None:
+    assert f"rows.jsonl row 1: this is preference data (columns: {seen}); " in told_by(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"question": "a", "answer": "b", "label": "x"},
+        {"question": "a", "answer": "b", "chosen": "x"},
+        {"question": "a", "answer": "b", "rejected": "x"},
+    ],
+)
+def test_rows_beside_whose_answers_something_else_stands_are_no_preference_data(values: dict[str, Any]) -> None:
+    assert detect([row(values)]) == "question_answer"
+
+
+def test_texts_with_classes_are_to_be_asked_for_with_what_they_could_be_learnt_as() -> None:
+    assert told_by({"Sentence": "a", "Intent": "b"}) == (
+        "rows.jsonl row 1: these are texts with classes (columns: Sentence, Intent). To learn that, set "
+        "objective: {kind: classification}; to learn to answer with it, data.columns: {question: Sentence, answer: "
+        "Intent}; to learn the texts alone, data.form: text."
+    )
+    assert told_by({"tokens": ["a"], "tags": ["b"]}) == (
+        "rows.jsonl row 1: these are words with tags (columns: tokens, tags). To learn that, set objective: {kind: "
+        "token_classification}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (
+            {"question": "frag", "answer": "b"},
+            "data.columns.question: the rows have no column 'frag' (they have frage, b). Did you mean frage?",
+        ),
+        (
+            {"question": "zzz", "answer": "b"},
+            "data.columns.question: the rows have no column 'zzz' (they have frage, b).",
+        ),
+        (
+            {"question": "frage", "answr": "b"},
+            "data.columns.answr: the form question_answer has no such part; it has question, answer, context, system. "
+            "Did you mean answer?",
+        ),
+        (
+            {"question": "frage", "zzz": "b"},
+            "data.columns.zzz: the form question_answer has no such part; it has question, answer, context, system.",
+        ),
+    ],
+)
+def test_columns_that_are_not_there_and_parts_that_no_form_has_are_named(columns: dict[str, str], told: str) -> None:
+    assert told_by({"frage": "a", "b": "x"}, columns=columns) == told
+
+
+def test_a_column_that_a_row_lacks_makes_that_row_malformed() -> None:
+    columns = {"question": "frage"}
+    assert reason("question_answer", {"answer": "x", "b": 1}, columns) == "no column 'frage'; it has answer, b"
+    assert reason("question_answer", {}, columns) == "no column 'frage'; it has none"
+    found = example("question_answer", {"frage": "a", "answer": "b", "Context": "c", "SYSTEM": "d"}, columns)
+    assert found.messages is not None
+    assert [turn["content"] for turn in found.messages] == ["d", "c\n\na", "b"]
+    with pytest.raises(UserError, match=r"data\.columns\.foo: the form question_answer has no such part"):
+        to_example(row({"a": 1}), "question_answer", {"foo": "a"})
+
+
+def test_columns_that_could_play_a_part_in_two_ways_are_to_be_named() -> None:
+    values = {"question": "a", "answer": "b", "response": "c"}
+    with pytest.raises(UserError) as error:
+        to_example(row(values), "question_answer")
+    assert str(error.value) == (
+        "Several columns could be question and answer. Say which in data.columns: {question: question, answer: answer "
+        "or question: question, answer: response}."
+    )
+    with pytest.raises(UserError, match=r"Several columns could be answer\. Say which"):
+        to_example(row(values), "question_answer", {"question": "question"})
+    found = example("question_answer", values, {"question": "question", "answer": "response"})
+    assert found.messages is not None
+    assert [turn["content"] for turn in found.messages] == ["a", "c"]
+
+
+def test_a_form_that_is_not_known_gets_the_nearest_or_all() -> None:
+    with pytest.raises(UserError, match=r"^data.form: alpacca is not known. Did you mean alpaca\?$"):
+        form_named("alpacca")
+    with pytest.raises(UserError) as error:
+        form_named("zzz")
+    assert str(error.value) == f"data.form: zzz is not known. Known: {', '.join(FORMS)}."

@@ -1,0 +1,63 @@
+"""Every setting has a test that shows its effect: which settings there are, and which test says what it shows."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import typer.main
+from pydantic import BaseModel
+
+from tunesmith.choices import METHODS, OBJECTIVES, named_kind
+from tunesmith.cli import app
+from tunesmith.recipe import Recipe
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+SHOWN: dict[str, list[str]] = {}
+"""The tests that show a setting's effect, by the setting's name."""
+
+
+def shows(*settings: str) -> Callable[[Test], Test]:
+    """Marks a test of `tests/settings` that fails where one of these settings does nothing, or does something else.
+
+    Args:
+        settings: `train.betas`, `train.early_stopping.patience`, `method.lora.rank`, `objective.embedding.pooling`,
+            `tunesmith generate --top-p`, `tunesmith data check paths`.
+    """
+
+    def mark(test: Test) -> Test:
+        for setting in settings:
+            SHOWN.setdefault(setting, []).append(f"{test.__module__}.{test.__name__}")
+        return test
+
+    return mark
+
+
+def settings_of_recipes() -> Iterator[str]:
+    """Every field of a recipe, with those of every method and objective."""
+    for section in ("base", "data", "train"):
+        yield from _fields(Recipe.model_fields[section].annotation, section)
+    for section, registry in (("method", METHODS), ("objective", OBJECTIVES)):
+        for kind in registry:
+            yield from _fields(named_kind(registry, kind), f"{section}.{kind}")
+
+
+def _fields(model: Any, prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if inner:
+            yield from _fields(inner[0], f"{prefix}.{name}")
+        elif name != "kind":
+            yield f"{prefix}.{name}"
+
+
+def settings_of_commands() -> Iterator[str]:
+    """Every option and argument of every command."""
+    yield from _options(typer.main.get_command(app), "tunesmith")
+
+
+def _options(command: Any, path: str) -> Iterator[str]:
+    for option in command.params:
+        yield f"{path} {option.opts[0] if option.param_type_name == 'option' else option.name}"
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _options(inner, f"{path} {name}")

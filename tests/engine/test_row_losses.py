@@ -1,0 +1,153 @@
+"""What an evaluation says: losses and their intervals, changes with their sign, outputs in the rows' own order."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+from toy_loop import CPU, Slope, SquaredErrors, table_of
+
+from tunesmith.data.example import Source
+from tunesmith.data.pack import Batch
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.held_out import RowLosses, held_out_losses, outputs_of, rows_with_vectors
+
+
+def rows_of(seed: int, count: int = 60) -> RowLosses:
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(1, 30, count)
+    return RowLosses(generator.gamma(4.0, 0.5, count) * counts, counts)
+
+
+def test_the_loss_is_of_all_tokens_and_perplexity_its_exponential() -> None:
+    losses = RowLosses(np.array([6.0, 1.0]), np.array([2, 8]))  # not the mean of 3 and 1/8
+    assert losses.loss == pytest.approx(0.7, rel=1e-12)
+    assert losses.perplexity == pytest.approx(math.exp(0.7), rel=1e-12)
+    assert RowLosses(np.array([9000.0]), np.array([3])).perplexity == math.exp(700.0)
+
+
+def test_an_interval_is_the_percentile_bootstrap_over_rows() -> None:
+    losses = rows_of(1)
+    theirs = bootstrap(
+        (losses.sums, losses.counts),
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    low, high = losses.interval()
+    assert low == pytest.approx(theirs.low, abs=0.06 * width)
+    assert high == pytest.approx(theirs.high, abs=0.06 * width)
+    assert low < losses.loss < high
+
+
+def test_an_interval_is_of_a_thousand_resamples_that_are_always_the_same() -> None:
+    losses, after = rows_of(1, 25), rows_of(2, 25)
+    drawn = np.random.default_rng(0).integers(0, 25, (1000, 25))
+    found = [losses.sums[rows].sum() / losses.counts[rows].sum() for rows in drawn]
+    assert losses.interval() == pytest.approx(np.quantile(found, [0.025, 0.975]), rel=1e-12)
+    after = RowLosses(after.sums, losses.counts)
+    found = [(after.sums[rows].sum() - losses.sums[rows].sum()) / losses.counts[rows].sum() for rows in drawn]
+    assert losses.difference(after)[1] == pytest.approx(np.quantile(found, [0.025, 0.975]), rel=1e-12)
+
+
+def test_a_difference_is_after_minus_before_and_of_the_same_rows_together() -> None:
+    before = rows_of(3)
+    better = RowLosses(before.sums - 0.25 * before.counts, before.counts)  # every token by as much
+    change, (low, high) = before.difference(better)
+    assert (change, low, high) == pytest.approx((-0.25, -0.25, -0.25), rel=1e-9)
+    noise = np.random.default_rng(4).normal(0.4, 0.3, 60) * before.counts
+    change, (low, high) = before.difference(RowLosses(before.sums + noise, before.counts))
+    theirs = bootstrap(
+        (noise, before.counts),
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    assert change == pytest.approx(noise.sum() / before.counts.sum(), rel=1e-9)
+    width = theirs.high - theirs.low
+    assert low == pytest.approx(theirs.low, abs=0.06 * width)
+    assert high == pytest.approx(theirs.high, abs=0.06 * width)
+
+
+def test_each_row_has_its_own_loss_in_the_order_asked_whatever_batches_they_lie_in() -> None:
+    points = [(1.0, float(number)) for number in range(9)]
+    lengths = [9, 30, 12, 50, 17, 8, 44, 21, 10]
+    rows = [7, 0, 3, 5, 1, 8]
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(SquaredErrors):
+        def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+            seen.append(batch.rows)
+            assert not torch.is_grad_enabled()
+            return super().losses(model, batch)
+
+    found = held_out_losses(Slope(0.0), Watched(), table_of(points, lengths), rows, 60, CPU)
+    assert found.sums == pytest.approx([0.5 * row**2 for row in rows], rel=1e-6)
+    assert found.counts.tolist() == [1] * 6
+    assert sorted(row for batch in seen for row in batch) == sorted(rows)
+    assert all(len(batch) * max(lengths[row] for row in batch) <= 60 for batch in seen)  # padded
+    assert len(seen) == 3
+
+
+class Told:
+    """Says of each mark what the table tells there, and the row's number of tokens so far."""
+
+    def __init__(self) -> None:
+        self.modes: list[bool] = []
+        self.heads: list[object] = []
+
+    def outputs(self, model: Any, batch: Batch, head: object = None) -> torch.Tensor:
+        self.modes.append(model.training)
+        self.heads.append(head)
+        assert not torch.is_grad_enabled()
+        return batch.labels * 2.0
+
+
+def told_table(counts: list[int]) -> TokenTable:
+    """Rows of so many marks each, of which numbers are told."""
+    rows, number = [], 0.0
+    for place, count in enumerate(counts):
+        length = 5 * (place % 3 + 1) + count
+        told = tuple(number + each for each in range(count))
+        number += count
+        marks = np.arange(length) >= length - count
+        rows.append((np.arange(length, dtype=np.int32), marks, Source("rows", place + 1), told))
+    return TokenTable.build(rows)
+
+
+def attentive(training: bool) -> Any:
+    """A model whose documents are packed already."""
+    model = Slope().train(training)
+    model.config = SimpleNamespace(_attn_implementation="tunesmith_documents")
+    model.device = CPU
+    return model
+
+
+def test_outputs_are_each_rows_own_in_the_tables_order() -> None:
+    counts = [2, 1, 3, 1, 2, 4]
+    table, objective, head = told_table(counts), Told(), object()
+    found = outputs_of(objective, attentive(False), table, 24, head)
+    assert [each.tolist() for each in found] == [
+        [[2.0 * value] for value in table.targets_of(row).tolist()] for row in range(len(counts))
+    ]
+    assert found[0].dtype == np.float32
+    assert len(objective.heads) > 1
+    assert set(objective.heads) == {head}
+
+
+def test_rows_with_vectors_are_of_evaluation_mode_with_what_is_told_of_each() -> None:
+    table, objective = told_table([1, 1, 1, 1]), Told()
+    vectors, told = rows_with_vectors(objective, attentive(True), table, 16)
+    assert told.tolist() == [[0.0], [1.0], [2.0], [3.0]]
+    assert vectors.tolist() == [[0.0], [2.0], [4.0], [6.0]]
+    assert set(objective.modes) == {False}

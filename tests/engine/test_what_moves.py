@@ -1,0 +1,389 @@
+"""What of a model moves and at which rate, how a run's rows are laid out, and what is computed twice."""
+
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import config_of
+from matrix import make_bases
+from toy_loop import CPU
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaForCausalLM
+
+from tunesmith.data.example import Source
+from tunesmith.data.prepare import Prepared
+from tunesmith.data.report import DataReport
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.memory import halves, ran_out_of_memory, recompute
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.trainable import _check_ending as check_ending
+from tunesmith.engine.trainable import (
+    base_parameters,
+    from_output,
+    is_hidden,
+    learning_rates,
+    trainable_model,
+    with_known_features,
+    with_room,
+)
+from tunesmith.engine.workload import SCORES, Workload
+from tunesmith.errors import UserError
+from tunesmith.models.anatomy import blocks
+from tunesmith.models.heads import class_logits
+from tunesmith.models.prompts import plain_model
+from tunesmith.recipe import Recipe, Train
+
+LABELS = {"kind": "classification", "labels": ["no", "yes", "so"]}
+
+
+def recipe_of(base: Path | str | dict[str, Any], method: Any, objective: Any = "instruction", **train: Any) -> Recipe:
+    settings = {"steps": 1, "precision": "fp32", **train}
+    values = {"base": base if isinstance(base, dict) else str(base), "data": {"train": "rows.jsonl"}}
+    return Recipe.load({**values, "method": method, "objective": objective, "train": settings})
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    make_bases(folder, ["bert"])
+    return folder / "bert"
+
+
+# Counts and rates
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+@pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 4}])
+def test_the_bases_weights_are_counted_whatever_is_put_on_them(tiny_model: Path, weights: str, method: Any) -> None:
+    if weights == "int8" and method == "full":
+        pytest.skip("what is quantised is frozen")
+    model = trainable_model(recipe_of({"path": str(tiny_model), "weights": weights}, method), torch.float32, CPU)
+    whole = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert base_parameters(model) == sum(each.numel() for each in whole.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "optimiser", "expected"),
+    [
+        ("full", "adamw", 8e-4),
+        ("lora", "adamw", 5e-3),
+        ("lora", "lion", 1e-3),
+        ("full", "muon", 8e-4),
+    ],
+)
+def test_a_methods_own_rate_is_multiplied_by_the_optimisers_share(
+    tiny_model: Path, method: str, optimiser: str, expected: float
+) -> None:
+    recipe = recipe_of(tiny_model, method, optimiser=optimiser)
+    assert learning_rates(recipe, trainable_model(recipe, torch.float32, CPU))[0] == expected
+
+
+def test_a_new_head_has_its_own_rate_whatever_the_bodys(bert: Path) -> None:
+    recipe = recipe_of(bert, "lora", LABELS, layer_decay=0.5)
+    model = trainable_model(recipe, torch.float32, CPU)
+    peak, factor = learning_rates(recipe, model)
+    assert peak == pytest.approx(5e-3 * 0.3, rel=1e-12)  # a row gives one label
+    rates = {name: peak * factor(name) for name, each in model.named_parameters() if each.requires_grad}
+    head = {name: rate for name, rate in rates.items() if ".classifier." in name}
+    assert len(head) == 2
+    assert list(head.values()) == pytest.approx([0.02, 0.02])  # 8 / 32, at most 0.02
+    body = {name: rate for name, rate in rates.items() if ".lora_" in name}
+    for name, rate in body.items():
+        assert rate == pytest.approx(peak * (0.5 if ".layer.1." in name else 0.25), rel=1e-12), name
+    asked = recipe_of(bert, "lora", {**LABELS, "head_learning_rate": 0.003}, learning_rate=0.01)
+    peak, factor = learning_rates(asked, model)
+    assert (peak, peak * factor(next(iter(head)))) == pytest.approx((0.01, 0.003))
+
+
+def test_only_the_last_layer_of_a_head_takes_steps_of_the_size_of_what_it_says(bert: Path) -> None:
+    objective = {"kind": "regression", "mean": 5.0, "spread": 40.0}
+    recipe = recipe_of(bert, "full", objective)
+    assert recipe.objective.output_scale == 40.0
+    model = trainable_model(recipe, torch.float32, CPU)
+    peak, factor = learning_rates(recipe, model)
+    assert peak == pytest.approx(8e-4 * 0.3 * recipe.objective.rate_share, rel=0.05)
+    scaled = {name for name, _ in model.named_parameters() if factor(name) > 1.5 * 0.02 / peak}
+    assert scaled == {"classifier.weight", "classifier.bias"}
+    assert factor("classifier.weight") * peak == pytest.approx(0.02 * 40.0, rel=1e-9)
+    assert factor("bert.encoder.layer.0.output.dense.weight") == 1.0
+
+
+def test_two_stacks_count_as_one_from_the_decoders_end_to_the_encoders_beginning() -> None:
+    model = AutoModelForSeq2SeqLM.from_config(config_of("t5"))
+    away = from_output(model)
+    for part, expected in {
+        "decoder.block.1.": 1,
+        "decoder.block.0.": 2,
+        "encoder.block.1.": 3,
+        "encoder.block.0.": 4,
+        "shared.": 5,
+        "decoder.final_layer_norm.": 0,
+    }.items():
+        assert {count for name, count in away.items() if name.startswith(part)} == {expected}, part
+    hidden = is_hidden(model)
+    assert hidden("encoder.block.0.layer.0.SelfAttention.q.weight")
+    assert hidden("base_model.model.decoder.block.1.layer.0.SelfAttention.q.weight")
+    assert not hidden("shared.weight")
+    assert not hidden("decoder.final_layer_norm.weight")
+
+
+def test_a_rates_factor_and_a_masters_group_go_with_each_parameter() -> None:
+    """Of several sizes and settings, mixed in the model's order."""
+    torch.manual_seed(0)
+    names = ["a", "b", "c", "d", "e"]
+    shapes: list[tuple[int, ...]] = [(3, 2), (4,), (2, 5), (6,), (2, 2)]
+    factors = {"a": 1.0, "b": 3.0, "c": 3.0, "d": 1.0, "e": 0.5}
+    parameters = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in zip(names, shapes, strict=True)}
+    parameters["c"].requires_grad_(False)
+    before = {name: each.detach().clone() for name, each in parameters.items()}
+    train = Train(steps=1, betas=(0.0, 0.9), eps=1e6, weight_decay=0.2)
+    masters = MasterWeights(parameters.items(), train, factors.__getitem__)
+    assert sorted(masters.names) == ["a", "b", "d", "e"]
+    loss = sum((number + 1) * parameters[name].sum() for number, name in enumerate("abde"))
+    loss.backward()
+    masters.step(0.5, 2, 1e9)
+    for number, name in enumerate("abde"):
+        rate = 0.5 * factors[name]
+        decayed = before[name] * (1 - rate * (0.2 if before[name].ndim == 2 else 0.0))
+        torch.testing.assert_close(parameters[name].detach(), decayed - rate * (number + 1) / 2 / 1e6, msg=name)
+    unrounded = masters.unrounded()
+    assert {name: each.shape for name, each in unrounded.items()} == {
+        name: before[name].shape for name in ("a", "b", "d", "e")
+    }
+    assert torch.equal(parameters["c"].detach(), before["c"])
+
+
+def test_in_fp32_the_models_parameters_are_the_masters_themselves_and_in_bf16_copies() -> None:
+    layer = torch.nn.Linear(3, 2)
+    masters = MasterWeights(layer.named_parameters(), Train(steps=1))
+    for name, view in masters.unrounded().items():
+        assert layer.get_parameter(name).data_ptr() == view.data_ptr()
+    with torch.no_grad():
+        layer.weight.fill_(4.0)
+    assert masters.unrounded()["weight"].eq(4.0).all()
+    short = torch.nn.Linear(3, 2).bfloat16()
+    masters = MasterWeights(short.named_parameters(), Train(steps=1))
+    with torch.no_grad():
+        masters.flat.fill_(1 / 3)
+    masters.publish()
+    assert short.weight.dtype == torch.bfloat16
+    assert short.weight.eq(torch.tensor(1 / 3).bfloat16()).all()
+    masters.finish()
+    assert (masters.rules, masters.average, len(masters.grad)) == ([], None, 0)
+    short(torch.ones(1, 3).bfloat16()).sum().backward()
+    assert short.weight.grad is not None  # no hook takes it away any more
+
+
+# The head's check
+
+
+class Broken(LlamaForCausalLM):
+    """Its forward pass fails."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("no such product\nsecond line")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_family_that_fails_in_its_precision_is_refused_by_name(tiny_model: Path, dtype: torch.dtype) -> None:
+    model = Broken.from_pretrained(tiny_model, dtype=dtype)
+    error, message = (
+        (UserError, r"Broken's own forward pass fails in bfloat16 \(no such product\)\. Set train\.precision: fp32\.")
+        if dtype == torch.bfloat16
+        else (RuntimeError, "no such product\nsecond line")
+    )
+    with pytest.raises(error, match=message):
+        check_ending(recipe_of(tiny_model, "full"), model)
+
+
+def test_noise_is_refused_where_the_method_makes_its_own_embeddings(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"train.neftune_alpha: prompt makes its own embeddings"):
+        trainable_model(recipe_of(tiny_model, "prompt", neftune_alpha=5.0), torch.float32, CPU)
+    trainable_model(recipe_of(tiny_model, "prefix", neftune_alpha=5.0), torch.float32, CPU)
+
+
+# Positions
+
+
+@pytest.fixture
+def few_positions(tmp_path: Path, tiny_model: Path) -> Path:
+    """A GPT-2 of 48 learned positions."""
+    GPT2Config(n_embd=8, n_layer=1, n_head=1, n_positions=48, vocab_size=261).save_pretrained(tmp_path / "gpt2")
+    for file in tiny_model.glob("token*"):
+        shutil.copy(file, tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def test_rows_are_no_longer_than_the_base_has_positions_beside_the_methods_own(few_positions: Path) -> None:
+    recipe = recipe_of(few_positions, "lora")
+    assert with_room(recipe).data.max_length == 48
+    prompt = recipe_of(few_positions, {"kind": "prompt", "tokens": 20})
+    assert with_room(prompt).data.max_length == 28
+
+    def asked(method: Any, length: int) -> Recipe:
+        data = {"train": "rows.jsonl", "max_length": length}
+        return Recipe.load({"base": str(few_positions), "data": data, "method": method})
+
+    assert with_room(asked("lora", 48)).data.max_length == 48
+    with pytest.raises(UserError, match=r"data\.max_length: 49 tokens are more than the 48 .* data\.max_length: 48\."):
+        with_room(asked("lora", 49))
+    with pytest.raises(
+        UserError, match=r"29 tokens beside the method's 20 virtual tokens are .*data\.max_length: 28\."
+    ):
+        with_room(asked({"kind": "prompt", "tokens": 20}, 29))
+
+
+def test_a_base_of_computed_positions_has_room_for_any_row(tiny_model: Path) -> None:
+    recipe = Recipe.load({"base": str(tiny_model), "data": {"train": "rows.jsonl", "max_length": 5000}})
+    assert with_room(recipe) is recipe
+
+
+# Known features
+
+
+def test_what_a_frozen_body_makes_of_each_row_is_computed_once_for_both_tables(bert: Path) -> None:
+    def tables(count: int) -> TokenTable:
+        rows = []
+        for number in range(count):
+            ids = np.arange(5, 9 + number % 5).astype(np.int32)
+            rows.append((ids, np.arange(len(ids)) == len(ids) - 1, Source("rows", number + 1), (number % 3,)))
+        return TokenTable.build(rows)
+
+    prepared = Prepared(tables(7), tables(3), DataReport(), {})
+    recipe = recipe_of(bert, {"kind": "layers", "last": 0, "head": False}, LABELS)
+    model = trainable_model(recipe, torch.float32, CPU).train()
+    found = with_known_features(recipe, model, prepared, CPU)
+    assert (found.train.features.shape, found.held_out.features.shape) == ((7, 32), (3, 32))
+    from tunesmith.data.pack import collate
+
+    model.eval()
+    for known, plain in ((found.train, prepared.train), (found.held_out, prepared.held_out)):
+        rows = list(range(len(plain)))
+        one, other = (class_logits(model, collate(table, rows)) for table in (known, plain))
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    moving = recipe_of(bert, "lora", LABELS)
+    assert with_known_features(moving, trainable_model(moving, torch.float32, CPU), prepared, CPU) is prepared
+
+
+# The rows' layout
+
+
+def workload(lengths: list[int], known: bool = True, **train: Any) -> Workload:
+    rows = [
+        (np.zeros(length, np.int32), np.ones(length, np.bool_), Source("rows", number + 1))
+        for number, length in enumerate(lengths)
+    ]
+    recipe = Recipe.load({"data": {"train": "rows.jsonl"}, "train": {"shuffle": False, **train}})
+    return Workload(recipe, TokenTable.build(rows), recipe.train.tokens_at_once, known)
+
+
+def test_the_heaviest_batch_is_of_most_tokens_or_of_most_scores_beside_them() -> None:
+    lengths = [100, 100, 100, 90, 90, 110, 25, 285, 300, 5]
+    layout = workload(lengths, steps=5, tokens_per_step=310, tokens_per_batch=310).laid_out(True)
+    assert [rows for step in range(5) for rows in layout.batches.step(step)] == [
+        [0, 1, 2], [3, 4, 5], [6, 7], [8, 9], [0, 1, 2]
+    ]  # fmt: skip
+    assert layout.heaviest == [6, 7]  # 310 tokens
+    assert layout.heaviest_by_scores == [8, 9]  # 305 + (300² + 5²) / 768 is more than 310 + (25² + 285²) / 768
+    assert (layout.heaviest_of(False), layout.heaviest_of(True)) == ([6, 7], [8, 9])
+    assert layout.widths == {3}
+    assert layout.steps == 5
+    assert SCORES == 768
+
+
+def test_padded_rows_are_each_as_wide_as_the_longest_beside_them() -> None:
+    lengths = [40, 10, 10, 10, 90, 200, 60, 60, 60]
+    layout = workload(lengths, steps=5, tokens_per_step=70, tokens_per_batch=200).laid_out(False)
+    assert [rows for step in range(5) for rows in layout.batches.step(step)] == [
+        [0, 1, 2, 3], [4], [5], [6, 7, 8], [0, 1, 2, 3]
+    ]  # fmt: skip
+    assert layout.batches.padded
+    assert layout.heaviest == [5]
+    assert layout.widths == {1, 2}
+    two = workload([60, 50, 100, 9], steps=2, tokens_per_step=120, tokens_per_batch=120).laid_out(False)
+    assert two.heaviest == two.heaviest_by_scores == [0, 1]  # 120 wide by padding, of two rows
+    three = workload([60, 60, 118], steps=2, tokens_per_step=120, tokens_per_batch=120).laid_out(False)
+    assert three.heaviest == [0, 1]
+    assert three.heaviest_by_scores == [2]  # 118 + 118² / 768 is more than 120 + 2 · 60² / 768
+
+
+def test_a_layout_is_made_once_for_each_way_and_again_for_another_table() -> None:
+    work = workload([30, 40, 50], epochs=2.0)
+    assert work.laid_out(True) is work.laid_out(True)
+    assert work.laid_out(False) is not work.laid_out(True)
+    assert work.over(work.table) is work
+    other = workload([30, 40, 50]).table
+    again = work.over(other)
+    assert (again.table is other, again.tokens_per_batch) == (True, work.tokens_per_batch)
+    assert again.laid_out(True).batches.table is other
+    assert work.longest == 50
+    assert work.known
+    assert Workload.of(work.recipe, other).tokens_per_batch == 2048
+
+
+def test_a_layout_takes_all_its_settings_from_the_recipe() -> None:
+    rows = [(np.zeros(30, np.int32), np.ones(30, np.bool_), Source("rows", number + 1)) for number in range(20)]
+    data = {"train": "rows.jsonl", "pack": False}
+    recipe = Recipe.load({"data": data, "train": {"steps": 2, "tokens_per_step": 90, "seed": 3}})
+    batches = Workload.of(recipe, TokenTable.build(rows)).laid_out(True).batches
+    order = np.arange(20)
+    np.random.default_rng([3, 0]).shuffle(order)
+    assert batches.step(0) == [[row] for row in order[:3].tolist()]
+    assert batches.step(1) == [[row] for row in order[3:6].tolist()]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_the_first_blocks_are_computed_twice_and_no_others(tiny_model: Path, first: int) -> None:
+    recipe = recipe_of(tiny_model, "full")
+    model = trainable_model(recipe, torch.float32, CPU).train()
+    recompute(model, first)
+    runs = [0, 0]
+    for index, block in enumerate(blocks(plain_model(model))):
+
+        def count(*_: Any, index: int = index) -> None:
+            runs[index] += 1
+
+        block.self_attn.register_forward_pre_hook(count)
+    ids = torch.arange(20)[None]
+    given = {"input_ids": ids, "position_ids": ids, "document_lengths": [20], "use_cache": False}
+    model(**given).logits.sum().backward()
+    assert runs == [2 if index < first else 1 for index in range(2)]
+
+
+def test_what_cannot_be_computed_twice_is_refused() -> None:
+    class Fixed(SimpleNamespace):
+        supports_gradient_checkpointing = False
+
+    with pytest.raises(UserError, match=r"Fixed cannot compute its blocks' activations twice"):
+        recompute(Fixed(), 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
+        (RuntimeError("size mismatch"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error: BaseException, expected: bool) -> None:
+    assert ran_out_of_memory(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "first"),
+    [([10, 10, 20], 2), ([100, 1], 1), ([1, 100], 1), ([1, 1, 100], 2), ([5, 5, 5, 5], 2), ([5, 5, 5], 2), ([9], 1)],
+)
+def test_rows_are_split_where_half_their_tokens_are_and_never_into_none(lengths: list[int], first: int) -> None:
+    rows = [30 + number for number in range(len(lengths))]
+    assert halves(rows, lengths) == (rows[:first], rows[first:])
+    assert math.isfinite(first)

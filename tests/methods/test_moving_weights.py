@@ -1,0 +1,643 @@
+"""What each method moves, at which rate, from where it starts, and what it refuses."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from effects import settings_of_recipes
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as PeftLoraLinear
+from pydantic import ValidationError
+from small_models import method_of, moving, randomise, small_model
+from torch.nn import functional
+
+from tunesmith.choices import METHODS
+from tunesmith.ending import VOCABULARY, Ending
+from tunesmith.engine.trainable import learning_rates
+from tunesmith.errors import UserError
+from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.methods.catalogue import catalogue
+from tunesmith.methods.lora import FusedLoraLinear
+from tunesmith.models.heads import head_parameters
+from tunesmith.recipe import Recipe
+
+CLASSES = Ending("classes", ("calm", "bold", "dry"))
+
+RATES = [
+    ("full", {}, 8e-4, 2e-5),
+    ("layers", {"last": 1}, 3e-3, 5e-5),
+    ("layers", {"patterns": ["a"]}, 3e-3, 5e-5),
+    ("layers", {"embeddings": True}, 3e-3, 5e-5),
+    ("layers", {"norms_and_biases": True, "head": True}, 4e-2, 1e-3),
+    ("lora", {}, 5e-3, 2e-4),
+    ("adapter", {}, 8e-3, 3e-4),
+    ("prefix", {}, 3e-1, 1e-3),
+    ("prefix", {"projection": True}, 1e-2, 1e-3),
+    ("prompt", {}, 5e-2, 3e-3),
+    ("ptuning", {}, 2e-3, 5e-4),
+    ("ia3", {}, 1e-1, 5e-3),
+    ("peft", {"peft_type": "VERA"}, 5e-3, 5e-4),
+]
+"""A method, and its rate for ten million weights and for a billion."""
+
+
+@pytest.mark.parametrize(("kind", "values", "small", "large"), RATES, ids=str)
+def test_a_methods_rate_falls_geometrically_between_its_two_ends(
+    kind: str, values: dict[str, Any], small: float, large: float
+) -> None:
+    method = method_of(kind, **values)
+    for parameters in (0, 1, 1234, 10**7):
+        assert method.learning_rate(parameters) == small
+    for parameters in (10**9, 7 * 10**10):
+        assert method.learning_rate(parameters) == large
+    assert method.learning_rate(10**8) == pytest.approx((small * large) ** 0.5, rel=0.05)
+    third = 10 ** (7 + 2 / 3)
+    assert method.learning_rate(round(third)) == float(f"{small ** (2 / 3) * large ** (1 / 3):.1e}")
+
+
+def test_a_rate_between_two_sizes_is_rounded_to_two_digits() -> None:
+    assert by_size(10**8, small=1e-2, large=3e-4) == 1.7e-3  # √3 e-3
+    assert by_size(2 * 10**8, small=1e-2, large=3e-4) == 1.0e-3  # 10 ** (−2 − 0.6505 × 1.5229)
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "peak"),
+    [
+        ("full", "instruction", 8e-4),
+        ("full", "classification", 2.4e-4),
+        ("full", "embedding", 7.2e-5),
+        ({"kind": "layers", "last": 1}, "regression", 9e-4),
+        ("lora", "instruction", 5e-3),
+        ("lora", "multi_label", 1.5e-3),
+        ("lora", "token_classification", 1.5e-3),
+        ("lora", "few_examples", 4.5e-4),
+        ("adapter", "classification", 8e-3),
+        ("adapter", "embedding", 2.4e-3),
+        ("ia3", "classification", 1e-1),
+        ("prompt", "few_examples", 1.5e-2),
+        ({"kind": "peft", "peft_type": "VERA"}, "classification", 5e-3),
+    ],
+    ids=str,
+)
+def test_the_peak_rate_is_the_methods_smaller_for_classes_and_for_vectors(
+    method: Any, objective: str, peak: float
+) -> None:
+    named = {"labels": list(CLASSES.labels)} if objective.endswith(("classification", "multi_label")) else {}
+    values = {"data": {"train": "rows.jsonl"}, "method": method, "objective": {"kind": objective, **named}}
+    recipe = Recipe.load(values)
+    model = small_model("llama" if objective == "instruction" else "bert", recipe.objective.ending)
+    model.name_or_path = "none"
+    assert learning_rates(recipe, recipe.method.apply(model, seed=0))[0] == peak
+    slower = Recipe.load({**values, "train": {"learning_rate": 0.0123}})
+    assert learning_rates(slower, model)[0] == 0.0123
+
+
+def rate_of(recipe: Recipe, model: Any) -> dict[str, float]:
+    peak, factor = learning_rates(recipe, model)
+    return {name: peak * factor(name) for name in moving(model)}
+
+
+def test_only_the_layer_that_says_a_value_learns_in_the_values_unit() -> None:
+    recipe = Recipe.load(
+        {
+            "data": {"train": "rows.jsonl"},
+            "method": "full",
+            "objective": {"kind": "regression", "mean": 40.0, "spread": 12.5, "head_learning_rate": 0.004},
+            "train": {"learning_rate": 1e-3},
+        }
+    )
+    rates = rate_of(recipe, small_model("roberta", recipe.objective.ending).requires_grad_(True))
+    for name, rate in rates.items():
+        wanted = 0.05 if "out_proj" in name else 0.004 if name.startswith("classifier.") else 1e-3
+        assert rate == pytest.approx(wanted), name
+
+
+def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_not() -> None:
+    recipe = Recipe.load(
+        {
+            "data": {"train": "rows.jsonl"},
+            "method": "full",
+            "objective": {"kind": "classification", "labels": ["a", "b"]},
+            "train": {"learning_rate": 1e-3, "layer_decay": 0.5},
+        }
+    )
+    rates = rate_of(recipe, small_model("bert", recipe.objective.ending).requires_grad_(True))
+    for name, rate in rates.items():
+        place = re.search(r"layer\.(\d)\.", name)
+        away = 3 - int(place[1]) if place else 4 if "embeddings" in name else 0
+        assert rate == pytest.approx(0.02 if name.startswith("classifier") else 1e-3 * 0.5**away), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "virtual", "moves", "goes_on"),
+    [
+        ("full", {}, 0, True, False),
+        ("layers", {"last": 1}, 0, True, False),
+        ("layers", {"patterns": ["a"]}, 0, True, False),
+        ("layers", {"embeddings": True}, 0, True, False),
+        ("layers", {"norms_and_biases": True, "head": True}, 0, False, False),
+        ("lora", {}, 0, False, True),
+        ("lora", {"initialisation": "gaussian"}, 0, False, True),
+        ("lora", {"initialisation": "orthogonal"}, 0, True, False),
+        ("lora", {"initialisation": "pissa"}, 0, True, False),
+        ("lora", {"initialisation": "loftq"}, 0, False, False),
+        ("adapter", {}, 0, False, True),
+        ("prefix", {"tokens": 7}, 7, False, True),
+        ("prefix", {"tokens": 7, "projection": True}, 7, False, False),
+        ("prompt", {"tokens": 6}, 6, False, True),
+        ("ptuning", {"tokens": 5}, 5, False, False),
+        ("ia3", {}, 0, False, True),
+        ("peft", {"peft_type": "VERA"}, 0, False, True),
+    ],
+    ids=str,
+)
+def test_what_a_method_takes_and_leaves(
+    kind: str, values: dict[str, Any], virtual: int, moves: bool, goes_on: bool
+) -> None:
+    method = method_of(kind, **values)
+    assert (method.virtual_tokens, method.moves_base, method.goes_on) == (virtual, moves, goes_on)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "layers": {"last": 0, "patterns": [], "norms_and_biases": False, "embeddings": False, "head": False},
+    "lora": {
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+        "experts": False,
+        "rank_stabilised": False,
+        "dora": False,
+        "initialisation": "zero",
+        "b_learning_rate_ratio": 1.0,
+        "ranks": {},
+    },
+    "adapter": {"reduction": 16, "placement": "pfeiffer", "non_linearity": "relu", "scale": None},
+    "prefix": {"tokens": 20, "projection": False, "projection_size": None, "start": None},
+    "prompt": {"tokens": 20, "start": None},
+    "ptuning": {"tokens": 20, "inner_size": None, "start": None},
+    "ia3": {},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_method_without_settings_has_its_papers(kind: str) -> None:
+    assert method_of(kind).model_dump() == {"kind": kind, **DEFAULTS[kind]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "refused", "taken"),
+    [
+        ("layers.last", -1, 0),
+        ("lora.rank", 0, 1),
+        ("lora.alpha", 0.0, 0.5),
+        ("lora.dropout", -0.1, 0.0),
+        ("lora.dropout", 1.0, 0.9),
+        ("lora.b_learning_rate_ratio", 0.0, 0.5),
+        ("lora.initialisation", "one", "pissa"),
+        ("adapter.reduction", 0, 1),
+        ("adapter.scale", 0.0, 0.5),
+        ("adapter.placement", "nowhere", "parallel"),
+        ("adapter.non_linearity", "tanh", "gelu"),
+        ("prefix.tokens", 0, 1),
+        ("prefix.projection_size", 0, 1),
+        ("prompt.tokens", 0, 1),
+        ("ptuning.tokens", 0, 1),
+        ("ptuning.inner_size", 0, 1),
+        ("lora.rang", 3, None),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused(setting: str, refused: Any, taken: Any) -> None:
+    kind, name = setting.split(".")
+    with pytest.raises(ValidationError, match=name):
+        method_of(kind, **{name: refused})
+    if taken is not None:
+        assert getattr(method_of(kind, **{name: taken}), name) == taken
+        assert f"method.{setting}" in set(settings_of_recipes())
+
+
+def test_the_whole_model_moves_in_full_fine_tuning_and_nothing_of_it_under_an_adapter() -> None:
+    model = small_model()
+    model.requires_grad_(False)
+    assert moving(method_of("full").apply(model, seed=0)) == {name for name, _ in model.named_parameters()}
+    for kind, mark in (("lora", ".lora_"), ("adapter", ".bottleneck_"), ("ia3", ".ia3_l.")):
+        found = moving(method_of(kind).apply(small_model(), seed=0))
+        assert found
+        assert all(mark in name for name in found), kind
+
+
+def test_ia3_sits_on_keys_values_and_the_feed_forwards_end() -> None:
+    adapted = randomise(method_of("ia3").apply(small_model(), seed=0))
+    found = {name.split(".layers.")[1].split(".ia3_l")[0] for name in moving(adapted)}
+    assert found == {
+        f"{place}.{name}" for place in range(3) for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")
+    }
+    mlp, attention = (getattr(adapted.get_base_model().model.layers[1], name) for name in ("mlp", "self_attn"))
+    x = torch.randn(5, 32, dtype=torch.float64)
+    inner = functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x)
+    factor = mlp.down_proj.ia3_l["default"].flatten()
+    assert factor.shape == (48,)
+    torch.testing.assert_close(mlp(x), (factor * inner) @ mlp.down_proj.weight.T)
+    keys = attention.k_proj
+    expected = keys.ia3_l["default"].flatten() * functional.linear(x, keys.weight, keys.bias)
+    torch.testing.assert_close(keys(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "wanted"),
+    [
+        ("bert", {"last": 1}, r"bert\.encoder\.layer\.2\.|bert\.pooler\.|classifier\."),
+        ("bert", {"last": 2}, r"bert\.encoder\.layer\.[12]\.|bert\.pooler\.|classifier\."),
+        ("bert", {"patterns": ["layer.0.*key"]}, r"bert\.encoder\.layer\.0\.attention\.self\.key\.|classifier\."),
+        ("bert", {}, r"classifier\."),
+        ("bert", {"embeddings": True, "head": True}, r"bert\.embeddings\.word_embeddings\.|classifier\."),
+        ("modernbert", {"last": 1}, r"model\.layers\.2\.|model\.final_norm\.|head\.|classifier\."),
+        ("gpt2", {"last": 1}, r"transformer\.h\.2\.|transformer\.ln_f\.|score\."),
+    ],
+    ids=str,
+)
+def test_a_new_head_always_moves_and_the_top_blocks_with_what_comes_after(
+    family: str, values: dict[str, Any], wanted: str
+) -> None:
+    model = small_model(family, CLASSES)
+    method = method_of("layers", **values)
+    counted = method.trained_parameters(model)
+    found = moving(method.apply(model, seed=0))
+    assert found == {name for name, _ in model.named_parameters() if re.match(wanted, name)}
+    assert counted == sum(model.get_parameter(name).numel() for name in found) - head_parameters(model)
+
+
+def test_the_last_blocks_of_two_stacks_are_the_decoders() -> None:
+    model = small_model("t5")
+    found = moving(method_of("layers", last=2).apply(model, seed=0))
+    assert found == {
+        name for name, _ in model.named_parameters() if re.match(r"decoder\.(block\.[12]|final_layer_norm)\.", name)
+    }
+
+
+def test_a_layer_count_beyond_the_blocks_is_refused_and_all_of_them_are_taken() -> None:
+    with pytest.raises(UserError, match=r"method.last: 4 blocks are to move, and LlamaForCausalLM has 3\."):
+        method_of("layers", last=4).apply(small_model(), seed=0)
+    assert "model.layers.0.mlp.up_proj.weight" in moving(method_of("layers", last=3).apply(small_model(), seed=0))
+
+
+COUNTED = [
+    ("full", {}),
+    ("layers", {"last": 2}),
+    ("layers", {"norms_and_biases": True, "embeddings": True}),
+    ("lora", {"rank": 3}),
+    ("lora", {"rank": 3, "dora": True, "target_modules": "attention"}),
+    ("lora", {"rank": 3, "target_modules": "feed-forward"}),
+    ("adapter", {"reduction": 5}),
+    ("adapter", {"placement": "houlsby"}),
+    ("adapter", {"placement": "parallel", "reduction": 3}),
+    ("ia3", {}),
+    ("prefix", {"tokens": 3}),
+    ("prefix", {"tokens": 3, "projection": True, "projection_size": 5}),
+    ("prompt", {"tokens": 3}),
+    ("ptuning", {"tokens": 3, "inner_size": 7}),
+]
+
+
+@pytest.mark.parametrize(("kind", "values"), COUNTED, ids=str)
+@pytest.mark.parametrize("family", ["qwen3", "gpt_neox", "opt", "roberta"])
+def test_the_numbers_that_move_are_as_many_as_the_formula_has(family: str, kind: str, values: dict[str, Any]) -> None:
+    ending = CLASSES if family == "roberta" else VOCABULARY
+    more = {"num_key_value_heads": 1, "head_dim": 12} if family == "qwen3" else {}
+    model = small_model(family, ending, dtype=torch.float32, **more)
+    method = method_of(kind, **values)
+    counted = method.trained_parameters(model)
+    head = head_parameters(model)
+    adapted = method.apply(model, seed=0)
+    assert counted == sum(each.numel() for each in adapted.parameters() if each.requires_grad) - head
+
+
+def test_other_ranks_and_magnitudes_are_counted() -> None:
+    ranks = {"down_proj": 7, r"0\.mlp\.up_proj": 5}
+    model = small_model()
+    method = method_of("lora", rank=2, dora=True, ranks=ranks)
+    #       q, o: 32 → 32; k, v: 32 → 16; gate, up: 32 → 48; down: 48 → 32
+    attention = 3 * (2 * 2 * (32 + 32) + 2 * 2 * (32 + 16) + (32 + 32 + 16 + 16))
+    feed_forward = 3 * (2 * (32 + 48) + 48) + (5 + 2 * 2) * (32 + 48) + 3 * 48 + 3 * (7 * (48 + 32) + 32)
+    assert method.trained_parameters(model) == attention + feed_forward
+    adapted = method.apply(model, seed=0)
+    assert sum(each.numel() for each in adapted.parameters() if each.requires_grad) == attention + feed_forward
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "ia3"])
+def test_what_is_added_has_the_bases_precision(kind: str) -> None:
+    adapted = method_of(kind).apply(small_model(dtype=torch.bfloat16), seed=0)
+    assert {each.dtype for each in adapted.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "mark"),
+    [("lora", {}, "lora_A"), ("adapter", {}, "bottleneck_down"), ("prompt", {}, "prompt_encoder")],
+    ids=str,
+)
+def test_the_seed_alone_says_where_a_method_starts(kind: str, values: dict[str, Any], mark: str) -> None:
+    def start(seed: int, before: int) -> torch.Tensor:
+        model = small_model()
+        torch.manual_seed(before)
+        adapted = method_of(kind, **values).apply(model, seed)
+        return torch.cat([each.detach().flatten() for name, each in adapted.named_parameters() if mark in name])
+
+    torch.testing.assert_close(start(3, before=1), start(3, before=2), rtol=0, atol=0)
+    assert (start(3, before=1) - start(4, before=1)).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "ia3", "prompt", "prefix"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_new_head_moves_with_an_adapter_and_is_saved_beside_it(kind: str, family: str, tmp_path: Any) -> None:
+    adapted = method_of(kind).apply(small_model(family, CLASSES, dtype=torch.float32), seed=0)
+    name = "classifier" if family == "bert" else "score"
+    assert adapted.active_peft_config.task_type == "SEQ_CLS"
+    heads = {each for each in moving(adapted) if f".{name}." in each}
+    assert {each.rsplit(".", 1)[-1] for each in heads} == ({"weight", "bias"} if family == "bert" else {"weight"})
+    adapted.save_pretrained(tmp_path)
+    from safetensors.torch import load_file
+
+    assert any(f"{name}.weight" in each for each in load_file(tmp_path / "adapter_model.safetensors"))
+
+
+# LoRA's own ways
+
+
+def test_other_linear_layers_of_one_ending_are_told_apart_by_the_names_before_it() -> None:
+    """`attention.output.dense`, `intermediate.dense` and `output.dense` of Bert all end alike."""
+    adapted = method_of("lora", rank=2, target_modules="attention").apply(small_model("bert", CLASSES), seed=0)
+    found = {re.split(r"layer\.\d\.", name)[1].split(".lora_")[0] for name in moving(adapted) if ".lora_" in name}
+    assert found == {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"target_modules": ["proj"]}, "no module of LlamaForCausalLM ends in 'proj'"),
+        ({"target_modules": ["q_proj", "k_prj"]}, "no module of LlamaForCausalLM ends in 'k_prj'"),
+        (
+            {"target_modules": "q_proj"},
+            "no linear layer of LlamaForCausalLM is fully matched by 'q_proj'. Its linear layers: "
+            "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj.",
+        ),
+        ({"ranks": {"lm_head": 3}}, "method.ranks: 'lm_head' ends no chosen layer's name; such as model.layers.0."),
+        ({"ranks": {"up_proj": 3}, "target_modules": "attention"}, "'up_proj' ends no chosen layer's name"),
+        ({"initialisation": "loftq"}, "Set base.weights: nf4, or zero here."),
+        ({"experts": True}, "method.experts: LlamaForCausalLM has no experts in tensors. Leave it out."),
+        ({"rank": 3, "initialisation": "orthogonal"}, "LORA cannot be put on LlamaForCausalLM: Orthogonal"),
+    ],
+    ids=str,
+)
+def test_what_lora_cannot_do_is_refused_by_name(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        method_of("lora", **values).apply(small_model(), seed=0)
+
+
+@pytest.mark.parametrize("values", [{"dropout": 0.1}, {"dora": True}, {"initialisation": "gaussian"}], ids=str)
+def test_experts_are_refused_beside_what_they_cannot_have(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="with no dropout, dora or initialisation of its own"):
+        method_of("lora", experts=True, **values).apply(small_model("mixtral"), seed=0)
+
+
+def test_numbers_of_experts_are_counted_by_their_shapes() -> None:
+    model = small_model("mixtral")
+    plain = method_of("lora", rank=4).trained_parameters(model)
+    # gate and up in one (4, 96, 32), down (4, 32, 48)
+    assert method_of("lora", rank=4, experts=True).trained_parameters(model) == plain + 3 * 4 * 4 * (128 + 80)
+
+
+def layers_of(adapted: Any) -> dict[str, FusedLoraLinear]:
+    return {name: each for name, each in adapted.named_modules() if isinstance(each, FusedLoraLinear)}
+
+
+def fused(**values: Any) -> Any:
+    return randomise(method_of("lora", rank=3, **values).apply(small_model(), seed=0))
+
+
+@pytest.mark.parametrize("state", ["plain", "disabled", "merged", "two adapters", "fp32 inputs", "dropout", "dora"])
+def test_every_state_of_a_lora_layer_says_what_pefts_own_layer_says(state: str) -> None:
+    adapted = fused(**{"dropout": {"dropout": 0.4}, "dora": {"dora": True}}.get(state, {}))
+    layer = layers_of(adapted)["base_model.model.model.layers.1.mlp.down_proj"]
+    x = torch.randn(7, 48, dtype=torch.float64)
+    if state == "disabled":
+        layer.enable_adapters(False)
+    if state == "merged":
+        layer.merge()
+    if state == "two adapters":
+        adapted.add_adapter("other", LoraConfig(r=2, target_modules=["down_proj"]))
+        torch.nn.init.normal_(layer.lora_B["other"].weight)
+        adapted.double()
+        adapted.base_model.set_adapter(["default", "other"])
+    if state == "fp32 inputs":
+        layer.float()
+        layer.base_layer.double()
+    if state == "dropout":
+        layer.train()
+    torch.manual_seed(1)
+    ours = layer(x)
+    torch.manual_seed(1)
+    theirs = PeftLoraLinear.forward(layer, x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert (layer.parts(torch.float64) is not None) == (state == "plain")
+
+
+def test_dropout_of_nothing_and_in_use_takes_the_fused_way() -> None:
+    layer = next(iter(layers_of(fused(dropout=0.4).eval()).values()))
+    assert layer.parts(torch.float64) is not None
+    layer.train()
+    assert layer.parts(torch.float64) is None
+    assert layer.parts(torch.float32) is None
+    layer.lora_dropout["default"].p = 0.0
+    assert layer.parts(torch.float64) is not None
+
+
+def test_layers_made_together_are_made_alone_when_they_are_asked_for_different_inputs() -> None:
+    adapted = fused()
+    attention = adapted.get_base_model().model.layers[0].self_attn
+    shared = attention.q_proj.shared
+    assert shared is attention.k_proj.shared is attention.v_proj.shared
+    assert shared is not None
+    assert attention.o_proj.shared is None
+    mlp = adapted.get_base_model().model.layers[0].mlp
+    assert mlp.gate_proj.shared is mlp.up_proj.shared
+    assert mlp.gate_proj.shared not in (None, shared)
+    assert mlp.down_proj.shared is None
+
+    def alone(layer: FusedLoraLinear, x: torch.Tensor) -> torch.Tensor:
+        return PeftLoraLinear.forward(layer, x)
+
+    one, other = torch.randn(2, 6, 32, dtype=torch.float64)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        torch.testing.assert_close(layer(one), alone(layer, one))
+    torch.testing.assert_close(attention.q_proj(one), alone(attention.q_proj, one))
+    torch.testing.assert_close(attention.k_proj(other), alone(attention.k_proj, other))
+    torch.testing.assert_close(attention.v_proj(one), alone(attention.v_proj, one))
+    assert (shared._layers, shared._made, shared._x) == ([], {}, None), "apart from then on"
+    torch.testing.assert_close(attention.q_proj(other), alone(attention.q_proj, other))
+    assert shared._made == {}
+
+
+def test_a_layer_that_is_asked_twice_for_one_input_is_no_longer_shared() -> None:
+    attention = fused().get_base_model().model.layers[0].self_attn
+    x = torch.randn(6, 32, dtype=torch.float64)
+    first = attention.q_proj(x)
+    torch.testing.assert_close(attention.q_proj(x), first)
+    assert attention.q_proj.shared._layers == []
+    torch.testing.assert_close(attention.k_proj(x), PeftLoraLinear.forward(attention.k_proj, x))
+
+
+def test_what_a_broken_pass_made_is_forgotten_and_the_layers_stay_together() -> None:
+    attention = fused().get_base_model().model.layers[0].self_attn
+    one, other = torch.randn(2, 6, 32, dtype=torch.float64)
+    attention.q_proj(one)
+    shared = attention.q_proj.shared
+    assert shared._x is one
+    assert set(shared._made) == {attention.k_proj, attention.v_proj}
+    for layer in (attention.q_proj, attention.o_proj):
+        layer.forget_pass()
+    assert shared._x is None
+    assert shared._made == {}
+    torch.testing.assert_close(attention.q_proj(other), PeftLoraLinear.forward(attention.q_proj, other))
+    assert len(shared._layers) == 3
+
+
+# PEFT's other methods
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"peft_type": "VERRA"}, "PEFT knows no method VERRA. Did you mean VERA?"),
+        ({"peft_type": "zzzzzz"}, "PEFT knows no method ZZZZZZ. Known: "),
+        ({"peft_type": "ADALORA"}, "ADALORA cannot be trained here: it moves ranks between layers"),
+        ({"peft_type": "IA3"}, "IA3 has a kind of its own: method: {kind: ia3}"),
+        ({"peft_type": "VERA", "config": {"rr": 1}}, "config.rr is not a field of PEFT's VeraConfig."),
+        ({"peft_type": "VERA", "config": {"target_module": []}}, "VeraConfig. Did you mean target_modules?"),
+    ],
+    ids=str,
+)
+def test_a_method_that_peft_has_not_or_that_is_not_taken_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        method_of("peft", **values)
+
+
+LINEARS = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "wanted"),
+    [
+        pytest.param("llama", {"peft_type": "VERA"}, ["self_attn.q_proj", "self_attn.v_proj"], id="PEFT's choice"),
+        pytest.param("qwen3", {"peft_type": "VERA"}, ["self_attn.q_proj", "self_attn.v_proj"], id="of another family"),
+        pytest.param("olmo2", {"peft_type": "VERA"}, LINEARS, id="all, of a family that PEFT does not know"),
+        pytest.param(
+            "olmo2",
+            {"peft_type": "LN_TUNING"},
+            ["self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm", "post_feedforward_layernorm"],
+            id="norms",
+        ),
+        pytest.param(
+            "olmo2",
+            {"peft_type": "LOHA", "config": {"target_modules": ["k_proj"]}},
+            ["self_attn.k_proj"],
+            id="the recipe's own",
+        ),
+    ],
+)
+def test_a_method_of_pefts_sits_where_it_is_told_else_where_peft_puts_it(
+    family: str, values: dict[str, Any], wanted: list[str]
+) -> None:
+    adapted = method_of("peft", **values).apply(small_model(family, dtype=torch.float32), seed=0)
+    names = {re.split(r"\.(?:hada|vera|ln_tuning)_", name)[0] for name in moving(adapted)}
+    inside = {f"base_model.model.model.layers.{place}.{name}" for place in range(3) for name in wanted}
+    assert names == inside | ({"base_model.model.model.norm"} if values["peft_type"] == "LN_TUNING" else set())
+
+
+def test_a_method_that_finds_its_own_place_is_given_none() -> None:
+    method = method_of("peft", peft_type="TRAINABLE_TOKENS", config={"token_indices": [5, 7, 9]})
+    adapted = method.apply(small_model(), seed=0)
+    (name,) = moving(adapted)
+    assert "embed_tokens.trainable_tokens_delta" in name
+    assert adapted.get_parameter(name).shape == (3, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"peft_type": "OFT", "config": {"r": 8, "oft_block_size": 8}}, "method.config: PEFT's OFTConfig refuses it: "),
+        (
+            {"peft_type": "LOHA", "config": {"target_modules": ["nowhere"]}},
+            "method: LOHA cannot be put on LlamaForCausalLM",
+        ),
+    ],
+    ids=str,
+)
+def test_what_peft_refuses_is_refused_in_a_line(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        method_of("peft", **values).apply(small_model(), seed=0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_method_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="method: LORA finds nothing to train on LlamaForCausalLM"):
+        adapt(small_model(), LoraConfig(target_modules=["q_proj"], inference_mode=True), seed=0)
+
+
+def test_the_catalogue_has_each_methods_numbers_on_the_base_and_pefts_names(tmp_path: Path) -> None:
+    model = small_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    found = catalogue(str(tmp_path))
+    parameters = sum(each.numel() for each in model.parameters())
+    assert (found["base"], found["parameters"]) == (str(tmp_path), parameters)
+    for each in found["methods"]:
+        method = method_of(each["kind"], **({"last": 2} if each["kind"] == "layers" else {}))
+        assert each["trained_parameters"] == method.trained_parameters(model)
+        assert each["learning_rate"] == method.learning_rate(parameters)
+        assert each["settings"] == {name: value for name, value in method.model_dump().items() if name != "kind"}
+        assert (each["formula"], each["choose"]) == (method.formula, method.choose)
+    assert [each["kind"] for each in found["methods"]] == [kind for kind in METHODS if kind != "peft"]
+    names = set(found["peft_types"])
+    assert {"VERA", "OFT", "LN_TUNING"} <= names
+    assert not names & {"LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "ADALORA", "LILY", "BOTTLENECK"}
+    assert set(found["refused_peft_types"]) >= {"ADALORA", "LILY"}
+    assert found["peft_types"] == sorted(names)
+
+
+# P-tuning's start
+
+
+@pytest.mark.parametrize(("tokens", "inner"), [(12, 3), (6, 9)])
+def test_ptunings_network_gives_its_start_as_nearly_as_its_width_allows(tokens: int, inner: int) -> None:
+    torch.manual_seed(0)
+    model = small_model(dtype=torch.float32)
+    adapted = method_of("ptuning", tokens=tokens, inner_size=inner).apply(model, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    start = model.get_input_embeddings().weight[torch.randint(64, (tokens,), generator=generator)].double().detach()
+    encoder = adapted.prompt_encoder["default"]
+    hidden = encoder.mlp_head[:-1](encoder.embedding.weight).double().detach()
+    centred = start - start.mean(0)
+    best = start.mean(0) + hidden @ torch.linalg.lstsq(hidden, centred, driver="gelsd").solution
+    torch.testing.assert_close(adapted.get_prompt(1)[0].double(), best, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(encoder.mlp_head[-1].bias.double(), start.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_of_ptunings_has_the_bases_precision_and_starts_near_its_text() -> None:
+    model = small_model(dtype=torch.bfloat16)
+    adapted = method_of("ptuning", tokens=5).apply(model, seed=4)
+    assert {each.dtype for each in adapted.prompt_encoder.parameters()} == {torch.bfloat16}
+    ids = torch.randint(64, (5,), generator=torch.Generator().manual_seed(4))
+    start = model.get_input_embeddings().weight[ids].float()
+    assert (adapted.get_prompt(1)[0].float() - start).norm() < 0.02 * start.norm()
+
+
+def test_a_prefix_of_keys_and_values_of_two_sizes_is_refused() -> None:
+    with pytest.raises(UserError, match="prefix makes keys and values of one size, and DeepseekV3ForCausalLM's differ"):
+        method_of("prefix", tokens=3).apply(small_model("deepseek_v3", dtype=torch.float32), seed=0)
+
+
+def test_an_encoder_takes_no_keys_and_values_of_before_unless_its_forward_does() -> None:
+    with pytest.raises(UserError, match=r"PREFIX_TUNING needs keys and values of before, and ModernBert.* takes none"):
+        method_of("prefix", tokens=3, projection=True).apply(small_model("modernbert", CLASSES), seed=0)

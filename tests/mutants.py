@@ -1,0 +1,523 @@
+"""Mutation testing: how many single-line bugs do the tests notice? `make mutants`
+
+1. The suite runs once under coverage, which tells which tests reach each line and how long each takes; later only what
+   has changed since. This is kept in `.mutants/map.json`.
+2. A seeded sample of `mutate.py`'s bugs is drawn, the same number from each folder.
+3. Each bug goes into a copy of the source. A forked process, which has PyTorch and transformers imported already, runs
+   the tests that reach the line, the quickest and nearest first, until one fails or their time is used up.
+4. Survivors are listed with file and line. The table has each folder's share of bugs noticed with its 95 % interval
+   (Wilson 1927); bugs that change no behavior are left out, by `equivalent_mutants.yaml`, each with its reason.
+
+mutmut 3 and cosmic-ray were looked at first. mutmut mutates no decorated function (most properties, `no_grad`,
+validators) and nothing outside functions (fields, defaults), and draws no seeded sample; cosmic-ray starts the whole
+test command anew for each mutant: five seconds of imports here, and no choice of tests by coverage.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import coverage
+import pytest
+import yaml
+from mutate import Mutant, changes, mutants_of
+from scipy.stats import binomtest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "tunesmith"
+WORK = ROOT / ".mutants"
+TABLE = ROOT / "benchmarks" / "results" / "mutants.md"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
+FOLDERS = ("data", "engine", "evaluation", "methods", "models", "objectives", "ops", "planner", "training")
+PRELOADED = (
+    "torch",
+    "transformers.models.auto",
+    "transformers.models.llama",
+    "datasets",
+    "hypothesis",
+    "pyarrow",
+    "pydantic",
+    "rich.console",
+    "rouge_score.rouge_scorer",
+    "safetensors.torch",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "typer",
+)
+PLAIN = ("-o", "addopts=", "-p", "no:xdist", "-p", "no:cacheprovider", "-q")
+
+
+# which tests reach which lines
+
+
+@dataclass
+class Reach:
+    """What is known of the tests.
+
+    Attributes:
+        lines: the tests that reach each line of a file below `src/tunesmith`.
+        seconds: that each test takes.
+        hashes: of the files that this was found out of.
+    """
+
+    lines: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls) -> "Reach":
+        file = WORK / "map.json"
+        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else cls()
+
+    def write(self) -> None:
+        partial = WORK / "map.json.partial"
+        partial.write_text(json.dumps(vars(self)), encoding="utf-8")
+        partial.replace(WORK / "map.json")
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests to run, the most promising first: quick ones, those of the mutant's own folder, of its own line."""
+        by_line = self.lines.get(mutant.file, {})
+        own = {test for line in range(mutant.line, mutant.end[0] + 1) for test in by_line.get(str(line), ())}
+        # What runs at import is reached by whoever uses the file.
+        tests = own or {test for each in by_line.values() for test in each}
+        near = f"tests/{mutant.file.split('/')[0].removesuffix('.py')}"
+
+        def cost(test: str) -> tuple[float, str]:
+            return self.seconds.get(test, 1.0) * (0.2 if test.startswith(near) else 1.0), test
+
+        return sorted(tests & self.seconds.keys(), key=cost)
+
+
+def up_to_date_reach() -> Reach:
+    """The map, with what has changed since it was made run again."""
+    reach = Reach.read()
+    now = {str(file.relative_to(ROOT)): _hash(file) for file in _files()}
+    changed = {name for name in {*now, *reach.hashes} if now.get(name) != reach.hashes.get(name)}
+    if changed:
+        sources = {name.removeprefix("src/tunesmith/") for name in changed if name.startswith("src/")}
+        tests = {name for name in changed if name.startswith("tests/")}
+        stale = {test for file in sources for each in reach.lines.pop(file, {}).values() for test in each}
+        stale |= {test for test in reach.seconds if test.split("::")[0] in tests}
+        for by_line in reach.lines.values():
+            for line, found in by_line.items():
+                by_line[line] = [test for test in found if test not in stale]
+        for test in stale:
+            reach.seconds.pop(test, None)
+        whole = {name for name in tests if (ROOT / name).exists()}
+        again = sorted(whole | {test for test in stale if test.split("::")[0] not in tests})
+        _run_under_coverage(reach, again if reach.hashes else [])
+        reach.hashes = now
+        reach.write()
+    return reach
+
+
+def _files() -> list[Path]:
+    return sorted([*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("test_*.py")])
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class _Seconds:
+    """How long each test takes that passes."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = defaultdict(float)
+        self.failed: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.found[report.nodeid] += report.duration
+        if not report.passed:
+            self.failed.add(report.nodeid)
+
+
+def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
+    """Add what these tests reach; all tests, where none is named."""
+    print(f"Which lines the tests reach: {len(tests) or 'all'} test files and tests", flush=True)
+    data = WORK / "coverage"
+    for old in WORK.glob("coverage*"):
+        old.unlink()
+    config = WORK / "coverage.ini"
+    settings = {"source": SOURCE, "data_file": data, "concurrency": "thread"}
+    config.write_text("[run]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()), encoding="utf-8")
+    seconds = _Seconds()
+    options = ["-q", "-p", "no:cacheprovider", f"--cov={SOURCE}", "--cov-context=test", "--cov-report="]
+    os.environ["COVERAGE_FILE"] = str(data)
+    pytest.main([*options, f"--cov-config={config}", *tests], plugins=[seconds])
+    del os.environ["COVERAGE_FILE"]
+    reach.seconds |= {test: took for test, took in seconds.found.items() if test not in seconds.failed}
+    found = coverage.CoverageData(str(data))
+    found.read()
+    for name in found.measured_files():
+        by_line = reach.lines.setdefault(str(Path(name).relative_to(SOURCE)), {})
+        for line, contexts in found.contexts_by_lineno(name).items():
+            own = {context.rsplit("|", 1)[0] for context in contexts if context}
+            by_line[str(line)] = sorted({*by_line.get(str(line), ()), *own})
+
+
+# running them on mutants
+
+
+def preload() -> None:
+    """Import what costs seconds and is not ours, so that forked processes have it."""
+    import_module("tunesmith.models.lean").import_peft()
+    for name in PRELOADED:
+        import_module(name)
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    assert AutoModelForCausalLM
+    assert LlamaForCausalLM
+    assert PreTrainedTokenizerFast
+    torch.set_num_threads(1)
+    for name in [each for each in sys.modules if each.split(".")[0] == "tunesmith"]:
+        del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant.
+
+    Attributes:
+        killed: whether a test noticed it.
+        by: which one; `import`: the source no longer imports; `time`: the tests did not end.
+        tests: how many tests reach it.
+        seconds: that it took.
+    """
+
+    killed: bool
+    by: str
+    tests: int
+    seconds: float
+
+
+class _First:
+    """Stops the tests when their time is used up; keeps the first failure."""
+
+    def __init__(self, budget: float) -> None:
+        self.until = time.monotonic() + budget
+        self.failed: str | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        if time.monotonic() > self.until:
+            item.session.shouldstop = "time is used up"
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self.failed is None:
+            self.failed = "import"
+
+
+class Workplace:
+    """A copy of the source in which one mutant at a time is put and tried."""
+
+    def __init__(self, number: int, budget: float) -> None:
+        self.folder = WORK / f"copy-{number}"
+        self.budget = budget
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(ROOT / "src", self.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        self.sound: dict[str, bool] = {}
+
+    def attempt(self, mutant: Mutant, tests: list[str]) -> Outcome:
+        """Run the tests on the mutant. One that fails without it too, as it may in a forked process, tells nothing."""
+        started = time.monotonic()
+        target = self.folder / "src" / "tunesmith" / mutant.file
+        source = (SOURCE / mutant.file).read_text(encoding="utf-8")
+        count = len(tests)
+        while True:
+            target.write_text(mutant.apply(source), encoding="utf-8")
+            try:
+                by = self.first_failure(tests)
+            finally:
+                target.write_text(source, encoding="utf-8")
+            if by in (None, "import", "time"):
+                break
+            assert by is not None
+            if by not in self.sound:
+                self.sound[by] = self.first_failure([by]) is None
+            if self.sound[by]:
+                break
+            tests = [test for test in tests if test != by]
+        return Outcome(by is not None, by or "", count, time.monotonic() - started)
+
+    def first_failure(self, tests: list[str]) -> str | None:
+        """The first test that fails, run in a process of its own."""
+        if not tests:
+            return None
+        answer = self.folder / "answer"
+        answer.unlink(missing_ok=True)
+        process = os.fork()
+        if process == 0:
+            self._run(tests, answer)
+        until = time.monotonic() + 2 * self.budget + 60
+        while os.waitpid(process, os.WNOHANG) == (0, 0):
+            if time.monotonic() > until:
+                os.killpg(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                return "time"
+            time.sleep(0.02)
+        return (answer.read_text(encoding="utf-8") or None) if answer.exists() else "time"  # or it crashed
+
+    def _run(self, tests: list[str], answer: Path) -> None:
+        """In the forked process; does not return."""
+        os.setpgid(0, 0)
+        source = str(self.folder / "src")
+        os.environ["PYTHONPATH"] = source
+        os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # keeps to one thread, as beside other workers
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
+        sys.path.insert(0, source)
+        with (self.folder / "log").open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        first = _First(self.budget)
+        temporary = ["--basetemp", str(self.folder / "tmp")]
+        try:
+            code = pytest.main([*PLAIN, "-x", *temporary, *tests], plugins=[first])
+            failed = first.failed or ("import" if code not in (0, 1, 2, 5) else "")
+            answer.write_text(failed if code != 0 else "", encoding="utf-8")
+        except BaseException:
+            answer.write_text("import", encoding="utf-8")
+        finally:
+            os._exit(0)
+
+
+# drawing, keeping, telling
+
+
+def drawn(folders: Sequence[str], count: int, seed: int) -> tuple[list[Mutant], dict[str, int]]:
+    """The same number of mutants from each folder, and how many there are of each."""
+    chosen: list[Mutant] = []
+    population = {}
+    for place, folder in enumerate(folders):
+        sources = {str(file.relative_to(SOURCE)): file for file in sorted((SOURCE / folder).rglob("*.py"))}
+        texts = {name: file.read_text(encoding="utf-8") for name, file in sources.items()}
+        every = [mutant for name, text in texts.items() for mutant in mutants_of(text, name)]
+        population[folder] = len(every)
+        random.Random(f"{seed} {folder}").shuffle(every)
+        wanted = count // len(folders) + (place < count % len(folders))
+        own = (mutant for mutant in every if changes(mutant, texts[mutant.file]))
+        chosen += [mutant for _, mutant in zip(range(wanted), own, strict=False)]
+    return chosen, population
+
+
+def at_lines(places: Sequence[str]) -> list[Mutant]:
+    """All mutants of lines that are named as `engine/loop.py:117`."""
+    chosen = []
+    for place in places:
+        file, line = place.removeprefix("src/tunesmith/").split(":")
+        text = (SOURCE / file).read_text(encoding="utf-8")
+        found = [each for each in mutants_of(text, file) if each.line == int(line) and changes(each, text)]
+        if not found:
+            raise SystemExit(f"{place} has no mutants.")
+        chosen += found
+    return chosen
+
+
+def equivalents() -> dict[str, str]:
+    """The reasons of mutants that change no behavior, by the key of their text: file, line of source, what is new."""
+    listed = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else []
+    return {_text_key(each["file"], each["line"], each["mutant"]): each["reason"] for each in listed or []}
+
+
+def _text_key(file: str, before: str, after: str) -> str:
+    return f"{file} | {before.strip()} | {after.strip()}"
+
+
+def lines_of(mutant: Mutant) -> tuple[str, str]:
+    """Its line before and after."""
+    source = (SOURCE / mutant.file).read_text(encoding="utf-8")
+    place = mutant.line - 1
+    after = mutant.apply(source).splitlines()
+    return source.splitlines()[place].strip(), after[place].strip() if place < len(after) else ""
+
+
+class Results:
+    """What became of mutants, kept in a file so that a run goes on where it stopped."""
+
+    def __init__(self) -> None:
+        self.file = WORK / "results.jsonl"
+        self.found: dict[str, dict[str, Any]] = {}
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+        for line in lines:
+            each = json.loads(line)
+            self.found[each["key"]] = each
+
+    def known(self, mutant: Mutant, tests: Sequence[str], reach: Reach) -> Outcome | None:
+        """What became of it, if neither its file nor the tests that decided it have changed."""
+        each = self.found.get(mutant.key)
+        if each is None or each["source"] != reach.hashes[f"src/tunesmith/{mutant.file}"]:
+            return None
+        deciding = ([each["by"]] if "::" in each["by"] else []) if each["killed"] else list(tests)
+        if each["tests_hash"] != _digest(deciding, reach):
+            return None
+        return Outcome(each["killed"], each["by"], each["tests"], each["seconds"])
+
+    def add(self, mutant: Mutant, outcome: Outcome, tests: Sequence[str], reach: Reach) -> None:
+        deciding = ([outcome.by] if "::" in outcome.by else []) if outcome.killed else list(tests)
+        source = reach.hashes[f"src/tunesmith/{mutant.file}"]
+        each = {"key": mutant.key, "source": source, "tests_hash": _digest(deciding, reach), **vars(outcome)}
+        self.found[mutant.key] = each
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(each) + "\n")
+
+
+def _digest(tests: Sequence[str], reach: Reach) -> str:
+    files = sorted({test.split("::")[0] for test in tests})
+    return hashlib.sha256("".join(f"{test}\n" for test in tests).encode()).hexdigest()[:12] + "-".join(
+        reach.hashes.get(file, "gone")[:6] for file in files
+    )
+
+
+def table(outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: dict[str, str]) -> str:
+    """A row a folder, in Markdown."""
+    rows = [
+        "| folder | single-line bugs in all | tried | change nothing | noticed | share, 95 % interval |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    total = [0, 0, 0]
+    for folder, size in population.items():
+        own = {mutant: outcome for mutant, outcome in outcomes.items() if mutant.file.split("/")[0] == folder}
+        nothing = [mutant for mutant in own if _is_equivalent(mutant, reasons) and not own[mutant].killed]
+        numbers = [len(own), len(nothing), sum(outcome.killed for outcome in own.values())]
+        total = [one + other for one, other in zip(total, numbers, strict=True)]
+        rows.append(_row(folder, size, *numbers))
+    return "\n".join([*rows, _row("all", sum(population.values()), *total)]) + "\n"
+
+
+def _row(name: str, size: int, tried: int, nothing: int, killed: int) -> str:
+    return f"| {name} | {size:,} | {tried} | {nothing} | {killed} | {_share(killed, tried - nothing)} |"
+
+
+def _is_equivalent(mutant: Mutant, reasons: dict[str, str]) -> bool:
+    return _text_key(mutant.file, *lines_of(mutant)) in reasons
+
+
+def _share(killed: int, count: int) -> str:
+    if not count:
+        return "–"
+    within = binomtest(killed, count).proportion_ci(method="wilson")
+    return f"{killed / count:.0%} [{within.low:.0%}, {within.high:.0%}]"
+
+
+def attempt_all(chosen: Sequence[Mutant], reach: Reach, jobs: int, budget: float) -> dict[Mutant, Outcome]:
+    """Every mutant's outcome, from before or found now, several at once."""
+    results = Results()
+    tests = {mutant: reach.of(mutant) for mutant in chosen}
+    before = {mutant: results.known(mutant, tests[mutant], reach) for mutant in chosen}
+    outcomes = {mutant: outcome for mutant, outcome in before.items() if outcome is not None}
+    waiting = [mutant for mutant in chosen if mutant not in outcomes]
+    print(f"{len(outcomes)} of {len(chosen)} mutants are known; {len(waiting)} to try.", flush=True)
+    if not waiting:
+        return outcomes
+    preload()
+    started = time.monotonic()
+    workers: dict[int, tuple[int, int]] = {}
+    shares = [waiting[number::jobs] for number in range(jobs)]
+    for number, share in enumerate(shares):
+        reading, writing = os.pipe()
+        process = os.fork()
+        if process == 0:
+            os.close(reading)
+            place = Workplace(number, budget)
+            with os.fdopen(writing, "w") as out:
+                for index, mutant in enumerate(share):
+                    out.write(json.dumps([index, vars_of(place.attempt(mutant, tests[mutant]))]) + "\n")
+                    out.flush()
+            os._exit(0)
+        os.close(writing)
+        workers[number] = (process, reading)
+    for number, index, outcome in _answers(workers):
+        mutant = shares[number][index]
+        outcomes[mutant] = outcome
+        results.add(mutant, outcome, tests[mutant], reach)
+        done = len(outcomes) - (len(chosen) - len(waiting))
+        left = (time.monotonic() - started) / done * (len(waiting) - done) / 60
+        said = "noticed" if outcome.killed else "SURVIVED"
+        place = f"{mutant.file}:{mutant.line} {mutant.what}"
+        print(f"{done}/{len(waiting)} {said} {place}; {left:.0f} min left", flush=True)
+    return outcomes
+
+
+def vars_of(outcome: Outcome) -> dict[str, Any]:
+    return {"killed": outcome.killed, "by": outcome.by, "tests": outcome.tests, "seconds": round(outcome.seconds, 1)}
+
+
+def _answers(workers: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, Outcome]]:
+    """What the workers say, as they say it."""
+    import selectors
+
+    with selectors.DefaultSelector() as selector:
+        streams = {number: os.fdopen(reading) for number, (_, reading) in workers.items()}
+        for number, stream in streams.items():
+            selector.register(stream, selectors.EVENT_READ, number)
+        while selector.get_map():
+            for key, _ in selector.select():
+                line = streams[key.data].readline()
+                if not line:
+                    selector.unregister(streams[key.data])
+                    continue
+                index, values = json.loads(line)
+                yield key.data, index, Outcome(**values)
+    for process, _ in workers.values():
+        os.waitpid(process, 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folders", nargs="+", default=list(FOLDERS), choices=FOLDERS)
+    parser.add_argument("--count", type=int, default=300, help="mutants in all, the same number from each folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", nargs="+", help="all mutants of these lines instead: engine/loop.py:117")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutant that survives")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.relative_to(ROOT)}")
+    asked = parser.parse_args()
+    os.chdir(ROOT)
+    WORK.mkdir(exist_ok=True)
+    reach = up_to_date_reach()
+    chosen, population = (at_lines(asked.lines), {}) if asked.lines else drawn(asked.folders, asked.count, asked.seed)
+    outcomes = attempt_all(chosen, reach, asked.jobs, asked.budget)
+    reasons = equivalents()
+    survivors = [mutant for mutant in sorted(outcomes) if not outcomes[mutant].killed]
+    print("\nNobody noticed:")
+    for mutant in survivors:
+        before, after = lines_of(mutant)
+        known = "  (changes nothing)" if _is_equivalent(mutant, reasons) else ""
+        place = f"src/tunesmith/{mutant.file}:{mutant.line}"
+        print(f"{place}: {mutant.what}; {outcomes[mutant].tests} tests reach it{known}")
+        print(f"    - {before}\n    + {after}")
+    if not asked.lines:
+        shown = table(outcomes, population, reasons)
+        print("\n" + shown)
+        if asked.write:
+            about = f"{time.strftime('%Y-%m-%d')}, seed {asked.seed}, at most {asked.budget:.0f} s of tests a bug."
+            TABLE.write_text(f"{about}\n\n{shown}", encoding="utf-8")
+    else:
+        print(f"\n{len(outcomes) - len(survivors)} of {len(outcomes)} noticed.")
+
+
+if __name__ == "__main__":
+    if not os.environ.get("OMP_NUM_THREADS"):  # forked processes may have no threads behind them
+        done = subprocess.run([sys.executable, *sys.argv], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        sys.exit(done.returncode)
+    main()

@@ -1,0 +1,79 @@
+"""Steps, workloads and plans with figures of one's own, so that what is made of them can be worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.engine.workload import Workload
+from tunesmith.models.fake_mode import Shape
+from tunesmith.planner.device import Device
+from tunesmith.planner.plan import Memory, Plan
+from tunesmith.planner.step import Step, rows_like
+from tunesmith.planner.trace import Operation
+from tunesmith.recipe import Recipe
+
+GPU = Device("a-gpu", "cuda", 20_000_000, {"bf16": 1e12, "fp32": 2e11}, 4e9, 700_000, 2.5, "made up")
+CPU_ELSEWHERE = Device("a-cpu", "cpu", 20_000_000, {"fp32": 2e11}, 4e9, 700_000)
+CPU_HERE = Device("this CPU", "cpu", 20_000_000, {}, 0.0, 700_000)
+
+
+def shape(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+    strides = []
+    stride = 1
+    for size in reversed(sizes):
+        strides.insert(0, stride)
+        stride *= size
+    return Shape(sizes, tuple(strides), dtype)
+
+
+def product(rows: int, inner: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Operation:
+    given = shape(rows, inner, dtype=dtype), shape(inner, columns, dtype=dtype)
+    return Operation("aten.mm.default", given, (), (shape(rows, columns, dtype=dtype),))
+
+
+def addition(numbers: int, dtype: torch.dtype = torch.bfloat16) -> Operation:
+    given = shape(numbers, dtype=dtype)
+    return Operation("aten.add.Tensor", (given, given), (), (given,))
+
+
+def a_step(**changed: Any) -> Step:
+    """One whose every figure is different."""
+    figures: dict[str, Any] = {
+        "parts": {"weights": 5_000, "adapters": 70, "activations": 900, "workspace": 33, "loss": 41},
+        "slack": 17,
+        "evaluating": {"weights": 5_000, "adapters": 70, "workspace": 61, "loss": 29},
+        "learning": {product(64, 32, 16): 6.0, addition(1000): 4.0},
+        "updating": {addition(500, torch.float32): 3.0},
+        "judging": {product(64, 32, 16): 2.0, product(64, 32, 48): 1.0},
+        "parameters": 2_500,
+        "trained": 35,
+        "blocks": 6,
+        "packed": True,
+        "largest": 1_200,
+        "turned": False,
+    }
+    return Step(**{**figures, **changed})
+
+
+def a_recipe(base: dict[str, Any] | str | Path = "embedded", **parts: Any) -> Recipe:
+    given = {"path": str(base)} if isinstance(base, str | Path) else base
+    return Recipe.model_validate({"base": given, "data": {"train": "rows.jsonl"}, **parts})
+
+
+def a_workload(recipe: Recipe | None = None, lengths: tuple[int, ...] = (100, 60, 90, 200, 50)) -> Workload:
+    recipe = recipe or a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False})
+    return Workload.of(recipe, rows_like(recipe, list(lengths)))
+
+
+def a_plan(
+    step: Step | None = None,
+    device: Device = GPU,
+    workload: Workload | None = None,
+    available: int = 9_000,
+    recomputed: int = 0,
+    memory: Memory | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Plan:
+    found = memory or Memory({"program": 700, "weights": 5_000, "gradients": 1_300}, {"training": 7_000})
+    return Plan(found, step or a_step(), device, recomputed, workload or a_workload(), available, dtype)

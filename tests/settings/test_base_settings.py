@@ -1,0 +1,477 @@
+"""Every field of a recipe's `base` section does what its documentation says: which files are read, and what of them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers.dynamic_module_utils
+from bytewise import CHATML, byte_tokenizer
+from effects import shows
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tunesmith.ending import Ending
+from tunesmith.engine.precision import dtype_of
+from tunesmith.engine.trainable import trainable_model
+from tunesmith.errors import UserError
+from tunesmith.models.imagined import imagining
+from tunesmith.models.load import (
+    config_of,
+    embedded_base,
+    ending_of,
+    fingerprint,
+    imagined_model,
+    load_model,
+    load_tokenizer,
+    locate,
+    refuse_other_kinds,
+    skeleton,
+    stored_weight,
+)
+from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.ops.quantised import FP4_CODE, NF4_CODE
+from tunesmith.recipe import Base, Recipe
+
+CPU = torch.device("cpu")
+NAMES = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+
+
+def small_llama(folder: Path, hidden: int, template: str = CHATML, dtype: torch.dtype = torch.float32) -> Path:
+    """A Llama of one block and a tokeniser of bytes in a directory."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(hidden)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def recipe_for(base: Any, **more: Any) -> Recipe:
+    return Recipe.load({"base": base, "data": {"train": "rows.jsonl"}, "train": {"steps": 1}, **more})
+
+
+# path
+
+
+@shows("base.path")
+def test_path_is_a_directory_whose_weights_and_tokeniser_are_read(tiny_model: Path) -> None:
+    model = load_model(Base(path=str(tiny_model)), torch.float32)
+    weights = stored(tiny_model)
+    found = {name: value for name, value in model.state_dict().items() if name in weights}
+    assert set(found) == set(weights)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert not model.training
+    assert load_tokenizer(Base(path=str(tiny_model))).get_vocab() == byte_tokenizer().get_vocab()
+
+
+@shows("base.path")
+def test_path_is_the_embedded_base_unasked_and_a_string_is_short_for_it(tiny_model: Path) -> None:
+    assert locate(Base()) == locate(Base(path="embedded")) == str(embedded_base())
+    assert (embedded_base() / "model.safetensors").exists()
+    assert recipe_for(str(tiny_model)).base == recipe_for({"path": str(tiny_model)}).base
+    assert recipe_for(str(tiny_model)).base.path == str(tiny_model)
+
+
+@shows("base.path")
+def test_path_is_a_run_whose_model_is_read_and_an_adapter_s_run_is_to_be_merged_first(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("data: {train: rows.jsonl}\n")
+    with pytest.raises(UserError, match=r"is a run that has not finished. tunesmith train --resume"):
+        locate(Base(path=str(run)))
+    (run / "adapter").mkdir()
+    with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith merge"):
+        locate(Base(path=str(run)))
+    small_llama(run / "model", 8)
+    assert locate(Base(path=str(run))) == str(run / "model")
+    assert config_of(Base(path=str(run))).hidden_size == 8
+
+
+@shows("base.path")
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("./nothing", "does not exist. Give a model's directory, a hub name, or embedded"),
+        ("/nothing/here", "does not exist"),
+        ("~/nothing", "does not exist"),
+        ("a/b/c", "does not exist"),
+        (".", "holds no config.json, so it is not a model's directory"),
+    ],
+)
+def test_a_path_without_a_model_is_refused(
+    path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        locate(Base(path=path))
+    assert locate(Base(path="owner/name")) == "owner/name", "what may be a hub name is left as it is"
+    assert locate(Base(path="name")) == "name"
+
+
+@shows("base.path", "base.adapter", "base.chat_template")
+def test_relative_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside = tmp_path / "beside"
+    for name in ("model", "adapter"):
+        (beside / name).mkdir(parents=True)
+    (beside / "own.jinja").write_text("x")
+    base = {"path": "model", "adapter": "adapter", "chat_template": "own.jinja"}
+    found = Recipe.from_values({"base": base, "data": {"train": "rows.jsonl"}}, "recipe", beside).base
+    assert (found.path, found.adapter, found.chat_template) == (
+        str(beside / "model"),
+        beside / "adapter",
+        beside / "own.jinja",
+    )
+    (tmp_path / "embedded").mkdir()
+    assert recipe_for("embedded").base.path == "embedded", "never a directory of that name"
+    assert recipe_for("./embedded").base.path == str(tmp_path / "embedded")
+
+
+# revision
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub's repository owner/name as it lies in the cache once it has been fetched: branches main and v2."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    for branch, commit, hidden in (("main", "a" * 40, 8), ("v2", "b" * 40, 16)):
+        (repository / "refs" / branch).write_text(commit)
+        small_llama(repository / "snapshots" / commit, hidden, f"{branch}{CHATML}")
+    return repository / "snapshots"
+
+
+@shows("base.revision")
+@pytest.mark.parametrize(
+    ("revision", "branch", "commit", "hidden"),
+    [(None, "main", "a", 8), ("main", "main", "a", 8), ("v2", "v2", "b", 16), ("b" * 40, "v2", "b", 16)],
+)
+def test_revision_is_the_branch_or_commit_that_everything_is_read_of(
+    revision: str | None, branch: str, commit: str, hidden: int, hub: Path
+) -> None:
+    Ending("tags", ("A", "B")).write(hub / ("b" * 40))
+    base = Base(path="owner/name", revision=revision)
+    assert load_tokenizer(base).chat_template == f"{branch}{CHATML}"
+    assert config_of(base).hidden_size == skeleton(base).config.hidden_size == hidden
+    with imagining():
+        assert imagined_model(base, torch.float32).config.hidden_size == hidden
+    model = load_model(base, torch.float32)
+    weights = stored(hub / (commit * 40))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(model.get_parameter(name), weights[name])
+    assert torch.equal(stored_weight(model, name), weights[name])
+    assert fingerprint(base) == {"commit": commit * 40}
+    assert ending_of(base) == (Ending("tags", ("A", "B")) if branch == "v2" else Ending())
+
+
+@shows("base.revision")
+def test_a_weight_in_several_files_is_read_of_the_revision_too(hub: Path) -> None:
+    folder = hub / ("b" * 40)
+    weights = stored(folder)
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-{place % 2}.safetensors" for place, name in enumerate(sorted(weights))}
+    for file in sorted(set(files.values())):
+        part = {name: weights[name].contiguous() for name in weights if files[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = load_model(Base(path="owner/name", revision="v2"), torch.float32)
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"):
+        assert torch.equal(stored_weight(model, name), weights[name])
+
+
+@shows("base.revision")
+def test_a_revision_that_is_not_there_is_one_line(hub: Path) -> None:
+    for read in (load_tokenizer, config_of, lambda base: load_model(base, torch.float32)):
+        with pytest.raises(UserError, match=r"base: owner/name: its (tokeniser|config|model) could not be loaded"):
+            read(Base(path="owner/name", revision="v3"))
+
+
+# weights
+
+
+def nearest(weight: Tensor, code: tuple[float, ...]) -> Tensor:
+    """Each block of 64 divided by its largest magnitude, and each number at the nearest of the code's points."""
+    blocks = weight.double().reshape(-1, 64)
+    scales = blocks.abs().amax(1, keepdim=True)
+    points = torch.tensor(code, dtype=torch.float64)
+    places = ((blocks / scales)[..., None] - points).abs().argmin(-1)
+    return (points[places] * scales).reshape(weight.shape)
+
+
+def in_eight_bits(weight: Tensor) -> Tensor:
+    """Each row divided by its largest magnitude and rounded to n / 127."""
+    scales = weight.double().abs().amax(1, keepdim=True)
+    return torch.round(weight.double() / scales * 127) / 127 * scales
+
+
+@shows("base.weights")
+@pytest.mark.parametrize("weights", ["int8", "nf4", "fp4"])
+def test_quantised_weights_are_the_stored_ones_at_the_points_of_their_code(weights: Any, tiny_model: Path) -> None:
+    model = load_model(Base(path=str(tiny_model), weights=weights, double_quantisation=False), torch.float32)
+    whole = stored(tiny_model)
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, QuantisedLinear)}
+    assert set(layers) == {
+        f"model.layers.{place}.{part}.{name}" for place in (0, 1) for part, names in NAMES.items() for name in names
+    }
+    for name, layer in layers.items():
+        weight = whole[f"{name}.weight"]
+        wanted = (
+            in_eight_bits(weight) if weights == "int8" else nearest(weight, NF4_CODE if weights == "nf4" else FP4_CODE)
+        )
+        torch.testing.assert_close(layer.weight.double(), wanted, rtol=1e-5, atol=1e-7)
+        assert (layer.weight - weight).abs().max() > 0
+    for name, value in model.named_parameters():
+        assert torch.equal(value, whole[name]), f"{name} lies in no block's linear layer"
+    with imagining():
+        without_numbers = imagined_model(Base(path=str(tiny_model), weights=weights), torch.float32)
+    kept = {name for name, each in without_numbers.named_modules() if isinstance(each, QuantisedLinear)}
+    assert kept == set(layers)
+    assert {each.quantised.format for each in layers.values()} == {weights}
+
+
+@shows("base.weights")
+@pytest.mark.parametrize(
+    ("weights", "precision", "wanted"),
+    [
+        ("fp32", "auto", torch.float32),
+        ("bf16", "auto", torch.bfloat16),
+        ("bf16", "bf16", torch.bfloat16),
+        ("auto", "bf16", torch.bfloat16),
+        ("auto", "fp32", torch.float32),
+        ("nf4", "bf16", torch.bfloat16),
+    ],
+)
+def test_whole_weights_are_held_in_the_precision_that_either_section_names(
+    weights: str, precision: str, wanted: torch.dtype, tiny_model: Path
+) -> None:
+    train = {"steps": 1, "precision": precision}
+    recipe = recipe_for({"path": str(tiny_model), "weights": weights}, train=train)
+    assert dtype_of(recipe.precision, CPU) == wanted
+    model = load_model(recipe.base, dtype_of(recipe.precision, CPU))
+    assert {each.dtype for each in model.parameters()} == {wanted}
+    name = "model.embed_tokens.weight"
+    assert torch.equal(model.get_parameter(name), stored(tiny_model)[name].to(wanted))
+
+
+@shows("base.weights")
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"base": {"weights": "fp32"}, "train": {"precision": "bf16"}}, "would have every layer cast its weights"),
+        ({"base": {"weights": "bf16"}, "train": {"precision": "fp32"}}, "would have every layer cast its weights"),
+        ({"base": {"weights": "nf4"}, "method": "full"}, "method full moves the base's own matrices"),
+        ({"base": {"weights": "int8", "from_scratch": True}}, "base.from_scratch makes random weights"),
+        ({"base": {"weights": "fp8"}}, "base.weights: input should be 'auto', 'fp32', 'bf16', 'int8', 'nf4' or 'fp4'"),
+    ],
+)
+def test_weights_that_go_with_nothing_else_asked_for_are_refused(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        Recipe.load({"data": {"train": "rows.jsonl"}, **values})
+    assert told in str(error.value)
+    for weights in ("auto", "fp32", "bf16"):
+        recipe = recipe_for({"weights": weights, "from_scratch": True}, method="full")
+        assert not recipe.base.quantised
+
+
+@shows("base.double_quantisation")
+@pytest.mark.parametrize("weights", ["nf4", "fp4"])
+def test_double_quantisation_holds_the_scales_in_eight_bits_too(weights: Any, tiny_model: Path) -> None:
+    name = "model.layers.1.mlp.gate_proj"
+    whole = stored(tiny_model)[f"{name}.weight"]  # (64, 32): 32 blocks
+    exact = whole.reshape(-1, 64).abs().amax(1)
+    for double in (False, True):
+        base = Base(path=str(tiny_model), weights=weights, double_quantisation=double)
+        layer = load_model(base, torch.float32).get_submodule(name)
+        assert isinstance(layer, QuantisedLinear)
+        assert layer.quantised.bytes == 2048 // 2 + (32 + 4 + 4 if double else 32 * 4)
+        scales = layer.weight.reshape(-1, 64).abs().amax(1)
+        if double:  # its code has 256 points, the coarsest of them 1 / 64 of the widest apart
+            assert 0 < (scales - exact).abs().max() <= (exact - exact.mean()).abs().max() / 64
+        else:
+            torch.testing.assert_close(scales, exact, rtol=1e-6, atol=0)
+        with imagining():
+            without_numbers = imagined_model(base, torch.float32).get_submodule(name)
+        assert without_numbers.quantised.bytes == layer.quantised.bytes
+    assert Base().double_quantisation, "its default"
+
+
+# from_scratch
+
+
+@shows("base.from_scratch")
+@pytest.mark.parametrize("seed", [0, 7])
+def test_from_scratch_draws_new_weights_from_the_seed_and_reads_no_file(
+    seed: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    base = Base(path=str(tmp_path / "model"), from_scratch=True)
+    model = load_model(base, torch.bfloat16, seed)
+    torch.manual_seed(seed)
+    wanted = AutoModelForCausalLM.from_config(config_of(base)).to(torch.bfloat16).state_dict()
+    found = model.state_dict()
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not model.training
+    with pytest.raises(UserError, match="its model could not be loaded"):
+        load_model(base.model_copy(update={"from_scratch": False}), torch.bfloat16)
+    read = load_model(Base(path=str(tiny_model)), torch.float32, seed).state_dict()
+    assert torch.equal(read["lm_head.weight"], stored(tiny_model)["lm_head.weight"])
+
+
+# adapter
+
+
+@shows("base.adapter")
+def test_adapter_is_what_the_method_goes_on_from(tiny_model: Path, tmp_path: Path) -> None:
+    lora = {"kind": "lora", "rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    before = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    before.save_pretrained(tmp_path / "adapter")
+    wanted = {name: each for name, each in before.named_parameters() if each.requires_grad}
+    base = {"path": str(tiny_model), "adapter": str(tmp_path / "adapter")}
+    model = trainable_model(recipe_for(base, method=lora), torch.float32, CPU)
+    found = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    assert set(found) == set(wanted)
+    assert len(found) == 8
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    anew = trainable_model(recipe_for(str(tiny_model), method=lora), torch.float32, CPU)
+    assert all(not each.any() for name, each in anew.named_parameters() if "lora_B" in name)
+    with pytest.raises(UserError, match=r"base.adapter: .* was not made by this method on this base"):
+        trainable_model(recipe_for(base, method={**lora, "rank": 5}), torch.float32, CPU)
+
+
+@shows("base.adapter")
+def test_an_adapter_s_bytes_are_of_what_tells_one_base_from_another(tiny_model: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    with_adapter = fingerprint(Base(path=str(tiny_model), adapter=tmp_path))
+    plain = fingerprint(Base(path=str(tiny_model)))
+    assert with_adapter == {**plain, "adapter": hashlib.sha256(b"weights").hexdigest()}
+    weights = (tiny_model / "model.safetensors").read_bytes()
+    assert plain["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert json.loads(plain["config"]) == json.loads((tiny_model / "config.json").read_text())
+
+
+# chat_template
+
+
+@shows("base.chat_template")
+def test_chat_template_replaces_the_base_s_own(tiny_model: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "größer?"}]
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}«{{ m.role }}» {{ m.content }}{% endfor %}", encoding="utf-8")
+    own = load_tokenizer(recipe_for({"path": str(tiny_model), "chat_template": str(file)}).base)
+    assert own.apply_chat_template(chat, tokenize=False) == "«user» größer?"
+    plain = load_tokenizer(recipe_for(str(tiny_model)).base)
+    assert plain.apply_chat_template(chat, tokenize=False) == "<|im_start|>user\ngrößer?<|im_end|>"
+    with pytest.raises(UserError, match=r"base.chat_template: .*missing.jinja cannot be read: No such file"):
+        load_tokenizer(Base(path=str(tiny_model), chat_template=tmp_path / "missing.jinja"))
+
+
+# trust_remote_code
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama_of_a_test"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def with_code(folder: Path) -> Path:
+    """A model in a directory, or on the hub, whose classes lie beside it."""
+    small_llama(folder, 8)
+    (folder / "own_code.py").write_text(CODE)
+    for file, changes in (
+        (
+            "config.json",
+            {
+                "model_type": "own_llama_of_a_test",
+                "architectures": ["OwnForCausalLM"],
+                "auto_map": {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnForCausalLM"},
+            },
+        ),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own_code.OwnTokenizer"]}},
+        ),
+    ):
+        values = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**values, **changes}))
+    return folder
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers copies code that ships with models here before it runs it."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+
+
+READS: dict[str, Callable[[Base], Any]] = {
+    "the config": config_of,
+    "the model": lambda base: load_model(base, torch.float32),
+    "new weights": lambda base: load_model(base.model_copy(update={"from_scratch": True}), torch.float32),
+    "its shape": skeleton,
+    "the tokeniser": load_tokenizer,
+}
+
+
+@shows("base.trust_remote_code")
+@pytest.mark.parametrize("name", READS)
+def test_code_that_ships_with_a_model_is_run_only_where_it_is_trusted(name: str, tmp_path: Path, modules: None) -> None:
+    folder = with_code(tmp_path / "model")
+    found = READS[name](Base(path=str(folder), trust_remote_code=True))
+    kind = {"the config": "OwnConfig", "the tokeniser": "OwnTokenizer"}.get(name, "OwnForCausalLM")
+    assert kind in {each.__name__ for each in type(found).__mro__}
+    with pytest.raises(UserError, match=r"could not be loaded: .*(custom code|does not recognize)"):
+        READS[name](Base(path=str(folder)))
+
+
+@shows("base.trust_remote_code")
+def test_a_trusted_decoder_is_a_decoder_to_every_part(tmp_path: Path, modules: None) -> None:
+    folder = with_code(tmp_path / "model")
+    recipe = recipe_for({"path": str(folder), "trust_remote_code": True})
+    refuse_other_kinds(recipe.base, recipe.objective)
+    with imagining():
+        imagined = imagined_model(recipe.base, torch.float32)
+    assert type(imagined).__name__ == "OwnForCausalLM"
+    with pytest.raises(UserError, match="could not be loaded"), imagining():
+        imagined_model(Base(path=str(folder)), torch.float32)
+
+
+@shows("base.trust_remote_code")
+def test_a_trusted_model_on_the_hub_is_told_by_its_commit(hub: Path, modules: None) -> None:
+    with_code(hub / ("a" * 40))
+    assert fingerprint(Base(path="owner/name", trust_remote_code=True)) == {"commit": "a" * 40}

@@ -1,0 +1,417 @@
+"""Every setting of every objective does what its documentation says, by formulas worked from the model's own logits."""
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bytewise import byte_tokenizer
+from effects import shows
+from small_models import ROWS, batch_of, logits_alone, objective_of, small_model, states_alone
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from tunesmith.data.example import Example, Source
+from tunesmith.data.pack import Batch
+from tunesmith.data.prepare import prepare
+from tunesmith.data.render import Renderer
+from tunesmith.ending import Ending
+from tunesmith.engine.trainable import learning_rates
+from tunesmith.errors import UserError
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.recipe import Base, Recipe
+
+NAMES = ["calm", "bold", "dry"]
+HEADS = ("classification", "multi_label", "regression", "token_classification")
+
+
+def rendered(objective: Any, **example: Any) -> list[Any]:
+    found: list[Any] = objective.render(Renderer(byte_tokenizer()), Example(Source("rows", 3), **example))
+    return found
+
+
+# Written text
+
+
+def answers_alone(model: Any) -> tuple[Tensor, Tensor, Batch]:
+    """Each learnt position's logits (learnt, vocabulary) and token (learnt,); and the batch."""
+    if model.config.is_encoder_decoder:
+        pairs = [(torch.tensor(ids[:2]), torch.tensor(ids[2:])) for ids in ROWS]
+        logits = [model(input_ids=read[None], labels=written[None]).logits[0] for read, written in pairs]
+        batch = batch_of(learnt=[range(2, len(ids)) for ids in ROWS])
+        return torch.cat(logits), torch.cat([written for _, written in pairs]), batch
+    learnt = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
+    logits = [each[[place - 1 for place in places]] for each, places in zip(logits_alone(model), learnt, strict=True)]
+    labels = [ids[place] for ids, places in zip(ROWS, learnt, strict=True) for place in places]
+    return torch.cat(logits), torch.tensor(labels), batch_of(learnt=learnt)
+
+
+@shows(
+    *(
+        f"objective.{kind}.{name}"
+        for kind in ("instruction", "text", "seq2seq")
+        for name in ("label_smoothing", "z_loss")
+    )
+)
+@pytest.mark.parametrize(("smoothing", "z"), [(0.3, 0.0), (0.0, 0.07), (0.2, 0.05), (0.0, 0.0)])
+@pytest.mark.parametrize(("kind", "family"), [("instruction", "llama"), ("text", "gpt2"), ("seq2seq", "bart")])
+def test_smoothing_and_z_loss_are_learnt_by_their_formula_and_not_judged(
+    kind: str, family: str, smoothing: float, z: float
+) -> None:
+    model = small_model(family)
+    logits, labels, batch = answers_alone(model)
+    surprise = -torch.log_softmax(logits, -1)
+    own = surprise.gather(1, labels[:, None])[:, 0]
+    expected = (1 - smoothing) * own + smoothing * surprise.mean(1) + z * torch.logsumexp(logits, -1) ** 2
+    objective = objective_of(kind, label_smoothing=smoothing, z_loss=z)
+    torch.testing.assert_close(objective.loss(model, batch), expected.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.losses(model, batch), own, rtol=1e-6, atol=1e-6)
+
+
+CHAT = tuple(
+    {"role": role, "content": said}
+    for role, said in (
+        ("user", "What is 2 + 2?"),
+        ("assistant", "Four."),
+        ("user", "And 3 + 3?"),
+        ("assistant", "Six."),
+    )
+)
+
+
+@shows("objective.instruction.learn", "objective.distillation.learn")
+@pytest.mark.parametrize(
+    ("learn", "wanted"),
+    [
+        ({}, ["Four.<|im_end|>", "Six.<|im_end|>"]),
+        ({"learn": "assistant"}, ["Four.<|im_end|>", "Six.<|im_end|>"]),
+        ({"learn": "last"}, ["Six.<|im_end|>"]),
+        (
+            {"learn": "all"},
+            [
+                "<|im_start|>user\nWhat is 2 + 2?<|im_end|><|im_start|>assistant\nFour.<|im_end|>"
+                "<|im_start|>user\nAnd 3 + 3?<|im_end|><|im_start|>assistant\nSix.<|im_end|>"
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["instruction", "distillation"])
+def test_the_named_turns_are_learnt_and_no_others(kind: str, learn: dict[str, str], wanted: list[str]) -> None:
+    objective = objective_of(kind, **learn, **({"teacher": "nowhere"} if kind == "distillation" else {}))
+    (found,) = rendered(objective, messages=CHAT)
+    assert [found.text[start:end] for start, end in found.learnt] == wanted
+
+
+@shows("objective.text.concatenate")
+def test_documents_are_laid_end_to_end_where_that_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    texts = ["one two", "three", "a longer text than those", "four"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    found = {}
+    for joined in (False, True):
+        recipe = Recipe.load(
+            {
+                "base": str(tiny_model),
+                "data": {"train": str(file), "held_out": 0.0, "max_length": 16, "cache": False},
+                "objective": {"kind": "text", "concatenate": joined},
+            }
+        )
+        tokenizer = load_tokenizer(recipe.base)
+        found[joined] = [tokenizer.decode(ids) for ids, _ in prepare(recipe, tokenizer).train]
+    end = "<|endoftext|>"
+    whole = [character for text in texts for character in [*text, end]]
+    assert found[True] == ["".join(whole[start : start + 16]) for start in range(0, len(whole) - 1, 15)]
+    assert found[False] == ["one two" + end, "three" + end, "a longer text th", "han those" + end, "four" + end]
+
+
+# A head over classes, labels, values or tags
+
+
+def of_texts(kind: str) -> tuple[Any, Tensor]:
+    """A Bert with a head of three outputs, of one for values; and its own scores of each row (rows, outputs)."""
+    problem = {"multi_label": "multi_label_classification", "regression": "regression"}.get(
+        kind, "single_label_classification"
+    )
+    labels = ("value",) if kind == "regression" else tuple(NAMES)
+    model = small_model("bert", Ending("classes", labels, problem))  # type: ignore[arg-type]
+    return model, torch.stack(logits_alone(model))
+
+
+@shows("objective.classification.class_weights", "objective.classification.label_smoothing")
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weights", [None, {"bold": 3.0}, {"calm": 0.5, "dry": 2.5}])
+def test_a_classs_loss_is_weighed_and_smoothed_by_the_formula(
+    weights: dict[str, float] | None, smoothing: float
+) -> None:
+    model, logits = of_texts("classification")
+    objective = objective_of("classification", labels=NAMES, class_weights=weights, label_smoothing=smoothing)
+    classes = torch.tensor([1, 2, 0, 1])
+    batch = batch_of(told=[[float(each)] for each in classes])
+    surprise = -torch.log_softmax(logits, -1)  # (rows, classes)
+    weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
+    own = surprise.gather(1, classes[:, None])[:, 0]
+    expected = (1 - smoothing) * weight[classes] * own + smoothing * (weight * surprise).mean(1)
+    torch.testing.assert_close(objective.loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-5, atol=1e-5)
+
+
+@shows("objective.multi_label.class_weights")
+@pytest.mark.parametrize("weights", [None, {"bold": 3.0}, {"calm": 0.5, "dry": 2.5}])
+def test_a_label_that_holds_is_weighed_by_the_formula(weights: dict[str, float] | None) -> None:
+    model, z = of_texts("multi_label")
+    objective = objective_of("multi_label", labels=NAMES, class_weights=weights)
+    told = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+    y = torch.tensor(told, dtype=torch.float64)
+    weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
+    holds, holds_not = -torch.log(torch.sigmoid(z)), -torch.log(1 - torch.sigmoid(z))
+    batch = batch_of(told=told)
+    expected = (weight * y * holds + (1 - y) * holds_not).mean(1).sum()
+    torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+    plain = (y * holds + (1 - y) * holds_not).mean(1)
+    torch.testing.assert_close(objective.losses(model, batch).double(), plain, rtol=1e-5, atol=1e-5)
+
+
+def examples_of(labels: list[Any]) -> list[Example]:
+    return [Example(Source("rows", place + 1), text="w", label=each) for place, each in enumerate(labels)]
+
+
+@shows("objective.classification.class_weights", "objective.multi_label.class_weights")
+def test_balanced_weights_are_those_of_the_formulas() -> None:
+    rows = examples_of(["b"] * 6 + ["a"] * 3 + ["c"])
+    found = objective_of("classification", class_weights="balanced").settled(lambda: rows)
+    assert found.labels == ["a", "b", "c"]
+    assert found.class_weights == pytest.approx({"a": 10 / (3 * 3), "b": 10 / (3 * 6), "c": 10 / (3 * 1)})
+    named = objective_of("classification", class_weights="balanced", labels=["c", "b", "a", "d"]).settled(lambda: rows)
+    assert named.labels == ["c", "b", "a", "d"]
+    assert named.class_weights == pytest.approx({"a": 10 / 9, "b": 10 / 18, "c": 10 / 3})
+    many = examples_of([("x", "y")] * 2 + [("x",)] * 5 + [("x", "z")])
+    weighed = objective_of("multi_label", class_weights="balanced").settled(lambda: many)
+    assert weighed.labels == ["x", "y", "z"]
+    assert weighed.class_weights == pytest.approx({"x": 1 / 8, "y": 6 / 2, "z": 7 / 1})
+
+
+@shows(
+    "objective.classification.labels",
+    "objective.multi_label.labels",
+    "objective.token_classification.labels",
+    "objective.few_examples.labels",
+)
+@pytest.mark.parametrize("kind", ["classification", "multi_label", "token_classification", "few_examples"])
+def test_labels_stand_in_the_order_that_they_are_named_in_else_sorted(kind: str) -> None:
+    def example(name: str) -> dict[str, Any]:
+        if kind == "token_classification":
+            return {"text": "ab", "spans": ((0, 1, name), (1, 2, "bold"))}
+        return {"text": "ab", "label": (name, "bold") if kind == "multi_label" else name}
+
+    rows = [Example(Source("rows", n), **example(name)) for n, name in enumerate(["dry", "calm", "bold"] * 2)]
+    of_rows = objective_of(kind).settled(lambda: rows)
+    named = objective_of(kind, labels=NAMES).settled(lambda: rows)
+    assert of_rows.ending.labels == ("bold", "calm", "dry")
+    assert named.ending.labels == ("calm", "bold", "dry")
+    targets = [rendered(each, **example("calm"))[0].targets for each in (of_rows, named)]
+    wanted: Any = {
+        "multi_label": [(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)],
+        "token_classification": [(1.0, 0.0), (0.0, 1.0)],
+    }
+    assert targets == wanted.get(kind, [(1,), (0,)])
+    with pytest.raises(UserError, match=r"rows row 3: .*'wet' is none of objective.labels \(calm, bold, dry\)\."):
+        rendered(named, **example("wet"))
+
+
+@shows(*(f"objective.{kind}.head_learning_rate" for kind in HEADS))
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_new_head_learns_at_its_own_rate(kind: str) -> None:
+    values: dict[str, Any] = {"spread": 2.5, "mean": 3.0} if kind == "regression" else {"labels": NAMES}
+    recipe = Recipe.load(
+        {
+            "data": {"train": "rows.jsonl"},
+            "objective": {"kind": kind, "head_learning_rate": 0.007, **values},
+            "train": {"learning_rate": 2e-4},
+        }
+    )
+    model = small_model("bert", recipe.objective.ending)
+    adapted = recipe.method.apply(model, seed=0)
+    peak, factor = learning_rates(recipe, adapted)
+    heads = {name for name, each in adapted.named_parameters() if each.requires_grad and ".classifier." in name}
+    assert len(heads) == 2
+    for name in heads:
+        assert peak * factor(name) == pytest.approx(0.007 * (2.5 if kind == "regression" else 1.0), rel=1e-12)
+    own = objective_of(kind)
+    assert own.head_learning_rate_at(1000) == 0.008
+    assert own.head_learning_rate_at(100) == 0.02
+
+
+@shows("objective.regression.mean", "objective.regression.spread")
+def test_a_head_over_values_starts_at_their_mean_and_learns_in_their_spreads() -> None:
+    model, _ = of_texts("regression")
+    before = model.classifier.weight.detach().clone()
+    objective = objective_of("regression", mean=-4.5, spread=2.5).settled(list)
+    objective.begin(model, Base())
+    torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
+    assert model.classifier.bias.tolist() == [-4.5]
+    told = [-7.0, -2.5, 1.0, -5.0]
+    batch = batch_of(told=[[each] for each in told])
+    values = torch.stack(logits_alone(model))[:, 0]
+    expected = ((values - torch.tensor(told, dtype=torch.float64)) / 2.5) ** 2
+    torch.testing.assert_close(objective.losses(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.outputs(model, batch)[:, 0].double(), values, rtol=1e-5, atol=1e-5)
+
+
+@shows("objective.regression.mean", "objective.regression.spread")
+@pytest.mark.parametrize(
+    ("values", "mean", "spread"),
+    [
+        ({}, 4.0, 2.0),
+        ({"mean": -1.5}, -1.5, 2.0),
+        ({"spread": 0.25}, 4.0, 0.25),
+        ({"mean": 0.0, "spread": 7.0}, 0.0, 7.0),
+    ],
+)
+def test_mean_and_spread_are_the_rows_where_they_are_not_named(
+    values: dict[str, float], mean: float, spread: float
+) -> None:
+    found = objective_of("regression", **values).settled(lambda: examples_of([2.0, 2.0, 4.0, 5.0, 7.0]))
+    assert (found.mean, found.spread) == pytest.approx((mean, np.std([2, 2, 4, 5, 7]) if spread == 2.0 else spread))
+    assert found.output_scale == found.spread
+
+
+# Vectors
+
+PARTS = [[[5, 9, 13], [21, 30]], [[7, 8, 33], [11, 40, 12, 6]], [[22, 6], [35, 3, 9], [50, 51, 17]]]
+"""Anchor, positive and, of the last row, a negative."""
+
+
+def of_pairs() -> Batch:
+    ends = [np.cumsum([len(part) for part in row]) - 1 for row in PARTS]
+    return batch_of([list(chain(*row)) for row in PARTS], [each.tolist() for each in ends], [[] for _ in PARTS])
+
+
+def pooled(model: Any, texts: list[list[int]], how: str) -> Tensor:
+    """(texts, hidden) of length one."""
+    states = states_alone(model, texts)
+    of = {"mean": lambda h: h.mean(0), "first": lambda h: h[0], "last": lambda h: h[-1]}[how]
+    return torch.stack([functional.normalize(of(each), dim=0) for each in states])
+
+
+@shows("objective.embedding.temperature", "objective.embedding.pooling")
+@pytest.mark.parametrize(
+    ("values", "pooling", "tau"),
+    [({}, "mean", 0.05), ({"temperature": 0.4}, "mean", 0.4)]
+    + [({"pooling": how, "temperature": 0.2}, how, 0.2) for how in ("first", "last")],
+)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_contrastive_loss_is_that_of_the_formula(
+    family: str, values: dict[str, Any], pooling: str, tau: float
+) -> None:
+    objective = objective_of("embedding", **values)
+    model = small_model(family, objective.ending)
+    vectors = [pooled(model, row, pooling) for row in PARTS]
+    documents = torch.cat([each[1:] for each in vectors])  # 0, 1, 2 the positives, 3 the negative
+    losses = torch.stack([-torch.log_softmax(documents @ own[0] / tau, 0)[place] for place, own in enumerate(vectors)])
+    batch = of_pairs()
+    torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.outputs(model, batch), torch.cat(vectors), rtol=1e-6, atol=1e-6)
+    assert objective.ending == Ending("vectors", pooling=pooling)  # type: ignore[arg-type]
+
+
+@shows("objective.embedding.query_prefix", "objective.embedding.document_prefix")
+def test_each_side_of_a_pair_gets_its_own_prefix() -> None:
+    objective = objective_of("embedding", query_prefix="query: ", document_prefix="passage: ")
+    (found,) = rendered(objective, text="Where?", others=("There.", "Nowhere."))
+    assert found.parts == ("query: Where?", "passage: There.", "passage: Nowhere.")
+    assert (found.text, found.targets) == ("", ())
+    (plain,) = rendered(objective_of("embedding"), text="Where?", others=("There.",))
+    assert plain.parts == ("Where?", "There.")
+
+
+@shows("objective.few_examples.temperature", "objective.few_examples.pooling")
+@pytest.mark.parametrize(
+    ("values", "pooling", "tau"),
+    [
+        ({}, "mean", 0.1),
+        ({"temperature": 0.7}, "mean", 0.7),
+        ({"pooling": "first", "temperature": 0.3}, "first", 0.3),
+        ({"pooling": "last", "temperature": 0.3}, "last", 0.3),
+    ],
+)
+def test_rows_are_compared_by_classes_as_the_formula_has_it(values: dict[str, Any], pooling: str, tau: float) -> None:
+    objective = objective_of("few_examples", labels=NAMES, **values)
+    model = small_model("bert", objective.ending)
+    rows = [*ROWS, [14, 15], [18, 19, 20, 23]]
+    classes = [0, 1, 0, 1, 0, 2]  # the last is alone of its class
+    vectors = pooled(model, rows, pooling)
+    expected = []
+    for place, own in enumerate(vectors):
+        others = [other for other in range(6) if other != place]
+        scores = torch.log_softmax(vectors[others] @ own / tau, 0)
+        alike = [scores[n] for n, other in enumerate(others) if classes[other] == classes[place]]
+        expected.append(-torch.stack(alike).mean() if alike else torch.zeros((), dtype=torch.float64))
+    batch = batch_of(rows, told=[[float(each)] for each in classes])
+    losses = torch.stack(expected)
+    torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.outputs(model, batch), vectors, rtol=1e-6, atol=1e-6)
+    assert objective.ending == Ending("vectors", tuple(NAMES), pooling=pooling)  # type: ignore[arg-type]
+
+
+# A teacher
+
+
+@pytest.fixture(scope="module")
+def teachers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of the student's vocabulary and other weights."""
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        folders.append(tmp_path_factory.mktemp("teachers") / str(seed))
+        model.save_pretrained(folders[-1])
+        byte_tokenizer().save_pretrained(folders[-1])
+    return folders
+
+
+@shows("objective.distillation.teacher", "objective.distillation.temperature", "objective.distillation.label_share")
+@pytest.mark.parametrize(
+    ("which", "values", "t", "share"),
+    [
+        (0, {}, 1.0, 0.0),
+        (1, {}, 1.0, 0.0),
+        (0, {"temperature": 2.5}, 2.5, 0.0),
+        (1, {"temperature": 0.5, "label_share": 0.3}, 0.5, 0.3),
+        (0, {"label_share": 1.0}, 1.0, 1.0),
+    ],
+)
+def test_a_student_learns_what_its_teacher_says_by_the_formula(
+    which: int, values: dict[str, float], t: float, share: float, teachers: list[Path], tiny_model: Path
+) -> None:
+    model = load_model(Base(path=str(tiny_model)), torch.float32)
+    use_document_attention(model)
+    objective = objective_of("distillation", teacher=str(teachers[which]), **values)
+    objective.begin(model, Base(path=str(tiny_model)))
+    learnt = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
+    teacher = AutoModelForCausalLM.from_pretrained(teachers[which])
+    said, wanted = (
+        torch.cat(
+            [each[[p - 1 for p in places]] for each, places in zip(logits_alone(m), learnt, strict=True)]
+        ).double()
+        for m in (model, teacher)
+    )
+    labels = torch.tensor([ids[place] for ids, places in zip(ROWS, learnt, strict=True) for place in places])
+    own = -torch.log_softmax(said, -1).gather(1, labels[:, None])[:, 0]
+    p, q = torch.softmax(wanted / t, -1), torch.softmax(said / t, -1)
+    expected = (1 - share) * t**2 * (p * (p / q).log()).sum() + share * own.sum()
+    batch = batch_of(learnt=learnt)
+    torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-4, atol=1e-5)
+    assert objective.reads == (str(teachers[which]),)
+    (held,) = objective.reference_models
+    assert not any(each.requires_grad for each in held.parameters())

@@ -1,0 +1,247 @@
+"""What a recipe's `base` and `data` sections take and refuse, and how values come from YAML and from `--set`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tunesmith.errors import UserError
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
+
+
+def refused(values: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        Recipe.load(values)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"train": []}, "recipe: data.train: list should have at least 1 item after validation, not 0"),
+        ({"train": 3}, "recipe: data.train: input should be a valid list (it is 3)"),
+        ({"held_out": 1}, "recipe: data.held_out: must be a share in [0, 1) of the rows, or paths (it is 1)"),
+        ({"held_out": -0.1}, "recipe: data.held_out: must be a share in [0, 1) of the rows, or paths (it is -0.1)"),
+        ({"folds": 1}, "recipe: data.folds: input should be greater than or equal to 2 (it is 1)"),
+        ({"folds": 101}, "recipe: data.folds: input should be less than or equal to 100 (it is 101)"),
+        ({"folds": 3, "fold": 0}, "recipe: data.fold: input should be greater than or equal to 1 (it is 0)"),
+        ({"folds": 3, "fold": 4}, "recipe: data: fold: 4 is none of folds: 3"),
+        ({"fold": 1}, "recipe: data: fold: 1 is none of folds: None"),
+        ({"folds": 3, "held_out": 0.1}, "recipe: data: folds hold every training row out once"),
+        ({"folds": 3, "held_out": "b.csv"}, "recipe: data: folds hold every training row out once"),
+        ({"max_length": 7}, "recipe: data.max_length: input should be greater than or equal to 8 (it is 7)"),
+        ({"over_long": "cut"}, "recipe: data.over_long: input should be 'auto', 'refuse', 'truncate', 'split' or"),
+        ({"max_malformed": 1.1}, "recipe: data.max_malformed: input should be less than or equal to 1 (it is 1.1)"),
+        ({"max_malformed": -1}, "recipe: data.max_malformed: input should be greater than or equal to 0 (it is -1)"),
+        ({"replay_share": 0}, "recipe: data.replay_share: input should be greater than 0 (it is 0)"),
+        ({"replay_share": 1}, "recipe: data.replay_share: input should be less than 1 (it is 1)"),
+    ],
+)  # fmt: skip
+def test_values_of_data_that_mean_nothing_are_refused(data: dict[str, Any], told: str) -> None:
+    assert refused({"data": {"train": "a.csv", **data}}).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "value"),
+    [
+        ({"folds": 2, "fold": 2}, "fold", 2),
+        ({"folds": 100}, "folds", 100),
+        ({"held_out": 0}, "held_out", 0.0),
+        ({"held_out": "b.csv"}, "held_out", ["b.csv"]),
+        ({"held_out": Path("b.csv")}, "held_out", ["b.csv"]),
+        ({"train": Path("b.csv")}, "train", ["b.csv"]),
+        ({"train": ["b.csv", "c.csv"]}, "train", ["b.csv", "c.csv"]),
+        ({"replay": "b.csv"}, "replay", ["b.csv"]),
+        ({"max_length": 8}, "max_length", 8),
+        ({"max_malformed": 1}, "max_malformed", 1.0),
+    ],
+)
+def test_values_of_data_at_their_limits_and_short_forms_are_taken(data: dict[str, Any], field: str, value: Any) -> None:
+    found = getattr(Recipe.load({"data": {"train": "a.csv", **data}}).data, field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_what_is_not_said_of_data_and_base_has_the_defaults_that_the_documentation_gives() -> None:
+    recipe = Recipe.load({"data": {"train": "a.csv"}})
+    assert recipe.data.model_dump() == {
+        "train": ["a.csv"], "held_out": 0.05, "folds": None, "fold": None, "form": "auto", "columns": {},
+        "max_length": 1024, "over_long": "auto", "max_malformed": 0.01, "skip_unusable": False, "pack": True,
+        "replay": [], "replay_share": 0.1, "cache": True,
+    }  # fmt: skip
+    assert recipe.base.model_dump() == {
+        "path": "embedded", "revision": None, "weights": "auto", "double_quantisation": True, "from_scratch": False,
+        "adapter": None, "chat_template": None, "trust_remote_code": False,
+    }  # fmt: skip
+    assert [Recipe.load({"data": {"train": "a"}, "base": {"weights": each}}).base.quantised for each in
+            ("auto", "fp32", "bf16", "int8", "nf4", "fp4")] == [False] * 3 + [True] * 3  # fmt: skip
+
+
+TOLD = {"kind": "classification", "labels": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "told"),
+    [
+        (TOLD, {"form": "alpaca"}, "learnt of rows of the form classification, not data.form: alpaca"),
+        ("token_classification", {"form": "text"}, "of the form words or entities, not data.form: text"),
+        ("embedding", {"pack": False}, "data.pack: false takes one row at a time, and objective: embedding"),
+        (TOLD, {"over_long": "split"}, "data.over_long: split cuts a text from what is told of it. objective: class"),
+        (TOLD, {"replay": "b.csv"}, "data.replay is of written text, and objective: classification learns none"),
+        ("seq2seq", {"replay": "b.csv"}, "data.replay is of written text, and objective: seq2seq learns none"),
+    ],
+)  # fmt: skip
+def test_data_that_do_not_go_with_the_objective_are_refused(objective: Any, data: dict[str, Any], told: str) -> None:
+    assert told in refused({"data": {"train": "a.csv", **data}, "objective": objective})
+
+
+@pytest.mark.parametrize(
+    ("objective", "data"),
+    [
+        (TOLD, {"form": "classification"}),
+        (TOLD, {"pack": False}),
+        (TOLD, {"over_long": "truncate"}),
+        ("token_classification", {"form": "entities"}),
+        ("text", {"over_long": "split", "replay": "b.csv"}),
+        ("instruction", {"form": "alpaca", "pack": False, "over_long": "split"}),
+        ("embedding", {"over_long": "drop"}),
+    ],
+)
+def test_data_that_go_with_the_objective_are_taken(objective: Any, data: dict[str, Any]) -> None:
+    found = Recipe.load({"data": {"train": "a.csv", **data}, "objective": objective}).data.model_dump(mode="json")
+    assert {name: found[name] for name in data} == {**data, **({"replay": ["b.csv"]} if "replay" in data else {})}
+
+
+def test_paths_with_wild_cards_and_in_the_home_directory_become_absolute_and_what_is_not_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, beside, here = (tmp_path / name for name in ("home", "beside", "here"))
+    for folder in (home, beside, here):
+        (folder / "in").mkdir(parents=True)
+        (folder / "both.csv").write_text("")
+    (here / "here.csv").write_text("")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    paths = ["both.csv", "here.csv", "in/*.csv", "nowhere/*.csv", "~/both.csv", "owner/name", "hf://owner/name"]
+    data = {"train": paths, "replay": ["both.csv"], "held_out": ["here.csv"]}
+    found = Recipe.from_values({"data": data}, "recipe", beside).data
+    assert found.train == [
+        f"{beside}/both.csv",
+        f"{here}/here.csv",
+        f"{beside}/in/*.csv",
+        "nowhere/*.csv",
+        f"{home}/both.csv",
+        "owner/name",
+        "hf://owner/name",
+    ]
+    assert (found.replay, found.held_out) == ([f"{beside}/both.csv"], [f"{here}/here.csv"])
+
+
+# YAML
+
+
+def written(folder: Path, text: str) -> dict[str, Any]:
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return read_yaml(folder / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1E+3", 1000.0), ("1e4", 10000.0), ("-2.5e-3", -2.5e-3), (".5", 0.5), ("5.", 5.0),
+        ("+1.5", 1.5), ("3", 3), ("-3", -3), ("true", True), ("null", None), ("~", None), (".inf", float("inf")),
+        ("-.INF", float("-inf")), ("1e", "1e"), ("e4", "e4"), ("1.2.3", "1.2.3"), ("'1e-4'", "1e-4"),
+        ("1e-4x", "1e-4x"), ("12GB", "12GB"),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_people_write_them(text: str, value: Any, tmp_path: Path) -> None:
+    found = written(tmp_path, f"a: {text}")["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "recipe.yaml line 3: not valid YAML: c is given twice"),
+        ("a: 1\na: 2\n", "recipe.yaml line 1: not valid YAML: a is given twice"),
+        ("a: [1\n", "recipe.yaml line 2: not valid YAML: "),
+        ("", "recipe.yaml: a recipe is a mapping with at least data.train; this is NoneType."),
+        ("- 1", "recipe.yaml: a recipe is a mapping with at least data.train; this is list."),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_with_its_line(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        written(tmp_path, text)
+    assert str(error.value).startswith(told)
+
+
+def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(UserError, match=r"a\.yaml: cannot be read as a recipe: 'utf-8' codec"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match=r"b\.yaml: no such recipe"):
+        read_yaml(tmp_path / "b.yaml")
+    with pytest.raises(UserError, match="cannot be read as a recipe"):
+        read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "override", "after"),
+    [
+        ({}, "train.lr=1e-4", {"train": {"lr": 1e-4}}),
+        ({"train": {"a": 1}}, "train.b=[1, x]", {"train": {"a": 1, "b": [1, "x"]}}),
+        ({"train": None}, " train.b =", {"train": {"b": None}}),
+        ({"base": "m"}, "base.weights=nf4", {"base": {"path": "m", "weights": "nf4"}}),
+        ({"method": "lora"}, "method.rank=4", {"method": {"kind": "lora", "rank": 4}}),
+        ({"objective": "text"}, "objective.a=b=c", {"objective": {"kind": "text", "a": "b=c"}}),
+        ({"data": {"columns": {"a": "x"}}}, "data.columns.b=y", {"data": {"columns": {"a": "x", "b": "y"}}}),
+        ({"train": {"epochs": 3}}, "train.steps=5", {"train": {"steps": 5}}),
+        ({"train": {"steps": 3}}, "train.epochs=2", {"train": {"epochs": 2}}),
+        ({"train": {"steps": 3}}, "train.epochs=null", {"train": {"steps": 3, "epochs": None}}),
+        ({"other": {"steps": 3}}, "other.epochs=2", {"other": {"steps": 3, "epochs": 2}}),
+        ({"method": "lora"}, "method=full", {"method": "full"}),
+    ],
+)
+def test_set_puts_a_value_in_its_place(before: dict[str, Any], override: str, after: dict[str, Any]) -> None:
+    set_field(before, override)
+    assert before == after
+
+
+def test_set_leaves_the_values_that_it_was_given_from_as_they_are() -> None:
+    shared = {"a": 1}
+    values = {"train": shared}
+    set_field(values, "train.a=2")
+    assert (shared, values) == ({"a": 1}, {"train": {"a": 2}})
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.a", "--set train.a: write KEY=VALUE, for example train.learning_rate=1e-4."),
+        ("=1", "--set =1: write KEY=VALUE"),
+        ("train.a.b=1", "--set train.a.b=1: a has no fields."),
+        ("data.b=1", "--set data.b=1: data has no fields."),
+        ("train.a=[1", "--set train.a=[1: the value is not valid YAML."),
+    ],
+)
+def test_a_set_that_has_no_place_or_value_is_refused(override: str, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        set_field({"train": {"a": 1}, "data": "x"}, override)
+    assert str(error.value).startswith(told)
+
+
+def test_what_is_written_reads_back_in_its_order_here_and_in_yaml_1_1(tmp_path: Path) -> None:
+    values = {
+        "z": 1e-05, "a": 1e22, "b": 1.5e-7, "c": "1e-4", "d": "yes", "e": None, "f": ["é", "a\x85b", "\u2028"],
+        "g": 3.0,        "h": {"y": float("inf"), "x": "null", "w": "3", "v": ".5"},
+    }  # fmt: skip
+    text = to_yaml(values)
+    assert written(tmp_path, text) == values
+    assert list(written(tmp_path, text)) == list(values)
+    assert yaml.safe_load(text) == values
+    assert "z: 1.0e-05" in text
+    assert "é" in to_yaml({"a": "é"}), "letters are written as they are"
+    assert "{" not in text, "one field a line"

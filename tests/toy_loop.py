@@ -1,0 +1,153 @@
+"""The training loop around a model of one number, whose steps can be worked out by hand: y = w · x, squared errors."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunesmith.data.example import Source
+from tunesmith.data.pack import Batch, Batches
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.loop import Loop
+from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.recipe import Train
+from tunesmith.run import Event, Events
+
+CPU = torch.device("cpu")
+EPS = 2.0**27
+GRADIENT_DESCENT: dict[str, Any] = {"betas": (0.0, 0.999), "eps": EPS, "warmup_share": 0.0, "max_grad_norm": 1e9}
+"""AdamW with a guard so large, and no momentum, is w ← w − rate / EPS · gradient: no factor is lost in it."""
+
+TOKENS = 10
+"""Of each row."""
+
+Point = tuple[float, float]
+
+
+class Slope(nn.Module):
+    """y = w · x."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([start]))
+        self.config = SimpleNamespace(_attn_implementation="eager")
+
+
+class SquaredErrors:
+    """½ (w x − y)² of each row; on held-out rows, what a script says, as long as it lasts.
+
+    Attributes:
+        script: losses of the evaluations to come.
+        before: called before each loss, with its number from 1; what it returns, if anything, is multiplied in.
+        modes: whether the model was in training mode, of each evaluation.
+    """
+
+    ending = SimpleNamespace(kind="vocabulary")
+
+    def __init__(self, script: Sequence[float] = (), before: Any = None) -> None:
+        self.script: Iterator[float] = iter(script)
+        self.before = before
+        self.calls = 0
+        self.modes: list[bool] = []
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        self.calls += 1
+        factor = self.before(self.calls) if self.before else None
+        x, y = batch.labels.T
+        loss = 0.5 * (model.weight * x - y).square().sum()
+        return loss if factor is None else loss * factor
+
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        self.modes.append(model.training)
+        x, y = batch.labels.T
+        own = 0.5 * (model.weight * x - y).square()
+        said = next(self.script, None)
+        return own if said is None else torch.full_like(own, said)
+
+
+def table_of(points: Sequence[Point], lengths: Sequence[int] | None = None) -> TokenTable:
+    """A row a point, of `TOKENS` tokens each, the last of which tells (x, y)."""
+    rows = []
+    for number, point in enumerate(points):
+        length = TOKENS if lengths is None else lengths[number]
+        marks = np.arange(length) == length - 1
+        rows.append((np.arange(length, dtype=np.int32), marks, Source("points.jsonl", number + 1), point))
+    return TokenTable.build(rows)
+
+
+def loop_over(
+    folder: Path,
+    points: Sequence[Point],
+    *,
+    rate: float = 0.1,
+    objective: SquaredErrors | None = None,
+    held_out: Sequence[Point] = (),
+    batch: int = 1,
+    step: int = 1,
+    start: float = 0.0,
+    steps: int = 4,
+    **settings: Any,
+) -> tuple[Loop, list[Event]]:
+    """A loop of gradient descent, and what it will tell.
+
+    Args:
+        folder: of its checkpoints.
+        points: the training rows, taken in order.
+        rate: w ← w − rate · the mean gradient.
+        objective: default: the plain one.
+        held_out: rows that are evaluated.
+        batch: rows at once.
+        step: rows a step.
+        start: w at first.
+        steps: of the run.
+        settings: of `train`.
+    """
+    train = Train(steps=steps, **{**GRADIENT_DESCENT, "schedule": "constant", **settings})
+    model = Slope(start)
+    told: list[Event] = []
+    batches = Batches(
+        table_of(points),
+        tokens_per_step=step * TOKENS,
+        tokens_per_batch=batch * TOKENS,
+        pack=True,
+        shuffle=False,
+        seed=0,
+    )
+    loop = Loop(
+        model=model,
+        objective=objective or SquaredErrors(),
+        batches=batches,
+        held_out=table_of(held_out),
+        masters=MasterWeights(model.named_parameters(), train),
+        train=train,
+        total_steps=steps,
+        peak_learning_rate=rate * EPS,
+        tokens_per_batch=batch * TOKENS,
+        folder=folder,
+        events=Events(told.append),
+        device=CPU,
+    )
+    return loop, told
+
+
+def weight_of(loop: Loop) -> float:
+    """w."""
+    return loop.model.weight.item()
+
+
+def descent(points: Sequence[Sequence[Point]], rate: float, start: float = 0.0) -> list[float]:
+    """w after each step over the given rows, in float64: w ← w − rate · mean of x (w x − y)."""
+    found, w = [], start
+    for rows in points:
+        w -= rate * sum(x * (w * x - y) for x, y in rows) / len(rows)
+        found.append(w)
+    return found
+
+
+def named(told: Sequence[Event], *kinds: str) -> list[Event]:
+    """The events of these kinds."""
+    return [event for event in told if event["event"] in kinds]
