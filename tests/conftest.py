@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from threadpoolctl import threadpool_limits
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -17,7 +18,8 @@ def one_thread_each() -> None:
     ask for two."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
-        os.environ["OMP_NUM_THREADS"] = "1"
+        threadpool_limits(1)  # of libraries that are loaded already; the variables are for those that are not
+        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

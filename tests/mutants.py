@@ -151,7 +151,7 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     data = WORK / "coverage"
     for old in WORK.glob("coverage*"):
         old.unlink()
-    config = WORK / "coverage.ini"
+    config = WORK / "settings.ini"
     settings = {"source": SOURCE, "data_file": data, "concurrency": "thread"}
     config.write_text("[run]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()), encoding="utf-8")
     seconds = _Seconds()
@@ -159,6 +159,8 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     os.environ["COVERAGE_FILE"] = str(data)
     pytest.main([*options, f"--cov-config={config}", *tests], plugins=[seconds])
     del os.environ["COVERAGE_FILE"]
+    if not seconds.found:
+        raise SystemExit("No test ran, so nothing is known of which lines they reach.")
     reach.seconds |= {test: took for test, took in seconds.found.items() if test not in seconds.failed}
     found = coverage.CoverageData(str(data))
     found.read()

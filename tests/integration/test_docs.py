@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?(?: repeat=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-QUICK = ("README", "data", "use")
+QUICK = ("README", "data")
 """Pages that are tried with short training in `make test`; all are tried whole in `make test-all`."""
 
 SHORTENED = {
@@ -84,6 +84,7 @@ def test_every_command_of_a_page_is_one_that_can_be_typed(page: Path) -> None:
         ("objectives", "few_quality"),
         ("objectives", "distillation_quality"),
         ("planning", "afterwards_memory"),
+        ("testing", "mutants"),
     ],
 )
 def test_a_page_quotes_what_was_measured(page: str, result: str) -> None:
@@ -107,7 +108,7 @@ def test_the_speed_page_quotes_what_was_measured() -> None:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
 
     results = ROOT / "benchmarks" / "results"
-    names = ("train_speed", "method_speed", "data_speed", "arena")
+    names = ("train_speed", "method_speed", "data_speed", "startup", "arena")
     measured = [line for name in names for line in lines(results / f"{name}.md")]
     assert len(measured) > 20
     assert lines(ROOT / "docs" / "speed.md") == measured

@@ -19,18 +19,13 @@ def recipes_of(file: Path) -> tuple[Recipe, ...]:
     return (Recipe.load(file),) if chain is None else chain.recipes
 
 
-QUICK = ("notes-then-faq",)
-
-
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_is_valid(file: Path) -> None:
     assert recipes_of(file)
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(file, marks=() if file.stem in QUICK else pytest.mark.long, id=file.stem) for file in EXAMPLES],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_trains(file: Path, tmp_path: Path) -> None:
     first = recipes_of(file)[0]
     overrides = ["train.steps=2"] if first.train.steps else ["train.epochs=0.01"]

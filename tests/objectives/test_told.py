@@ -69,7 +69,7 @@ def told_by(run: Any, text: str) -> list[Any]:
     return tell(usable.model(torch.float32, CPU), usable.tokenizer(), usable.ending, [text], usable.head())[0]
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.long), "llama"])
 def test_any_number_of_labels_are_told_apart_and_transformers_reads_them(
     family: str, bases: Path, tmp_path: Path
 ) -> None:
@@ -97,7 +97,7 @@ def test_any_number_of_labels_are_told_apart_and_transformers_reads_them(
     assert sample["tuned"] == sample["expected"]
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.long), "llama"])
 def test_values_are_learnt_in_their_own_unit_and_the_same_as_in_any_other(
     family: str, bases: Path, tmp_path: Path
 ) -> None:

@@ -322,7 +322,7 @@ def test_what_autograd_keeps_of_a_workspace_is_an_activation() -> None:
     x = torch.full((8,), 0.5, requires_grad=True)
     watch.hold([x], "adapters")
     with watch.on():
-        loss = (x.exp() + 1).sum()  # the backward pass of exp wants its result; that of + wants nothing
+        loss = (x.exp() * x + 1).sum()  # the product wants x, which is held already, and the result of exp; + nothing
         loss.backward()
     kept = [held.bytes for comes, held in trace.events if comes and held.part == "activations"]
     assert kept == [32]

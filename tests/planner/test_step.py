@@ -87,7 +87,13 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", DECODERS)
+UNLIKE = ("llama", "gpt2", "gemma3_text", "granitemoehybrid", "deepseek_v3")
+"""Families that are most unlike each other; the rest have their turn in `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=() if family in UNLIKE else pytest.mark.long) for family in DECODERS]
+)
 def test_a_family_is_carried_out_as_it_is_trained_or_refused_by_name(family: str, families: Path) -> None:
     recipe = recipe_for(families / family)
     if family in UNFORESEEN:

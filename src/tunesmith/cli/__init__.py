@@ -49,7 +49,7 @@ for verb in (
 app.add_typer(data, name="data")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
 ) -> None:

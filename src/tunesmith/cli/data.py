@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tunesmith.cli.quick import quick_imports
+
 if TYPE_CHECKING:
     from tunesmith.data.show import Shown
     from tunesmith.recipe import Recipe
@@ -34,8 +36,9 @@ def show(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the recipe.")] = None,
 ) -> None:
     """Show rows as the model reads them, what is learnt in green (where there is no colour: between « and »)."""
-    import tunesmith.data.show
-    from tunesmith.models.load import load_tokenizer
+    with quick_imports():
+        import tunesmith.data.show
+        from tunesmith.models.load import load_tokenizer
 
     console = Console(highlight=False)
     recipe = _recipe(source, base, overrides or [])

@@ -9,19 +9,22 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from tunesmith.cli.quick import quick_imports
+
 
 def demo(
     folder: Annotated[Path | None, typer.Option(help="Where to put data and run; default: a new one in runs/.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the demo's recipe.")] = None,
 ) -> None:
     """The whole way on real data in three minutes: rows, plan, training, evaluation, answers side by side."""
-    from tunesmith.demo.recipe import demo_recipe, new_folder
-    from tunesmith.evaluation.compare import evaluate
-    from tunesmith.report.html import write_report
-    from tunesmith.report.progress import Progress
-    from tunesmith.report.table import evaluation_table, samples_table
-    from tunesmith.report.waiting import Waiting
-    from tunesmith.training.stages import train
+    with quick_imports():
+        from tunesmith.demo.recipe import demo_recipe, new_folder
+        from tunesmith.evaluation.compare import evaluate
+        from tunesmith.report.html import write_report
+        from tunesmith.report.progress import Progress
+        from tunesmith.report.table import evaluation_table, samples_table
+        from tunesmith.report.waiting import Waiting
+        from tunesmith.training.stages import train
 
     console = Console(highlight=False)
     place = new_folder(folder)

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.quick import quick_imports
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
@@ -18,10 +20,11 @@ def evaluate(
     ] = 1.0,
 ) -> None:
     """Compare a run with its base on held-out rows: loss, perplexity, metrics, samples, each with its uncertainty."""
-    import tunesmith.evaluation.compare as comparison
-    from tunesmith.report.html import write_report
-    from tunesmith.report.table import evaluation_table, samples_table
-    from tunesmith.report.waiting import Waiting
+    with quick_imports():
+        import tunesmith.evaluation.compare as comparison
+        from tunesmith.report.html import write_report
+        from tunesmith.report.table import evaluation_table, samples_table
+        from tunesmith.report.waiting import Waiting
 
     console = Console(highlight=False)
     with Waiting(console) as waiting:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 
 
@@ -17,8 +18,9 @@ def init(
     """Look at the data and write a recipe, with the reason for each value."""
     if output.exists():
         raise UserError(f"{output} is there already. Name another file with --output.")
-    from tunesmith.run import atomic_write
-    from tunesmith.starter import starter
+    with quick_imports():
+        from tunesmith.run import atomic_write
+        from tunesmith.starter import starter
 
     text, seen = starter(data, base)
     try:

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.quick import quick_imports
+
 
 def methods(
     base: Annotated[
@@ -14,8 +16,9 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
 ) -> None:
     """List the methods: formula, numbers trained, learning rate, and when to choose each."""
-    from tunesmith.methods.catalogue import catalogue
-    from tunesmith.report.table import methods_table
+    with quick_imports():
+        from tunesmith.methods.catalogue import catalogue
+        from tunesmith.report.table import methods_table
 
     found = catalogue(base)
     if as_json:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
-from tunesmith.recipe import bytes_in
 
 
 def plan(
@@ -36,14 +36,15 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One object, for tools.")] = False,
 ) -> None:
     """Say what a run will take, and where it fits, from the base's config alone."""
-    from tunesmith.planner.afterwards import merging_memory, serving_memory
-    from tunesmith.planner.ask import best_that_fits, on_devices, plan, recipe_of, usual_plans
-    from tunesmith.planner.device import device_named
-    from tunesmith.planner.plan import Plan
-    from tunesmith.planner.shapes import shown_name
-    from tunesmith.report import plan_table as report
-    from tunesmith.report.words import size
-    from tunesmith.run import atomic_write
+    with quick_imports():
+        from tunesmith.planner.afterwards import merging_memory, serving_memory
+        from tunesmith.planner.ask import best_that_fits, on_devices, plan, recipe_of, usual_plans
+        from tunesmith.planner.device import device_named
+        from tunesmith.planner.plan import Plan
+        from tunesmith.planner.shapes import shown_name
+        from tunesmith.report import plan_table as report
+        from tunesmith.report.words import size
+        from tunesmith.run import atomic_write
 
     console = Console(highlight=False)
     asked = recipe_of(base, recipe, data, overrides or [])
@@ -117,6 +118,8 @@ def _bytes(said: str) -> int:
     """Raises:
     UserError: it is no amount of memory.
     """
+    from tunesmith.recipe import bytes_in
+
     found = bytes_in(said)
     if found is None:
         raise UserError(f"--fit: {said} is no amount of memory. Write it as 16GB, 900MB or 24GiB.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 
 
@@ -22,9 +23,10 @@ def train(
         raise UserError("Give a recipe to start a run, or --resume RUN to go on with one.")
     if resume is not None and (overrides or run):
         raise UserError("--resume goes on with a run as it is; --set and --run belong to a new one.")
-    import tunesmith.training.stages as training
-    from tunesmith.report.html import write_report
-    from tunesmith.report.progress import Progress
+    with quick_imports():
+        import tunesmith.training.stages as training
+        from tunesmith.report.html import write_report
+        from tunesmith.report.progress import Progress
 
     console = Console()
     with Progress(console) as progress:

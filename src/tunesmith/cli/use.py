@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def generate(
     seed: Seed = 0,
 ) -> None:
     """Answer questions, with the rendering that the model was trained with."""
-    from tunesmith.models.generate import Sampling, stream
+    with quick_imports():
+        from tunesmith.models.generate import Sampling, stream
 
     asked = prompts or [sys.stdin.read().strip()]
     if not any(asked):
@@ -60,7 +62,8 @@ def chat(
     seed: Seed = 0,
 ) -> None:
     """Talk with a model. An empty line, or Ctrl-D, ends it; /new begins again."""
-    from tunesmith.models.generate import Sampling, stream
+    with quick_imports():
+        from tunesmith.models.generate import Sampling, stream
 
     console = Console(highlight=False)
     loaded, tokenizer = _load(model)
@@ -89,9 +92,10 @@ def answer(
     batch_size: Annotated[int, typer.Option(help="Rows that are answered at once.", min=1)] = 32,
 ) -> None:
     """Answer a file of questions, for a smaller model to learn from. Killed, it goes on where it stood."""
-    import tunesmith.evaluation.answering
-    from tunesmith.models.generate import Sampling
-    from tunesmith.report.waiting import Waiting
+    with quick_imports():
+        import tunesmith.evaluation.answering
+        from tunesmith.models.generate import Sampling
+        from tunesmith.report.waiting import Waiting
 
     console = Console(highlight=False)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
@@ -107,8 +111,9 @@ def merge(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as the base is stored.")] = None,
 ) -> None:
     """Fold an adapter into its base: one model, in Hugging Face's format, that needs neither Tunesmith nor PEFT."""
-    import tunesmith.evaluation.merging
-    from tunesmith.report.table import merge_table
+    with quick_imports():
+        import tunesmith.evaluation.merging
+        from tunesmith.report.table import merge_table
 
     merged = tunesmith.evaluation.merging.merge(run, output, precision)
     console = Console(highlight=False)
@@ -127,7 +132,8 @@ def combine(
     density: Annotated[float, typer.Option(help="Share of entries that the pruning ways keep.")] = 0.5,
 ) -> None:
     """Make one adapter of several: a weighted sum (cat: exact), TIES, DARE or SVD, through PEFT."""
-    import tunesmith.models.combine
+    with quick_imports():
+        import tunesmith.models.combine
 
     try:
         shares = None if weights is None else [float(part) for part in weights.split(",")]
@@ -142,7 +148,8 @@ def classify(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one a line from stdin.")] = None,
 ) -> None:
     """Tell the class, the labels, the value or the entities of texts, with probabilities."""
-    from tunesmith.models.tell import tell
+    with quick_imports():
+        from tunesmith.models.tell import tell
 
     usable, loaded = _load_any(model)
     head = usable.head()
@@ -163,7 +170,8 @@ def embed(
     """Make a vector of each text: a line of JSON each."""
     import json
 
-    from tunesmith.models.tell import vector_of
+    with quick_imports():
+        from tunesmith.models.tell import vector_of
 
     usable, loaded = _load_any(model)
     if usable.ending.kind != "vectors":
@@ -190,8 +198,9 @@ def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 
 def _load_any(name: str) -> "tuple[Usable, PreTrainedModel]":
-    from tunesmith.engine.precision import device_of, dtype_of
-    from tunesmith.models.usable import Usable
+    with quick_imports():
+        from tunesmith.engine.precision import device_of, dtype_of
+        from tunesmith.models.usable import Usable
 
     usable = Usable.find(name)
     device = device_of("auto")
