@@ -369,23 +369,23 @@ class Results:
         each = self.found.get(mutant.key)
         if each is None or each["source"] != reach.hashes[f"src/tunesmith/{mutant.file}"]:
             return None
-        deciding = ([each["by"]] if "::" in each["by"] else []) if each["killed"] else list(tests)
-        if each["tests_hash"] != _digest(deciding, reach):
-            return None
-        return Outcome(each["killed"], each["by"], each["tests"], each["seconds"])
+        outcome = Outcome(each["killed"], each["by"], each["tests"], each["seconds"])
+        return outcome if each["tests_hash"] == _decided_by(outcome, tests, reach) else None
 
     def add(self, mutant: Mutant, outcome: Outcome, tests: Sequence[str], reach: Reach) -> None:
-        deciding = ([outcome.by] if "::" in outcome.by else []) if outcome.killed else list(tests)
         source = reach.hashes[f"src/tunesmith/{mutant.file}"]
-        each = {"key": mutant.key, "source": source, "tests_hash": _digest(deciding, reach), **vars(outcome)}
+        tests_hash = _decided_by(outcome, tests, reach)
+        each = {"key": mutant.key, "source": source, "tests_hash": tests_hash, **vars(outcome)}
         self.found[mutant.key] = each
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(each) + "\n")
 
 
-def _digest(tests: Sequence[str], reach: Reach) -> str:
-    files = sorted({test.split("::")[0] for test in tests})
-    return hashlib.sha256("".join(f"{test}\n" for test in tests).encode()).hexdigest()[:12] + "-".join(
+def _decided_by(outcome: Outcome, tests: Sequence[str], reach: Reach) -> str:
+    """What tells whether an outcome still holds: the test that noticed the mutant, or all that did not."""
+    deciding = [test for test in ([outcome.by] if outcome.killed else tests) if "::" in test]
+    files = sorted({test.split("::")[0] for test in deciding})
+    return hashlib.sha256("".join(f"{test}\n" for test in deciding).encode()).hexdigest()[:12] + "-".join(
         reach.hashes.get(file, "gone")[:6] for file in files
     )
 
