@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from families import ENCODER_DECODERS, config_of
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -150,3 +150,15 @@ def randomise(model: Any, spread: float = 0.3) -> Any:
             if parameter.requires_grad:
                 parameter.copy_(spread * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return model
+
+
+class TwoLayers(nn.Module):
+    """(rows, 5) to (rows, 4), with parameters named as outside of the blocks and inside of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(5, 6)
+        self.block = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(torch.tanh(self.embedding(x)))

@@ -100,6 +100,11 @@ def unknown_pattern(made: Tokenizer) -> None:
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\S+\s\S+|\s+"), "isolated"), BYTES])
 
 
+def unknown_last_part(made: Tokenizer) -> None:
+    pattern = Regex(r" ?\p{L}+|\s+|\S+\s\S+")
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), BYTES])
+
+
 def greedy_mark(made: Tokenizer) -> None:
     made.add_special_tokens([AddedToken("<mask>", lstrip=True)])
 
@@ -116,7 +121,10 @@ def trimmed_places(made: Tokenizer) -> None:
     made.post_processor = processors.ByteLevel(trim_offsets=True)
 
 
-@pytest.mark.parametrize("change", [trimmed_places, unknown_pattern, greedy_mark, lower_case, prefix_space])
+@pytest.mark.parametrize(
+    "change",
+    [trimmed_places, unknown_pattern, unknown_last_part, greedy_mark, lower_case, prefix_space],
+)
 def test_a_tokeniser_of_which_it_is_not_known_goes_by_whole_texts(change):
     backend = tokenizer("gpt 2")
     change(backend)

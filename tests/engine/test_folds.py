@@ -86,6 +86,17 @@ def test_folds_are_one_command_and_judge_all_rows_and_go_on_after_a_kill(
     assert (again.folder / weights).read_bytes() == (last.folder / weights).read_bytes()
 
 
+def test_two_folds_are_judged_together_and_each_by_itself(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["data"]["folds"], recipe["train"]["steps"] = 2, 1
+    last = train(recipe, tmp_path / "folds")
+    found = tunesmith.evaluate(tmp_path / "folds")
+    assert (found["rows"], found["folds"]) == (40, 2)
+    parts = [tunesmith.evaluate(stage) for stage in last.stages[:-1]]
+    assert [(part["rows"], part["folds"]) for part in parts] == [(20, None)] * 2
+    for side in ("base", "tuned"):
+        assert found[side]["loss"] == pytest.approx(np.mean([part[side]["loss"] for part in parts]))
+
+
 def test_folds_that_cannot_be_are_refused(recipe: dict[str, Any]) -> None:
     recipe["data"]["held_out"] = ["rows.jsonl"]
     with pytest.raises(UserError, match="folds hold every training row out once"):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import pytorch_optimizer
 import torch
+from small_models import TwoLayers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 from transformers.optimization import Adafactor
@@ -18,16 +19,6 @@ from tunesmith.recipe import Train
 from tunesmith.training.stages import resume, train
 
 RATE = 1e-2
-
-
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Linear(5, 6)
-        self.block = nn.Linear(6, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.block(torch.tanh(self.embedding(x)))
 
 
 def split(model: TwoLayers) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -9,6 +9,7 @@ from bigram import chain_model, drawn_by_hand, letters_model, scores_of
 from bytewise import CHATML, byte_tokenizer
 from families import config_of
 from matrix import pair_tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
@@ -140,6 +141,24 @@ def test_a_chat_that_fills_the_context_is_refused_with_both_lengths() -> None:
         model = letters_model(max_position_embeddings=positions)
         with pytest.raises(UserError, match=f"has {length} tokens, and the model's context holds {positions}"):
             answers(model, TOKENIZER, [chat_of("Hi"), chat], Sampling(max_new_tokens=3))
+
+
+def test_a_rendered_chat_gets_no_second_token_of_its_beginning(letters: Any) -> None:
+    starting = byte_tokenizer()
+    starting.add_special_tokens({"bos_token": "<|startoftext|>"})
+    starting.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|startoftext|> $A", special_tokens=[("<|startoftext|>", starting.bos_token_id)]
+    )
+    assert starting("a")["input_ids"][0] == starting.bos_token_id
+    given: list[list[int]] = []
+    handle = letters.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: given.append(inputs[0][0].tolist())
+    )
+    try:
+        answers(letters, starting, [chat_of("Hi")], Sampling(max_new_tokens=1))
+    finally:
+        handle.remove()
+    assert given[0] == prompt_ids(chat_of("Hi"))
 
 
 # Alone and in a batch

@@ -100,6 +100,14 @@ def test_an_input_that_can_be_made_again_is_not_stored() -> None:
     assert x.data_ptr() not in {t.data_ptr() for t in saved}
 
 
+def test_a_layer_without_an_addition_is_refused_beside_one_with_it() -> None:
+    a, b = torch.ones(1, 3), torch.ones(2, 1)
+    x, weight = torch.ones(1, 3), torch.ones(2, 3)
+    for half in (LinearParts(weight), LinearParts(weight, None, a, None), LinearParts(weight, None, None, b)):
+        with pytest.raises(ValueError, match="without A and B"):
+            lora_linears(x, [LinearParts(weight, None, a, b), half])
+
+
 def test_lora_linear_asks_for_no_input_gradient_below_the_lowest_trained_layer() -> None:
     x, weight, a, b = random(5, 8).detach(), random(6, 8).detach(), random(2, 8), random(6, 2)
     y = lora_linear(x, weight, None, a, b, 1.0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CPU_HERE, GPU, a_recipe, a_step
-from transformers import LlamaConfig
+from transformers import BertConfig, LlamaConfig
 
 import tunesmith
 from tunesmith.engine.precision import dtype_of
@@ -317,6 +317,12 @@ def test_usual_plans_are_of_every_method_and_weights(tiny_model: Path) -> None:
         assert plan.workload.recipe.method.kind == USUAL[name]["method"]
         assert plan.workload.recipe.base.weights == USUAL[name].get("base.weights", "auto")
         assert plan.available == GPU.memory_bytes
+
+
+def test_usual_plans_of_a_base_that_the_objective_is_not_for_are_refused_once(tmp_path: Path) -> None:
+    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is an encoder, which reads; objective: instruction is for a decoder"):
+        usual_plans(recipe_of(str(tmp_path), None, None, []), GPU)
 
 
 # --- the line through few blocks --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytorch_optimizer
 import torch
 from effects import shows
 from peft import LoraConfig, get_peft_model
+from small_models import TwoLayers
 from torch import nn
 from toy_loop import SquaredErrors, descent, loop_over, named, weight_of
 from transformers import (
@@ -208,16 +209,6 @@ def test_warm_up_is_the_share_of_the_steps_rounded_up(share: float, steps: int, 
 
 
 # The optimiser
-
-
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Linear(5, 6)
-        self.block = nn.Linear(6, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.block(torch.tanh(self.embedding(x)))
 
 
 BETAS, ANOTHER_EPS, DECAY, RATE = (0.6, 0.87), 0.03, 0.4, 0.05
