@@ -54,7 +54,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/train_speed.py $(if $(ROWS),--rows $(ROWS))
 
-# Some hours: downloads Debian's documentation, trains tokeniser and model. Each step is done once; training resumes.
+# Some hours: downloads Debian's documentation, trains tokenizer and model. Each step is done once; training resumes.
 BUILD := recipes/embedded-base/build
 embedded-base: $(READY)
 	$(BIN)/python -m pip install --quiet lxml

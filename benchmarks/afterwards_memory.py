@@ -72,7 +72,7 @@ def main() -> None:
         folder = Path(place)
         write_text(folder)
         for base, stored in BASES:
-            run = {"base": base, "method": "lora", "length": 128, "twice": False, "optimiser": "adamw"}
+            run = {"base": base, "method": "lora", "length": 128, "twice": False, "optimizer": "adamw"}
             made = make_base(base, folder)
             recipe = recipe_of(run, made if stored == "bf16" else stored_in_fp32(made), folder / "text.jsonl")
             recipe["train"] |= {"steps": 2, "precision": "fp32"}

@@ -18,7 +18,7 @@ from plan_accuracy import make_base, told_by, write_text
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "arena.json"
-NAMES = ("base", "method", "length", "twice", "optimiser")
+NAMES = ("base", "method", "length", "twice", "optimizer")
 RUNS = (
     ("gpt2-30m", "lora", 512, True, "adamw"),
     ("gpt2-30m", "full", 128, False, "adamw"),
@@ -27,7 +27,7 @@ TIMES = 1
 
 
 def measured(run: dict[str, Any], folder: Path, with_arena: bool) -> list[float]:
-    """Bytes at the peak, and seconds a step; each run tokenises its rows anew."""
+    """Bytes at the peak, and seconds a step; each run tokenizes its rows anew."""
     with tempfile.TemporaryDirectory() as place:
         shutil.rmtree(folder / "run", ignore_errors=True)
         told = told_by(run, folder, TUNESMITH_CACHE=place, TUNESMITH_ARENA=str(int(with_arena)))

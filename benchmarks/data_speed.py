@@ -1,4 +1,4 @@
-"""Tokenising and packing beside the tokenizers library's own batch encoding, and the time from command to first step.
+"""Tokenizing and packing beside the tokenizers library's own batch encoding, and the time from command to first step.
 
     python benchmarks/data_speed.py --rows ../shared/data/gsm8k/train.jsonl
 
@@ -77,13 +77,13 @@ def prepared(file: Path) -> dict[str, Any]:
     before = memory()["peak_rss_bytes"]
     started = time.perf_counter()
     table = prepare(recipe, tokenizer).train
-    tokenised = time.perf_counter() - started
+    tokenized = time.perf_counter() - started
     batches = Batches(table, tokens_per_step=2048, tokens_per_batch=2048, pack=True, shuffle=True, seed=0)
     filled = len(batches.epoch(0))
     seconds = time.perf_counter() - started
     grown = memory()["peak_rss_bytes"] - before
     return {
-        "seconds": seconds, "tokenising_seconds": tokenised, "tokens": len(table.ids), "batches": filled,
+        "seconds": seconds, "tokenizing_seconds": tokenized, "tokens": len(table.ids), "batches": filled,
         "grown_bytes": grown, **memory(),
     }  # fmt: skip
 

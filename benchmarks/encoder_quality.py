@@ -157,7 +157,7 @@ def trainer(task: str, name: str, rate: float | None, seed: int) -> dict[str, An
         for key, parameter in model.named_parameters():
             parameter.requires_grad_("classifier" in key)
 
-    def tokenised(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    def tokenized(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         texts = tokenizer([row["text"] for row in rows], truncation=True, max_length=MAX_LENGTH)
         return [
             {"input_ids": ids, "labels": labels.index(row["label"])}
@@ -169,11 +169,11 @@ def trainer(task: str, name: str, rate: float | None, seed: int) -> dict[str, An
         folder, num_train_epochs=TASKS[task][2], per_device_train_batch_size=32, learning_rate=PEER_RATES[name],
         seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
-    run = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), tokenised(learn), tokenised(test))
+    run = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), tokenized(learn), tokenized(test))
     started = time.perf_counter()
     run.train()
     seconds = time.perf_counter() - started
-    found = run.predict(tokenised(test))
+    found = run.predict(tokenized(test))
     shutil.rmtree(folder)
     accuracy = accuracy_score(found.label_ids, found.predictions.argmax(-1))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -39,21 +39,21 @@ WARM_UP = 2
 
 
 def make_model(folder: Path, shape: str, device: str) -> None:
-    """Random weights in bf16 and a byte-level tokeniser, as a Hugging Face directory."""
+    """Random weights in bf16 and a byte-level tokenizer, as a Hugging Face directory."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
     sizes = SHAPES[shape]
-    tokeniser = Tokenizer(models.BPE())
-    tokeniser.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokeniser.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=sizes["vocab_size"], special_tokens=["<|pad|>", "<|end|>"], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
-    tokeniser.train_from_iterator(documents(), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokeniser, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.train_from_iterator(documents(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
     fast.save_pretrained(folder)
     torch.manual_seed(SEED)
     with torch.device(device):
@@ -83,11 +83,11 @@ def make_text(model: Path, length: int, rows: int) -> Path:
 
 
 def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]) -> list[float]:
-    """Seconds of each step, through the engine's own model, optimiser and loss."""
+    """Seconds of each step, through the engine's own model, optimizer and loss."""
     import torch
 
     from tunesmith.data.pack import Batch
-    from tunesmith.engine.optimiser import MasterWeights
+    from tunesmith.engine.optimizer import MasterWeights
     from tunesmith.engine.trainable import trainable_model
     from tunesmith.recipe import Recipe
 
@@ -96,7 +96,7 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
             "base": {
                 "path": str(options.model),
                 "weights": "nf4" if options.method == "qlora" else "bf16",
-                "double_quantisation": options.method == "qlora",
+                "double_quantization": options.method == "qlora",
             },
             "data": {"train": "unused.jsonl"},
             "method": {"kind": "lora", "rank": RANK, "alpha": ALPHA},
@@ -145,15 +145,15 @@ def learn_with_peft(options: argparse.Namespace, sequences: list[list[int]]) -> 
     else:
         model = peft_model(options)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=options.device == "cuda")
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=options.device == "cuda")
 
     def step(ids: list[int]) -> float:
         row = torch.tensor([ids], device=options.device)
         loss = model(input_ids=row, labels=row).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return float(loss)
 
     return timed(step, sequences, options.device)
@@ -164,14 +164,14 @@ def peft_model(options: argparse.Namespace) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantised = None
+    quantized = None
     if options.method == "qlora":
-        quantised = BitsAndBytesConfig(
+        quantized = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=torch.bfloat16, quantization_config=quantised, device_map=options.device
+        options.model, dtype=torch.bfloat16, quantization_config=quantized, device_map=options.device
     )
     model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -193,7 +193,7 @@ def learn_with_trl(options: argparse.Namespace, sequences: list[list[int]]) -> l
             ends.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            synchronise(options.device)
+            synchronize(options.device)
             ends.append(time.perf_counter())
 
     settings = SFTConfig(
@@ -211,13 +211,13 @@ def timed(step: Any, sequences: list[list[int]], device: str) -> list[float]:
     for ids in sequences:
         started = time.perf_counter()
         loss = step(ids)
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
         print(f"{seconds[-1]:.3f} s, loss {loss:.4f}", flush=True)
     return seconds
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     import torch
 
     if device == "cuda":

@@ -30,14 +30,14 @@ def main() -> None:
     import tunesmith
     from tunesmith.planner.measure import peak_memory
 
-    tokeniser = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     text = "\n".join(topics[name] for name in sorted(topics))
-    ids = tokeniser(text * 3, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text * 3, add_special_tokens=False)["input_ids"]
     folder = Path(tempfile.mkdtemp())
     rows = folder / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
         for start in (0,):
-            piece = tokeniser.decode(ids[start : start + options.tokens - 2])
+            piece = tokenizer.decode(ids[start : start + options.tokens - 2])
             file.write(json.dumps({"text": piece}) + "\n")
     recipe: dict[str, Any] = {
         "base": str(options.model),

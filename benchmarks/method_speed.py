@@ -58,7 +58,7 @@ def recipe_of(method: str, work: Path, steps: int) -> dict[str, Any]:
     recipe = our_recipe(work, steps, plan)
     changes = METHODS[method]
     if "weights" in changes:
-        recipe["base"] = {"path": recipe["base"], "weights": changes["weights"], "double_quantisation": True}
+        recipe["base"] = {"path": recipe["base"], "weights": changes["weights"], "double_quantization": True}
     recipe["method"] = changes.get("method", recipe["method"])
     if method == "full":
         recipe["train"]["learning_rate"] = 1e-5
@@ -66,7 +66,7 @@ def recipe_of(method: str, work: Path, steps: int) -> dict[str, Any]:
 
 
 def classifier(python: Path) -> Path:
-    """The BERT, made once: random weights, the tokeniser of the packaged MiniLM."""
+    """The BERT, made once: random weights, the tokenizer of the packaged MiniLM."""
     folder = RAW / "bert"
     if not (folder / "config.json").exists():
         code = (
@@ -134,7 +134,7 @@ def measure(method: str, work: Path, steps: int, number: int) -> dict[str, dict[
     return found
 
 
-def summarise(methods: list[str], work: Path, steps: int, repeats: int) -> dict[str, Any]:
+def summarize(methods: list[str], work: Path, steps: int, repeats: int) -> dict[str, Any]:
     rows = []
     for method in methods:
         rounds = [measure(method, work, steps, number) for number in range(repeats)]
@@ -196,7 +196,7 @@ def main() -> None:
     make_environment("tunesmith")
     make_environment("peft")
     work = reference_work(options.rows.resolve(), options.name, python_of("peft"))
-    summary = summarise(options.only or list(LABELS), work, options.steps, options.repeats)
+    summary = summarize(options.only or list(LABELS), work, options.steps, options.repeats)
     (RESULTS / "method_speed.json").write_text(json.dumps(summary, indent=1) + "\n")
     (RESULTS / "method_speed.md").write_text(table(summary))
     (RESULTS / "method_speed.svg").write_text(method_picture(summary["rows"], LABELS, NAMED))

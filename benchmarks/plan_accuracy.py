@@ -51,7 +51,7 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
 
 def runs() -> list[dict[str, Any]]:
-    """What is tried: families and sizes, methods, lengths, checkpointing, two optimisers; the bases take turns, so that
+    """What is tried: families and sizes, methods, lengths, checkpointing, two optimizers; the bases take turns, so that
     the first of the runs are of all of them."""
     found = [("llama-5m", method, length, False, "adafactor") for method in ("lora", "full") for length in (256, 2048)]
     found += [("llama-5m", "lora", length, twice, "adamw") for length in (4096, 8192) for twice in (False, True)]
@@ -67,11 +67,11 @@ def runs() -> list[dict[str, Any]]:
     found += [("llama-1b", "qlora", 512, True, "adamw"), ("llama-1b", "lora", 512, True, "adamw")]
     by_base = ([each for each in found if each[0] == base] for base in BASES)
     in_turn = [each for turn in zip_longest(*by_base) for each in turn if each is not None]
-    return [dict(zip(("base", "method", "length", "twice", "optimiser"), each, strict=True)) for each in in_turn]
+    return [dict(zip(("base", "method", "length", "twice", "optimizer"), each, strict=True)) for each in in_turn]
 
 
 def make_base(name: str, folder: Path) -> Path:
-    """The model with random weights, in bf16, with the embedded base's tokeniser."""
+    """The model with random weights, in bf16, with the embedded base's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -99,15 +99,15 @@ def write_text(folder: Path) -> Path:
 
 def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
     tokens = max(1024 if run["base"] in ("llama-5m", "gpt2-30m") else 512, run["length"])
-    quantised = run["method"] == "qlora"
+    quantized = run["method"] == "qlora"
     steps = {"llama-5m": 10, "gpt2-30m": 6}.get(run["base"], 5)
     return {
-        "base": {"path": str(base), "weights": "nf4" if quantised else "auto"},
+        "base": {"path": str(base), "weights": "nf4" if quantized else "auto"},
         "data": {"train": str(text), "max_length": run["length"], "held_out": 0.02},
-        "method": "lora" if quantised else run["method"],
+        "method": "lora" if quantized else run["method"],
         "objective": "text",
         "train": {"steps": steps, "tokens_per_step": tokens, "tokens_per_batch": tokens, "precision": "auto",
-                  "gradient_checkpointing": run["twice"], "optimiser": run["optimiser"],
+                  "gradient_checkpointing": run["twice"], "optimizer": run["optimizer"],
                   "evaluate_rows": 8 if tokens == 1024 else 2,
                   "evaluate_every": steps, "checkpoint_every": steps},
     }  # fmt: skip
@@ -151,7 +151,7 @@ def told_by(run: dict[str, Any], folder: Path, *options: str, **environment: str
 
 def measure(only: int | None, results: Path) -> None:
     done = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else []
-    seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimiser")} for each in done]
+    seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimizer")} for each in done]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_text(folder)

@@ -118,19 +118,19 @@ def qlora_table(rows: list[Row], memory: Row) -> str:
                 pairs.setdefault(row["seed"], {})[row["method"]] = row["after"]
         both = [pair for pair in pairs.values() if len(pair) == 2]
         if both:
-            plain, quantised = ([pair[name] for pair in both] for name in ("lora", "lora, nf4"))
-            gap = mean([b - a for a, b in zip(plain, quantised, strict=True)], "{:+.4f}").replace("± +", "± ")
-            lines.append(f"| held-out loss, {task} | {mean(plain)} | {mean(quantised)} | {gap} |")
+            plain, quantized = ([pair[name] for pair in both] for name in ("lora", "lora, nf4"))
+            gap = mean([b - a for a, b in zip(plain, quantized, strict=True)], "{:+.4f}").replace("± +", "± ")
+            lines.append(f"| held-out loss, {task} | {mean(plain)} | {mean(quantized)} | {gap} |")
     training = memory.get("training", {})
     if {"nf4", "bf16"} <= set(training):
-        plain, quantised = training["bf16"], training["nf4"]
-        whole, held = (each["peak"] + each["mapped_weights"] for each in (plain, quantised))
+        plain, quantized = training["bf16"], training["nf4"]
+        whole, held = (each["peak"] + each["mapped_weights"] for each in (plain, quantized))
         lines.append(
             f"| peak memory, 1.1 B Mistral | {whole / 1e9:.2f} GB | {held / 1e9:.2f} GB | × {held / whole:.2f} |"
         )
         lines.append(
-            f"| tokens a second, the same | {plain['tokens_per_second']:.0f} | {quantised['tokens_per_second']:.0f} | "
-            f"× {quantised['tokens_per_second'] / plain['tokens_per_second']:.2f} |"
+            f"| tokens a second, the same | {plain['tokens_per_second']:.0f} | {quantized['tokens_per_second']:.0f} | "
+            f"× {quantized['tokens_per_second'] / plain['tokens_per_second']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -199,7 +199,7 @@ def put(page: str, name: str, text: str) -> None:
 
 def main() -> None:
     rows, encoders = read("method_quality"), read("encoder_quality")
-    file = HERE / "results" / "quantised_memory.json"
+    file = HERE / "results" / "quantized_memory.json"
     memory = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     untuned = json.loads((HERE / "results" / "untuned.json").read_text(encoding="utf-8"))
     for task in sorted({row["task"] for row in rows}):

@@ -1,10 +1,10 @@
-"""The reference work: a 125 M Llama of random weights, a tokeniser, 2,000 rows, and the rows of each step.
+"""The reference work: a 125 M Llama of random weights, a tokenizer, 2,000 rows, and the rows of each step.
 
     python benchmarks/reference_work.py --rows ROWS.jsonl --name "GSM8K train" --out WORK
 
 writes
 
-    WORK/model/        config, bf16 safetensors, a byte-level BPE tokeniser with a chat template
+    WORK/model/        config, bf16 safetensors, a byte-level BPE tokenizer with a chat template
     WORK/rows.jsonl    the rows in the order in which they are learnt: {"messages": [...]}
     WORK/plan.json     tokens and learnt tokens of each row, and the rows of each step
 
@@ -43,8 +43,8 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""Nothing stands between a role's mark and its text, so that prompt and answer tokenised apart (as LitGPT
-does) give the same tokens as tokenised together."""
+"""Nothing stands between a role's mark and its text, so that prompt and answer tokenized apart (as LitGPT
+does) give the same tokens as tokenized together."""
 
 PAIRS = [("question", "answer"), ("prompt", "completion"), ("instruction", "output")]
 
@@ -59,14 +59,14 @@ def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
     raise ValueError(f"a row with the columns {', '.join(row)} is none of: messages, {PAIRS}")
 
 
-def train_tokeniser(conversations: list[list[dict[str, str]]], folder: Path) -> None:
+def train_tokenizer(conversations: list[list[dict[str, str]]], folder: Path) -> None:
     """Byte-level BPE (Sennrich et al. 2016) on the rows and on the text of Python's own help topics.
 
     With little text there are fewer merges than the model's vocabulary has places; the rest stay unused.
     """
-    tokeniser = Tokenizer(models.BPE())
-    tokeniser.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokeniser.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
@@ -78,9 +78,9 @@ def train_tokeniser(conversations: list[list[dict[str, str]]], folder: Path) -> 
         yield from (message["content"] for messages in conversations for message in messages)
         yield from (topics[name] for name in sorted(topics))
 
-    tokeniser.train_from_iterator(text(), trainer)
+    tokenizer.train_from_iterator(text(), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokeniser, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=MAX_LENGTH
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=MAX_LENGTH
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
@@ -106,9 +106,9 @@ def make_model(folder: Path, end: int, pad: int) -> None:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def count(tokeniser: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> tuple[int, int]:
+def count(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> tuple[int, int]:
     """Tokens of a rendered conversation, and how many of them are learnt."""
-    encoded = tokeniser.apply_chat_template(
+    encoded = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     return len(encoded["input_ids"]), sum(encoded["assistant_masks"])
@@ -120,7 +120,7 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
     A step has a fixed number of rows, the one that brings its mean nearest to 2,048 tokens: TRL and LitGPT
     accumulate a fixed number of rows, so only such a plan can be followed by all.
     """
-    tokeniser = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     order = list(range(len(conversations)))
     random.Random(SEED).shuffle(order)
     chosen: list[list[dict[str, str]]] = []
@@ -129,7 +129,7 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
     for index in order:
         if len(chosen) == ROWS:
             break
-        tokens, learnt = count(tokeniser, conversations[index])
+        tokens, learnt = count(tokenizer, conversations[index])
         if tokens > MAX_LENGTH:
             over_long += 1
             continue
@@ -156,7 +156,7 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
         f"{len(chosen):,} rows of {name}, {sum(plan['tokens']):,} tokens, "
         f"{sum(plan['learnt_tokens']):,} learnt; "
         f"{rows_per_step} rows a step; {over_long} over {MAX_LENGTH:,} tokens left out; "
-        f"{len(tokeniser):,} tokens in the tokeniser"
+        f"{len(tokenizer):,} tokens in the tokenizer"
     )
 
 
@@ -170,9 +170,9 @@ def main() -> None:
         conversations = [messages_of(json.loads(line)) for line in file if line.strip()]
     model = arguments.out / "model"
     model.mkdir(parents=True, exist_ok=True)
-    train_tokeniser(conversations, model)
-    tokeniser = AutoTokenizer.from_pretrained(model)
-    make_model(model, tokeniser.eos_token_id, tokeniser.pad_token_id)
+    train_tokenizer(conversations, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    make_model(model, tokenizer.eos_token_id, tokenizer.pad_token_id)
     write_rows(conversations, model, arguments.out, arguments.name)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/stage_quality.py
 
-Domain: terms of service and licences with plain-English summaries (Manor & Li 2019), the task alone beside a stage on
+Domain: terms of service and licenses with plain-English summaries (Manor & Li 2019), the task alone beside a stage on
 the documents' own text first, with and without replayed general text. Slices: GSM8K's rows arriving in five slices, an
 adapter grown from one to the next with and without replay of the earlier ones, beside all rows at once, in as many
 steps. General text is WikiText-2: its validation part is replayed, its test part measured. Writes

@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 WIDTH, BAR, GAP, TOP = 960, 22, 12, 56
-COLOURS = {"ours": "#d1495b", "trl": "#30638e", "peft": "#edae49", "litgpt": "#3a7d44"}
+COLORS = {"ours": "#d1495b", "trl": "#30638e", "peft": "#edae49", "litgpt": "#3a7d44"}
 DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2"]
 
 
@@ -27,10 +27,10 @@ def method_picture(rows: list[dict[str, Any]], labels: dict[str, str], named: di
         for row in own:
             length = (right - left) * row["tokens_per_second"] / most
             told = f"{row['tokens_per_second']:,.0f}  ({row['peak_rss_bytes'] / 1e9:.1f} GB)"
-            colour = COLOURS["ours" if row["setting"] == "ours" else "peft"]
+            color = COLORS["ours" if row["setting"] == "ours" else "peft"]
             marks += [
                 _text(left - 8, y + 13, named[row["setting"]], "end"),
-                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{colour}"/>',
+                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{color}"/>',
                 _text(left + length + 6, y + 13, told),
             ]
             y += 22
@@ -54,8 +54,8 @@ def _text(x: float, y: float, words: str, anchor: str = "start", **style: str) -
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
 
 
-def _colour(name: str) -> str:
-    return COLOURS[name.split("-")[0]]
+def _color(name: str) -> str:
+    return COLORS[name.split("-")[0]]
 
 
 def _bars(settings: list[dict[str, Any]], height: int) -> list[str]:
@@ -69,7 +69,7 @@ def _bars(settings: list[dict[str, Any]], height: int) -> list[str]:
         memory = f"{setting['tokens_per_second']:,.0f}  ({setting['peak_rss_bytes'] / 1e9:.1f} GB)"
         marks += [
             _text(left - 8, y + BAR - 6, setting["label"], "end"),
-            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{_colour(setting["name"])}"/>',
+            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{_color(setting["name"])}"/>',
             _text(left + length + 6, y + BAR - 6, memory),
         ]
     return [*marks, _text(left, height - 16, "in brackets: peak memory", fill="#666")]
@@ -100,11 +100,11 @@ def _curves(settings: list[dict[str, Any]], summary: dict[str, Any], height: int
     marks.append(_text(right, bottom + 18, f"{furthest:,.0f} learnt tokens", "end"))
     marks.append(_text(left, bottom + 18, "0"))
     for name, points in lines.items():
-        index = [each for each in lines if _colour(each) == _colour(name)].index(name)
+        index = [each for each in lines if _color(each) == _color(name)].index(name)
         path = " ".join(at(x, loss) for x, loss in points)
         width = 2.6 if name == "ours" else 1.3
         marks.append(
-            f'<polyline points="{path}" fill="none" stroke="{_colour(name)}" stroke-width="{width}" '
+            f'<polyline points="{path}" fill="none" stroke="{_color(name)}" stroke-width="{width}" '
             f'stroke-dasharray="{DASHES[index % len(DASHES)]}"/>'
         )
     return marks + _legend(settings, left - 40, bottom + 36)
@@ -119,12 +119,12 @@ def _points(curve: list[list[float]]) -> list[tuple[float, float]]:
 
 
 def _legend(settings: list[dict[str, Any]], left: float, top: float) -> list[str]:
-    """One word a peer: the bars' colours name the rest."""
+    """One word a peer: the bars' colors name the rest."""
     words = {"ours": "Tunesmith", "trl": "TRL", "peft": "PEFT loop", "litgpt": "LitGPT"}
     present = [peer for peer in words if any(setting["name"].split("-")[0] == peer for setting in settings)]
     marks = []
     for index, peer in enumerate(present):
         x = left + index * 95
-        marks.append(f'<line x1="{x}" x2="{x + 22}" y1="{top}" y2="{top}" stroke="{COLOURS[peer]}" stroke-width="3"/>')
+        marks.append(f'<line x1="{x}" x2="{x + 22}" y1="{top}" y2="{top}" stroke="{COLORS[peer]}" stroke-width="3"/>')
         marks.append(_text(x + 28, top + 4, words[peer]))
     return marks

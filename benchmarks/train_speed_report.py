@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def summarise(run: Path, work: Path) -> dict[str, Any]:
+def summarize(run: Path, work: Path) -> dict[str, Any]:
     """All figures of a run, from its raw files."""
     parameters = json.loads((run / "run.json").read_text())
     plan = json.loads((work / "plan.json").read_text())
@@ -219,7 +219,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
 
 def write_report(run: Path, work: Path, out: Path) -> None:
     """Write train_speed.json, .md and .svg into `out`, and print the table."""
-    summary = summarise(run, work)
+    summary = summarize(run, work)
     out.mkdir(parents=True, exist_ok=True)
     (out / "train_speed.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / "train_speed.md").write_text(table(summary))

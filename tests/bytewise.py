@@ -1,4 +1,4 @@
-"""A tokeniser of a token a byte, with a chat template."""
+"""A tokenizer of a token a byte, with a chat template."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""A tiny model and tokeniser, made afresh for the session; real classes, real files, no network."""
+"""A tiny model and tokenizer, made afresh for the session; real classes, real files, no network."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def one_thread_each() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a two-layer Llama with random weights and a byte tokeniser."""
+    """The directory of a two-layer Llama with random weights and a byte tokenizer."""
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     tokenizer = byte_tokenizer()
     config = LlamaConfig(

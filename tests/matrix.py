@@ -65,9 +65,9 @@ ALSO: dict[str, list[dict[str, Any]]] = {
     "layers": [{"kind": "layers", "norms_and_biases": True}, {"kind": "layers", "head": True}],
     "lora": [
         {"kind": "lora", "dora": True},
-        {"kind": "lora", "initialisation": "pissa"},
-        {"kind": "lora", "initialisation": "loftq"},
-        {"kind": "lora", "rank_stabilised": True, "dropout": 0.1, "b_learning_rate_ratio": 4.0},
+        {"kind": "lora", "initialization": "pissa"},
+        {"kind": "lora", "initialization": "loftq"},
+        {"kind": "lora", "rank_stabilized": True, "dropout": 0.1, "b_learning_rate_ratio": 4.0},
     ],
     "adapter": [{"kind": "adapter", "placement": "houlsby"}, {"kind": "adapter", "placement": "parallel"}],
     "prefix": [{"kind": "prefix", "projection": True}],
@@ -81,7 +81,7 @@ RATES = {"prefix": 0.02, "prompt": 0.005, "ptuning": 0.001}
 REASONS = (
     "moves the base's own matrices",
     "cannot be trained here:",
-    "makes up for quantisation",
+    "makes up for quantization",
     "is not supported",
     "does not support this layer type",
     "is not a plain torch.nn.Linear",
@@ -256,7 +256,7 @@ def fewest(chosen: Sequence[Cell]) -> list[Cell]:
 
 
 def make_bases(folder: Path, families: Iterable[str] = FAMILIES) -> None:
-    """A tiny model of each family with random weights and a tokeniser, in `folder`."""
+    """A tiny model of each family with random weights and a tokenizer, in `folder`."""
     for family in families:
         torch.manual_seed(0)
         kind, make_tokenizer = KINDS[kind_of(family)]

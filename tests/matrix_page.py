@@ -156,7 +156,7 @@ def _said(outcome: Outcome, letter: str, reasons: dict[str, int]) -> str:
 def _general(reason: str) -> str:
     """The reason without what differs from model to model."""
     reason = re.sub(r"\bbase\.weights: (int8|nf4|fp4)\b", "base.weights: …", reason)
-    reason = re.sub(r"(Turned|Quantised)?Linear\([^)]*\)", r"\1Linear", reason)
+    reason = re.sub(r"(Turned|Quantized)?Linear\([^)]*\)", r"\1Linear", reason)
     reason = re.sub(r"put on \w+", "put on this model", reason)
     reason = re.sub(r"whole texts for [\w-]+", "whole texts for this family", reason)
     reason = re.sub(

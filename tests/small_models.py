@@ -142,7 +142,7 @@ def objective_of(kind: str, **values: Any) -> Any:
     return named_kind(OBJECTIVES, kind).model_validate(values)
 
 
-def randomise(model: Any, spread: float = 0.3) -> Any:
+def randomize(model: Any, spread: float = 0.3) -> Any:
     """Every parameter that moves at random values, so that nothing is hidden behind zeros."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The stock chat templates of well-known models, which the trl package carries as files, on a tokeniser of bytes."""
+"""The stock chat templates of well-known models, which the trl package carries as files, on a tokenizer of bytes."""
 
 import re
 from importlib.util import find_spec
@@ -58,5 +58,5 @@ def tokenizer_with(template: str, family: str = "") -> PreTrainedTokenizerFast:
 
 
 def stock(name: str) -> PreTrainedTokenizerFast:
-    """The tokeniser with that template of trl's."""
+    """The tokenizer with that template of trl's."""
     return tokenizer_with((_FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), name)

@@ -1,4 +1,4 @@
-"""What is CUDA's alone: operations on the device beside their definitions, 8-bit and paged optimisers."""
+"""What is CUDA's alone: operations on the device beside their definitions, 8-bit and paged optimizers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cr
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import gated, gated_linear, gated_reference
 from tunesmith.ops.lora_linear import LinearParts
-from tunesmith.ops.quantised import dequantise, dequantise_reference, quantise, quantised_linear
+from tunesmith.ops.quantized import dequantize, dequantize_reference, quantize, quantized_linear
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -22,25 +22,25 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.mark.parametrize(("form", "double"), [("nf4", False), ("nf4", True), ("fp4", True), ("int8", False)])
 @pytest.mark.parametrize("shape", [(64, 96), (256, 1024), (33, 70)])
-def test_a_weight_quantised_on_the_processor_is_the_same_on_the_gpu(form: Any, double: bool, shape: Any) -> None:
+def test_a_weight_quantized_on_the_processor_is_the_same_on_the_gpu(form: Any, double: bool, shape: Any) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    held = quantise(weight, form, double)
+    held = quantize(weight, form, double)
     there = held.to(torch.device("cuda"))
     torch.testing.assert_close(
-        dequantise(there, torch.float32).cpu(), dequantise_reference(held, torch.float32), rtol=1e-5, atol=1e-5
+        dequantize(there, torch.float32).cpu(), dequantize_reference(held, torch.float32), rtol=1e-5, atol=1e-5
     )
     x = torch.randn(5, shape[1], device="cuda", requires_grad=True)
-    out = quantised_linear(x, there, None)
-    expected = x @ dequantise(there, torch.float32).T
+    out = quantized_linear(x, there, None)
+    expected = x @ dequantize(there, torch.float32).T
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
     seed = torch.randn_like(out)
     ours, theirs = (torch.autograd.grad(each, x, seed)[0] for each in (out, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
-def test_qlora_learns_and_resumes_with_every_optimiser(
-    optimiser: str, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_qlora_learns_and_resumes_with_every_optimizer(
+    optimizer: str, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     class KilledError(Exception):
         pass
@@ -56,7 +56,7 @@ def test_qlora_learns_and_resumes_with_every_optimiser(
         "train": {
             "steps": 20,
             "tokens_per_step": 512,
-            "optimiser": optimiser,
+            "optimizer": optimizer,
             "device": "cuda",
             "checkpoint_every": 10,
         },

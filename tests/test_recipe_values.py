@@ -72,10 +72,10 @@ def test_what_is_not_said_of_data_and_base_has_the_defaults_that_the_documentati
         "replay": [], "replay_share": 0.1, "cache": True,
     }  # fmt: skip
     assert recipe.base.model_dump() == {
-        "path": "embedded", "revision": None, "weights": "auto", "double_quantisation": True, "from_scratch": False,
+        "path": "embedded", "revision": None, "weights": "auto", "double_quantization": True, "from_scratch": False,
         "adapter": None, "chat_template": None, "trust_remote_code": False,
     }  # fmt: skip
-    assert [Recipe.load({"data": {"train": "a"}, "base": {"weights": each}}).base.quantised for each in
+    assert [Recipe.load({"data": {"train": "a"}, "base": {"weights": each}}).base.quantized for each in
             ("auto", "fp32", "bf16", "int8", "nf4", "fp4")] == [False] * 3 + [True] * 3  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, Batches
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.recipe import Train
 from tunesmith.run import Event, Events
 

@@ -1,4 +1,4 @@
-"""LitGPT's LoRA fine-tuning: its model, data set, tokeniser and loss, driven by its own `fit` under Fabric.
+"""LitGPT's LoRA fine-tuning: its model, data set, tokenizer and loss, driven by its own `fit` under Fabric.
 
 What differs from the others, because LitGPT has it so: the loss is a mean over rows of each row's mean
 (reported here over tokens all the same), gradients are not clipped, and q, k and v share one fused layer. Its
@@ -78,7 +78,7 @@ class Watch:
 
     It takes the places of three things that `fit` calls: the batches' collation (the first one is the
     beginning), the loss (called as it is, its value kept), and the learning rate's schedule (constant here),
-    whose `step` is the end of an optimiser step.
+    whose `step` is the end of an optimizer step.
     """
 
     def __init__(self, report: Report) -> None:
@@ -170,17 +170,17 @@ def main() -> None:
     copy_weights_hf_llama(config, {}, weights, load_file(options.model / "model.safetensors"))
     model.load_state_dict(weights, strict=False)
     model = fabric.setup_module(model)
-    optimiser = instantiate_torch_optimizer(
+    optimizer = instantiate_torch_optimizer(
         {"class_path": "torch.optim.AdamW", "init_args": {"lr": LEARNING_RATE, "weight_decay": 0.0}},
         model.parameters(),
     )
-    optimiser = fabric.setup_optimizers(optimiser)
+    optimizer = fabric.setup_optimizers(optimizer)
     finetune.chunked_cross_entropy = watch.loss
     with tempfile.TemporaryDirectory() as out:
         finetune.fit(
             fabric=fabric,
             model=model,
-            optimizer=optimiser,
+            optimizer=optimizer,
             scheduler=watch,
             train_dataloader=train_rows,
             val_dataloader=val_rows,

@@ -38,9 +38,9 @@ DESCRIPTIONS = {
 }
 
 
-def encode(tokeniser: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
+def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
     """Token ids and labels of a conversation; what is not the assistant's has the label -100."""
-    encoded = tokeniser.apply_chat_template(
+    encoded = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     ids = torch.tensor(encoded["input_ids"])[:MAX_LENGTH]
@@ -50,15 +50,15 @@ def encode(tokeniser: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
 
 def adapted(method: str, path: Path) -> PreTrainedModel | PeftModel:
     """The model with the method's weights moving."""
-    quantised = None
+    quantized = None
     if method == "qlora":
-        quantised = BitsAndBytesConfig(
+        quantized = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, quantization_config=quantised)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, quantization_config=quantized)
     if method == "full":
         return model
     configs = {
@@ -75,12 +75,12 @@ def main() -> None:
     report = Report(plan, DESCRIPTIONS[options.setting])
     torch.manual_seed(SEED)
 
-    tokeniser = AutoTokenizer.from_pretrained(options.model)
-    rows = [encode(tokeniser, messages) for messages in read_rows(options.rows)]
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    rows = [encode(tokenizer, messages) for messages in read_rows(options.rows)]
     model = adapted(options.method, options.model)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     report.begin()
     for step in range(options.steps):
@@ -88,15 +88,15 @@ def main() -> None:
         learnt = sum(int((rows[row][1][1:] != -100).sum()) for row in members)
         total = 0.0
         for batch in [members] if options.setting == "batch" else [[row] for row in members]:
-            ids = pad_sequence([rows[row][0] for row in batch], True, tokeniser.pad_token_id)
+            ids = pad_sequence([rows[row][0] for row in batch], True, tokenizer.pad_token_id)
             labels = pad_sequence([rows[row][1] for row in batch], True, -100)
             mask = pad_sequence([torch.ones_like(rows[row][0]) for row in batch], True, 0)
             loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=learnt).loss
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         report.step(total, rows=members)
     report.write(options.out, ["torch", "transformers", "peft"])
 

@@ -47,14 +47,14 @@ def main() -> None:
     options = arguments(__doc__.split("\n")[0], list(DESCRIPTIONS))
     report = Report({}, DESCRIPTIONS[options.setting])
     set_seed(SEED)
-    tokeniser = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     with options.rows.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     labels = sorted({row["category"] for row in rows})
-    texts = tokeniser([row["text"] for row in rows], truncation=True, max_length=128)["input_ids"]
+    texts = tokenizer([row["text"] for row in rows], truncation=True, max_length=128)["input_ids"]
     learn = [{"input_ids": ids, "labels": labels.index(row["category"])} for ids, row in zip(texts, rows, strict=True)]
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=len(labels))
-    pad = DataCollatorWithPadding(tokeniser)
+    pad = DataCollatorWithPadding(tokenizer)
     batches: list[int] = []
 
     def collate(members: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -102,7 +102,7 @@ def main() -> None:
             **setting,
         },
     )
-    tokeniser = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = [{"messages": messages} for messages in read_rows(options.rows)]
     if config.packing:
         rows = [rows[row] for step in plan["steps"][: options.steps] for row in step]
@@ -116,7 +116,7 @@ def main() -> None:
         model=model,
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokeniser,
+        processing_class=tokenizer,
         peft_config=None if pure_bf16 else lora,
         callbacks=[watch],
     )

@@ -5,8 +5,8 @@
 Downloads the packages named in `packages.py` (nothing is installed), reads their files, keeps plain English
 paragraphs, removes duplicates, holds some documents out, and writes
 
-    train.jsonl, held_out.jsonl   rows {"text", "source", "licence"}, ordered by the hashes of their sources
-    corpus.json                   each package's version, licence, documents, bytes, and tokens where counted
+    train.jsonl, held_out.jsonl   rows {"text", "source", "license"}, ordered by the hashes of their sources
+    corpus.json                   each package's version, license, documents, bytes, and tokens where counted
 
 Paragraphs that share eight words in a row with a docstring of Python's standard library are left out, and so
 is that library's reference, since the demonstrations hold its modules out.
@@ -254,7 +254,7 @@ def without_duplicates(files: dict[str, Path]) -> tuple[list[dict[str, str]], Co
                 if len(text) < SHORTEST_DOCUMENT or not is_english(text, 0.12):
                     left_out["documents too short or not English"] += 1
                     continue
-                rows.append({"text": text, "source": found["source"], "licence": package.licence})
+                rows.append({"text": text, "source": found["source"], "license": package.license})
         say(f"{package.name}: {sum(len(r['text']) for r in rows) / 1e6:.1f} M characters so far")
     return rows, left_out
 
@@ -296,10 +296,10 @@ def manifest(
     held_out: list[dict[str, str]],
     debs: dict[str, Path],
     left_out: Counter[str],
-    tokeniser: str | None,
+    tokenizer: str | None,
 ) -> dict[str, Any]:
     """What the corpus is made of, a package a row."""
-    count = token_counter(tokeniser)
+    count = token_counter(tokenizer)
     packages: dict[str, dict[str, Any]] = defaultdict(lambda: {"documents": 0, "bytes": 0, "tokens": 0})
     for start in range(0, len(train), 1000):
         batch = train[start : start + 1000]
@@ -313,7 +313,7 @@ def manifest(
         {
             "package": name,
             "version": debs[name].name.split("_")[1].replace("%3a", ":"),
-            "licence": table[name].licence,
+            "license": table[name].license,
             "what": table[name].what,
             **numbers,
         }
@@ -321,19 +321,19 @@ def manifest(
     ]
     total = {key: sum(p[key] for p in listed) for key in ("documents", "bytes", "tokens")}
     held = {"documents": len(held_out), "bytes": sum(len(r["text"].encode()) for r in held_out)}
-    if tokeniser is None:
+    if tokenizer is None:
         for entry in [*listed, total]:
             entry["tokens"] = None
     return {"train": total, "held_out": held, "left_out": dict(left_out), "packages": listed}
 
 
-def token_counter(tokeniser: str | None) -> Any:
-    """texts → tokens of each; zeros where no tokeniser is given."""
-    if tokeniser is None:
+def token_counter(tokenizer: str | None) -> Any:
+    """texts → tokens of each; zeros where no tokenizer is given."""
+    if tokenizer is None:
         return lambda texts: [0] * len(texts)
     from tokenizers import Tokenizer
 
-    loaded = Tokenizer.from_file(str(Path(tokeniser) / "tokenizer.json"))
+    loaded = Tokenizer.from_file(str(Path(tokenizer) / "tokenizer.json"))
     return lambda texts: [len(e.ids) for e in loaded.encode_batch(texts)]
 
 
@@ -347,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, held_out.jsonl, corpus.json")
     parser.add_argument("--cache", type=Path, help="folder for downloads and cleaned text (default: OUT/cache)")
-    parser.add_argument("--tokenizer", help="folder of a tokeniser, to count tokens in corpus.json")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer, to count tokens in corpus.json")
     parser.add_argument("--workers", type=int, default=2, help="processes that read packages (default: 2)")
     parser.add_argument("--offline", action="store_true", help="use the packages in the cache only")
     options = parser.parse_args()

@@ -372,7 +372,7 @@ def first_or_last_word(material: Material, draw: random.Random) -> Iterator[Row]
         yield Row(say_one(draw, phrasings, p=place, s=sentence), " ".join(wanted), source)
 
 
-def neighbour(material: Material, draw: random.Random) -> Iterator[Row]:
+def neighbor(material: Material, draw: random.Random) -> Iterator[Row]:
     """The word before or after another."""
     for sentence, source in shuffled(material.sentences, draw):
         words = re.findall(r"[\w'-]+", sentence)
@@ -656,7 +656,7 @@ def courtesy(material: Material, draw: random.Random) -> Iterator[Row]:
 TASKS: dict[Task, int] = {
     define: 2600, look_up: 1500, part_of_speech: 700, use_in_sentence: 2200, synonym: 1000, antonym: 500,
     what_a_program_does: 1600, what_a_function_does: 1600, repeat: 1500, quote: 700, finish: 2000,
-    first_or_last_word: 1500, neighbour: 1300, letter_case: 1300, replace_word: 1300, contains: 1000,
+    first_or_last_word: 1500, neighbor: 1300, letter_case: 1300, replace_word: 1300, contains: 1000,
     topic: 2000,
     sentence_for_title: 1500, split_name: 1300, join_name: 1000, list_parameters: 1300, describe_name: 1800,
     read_card: 1500, list_words: 1200, courtesy: 100,

@@ -1,7 +1,7 @@
 """The Debian packages whose English text the embedded base model is pretrained on.
 
-One line a package: name | licence of its text, as its copyright file states it | what it is | reader. The
-reader is only named where a package's files are not recognised by their names (see `reader_of`).
+One line a package: name | license of its text, as its copyright file states it | what it is | reader. The
+reader is only named where a package's files are not recognized by their names (see `reader_of`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class Package(NamedTuple):
     """One Debian package of the corpus."""
 
     name: str
-    licence: str
+    license: str
     what: str
     reader: str
 
@@ -102,7 +102,7 @@ python-tornado-doc | Apache-2.0 | A web server |
 twisted-doc | MIT | Network programming |
 python-pandas-doc | BSD-3-clause | Tables of data |
 python-sympy-doc | BSD-3-clause | Symbolic mathematics |
-python-xarray-doc | Apache-2.0 | Labelled arrays |
+python-xarray-doc | Apache-2.0 | Labeled arrays |
 python-pytest-doc | MIT | Testing |
 python-hypothesis-doc | MPL-2.0 | Testing by properties |
 python-scrapy-doc | BSD-3-clause | Reading the web |

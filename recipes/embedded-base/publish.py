@@ -1,4 +1,4 @@
-"""Puts the embedded base together: weights, tokeniser and a model card whose figures are measured here.
+"""Puts the embedded base together: weights, tokenizer and a model card whose figures are measured here.
 
     python publish.py --build build --out ../../src/tunesmith/models/embedded
 
@@ -122,10 +122,10 @@ def _sources(build: Path) -> str:
         counts[0] += 1
         counts[1] += len(row["text"].encode())
     known = {package.name: package for package in PACKAGES}
-    lines = ["| package | what | licence | documents | MB |", "|---|---|---|---:|---:|"]
+    lines = ["| package | what | license | documents | MB |", "|---|---|---|---:|---:|"]
     for name, (documents, size) in sorted(counted.items(), key=lambda item: -item[1][1]):
         package = known[name]
-        lines.append(f"| {name} | {package.what} | {package.licence} | {documents:,} | {size / 1e6:.1f} |")
+        lines.append(f"| {name} | {package.what} | {package.license} | {documents:,} | {size / 1e6:.1f} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Trains the embedded base model's tokeniser: byte-level BPE, 8,192 ids, ChatML.
+"""Trains the embedded base model's tokenizer: byte-level BPE, 8,192 ids, ChatML.
 
     python tokenizer.py --corpus /data/corpus --out /data/tokenizer
 
@@ -70,14 +70,14 @@ def texts_of(path: Path, limit: int | None = None) -> Iterator[str]:
 
 def trained(texts: Iterator[str]) -> Tokenizer:
     """Byte-level BPE over the texts."""
-    tokeniser = Tokenizer(models.BPE())
-    tokeniser.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokeniser.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=SPECIALS,
@@ -86,14 +86,14 @@ def trained(texts: Iterator[str]) -> Tokenizer:
         max_token_length=20,
         show_progress=sys.stderr.isatty(),
     )
-    tokeniser.train_from_iterator(texts, trainer)
-    return tokeniser
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
-def for_transformers(tokeniser: Tokenizer) -> PreTrainedTokenizerFast:
-    """The tokeniser as transformers loads it, with its chat template."""
+def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers loads it, with its chat template."""
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokeniser,
+        tokenizer_object=tokenizer,
         eos_token=TURN_END,
         pad_token=PAD,
         additional_special_tokens=[END_OF_DOCUMENT, TURN_START],
@@ -107,21 +107,21 @@ def for_transformers(tokeniser: Tokenizer) -> PreTrainedTokenizerFast:
 
 def check(folder: Path) -> None:
     """Loads what was saved and holds it to what this script promises."""
-    tokeniser = AutoTokenizer.from_pretrained(folder)
-    expect(len(tokeniser) == VOCABULARY, f"{len(tokeniser)} ids, not {VOCABULARY}")
-    expect(tokeniser.bos_token is None and tokeniser.eos_token == TURN_END, "bos or eos differ")
-    expect(tokeniser.pad_token == PAD and tokeniser.model_max_length == CONTEXT, "pad or length differ")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expect(len(tokenizer) == VOCABULARY, f"{len(tokenizer)} ids, not {VOCABULARY}")
+    expect(tokenizer.bos_token is None and tokenizer.eos_token == TURN_END, "bos or eos differ")
+    expect(tokenizer.pad_token == PAD and tokenizer.model_max_length == CONTEXT, "pad or length differ")
     every_character = "".join(map(chr, [*range(0x3000), *range(0xE000, 0xE100)])) + ODD_TEXT
     for text in (ODD_TEXT, every_character, " leading", "", "trailing \n\n"):
-        ids = tokeniser(text)["input_ids"]
-        expect(tokeniser.decode(ids) == text, f"does not come back: {text[:40]!r}")
-    expect(len(tokeniser("2024")["input_ids"]) == 4, "digits are joined")
+        ids = tokenizer(text)["input_ids"]
+        expect(tokenizer.decode(ids) == text, f"does not come back: {text[:40]!r}")
+    expect(len(tokenizer("2024")["input_ids"]) == 4, "digits are joined")
     for special in SPECIALS:
-        expect(len(tokeniser(special)["input_ids"]) == 1, f"{special} is not one id")
-    check_template(tokeniser)
+        expect(len(tokenizer(special)["input_ids"]) == 1, f"{special} is not one id")
+    check_template(tokenizer)
 
 
-def check_template(tokeniser: PreTrainedTokenizerFast) -> None:
+def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
     """The mask covers each answer and its end only; the prompt is a prefix; other roles are refused."""
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -130,21 +130,21 @@ def check_template(tokeniser: PreTrainedTokenizerFast) -> None:
         {"role": "user", "content": "Again?"},
         {"role": "assistant", "content": "Yes, again."},
     ]
-    shown = tokeniser.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True)
+    shown = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True)
     learnt = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
     expect(
-        tokeniser.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>",
-        f"learns {tokeniser.decode(learnt)!r}",
+        tokenizer.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>",
+        f"learns {tokenizer.decode(learnt)!r}",
     )
-    whole = tokeniser.apply_chat_template(messages[:3], tokenize=False)
-    prompt = tokeniser.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(messages[:3], tokenize=False)
+    prompt = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
     expect(whole == prompt + "Yes.<|im_end|>\n", "the prompt is not a prefix of the conversation")
     expect(
         prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"),
         f"prompt is {prompt!r}",
     )
     try:
-        tokeniser.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+        tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
     except Exception as refusal:  # jinja2 or transformers, as the version has it
         expect("system, user and assistant" in str(refusal), str(refusal))
     else:
@@ -161,21 +161,21 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tokeniser")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer")
     parser.add_argument("--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)")
     options = parser.parse_args()
 
     print("training", file=sys.stderr, flush=True)
-    tokeniser = trained(texts_of(options.corpus / "train.jsonl", options.characters))
+    tokenizer = trained(texts_of(options.corpus / "train.jsonl", options.characters))
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for_transformers(tokeniser).save_pretrained(partial)
+    for_transformers(tokenizer).save_pretrained(partial)
     check(partial)
     shutil.rmtree(options.out, ignore_errors=True)
     partial.rename(options.out)
 
     held_out = list(texts_of(options.corpus / "held_out.jsonl"))
-    tokens = sum(len(e.ids) for e in tokeniser.encode_batch(held_out))
+    tokens = sum(len(e.ids) for e in tokenizer.encode_batch(held_out))
     size = sum(len(t.encode()) for t in held_out)
     print(f"{size / tokens:.3f} bytes a token on the {size:,} bytes held out", file=sys.stderr)
 

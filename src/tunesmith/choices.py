@@ -77,7 +77,7 @@ class MethodConfig(Strict, ABC):
 
     @property
     def moves_base(self) -> bool:
-        """Whether it changes matrices of the base itself, which then cannot be held quantised."""
+        """Whether it changes matrices of the base itself, which then cannot be held quantized."""
         return False
 
     @abstractmethod

@@ -23,14 +23,14 @@ class Ending:
         labels: the names of a head's outputs, in order.
         problem: what a head over a whole text tells, in transformers' words.
         pooling: of vectors: the mean of the text's tokens, its first, or its last.
-        normalised: whether vectors have length one.
+        normalized: whether vectors have length one.
     """
 
     kind: Kind = "vocabulary"
     labels: tuple[str, ...] = ()
     problem: Problem = "single_label_classification"
     pooling: Pooling = "mean"
-    normalised: bool = True
+    normalized: bool = True
 
     @property
     def has_head(self) -> bool:

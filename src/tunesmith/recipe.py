@@ -47,11 +47,11 @@ class Base(Strict):
     """The hub revision (branch, tag or commit). Default: the newest, which is then written into the run."""
 
     weights: Literal["auto", "fp32", "bf16", "int8", "nf4", "fp4"] = "auto"
-    """How the weights are held in memory. `int8`, `nf4` and `fp4` quantise the blocks' linear layers, which are then
+    """How the weights are held in memory. `int8`, `nf4` and `fp4` quantize the blocks' linear layers, which are then
     frozen (Dettmers et al. 2022, 2023); the rest is as `train.precision` says. Default: as `train.precision` says."""
 
-    double_quantisation: bool = True
-    """In nf4 and fp4, also quantise the blocks' scales: 4.13 bits a weight in place of 4.5, at no loss that Dettmers
+    double_quantization: bool = True
+    """In nf4 and fp4, also quantize the blocks' scales: 4.13 bits a weight in place of 4.5, at no loss that Dettmers
     et al. (2023, table 3) could measure."""
 
     from_scratch: bool = False
@@ -68,7 +68,7 @@ class Base(Strict):
     """Run Python code that ships with the model. Off, since such code can do anything."""
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         return self.weights in ("int8", "nf4", "fp4")
 
 
@@ -125,7 +125,7 @@ class Data(Strict):
     was known (Ibrahim et al. 2024, section 6)."""
 
     cache: bool = True
-    """Keep the tokenised rows for the next run, under a key of everything that made them."""
+    """Keep the tokenized rows for the next run, under a key of everything that made them."""
 
     @model_validator(mode="after")
     def _folds_or_paths(self) -> "Data":
@@ -167,13 +167,13 @@ class Train(Strict):
     """How long, how fast, how precisely."""
 
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps. Give this or `epochs`."""
+    """Optimizer steps. Give this or `epochs`."""
 
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data. Default: 3 where `steps` is not given, usual for a few thousand instructions."""
 
     tokens_per_step: int = Field(default=2048, ge=1)
-    """Real tokens (no padding) in an optimiser step, about. 2,048: some ten to twenty answers, enough for a steady
+    """Real tokens (no padding) in an optimizer step, about. 2,048: some ten to twenty answers, enough for a steady
     direction with LoRA on small data."""
 
     tokens_per_batch: int | None = Field(default=None, ge=8)
@@ -194,7 +194,7 @@ class Train(Strict):
 
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay per unit of learning rate, not applied to norms and biases. 0: small data, short runs,
-    and an adapter's decay pulls towards the base, which is seldom wanted unasked."""
+    and an adapter's decay pulls toward the base, which is seldom wanted unasked."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's first and second moments (Kingma & Ba 2015)."""
@@ -231,15 +231,15 @@ class Train(Strict):
     """On a GPU: what the forward pass keeps for the backward pass waits in the host's memory. For rows too long even
     with every block computed twice; slower by what the bus takes. On a CPU there is nowhere to go, which is said."""
 
-    optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon", "schedule_free"] = (
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon", "schedule_free"] = (
         "adamw"
     )
     """`adamw` (Loshchilov & Hutter 2019) with its moments in fp32: what methods' rates are chosen for. In 8 bits
     (Dettmers et al. 2022), and paged (moments move to the host's memory when the GPU's is short): those are CUDA's, and
     elsewhere plain AdamW does the work, which is said. `adafactor` (Shazeer & Stern 2018) keeps a row and a column of
     moments a matrix; `lion` (Chen et al. 2023) one moment, at a fifth of the rate; `muon` (Jordan et al. 2024)
-    orthogonalises the step of matrices within blocks, at AdamW's size; `schedule_free` (Defazio et al. 2024) averages
-    in place of `schedule`. Lion and schedule-free come with `tunesmith[optimisers]`."""
+    orthogonalizes the step of matrices within blocks, at AdamW's size; `schedule_free` (Defazio et al. 2024) averages
+    in place of `schedule`. Lion and schedule-free come with `tunesmith[optimizers]`."""
 
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and keep a moving average of the weights, average ← d · average + (1 − d) · weights after each step, d
@@ -338,12 +338,12 @@ class Recipe(Strict):
             )
         if self.data.replay and (told or self.objective.bases != ("decoder",)):
             raise ValueError(f"data.replay is of written text, and objective: {self.objective.kind} learns none")
-        if self.base.quantised and self.method.moves_base:
+        if self.base.quantized and self.method.moves_base:
             raise ValueError(
                 f"method {self.method.kind} moves the base's own matrices, and base.weights: {self.base.weights} holds "
                 "them frozen. Set base.weights: bf16, or a method that adds weights of its own, such as lora"
             )
-        if self.base.quantised and self.base.from_scratch:
+        if self.base.quantized and self.base.from_scratch:
             raise ValueError(
                 f"base.from_scratch makes random weights, which would be frozen in {self.base.weights} for good. Set "
                 "base.weights: bf16"
@@ -357,7 +357,7 @@ class Recipe(Strict):
 
     @property
     def precision(self) -> Literal["auto", "bf16", "fp32"]:
-        """Of activations and of weights that are not quantised: as either section names it."""
+        """Of activations and of weights that are not quantized: as either section names it."""
         weights = self.base.weights
         if weights in ("fp32", "bf16"):
             return weights

@@ -10,7 +10,7 @@ from tunesmith.recipe import Base, Data, EarlyStopping, Recipe, Train
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors; methods and objectives are spelt out by `kind`."""
+    """The JSON schema of a recipe, for editors; methods and objectives are spelled out by `kind`."""
     union: Any = {
         "method": tuple(named_kind(METHODS, kind) for kind in METHODS),
         "objective": tuple(named_kind(OBJECTIVES, kind) for kind in OBJECTIVES),

@@ -20,7 +20,7 @@ from tunesmith.models.load import load_tokenizer
 from tunesmith.models.usable import Usable
 from tunesmith.recipe import Base, Recipe
 
-LOOKED_AT = 2000  # rows that are rendered and tokenised; the rest are counted
+LOOKED_AT = 2000  # rows that are rendered and tokenized; the rest are counted
 WANTED_HELD_OUT = 300
 STEPS = (20, 2000)
 TOKENS_PER_STEP = 2048
@@ -57,7 +57,7 @@ class Seen:
 
 
 def look(paths: Sequence[str], base: str) -> Seen:
-    """Read all rows, render and tokenise the first two thousand.
+    """Read all rows, render and tokenize the first two thousand.
 
     Raises:
         UserError: the files or the base cannot be read, or no row can be learnt from.
@@ -82,7 +82,7 @@ def look(paths: Sequence[str], base: str) -> Seen:
             unusable += 1
             why = why or f"{example.source}: {error}"
             continue
-        lengths += [len(ids) for ids, _ in renderer.tokenise_many(renderings)]
+        lengths += [len(ids) for ids, _ in renderer.tokenize_many(renderings)]
     rest = 0
     for row in rows:
         rest += 1
@@ -125,7 +125,7 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
         ("", ""),
         ("method:", "which weights move; or {kind: full}"),
         ("  kind: lora", ""),
-        ("  rank: 16", "room for what is learnt; more for much new behaviour"),
+        ("  rank: 16", "room for what is learnt; more for much new behavior"),
         ("  alpha: 32", "strength: the addition is scaled by alpha / rank"),
         ("  target_modules: all-linear", ""),
         ("", ""),
@@ -167,7 +167,7 @@ def _steps(tokens: int) -> tuple[int, str]:
     """Three passes, within bounds, and that in words."""
     steps = min(STEPS[1], max(STEPS[0], math.ceil(3 * tokens / TOKENS_PER_STEP)))
     passes = steps * TOKENS_PER_STEP / max(1, tokens)
-    return steps, f"optimiser steps; about {passes:.2g} passes over the rows"
+    return steps, f"optimizer steps; about {passes:.2g} passes over the rows"
 
 
 def _is_small(base: str) -> bool:

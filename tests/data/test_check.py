@@ -6,7 +6,7 @@ from stock_templates import stock
 
 from tunesmith.data.check import fault
 from tunesmith.data.example import Example, Source
-from tunesmith.data.render import Renderer, Rendering, Tokenised
+from tunesmith.data.render import Renderer, Rendering, Tokenized
 
 CHAT = (
     {"role": "user", "content": "One?"},
@@ -17,17 +17,17 @@ CHAT = (
 
 
 @pytest.fixture(params=["llama3", "gemma3", "qwen2_5", "phi3"])
-def rendered(request: pytest.FixtureRequest) -> tuple[Renderer, Rendering, Tokenised]:
+def rendered(request: pytest.FixtureRequest) -> tuple[Renderer, Rendering, Tokenized]:
     renderer = Renderer(stock(request.param))
     (rendering,) = renderer.render(Example(Source("rows.jsonl", 1), messages=CHAT))
-    return renderer, rendering, renderer.tokenise_many([rendering])[0]
+    return renderer, rendering, renderer.tokenize_many([rendering])[0]
 
 
-def test_what_is_whole_has_no_fault(rendered: tuple[Renderer, Rendering, Tokenised]) -> None:
+def test_what_is_whole_has_no_fault(rendered: tuple[Renderer, Rendering, Tokenized]) -> None:
     assert fault(*rendered) is None
 
 
-def test_unsloth_1290_a_row_of_which_nothing_is_learnt_is_seen(rendered: tuple[Renderer, Rendering, Tokenised]) -> None:
+def test_unsloth_1290_a_row_of_which_nothing_is_learnt_is_seen(rendered: tuple[Renderer, Rendering, Tokenized]) -> None:
     renderer, rendering, (ids, learnt) = rendered
     assert "no token of it would be learnt" in (fault(renderer, rendering, (ids, np.zeros_like(learnt))) or "")
     only_first = np.arange(len(ids)) == 0  # it is never predicted
@@ -36,7 +36,7 @@ def test_unsloth_1290_a_row_of_which_nothing_is_learnt_is_seen(rendered: tuple[R
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_trl_4147_an_end_of_turn_that_is_not_learnt_is_seen_in_any_turn(
-    rendered: tuple[Renderer, Rendering, Tokenised], turn: int
+    rendered: tuple[Renderer, Rendering, Tokenized], turn: int
 ) -> None:
     renderer, rendering, (ids, learnt) = rendered
     without = learnt.copy()
@@ -47,7 +47,7 @@ def test_trl_4147_an_end_of_turn_that_is_not_learnt_is_seen_in_any_turn(
 def test_vllm_27486_a_second_or_a_missing_beginning_of_sequence_is_seen() -> None:
     renderer = Renderer(stock("llama3"))
     (rendering,) = renderer.render(Example(Source("rows.jsonl", 1), messages=CHAT))
-    ((ids, learnt),) = renderer.tokenise_many([rendering])
+    ((ids, learnt),) = renderer.tokenize_many([rendering])
     twice = np.concatenate([ids[:1], ids]), np.concatenate([learnt[:1], learnt])
     assert "2 beginning-of-sequence tokens, where the template writes 1" in (fault(renderer, rendering, twice) or "")
     assert "0 beginning-of-sequence" in (fault(renderer, rendering, (ids[1:], learnt[1:])) or "")
@@ -56,6 +56,6 @@ def test_vllm_27486_a_second_or_a_missing_beginning_of_sequence_is_seen() -> Non
 def test_a_document_without_its_end_is_seen() -> None:
     renderer = Renderer(stock("qwen2_5"))
     (rendering,) = renderer.render(Example(Source("a.txt", 1), text="A document."))
-    ((ids, learnt),) = renderer.tokenise_many([rendering])
+    ((ids, learnt),) = renderer.tokenize_many([rendering])
     assert fault(renderer, rendering, (ids, learnt)) is None
     assert "learn to stop" in (fault(renderer, rendering, (ids[:-1], learnt[:-1])) or "")

@@ -125,7 +125,7 @@ def trimmed_places(made: Tokenizer) -> None:
     "change",
     [trimmed_places, unknown_pattern, unknown_last_part, greedy_mark, lower_case, prefix_space],
 )
-def test_a_tokeniser_of_which_it_is_not_known_goes_by_whole_texts(change):
+def test_a_tokenizer_of_which_it_is_not_known_goes_by_whole_texts(change):
     backend = tokenizer("gpt 2")
     change(backend)
     encoder = TextEncoder(backend)

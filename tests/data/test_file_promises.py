@@ -290,9 +290,9 @@ def test_no_two_changes_of_what_makes_the_tokens_have_the_same_key() -> None:
     assert len(set(keys.values())) == len(CHANGES) + 1
 
 
-def test_a_tokeniser_written_in_python_has_its_vocabulary_in_the_key() -> None:
+def test_a_tokenizer_written_in_python_has_its_vocabulary_in_the_key() -> None:
     class Plain:
-        """As much of transformers' own slow tokenisers as decides the tokens."""
+        """As much of transformers' own slow tokenizers as decides the tokens."""
 
         special_tokens_map = {"eos_token": "</s>"}  # noqa: RUF012
         chat_template = None

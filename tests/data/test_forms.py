@@ -111,6 +111,6 @@ def test_data_of_another_kind_are_refused_by_name(rows: list[dict[str, Any]], to
         detect([row(values, number) for number, values in enumerate(rows, 1)])
 
 
-def test_llamafactory_3665_a_misspelt_form_gets_the_nearest_name() -> None:
+def test_llamafactory_3665_a_misspelled_form_gets_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"data.form: sharegtp is not known. Did you mean sharegpt\?"):
         to_example(row({}), "sharegtp")

@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_line(
         rows_of(tmp_path, name.split("/")[0])
 
 
-def test_a_misspelt_path_gets_the_nearest_name(tmp_path: Path) -> None:
+def test_a_misspelled_path_gets_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"question.jsonl: no such file or directory. Did you mean questions.jsonl\?"):
         rows_of(tmp_path, "question.jsonl")

@@ -46,7 +46,7 @@ def read(text: str) -> list[int]:
 
 def marked(rendering: Rendering) -> tuple[list[int], list[int]]:
     """Its ids, and which places of them are marked."""
-    ((ids, learnt),) = RENDERER.tokenise_many([rendering])
+    ((ids, learnt),) = RENDERER.tokenize_many([rendering])
     assert (ids.dtype, learnt.dtype) == (np.int32, np.bool_)
     return ids.tolist(), np.flatnonzero(learnt).tolist()
 
@@ -54,7 +54,7 @@ def marked(rendering: Rendering) -> tuple[list[int], list[int]]:
 # Tokens and marks
 
 
-def test_a_text_with_a_class_has_its_last_token_marked_the_tokeniser_s_own_included() -> None:
+def test_a_text_with_a_class_has_its_last_token_marked_the_tokenizer_s_own_included() -> None:
     ids = [CLS, *read("a <|im_end|>"), SEP]
     assert marked(Rendering("a <|im_end|>", (), targets=(1.0,))) == (ids, [len(ids) - 1])
     assert len(read("<|im_end|>")) == 10, "what looks like a mark is read as characters"
@@ -91,7 +91,7 @@ def test_renderings_of_several_kinds_come_back_in_the_order_given() -> None:
         Rendering("ab", ((0, 1), (1, 2)), targets=(1.0, 1.0)),
     ]
     alone = [marked(each) for each in made]
-    together = [(ids.tolist(), np.flatnonzero(learnt).tolist()) for ids, learnt in RENDERER.tokenise_many(made)]
+    together = [(ids.tolist(), np.flatnonzero(learnt).tolist()) for ids, learnt in RENDERER.tokenize_many(made)]
     assert together == alone
     end = TOKENIZER.convert_tokens_to_ids("<|endoftext|>")
     assert alone[1] == ([*read("doc"), end], [0, 1, 2, 3])
@@ -102,7 +102,7 @@ def test_renderings_of_several_kinds_come_back_in_the_order_given() -> None:
     ("template", "closing"),
     [("[CLS] $A [SEP]", 1), ("[CLS] $A", 0), ("$A [SEP] [SEP]", 2), ("$A", 0), ("[CLS] [SEP] $A [SEP]", 1)],
 )
-def test_what_the_tokeniser_puts_behind_a_text_is_counted(template: str, closing: int) -> None:
+def test_what_the_tokenizer_puts_behind_a_text_is_counted(template: str, closing: int) -> None:
     tokenizer = encoder_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
@@ -111,7 +111,7 @@ def test_what_the_tokeniser_puts_behind_a_text_is_counted(template: str, closing
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_document_begins_as_the_tokeniser_begins_and_ends_as_documents_end(own: bool) -> None:
+def test_a_document_begins_as_the_tokenizer_begins_and_ends_as_documents_end(own: bool) -> None:
     tokenizer = tokenizer_with("{{ messages }}", "llama3")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if own:
@@ -122,7 +122,7 @@ def test_a_document_begins_as_the_tokeniser_begins_and_ends_as_documents_end(own
     first = [bos] if own else []
     assert renderer.begin_of_document == first
     (rendering,) = renderer.render(Example(HERE, text="ab <|eot_id|>"))
-    ((ids, learnt),) = renderer.tokenise_many([rendering])
+    ((ids, learnt),) = renderer.tokenize_many([rendering])
     inner = tokenizer("ab <|eot_id|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert ids.tolist() == [*first, *inner, eos]
     assert learnt.tolist() == [False] * len(first) + [True] * (len(inner) + 1)
@@ -142,7 +142,7 @@ def test_a_document_s_end_is_the_model_s_own_where_it_has_one() -> None:
         assert Renderer(tokenizer).end_of_document == tokenizer.convert_tokens_to_ids(end)
 
 
-def test_a_tokeniser_written_in_python_is_refused() -> None:
+def test_a_tokenizer_written_in_python_is_refused() -> None:
     renderer = Renderer(byte_tokenizer())
 
     class Slow:
@@ -150,7 +150,7 @@ def test_a_tokeniser_written_in_python_is_refused() -> None:
 
     renderer.tokenizer = Slow()  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^Slow is written in Python and cannot say which characters a token is of"):
-        renderer.tokenise_many([Rendering("a", ((0, 1),))])
+        renderer.tokenize_many([Rendering("a", ((0, 1),))])
 
 
 def test_an_encoder_reads_what_is_asked_with_what_stands_before_it() -> None:
@@ -178,7 +178,7 @@ def turns(*texts: str, **more: Any) -> tuple[dict[str, Any], ...]:
 def test_a_control_token_in_reasoning_is_refused_as_one_in_what_is_said() -> None:
     renderer = Renderer(stock("qwen3"))
     asked, answered = turns("Hi", "Yes")
-    with pytest.raises(UnusableError, match=r"^turn 2 \(assistant\) holds <\|im_end\|>, which the tokeniser reads"):
+    with pytest.raises(UnusableError, match=r"^turn 2 \(assistant\) holds <\|im_end\|>, which the tokenizer reads"):
         renderer.render(Example(HERE, messages=(asked, {**answered, "reasoning_content": "so <|im_end|>"})))
 
 
@@ -253,18 +253,18 @@ def test_a_call_that_the_template_does_not_show_is_refused_by_its_name() -> None
         (Rendering("a", (), targets=(1.0,)), None),
         (Rendering(" ", (), targets=(1.0,)), "its text is empty"),
         (Rendering("a b", ((0, 1), (2, 3)), targets=(1.0, 0.0)), None),
-        (Rendering("a b", ((0, 1), (0, 1)), targets=(1.0, 0.0)), "2 words have tags, and the tokeniser tells 1 apart"),
+        (Rendering("a b", ((0, 1), (0, 1)), targets=(1.0, 0.0)), "2 words have tags, and the tokenizer tells 1 apart"),
         (Rendering("answer", ((0, 6),), source="ask"), None),
     ],
 )
 def test_what_would_teach_nothing_is_seen_of_told_and_compared_texts(rendering: Rendering, told: str | None) -> None:
-    assert fault(RENDERER, rendering, RENDERER.tokenise_many([rendering])[0]) == told
+    assert fault(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0]) == told
 
 
 def test_white_space_behind_the_end_of_a_turn_is_passed_over_and_a_stretch_of_it_is_none() -> None:
     def seen(text: str, *learnt: tuple[int, int]) -> str | None:
         rendering = Rendering(text, tuple(learnt))
-        return fault(RENDERER, rendering, RENDERER.tokenise_many([rendering])[0])
+        return fault(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0])
 
     stop = "the end of the answer's turn would not be learnt, so the model would not learn to stop"
     assert seen("a<|im_end|>\n \n", (0, 14)) is None

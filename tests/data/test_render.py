@@ -31,7 +31,7 @@ def turns(*texts: str, system: str | None = None) -> Example:
 def learnt_texts(renderer: Renderer, example: Example, learn: str = "assistant") -> list[str]:
     """What is learnt of the example, a text for each turn, as the *tokens* say."""
     said = []
-    for ids, learnt in renderer.tokenise_many(renderer.render(example, learn)):
+    for ids, learnt in renderer.tokenize_many(renderer.render(example, learn)):
         starts = np.flatnonzero(learnt & ~np.append(False, learnt[:-1]))
         ends = np.flatnonzero(learnt & ~np.append(learnt[1:], False)) + 1
         said += [renderer.tokenizer.decode(ids[a:b]) for a, b in zip(starts, ends, strict=True)]
@@ -57,7 +57,7 @@ def test_llamafactory_5232_the_prompt_in_use_is_token_for_token_the_one_in_train
         prompt = renderer.tokenizer(renderer.prompt(example.messages[:place]), add_special_tokens=False)["input_ids"]
         answers = [
             ids[: len(prompt)].tolist() == prompt and learnt[len(prompt)]
-            for ids, learnt in renderer.tokenise_many(renderings)
+            for ids, learnt in renderer.tokenize_many(renderings)
         ]
         assert any(answers), f"turn {place} is learnt after another prompt than it gets in use"
 
@@ -105,7 +105,7 @@ def test_trl_6433_no_leading_token_of_the_answer_is_left_out():
 def test_openrlhf_393_there_is_one_beginning_of_sequence_where_the_template_writes_one():
     for name in ("llama3", "gemma", "deepseekv3"):
         renderer = Renderer(stock(name))
-        ((ids, _),) = renderer.tokenise_many(renderer.render(turns(ASKED, ANSWERED)))
+        ((ids, _),) = renderer.tokenize_many(renderer.render(turns(ASKED, ANSWERED)))
         assert (ids == renderer.tokenizer.bos_token_id).sum() == 1
         assert ids[0] == renderer.tokenizer.bos_token_id
 
@@ -189,7 +189,7 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_tomorrow():
 def test_raw_text_is_read_as_text_and_ends_as_a_document():
     renderer = Renderer(stock("llama3"))
     text = "HTML knows <|eot_id|> as little as <s>."
-    ((ids, learnt),) = renderer.tokenise_many(renderer.render(Example(Source("a.txt", 1), text=text)))
+    ((ids, learnt),) = renderer.tokenize_many(renderer.render(Example(Source("a.txt", 1), text=text)))
     assert renderer.tokenizer.decode(ids[:-1]) == text
     assert ids[-1] == renderer.tokenizer.eos_token_id
     assert (ids == renderer.tokenizer.eos_token_id).sum() == 1
@@ -224,7 +224,7 @@ def test_whatever_is_said_the_prompt_is_a_prefix_and_the_rest_is_learnt_to_its_e
         (rendering,) = renderer.render(turns(asked, answered))
     except UnusableError:
         return  # a template may refuse or drop what it takes for its own marks, never in silence
-    ((ids, learnt),) = renderer.tokenise_many([rendering])
+    ((ids, learnt),) = renderer.tokenize_many([rendering])
     prompt = renderer.tokenizer(renderer.prompt(turns(asked).messages), add_special_tokens=False)["input_ids"]
     assert ids[: len(prompt)].tolist() == prompt
     assert not learnt[: len(prompt)].any()
@@ -238,7 +238,7 @@ RENDERERS: dict = {}
 def test_a_token_that_would_hold_the_prompts_end_and_the_answers_beginning_is_cut():
     tokenizer = word_tokenizer()
     renderer = Renderer(tokenizer)
-    ((ids, learnt),) = renderer.tokenise_many(renderer.render(turns("q", " answer")))
+    ((ids, learnt),) = renderer.tokenize_many(renderer.render(turns("q", " answer")))
     prompt = tokenizer(renderer.prompt(turns("q").messages), add_special_tokens=False)["input_ids"]
     assert ids[: len(prompt)].tolist() == prompt
     assert tokenizer.decode(ids[learnt]) == " answer<|im_end|>"

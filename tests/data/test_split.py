@@ -88,10 +88,10 @@ def test_a_share_of_one_holds_all_out() -> None:
 
 
 def test_folds_are_alike_in_size_and_in_their_classes_and_go_by_the_text() -> None:
-    def labelled(n: int) -> Example:
+    def labeled(n: int) -> Example:
         return Example(Source("rows.jsonl", n), text=f"text {n}", label=("no", "yes")[n % 4 == 0])
 
-    rows = [labelled(n) for n in range(24)]
+    rows = [labeled(n) for n in range(24)]
     in_order = [
         key_of(f"text {n}")
         for _, ns in (("no", [n for n in range(24) if n % 4]), ("yes", range(0, 24, 4)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tunesmith.data import prepare as preparing
-from tunesmith.data import tokenise, tokens
+from tunesmith.data import tokenize, tokens
 from tunesmith.data.example import Source
 from tunesmith.data.prepare import prepare, settled
 from tunesmith.data.tokens import TableBuilder, TokenTable
@@ -236,9 +236,9 @@ def test_classes_are_told_from_the_training_rows_and_kept_where_the_recipe_names
 
 
 def test_chunks_are_whole_but_for_the_last_and_in_order() -> None:
-    size = tokenise.ROWS
-    found = list(tokenise._chunks(iter(range(2 * size + 3))))  # type: ignore[arg-type]
+    size = tokenize.ROWS
+    found = list(tokenize._chunks(iter(range(2 * size + 3))))  # type: ignore[arg-type]
     assert [len(chunk) for chunk in found] == [size, size, 3]
     assert [each for chunk in found for each in chunk] == list(range(2 * size + 3))
-    assert list(tokenise._chunks(iter(()))) == []
-    assert tokenise.ROWS_ALONE % size == 0
+    assert list(tokenize._chunks(iter(()))) == []
+    assert tokenize.ROWS_ALONE % size == 0

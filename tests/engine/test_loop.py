@@ -16,7 +16,7 @@ from tunesmith.data.pack import Batches, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import load_checkpoint
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.models.load import load_tokenizer

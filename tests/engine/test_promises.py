@@ -23,7 +23,7 @@ from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
@@ -81,7 +81,7 @@ def overfitting(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_what_is_written_are_the_weights_of_the_best_evaluation(overfitting: dict[str, Any], tmp_path: Path) -> None:
     """They are those of a run that ends there; with AdamW see `test_early_stopping_keeps_the_best_weights`."""
-    overfitting["train"] |= {"early_stopping": {"patience": 2}, "optimiser": "schedule_free"}
+    overfitting["train"] |= {"early_stopping": {"patience": 2}, "optimizer": "schedule_free"}
     run = tunesmith.train(overfitting, tmp_path / "run")
     losses = evaluations(run)
     best, _ = min(losses, key=lambda pair: pair[1])
@@ -101,7 +101,7 @@ def test_weights_that_never_got_better_are_left_as_they_were(
         "learning_rate": 2.0,
         "steps": 3,
         "early_stopping": {"patience": 2},
-        "optimiser": "schedule_free",
+        "optimizer": "schedule_free",
     }
     run = tunesmith.train(overfitting, tmp_path / "run")
     assert min(evaluations(run), key=lambda pair: pair[1])[0] == 0

@@ -22,7 +22,7 @@ from toy_loop import SquaredErrors, loop_over, named
 import tunesmith
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint, read_loop_state, save_checkpoint
 from tunesmith.engine.interrupt import Interruption, listen_for_interrupts
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.trainable import trainable_model
@@ -214,7 +214,7 @@ def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
         folder / "rows.jsonl",
         data={"held_out": 0.3},
         method={"kind": "lora", "rank": 4},
-        train={"optimiser": "paged_adamw_8bit", "learning_rate": 0.02},
+        train={"optimizer": "paged_adamw_8bit", "learning_rate": 0.02},
     )
     recipe["base"] = {"path": str(tiny_model), "weights": "int8"}
     found: list[Event] = []
@@ -250,7 +250,7 @@ def test_a_run_begins_by_telling_what_is_trained_on_what(told: tuple[Run, list[E
     }
     assert data["rows"] == 30
     (warning,) = named(found, "warning")
-    assert warning["message"] == "train.optimiser: paged_adamw_8bit is CUDA's; on cpu plain AdamW does the work."
+    assert warning["message"] == "train.optimizer: paged_adamw_8bit is CUDA's; on cpu plain AdamW does the work."
 
 
 def test_a_run_ends_by_telling_what_was_foretold_and_what_it_took(
@@ -290,7 +290,7 @@ def test_perplexity_is_the_exponential_of_the_loss(told: tuple[Run, list[Event],
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT, labelled texts and texts in pairs."""
+    """A BERT, labeled texts and texts in pairs."""
     folder = tmp_path_factory.mktemp("encoder")
     make_bases(folder, ["bert", "bloom"])
     texts = [{"text": f"w{n % 9} {('bad', 'good')[n % 2]} w{n}", "label": ("no", "yes")[n % 2]} for n in range(24)]

@@ -1,4 +1,4 @@
-"""Optimisers, averages and rates on the flat masters are what their libraries and papers have on the parameters."""
+"""Optimizers, averages and rates on the flat masters are what their libraries and papers have on the parameters."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 from transformers.optimization import Adafactor
 
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import from_output
 from tunesmith.recipe import Train
@@ -46,17 +46,17 @@ def steps(model: TwoLayers, count: int, first: int = 0) -> Iterator[None]:
         yield
 
 
-def masters_of(model: TwoLayers, optimiser: str, **more: Any) -> MasterWeights:
-    settings = Train(steps=1, optimiser=optimiser, **more)
+def masters_of(model: TwoLayers, optimizer: str, **more: Any) -> MasterWeights:
+    settings = Train(steps=1, optimizer=optimizer, **more)
     return MasterWeights(model.named_parameters(), settings, is_hidden=lambda name: name.startswith("block"))
 
 
-@pytest.mark.parametrize("optimiser", THEIRS)
-def test_each_optimiser_on_the_masters_is_the_librarys_on_the_parameters(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", THEIRS)
+def test_each_optimizer_on_the_masters_is_the_librarys_on_the_parameters(optimizer: str) -> None:
     torch.manual_seed(0)
     ours, theirs = TwoLayers(), TwoLayers()
     theirs.load_state_dict(ours.state_dict())
-    masters, rules = masters_of(ours, optimiser), THEIRS[optimiser](theirs)
+    masters, rules = masters_of(ours, optimizer), THEIRS[optimizer](theirs)
     for _ in zip(steps(ours, 4), steps(theirs, 4), strict=True):
         masters.step(RATE, 1, 1e9)
         for rule in rules:
@@ -69,15 +69,15 @@ def test_each_optimiser_on_the_masters_is_the_librarys_on_the_parameters(optimis
         torch.testing.assert_close(one, other, msg=name)
 
 
-@pytest.mark.parametrize("optimiser", THEIRS)
-def test_masters_go_on_to_the_bit_from_their_state_and_after_an_evaluation(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", THEIRS)
+def test_masters_go_on_to_the_bit_from_their_state_and_after_an_evaluation(optimizer: str) -> None:
     torch.manual_seed(0)
     model = TwoLayers()
-    masters = masters_of(model, optimiser, ema_decay=0.9)
+    masters = masters_of(model, optimizer, ema_decay=0.9)
     for _ in steps(model, 3):
         masters.step(RATE, 1, 1.0)
     again = TwoLayers()
-    restored = masters_of(again, optimiser, ema_decay=0.9)
+    restored = masters_of(again, optimizer, ema_decay=0.9)
     restored.restore({name: value.clone() for name, value in masters.state().items()})
     before = masters.flat.clone()
     with masters.averaged():
@@ -104,10 +104,10 @@ def test_the_moving_average_is_its_formula() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"optimiser": "adafactor"}, marks=pytest.mark.long),
-        pytest.param({"optimiser": "lion", "ema_decay": 0.8}, marks=pytest.mark.long),
-        pytest.param({"optimiser": "muon"}, marks=pytest.mark.long),
-        {"optimiser": "schedule_free"},
+        pytest.param({"optimizer": "adafactor"}, marks=pytest.mark.long),
+        pytest.param({"optimizer": "lion", "ema_decay": 0.8}, marks=pytest.mark.long),
+        pytest.param({"optimizer": "muon"}, marks=pytest.mark.long),
+        {"optimizer": "schedule_free"},
         pytest.param({"neftune_alpha": 5.0, "layer_decay": 0.8}, marks=pytest.mark.long),
     ],
     ids=str,
@@ -168,7 +168,7 @@ def test_layer_decay_counts_from_the_output() -> None:
 
 
 def test_schedule_free_keeps_its_rate_after_warm_up() -> None:
-    settings = Train(steps=10, optimiser="schedule_free", warmup_share=0.2)
+    settings = Train(steps=10, optimizer="schedule_free", warmup_share=0.2)
     assert [learning_rate(settings, 1.0, step, 10) for step in range(1, 11)] == [0.5] + [1.0] * 9
 
 
@@ -203,6 +203,6 @@ def test_a_rule_whose_package_is_missing_is_refused_with_the_command(
 
     monkeypatch.setattr(update, "find_spec", lambda name: None)
     data = {"train": str(write_rows(20))}
-    recipe = {"base": str(tiny_model), "data": data, "train": {"steps": 1, "optimiser": "lion"}}
-    with pytest.raises(UserError, match=r"pip install 'tunesmith\[optimisers\]'"):
+    recipe = {"base": str(tiny_model), "data": data, "train": {"steps": 1, "optimizer": "lion"}}
+    with pytest.raises(UserError, match=r"pip install 'tunesmith\[optimizers\]'"):
         train(recipe, tmp_path / "run")

@@ -19,7 +19,7 @@ from tunesmith.data.prepare import Prepared
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.memory import halves, ran_out_of_memory, recompute
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.trainable import _check_ending as check_ending
 from tunesmith.engine.trainable import (
     base_parameters,
@@ -60,14 +60,14 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 4}])
 def test_the_bases_weights_are_counted_whatever_is_put_on_them(tiny_model: Path, weights: str, method: Any) -> None:
     if weights == "int8" and method == "full":
-        pytest.skip("what is quantised is frozen")
+        pytest.skip("what is quantized is frozen")
     model = trainable_model(recipe_of({"path": str(tiny_model), "weights": weights}, method), torch.float32, CPU)
     whole = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert base_parameters(model) == sum(each.numel() for each in whole.parameters())
 
 
 @pytest.mark.parametrize(
-    ("method", "optimiser", "expected"),
+    ("method", "optimizer", "expected"),
     [
         ("full", "adamw", 8e-4),
         ("lora", "adamw", 5e-3),
@@ -75,10 +75,10 @@ def test_the_bases_weights_are_counted_whatever_is_put_on_them(tiny_model: Path,
         ("full", "muon", 8e-4),
     ],
 )
-def test_a_methods_own_rate_is_multiplied_by_the_optimisers_share(
-    tiny_model: Path, method: str, optimiser: str, expected: float
+def test_a_methods_own_rate_is_multiplied_by_the_optimizers_share(
+    tiny_model: Path, method: str, optimizer: str, expected: float
 ) -> None:
-    recipe = recipe_of(tiny_model, method, optimiser=optimiser)
+    recipe = recipe_of(tiny_model, method, optimizer=optimizer)
     assert learning_rates(recipe, trainable_model(recipe, torch.float32, CPU))[0] == expected
 
 

@@ -13,7 +13,7 @@ from scipy.stats import binom, binomtest, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 
 from tunesmith.engine.held_out import RowLosses
-from tunesmith.evaluation.compare import Side, Task, summarise
+from tunesmith.evaluation.compare import Side, Task, summarize
 from tunesmith.evaluation.metrics import (
     METRICS,
     change_with_interval,
@@ -175,7 +175,7 @@ def test_the_calibration_error_of_a_model_that_is_right_as_often_as_it_says_hold
     right = (draw.random(200) > sure).astype(float)
     telling = Telling([each[None] for each in said], [np.array([[each]]) for each in right], ("a", "b"))
     side = Side(RowLosses(np.ones(200), np.ones(200, np.int64)), [], telling)
-    figure = summarise(side, side, [], ["calibration_error"])["tuned"]["metrics"]["calibration_error"]
+    figure = summarize(side, side, [], ["calibration_error"])["tuned"]["metrics"]["calibration_error"]
     value, draws = drawn_again(TOLD_METRICS["calibration_error"].of(telling), 200)
     low, high = interval_of(draws)
     assert value < low, "by the draws alone"
@@ -228,7 +228,7 @@ def test_a_comparison_has_each_sides_figures_on_its_own_side_and_tuned_less_base
     base = Side(RowLosses(np.array([4.0, 6.0, 2.0]), counts), BASE)
     tuned = Side(RowLosses(np.array([1.0, 3.0, 0.5]), counts), TUNED)
     tasks = [task(number, expected) for number, expected in enumerate(EXPECTED)]
-    found = summarise(base, tuned, tasks)
+    found = summarize(base, tuned, tasks)
     assert (found["rows"], found["learnt_tokens"], found["generated_rows"]) == (3, 6, 7)
     assert (found["base"]["loss"], found["tuned"]["loss"]) == pytest.approx((2.0, 0.75))
     assert (found["base"]["perplexity"], found["tuned"]["perplexity"]) == pytest.approx((np.exp(2.0), np.exp(0.75)))
@@ -282,7 +282,7 @@ def test_of_what_is_told_each_side_has_its_own_figures_and_the_difference_is_tun
     losses = RowLosses(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4, np.int64))
     said = [["a", "b", "a", "c"], ["b", "b", "c", "c"]]
     tasks = [task(number, "b") for number in range(4)]
-    found = summarise(Side(losses, said[0], before), Side(losses, said[1], after), tasks, ["accuracy", "macro_f1"])
+    found = summarize(Side(losses, said[0], before), Side(losses, said[1], after), tasks, ["accuracy", "macro_f1"])
     accuracy = {"described": "accuracy", "better": 1, "unit": "%"}
     for side, value in (("base", 0.25), ("tuned", 0.75)):
         figure = found[side]["metrics"]["accuracy"]
@@ -308,9 +308,9 @@ def test_a_difference_of_what_is_told_is_of_the_same_rows_on_both_sides() -> Non
     for said in (far, far, near):
         telling = Telling([np.array([[each]]) for each in said], [np.array([[each]]) for each in right], ("value",))
         sides.append(Side(RowLosses(np.ones(60), np.ones(60, np.int64)), [], telling))
-    same = summarise(sides[0], sides[1], [], ["root_mean_square_error"])["differences"]["root_mean_square_error"]
+    same = summarize(sides[0], sides[1], [], ["root_mean_square_error"])["differences"]["root_mean_square_error"]
     assert same == {"value": 0.0, "interval": (0.0, 0.0)}
-    found = summarise(sides[0], sides[2], [], ["root_mean_square_error"])
+    found = summarize(sides[0], sides[2], [], ["root_mean_square_error"])
     error = found["base"]["metrics"]["root_mean_square_error"]
     assert found["tuned"]["metrics"]["root_mean_square_error"]["value"] == 0.0
     assert error == {"value": error["value"], "interval": error["interval"], "better": -1, "unit": ""} | {

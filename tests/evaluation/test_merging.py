@@ -62,19 +62,19 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 def test_merging_after_nf4_tries_both_ways_and_writes_the_better_with_its_cost(
     run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = run("quantised", weights="nf4")
+    folder = run("quantized", weights="nf4")
     merged = merge(str(folder), tmp_path / "merged", "fp32")
     told = json.loads((tmp_path / "merged" / "merge.json").read_text())
     ways = {way["into"]: way for way in told["ways"]}
-    assert set(ways) == {"original", "dequantised"}
+    assert set(ways) == {"original", "dequantized"}
     assert ways[told["into"]]["loss"] == min(way["loss"] for way in ways.values())
-    assert ways["dequantised"]["divergence"] < 1e-6 < ways["original"]["divergence"], (
+    assert ways["dequantized"]["divergence"] < 1e-6 < ways["original"]["divergence"], (
         "it was trained on the rounded ones"
     )
     trained = logits_of(Usable.find(str(folder)).model(torch.float32, CPU))
     found = logits_of(AutoModelForCausalLM.from_pretrained(merged.path))
     exact = torch.allclose(found, trained, atol=1e-4)
-    assert exact == (merged.into == "dequantised")
+    assert exact == (merged.into == "dequantized")
 
 
 def test_a_weight_that_would_not_be_finite_is_never_written(run: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An adapter of a quantised base is merged both ways; each way's loss and divergence are a plain forward pass's."""
+"""An adapter of a quantized base is merged both ways; each way's loss and divergence are a plain forward pass's."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's directory as it lies after training on a base in nf4; the adapter is at random values."""
-    folder = tmp_path_factory.mktemp("quantised")
+    folder = tmp_path_factory.mktemp("quantized")
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = config_of("llama", len(tokenizer), initializer_range=0.2)
@@ -79,7 +79,7 @@ def test_each_ways_loss_and_divergence_are_those_of_plain_forward_passes(
         return float(-found.gather(1, tokens[:, None]).mean())
 
     assert merged.trained_loss == pytest.approx(loss(trained), rel=1e-5)
-    assert [way.into for way in merged.ways] == ["original", "dequantised"]
+    assert [way.into for way in merged.ways] == ["original", "dequantized"]
     for way in merged.ways:
         model = merging.merged_model(Usable.find(str(run)), way.into).to(torch.bfloat16)
         found = log_probabilities(model, run, rows)[0][:positions]
@@ -103,7 +103,7 @@ def test_what_the_base_stores_and_what_it_held_in_training_are_told_apart(run: P
     stored = load_file(run / "base" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].float()
     held = usable.model(torch.float32, CPU).get_base_model().model.layers[0].mlp.up_proj.weight
     assert not torch.equal(stored, held)
-    for into, weight in (("original", stored), ("dequantised", held)):
+    for into, weight in (("original", stored), ("dequantized", held)):
         made = merging.merged_model(usable, into).model.layers[0].mlp.up_proj
         assert torch.equal(made.weight, weight), into
         assert type(made) is torch.nn.Linear
@@ -118,9 +118,9 @@ def test_without_rows_the_weights_that_were_trained_on_are_taken(run: Path, tmp_
     (lone / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     (lone / "adapter").symlink_to(run / "adapter")
     merged = merge(str(lone), tmp_path / "merged", "fp32")
-    assert (merged.into, merged.trained_loss, merged.ways) == ("dequantised", None, ())
+    assert (merged.into, merged.trained_loss, merged.ways) == ("dequantized", None, ())
     assert not (merged.path / "merge.json").exists()
-    wanted = merging.merged_model(Usable.find(str(lone)), "dequantised").state_dict()
+    wanted = merging.merged_model(Usable.find(str(lone)), "dequantized").state_dict()
     name = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(load_file(merged.path / "model.safetensors")[name], wanted[name])
 

@@ -18,7 +18,7 @@ from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
-from tunesmith.methods.catalogue import catalogue
+from tunesmith.methods.catalog import catalog
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
 from tunesmith.models.heads import head_parameters
@@ -137,9 +137,9 @@ def test_a_prefix_that_starts_as_a_text_answers_as_if_the_text_stood_there(bases
     "values",
     [
         {"kind": "lora", "rank": 4},
-        {"kind": "lora", "rank": 4, "rank_stabilised": True},
+        {"kind": "lora", "rank": 4, "rank_stabilized": True},
         {"kind": "lora", "rank": 4, "dora": True},
-        {"kind": "lora", "rank": 4, "initialisation": "pissa"},
+        {"kind": "lora", "rank": 4, "initialization": "pissa"},
         {"kind": "lora", "rank": 4, "ranks": {"down_proj": 9}},
         {"kind": "lora", "rank": 4, "target_modules": "attention"},
     ],
@@ -168,7 +168,7 @@ def test_loftq_starts_nearer_to_the_whole_weights_than_plain_qlora(bases: Path) 
     gaps = {}
     for start in ("zero", "loftq"):
         model = load_model(Base(path=str(bases / "llama"), weights="nf4"), torch.float32)
-        adapted = method_of({"kind": "lora", "rank": 8, "initialisation": start}).apply(model, seed=0)
+        adapted = method_of({"kind": "lora", "rank": 8, "initialization": start}).apply(model, seed=0)
         layer = adapted.get_base_model().model.layers[0].mlp.up_proj
         gaps[start] = (layer.get_base_layer().weight + layer.get_delta_weight("default") - whole).norm().item()
     assert gaps["loftq"] < 0.8 * gaps["zero"]
@@ -192,7 +192,7 @@ def test_lora_plus_gives_b_its_own_rate_and_other_ranks_reach_their_layers(bases
         ({"kind": "layers", "last": 9}, "9 blocks are to move, and LlamaForCausalLM has 2"),
         ({"kind": "layers", "patterns": ["nowhere"]}, "'nowhere' is found in no parameter's name"),
         ({"kind": "lora", "target_modules": "x.*"}, "fully matched by 'x.*'"),
-        ({"kind": "lora", "initialisation": "loftq"}, "loftq makes up for quantisation"),
+        ({"kind": "lora", "initialization": "loftq"}, "loftq makes up for quantization"),
         ({"kind": "prompt", "start": ""}, "the text is empty"),
     ],
 )
@@ -205,7 +205,7 @@ def test_what_cannot_be_applied_is_refused_in_a_line(method: dict[str, Any], sai
     ("recipe", "said"),
     [
         ({"base": {"weights": "nf4"}, "method": "full"}, "moves the base's own matrices"),
-        ({"base": {"weights": "nf4"}, "method": {"kind": "lora", "initialisation": "pissa"}}, "moves the base's own"),
+        ({"base": {"weights": "nf4"}, "method": {"kind": "lora", "initialization": "pissa"}}, "moves the base's own"),
         ({"base": {"weights": "fp32"}, "train": {"precision": "bf16"}}, "would have every layer cast its weights"),
         ({"base": {"weights": "int8", "from_scratch": True}}, "random weights, which would be frozen"),
         ({"method": {"kind": "peft", "peft_type": "VERRA"}}, "Did you mean VERA"),
@@ -222,8 +222,8 @@ def test_combinations_that_cannot_be_are_refused_before_anything_is_loaded(recip
     assert "\n" not in str(refused.value)
 
 
-def test_the_catalogue_lists_every_kind_with_its_formula_and_numbers_for_a_base() -> None:
-    found = catalogue("embedded")
+def test_the_catalog_lists_every_kind_with_its_formula_and_numbers_for_a_base() -> None:
+    found = catalog("embedded")
     assert [each["kind"] for each in found["methods"]] == [kind for kind in METHODS if kind != "peft"]
     assert all(each["trained_parameters"] > 0 and each["learning_rate"] > 0 for each in found["methods"])
     assert json.dumps(found)
@@ -275,5 +275,5 @@ def test_lora_on_experts_trains_as_many_numbers_as_its_formula_says_and_is_refus
     assert sum(count for name, count in moving.items() if ".experts." in name) > 0
     with pytest.raises(UserError, match="has no experts in tensors"):
         method.apply(ready(tmp_path / "llama"), seed=0)
-    with pytest.raises(UserError, match="with no dropout, dora or initialisation of its own"):
+    with pytest.raises(UserError, match="with no dropout, dora or initialization of its own"):
         method_of({"kind": "lora", "experts": True, "dropout": 0.1}).apply(ready(tmp_path / "mixtral"), seed=0)

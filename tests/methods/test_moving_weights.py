@@ -10,7 +10,7 @@ from effects import settings_of_recipes
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from pydantic import ValidationError
-from small_models import method_of, moving, randomise, small_model
+from small_models import method_of, moving, randomize, small_model
 from torch.nn import functional
 
 from tunesmith.choices import METHODS
@@ -18,7 +18,7 @@ from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
 from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.methods.catalogue import catalogue
+from tunesmith.methods.catalog import catalog
 from tunesmith.methods.lora import FusedLoraLinear
 from tunesmith.models.heads import head_parameters
 from tunesmith.recipe import Recipe
@@ -139,10 +139,10 @@ def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_no
         ("layers", {"embeddings": True}, 0, True, False),
         ("layers", {"norms_and_biases": True, "head": True}, 0, False, False),
         ("lora", {}, 0, False, True),
-        ("lora", {"initialisation": "gaussian"}, 0, False, True),
-        ("lora", {"initialisation": "orthogonal"}, 0, True, False),
-        ("lora", {"initialisation": "pissa"}, 0, True, False),
-        ("lora", {"initialisation": "loftq"}, 0, False, False),
+        ("lora", {"initialization": "gaussian"}, 0, False, True),
+        ("lora", {"initialization": "orthogonal"}, 0, True, False),
+        ("lora", {"initialization": "pissa"}, 0, True, False),
+        ("lora", {"initialization": "loftq"}, 0, False, False),
         ("adapter", {}, 0, False, True),
         ("prefix", {"tokens": 7}, 7, False, True),
         ("prefix", {"tokens": 7, "projection": True}, 7, False, False),
@@ -169,9 +169,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "target_modules": "all-linear",
         "experts": False,
-        "rank_stabilised": False,
+        "rank_stabilized": False,
         "dora": False,
-        "initialisation": "zero",
+        "initialization": "zero",
         "b_learning_rate_ratio": 1.0,
         "ranks": {},
     },
@@ -197,7 +197,7 @@ def test_a_method_without_settings_has_its_papers(kind: str) -> None:
         ("lora.dropout", -0.1, 0.0),
         ("lora.dropout", 1.0, 0.9),
         ("lora.b_learning_rate_ratio", 0.0, 0.5),
-        ("lora.initialisation", "one", "pissa"),
+        ("lora.initialization", "one", "pissa"),
         ("adapter.reduction", 0, 1),
         ("adapter.scale", 0.0, 0.5),
         ("adapter.placement", "nowhere", "parallel"),
@@ -230,7 +230,7 @@ def test_the_whole_model_moves_in_full_fine_tuning_and_nothing_of_it_under_an_ad
 
 
 def test_ia3_sits_on_keys_values_and_the_feed_forwards_end() -> None:
-    adapted = randomise(method_of("ia3").apply(small_model(), seed=0))
+    adapted = randomize(method_of("ia3").apply(small_model(), seed=0))
     found = {name.split(".layers.")[1].split(".ia3_l")[0] for name in moving(adapted)}
     assert found == {
         f"{place}.{name}" for place in range(3) for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -385,9 +385,9 @@ def test_other_linear_layers_of_one_ending_are_told_apart_by_the_names_before_it
         ),
         ({"ranks": {"lm_head": 3}}, "method.ranks: 'lm_head' ends no chosen layer's name; such as model.layers.0."),
         ({"ranks": {"up_proj": 3}, "target_modules": "attention"}, "'up_proj' ends no chosen layer's name"),
-        ({"initialisation": "loftq"}, "Set base.weights: nf4, or zero here."),
+        ({"initialization": "loftq"}, "Set base.weights: nf4, or zero here."),
         ({"experts": True}, "method.experts: LlamaForCausalLM has no experts in tensors. Leave it out."),
-        ({"rank": 3, "initialisation": "orthogonal"}, "LORA cannot be put on LlamaForCausalLM: Orthogonal"),
+        ({"rank": 3, "initialization": "orthogonal"}, "LORA cannot be put on LlamaForCausalLM: Orthogonal"),
     ],
     ids=str,
 )
@@ -396,9 +396,9 @@ def test_what_lora_cannot_do_is_refused_by_name(values: dict[str, Any], said: st
         method_of("lora", **values).apply(small_model(), seed=0)
 
 
-@pytest.mark.parametrize("values", [{"dropout": 0.1}, {"dora": True}, {"initialisation": "gaussian"}], ids=str)
+@pytest.mark.parametrize("values", [{"dropout": 0.1}, {"dora": True}, {"initialization": "gaussian"}], ids=str)
 def test_experts_are_refused_beside_what_they_cannot_have(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="with no dropout, dora or initialisation of its own"):
+    with pytest.raises(UserError, match="with no dropout, dora or initialization of its own"):
         method_of("lora", experts=True, **values).apply(small_model("mixtral"), seed=0)
 
 
@@ -414,7 +414,7 @@ def layers_of(adapted: Any) -> dict[str, FusedLoraLinear]:
 
 
 def fused(**values: Any) -> Any:
-    return randomise(method_of("lora", rank=3, **values).apply(small_model(), seed=0))
+    return randomize(method_of("lora", rank=3, **values).apply(small_model(), seed=0))
 
 
 @pytest.mark.parametrize("state", ["plain", "disabled", "merged", "two adapters", "fp32 inputs", "dropout", "dora"])
@@ -586,10 +586,10 @@ def test_a_method_that_trains_nothing_is_refused() -> None:
         adapt(small_model(), LoraConfig(target_modules=["q_proj"], inference_mode=True), seed=0)
 
 
-def test_the_catalogue_has_each_methods_numbers_on_the_base_and_pefts_names(tmp_path: Path) -> None:
+def test_the_catalog_has_each_methods_numbers_on_the_base_and_pefts_names(tmp_path: Path) -> None:
     model = small_model(dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    found = catalogue(str(tmp_path))
+    found = catalog(str(tmp_path))
     parameters = sum(each.numel() for each in model.parameters())
     assert (found["base"], found["parameters"]) == (str(tmp_path), parameters)
     for each in found["methods"]:
@@ -618,8 +618,8 @@ def test_ptunings_network_gives_its_start_as_nearly_as_its_width_allows(tokens: 
     start = model.get_input_embeddings().weight[torch.randint(64, (tokens,), generator=generator)].double().detach()
     encoder = adapted.prompt_encoder["default"]
     hidden = encoder.mlp_head[:-1](encoder.embedding.weight).double().detach()
-    centred = start - start.mean(0)
-    best = start.mean(0) + hidden @ torch.linalg.lstsq(hidden, centred, driver="gelsd").solution
+    centered = start - start.mean(0)
+    best = start.mean(0) + hidden @ torch.linalg.lstsq(hidden, centered, driver="gelsd").solution
     torch.testing.assert_close(adapted.get_prompt(1)[0].double(), best, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(encoder.mlp_head[-1].bias.double(), start.mean(0), rtol=1e-5, atol=1e-6)
 

@@ -20,7 +20,7 @@ def test_transformers_loads_it_as_it_lies() -> None:
     assert sum(file.stat().st_size for file in tunesmith.embedded_base().iterdir()) <= 16 * 2**20
 
 
-def test_its_tokeniser_takes_any_text_and_its_template_has_marks() -> None:
+def test_its_tokenizer_takes_any_text_and_its_template_has_marks() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tunesmith.embedded_base())
     text = "naïve 日本語 🙂\ttabs\r\n and  spaces"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -27,7 +27,7 @@ def chat_of(*texts: str) -> list[dict[str, Any]]:
 
 
 def prompt_ids(chat: list[dict[str, Any]]) -> list[int]:
-    """As transformers' own template renders and tokenises it."""
+    """As transformers' own template renders and tokenizes it."""
     found: Any = TOKENIZER.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
     return list(found["input_ids"])
 

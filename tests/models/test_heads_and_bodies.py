@@ -17,7 +17,7 @@ from small_models import (
     method_of,
     moving,
     own_forward,
-    randomise,
+    randomize,
     small_model,
     states_alone,
 )
@@ -217,7 +217,7 @@ def test_chances_are_of_classes_of_labels_or_no_chances() -> None:
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_an_encoder_decoders_adapter_says_so_to_peft(family: str, tmp_path: Path) -> None:
-    adapted = randomise(method_of("lora", rank=2).apply(small_model(family), seed=0))
+    adapted = randomize(method_of("lora", rank=2).apply(small_model(family), seed=0))
     adapted.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
     batch = batch_of(learnt=[range(2, len(ids)) for ids in ROWS])
@@ -235,7 +235,7 @@ def test_an_encoder_decoders_adapter_says_so_to_peft(family: str, tmp_path: Path
         CLASSES,
         Ending("classes", ("value",), "regression"),
         TAGS,
-        Ending("vectors", ("a", "b"), pooling="last", normalised=False),
+        Ending("vectors", ("a", "b"), pooling="last", normalized=False),
     ],
     ids=str,
 )
@@ -263,7 +263,7 @@ def test_texts_states_are_pooled_apart() -> None:
 
 def test_vectors_have_length_one_where_that_is_their_ending() -> None:
     model = small_model("bert", VECTORS)
-    plain = vectors(model, batch_of(told=[[0.0]] * 4), Ending("vectors", normalised=False))
+    plain = vectors(model, batch_of(told=[[0.0]] * 4), Ending("vectors", normalized=False))
     expected = torch.stack([states.mean(0) for states in states_alone(model, ROWS)])
     torch.testing.assert_close(plain, expected, rtol=1e-8, atol=1e-8)
     found = vectors(model, batch_of(told=[[0.0]] * 4), VECTORS)
@@ -390,7 +390,7 @@ def test_a_bottleneck_sits_on_linear_layers_alone_and_cannot_be_folded() -> None
 
 
 def test_a_second_bottleneck_beside_the_first_waits_until_it_is_asked_for() -> None:
-    adapted = randomise(method_of("adapter", reduction=8).apply(small_model(), seed=0))
+    adapted = randomize(method_of("adapter", reduction=8).apply(small_model(), seed=0))
     batch = batch_of()
     first = next_token_losses(adapted, batch)
     adapted.add_adapter("other", BottleneckConfig(target_modules=["down_proj"], reduction=4, scale=3.0))
@@ -409,7 +409,7 @@ def test_a_second_bottleneck_beside_the_first_waits_until_it_is_asked_for() -> N
 
 @pytest.fixture
 def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    adapted = randomise(method_of("lora", rank=2).apply(loaded(tiny_model), seed=0))
+    adapted = randomize(method_of("lora", rank=2).apply(loaded(tiny_model), seed=0))
     adapted.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
@@ -441,7 +441,7 @@ def test_an_adapter_is_gone_on_with_by_the_method_that_made_it_alone(adapter: Pa
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_a_prompt_is_gone_on_with_where_it_ended(kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    adapted = randomise(method_of(kind, tokens=4).apply(loaded(tiny_model), seed=0))
+    adapted = randomize(method_of(kind, tokens=4).apply(loaded(tiny_model), seed=0))
     expected = next_token_losses(adapted, batch_of())
     adapted.save_pretrained(tmp_path)
     again = method_of(kind, tokens=4).apply(loaded(tiny_model), seed=8)
@@ -503,14 +503,14 @@ def test_a_turned_layer_that_stands_in_two_places_stays_one() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
-@pytest.mark.parametrize("normalised", [True, False])
-def test_the_way_of_pooling_is_written_and_read_back(pooling: Any, normalised: bool, tmp_path: Path) -> None:
-    ending = Ending("vectors", pooling=pooling, normalised=normalised)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_way_of_pooling_is_written_and_read_back(pooling: Any, normalized: bool, tmp_path: Path) -> None:
+    ending = Ending("vectors", pooling=pooling, normalized=normalized)
     write_steps(tmp_path, ending, hidden=32, max_length=77, head=None)
     assert stored_pooling(tmp_path / "modules.json") == ending
     assert stored_head(tmp_path) is None
     steps = json.loads((tmp_path / "modules.json").read_text())
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalised else [])]
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalized else [])]
     assert [(step["idx"], step["name"], step["type"]) for step in steps] == [
         (n, str(n), f"sentence_transformers.models.{kind}") for n, kind in enumerate(kinds)
     ]
@@ -525,16 +525,16 @@ def test_the_way_of_pooling_is_written_and_read_back(pooling: Any, normalised: b
     assert json.loads((tmp_path / "config_sentence_transformers.json").read_text()) == {"similarity_fn_name": "cosine"}
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_a_head_on_vectors_is_written_and_read_back(normalised: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_head_on_vectors_is_written_and_read_back(normalized: bool, tmp_path: Path) -> None:
     head = nn.Linear(32, 3)
-    write_steps(tmp_path, Ending("vectors", normalised=normalised), hidden=32, max_length=8, head=head)
+    write_steps(tmp_path, Ending("vectors", normalized=normalized), hidden=32, max_length=8, head=head)
     again = stored_head(tmp_path)
     assert again is not None
     assert (again.in_features, again.out_features) == (32, 3)
     torch.testing.assert_close(again.weight, head.weight)
     torch.testing.assert_close(again.bias, head.bias)
-    folder = tmp_path / ("3_Dense" if normalised else "2_Dense")
+    folder = tmp_path / ("3_Dense" if normalized else "2_Dense")
     assert json.loads((folder / "config.json").read_text()) == {
         "in_features": 32,
         "out_features": 3,
@@ -585,7 +585,7 @@ def test_a_folder_without_its_pooling_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 @pytest.mark.parametrize("family", ["llama", "bloom", "falcon"])
 def test_rows_behind_a_prompt_have_the_losses_that_they_have_alone_in_peft(family: str, kind: str) -> None:
-    adapted = randomise(method_of(kind, tokens=3).apply(small_model(family), seed=0))
+    adapted = randomize(method_of(kind, tokens=3).apply(small_model(family), seed=0))
     assert (has_prompt(adapted), has_prefix(adapted), virtual_tokens(adapted)) == (True, kind == "prefix", 3)
     found = next_token_losses(adapted, batch_of())
     adapted.get_base_model().set_attn_implementation("eager")
@@ -599,7 +599,7 @@ def test_rows_behind_a_prompt_have_the_losses_that_they_have_alone_in_peft(famil
 
 @pytest.mark.parametrize("family", ["bert", "deberta"])
 def test_a_head_reads_the_first_virtual_token_as_it_does_in_peft(family: str) -> None:
-    adapted = randomise(method_of("prompt", tokens=3).apply(small_model(family, CLASSES), seed=0))
+    adapted = randomize(method_of("prompt", tokens=3).apply(small_model(family, CLASSES), seed=0))
     found = class_logits(adapted, batch_of(told=[[0.0]] * 4))
     adapted.get_base_model().set_attn_implementation("eager")
     expected = []
@@ -750,7 +750,7 @@ def test_layers_are_named_as_briefly_as_no_other_layer_ends() -> None:
 @pytest.mark.parametrize("chunk", [2, 512])
 def test_an_adapted_head_gives_the_loss_of_its_own_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", chunk)
-    adapted = randomise(method_of("lora", rank=3, target_modules=["lm_head", "q_proj"]).apply(small_model(), seed=0))
+    adapted = randomize(method_of("lora", rank=3, target_modules=["lm_head", "q_proj"]).apply(small_model(), seed=0))
     assert head_of(adapted) is None
     check_head(adapted)
     logits = torch.cat([each[:-1] for each in logits_alone(adapted.get_base_model())]).float()

@@ -214,7 +214,7 @@ def test_a_broken_off_merge_is_begun_anew_and_makes_the_directories_above(
 
 def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"], target_modules=["q_proj"])
-    ending = Ending("vectors", pooling="last", normalised=False)
+    ending = Ending("vectors", pooling="last", normalized=False)
     write_steps(adapter, ending, 32, 64, None)
     usable = Usable(Usable.find(str(adapter)).base, adapter, ending, adapter)
     model = AutoModelForCausalLM.from_pretrained(bases["llama in fp32"])

@@ -92,8 +92,8 @@ def test_a_model_is_loaded_in_its_dtype_adapter_and_all_and_does_not_train(dtype
     own = dict(model.named_parameters())[f"{name}.default.weight"]
     assert torch.equal(own, tensors[f"{name}.weight"].to(dtype))
     held = Usable.find(str(place / "run")).model(dtype, CPU)
-    assert any(type(each).__name__ == "QuantisedLinear" for each in held.modules())
-    assert not any(type(each).__name__ == "QuantisedLinear" for each in model.modules())
+    assert any(type(each).__name__ == "QuantizedLinear" for each in held.modules())
+    assert not any(type(each).__name__ == "QuantizedLinear" for each in model.modules())
 
 
 def test_an_adapter_of_another_shape_is_refused_with_its_base(place: Path, tmp_path: Path) -> None:
@@ -166,22 +166,22 @@ def test_words_are_tagged_at_their_first_token_as_far_as_the_model_has_room(tagg
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
-@pytest.mark.parametrize("normalised", [True, False])
-def test_a_vector_pools_the_texts_own_states(pooling: Any, normalised: bool) -> None:
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_vector_pools_the_texts_own_states(pooling: Any, normalized: bool) -> None:
     torch.manual_seed(1)
     tokenizer = word_tokenizer()
     model = AutoModel.from_config(config_of("bert", len(tokenizer), initializer_range=0.3)).eval()
     ids = tokenizer("good film w3 w9", return_tensors="pt")["input_ids"]
     states = model(input_ids=ids).last_hidden_state[0]
     wanted = {"mean": states.mean(0), "first": states[0], "last": states[-1]}[pooling]
-    wanted = wanted / wanted.norm() if normalised else wanted
-    ending = Ending("vectors", pooling=pooling, normalised=normalised)
+    wanted = wanted / wanted.norm() if normalized else wanted
+    ending = Ending("vectors", pooling=pooling, normalized=normalized)
     torch.testing.assert_close(vector_of(model, tokenizer, ending, "good film w3 w9"), wanted, rtol=1e-4, atol=1e-5)
     head = torch.nn.Linear(len(wanted), 3)
     told = tell(
         model,
         tokenizer,
-        Ending("vectors", ("a", "b", "c"), pooling=pooling, normalised=normalised),
+        Ending("vectors", ("a", "b", "c"), pooling=pooling, normalized=normalized),
         ["w3", "good film w3 w9"],
         head,
     )
@@ -191,11 +191,11 @@ def test_a_vector_pools_the_texts_own_states(pooling: Any, normalised: bool) -> 
 
 def test_a_head_over_vectors_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     head = torch.nn.Linear(5, 3)
-    for name, normalised in (("one", True), ("two", False)):
+    for name, normalized in (("one", True), ("two", False)):
         (tmp_path / name).mkdir()
-        write_steps(tmp_path / name, Ending("vectors", ("a", "b", "c"), normalised=normalised), 5, 64, head)
+        write_steps(tmp_path / name, Ending("vectors", ("a", "b", "c"), normalized=normalized), 5, 64, head)
         steps = [step["path"] for step in json.loads((tmp_path / name / "modules.json").read_text())]
-        assert steps == ["", "1_Pooling", *(["2_Normalize", "3_Dense"] if normalised else ["2_Dense"])]
+        assert steps == ["", "1_Pooling", *(["2_Normalize", "3_Dense"] if normalized else ["2_Dense"])]
         found = stored_head(tmp_path / name)
         assert found is not None
         assert torch.equal(found.weight, head.weight)

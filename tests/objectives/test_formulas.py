@@ -453,8 +453,8 @@ def test_one_row_alone_has_no_loss_and_two_of_one_class_none_that_can_fall() -> 
 def regression_rows(classes: int, rows: int, apart: float) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(3)
     told = np.arange(rows) % classes
-    centres = generator.normal(size=(classes, 6))
-    return generator.normal(size=(rows, 6)) + apart * centres[told], told
+    centers = generator.normal(size=(classes, 6))
+    return generator.normal(size=(rows, 6)) + apart * centers[told], told
 
 
 @pytest.mark.parametrize(

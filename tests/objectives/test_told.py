@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import tunesmith
-from tunesmith.data.labelled import WORD
+from tunesmith.data.labeled import WORD
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, settled
 from tunesmith.ending import Ending
@@ -201,7 +201,7 @@ def test_vectors_are_learnt_and_sentence_transformers_makes_the_same_ones(tmp_pa
     found = tunesmith.evaluate(whole.folder)
     assert 0.5 < found["tuned"]["metrics"]["reciprocal_rank"]["value"] <= 1
     assert found["tuned"]["loss"] < found["base"]["loss"]
-    assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalised=True)
+    assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalized=True)
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ from by_hand import CPU_ELSEWHERE, CPU_HERE, GPU, a_plan, a_recipe, a_step, a_wo
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from tunesmith.models.load import stored_dtype
-from tunesmith.ops.quantised import PIECE
+from tunesmith.ops.quantized import PIECE
 from tunesmith.planner.afterwards import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.allocators import resident
 from tunesmith.planner.ask import cards_needed
@@ -45,9 +45,9 @@ def test_a_plan_shows_the_phase_that_holds_most_whichever_it_is() -> None:
     judged = a_step(evaluating={"weights": 5_000, "loss": 9_000}, parts={"weights": 5_000, "loss": 41})
     plan = plan_of(judged, a_workload(), BF16, GPU, None, 0)
     assert plan.memory.parts == {"program": 700_000, "weights": 5_000, "loss workspace": 9_000}
-    quantised = a_workload(a_recipe({"path": "embedded", "weights": "nf4"}))
-    plan = plan_of(a_step(), quantised, BF16, CPU_ELSEWHERE, None, 0)
-    assert plan.memory.parts["quantising"] == 20 * 1_200
+    quantized = a_workload(a_recipe({"path": "embedded", "weights": "nf4"}))
+    plan = plan_of(a_step(), quantized, BF16, CPU_ELSEWHERE, None, 0)
+    assert plan.memory.parts["quantizing"] == 20 * 1_200
     assert plan.memory.parts["program"] == 700_000
     assert plan.memory.peak_bytes == plan.memory.peaks["loading"] > plan.memory.peaks["training"]
 
@@ -111,8 +111,8 @@ def test_attention_keeps_scores_where_a_softmax_is_over_four_dimensions() -> Non
     [
         pytest.param({}, GPU, {}, id="a GPU: the host maps the files"),
         pytest.param({}, CPU_HERE, {}, id="a CPU uses what lies in the file"),
-        pytest.param({"weights": "int8"}, CPU_HERE, {"stored weights": 6_000, "quantising": 24_000}, id="quantised"),
-        pytest.param({"weights": "nf4"}, GPU, {}, id="quantised for a GPU"),
+        pytest.param({"weights": "int8"}, CPU_HERE, {"stored weights": 6_000, "quantizing": 24_000}, id="quantized"),
+        pytest.param({"weights": "nf4"}, GPU, {}, id="quantized for a GPU"),
         pytest.param({"from_scratch": True}, CPU_HERE, {}, id="nothing is read"),
     ],
 )
@@ -123,10 +123,10 @@ def test_while_weights_are_read_their_files_are_held_where_other_weights_are_mad
     (tmp_path / "model-1.safetensors").write_bytes(b"x" * 2_000)
     (tmp_path / "model-2.safetensors").write_bytes(b"x" * 4_000)
     (tmp_path / "other.bin").write_bytes(b"x" * 9_000)
-    parts = {"weights": 300, "trained weights": 2_700, "quantisation constants": 11, "reference models": 77}
+    parts = {"weights": 300, "trained weights": 2_700, "quantization constants": 11, "reference models": 77}
     step = a_step(parts={**parts, "activations": 900}, parameters=3_000)
     found = while_loading(a_recipe({"path": str(tmp_path), **base}).base, step, BF16, device)
-    assert found == {"weights": 3_000, "quantisation constants": 11, "reference models": 77, **held}
+    assert found == {"weights": 3_000, "quantization constants": 11, "reference models": 77, **held}
 
 
 def test_files_stay_mapped_beside_weights_that_are_turned_or_of_another_precision(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_files_stay_mapped_beside_weights_that_are_turned_or_of_another_precisio
         assert mapped_bytes(base, step, dtype) == mapped, (parameters, turned, dtype)
 
 
-def test_quantising_takes_twenty_bytes_a_number_of_a_piece_or_of_the_largest_matrix() -> None:
+def test_quantizing_takes_twenty_bytes_a_number_of_a_piece_or_of_the_largest_matrix() -> None:
     base = a_recipe({"path": "embedded", "weights": "fp4"}).base
     for largest, numbers in ((1_200, 1_200), (PIECE + 1, PIECE), (PIECE - 1, PIECE - 1)):
-        assert while_loading(base, a_step(largest=largest), BF16, CPU_HERE)["quantising"] == 20 * numbers
+        assert while_loading(base, a_step(largest=largest), BF16, CPU_HERE)["quantizing"] == 20 * numbers
 
 
 def test_files_that_are_not_here_have_the_precision_that_the_config_names(tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_only_layers_with_a_window_keep_no_more_than_it() -> None:
 
 def test_serving_holds_weights_adapters_and_keys_and_values_of_every_answer() -> None:
     recipe = a_recipe(HERE / "smollm2-135m")  # 30 layers, 3 heads of keys, 64 wide
-    parts = {"weights": 4_000, "trained weights": 1_000, "quantisation constants": 11, "adapters": 70, "optimiser": 99}
+    parts = {"weights": 4_000, "trained weights": 1_000, "quantization constants": 11, "adapters": 70, "optimizer": 99}
     evaluating = {"weights": 5_000, "workspace": 61, "loss": 29, "activations": 500}
     plan = a_plan(a_step(parts=parts, evaluating=evaluating), GPU, a_workload(recipe))
     assert serving_memory(plan, context=100, concurrency=3) == {
-        "program": 700_000, "weights": 5_000, "quantisation constants": 11, "adapters": 70,
+        "program": 700_000, "weights": 5_000, "quantization constants": 11, "adapters": 70,
         "key–value cache": 3 * 2 * 30 * 3 * 64 * 100 * 2, "workspace": 90,
     }  # fmt: skip
     whole = serving_memory(replace(plan, dtype=FP32), context=100, concurrency=1)
@@ -222,8 +222,8 @@ def test_serving_takes_what_loading_takes_where_that_is_more() -> None:
     recipe = a_recipe({"path": str(HERE / "smollm2-135m"), "weights": "nf4"})
     step = a_step(largest=10**6, parts={"weights": 5_000, "adapters": 70, "reference models": 10**9})
     found = serving_memory(a_plan(step, CPU_HERE, a_workload(recipe)), context=8, concurrency=1)
-    assert set(found) == {"program", "weights", "quantisation constants", "stored weights", "quantising"}
-    assert found["quantising"] == 20 * 10**6  # no teacher is loaded to serve
+    assert set(found) == {"program", "weights", "quantization constants", "stored weights", "quantizing"}
+    assert found["quantizing"] == 20 * 10**6  # no teacher is loaded to serve
 
 
 def test_merging_holds_the_model_in_fp32_its_files_the_adapter_and_the_hosts_program(tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_weights_gradients_and_optimizer_are_shared_out_and_the_rest_is_each_car
     available: int, cards: int
 ) -> None:
     parts = {
-        "program": 700, "activations": 600, "weights": 3_000, "quantisation constants": 200, "gradients": 1_000,
-        "optimiser": 1_500,
+        "program": 700, "activations": 600, "weights": 3_000, "quantization constants": 200, "gradients": 1_000,
+        "optimizer": 1_500,
     }  # fmt: skip
     assert cards_needed(a_plan(memory=Memory(parts, {}), available=available)) == cards
 

@@ -56,7 +56,7 @@ def test_the_smallest_gap_that_is_large_enough_is_taken_and_the_first_of_equals(
     assert gaps.best(30) == (500, 530)
 
 
-def test_a_gap_grows_together_with_both_of_its_neighbours() -> None:
+def test_a_gap_grows_together_with_both_of_its_neighbors() -> None:
     gaps = _Gaps()
     gaps.put(0, 10), gaps.put(20, 30), gaps.put(50, 60)
     assert gaps.put(10, 20) == (0, 30)
@@ -242,7 +242,7 @@ class Stretch:
 
 
 class Plain:
-    """Every stretch of an address space in order; free neighbours are joined after each step."""
+    """Every stretch of an address space in order; free neighbors are joined after each step."""
 
     def __init__(self) -> None:
         self.all: list[Stretch] = []

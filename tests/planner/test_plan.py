@@ -138,7 +138,7 @@ def test_rows_tell_how_long_the_run_takes(tiny_model: Path, write_rows: Any) -> 
     assert tunesmith.plan(str(tiny_model)).time.total_seconds is None
 
 
-def test_rows_are_counted_by_their_characters_where_the_tokeniser_is_not_here(write_rows: Any) -> None:
+def test_rows_are_counted_by_their_characters_where_the_tokenizer_is_not_here(write_rows: Any) -> None:
     plan = tunesmith.plan("llama-3-8b", data=str(write_rows(100)), device="h100")
     assert 5 <= plan.workload.longest <= 40
     assert len(plan.workload.table) > 80

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
@@ -122,12 +122,12 @@ def test_the_parts_that_do_not_depend_on_the_batch_are_what_arithmetic_says(tiny
     weights = whole.parameters
     assert whole.parts["trained weights"] == 2 * weights
     assert whole.parts["gradients"] == 4 * weights  # summed in fp32
-    assert whole.parts["optimiser"] == pytest.approx(12 * weights, abs=64)  # fp32 masters and two moments
+    assert whole.parts["optimizer"] == pytest.approx(12 * weights, abs=64)  # fp32 masters and two moments
     low_rank = foretold(recipe_for(tiny_model, method="lora"), torch.bfloat16)
     assert low_rank.parts["adapters"] == 2 * low_rank.trained
     assert low_rank.parts["weights"] >= 2 * weights
-    in_eight = recipe_for(tiny_model, method="full", train={"optimiser": "adamw_8bit"})
-    assert foretold(in_eight, torch.bfloat16).parts["optimiser"] == pytest.approx(
+    in_eight = recipe_for(tiny_model, method="full", train={"optimizer": "adamw_8bit"})
+    assert foretold(in_eight, torch.bfloat16).parts["optimizer"] == pytest.approx(
         4 * weights + 2.03 * weights, rel=0.01
     )
 
@@ -145,10 +145,10 @@ def test_a_teacher_is_held_beside_the_student_and_its_logits_beside_the_loss() -
 
 
 def test_four_bits_take_half_a_byte_and_their_constants_an_eighth_of_a_bit() -> None:
-    quantised = foretold(recipe_for("embedded", base={"weights": "nf4"}), torch.bfloat16)
+    quantized = foretold(recipe_for("embedded", base={"weights": "nf4"}), torch.bfloat16)
     whole = foretold(recipe_for("embedded"), torch.bfloat16)
-    inside = (whole.parts["weights"] - quantised.parts["weights"]) / 1.5  # 2 bytes became a half
-    constants = quantised.parts["quantisation constants"]
+    inside = (whole.parts["weights"] - quantized.parts["weights"]) / 1.5  # 2 bytes became a half
+    constants = quantized.parts["quantization constants"]
     assert constants * 8 / inside == pytest.approx(0.127, abs=0.01)  # Dettmers et al. 2023, section 3
 
 

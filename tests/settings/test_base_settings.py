@@ -35,8 +35,8 @@ from tunesmith.models.load import (
     skeleton,
     stored_weight,
 )
-from tunesmith.models.quantise import QuantisedLinear
-from tunesmith.ops.quantised import FP4_CODE, NF4_CODE
+from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.ops.quantized import FP4_CODE, NF4_CODE
 from tunesmith.recipe import Base, Recipe
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ NAMES = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_pr
 
 
 def small_llama(folder: Path, hidden: int, template: str = CHATML, dtype: torch.dtype = torch.float32) -> Path:
-    """A Llama of one block and a tokeniser of bytes in a directory."""
+    """A Llama of one block and a tokenizer of bytes in a directory."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     config = LlamaConfig(
@@ -69,7 +69,7 @@ def recipe_for(base: Any, **more: Any) -> Recipe:
 
 
 @shows("base.path")
-def test_path_is_a_directory_whose_weights_and_tokeniser_are_read(tiny_model: Path) -> None:
+def test_path_is_a_directory_whose_weights_and_tokenizer_are_read(tiny_model: Path) -> None:
     model = load_model(Base(path=str(tiny_model)), torch.float32)
     weights = stored(tiny_model)
     found = {name: value for name, value in model.state_dict().items() if name in weights}
@@ -200,7 +200,7 @@ def test_a_weight_in_several_files_is_read_of_the_revision_too(hub: Path) -> Non
 @shows("base.revision")
 def test_a_revision_that_is_not_there_is_one_line(hub: Path) -> None:
     for read in (load_tokenizer, config_of, lambda base: load_model(base, torch.float32)):
-        with pytest.raises(UserError, match=r"base: owner/name: its (tokeniser|config|model) could not be loaded"):
+        with pytest.raises(UserError, match=r"base: owner/name: its (tokenizer|config|model) could not be loaded"):
             read(Base(path="owner/name", revision="v3"))
 
 
@@ -224,10 +224,10 @@ def in_eight_bits(weight: Tensor) -> Tensor:
 
 @shows("base.weights")
 @pytest.mark.parametrize("weights", ["int8", "nf4", "fp4"])
-def test_quantised_weights_are_the_stored_ones_at_the_points_of_their_code(weights: Any, tiny_model: Path) -> None:
-    model = load_model(Base(path=str(tiny_model), weights=weights, double_quantisation=False), torch.float32)
+def test_quantized_weights_are_the_stored_ones_at_the_points_of_their_code(weights: Any, tiny_model: Path) -> None:
+    model = load_model(Base(path=str(tiny_model), weights=weights, double_quantization=False), torch.float32)
     whole = stored(tiny_model)
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, QuantisedLinear)}
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
     assert set(layers) == {
         f"model.layers.{place}.{part}.{name}" for place in (0, 1) for part, names in NAMES.items() for name in names
     }
@@ -242,9 +242,9 @@ def test_quantised_weights_are_the_stored_ones_at_the_points_of_their_code(weigh
         assert torch.equal(value, whole[name]), f"{name} lies in no block's linear layer"
     with imagining():
         without_numbers = imagined_model(Base(path=str(tiny_model), weights=weights), torch.float32)
-    kept = {name for name, each in without_numbers.named_modules() if isinstance(each, QuantisedLinear)}
+    kept = {name for name, each in without_numbers.named_modules() if isinstance(each, QuantizedLinear)}
     assert kept == set(layers)
-    assert {each.quantised.format for each in layers.values()} == {weights}
+    assert {each.quantized.format for each in layers.values()} == {weights}
 
 
 @shows("base.weights")
@@ -288,20 +288,20 @@ def test_weights_that_go_with_nothing_else_asked_for_are_refused(values: dict[st
     assert told in str(error.value)
     for weights in ("auto", "fp32", "bf16"):
         recipe = recipe_for({"weights": weights, "from_scratch": True}, method="full")
-        assert not recipe.base.quantised
+        assert not recipe.base.quantized
 
 
-@shows("base.double_quantisation")
+@shows("base.double_quantization")
 @pytest.mark.parametrize("weights", ["nf4", "fp4"])
-def test_double_quantisation_holds_the_scales_in_eight_bits_too(weights: Any, tiny_model: Path) -> None:
+def test_double_quantization_holds_the_scales_in_eight_bits_too(weights: Any, tiny_model: Path) -> None:
     name = "model.layers.1.mlp.gate_proj"
     whole = stored(tiny_model)[f"{name}.weight"]  # (64, 32): 32 blocks
     exact = whole.reshape(-1, 64).abs().amax(1)
     for double in (False, True):
-        base = Base(path=str(tiny_model), weights=weights, double_quantisation=double)
+        base = Base(path=str(tiny_model), weights=weights, double_quantization=double)
         layer = load_model(base, torch.float32).get_submodule(name)
-        assert isinstance(layer, QuantisedLinear)
-        assert layer.quantised.bytes == 2048 // 2 + (32 + 4 + 4 if double else 32 * 4)
+        assert isinstance(layer, QuantizedLinear)
+        assert layer.quantized.bytes == 2048 // 2 + (32 + 4 + 4 if double else 32 * 4)
         scales = layer.weight.reshape(-1, 64).abs().amax(1)
         if double:  # its code has 256 points, the coarsest of them 1 / 64 of the widest apart
             assert 0 < (scales - exact).abs().max() <= (exact - exact.mean()).abs().max() / 64
@@ -309,8 +309,8 @@ def test_double_quantisation_holds_the_scales_in_eight_bits_too(weights: Any, ti
             torch.testing.assert_close(scales, exact, rtol=1e-6, atol=0)
         with imagining():
             without_numbers = imagined_model(base, torch.float32).get_submodule(name)
-        assert without_numbers.quantised.bytes == layer.quantised.bytes
-    assert Base().double_quantisation, "its default"
+        assert without_numbers.quantized.bytes == layer.quantized.bytes
+    assert Base().double_quantization, "its default"
 
 
 # from_scratch
@@ -444,7 +444,7 @@ READS: dict[str, Callable[[Base], Any]] = {
     "the model": lambda base: load_model(base, torch.float32),
     "new weights": lambda base: load_model(base.model_copy(update={"from_scratch": True}), torch.float32),
     "its shape": skeleton,
-    "the tokeniser": load_tokenizer,
+    "the tokenizer": load_tokenizer,
 }
 
 
@@ -453,7 +453,7 @@ READS: dict[str, Callable[[Base], Any]] = {
 def test_code_that_ships_with_a_model_is_run_only_where_it_is_trusted(name: str, tmp_path: Path, modules: None) -> None:
     folder = with_code(tmp_path / "model")
     found = READS[name](Base(path=str(folder), trust_remote_code=True))
-    kind = {"the config": "OwnConfig", "the tokeniser": "OwnTokenizer"}.get(name, "OwnForCausalLM")
+    kind = {"the config": "OwnConfig", "the tokenizer": "OwnTokenizer"}.get(name, "OwnForCausalLM")
     assert kind in {each.__name__ for each in type(found).__mro__}
     with pytest.raises(UserError, match=r"could not be loaded: .*(custom code|does not recognize)"):
         READS[name](Base(path=str(folder)))

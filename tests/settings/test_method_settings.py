@@ -17,7 +17,7 @@ from small_models import (
     method_of,
     moving,
     own_forward,
-    randomise,
+    randomize,
     small_model,
 )
 from torch import Tensor
@@ -104,7 +104,7 @@ def test_a_head_that_is_tied_to_the_embeddings_moves_with_them(chosen: str) -> N
 
 def lora(model: Any, **values: Any) -> Any:
     """With A and B at random values, unless they start at values of their own."""
-    return randomise(method_of("lora", **values).apply(model, seed=0))
+    return randomize(method_of("lora", **values).apply(model, seed=0))
 
 
 def layer_of(model: Any, name: str = "self_attn.q_proj", place: int = 1) -> Any:
@@ -120,7 +120,7 @@ def inputs_of(layer: Any, rows: int = 5) -> Tensor:
     return torch.randn(rows, layer.in_features, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-@shows("method.lora.rank", "method.lora.alpha", "method.lora.rank_stabilised", "method.lora.ranks")
+@shows("method.lora.rank", "method.lora.alpha", "method.lora.rank_stabilized", "method.lora.ranks")
 @pytest.mark.parametrize(
     ("values", "name", "rank", "scale"),
     [
@@ -128,7 +128,7 @@ def inputs_of(layer: Any, rows: int = 5) -> Tensor:
         pytest.param({"rank": 5, "alpha": 4.0}, "self_attn.k_proj", 5, 0.8, id="another rank and alpha"),
         pytest.param({}, "mlp.up_proj", 16, 2.0, id="the defaults"),
         pytest.param(
-            {"rank": 9, "alpha": 6.0, "rank_stabilised": True}, "mlp.down_proj", 9, 2.0, id="alpha over the root"
+            {"rank": 9, "alpha": 6.0, "rank_stabilized": True}, "mlp.down_proj", 9, 2.0, id="alpha over the root"
         ),
         pytest.param(
             {"rank": 4, "alpha": 6.0, "ranks": {"down_proj": 10}},
@@ -254,11 +254,11 @@ def test_dora_scales_each_output_to_a_length_that_is_learnt() -> None:
     assert not any("magnitude" in name for name in moving(method_of("lora", rank=4).apply(small_model(), seed=0)))
 
 
-@shows("method.lora.initialisation")
+@shows("method.lora.initialization")
 @pytest.mark.parametrize("start", ["zero", "gaussian", "orthogonal", "pissa"])
 def test_a_and_b_start_where_peft_starts_them(start: str) -> None:
     values = {"rank": 4, "alpha": 6.0, "target_modules": ["q_proj", "down_proj"]}
-    ours = method_of("lora", initialisation=start, **values).apply(small_model(dtype=torch.float32), seed=5)
+    ours = method_of("lora", initialization=start, **values).apply(small_model(dtype=torch.float32), seed=5)
     torch.manual_seed(5)
     config = LoraConfig(
         r=4,
@@ -293,7 +293,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: folder / family for family in ("llama", "gpt2")}
 
 
-@shows("method.lora.initialisation")
+@shows("method.lora.initialization")
 @pytest.mark.parametrize(
     ("family", "rank", "alpha", "names"),
     [
@@ -302,12 +302,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("gpt2", 4, 6.0, ["transformer.h.1.attn.c_proj", "transformer.h.1.mlp.c_fc"]),
     ],
 )
-def test_loftq_starts_as_the_largest_part_of_what_quantisation_took(
+def test_loftq_starts_as_the_largest_part_of_what_quantization_took(
     family: str, rank: int, alpha: float, names: list[str], stored: dict[str, Path]
 ) -> None:
     whole = load_model(Base(path=str(stored[family])), torch.float32)
     model = load_model(Base(path=str(stored[family]), weights="nf4"), torch.float32)
-    method = method_of("lora", rank=rank, alpha=alpha, initialisation="loftq", target_modules=names)
+    method = method_of("lora", rank=rank, alpha=alpha, initialization="loftq", target_modules=names)
     adapted = method.apply(model, seed=0).get_base_model()
     for name in names:
         kept, a, b = (each.double() for each in parts_of(adapted.get_submodule(name)))
@@ -358,7 +358,7 @@ def bottlenecks(model: Any) -> dict[str, Any]:
 def test_an_adapter_adds_its_formula_at_its_place(
     values: dict[str, Any], inner: int, function: Callable[[Tensor], Tensor], scale: float
 ) -> None:
-    adapted = randomise(method_of("adapter", **values).apply(small_model(), seed=0))
+    adapted = randomize(method_of("adapter", **values).apply(small_model(), seed=0))
     found = bottlenecks(adapted)
     ends = {"mlp.down_proj"} | ({"self_attn.o_proj"} if values.get("placement") == "houlsby" else set())
     assert set(found) == {f"model.layers.{place}.{name}" for place in range(3) for name in ends}

@@ -28,7 +28,7 @@ import tunesmith
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.precision import bf16_speedup, device_of, dtype_of
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import learning_rates, trainable_model
@@ -193,7 +193,7 @@ def test_a_linear_schedule_falls_evenly_to_its_share() -> None:
 
 @shows("train.schedule")
 def test_schedule_free_keeps_its_rate_and_defaults_are_cosine_to_a_tenth_after_3_percent() -> None:
-    free = Train(steps=10, optimiser="schedule_free", warmup_share=0.2, schedule="linear")
+    free = Train(steps=10, optimizer="schedule_free", warmup_share=0.2, schedule="linear")
     assert [learning_rate(free, 3.0, step, 10) for step in range(1, 11)] == [1.5] + [3.0] * 9
     rates = [learning_rate(Train(steps=100), 1.0, step, 100) for step in range(1, 101)]
     assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.1 + 0.45 * (1 + math.cos(math.pi / 97))], rel=1e-12)
@@ -208,7 +208,7 @@ def test_warm_up_is_the_share_of_the_steps_rounded_up(share: float, steps: int, 
     assert found == pytest.approx([0.6 * min(1.0, step / max(1, warm)) for step in range(1, steps + 1)], rel=1e-12)
 
 
-# The optimiser
+# The optimizer
 
 
 BETAS, ANOTHER_EPS, DECAY, RATE = (0.6, 0.87), 0.03, 0.4, 0.05
@@ -237,20 +237,20 @@ THEIRS: dict[str, Callable[[list[Group]], list[torch.optim.Optimizer]]] = {
 """The libraries' own, with the settings; on a CPU, AdamW in place of what is CUDA's alone."""
 
 
-@shows("train.optimiser", "train.betas", "train.eps", "train.weight_decay", "train.max_grad_norm")
-@pytest.mark.parametrize("optimiser", THEIRS)
-def test_each_optimiser_with_its_settings_is_the_librarys_own_over_several_steps(optimiser: str) -> None:
+@shows("train.optimizer", "train.betas", "train.eps", "train.weight_decay", "train.max_grad_norm")
+@pytest.mark.parametrize("optimizer", THEIRS)
+def test_each_optimizer_with_its_settings_is_the_librarys_own_over_several_steps(optimizer: str) -> None:
     torch.manual_seed(0)
     ours, theirs = TwoLayers(), TwoLayers()
     theirs.load_state_dict(ours.state_dict())
-    train = Train(steps=1, optimiser=optimiser, betas=BETAS, eps=ANOTHER_EPS, weight_decay=DECAY)
+    train = Train(steps=1, optimizer=optimizer, betas=BETAS, eps=ANOTHER_EPS, weight_decay=DECAY)
     masters = MasterWeights(ours.named_parameters(), train, is_hidden=lambda name: name.startswith("block"))
     groups = [
         {"params": [theirs.block.weight], "weight_decay": DECAY},
         {"params": [theirs.embedding.weight], "weight_decay": DECAY},
         {"params": [theirs.embedding.bias, theirs.block.bias], "weight_decay": 0.0},
     ]
-    rules = THEIRS[optimiser](groups)
+    rules = THEIRS[optimizer](groups)
     for step in range(6):
         x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
         ours(x).square().sum().backward()

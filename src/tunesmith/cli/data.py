@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Look at the data: what was read, and what will be learnt of it.", no_args_is_help=True)
 
-TOKEN_COLOURS = ("", "on grey30")
+TOKEN_COLORS = ("", "on grey30")
 LEARNT = "bold green"
 
 
@@ -31,11 +31,11 @@ def show(
     start: Annotated[int, typer.Option(help="The first row to show, from 1.", min=1)] = 1,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show where each token ends.")] = False,
     base: Annotated[
-        str, typer.Option(help="Whose tokeniser and chat template, if SOURCE is a data file.")
+        str, typer.Option(help="Whose tokenizer and chat template, if SOURCE is a data file.")
     ] = "embedded",
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the recipe.")] = None,
 ) -> None:
-    """Show rows as the model reads them, what is learnt in green (where there is no colour: between « and »)."""
+    """Show rows as the model reads them, what is learnt in green (where there is no color: between « and »)."""
     with quick_imports():
         import tunesmith.data.show
         from tunesmith.models.load import load_tokenizer
@@ -73,19 +73,19 @@ def _objective(source: str) -> str:
     return "text" if detect(first) == "text" else "instruction"
 
 
-def _painted(shown: "Shown", tokens: bool, coloured: bool) -> Text:
+def _painted(shown: "Shown", tokens: bool, colored: bool) -> Text:
     text = Text()
     inside = False
     for number, piece in enumerate(shown.pieces):
-        if not coloured and piece.learnt != inside:
+        if not colored and piece.learnt != inside:
             text.append("«" if piece.learnt else "»")
         inside = piece.learnt
         style = LEARNT if piece.learnt else "dim"
-        ground = TOKEN_COLOURS[number % 2] if tokens and coloured else ""
+        ground = TOKEN_COLORS[number % 2] if tokens and colored else ""
         visible = piece.text.replace("\n", "↵\n" if tokens else "\n")
         text.append(visible, f"{style} {ground}".strip())
-        if tokens and not coloured:
+        if tokens and not colored:
             text.append("·")
-    if inside and not coloured:
+    if inside and not colored:
         text.append("»")
     return text

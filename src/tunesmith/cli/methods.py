@@ -17,10 +17,10 @@ def methods(
 ) -> None:
     """List the methods: formula, numbers trained, learning rate, and when to choose each."""
     with quick_imports():
-        from tunesmith.methods.catalogue import catalogue
+        from tunesmith.methods.catalog import catalog
         from tunesmith.report.table import methods_table
 
-    found = catalogue(base)
+    found = catalog(base)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:

@@ -1,1 +1,1 @@
-"""The way of one example: read → form → split → render → tokenise → pack."""
+"""The way of one example: read → form → split → render → tokenize → pack."""

@@ -1,8 +1,8 @@
-"""Tokenised rows kept for the next run, under a key of everything that made them; so a stale hit cannot be.
+"""Tokenized rows kept for the next run, under a key of everything that made them; so a stale hit cannot be.
 
-The key covers the bytes of the data files and their names, the tokeniser with its template, the recipe's data section
+The key covers the bytes of the data files and their names, the tokenizer with its template, the recipe's data section
 and objective, the source code of this package's data path and objectives, and the versions of the libraries that
-render and tokenise.
+render and tokenize.
 """
 
 import hashlib

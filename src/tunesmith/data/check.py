@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.render import Renderer, Rendering, Tokenised
+from tunesmith.data.render import Renderer, Rendering, Tokenized
 
 
-def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str | None:
+def fault(renderer: Renderer, rendering: Rendering, tokenized: Tokenized) -> str | None:
     """Why this rendering would teach nothing or the wrong thing; None if all is well.
 
     Looked for in the ids themselves, however they came about: something is learnt; every learnt stretch ends with a
@@ -16,9 +16,9 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
     Args:
         renderer: that made the ids.
         rendering: the text.
-        tokenised: ids and learnt marks, (n,) each.
+        tokenized: ids and learnt marks, (n,) each.
     """
-    ids, learnt = tokenised
+    ids, learnt = tokenized
     if rendering.parts:
         return None if all(part.strip() for part in rendering.parts) else "one of its texts is empty"
     if rendering.targets is not None:
@@ -28,7 +28,7 @@ def fault(renderer: Renderer, rendering: Rendering, tokenised: Tokenised) -> str
     if not _every_stretch_ends(renderer, ids, learnt):
         return "the end of the answer's turn would not be learnt, so the model would not learn to stop"
     bos = renderer.tokenizer.bos_token_id
-    if bos is not None and rendering.source is None:  # there the tokeniser writes them by itself
+    if bos is not None and rendering.source is None:  # there the tokenizer writes them by itself
         there, wanted = int((ids == bos).sum()), _wanted_bos(renderer, rendering)
         if there != wanted:
             return f"it has {there} beginning-of-sequence tokens, where the template writes {wanted}"
@@ -39,7 +39,7 @@ def _told_fault(rendering: Rendering, learnt: NDArray[np.bool_]) -> str | None:
     if not rendering.text.strip():
         return "its text is empty"
     if rendering.learnt and int(learnt.sum()) != len(rendering.learnt):
-        return f"{len(rendering.learnt)} words have tags, and the tokeniser tells {int(learnt.sum())} apart"
+        return f"{len(rendering.learnt)} words have tags, and the tokenizer tells {int(learnt.sum())} apart"
     return None
 
 

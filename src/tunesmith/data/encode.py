@@ -1,4 +1,4 @@
-"""Texts to token ids by the tokeniser's own library; word by word where a word's tokens do not depend on others."""
+"""Texts to token ids by the tokenizer's own library; word by word where a word's tokens do not depend on others."""
 
 import json
 import re
@@ -38,11 +38,11 @@ ALTERNATIVES = frozenset(
         *(r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+"),
     ]
 )
-"""The alternatives of which well-known tokenisers' regular expressions are made (GPT-2, cl100k, o200k, Llama 3, Qwen).
+"""The alternatives of which well-known tokenizers' regular expressions are made (GPT-2, cl100k, o200k, Llama 3, Qwen).
 
 None matches a space behind something that is no white space, or looks back, or looks ahead of anything but white space
 and a word's end. So a match of any of them ends where a `WORD` does, and what stands behind it is matched as if nothing
-stood before: words can be tokenised apart.
+stood before: words can be tokenized apart.
 """
 
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -60,7 +60,7 @@ class Encoded(Protocol):
 
 
 class TextEncoder:
-    """Tokenises texts as they stand: nothing is added, nothing cut off.
+    """Tokenizes texts as they stand: nothing is added, nothing cut off.
 
     Args:
         backend: of the tokenizers library.
@@ -130,7 +130,7 @@ class _Whole:
         token = self._encoding.char_to_token(char)
         if token is not None and self._place(token)[0] == char and (char == 0 or self._place(token - 1)[1] == char):
             return token, True
-        offsets = self._encoding.offsets  # some tokenisers leave characters out: look at every token's place
+        offsets = self._encoding.offsets  # some tokenizers leave characters out: look at every token's place
         index = sum(begin < char for begin, _ in offsets)
         return index, char == 0 or max((end for _, end in offsets[:index]), default=0) == char
 
@@ -175,7 +175,7 @@ def _is_normal(text: str) -> bool:
 
 
 def _goes_by_words(backend: Tokenizer) -> bool:
-    """Whether words can be tokenised apart: byte-level BPE behind a known pre-tokeniser."""
+    """Whether words can be tokenized apart: byte-level BPE behind a known pre-tokenizer."""
     model = backend.model
     if not isinstance(model, BPE) or model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
@@ -196,7 +196,7 @@ def _goes_by_words(backend: Tokenizer) -> bool:
 
 
 def _json(part: Any) -> str:
-    """A part of a tokeniser as `tokenizer.json` has it."""
+    """A part of a tokenizer as `tokenizer.json` has it."""
     return part.__getstate__().decode("utf-8")  # type: ignore[no-any-return]
 
 

@@ -158,7 +158,7 @@ def _shown(path: Path, base_dir: Path) -> str:
 
 
 def _may_be_on_the_hub(given: str, path: Path) -> bool:
-    """`owner/name` that is not plainly a misspelt path."""
+    """`owner/name` that is not plainly a misspelled path."""
     owner_and_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[^@/]+)?(@[^/]+)?", given)
     return (
         bool(owner_and_name) and given[0] != "." and _ending(path) not in (*TABLES, *TEXTS) and not path.parent.exists()

@@ -19,7 +19,7 @@ def fit(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0)
         recipe: says how.
         table: of one side.
         report: counts.
-        closing: how many tokens the tokeniser ends a text with; where no next token is learnt, they stay.
+        closing: how many tokens the tokenizer ends a text with; where no next token is learnt, they stay.
 
     Raises:
         UserError: they are to be refused, or truncating leaves some without anything to learn.

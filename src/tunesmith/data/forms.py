@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.form import Form, Values, needed, text_of
-from tunesmith.data.labelled import LABELLED
+from tunesmith.data.labeled import LABELED
 from tunesmith.data.read import Row
 from tunesmith.data.turns import NotUnderstoodError, chat, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
@@ -84,7 +84,7 @@ FORMS: dict[str, Form] = {
         ("context", "system"),
         _question_answer,
     ),
-    **LABELLED,
+    **LABELED,
 }
 """Every form by the name that `data.form` takes; where a row fits several, the first."""
 

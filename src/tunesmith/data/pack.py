@@ -1,4 +1,4 @@
-"""Packing: many tokenised examples in one batch, without padding and without mixing.
+"""Packing: many tokenized examples in one batch, without padding and without mixing.
 
 A batch is documents laid end to end in one row. Attention stays inside each document, positions start at zero in each,
 and a document's last learnt token is predicted from its own past alone, so that each gives the loss and gradients that
@@ -200,7 +200,7 @@ def width(lengths: Sequence[int], padded: bool) -> int:
 
 
 class Batches:
-    """Which rows each optimiser step takes, for any step, from the seed alone: resuming needs no cursor but the step.
+    """Which rows each optimizer step takes, for any step, from the seed alone: resuming needs no cursor but the step.
 
     A step is a list of packed row lists, added up before the update.
     """
@@ -233,7 +233,7 @@ class Batches:
         return self._epochs[index]
 
     def step(self, index: int) -> list[list[int]]:
-        """The batches of the optimiser step `index`, counted from zero over all epochs."""
+        """The batches of the optimizer step `index`, counted from zero over all epochs."""
         epoch = 0
         while index >= len(self.epoch(epoch)):
             index -= len(self.epoch(epoch))
@@ -241,7 +241,7 @@ class Batches:
         return self.epoch(epoch)[index]
 
     def steps_in(self, epochs: float) -> int:
-        """Optimiser steps in so many passes, at least one."""
+        """Optimizer steps in so many passes, at least one."""
         whole = int(epochs)
         steps = sum(len(self.epoch(index)) for index in range(whole))
         if epochs > whole:

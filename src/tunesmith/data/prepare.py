@@ -1,4 +1,4 @@
-"""From the recipe's files to token tables: read → form → split → render → tokenise → check, with everything counted."""
+"""From the recipe's files to token tables: read → form → split → render → tokenize → check, with everything counted."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.split import fold, is_held_out
-from tunesmith.data.tokenise import Chunk, Renders, Tokeniser
+from tunesmith.data.tokenize import Chunk, Renders, Tokenizer
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     if usable and (found := cache.load(folder, ("train", "held_out"))) is not None:
         (train, kept_out), report = found
         return Prepared(train, kept_out, DataReport(**{**report, "cached": True}), fingerprints)
-    train, kept_out, counted = _tokenise_all(recipe, tokenizer)
+    train, kept_out, counted = _tokenize_all(recipe, tokenizer)
     if usable:
         cache.save(folder, (("train", train), ("held_out", kept_out)), asdict(counted))
     return Prepared(train, kept_out, counted, fingerprints)
@@ -131,7 +131,7 @@ def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
     return part
 
 
-def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
+def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
     report = DataReport()
     renderer = Renderer(tokenizer)
     held_out = recipe.data.held_out
@@ -142,7 +142,7 @@ def _tokenise_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
         else [(recipe.data.train, _share(recipe, held_out))]
     )
     for paths, share in parts:
-        for chunk in Tokeniser(recipe.objective, renderer, share).all(examples(recipe, paths, report)):
+        for chunk in Tokenizer(recipe.objective, renderer, share).all(examples(recipe, paths, report)):
             for builder, side in zip(builders, chunk.sides, strict=True):
                 builder.extend(side)
             _count(chunk, report)
@@ -182,7 +182,7 @@ def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: D
     recipe = recipe.model_copy(update={"data": anew})
     counted = DataReport()
     builder = TableBuilder()
-    for chunk in Tokeniser(_Replayed(recipe.objective), renderer, 0.0).all(examples(recipe, anew.replay, counted)):
+    for chunk in Tokenizer(_Replayed(recipe.objective), renderer, 0.0).all(examples(recipe, anew.replay, counted)):
         builder.extend(chunk.sides[0])
         _count(chunk, counted)
     _refuse_unusable(recipe, counted)

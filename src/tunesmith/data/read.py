@@ -156,7 +156,7 @@ def _parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
 
 
 def _checked(values: Any, source: Source, escapes: bool) -> Row | Malformed:
-    """A row, if the value is an object or a text, and holds no half of a surrogate pair, which no tokeniser takes.
+    """A row, if the value is an object or a text, and holds no half of a surrogate pair, which no tokenizer takes.
 
     Only JSON's escapes can write one, so it is looked for where `escapes` says that there may be one.
     """

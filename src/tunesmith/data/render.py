@@ -17,7 +17,7 @@ from tunesmith.data.tokens import Targets
 from tunesmith.errors import UserError
 
 Learn = Literal["assistant", "last", "all"]
-Tokenised = tuple[NDArray[np.int32], NDArray[np.bool_]]
+Tokenized = tuple[NDArray[np.int32], NDArray[np.bool_]]
 """Ids (n,), and which of them are learnt (n,)."""
 
 ENDS_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>")
@@ -35,12 +35,12 @@ class Rendering:
         text: with the template's special tokens; of a raw document, the document alone.
         learnt: spans of the text that are learnt, in order, apart from each other.
         targets: what is learnt where it is not next tokens: a tag for each of the spans `learnt`; or, where there are
-            none, what is told of the whole text. The tokeniser's own special tokens go around the text.
+            none, what is told of the whole text. The tokenizer's own special tokens go around the text.
         parts: texts that are read apart from each other and learnt together, in place of `text`; each with the
-            tokeniser's own special tokens around it.
-        source: what is read before the text is written, apart from it: an encoder's text. The tokeniser's own special
+            tokenizer's own special tokens around it.
+        source: what is read before the text is written, apart from it: an encoder's text. The tokenizer's own special
             tokens go around both.
-        document: raw text: nothing in it is read as a special token, and the tokeniser's own beginning and the end of
+        document: raw text: nothing in it is read as a special token, and the tokenizer's own beginning and the end of
             the document go around it.
     """
 
@@ -53,7 +53,7 @@ class Rendering:
 
 
 class Renderer:
-    """Renders and tokenises for one tokeniser.
+    """Renders and tokenizes for one tokenizer.
 
     Args:
         tokenizer: with a chat template, unless only raw text is to be rendered.
@@ -131,7 +131,7 @@ class Renderer:
         ends = {self.tokenizer.convert_tokens_to_ids(token) for token in turns_end}
         return sorted({*ends, self.tokenizer.eos_token_id, self.end_of_document} - {None})
 
-    def tokenise_many(self, renderings: Sequence[Rendering]) -> list[Tokenised]:
+    def tokenize_many(self, renderings: Sequence[Rendering]) -> list[Tokenized]:
         """Ids and learnt marks of each rendering; no token is shared by a prompt and its answer.
 
         Of a text with a class or value the last token is marked, of one with tags each word's first; of parts laid end
@@ -145,16 +145,16 @@ class Renderer:
 
     def _way(self, rendering: Rendering) -> "_Way":
         if rendering.parts:
-            return self._tokenise_parts
+            return self._tokenize_parts
         if rendering.targets is not None:
-            return self._tokenise_tagged if rendering.learnt else self._tokenise_labelled
+            return self._tokenize_tagged if rendering.learnt else self._tokenize_labeled
         if rendering.source is not None:
-            return self._tokenise_pairs
-        return self._tokenise_documents if rendering.document else self._tokenise_chats
+            return self._tokenize_pairs
+        return self._tokenize_documents if rendering.document else self._tokenize_chats
 
     @cached_property
     def closing_tokens(self) -> int:
-        """How many tokens the tokeniser puts behind a text of its own accord: an encoder's `[SEP]`."""
+        """How many tokens the tokenizer puts behind a text of its own accord: an encoder's `[SEP]`."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = self.tokenizer("a")["input_ids"]
         before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0)
@@ -173,17 +173,17 @@ class Renderer:
                 apart.append(Rendering(turn.text, turn.spans))
         return [*apart, Rendering(text, tuple(together))]
 
-    def _tokenise_chats(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
-        """Each text in one piece, as a server tokenises it, unless a token would hold a prompt's end and an answer's
+    def _tokenize_chats(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
+        """Each text in one piece, as a server tokenizes it, unless a token would hold a prompt's end and an answer's
         beginning: then in two, since the server's prompt ends there too."""
         for rendering, encoded in zip(renderings, self._chats.encode([each.text for each in renderings]), strict=True):
             learnt = _learnt_of(encoded, rendering.learnt)
             if learnt is None:
-                yield self._tokenise_in_pieces(rendering)
+                yield self._tokenize_in_pieces(rendering)
             else:
                 yield np.asarray(encoded.ids, np.int32), learnt
 
-    def _tokenise_in_pieces(self, rendering: Rendering) -> Tokenised:
+    def _tokenize_in_pieces(self, rendering: Rendering) -> Tokenized:
         edges = [0, *(start for start, _ in rendering.learnt if start), len(rendering.text)]
         ids: list[int] = []
         learnt: list[NDArray[np.bool_]] = []
@@ -196,13 +196,13 @@ class Renderer:
             learnt.append(_within(places, rendering.learnt))
         return np.asarray(ids, np.int32), np.concatenate(learnt)
 
-    def _tokenise_labelled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+    def _tokenize_labeled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         encoded = self.tokenizer([each.text for each in renderings], split_special_tokens=True, verbose=False)
         for inner in encoded["input_ids"]:
             ids = np.asarray(inner, np.int32)
             yield ids, np.arange(len(ids)) == len(ids) - 1
 
-    def _tokenise_tagged(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+    def _tokenize_tagged(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         texts = [each.text for each in renderings]
         encoded = self.tokenizer(texts, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
         for rendering, inner, offsets in zip(renderings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
@@ -213,7 +213,7 @@ class Renderer:
                 learnt[np.flatnonzero((starts < end) & (ends > start))[:1]] = True
             yield ids, learnt
 
-    def _tokenise_parts(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+    def _tokenize_parts(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         texts = [part for each in renderings for part in each.parts]
         encoded = iter(self.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"])
         for rendering in renderings:
@@ -223,7 +223,7 @@ class Renderer:
             learnt[np.cumsum([len(part) for part in parts]) - 1] = True
             yield ids, learnt
 
-    def _tokenise_pairs(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+    def _tokenize_pairs(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         """What is read, then what is written: `models.forward` parts them again."""
         read = self.tokenizer([str(each.source) for each in renderings], split_special_tokens=True, verbose=False)
         texts = [each.text for each in renderings]
@@ -232,7 +232,7 @@ class Renderer:
             ids = np.asarray([*source, *answer], np.int32)
             yield ids, np.arange(len(ids)) >= len(source)
 
-    def _tokenise_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenised]:
+    def _tokenize_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         for inner in self._documents.encode([each.text for each in renderings]):
             ids = np.asarray([*self.begin_of_document, *inner.ids, self.end_of_document], np.int32)
             learnt = np.ones(len(ids), np.bool_)
@@ -240,7 +240,7 @@ class Renderer:
             yield ids, learnt
 
 
-_Way = Callable[[Sequence[Rendering]], Iterator[Tokenised]]
+_Way = Callable[[Sequence[Rendering]], Iterator[Tokenized]]
 
 
 def source_text(messages: Sequence[Message]) -> str:
@@ -279,7 +279,7 @@ def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) 
             found = next((token for token in special if isinstance(said, str) and token in said), None)
             if found is not None:
                 raise UnusableError(
-                    f"turn {number} ({message['role']}) holds {found}, which the tokeniser reads as a control token, "
+                    f"turn {number} ({message['role']}) holds {found}, which the tokenizer reads as a control token, "
                     "not as text. Give the turns alone; the chat template adds such tokens"
                 )
 

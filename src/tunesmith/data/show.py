@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.check import fault
 from tunesmith.data.prepare import examples, settled
-from tunesmith.data.render import Renderer, Tokenised
+from tunesmith.data.render import Renderer, Tokenized
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import UnusableError
 from tunesmith.recipe import Recipe
@@ -42,7 +42,7 @@ class Shown:
 
 
 def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: int = 1) -> Iterator[Shown]:
-    """Rows of the recipe's training data from the `start`th (1-based, malformed ones left out), rendered, tokenised.
+    """Rows of the recipe's training data from the `start`th (1-based, malformed ones left out), rendered, tokenized.
 
     Raises:
         UserError: the data cannot be read.
@@ -55,10 +55,10 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
         except UnusableError as error:
             yield Shown(str(example.source), (), 0, 0, str(error))
             continue
-        for rendering, tokenised in zip(renderings, renderer.tokenise_many(renderings), strict=True):
-            ids, learnt = tokenised
-            wrong = fault(renderer, rendering, tokenised)
-            pieces = _pieces(tokenizer, tokenised)
+        for rendering, tokenized in zip(renderings, renderer.tokenize_many(renderings), strict=True):
+            ids, learnt = tokenized
+            wrong = fault(renderer, rendering, tokenized)
+            pieces = _pieces(tokenizer, tokenized)
             if rendering.targets and not rendering.learnt:  # the marked last token stands for what is told of all
                 pieces = (*_pieces(tokenizer, (ids, learnt & False)), Piece(f" {_told(example.label)}", learnt=True))
             yield Shown(str(example.source), pieces, len(ids), int(learnt.sum()), wrong)
@@ -68,15 +68,15 @@ def _told(label: object) -> str:
     return (", ".join(label) or "(none)") if isinstance(label, tuple) else str(label)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, tokenised: Tokenised) -> tuple[Piece, ...]:
+def _pieces(tokenizer: PreTrainedTokenizerBase, tokenized: Tokenized) -> tuple[Piece, ...]:
     pieces: list[Piece] = []
     waiting: list[int] = []
-    for token, learnt in zip(*tokenised, strict=True):
+    for token, learnt in zip(*tokenized, strict=True):
         waiting.append(int(token))
         text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
         if "\ufffd" not in text or len(waiting) == 4:  # UTF-8 has at most four bytes a character
             pieces.append(Piece(text, bool(learnt)))
             waiting = []
     if waiting:
-        pieces.append(Piece(tokenizer.decode(waiting), bool(tokenised[1][-1])))
+        pieces.append(Piece(tokenizer.decode(waiting), bool(tokenized[1][-1])))
     return tuple(pieces)

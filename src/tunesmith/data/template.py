@@ -45,10 +45,10 @@ class Turn:
 
 
 class ChatTemplate:
-    """A tokeniser's chat template.
+    """A tokenizer's chat template.
 
     Raises:
-        UserError: the tokeniser has none.
+        UserError: the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -174,7 +174,7 @@ class ChatTemplate:
         return text, merged
 
     def _source(self, tools: Tools) -> str:
-        with_tools = tools is not None  # a tokeniser may have a template of its own for them
+        with_tools = tools is not None  # a tokenizer may have a template of its own for them
         if with_tools not in self._sources:
             source = str(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
             dated = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(DATE.strftime(call[2])), source)
@@ -201,6 +201,6 @@ def _shared_beginning(one: str, other: str) -> str:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The texts that the tokeniser reads as control tokens rather than as characters."""
+    """The texts that the tokenizer reads as control tokens rather than as characters."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | set(tokenizer.all_special_tokens)

@@ -1,4 +1,4 @@
-"""Tokenised examples as flat arrays: what is packed, cached and counted."""
+"""Tokenized examples as flat arrays: what is packed, cached and counted."""
 
 import tempfile
 from array import array

@@ -3,7 +3,7 @@
 // A training step asks for the same few hundred pieces again and again. PyTorch takes them from the C library,
 // aligned, and glibc serves an aligned request from a gap that is longer than the piece alone: what a piece has left, one
 // of its own size does not fit into, and the heap grows past what is held at once (benchmarks/arena.py). Here all sizes are
-// multiples of the alignment, so that it fits. The smallest gap that is large enough is taken, neighbouring gaps become
+// multiples of the alignment, so that it fits. The smallest gap that is large enough is taken, neighboring gaps become
 // one, and pages stay until they are asked for back, so that a step faults none in. `planner.allocators.Arena` does the
 // same on paper.
 
@@ -37,7 +37,7 @@ constexpr int PLACES = 16;
 // Before each piece and each gap.
 struct alignas(ALIGNED) Header {
   size_t size;    // of what follows
-  Header* before; // its neighbour's; null for the first of a stretch
+  Header* before; // its neighbor's; null for the first of a stretch
   enum : uint32_t { GAP, TAKEN, ALONE, END } state;
 
   char* data() { return reinterpret_cast<char*>(this + 1); }
@@ -136,7 +136,7 @@ void Arena::give(void* data) {
   own.put(piece);
 }
 
-// A gap, and its neighbours if they are gaps too, become one.
+// A gap, and its neighbors if they are gaps too, become one.
 void Arena::put(Header* gap) {
   gap->state = Header::GAP;
   Header* after = gap->after();

@@ -25,7 +25,7 @@ class LoopState:
     """Where the loop stands after a step; everything in it is plain JSON.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimizer steps done.
         best_loss: the lowest held-out loss so far, in nats a learnt token.
         best_step: the step that gave it.
         evaluations_without_gain: since then.

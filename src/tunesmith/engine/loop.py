@@ -20,7 +20,7 @@ from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.memory import halves, ran_out_of_memory
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
 from tunesmith.recipe import Train
@@ -38,7 +38,7 @@ class Loop:
         objective: gives the loss.
         batches: which rows each step takes.
         held_out: the rows that are never learnt; may be empty.
-        masters: the trained weights and their optimiser.
+        masters: the trained weights and their optimizer.
         train: how long and how fast.
         total_steps: the run's length.
         peak_learning_rate: after warm-up.
@@ -91,7 +91,7 @@ class Loop:
         return "done"
 
     def step(self) -> None:
-        """One optimiser step. When memory runs out in it, it begins anew with half as many tokens at once.
+        """One optimizer step. When memory runs out in it, it begins anew with half as many tokens at once.
 
         Raises:
             UserError: losses or gradients stay non-finite, or a single row is too much.

@@ -1,4 +1,4 @@
-"""What a finished run leaves: an adapter in PEFT's format or a model in Hugging Face's, with its tokeniser."""
+"""What a finished run leaves: an adapter in PEFT's format or a model in Hugging Face's, with its tokenizer."""
 
 import shutil
 from pathlib import Path
@@ -7,14 +7,14 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.conv1d import as_stored
 from tunesmith.models.lean import import_peft
 from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.quantise import made_whole
+from tunesmith.models.quantize import made_whole
 from tunesmith.models.sentence import write_steps
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run

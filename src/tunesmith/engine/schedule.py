@@ -6,7 +6,7 @@ from tunesmith.recipe import Train
 
 
 def learning_rate(train: Train, peak: float, step: int, total_steps: int) -> float:
-    """The rate of optimiser step `step` (from 1) of `total_steps`.
+    """The rate of optimizer step `step` (from 1) of `total_steps`.
 
     Warm-up: peak · step / warmup_steps, with warmup_steps = ⌈warmup_share · total_steps⌉. Then, with t running from 0
     to 1 over the rest and f = final_learning_rate_share: cosine peak · (f + (1 − f) · (1 + cos πt) / 2)
@@ -15,7 +15,7 @@ def learning_rate(train: Train, peak: float, step: int, total_steps: int) -> flo
     warmup_steps = math.ceil(train.warmup_share * total_steps)
     if step <= warmup_steps:
         return peak * step / warmup_steps
-    if train.schedule == "constant" or train.optimiser == "schedule_free":
+    if train.schedule == "constant" or train.optimizer == "schedule_free":
         return peak
     t = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     left = (1 + math.cos(math.pi * t)) / 2 if train.schedule == "cosine" else 1 - t

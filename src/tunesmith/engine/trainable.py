@@ -23,7 +23,7 @@ from tunesmith.models.lean import import_peft
 from tunesmith.models.load import learnt_positions, load_model
 from tunesmith.models.noise import add_embedding_noise
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
-from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.recipe import Recipe
 
 PeftModel = import_peft().PeftModel
@@ -32,10 +32,10 @@ PeftModel = import_peft().PeftModel
 def base_parameters(model: PreTrainedModel) -> int:
     """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
     adapted = isinstance(model, PeftModel)
-    quantised = sum(
-        each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantisedLinear)
+    quantized = sum(
+        each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantizedLinear)
     )
-    return quantised + sum(int(each.numel()) for each in model.parameters() if not (adapted and each.requires_grad))
+    return quantized + sum(int(each.numel()) for each in model.parameters() if not (adapted and each.requires_grad))
 
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -85,7 +85,7 @@ def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and what it is multiplied by for a parameter of that name."""
     share = recipe.method.share_for_classes if recipe.objective.ending.kind != "vocabulary" else 1.0
-    share *= recipe.objective.rate_share * RATES.get(recipe.train.optimiser, 1.0)
+    share *= recipe.objective.rate_share * RATES.get(recipe.train.optimizer, 1.0)
     own = recipe.method.learning_rate(base_parameters(model)) * share
     peak = recipe.train.learning_rate or float(f"{own:.1e}")
     new = getattr(plain_model(model), "new_modules", ())  # within the body: at its rate

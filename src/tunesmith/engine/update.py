@@ -26,16 +26,16 @@ its authors take three to ten times smaller ones (Chen et al. 2023, section 5)."
 
 def is_elsewhere(train: Train, device: torch.device) -> bool:
     """Whether the recipe's rule is not to be had on this device, so that AdamW does its work."""
-    return train.optimiser in ON_CUDA_ALONE and device.type != "cuda"
+    return train.optimizer in ON_CUDA_ALONE and device.type != "cuda"
 
 
 def update_rules(groups: Sequence[Group], train: Train, device: torch.device) -> list[Optimizer]:
-    """The recipe's optimiser over the groups; Muon has AdamW beside it, for what is no matrix within a block.
+    """The recipe's optimizer over the groups; Muon has AdamW beside it, for what is no matrix within a block.
 
     Raises:
         UserError: it is in a package that is not installed.
     """
-    name = "adamw" if is_elsewhere(train, device) else train.optimiser
+    name = "adamw" if is_elsewhere(train, device) else train.optimizer
     if name == "muon":
         hidden = [group for group in groups if group["hidden"]]
         others = [group for group in groups if not group["hidden"]]
@@ -62,7 +62,7 @@ def _adamw(groups: Sequence[Group], train: Train) -> Optimizer:
 def _from_pytorch_optimizer(name: str, groups: Sequence[Group], train: Train) -> Optimizer:
     if find_spec("pytorch_optimizer") is None:
         raise UserError(
-            f"train.optimiser: {name} needs a package that is not installed. pip install 'tunesmith[optimisers]'"
+            f"train.optimizer: {name} needs a package that is not installed. pip install 'tunesmith[optimizers]'"
         )
     import pytorch_optimizer
 

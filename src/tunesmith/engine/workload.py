@@ -18,7 +18,7 @@ class Layout:
 
     Attributes:
         batches: which rows each step takes.
-        steps: optimiser steps of the run.
+        steps: optimizer steps of the run.
         heaviest: the rows of the batch that takes most tokens, of all in the run.
         heaviest_by_scores: the same where attention keeps a score for each pair of a document's tokens.
         widths: the different widths of its batches, in `WIDTH_STEP`s.

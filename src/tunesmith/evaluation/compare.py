@@ -105,7 +105,7 @@ def evaluate(
     else:
         trials = [_trial(place.folder, rows, sampling, events)]
     base, after = Side.pooled([before for before, *_ in trials]), Side.pooled([after for _, after, _ in trials])
-    result = summarise(base, after, [task for *_, tasks in trials for task in tasks], recipe.objective.metrics)
+    result = summarize(base, after, [task for *_, tasks in trials for task in tasks], recipe.objective.metrics)
     result |= {"loss_unit": recipe.objective.loss_unit, "folds": recipe.data.folds if len(trials) > 1 else None}
     place.write_json("evaluation.json", result)
     return result
@@ -130,7 +130,7 @@ def _trial(folder: Path, rows: int, sampling: Sampling, events: Events) -> tuple
     return base, after, tasks
 
 
-def summarise(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequence[str] = ()) -> dict[str, Any]:
+def summarize(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Both sides in figures, with intervals, and what differs between them, row by row."""
     expected = [task.expected for task in tasks]
     differences = {"loss": _interval(base.losses.difference(tuned.losses))}

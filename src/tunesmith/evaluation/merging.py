@@ -1,4 +1,4 @@
-"""Merging an adapter, and where the base was quantised in training: into which weights, measured on held-out rows."""
+"""Merging an adapter, and where the base was quantized in training: into which weights, measured on held-out rows."""
 
 import gc
 import json
@@ -53,7 +53,7 @@ class Merged:
         path: the model's directory.
         into: which weights the adapter was added to.
         trained_loss: held-out, of the model as it was trained; None where nothing had to be compared.
-        ways: both ways, where the base was quantised in training and there are held-out rows.
+        ways: both ways, where the base was quantized in training and there are held-out rows.
     """
 
     path: Path
@@ -64,10 +64,10 @@ class Merged:
 
 @keeping_freed_memory()
 def merge(name: str, output: str | Path, precision: str | None = None) -> Merged:
-    """Fold an adapter into its base and write the model, with its tokeniser, in Hugging Face's format.
+    """Fold an adapter into its base and write the model, with its tokenizer, in Hugging Face's format.
 
-    The sum is made in fp32 and rounded once. An adapter that was trained on a quantised base can be added to the
-    weights that the base stores, which it has not seen, or to the quantised ones made whole, which are less good by
+    The sum is made in fp32 and rounded once. An adapter that was trained on a quantized base can be added to the
+    weights that the base stores, which it has not seen, or to the quantized ones made whole, which are less good by
     themselves: both are tried, and the one with the lower held-out loss is written, with the figures in `merge.json`.
 
     Args:
@@ -85,11 +85,11 @@ def merge(name: str, output: str | Path, precision: str | None = None) -> Merged
         raise UserError(f"{name} has no adapter, so there is nothing to merge. Name a run or an adapter's directory.")
     refuse_existing(target)
     dtype = dtype_named(usable, precision)
-    objective, batches = _held_out(Path(name), usable) if usable.base.quantised else (None, [])
-    if not usable.base.quantised:
+    objective, batches = _held_out(Path(name), usable) if usable.base.quantized else (None, [])
+    if not usable.base.quantized:
         return Merged(save_merged(merged_model(usable), usable, target, precision), "original")
     if objective is None or not batches:  # the weights that it was trained on, since nothing can be measured
-        return Merged(save_merged(merged_model(usable, "dequantised"), usable, target, precision), "dequantised")
+        return Merged(save_merged(merged_model(usable, "dequantized"), usable, target, precision), "dequantized")
     return _better(usable, target, precision, dtype, objective, batches)
 
 

@@ -25,7 +25,7 @@ from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks
 from tunesmith.models.forward import rehearse
 from tunesmith.models.imagined import imagines
 from tunesmith.models.load import stored_weight
-from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
 
 
@@ -53,17 +53,17 @@ class LoRA(MethodConfig):
     sum W + (alpha / rank) · B A, in time and memory that go with all experts. Off: attention, and what all tokens pass,
     is mostly enough, and costs little."""
 
-    rank_stabilised: bool = False
+    rank_stabilized: bool = False
     """Scale by alpha / √rank instead (Kalajdzievski 2023), for ranks of 64 and more."""
 
     dora: bool = False
     """Learn each output's magnitude apart from its direction (Liu et al. 2024): closer to full fine-tuning at low
     ranks, at a third more time."""
 
-    initialisation: Literal["zero", "gaussian", "orthogonal", "pissa", "loftq"] = "zero"
+    initialization: Literal["zero", "gaussian", "orthogonal", "pissa", "loftq"] = "zero"
     """Where A and B start. `zero`: A uniform (Kaiming), B zero. `gaussian`: A normal, B zero. `orthogonal`: both from
     one orthogonal matrix, the base corrected. `pissa`: W's largest singular vectors, the base keeping the rest (Meng
-    et al. 2024). `loftq`: what quantisation took from W, for a quantised base (Li et al. 2023)."""
+    et al. 2024). `loftq`: what quantization took from W, for a quantized base (Li et al. 2023)."""
 
     b_learning_rate_ratio: float = Field(default=1.0, gt=0)
     """B's learning rate over A's. LoRA+ (Hayou et al. 2024) takes 16; 1: plain LoRA."""
@@ -78,11 +78,11 @@ class LoRA(MethodConfig):
     @property
     def moves_base(self) -> bool:
         """PiSSA and orthogonal starts take out of the base's matrices what they put into A and B."""
-        return self.initialisation in ("pissa", "orthogonal")
+        return self.initialization in ("pissa", "orthogonal")
 
     @property
     def goes_on(self) -> bool:
-        return self.initialisation in ("zero", "gaussian")
+        return self.initialization in ("zero", "gaussian")
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         """Wrap the model by PEFT, with the fused layer registered through PEFT's hook for custom modules.
@@ -94,10 +94,10 @@ class LoRA(MethodConfig):
         chosen = self._chosen(model)
         self._check_experts(model)
         ranks = self._ranks(chosen)
-        quantised = any(isinstance(module, QuantisedLinear) for module in model.modules())
-        if self.initialisation == "loftq" and not quantised:
+        quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+        if self.initialization == "loftq" and not quantized:
             raise UserError(
-                "method.initialisation: loftq makes up for quantisation. Set base.weights: nf4, or zero here."
+                "method.initialization: loftq makes up for quantization. Set base.weights: nf4, or zero here."
             )
         config = LoraConfig(
             r=self.rank,
@@ -105,9 +105,9 @@ class LoRA(MethodConfig):
             lora_dropout=self.dropout,
             target_modules=short_names(model, chosen),
             target_parameters=sorted(_experts(model)) if self.experts else None,
-            use_rslora=self.rank_stabilised,
+            use_rslora=self.rank_stabilized,
             use_dora=self.dora,
-            init_lora_weights=True if self.initialisation in ("zero", "loftq") else self.initialisation,
+            init_lora_weights=True if self.initialization in ("zero", "loftq") else self.initialization,
             rank_pattern=dict(ranks),  # PEFT writes into it
             alpha_pattern={name: self.alpha * rank / self.rank for name, rank in ranks.items()},
             bias="none",
@@ -116,8 +116,8 @@ class LoRA(MethodConfig):
         together = _read_together(model)
         adapted = adapt(model, config, seed)
         _share_inputs(adapted.get_base_model(), together)
-        if self.initialisation == "loftq" and not imagines(model):
-            _make_up_for_quantisation(adapted)
+        if self.initialization == "loftq" and not imagines(model):
+            _make_up_for_quantization(adapted)
         return adapted
 
     def learning_rate(self, parameters: int) -> float:
@@ -143,9 +143,9 @@ class LoRA(MethodConfig):
             return
         if not _experts(model):
             raise UserError(f"method.experts: {type(model).__name__} has no experts in tensors. Leave it out.")
-        if self.dropout or self.dora or self.initialisation != "zero":
+        if self.dropout or self.dora or self.initialization != "zero":
             raise UserError(
-                "method.experts: W + B A is formed whole, with no dropout, dora or initialisation of its own."
+                "method.experts: W + B A is formed whole, with no dropout, dora or initialization of its own."
             )
 
     def _chosen(self, model: PreTrainedModel) -> list[Linear]:
@@ -222,14 +222,14 @@ def _share_inputs(model: PreTrainedModel, together: list[list[str]]) -> None:
 
 
 @torch.no_grad()
-def _make_up_for_quantisation(model: PeftModel) -> None:
+def _make_up_for_quantization(model: PeftModel) -> None:
     """B A · scaling ← the part of rank r of W − Q(W) that is largest (LoftQ's algorithm 1, one step: Q stays)."""
     for name, layer in model.get_base_model().named_modules():
-        if not isinstance(layer, FusedLoraLinear) or not isinstance(layer.get_base_layer(), QuantisedLinear):
+        if not isinstance(layer, FusedLoraLinear) or not isinstance(layer.get_base_layer(), QuantizedLinear):
             continue
         base = layer.get_base_layer()
         adapter = layer.active_adapters[0]
-        whole = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantised.codes.device).float()
+        whole = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantized.codes.device).float()
         if base.turned:
             whole = whole.T  # GPT-2 stores (in, out), which a square matrix's shape does not show
         rank = layer.r[adapter]
@@ -296,7 +296,7 @@ class FusedLoraLinear(PeftLoraLinear):
             return None
         name = self.active_adapters[0]
         base = self.get_base_layer()
-        weight = base.quantised if isinstance(base, QuantisedLinear) else base.weight
+        weight = base.quantized if isinstance(base, QuantizedLinear) else base.weight
         return LinearParts(weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
 
     def _is_plain(self, dtype: torch.dtype) -> bool:

@@ -102,7 +102,7 @@ def linears_in_blocks(model: PreTrainedModel) -> list[Linear]:
 
 
 def norms(model: PreTrainedModel) -> list[str]:
-    """Names of every normalisation."""
+    """Names of every normalization."""
     return [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
 
 

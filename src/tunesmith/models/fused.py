@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.models.imagined import has_numbers, real_numbers, small_copy
-from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_linear
 from tunesmith.ops.lora_linear import LinearParts, MadeFrom
@@ -127,8 +127,8 @@ def _gated_forward(module: nn.Module, gate: str, up: str, down: str, activation:
 
 def _parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts | None:
     """The layer's numbers if they are all there is to it."""
-    if type(layer) is QuantisedLinear:
-        return LinearParts(layer.quantised, layer.bias)
+    if type(layer) is QuantizedLinear:
+        return LinearParts(layer.quantized, layer.bias)
     if type(layer) is nn.Linear:
         return LinearParts(layer.weight, layer.bias)
     parts = getattr(layer, "parts", None)  # a fused LoRA layer has them

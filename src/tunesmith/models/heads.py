@@ -83,7 +83,7 @@ def vectors(model: PreTrainedModel, batch: Batch, ending: Ending) -> Tensor:
     """A vector of each document (documents, hidden), pooled from its last hidden states (Reimers & Gurevych 2019,
     section 3), in fp32."""
     hidden = pooled(model, batch, ending.pooling)
-    return functional.normalize(hidden, dim=-1) if ending.normalised else hidden
+    return functional.normalize(hidden, dim=-1) if ending.normalized else hidden
 
 
 def chances(logits: Tensor, ending: Ending) -> Tensor:

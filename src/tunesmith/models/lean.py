@@ -1,6 +1,6 @@
 """Importing PEFT without bitsandbytes, which it imports wherever it is installed: a second, and 50 MB that are kept.
 
-PEFT needs it for bitsandbytes' own quantised layers alone; ours are others (`models.quantise`).
+PEFT needs it for bitsandbytes' own quantized layers alone; ours are others (`models.quantize`).
 """
 
 import sys

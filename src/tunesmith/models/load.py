@@ -34,7 +34,7 @@ from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import TurnedLinear, as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.new_head import begin_head
-from tunesmith.models.quantise import as_if_whole, quantise_imagined, quantising
+from tunesmith.models.quantize import as_if_whole, quantize_imagined, quantizing
 from tunesmith.models.sentence import MODULES, stored_pooling
 from tunesmith.recipe import Base
 from tunesmith.run import whole_run
@@ -72,7 +72,7 @@ def locate(base: Base) -> str:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The base's tokeniser, with the recipe's chat template in place of its own if one is given."""
+    """The base's tokenizer, with the recipe's chat template in place of its own if one is given."""
     tokenizer = tokenizer_at(locate(base), base)
     if base.chat_template is not None:
         try:
@@ -83,20 +83,20 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
-    """The tokeniser in a directory (an adapter's, say) or at a hub name, under the base's terms of trust."""
+    """The tokenizer in a directory (an adapter's, say) or at a hub name, under the base's terms of trust."""
     try:
         return AutoTokenizer.from_pretrained(where, revision=base.revision, trust_remote_code=base.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise _not_loaded(base, "tokeniser", error) from error
+        raise _not_loaded(base, "tokenizer", error) from error
 
 
 def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = VOCABULARY) -> PreTrainedModel:
     """The base on the CPU, in evaluation mode.
 
     Args:
-        base: what to load; with `from_scratch`, the architecture with new weights drawn from `seed`; with quantised
-            `weights`, the blocks' linear layers as `QuantisedLinear`, quantised one by one as they are read.
-        dtype: of all weights that are not quantised.
+        base: what to load; with `from_scratch`, the architecture with new weights drawn from `seed`; with quantized
+            `weights`, the blocks' linear layers as `QuantizedLinear`, quantized one by one as they are read.
+        dtype: of all weights that are not quantized.
         seed: of new weights.
         ending: what the model is to end in.
 
@@ -121,18 +121,18 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         options["ignore_mismatched_sizes"] = ending.has_head  # an old head over other classes
         with no_progress_bars(), _no_missing_weights_table():
-            if not base.quantised:
+            if not base.quantized:
                 found, told = kind.from_pretrained(where, **options)
             else:
-                with quantising(base.weights, base.double_quantisation) as quantised:  # type: ignore[arg-type]
-                    found, told = kind.from_pretrained(where, **options, **quantised)
+                with quantizing(base.weights, base.double_quantization) as quantized:  # type: ignore[arg-type]
+                    found, told = kind.from_pretrained(where, **options, **quantized)
                 found = as_if_whole(found)
         if ending.has_head:
             begin_head(found, told["missing_keys"], ending_of(base) == ending, seed)
         made = as_linear(found.eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
-    if base.quantised or any(isinstance(layer, TurnedLinear) for layer in made.modules()):
+    if base.quantized or any(isinstance(layer, TurnedLinear) for layer in made.modules()):
         _let_go_of_the_files(made)
     return made
 
@@ -180,8 +180,8 @@ def imagined_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, 
         model = as_linear(kind.from_config(config, dtype=dtype, **options).eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
-    if base.quantised:
-        quantise_imagined(model, base.weights, base.double_quantisation)  # type: ignore[arg-type]
+    if base.quantized:
+        quantize_imagined(model, base.weights, base.double_quantization)  # type: ignore[arg-type]
     return model
 
 
@@ -307,7 +307,7 @@ def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
                 if key in tensors.keys():  # noqa: SIM118
                     found: Tensor = tensors.get_tensor(key)
                     return found
-    raise UserError(f"{model.name_or_path} stores no {name}, so what quantisation took from it cannot be found.")
+    raise UserError(f"{model.name_or_path} stores no {name}, so what quantization took from it cannot be found.")
 
 
 def _weight_files(model: PreTrainedModel) -> list[str]:

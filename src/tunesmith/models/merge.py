@@ -13,14 +13,14 @@ from tunesmith.models.conv1d import as_stored
 from tunesmith.models.lean import import_peft
 from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.prompts import has_prompt, plain_model
-from tunesmith.models.quantise import made_whole
+from tunesmith.models.quantize import made_whole
 from tunesmith.models.sentence import STEPS
 from tunesmith.models.usable import Usable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Into = Literal["original", "dequantised"]
-"""Which weights an adapter that was trained on a quantised base is added to: those that were stored, or those that it
+Into = Literal["original", "dequantized"]
+"""Which weights an adapter that was trained on a quantized base is added to: those that were stored, or those that it
 saw in training, made whole."""
 
 
@@ -59,7 +59,7 @@ def merged_model(usable: Usable, into: Into = "original") -> PreTrainedModel:
 
 
 def save_merged(model: PreTrainedModel, usable: Usable, output: Path, precision: str | None = None) -> Path:
-    """Write the model, rounded once, with its tokeniser in Hugging Face's format; it appears whole or not at all.
+    """Write the model, rounded once, with its tokenizer in Hugging Face's format; it appears whole or not at all.
 
     Args:
         model: as `merged_model` gives it.

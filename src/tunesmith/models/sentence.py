@@ -1,7 +1,7 @@
 """sentence-transformers' format: the files that turn a body into a model of vectors, or of classes of them.
 
 https://sbert.net/docs/package_reference/sentence_transformer/modules.html: `modules.json` names the steps; a folder
-each holds a step's settings. Steps here: the transformer, pooling, normalisation, and a dense layer over classes.
+each holds a step's settings. Steps here: the transformer, pooling, normalization, and a dense layer over classes.
 """
 
 import json
@@ -45,13 +45,13 @@ def stored_pooling(file: Path) -> Ending:
     how = next((each for each in get_args(Pooling) if each == named or [each] == chosen), None)
     if how is None:
         raise UserError(f"{folder} pools otherwise than by the mean, the first or the last token.")
-    return Ending("vectors", pooling=how, normalised="Normalize" in kinds)
+    return Ending("vectors", pooling=how, normalized="Normalize" in kinds)
 
 
 def write_steps(folder: Path, ending: Ending, hidden: int, max_length: int, head: nn.Linear | None) -> None:
     """Beside a body (or its adapter) what makes sentence-transformers pool its states, and put the head on them."""
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if ending.normalised:
+    if ending.normalized:
         steps.append(("2_Normalize", "Normalize"))
     if head is not None:
         steps.append((f"{len(steps)}_Dense", "Dense"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.data.labelled import OUTSIDE, WORD
+from tunesmith.data.labeled import OUTSIDE, WORD
 from tunesmith.ending import Ending
 from tunesmith.models.attention import first_position
 from tunesmith.models.forward import pool
@@ -73,7 +73,7 @@ def vector_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ending
     inputs = _inputs(model, tokenizer, text)
     tokens = inputs["input_ids"].shape[1]
     vector = pool(model(**inputs).last_hidden_state[0, -tokens:], [tokens], ending.pooling)[0]
-    return functional.normalize(vector, dim=-1) if ending.normalised else vector
+    return functional.normalize(vector, dim=-1) if ending.normalized else vector
 
 
 def told_of(output: NDArray[np.float32], ending: Ending) -> list[Told]:

@@ -50,7 +50,7 @@ class Usable:
         return cls(base, ending=ending_of(base), folder=Path(locate(base)))
 
     def whole(self) -> "Usable":
-        """The same with the base's weights as they are stored, where a run held them quantised."""
+        """The same with the base's weights as they are stored, where a run held them quantized."""
         return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
 
     def head(self) -> nn.Linear | None:

@@ -12,7 +12,7 @@ from tunesmith.models.forward import next_token_loss, next_token_losses
 
 
 class NextToken(ObjectiveConfig, ABC):
-    """loss = −Σ log p(xₜ | x₍<t₎) over the learnt tokens. Evaluation takes this alone, without what regularises."""
+    """loss = −Σ log p(xₜ | x₍<t₎) over the learnt tokens. Evaluation takes this alone, without what regularizes."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """ε: learn (1 − ε) of the token and ε / vocabulary of every other (Szegedy et al. 2016, section 7). 0: a language

@@ -44,4 +44,4 @@ class NewHead(ObjectiveConfig, ABC):
 
     @abstractmethod
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """The loss of each learnt unit without what regularises or weighs."""
+        """The loss of each learnt unit without what regularizes or weighs."""

@@ -163,7 +163,7 @@ def _attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """softmax(scores) v with each step spelt out; `seen` says which keys each query sees."""
+    """softmax(scores) v with each step spelled out; `seen` says which keys each query sees."""
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

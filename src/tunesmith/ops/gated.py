@@ -8,7 +8,7 @@ from torch.nn.functional import gelu, silu
 
 from tunesmith.ops import cuda, native
 from tunesmith.ops.lora_linear import LinearParts, linear_backward, linear_forward
-from tunesmith.ops.quantised import Quantised
+from tunesmith.ops.quantized import Quantized
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -87,7 +87,7 @@ class _Gated(torch.autograd.Function):
 def gated_linear(gate: Tensor, up: Tensor, activation: Activation, layer: LinearParts) -> Tensor:
     """The layer at `gated(gate, up)`, which is not stored but made again for the backward pass.
 
-    The layer's weight and bias get gradients where they ask for them; a quantised weight has none.
+    The layer's weight and bias get gradients where they ask for them; a quantized weight has none.
     """
     out: Tensor = _GatedLinear.apply(gate, up, activation, *layer)
     return out
@@ -100,7 +100,7 @@ class _GatedLinear(torch.autograd.Function):
         gate: Tensor,
         up: Tensor,
         activation: Activation,
-        weight: Tensor | Quantised,
+        weight: Tensor | Quantized,
         bias: Tensor | None,
         a: Tensor | None,
         b: Tensor | None,
@@ -108,14 +108,14 @@ class _GatedLinear(torch.autograd.Function):
     ) -> Tensor:
         stored = weight if isinstance(weight, Tensor) else None
         ctx.save_for_backward(gate, up, stored, a, b)
-        ctx.quantised = weight if stored is None else None
+        ctx.quantized = weight if stored is None else None
         ctx.activation, ctx.scaling = activation, scaling
         return linear_forward(gated_forward(gate, up, activation), LinearParts(weight, bias, a, b, scaling))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, stored, a, b = ctx.saved_tensors
-        layer = LinearParts(ctx.quantised if stored is None else stored, None, a, b, ctx.scaling)
+        layer = LinearParts(ctx.quantized if stored is None else stored, None, a, b, ctx.scaling)
         wanted = ctx.needs_input_grad
         middle = gated_forward(gate, up, ctx.activation)
         found = linear_backward(middle, layer, grads[0], [wanted[0] or wanted[1], *wanted[3:7]])

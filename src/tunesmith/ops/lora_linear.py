@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunesmith.ops.quantised import Quantised, dequantise
+from tunesmith.ops.quantized import Quantized, dequantize
 
 
 def lora_linear_reference(
@@ -20,7 +20,7 @@ def lora_linear_reference(
         bias: (out,), frozen, or None.
         a: (rank, in), trained.
         b: (out, rank), trained.
-        scaling: s, which is alpha / rank, or alpha / √rank when rank-stabilised.
+        scaling: s, which is alpha / rank, or alpha / √rank when rank-stabilized.
 
     Returns:
         (..., out).
@@ -31,7 +31,7 @@ def lora_linear_reference(
 class LinearParts(NamedTuple):
     """A linear layer's numbers: frozen `weight` and `bias`, and what a low-rank addition trains beside them."""
 
-    weight: Tensor | Quantised  # (out, in)
+    weight: Tensor | Quantized  # (out, in)
     bias: Tensor | None = None  # (out,)
     a: Tensor | None = None  # (rank, in)
     b: Tensor | None = None  # (out, rank)
@@ -46,11 +46,11 @@ class MadeFrom(NamedTuple):
 
 
 def lora_linear(
-    x: Tensor, weight: Tensor | Quantised, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    x: Tensor, weight: Tensor | Quantized, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> Tensor:
-    """`lora_linear_reference`, storing x, which its neighbours store too, and x Aᵀ, which is small.
+    """`lora_linear_reference`, storing x, which its neighbors store too, and x Aᵀ, which is small.
 
-    Autograd over the definition also keeps the unscaled product. `weight` and `bias` get no gradient. A quantised
+    Autograd over the definition also keeps the unscaled product. `weight` and `bias` get no gradient. A quantized
     weight is made whole for the forward and again for the backward pass (Dettmers et al. 2023, eq. 5).
     """
     return lora_linears(x, [LinearParts(weight, bias, a, b, scaling)])[0]
@@ -162,6 +162,6 @@ def _parts(low: Tensor, low_rank: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(low.split([len(a) for a in low_rank[::2]], 1))
 
 
-def whole(weight: Tensor | Quantised, dtype: torch.dtype) -> Tensor:
+def whole(weight: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
     """The weight in full, for one product."""
-    return dequantise(weight, dtype) if isinstance(weight, Quantised) else weight
+    return dequantize(weight, dtype) if isinstance(weight, Quantized) else weight

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang & Sennrich 2019, eq. 4): y = x / sqrt(mean(x²) + eps) · w."""
+"""Root-mean-square normalization (Zhang & Sennrich 2019, eq. 4): y = x / sqrt(mean(x²) + eps) · w."""
 
 from typing import Any
 

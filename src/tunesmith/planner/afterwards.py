@@ -35,7 +35,7 @@ def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]
     """
     step, device, base = plan.step, plan.device, plan.workload.recipe.base
     program = {"program": device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)}
-    held = {name: step.parts[name] for name in ("weights", "quantisation constants", "adapters") if name in step.parts}
+    held = {name: step.parts[name] for name in ("weights", "quantization constants", "adapters") if name in step.parts}
     held["weights"] = held.get("weights", 0) + step.parts.get("trained weights", 0)
     each = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
     workspace = sum(step.evaluating.get(name, 0) for name in ("workspace", "loss"))

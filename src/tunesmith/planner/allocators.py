@@ -58,7 +58,7 @@ def _most(allocator: Allocator, passes: Passes) -> int:
 
 
 class _Gaps:
-    """Free stretches of an address space: the smallest that is large enough is taken, neighbours become one."""
+    """Free stretches of an address space: the smallest that is large enough is taken, neighbors become one."""
 
     def __init__(self) -> None:
         self._by_size: list[tuple[int, int]] = []  # (bytes, start)
@@ -66,7 +66,7 @@ class _Gaps:
         self._starts: dict[int, int] = {}  # by end
 
     def put(self, start: int, end: int) -> tuple[int, int]:
-        """A stretch is free now; with its neighbours it is the one that is returned."""
+        """A stretch is free now; with its neighbors it is the one that is returned."""
         if start in self._starts:
             start, _ = self._drop(self._starts[start])
         if end in self._ends:

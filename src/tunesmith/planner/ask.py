@@ -29,7 +29,7 @@ NO_ROWS = "(none)"
 """What stands for `data.train` where a plan is asked for without rows."""
 
 CHARACTERS = 4
-"""A token, about, in English: for rows whose base's tokeniser is not on this machine."""
+"""A token, about, in English: for rows whose base's tokenizer is not on this machine."""
 
 USUAL: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -91,7 +91,7 @@ def precision(recipe: Recipe, device: Device) -> torch.dtype:
 
 
 def workload_of(recipe: Recipe) -> Workload:
-    """The rows that the recipe trains on: tokenised, where its tokeniser is here; else by their characters; or, where
+    """The rows that the recipe trains on: tokenized, where its tokenizer is here; else by their characters; or, where
     it names none, one step of the longest."""
     refuse_other_kinds(recipe.base, recipe.objective)
     if recipe.data.train == [NO_ROWS]:
@@ -197,7 +197,7 @@ def _ladder(recipe: Recipe) -> Iterator[tuple[Recipe, list[str], list[str]]]:
             ["LoRA in place of moving the base's own weights: less room for much new knowledge"],
             ["method=lora"],
         )
-    if not recipe.base.quantised and not recipe.method.moves_base:
+    if not recipe.base.quantized and not recipe.method.moves_base:
         recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"weights": "nf4"})})
         yield recipe, ["the frozen base in 4 bits (QLoRA): seldom worse, some slower"], ["base.weights=nf4"]
     while recipe.data.max_length > 256:
@@ -237,10 +237,10 @@ def on_devices(recipe: Recipe) -> list[OnDevice]:
 
 
 def cards_needed(plan: Plan) -> int:
-    """How many such devices, where weights, gradients and optimiser are shared out among them (Rajbhandari et al. 2020,
+    """How many such devices, where weights, gradients and optimizer are shared out among them (Rajbhandari et al. 2020,
     stage 3), and each takes a batch of its own; 0 where no number does."""
     shared = sum(
-        plan.memory.parts.get(name, 0) for name in ("weights", "quantisation constants", "gradients", "optimiser")
+        plan.memory.parts.get(name, 0) for name in ("weights", "quantization constants", "gradients", "optimizer")
     )
     own = plan.memory.peak_bytes - shared
     if plan.fits:

@@ -70,7 +70,7 @@ class Clock:
     @keeping_freed_memory()  # as a run does
     def total(self, operations: Mapping[Operation, float], recorded: bool = True) -> float:
         """Seconds of all of them, one after another; `recorded`: with modules and autograd around them, as in a pass,
-        and not one by one, as in an optimiser's step."""
+        and not one by one, as in an optimizer's step."""
         if new := [each for each in operations if each not in self.seconds]:
             self._learn(new, ENOUGH * len(new) / len(operations))
         around = OVERHEAD if recorded else 0.0

@@ -5,34 +5,34 @@ from pathlib import Path
 import torch
 
 from tunesmith.models.load import locate, stored_dtype
-from tunesmith.ops.quantised import PIECE
+from tunesmith.ops.quantized import PIECE
 from tunesmith.planner.device import Device
 from tunesmith.planner.step import Step
 from tunesmith.recipe import Base
 
-QUANTISING = 20
-"""Bytes for each number of a piece while bitsandbytes' CPU code quantises it (measured: 14 to 23)."""
+QUANTIZING = 20
+"""Bytes for each number of a piece while bitsandbytes' CPU code quantizes it (measured: 14 to 23)."""
 
 
 def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) -> dict[str, int]:
     """Bytes by part. On a CPU files stay mapped while a weight of theirs is in use; for a GPU the host maps them."""
-    held = {part: step.parts.get(part, 0) for part in ("weights", "quantisation constants", "reference models")}
+    held = {part: step.parts.get(part, 0) for part in ("weights", "quantization constants", "reference models")}
     held["weights"] += step.parts.get("trained weights", 0)
     if base.from_scratch or device.kind != "cpu":
         return held
     if mapped := mapped_bytes(base, step, dtype):
         held["stored weights"] = mapped
-    if base.quantised:
-        held["quantising"] = QUANTISING * min(PIECE, step.largest)
+    if base.quantized:
+        held["quantizing"] = QUANTIZING * min(PIECE, step.largest)
     return held
 
 
 def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
-    """Of the files that lie in memory beside the weights that are made of them: all, where those are quantised, turned,
+    """Of the files that lie in memory beside the weights that are made of them: all, where those are quantized, turned,
     or of another precision than the files; none else, since weights are used where they lie in their file."""
     stored = stored_bytes(base, step)
     same = step.parameters * dtype.itemsize
-    return stored if base.quantised or step.turned or abs(stored - same) > 0.02 * stored else 0
+    return stored if base.quantized or step.turned or abs(stored - same) > 0.02 * stored else 0
 
 
 def stored_bytes(base: Base, step: Step) -> int:

@@ -34,7 +34,7 @@ def heaviest_first(
         objective: gives the loss.
         batch: the heaviest.
         tokens_left: real tokens that the run will still read.
-        steps_left: optimiser steps that the run will still take.
+        steps_left: optimizer steps that the run will still take.
         device: where it runs.
 
     Returns:

@@ -82,7 +82,7 @@ class Plan:
         recomputed: how many blocks compute their activations twice.
         workload: the rows, and how many tokens go at once.
         available: bytes that the run may take.
-        dtype: of everything that is not quantised.
+        dtype: of everything that is not quantized.
     """
 
     memory: Memory
@@ -141,7 +141,7 @@ def plan_run(
 
     Args:
         workload: the recipe, its objective settled, and the rows.
-        dtype: of everything that is not quantised.
+        dtype: of everything that is not quantized.
         device: where it is to run.
         available: bytes that it may take; default: all that the device has.
         recomputed: how many blocks compute their activations twice; default: as the recipe says.

@@ -11,7 +11,7 @@ from tunesmith.planner.trace import Operation
 
 REACHED_BY_PRODUCTS = 0.65
 """Of the dense rate on paper, by large products: A100 and H100 runs of MLPerf and PaLM-like training report model
-utilisations of 0.4 to 0.6, of which products alone are the faster part (Korthikanti et al. 2022, table 5)."""
+utilizations of 0.4 to 0.6, of which products alone are the faster part (Korthikanti et al. 2022, table 5)."""
 
 REACHED_BY_MEMORY = 0.8
 """Of the bandwidth on paper: what stream benchmarks reach on GPUs."""

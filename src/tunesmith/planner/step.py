@@ -16,7 +16,7 @@ from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.memory import recompute
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.trainable import base_parameters, is_hidden, made_trainable
 from tunesmith.engine.update import ON_CUDA_ALONE
 from tunesmith.errors import UserError
@@ -27,7 +27,7 @@ from tunesmith.models.heads import body_is_frozen
 from tunesmith.models.imagined import imagining
 from tunesmith.models.load import config_of, imagined_model
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.quantise import QuantisedLinear
+from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.planner.allocators import Passes
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
 from tunesmith.recipe import Recipe
@@ -53,7 +53,7 @@ class Step:
         slack: what the allocator has of the system beyond them.
         evaluating: bytes by part when most are held without gradients.
         learning: how often each operation is done, forward and backward, for the batch.
-        updating: in the optimiser's step.
+        updating: in the optimizer's step.
         judging: in the loss of the batch without gradients.
         parameters: of the base.
         trained: numbers that move.
@@ -108,7 +108,7 @@ def step_of(
     Args:
         recipe: with its objective settled.
         rows: of the heaviest batch.
-        dtype: of what is not quantised.
+        dtype: of what is not quantized.
         holds: what the device's allocator has of the system for them.
         recomputed: how many blocks compute their activations twice; default: as the recipe says.
         few_layers: blocks of which all are carried out.
@@ -187,7 +187,7 @@ def _carried_out(
 
 
 class _Rehearsal:
-    """A model without numbers, its optimiser and its batch, watched."""
+    """A model without numbers, its optimizer and its batch, watched."""
 
     def __init__(self, recipe: Recipe, model: PreTrainedModel, batch: Batch, holds: Holds) -> None:
         self.recipe = recipe
@@ -196,9 +196,9 @@ class _Rehearsal:
         self.batch = batch
         self.trace = Trace()
         self.watch = Watch(self.trace, "workspace")
-        plain = recipe.train.model_copy(update={"optimiser": "adamw"})
-        self.in_eight_bits = recipe.train.optimiser in ON_CUDA_ALONE
-        hidden = [is_hidden(model)] if recipe.train.optimiser == "muon" else []
+        plain = recipe.train.model_copy(update={"optimizer": "adamw"})
+        self.in_eight_bits = recipe.train.optimizer in ON_CUDA_ALONE
+        hidden = [is_hidden(model)] if recipe.train.optimizer == "muon" else []
         self.masters = MasterWeights(
             model.named_parameters(), plain if self.in_eight_bits else recipe.train, lambda _: 1.0, *hidden
         )
@@ -207,19 +207,19 @@ class _Rehearsal:
         for other in recipe.objective.reference_models:
             self._hold(other, "reference models")
         self.watch.hold(moving, "trained weights" if recipe.method.kind == "full" else "adapters")
-        self.watch.hold([self.masters.flat], "optimiser")
+        self.watch.hold([self.masters.flat], "optimizer")
         self.watch.hold([self.masters.grad], "gradients")
         if self.masters.average is not None:
-            self.watch.hold([self.masters.average], "optimiser")
+            self.watch.hold([self.masters.average], "optimizer")
 
     def _hold(self, model: PreTrainedModel, part: str) -> None:
         self.watch.hold([*model.parameters(), *model.buffers()], part)
         for layer in model.modules():
-            if isinstance(layer, QuantisedLinear):
-                held = layer.quantised
+            if isinstance(layer, QuantizedLinear):
+                held = layer.quantized
                 constants = [held.scales, held.scale_offset, held.scale_scales]
                 self.watch.hold([held.codes], part)
-                self.watch.hold([each for each in constants if each is not None], "quantisation constants")
+                self.watch.hold([each for each in constants if each is not None], "quantization constants")
 
     def step(self) -> Step:
         """Evaluation, the batch, the update; and, for the allocator, the batch once more, beside the new moments."""
@@ -272,7 +272,7 @@ class _Rehearsal:
             self.recipe.objective.losses(self.model, self.batch)
 
     def _update(self) -> None:
-        with self.watch.on(), self.watch.counting_as("optimiser"), torch.no_grad():
+        with self.watch.on(), self.watch.counting_as("optimizer"), torch.no_grad():
             if self.in_eight_bits:
                 self.moments = torch.empty(int(EIGHT_BITS * len(self.masters.flat)), dtype=torch.uint8)
                 return
@@ -313,7 +313,7 @@ def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
 
 def _numbers(layer: nn.Module) -> int:
     """Of its own largest matrix."""
-    if isinstance(layer, QuantisedLinear):
+    if isinstance(layer, QuantizedLinear):
         return layer.in_features * layer.out_features
     return max((each.numel() for each in layer.parameters(recurse=False)), default=0)
 

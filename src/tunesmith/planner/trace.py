@@ -1,6 +1,6 @@
 """One step of a run, carried out on tensors without numbers: every byte that it holds, every operation that it does.
 
-The code that is watched is the run's own (the family's forward pass, our operations, autograd, the optimiser), so
+The code that is watched is the run's own (the family's forward pass, our operations, autograd, the optimizer), so
 nothing is modelled: a tensor counts from the operation that makes it until its last reference is gone.
 """
 

@@ -113,7 +113,7 @@ def interval_chart(
     height = 24 * len(rows) + 46
     frame = Frame.around(reach if any(reach) else [0.0, 1.0], [0.0, 1.0], room_x=0.06)
     parts = []
-    for x, label in _labelled(round_ticks(frame.x_low, frame.x_high)):
+    for x, label in _labeled(round_ticks(frame.x_low, frame.x_high)):
         at = frame.place((x, 0))[0]
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 40}"/>')
         parts.append(f'<text x="{at:.1f}" y="{height - 24}" text-anchor="middle">{label}</text>')
@@ -156,11 +156,11 @@ class Frame:
 
     def axes(self, x_label: str, y_label: str, x_ticks: bool = True, least_x_step: float = 0.0) -> str:
         parts = []
-        for y, label in _labelled(round_ticks(self.y_low, self.y_high)):
+        for y, label in _labeled(round_ticks(self.y_low, self.y_high)):
             at = self.place((self.x_low, y))[1]
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
-        for x, label in _labelled(round_ticks(self.x_low, self.x_high, least=least_x_step)) if x_ticks else ():
+        for x, label in _labeled(round_ticks(self.x_low, self.x_high, least=least_x_step)) if x_ticks else ():
             at = self.place((x, self.y_low))[0]
             parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{label}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
@@ -223,7 +223,7 @@ def _points(frame: Frame, line: Line, x_label: str) -> list[str]:
     return parts
 
 
-def _labelled(ticks: Sequence[float]) -> list[tuple[float, str]]:
+def _labeled(ticks: Sequence[float]) -> list[tuple[float, str]]:
     return list(zip(ticks, tick_labels(ticks), strict=True))
 
 

@@ -16,14 +16,14 @@ class Measure:
     Attributes:
         name: what is measured.
         base, tuned, difference: said; empty where they were not measured.
-        judgement: `better`, `worse` or `` where the interval of the difference holds 0.
+        judgment: `better`, `worse` or `` where the interval of the difference holds 0.
     """
 
     name: str
     base: str
     tuned: str
     difference: str
-    judgement: str
+    judgment: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ def _measure(
     """`better` is 1 where more is better, −1 where less is."""
     found = difference or {}
     low, high = sorted(better * number(each) for each in _ends(found))
-    judgement = "better" if low > 0 else "worse" if high < 0 else ""
+    judgment = "better" if low > 0 else "worse" if high < 0 else ""
     signed = form.replace(":", ":+").replace("%", " points")
-    return Measure(name, _said(base, form, scale), _said(tuned, form, scale), _said(found, signed, scale), judgement)
+    return Measure(name, _said(base, form, scale), _said(tuned, form, scale), _said(found, signed, scale), judgment)
 
 
 def _said(found: dict[str, Any], form: str, scale: float) -> str:
@@ -131,5 +131,5 @@ def _verdict(base: dict[str, Any], tuned: dict[str, Any], loss: Measure) -> str:
         return "The evaluation holds no losses."
     by = f" (difference {loss.difference})" if loss.difference else ""
     moved = f"held-out loss {figure(base.get('loss'))} before, {figure(tuned.get('loss'))} after{by}"
-    how = {"better": "It worked", "worse": "It did harm"}.get(loss.judgement, "No difference is proven")
+    how = {"better": "It worked", "worse": "It did harm"}.get(loss.judgment, "No difference is proven")
     return f"{how}: {moved}."

@@ -12,7 +12,7 @@ SMOOTHED_SHARE = 0.03
 
 
 def courses(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> list[str]:
-    """The charts that have something to show, by optimiser step; `unit` is what the loss is counted in."""
+    """The charts that have something to show, by optimizer step; `unit` is what the loss is counted in."""
     losses = _points(steps, "loss")
     held_out = Line(
         "held out, 95 % interval",

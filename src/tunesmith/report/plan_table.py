@@ -13,15 +13,15 @@ from tunesmith.planner.ask import OnDevice
 from tunesmith.planner.plan import Plan
 from tunesmith.report.words import count, duration, size
 
-COLOURS = {
+COLORS = {
     "weights": "#4477aa",
     "stored weights": "#88aacc",
     "reference models": "#225588",
-    "quantisation constants": "#66ccee",
-    "quantising": "#aaddee",
+    "quantization constants": "#66ccee",
+    "quantizing": "#aaddee",
     "adapters": "#228833",
     "gradients": "#ccbb44",
-    "optimiser": "#ee8866",
+    "optimizer": "#ee8866",
     "activations": "#ee6677",
     "loss workspace": "#aa3377",
     "key–value cache": "#aa3377",
@@ -29,7 +29,7 @@ COLOURS = {
     "allocator slack": "#bbbbbb",
     "program": "#777777",
 }
-"""Parts of memory (Tol 2021, the bright scheme, which colour-blind readers can tell apart)."""
+"""Parts of memory (Tol 2021, the bright scheme, which color-blind readers can tell apart)."""
 
 LEAST_SHOWN = 500_000
 """Bytes of a part that has a line."""
@@ -47,7 +47,7 @@ def parts_table(title: str, parts: Mapping[str, int]) -> Table:
     most = max(parts.values())
     for name, held in sorted(parts.items(), key=lambda part: -part[1]):
         if held > LEAST_SHOWN:
-            table.add_row(name, size(held), Text("█" * max(1, round(BAR * held / most)), COLOURS.get(name, "#777777")))
+            table.add_row(name, size(held), Text("█" * max(1, round(BAR * held / most)), COLORS.get(name, "#777777")))
     table.add_section()
     table.add_row("peak", Text(size(sum(parts.values())), "bold"), "")
     return table
@@ -72,21 +72,21 @@ def methods_plan_table(plans: Mapping[str, Plan | UserError]) -> Table:
 
 
 def legend(plans: Sequence[Plan]) -> Text:
-    """What the bars' colours stand for."""
+    """What the bars' colors stand for."""
     found = Text()
     names = {part for plan in plans for part, held in plan.memory.parts.items() if held}
-    for name in COLOURS:
+    for name in COLORS:
         if name in names:
-            found.append("█ ", COLOURS[name])
+            found.append("█ ", COLORS[name])
             found.append(f"{name}  ")
     return found
 
 
 def _bar(plan: Plan, most: int, width: int = 18) -> Text:
     bar = Text()
-    for name in COLOURS:
+    for name in COLORS:
         held = plan.memory.parts.get(name, 0)
-        bar.append("█" * round(width * held / most), COLOURS[name])
+        bar.append("█" * round(width * held / most), COLORS[name])
     return bar
 
 
@@ -132,18 +132,18 @@ def plan_page(plans: Mapping[str, Plan], title: str) -> str:
     for row, (name, plan) in enumerate(plans.items()):
         at, y = float(left), 10 + 34 * row
         bars.append(f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
-        for part in COLOURS:
+        for part in COLORS:
             held = plan.memory.parts.get(part, 0)
             long = (width - left - 90) * held / most
             if held > 0:
                 tip = f"<title>{escape(name)}: {escape(part)} {size(held)}</title>"
                 bars.append(
-                    f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="22" fill="{COLOURS[part]}">{tip}</rect>'
+                    f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="22" fill="{COLORS[part]}">{tip}</rect>'
                 )
                 at += long
         bars.append(f'<text x="{at + 6:.1f}" y="{y + 15}">{size(plan.memory.peak_bytes)}</text>')
-    names = [part for part in COLOURS if any(plan.memory.parts.get(part, 0) for plan in plans.values())]
-    keys = "".join(f'<span><i style="background:{COLOURS[part]}"></i>{escape(part)}</span>' for part in names)
+    names = [part for part in COLORS if any(plan.memory.parts.get(part, 0) for plan in plans.values())]
+    keys = "".join(f'<span><i style="background:{COLORS[part]}"></i>{escape(part)}</span>' for part in names)
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{escape(title)}</title><style>body{{font:14px system-ui,sans-serif;max-width:760px;margin:2em auto;"
@@ -158,7 +158,7 @@ def plan_page(plans: Mapping[str, Plan], title: str) -> str:
 def summary(plan: Plan) -> dict[str, Any]:
     """The lines above a plan's parts, by name."""
     recipe = plan.workload.recipe
-    weights = recipe.base.weights if recipe.base.quantised else str(plan.dtype).removeprefix("torch.")
+    weights = recipe.base.weights if recipe.base.quantized else str(plan.dtype).removeprefix("torch.")
     twice = f", {plan.recomputed} of {plan.step.blocks} blocks computed twice" if plan.recomputed else ""
     time = plan.time
     told = {

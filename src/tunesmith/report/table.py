@@ -84,7 +84,7 @@ def merge_table(trained_loss: float, ways: Sequence[Any], chosen: str) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         caption="Held-out loss in nats a learnt unit; divergence: KL(trained ‖ merged), in nats. "
-        "The base was quantised in training.",
+        "The base was quantized in training.",
         caption_justify="left",
     )
     for title in ("added to", "loss", "beside trained", "divergence", ""):
@@ -97,7 +97,7 @@ def merge_table(trained_loss: float, ways: Sequence[Any], chosen: str) -> Table:
 
 
 def methods_table(found: dict[str, Any]) -> Table:
-    """What `tunesmith.methods.catalogue.catalogue` returns, at eighty columns."""
+    """What `tunesmith.methods.catalog.catalog` returns, at eighty columns."""
     offered = ", ".join(found["peft_types"])
     table = Table(
         box=SIMPLE_HEAD,

@@ -21,7 +21,7 @@ from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.memory import ran_out_of_memory, recompute
-from tunesmith.engine.optimiser import MasterWeights
+from tunesmith.engine.optimizer import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
@@ -155,7 +155,7 @@ def _tell_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
         loss_unit=recipe.objective.loss_unit,
         device=str(loop.device),
         precision=str(dtype).removeprefix("torch."),
-        weights=recipe.base.weights if recipe.base.quantised else str(dtype).removeprefix("torch."),
+        weights=recipe.base.weights if recipe.base.quantized else str(dtype).removeprefix("torch."),
         learning_rate=loop.peak_learning_rate,
         parameters=base_parameters(loop.model),
         trained_parameters=len(loop.masters.flat),
@@ -164,7 +164,7 @@ def _tell_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
     )
     loop.events.emit("data", **asdict(prepared.report))
     if is_elsewhere(recipe.train, loop.device):
-        said = f"train.optimiser: {recipe.train.optimiser} is CUDA's; on {loop.device.type} plain AdamW does the work."
+        said = f"train.optimizer: {recipe.train.optimizer} is CUDA's; on {loop.device.type} plain AdamW does the work."
         loop.events.emit("warning", message=said)
     if recipe.train.offload_activations and loop.device.type != "cuda":
         loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
@@ -191,7 +191,7 @@ def _loop(
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
     layout = workload.laid_out(packs(plain_model(model)))
-    hidden = [is_hidden(model)] if train.optimiser == "muon" else []
+    hidden = [is_hidden(model)] if train.optimizer == "muon" else []
     masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
         model=model,

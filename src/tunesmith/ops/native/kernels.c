@@ -21,4 +21,4 @@
 #include "elementwise.h"
 
 #include "attention.h"
-#include "quantised.h"
+#include "quantized.h"

@@ -1,4 +1,4 @@
-/* bf16, an exponential that vectorises, and how a function is compiled for several processors at once. */
+/* bf16, an exponential that vectorizes, and how a function is compiled for several processors at once. */
 
 #ifndef NUMBERS_H
 #define NUMBERS_H

@@ -35,7 +35,7 @@ class MasterWeights:
     ) -> None:
         """Args:
         named_parameters: those that require gradients are trained.
-        train: the optimiser and its settings.
+        train: the optimizer and its settings.
         rate_factor: what the learning rate is multiplied by for a parameter of that name.
         is_hidden: whether the parameter of that name lies within a block; only Muon asks.
         """
@@ -69,7 +69,7 @@ class MasterWeights:
         for factor, decays, hidden in dict.fromkeys(settings[name] for name in self.names):
             count = sum(setting == (factor, decays, hidden) for setting in settings.values())
             end = start + sum(sizes[first : first + count])
-            if train.optimiser in BY_MATRIX:
+            if train.optimizer in BY_MATRIX:
                 params = [_with_gradient(*pair) for pair in zip(self.views, grads, strict=True)][first : first + count]
             else:
                 params = [_with_gradient(self.flat[start:end], self.grad[start:end])]

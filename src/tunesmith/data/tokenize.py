@@ -23,7 +23,7 @@ from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import Tokens, TokenTable
 
 ROWS = 512
-"""Rows of a chunk: enough for the tokeniser to use all cores, little memory."""
+"""Rows of a chunk: enough for the tokenizer to use all cores, little memory."""
 
 ROWS_ALONE = 2_048
 """Rows that are done before other processes are asked to help."""
@@ -59,12 +59,12 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Tokeniser:
-    """Renders, tokenises and checks.
+class Tokenizer:
+    """Renders, tokenizes and checks.
 
     Attributes:
         objective: what it learns of an example.
-        renderer: for the base's tokeniser.
+        renderer: for the base's tokenizer.
         held_out: the share of examples that is held out, 0 if none of these is, 1 if all are; or those examples' keys.
     """
 
@@ -87,12 +87,12 @@ class Tokeniser:
             rows.extend((rendering, example.source, side) for rendering in rendered)
             separate_turns += len(rendered) - 1
         kept: tuple[list[Tokens], ...] = ([], [])
-        tokens = self.renderer.tokenise_many([rendering for rendering, _, _ in rows])
-        for (rendering, source, side), tokenised in zip(rows, tokens, strict=True):
-            reason = fault(self.renderer, rendering, tokenised)
+        tokens = self.renderer.tokenize_many([rendering for rendering, _, _ in rows])
+        for (rendering, source, side), tokenized in zip(rows, tokens, strict=True):
+            reason = fault(self.renderer, rendering, tokenized)
             if reason is None:
                 told = () if rendering.targets is None else (rendering.targets,)
-                kept[side].append((*tokenised, source, *told))
+                kept[side].append((*tokenized, source, *told))
             else:
                 unusable.append((source, reason))
         longest = max((len(row[0]) for side in kept for row in side), default=0)
@@ -130,10 +130,10 @@ def _cores() -> int:
 
 
 @contextmanager
-def _helpers(tokeniser: Tokeniser, count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that tokenise; they end with this one, however it ends."""
+def _helpers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that tokenize; they end with this one, however it ends."""
     gc.freeze()  # here and there, garbage is looked for among what is new
-    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_helping, (tokeniser, os.getpid()))
+    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_helping, (tokenizer, os.getpid()))
     try:
         with warnings.catch_warnings():
             # They use no lock that another thread could hold, which is what is warned of from Python 3.12 on.
@@ -144,13 +144,13 @@ def _helpers(tokeniser: Tokeniser, count: int) -> Iterator[ProcessPoolExecutor]:
         gc.unfreeze()
 
 
-_helped: Tokeniser
-"""In a helper: what it tokenises with, as it was when the helper was forked."""
+_helped: Tokenizer
+"""In a helper: what it tokenizes with, as it was when the helper was forked."""
 
 
-def _begin_helping(tokeniser: Tokeniser, parent: int) -> None:
+def _begin_helping(tokenizer: Tokenizer, parent: int) -> None:
     global _helped
-    _helped = tokeniser
+    _helped = tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)

@@ -2,11 +2,11 @@
 
 Four bits (Dettmers et al. 2023, section 3): a block of 64 numbers is divided by its largest magnitude and each is
 rounded to the nearest of 16 code points; NF4's are quantiles of a normal distribution, FP4's are those of a float with
-two bits of exponent and one of mantissa. Double quantisation holds the scales themselves in 8 bits: less their mean,
+two bits of exponent and one of mantissa. Double quantization holds the scales themselves in 8 bits: less their mean,
 in blocks of 256, with bitsandbytes' dynamic code (Dettmers et al. 2022, section 1.3).
 Eight bits (Dettmers et al. 2022b, section 2.1): a row is divided by its largest magnitude and rounded to n / 127.
 
-The bytes are laid out as bitsandbytes lays them out. Its kernels quantise, and make whole on CUDA; on a CPU the native
+The bytes are laid out as bitsandbytes lays them out. Its kernels quantize, and make whole on CUDA; on a CPU the native
 kernels make whole, where they are built.
 """
 
@@ -27,7 +27,7 @@ BLOCK = 64
 """Numbers that share a scale in 4 bits (Dettmers et al. 2023, section 3)."""
 
 SCALE_BLOCK = 256
-"""Scales that share a scale in double quantisation (same section)."""
+"""Scales that share a scale in double quantization (same section)."""
 
 # Appendix E of Dettmers et al. 2023, to fp32.
 NF4_CODE = (
@@ -41,15 +41,15 @@ FP4_CODE = (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES))
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
-    """A quantised (out, in) matrix.
+class Quantized:
+    """A quantized (out, in) matrix.
 
     Attributes:
         format: int8, nf4 or fp4.
         shape: (out, in).
         codes: uint8, two numbers a byte, the first in the high half, (⌈out × in / 2⌉, 1); of int8, int8 (out, in).
-        scales: fp32 (blocks,), or with double quantisation uint8 codes of them; of int8, fp32 (out,).
-        scale_offset: fp32 (): the scales' mean, that is taken off before they are quantised. None without.
+        scales: fp32 (blocks,), or with double quantization uint8 codes of them; of int8, fp32 (out,).
+        scale_offset: fp32 (): the scales' mean, that is taken off before they are quantized. None without.
         scale_scales: fp32 (⌈blocks / 256⌉,). None without.
     """
 
@@ -65,59 +65,59 @@ class Quantised:
         parts = (self.codes, self.scales, self.scale_offset, self.scale_scales)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def to(self, device: torch.device) -> "Quantised":
+    def to(self, device: torch.device) -> "Quantized":
         """The same on another device."""
         parts = (self.codes, self.scales, self.scale_offset, self.scale_scales)
-        return Quantised(self.format, self.shape, *(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+        return Quantized(self.format, self.shape, *(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
-def quantise(weight: Tensor, form: Format, double_quantisation: bool = False) -> Quantised:
-    """Quantise an (out, in) matrix of any float dtype.
+def quantize(weight: Tensor, form: Format, double_quantization: bool = False) -> Quantized:
+    """Quantize an (out, in) matrix of any float dtype.
 
     Raises:
-        ValueError: it is not finite, or `double_quantisation` is asked of int8, which has a scale a row and no more.
+        ValueError: it is not finite, or `double_quantization` is asked of int8, which has a scale a row and no more.
     """
     shape = (weight.shape[0], weight.shape[1])
     # In pieces, since the kernels' temporaries are several times what they read.
     if form == "int8":
-        rows = [_quantise_rows(piece) for piece in weight.split(max(1, PIECE // shape[1]))]
-        return Quantised(
+        rows = [_quantize_rows(piece) for piece in weight.split(max(1, PIECE // shape[1]))]
+        return Quantized(
             form, shape, torch.cat([codes for codes, _ in rows]), torch.cat([scales for _, scales in rows])
         )
-    pieces = [_quantise_blocks(piece, form) for piece in weight.reshape(-1).split(PIECE)]
+    pieces = [_quantize_blocks(piece, form) for piece in weight.reshape(-1).split(PIECE)]
     codes, scales = torch.cat([codes for codes, _ in pieces]), torch.cat([scales for _, scales in pieces])
-    if not double_quantisation:
-        return Quantised(form, shape, codes, scales)
+    if not double_quantization:
+        return Quantized(form, shape, codes, scales)
     offset = scales.mean()
     scale_codes, state = _bnb().quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
-    return Quantised(form, shape, codes, scale_codes, offset, state.absmax)
+    return Quantized(form, shape, codes, scale_codes, offset, state.absmax)
 
 
-def empty_quantised(shape: tuple[int, int], form: Format, double_quantisation: bool = False) -> Quantised:
-    """What `quantise` gives for a matrix of that shape, not filled in."""
+def empty_quantized(shape: tuple[int, int], form: Format, double_quantization: bool = False) -> Quantized:
+    """What `quantize` gives for a matrix of that shape, not filled in."""
     if form == "int8":
-        return Quantised(form, shape, torch.empty(shape, dtype=torch.int8), torch.empty(shape[0]))
+        return Quantized(form, shape, torch.empty(shape, dtype=torch.int8), torch.empty(shape[0]))
     numbers = shape[0] * shape[1]
     blocks = -(-numbers // BLOCK)
     codes = torch.empty(-(-numbers // 2), 1, dtype=torch.uint8)
-    if not double_quantisation:
-        return Quantised(form, shape, codes, torch.empty(blocks))
+    if not double_quantization:
+        return Quantized(form, shape, codes, torch.empty(blocks))
     scales = torch.empty(blocks, dtype=torch.uint8)
-    return Quantised(form, shape, codes, scales, torch.empty(()), torch.empty(-(-blocks // SCALE_BLOCK)))
+    return Quantized(form, shape, codes, scales, torch.empty(()), torch.empty(-(-blocks // SCALE_BLOCK)))
 
 
 PIECE = BLOCK * 2**14
-"""Numbers quantised at once: a million, of whole blocks."""
+"""Numbers quantized at once: a million, of whole blocks."""
 
 
-def _quantise_blocks(piece: Tensor, form: str) -> tuple[Tensor, Tensor]:
+def _quantize_blocks(piece: Tensor, form: str) -> tuple[Tensor, Tensor]:
     """Codes (⌈n / 2⌉, 1) and scales (⌈n / 64⌉,) of n numbers."""
     _refuse_not_finite(piece)
     codes, state = _bnb().quantize_4bit(piece, blocksize=BLOCK, quant_type=form)
     return codes, state.absmax.float()
 
 
-def _quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (rows, in) and scales (rows,)."""
     _refuse_not_finite(rows)
     whole = rows.float()
@@ -131,8 +131,8 @@ def _refuse_not_finite(weight: Tensor) -> None:
         raise ValueError("it holds a weight that is not finite")
 
 
-def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
-    """`dequantise_reference`, by the native kernels or bitsandbytes'."""
+def dequantize(weight: Quantized, dtype: torch.dtype) -> Tensor:
+    """`dequantize_reference`, by the native kernels or bitsandbytes'."""
     if native.gives(dtype, weight.codes.device):
         return _by_native(weight, dtype)
     if weight.format == "int8":
@@ -152,7 +152,7 @@ def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
     return whole.view(weight.shape)
 
 
-def _by_native(weight: Quantised, dtype: torch.dtype) -> Tensor:
+def _by_native(weight: Quantized, dtype: torch.dtype) -> Tensor:
     out = torch.empty(weight.shape, dtype=dtype)
     if weight.format == "int8":
         native.call("eight_bits", dtype, weight.codes, weight.scales, out, *weight.shape)
@@ -162,8 +162,8 @@ def _by_native(weight: Quantised, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def dequantise_reference(weight: Quantised, dtype: torch.dtype) -> Tensor:
-    """The definition: code point × scale, in fp32, rounded once to `dtype`. `dequantise` is held to this.
+def dequantize_reference(weight: Quantized, dtype: torch.dtype) -> Tensor:
+    """The definition: code point × scale, in fp32, rounded once to `dtype`. `dequantize` is held to this.
 
     Returns:
         (out, in) in `dtype`.
@@ -183,11 +183,11 @@ def dequantise_reference(weight: Quantised, dtype: torch.dtype) -> Tensor:
     return (points * scales[block]).view(weight.shape).to(dtype)
 
 
-def quantised_linear(x: Tensor, weight: Quantised, bias: Tensor | None) -> Tensor:
+def quantized_linear(x: Tensor, weight: Quantized, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b with W made whole for the product and dropped after it, in the forward pass and in the backward.
 
-    Nothing is kept for the backward pass but the quantised weight, which is kept anyway: autograd over
-    `dequantise` would keep every layer's whole weight.
+    Nothing is kept for the backward pass but the quantized weight, which is kept anyway: autograd over
+    `dequantize` would keep every layer's whole weight.
 
     Args:
         x: (..., in), in the dtype of the product.
@@ -197,25 +197,25 @@ def quantised_linear(x: Tensor, weight: Quantised, bias: Tensor | None) -> Tenso
     Returns:
         (..., out).
     """
-    out: Tensor = _QuantisedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    out: Tensor = _QuantizedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-class _QuantisedLinear(torch.autograd.Function):
+class _QuantizedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Quantised, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Quantized, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return torch.nn.functional.linear(x, dequantise(weight, x.dtype), bias)
+        return torch.nn.functional.linear(x, dequantize(weight, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        grad_x = grad @ dequantise(ctx.weight, grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_x = grad @ dequantize(ctx.weight, grad.dtype) if ctx.needs_input_grad[0] else None
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias
 
 
-def _scales(weight: Quantised) -> Tensor:
+def _scales(weight: Quantized) -> Tensor:
     """(blocks,) fp32."""
     if weight.scale_scales is None or weight.scale_offset is None:
         return weight.scales

@@ -1,4 +1,4 @@
-"""Holding a base's linear layers in 4 or 8 bits: each is quantised as it is read, one after another."""
+"""Holding a base's linear layers in 4 or 8 bits: each is quantized as it is read, one after another."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,18 +16,18 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tunesmith.models.anatomy import blocks
 from tunesmith.models.conv1d import TurnedLinear
 from tunesmith.models.imagined import real_numbers
-from tunesmith.ops.quantised import Format, Quantised, dequantise, empty_quantised, quantise, quantised_linear
+from tunesmith.ops.quantized import Format, Quantized, dequantize, empty_quantized, quantize, quantized_linear
 
 METHOD = "tunesmith"
 
 
-class QuantisedLinear(nn.Linear):
-    """A frozen linear layer held as `Quantised`; `weight` is its whole matrix, made when asked for.
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer held as `Quantized`; `weight` is its whole matrix, made when asked for.
 
     So whatever works on a linear layer's weight without training it (PEFT's methods, mostly) works on this one.
     """
 
-    def __init__(self, weight: Quantised, bias: nn.Parameter | None, dtype: torch.dtype, turned: bool = False) -> None:
+    def __init__(self, weight: Quantized, bias: nn.Parameter | None, dtype: torch.dtype, turned: bool = False) -> None:
         """Args:
         weight: (out, in).
         bias: (out,) or None.
@@ -36,7 +36,7 @@ class QuantisedLinear(nn.Linear):
         """
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.quantised = weight
+        self.quantized = weight
         self.register_parameter("bias", bias)
         self.dtype = dtype
         self.turned = turned
@@ -45,28 +45,28 @@ class QuantisedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """(out, in) in `dtype`, without gradient; writing to it changes nothing."""
-        return dequantise(self.quantised, self.dtype)
+        return dequantize(self.quantized, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return quantised_linear(x, self.quantised, self.bias)
+        return quantized_linear(x, self.quantized, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.quantised.format}"
+        return f"{super().extra_repr()}, {self.quantized.format}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
-        """The quantised parts follow to another device and keep their number formats, which are what they are."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        """The quantized parts follow to another device and keep their number formats, which are what they are."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        probe = fn(torch.empty(0, dtype=self.dtype, device=self.quantised.codes.device))
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.quantized.codes.device))
         self.dtype = probe.dtype
-        self.quantised = self.quantised.to(probe.device)
+        self.quantized = self.quantized.to(probe.device)
         return self
 
 
 def made_whole(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model with every quantised layer as the linear layer, in `dtype`, that it behaved as."""
+    """The model with every quantized layer as the linear layer, in `dtype`, that it behaved as."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, QuantisedLinear):
+            if isinstance(child, QuantizedLinear):
                 kind = TurnedLinear if child.turned else nn.Linear
                 layer = kind(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
                 layer.weight = nn.Parameter(child.weight.to(dtype, copy=True), requires_grad=False)
@@ -75,39 +75,39 @@ def made_whole(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
     return model
 
 
-def quantised_bytes(model: nn.Module) -> int:
-    """Bytes that the model's quantised layers hold."""
-    return sum(module.quantised.bytes for module in model.modules() if isinstance(module, QuantisedLinear))
+def quantized_bytes(model: nn.Module) -> int:
+    """Bytes that the model's quantized layers hold."""
+    return sum(module.quantized.bytes for module in model.modules() if isinstance(module, QuantizedLinear))
 
 
 @contextmanager
-def quantising(form: Format, double_quantisation: bool) -> Iterator[dict[str, Any]]:
-    """Arguments for `from_pretrained` that quantise, through transformers' hook for quantisers, while it loads.
+def quantizing(form: Format, double_quantization: bool) -> Iterator[dict[str, Any]]:
+    """Arguments for `from_pretrained` that quantize, through transformers' hook for quantizers, while it loads.
 
-    transformers reads the file's tensors one by one when a quantiser is at work, so that no more than the quantised
+    transformers reads the file's tensors one by one when a quantizer is at work, so that no more than the quantized
     model and one whole matrix are in memory.
     """
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config(METHOD)(_Config)
-        register_quantizer(METHOD)(_Quantiser)
-    yield {"quantization_config": _Config(form, double_quantisation)}
+        register_quantizer(METHOD)(_Quantizer)
+    yield {"quantization_config": _Config(form, double_quantization)}
 
 
-def quantise_imagined(model: PreTrainedModel, form: Format, double_quantisation: bool) -> None:
-    """Put quantised layers without numbers in the places of the blocks' linear layers."""
+def quantize_imagined(model: PreTrainedModel, form: Format, double_quantization: bool) -> None:
+    """Put quantized layers without numbers in the places of the blocks' linear layers."""
     with real_numbers():  # the code tables are kept once made, and must have numbers
-        dequantise(quantise(torch.ones(64, 64), form, double_quantisation), model.dtype)
+        dequantize(quantize(torch.ones(64, 64), form, double_quantization), model.dtype)
     for block in blocks(model):
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    held = empty_quantised((child.out_features, child.in_features), form, double_quantisation)
+                    held = empty_quantized((child.out_features, child.in_features), form, double_quantization)
                     turned = isinstance(child, TurnedLinear)
-                    setattr(parent, name, QuantisedLinear(held, child.bias, model.dtype, turned))
+                    setattr(parent, name, QuantizedLinear(held, child.bias, model.dtype, turned))
 
 
 def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:
-    """Take transformers' marks of quantisation off: the layers behave as linear ones, and are not to be saved as
+    """Take transformers' marks of quantization off: the layers behave as linear ones, and are not to be saved as
     such."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -120,13 +120,13 @@ def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _Config(QuantizationConfigMixin):
-    def __init__(self, form: Format, double_quantisation: bool) -> None:
+    def __init__(self, form: Format, double_quantization: bool) -> None:
         self.quant_method = METHOD
         self.form: Format = form
-        self.double_quantisation = double_quantisation
+        self.double_quantization = double_quantization
 
 
-class _Quantiser(HfQuantizer):
+class _Quantizer(HfQuantizer):
     """Asked by transformers for each parameter as it is read."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
@@ -140,8 +140,8 @@ class _Quantiser(HfQuantizer):
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         return param_name.endswith(".weight") and param_name.removesuffix(".weight") in self.layers
 
-    def get_quantize_ops(self) -> "_Quantise":
-        return _Quantise(self.quantization_config)
+    def get_quantize_ops(self) -> "_Quantize":
+        return _Quantize(self.quantization_config)
 
     def is_serializable(self) -> bool:
         return False
@@ -151,8 +151,8 @@ class _Quantiser(HfQuantizer):
         return True
 
 
-class _Quantise(ConversionOps):
-    """Puts a `QuantisedLinear` in the place of the layer whose weight was read."""
+class _Quantize(ConversionOps):
+    """Puts a `QuantizedLinear` in the place of the layer whose weight was read."""
 
     def __init__(self, config: _Config) -> None:
         self.config = config
@@ -165,7 +165,7 @@ class _Quantise(ConversionOps):
             path = name.removesuffix(".weight")
             layer = model.get_submodule(path)
             turned = isinstance(layer, Conv1D)
-            found = quantise(weight.T if turned else weight, self.config.form, self.config.double_quantisation)
-            model.set_submodule(path, QuantisedLinear(found, layer.bias, model.dtype, turned))
+            found = quantize(weight.T if turned else weight, self.config.form, self.config.double_quantization)
+            model.set_submodule(path, QuantizedLinear(found, layer.bias, model.dtype, turned))
             (missing_keys or set()).discard(name)
         return {}

@@ -128,7 +128,7 @@ def _beside_text(*names: str) -> tuple[tuple[str, ...], ...]:
     return tuple((text, name) for text in _TEXTS for name in names)
 
 
-LABELLED: dict[str, Form] = {
+LABELED: dict[str, Form] = {
     "classification": Form(
         "texts with classes", _beside_text("label", *_CLASS), (), _classification, "classification"
     ),

@@ -10,7 +10,7 @@ from tunesmith.models.load import skeleton
 from tunesmith.recipe import Base
 
 
-def catalogue(base: str) -> dict[str, Any]:
+def catalog(base: str) -> dict[str, Any]:
     """Plain values: base, parameters, methods (kind, formula, trained_parameters, learning_rate, choose), peft_types.
 
     Args:

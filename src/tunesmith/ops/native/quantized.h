@@ -1,7 +1,7 @@
 /* Weights of 4 and 8 bits made whole: two numbers a byte, the first in the high half, blocks of 64 of one scale.
  * A block's 16 possible values are made first, and looked up. */
 
-#define QUANTISED_BLOCK 64
+#define QUANTIZED_BLOCK 64
 
 CLONED static void block_plain_bf16(const uint8_t *codes, const bf16 *values, bf16 *out, int64_t count) {
     for (int64_t i = 0; i < count; i++) out[i] = values[i % 2 ? codes[i / 2] & 15 : codes[i / 2] >> 4];
@@ -45,8 +45,8 @@ WITH_AVX512 static void block_avx512_fp32(const uint8_t *codes, const float *val
 }
 #else
 static int has_avx512(void) { return 0; }
-#define block_avx512_bf16(codes, values, out) block_plain_bf16(codes, values, out, QUANTISED_BLOCK)
-#define block_avx512_fp32(codes, values, out) block_plain_fp32(codes, values, out, QUANTISED_BLOCK)
+#define block_avx512_bf16(codes, values, out) block_plain_bf16(codes, values, out, QUANTIZED_BLOCK)
+#define block_avx512_fp32(codes, values, out) block_plain_fp32(codes, values, out, QUANTIZED_BLOCK)
 #endif
 
 /* codes: (⌈count / 2⌉,); scales: (⌈count / 64⌉,); points: (16,); out: (count,). */
@@ -55,14 +55,14 @@ static int has_avx512(void) { return 0; }
                           int threads) {                                                                               \
         const int wide = has_avx512();                                                                                 \
         _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t at = 0; at < count;            \
-                                                                               at += QUANTISED_BLOCK) {               \
+                                                                               at += QUANTIZED_BLOCK) {               \
             T values[16];                                                                                              \
-            for (int i = 0; i < 16; i++) values[i] = PUT(points[i] * scales[at / QUANTISED_BLOCK]);                    \
-            if (wide && count - at >= QUANTISED_BLOCK)                                                                 \
+            for (int i = 0; i < 16; i++) values[i] = PUT(points[i] * scales[at / QUANTIZED_BLOCK]);                    \
+            if (wide && count - at >= QUANTIZED_BLOCK)                                                                 \
                 block_avx512_##NAME(codes + at / 2, values, out + at);                                                 \
             else                                                                                                       \
                 block_plain_##NAME(codes + at / 2, values, out + at,                                                   \
-                                   count - at < QUANTISED_BLOCK ? count - at : QUANTISED_BLOCK);                       \
+                                   count - at < QUANTIZED_BLOCK ? count - at : QUANTIZED_BLOCK);                       \
         }                                                                                                              \
     }
 

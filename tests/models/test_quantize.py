@@ -10,8 +10,8 @@ from matrix import make_bases
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.models.load import load_model
-from tunesmith.models.quantise import QuantisedLinear, made_whole, quantised_bytes
-from tunesmith.ops.quantised import dequantise, quantise
+from tunesmith.models.quantize import QuantizedLinear, made_whole, quantized_bytes
+from tunesmith.ops.quantized import dequantize, quantize
 from tunesmith.recipe import Base
 
 
@@ -24,17 +24,17 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("weights", ["int8", "nf4", "fp4"])
-def test_a_quantised_base_is_the_whole_one_with_its_blocks_matrices_rounded(
+def test_a_quantized_base_is_the_whole_one_with_its_blocks_matrices_rounded(
     weights: str, family: str, bases: Path
 ) -> None:
     whole = AutoModelForCausalLM.from_pretrained(bases / family, dtype=torch.float32)
     model = load_model(Base(path=str(bases / family), weights=weights), torch.float32)  # type: ignore[arg-type]
-    rounded = [name for name, module in model.named_modules() if isinstance(module, QuantisedLinear)]
+    rounded = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
     assert len(rounded) == {"llama": 14, "gpt2": 8}[family], "every linear layer of two blocks, and no head"
     for name in rounded:
         layer, original = model.get_submodule(name), whole.get_submodule(name)
         stored = original.weight if family == "llama" else original.weight.T
-        expected = dequantise(quantise(stored.detach(), weights, weights != "int8"), torch.float32)  # type: ignore[arg-type]
+        expected = dequantize(quantize(stored.detach(), weights, weights != "int8"), torch.float32)  # type: ignore[arg-type]
         torch.testing.assert_close(layer.weight, expected)
         with torch.no_grad():
             original.weight.copy_(expected if family == "llama" else expected.T)
@@ -51,7 +51,7 @@ def test_casting_a_model_leaves_its_scales_as_they_are(bases: Path) -> None:
     before = layer.weight
     model.to(torch.bfloat16)
     assert layer.weight.dtype == torch.bfloat16
-    assert layer.quantised.scale_offset.dtype == torch.float32
+    assert layer.quantized.scale_offset.dtype == torch.float32
     torch.testing.assert_close(layer.weight, before.bfloat16())
 
 
@@ -78,8 +78,8 @@ print(most - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
 @pytest.mark.long
-def test_a_checkpoint_is_never_in_memory_whole_while_it_is_quantised(bases: Path, tmp_path: Path) -> None:
-    """A checkpoint of 16 bits that would not fit is never in memory: its tensors are read and quantised one by one."""
+def test_a_checkpoint_is_never_in_memory_whole_while_it_is_quantized(bases: Path, tmp_path: Path) -> None:
+    """A checkpoint of 16 bits that would not fit is never in memory: its tensors are read and quantized one by one."""
     config = LlamaConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=512
     )
@@ -92,7 +92,7 @@ def test_a_checkpoint_is_never_in_memory_whole_while_it_is_quantised(bases: Path
         [sys.executable, "-c", PEAK, str(tmp_path / "large"), str(bases / "llama")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    held = quantised_bytes(load_model(Base(path=str(tmp_path / "large"), weights="nf4"), torch.bfloat16))
+    held = quantized_bytes(load_model(Base(path=str(tmp_path / "large"), weights="nf4"), torch.bfloat16))
     assert held < 0.3 * stored
-    # The C library keeps some tens of megabytes that it was given back; benchmarks/quantised_memory.py has the figures.
+    # The C library keeps some tens of megabytes that it was given back; benchmarks/quantized_memory.py has the figures.
     assert int(done.stdout.splitlines()[-1]) < held + 0.45 * stored, "the checkpoint itself was in memory"

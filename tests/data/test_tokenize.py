@@ -1,4 +1,4 @@
-"""Many rows are tokenised in several processes: the same tokens, in order; and none outlives its parent."""
+"""Many rows are tokenized in several processes: the same tokens, in order; and none outlives its parent."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunesmith.data import tokenise
+from tunesmith.data import tokenize
 from tunesmith.data.prepare import prepare
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe
@@ -40,12 +40,12 @@ def test_several_processes_give_what_one_gives(tiny_model, tmp_path, monkeypatch
     recipe = recipe_of(tiny_model, rows(tmp_path))
     tokenizer = load_tokenizer(recipe.base)
     started = []
-    begin = tokenise._helpers
-    monkeypatch.setattr(tokenise, "_helpers", lambda *given: started.append(given) or begin(*given))
-    monkeypatch.setattr(tokenise, "_cores", lambda: 1)
+    begin = tokenize._helpers
+    monkeypatch.setattr(tokenize, "_helpers", lambda *given: started.append(given) or begin(*given))
+    monkeypatch.setattr(tokenize, "_cores", lambda: 1)
     alone = prepare(recipe, tokenizer)
     assert not started
-    monkeypatch.setattr(tokenise, "_cores", lambda: 3)
+    monkeypatch.setattr(tokenize, "_cores", lambda: 3)
     together = prepare(recipe, tokenizer)
     assert started
     assert asdict(together.report) == asdict(alone.report)
@@ -62,14 +62,14 @@ def test_processes_end_with_the_one_that_asked_for_them(tiny_model, tmp_path):
     script = """
 import os, sys, time
 from pathlib import Path
-from tunesmith.data import tokenise
+from tunesmith.data import tokenize
 from tunesmith.data.prepare import prepare
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe
 def slow(examples):
     (Path(sys.argv[3]) / str(os.getpid())).touch()
     time.sleep(60)
-tokenise._help, tokenise._cores = slow, lambda: 2
+tokenize._help, tokenize._cores = slow, lambda: 2
 recipe = Recipe.load({"base": sys.argv[1], "data": {"train": sys.argv[2], "cache": False}, "method": "lora"})
 prepare(recipe, load_tokenizer(recipe.base))
 """

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from tunesmith.ops.lora_linear import lora_linear, lora_linear_reference
-from tunesmith.ops.quantised import (
+from tunesmith.ops.quantized import (
     FP4_CODE,
     NF4_CODE,
-    dequantise,
-    dequantise_reference,
-    quantise,
-    quantised_linear,
+    dequantize,
+    dequantize_reference,
+    quantize,
+    quantized_linear,
 )
 
 FORMS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
@@ -58,22 +58,22 @@ def test_fp4_has_the_values_of_a_float_with_two_bits_of_exponent_and_one_of_mant
 def test_the_fast_way_back_equals_the_definition_whatever_the_shape(
     shape: tuple[int, int], form: tuple[str, bool], dtype: torch.dtype
 ) -> None:
-    held = quantise(matrix(shape), *form)  # type: ignore[arg-type]
+    held = quantize(matrix(shape), *form)  # type: ignore[arg-type]
     tolerance = 1e-6 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(
-        dequantise(held, dtype), dequantise_reference(held, dtype), rtol=tolerance, atol=tolerance
+        dequantize(held, dtype), dequantize_reference(held, dtype), rtol=tolerance, atol=tolerance
     )
 
 
 @pytest.mark.parametrize(("form", "double"), FORMS[:4])
 def test_each_number_is_rounded_to_the_nearest_code_point_of_its_block(form: str, double: bool) -> None:
     weight = matrix((16, 128))
-    held = quantise(weight, form, double)  # type: ignore[arg-type]
+    held = quantize(weight, form, double)  # type: ignore[arg-type]
     code = torch.tensor(NF4_CODE if form == "nf4" else FP4_CODE)
     blocks = weight.view(-1, 64)
     scale = blocks.abs().amax(1, keepdim=True)
     nearest = code[((blocks / scale)[..., None] - code).abs().argmin(-1)] * scale
-    found = dequantise_reference(held, torch.float32).view(-1, 64)
+    found = dequantize_reference(held, torch.float32).view(-1, 64)
     tolerance = 0.03 if double else 1e-5
     torch.testing.assert_close(found, nearest, rtol=tolerance, atol=tolerance)
 
@@ -81,48 +81,48 @@ def test_each_number_is_rounded_to_the_nearest_code_point_of_its_block(form: str
 @pytest.mark.parametrize(("form", "double"), FORMS[:4])
 def test_bitsandbytes_reads_the_same_numbers_from_the_same_bytes(form: str, double: bool, bnb: Any) -> None:
     weight = matrix((32, 256))
-    held = quantise(weight, form, double)  # type: ignore[arg-type]
+    held = quantize(weight, form, double)  # type: ignore[arg-type]
     codes, state = bnb.quantize_4bit(weight, blocksize=64, quant_type=form, compress_statistics=double)
     assert torch.equal(held.codes, codes)
-    torch.testing.assert_close(dequantise(held, torch.float32), bnb.dequantize_4bit(codes, state))
+    torch.testing.assert_close(dequantize(held, torch.float32), bnb.dequantize_4bit(codes, state))
 
 
 def test_int8_rows_are_those_of_bitsandbytes(bnb: Any) -> None:
     weight = matrix((24, 64))
-    held = quantise(weight, "int8")
+    held = quantize(weight, "int8")
     codes, scales, _ = bnb.int8_vectorwise_quant(weight.half())
     assert (held.codes.int() - codes.int()).abs().max() <= 1, "half precision may round a tie the other way"
     torch.testing.assert_close(held.scales, scales, rtol=1e-3, atol=1e-3)
 
 
-def test_double_quantisation_holds_a_weight_in_four_and_an_eighth_bits() -> None:
+def test_double_quantization_holds_a_weight_in_four_and_an_eighth_bits() -> None:
     """4 + 8/64 + 32/(64 · 256) bits (Dettmers et al. 2023, section 3), and one mean."""
     weight = matrix((256, 1024))
-    bits = {double: quantise(weight, "nf4", double).bytes * 8 / weight.numel() for double in (False, True)}
+    bits = {double: quantize(weight, "nf4", double).bytes * 8 / weight.numel() for double in (False, True)}
     assert bits[False] == 4.5
     assert bits[True] == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=2e-3)
 
 
 def test_a_weight_that_is_not_finite_is_refused_and_zeros_stay_zeros() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        quantise(torch.full((2, 64), float("nan")), "nf4")
+        quantize(torch.full((2, 64), float("nan")), "nf4")
     for form, double in FORMS:
-        assert not dequantise(quantise(torch.zeros(3, 64), form, double), torch.float32).any()  # type: ignore[arg-type]
+        assert not dequantize(quantize(torch.zeros(3, 64), form, double), torch.float32).any()  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=30)
 @given(shape=shapes, form=st.sampled_from(FORMS), rows=st.integers(1, 9))
-def test_a_product_with_quantised_weights_has_the_value_and_gradients_of_one_with_whole_ones(
+def test_a_product_with_quantized_weights_has_the_value_and_gradients_of_one_with_whole_ones(
     shape: tuple[int, int], form: tuple[str, bool], rows: int
 ) -> None:
-    held = quantise(matrix(shape), *form)  # type: ignore[arg-type]
-    whole = dequantise(held, torch.float32)
+    held = quantize(matrix(shape), *form)  # type: ignore[arg-type]
+    whole = dequantize(held, torch.float32)
     x = matrix((rows, shape[1]), 1).requires_grad_()
     bias = matrix((1, shape[0]), 2)[0].requires_grad_()
     a, b = matrix((4, shape[1]), 3).requires_grad_(), matrix((shape[0], 4), 4).requires_grad_()
     seed = matrix((rows, shape[0]), 5)
 
-    plain = quantised_linear(x[None], held, bias)
+    plain = quantized_linear(x[None], held, bias)
     expected = torch.nn.functional.linear(x[None], whole, bias)
     torch.testing.assert_close(plain, expected, rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(

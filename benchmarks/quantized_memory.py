@@ -1,6 +1,6 @@
 """A random Mistral of a billion weights in NF4: memory while loading and training, beside the arithmetic.
 
-    python benchmarks/quantised_memory.py     # about five minutes; writes results/quantised_memory.json
+    python benchmarks/quantized_memory.py     # about five minutes; writes results/quantized_memory.json
 
 Each measurement is a process of its own. Memory is anonymous resident memory (Linux's RssAnon), above what Python and
 the libraries hold; whole weights stay mapped from the checkpoint and are told beside it (`mapped_weights`).
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-OUT = HERE / "results" / "quantised_memory.json"
+OUT = HERE / "results" / "quantized_memory.json"
 SHAPE = {
     "hidden_size": 2048,
     "intermediate_size": 5632,
@@ -92,11 +92,11 @@ def loading(folder: str, weights: str) -> dict[str, Any]:
     bitsandbytes.functional.quantize_4bit(torch.randn(64, 64, dtype=torch.bfloat16))  # what is set up once
     with Peak() as peak:
         model = load(folder, weights)
-    from tunesmith.models.quantise import quantised_bytes
+    from tunesmith.models.quantize import quantized_bytes
 
     plain = sum(each.numel() * each.element_size() for each in model.parameters())
     largest = SHAPE["hidden_size"] * SHAPE["intermediate_size"] * 2
-    return {**peak.told(), "arithmetic": plain + quantised_bytes(model), "largest_matrix": largest}
+    return {**peak.told(), "arithmetic": plain + quantized_bytes(model), "largest_matrix": largest}
 
 
 def training(folder: str, weights: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
     from tunesmith.data.pack import collate
     from tunesmith.data.tokens import TokenTable
     from tunesmith.engine.allocator import keeping_freed_memory
-    from tunesmith.engine.optimiser import MasterWeights
+    from tunesmith.engine.optimizer import MasterWeights
     from tunesmith.methods.lora import LoRA
     from tunesmith.models.attention import use_document_attention
     from tunesmith.models.forward import next_token_loss
