@@ -19,8 +19,8 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
     """Builds kernels.so beside its sources, and takes it into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        folder = Path(self.root) / "src" / "tunesmith" / "ops" / "native"
-        library = folder / "kernels.so"
+        directory = Path(self.root) / "src" / "tunesmith" / "ops" / "native"
+        library = directory / "kernels.so"
         library.unlink(missing_ok=True)
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if sys.platform != "linux" or not compiler:
@@ -28,7 +28,7 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
         wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
         new = library.with_suffix(".new")
         object_file = library.with_suffix(".o")
-        sources = [*shlex.split(compiler), *shlex.split(FLAGS), *wide, "-c", str(folder / "kernels.c")]
+        sources = [*shlex.split(compiler), *shlex.split(FLAGS), *wide, "-c", str(directory / "kernels.c")]
         try:
             subprocess.run([*sources, "-o", str(object_file)], check=True, capture_output=True, text=True)
             subprocess.run([*shlex.split(compiler), "-shared", str(object_file), "-lm", "-o", str(new)], check=True)

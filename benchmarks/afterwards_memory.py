@@ -48,7 +48,7 @@ def peak_of(*arguments: str) -> int:
     return int(done.stderr.split("PEAK ")[1].split()[0])
 
 
-def foretold(recipe: Path) -> dict[str, Any]:
+def predicted(recipe: Path) -> dict[str, Any]:
     asked = ["plan", "--recipe", str(recipe), "--json", "--context", str(TOKENS), "--concurrency", "1"]
     done = subprocess.run([sys.executable, "-m", "tunesmith", *asked], capture_output=True, text=True, check=True)
     told: dict[str, Any] = json.loads(done.stdout)
@@ -69,31 +69,31 @@ def stored_in_fp32(base: Path) -> Path:
 def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        write_text(folder)
+        directory = Path(place)
+        write_text(directory)
         for base, stored in BASES:
             run = {"base": base, "method": "lora", "length": 128, "twice": False, "optimizer": "adamw"}
-            made = make_base(base, folder)
-            recipe = recipe_of(run, made if stored == "bf16" else stored_in_fp32(made), folder / "text.jsonl")
+            made = make_base(base, directory)
+            recipe = recipe_of(run, made if stored == "bf16" else stored_in_fp32(made), directory / "text.jsonl")
             recipe["train"] |= {"steps": 2, "precision": "fp32"}
             name = f"{base} in {stored}"
-            file = folder / f"{name}.json"
+            file = directory / f"{name}.json"
             file.write_text(json.dumps(recipe), encoding="utf-8")
-            trained = str(folder / f"run {name}")
+            trained = str(directory / f"run {name}")
             peak_of("train", str(file), "--run", trained)
-            plan = foretold(file)
+            plan = predicted(file)
             measured = {
-                "merging": peak_of("merge", trained, "--output", str(folder / f"merged {name}")),
+                "merging": peak_of("merge", trained, "--output", str(directory / f"merged {name}")),
                 "serving": peak_of("generate", trained, "def", "--raw", "--max-new-tokens", str(TOKENS)),
             }
             for task, peak in measured.items():
-                found.append({"base": name, "task": task, "foretold": sum(plan[task].values()), "measured": peak})
+                found.append({"base": name, "task": task, "predicted": sum(plan[task].values()), "measured": peak})
                 print(found[-1], plan[task], flush=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "found": found}, indent=1) + "\n", encoding="utf-8")
     lines = ["| | foretold | measured | |", "|---|---|---|---|"]
     for each in found:
-        off = each["foretold"] / each["measured"] - 1
-        sizes = f"{each['foretold'] / 1e6:,.0f} MB | {each['measured'] / 1e6:,.0f} MB"
+        off = each["predicted"] / each["measured"] - 1
+        sizes = f"{each['predicted'] / 1e6:,.0f} MB | {each['measured'] / 1e6:,.0f} MB"
         lines.append(f"| {each['base']}, {each['task']} | {sizes} | {off:+.1%} |")
     RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

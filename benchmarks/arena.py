@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from plan_accuracy import make_base, told_by, write_text
+from plan_accuracy import make_base, predicted_by, write_text
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "arena.json"
@@ -26,11 +26,11 @@ RUNS = (
 TIMES = 1
 
 
-def measured(run: dict[str, Any], folder: Path, with_arena: bool) -> list[float]:
+def measured(run: dict[str, Any], directory: Path, with_arena: bool) -> list[float]:
     """Bytes at the peak, and seconds a step; each run tokenizes its rows anew."""
     with tempfile.TemporaryDirectory() as place:
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        told = told_by(run, folder, TUNESMITH_CACHE=place, TUNESMITH_ARENA=str(int(with_arena)))
+        shutil.rmtree(directory / "run", ignore_errors=True)
+        told = predicted_by(run, directory, TUNESMITH_CACHE=place, TUNESMITH_ARENA=str(int(with_arena)))
     if told is None:
         raise SystemExit(1)
     return [told["memory"][1], statistics.median(told["steps"][2:])]
@@ -43,14 +43,14 @@ def summary(runs: list[list[float]]) -> dict[str, float]:
 def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        write_text(folder)
+        directory = Path(place)
+        write_text(directory)
         for each in RUNS:
             run = dict(zip(NAMES, each, strict=True))
-            make_base(run["base"], folder)
+            make_base(run["base"], directory)
             taken: dict[bool, list[list[float]]] = {True: [], False: []}
             for turn in range(2 * TIMES):
-                taken[turn % 2 == 0].append(measured(run, folder, with_arena=turn % 2 == 0))
+                taken[turn % 2 == 0].append(measured(run, directory, with_arena=turn % 2 == 0))
             found.append(run | {"arena": summary(taken[True]), "glibc": summary(taken[False])})
             print(found[-1], flush=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "runs": found}, indent=1) + "\n", encoding="utf-8")

@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 COUNTS = (25_000, 100_000)
 
 
-def make_rows(source: Path, count: int, folder: Path) -> Path:
-    file = folder / f"rows-{count}.jsonl"
+def make_rows(source: Path, count: int, directory: Path) -> Path:
+    file = directory / f"rows-{count}.jsonl"
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
     with file.open("w", encoding="utf-8") as out:
         for number in range(count):
@@ -48,8 +48,8 @@ def recipe_of(file: Path, cache: bool) -> dict[str, Any]:
 
 def encode(file: Path) -> dict[str, Any]:
     """The library by itself, on texts that are rendered already."""
+    from tunesmith.config.recipe import Recipe
     from tunesmith.models.load import load_tokenizer
-    from tunesmith.recipe import Recipe
 
     tokenizer = load_tokenizer(Recipe.load(recipe_of(file, cache=False)).base)
     texts = [
@@ -67,10 +67,10 @@ def encode(file: Path) -> dict[str, Any]:
 
 def prepared(file: Path) -> dict[str, Any]:
     """Ours, from the file's bytes to packed batches."""
+    from tunesmith.config.recipe import Recipe
     from tunesmith.data.pack import Batches
     from tunesmith.data.prepare import prepare
     from tunesmith.models.load import load_tokenizer
-    from tunesmith.recipe import Recipe
 
     recipe = Recipe.load(recipe_of(file, cache=False))
     tokenizer = load_tokenizer(recipe.base)
@@ -79,27 +79,27 @@ def prepared(file: Path) -> dict[str, Any]:
     table = prepare(recipe, tokenizer).train
     tokenized = time.perf_counter() - started
     batches = Batches(table, tokens_per_step=2048, tokens_per_batch=2048, pack=True, shuffle=True, seed=0)
-    filled = len(batches.epoch(0))
+    pack_any_order = len(batches.epoch(0))
     seconds = time.perf_counter() - started
     grown = memory()["peak_rss_bytes"] - before
     return {
-        "seconds": seconds, "tokenizing_seconds": tokenized, "tokens": len(table.ids), "batches": filled,
+        "seconds": seconds, "tokenizing_seconds": tokenized, "tokens": len(table.ids), "batches": pack_any_order,
         "grown_bytes": grown, **memory(),
     }  # fmt: skip
 
 
 def first_step(file: Path) -> dict[str, Any]:
     """Seconds from the command to the first step, by the run's own clock of events; the cache is there."""
-    folder = Path(tempfile.mkdtemp())
-    recipe = folder / "recipe.yaml"
+    directory = Path(tempfile.mkdtemp())
+    recipe = directory / "recipe.yaml"
     recipe.write_text(json.dumps(recipe_of(file, cache=True)))
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
     seconds = []
     for number in range(4):
         started = time.time()
-        command = [sys.executable, "-c", call, "train", str(recipe), "--run", str(folder / f"run-{number}")]
+        command = [sys.executable, "-c", call, "train", str(recipe), "--run", str(directory / f"run-{number}")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        metrics = folder / f"run-{number}" / "metrics.jsonl"
+        metrics = directory / f"run-{number}" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and '"step"' in metrics.read_text()):
             time.sleep(0.02)
         seconds.append(time.time() - started)
@@ -137,10 +137,10 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part](options.rows)))
         return
-    folder = Path(tempfile.mkdtemp())
+    directory = Path(tempfile.mkdtemp())
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "rows": {}}
     for count in COUNTS:
-        file = make_rows(options.rows, count, folder)
+        file = make_rows(options.rows, count, directory)
         for part in PARTS:
             if part == "first step" and count != COUNTS[-1]:
                 continue

@@ -40,12 +40,12 @@ WAYS: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 def write_data() -> None:
     WORK.mkdir(exist_ok=True)
-    learnt = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    loss_mask = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     tested = (DATA / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     parts = {
-        "rows": learnt[:ROWS],
-        "more": learnt[ROWS : ROWS + QUESTIONS],
-        "teacher": learnt[ROWS:],
+        "rows": loss_mask[:ROWS],
+        "more": loss_mask[ROWS : ROWS + QUESTIONS],
+        "teacher": loss_mask[ROWS:],
         "test": tested[:TESTED],
     }
     for name, lines in parts.items():
@@ -61,9 +61,9 @@ def grown() -> Path:
 
     import tunesmith
 
-    folder = WORK / "grown"
-    if folder.exists():
-        return folder
+    directory = WORK / "grown"
+    if directory.exists():
+        return directory
     model = AutoModelForCausalLM.from_pretrained(tunesmith.embedded_base(), dtype=torch.float32)
     blocks = []
     for block in model.model.layers:
@@ -76,9 +76,9 @@ def grown() -> Path:
     model.model.layers = torch.nn.ModuleList(blocks)
     model.config.num_hidden_layers = len(blocks)
     model.config.layer_types = None
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tunesmith.embedded_base()).save_pretrained(folder)
-    return folder
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tunesmith.embedded_base()).save_pretrained(directory)
+    return directory
 
 
 def recipe_of(base: str, files: list[str], objective: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def recipe_of(base: str, files: list[str], objective: dict[str, Any], steps: int
             "train": [str(WORK / f"{name}.jsonl") for name in files],
             "held_out": [str(WORK / "test.jsonl")],
             "max_length": 512,
-            "over_long": "drop",
+            "overflow": "drop",
         },
         "method": "full",
         "objective": objective,
@@ -101,15 +101,15 @@ def teacher() -> Path:
     import tunesmith
     from tunesmith.models.generate import Sampling
 
-    folder = WORK / "teacher"
-    if (folder / "recipe.yaml").exists() and not tunesmith.Run.open(folder).finished:
-        tunesmith.resume(folder)
-    elif not folder.exists():
-        tunesmith.train(recipe_of(str(grown()), ["teacher"], {"kind": "instruction"}, TEACHER_STEPS, 0), folder)
+    directory = WORK / "teacher"
+    if (directory / "recipe.yaml").exists() and not tunesmith.Run.open(directory).finished:
+        tunesmith.resume(directory)
+    elif not directory.exists():
+        tunesmith.train(recipe_of(str(grown()), ["teacher"], {"kind": "instruction"}, TEACHER_STEPS, 0), directory)
     if not (WORK / "answered.jsonl").exists():
         sampling = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.95)
-        tunesmith.answer(str(folder), WORK / "more.jsonl", WORK / "answered.jsonl", sampling, batch_size=64)
-    return folder
+        tunesmith.answer(str(directory), WORK / "more.jsonl", WORK / "answered.jsonl", sampling, batch_size=64)
+    return directory
 
 
 def loss_of(run: Any) -> float:
@@ -122,10 +122,10 @@ def trial(way: str, seed: int) -> dict[str, Any]:
     files, objective = WAYS[way]
     if objective["kind"] == "distillation":
         objective = {**objective, "teacher": str(WORK / "teacher")}
-    folder = Path(tempfile.mkdtemp(dir=WORK))
-    run = tunesmith.train(recipe_of("embedded", files, objective, STEPS, seed), folder / "run")
+    directory = Path(tempfile.mkdtemp(dir=WORK))
+    run = tunesmith.train(recipe_of("embedded", files, objective, STEPS, seed), directory / "run")
     loss = loss_of(run)
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     return {"way": way, "seed": seed, "loss": loss}
 
 
@@ -151,11 +151,11 @@ def main() -> None:
     import tunesmith
 
     write_data()
-    folder = teacher()
+    directory = teacher()
     there = {(each["way"], each["seed"]) for each in done()}
     with RESULTS.open("a", encoding="utf-8") as out:
         if ("the teacher itself", 0) not in there:
-            own = {"way": "the teacher itself", "seed": 0, "loss": loss_of(tunesmith.Run.open(folder))}
+            own = {"way": "the teacher itself", "seed": 0, "loss": loss_of(tunesmith.Run.open(directory))}
             out.write(json.dumps(own) + "\n")
         for seed in range(SEEDS):
             for way in WAYS:

@@ -90,14 +90,14 @@ def ours(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
     import tunesmith
 
     learn, test = rows_of(task)
-    folder = Path(tempfile.mkdtemp(dir=WORK))
+    directory = Path(tempfile.mkdtemp(dir=WORK))
     for side, rows in (("learn", learn), ("test", test)):
-        (folder / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (directory / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = {
         "base": encoder(),
         "data": {
-            "train": str(folder / "learn.jsonl"),
-            "held_out": [str(folder / "test.jsonl")],
+            "train": str(directory / "learn.jsonl"),
+            "held_out": [str(directory / "test.jsonl")],
             "max_length": MAX_LENGTH,
         },
         "method": METHODS[name],
@@ -110,12 +110,12 @@ def ours(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
             "evaluate_every": 100_000,
         },
     }
-    run = tunesmith.train(recipe, folder / "run")
+    run = tunesmith.train(recipe, directory / "run")
     events = list(run.events())
     start = next(event for event in events if event["event"] == "start")
     seconds = next(event["seconds"] for event in events if event["event"] == "end")
-    accuracy = tunesmith.evaluate(run.folder)["tuned"]["metrics"]["accuracy"]["value"]
-    shutil.rmtree(folder)
+    accuracy = tunesmith.evaluate(run.directory)["tuned"]["metrics"]["accuracy"]["value"]
+    shutil.rmtree(directory)
     return {
         "rate": start["learning_rate"],
         "trained": start["trained_parameters"],
@@ -164,9 +164,9 @@ def trainer(task: str, name: str, rate: float | None, seed: int) -> dict[str, An
             for ids, row in zip(texts["input_ids"], rows, strict=True)
         ]
 
-    folder = tempfile.mkdtemp(dir=WORK)
+    directory = tempfile.mkdtemp(dir=WORK)
     arguments = TrainingArguments(
-        folder, num_train_epochs=TASKS[task][2], per_device_train_batch_size=32, learning_rate=PEER_RATES[name],
+        directory, num_train_epochs=TASKS[task][2], per_device_train_batch_size=32, learning_rate=PEER_RATES[name],
         seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     run = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), tokenized(learn), tokenized(test))
@@ -174,7 +174,7 @@ def trainer(task: str, name: str, rate: float | None, seed: int) -> dict[str, An
     run.train()
     seconds = time.perf_counter() - started
     found = run.predict(tokenized(test))
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     accuracy = accuracy_score(found.label_ids, found.predictions.argmax(-1))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"rate": PEER_RATES[name], "trained": trained, "seconds": seconds, "accuracy": float(accuracy)}
@@ -205,8 +205,8 @@ def trial(by: str, task: str, name: str, rate: float | None, seed: int) -> dict[
 
 
 def default_rate(name: str) -> float:
-    from tunesmith.choices import METHODS as REGISTRY
-    from tunesmith.choices import named_kind
+    from tunesmith.config.registry import METHODS as REGISTRY
+    from tunesmith.config.registry import named_kind
 
     method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
     return float(method.learning_rate(22_713_986))

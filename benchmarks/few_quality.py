@@ -42,7 +42,7 @@ STEPS_OF_SETFIT = 150
 STUDENT = {2: 12.706, 3: 4.303, 5: 2.776}
 """The 97.5 % point of Student's t for so many seeds."""
 
-WAYS = ("few_examples", "classification", "SetFit", "TF-IDF + logistic regression")
+WAYS = ("few_shot", "classification", "SetFit", "TF-IDF + logistic regression")
 
 
 def encoder() -> str:
@@ -80,30 +80,30 @@ def drawn(rows: list[dict[str, str]], size: int, seed: int) -> list[dict[str, st
     return [row for label in sorted(by_label) for row in order.sample(by_label[label], min(size, len(by_label[label])))]
 
 
-def ours(way: str, folder: Path, size: int, seed: int) -> dict[str, Any]:
+def ours(way: str, directory: Path, size: int, seed: int) -> dict[str, Any]:
     import torch
 
     import tunesmith
 
-    few = way == "few_examples"
+    few = way == "few_shot"
     length = {"steps": 40} if few else {"epochs": EPOCHS[size], "tokens_per_step": 1024}
     recipe = {
         "base": encoder(),
         "data": {
-            "train": str(folder / "learn.jsonl"),
-            "held_out": [str(folder / "test.jsonl")],
+            "train": str(directory / "learn.jsonl"),
+            "held_out": [str(directory / "test.jsonl")],
             "max_length": 64,
             "cache": False,
         },
         "method": "full",
-        "objective": "few_examples" if few else "classification",
+        "objective": "few_shot" if few else "classification",
         "train": {**length, "seed": seed, "evaluate_every": 100_000, "evaluate_rows": 8},
     }
     torch.set_num_threads(1)
     started = time.perf_counter()
-    run = tunesmith.train(recipe, folder / "run")
+    run = tunesmith.train(recipe, directory / "run")
     seconds = time.perf_counter() - started
-    found = tunesmith.evaluate(run.folder)
+    found = tunesmith.evaluate(run.directory)
     metrics = found["tuned"]["metrics"]
     frozen = found["base"]["metrics"]["accuracy"]["value"] if few else None
     return {
@@ -115,8 +115,8 @@ def ours(way: str, folder: Path, size: int, seed: int) -> dict[str, Any]:
     }
 
 
-def setfit(folder: Path, seed: int) -> dict[str, Any]:
-    command = [str(python_of("setfit")), str(HERE / "peers" / "setfit_classifier.py"), str(folder / "rows.json")]
+def setfit(directory: Path, seed: int) -> dict[str, Any]:
+    command = [str(python_of("setfit")), str(HERE / "peers" / "setfit_classifier.py"), str(directory / "rows.json")]
     command += [encoder(), str(seed), str(STEPS_OF_SETFIT)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     return dict(json.loads(out.strip().splitlines()[-1]))
@@ -138,17 +138,17 @@ def tfidf(learn: list[dict[str, str]], test: list[dict[str, str]]) -> dict[str, 
 def trial(task: str, way: str, size: int, seed: int) -> dict[str, Any]:
     learn, test = rows_of(task)
     learn = drawn(learn, size, seed)
-    folder = Path(tempfile.mkdtemp(prefix="few-"))
+    directory = Path(tempfile.mkdtemp(prefix="few-"))
     for name, rows in (("learn", learn), ("test", test)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "rows.json").write_text(json.dumps({"learn": learn, "test": test}), encoding="utf-8")
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (directory / "rows.json").write_text(json.dumps({"learn": learn, "test": test}), encoding="utf-8")
     try:
         if way == "SetFit":
-            found = setfit(folder, seed)
+            found = setfit(directory, seed)
         else:
-            found = tfidf(learn, test) if way.startswith("TF-IDF") else ours(way, folder, size, seed)
+            found = tfidf(learn, test) if way.startswith("TF-IDF") else ours(way, directory, size, seed)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
     return {"task": task, "way": way, "size": size, "seed": seed, "rows": len(learn), **found}
 
 
@@ -166,7 +166,7 @@ def table(trials: list[dict[str, Any]]) -> str:
         for way in WAYS:
             here = [each for each in trials if (each["task"], each["way"]) == (task, way)]
             lines.append(f"| {task}, {way} | " + " | ".join(_cells(here, "accuracy")) + " |")
-            if way == "few_examples":
+            if way == "few_shot":
                 name = "regression on the untuned vectors"
                 lines.append(f"| {task}, {name} | " + " | ".join(_cells(here, "frozen")) + " |")
     about = (

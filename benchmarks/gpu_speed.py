@@ -38,7 +38,7 @@ TRAINERS = ("tunesmith", "peft", "trl", "unsloth")
 WARM_UP = 2
 
 
-def make_model(folder: Path, shape: str, device: str) -> None:
+def make_model(directory: Path, shape: str, device: str) -> None:
     """Random weights in bf16 and a byte-level tokenizer, as a Hugging Face directory."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -54,13 +54,13 @@ def make_model(folder: Path, shape: str, device: str) -> None:
     )  # fmt: skip
     tokenizer.train_from_iterator(documents(), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
-    fast.save_pretrained(folder)
+    fast.save_pretrained(directory)
     torch.manual_seed(SEED)
     with torch.device(device):
         torch.set_default_dtype(torch.bfloat16)
         model = MistralForCausalLM(MistralConfig(**sizes, max_position_embeddings=32768, sliding_window=None))
         torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+    model.save_pretrained(directory)
 
 
 def documents() -> list[str]:
@@ -86,10 +86,10 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
     """Seconds of each step, through the engine's own model, optimizer and loss."""
     import torch
 
+    from tunesmith.config.recipe import Recipe
     from tunesmith.data.pack import Batch
-    from tunesmith.engine.optimizer import MasterWeights
+    from tunesmith.engine.master_weights import MasterWeights
     from tunesmith.engine.trainable import trainable_model
-    from tunesmith.recipe import Recipe
 
     recipe = Recipe.load(
         {
@@ -120,8 +120,8 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
         batch = Batch(row[None], positions[None], [len(ids)], positions[:-1], row[1:], (0,), len(ids), [len(ids) - 1])
         loss = recipe.objective.loss(model, batch)
         loss.backward()
-        masters.step(LEARNING_RATE, batch.learnt_tokens, 1.0)
-        return float(loss) / batch.learnt_tokens
+        masters.step(LEARNING_RATE, batch.loss_tokens, 1.0)
+        return float(loss) / batch.loss_tokens
 
     return timed(step, sequences, options.device)
 
@@ -188,7 +188,7 @@ def learn_with_trl(options: argparse.Namespace, sequences: list[list[int]]) -> l
 
     ends: list[float] = []
 
-    class Clock(TrainerCallback):
+    class OpTimer(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
@@ -202,7 +202,7 @@ def learn_with_trl(options: argparse.Namespace, sequences: list[list[int]]) -> l
         use_cpu=options.device == "cpu",
     )  # fmt: skip
     data = Dataset.from_list([{"input_ids": ids} for ids in sequences])
-    SFTTrainer(peft_model(options), args=settings, train_dataset=data, callbacks=[Clock()]).train()
+    SFTTrainer(peft_model(options), args=settings, train_dataset=data, callbacks=[OpTimer()]).train()
     return [later - earlier for earlier, later in pairwise(ends)]
 
 
@@ -248,7 +248,7 @@ def non_embedding_parameters(shape: dict[str, int]) -> int:
     return shape["num_hidden_layers"] * (attention + 3 * hidden * shape["intermediate_size"])
 
 
-def trials(options: argparse.Namespace, folder: Path, model: Path) -> list[dict[str, Any]]:
+def trials(options: argparse.Namespace, directory: Path, model: Path) -> list[dict[str, Any]]:
     """Every trial that the budget of time allows, each a process."""
     found = []
     end = time.monotonic() + options.budget
@@ -256,7 +256,7 @@ def trials(options: argparse.Namespace, folder: Path, model: Path) -> list[dict[
         for method in ("qlora", "lora"):
             for trainer in TRAINERS:
                 name = f"{trainer}-{method}-{length}"
-                out = folder / f"{name}.json"
+                out = directory / f"{name}.json"
                 command = [sys.executable, str(Path(__file__)), "--worker", "--trainer", trainer, "--method", method]
                 command += ["--length", str(length), "--model", str(model), "--device", options.device]
                 command += ["--steps", str(options.steps), "--out", str(out)]
@@ -292,15 +292,15 @@ def main() -> None:
     if options.worker:
         work(options)
         return
-    folder = RAW / time.strftime("gpu-speed-%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True)
+    directory = RAW / time.strftime("gpu-speed-%Y%m%d-%H%M%S")
+    directory.mkdir(parents=True)
     model = RAW / f"{options.shape}-random"
     if not (model / "config.json").exists():
         make_model(model, options.shape, options.device)
-    matrix_rate(Path(sys.executable), folder / "rate.json", options.device)
-    best = max(json.loads((folder / "rate.json").read_text())["flop_per_second"].values())
+    matrix_rate(Path(sys.executable), directory / "rate.json", options.device)
+    best = max(json.loads((directory / "rate.json").read_text())["flop_per_second"].values())
     bound = best / (4 * non_embedding_parameters(SHAPES[options.shape]))
-    rows = trials(options, folder, model)
+    rows = trials(options, directory, model)
     for row in rows:
         if "tokens_per_second" in row:
             row["share_of_bound"] = row["tokens_per_second"] / bound

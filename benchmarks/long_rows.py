@@ -33,8 +33,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     text = "\n".join(topics[name] for name in sorted(topics))
     ids = tokenizer(text * 3, add_special_tokens=False)["input_ids"]
-    folder = Path(tempfile.mkdtemp())
-    rows = folder / "rows.jsonl"
+    directory = Path(tempfile.mkdtemp())
+    rows = directory / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
         for start in (0,):
             piece = tokenizer.decode(ids[start : start + options.tokens - 2])
@@ -42,7 +42,7 @@ def main() -> None:
     recipe: dict[str, Any] = {
         "base": str(options.model),
         "data": {
-            "train": str(rows), "held_out": 0.0, "max_length": options.tokens, "over_long": "truncate", "cache": False,
+            "train": str(rows), "held_out": 0.0, "max_length": options.tokens, "overflow": "truncate", "cache": False,
         },
         "method": {"kind": "lora", "rank": 16, "alpha": 32},
         "objective": "text",
@@ -51,7 +51,7 @@ def main() -> None:
             "memory_limit": options.limit, "evaluate_every": 1,
         },
     }  # fmt: skip
-    run = tunesmith.train(recipe, folder / "run")
+    run = tunesmith.train(recipe, directory / "run")
     import torch
 
     events = list(run.events())

@@ -46,14 +46,14 @@ FORGETTING_ROWS = 24  # of 512 tokens of WikiText-2
 
 def data_of(task: str) -> tuple[Path, Path]:
     """Rows to learn and rows to test on."""
-    folder = WORK / task
+    directory = WORK / task
     if task == "docstrings":
-        if not (folder / "train.jsonl").exists():
+        if not (directory / "train.jsonl").exists():
             from tunesmith.demo.docstrings import write_pairs
 
-            folder.mkdir(parents=True, exist_ok=True)
-            write_pairs(folder)
-        return folder / "train.jsonl", folder / "held_out.jsonl"
+            directory.mkdir(parents=True, exist_ok=True)
+            write_pairs(directory)
+        return directory / "train.jsonl", directory / "held_out.jsonl"
     return DATA / "gsm8k" / "train.jsonl", DATA / "gsm8k" / "test.jsonl"
 
 
@@ -65,10 +65,10 @@ def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]
     import tunesmith
 
     learn, test = data_of(task)
-    folder = Path(tempfile.mkdtemp(dir=WORK))
+    directory = Path(tempfile.mkdtemp(dir=WORK))
     recipe = {
         "base": {"path": "embedded", "weights": "nf4" if name.endswith("nf4") else "auto"},
-        "data": {"train": str(learn), "held_out": [str(test)], "max_length": 512, "over_long": "drop"},
+        "data": {"train": str(learn), "held_out": [str(test)], "max_length": 512, "overflow": "drop"},
         "method": METHODS[name],
         "train": {
             "steps": STEPS,
@@ -79,7 +79,7 @@ def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]
             "seed": seed,
         },
     }
-    run = tunesmith.train(recipe, folder / "run")
+    run = tunesmith.train(recipe, directory / "run")
     events = list(run.events())
     start = next(event for event in events if event["event"] == "start")
     losses = [event["loss"] for event in events if event["event"] == "evaluation"]
@@ -93,10 +93,10 @@ def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]
         "trained_parameters": start["trained_parameters"],
         "before": losses[0],
         "after": losses[-1],
-        "general": general_loss(str(run.folder)),
+        "general": general_loss(str(run.directory)),
         "seconds": end["seconds"],
     }
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     return found
 
 
@@ -104,18 +104,18 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
     """Nats a token on a part of WikiText-2, in pieces of 512 tokens."""
     import torch
 
+    from tunesmith.config.recipe import Recipe
     from tunesmith.data.prepare import prepare
     from tunesmith.engine.held_out import held_out_losses
     from tunesmith.models.attention import use_document_attention
+    from tunesmith.models.model_reference import ModelReference
     from tunesmith.models.prompts import plain_model
-    from tunesmith.models.usable import Usable
-    from tunesmith.recipe import Recipe
 
     text = DATA / "wikitext2" / part
     recipe = Recipe.load(
-        {"data": {"train": str(text), "held_out": 0.0, "max_length": 512, "form": "text"}, "objective": "text"}
+        {"data": {"train": str(text), "held_out": 0.0, "max_length": 512, "format": "text"}, "objective": "text"}
     )
-    usable = Usable.find(model)
+    usable = ModelReference.find(model)
     table = prepare(recipe, usable.tokenizer()).train
     loaded = usable.model(torch.float32, torch.device("cpu"))
     use_document_attention(plain_model(loaded))
@@ -124,8 +124,8 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
 
 
 def default_rate(name: str) -> float:
-    from tunesmith.choices import METHODS as REGISTRY
-    from tunesmith.choices import named_kind
+    from tunesmith.config.registry import METHODS as REGISTRY
+    from tunesmith.config.registry import named_kind
 
     method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
     return float(method.learning_rate(7_212_288))

@@ -67,8 +67,8 @@ def recipe_of(method: str, work: Path, steps: int) -> dict[str, Any]:
 
 def classifier(python: Path) -> Path:
     """The BERT, made once: random weights, the tokenizer of the packaged MiniLM."""
-    folder = RAW / "bert"
-    if not (folder / "config.json").exists():
+    directory = RAW / "bert"
+    if not (directory / "config.json").exists():
         code = (
             "import sys, torch; from importlib.util import find_spec; from pathlib import Path;"
             "from transformers import AutoTokenizer, BertConfig, BertModel; torch.manual_seed(0);"
@@ -76,8 +76,8 @@ def classifier(python: Path) -> Path:
             "AutoTokenizer.from_pretrained(package).save_pretrained(sys.argv[1]);"
             "BertModel(BertConfig(vocab_size=30522)).save_pretrained(sys.argv[1])"
         )
-        subprocess.run([str(python), "-c", code, str(folder)], check=True)
-    return folder
+        subprocess.run([str(python), "-c", code, str(directory)], check=True)
+    return directory
 
 
 def classify_recipe(model: Path, steps: int) -> dict[str, Any]:

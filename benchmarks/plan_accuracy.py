@@ -70,14 +70,14 @@ def runs() -> list[dict[str, Any]]:
     return [dict(zip(("base", "method", "length", "twice", "optimizer"), each, strict=True)) for each in in_turn]
 
 
-def make_base(name: str, folder: Path) -> Path:
+def make_base(name: str, directory: Path) -> Path:
     """The model with random weights, in bf16, with the embedded base's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import tunesmith
 
-    made = folder / name
+    made = directory / name
     if not (made / "config.json").exists():
         shape = {"max_position_embeddings": 16384, **BASES[name]}
         config = AutoConfig.for_model(shape.pop("kind"), **shape)
@@ -88,9 +88,9 @@ def make_base(name: str, folder: Path) -> Path:
     return made
 
 
-def write_text(folder: Path) -> Path:
+def write_text(directory: Path) -> Path:
     """Rows of real text: this package's own source."""
-    file = folder / "text.jsonl"
+    file = directory / "text.jsonl"
     whole = "\n".join(each.read_text(encoding="utf-8") for each in sorted(TEXT.rglob("*.py")))[:800_000]
     pieces = (whole[start : start + 4000] for start in range(0, len(whole), 4000))
     file.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces), encoding="utf-8")
@@ -113,34 +113,36 @@ def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def one_run(run: dict[str, Any], folder: Path) -> None:
+def one_run(run: dict[str, Any], directory: Path) -> None:
     """In a process of its own: plan, train, print both."""
     import tunesmith
 
-    recipe = recipe_of(run, folder / run["base"], folder / "text.jsonl")
-    finished = tunesmith.train(recipe, folder / "run")
+    recipe = recipe_of(run, directory / run["base"], directory / "text.jsonl")
+    finished = tunesmith.train(recipe, directory / "run")
     plan = next(event for event in finished.events() if event["event"] == "plan")
     steps = [(event["seconds"], event["tokens"]) for event in finished.events() if event["event"] == "step"]
     a_token = statistics.median(seconds / tokens for seconds, tokens in steps[2:])
     told = {
         "memory": [plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["peak_bytes"]],
         "measured": a_token * statistics.mean(tokens for _, tokens in steps),
-        "after": foretold_seconds(run, folder),
+        "after": predicted_seconds(run, directory),
         "steps": [seconds for seconds, _ in steps],
         "parts": plan["predicted"]["memory"]["parts"],
     }
     print("RESULT " + json.dumps(told))
 
 
-def foretold_seconds(run: dict[str, Any], folder: Path) -> float:
+def predicted_seconds(run: dict[str, Any], directory: Path) -> float:
     import tunesmith
 
-    return tunesmith.plan(recipe=recipe_of(run, folder / run["base"], folder / "text.jsonl")).time.seconds_per_step
+    return tunesmith.plan(
+        recipe=recipe_of(run, directory / run["base"], directory / "text.jsonl")
+    ).time.seconds_per_step
 
 
-def told_by(run: dict[str, Any], folder: Path, *options: str, **environment: str) -> Any:
+def predicted_by(run: dict[str, Any], directory: Path, *options: str, **environment: str) -> Any:
     """What a process of its own says; None if it fails, which is printed."""
-    command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(folder), *options]
+    command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(directory), *options]
     out = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
     if line is None:
@@ -153,16 +155,16 @@ def measure(only: int | None, results: Path) -> None:
     done = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else []
     seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimizer")} for each in done]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        write_text(folder)
+        directory = Path(place)
+        write_text(directory)
         for run in [each for each in runs() if each not in seen][:only]:
-            make_base(run["base"], folder)
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            before, told = told_by(run, folder, "--plan"), told_by(run, folder)
+            make_base(run["base"], directory)
+            shutil.rmtree(directory / "run", ignore_errors=True)
+            before, told = predicted_by(run, directory, "--plan"), predicted_by(run, directory)
             if before is None or told is None:
                 continue
             after, measured = told.pop("after"), told.pop("measured")
-            done.append(run | told | {"seconds": [(before + after) / 2, measured], "foretold": [before, after]})
+            done.append(run | told | {"seconds": [(before + after) / 2, measured], "predicted": [before, after]})
             memory, seconds = (off(done[-1][name]) for name in ("memory", "seconds"))
             print(
                 *run.values(),
@@ -247,9 +249,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.run is not None:
         if given.plan:
-            print(f"RESULT {foretold_seconds(given.run, given.folder)}")
+            print(f"RESULT {predicted_seconds(given.run, given.directory)}")
         else:
-            one_run(given.run, given.folder)
+            one_run(given.run, given.directory)
         return
     results = HERE_RESULTS if given.out is None else given.out / "plan_accuracy_gpu.json"
     if not given.report:

@@ -65,33 +65,33 @@ class Peak:
         return {"peak": self.most - self.before, "held": self.after - self.before, "seconds": round(self.seconds, 1)}
 
 
-def make(folder: Path) -> None:
+def make(directory: Path) -> None:
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     config = MistralConfig(**SHAPE, sliding_window=None, tie_word_embeddings=False)
-    MistralForCausalLM(config).save_pretrained(folder, max_shard_size="1GB")
+    MistralForCausalLM(config).save_pretrained(directory, max_shard_size="1GB")
 
 
-def load(folder: str, weights: str) -> Any:
+def load(directory: str, weights: str) -> Any:
     import torch
 
+    from tunesmith.config.recipe import Base
     from tunesmith.models.load import load_model
-    from tunesmith.recipe import Base
 
-    return load_model(Base(path=folder, weights=weights), torch.bfloat16)  # type: ignore[arg-type]
+    return load_model(Base(path=directory, weights=weights), torch.bfloat16)  # type: ignore[arg-type]
 
 
-def loading(folder: str, weights: str) -> dict[str, Any]:
+def loading(directory: str, weights: str) -> dict[str, Any]:
     import bitsandbytes.functional
     import peft  # noqa: F401
     import torch
 
     bitsandbytes.functional.quantize_4bit(torch.randn(64, 64, dtype=torch.bfloat16))  # what is set up once
     with Peak() as peak:
-        model = load(folder, weights)
+        model = load(directory, weights)
     from tunesmith.models.quantize import quantized_bytes
 
     plain = sum(each.numel() * each.element_size() for each in model.parameters())
@@ -99,25 +99,25 @@ def loading(folder: str, weights: str) -> dict[str, Any]:
     return {**peak.told(), "arithmetic": plain + quantized_bytes(model), "largest_matrix": largest}
 
 
-def training(folder: str, weights: str) -> dict[str, Any]:
+def training(directory: str, weights: str) -> dict[str, Any]:
     import torch
 
+    from tunesmith.config.recipe import Train
     from tunesmith.data.example import Source
     from tunesmith.data.pack import collate
     from tunesmith.data.tokens import TokenTable
     from tunesmith.engine.allocator import keeping_freed_memory
-    from tunesmith.engine.optimizer import MasterWeights
+    from tunesmith.engine.master_weights import MasterWeights
     from tunesmith.methods.lora import LoRA
     from tunesmith.models.attention import use_document_attention
     from tunesmith.models.forward import next_token_loss
     from tunesmith.models.fused import use_fused_ops
-    from tunesmith.recipe import Train
 
     ids = torch.randint(5, SHAPE["vocab_size"], (WIDTH,)).int().numpy()
     batch = collate(TokenTable.build([(ids, ids > 0, Source("", 1))]), [0])
     seconds = []
     with keeping_freed_memory(), Peak() as peak:
-        model = load(folder, weights)
+        model = load(directory, weights)
         mapped = sum(each.numel() * each.element_size() for each in model.parameters())
         use_document_attention(model)
         use_fused_ops(model)
@@ -128,7 +128,7 @@ def training(folder: str, weights: str) -> dict[str, Any]:
         for _ in range(3):
             started = time.perf_counter()
             next_token_loss(model, batch).backward()
-            masters.step(1e-4, batch.learnt_tokens, 1.0)
+            masters.step(1e-4, batch.loss_tokens, 1.0)
             seconds.append(time.perf_counter() - started)
     return {
         **peak.told(),
@@ -138,13 +138,13 @@ def training(folder: str, weights: str) -> dict[str, Any]:
     }
 
 
-def limited(folder: str, limit: str) -> dict[str, Any]:
+def limited(directory: str, limit: str) -> dict[str, Any]:
     """Loading in a control group (version 1) of so many bytes, which would end the process that takes more."""
     group = Path("/sys/fs/cgroup/memory/tunesmith_benchmark")
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(limit)
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    found = loading(folder, "nf4")
+    found = loading(directory, "nf4")
     most = int((group / "memory.max_usage_in_bytes").read_text())
     return {**found, "limit": int(limit), "most_with_all_pages": most}
 
@@ -172,17 +172,17 @@ def main() -> None:
     import bitsandbytes
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder))
-        stored = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    with tempfile.TemporaryDirectory() as directory:
+        make(Path(directory))
+        stored = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
         result: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
         wanted = [arguments.only] if arguments.only else ["loading", "limited", "training"]
         if "loading" in wanted:
-            result["loading"] = {weights: in_a_process("loading", folder, weights) for weights in ("nf4", "int8")}
+            result["loading"] = {weights: in_a_process("loading", directory, weights) for weights in ("nf4", "int8")}
         if "limited" in wanted:
-            result["limited"] = in_a_process("limited", folder, str(1_700_000_000))
+            result["limited"] = in_a_process("limited", directory, str(1_700_000_000))
         if "training" in wanted:
-            result["training"] = {weights: in_a_process("training", folder, weights) for weights in ("nf4", "bf16")}
+            result["training"] = {weights: in_a_process("training", directory, weights) for weights in ("nf4", "bf16")}
         result |= {
             "shape": SHAPE,
             "stored_bytes": stored,

@@ -59,7 +59,7 @@ def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
     raise ValueError(f"a row with the columns {', '.join(row)} is none of: messages, {PAIRS}")
 
 
-def train_tokenizer(conversations: list[list[dict[str, str]]], folder: Path) -> None:
+def train_tokenizer(conversations: list[list[dict[str, str]]], directory: Path) -> None:
     """Byte-level BPE (Sennrich et al. 2016) on the rows and on the text of Python's own help topics.
 
     With little text there are fewer merges than the model's vocabulary has places; the rest stay unused.
@@ -83,10 +83,10 @@ def train_tokenizer(conversations: list[list[dict[str, str]]], folder: Path) -> 
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=MAX_LENGTH
     )
     fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(folder)
+    fast.save_pretrained(directory)
 
 
-def make_model(folder: Path, end: int, pad: int) -> None:
+def make_model(directory: Path, end: int, pad: int) -> None:
     """Hidden 768, MLP 2,048, 12 layers, 12 heads, 4 key-value heads, 32,000 tokens, untied: 124.7 M."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
@@ -103,7 +103,7 @@ def make_model(folder: Path, end: int, pad: int) -> None:
         eos_token_id=end,
         pad_token_id=pad,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
 
 
 def count(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> tuple[int, int]:
@@ -125,26 +125,26 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
     random.Random(SEED).shuffle(order)
     chosen: list[list[dict[str, str]]] = []
     counts: list[tuple[int, int]] = []
-    over_long = 0
+    overflow = 0
     for index in order:
         if len(chosen) == ROWS:
             break
-        tokens, learnt = count(tokenizer, conversations[index])
+        tokens, loss_mask = count(tokenizer, conversations[index])
         if tokens > MAX_LENGTH:
-            over_long += 1
+            overflow += 1
             continue
         chosen.append(conversations[index])
-        counts.append((tokens, learnt))
+        counts.append((tokens, loss_mask))
     rows_per_step = max(1, round(TOKENS_PER_STEP * len(counts) / sum(tokens for tokens, _ in counts)))
     starts = range(0, len(chosen) - rows_per_step + 1, rows_per_step)
     plan = {
         "data_set": name,
         "rows": len(chosen),
         "rows_in_the_file": len(conversations),
-        "left_out_as_over_long": over_long,
+        "left_out_as_over_long": overflow,
         "max_length": MAX_LENGTH,
         "tokens": [tokens for tokens, _ in counts],
-        "learnt_tokens": [learnt for _, learnt in counts],
+        "loss_tokens": [loss_mask for _, loss_mask in counts],
         "rows_per_step": rows_per_step,
         "steps": [list(range(start, start + rows_per_step)) for start in starts],
     }
@@ -154,8 +154,8 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
     (out / "plan.json").write_text(json.dumps(plan))
     print(
         f"{len(chosen):,} rows of {name}, {sum(plan['tokens']):,} tokens, "
-        f"{sum(plan['learnt_tokens']):,} learnt; "
-        f"{rows_per_step} rows a step; {over_long} over {MAX_LENGTH:,} tokens left out; "
+        f"{sum(plan['loss_tokens']):,} learnt; "
+        f"{rows_per_step} rows a step; {overflow} over {MAX_LENGTH:,} tokens left out; "
         f"{len(tokenizer):,} tokens in the tokenizer"
     )
 

@@ -40,12 +40,12 @@ def write_data() -> None:
         for row in json.loads(file.read_text(encoding="utf-8")).values():
             if row.get("original_text") and row.get("reference_summary"):
                 pairs.append({"question": row["original_text"], "answer": row["reference_summary"]})
-    held_out, learnt = pairs[::5], [pair for place, pair in enumerate(pairs) if place % 5]
+    held_out, loss_mask = pairs[::5], [pair for place, pair in enumerate(pairs) if place % 5]
     gsm8k = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:2500]
     files = {
-        "legal.jsonl": [json.dumps(pair) for pair in learnt],
+        "legal.jsonl": [json.dumps(pair) for pair in loss_mask],
         "legal_held_out.jsonl": [json.dumps(pair) for pair in held_out],
-        "legal_text.jsonl": [json.dumps({"text": pair["question"]}) for pair in learnt],
+        "legal_text.jsonl": [json.dumps({"text": pair["question"]}) for pair in loss_mask],
         "all.jsonl": gsm8k,
         **{f"slice{number}.jsonl": gsm8k[number::SLICES] for number in range(SLICES)},
     }
@@ -58,7 +58,7 @@ def recipe_of(experiment: str, name: str, seed: int) -> dict[str, Any]:
         "base": "embedded",
         "train": {"steps": STEPS, "seed": seed, "evaluate_every": STEPS, "evaluate_rows": 200},
     }
-    rows = {"max_length": 512, "over_long": "drop"}
+    rows = {"max_length": 512, "overflow": "drop"}
     general = str(DATA / "wikitext2" / "valid.txt")
     if experiment == "domain":
         task = {"train": str(WORK / "legal.jsonl"), "held_out": [str(WORK / "legal_held_out.jsonl")], **rows}
@@ -90,17 +90,17 @@ def trial(experiment: str, name: str, seed: int) -> dict[str, Any]:
 
     import tunesmith
 
-    folder = Path(tempfile.mkdtemp(dir=WORK))
-    run = tunesmith.train(recipe_of(experiment, name, seed), folder / "chain")
+    directory = Path(tempfile.mkdtemp(dir=WORK))
+    run = tunesmith.train(recipe_of(experiment, name, seed), directory / "chain")
     losses = [event["loss"] for event in run.events() if event["event"] == "evaluation"]
     found = {
         "experiment": experiment,
         "name": name,
         "seed": seed,
         "task": losses[-1],
-        "general": general_loss(str(run.folder), "test.txt"),
+        "general": general_loss(str(run.directory), "test.txt"),
     }
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     return found
 
 

@@ -40,7 +40,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def made_folder(place: Path) -> None:
+def made_directory(place: Path) -> None:
     """Rows to show, and a run to list."""
     rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(20)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -77,12 +77,12 @@ def main() -> None:
     options = parser.parse_args()
     sources = [OWN] if options.beside is None else [OWN, options.beside.resolve()]
     taken: dict[Path, dict[str, list[float]]] = {source: {name: [] for name in COMMANDS} for source in sources}
-    with tempfile.TemporaryDirectory() as folder:
-        made_folder(Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        made_directory(Path(directory))
         for number in range(options.times + 1):
             for name, command in COMMANDS.items():
                 for source in sources:
-                    seconds = seconds_of(command, source, Path(folder))
+                    seconds = seconds_of(command, source, Path(directory))
                     if number:
                         taken[source][name].append(seconds)
     medians = [{name: statistics.median(each) for name, each in taken[source].items()} for source in sources]

@@ -142,7 +142,7 @@ def our_recipe(work: Path, steps: int, plan: dict[str, Any], device: str = "cpu"
             "tokens_per_step": 2048,
             "learning_rate": 1e-4,
             "schedule": "constant",
-            "warmup_share": 0.0,
+            "warmup_ratio": 0.0,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "shuffle": False,
@@ -175,20 +175,20 @@ def run_ours(
         RuntimeError: with the end of its output, if it failed.
     """
     plan = json.loads((work / "plan.json").read_text())
-    folder = out.with_suffix(".run")
+    directory = out.with_suffix(".run")
     recipe = out.with_suffix(".yaml")
     own = own or our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device)
     recipe.write_text(json.dumps(own, indent=1))  # JSON is YAML too, and needs no package
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
     seen: list[tuple[float, dict[str, Any]]] = []
-    watch = new_steps(folder / "metrics.jsonl", seen)
+    watch = new_steps(directory / "metrics.jsonl", seen)
     started = time.time()
-    command = [str(python), "-c", call, "train", str(recipe), "--run", str(folder)]
+    command = [str(python), "-c", call, "train", str(recipe), "--run", str(directory)]
     ended = run_process(command, out.with_suffix(".log"), watch)
     next(watch)
     if ended.code != 0 or not seen:
         raise RuntimeError(_end_of(out.with_suffix(".log")))
-    kept = ("seconds", "tokens", "learnt_tokens", "loss")
+    kept = ("seconds", "tokens", "loss_tokens", "loss")
     return {
         "description": "packing in the file's order, bf16, its defaults otherwise",
         "versions": _versions(python, ["python", "torch", "transformers", "peft", "tunesmith"]),

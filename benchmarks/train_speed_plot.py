@@ -112,9 +112,9 @@ def _curves(settings: list[dict[str, Any]], summary: dict[str, Any], height: int
 
 def _points(curve: list[list[float]]) -> list[tuple[float, float]]:
     points, at = [], 0.0
-    for learnt, loss in curve:
-        points.append((at + learnt / 2, loss))
-        at += learnt
+    for loss_mask, loss in curve:
+        points.append((at + loss_mask / 2, loss))
+        at += loss_mask
     return points
 
 

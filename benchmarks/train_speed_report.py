@@ -18,7 +18,7 @@ seconds_to_first_step."""
 
 
 def rate_of(results: list[Result], counted: str = "tokens") -> float:
-    """Median over the steps after warm-up, of all given processes, of tokens (or `learnt_tokens`) a
+    """Median over the steps after warm-up, of all given processes, of tokens (or `loss_tokens`) a
     second."""
     steps = [step for result in results for step in result["steps"][WARM_UP:]]
     return statistics.median(step[counted] / step["seconds"] for step in steps)
@@ -29,10 +29,10 @@ def loss_between(steps: list[dict[str, Any]], low: float, high: float) -> float:
     share."""
     total = weight = at = 0.0
     for step in steps:
-        inside = max(0.0, min(high, at + step["learnt_tokens"]) - max(low, at))
+        inside = max(0.0, min(high, at + step["loss_tokens"]) - max(low, at))
         total += inside * step["loss"]
         weight += inside
-        at += step["learnt_tokens"]
+        at += step["loss_tokens"]
     return total / weight
 
 
@@ -71,7 +71,7 @@ def summarize(run: Path, work: Path) -> dict[str, Any]:
     config = json.loads((work / "model" / "config.json").read_text())
     raw = {name: _results(run, name) for name in parameters["settings"]}
     good = {name: results for name, results in raw.items() if results and "failed" not in results[0]}
-    shared = min(sum(step["learnt_tokens"] for step in results[0]["steps"]) for results in good.values())
+    shared = min(sum(step["loss_tokens"] for step in results[0]["steps"]) for results in good.values())
     rates = [json.loads((run / f"rate-{when}.json").read_text()) for when in ("before", "after")]
     best = max(rate for measured in rates for rate in measured["flop_per_second"].values())
     parameter_count = non_embedding_parameters(config)
@@ -91,7 +91,7 @@ def summarize(run: Path, work: Path) -> dict[str, Any]:
                 "description": results[0]["description"],
                 "tokens_per_second": rate,
                 "tokens_per_second_of_rounds": rounds,
-                "learnt_tokens_per_second": rate_of(results, "learnt_tokens"),
+                "loss_tokens_per_second": rate_of(results, "loss_tokens"),
                 "tokens_per_second_over_all": _over_all(results),
                 "ours_times_as_fast": None if ours is None else ours / rate,
                 "share_of_bound": rate / bound,
@@ -100,7 +100,7 @@ def summarize(run: Path, work: Path) -> dict[str, Any]:
                 "processors_busy": statistics.median(busy) if busy else None,
                 "loss_after_the_same_rows": loss_between(results[0]["steps"], shared * 0.75, shared),
                 "versions": results[0]["versions"],
-                "curve": [(step["learnt_tokens"], step["loss"]) for step in results[0]["steps"]],
+                "curve": [(step["loss_tokens"], step["loss"]) for step in results[0]["steps"]],
             }
         )
     return {
@@ -120,7 +120,7 @@ def summarize(run: Path, work: Path) -> dict[str, Any]:
         "matrix_products": rates,
         "non_embedding_parameters": parameter_count,
         "bound_tokens_per_second": bound,
-        "learnt_tokens_compared": shared,
+        "loss_tokens_compared": shared,
         "settings": settings,
         "failed": {name: results[0]["failed"] for name, results in raw.items() if results and name not in good},
     }
@@ -165,7 +165,7 @@ def table(summary: dict[str, Any]) -> str:
     for setting in sorted(summary["settings"], key=lambda each: -each["tokens_per_second"]):
         ratio = "" if setting["ours_times_as_fast"] is None else f"{setting['ours_times_as_fast']:.2f} ×"
         lines.append(
-            f"| {setting['label']} | {_with_range(setting)} | {setting['learnt_tokens_per_second']:,.0f} | "
+            f"| {setting['label']} | {_with_range(setting)} | {setting['loss_tokens_per_second']:,.0f} | "
             f"{'' if setting['name'] == 'ours' else ratio} | {setting['share_of_bound']:.0%} | "
             f"{setting['peak_rss_bytes'] / 1e9:.2f} GB | {setting['seconds_to_first_step']:.1f} s | "
             f"{setting['loss_after_the_same_rows']:.3f} |"
@@ -179,7 +179,7 @@ def table(summary: dict[str, Any]) -> str:
         f"non-embedding parameters would then allow {bound:,.0f} tokens/s. The output layer's products and "
         "attention's own are not counted in it, so nothing can reach it.",
         "",
-        f"The loss is the mean over the last quarter of the first {summary['learnt_tokens_compared']:,} learnt "
+        f"The loss is the mean over the last quarter of the first {summary['loss_tokens_compared']:,} learnt "
         "tokens, which are the same rows for all (TRL's packing lays them in another order). A step's time runs "
         "from the end of the one before, so fetching rows counts. Where there are several processes, their "
         "medians' range is in brackets.",

@@ -78,9 +78,9 @@ def drawn_by_hand(scores: Tensor, prompt: Sequence[int], sampling: Sampling) -> 
         if sampling.temperature == 0:
             ids.append(int(row.argmax()))
             continue
-        chances = torch.softmax(row / sampling.temperature, -1)
-        order = chances.argsort(descending=True)
-        before = chances[order].cumsum(0) - chances[order]
-        chances[order[before >= sampling.top_p]] = 0.0  # Holtzman et al. 2020: the fewest that hold top_p
-        ids.append(int(torch.multinomial(chances[None] / chances.sum(), 1)))
+        probabilities = torch.softmax(row / sampling.temperature, -1)
+        order = probabilities.argsort(descending=True)
+        before = probabilities[order].cumsum(0) - probabilities[order]
+        probabilities[order[before >= sampling.top_p]] = 0.0  # Holtzman et al. 2020: the fewest that hold top_p
+        ids.append(int(torch.multinomial(probabilities[None] / probabilities.sum(), 1)))
     return ids[len(prompt) :]

@@ -25,7 +25,7 @@ def one_thread_each() -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a two-layer Llama with random weights and a byte tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    directory = tmp_path_factory.mktemp("tiny") / "llama"
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
         hidden_size=32,
@@ -39,9 +39,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture

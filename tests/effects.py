@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import typer.main
 from pydantic import BaseModel
 
-from tunesmith.choices import METHODS, OBJECTIVES, named_kind
 from tunesmith.cli import app
-from tunesmith.recipe import Recipe
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 

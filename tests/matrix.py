@@ -23,14 +23,14 @@ from textbook import textbook_loss
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-from tunesmith.choices import METHODS, OBJECTIVES, named_kind
-from tunesmith.data.prepare import settled
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.methods.peft import OWN
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.training.stages import resume, train
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
@@ -255,8 +255,8 @@ def fewest(chosen: Sequence[Cell]) -> list[Cell]:
     return found
 
 
-def make_bases(folder: Path, families: Iterable[str] = FAMILIES) -> None:
-    """A tiny model of each family with random weights and a tokenizer, in `folder`."""
+def make_bases(directory: Path, families: Iterable[str] = FAMILIES) -> None:
+    """A tiny model of each family with random weights and a tokenizer, in `directory`."""
     for family in families:
         torch.manual_seed(0)
         kind, make_tokenizer = KINDS[kind_of(family)]
@@ -269,8 +269,8 @@ def make_bases(folder: Path, families: Iterable[str] = FAMILIES) -> None:
         config = config_of(family, len(tokenizer), **special)
         if kind_of(family) == "encoder":
             config.initializer_range = 0.2
-        kind.from_config(config).save_pretrained(folder / family)
-        tokenizer.save_pretrained(folder / family)
+        kind.from_config(config).save_pretrained(directory / family)
+        tokenizer.save_pretrained(directory / family)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -320,7 +320,7 @@ DEFAULTS = {"decoder": "instruction", "encoder": "classification", "encoder-deco
 
 ROWS = {
     "classification": "texts",
-    "few_examples": "texts",
+    "few_shot": "texts",
     "multi_label": "labels",
     "regression": "scores",
     "token_classification": "words",
@@ -329,7 +329,7 @@ ROWS = {
 """What an objective learns from; chats where it is not named."""
 
 
-def write_data(folder: Path) -> None:
+def write_data(directory: Path) -> None:
     """Rows of every form, a few each."""
     chats = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
     forms: dict[str, list[dict[str, Any]]] = {name: [] for name in ("texts", "labels", "scores", "words", "pairs")}
@@ -344,20 +344,20 @@ def write_data(folder: Path) -> None:
         forms["pairs"].append({"anchor": text, "positive": f"it is {('bad', 'good')[n % 2]} w{n % 7}"})
     for name, rows in {"chats": chats, **forms}.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        for side in ("learnt", "held_out"):
-            (folder / f"{name}_{side}.jsonl").write_text(text, encoding="utf-8")
+        for side in ("train", "held_out"):
+            (directory / f"{name}_{side}.jsonl").write_text(text, encoding="utf-8")
 
 
-def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
-    learnt, held_out = (
-        str(folder / f"{ROWS.get(cell.objective, 'chats')}_{side}.jsonl") for side in ("learnt", "held_out")
+def recipe_of(cell: Cell, directory: Path) -> dict[str, Any]:
+    loss_mask, held_out = (
+        str(directory / f"{ROWS.get(cell.objective, 'chats')}_{side}.jsonl") for side in ("train", "held_out")
     )
     objective = {"kind": cell.objective}
     if cell.objective == "distillation":  # by itself, so that the other half of the loss is what falls
-        objective |= {"teacher": str(folder / cell.family), "label_share": 0.5}
+        objective |= {"teacher": str(directory / cell.family), "label_share": 0.5}
     return {
-        "base": {"path": str(folder / cell.family), "weights": cell.weights},
-        "data": {"train": learnt, "held_out": [held_out], "max_length": 128, "cache": False},
+        "base": {"path": str(directory / cell.family), "weights": cell.weights},
+        "data": {"train": loss_mask, "held_out": [held_out], "max_length": 128, "cache": False},
         "method": cell.method,
         "objective": objective,
         "train": {
@@ -366,7 +366,7 @@ def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
             "precision": "auto" if cell.weights in ("fp32", "bf16") else "fp32",
             "checkpoint_every": 4,
             "evaluate_every": 2 * STEPS,
-            "warmup_share": 0.0,
+            "warmup_ratio": 0.0,
             "schedule": "constant",
             "learning_rate": RATES.get(cell.method["kind"]),
         },
@@ -376,34 +376,34 @@ def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
 def attempt(cell: Cell, bases: Path) -> Outcome:
     """Train, save, kill and resume, reload, generate and merge; or be refused."""
     started = time.perf_counter()
-    folder = Path(tempfile.mkdtemp(prefix="matrix-"))
+    directory = Path(tempfile.mkdtemp(prefix="matrix-"))
     outcome = Outcome()
     try:
-        _attempt(cell, bases, folder, outcome)
+        _attempt(cell, bases, directory, outcome)
     except UserError as error:
         outcome.refused = " ".join(str(error).removeprefix("recipe: ").split())
     except Exception as error:  # a cell's failure is a finding, not the end of the matrix
         place = traceback.extract_tb(error.__traceback__)[-1]
         outcome.failed = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"[:400]
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
-def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
+def _attempt(cell: Cell, bases: Path, directory: Path, outcome: Outcome) -> None:
     values = recipe_of(cell, bases)
-    run = train(values, folder / "run")
+    run = train(values, directory / "run")
     events = list(run.events())
     evaluations = [event["loss"] for event in events if event["event"] == "evaluation"]
     outcome.before, outcome.after = evaluations[0], evaluations[-1]
     outcome.trained = next(event["trained_parameters"] for event in events if event["event"] == "start")
     assert outcome.after < outcome.before, f"the loss does not fall: {outcome.before:.4f} → {outcome.after:.4f}"
     outcome.shown.append("learns")
-    _killed_and_resumed(values, folder, run.folder, cell.family)
+    _killed_and_resumed(values, directory, run.directory, cell.family)
     outcome.shown.append("resumes")
-    recipe = settled(Recipe.load(run.folder / "recipe.yaml"))
-    usable = Usable.find(str(run.folder))
+    recipe = resolve(Recipe.load(run.directory / "recipe.yaml"))
+    usable = ModelReference.find(str(run.directory))
     dtype = torch.bfloat16 if cell.weights == "bf16" else torch.float32
     model = usable.model(dtype, CPU)
     loss = textbook_loss(model, recipe)
@@ -415,18 +415,18 @@ def _attempt(cell: Cell, bases: Path, folder: Path, outcome: Outcome) -> None:
         outcome.shown.append("generates")
     if usable.adapter is not None:
         try:
-            merged = merge(str(run.folder), folder / "merged", "fp32").path
+            merged = merge(str(run.directory), directory / "merged", "fp32").path
         except UserError as error:
             outcome.unmerged = " ".join(str(error).split(": ", 1)[-1].split())
             return
-        whole = textbook_loss(Usable.find(str(merged)).model(torch.float32, CPU), recipe)
+        whole = textbook_loss(ModelReference.find(str(merged)).model(torch.float32, CPU), recipe)
         gap = {"fp32": 0.002, "bf16": 0.05}.get(cell.weights, 0.25)
         assert abs(whole - outcome.after) < gap * max(1.0, outcome.after), f"merged {whole}, trained {outcome.after}"
         outcome.merged = True
         outcome.shown.append("merges")
 
 
-def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path, family: str) -> None:
+def _killed_and_resumed(values: dict[str, Any], directory: Path, whole: Path, family: str) -> None:
     """The same run, with checkpointed activations, killed after its first checkpoint and resumed: the same weights.
 
     Activations are kept where the family cannot do without (which it says), and where what the encoder made is read by
@@ -443,24 +443,24 @@ def _killed_and_resumed(values: dict[str, Any], folder: Path, whole: Path, famil
     again = {**values, "train": {**values["train"], "gradient_checkpointing": family not in ENCODER_DECODERS}}
     try:
         try:
-            train(again, folder / "killed", subscribers=[kill])
+            train(again, directory / "killed", subscribers=[kill])
         except UserError as refused:
             if "gradient_checkpointing" not in str(refused):
                 raise
             again["train"]["gradient_checkpointing"] = False
-            train(again, folder / "killed", subscribers=[kill])
+            train(again, directory / "killed", subscribers=[kill])
     except KilledError:
-        resume(folder / "killed")
+        resume(directory / "killed")
     else:
         raise AssertionError("the run was to be killed")
     for file in sorted(whole.glob("*/*.safetensors")):
-        twin = folder / "killed" / file.parent.name / file.name
+        twin = directory / "killed" / file.parent.name / file.name
         if file.parent.name in ("adapter", "model"):
             assert twin.read_bytes() == file.read_bytes(), f"{file.name} differs after a kill"
 
 
 @torch.no_grad()
-def _generates(model: Any, usable: Usable) -> None:
+def _generates(model: Any, usable: ModelReference) -> None:
     """Greedy generation takes, at every step, the token that the model's own forward finds likeliest."""
     tokenizer = usable.tokenizer()
     ids = tokenizer("What is 3?", return_tensors="pt")["input_ids"]

@@ -30,7 +30,7 @@ from matrix import (
     write_data,
 )
 
-from tunesmith.choices import OBJECTIVES
+from tunesmith.config.registry import OBJECTIVES
 
 
 def page(found: dict[Cell, Outcome]) -> str:
@@ -176,8 +176,8 @@ def main() -> None:
     parser.add_argument("--failed", action="store_true", help="try again what failed")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "matrix.md")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bases = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        bases = Path(directory)
         make_bases(bases, EVERY_FAMILY)
         write_data(bases)
         recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only or arguments.failed else {}

@@ -233,16 +233,16 @@ class Workplace:
     """A copy of the source in which one mutant at a time is put and tried."""
 
     def __init__(self, number: int, budget: float) -> None:
-        self.folder = WORK / f"copy-{number}"
+        self.directory = WORK / f"copy-{number}"
         self.budget = budget
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(ROOT / "src", self.folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.copytree(ROOT / "src", self.directory / "src", ignore=shutil.ignore_patterns("__pycache__"))
         self.sound: dict[str, bool] = {}
 
     def attempt(self, mutant: Mutant, tests: list[str]) -> Outcome:
         """Run the tests on the mutant. One that fails without it too, as it may in a forked process, tells nothing."""
         started = time.monotonic()
-        target = self.folder / "src" / "tunesmith" / mutant.file
+        target = self.directory / "src" / "tunesmith" / mutant.file
         source = (SOURCE / mutant.file).read_text(encoding="utf-8")
         count = len(tests)
         while True:
@@ -265,7 +265,7 @@ class Workplace:
         """The first test that fails, run in a process of its own."""
         if not tests:
             return None
-        answer = self.folder / "answer"
+        answer = self.directory / "answer"
         answer.unlink(missing_ok=True)
         process = os.fork()
         if process == 0:
@@ -282,17 +282,17 @@ class Workplace:
     def _run(self, tests: list[str], answer: Path) -> None:
         """In the forked process; does not return."""
         os.setpgid(0, 0)
-        source = str(self.folder / "src")
+        source = str(self.directory / "src")
         os.environ["PYTHONPATH"] = source
         os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # keeps to one thread, as beside other workers
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
         sys.path.insert(0, source)
-        with (self.folder / "log").open("w") as log:
+        with (self.directory / "log").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         first = _First(self.budget)
-        temporary = ["--basetemp", str(self.folder / "tmp")]
+        temporary = ["--basetemp", str(self.directory / "tmp")]
         try:
             code = pytest.main([*PLAIN, "-x", *temporary, *tests], plugins=[first])
             failed = first.failed or ("import" if code not in (0, 1, 2, 5) else "")
@@ -310,12 +310,12 @@ def drawn(folders: Sequence[str], count: int, seed: int) -> tuple[list[Mutant], 
     """The same number of mutants from each folder, and how many there are of each."""
     chosen: list[Mutant] = []
     population = {}
-    for place, folder in enumerate(folders):
-        sources = {str(file.relative_to(SOURCE)): file for file in sorted((SOURCE / folder).rglob("*.py"))}
+    for place, directory in enumerate(folders):
+        sources = {str(file.relative_to(SOURCE)): file for file in sorted((SOURCE / directory).rglob("*.py"))}
         texts = {name: file.read_text(encoding="utf-8") for name, file in sources.items()}
         every = [mutant for name, text in texts.items() for mutant in mutants_of(text, name)]
-        population[folder] = len(every)
-        random.Random(f"{seed} {folder}").shuffle(every)
+        population[directory] = len(every)
+        random.Random(f"{seed} {directory}").shuffle(every)
         wanted = count // len(folders) + (place < count % len(folders))
         own = (mutant for mutant in every if changes(mutant, texts[mutant.file]))
         chosen += [mutant for _, mutant in zip(range(wanted), own, strict=False)]
@@ -397,12 +397,12 @@ def table(outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: 
         "|---|---:|---:|---:|---:|---:|",
     ]
     total = [0, 0, 0]
-    for folder, size in population.items():
-        own = {mutant: outcome for mutant, outcome in outcomes.items() if mutant.file.split("/")[0] == folder}
+    for directory, size in population.items():
+        own = {mutant: outcome for mutant, outcome in outcomes.items() if mutant.file.split("/")[0] == directory}
         nothing = [mutant for mutant in own if _is_equivalent(mutant, reasons) and not own[mutant].killed]
         numbers = [len(own), len(nothing), sum(outcome.killed for outcome in own.values())]
         total = [one + other for one, other in zip(total, numbers, strict=True)]
-        rows.append(_row(folder, size, *numbers))
+        rows.append(_row(directory, size, *numbers))
     return "\n".join([*rows, _row("all", sum(population.values()), *total)]) + "\n"
 
 

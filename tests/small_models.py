@@ -17,7 +17,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from tunesmith.choices import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
@@ -89,7 +89,7 @@ def own_forward(model: Any) -> Any:
 
 def batch_of(
     rows: Sequence[Sequence[int]] = ROWS,
-    learnt: Sequence[Sequence[int]] | None = None,
+    loss_mask: Sequence[Sequence[int]] | None = None,
     told: Sequence[Sequence[float]] | None = None,
 ) -> Batch:
     """The rows in one batch.
@@ -102,7 +102,7 @@ def batch_of(
     made = []
     for number, ids in enumerate(rows):
         marks = np.zeros(len(ids), np.bool_)
-        places = learnt[number] if learnt is not None else range(len(ids)) if told is None else [len(ids) - 1]
+        places = loss_mask[number] if loss_mask is not None else range(len(ids)) if told is None else [len(ids) - 1]
         marks[list(places)] = True
         row: tuple[Any, ...] = (np.asarray(ids, np.int32), marks, Source("rows", number + 1))
         made.append(row if told is None else (*row, tuple(told[number])))

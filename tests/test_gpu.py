@@ -9,7 +9,7 @@ import torch
 from matrix import Cell, make_bases, recipe_of, write_data
 
 import tunesmith
-from tunesmith.choices import OBJECTIVES
+from tunesmith.config.registry import OBJECTIVES
 from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import gated, gated_linear, gated_reference
@@ -162,5 +162,5 @@ def test_every_objective_has_the_losses_on_the_gpu_that_it_has_on_the_processor(
         there = {**recipe, "train": {**recipe["train"], "device": device, "steps": 4}}
         run = tunesmith.train(there, tmp_path / device)
         losses.append([event["loss"] for event in run.events() if event["event"] == "evaluation"])
-        tunesmith.evaluate(run.folder, rows=2, max_new_tokens=4)
+        tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)

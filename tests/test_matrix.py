@@ -22,15 +22,15 @@ from matrix import (
     write_data,
 )
 
-from tunesmith.choices import OBJECTIVES
+from tunesmith.config.registry import OBJECTIVES
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder, EVERY_FAMILY)
-    write_data(folder)
-    return folder
+    directory = tmp_path_factory.mktemp("bases")
+    make_bases(directory, EVERY_FAMILY)
+    write_data(directory)
+    return directory
 
 
 COVERING = list(dict.fromkeys([*covering(), *covering_families(), *covering_objectives()]))

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tunesmith.choices import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.recipe import Base, Data, EarlyStopping, Recipe, Train
+from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.schema import recipe_schema
 from tunesmith.errors import UserError
-from tunesmith.recipe import Base, Data, EarlyStopping, Recipe, Train
-from tunesmith.schema import recipe_schema
 
 MINIMAL = """\
 base: embedded                  # or a directory, or a hub name
@@ -30,8 +30,8 @@ train:
 """
 
 
-def load(text: str, folder: Path, *overrides: str) -> Recipe:
-    file = folder / "recipe.yaml"
+def load(text: str, directory: Path, *overrides: str) -> Recipe:
+    file = directory / "recipe.yaml"
     file.write_text(text, encoding="utf-8")
     return Recipe.load(file, list(overrides))
 
@@ -112,7 +112,7 @@ def test_a_recipe_comes_back_from_yaml_as_it_went_in(rate: float, steps: int, co
         "train": {"learning_rate": rate, "steps": steps},
     }
     recipe = Recipe.load(values)
-    from tunesmith.recipe_yaml import _Loader
+    from tunesmith.config.yaml_text import _Loader
 
     assert Recipe.load(yaml.load(recipe.to_yaml(), Loader=_Loader)) == recipe
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
-from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
 
 def refused(values: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def refused(values: dict[str, Any]) -> str:
         ({"folds": 3, "held_out": 0.1}, "recipe: data: folds hold every training row out once"),
         ({"folds": 3, "held_out": "b.csv"}, "recipe: data: folds hold every training row out once"),
         ({"max_length": 7}, "recipe: data.max_length: input should be greater than or equal to 8 (it is 7)"),
-        ({"over_long": "cut"}, "recipe: data.over_long: input should be 'auto', 'refuse', 'truncate', 'split' or"),
+        ({"overflow": "cut"}, "recipe: data.overflow: input should be 'auto', 'refuse', 'truncate', 'split' or"),
         ({"max_malformed": 1.1}, "recipe: data.max_malformed: input should be less than or equal to 1 (it is 1.1)"),
         ({"max_malformed": -1}, "recipe: data.max_malformed: input should be greater than or equal to 0 (it is -1)"),
         ({"replay_share": 0}, "recipe: data.replay_share: input should be greater than 0 (it is 0)"),
@@ -67,8 +67,8 @@ def test_values_of_data_at_their_limits_and_short_forms_are_taken(data: dict[str
 def test_what_is_not_said_of_data_and_base_has_the_defaults_that_the_documentation_gives() -> None:
     recipe = Recipe.load({"data": {"train": "a.csv"}})
     assert recipe.data.model_dump() == {
-        "train": ["a.csv"], "held_out": 0.05, "folds": None, "fold": None, "form": "auto", "columns": {},
-        "max_length": 1024, "over_long": "auto", "max_malformed": 0.01, "skip_unusable": False, "pack": True,
+        "train": ["a.csv"], "held_out": 0.05, "folds": None, "fold": None, "format": "auto", "columns": {},
+        "max_length": 1024, "overflow": "auto", "max_malformed": 0.01, "skip_unusable": False, "pack": True,
         "replay": [], "replay_share": 0.1, "cache": True,
     }  # fmt: skip
     assert recipe.base.model_dump() == {
@@ -85,10 +85,10 @@ TOLD = {"kind": "classification", "labels": ["a", "b"]}
 @pytest.mark.parametrize(
     ("objective", "data", "told"),
     [
-        (TOLD, {"form": "alpaca"}, "learnt of rows of the form classification, not data.form: alpaca"),
-        ("token_classification", {"form": "text"}, "of the form words or entities, not data.form: text"),
+        (TOLD, {"format": "alpaca"}, "learnt of rows of the form classification, not data.format: alpaca"),
+        ("token_classification", {"format": "text"}, "of the form words or entities, not data.format: text"),
         ("embedding", {"pack": False}, "data.pack: false takes one row at a time, and objective: embedding"),
-        (TOLD, {"over_long": "split"}, "data.over_long: split cuts a text from what is told of it. objective: class"),
+        (TOLD, {"overflow": "split"}, "data.overflow: split cuts a text from what is told of it. objective: class"),
         (TOLD, {"replay": "b.csv"}, "data.replay is of written text, and objective: classification learns none"),
         ("seq2seq", {"replay": "b.csv"}, "data.replay is of written text, and objective: seq2seq learns none"),
     ],
@@ -100,13 +100,13 @@ def test_data_that_do_not_go_with_the_objective_are_refused(objective: Any, data
 @pytest.mark.parametrize(
     ("objective", "data"),
     [
-        (TOLD, {"form": "classification"}),
+        (TOLD, {"format": "classification"}),
         (TOLD, {"pack": False}),
-        (TOLD, {"over_long": "truncate"}),
-        ("token_classification", {"form": "entities"}),
-        ("text", {"over_long": "split", "replay": "b.csv"}),
-        ("instruction", {"form": "alpaca", "pack": False, "over_long": "split"}),
-        ("embedding", {"over_long": "drop"}),
+        (TOLD, {"overflow": "truncate"}),
+        ("token_classification", {"format": "entities"}),
+        ("text", {"overflow": "split", "replay": "b.csv"}),
+        ("instruction", {"format": "alpaca", "pack": False, "overflow": "split"}),
+        ("embedding", {"overflow": "drop"}),
     ],
 )
 def test_data_that_go_with_the_objective_are_taken(objective: Any, data: dict[str, Any]) -> None:
@@ -118,9 +118,9 @@ def test_paths_with_wild_cards_and_in_the_home_directory_become_absolute_and_wha
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, beside, here = (tmp_path / name for name in ("home", "beside", "here"))
-    for folder in (home, beside, here):
-        (folder / "in").mkdir(parents=True)
-        (folder / "both.csv").write_text("")
+    for directory in (home, beside, here):
+        (directory / "in").mkdir(parents=True)
+        (directory / "both.csv").write_text("")
     (here / "here.csv").write_text("")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
@@ -142,9 +142,9 @@ def test_paths_with_wild_cards_and_in_the_home_directory_become_absolute_and_wha
 # YAML
 
 
-def written(folder: Path, text: str) -> dict[str, Any]:
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    return read_yaml(folder / "recipe.yaml")
+def written(directory: Path, text: str) -> dict[str, Any]:
+    (directory / "recipe.yaml").write_text(text, encoding="utf-8")
+    return read_yaml(directory / "recipe.yaml")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.suggestion import suggest
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
-from tunesmith.starter import starter
 
 ROWS: dict[str, Any] = {
     "messages": {"messages": [{"role": "user", "content": "Hi {n}"}, {"role": "assistant", "content": "Hello {n}"}]},
@@ -20,15 +20,17 @@ ROWS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("form", ROWS)
-def test_the_starter_loads_and_fits_the_rows(form: str, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ROWS)
+def test_the_starter_loads_and_fits_the_rows(format: str, tiny_model: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(ROWS[form]).replace("{n}", str(n)) + "\n" for n in range(400)), encoding="utf-8")
-    text, seen = starter([str(rows)], str(tiny_model))
+    rows.write_text(
+        "".join(json.dumps(ROWS[format]).replace("{n}", str(n)) + "\n" for n in range(400)), encoding="utf-8"
+    )
+    text, seen = suggest([str(rows)], str(tiny_model))
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     recipe = Recipe.load(tmp_path / "recipe.yaml")
-    assert (seen.form, seen.rows) == (form, 400)
-    assert recipe.objective.kind == ("text" if form == "text" else "instruction")
+    assert (seen.format, seen.rows) == (format, 400)
+    assert recipe.objective.kind == ("text" if format == "text" else "instruction")
     assert recipe.data.max_length >= seen.lengths.max()
     assert 20 <= recipe.train.steps <= 2000
     assert 0.01 <= recipe.data.held_out <= 0.2
@@ -38,13 +40,13 @@ def test_the_starter_loads_and_fits_the_rows(form: str, tiny_model: Path, tmp_pa
 def test_long_rows_get_a_limit_that_is_said_and_counted(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"question": "short?", "answer": "yes"}] * 300 + [{"question": "long?", "answer": "so " * 2000}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    text, _ = starter([str(tmp_path / "rows.jsonl")], str(tiny_model))
+    text, _ = suggest([str(tmp_path / "rows.jsonl")], str(tiny_model))
     assert "max_length: 256" in text
     assert "1 of 301 rows looked at are longer" in text
-    assert "over_long: drop" in text
+    assert "overflow: drop" in text
 
 
 def test_rows_of_which_none_can_be_learnt_from_are_refused_with_the_first(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": ""}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"rows.jsonl row 1: the answer is empty"):
-        starter([str(tmp_path / "rows.jsonl")], str(tiny_model))
+        suggest([str(tmp_path / "rows.jsonl")], str(tiny_model))

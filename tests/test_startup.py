@@ -136,7 +136,7 @@ def test_a_verb_imports_no_room_that_it_has_no_use_for(verb: tuple[str, ...], sp
 
 
 def test_what_a_verb_needs_is_seen_by_the_same_search() -> None:
-    assert {"tunesmith.models.usable", "torch", "transformers"} <= _of_verb("use", "generate", "_load_any")
+    assert {"tunesmith.models.model_reference", "torch", "transformers"} <= _of_verb("use", "generate", "_load_any")
     assert {"tunesmith.planner.plan", "peft"} <= _of_verb("train", "train")
     assert {"tunesmith.methods", "peft"} <= _of_verb("methods", "methods")
     assert "pydantic" in _of_verb("schema", "schema")

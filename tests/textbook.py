@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 
 @torch.no_grad()
@@ -23,11 +23,13 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
         return compared(model, table, recipe.objective.temperature)
     losses = []
     for row in range(len(table)):
-        ids, learnt = (torch.tensor(each) for each in table[row])
+        ids, loss_mask = (torch.tensor(each) for each in table[row])
         told = torch.tensor(table.targets_of(row))
         logits = model(input_ids=ids[None].long(), attention_mask=torch.ones_like(ids[None])).logits.float()
         if kind == "tags":
-            losses += functional.cross_entropy(logits[0, -len(ids) :][learnt], told.long(), reduction="none").tolist()
+            losses += functional.cross_entropy(
+                logits[0, -len(ids) :][loss_mask], told.long(), reduction="none"
+            ).tolist()
         elif recipe.objective.kind == "classification":
             losses.append(functional.cross_entropy(logits, told.long()).item())
         elif recipe.objective.kind == "multi_label":
@@ -40,9 +42,9 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
 def next_token(model: Any, table: TokenTable) -> float:
     total = count = 0.0
     for row in range(len(table)):
-        ids, learnt = table[row]
+        ids, loss_mask = table[row]
         tokens = torch.tensor(ids.astype("int64"))
-        mask = torch.tensor(learnt)
+        mask = torch.tensor(loss_mask)
         if model.config.is_encoder_decoder:
             read, written = tokens[None, ~mask], tokens[None, mask]
             losses = functional.cross_entropy(model(input_ids=read, labels=written).logits[0], written[0])
@@ -59,8 +61,8 @@ def next_token(model: Any, table: TokenTable) -> float:
 
 def texts_of(model: Any, table: TokenTable, row: int) -> torch.Tensor:
     """(texts, hidden) the mean of each text's hidden states, of length one."""
-    ids, learnt = (torch.tensor(each) for each in table[row])
-    ends = (learnt.nonzero()[:, 0] + 1).tolist()
+    ids, loss_mask = (torch.tensor(each) for each in table[row])
+    ends = (loss_mask.nonzero()[:, 0] + 1).tolist()
     found = []
     for text in torch.tensor_split(ids.long(), ends[:-1]):
         out = model(input_ids=text[None], attention_mask=torch.ones_like(text[None]))
@@ -96,6 +98,6 @@ def in_classes(model: Any, table: TokenTable, temperature: float) -> float:
         others = [other for other in range(len(table)) if other != place]
         scores = {other: vectors[place] @ vectors[other] / temperature for other in others}
         whole = torch.logsumexp(torch.stack(list(scores.values())), 0)
-        alike = [other for other in others if classes[other] == classes[place]]
-        losses.append(sum((whole - scores[other]).item() for other in alike) / max(1, len(alike)))
+        bucket_by_length = [other for other in others if classes[other] == classes[place]]
+        losses.append(sum((whole - scores[other]).item() for other in bucket_by_length) / max(1, len(bucket_by_length)))
     return sum(losses) / len(losses)

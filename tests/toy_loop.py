@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunesmith.config.recipe import Train
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, Batches
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimizer import MasterWeights
-from tunesmith.recipe import Train
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.run import Event, Events
 
 CPU = torch.device("cpu")
 EPS = 2.0**27
-GRADIENT_DESCENT: dict[str, Any] = {"betas": (0.0, 0.999), "eps": EPS, "warmup_share": 0.0, "max_grad_norm": 1e9}
+GRADIENT_DESCENT: dict[str, Any] = {"betas": (0.0, 0.999), "eps": EPS, "warmup_ratio": 0.0, "max_grad_norm": 1e9}
 """AdamW with a guard so large, and no momentum, is w ← w − rate / EPS · gradient: no factor is lost in it."""
 
 TOKENS = 10
@@ -80,7 +80,7 @@ def table_of(points: Sequence[Point], lengths: Sequence[int] | None = None) -> T
 
 
 def loop_over(
-    folder: Path,
+    directory: Path,
     points: Sequence[Point],
     *,
     rate: float = 0.1,
@@ -127,7 +127,7 @@ def loop_over(
         total_steps=steps,
         peak_learning_rate=rate * EPS,
         tokens_per_batch=batch * TOKENS,
-        folder=folder,
+        directory=directory,
         events=Events(told.append),
         device=CPU,
     )

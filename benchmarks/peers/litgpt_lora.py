@@ -84,7 +84,7 @@ class Watch:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.sums: list[float] = []
-        self.learnt: list[int] = []
+        self.loss_mask: list[int] = []
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         if self.report.seconds_to_first_step is None:
@@ -94,18 +94,20 @@ class Watch:
     def loss(self, logits: Tensor | list[Tensor], targets: Tensor, **kwargs: Any) -> Tensor:
         value = chunked_cross_entropy(logits, targets, **kwargs)
         if isinstance(logits, list):  # in training; validation gives one tensor
-            learnt = int((targets != -100).sum())
-            self.sums.append(value.item() * learnt)
-            self.learnt.append(learnt)
+            loss_mask = int((targets != -100).sum())
+            self.sums.append(value.item() * loss_mask)
+            self.loss_mask.append(loss_mask)
         return value
 
     def step(self) -> None:
         members = self.report.plan["steps"][len(self.report.steps)]
-        learnt = sum(self.report.plan["learnt_tokens"][row] for row in members)
-        assert sum(self.learnt) == learnt, f"LitGPT learnt {sum(self.learnt)} tokens, not the {learnt} of the plan"
-        self.report.step(sum(self.sums) / learnt, rows=members)
+        loss_mask = sum(self.report.plan["loss_tokens"][row] for row in members)
+        assert sum(self.loss_mask) == loss_mask, (
+            f"LitGPT learnt {sum(self.loss_mask)} tokens, not the {loss_mask} of the plan"
+        )
+        self.report.step(sum(self.sums) / loss_mask, rows=members)
         self.sums.clear()
-        self.learnt.clear()
+        self.loss_mask.clear()
 
     def get_last_lr(self) -> list[float]:
         return [LEARNING_RATE]

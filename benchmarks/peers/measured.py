@@ -76,7 +76,7 @@ class Report:
         if rows is not None:
             counts = (
                 sum(self.plan["tokens"][row] for row in rows),
-                sum(self.plan["learnt_tokens"][row] for row in rows),
+                sum(self.plan["loss_tokens"][row] for row in rows),
             )
         assert counts is not None
         self.steps.append(
@@ -84,7 +84,7 @@ class Report:
                 "seconds": now - self._last,
                 "cpu_seconds": time.process_time() - self._last_cpu,
                 "tokens": counts[0],
-                "learnt_tokens": counts[1],
+                "loss_tokens": counts[1],
                 "loss": loss,
                 "rows": None if rows is None else list(rows),
             }

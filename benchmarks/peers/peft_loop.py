@@ -44,11 +44,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     ids = torch.tensor(encoded["input_ids"])[:MAX_LENGTH]
-    learnt = torch.tensor(encoded["assistant_masks"], dtype=torch.bool)[:MAX_LENGTH]
-    return ids, torch.where(learnt, ids, -100)
+    loss_mask = torch.tensor(encoded["assistant_masks"], dtype=torch.bool)[:MAX_LENGTH]
+    return ids, torch.where(loss_mask, ids, -100)
 
 
-def adapted(method: str, path: Path) -> PreTrainedModel | PeftModel:
+def peft_model(method: str, path: Path) -> PreTrainedModel | PeftModel:
     """The model with the method's weights moving."""
     quantized = None
     if method == "qlora":
@@ -77,7 +77,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = [encode(tokenizer, messages) for messages in read_rows(options.rows)]
-    model = adapted(options.method, options.model)
+    model = peft_model(options.method, options.model)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -85,13 +85,13 @@ def main() -> None:
     report.begin()
     for step in range(options.steps):
         members = plan["steps"][step % len(plan["steps"])]
-        learnt = sum(int((rows[row][1][1:] != -100).sum()) for row in members)
+        loss_mask = sum(int((rows[row][1][1:] != -100).sum()) for row in members)
         total = 0.0
         for batch in [members] if options.setting == "batch" else [[row] for row in members]:
             ids = pad_sequence([rows[row][0] for row in batch], True, tokenizer.pad_token_id)
             labels = pad_sequence([rows[row][1] for row in batch], True, -100)
             mask = pad_sequence([torch.ones_like(rows[row][0]) for row in batch], True, 0)
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=learnt).loss
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=loss_mask).loss
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)

@@ -128,7 +128,7 @@ def main() -> None:
     watch.packed = config.packing
     watch.rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if not config.packing:
-        assert watch.counts == list(zip(plan["tokens"], plan["learnt_tokens"], strict=True)), "TRL learns other tokens"
+        assert watch.counts == list(zip(plan["tokens"], plan["loss_tokens"], strict=True)), "TRL learns other tokens"
     trainer.train()
     watch.report.write(options.out, ["torch", "transformers", "peft", "trl", "accelerate", "datasets"])
 

@@ -178,18 +178,18 @@ def rules_version() -> str:
     return hashlib.sha256(rules).hexdigest()[:10]
 
 
-def download(packages: list[Package], folder: Path) -> dict[str, Path]:
+def download(packages: list[Package], directory: Path) -> dict[str, Path]:
     """name → .deb, downloading what is not there; a package that the archive lacks is named and left out."""
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
 
     def held() -> dict[str, Path]:
-        return {p.name.split("_")[0]: p for p in sorted(folder.glob("*.deb"))}
+        return {p.name.split("_")[0]: p for p in sorted(directory.glob("*.deb"))}
 
     missing = [p.name for p in packages if p.name not in held()]
     for name in missing:
         say(f"downloading {name}")
         command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name]
-        if subprocess.run(command, cwd=folder, capture_output=True).returncode:
+        if subprocess.run(command, cwd=directory, capture_output=True).returncode:
             say(f"{name}: not in this archive, left out")
     return {name: path for name, path in held().items() if name in {p.name for p in packages}}
 

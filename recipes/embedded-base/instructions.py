@@ -198,9 +198,9 @@ def shuffled(items: list[Any], draw: random.Random) -> list[Any]:
     return unique
 
 
-def say_one(draw: random.Random, phrasings: list[str], **filled: str) -> str:
+def say_one(draw: random.Random, phrasings: list[str], **pack_any_order: str) -> str:
     """One of the phrasings, with its blanks filled."""
-    return draw.choice(phrasings).format(**filled)
+    return draw.choice(phrasings).format(**pack_any_order)
 
 
 def define(material: Material, draw: random.Random) -> Iterator[Row]:

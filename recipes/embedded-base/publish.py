@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from packages import PACKAGES
 
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.held_out import RowLosses, held_out_losses
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.recipe import Base, Recipe
 from tunesmith.run import Run
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -50,12 +50,12 @@ def main() -> None:
 
 def card(build: Path) -> str:
     pretrained, instructed = Run.open(build / "pretrained"), Run.open(build / "instructed")
-    texts, documents = _held_out_texts(Recipe.load(pretrained.folder / "recipe.yaml"))
+    texts, documents = _held_out_texts(Recipe.load(pretrained.directory / "recipe.yaml"))
     before, after = (_losses(run, texts, documents) for run in (pretrained, instructed))
-    teaching = Recipe.load(instructed.folder / "recipe.yaml")
+    teaching = Recipe.load(instructed.directory / "recipe.yaml")
     answers = prepare(teaching, load_tokenizer(teaching.base)).held_out
     untaught, taught = (_losses(run, teaching, answers) for run in (pretrained, instructed))
-    config = json.loads((pretrained.folder / "model" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((pretrained.directory / "model" / "config.json").read_text(encoding="utf-8"))
     spoken = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.train[0]))
     return (
         (Path(__file__).parent / "card.md")
@@ -104,7 +104,7 @@ def _held_out_texts(recipe: Recipe) -> tuple[Recipe, TokenTable]:
 
 def _losses(run: Run, recipe: Recipe, table: TokenTable) -> RowLosses:
     """The loss of the run's model on each row of the table, by the recipe's objective."""
-    model = load_model(Base(path=str(run.folder / "model")), torch.bfloat16)
+    model = load_model(Base(path=str(run.directory / "model")), torch.bfloat16)
     use_document_attention(model)
     return held_out_losses(model, recipe.objective, table, range(len(table)), 2048, torch.device("cpu"))
 

@@ -105,9 +105,9 @@ def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def check(folder: Path) -> None:
+def check(directory: Path) -> None:
     """Loads what was saved and holds it to what this script promises."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     expect(len(tokenizer) == VOCABULARY, f"{len(tokenizer)} ids, not {VOCABULARY}")
     expect(tokenizer.bos_token is None and tokenizer.eos_token == TURN_END, "bos or eos differ")
     expect(tokenizer.pad_token == PAD and tokenizer.model_max_length == CONTEXT, "pad or length differ")
@@ -131,10 +131,10 @@ def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
         {"role": "assistant", "content": "Yes, again."},
     ]
     shown = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True)
-    learnt = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
+    loss_mask = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
     expect(
-        tokenizer.decode(learnt) == "Yes.<|im_end|>Yes, again.<|im_end|>",
-        f"learns {tokenizer.decode(learnt)!r}",
+        tokenizer.decode(loss_mask) == "Yes.<|im_end|>Yes, again.<|im_end|>",
+        f"learns {tokenizer.decode(loss_mask)!r}",
     )
     whole = tokenizer.apply_chat_template(messages[:3], tokenize=False)
     prompt = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)

@@ -7,21 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.config.recipe import Recipe
+    from tunesmith.config.schema import recipe_schema
     from tunesmith.errors import UserError
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.merging import merge
     from tunesmith.models.load import embedded_base
     from tunesmith.planner.ask import plan
-    from tunesmith.recipe import Recipe
     from tunesmith.run import Run
-    from tunesmith.schema import recipe_schema
     from tunesmith.training.stages import resume, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Recipe": "tunesmith.recipe",
+    "Recipe": "tunesmith.config.recipe",
     "Run": "tunesmith.run",
     "UserError": "tunesmith.errors",
     "answer": "tunesmith.evaluation.answering",
@@ -29,7 +29,7 @@ _HOMES = {
     "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
     "plan": "tunesmith.planner.ask",
-    "recipe_schema": "tunesmith.schema",
+    "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
     "train": "tunesmith.training.stages",
 }

@@ -37,15 +37,15 @@ class Ending:
         """Whether there is a new head, with weights of its own."""
         return self.kind in ("classes", "tags")
 
-    def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+    def write(self, directory: Path) -> None:
+        (directory / FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
-    def beside(cls, folder: Path) -> "Ending":
+    def beside(cls, directory: Path) -> "Ending":
         """What was written there; the vocabulary, where nothing was."""
-        if not (folder / FILE).exists():
+        if not (directory / FILE).exists():
             return cls()
-        values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
         return cls(**{**values, "labels": tuple(values["labels"])})
 
 

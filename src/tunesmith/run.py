@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tunesmith.config.yaml_text import read_yaml
 from tunesmith.errors import UserError
-from tunesmith.recipe_yaml import read_yaml
 
 Event = dict[str, Any]
 """An event: `event` names its kind; the other keys are plain JSON values."""
@@ -36,14 +36,14 @@ class Events:
     Kinds and their fields (units in parentheses):
         start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
                     total_steps
-        data        rows, held_out_rows, tokens, learnt_tokens, malformed, ... (see `data.prepare.DataReport`)
+        data        rows, held_out_rows, tokens, loss_tokens, malformed, ... (see `data.prepare.DataReport`)
         forecast    before the first step: memory {peak_bytes, parts, peaks}, time {seconds_per_step, tokens_per_second,
                     total_seconds}, fits, device
         memory      limit_bytes, recomputed, blocks, tokens_per_batch: what `train.memory_limit` came to
         plan        at the end: predicted, the forecast; measured, of the same shape
         step        step, total_steps, loss (in loss_unit), grad_norm, learning_rate, tokens (real ones),
-                    learnt_tokens, seconds
-        evaluation  step, loss, perplexity (of tokens alone), loss_interval [low, high] (95 %), rows, learnt_tokens,
+                    loss_tokens, seconds
+        evaluation  step, loss, perplexity (of tokens alone), loss_interval [low, high] (95 %), rows, loss_tokens,
                     seconds
         checkpoint  step, path
         skipped     step, reason, rows [str]
@@ -105,55 +105,57 @@ CHAIN = "stages.yaml"
 """What the directory of a chain of runs has in place of a run's `recipe.yaml`."""
 
 
-def last_stage(folder: Path) -> Path:
+def last_stage(directory: Path) -> Path:
     """The directory of the last stage that has begun, of a chain's directory; any other directory itself."""
-    if not (folder / CHAIN).exists():
-        return folder
-    begun = _begun(folder)
-    return begun[-1] if begun else folder
+    if not (directory / CHAIN).exists():
+        return directory
+    begun = _begun(directory)
+    return begun[-1] if begun else directory
 
 
-def whole_run(folder: Path) -> Path:
+def whole_run(directory: Path) -> Path:
     """The directory of a chain's last run; any other directory itself.
 
     Raises:
         UserError: not all of the chain's runs have begun.
     """
-    if (folder / CHAIN).exists():
-        values = read_yaml(folder / CHAIN)
+    if (directory / CHAIN).exists():
+        values = read_yaml(directory / CHAIN)
         runs = len(values["stages"]) if "stages" in values else values["data"]["folds"] + 1
-        begun = len(_begun(folder))
+        begun = len(_begun(directory))
         if begun < runs:
             raise UserError(
-                f"{folder} has not finished: {begun} of its {runs} runs have begun. tunesmith train --resume {folder}"
+                f"{directory} has not finished: {begun} of its {runs} runs have begun. tunesmith train --resume {directory}"
             )
-    return last_stage(folder)
+    return last_stage(directory)
 
 
-def _begun(folder: Path) -> list[Path]:
+def _begun(directory: Path) -> list[Path]:
     """The directories of a chain's runs that have begun, in order."""
-    found = [place.parent for place in folder.glob("*-*/recipe.yaml")]
+    found = [place.parent for place in directory.glob("*-*/recipe.yaml")]
     return sorted(found, key=lambda place: int(place.name.split("-")[0]))
 
 
-def new_folder(folder: str | Path | None, base: str, what: str) -> Path:
+def new_directory(directory: str | Path | None, base: str, what: str) -> Path:
     """Make the directory of a run or a chain; by default `runs/<date>-<time>-<base>-<what>`.
 
     Raises:
         UserError: it holds something already, or cannot be made.
     """
-    if folder is None:
+    if directory is None:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base).name).strip("-").lower()
-        folder = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{what}"
-    path = Path(folder).absolute()
+        directory = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{what}"
+    path = Path(directory).absolute()
     if (path / "recipe.yaml").exists() or (path / CHAIN).exists():
-        raise UserError(f"{folder} holds a run already. tunesmith train --resume {folder}, or name another directory.")
+        raise UserError(
+            f"{directory} holds a run already. tunesmith train --resume {directory}, or name another directory."
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{folder} is there already and is not an empty directory. Name another one for the run.")
+        raise UserError(f"{directory} is there already and is not an empty directory. Name another one for the run.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The run's directory {folder} cannot be written: {error.strerror}.") from None
+        raise UserError(f"The run's directory {directory} cannot be written: {error.strerror}.") from None
     return path
 
 
@@ -165,16 +167,16 @@ class Run:
         folder: where everything of the run lies.
     """
 
-    folder: Path
+    directory: Path
 
     @classmethod
-    def create(cls, folder: str | Path | None, recipe: str, base: str, method: str) -> "Run":
+    def create(cls, directory: str | Path | None, recipe: str, base: str, method: str) -> "Run":
         """Make the directory and write `recipe.yaml`; by default `runs/<date>-<time>-<base>-<method>`.
 
         Raises:
             UserError: the directory holds something already, or cannot be made.
         """
-        path = new_folder(folder, base, method)
+        path = new_directory(directory, base, method)
         try:
             with atomic_write(path / "recipe.yaml") as file:
                 file.write(recipe)
@@ -183,31 +185,33 @@ class Run:
         return cls(path)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
+    def open(cls, directory: str | Path) -> "Run":
         """An existing run; of a chain, the last stage that has begun.
 
         Raises:
             UserError: there is none.
         """
-        path = last_stage(Path(folder).absolute())
+        path = last_stage(Path(directory).absolute())
         if not (path / "recipe.yaml").exists():
-            raise UserError(f"{folder} is not a run: it has no recipe.yaml. `tunesmith runs` lists the runs there are.")
+            raise UserError(
+                f"{directory} is not a run: it has no recipe.yaml. `tunesmith runs` lists the runs there are."
+            )
         return cls(path)
 
     @property
     def whole(self) -> Path:
         """The directory of the chain that it is a stage of, or its own."""
-        return self.folder.parent if (self.folder.parent / CHAIN).exists() else self.folder
+        return self.directory.parent if (self.directory.parent / CHAIN).exists() else self.directory
 
     @property
     def stages(self) -> list[Path]:
         """The directories of its chain's stages that have begun, or its own."""
-        return _begun(self.whole) or [self.folder]
+        return _begun(self.whole) or [self.directory]
 
     @property
     def output(self) -> Path | None:
         """`adapter/` or `model/`, once it is written."""
-        return next((path for name in ("adapter", "model") if (path := self.folder / name).exists()), None)
+        return next((path for name in ("adapter", "model") if (path := self.directory / name).exists()), None)
 
     @property
     def finished(self) -> bool:
@@ -215,7 +219,7 @@ class Run:
 
     def events(self) -> list[Event]:
         """All events so far; a last line cut short by a kill is left out."""
-        path = self.folder / "metrics.jsonl"
+        path = self.directory / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -223,10 +227,10 @@ class Run:
 
     def rewind(self, size: int) -> None:
         """Cut `metrics.jsonl` back to so many bytes: what came after the checkpoint will happen again."""
-        path = self.folder / "metrics.jsonl"
+        path = self.directory / "metrics.jsonl"
         if path.exists():
             os.truncate(path, min(size, path.stat().st_size))
 
     def write_json(self, name: str, value: Any) -> None:
-        with atomic_write(self.folder / name) as file:
+        with atomic_write(self.directory / name) as file:
             json.dump(jsonable(value), file, indent=2, ensure_ascii=False)

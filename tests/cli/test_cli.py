@@ -18,14 +18,14 @@ def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
     )
 
 
-def write_recipe(folder: Path, model: Path, rows: Path, steps: int = 4) -> Path:
+def write_recipe(directory: Path, model: Path, rows: Path, steps: int = 4) -> Path:
     recipe = {
         "base": str(model),
         "data": {"train": str(rows), "held_out": 0.1},
         "method": {"kind": "lora", "rank": 2},
         "train": {"steps": steps, "tokens_per_step": 256, "precision": "fp32", "checkpoint_every": 2},
     }
-    file = folder / "recipe.yaml"
+    file = directory / "recipe.yaml"
     file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML too
     return file
 
@@ -43,7 +43,7 @@ def test_train_leaves_what_other_tools_rely_on(
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert {"step", "loss", "grad_norm", "learning_rate", "tokens", "learnt_tokens", "seconds"} <= steps[0].keys()
+    assert {"step", "loss", "grad_norm", "learning_rate", "tokens", "loss_tokens", "seconds"} <= steps[0].keys()
     assert max(step["learning_rate"] for step in steps) == 1e-3
     assert max(len(line) for line in done.stdout.splitlines()) <= 80 or "run" in done.stdout
 

@@ -21,6 +21,7 @@ from stock_templates import stock, tokenizer_with
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache, documents, read
 from tunesmith.data.example import Malformed, Source
 from tunesmith.data.prepare import prepare
@@ -29,14 +30,13 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 
-def found_in(folder: Path, name: str, content: bytes, packed: bool = False) -> list[tuple[int, Any]]:
+def found_in(directory: Path, name: str, content: bytes, packed: bool = False) -> list[tuple[int, Any]]:
     """(row number, values), or (row number, reason) of a malformed one."""
     name += ".gz" * packed
-    (folder / name).write_bytes(gzip.compress(content) if packed else content)
-    rows = list(read.read([name], folder))
+    (directory / name).write_bytes(gzip.compress(content) if packed else content)
+    rows = list(read.read([name], directory))
     assert {row.source.file for row in rows} == {name}
     return [(row.source.row, row.reason if isinstance(row, Malformed) else row.values) for row in rows]
 
@@ -345,7 +345,7 @@ def test_code_that_is_moved_to_a_file_of_another_name_has_another_key(
 
 
 @pytest.mark.parametrize(
-    ("named", "folder"),
+    ("named", "directory"),
     [
         ({"TUNESMITH_CACHE": "/own", "XDG_CACHE_HOME": "/xdg"}, "/own"),
         ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/tunesmith"),
@@ -353,15 +353,15 @@ def test_code_that_is_moved_to_a_file_of_another_name_has_another_key(
     ],
 )
 def test_the_cache_lies_where_the_environment_says(
-    named: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+    named: dict[str, str], directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TUNESMITH_CACHE", raising=False)
     for name, value in named.items():
         monkeypatch.setenv(name, value)
-    assert cache.cache_folder() == Path(folder)
+    assert cache.cache_directory() == Path(directory)
 
 
-def told_table() -> TokenTable:
+def predictions_table() -> TokenTable:
     rows = [
         (np.array([5, 6, 7], np.int32), np.array([False, False, True]), Source("a.csv", 4), (1.0, 0.5)),
         (np.array([8], np.int32), np.array([True]), Source("b.csv", 2), (0.0, 2.0)),
@@ -370,30 +370,30 @@ def told_table() -> TokenTable:
 
 
 def same_tables(one: TokenTable, other: TokenTable) -> bool:
-    arrays = ("ids", "learnt", "offsets", "file", "row", "targets", "target_offsets")
+    arrays = ("ids", "loss_mask", "offsets", "file", "row", "targets", "target_offsets")
     pairs = [(getattr(one, name), getattr(other, name)) for name in arrays]
     whole = all((a is None and b is None) or (a.dtype == b.dtype and a.tolist() == b.tolist()) for a, b in pairs)
     return whole and one.files == other.files
 
 
 def test_tables_come_back_from_the_cache_as_they_went_in_and_are_mapped(tmp_path: Path) -> None:
-    told = told_table()
+    told = predictions_table()
     plain = TokenTable.build(row[:3] for row in told.rows())
-    folder = tmp_path / "deep" / "key"
-    cache.save(folder, (("train", told), ("held_out", plain)), {"rows": 3})
-    stored = cache.load(folder, ("held_out", "train"))
+    directory = tmp_path / "deep" / "key"
+    cache.save(directory, (("train", told), ("held_out", plain)), {"rows": 3})
+    stored = cache.load(directory, ("held_out", "train"))
     assert stored is not None
     (held_out, train), report = stored
     assert same_tables(train, told)
     assert same_tables(held_out, plain)
     assert report == {"rows": 3}
     assert isinstance(train.ids, np.memmap)
-    assert [each.name for each in folder.parent.iterdir()] == ["key"], "nothing half-written is left"
+    assert [each.name for each in directory.parent.iterdir()] == ["key"], "nothing half-written is left"
 
 
 def test_a_table_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
     def tables() -> Any:
-        yield "train", told_table()
+        yield "train", predictions_table()
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -402,8 +402,8 @@ def test_a_table_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> No
 
 
 def test_a_key_that_another_run_has_written_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
-    cache.save(tmp_path / "key", (("train", told_table()),), {"first": True})
-    cache.save(tmp_path / "key", (("train", told_table()),), {"first": False})
+    cache.save(tmp_path / "key", (("train", predictions_table()),), {"first": True})
+    cache.save(tmp_path / "key", (("train", predictions_table()),), {"first": False})
     stored = cache.load(tmp_path / "key", ("train",))
     assert stored is not None
     assert stored[1] == {"first": True}
@@ -411,11 +411,11 @@ def test_a_key_that_another_run_has_written_meanwhile_is_left_as_it_is(tmp_path:
 
 
 def remove(file: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).unlink()
+    return lambda directory: (directory / file).unlink()
 
 
 def cut(file: str, size: int) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:size])
+    return lambda directory: (directory / file).write_bytes((directory / file).read_bytes()[:size])
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def cut(file: str, size: int) -> Callable[[Path], None]:
         pytest.param(remove("report.json"), id="no report"),
         pytest.param(cut("report.json", 0), id="an empty report"),
         pytest.param(cut("report.json", 20), id="half a report"),
-        pytest.param(lambda folder: (folder / "report.json").write_text("{}"), id="a report of nothing"),
+        pytest.param(lambda directory: (directory / "report.json").write_text("{}"), id="a report of nothing"),
         pytest.param(remove("train.ids.npy"), id="no ids"),
         pytest.param(cut("train.ids.npy", 0), id="empty ids"),
         pytest.param(cut("train.ids.npy", 60), id="half a header"),
@@ -440,10 +440,10 @@ def test_a_broken_cache_folder_is_as_good_as_none(
     recipe = Recipe.load({"base": str(tiny_model), "data": data})
     tokenizer = load_tokenizer(recipe.base)
     first = prepare(recipe, tokenizer)
-    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
-    assert cache.load(folder, ("train", "held_out")) is not None
-    breaks(folder)
-    assert not folder.exists() or cache.load(folder, ("train", "held_out")) is None
+    (directory,) = (tmp_path / "cache" / "tokens").iterdir()
+    assert cache.load(directory, ("train", "held_out")) is not None
+    breaks(directory)
+    assert not directory.exists() or cache.load(directory, ("train", "held_out")) is None
     again = prepare(recipe, tokenizer)
     assert not again.report.cached
     assert asdict(again.report) == asdict(first.report)

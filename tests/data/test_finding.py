@@ -21,15 +21,15 @@ from tunesmith.data.read import Row, fingerprint
 from tunesmith.errors import UserError
 
 
-def touch(folder: Path, *names: str) -> None:
+def touch(directory: Path, *names: str) -> None:
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}\n")
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("{}\n")
 
 
-def refused(given: str | list[str], folder: Path) -> str:
+def refused(given: str | list[str], directory: Path) -> str:
     with pytest.raises(UserError) as error:
-        find([given] if isinstance(given, str) else given, folder)
+        find([given] if isinstance(given, str) else given, directory)
     return str(error.value)
 
 
@@ -280,9 +280,9 @@ def test_columns_and_single_values_are_no_rows(value: Any, told: str) -> None:
 # What is read of them
 
 
-def rows_in(folder: Path, name: str, content: bytes) -> list[Any]:
-    (folder / name).write_bytes(content)
-    return [each.reason if isinstance(each, Malformed) else each.values for each in read.read([name], folder)]
+def rows_in(directory: Path, name: str, content: bytes) -> list[Any]:
+    (directory / name).write_bytes(content)
+    return [each.reason if isinstance(each, Malformed) else each.values for each in read.read([name], directory)]
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
-from tunesmith.data.fit import fit
+from tunesmith.data.length_policy import fit
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
 
 LIMIT = 8
 
 
-def recipe_for(over_long: str = "auto", objective: Any = "instruction", limit: int = LIMIT) -> Recipe:
-    data = {"train": "nowhere.jsonl", "max_length": limit, "over_long": over_long}
+def recipe_for(overflow: str = "auto", objective: Any = "instruction", limit: int = LIMIT) -> Recipe:
+    data = {"train": "nowhere.jsonl", "max_length": limit, "overflow": overflow}
     return Recipe.load({"data": data, "objective": objective})
 
 
@@ -137,16 +137,16 @@ def test_pieces_that_teach_nothing_are_left_out_and_counted() -> None:
 @settings(max_examples=80, deadline=None)
 @given(marks=st.lists(st.booleans(), min_size=1, max_size=60), limit=st.integers(8, 20))
 def test_split_pieces_cover_a_text_and_learn_each_token_once(marks: list[bool], limit: int) -> None:
-    learnt = [place for place, marked in enumerate(marks) if marked]
+    loss_mask = [place for place, marked in enumerate(marks) if marked]
     report = DataReport()
-    table = fit(recipe_for("split", limit=limit), TokenTable.build([row(len(marks), learnt, first=0)]), report)
+    table = fit(recipe_for("split", limit=limit), TokenTable.build([row(len(marks), loss_mask, first=0)]), report)
     read, predicted = set(), []
     for ids, places, _, _ in rows_of(table):
         assert ids == list(range(ids[0], ids[0] + len(ids))), "a piece is a stretch of the text"
         assert len(ids) <= limit
         read |= set(ids)
         predicted += [ids[place] for place in places if place]
-    assert predicted == [place for place in learnt if place], "in order, each once, but for the first of all"
+    assert predicted == [place for place in loss_mask if place], "in order, each once, but for the first of all"
     if all(marks) and len(marks) > limit:
         assert read == set(range(len(marks)))
         assert sorted(len(ids) for ids, *_ in rows_of(table))[1:] == [limit] * (len(table) - 1)

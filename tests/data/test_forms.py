@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tunesmith.data.example import Example, Malformed, Source
-from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row
+from tunesmith.data.row_formats import detect, to_example
 from tunesmith.errors import UserError
 
 CHAT = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
@@ -16,14 +16,14 @@ def row(values: Any, number: int = 1) -> Row:
     return Row(values, Source("rows.jsonl", number))
 
 
-def messages(values: Any, form: str | None = None, columns: dict[str, str] | None = None) -> Any:
+def messages(values: Any, format: str | None = None, columns: dict[str, str] | None = None) -> Any:
     """The chat of the row, or the reason why it has none."""
-    example = to_example(row(values), form or detect([row(values)], columns), columns)
+    example = to_example(row(values), format or detect([row(values)], columns), columns)
     return example.messages if isinstance(example, Example) else example.reason
 
 
 @pytest.mark.parametrize(
-    ("form", "values"),
+    ("format", "values"),
     [
         ("messages", {"messages": list(CHAT)}),
         ("messages", {"messages": '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'}),
@@ -37,8 +37,8 @@ def messages(values: Any, form: str | None = None, columns: dict[str, str] | Non
         ("question_answer", {"Problem": "Hi", "Solution": "Hello"}),
     ],
 )
-def test_every_form_is_told_by_its_columns_and_gives_the_chat(form: str, values: dict[str, Any]) -> None:
-    assert detect([row(values)]) == form
+def test_every_form_is_told_by_its_columns_and_gives_the_chat(format: str, values: dict[str, Any]) -> None:
+    assert detect([row(values)]) == format
     assert messages(values) == CHAT
 
 
@@ -89,8 +89,8 @@ def test_named_columns_play_their_parts() -> None:
     ],
 )
 def test_what_is_wrong_with_a_row_is_said(values: dict[str, Any], reason: str) -> None:
-    form = "messages" if "messages" in values else "question_answer"
-    example = to_example(row(values, 7), form)
+    format = "messages" if "messages" in values else "question_answer"
+    example = to_example(row(values, 7), format)
     assert isinstance(example, Malformed)
     assert reason in example.reason
     assert str(example.source) == "rows.jsonl row 7"
@@ -112,5 +112,5 @@ def test_data_of_another_kind_are_refused_by_name(rows: list[dict[str, Any]], to
 
 
 def test_llamafactory_3665_a_misspelled_form_gets_the_nearest_name() -> None:
-    with pytest.raises(UserError, match=r"data.form: sharegtp is not known. Did you mean sharegpt\?"):
+    with pytest.raises(UserError, match=r"data.format: sharegtp is not known. Did you mean sharegpt\?"):
         to_example(row({}), "sharegtp")

@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from small_models import small_model
 
 from tunesmith.data.example import Source
-from tunesmith.data.pack import WIDTH_STEP, Batches, alike, balanced, best_fit, collate, filled, next_fit, width
+from tunesmith.data.pack import (
+    WIDTH_STEP,
+    Batches,
+    best_fit,
+    best_fit_balanced,
+    bucket_by_length,
+    collate,
+    next_fit,
+    pack_any_order,
+    width,
+)
 from tunesmith.data.tokens import TokenTable
-from tunesmith.models.prompts import laid_out
+from tunesmith.models.prompts import model_inputs
 
 Bins = list[list[int]]
 
@@ -49,13 +59,13 @@ def test_documents_are_laid_end_to_end_up_to_what_predicts_their_last_learnt_tok
     assert batch.input_ids.tolist() == [[7, 8, 60, 61, 62, 5, 9, 13, 40] + [0] * 119]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 0, 1, 2, 0, *range(119)]]
     assert batch.lengths == [2, 3, 3, 1, 119]
-    assert batch.learnt_positions.tolist() == [0, 1, 2, 4, 6, 7]
+    assert batch.loss_positions.tolist() == [0, 1, 2, 4, 6, 7]
     assert batch.labels.tolist() == [8, 33, 61, 63, 13, 21]
     assert batch.rows == (1, 3, 0, 2)
-    assert (batch.tokens, batch.learnt_per_row, batch.documents_per_row) == (14, [2, 2, 2, 0], [1, 1, 1, 1])
-    assert (batch.learnt_tokens, batch.documents) == (6, 4)
+    assert (batch.tokens, batch.loss_tokens_per_row, batch.documents_per_row) == (14, [2, 2, 2, 0], [1, 1, 1, 1])
+    assert (batch.loss_tokens, batch.documents) == (6, 4)
     assert batch.features is None
-    whole = (batch.input_ids, batch.position_ids, batch.learnt_positions, batch.labels)
+    whole = (batch.input_ids, batch.position_ids, batch.loss_positions, batch.labels)
     assert all(each.dtype == torch.int64 for each in whole)
 
 
@@ -94,10 +104,10 @@ def test_what_is_told_of_a_text_stands_at_its_marks_and_the_whole_text_is_read(
     read = [token for ids, *_ in rows for token in ids]
     assert batch.input_ids[0].tolist() == read + [0] * (WIDTH_STEP - len(read))
     assert batch.lengths == [*lengths, WIDTH_STEP - sum(lengths)]
-    assert batch.learnt_positions.tolist() == places
+    assert batch.loss_positions.tolist() == places
     assert batch.labels.tolist() == labels
     assert batch.labels.dtype == torch.float32
-    assert (batch.tokens, batch.learnt_per_row, batch.documents_per_row) == (len(read), units, [1, 1])
+    assert (batch.tokens, batch.loss_tokens_per_row, batch.documents_per_row) == (len(read), units, [1, 1])
 
 
 def test_texts_that_are_compared_are_documents_of_their_own_and_one_unit_a_row() -> None:
@@ -106,32 +116,32 @@ def test_texts_that_are_compared_are_documents_of_their_own_and_one_unit_a_row()
     assert batch.input_ids[0, :11].tolist() == [5, 6, 7, 8, 9, 3, 2, 1, 4, 4, 4]
     assert batch.position_ids[0, :11].tolist() == [0, 1, 0, 1, 2, 0, 0, 1, 0, 1, 2]
     assert batch.lengths == [2, 3, 1, 2, 3, 117]
-    assert batch.learnt_positions.tolist() == [1, 4, 5, 7, 10]
+    assert batch.loss_positions.tolist() == [1, 4, 5, 7, 10]
     assert batch.labels.shape == (5, 0)
-    assert (batch.learnt_per_row, batch.documents_per_row) == ([1, 1], [2, 3])
-    assert (batch.learnt_tokens, batch.documents) == (2, 5)
+    assert (batch.loss_tokens_per_row, batch.documents_per_row) == ([1, 1], [2, 3])
+    assert (batch.loss_tokens, batch.documents) == (2, 5)
 
 
 def test_rows_whose_features_are_known_are_not_laid_out() -> None:
     table = table_of(([5, 6, 7], [2], [1.0]), ([8], [0], [3.0]), ([1, 2], [1], [2.0]))
     features = np.arange(12, dtype=np.float32).reshape(3, 4)
     known = TokenTable(
-        *(getattr(table, name) for name in ("ids", "learnt", "offsets", "files", "file", "row", "targets")),
+        *(getattr(table, name) for name in ("ids", "loss_mask", "offsets", "files", "file", "row", "targets")),
         table.target_offsets, features,
     )  # fmt: skip
     batch = collate(known, [2, 0])
     assert batch.input_ids.shape == batch.position_ids.shape == (1, 0)
-    assert batch.input_ids.dtype == batch.learnt_positions.dtype == torch.int64
-    assert (batch.lengths, batch.learnt_positions.tolist()) == ([], [])
+    assert batch.input_ids.dtype == batch.loss_positions.dtype == torch.int64
+    assert (batch.lengths, batch.loss_positions.tolist()) == ([], [])
     assert batch.features is not None
     assert batch.features.tolist() == [[8.0, 9.0, 10.0, 11.0], [0.0, 1.0, 2.0, 3.0]]
     assert batch.labels.tolist() == [[2.0], [1.0]]
-    assert (batch.rows, batch.tokens, batch.learnt_per_row, batch.documents_per_row) == ((2, 0), 5, [1, 1], [1, 1])
+    assert (batch.rows, batch.tokens, batch.loss_tokens_per_row, batch.documents_per_row) == ((2, 0), 5, [1, 1], [1, 1])
 
 
 def test_a_family_that_cannot_be_packed_gets_a_padded_row_a_document_with_its_mask() -> None:
     model = small_model("bloom", layers=1)
-    inputs = laid_out(model, collate(WRITTEN, [1, 3, 0]))
+    inputs = model_inputs(model, collate(WRITTEN, [1, 3, 0]))
     assert set(inputs.arguments) == {"input_ids", "attention_mask"}
     filling = [model.config.pad_token_id or 0]
     assert inputs.arguments["input_ids"].tolist() == [
@@ -154,12 +164,12 @@ def loads(lengths: Sequence[int], bins: Bins, padded: bool = False) -> list[int]
 
 PACKERS: dict[str, tuple[Callable[[Sequence[int], int], Bins], bool]] = {
     "best_fit": (best_fit, False),
-    "balanced": (balanced, False),
+    "best fit, balanced": (best_fit_balanced, False),
     "next_fit": (next_fit, False),
     "next_fit, padded": (lambda lengths, capacity: next_fit(lengths, capacity, True), True),
-    "alike": (alike, True),
-    "filled": (lambda lengths, capacity: filled(lengths, capacity, False), False),
-    "filled, padded": (lambda lengths, capacity: filled(lengths, capacity, True), True),
+    "by length": (bucket_by_length, True),
+    "any order": (lambda lengths, capacity: pack_any_order(lengths, capacity, False), False),
+    "any order, padded": (lambda lengths, capacity: pack_any_order(lengths, capacity, True), True),
 }
 
 
@@ -207,7 +217,7 @@ def test_next_fit_keeps_the_order_and_opens_a_bin_only_where_the_next_item_does_
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, CAPACITY)
 def test_alike_goes_from_the_longest_to_the_shortest_and_fills_each_bin(lengths: list[int], capacity: int) -> None:
-    bins = alike(lengths, capacity)
+    bins = bucket_by_length(lengths, capacity)
     order = [item for items in bins for item in items]
     assert order == sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
     for items, (first, *_) in pairwise(bins):
@@ -215,24 +225,24 @@ def test_alike_goes_from_the_longest_to_the_shortest_and_fills_each_bin(lengths:
 
 
 def test_balanced_takes_as_few_bins_as_best_fit_and_fills_them_evenly() -> None:
-    assert balanced([10] * 10, 64) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert best_fit_balanced([10] * 10, 64) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert loads([10] * 10, best_fit([10] * 10, 64)) == [60, 40]
     generator = np.random.default_rng(3)
     for count in (7, 40, 200):
         lengths = generator.integers(5, 300, count).tolist()
         fewest = len(best_fit(lengths, 700))
         even = next(room for room in range(1, 701) if len(best_fit(lengths, room)) == fewest)
-        bins = balanced(lengths, 700)
+        bins = best_fit_balanced(lengths, 700)
         assert len(bins) == fewest
         assert max(loads(lengths, bins)) <= 1.01 * even + 1
-    assert balanced([64, 64], 64) == best_fit([64, 64], 64), "full bins cannot be filled more evenly"
+    assert best_fit_balanced([64, 64], 64) == best_fit([64, 64], 64), "full bins cannot be filled more evenly"
 
 
 def test_what_is_filled_in_any_order_is_packed_or_padded() -> None:
     lengths = [5, 60, 33, 31, 7, 64, 2, 62]
-    assert filled(lengths, 64, padded=False) == best_fit(lengths, 64)
-    assert filled(lengths, 64, padded=True) == alike(lengths, 64)
-    assert best_fit(lengths, 64) != alike(lengths, 64)
+    assert pack_any_order(lengths, 64, padded=False) == best_fit(lengths, 64)
+    assert pack_any_order(lengths, 64, padded=True) == bucket_by_length(lengths, 64)
+    assert best_fit(lengths, 64) != bucket_by_length(lengths, 64)
     assert (width(lengths, padded=False), width(lengths, padded=True)) == (264, 512)
 
 
@@ -281,7 +291,7 @@ def test_the_order_of_an_epoch_follows_from_the_seed_and_the_epoch_alone(seed: i
     generator.shuffle(order)
     alone = batches_of(lengths, 1, shuffle=True, seed=seed)
     assert alone.epoch(epoch) == [[[row]] for row in order.tolist()]
-    bins = (alike if padded else balanced)([lengths[row] for row in order], 64)
+    bins = (bucket_by_length if padded else best_fit_balanced)([lengths[row] for row in order], 64)
     generator.shuffle(bins)
     packed = batches_of(lengths, 1, shuffle=True, seed=seed, pack=True, padded=padded)
     assert packed.epoch(epoch) == [[[int(order[item]) for item in items]] for items in bins]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 
 def recipe_for(model: Path, train: Path, **data: Any) -> Recipe:
@@ -66,10 +66,10 @@ def test_trl_2400_over_long_examples_are_refused_with_their_rows_unless_told_oth
     rows = write(tmp_path / "rows.jsonl", pair("short", "yes"), pair("long", "no " * 60))
     with pytest.raises(UserError, match=r"1 of 2 examples are longer than data.max_length \(100 tokens\): .*row 2 \("):
         prepared(recipe_for(tiny_model, rows, max_length=100))
-    truncated = prepared(recipe_for(tiny_model, rows, max_length=100, over_long="truncate"))
+    truncated = prepared(recipe_for(tiny_model, rows, max_length=100, overflow="truncate"))
     assert truncated.report.truncated == 1
     assert sorted(truncated.train.lengths)[1] == 100
-    dropped = prepared(recipe_for(tiny_model, rows, max_length=100, over_long="drop")).report
+    dropped = prepared(recipe_for(tiny_model, rows, max_length=100, overflow="drop")).report
     assert (dropped.dropped, dropped.examples) == (1, 1)
 
 
@@ -82,15 +82,15 @@ def test_split_pieces_predict_every_token_exactly_once(tiny_model: Path, tmp_pat
     ids, _ = whole.train[0]
     said = [ids[0]]
     for row in range(len(pieces.train)):
-        piece, learnt = pieces.train[row]
-        said += [token for token, is_learnt in zip(piece[1:], learnt[1:], strict=True) if is_learnt]
+        piece, loss_mask = pieces.train[row]
+        said += [token for token, has_loss in zip(piece[1:], loss_mask[1:], strict=True) if has_loss]
     assert said == list(ids)
 
 
 def test_trl_6320_truncation_that_leaves_nothing_to_learn_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", pair("q " * 100, "answer"))
     with pytest.raises(UserError, match="no learnt token left"):
-        prepared(recipe_for(tiny_model, rows, max_length=64, over_long="truncate"))
+        prepared(recipe_for(tiny_model, rows, max_length=64, overflow="truncate"))
 
 
 def test_a_grown_file_keeps_its_held_out_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -103,32 +103,32 @@ def test_a_grown_file_keeps_its_held_out_rows(tiny_model: Path, tmp_path: Path) 
     assert before == {row for row in after if row <= 100}
 
 
-def change_rows(folder: Path, recipe: dict[str, Any]) -> None:
-    write(folder / "rows.jsonl", pair("a", "other"))
+def change_rows(directory: Path, recipe: dict[str, Any]) -> None:
+    write(directory / "rows.jsonl", pair("a", "other"))
 
 
-def change_template(folder: Path, recipe: dict[str, Any]) -> None:
-    file = folder / "model" / "chat_template.jinja"
+def change_template(directory: Path, recipe: dict[str, Any]) -> None:
+    file = directory / "model" / "chat_template.jinja"
     file.write_text(file.read_text(encoding="utf-8").replace("<|im_start|>", "<|im_start|>the "), encoding="utf-8")
 
 
-def change_tokenizer(folder: Path, recipe: dict[str, Any]) -> None:
-    file = folder / "model" / "tokenizer.json"
+def change_tokenizer(directory: Path, recipe: dict[str, Any]) -> None:
+    file = directory / "model" / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
-def change_learnt(folder: Path, recipe: dict[str, Any]) -> None:
+def change_loss_mask(directory: Path, recipe: dict[str, Any]) -> None:
     recipe["objective"] = {"kind": "instruction", "learn": "all"}
 
 
-def change_length(folder: Path, recipe: dict[str, Any]) -> None:
+def change_length(directory: Path, recipe: dict[str, Any]) -> None:
     recipe["data"]["max_length"] = 500
 
 
-@pytest.mark.parametrize("change", [change_rows, change_template, change_tokenizer, change_learnt, change_length])
+@pytest.mark.parametrize("change", [change_rows, change_template, change_tokenizer, change_loss_mask, change_length])
 def test_soup_876_nothing_that_makes_the_tokens_can_change_behind_the_cache(
     change: Callable[[Path, dict[str, Any]], None], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -148,7 +148,7 @@ def test_soup_876_nothing_that_makes_the_tokens_can_change_behind_the_cache(
     again = prepared(Recipe.load(recipe))
     assert not again.report.cached
     assert again.train.ids.tolist() == fresh.train.ids.tolist()
-    assert again.train.learnt.tolist() == fresh.train.learnt.tolist()
+    assert again.train.loss_mask.tolist() == fresh.train.loss_mask.tolist()
 
 
 def test_what_does_not_make_the_tokens_leaves_the_cache_alone(
@@ -172,10 +172,10 @@ def test_a_table_larger_than_memory_is_kept_in_a_file_and_reads_the_same(monkeyp
     spooled = TokenTable.build(rows)
     assert isinstance(spooled.ids, np.memmap)
     assert not isinstance(small.ids, np.memmap)
-    for name in ("ids", "learnt", "offsets", "file", "row"):
+    for name in ("ids", "loss_mask", "offsets", "file", "row"):
         np.testing.assert_array_equal(getattr(spooled, name), getattr(small, name))
     assert [str(spooled.source(row)) for row in range(40)] == [str(source) for _, _, source in rows]
-    assert small.learnt_tokens == sum(int(learnt[1:].sum()) for _, learnt, _ in rows)
+    assert small.loss_tokens == sum(int(loss_mask[1:].sum()) for _, loss_mask, _ in rows)
 
 
 def test_documents_laid_end_to_end_are_cut_without_losing_a_token_or_its_place(
@@ -196,7 +196,7 @@ def test_documents_laid_end_to_end_are_cut_without_losing_a_token_or_its_place(
         stream.ids
     )
     assert all(len(table[row][0]) == 8 for row in range(len(table) - 1))
-    assert table.learnt_tokens == len(stream.ids) - 1, "every token but the first is predicted, across ends too"
+    assert table.loss_tokens == len(stream.ids) - 1, "every token but the first is predicted, across ends too"
     assert found.report.joined == len(table)
     starts = [0, *np.cumsum([7] * (len(table) - 1))]
     rows = [int(np.searchsorted(stream.offsets, start, side="right")) - 1 for start in starts]

@@ -22,9 +22,9 @@ from tunesmith.errors import UserError
 ROWS = [{"question": f"Wie heißt {n}?", "answer": f"Zeile {n},\nzweite"} for n in range(1, 4)]
 
 
-def rows_of(folder: Path, *paths: str) -> list[Any]:
+def rows_of(directory: Path, *paths: str) -> list[Any]:
     """(row number, values), or (row number, reason) for a malformed one."""
-    found = list(read(paths, folder))
+    found = list(read(paths, directory))
     return [(each.source.row, each.reason if isinstance(each, Malformed) else each.values) for each in found]
 
 

@@ -11,6 +11,7 @@ from stock_templates import stock, tokenizer_with
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import fault
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer, Rendering, source_text
@@ -18,7 +19,6 @@ from tunesmith.data.show import Piece, Shown, show
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 HERE = Source("rows.jsonl", 1)
 
@@ -46,9 +46,9 @@ def read(text: str) -> list[int]:
 
 def marked(rendering: Rendering) -> tuple[list[int], list[int]]:
     """Its ids, and which places of them are marked."""
-    ((ids, learnt),) = RENDERER.tokenize_many([rendering])
-    assert (ids.dtype, learnt.dtype) == (np.int32, np.bool_)
-    return ids.tolist(), np.flatnonzero(learnt).tolist()
+    ((ids, loss_mask),) = RENDERER.tokenize_many([rendering])
+    assert (ids.dtype, loss_mask.dtype) == (np.int32, np.bool_)
+    return ids.tolist(), np.flatnonzero(loss_mask).tolist()
 
 
 # Tokens and marks
@@ -91,7 +91,7 @@ def test_renderings_of_several_kinds_come_back_in_the_order_given() -> None:
         Rendering("ab", ((0, 1), (1, 2)), targets=(1.0, 1.0)),
     ]
     alone = [marked(each) for each in made]
-    together = [(ids.tolist(), np.flatnonzero(learnt).tolist()) for ids, learnt in RENDERER.tokenize_many(made)]
+    together = [(ids.tolist(), np.flatnonzero(loss_mask).tolist()) for ids, loss_mask in RENDERER.tokenize_many(made)]
     assert together == alone
     end = TOKENIZER.convert_tokens_to_ids("<|endoftext|>")
     assert alone[1] == ([*read("doc"), end], [0, 1, 2, 3])
@@ -122,12 +122,12 @@ def test_a_document_begins_as_the_tokenizer_begins_and_ends_as_documents_end(own
     first = [bos] if own else []
     assert renderer.begin_of_document == first
     (rendering,) = renderer.render(Example(HERE, text="ab <|eot_id|>"))
-    ((ids, learnt),) = renderer.tokenize_many([rendering])
+    ((ids, loss_mask),) = renderer.tokenize_many([rendering])
     inner = tokenizer("ab <|eot_id|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert ids.tolist() == [*first, *inner, eos]
-    assert learnt.tolist() == [False] * len(first) + [True] * (len(inner) + 1)
-    assert fault(renderer, rendering, (ids, learnt)) is None
-    wrong = fault(renderer, rendering, (np.insert(ids, 0, bos), np.insert(learnt, 0, False)))
+    assert loss_mask.tolist() == [False] * len(first) + [True] * (len(inner) + 1)
+    assert fault(renderer, rendering, (ids, loss_mask)) is None
+    wrong = fault(renderer, rendering, (np.insert(ids, 0, bos), np.insert(loss_mask, 0, False)))
     assert wrong == f"it has {1 + own} beginning-of-sequence tokens, where the template writes {int(own)}"
 
 
@@ -186,7 +186,7 @@ CHAT = turns("A?", "One.", "B?", "Two.", "C?", "Three.")
 
 
 @pytest.mark.parametrize(
-    ("not_learnt", "learn", "said", "whole"),
+    ("without_loss", "learn", "said", "whole"),
     [
         ((), "assistant", ["One.", "Two.", "Three."], True),
         ((), "last", ["Three."], True),
@@ -198,15 +198,17 @@ CHAT = turns("A?", "One.", "B?", "Two.", "C?", "Three.")
     ],
 )
 def test_turns_that_are_not_to_be_learnt_are_read_and_nothing_behind_the_last_learnt_one_is(
-    not_learnt: tuple[int, ...], learn: Any, said: list[str] | None, whole: bool
+    without_loss: tuple[int, ...], learn: Any, said: list[str] | None, whole: bool
 ) -> None:
     renderer = Renderer(byte_tokenizer())
-    messages = tuple({**turn, "learn": False} if place in not_learnt else turn for place, turn in enumerate(CHAT))
+    messages = tuple({**turn, "learn": False} if place in without_loss else turn for place, turn in enumerate(CHAT))
     (rendering,) = renderer.render(Example(HERE, messages=messages), learn)
     if said is not None:
-        assert [rendering.text[start:end] for start, end in rendering.learnt] == [f"{each}<|im_end|>" for each in said]
+        assert [rendering.text[start:end] for start, end in rendering.loss_spans] == [
+            f"{each}<|im_end|>" for each in said
+        ]
     else:
-        assert rendering.learnt == ((0, len(rendering.text)),)
+        assert rendering.loss_spans == ((0, len(rendering.text)),)
     assert ("Three." in rendering.text) == whole
     assert "One." in rendering.text
 
@@ -226,7 +228,7 @@ def test_earlier_answers_may_be_left_out_where_only_the_last_is_learnt() -> None
     renderer = Renderer(tokenizer_with(DROPS))
     messages = turns("A?", "Drop me.", "B?", "Two.")
     (rendering,) = renderer.render(Example(HERE, messages=messages), "last")
-    assert [rendering.text[start:end] for start, end in rendering.learnt] == ["<|assistant|>Two.<|im_end|>"]
+    assert [rendering.text[start:end] for start, end in rendering.loss_spans] == ["<|assistant|>Two.<|im_end|>"]
     with pytest.raises(UnusableError, match=r"leaves out part of turn 3 \(user\): 'Drop me\.'"):
         renderer.render(Example(HERE, messages=turns("A?", "One.", "Drop me.", "Two.")), "last")
     long = "Drop me."
@@ -262,8 +264,8 @@ def test_what_would_teach_nothing_is_seen_of_told_and_compared_texts(rendering: 
 
 
 def test_white_space_behind_the_end_of_a_turn_is_passed_over_and_a_stretch_of_it_is_none() -> None:
-    def seen(text: str, *learnt: tuple[int, int]) -> str | None:
-        rendering = Rendering(text, tuple(learnt))
+    def seen(text: str, *loss_mask: tuple[int, int]) -> str | None:
+        rendering = Rendering(text, tuple(loss_mask))
         return fault(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0])
 
     stop = "the end of the answer's turn would not be learnt, so the model would not learn to stop"
@@ -278,9 +280,9 @@ def test_white_space_behind_the_end_of_a_turn_is_passed_over_and_a_stretch_of_it
 # What is shown
 
 
-def shown_of(folder: Path, base: Path, rows: str, count: int, start: int = 1, **recipe: Any) -> list[Shown]:
-    (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
-    made = Recipe.load({"base": str(base), "data": {"train": str(folder / "rows.jsonl")}, **recipe})
+def shown_of(directory: Path, base: Path, rows: str, count: int, start: int = 1, **recipe: Any) -> list[Shown]:
+    (directory / "rows.jsonl").write_text(rows, encoding="utf-8")
+    made = Recipe.load({"base": str(base), "data": {"train": str(directory / "rows.jsonl")}, **recipe})
     return list(show(made, load_tokenizer(made.base), count, start))
 
 
@@ -294,14 +296,14 @@ def test_rows_are_shown_from_the_one_asked_for_token_by_token_with_what_is_learn
     found = shown_of(tmp_path, tiny_model, rows, 2, 2)
     second, third = found
     assert second.source.endswith("rows.jsonl row 3")
-    assert [(piece.text, piece.learnt) for piece in second.pieces] == [
+    assert [(piece.text, piece.has_loss) for piece in second.pieces] == [
         *((mark, False) for mark in ["<|im_start|>", *"user\n", "é", "€", "😀", "<|im_end|>"]),
         *((mark, False) for mark in ["<|im_start|>", *"assistant\n"]),
         ("ü", True),
         ("<|im_end|>", True),
     ]
-    assert (second.tokens, second.learnt_tokens, second.fault) == (1 + 5 + 9 + 1 + 1 + 10 + 2 + 1, 3, None)
-    assert (third.pieces, third.tokens, third.learnt_tokens) == ((), 0, 0)
+    assert (second.tokens, second.loss_tokens, second.fault) == (1 + 5 + 9 + 1 + 1 + 10 + 2 + 1, 3, None)
+    assert (third.pieces, third.tokens, third.loss_tokens) == ((), 0, 0)
     assert third.fault is not None
     assert third.fault.startswith("turn 2 (assistant) holds <|pad|>")
     assert [each.source[-5:] for each in shown_of(tmp_path, tiny_model, rows, 1)] == ["row 1"]
@@ -311,7 +313,7 @@ def test_what_is_told_of_a_text_is_shown_behind_it(tiny_model: Path, tmp_path: P
     rows = '{"text": "ab", "label": "x"}\n{"text": "c", "label": "y"}\n'
     first, second = shown_of(tmp_path, tiny_model, rows, 5, objective="classification")
     assert first.pieces == (Piece("a", False), Piece("b", False), Piece(" x", True))
-    assert (first.tokens, first.learnt_tokens, first.fault) == (2, 1, None)
+    assert (first.tokens, first.loss_tokens, first.fault) == (2, 1, None)
     assert second.pieces[-1] == Piece(" y", True)
     rows = '{"text": "ab", "labels": ["x", "y"]}\n{"text": "c", "labels": []}\n{"text": "d", "labels": ["y"]}\n'
     found = shown_of(tmp_path, tiny_model, rows, 5, objective="multi_label")
@@ -330,4 +332,4 @@ def test_a_part_of_a_character_at_a_text_s_end_is_shown_with_its_mark(tiny_model
     assert found == (Piece("a", False), Piece("�", True))
     broken = np.array(tokenizer("é")["input_ids"][:1] * 5, np.int32)
     pieces = _pieces(tokenizer, (broken, np.array([True, False, False, True, True])))
-    assert [(len(piece.text), piece.learnt) for piece in pieces] == [(4, True), (1, True)], "four bytes at most"
+    assert [(len(piece.text), piece.has_loss) for piece in pieces] == [(4, True), (1, True)], "four bytes at most"

@@ -28,12 +28,12 @@ def turns(*texts: str, system: str | None = None) -> Example:
     )
 
 
-def learnt_texts(renderer: Renderer, example: Example, learn: str = "assistant") -> list[str]:
+def texts_with_loss(renderer: Renderer, example: Example, learn: str = "assistant") -> list[str]:
     """What is learnt of the example, a text for each turn, as the *tokens* say."""
     said = []
-    for ids, learnt in renderer.tokenize_many(renderer.render(example, learn)):
-        starts = np.flatnonzero(learnt & ~np.append(False, learnt[:-1]))
-        ends = np.flatnonzero(learnt & ~np.append(learnt[1:], False)) + 1
+    for ids, loss_mask in renderer.tokenize_many(renderer.render(example, learn)):
+        starts = np.flatnonzero(loss_mask & ~np.append(False, loss_mask[:-1]))
+        ends = np.flatnonzero(loss_mask & ~np.append(loss_mask[1:], False)) + 1
         said += [renderer.tokenizer.decode(ids[a:b]) for a, b in zip(starts, ends, strict=True)]
     return said
 
@@ -41,7 +41,7 @@ def learnt_texts(renderer: Renderer, example: Example, learn: str = "assistant")
 @pytest.mark.parametrize("name", STOCK)
 def test_marin_7237_stock_templates_without_marks_learn_the_answer_and_its_end_and_nothing_else(name):
     renderer = Renderer(stock(name))
-    (said,) = learnt_texts(renderer, turns(ASKED, ANSWERED))
+    (said,) = texts_with_loss(renderer, turns(ASKED, ANSWERED))
     assert ANSWERED in said
     assert "two and two" not in said
     (end,) = [token for token in renderer.template.special_tokens if said.strip().endswith(token)]
@@ -56,8 +56,8 @@ def test_llamafactory_5232_the_prompt_in_use_is_token_for_token_the_one_in_train
     for place in (1, 3):
         prompt = renderer.tokenizer(renderer.prompt(example.messages[:place]), add_special_tokens=False)["input_ids"]
         answers = [
-            ids[: len(prompt)].tolist() == prompt and learnt[len(prompt)]
-            for ids, learnt in renderer.tokenize_many(renderings)
+            ids[: len(prompt)].tolist() == prompt and loss_mask[len(prompt)]
+            for ids, loss_mask in renderer.tokenize_many(renderings)
         ]
         assert any(answers), f"turn {place} is learnt after another prompt than it gets in use"
 
@@ -65,7 +65,7 @@ def test_llamafactory_5232_the_prompt_in_use_is_token_for_token_the_one_in_train
 @pytest.mark.parametrize("name", TWINS)
 def test_what_is_told_from_a_stock_template_is_what_trl_marked_in_it_by_hand(name):
     ours, theirs = (
-        learnt_texts(Renderer(stock(variant)), turns(ASKED, ANSWERED))[0] for variant in (name, f"{name}_training")
+        texts_with_loss(Renderer(stock(variant)), turns(ASKED, ANSWERED))[0] for variant in (name, f"{name}_training")
     )
     assert ours.strip() in theirs
     rest = theirs.replace(ours.strip(), "")
@@ -74,31 +74,34 @@ def test_what_is_told_from_a_stock_template_is_what_trl_marked_in_it_by_hand(nam
 
 @pytest.mark.parametrize("name", STOCK)
 def test_every_turn_of_the_assistant_is_learnt_once(name):
-    said = learnt_texts(Renderer(stock(name)), turns("One?", "First answer.", "Two?", "Second answer."))
+    said = texts_with_loss(Renderer(stock(name)), turns("One?", "First answer.", "Two?", "Second answer."))
     assert len(said) == 2
     assert sum("First answer." in each for each in said) == sum("Second answer." in each for each in said) == 1
 
 
 def test_axolotl_3754_gemma_learns_its_end_of_turn():
-    assert learnt_texts(Renderer(stock("gemma3")), turns(ASKED, ANSWERED)) == [f"{ANSWERED}<end_of_turn>"]
+    assert texts_with_loss(Renderer(stock("gemma3")), turns(ASKED, ANSWERED)) == [f"{ANSWERED}<end_of_turn>"]
 
 
 def test_trl_6357_the_end_is_learnt_also_where_padding_is_the_same_token():
     tokenizer = stock("qwen2_5")
     tokenizer.pad_token = tokenizer.eos_token
-    assert learnt_texts(Renderer(tokenizer), turns(ASKED, ANSWERED)) == [f"{ANSWERED}<|im_end|>"]
+    assert texts_with_loss(Renderer(tokenizer), turns(ASKED, ANSWERED)) == [f"{ANSWERED}<|im_end|>"]
 
 
 def test_trl_6363_reasoning_in_earlier_turns_is_learnt_where_it_was_written():
     first, second = "<think>\nadd\n</think>\n\nFour.", "<think>\nadd more\n</think>\n\nSix."
     renderings = Renderer(stock("qwen3")).render(turns(ASKED, first, "And three?", second))
-    assert [each.text[slice(*each.learnt[0])] for each in renderings] == [f"{first}<|im_end|>", f"{second}<|im_end|>"]
+    assert [each.text[slice(*each.loss_mask[0])] for each in renderings] == [
+        f"{first}<|im_end|>",
+        f"{second}<|im_end|>",
+    ]
     assert "add\n" not in renderings[1].text, "what the model reads in use has the earlier reasoning taken out"
 
 
 def test_trl_6433_no_leading_token_of_the_answer_is_left_out():
     for answer in ("\n\nFour.", " four", "4", "é"):
-        said = learnt_texts(Renderer(stock("llama3")), turns(ASKED, answer))
+        said = texts_with_loss(Renderer(stock("llama3")), turns(ASKED, answer))
         assert said == [f"{answer.strip()}<|eot_id|>"]  # Llama 3's template trims
 
 
@@ -159,7 +162,7 @@ MARKED = (
 
 
 def test_trl_5988_marks_that_stop_short_of_the_end_of_turn_are_moved_past_it():
-    assert learnt_texts(Renderer(tokenizer_with(MARKED)), turns("A?", "One.", "B?", "Two.")) == [
+    assert texts_with_loss(Renderer(tokenizer_with(MARKED)), turns("A?", "One.", "B?", "Two.")) == [
         "One.<|im_end|>",
         "Two.<|im_end|>",
     ]
@@ -169,14 +172,14 @@ def test_megatron_bridge_3359_marks_that_mark_nothing_are_not_taken_for_everythi
     unmarked = MARKED.replace(
         "{% generation %}{{ m.content }}{% endgeneration %}", "{% generation %}{% endgeneration %}{{ m.content }}"
     )
-    assert learnt_texts(Renderer(tokenizer_with(unmarked)), turns("A?", "One.")) == ["One.<|im_end|>"]
+    assert texts_with_loss(Renderer(tokenizer_with(unmarked)), turns("A?", "One.")) == ["One.<|im_end|>"]
 
 
 def test_learn_last_and_all():
     renderer = Renderer(stock("qwen2_5"))
     example = turns("A?", "One.", "B?", "Two.")
-    assert learnt_texts(renderer, example, "last") == ["Two.<|im_end|>"]
-    (said,) = learnt_texts(renderer, example, "all")
+    assert texts_with_loss(renderer, example, "last") == ["Two.<|im_end|>"]
+    (said,) = texts_with_loss(renderer, example, "all")
     assert said.startswith("<|im_start|>system")
     assert said.endswith("Two.<|im_end|>")
 
@@ -189,11 +192,11 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_tomorrow():
 def test_raw_text_is_read_as_text_and_ends_as_a_document():
     renderer = Renderer(stock("llama3"))
     text = "HTML knows <|eot_id|> as little as <s>."
-    ((ids, learnt),) = renderer.tokenize_many(renderer.render(Example(Source("a.txt", 1), text=text)))
+    ((ids, loss_mask),) = renderer.tokenize_many(renderer.render(Example(Source("a.txt", 1), text=text)))
     assert renderer.tokenizer.decode(ids[:-1]) == text
     assert ids[-1] == renderer.tokenizer.eos_token_id
     assert (ids == renderer.tokenizer.eos_token_id).sum() == 1
-    assert learnt.all()
+    assert loss_mask.all()
 
 
 def test_openai_turns_of_weight_0_are_read_and_not_learnt_and_nothing_behind_the_last_learnt_one_is_kept():
@@ -202,7 +205,7 @@ def test_openai_turns_of_weight_0_are_read_and_not_learnt_and_nothing_behind_the
     rows += [{"role": "user", "content": "c?"}, {"role": "assistant", "content": "Third.", "train": False}]
     renderer = Renderer(stock("qwen2_5"))
     example = Example(Source("rows.jsonl", 1), messages=tuple(turns_of(rows, "messages")))
-    (said,) = learnt_texts(renderer, example)
+    (said,) = texts_with_loss(renderer, example)
     assert said.strip() == "Second.<|im_end|>"
     (rendering,) = renderer.render(example)
     assert "First." in rendering.text
@@ -224,12 +227,12 @@ def test_whatever_is_said_the_prompt_is_a_prefix_and_the_rest_is_learnt_to_its_e
         (rendering,) = renderer.render(turns(asked, answered))
     except UnusableError:
         return  # a template may refuse or drop what it takes for its own marks, never in silence
-    ((ids, learnt),) = renderer.tokenize_many([rendering])
+    ((ids, loss_mask),) = renderer.tokenize_many([rendering])
     prompt = renderer.tokenizer(renderer.prompt(turns(asked).messages), add_special_tokens=False)["input_ids"]
     assert ids[: len(prompt)].tolist() == prompt
-    assert not learnt[: len(prompt)].any()
-    assert learnt[len(prompt)]
-    assert fault(renderer, rendering, (ids, learnt)) is None
+    assert not loss_mask[: len(prompt)].any()
+    assert loss_mask[len(prompt)]
+    assert fault(renderer, rendering, (ids, loss_mask)) is None
 
 
 RENDERERS: dict = {}
@@ -238,10 +241,10 @@ RENDERERS: dict = {}
 def test_a_token_that_would_hold_the_prompts_end_and_the_answers_beginning_is_cut():
     tokenizer = word_tokenizer()
     renderer = Renderer(tokenizer)
-    ((ids, learnt),) = renderer.tokenize_many(renderer.render(turns("q", " answer")))
+    ((ids, loss_mask),) = renderer.tokenize_many(renderer.render(turns("q", " answer")))
     prompt = tokenizer(renderer.prompt(turns("q").messages), add_special_tokens=False)["input_ids"]
     assert ids[: len(prompt)].tolist() == prompt
-    assert tokenizer.decode(ids[learnt]) == " answer<|im_end|>"
+    assert tokenizer.decode(ids[loss_mask]) == " answer<|im_end|>"
 
 
 def word_tokenizer():

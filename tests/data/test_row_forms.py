@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from tunesmith.data.example import Example, Malformed, Source
-from tunesmith.data.form import text_of
-from tunesmith.data.forms import FORMS, detect, fitting, form_named, to_example
 from tunesmith.data.read import Row
+from tunesmith.data.row_format import text_of
+from tunesmith.data.row_formats import FORMATS, detect, fitting, format_named, to_example
 from tunesmith.data.turns import ROLES, NotUnderstoodError, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
@@ -16,15 +16,15 @@ def row(values: Any, number: int = 1) -> Row:
     return Row(values, Source("rows.jsonl", number))
 
 
-def example(form: str, values: Any, columns: dict[str, str] | None = None) -> Example:
-    found = to_example(row(values), form, columns)
+def example(format: str, values: Any, columns: dict[str, str] | None = None) -> Example:
+    found = to_example(row(values), format, columns)
     assert isinstance(found, Example), found
     assert found.source == Source("rows.jsonl", 1)
     return found
 
 
-def reason(form: str, values: Any, columns: dict[str, str] | None = None) -> str:
-    found = to_example(row(values, 3), form, columns)
+def reason(format: str, values: Any, columns: dict[str, str] | None = None) -> str:
+    found = to_example(row(values, 3), format, columns)
     assert isinstance(found, Malformed), found
     assert found.source == Source("rows.jsonl", 3)
     return found.reason
@@ -34,7 +34,7 @@ def reason(form: str, values: Any, columns: dict[str, str] | None = None) -> str
 
 
 @pytest.mark.parametrize(
-    ("form", "values", "told"),
+    ("format", "values", "told"),
     [
         ("classification", {"text": "a", "label": " yes "}, "yes"),
         ("classification", {"sentence": "a", "Topic": 3}, "3"),
@@ -47,13 +47,13 @@ def reason(form: str, values: Any, columns: dict[str, str] | None = None) -> str
         ("regression", {"text": "a", "rating": "-1.5e1"}, -15.0),
     ],
 )
-def test_what_is_told_of_a_text_is_a_name_names_or_a_number(form: str, values: dict[str, Any], told: Any) -> None:
-    found = example(form, values)
+def test_what_is_told_of_a_text_is_a_name_names_or_a_number(format: str, values: dict[str, Any], told: Any) -> None:
+    found = example(format, values)
     assert (found.text, found.label, found.messages, found.spans, found.others) == ("a", told, None, None, ())
 
 
 @pytest.mark.parametrize(
-    ("form", "values", "told"),
+    ("format", "values", "told"),
     [
         ("text", {"text": " \n"}, "the text is empty"),
         ("text", {"text": 7}, "text is a number (7), not a text"),
@@ -84,8 +84,8 @@ def test_what_is_told_of_a_text_is_a_name_names_or_a_number(form: str, values: d
         ("pairs", {"anchor": "a", "positive": "b", "negative": ""}, "negative is neither a text nor a list of texts"),
     ],
 )
-def test_what_tells_nothing_of_a_text_is_malformed(form: str, values: dict[str, Any], told: str) -> None:
-    assert reason(form, values) == told
+def test_what_tells_nothing_of_a_text_is_malformed(format: str, values: dict[str, Any], told: str) -> None:
+    assert reason(format, values) == told
 
 
 def test_words_are_joined_by_spaces_and_keep_their_tags() -> None:
@@ -162,7 +162,7 @@ def test_pairs_are_an_anchor_its_positive_and_negatives(values: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("forms", "columns", "named", "form"),
+    ("formats", "columns", "named", "format"),
     [
         (("words", "entities"), ["text", "spans"], {}, "entities"),
         (("words", "entities"), ["Words", "tags"], {}, "words"),
@@ -173,9 +173,9 @@ def test_pairs_are_an_anchor_its_positive_and_negatives(values: dict[str, Any], 
     ],
 )
 def test_of_an_objective_s_forms_the_one_whose_parts_are_named_or_whose_columns_are_there(
-    forms: tuple[str, ...], columns: list[str], named: dict[str, str], form: str
+    formats: tuple[str, ...], columns: list[str], named: dict[str, str], format: str
 ) -> None:
-    assert fitting([row(dict.fromkeys(columns, "x"))], forms, named) == form
+    assert fitting([row(dict.fromkeys(columns, "x"))], formats, named) == format
 
 
 # Chats
@@ -199,7 +199,7 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
 
 
 @pytest.mark.parametrize(
-    ("form", "values", "told"),
+    ("format", "values", "told"),
     [
         (
             "prompt_completion",
@@ -309,8 +309,8 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
         ("messages", {"messages": list(CHAT), "tools": "["}, "tools is a text that is not valid JSON: '['"),
     ],
 )
-def test_what_is_wrong_with_a_chat_is_said_with_its_place(form: str, values: Any, told: str) -> None:
-    assert reason(form, values) == told
+def test_what_is_wrong_with_a_chat_is_said_with_its_place(format: str, values: Any, told: str) -> None:
+    assert reason(format, values) == told
 
 
 def test_histories_come_in_order_before_the_question() -> None:
@@ -429,21 +429,22 @@ def test_a_part_without_a_text_takes_its_default_and_a_wrong_one_does_not() -> N
 # Which form it is
 
 
-def told_by(*rows: Any, columns: dict[str, str] | None = None) -> str:
+def predicted_by(*rows: Any, columns: dict[str, str] | None = None) -> str:
     with pytest.raises(UserError) as error:
         detect([row(values, number) for number, values in enumerate(rows, 1)], columns)
     return str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("form", "names"), [(name, names) for name, form in FORMS.items() if form.detected for names in form.columns]
+    ("format", "names"),
+    [(name, names) for name, format in FORMATS.items() if format.detected for names in format.columns],
 )
-def test_every_usual_set_of_columns_is_known_whatever_its_case(form: str, names: tuple[str, ...]) -> None:
+def test_every_usual_set_of_columns_is_known_whatever_its_case(format: str, names: tuple[str, ...]) -> None:
     values = {name.title(): "x" for name in names}
-    if FORMS[form].objective is None:
-        assert detect([row(values)]) == form
+    if FORMATS[format].objective is None:
+        assert detect([row(values)]) == format
     else:
-        assert f"To learn that, set objective: {{kind: {FORMS[form].objective}}}" in told_by(values)
+        assert f"To learn that, set objective: {{kind: {FORMATS[format].objective}}}" in predicted_by(values)
 
 
 def test_columns_without_a_value_tell_nothing_and_the_first_form_that_fits_is_taken() -> None:
@@ -457,14 +458,16 @@ def test_columns_without_a_value_tell_nothing_and_the_first_form_that_fits_is_ta
 def test_what_cannot_be_told_is_said_with_what_to_do() -> None:
     with pytest.raises(UserError, match="None of the first rows could be read, so their form cannot be told"):
         detect([])
-    assert told_by({"question": "a", "answer": "b"}, {"messages": list(CHAT)}) == (
+    assert predicted_by({"question": "a", "answer": "b"}, {"messages": list(CHAT)}) == (
         "The rows are of several forms: questions and answers (rows.jsonl row 1), chat messages (rows.jsonl row 2). "
-        "Train on files of one form, or set data.form to one of question_answer, messages; rows of another are then "
+        "Train on files of one form, or set data.format to one of question_answer, messages; rows of another are then "
         "malformed."
     )
-    assert told_by({"a": 1}, {"b": 2, "a": 2}).startswith("rows.jsonl: no known form has the columns a, b. Name those")
-    assert "has the columns (none)" in told_by({})
-    assert told_by({"from": "gpt", "value": "x"}).startswith("rows.jsonl row 1 is a single turn (from, value).")
+    assert predicted_by({"a": 1}, {"b": 2, "a": 2}).startswith(
+        "rows.jsonl: no known form has the columns a, b. Name those"
+    )
+    assert "has the columns (none)" in predicted_by({})
+    assert predicted_by({"from": "gpt", "value": "x"}).startswith("rows.jsonl row 1 is a single turn (from, value).")
 
 
 ANSWERS = ("messages", "conversations", "completion", "output", "answer", "response")
@@ -479,7 +482,7 @@ ANSWERS = ("messages", "conversations", "completion", "output", "answer", "respo
     ],
 )
 def test_rows_that_say_which_answer_is_better_are_refused_by_name(values: dict[str, Any], seen: str) -> None:
-    assert f"rows.jsonl row 1: this is preference data (columns: {seen}); " in told_by(values)
+    assert f"rows.jsonl row 1: this is preference data (columns: {seen}); " in predicted_by(values)
 
 
 @pytest.mark.parametrize(
@@ -495,12 +498,12 @@ def test_rows_beside_whose_answers_something_else_stands_are_no_preference_data(
 
 
 def test_texts_with_classes_are_to_be_asked_for_with_what_they_could_be_learnt_as() -> None:
-    assert told_by({"Sentence": "a", "Intent": "b"}) == (
+    assert predicted_by({"Sentence": "a", "Intent": "b"}) == (
         "rows.jsonl row 1: these are texts with classes (columns: Sentence, Intent). To learn that, set "
         "objective: {kind: classification}; to learn to answer with it, data.columns: {question: Sentence, answer: "
-        "Intent}; to learn the texts alone, data.form: text."
+        "Intent}; to learn the texts alone, data.format: text."
     )
-    assert told_by({"tokens": ["a"], "tags": ["b"]}) == (
+    assert predicted_by({"tokens": ["a"], "tags": ["b"]}) == (
         "rows.jsonl row 1: these are words with tags (columns: tokens, tags). To learn that, set objective: {kind: "
         "token_classification}."
     )
@@ -529,7 +532,7 @@ def test_texts_with_classes_are_to_be_asked_for_with_what_they_could_be_learnt_a
     ],
 )
 def test_columns_that_are_not_there_and_parts_that_no_form_has_are_named(columns: dict[str, str], told: str) -> None:
-    assert told_by({"frage": "a", "b": "x"}, columns=columns) == told
+    assert predicted_by({"frage": "a", "b": "x"}, columns=columns) == told
 
 
 def test_a_column_that_a_row_lacks_makes_that_row_malformed() -> None:
@@ -559,8 +562,8 @@ def test_columns_that_could_play_a_part_in_two_ways_are_to_be_named() -> None:
 
 
 def test_a_form_that_is_not_known_gets_the_nearest_or_all() -> None:
-    with pytest.raises(UserError, match=r"^data.form: alpacca is not known. Did you mean alpaca\?$"):
-        form_named("alpacca")
+    with pytest.raises(UserError, match=r"^data.format: alpacca is not known. Did you mean alpaca\?$"):
+        format_named("alpacca")
     with pytest.raises(UserError) as error:
-        form_named("zzz")
-    assert str(error.value) == f"data.form: zzz is not known. Known: {', '.join(FORMS)}."
+        format_named("zzz")
+    assert str(error.value) == f"data.format: zzz is not known. Known: {', '.join(FORMATS)}."

@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data import prepare as preparing
 from tunesmith.data import tokenize, tokens
 from tunesmith.data.example import Source
-from tunesmith.data.prepare import prepare, settled
+from tunesmith.data.prepare import prepare, resolve
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 Row = tuple[Any, ...]
 
 
-def row(ids: list[int], learnt: list[int], file: str, number: int, *told: tuple[float, ...]) -> Row:
+def row(ids: list[int], loss_mask: list[int], file: str, number: int, *told: tuple[float, ...]) -> Row:
     marks = np.zeros(len(ids), np.bool_)
-    marks[learnt] = True
+    marks[loss_mask] = True
     return np.array(ids, np.int32), marks, Source(file, number), *told
 
 
@@ -32,12 +32,13 @@ PLAIN = [row([5, 6], [0, 1], "a", 3), row([7], [0], "b", 1), row([8, 9, 10], [1]
 
 def rows_of(table: TokenTable) -> list[Any]:
     return [
-        (ids.tolist(), np.flatnonzero(learnt).tolist(), source, *told) for ids, learnt, source, *told in table.rows()
+        (ids.tolist(), np.flatnonzero(loss_mask).tolist(), source, *told)
+        for ids, loss_mask, source, *told in table.rows()
     ]
 
 
 def as_rows(rows: list[Row]) -> list[Any]:
-    return [(ids.tolist(), np.flatnonzero(learnt).tolist(), source, *told) for ids, learnt, source, *told in rows]
+    return [(ids.tolist(), np.flatnonzero(loss_mask).tolist(), source, *told) for ids, loss_mask, source, *told in rows]
 
 
 @pytest.mark.parametrize("rows", [TOLD, PLAIN, []], ids=["told", "plain", "none"])
@@ -52,10 +53,10 @@ def test_a_table_gives_back_the_rows_it_was_built_of(
     assert table.offsets.tolist() == [0, *np.cumsum([len(each[0]) for each in rows]).tolist()]
     assert table.lengths.tolist() == [len(each[0]) for each in rows]
     assert table.files == tuple(dict.fromkeys(each[2].file for each in rows))
-    kinds = (table.ids.dtype, table.learnt.dtype, table.offsets.dtype, table.file.dtype, table.row.dtype)
+    kinds = (table.ids.dtype, table.loss_mask.dtype, table.offsets.dtype, table.file.dtype, table.row.dtype)
     assert kinds == (np.int32, np.bool_, np.int64, np.int32, np.int64)
     assert isinstance(table.ids, np.memmap) == (bool(rows) and spool <= len(table.ids))
-    assert [(ids.tolist(), learnt.tolist()) for ids, learnt in table] == [
+    assert [(ids.tolist(), loss_mask.tolist()) for ids, loss_mask in table] == [
         (each[0].tolist(), each[1].tolist()) for each in rows
     ]
 
@@ -81,12 +82,12 @@ def test_tables_put_end_to_end_are_the_table_of_all_their_rows(spool: int, monke
 
 
 def test_learnt_tokens_are_those_that_can_be_predicted_the_marks_or_the_rows() -> None:
-    assert TokenTable.build(PLAIN).learnt_tokens == 2, "a row's first token has none before it"
-    assert TokenTable.build(TOLD).learnt_tokens == 4
+    assert TokenTable.build(PLAIN).loss_tokens == 2, "a row's first token has none before it"
+    assert TokenTable.build(TOLD).loss_tokens == 4
     compared = [row([5, 6, 7], [0, 2], "a", 1, ()), row([5, 6, 7], [1, 2], "a", 2, ())]
-    assert TokenTable.build(compared).learnt_tokens == 2
-    assert TokenTable.build([]).learnt_tokens == 0
-    assert TokenTable.build([row([], [], "a", 1), row([5, 6], [0, 1], "a", 2)]).learnt_tokens == 1
+    assert TokenTable.build(compared).loss_tokens == 2
+    assert TokenTable.build([]).loss_tokens == 0
+    assert TokenTable.build([row([], [], "a", 1), row([5, 6], [0, 1], "a", 2)]).loss_tokens == 1
 
 
 # What is counted on the way
@@ -107,12 +108,12 @@ def test_the_report_counts_rows_tokens_and_both_sides(tiny_model: Path, tmp_path
     content = qa(*range(30)) + "{\n" + '{"question": "a", "answer": "<|pad|>"}\n'
     found = prepared(tiny_model, tmp_path / "rows.jsonl", content, held_out=0.4, max_malformed=0.1, skip_unusable=True)
     report, train, held_out = found.report, found.train, found.held_out
-    assert (report.form, report.rows, report.malformed, report.unusable) == ("question_answer", 32, 1, 1)
+    assert (report.format, report.rows, report.malformed, report.unusable) == ("question_answer", 32, 1, 1)
     assert (report.examples, report.held_out_rows) == (len(train), len(held_out))
     assert len(train) + len(held_out) == 30
     assert len(held_out) > 3
-    assert (report.tokens, report.learnt_tokens) == (len(train.ids), int(train.learnt.sum()))
-    assert (report.held_out_tokens, report.held_out_learnt_tokens) == (len(held_out.ids), int(held_out.learnt.sum()))
+    assert (report.tokens, report.loss_tokens) == (len(train.ids), int(train.loss_mask.sum()))
+    assert (report.held_out_tokens, report.held_out_loss_tokens) == (len(held_out.ids), int(held_out.loss_mask.sum()))
     assert report.longest == max(*train.lengths, *held_out.lengths)
     assert (report.separate_turns, report.replay_rows, report.replayed, report.replayed_tokens) == (0, 0, 0, 0)
     assert report.cached is False
@@ -180,7 +181,7 @@ def test_bad_rows_are_shown_up_to_five_over_all_files_and_the_rest_are_counted(
 
 def test_no_training_row_left_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^No training example is left\. Give more rows, or lower data\.held_out\.$"):
-        prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(6)), max_length=8, over_long="drop")
+        prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(6)), max_length=8, overflow="drop")
 
 
 def test_the_form_is_told_from_the_first_hundred_rows_alone(tiny_model: Path, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_the_form_is_told_from_the_first_hundred_rows_alone(tiny_model: Path, tm
     with pytest.raises(UserError, match="The rows are of several forms"):
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(99)) + other)
     found = prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(100)) + other)
-    assert (found.report.form, found.report.malformed, len(found.train)) == ("question_answer", 1, 100)
+    assert (found.report.format, found.report.malformed, len(found.train)) == ("question_answer", 1, 100)
 
 
 def test_turns_that_the_template_rewrites_are_rows_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
@@ -210,8 +211,8 @@ def test_turns_that_the_template_rewrites_are_rows_of_their_own(tiny_model: Path
     recipe = Recipe.load({"base": base, "data": {"train": str(file), "held_out": 0.0, "cache": False}})
     found = prepare(recipe, load_tokenizer(recipe.base))
     tokenizer = load_tokenizer(recipe.base)
-    learnt = [tokenizer.decode(ids[marks]) for ids, marks in found.train]
-    assert learnt == ["why#b<|im_end|>", "how#d<|im_end|>"]
+    loss_mask = [tokenizer.decode(ids[marks]) for ids, marks in found.train]
+    assert loss_mask == ["why#b<|im_end|>", "how#d<|im_end|>"]
     assert (found.report.rows, found.report.examples, found.report.separate_turns) == (1, 2, 1)
     assert found.train.row.tolist() == [1, 1]
 
@@ -223,7 +224,7 @@ def test_classes_are_told_from_the_training_rows_and_kept_where_the_recipe_names
     file.write_text('{"text": "a", "label": "y"}\n{"text": "b", "label": "x"}\n{"text": "c", "label": "y"}\n')
     data = {"train": str(file), "held_out": 0.0, "cache": False}
     recipe = Recipe.load({"base": str(tiny_model), "data": data, "objective": "classification"})
-    assert settled(recipe).objective.labels == ["x", "y"]  # type: ignore[attr-defined]
+    assert resolve(recipe).objective.labels == ["x", "y"]  # type: ignore[attr-defined]
     assert recipe.objective.labels is None  # type: ignore[attr-defined]
     found = prepare(recipe, load_tokenizer(recipe.base)).train
     assert found.targets is not None

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data import tokenize
 from tunesmith.data.prepare import prepare
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 ROWS = 6_000
 
 
-def rows(folder: Path) -> Path:
+def rows(directory: Path) -> Path:
     """One of them cannot be learnt from."""
-    file = folder / "rows.jsonl"
+    file = directory / "rows.jsonl"
     answers = ["<|im_end|>" if number == 4_000 else str(number) for number in range(ROWS)]
     lines = [
         f'{{"question": "What is {number} and {number % 7}?", "answer": "{answer}"}}'
@@ -51,7 +51,7 @@ def test_several_processes_give_what_one_gives(tiny_model, tmp_path, monkeypatch
     assert asdict(together.report) == asdict(alone.report)
     assert (together.report.rows, together.report.unusable) == (ROWS, 1)
     for one, other in ((alone.train, together.train), (alone.held_out, together.held_out)):
-        for name in ("ids", "learnt", "offsets", "file", "row"):
+        for name in ("ids", "loss_mask", "offsets", "file", "row"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert one.files == other.files
 
@@ -65,7 +65,7 @@ from pathlib import Path
 from tunesmith.data import tokenize
 from tunesmith.data.prepare import prepare
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
+from tunesmith.config.recipe import Recipe
 def slow(examples):
     (Path(sys.argv[3]) / str(os.getpid())).touch()
     time.sleep(60)

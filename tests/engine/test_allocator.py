@@ -80,9 +80,9 @@ def test_the_planner_knows_how_far_the_arena_reaches() -> None:
     steps = [(size, int(torch.randint(0, number + 1, (), generator=random))) for number, size in enumerate(sizes)]
     command = [sys.executable, "-c", REACH]
     done = subprocess.run(command, input=json.dumps(steps), capture_output=True, text=True, check=True)
-    reached, foretold = json.loads(done.stdout)
-    assert reached == foretold
-    assert foretold < sum(sizes)
+    reached, predicted = json.loads(done.stdout)
+    assert reached == predicted
+    assert predicted < sum(sizes)
 
 
 def test_what_is_freed_is_kept_until_it_is_given_back() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tunesmith.chain import Chain
+from tunesmith.config.pipeline import Pipeline
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.yaml_text import read_yaml
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
-from tunesmith.recipe_yaml import read_yaml
 from tunesmith.run import (
     CHAIN,
     Events,
@@ -22,7 +22,7 @@ from tunesmith.run import (
     atomic_write,
     jsonable,
     last_stage,
-    new_folder,
+    new_directory,
     whole_run,
 )
 from tunesmith.training.stages import _from_weights_of as from_weights_of
@@ -48,7 +48,7 @@ def test_each_stage_has_the_common_sections_but_those_that_it_names_itself(tmp_p
     for name in ("own.jsonl", "common.jsonl"):
         (tmp_path / name).touch()
     (tmp_path / "chain.yaml").write_text(STAGES, encoding="utf-8")
-    chain = Chain.load(tmp_path / "chain.yaml", ["train.seed=5", "method=ia3"])
+    chain = Pipeline.load(tmp_path / "chain.yaml", ["train.seed=5", "method=ia3"])
     assert chain is not None
     assert chain.names == ("first", "stage2", "third-one.v2")
     assert chain.folded is None
@@ -66,11 +66,11 @@ def test_each_stage_has_the_common_sections_but_those_that_it_names_itself(tmp_p
 
 def test_a_chain_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text(STAGES, encoding="utf-8")
-    chain = Chain.load(tmp_path / "chain.yaml")
+    chain = Pipeline.load(tmp_path / "chain.yaml")
     assert chain is not None
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / CHAIN).write_text(chain.to_yaml(), encoding="utf-8")
-    again = Chain.load(tmp_path / "again" / CHAIN)
+    again = Pipeline.load(tmp_path / "again" / CHAIN)
     assert again == chain
     assert again is not None
     lengths = ["max_length" in each.data.model_fields_set for each in again.recipes]
@@ -85,7 +85,7 @@ def test_relative_paths_of_a_dict_are_looked_up_in_the_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").touch()
-    chain = Chain.load({"data": {"train": "rows.jsonl"}, "stages": [{"train": {"steps": 2}}]})
+    chain = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"train": {"steps": 2}}]})
     assert chain is not None
     assert chain.recipes[0].data.train == [str(tmp_path / "rows.jsonl")]
 
@@ -109,11 +109,11 @@ def test_relative_paths_of_a_dict_are_looked_up_in_the_working_directory(
 def test_what_a_chain_cannot_be_is_refused_by_stage_and_field(changes: dict[str, Any], message: str) -> None:
     values = {"data": {"train": "rows.jsonl"}, "stages": [{"name": "a"}], **changes}
     with pytest.raises(UserError, match=message):
-        Chain.load(values)
+        Pipeline.load(values)
 
 
 def test_a_first_stage_may_name_its_base(tmp_path: Path) -> None:
-    chain = Chain.load({"data": {"train": "rows.jsonl"}, "stages": [{"base": "/models/own"}, {}]})
+    chain = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"base": "/models/own"}, {}]})
     assert chain is not None
     assert [each.base.path for each in chain.recipes] == ["/models/own", "embedded"]
 
@@ -123,16 +123,16 @@ def test_one_recipe_is_no_chain_and_folds_are(tmp_path: Path) -> None:
     one = {**values, "data": {"train": "rows.jsonl"}}
     of_one = {**values, "data": {"train": "rows.jsonl", "folds": 3, "fold": 2}}
     (tmp_path / "one.yaml").write_text("data: {train: rows.jsonl}\n", encoding="utf-8")
-    assert [Chain.load(each) for each in (one, of_one, Recipe.load(one), tmp_path / "one.yaml")] == [None] * 4
-    chain = Chain.load(values, ["train.seed=4"])
+    assert [Pipeline.load(each) for each in (one, of_one, Recipe.load(one), tmp_path / "one.yaml")] == [None] * 4
+    chain = Pipeline.load(values, ["train.seed=4"])
     assert chain is not None
     assert chain.folded is not None
     assert chain.names == ("fold1", "fold2", "fold3", "whole")
     assert [each.data.fold for each in chain.recipes] == [1, 2, 3, None]
     assert {(each.data.folds, each.train.seed) for each in (*chain.recipes, chain.folded)} == {(3, 4)}
     (tmp_path / "folds.yaml").write_text(chain.to_yaml(), encoding="utf-8")
-    assert Chain.load(tmp_path / "folds.yaml") == chain
-    named = Chain.load(Recipe.load(values), ["train.seed=4"])
+    assert Pipeline.load(tmp_path / "folds.yaml") == chain
+    named = Pipeline.load(Recipe.load(values), ["train.seed=4"])
     assert named == chain
 
 
@@ -142,19 +142,19 @@ def test_one_recipe_is_no_chain_and_folds_are(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def two_stages(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
     """A LoRA adapter of the base, and a recipe of two stages that begins with it."""
-    folder = tmp_path_factory.mktemp("adapters")
-    rows = folder / "rows.jsonl"
+    directory = tmp_path_factory.mktemp("adapters")
+    rows = directory / "rows.jsonl"
     lines = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     common = {
         "data": {"train": str(rows), "held_out": 0.0, "cache": False},
         "train": {"steps": 1, "tokens_per_step": 64, "precision": "fp32", "learning_rate": 3e-2},
     }
-    made = train({**common, "base": str(tiny_model), "method": {"kind": "lora", "rank": 2}}, folder / "made")
+    made = train({**common, "base": str(tiny_model), "method": {"kind": "lora", "rank": 2}}, directory / "made")
     assert made.output is not None
     base = {"path": str(tiny_model), "adapter": str(made.output)}
     chain = {**common, "base": base, "stages": [{"method": {"kind": "lora", "rank": 2}}, {"method": "full"}]}
-    return folder, chain, rows
+    return directory, chain, rows
 
 
 def test_a_stage_after_a_merge_has_no_adapter_of_the_chains_base_left(
@@ -163,14 +163,14 @@ def test_a_stage_after_a_merge_has_no_adapter_of_the_chains_base_left(
     _, chain, _ = two_stages
     last = train(chain, tmp_path / "chain")
     before = Run.open(tmp_path / "chain" / "1-stage1")
-    base = Recipe.load(last.folder / "recipe.yaml").base
-    assert (base.path, base.adapter) == (str(before.folder / "merged"), None)
+    base = Recipe.load(last.directory / "recipe.yaml").base
+    assert (base.path, base.adapter) == (str(before.directory / "merged"), None)
     assert last.output is not None
-    merged = load_file(before.folder / "merged" / "model.safetensors")
+    merged = load_file(before.directory / "merged" / "model.safetensors")
     found = load_file(last.output / "model.safetensors")
     for name, tensor in merged.items():  # one step of 0.03 at most from where it began
         assert (found[name] - tensor).abs().max() <= 0.0301, name
-    assert whole_run(tmp_path / "chain") == last.folder
+    assert whole_run(tmp_path / "chain") == last.directory
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_a_stage_after_a_merge_has_no_adapter_of_the_chains_base_left(
 def test_an_adapter_is_gone_on_with_where_method_and_head_are_the_same_and_merged_elsewhere(
     two_stages: tuple[Path, dict[str, Any], Path], now: dict[str, Any], how: str
 ) -> None:
-    folder, chain, rows = two_stages
-    before = Run.open(folder / "made")
+    directory, chain, rows = two_stages
+    before = Run.open(directory / "made")
     base = {"path": "/elsewhere", "from_scratch": True}
     recipe = Recipe.load({"base": base, "data": {"train": str(rows)}, "train": {"steps": 9}, **now})
     found = from_weights_of(before, recipe)
@@ -197,8 +197,8 @@ def test_an_adapter_is_gone_on_with_where_method_and_head_are_the_same_and_merge
     if how == "adapter":
         assert (found.base.path, found.base.adapter) == (chain["base"]["path"], before.output)
     else:
-        assert (found.base.path, found.base.adapter) == (str(before.folder / "merged"), None)
-        assert (before.folder / "merged" / "model.safetensors").exists()
+        assert (found.base.path, found.base.adapter) == (str(before.directory / "merged"), None)
+        assert (before.directory / "merged" / "model.safetensors").exists()
     assert not found.base.from_scratch
 
 
@@ -224,23 +224,23 @@ def test_a_chain_whose_first_stage_is_refused_leaves_no_directory(tmp_path: Path
 # The directory of a chain
 
 
-def begun(folder: Path, *names: str) -> None:
+def begun(directory: Path, *names: str) -> None:
     for name in names:
-        (folder / name).mkdir(parents=True)
-        (folder / name / "recipe.yaml").write_text("", encoding="utf-8")
+        (directory / name).mkdir(parents=True)
+        (directory / name / "recipe.yaml").write_text("", encoding="utf-8")
 
 
 def test_stages_are_in_the_order_of_their_numbers_and_the_last_begun_is_opened(tmp_path: Path) -> None:
-    folder = tmp_path / "chain"
-    begun(folder, "10-j", "9-i-i", "2-b", "1-a")
-    (folder / "11-not-begun").mkdir()
-    assert last_stage(folder) == folder  # nothing says that it is a chain
-    (folder / CHAIN).write_text("stages: [{}, {}, {}, {}]\n", encoding="utf-8")
-    assert last_stage(folder) == folder / "10-j"
-    assert Run.open(folder).folder == folder / "10-j"
-    assert Run.open(folder).whole == folder
-    assert Run.open(folder / "2-b").stages == [folder / name for name in ("1-a", "2-b", "9-i-i", "10-j")]
-    assert whole_run(folder) == folder / "10-j"
+    directory = tmp_path / "chain"
+    begun(directory, "10-j", "9-i-i", "2-b", "1-a")
+    (directory / "11-not-begun").mkdir()
+    assert last_stage(directory) == directory  # nothing says that it is a chain
+    (directory / CHAIN).write_text("stages: [{}, {}, {}, {}]\n", encoding="utf-8")
+    assert last_stage(directory) == directory / "10-j"
+    assert Run.open(directory).directory == directory / "10-j"
+    assert Run.open(directory).whole == directory
+    assert Run.open(directory / "2-b").stages == [directory / name for name in ("1-a", "2-b", "9-i-i", "10-j")]
+    assert whole_run(directory) == directory / "10-j"
     assert Run(tmp_path / "alone").whole == tmp_path / "alone"
     assert Run(tmp_path / "alone").stages == [tmp_path / "alone"]
 
@@ -269,7 +269,7 @@ def test_a_run_is_by_default_named_for_its_time_base_and_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = new_folder(None, "/models/My_Base 1.5B/", "lora")
+    path = new_directory(None, "/models/My_Base 1.5B/", "lora")
     assert path.parent == tmp_path / "runs"
     stamp, rest = path.name[:15], path.name[15:]
     assert stamp[:8].isdigit()
@@ -278,32 +278,32 @@ def test_a_run_is_by_default_named_for_its_time_base_and_method(
 
 def test_a_directory_that_holds_something_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert new_folder(tmp_path / "empty", "b", "m") == tmp_path / "empty"
+    assert new_directory(tmp_path / "empty", "b", "m") == tmp_path / "empty"
     begun(tmp_path, "run")
     with pytest.raises(UserError, match=r"run holds a run already\. tunesmith train --resume"):
-        new_folder(tmp_path / "run", "b", "m")
+        new_directory(tmp_path / "run", "b", "m")
     (tmp_path / "chain").mkdir()
     (tmp_path / "chain" / CHAIN).write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="chain holds a run already"):
-        new_folder(tmp_path / "chain", "b", "m")
+        new_directory(tmp_path / "chain", "b", "m")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").write_text("", encoding="utf-8")
     for name in ("other", "other/x"):
         with pytest.raises(UserError, match="is there already and is not an empty directory"):
-            new_folder(tmp_path / name, "b", "m")
+            new_directory(tmp_path / name, "b", "m")
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
-        new_folder(tmp_path / "other" / "x" / "deeper", "b", "m")
+        new_directory(tmp_path / "other" / "x" / "deeper", "b", "m")
 
 
 def test_a_run_writes_its_recipe_and_is_finished_once_its_output_is_there(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "a" / "run", "base: x\n", "x", "lora")
-    assert (run.folder / "recipe.yaml").read_text(encoding="utf-8") == "base: x\n"
-    assert (run.folder / "recipe.yaml").stat().st_mode & 0o777 == 0o644
+    assert (run.directory / "recipe.yaml").read_text(encoding="utf-8") == "base: x\n"
+    assert (run.directory / "recipe.yaml").stat().st_mode & 0o777 == 0o644
     assert (run.finished, run.output, run.events()) == (False, None, [])
-    (run.folder / "model").mkdir()
-    assert (run.finished, run.output) == (True, run.folder / "model")
-    (run.folder / "adapter").mkdir()
-    assert run.output == run.folder / "adapter"
+    (run.directory / "model").mkdir()
+    assert (run.finished, run.output) == (True, run.directory / "model")
+    (run.directory / "adapter").mkdir()
+    assert run.output == run.directory / "adapter"
 
 
 def test_events_are_read_back_a_line_each_and_one_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from matrix import make_bases
 
 import tunesmith
-from tunesmith.chain import Chain
-from tunesmith.data.prepare import prepare, settled
+from tunesmith.config.pipeline import Pipeline
+from tunesmith.config.recipe import Recipe
+from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.training.stages import resume, train
 
@@ -37,20 +37,20 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_every_row_is_held_out_once_in_parts_of_like_size_and_classes(recipe: dict[str, Any]) -> None:
-    chain = Chain.load(recipe)
+    chain = Pipeline.load(recipe)
     assert chain is not None
     assert chain.names == ("fold1", "fold2", "fold3", "fold4", "fold5", "whole")
     seen: Counter[str] = Counter()
     for each in chain.recipes[:-1]:
-        prepared = prepare(settled(each), load_tokenizer(each.base))
+        prepared = prepare(resolve(each), load_tokenizer(each.base))
         labels = Counter(float(prepared.held_out.targets_of(row)[0]) for row in range(len(prepared.held_out)))
         assert labels == {0.0: 6, 1.0: 2}
         assert len(prepared.train) == 32
         seen.update(str(prepared.held_out.source(row)) for row in range(len(prepared.held_out)))
     assert len(seen) == 40
     assert set(seen.values()) == {1}
-    assert len(prepare(settled(chain.recipes[-1]), load_tokenizer(chain.recipes[-1].base)).train) == 40
-    assert Chain.load(Recipe.load(recipe)) == chain
+    assert len(prepare(resolve(chain.recipes[-1]), load_tokenizer(chain.recipes[-1].base)).train) == 40
+    assert Pipeline.load(Recipe.load(recipe)) == chain
 
 
 @pytest.mark.long
@@ -58,7 +58,7 @@ def test_folds_are_one_command_and_judge_all_rows_and_go_on_after_a_kill(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     last = train(recipe, tmp_path / "folds")
-    assert last.folder == tmp_path / "folds" / "6-whole"
+    assert last.directory == tmp_path / "folds" / "6-whole"
     found = tunesmith.evaluate(tmp_path / "folds")
     assert (found["rows"], found["folds"]) == (40, 5)
     assert found["tuned"]["metrics"]["accuracy"]["value"] > 0.9
@@ -80,10 +80,10 @@ def test_folds_are_one_command_and_judge_all_rows_and_go_on_after_a_kill(
 
     with pytest.raises(KilledError):
         train(recipe, tmp_path / "killed", subscribers=[kill])
-    assert not Run.open(tmp_path / "killed").folder.name.endswith("whole")
+    assert not Run.open(tmp_path / "killed").directory.name.endswith("whole")
     again = resume(tmp_path / "killed")
     weights = "model/model.safetensors"
-    assert (again.folder / weights).read_bytes() == (last.folder / weights).read_bytes()
+    assert (again.directory / weights).read_bytes() == (last.directory / weights).read_bytes()
 
 
 def test_two_folds_are_judged_together_and_each_by_itself(recipe: dict[str, Any], tmp_path: Path) -> None:

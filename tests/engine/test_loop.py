@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tunesmith
+from tunesmith.config.recipe import Recipe, Train
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import load_checkpoint
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe, Train
 from tunesmith.run import Event, Events
 
 CPU = torch.device("cpu")
@@ -45,8 +45,8 @@ def gradient_in_groups(recipe: Recipe, groups: list[list[int]]) -> list[torch.Te
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = [collate(prepared.train, rows) for rows in groups]
     parts = [torch.autograd.grad(recipe.objective.loss(model, batch), trained) for batch in batches]
-    learnt = sum(batch.learnt_tokens for batch in batches)
-    return [torch.stack(each).sum(0) / learnt for each in zip(*parts, strict=True)]
+    loss_mask = sum(batch.loss_tokens for batch in batches)
+    return [torch.stack(each).sum(0) / loss_mask for each in zip(*parts, strict=True)]
 
 
 def test_transformers_34191_accumulated_batches_give_the_gradient_of_one_big_batch(
@@ -81,15 +81,15 @@ def test_loss_of_a_run_equals_transformers_own_loss(tiny_model: Path, write_rows
     recipe = recipe_for(tiny_model, write_rows())
     prepared = prepare(recipe, load_tokenizer(recipe.base))
     model = trainable_model(recipe, torch.float32, CPU)
-    ours = recipe.objective.loss(model, batch := collate(prepared.train, range(8))).item() / batch.learnt_tokens
+    ours = recipe.objective.loss(model, batch := collate(prepared.train, range(8))).item() / batch.loss_tokens
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     total, count = 0.0, 0
     for row in range(8):
-        ids, learnt = prepared.train[row]
-        labels = torch.where(torch.from_numpy(learnt), torch.from_numpy(ids).long(), -100)
+        ids, loss_mask = prepared.train[row]
+        labels = torch.where(torch.from_numpy(loss_mask), torch.from_numpy(ids).long(), -100)
         out = reference(input_ids=torch.from_numpy(ids).long()[None], labels=labels[None])
-        learnt_here = int(learnt[1:].sum())
-        total, count = total + out.loss.item() * learnt_here, count + learnt_here
+        loss_here = int(loss_mask[1:].sum())
+        total, count = total + out.loss.item() * loss_here, count + loss_here
     assert math.isclose(ours, total / count, rel_tol=1e-5)
 
 
@@ -143,7 +143,7 @@ class Poisoned:
 
 
 def poisoned_loop(
-    recipe: Recipe, folder: Path, steps: set[int], value: float, in_gradient: bool
+    recipe: Recipe, directory: Path, steps: set[int], value: float, in_gradient: bool
 ) -> tuple[Loop, list[Event]]:
     prepared = prepare(recipe, load_tokenizer(recipe.base))
     model = trainable_model(recipe, torch.float32, CPU)
@@ -159,7 +159,7 @@ def poisoned_loop(
         total_steps=5,
         peak_learning_rate=1e-2,
         tokens_per_batch=128,
-        folder=folder,
+        directory=directory,
         events=Events(told.append),
         device=CPU,
     )
@@ -196,7 +196,7 @@ def test_run_stops_with_the_rows_named_when_nan_stays(
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_share(schedule: str) -> None:
-    train = Train(steps=100, warmup_share=0.1, schedule=schedule, final_learning_rate_share=0.2)
+    train = Train(steps=100, warmup_ratio=0.1, schedule=schedule, min_lr_ratio=0.2)
     rates = [learning_rate(train, 1.0, step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == 1.0 == max(rates)
@@ -224,7 +224,7 @@ def test_early_stopping_keeps_the_best_weights(
     losses = {event["step"]: event["loss"] for event in told if event["event"] == "evaluation"}
     best = min(losses, key=lambda step: losses[step])
     assert best == told[-1]["step"] - 2
-    master = load_checkpoint(run.folder / "checkpoints" / f"step-{best:06d}")[0]["master"]
+    master = load_checkpoint(run.directory / "checkpoints" / f"step-{best:06d}")[0]["master"]
     assert run.output is not None
     kept = load_file(run.output / "adapter_model.safetensors").values()
     assert sorted(torch.cat([each.flatten() for each in kept]).tolist()) == sorted(master.tolist())

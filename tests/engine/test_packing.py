@@ -18,15 +18,15 @@ from transformers import (
 )
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
-from tunesmith.data.pack import alike, best_fit, collate, next_fit, width
+from tunesmith.data.pack import best_fit, bucket_by_length, collate, next_fit, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses, pooled
 from tunesmith.models.heads import check_new_head, class_logits, tag_logits
-from tunesmith.models.tell import tell
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
+from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.predict import tell
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
 """Families that PyTorch's attention does not compute."""
@@ -45,17 +45,17 @@ def table_of(lengths: list[int]) -> TokenTable:
     rows = []
     for number, length in enumerate(lengths):
         ids = torch.randint(0, 64, (length,), generator=generator).int().numpy()
-        learnt = (torch.rand(length, generator=generator) < 0.5).numpy()
-        learnt[-1] = True
-        rows.append((ids, learnt, Source("rows", number + 1)))
+        loss_mask = (torch.rand(length, generator=generator) < 0.5).numpy()
+        loss_mask[-1] = True
+        rows.append((ids, loss_mask, Source("rows", number + 1)))
     return TokenTable.build(rows)
 
 
-def plain_loss(model: PreTrainedModel, ids: torch.Tensor, learnt: torch.Tensor) -> torch.Tensor:
+def plain_loss(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """The textbook: logits of one example alone, −log p of each learnt next token, summed."""
     logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
     losses = torch.nn.functional.cross_entropy(logits, ids[1:].long(), reduction="none")
-    return losses[learnt[1:]].sum()
+    return losses[loss_mask[1:]].sum()
 
 
 def gradients(loss: torch.Tensor, model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -84,12 +84,12 @@ def test_functionary_265_packed_examples_have_the_loss_and_gradients_that_they_h
     table = table_of([3, 17, 2, 9, 30])
     batch = collate(table, range(5))
 
-    rows = [(torch.tensor(ids), torch.tensor(learnt)) for ids, learnt in (table[row] for row in range(5))]
-    losses = [plain_loss(alone, ids, learnt) for ids, learnt in rows]
+    rows = [(torch.tensor(ids), torch.tensor(loss_mask)) for ids, loss_mask in (table[row] for row in range(5))]
+    losses = [plain_loss(alone, ids, loss_mask) for ids, loss_mask in rows]
     ours = next_token_loss(packed, batch)
 
     torch.testing.assert_close(ours, sum(losses), rtol=CLOSE, atol=0)
-    each = next_token_losses(packed, batch).split(batch.learnt_per_row)
+    each = next_token_losses(packed, batch).split(batch.loss_tokens_per_row)
     for mine, expected in zip(each, losses, strict=True):
         torch.testing.assert_close(mine.sum(), expected.detach(), rtol=CLOSE, atol=CLOSE)
     expected_gradients = gradients(sum(losses), alone)
@@ -155,10 +155,10 @@ def test_best_fit_fills_batches_and_loses_no_row() -> None:
 
 def test_padded_batches_hold_rows_of_like_length_and_stay_within_the_budget_with_their_padding() -> None:
     lengths = np.random.default_rng(0).integers(2, 60, 200).tolist()
-    for bins in (alike(lengths, 256), next_fit(lengths, 256, padded=True)):
+    for bins in (bucket_by_length(lengths, 256), next_fit(lengths, 256, padded=True)):
         assert sorted(item for items in bins for item in items) == list(range(len(lengths)))
         assert all(width([lengths[item] for item in items], padded=True) <= 256 for items in bins)
-    padded = sum(width([lengths[item] for item in items], padded=True) for items in alike(lengths, 256))
+    padded = sum(width([lengths[item] for item in items], padded=True) for items in bucket_by_length(lengths, 256))
     assert padded < 1.1 * sum(lengths), "little of it is padding"
     assert next_fit([300, 5], 256, padded=True) == [[0], [1]], "what is longer than the budget goes alone"
 
@@ -175,7 +175,7 @@ def test_an_encoder_whose_positions_count_on_from_the_padding_has_room_for_so_ma
     }
     run = tunesmith.train(recipe, tmp_path / "run")
     first = 1 + AutoConfig.from_pretrained(tmp_path / "roberta").pad_token_id
-    assert Recipe.load(run.folder / "recipe.yaml").data.max_length == 512 - first
-    usable = Usable.find(str(run.folder))
+    assert Recipe.load(run.directory / "recipe.yaml").data.max_length == 512 - first
+    usable = ModelReference.find(str(run.directory))
     model = usable.model(torch.float32, torch.device("cpu"))
     assert tell(model, usable.tokenizer(), usable.ending, ["w1 " * 700])

@@ -18,23 +18,23 @@ from toy_loop import GRADIENT_DESCENT, SquaredErrors, descent, loop_over, named,
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import Batches
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.prompts import plain_model
-from tunesmith.recipe import Recipe
 from tunesmith.run import Event, Events, Run
 from tunesmith.training.one_run import _take_best as take_best
 
 CPU = torch.device("cpu")
-STEADY = {"schedule": "constant", "warmup_share": 0.0, "precision": "fp32"}
+STEADY = {"schedule": "constant", "warmup_ratio": 0.0, "precision": "fp32"}
 """Of which a run's first steps do not depend on how many there are."""
 
 POINTS = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (1.5, 0.5), (2.5, 2.0), (0.5, 1.0), (1.2, 2.2), (0.7, 3.0)]
@@ -284,14 +284,14 @@ def test_a_broken_pass_is_forgotten_by_every_layer_that_shares_inputs(tmp_path: 
     loop, _ = loop_over(tmp_path, POINTS, batch=2)
     forgotten = []
     loop.model.forget_pass = lambda: forgotten.append(True)
-    loop.halve([0, 1])
+    loop.split_in_two([0, 1])
     assert forgotten == [True]
 
 
 # A step is transformers' own
 
 
-def made(recipe: Recipe, folder: Path, rows: int, steps: int = 3) -> tuple[Loop, list[Event]]:
+def made(recipe: Recipe, directory: Path, rows: int, steps: int = 3) -> tuple[Loop, list[Event]]:
     """A loop over the recipe's first rows, `rows` of them a step."""
     prepared = prepare(recipe, load_tokenizer(recipe.base))
     model = trainable_model(recipe, torch.float32, CPU)
@@ -310,7 +310,7 @@ def made(recipe: Recipe, folder: Path, rows: int, steps: int = 3) -> tuple[Loop,
         total_steps=steps,
         peak_learning_rate=1e-2,
         tokens_per_batch=tokens,
-        folder=folder,
+        directory=directory,
         events=Events(told.append),
         device=CPU,
     )
@@ -339,10 +339,10 @@ def test_a_steps_loss_norm_and_weights_are_those_of_transformers_and_pytorch(
         count = sum(int(table[row][1][1:].sum()) for row in rows)
         total = torch.zeros(())
         for row in rows:
-            ids, learnt = (torch.from_numpy(each) for each in table[row])
-            labels = torch.where(learnt, ids.long(), -100)
+            ids, loss_mask = (torch.from_numpy(each) for each in table[row])
+            labels = torch.where(loss_mask, ids.long(), -100)
             found = theirs(input_ids=ids.long()[None], labels=labels[None])
-            total = total + found.loss * int(learnt[1:].sum())
+            total = total + found.loss * int(loss_mask[1:].sum())
         (total / count).backward()
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), most)
         with torch.no_grad():
@@ -353,7 +353,7 @@ def test_a_steps_loss_norm_and_weights_are_those_of_transformers_and_pytorch(
         event = named(told, "step")[-1]
         assert event["loss"] == pytest.approx(float(total) / count, rel=1e-5)
         assert event["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
-        assert event["learnt_tokens"] == count
+        assert event["loss_tokens"] == count
         assert event["tokens"] == sum(int(table.lengths[row]) for row in rows)
         assert (norm > most) == (most == 0.5)
     ours = dict(loop.model.named_parameters())
@@ -381,12 +381,12 @@ def test_held_out_losses_are_of_evaluation_mode_and_leave_the_mode_as_it_was(
     assert np.array_equal(one.sums, other.sums)
     model.eval()
     for place, row in enumerate(rows):
-        ids, learnt = (torch.from_numpy(each) for each in loop.held_out[row])
+        ids, loss_mask = (torch.from_numpy(each) for each in loop.held_out[row])
         given = {"input_ids": ids.long()[None], "position_ids": torch.arange(len(ids))[None]}
         logits = model(**given, document_lengths=[len(ids)]).logits[0, :-1]
-        losses = torch.nn.functional.cross_entropy(logits, ids[1:].long(), reduction="none")[learnt[1:]]
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:].long(), reduction="none")[loss_mask[1:]]
         assert one.sums[place] == pytest.approx(float(losses.detach().double().sum()), rel=1e-5)
-        assert one.counts[place] == int(learnt[1:].sum())
+        assert one.counts[place] == int(loss_mask[1:].sum())
 
 
 # Resuming
@@ -395,14 +395,14 @@ def test_held_out_losses_are_of_evaluation_mode_and_leave_the_mode_as_it_was(
 @pytest.fixture(scope="module")
 def stopped(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a base, a teacher, a chat template, rows and a run of them that was killed after a step."""
-    folder = tmp_path_factory.mktemp("stopped")
-    shutil.copytree(tiny_model, folder / "base")
-    shutil.copytree(tiny_model, folder / "teacher")
-    (folder / "template.jinja").write_text(CHATML, encoding="utf-8")
+    directory = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(tiny_model, directory / "base")
+    shutil.copytree(tiny_model, directory / "teacher")
+    (directory / "template.jinja").write_text(CHATML, encoding="utf-8")
     recipe = {
-        "base": {"path": str(folder / "base"), "chat_template": str(folder / "template.jinja")},
-        "data": {"train": rows_in(folder / "rows.jsonl", [f"It is {n}." for n in range(20)]), "cache": False},
-        "objective": {"kind": "distillation", "teacher": str(folder / "teacher")},
+        "base": {"path": str(directory / "base"), "chat_template": str(directory / "template.jinja")},
+        "data": {"train": rows_in(directory / "rows.jsonl", [f"It is {n}." for n in range(20)]), "cache": False},
+        "objective": {"kind": "distillation", "teacher": str(directory / "teacher")},
         "train": {"steps": 2, "checkpoint_every": 1, "tokens_per_step": 64, "precision": "fp32"},
     }
 
@@ -411,8 +411,8 @@ def stopped(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tunesmith.train(recipe, folder / "run", subscribers=[kill])
-    return folder
+        tunesmith.train(recipe, directory / "run", subscribers=[kill])
+    return directory
 
 
 def other_weight(file: Path) -> None:
@@ -423,20 +423,23 @@ def other_weight(file: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
-def other_vocabulary(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def other_vocabulary(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(directory)
 
 
 CHANGES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "base": ("base: .* has changed since", lambda folder: other_weight(folder / "base" / "model.safetensors")),
-    "teacher": ("objective.teacher has changed", lambda folder: other_weight(folder / "teacher" / "model.safetensors")),
+    "base": ("base: .* has changed since", lambda directory: other_weight(directory / "base" / "model.safetensors")),
+    "teacher": (
+        "objective.teacher has changed",
+        lambda directory: other_weight(directory / "teacher" / "model.safetensors"),
+    ),
     "template": (
         "tokenizer or chat template .* has changed",
-        lambda folder: (folder / "template.jinja").write_text(CHATML + "!", encoding="utf-8") and None,
+        lambda directory: (directory / "template.jinja").write_text(CHATML + "!", encoding="utf-8") and None,
     ),
-    "tokenizer": ("tokenizer or chat template .* has changed", lambda folder: other_vocabulary(folder / "base")),
+    "tokenizer": ("tokenizer or chat template .* has changed", lambda directory: other_vocabulary(directory / "base")),
 }
 
 
@@ -515,15 +518,17 @@ def test_pruning_leaves_the_newest_and_the_best_however_old(
 # The output's precision
 
 
-def saved(recipe: Recipe, dtype: torch.dtype, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def saved(
+    recipe: Recipe, dtype: torch.dtype, directory: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What is written of a run whose masters have got other values, and those by name."""
     model = trainable_model(recipe, dtype, CPU)
     masters = MasterWeights(model.named_parameters(), recipe.train)
     masters.flat.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(2))
     masters.finish()
-    place = save_output(Run(folder), model, masters, load_tokenizer(recipe.base), recipe)
-    assert place == Run(folder).output
-    return written(Run(folder)), {name: each.clone() for name, each in masters.unrounded().items()}
+    place = save_output(Run(directory), model, masters, load_tokenizer(recipe.base), recipe)
+    assert place == Run(directory).output
+    return written(Run(directory)), {name: each.clone() for name, each in masters.unrounded().items()}
 
 
 @pytest.mark.parametrize(

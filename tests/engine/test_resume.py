@@ -44,11 +44,11 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def start(arguments: list[str], folder: Path, threads: int = 1) -> subprocess.Popen[str]:
+def start(arguments: list[str], directory: Path, threads: int = 1) -> subprocess.Popen[str]:
     script = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, "train", *arguments],
-        cwd=folder,
+        cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,16 +59,16 @@ def start(arguments: list[str], folder: Path, threads: int = 1) -> subprocess.Po
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The rows, the recipe's text and the adapter's hash of a run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    rows = folder / "rows.jsonl"
+    directory = tmp_path_factory.mktemp("whole")
+    rows = directory / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"question": f"{n} + {n}?", "answer": f"It is {2 * n}."}) + "\n" for n in range(80)),
         encoding="utf-8",
     )
     text = yaml.safe_dump(recipe(tiny_model, rows))
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    tunesmith.train(folder / "recipe.yaml", folder / "run")
-    return rows, text, digest(folder / "run")
+    (directory / "recipe.yaml").write_text(text, encoding="utf-8")
+    tunesmith.train(directory / "recipe.yaml", directory / "run")
+    return rows, text, digest(directory / "run")
 
 
 @pytest.mark.parametrize("moment", [0, *(pytest.param(moment, marks=pytest.mark.long) for moment in range(1, 10))])
@@ -135,7 +135,7 @@ def test_ctrl_c_finishes_the_step_saves_everything_and_says_how_to_go_on(
 
 def test_changed_data_are_refused_at_resume(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     rows = write_rows()
-    run = tunesmith.train(recipe(tiny_model, rows, steps=2), tmp_path / "run").folder
+    run = tunesmith.train(recipe(tiny_model, rows, steps=2), tmp_path / "run").directory
     (run / "adapter").rename(run / "gone")
     rows.write_text(rows.read_text(encoding="utf-8") + '{"question": "new", "answer": "row"}\n', encoding="utf-8")
     with pytest.raises(tunesmith.UserError, match=r"rows\.jsonl has changed"):
@@ -145,7 +145,7 @@ def test_changed_data_are_refused_at_resume(tiny_model: Path, write_rows: Callab
 def test_deleted_checkpoints_are_refused_at_resume(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = tunesmith.train(recipe(tiny_model, write_rows(), steps=4), tmp_path / "run").folder
+    run = tunesmith.train(recipe(tiny_model, write_rows(), steps=4), tmp_path / "run").directory
     (run / "adapter").rename(run / "gone")
     (run / "checkpoints").rename(run / "elsewhere")
     with pytest.raises(tunesmith.UserError, match="deleted"):
@@ -155,7 +155,7 @@ def test_deleted_checkpoints_are_refused_at_resume(
 def test_damaged_checkpoint_is_refused_with_what_to_do(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = tunesmith.train(recipe(tiny_model, write_rows(), steps=4), tmp_path / "run").folder
+    run = tunesmith.train(recipe(tiny_model, write_rows(), steps=4), tmp_path / "run").directory
     (run / "adapter").rename(run / "gone")
     saved = latest_checkpoint(run / "checkpoints")
     assert saved is not None
@@ -166,7 +166,7 @@ def test_damaged_checkpoint_is_refused_with_what_to_do(
 
 
 def test_finished_run_is_not_run_again(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
-    run = tunesmith.train(recipe(tiny_model, write_rows(), steps=2), tmp_path / "run").folder
+    run = tunesmith.train(recipe(tiny_model, write_rows(), steps=2), tmp_path / "run").directory
     with pytest.raises(tunesmith.UserError, match="has finished"):
         tunesmith.resume(run)
     with pytest.raises(tunesmith.UserError, match="holds a run already"):

@@ -92,7 +92,7 @@ def test_each_row_has_its_own_loss_in_the_order_asked_whatever_batches_they_lie_
     assert len(seen) == 3
 
 
-class Told:
+class Prediction:
     """Says of each mark what the table tells there, and the row's number of tokens so far."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Told:
         return batch.labels * 2.0
 
 
-def told_table(counts: list[int]) -> TokenTable:
+def predictions_table(counts: list[int]) -> TokenTable:
     """Rows of so many marks each, of which numbers are told."""
     rows, number = [], 0.0
     for place, count in enumerate(counts):
@@ -128,7 +128,7 @@ def attentive(training: bool) -> Any:
 
 def test_outputs_are_each_rows_own_in_the_tables_order() -> None:
     counts = [2, 1, 3, 1, 2, 4]
-    table, objective, head = told_table(counts), Told(), object()
+    table, objective, head = predictions_table(counts), Prediction(), object()
     found = outputs_of(objective, attentive(False), table, 24, head)
     assert [each.tolist() for each in found] == [
         [[2.0 * value] for value in table.targets_of(row).tolist()] for row in range(len(counts))
@@ -139,7 +139,7 @@ def test_outputs_are_each_rows_own_in_the_tables_order() -> None:
 
 
 def test_rows_with_vectors_are_of_evaluation_mode_with_what_is_told_of_each() -> None:
-    table, objective = told_table([1, 1, 1, 1]), Told()
+    table, objective = predictions_table([1, 1, 1, 1]), Prediction()
     vectors, told = rows_with_vectors(objective, attentive(True), table, 16)
     assert told.tolist() == [[0.0], [1.0], [2.0], [3.0]]
     assert vectors.tolist() == [[0.0], [2.0], [4.0], [6.0]]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.run import Run
 from tunesmith.training.stages import resume, train
 
@@ -51,20 +51,20 @@ def losses(run: Run) -> list[float]:
 def test_a_stage_begins_where_the_one_before_it_ended(first, then, how, chain, tmp_path):
     last = train(chain(first, then), tmp_path / "chain")
     before = Run.open(tmp_path / "chain" / "1-s0")
-    assert last.folder == tmp_path / "chain" / "2-s1"
+    assert last.directory == tmp_path / "chain" / "2-s1"
     assert losses(last)[0] == pytest.approx(losses(before)[-1], rel=1e-4)
     assert losses(last)[-1] < losses(last)[0]
-    base = Recipe.load(last.folder / "recipe.yaml").base
+    base = Recipe.load(last.directory / "recipe.yaml").base
     assert (how == "adapter") == (base.adapter is not None)
-    assert (how == "merged") == (before.folder / "merged").exists()
+    assert (how == "merged") == (before.directory / "merged").exists()
 
 
 def test_a_chain_can_be_used_and_opened_by_its_own_name(chain, tmp_path):
     last = train(chain(FULL, LORA), tmp_path / "chain")
-    assert Run.open(tmp_path / "chain").folder == last.folder
+    assert Run.open(tmp_path / "chain").directory == last.directory
     assert last.whole == tmp_path / "chain"
     assert last.stages == [tmp_path / "chain" / "1-s0", tmp_path / "chain" / "2-s1"]
-    usable = Usable.find(str(tmp_path / "chain"))
+    usable = ModelReference.find(str(tmp_path / "chain"))
     model = usable.model(torch.float32, torch.device("cpu"))
     assert answers(model, usable.tokenizer(), [({"role": "user", "content": "a"},)], Sampling(max_new_tokens=2))
     with pytest.raises(UserError, match="has finished"):
@@ -90,7 +90,7 @@ def test_killed_in_any_stage_a_chain_ends_with_the_same_bytes(stage, chain, tmp_
         train(recipe, tmp_path / "killed", subscribers=[kill])
     again = resume(tmp_path / "killed")
     file = "adapter/adapter_model.safetensors"
-    assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    assert (again.directory / file).read_bytes() == (whole.directory / file).read_bytes()
 
 
 def test_every_stage_is_checked_before_the_first_begins(chain, tmp_path):
@@ -108,7 +108,7 @@ def test_every_stage_is_checked_before_the_first_begins(chain, tmp_path):
 
 def test_an_adapter_of_another_shape_is_refused_by_name(chain, tmp_path, tiny_model):
     one = {key: value for key, value in chain().items() if key != "stages"}
-    made = train({**one, **LORA}, tmp_path / "made").folder / "adapter"
+    made = train({**one, **LORA}, tmp_path / "made").directory / "adapter"
     for method, message in (
         ({"kind": "lora", "rank": 8}, "was not made by this method on this base"),
         ({"kind": "full"}, "this method leaves none to go on with"),

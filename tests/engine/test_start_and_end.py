@@ -20,15 +20,15 @@ from matrix import make_bases
 from toy_loop import SquaredErrors, loop_over, named
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint, read_loop_state, save_checkpoint
 from tunesmith.engine.interrupt import Interruption, listen_for_interrupts
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 from tunesmith.run import Event, Run
 
 
@@ -68,7 +68,7 @@ def test_outside_the_main_thread_signals_are_left_as_they_are() -> None:
     assert found == [(False, True)]
 
 
-def interrupted_after(folder: Path, step: int, steps: int) -> tuple[str, list[Event], int]:
+def interrupted_after(directory: Path, step: int, steps: int) -> tuple[str, list[Event], int]:
     """Why a run ended that was asked to stop in that step, what it told, and where it stood."""
     interruption = Interruption()
 
@@ -76,7 +76,7 @@ def interrupted_after(folder: Path, step: int, steps: int) -> tuple[str, list[Ev
         interruption.asked = number >= step
 
     loop, told = loop_over(
-        folder, [(1.0, 2.0)] * steps, steps=steps, objective=SquaredErrors(before=ask), checkpoint_every=50
+        directory, [(1.0, 2.0)] * steps, steps=steps, objective=SquaredErrors(before=ask), checkpoint_every=50
     )
     return loop.fit(interruption), told, loop.state.step
 
@@ -206,19 +206,19 @@ def test_provenance_notes_the_commit_and_whether_there_were_changes(
 @pytest.fixture(scope="module")
 def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event], dict[str, Any]]:
     """A short run of LoRA on a base in 8 bits, what its subscriber was told, and its recipe."""
-    folder = tmp_path_factory.mktemp("told")
+    directory = tmp_path_factory.mktemp("told")
     lines = [{"question": f"What is {n}?", "answer": f"It is {2 * n}."} for n in range(30)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (directory / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = recipe_of(
         tiny_model,
-        folder / "rows.jsonl",
+        directory / "rows.jsonl",
         data={"held_out": 0.3},
         method={"kind": "lora", "rank": 4},
         train={"optimizer": "paged_adamw_8bit", "learning_rate": 0.02},
     )
     recipe["base"] = {"path": str(tiny_model), "weights": "int8"}
     found: list[Event] = []
-    return tunesmith.train(recipe, folder / "run", subscribers=[found.append]), found, recipe
+    return tunesmith.train(recipe, directory / "run", subscribers=[found.append]), found, recipe
 
 
 def test_a_run_tells_its_subscribers_what_it_writes(told: tuple[Run, list[Event], dict[str, Any]]) -> None:
@@ -234,7 +234,7 @@ def test_a_run_begins_by_telling_what_is_trained_on_what(told: tuple[Run, list[E
     start, data = found[0], found[1]
     assert start == {
         "event": "start",
-        "run": str(run.folder),
+        "run": str(run.directory),
         "base": recipe["base"]["path"],
         "method": "lora",
         "objective": "instruction",
@@ -276,7 +276,7 @@ def test_a_run_ends_by_telling_what_was_foretold_and_what_it_took(
         "seconds": pytest.approx(seconds),
         "output": end["output"],
     }
-    assert end["output"] == str(run.folder / "adapter") == str(run.output)
+    assert end["output"] == str(run.directory / "adapter") == str(run.output)
 
 
 def test_perplexity_is_the_exponential_of_the_loss(told: tuple[Run, list[Event], dict[str, Any]]) -> None:
@@ -291,13 +291,13 @@ def test_perplexity_is_the_exponential_of_the_loss(told: tuple[Run, list[Event],
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT, labeled texts and texts in pairs."""
-    folder = tmp_path_factory.mktemp("encoder")
-    make_bases(folder, ["bert", "bloom"])
+    directory = tmp_path_factory.mktemp("encoder")
+    make_bases(directory, ["bert", "bloom"])
     texts = [{"text": f"w{n % 9} {('bad', 'good')[n % 2]} w{n}", "label": ("no", "yes")[n % 2]} for n in range(24)]
-    (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
+    (directory / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
     pairs = [{"anchor": f"w{n} good", "positive": f"film w{n}"} for n in range(12)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs), encoding="utf-8")
-    return folder
+    (directory / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs), encoding="utf-8")
+    return directory
 
 
 def test_classes_have_no_perplexity(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 from transformers.optimization import Adafactor
 
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.config.recipe import Train
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import from_output
-from tunesmith.recipe import Train
 from tunesmith.training.stages import resume, train
 
 RATE = 1e-2
@@ -152,7 +152,7 @@ def test_what_is_kept_is_the_average_that_was_evaluated(
     }
     run = train(recipe, tmp_path / "run")
     last = [event["loss"] for event in run.events() if event["event"] == "evaluation"][-1]
-    again = {**recipe, "base": str(run.folder), "train": {"steps": 1, "precision": "fp32"}}
+    again = {**recipe, "base": str(run.directory), "train": {"steps": 1, "precision": "fp32"}}
     first = next(event["loss"] for event in train(again, tmp_path / "again").events() if event["event"] == "evaluation")
     assert first == pytest.approx(last, rel=1e-6)
 
@@ -168,13 +168,13 @@ def test_layer_decay_counts_from_the_output() -> None:
 
 
 def test_schedule_free_keeps_its_rate_after_warm_up() -> None:
-    settings = Train(steps=10, optimizer="schedule_free", warmup_share=0.2)
+    settings = Train(steps=10, optimizer="schedule_free", warmup_ratio=0.2)
     assert [learning_rate(settings, 1.0, step, 10) for step in range(1, 11)] == [0.5] + [1.0] * 9
 
 
 def test_embedding_noise_is_as_large_as_each_row_allows_and_only_in_training(tiny_model: Path) -> None:
     from tunesmith.models.attention import use_document_attention
-    from tunesmith.models.noise import add_embedding_noise
+    from tunesmith.models.neftune import add_neftune
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     use_document_attention(model)
@@ -184,7 +184,7 @@ def test_embedding_noise_is_as_large_as_each_row_allows_and_only_in_training(tin
     given = {"input_ids": ids, "position_ids": positions, "document_lengths": lengths}
     table = model.get_input_embeddings().weight.detach()
     seen: list[torch.Tensor] = []
-    add_embedding_noise(model, 5.0)
+    add_neftune(model, 5.0)
     model.get_input_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.detach()))
     model.train()(**given)
     model.eval()(**given)
@@ -198,10 +198,10 @@ def test_embedding_noise_is_as_large_as_each_row_allows_and_only_in_training(tin
 def test_a_rule_whose_package_is_missing_is_refused_with_the_command(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunesmith.engine import update
+    from tunesmith.engine import optimizers
     from tunesmith.errors import UserError
 
-    monkeypatch.setattr(update, "find_spec", lambda name: None)
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     data = {"train": str(write_rows(20))}
     recipe = {"base": str(tiny_model), "data": data, "train": {"steps": 1, "optimizer": "lion"}}
     with pytest.raises(UserError, match=r"pip install 'tunesmith\[optimizers\]'"):

@@ -14,12 +14,14 @@ from matrix import make_bases
 from toy_loop import CPU
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaForCausalLM
 
+from tunesmith.config.recipe import Recipe, Train
 from tunesmith.data.example import Source
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.memory import halves, ran_out_of_memory, recompute
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.batch_plan import SCORES, BatchPlan
+from tunesmith.engine.master_weights import MasterWeights
+from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory, split_in_two
 from tunesmith.engine.trainable import _check_ending as check_ending
 from tunesmith.engine.trainable import (
     base_parameters,
@@ -30,12 +32,10 @@ from tunesmith.engine.trainable import (
     with_known_features,
     with_room,
 )
-from tunesmith.engine.workload import SCORES, Workload
 from tunesmith.errors import UserError
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.architecture import blocks
 from tunesmith.models.heads import class_logits
 from tunesmith.models.prompts import plain_model
-from tunesmith.recipe import Recipe, Train
 
 LABELS = {"kind": "classification", "labels": ["no", "yes", "so"]}
 
@@ -48,9 +48,9 @@ def recipe_of(base: Path | str | dict[str, Any], method: Any, objective: Any = "
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    make_bases(folder, ["bert"])
-    return folder / "bert"
+    directory = tmp_path_factory.mktemp("encoder")
+    make_bases(directory, ["bert"])
+    return directory / "bert"
 
 
 # Counts and rates
@@ -272,24 +272,24 @@ def test_what_a_frozen_body_makes_of_each_row_is_computed_once_for_both_tables(b
 # The rows' layout
 
 
-def workload(lengths: list[int], known: bool = True, **train: Any) -> Workload:
+def batch_plan(lengths: list[int], known: bool = True, **train: Any) -> BatchPlan:
     rows = [
         (np.zeros(length, np.int32), np.ones(length, np.bool_), Source("rows", number + 1))
         for number, length in enumerate(lengths)
     ]
     recipe = Recipe.load({"data": {"train": "rows.jsonl"}, "train": {"shuffle": False, **train}})
-    return Workload(recipe, TokenTable.build(rows), recipe.train.tokens_at_once, known)
+    return BatchPlan(recipe, TokenTable.build(rows), recipe.train.tokens_at_once, known)
 
 
 def test_the_heaviest_batch_is_of_most_tokens_or_of_most_scores_beside_them() -> None:
     lengths = [100, 100, 100, 90, 90, 110, 25, 285, 300, 5]
-    layout = workload(lengths, steps=5, tokens_per_step=310, tokens_per_batch=310).laid_out(True)
+    layout = batch_plan(lengths, steps=5, tokens_per_step=310, tokens_per_batch=310).layout(True)
     assert [rows for step in range(5) for rows in layout.batches.step(step)] == [
         [0, 1, 2], [3, 4, 5], [6, 7], [8, 9], [0, 1, 2]
     ]  # fmt: skip
-    assert layout.heaviest == [6, 7]  # 310 tokens
-    assert layout.heaviest_by_scores == [8, 9]  # 305 + (300² + 5²) / 768 is more than 310 + (25² + 285²) / 768
-    assert (layout.heaviest_of(False), layout.heaviest_of(True)) == ([6, 7], [8, 9])
+    assert layout.largest_batch == [6, 7]  # 310 tokens
+    assert layout.largest_by_scores == [8, 9]  # 305 + (300² + 5²) / 768 is more than 310 + (25² + 285²) / 768
+    assert (layout.largest_of(False), layout.largest_of(True)) == ([6, 7], [8, 9])
     assert layout.widths == {3}
     assert layout.steps == 5
     assert SCORES == 768
@@ -297,39 +297,39 @@ def test_the_heaviest_batch_is_of_most_tokens_or_of_most_scores_beside_them() ->
 
 def test_padded_rows_are_each_as_wide_as_the_longest_beside_them() -> None:
     lengths = [40, 10, 10, 10, 90, 200, 60, 60, 60]
-    layout = workload(lengths, steps=5, tokens_per_step=70, tokens_per_batch=200).laid_out(False)
+    layout = batch_plan(lengths, steps=5, tokens_per_step=70, tokens_per_batch=200).layout(False)
     assert [rows for step in range(5) for rows in layout.batches.step(step)] == [
         [0, 1, 2, 3], [4], [5], [6, 7, 8], [0, 1, 2, 3]
     ]  # fmt: skip
     assert layout.batches.padded
-    assert layout.heaviest == [5]
+    assert layout.largest_batch == [5]
     assert layout.widths == {1, 2}
-    two = workload([60, 50, 100, 9], steps=2, tokens_per_step=120, tokens_per_batch=120).laid_out(False)
-    assert two.heaviest == two.heaviest_by_scores == [0, 1]  # 120 wide by padding, of two rows
-    three = workload([60, 60, 118], steps=2, tokens_per_step=120, tokens_per_batch=120).laid_out(False)
-    assert three.heaviest == [0, 1]
-    assert three.heaviest_by_scores == [2]  # 118 + 118² / 768 is more than 120 + 2 · 60² / 768
+    two = batch_plan([60, 50, 100, 9], steps=2, tokens_per_step=120, tokens_per_batch=120).layout(False)
+    assert two.largest_batch == two.largest_by_scores == [0, 1]  # 120 wide by padding, of two rows
+    three = batch_plan([60, 60, 118], steps=2, tokens_per_step=120, tokens_per_batch=120).layout(False)
+    assert three.largest_batch == [0, 1]
+    assert three.largest_by_scores == [2]  # 118 + 118² / 768 is more than 120 + 2 · 60² / 768
 
 
 def test_a_layout_is_made_once_for_each_way_and_again_for_another_table() -> None:
-    work = workload([30, 40, 50], epochs=2.0)
-    assert work.laid_out(True) is work.laid_out(True)
-    assert work.laid_out(False) is not work.laid_out(True)
+    work = batch_plan([30, 40, 50], epochs=2.0)
+    assert work.layout(True) is work.layout(True)
+    assert work.layout(False) is not work.layout(True)
     assert work.over(work.table) is work
-    other = workload([30, 40, 50]).table
+    other = batch_plan([30, 40, 50]).table
     again = work.over(other)
     assert (again.table is other, again.tokens_per_batch) == (True, work.tokens_per_batch)
-    assert again.laid_out(True).batches.table is other
+    assert again.layout(True).batches.table is other
     assert work.longest == 50
     assert work.known
-    assert Workload.of(work.recipe, other).tokens_per_batch == 2048
+    assert BatchPlan.of(work.recipe, other).tokens_per_batch == 2048
 
 
 def test_a_layout_takes_all_its_settings_from_the_recipe() -> None:
     rows = [(np.zeros(30, np.int32), np.ones(30, np.bool_), Source("rows", number + 1)) for number in range(20)]
     data = {"train": "rows.jsonl", "pack": False}
     recipe = Recipe.load({"data": data, "train": {"steps": 2, "tokens_per_step": 90, "seed": 3}})
-    batches = Workload.of(recipe, TokenTable.build(rows)).laid_out(True).batches
+    batches = BatchPlan.of(recipe, TokenTable.build(rows)).layout(True).batches
     order = np.arange(20)
     np.random.default_rng([3, 0]).shuffle(order)
     assert batches.step(0) == [[row] for row in order[:3].tolist()]
@@ -343,7 +343,7 @@ def test_a_layout_takes_all_its_settings_from_the_recipe() -> None:
 def test_the_first_blocks_are_computed_twice_and_no_others(tiny_model: Path, first: int) -> None:
     recipe = recipe_of(tiny_model, "full")
     model = trainable_model(recipe, torch.float32, CPU).train()
-    recompute(model, first)
+    enable_activation_checkpointing(model, first)
     runs = [0, 0]
     for index, block in enumerate(blocks(plain_model(model))):
 
@@ -362,7 +362,7 @@ def test_what_cannot_be_computed_twice_is_refused() -> None:
         supports_gradient_checkpointing = False
 
     with pytest.raises(UserError, match=r"Fixed cannot compute its blocks' activations twice"):
-        recompute(Fixed(), 1)
+        enable_activation_checkpointing(Fixed(), 1)
 
 
 @pytest.mark.parametrize(
@@ -385,5 +385,5 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: BaseException, exp
 )
 def test_rows_are_split_where_half_their_tokens_are_and_never_into_none(lengths: list[int], first: int) -> None:
     rows = [30 + number for number in range(len(lengths))]
-    assert halves(rows, lengths) == (rows[:first], rows[first:])
+    assert split_in_two(rows, lengths) == (rows[:first], rows[first:])
     assert math.isfinite(first)

@@ -31,10 +31,10 @@ def letters() -> Any:
 
 @pytest.fixture(scope="module")
 def model(letters: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    letters.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return str(folder)
+    directory = tmp_path_factory.mktemp("model")
+    letters.save_pretrained(directory)
+    TOKENIZER.save_pretrained(directory)
+    return str(directory)
 
 
 @pytest.fixture(autouse=True)

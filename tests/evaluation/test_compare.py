@@ -11,13 +11,13 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.held_out import RowLosses
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.metrics import METRICS, exact_match, first_word, mean_with_interval, rouge_l, scores
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Pa
         "method": {"kind": "full"},
         "train": {"steps": 60, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
     }
-    return tunesmith.train(recipe, tmp_path / "run").folder
+    return tunesmith.train(recipe, tmp_path / "run").directory
 
 
 def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, tiny_model: Path) -> None:
@@ -49,11 +49,11 @@ def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, ti
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     losses = []
     for row in range(len(table)):
-        ids, learnt = (torch.tensor(np.array(each)) for each in table[row])
-        labels = ids.long().masked_fill(~learnt, -100)
+        ids, loss_mask = (torch.tensor(np.array(each)) for each in table[row])
+        labels = ids.long().masked_fill(~loss_mask, -100)
         count = (labels[1:] != -100).sum()
         losses.append(model(input_ids=ids[None], labels=labels[None]).loss.item() * count.item())
-    assert result["base"]["loss"] == pytest.approx(sum(losses) / result["learnt_tokens"], rel=1e-5)
+    assert result["base"]["loss"] == pytest.approx(sum(losses) / result["loss_tokens"], rel=1e-5)
 
 
 def _lists_as_tuples(result: dict):

@@ -25,7 +25,7 @@ from tunesmith.evaluation.metrics import (
     scores,
     wilson,
 )
-from tunesmith.evaluation.told import TOLD_METRICS, Telling
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 
 Values = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -100,8 +100,8 @@ def test_a_share_of_hits_is_held_as_often_as_wilsons_intervals_hold_it() -> None
     """Exactly: over every number of hits, and the true shares that a thousand rows could have."""
     rows, truths = 40, np.arange(1, 1000) / 1000
     low, high = np.array([wilson(hits / rows, rows) for hits in range(rows + 1)]).T
-    chances = binom.pmf(np.arange(rows + 1)[:, None], rows, truths)
-    held = (chances * ((low[:, None] <= truths) & (truths <= high[:, None]))).sum(0)
+    probabilities = binom.pmf(np.arange(rows + 1)[:, None], rows, truths)
+    held = (probabilities * ((low[:, None] <= truths) & (truths <= high[:, None]))).sum(0)
     assert held.mean() == pytest.approx(0.95, abs=0.005)
     assert held.min() > 0.83  # Brown et al. 2001, section 3.1.1: at the ends
     for hits in (0, 1, 13, 39, 40):
@@ -173,10 +173,10 @@ def test_the_calibration_error_of_a_model_that_is_right_as_often_as_it_says_hold
     sure = draw.uniform(0.2, 1.0, 200)
     said = np.stack([sure, 0 * sure], 1)
     right = (draw.random(200) > sure).astype(float)
-    telling = Telling([each[None] for each in said], [np.array([[each]]) for each in right], ("a", "b"))
-    side = Side(RowLosses(np.ones(200), np.ones(200, np.int64)), [], telling)
+    predictions = Predictions([each[None] for each in said], [np.array([[each]]) for each in right], ("a", "b"))
+    side = Side(RowLosses(np.ones(200), np.ones(200, np.int64)), [], predictions)
     figure = summarize(side, side, [], ["calibration_error"])["tuned"]["metrics"]["calibration_error"]
-    value, draws = drawn_again(TOLD_METRICS["calibration_error"].of(telling), 200)
+    value, draws = drawn_again(PREDICTION_METRICS["calibration_error"].of(predictions), 200)
     low, high = interval_of(draws)
     assert value < low, "by the draws alone"
     assert figure["value"] == value
@@ -229,7 +229,7 @@ def test_a_comparison_has_each_sides_figures_on_its_own_side_and_tuned_less_base
     tuned = Side(RowLosses(np.array([1.0, 3.0, 0.5]), counts), TUNED)
     tasks = [task(number, expected) for number, expected in enumerate(EXPECTED)]
     found = summarize(base, tuned, tasks)
-    assert (found["rows"], found["learnt_tokens"], found["generated_rows"]) == (3, 6, 7)
+    assert (found["rows"], found["loss_tokens"], found["generated_rows"]) == (3, 6, 7)
     assert (found["base"]["loss"], found["tuned"]["loss"]) == pytest.approx((2.0, 0.75))
     assert (found["base"]["perplexity"], found["tuned"]["perplexity"]) == pytest.approx((np.exp(2.0), np.exp(0.75)))
     assert found["base"]["loss_interval"] == base.losses.interval()
@@ -272,13 +272,13 @@ def figure_of(values: Values, described: str) -> dict[str, Any]:
     return {"value": pytest.approx(value), "interval": pytest.approx(ends), "described": described}
 
 
-def classes_told(said: Any, right: Any, labels: str = "abc") -> Telling:
-    return Telling([np.array([each]) for each in said], [np.array([[each * 1.0]]) for each in right], tuple(labels))
+def class_predictions(said: Any, right: Any, labels: str = "abc") -> Predictions:
+    return Predictions([np.array([each]) for each in said], [np.array([[each * 1.0]]) for each in right], tuple(labels))
 
 
 def test_of_what_is_told_each_side_has_its_own_figures_and_the_difference_is_tuned_less_base() -> None:
-    before = classes_told([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]], [1, 1, 2, 0])
-    after = classes_told([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6], [0.1, 0.2, 0.7]], [1, 1, 2, 0])
+    before = class_predictions([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]], [1, 1, 2, 0])
+    after = class_predictions([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6], [0.1, 0.2, 0.7]], [1, 1, 2, 0])
     losses = RowLosses(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4, np.int64))
     said = [["a", "b", "a", "c"], ["b", "b", "c", "c"]]
     tasks = [task(number, "b") for number in range(4)]
@@ -306,8 +306,10 @@ def test_a_difference_of_what_is_told_is_of_the_same_rows_on_both_sides() -> Non
     far, near = (right + error for error in (draw.normal(0, 2.0, 60), np.zeros(60)))
     sides = []
     for said in (far, far, near):
-        telling = Telling([np.array([[each]]) for each in said], [np.array([[each]]) for each in right], ("value",))
-        sides.append(Side(RowLosses(np.ones(60), np.ones(60, np.int64)), [], telling))
+        predictions = Predictions(
+            [np.array([[each]]) for each in said], [np.array([[each]]) for each in right], ("value",)
+        )
+        sides.append(Side(RowLosses(np.ones(60), np.ones(60, np.int64)), [], predictions))
     same = summarize(sides[0], sides[1], [], ["root_mean_square_error"])["differences"]["root_mean_square_error"]
     assert same == {"value": 0.0, "interval": (0.0, 0.0)}
     found = summarize(sides[0], sides[2], [], ["root_mean_square_error"])
@@ -323,21 +325,23 @@ def test_a_difference_of_what_is_told_is_of_the_same_rows_on_both_sides() -> Non
 
 
 def test_sides_that_judge_rows_of_their_own_are_pooled_in_order() -> None:
-    tellings = [classes_told([[0.9, 0.1]] * count, [number] * count, "ab") for number, count in enumerate((2, 3))]
+    all_predictions = [
+        class_predictions([[0.9, 0.1]] * count, [number] * count, "ab") for number, count in enumerate((2, 3))
+    ]
     sides = [
-        Side(RowLosses(np.array([1.0, 2.0]), np.array([3, 4])), ["p", "q"], tellings[0]),
-        Side(RowLosses(np.array([5.0, 6.0, 7.0]), np.array([8, 9, 1])), ["r", "s", "t"], tellings[1]),
+        Side(RowLosses(np.array([1.0, 2.0]), np.array([3, 4])), ["p", "q"], all_predictions[0]),
+        Side(RowLosses(np.array([5.0, 6.0, 7.0]), np.array([8, 9, 1])), ["r", "s", "t"], all_predictions[1]),
     ]
     whole = Side.pooled(sides)
     assert (whole.losses.sums.tolist(), whole.losses.counts.tolist()) == ([1, 2, 5, 6, 7], [3, 4, 8, 9, 1])
     assert whole.answers == ["p", "q", "r", "s", "t"]
-    assert whole.telling is not None
-    assert list(whole.telling.models) == [0, 0, 1, 1, 1]
-    assert [float(each[0, 0]) for each in whole.telling.told] == [0, 0, 1, 1, 1]
-    assert [each.shape for each in whole.telling.said] == [(1, 2)] * 5
-    assert whole.telling.labels == ("a", "b")
+    assert whole.predictions is not None
+    assert list(whole.predictions.models) == [0, 0, 1, 1, 1]
+    assert [float(each[0, 0]) for each in whole.predictions.told] == [0, 0, 1, 1, 1]
+    assert [each.shape for each in whole.predictions.said] == [(1, 2)] * 5
+    assert whole.predictions.labels == ("a", "b")
     writing = Side.pooled([Side(each.losses, each.answers) for each in sides])
-    assert writing.telling is None
+    assert writing.predictions is None
 
 
 # Scores of answers
@@ -388,11 +392,11 @@ DRAWN_ROWS = DRAW.integers(0, 80, 80)
 
 @pytest.mark.parametrize("rows", [np.arange(80), DRAWN_ROWS, np.array([3, 3, 7])])
 def test_accuracy_and_f1_of_classes_are_scikit_learns_absent_classes_left_out(rows: NDArray[np.int64]) -> None:
-    telling = classes_told(CLASSES, RIGHT, "abcdefg")  # g is neither said nor right, f in few draws
+    predictions = class_predictions(CLASSES, RIGHT, "abcdefg")  # g is neither said nor right, f in few draws
     said, right = CLASSES.argmax(1)[rows], RIGHT[rows]
-    assert TOLD_METRICS["accuracy"].of(telling)(rows) == pytest.approx(accuracy_score(right, said))
+    assert PREDICTION_METRICS["accuracy"].of(predictions)(rows) == pytest.approx(accuracy_score(right, said))
     theirs = f1_score(right, said, average="macro", zero_division=0)  # over the classes that are there
-    assert TOLD_METRICS["macro_f1"].of(telling)(rows) == pytest.approx(theirs)
+    assert PREDICTION_METRICS["macro_f1"].of(predictions)(rows) == pytest.approx(theirs)
 
 
 def calibration_by_hand(sure: Values, hits: NDArray[np.bool_]) -> float:
@@ -408,101 +412,107 @@ def calibration_by_hand(sure: Values, hits: NDArray[np.bool_]) -> float:
 
 @pytest.mark.parametrize("rows", [np.arange(80), DRAWN_ROWS])
 def test_calibration_errors_are_the_papers_sum_over_bins(rows: NDArray[np.int64]) -> None:
-    telling = classes_told(CLASSES, RIGHT, "abcde")
+    predictions = class_predictions(CLASSES, RIGHT, "abcde")
     sure, hits = CLASSES.max(1)[rows], (CLASSES.argmax(1) == RIGHT)[rows]
-    assert TOLD_METRICS["calibration_error"].of(telling)(rows) == pytest.approx(calibration_by_hand(sure, hits))
-    certain = classes_told([[1.0, 0.0], [0.95, 0.05], [0.2, 0.8]], [0, 1, 1], "ab")
+    assert PREDICTION_METRICS["calibration_error"].of(predictions)(rows) == pytest.approx(
+        calibration_by_hand(sure, hits)
+    )
+    certain = class_predictions([[1.0, 0.0], [0.95, 0.05], [0.2, 0.8]], [0, 1, 1], "ab")
     by_hand = (abs(1 - 1.95) + abs(1 - 0.8)) / 3  # 1.0 and 0.95 lie in one bin
-    assert TOLD_METRICS["calibration_error"].of(certain)(np.arange(3)) == pytest.approx(by_hand)
-    chances, right = CLASSES[:, :3], np.arange(240).reshape(80, 3) % 7 < 2
-    apart = Telling([each[None] for each in chances], [each[None] * 1.0 for each in right], tuple("abc"))
-    flat, held = chances[rows].ravel(), right[rows].ravel()
+    assert PREDICTION_METRICS["calibration_error"].of(certain)(np.arange(3)) == pytest.approx(by_hand)
+    probabilities, right = CLASSES[:, :3], np.arange(240).reshape(80, 3) % 7 < 2
+    apart = Predictions([each[None] for each in probabilities], [each[None] * 1.0 for each in right], tuple("abc"))
+    flat, held = probabilities[rows].ravel(), right[rows].ravel()
     wanted = calibration_by_hand(np.maximum(flat, 1 - flat), (flat >= 0.5) == held)
-    assert TOLD_METRICS["calibration_of_labels"].of(apart)(rows) == pytest.approx(wanted)
+    assert PREDICTION_METRICS["calibration_of_labels"].of(apart)(rows) == pytest.approx(wanted)
 
 
-def labels_told(said: Any, right: Any) -> Telling:
-    return Telling([np.array([each]) for each in said], [np.array([each]) * 1.0 for each in right], tuple("abcd"))
+def label_predictions(said: Any, right: Any) -> Predictions:
+    return Predictions([np.array([each]) for each in said], [np.array([each]) * 1.0 for each in right], tuple("abcd"))
 
 
 @pytest.mark.parametrize("rows", [np.arange(60), DRAW.integers(0, 60, 60)])
 def test_labels_apart_have_scikit_learns_f1_and_are_right_all_together_or_not(rows: NDArray[np.int64]) -> None:
-    chances, right = DRAW.random((60, 4)), DRAW.random((60, 4)) < 0.4
-    chances[:, 3], right[:, 3] = 0.1, False  # a label that is neither said nor right is left out of the mean
-    chances[0, 0] = 0.5  # from here on a label holds
-    telling, held = labels_told(chances, right), chances >= 0.5
-    assert TOLD_METRICS["exact_labels"].of(telling)(rows) == pytest.approx(accuracy_score(right[rows], held[rows]))
+    probabilities, right = DRAW.random((60, 4)), DRAW.random((60, 4)) < 0.4
+    probabilities[:, 3], right[:, 3] = 0.1, False  # a label that is neither said nor right is left out of the mean
+    probabilities[0, 0] = 0.5  # from here on a label holds
+    predictions, held = label_predictions(probabilities, right), probabilities >= 0.5
+    assert PREDICTION_METRICS["exact_labels"].of(predictions)(rows) == pytest.approx(
+        accuracy_score(right[rows], held[rows])
+    )
     micro = f1_score(right[rows], held[rows], average="micro")
-    assert TOLD_METRICS["micro_f1"].of(telling)(rows) == pytest.approx(micro)
+    assert PREDICTION_METRICS["micro_f1"].of(predictions)(rows) == pytest.approx(micro)
     macro = f1_score(right[rows][:, :3], held[rows][:, :3], average="macro")
-    assert TOLD_METRICS["macro_f1_of_labels"].of(telling)(rows) == pytest.approx(macro)
+    assert PREDICTION_METRICS["macro_f1_of_labels"].of(predictions)(rows) == pytest.approx(macro)
 
 
 def test_where_no_label_is_right_and_none_is_said_all_is_right() -> None:
-    nothing = labels_told([[0.1] * 4, [0.2] * 4], [[False] * 4] * 2)
+    nothing = label_predictions([[0.1] * 4, [0.2] * 4], [[False] * 4] * 2)
     for name in ("micro_f1", "macro_f1_of_labels", "exact_labels"):
-        assert TOLD_METRICS[name].of(nothing)(np.arange(2)) == 1.0
-    too_much = labels_told([[0.5, 0.1, 0.1, 0.1]], [[False] * 4])
+        assert PREDICTION_METRICS[name].of(nothing)(np.arange(2)) == 1.0
+    too_much = label_predictions([[0.5, 0.1, 0.1, 0.1]], [[False] * 4])
     for name in ("micro_f1", "macro_f1_of_labels", "exact_labels"):
-        assert TOLD_METRICS[name].of(too_much)(np.arange(1)) == 0.0
+        assert PREDICTION_METRICS[name].of(too_much)(np.arange(1)) == 0.0
 
 
-def values_told(said: Any, right: Any) -> Telling:
-    return Telling([np.array([[each]]) for each in said], [np.array([[each]]) for each in right], ("value",))
+def value_predictions(said: Any, right: Any) -> Predictions:
+    return Predictions([np.array([[each]]) for each in said], [np.array([[each]]) for each in right], ("value",))
 
 
 @pytest.mark.parametrize("rows", [np.arange(80), DRAWN_ROWS])
 def test_figures_of_values_are_scipys_and_scikit_learns_ties_and_all(rows: NDArray[np.int64]) -> None:
     right = DRAW.normal(7.0, 2.0, 80).round()
     said = (right + DRAW.normal(0.5, 2.0, 80)).round()
-    telling = values_told(said, right)
-    figures = {name: TOLD_METRICS[name].of(telling)(rows) for name in TOLD_METRICS if "correlation" in name}
+    predictions = value_predictions(said, right)
+    figures = {
+        name: PREDICTION_METRICS[name].of(predictions)(rows) for name in PREDICTION_METRICS if "correlation" in name
+    }
     assert figures["correlation"] == pytest.approx(pearsonr(said[rows], right[rows]).statistic)
     assert figures["rank_correlation"] == pytest.approx(spearmanr(said[rows], right[rows]).statistic)
-    error = TOLD_METRICS["root_mean_square_error"].of(telling)(rows)
+    error = PREDICTION_METRICS["root_mean_square_error"].of(predictions)(rows)
     assert error == pytest.approx(root_mean_squared_error(right[rows], said[rows]))
 
 
 @pytest.mark.parametrize("name", ["correlation", "rank_correlation"])
 def test_what_does_not_vary_is_not_correlated(name: str) -> None:
     for said, right in (([2.0] * 3, [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [0.1] * 3)):
-        assert TOLD_METRICS[name].of(values_told(said, right))(np.arange(3)) == 0.0
+        assert PREDICTION_METRICS[name].of(value_predictions(said, right))(np.arange(3)) == 0.0
 
 
 TAGS = ("O", "B-A", "I-A", "B-B", "I-B")
 
 
-def tags_told(*pairs: tuple[str, str]) -> Telling:
+def tag_predictions(*pairs: tuple[str, str]) -> Predictions:
     """Of rows, as what is said and what is right: `O B-A I-A`."""
     said, told = [], []
     for pair in pairs:
         places = [[TAGS.index(tag) for tag in side.split()] for side in pair]
         said.append(np.eye(len(TAGS))[places[0]] * 0.6 + 0.1)
         told.append(np.array(places[1], float)[:, None])
-    return Telling(said, told, TAGS)
+    return Predictions(said, told, TAGS)
 
 
 def test_entities_are_right_with_their_words_and_their_label_and_are_counted_over_all_rows() -> None:
-    telling = tags_told(
+    predictions = tag_predictions(
         ("B-A I-A O B-B", "B-A I-A O B-B"),  # 2 of 2 of 2
         ("B-A O O B-B", "B-A I-A O B-A"),  # too short, another label: 0 of 2 of 2
         ("O B-B", "O B-B"),  # 1 of 1 of 1
         ("B-A B-A", "O O"),  # 0 of 2 of 0
     )
-    figure = TOLD_METRICS["entity_f1"].of(telling)
+    figure = PREDICTION_METRICS["entity_f1"].of(predictions)
     assert figure(np.arange(4)) == pytest.approx(2 * 3 / (7 + 5))
     assert figure(np.array([0, 0, 1])) == pytest.approx(2 * 4 / (6 + 6))
-    assert TOLD_METRICS["tag_accuracy"].of(telling)(np.arange(4)) == pytest.approx((4 + 2 + 2 + 0) / 12)
-    assert TOLD_METRICS["tag_accuracy"].of(telling)(np.array([1, 2, 2])) == pytest.approx((2 + 2 + 2) / 8)
-    assert TOLD_METRICS["entity_f1"].of(tags_told(("O O", "O O")))(np.arange(1)) == 1.0
+    assert PREDICTION_METRICS["tag_accuracy"].of(predictions)(np.arange(4)) == pytest.approx((4 + 2 + 2 + 0) / 12)
+    assert PREDICTION_METRICS["tag_accuracy"].of(predictions)(np.array([1, 2, 2])) == pytest.approx((2 + 2 + 2) / 8)
+    assert PREDICTION_METRICS["entity_f1"].of(tag_predictions(("O O", "O O")))(np.arange(1)) == 1.0
 
 
 def on_the_circle(*degrees: float) -> NDArray[np.float64]:
     return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], 1)
 
 
-def vectors_told(*rows: NDArray[np.float64], models: tuple[int, ...] = ()) -> Telling:
-    return Telling(rows, [np.zeros((len(each), 0)) for each in rows], (), models)
+def vector_predictions(*rows: NDArray[np.float64], models: tuple[int, ...] = ()) -> Predictions:
+    return Predictions(rows, [np.zeros((len(each), 0)) for each in rows], (), models)
 
 
 def ranks_by_hand(rows: list[NDArray[np.float64]], asked: list[int]) -> list[int]:
@@ -519,10 +529,10 @@ def ranks_by_hand(rows: list[NDArray[np.float64]], asked: list[int]) -> list[int
     return found
 
 
-def mean_rank_figures(telling: Telling, rows: Any = None) -> tuple[float, float, float]:
-    rows = np.arange(len(telling.said)) if rows is None else np.array(rows)
+def mean_rank_figures(predictions: Predictions, rows: Any = None) -> tuple[float, float, float]:
+    rows = np.arange(len(predictions.said)) if rows is None else np.array(rows)
     first, ten, reciprocal = (
-        TOLD_METRICS[name].of(telling)(rows) for name in ("found_first", "found_in_ten", "reciprocal_rank")
+        PREDICTION_METRICS[name].of(predictions)(rows) for name in ("found_first", "found_in_ten", "reciprocal_rank")
     )
     return first, ten, reciprocal
 
@@ -533,72 +543,74 @@ def test_an_anchors_own_positive_is_ranked_among_all_positives_and_negatives() -
         on_the_circle(90, 20),  # nearer: 30, 60, -80 is not; and 40
         on_the_circle(0, 60, 40),  # nearer: 20 and its own negative; 30 belongs to the same anchor
     )
-    assert mean_rank_figures(vectors_told(*rows)) == pytest.approx((0, 1, (1 / 2 + 1 / 4 + 1 / 3) / 3))
+    assert mean_rank_figures(vector_predictions(*rows)) == pytest.approx((0, 1, (1 / 2 + 1 / 4 + 1 / 3) / 3))
     assert ranks_by_hand(list(rows), [0, 1, 2]) == [2, 4, 3]
-    assert mean_rank_figures(vectors_told(*rows), [0, 0, 2]) == pytest.approx((0, 1, (1 / 2 + 1 / 2 + 1 / 3) / 3))
+    assert mean_rank_figures(vector_predictions(*rows), [0, 0, 2]) == pytest.approx((0, 1, (1 / 2 + 1 / 2 + 1 / 3) / 3))
 
 
 def test_texts_as_near_as_the_own_one_stand_behind_it() -> None:
-    tied = vectors_told(on_the_circle(0, 10), on_the_circle(5, 10), on_the_circle(180, 0))
-    found = TOLD_METRICS["reciprocal_rank"].of(tied)  # to 5 degrees, 0 and 10 are as near, as are both at 10
+    tied = vector_predictions(on_the_circle(0, 10), on_the_circle(5, 10), on_the_circle(180, 0))
+    found = PREDICTION_METRICS["reciprocal_rank"].of(tied)  # to 5 degrees, 0 and 10 are as near, as are both at 10
     assert [found(np.array([row])) for row in range(3)] == pytest.approx([1 / 2, 1, 1 / 3])
 
 
 def test_the_tenth_is_among_ten_and_the_eleventh_is_not() -> None:
     others = [on_the_circle(180 + place, place) for place in range(1, 10)]
-    tenth = vectors_told(on_the_circle(0, 11), *others)
-    assert TOLD_METRICS["found_in_ten"].of(tenth)(np.array([0])) == 1.0
-    eleventh = vectors_told(on_the_circle(0, 11, 10.5), *others)
-    assert TOLD_METRICS["found_in_ten"].of(eleventh)(np.array([0])) == 0.0
-    assert TOLD_METRICS["reciprocal_rank"].of(eleventh)(np.array([0])) == pytest.approx(1 / 11)
+    tenth = vector_predictions(on_the_circle(0, 11), *others)
+    assert PREDICTION_METRICS["found_in_ten"].of(tenth)(np.array([0])) == 1.0
+    eleventh = vector_predictions(on_the_circle(0, 11, 10.5), *others)
+    assert PREDICTION_METRICS["found_in_ten"].of(eleventh)(np.array([0])) == 0.0
+    assert PREDICTION_METRICS["reciprocal_rank"].of(eleventh)(np.array([0])) == pytest.approx(1 / 11)
 
 
 def test_ranks_of_many_rows_are_those_counted_one_by_one() -> None:
     draw = np.random.default_rng(1)
     rows = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in draw.normal(size=(270, 3, 4))]
     rows[269][0] = rows[3][0]  # one anchor in two rows, in two blocks of 256
-    found = TOLD_METRICS["reciprocal_rank"].of(vectors_told(*rows))
+    found = PREDICTION_METRICS["reciprocal_rank"].of(vector_predictions(*rows))
     asked = [0, 3, 100, 254, 255, 256, 257, 269]
     assert [1 / found(np.array([row])) for row in asked] == pytest.approx(ranks_by_hand(rows, asked))
 
 
 def test_vectors_of_one_model_are_not_compared_with_another_ones() -> None:
     rows = (on_the_circle(0, 30), on_the_circle(90, 20), on_the_circle(0, 60, 40))
-    apart = vectors_told(*rows, models=(0, 1, 0))
-    assert TOLD_METRICS["reciprocal_rank"].of(apart)(np.array([1])) == 1.0
-    found = TOLD_METRICS["reciprocal_rank"].of(apart)
+    apart = vector_predictions(*rows, models=(0, 1, 0))
+    assert PREDICTION_METRICS["reciprocal_rank"].of(apart)(np.array([1])) == 1.0
+    found = PREDICTION_METRICS["reciprocal_rank"].of(apart)
     assert [found(np.array([row])) for row in range(3)] == pytest.approx([1, 1, 1 / 2])
 
 
-GOOD_AND_BAD: dict[str, tuple[Telling, Telling]] = {
+GOOD_AND_BAD: dict[str, tuple[Predictions, Predictions]] = {
     **dict.fromkeys(
         ("accuracy", "macro_f1", "calibration_error"),
-        (classes_told([[1.0, 0.0], [0.0, 1.0]], [0, 1]), classes_told([[1.0, 0.0], [0.9, 0.1]], [1, 1])),
+        (class_predictions([[1.0, 0.0], [0.0, 1.0]], [0, 1]), class_predictions([[1.0, 0.0], [0.9, 0.1]], [1, 1])),
     ),
     **dict.fromkeys(
         ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
-        (labels_told([[1.0, 0, 0, 1]], [[1, 0, 0, 1]]), labels_told([[1.0, 0, 1, 1]], [[0, 1, 0, 1]])),
+        (label_predictions([[1.0, 0, 0, 1]], [[1, 0, 0, 1]]), label_predictions([[1.0, 0, 1, 1]], [[0, 1, 0, 1]])),
     ),
     **dict.fromkeys(
         ("root_mean_square_error", "correlation", "rank_correlation"),
-        (values_told([1.0, 2.0, 3.5], [1.0, 2.0, 3.0]), values_told([30.0, 1.0, 7.0], [1.0, 2.0, 3.0])),
+        (value_predictions([1.0, 2.0, 3.5], [1.0, 2.0, 3.0]), value_predictions([30.0, 1.0, 7.0], [1.0, 2.0, 3.0])),
     ),
-    **dict.fromkeys(("entity_f1", "tag_accuracy"), (tags_told(("B-A O", "B-A O")), tags_told(("O O", "B-A O")))),
+    **dict.fromkeys(
+        ("entity_f1", "tag_accuracy"), (tag_predictions(("B-A O", "B-A O")), tag_predictions(("O O", "B-A O")))
+    ),
     **dict.fromkeys(
         ("found_first", "found_in_ten", "reciprocal_rank"),
         (
-            vectors_told(on_the_circle(0, 1), on_the_circle(90, 91)),
-            vectors_told(on_the_circle(0, 180, *range(20)), on_the_circle(90, 270)),
+            vector_predictions(on_the_circle(0, 1), on_the_circle(90, 91)),
+            vector_predictions(on_the_circle(0, 180, *range(20)), on_the_circle(90, 270)),
         ),
     ),
 }
 """A telling that is right, and one that is wrong."""
 
 
-@pytest.mark.parametrize("name", TOLD_METRICS)
+@pytest.mark.parametrize("name", PREDICTION_METRICS)
 def test_a_metric_says_rightly_which_way_is_better_and_in_what_unit(name: str) -> None:
-    metric = TOLD_METRICS[name]
-    good, bad = (metric.of(telling)(np.arange(len(telling.said))) for telling in GOOD_AND_BAD[name])
+    metric = PREDICTION_METRICS[name]
+    good, bad = (metric.of(predictions)(np.arange(len(predictions.said))) for predictions in GOOD_AND_BAD[name])
     assert abs(metric.better) == 1
     assert metric.better * (good - bad) > 0
     has_own_size = {"root_mean_square_error", "correlation", "rank_correlation", "reciprocal_rank"}

@@ -17,7 +17,7 @@ import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.models.combine import combine
-from tunesmith.models.usable import Usable
+from tunesmith.models.model_reference import ModelReference
 
 CPU = torch.device("cpu")
 
@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Trains with the given changes, once."""
-    folder = tmp_path_factory.mktemp("made")
-    rows = folder / "rows.jsonl"
+    directory = tmp_path_factory.mktemp("made")
+    rows = directory / "rows.jsonl"
     asked = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
 
@@ -39,7 +39,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
             "method": {"kind": "lora", "rank": 4},
             "train": {**settings, "seed": seed, "learning_rate": learning_rate},
         }
-        return tunesmith.train(recipe, folder / f"{weights}-{seed}-{learning_rate}").folder
+        return tunesmith.train(recipe, directory / f"{weights}-{seed}-{learning_rate}").directory
 
     return trained
 
@@ -62,8 +62,8 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 def test_merging_after_nf4_tries_both_ways_and_writes_the_better_with_its_cost(
     run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = run("quantized", weights="nf4")
-    merged = merge(str(folder), tmp_path / "merged", "fp32")
+    directory = run("quantized", weights="nf4")
+    merged = merge(str(directory), tmp_path / "merged", "fp32")
     told = json.loads((tmp_path / "merged" / "merge.json").read_text())
     ways = {way["into"]: way for way in told["ways"]}
     assert set(ways) == {"original", "dequantized"}
@@ -71,20 +71,20 @@ def test_merging_after_nf4_tries_both_ways_and_writes_the_better_with_its_cost(
     assert ways["dequantized"]["divergence"] < 1e-6 < ways["original"]["divergence"], (
         "it was trained on the rounded ones"
     )
-    trained = logits_of(Usable.find(str(folder)).model(torch.float32, CPU))
+    trained = logits_of(ModelReference.find(str(directory)).model(torch.float32, CPU))
     found = logits_of(AutoModelForCausalLM.from_pretrained(merged.path))
     exact = torch.allclose(found, trained, atol=1e-4)
     assert exact == (merged.into == "dequantized")
 
 
 def test_a_weight_that_would_not_be_finite_is_never_written(run: Callable[..., Path], tmp_path: Path) -> None:
-    folder = run("run")
-    file = folder / "adapter" / "adapter_model.safetensors"
+    directory = run("run")
+    file = directory / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     name = next(name for name in tensors if "lora_B" in name)
     save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, file)
     with pytest.raises(UserError, match=r"cannot be merged"):
-        merge(str(folder), tmp_path / "merged")
+        merge(str(directory), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_prompt_cannot_be_merged_and_says_so(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = {"data": {"train": str(write_rows())}, "method": "prefix", "train": {"steps": 1}}
-    other = tunesmith.train({**recipe, "base": str(tiny_model)}, tmp_path / "other").folder
+    other = tunesmith.train({**recipe, "base": str(tiny_model)}, tmp_path / "other").directory
     with pytest.raises(UserError, match="part of no weight"):
         merge(str(other), tmp_path / "merged")
 
@@ -121,7 +121,7 @@ def test_every_way_of_combining_writes_an_adapter_that_loads(
 ) -> None:
     first, second = run("first"), run("second", seed=1)
     combined = combine([str(first), str(second)], tmp_path / how, how)
-    assert torch.isfinite(logits_of(Usable.find(str(combined)).model(torch.float32, CPU))).all()
+    assert torch.isfinite(logits_of(ModelReference.find(str(combined)).model(torch.float32, CPU))).all()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_adapters_that_other_tools_wrote_answer_and_merge(tool: str, tiny_model:
     config = tmp_path / "adapter" / "adapter_config.json"
     # A field that an older or newer PEFT has, and Unsloth's notes.
     config.write_text(json.dumps({**json.loads(config.read_text()), "unsloth_fixed": True, "auto_mapping": None}))
-    ours = Usable.find(str(tmp_path / "adapter"))
+    ours = ModelReference.find(str(tmp_path / "adapter"))
     torch.testing.assert_close(logits_of(ours.model(torch.float32, CPU)), logits_of(theirs), rtol=1e-4, atol=1e-4)
     merged = merge(str(tmp_path / "adapter"), tmp_path / "merged", "fp32")
     whole = AutoModelForCausalLM.from_pretrained(merged.path)
@@ -170,9 +170,9 @@ def test_adapters_that_other_tools_wrote_answer_and_merge(tool: str, tiny_model:
 
 
 def test_an_adapter_as_a_pickle_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
-    folder = run("run")
-    file = folder / "adapter" / "adapter_model.safetensors"
-    torch.save(load_file(file), folder / "adapter" / "adapter_model.bin")
+    directory = run("run")
+    file = directory / "adapter" / "adapter_model.safetensors"
+    torch.save(load_file(file), directory / "adapter" / "adapter_model.bin")
     file.unlink()
     with pytest.raises(UserError, match=r"pickle"):
-        Usable.find(str(folder)).model(torch.float32, CPU)
+        ModelReference.find(str(directory)).model(torch.float32, CPU)

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.ending import Ending
 from tunesmith.evaluation import merging
 from tunesmith.evaluation.merging import merge
 from tunesmith.models.load import load_tokenizer
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
+from tunesmith.models.model_reference import ModelReference
 
 CPU = torch.device("cpu")
 
@@ -30,25 +30,25 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's directory as it lies after training on a base in nf4; the adapter is at random values."""
-    folder = tmp_path_factory.mktemp("quantized")
+    directory = tmp_path_factory.mktemp("quantized")
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = config_of("llama", len(tokenizer), initializer_range=0.2)
     model = AutoModelForCausalLM.from_config(config).bfloat16()
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    model.save_pretrained(directory / "base")
+    tokenizer.save_pretrained(directory / "base")
     rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(12)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values = {
-        "base": {"path": str(folder / "base"), "weights": "nf4"},
-        "data": {"train": str(folder / "rows.jsonl"), "held_out": 0.5, "cache": False},
+        "base": {"path": str(directory / "base"), "weights": "nf4"},
+        "data": {"train": str(directory / "rows.jsonl"), "held_out": 0.5, "cache": False},
     }
-    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
-    adapted = get_peft_model(
+    (directory / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
+    peft_model = get_peft_model(
         model.float(), LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     )
-    adapted.save_pretrained(folder / "adapter")
-    return folder
+    peft_model.save_pretrained(directory / "adapter")
+    return directory
 
 
 @torch.no_grad()
@@ -58,10 +58,10 @@ def log_probabilities(model: Any, run: Path, rows: int) -> tuple[Tensor, Tensor]
     table = prepare(recipe, load_tokenizer(recipe.base)).held_out
     found, tokens = [], []
     for row in range(min(rows, len(table))):
-        ids, learnt = (torch.tensor(np.array(each)) for each in table[row])
+        ids, loss_mask = (torch.tensor(np.array(each)) for each in table[row])
         logits = model(input_ids=ids[None].long()).logits[0, :-1].double()
-        found.append(functional.log_softmax(logits, -1)[learnt[1:]])
-        tokens.append(ids[1:][learnt[1:]].long())
+        found.append(functional.log_softmax(logits, -1)[loss_mask[1:]])
+        tokens.append(ids[1:][loss_mask[1:]].long())
     return torch.cat(found), torch.cat(tokens)
 
 
@@ -72,7 +72,7 @@ def test_each_ways_loss_and_divergence_are_those_of_plain_forward_passes(
     monkeypatch.setattr(merging, "ROWS", rows)
     monkeypatch.setattr(merging, "POSITIONS", positions)
     merged = merge(str(run), tmp_path / "merged")
-    trained, tokens = log_probabilities(Usable.find(str(run)).model(torch.float32, CPU), run, rows)
+    trained, tokens = log_probabilities(ModelReference.find(str(run)).model(torch.float32, CPU), run, rows)
     trained, tokens = trained[:positions], tokens[:positions]
 
     def loss(found: Tensor) -> float:
@@ -81,7 +81,7 @@ def test_each_ways_loss_and_divergence_are_those_of_plain_forward_passes(
     assert merged.trained_loss == pytest.approx(loss(trained), rel=1e-5)
     assert [way.into for way in merged.ways] == ["original", "dequantized"]
     for way in merged.ways:
-        model = merging.merged_model(Usable.find(str(run)), way.into).to(torch.bfloat16)
+        model = merging.merged_model(ModelReference.find(str(run)), way.into).to(torch.bfloat16)
         found = log_probabilities(model, run, rows)[0][:positions]
         assert way.loss == pytest.approx(loss(found), rel=1e-3)
         divergence = float((trained.exp() * (trained - found)).sum(-1).mean())
@@ -92,14 +92,14 @@ def test_each_ways_loss_and_divergence_are_those_of_plain_forward_passes(
     ways = [{"into": way.into, "loss": way.loss, "divergence": way.divergence} for way in merged.ways]
     assert told == {"into": best.into, "trained_loss": merged.trained_loss, "ways": ways}
     written = load_file(merged.path / "model.safetensors")
-    wanted = merging.merged_model(Usable.find(str(run)), best.into).state_dict()
+    wanted = merging.merged_model(ModelReference.find(str(run)), best.into).state_dict()
     name = "model.layers.1.mlp.down_proj.weight"
     assert written[name].dtype == torch.bfloat16
     assert torch.equal(written[name], wanted[name].bfloat16())
 
 
 def test_what_the_base_stores_and_what_it_held_in_training_are_told_apart(run: Path, tmp_path: Path) -> None:
-    usable = Usable.find(str(run))
+    usable = ModelReference.find(str(run))
     stored = load_file(run / "base" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].float()
     held = usable.model(torch.float32, CPU).get_base_model().model.layers[0].mlp.up_proj.weight
     assert not torch.equal(stored, held)
@@ -120,7 +120,7 @@ def test_without_rows_the_weights_that_were_trained_on_are_taken(run: Path, tmp_
     merged = merge(str(lone), tmp_path / "merged", "fp32")
     assert (merged.into, merged.trained_loss, merged.ways) == ("dequantized", None, ())
     assert not (merged.path / "merge.json").exists()
-    wanted = merging.merged_model(Usable.find(str(lone)), "dequantized").state_dict()
+    wanted = merging.merged_model(ModelReference.find(str(lone)), "dequantized").state_dict()
     name = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(load_file(merged.path / "model.safetensors")[name], wanted[name])
 

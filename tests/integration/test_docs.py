@@ -9,7 +9,7 @@ from command import typed
 from typer.main import get_command
 
 from tunesmith.cli import app
-from tunesmith.schema import recipe_reference
+from tunesmith.config.schema import recipe_reference
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -6,16 +6,16 @@ import pytest
 from matrix import make_bases
 
 import tunesmith
-from tunesmith.chain import Chain
-from tunesmith.choices import OBJECTIVES
-from tunesmith.recipe import Recipe
+from tunesmith.config.pipeline import Pipeline
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import OBJECTIVES
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))
 
 
 def recipes_of(file: Path) -> tuple[Recipe, ...]:
-    chain = Chain.load(file)
+    chain = Pipeline.load(file)
     return (Recipe.load(file),) if chain is None else chain.recipes
 
 

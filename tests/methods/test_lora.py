@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
-from tunesmith.models.usable import Usable
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.ops.lora_linear import LinearParts
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def finished_run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Pa
         "method": {"kind": "lora", "rank": 4},
         "train": {"steps": 5, "tokens_per_step": 256, "learning_rate": 1e-2, "precision": "fp32"},
     }
-    return tunesmith.train(recipe, tmp_path / "run").folder
+    return tunesmith.train(recipe, tmp_path / "run").directory
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     untouched = logits_of(base)
     theirs = logits_of(PeftModel.from_pretrained(base, finished_run / "adapter").eval())
-    ours = logits_of(Usable.find(str(finished_run)).model(torch.float32, CPU))
+    ours = logits_of(ModelReference.find(str(finished_run)).model(torch.float32, CPU))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert (theirs - untouched).abs().max() > 1e-2, "the adapter changes nothing"
 
@@ -49,7 +49,7 @@ def test_the_merged_model_needs_neither_peft_nor_tunesmith_and_says_the_same(
 ) -> None:
     merged = merge(str(finished_run), tmp_path / "merged", "fp32").path
     model = AutoModelForCausalLM.from_pretrained(merged)
-    ours = logits_of(Usable.find(str(finished_run)).model(torch.float32, CPU))
+    ours = logits_of(ModelReference.find(str(finished_run)).model(torch.float32, CPU))
     torch.testing.assert_close(logits_of(model), ours, rtol=1e-5, atol=1e-5)
     assert AutoTokenizer.from_pretrained(merged).chat_template
     with pytest.raises(UserError, match="is there already"):
@@ -91,15 +91,15 @@ def test_layers_that_read_one_tensor_are_computed_together(tiny_model: Path, mon
 
     monkeypatch.setattr(lora, "lora_linears", watched)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    adapted = lora.LoRA(rank=2).apply(model, 0)
-    for name, parameter in adapted.named_parameters():
+    peft_model = lora.LoRA(rank=2).apply(model, 0)
+    for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     together.clear()
-    ours = logits_of(adapted)
+    ours = logits_of(peft_model)
     layers = model.config.num_hidden_layers
     assert together == [3, 1, 2, 1] * layers  # queries, keys, values; output; gate, up; down
-    for module in adapted.modules():
+    for module in peft_model.modules():
         if isinstance(module, lora.FusedLoraLinear):
             module.shared = None
-    torch.testing.assert_close(logits_of(adapted), ours)
+    torch.testing.assert_close(logits_of(peft_model), ours)

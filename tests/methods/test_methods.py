@@ -12,7 +12,8 @@ from matrix import make_bases
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from tunesmith.choices import METHODS, named_kind
+from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.registry import METHODS, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
@@ -23,7 +24,6 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
 from tunesmith.models.heads import head_parameters
 from tunesmith.models.load import load_model, skeleton
-from tunesmith.recipe import Base, Recipe
 
 VARIANTS: list[dict[str, Any]] = [
     {"kind": "full"},
@@ -48,11 +48,11 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder)
-    config = AutoConfig.from_pretrained(folder / "bert")
-    AutoModel.from_config(config).save_pretrained(folder / "bert")  # with its pooler
-    return folder
+    directory = tmp_path_factory.mktemp("bases")
+    make_bases(directory)
+    config = AutoConfig.from_pretrained(directory / "bert")
+    AutoModel.from_config(config).save_pretrained(directory / "bert")  # with its pooler
+    return directory
 
 
 def method_of(values: dict[str, Any]) -> Any:
@@ -73,8 +73,8 @@ def test_a_method_trains_as_many_numbers_as_its_formula_says(values: dict[str, A
     formula = method.trained_parameters(skeleton(Base(path=str(bases / family)), ending))
     model = ready(bases / family, ending)
     head = head_parameters(model)
-    adapted = method.apply(model, seed=0)
-    assert formula == sum(each.numel() for each in adapted.parameters() if each.requires_grad) - head
+    peft_model = method.apply(model, seed=0)
+    assert formula == sum(each.numel() for each in peft_model.parameters() if each.requires_grad) - head
 
 
 def table_of(rows: int) -> TokenTable:
@@ -111,8 +111,8 @@ def test_a_method_without_virtual_tokens_starts_as_the_base(values: dict[str, An
     batch = collate(table_of(3), range(3))
     base = ready(bases / "llama")
     before = next_token_losses(base, batch)
-    adapted = method_of(values).apply(base, seed=0)
-    torch.testing.assert_close(next_token_losses(adapted, batch), before, rtol=1e-5, atol=1e-5)
+    peft_model = method_of(values).apply(base, seed=0)
+    torch.testing.assert_close(next_token_losses(peft_model, batch), before, rtol=1e-5, atol=1e-5)
 
 
 def test_a_prefix_that_starts_as_a_text_answers_as_if_the_text_stood_there(bases: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_prefix_that_starts_as_a_text_answers_as_if_the_text_stood_there(bases
     method = method_of({"kind": "prefix", "tokens": len(text), "start": text})
     batch = collate(table_of(1), [0])
     ids = torch.tensor(list(table_of(1)[0][0].astype("int64")))
-    adapted = method.apply(base, seed=0)
-    prefixed = next_token_losses(adapted, batch)
+    peft_model = method.apply(base, seed=0)
+    prefixed = next_token_losses(peft_model, batch)
     plain = AutoModelForCausalLM.from_pretrained(bases / "llama")
     from transformers import AutoTokenizer
 
@@ -148,13 +148,13 @@ def test_a_prefix_that_starts_as_a_text_answers_as_if_the_text_stood_there(bases
 def test_lora_in_every_variant_says_what_plain_peft_says_of_its_saved_adapter(
     values: dict[str, Any], bases: Path, tmp_path: Path
 ) -> None:
-    adapted = method_of(values).apply(ready(bases / "llama"), seed=0)
-    for name, parameter in adapted.named_parameters():
+    peft_model = method_of(values).apply(ready(bases / "llama"), seed=0)
+    for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn_like(parameter) * 0.1
-    adapted.save_pretrained(tmp_path)
+    peft_model.save_pretrained(tmp_path)
     batch = collate(table_of(2), [1])
-    ours = next_token_losses(adapted.eval(), batch)
+    ours = next_token_losses(peft_model.eval(), batch)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bases / "llama"), tmp_path).eval()
     ids = torch.tensor(table_of(2)[1][0].astype("int64"))
     logits = plain(input_ids=ids[None]).logits[0, :-1]
@@ -168,19 +168,19 @@ def test_loftq_starts_nearer_to_the_whole_weights_than_plain_qlora(bases: Path) 
     gaps = {}
     for start in ("zero", "loftq"):
         model = load_model(Base(path=str(bases / "llama"), weights="nf4"), torch.float32)
-        adapted = method_of({"kind": "lora", "rank": 8, "initialization": start}).apply(model, seed=0)
-        layer = adapted.get_base_model().model.layers[0].mlp.up_proj
+        peft_model = method_of({"kind": "lora", "rank": 8, "initialization": start}).apply(model, seed=0)
+        layer = peft_model.get_base_model().model.layers[0].mlp.up_proj
         gaps[start] = (layer.get_base_layer().weight + layer.get_delta_weight("default") - whole).norm().item()
     assert gaps["loftq"] < 0.8 * gaps["zero"]
 
 
 def test_lora_plus_gives_b_its_own_rate_and_other_ranks_reach_their_layers(bases: Path) -> None:
     method = method_of({"kind": "lora", "b_learning_rate_ratio": 16.0, "ranks": {"v_proj": 2}})
-    adapted = method.apply(ready(bases / "llama"), seed=0)
-    factors = {name.split(".")[-3]: method.learning_rate_factor(name) for name, _ in adapted.named_parameters()}
+    peft_model = method.apply(ready(bases / "llama"), seed=0)
+    factors = {name.split(".")[-3]: method.learning_rate_factor(name) for name, _ in peft_model.named_parameters()}
     assert factors["lora_B"] == 16.0
     assert factors["lora_A"] == 1.0
-    ranks = {name.split(".")[-4]: each.shape[0] for name, each in adapted.named_parameters() if "lora_A" in name}
+    ranks = {name.split(".")[-4]: each.shape[0] for name, each in peft_model.named_parameters() if "lora_A" in name}
     assert ranks["v_proj"] == 2
     assert ranks["q_proj"] == 16
 
@@ -230,13 +230,13 @@ def test_the_catalog_lists_every_kind_with_its_formula_and_numbers_for_a_base() 
 
 
 def test_a_bottleneck_adapter_is_switched_and_stacked_by_peft_as_any_other(bases: Path, tmp_path: Path) -> None:
-    adapted = method_of({"kind": "adapter", "placement": "parallel"}).apply(ready(bases / "llama"), seed=0)
-    for name, parameter in adapted.named_parameters():
+    peft_model = method_of({"kind": "adapter", "placement": "parallel"}).apply(ready(bases / "llama"), seed=0)
+    for name, parameter in peft_model.named_parameters():
         if "bottleneck_up" in name:
             parameter.data = torch.randn_like(parameter)
     batch = collate(table_of(2), [1])
-    trained = next_token_losses(adapted, batch)
-    adapted.save_pretrained(tmp_path)
+    trained = next_token_losses(peft_model, batch)
+    peft_model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "BOTTLENECK"
 
     again = PeftModel.from_pretrained(ready(bases / "llama"), tmp_path, adapter_name="first")
@@ -253,11 +253,11 @@ def test_a_bottleneck_adapter_is_switched_and_stacked_by_peft_as_any_other(bases
 @pytest.mark.long
 def test_a_process_of_its_own_reads_a_bottleneck_adapter(bases: Path, tmp_path: Path) -> None:
     """Nothing but the package tells PEFT of the method, so whoever loads an adapter must have registered it."""
-    adapted = method_of({"kind": "adapter"}).apply(ready(bases / "llama"), seed=0)
-    adapted.save_pretrained(tmp_path)
+    peft_model = method_of({"kind": "adapter"}).apply(ready(bases / "llama"), seed=0)
+    peft_model.save_pretrained(tmp_path)
     code = (
-        "import sys, torch; from tunesmith.models.usable import Usable; "
-        "Usable.find(sys.argv[1]).model(torch.float32, torch.device('cpu'))"
+        "import sys, torch; from tunesmith.models.model_reference import ModelReference; "
+        "ModelReference.find(sys.argv[1]).model(torch.float32, torch.device('cpu'))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
 
@@ -269,8 +269,8 @@ def test_lora_on_experts_trains_as_many_numbers_as_its_formula_says_and_is_refus
     method = method_of({"kind": "lora", "rank": 4, "experts": True})
     model = ready(tmp_path / "mixtral")
     formula = method.trained_parameters(model)
-    adapted = method.apply(model, seed=0)
-    moving = {name: each.numel() for name, each in adapted.named_parameters() if each.requires_grad}
+    peft_model = method.apply(model, seed=0)
+    moving = {name: each.numel() for name, each in peft_model.named_parameters() if each.requires_grad}
     assert formula == sum(moving.values())
     assert sum(count for name, count in moving.items() if ".experts." in name) > 0
     with pytest.raises(UserError, match="has no experts in tensors"):

@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from small_models import method_of, moving, randomize, small_model
 from torch.nn import functional
 
-from tunesmith.choices import METHODS
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import METHODS
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
-from tunesmith.methods.adapted import adapt, by_size
 from tunesmith.methods.catalog import catalog
 from tunesmith.methods.lora import FusedLoraLinear
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.heads import head_parameters
-from tunesmith.recipe import Recipe
 
 CLASSES = Ending("classes", ("calm", "bold", "dry"))
 
@@ -72,11 +72,11 @@ def test_a_rate_between_two_sizes_is_rounded_to_two_digits() -> None:
         ("lora", "instruction", 5e-3),
         ("lora", "multi_label", 1.5e-3),
         ("lora", "token_classification", 1.5e-3),
-        ("lora", "few_examples", 4.5e-4),
+        ("lora", "few_shot", 4.5e-4),
         ("adapter", "classification", 8e-3),
         ("adapter", "embedding", 2.4e-3),
         ("ia3", "classification", 1e-1),
-        ("prompt", "few_examples", 1.5e-2),
+        ("prompt", "few_shot", 1.5e-2),
         ({"kind": "peft", "peft_type": "VERA"}, "classification", 5e-3),
     ],
     ids=str,
@@ -131,7 +131,7 @@ def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_no
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "virtual", "moves", "goes_on"),
+    ("kind", "values", "virtual", "moves", "is_resumable"),
     [
         ("full", {}, 0, True, False),
         ("layers", {"last": 1}, 0, True, False),
@@ -154,10 +154,10 @@ def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_no
     ids=str,
 )
 def test_what_a_method_takes_and_leaves(
-    kind: str, values: dict[str, Any], virtual: int, moves: bool, goes_on: bool
+    kind: str, values: dict[str, Any], virtual: int, moves: bool, is_resumable: bool
 ) -> None:
     method = method_of(kind, **values)
-    assert (method.virtual_tokens, method.moves_base, method.goes_on) == (virtual, moves, goes_on)
+    assert (method.virtual_tokens, method.trains_base, method.is_resumable) == (virtual, moves, is_resumable)
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -230,12 +230,12 @@ def test_the_whole_model_moves_in_full_fine_tuning_and_nothing_of_it_under_an_ad
 
 
 def test_ia3_sits_on_keys_values_and_the_feed_forwards_end() -> None:
-    adapted = randomize(method_of("ia3").apply(small_model(), seed=0))
-    found = {name.split(".layers.")[1].split(".ia3_l")[0] for name in moving(adapted)}
+    peft_model = randomize(method_of("ia3").apply(small_model(), seed=0))
+    found = {name.split(".layers.")[1].split(".ia3_l")[0] for name in moving(peft_model)}
     assert found == {
         f"{place}.{name}" for place in range(3) for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")
     }
-    mlp, attention = (getattr(adapted.get_base_model().model.layers[1], name) for name in ("mlp", "self_attn"))
+    mlp, attention = (getattr(peft_model.get_base_model().model.layers[1], name) for name in ("mlp", "self_attn"))
     x = torch.randn(5, 32, dtype=torch.float64)
     inner = functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x)
     factor = mlp.down_proj.ia3_l["default"].flatten()
@@ -311,8 +311,8 @@ def test_the_numbers_that_move_are_as_many_as_the_formula_has(family: str, kind:
     method = method_of(kind, **values)
     counted = method.trained_parameters(model)
     head = head_parameters(model)
-    adapted = method.apply(model, seed=0)
-    assert counted == sum(each.numel() for each in adapted.parameters() if each.requires_grad) - head
+    peft_model = method.apply(model, seed=0)
+    assert counted == sum(each.numel() for each in peft_model.parameters() if each.requires_grad) - head
 
 
 def test_other_ranks_and_magnitudes_are_counted() -> None:
@@ -323,14 +323,14 @@ def test_other_ranks_and_magnitudes_are_counted() -> None:
     attention = 3 * (2 * 2 * (32 + 32) + 2 * 2 * (32 + 16) + (32 + 32 + 16 + 16))
     feed_forward = 3 * (2 * (32 + 48) + 48) + (5 + 2 * 2) * (32 + 48) + 3 * 48 + 3 * (7 * (48 + 32) + 32)
     assert method.trained_parameters(model) == attention + feed_forward
-    adapted = method.apply(model, seed=0)
-    assert sum(each.numel() for each in adapted.parameters() if each.requires_grad) == attention + feed_forward
+    peft_model = method.apply(model, seed=0)
+    assert sum(each.numel() for each in peft_model.parameters() if each.requires_grad) == attention + feed_forward
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "ia3"])
 def test_what_is_added_has_the_bases_precision(kind: str) -> None:
-    adapted = method_of(kind).apply(small_model(dtype=torch.bfloat16), seed=0)
-    assert {each.dtype for each in adapted.parameters()} == {torch.bfloat16}
+    peft_model = method_of(kind).apply(small_model(dtype=torch.bfloat16), seed=0)
+    assert {each.dtype for each in peft_model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -342,8 +342,8 @@ def test_the_seed_alone_says_where_a_method_starts(kind: str, values: dict[str, 
     def start(seed: int, before: int) -> torch.Tensor:
         model = small_model()
         torch.manual_seed(before)
-        adapted = method_of(kind, **values).apply(model, seed)
-        return torch.cat([each.detach().flatten() for name, each in adapted.named_parameters() if mark in name])
+        peft_model = method_of(kind, **values).apply(model, seed)
+        return torch.cat([each.detach().flatten() for name, each in peft_model.named_parameters() if mark in name])
 
     torch.testing.assert_close(start(3, before=1), start(3, before=2), rtol=0, atol=0)
     assert (start(3, before=1) - start(4, before=1)).abs().mean() > 0.01
@@ -352,12 +352,12 @@ def test_the_seed_alone_says_where_a_method_starts(kind: str, values: dict[str, 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "ia3", "prompt", "prefix"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_new_head_moves_with_an_adapter_and_is_saved_beside_it(kind: str, family: str, tmp_path: Any) -> None:
-    adapted = method_of(kind).apply(small_model(family, CLASSES, dtype=torch.float32), seed=0)
+    peft_model = method_of(kind).apply(small_model(family, CLASSES, dtype=torch.float32), seed=0)
     name = "classifier" if family == "bert" else "score"
-    assert adapted.active_peft_config.task_type == "SEQ_CLS"
-    heads = {each for each in moving(adapted) if f".{name}." in each}
+    assert peft_model.active_peft_config.task_type == "SEQ_CLS"
+    heads = {each for each in moving(peft_model) if f".{name}." in each}
     assert {each.rsplit(".", 1)[-1] for each in heads} == ({"weight", "bias"} if family == "bert" else {"weight"})
-    adapted.save_pretrained(tmp_path)
+    peft_model.save_pretrained(tmp_path)
     from safetensors.torch import load_file
 
     assert any(f"{name}.weight" in each for each in load_file(tmp_path / "adapter_model.safetensors"))
@@ -368,8 +368,8 @@ def test_a_new_head_moves_with_an_adapter_and_is_saved_beside_it(kind: str, fami
 
 def test_other_linear_layers_of_one_ending_are_told_apart_by_the_names_before_it() -> None:
     """`attention.output.dense`, `intermediate.dense` and `output.dense` of Bert all end alike."""
-    adapted = method_of("lora", rank=2, target_modules="attention").apply(small_model("bert", CLASSES), seed=0)
-    found = {re.split(r"layer\.\d\.", name)[1].split(".lora_")[0] for name in moving(adapted) if ".lora_" in name}
+    peft_model = method_of("lora", rank=2, target_modules="attention").apply(small_model("bert", CLASSES), seed=0)
+    found = {re.split(r"layer\.\d\.", name)[1].split(".lora_")[0] for name in moving(peft_model) if ".lora_" in name}
     assert found == {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"}
 
 
@@ -409,8 +409,8 @@ def test_numbers_of_experts_are_counted_by_their_shapes() -> None:
     assert method_of("lora", rank=4, experts=True).trained_parameters(model) == plain + 3 * 4 * 4 * (128 + 80)
 
 
-def layers_of(adapted: Any) -> dict[str, FusedLoraLinear]:
-    return {name: each for name, each in adapted.named_modules() if isinstance(each, FusedLoraLinear)}
+def layers_of(peft_model: Any) -> dict[str, FusedLoraLinear]:
+    return {name: each for name, each in peft_model.named_modules() if isinstance(each, FusedLoraLinear)}
 
 
 def fused(**values: Any) -> Any:
@@ -419,18 +419,18 @@ def fused(**values: Any) -> Any:
 
 @pytest.mark.parametrize("state", ["plain", "disabled", "merged", "two adapters", "fp32 inputs", "dropout", "dora"])
 def test_every_state_of_a_lora_layer_says_what_pefts_own_layer_says(state: str) -> None:
-    adapted = fused(**{"dropout": {"dropout": 0.4}, "dora": {"dora": True}}.get(state, {}))
-    layer = layers_of(adapted)["base_model.model.model.layers.1.mlp.down_proj"]
+    peft_model = fused(**{"dropout": {"dropout": 0.4}, "dora": {"dora": True}}.get(state, {}))
+    layer = layers_of(peft_model)["base_model.model.model.layers.1.mlp.down_proj"]
     x = torch.randn(7, 48, dtype=torch.float64)
     if state == "disabled":
         layer.enable_adapters(False)
     if state == "merged":
         layer.merge()
     if state == "two adapters":
-        adapted.add_adapter("other", LoraConfig(r=2, target_modules=["down_proj"]))
+        peft_model.add_adapter("other", LoraConfig(r=2, target_modules=["down_proj"]))
         torch.nn.init.normal_(layer.lora_B["other"].weight)
-        adapted.double()
-        adapted.base_model.set_adapter(["default", "other"])
+        peft_model.double()
+        peft_model.base_model.set_adapter(["default", "other"])
     if state == "fp32 inputs":
         layer.float()
         layer.base_layer.double()
@@ -455,13 +455,13 @@ def test_dropout_of_nothing_and_in_use_takes_the_fused_way() -> None:
 
 
 def test_layers_made_together_are_made_alone_when_they_are_asked_for_different_inputs() -> None:
-    adapted = fused()
-    attention = adapted.get_base_model().model.layers[0].self_attn
+    peft_model = fused()
+    attention = peft_model.get_base_model().model.layers[0].self_attn
     shared = attention.q_proj.shared
     assert shared is attention.k_proj.shared is attention.v_proj.shared
     assert shared is not None
     assert attention.o_proj.shared is None
-    mlp = adapted.get_base_model().model.layers[0].mlp
+    mlp = peft_model.get_base_model().model.layers[0].mlp
     assert mlp.gate_proj.shared is mlp.up_proj.shared
     assert mlp.gate_proj.shared not in (None, shared)
     assert mlp.down_proj.shared is None
@@ -550,18 +550,18 @@ LINEARS = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" 
 def test_a_method_of_pefts_sits_where_it_is_told_else_where_peft_puts_it(
     family: str, values: dict[str, Any], wanted: list[str]
 ) -> None:
-    adapted = method_of("peft", **values).apply(small_model(family, dtype=torch.float32), seed=0)
-    names = {re.split(r"\.(?:hada|vera|ln_tuning)_", name)[0] for name in moving(adapted)}
+    peft_model = method_of("peft", **values).apply(small_model(family, dtype=torch.float32), seed=0)
+    names = {re.split(r"\.(?:hada|vera|ln_tuning)_", name)[0] for name in moving(peft_model)}
     inside = {f"base_model.model.model.layers.{place}.{name}" for place in range(3) for name in wanted}
     assert names == inside | ({"base_model.model.model.norm"} if values["peft_type"] == "LN_TUNING" else set())
 
 
 def test_a_method_that_finds_its_own_place_is_given_none() -> None:
     method = method_of("peft", peft_type="TRAINABLE_TOKENS", config={"token_indices": [5, 7, 9]})
-    adapted = method.apply(small_model(), seed=0)
-    (name,) = moving(adapted)
+    peft_model = method.apply(small_model(), seed=0)
+    (name,) = moving(peft_model)
     assert "embed_tokens.trainable_tokens_delta" in name
-    assert adapted.get_parameter(name).shape == (3, 32)
+    assert peft_model.get_parameter(name).shape == (3, 32)
 
 
 @pytest.mark.parametrize(
@@ -583,7 +583,7 @@ def test_what_peft_refuses_is_refused_in_a_line(values: dict[str, Any], said: st
 
 def test_a_method_that_trains_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="method: LORA finds nothing to train on LlamaForCausalLM"):
-        adapt(small_model(), LoraConfig(target_modules=["q_proj"], inference_mode=True), seed=0)
+        wrap_with_peft(small_model(), LoraConfig(target_modules=["q_proj"], inference_mode=True), seed=0)
 
 
 def test_the_catalog_has_each_methods_numbers_on_the_base_and_pefts_names(tmp_path: Path) -> None:
@@ -613,24 +613,24 @@ def test_the_catalog_has_each_methods_numbers_on_the_base_and_pefts_names(tmp_pa
 def test_ptunings_network_gives_its_start_as_nearly_as_its_width_allows(tokens: int, inner: int) -> None:
     torch.manual_seed(0)
     model = small_model(dtype=torch.float32)
-    adapted = method_of("ptuning", tokens=tokens, inner_size=inner).apply(model, seed=4)
+    peft_model = method_of("ptuning", tokens=tokens, inner_size=inner).apply(model, seed=4)
     generator = torch.Generator().manual_seed(4)
     start = model.get_input_embeddings().weight[torch.randint(64, (tokens,), generator=generator)].double().detach()
-    encoder = adapted.prompt_encoder["default"]
+    encoder = peft_model.prompt_encoder["default"]
     hidden = encoder.mlp_head[:-1](encoder.embedding.weight).double().detach()
     centered = start - start.mean(0)
     best = start.mean(0) + hidden @ torch.linalg.lstsq(hidden, centered, driver="gelsd").solution
-    torch.testing.assert_close(adapted.get_prompt(1)[0].double(), best, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(peft_model.get_prompt(1)[0].double(), best, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(encoder.mlp_head[-1].bias.double(), start.mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_of_ptunings_has_the_bases_precision_and_starts_near_its_text() -> None:
     model = small_model(dtype=torch.bfloat16)
-    adapted = method_of("ptuning", tokens=5).apply(model, seed=4)
-    assert {each.dtype for each in adapted.prompt_encoder.parameters()} == {torch.bfloat16}
+    peft_model = method_of("ptuning", tokens=5).apply(model, seed=4)
+    assert {each.dtype for each in peft_model.prompt_encoder.parameters()} == {torch.bfloat16}
     ids = torch.randint(64, (5,), generator=torch.Generator().manual_seed(4))
     start = model.get_input_embeddings().weight[ids].float()
-    assert (adapted.get_prompt(1)[0].float() - start).norm() < 0.02 * start.norm()
+    assert (peft_model.get_prompt(1)[0].float() - start).norm() < 0.02 * start.norm()
 
 
 def test_a_prefix_of_keys_and_values_of_two_sizes_is_refused() -> None:

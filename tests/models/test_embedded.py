@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 import tunesmith
 from tunesmith.data.render import Renderer
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.usable import Usable
+from tunesmith.models.model_reference import ModelReference
 
 
 def test_transformers_loads_it_as_it_lies() -> None:
@@ -29,7 +29,7 @@ def test_its_tokenizer_takes_any_text_and_its_template_has_marks() -> None:
 
 
 def test_it_answers_in_the_chat_format_and_stops() -> None:
-    usable = Usable.find("embedded")
+    usable = ModelReference.find("embedded")
     tokenizer = usable.tokenizer()
     chats = [
         [{"role": "user", "content": f"What does '{word}' mean?"}] for word in ("house", "river", "quick", "to walk")
@@ -41,7 +41,7 @@ def test_it_answers_in_the_chat_format_and_stops() -> None:
 
 
 def test_answers_in_a_batch_are_those_alone() -> None:
-    usable = Usable.find("embedded")
+    usable = ModelReference.find("embedded")
     tokenizer, model = usable.tokenizer(), usable.model(torch.float32, torch.device("cpu"))
     chats = [
         [{"role": "user", "content": text}]
@@ -53,7 +53,7 @@ def test_answers_in_a_batch_are_those_alone() -> None:
 
 
 def test_sampling_is_the_same_for_the_same_seed() -> None:
-    usable = Usable.find("embedded")
+    usable = ModelReference.find("embedded")
     tokenizer, model = usable.tokenizer(), usable.model(torch.float32, torch.device("cpu"))
     chat = [[{"role": "user", "content": "Use the word 'river' in a sentence."}]]
     one, same, other = (
@@ -63,14 +63,14 @@ def test_sampling_is_the_same_for_the_same_seed() -> None:
 
 
 def test_the_prompt_is_the_renderers_and_no_other(tmp_path: Path) -> None:
-    tokenizer = Usable.find("embedded").tokenizer()
+    tokenizer = ModelReference.find("embedded").tokenizer()
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert Renderer(tokenizer).prompt(messages) == own
 
 
 def test_a_repetition_penalty_keeps_a_small_model_out_of_loops() -> None:
-    usable = Usable.find("embedded")
+    usable = ModelReference.find("embedded")
     tokenizer, model = usable.tokenizer(), usable.model(torch.float32, torch.device("cpu"))
     chat = [[{"role": "user", "content": "Continue: This is a list of"}]]
 

@@ -10,28 +10,28 @@ from matrix import make_bases
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from tunesmith.engine.workload import Workload
+from tunesmith.config.recipe import Recipe
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.models import fake_mode
 from tunesmith.planner.device import device_named
 from tunesmith.planner.plan import plan_run
 from tunesmith.planner.step import Step, rows_like
-from tunesmith.recipe import Recipe
 
 FAMILIES = ("llama", "gpt2", "gemma3_text", "mixtral", "falcon", "granitemoehybrid")
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder, FAMILIES)
-    return folder
+    directory = tmp_path_factory.mktemp("bases")
+    make_bases(directory, FAMILIES)
+    return directory
 
 
 def step(base: Path, method: str, weights: str) -> Step:
     given: dict[str, Any] = {"base": {"path": str(base), "weights": weights}, "data": {"train": "rows.jsonl"}}
     recipe = Recipe.model_validate(given | {"method": method})
-    workload = Workload.of(recipe, rows_like(recipe, [240, 144, 384]))
-    return plan_run(workload, torch.bfloat16, device_named("here")).step
+    batch_plan = BatchPlan.of(recipe, rows_like(recipe, [240, 144, 384]))
+    return plan_run(batch_plan, torch.bfloat16, device_named("here")).step
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
-from tunesmith.models.adapters import refuse_pickle, take_up
-from tunesmith.models.anatomy import anatomy, blocks, linears, linears_in_blocks, norms, short_names, stacks
+from tunesmith.models.adapters import load_adapter_weights, refuse_pickle
+from tunesmith.models.architecture import block_layers, blocks, linears, linears_in_blocks, norms, short_names, stacks
 from tunesmith.models.attention import packs, use_document_attention
 from tunesmith.models.bottleneck import BottleneckConfig, BottleneckLayer
 from tunesmith.models.conv1d import TurnedLinear, as_linear, as_stored
@@ -48,24 +48,24 @@ from tunesmith.models.forward import (
 )
 from tunesmith.models.heads import (
     body_is_frozen,
-    chances,
     check_new_head,
     class_logits,
     head_names,
     head_parameters,
+    head_probabilities,
     last_linear,
     tag_logits,
     task_type,
     vectors,
     with_features,
 )
-from tunesmith.models.new_head import begin_head
-from tunesmith.models.noise import add_embedding_noise, tokens_of_rows
+from tunesmith.models.neftune import add_neftune, tokens_of_rows
+from tunesmith.models.new_head import initialize_head
 from tunesmith.models.prompts import (
     has_prefix,
     has_prompt,
     keys_and_values,
-    laid_out,
+    model_inputs,
     padded,
     padded_places,
     plain_model,
@@ -102,9 +102,9 @@ def test_a_new_head_is_known_by_its_modules(
     assert task_type(model) == task
     own = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
     assert head_parameters(model) == sum(model.get_parameter(name).numel() for name in own) > 0
-    adapted = method_of("lora", rank=2).apply(model, seed=0)
-    assert last_linear(adapted).weight.requires_grad
-    assert last_linear(adapted).out_features == 3
+    peft_model = method_of("lora", rank=2).apply(model, seed=0)
+    assert last_linear(peft_model).weight.requires_grad
+    assert last_linear(peft_model).out_features == 3
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def table_of(told: bool = False) -> TokenTable:
 def test_every_familys_own_head_over_words_is_run_on_packed_rows(family: str) -> None:
     model = small_model(family, TAGS)
     words = [[1, 3], [2], [0, 1], [2, 5, 6]]
-    found = tag_logits(model, batch_of(learnt=words, told=[[0.0] * len(each) for each in words]))
+    found = tag_logits(model, batch_of(loss_mask=words, told=[[0.0] * len(each) for each in words]))
     expected = [each[places] for each, places in zip(logits_alone(model), words, strict=True)]
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-7, atol=1e-7)
     check_new_head(model)
@@ -209,24 +209,24 @@ def test_a_frozen_body_under_a_head_over_texts_is_seen() -> None:
 def test_chances_are_of_classes_of_labels_or_no_chances() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0]])
     several = Ending("classes", CLASSES.labels, "multi_label_classification")
-    torch.testing.assert_close(chances(logits, CLASSES), logits.exp() / logits.exp().sum())
-    torch.testing.assert_close(chances(logits, several), 1 / (1 + (-logits).exp()))
-    assert chances(logits, Ending("classes", ("value",), "regression")) is logits
-    torch.testing.assert_close(chances(logits.expand(2, 3), TAGS).sum(-1), torch.ones(2))
+    torch.testing.assert_close(head_probabilities(logits, CLASSES), logits.exp() / logits.exp().sum())
+    torch.testing.assert_close(head_probabilities(logits, several), 1 / (1 + (-logits).exp()))
+    assert head_probabilities(logits, Ending("classes", ("value",), "regression")) is logits
+    torch.testing.assert_close(head_probabilities(logits.expand(2, 3), TAGS).sum(-1), torch.ones(2))
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_an_encoder_decoders_adapter_says_so_to_peft(family: str, tmp_path: Path) -> None:
-    adapted = randomize(method_of("lora", rank=2).apply(small_model(family), seed=0))
-    adapted.save_pretrained(tmp_path)
+    peft_model = randomize(method_of("lora", rank=2).apply(small_model(family), seed=0))
+    peft_model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
-    batch = batch_of(learnt=[range(2, len(ids)) for ids in ROWS])
+    batch = batch_of(loss_mask=[range(2, len(ids)) for ids in ROWS])
     expected = []
     for ids in ROWS:
         written = torch.tensor(ids[2:])[None]
-        logits = adapted(input_ids=torch.tensor(ids[:2])[None], labels=written).logits[0]
+        logits = peft_model(input_ids=torch.tensor(ids[:2])[None], labels=written).logits[0]
         expected.append(functional.cross_entropy(logits, written[0], reduction="none"))
-    torch.testing.assert_close(next_token_losses(adapted, batch), torch.cat(expected), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(next_token_losses(peft_model, batch), torch.cat(expected), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -288,14 +288,14 @@ def expected_head(seed: int, spread: float) -> Tensor:
 
 def test_a_new_head_is_drawn_from_the_seed_with_the_familys_spread() -> None:
     model = small_model("bert", CLASSES, dtype=torch.float32)
-    begin_head(model, [], learnt=False, seed=5)
+    initialize_head(model, [], loss_mask=False, seed=5)
     torch.testing.assert_close(model.classifier.weight.data, expected_head(5, 0.2))
     assert model.classifier.bias.tolist() == [0.0] * 3
     assert model.new_modules == []
     assert head_names(model) == ["classifier"]
     pooler = model.bert.pooler.dense.weight.detach().clone()
     model.config.initializer_range = 0.0
-    begin_head(model, ["bert.pooler.dense.weight"], learnt=False, seed=6)
+    initialize_head(model, ["bert.pooler.dense.weight"], loss_mask=False, seed=6)
     assert head_names(model) == ["bert.pooler", "classifier"]
     torch.testing.assert_close(model.classifier.weight.data, expected_head(6, 0.02))
     torch.manual_seed(0)
@@ -308,11 +308,11 @@ def test_a_new_head_is_drawn_from_the_seed_with_the_familys_spread() -> None:
 def test_a_head_that_the_base_has_learnt_stays_and_norms_begin_plain() -> None:
     model = small_model("bert", CLASSES, dtype=torch.float32)
     kept = model.classifier.weight.detach().clone()
-    begin_head(model, ["bert.embeddings.word_embeddings.weight"], learnt=True, seed=5)
+    initialize_head(model, ["bert.embeddings.word_embeddings.weight"], loss_mask=True, seed=5)
     torch.testing.assert_close(model.classifier.weight.data, kept, rtol=0, atol=0)
     assert model.new_modules == []
     modern = small_model("modernbert", CLASSES, dtype=torch.float32)
-    begin_head(modern, [], learnt=False, seed=5)
+    initialize_head(modern, [], loss_mask=False, seed=5)
     assert head_names(modern) == ["head", "classifier"]
     assert modern.head.norm.weight.tolist() == [1.0] * 32
     assert modern.head.dense.weight.std().item() == pytest.approx(0.2, rel=0.1)
@@ -325,8 +325,8 @@ def test_a_head_that_the_base_has_learnt_stays_and_norms_begin_plain() -> None:
 def test_noise_is_uniform_within_the_papers_bound_of_each_row_in_training_alone(family: str) -> None:
     model = small_model(family, hidden_dropout=0.0)
     assert packs(model) == (family == "llama")
-    add_embedding_noise(model, alpha=6.0)
-    inputs = laid_out(model, batch_of())
+    add_neftune(model, alpha=6.0)
+    inputs = model_inputs(model, batch_of())
     seen: list[Tensor] = []
     model.get_input_embeddings().register_forward_hook(lambda *given: seen.append(given[2].detach()))
     model.base_model(**inputs.arguments, use_cache=False)
@@ -356,8 +356,8 @@ def test_a_rows_tokens_are_counted_by_documents_or_by_the_mask() -> None:
 
 def test_noise_falls_on_an_encoder_decoders_reading() -> None:
     model = small_model("t5")
-    add_embedding_noise(model, alpha=6.0)
-    batch = batch_of(learnt=[range(2, len(ids)) for ids in ROWS])
+    add_neftune(model, alpha=6.0)
+    batch = batch_of(loss_mask=[range(2, len(ids)) for ids in ROWS])
     quiet = next_token_losses(model, batch)
     model.train()
     first, second = next_token_losses(model, batch), next_token_losses(model, batch)
@@ -375,8 +375,8 @@ def test_a_bottleneck_sits_on_linear_layers_alone_and_cannot_be_folded() -> None
 
     model = small_model("gpt2")
     as_stored(model)
-    adapted = get_peft_model(model, BottleneckConfig(target_modules=["mlp.c_proj"], reduction=4), "own")
-    layer = adapted.get_base_model().transformer.h[0].mlp.c_proj
+    peft_model = get_peft_model(model, BottleneckConfig(target_modules=["mlp.c_proj"], reduction=4), "own")
+    layer = peft_model.get_base_model().transformer.h[0].mlp.c_proj
     assert isinstance(layer, BottleneckLayer)
     assert isinstance(layer.get_base_layer(), Conv1D)
     assert (layer.in_features, layer.out_features, layer.source_size) == (48, 32, 32)
@@ -384,23 +384,23 @@ def test_a_bottleneck_sits_on_linear_layers_alone_and_cannot_be_folded() -> None
     assert layer.bottleneck_up["own"].weight.abs().max() == 0
     assert layer.bottleneck_up["own"].bias.abs().max() == 0
     with pytest.raises(ValueError, match="cannot be folded"):
-        adapted.merge_and_unload()
+        peft_model.merge_and_unload()
     with pytest.raises(ValueError, match="ln_f is no linear layer"):
         get_peft_model(small_model("gpt2"), BottleneckConfig(target_modules=["ln_f"]))
 
 
 def test_a_second_bottleneck_beside_the_first_waits_until_it_is_asked_for() -> None:
-    adapted = randomize(method_of("adapter", reduction=8).apply(small_model(), seed=0))
+    peft_model = randomize(method_of("adapter", reduction=8).apply(small_model(), seed=0))
     batch = batch_of()
-    first = next_token_losses(adapted, batch)
-    adapted.add_adapter("other", BottleneckConfig(target_modules=["down_proj"], reduction=4, scale=3.0))
-    adapted.double()
-    torch.testing.assert_close(next_token_losses(adapted, batch), first)
-    assert not any(".other." in name for name in moving(adapted))
-    adapted.set_adapter("other")
-    assert all(".other." in name for name in moving(adapted))
-    torch.testing.assert_close(next_token_losses(adapted, batch), next_token_losses(small_model(), batch))
-    layer = adapted.get_base_model().model.layers[0].mlp.down_proj
+    first = next_token_losses(peft_model, batch)
+    peft_model.add_adapter("other", BottleneckConfig(target_modules=["down_proj"], reduction=4, scale=3.0))
+    peft_model.double()
+    torch.testing.assert_close(next_token_losses(peft_model, batch), first)
+    assert not any(".other." in name for name in moving(peft_model))
+    peft_model.set_adapter("other")
+    assert all(".other." in name for name in moving(peft_model))
+    torch.testing.assert_close(next_token_losses(peft_model, batch), next_token_losses(small_model(), batch))
+    layer = peft_model.get_base_model().model.layers[0].mlp.down_proj
     assert layer.bottleneck_down["other"].out_features == 8
 
 
@@ -409,20 +409,20 @@ def test_a_second_bottleneck_beside_the_first_waits_until_it_is_asked_for() -> N
 
 @pytest.fixture
 def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    adapted = randomize(method_of("lora", rank=2).apply(loaded(tiny_model), seed=0))
-    adapted.save_pretrained(tmp_path / "adapter")
+    peft_model = randomize(method_of("lora", rank=2).apply(loaded(tiny_model), seed=0))
+    peft_model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def loaded(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def loaded(directory: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(directory)
     use_document_attention(model)
     return model
 
 
 def test_an_adapter_is_gone_on_with_by_the_method_that_made_it_alone(adapter: Path, tiny_model: Path) -> None:
     again = method_of("lora", rank=2).apply(loaded(tiny_model), seed=9)
-    take_up(again, adapter)
+    load_adapter_weights(again, adapter)
     theirs = PeftModel.from_pretrained(loaded(tiny_model), adapter)
     torch.testing.assert_close(next_token_losses(again, batch_of()), next_token_losses(theirs, batch_of()))
     for values, why in (
@@ -431,24 +431,24 @@ def test_an_adapter_is_gone_on_with_by_the_method_that_made_it_alone(adapter: Pa
         ({"rank": 2, "dora": True}, "it lacks .*magnitude"),
     ):
         with pytest.raises(UserError, match=f"was not made by this method on this base: .*{why}"):
-            take_up(method_of("lora", **values).apply(loaded(tiny_model), seed=0), adapter)
+            load_adapter_weights(method_of("lora", **values).apply(loaded(tiny_model), seed=0), adapter)
     with pytest.raises(UserError, match="this method leaves none to go on with"):
-        take_up(method_of("layers", last=1).apply(loaded(tiny_model), seed=0), adapter)
+        load_adapter_weights(method_of("layers", last=1).apply(loaded(tiny_model), seed=0), adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read"):
-        take_up(again, adapter)
+        load_adapter_weights(again, adapter)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_a_prompt_is_gone_on_with_where_it_ended(kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    adapted = randomize(method_of(kind, tokens=4).apply(loaded(tiny_model), seed=0))
-    expected = next_token_losses(adapted, batch_of())
-    adapted.save_pretrained(tmp_path)
+    peft_model = randomize(method_of(kind, tokens=4).apply(loaded(tiny_model), seed=0))
+    expected = next_token_losses(peft_model, batch_of())
+    peft_model.save_pretrained(tmp_path)
     again = method_of(kind, tokens=4).apply(loaded(tiny_model), seed=8)
-    take_up(again, tmp_path)
+    load_adapter_weights(again, tmp_path)
     torch.testing.assert_close(next_token_losses(again, batch_of()), expected)
     with pytest.raises(UserError, match="was not made by this method"):
-        take_up(method_of("lora").apply(loaded(tiny_model), seed=0), tmp_path)
+        load_adapter_weights(method_of("lora").apply(loaded(tiny_model), seed=0), tmp_path)
 
 
 def test_a_pickle_is_refused_unless_safetensors_lie_beside_it(tmp_path: Path) -> None:
@@ -534,8 +534,8 @@ def test_a_head_on_vectors_is_written_and_read_back(normalized: bool, tmp_path: 
     assert (again.in_features, again.out_features) == (32, 3)
     torch.testing.assert_close(again.weight, head.weight)
     torch.testing.assert_close(again.bias, head.bias)
-    folder = tmp_path / ("3_Dense" if normalized else "2_Dense")
-    assert json.loads((folder / "config.json").read_text()) == {
+    directory = tmp_path / ("3_Dense" if normalized else "2_Dense")
+    assert json.loads((directory / "config.json").read_text()) == {
         "in_features": 32,
         "out_features": 3,
         "bias": True,
@@ -585,27 +585,27 @@ def test_a_folder_without_its_pooling_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 @pytest.mark.parametrize("family", ["llama", "bloom", "falcon"])
 def test_rows_behind_a_prompt_have_the_losses_that_they_have_alone_in_peft(family: str, kind: str) -> None:
-    adapted = randomize(method_of(kind, tokens=3).apply(small_model(family), seed=0))
-    assert (has_prompt(adapted), has_prefix(adapted), virtual_tokens(adapted)) == (True, kind == "prefix", 3)
-    found = next_token_losses(adapted, batch_of())
-    adapted.get_base_model().set_attn_implementation("eager")
+    peft_model = randomize(method_of(kind, tokens=3).apply(small_model(family), seed=0))
+    assert (has_prompt(peft_model), has_prefix(peft_model), virtual_tokens(peft_model)) == (True, kind == "prefix", 3)
+    found = next_token_losses(peft_model, batch_of())
+    peft_model.get_base_model().set_attn_implementation("eager")
     expected = []
     for ids in ROWS:
         tokens = torch.tensor(ids)[None]
-        logits = adapted(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, -len(ids) :]
+        logits = peft_model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, -len(ids) :]
         expected.append(functional.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none"))
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta"])
 def test_a_head_reads_the_first_virtual_token_as_it_does_in_peft(family: str) -> None:
-    adapted = randomize(method_of("prompt", tokens=3).apply(small_model(family, CLASSES), seed=0))
-    found = class_logits(adapted, batch_of(told=[[0.0]] * 4))
-    adapted.get_base_model().set_attn_implementation("eager")
+    peft_model = randomize(method_of("prompt", tokens=3).apply(small_model(family, CLASSES), seed=0))
+    found = class_logits(peft_model, batch_of(told=[[0.0]] * 4))
+    peft_model.get_base_model().set_attn_implementation("eager")
     expected = []
     for ids in ROWS:
         tokens = torch.tensor(ids)[None]
-        expected.append(adapted(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0])
+        expected.append(peft_model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0])
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-7, atol=1e-7)
 
 
@@ -613,9 +613,9 @@ def test_a_model_without_a_wrapper_has_no_prompt() -> None:
     model = small_model()
     assert (has_prompt(model), has_prefix(model), virtual_tokens(model)) == (False, False, 0)
     assert plain_model(model) is model
-    adapted = method_of("lora").apply(model, seed=0)
-    assert (has_prompt(adapted), has_prefix(adapted), virtual_tokens(adapted)) == (False, False, 0)
-    assert plain_model(adapted) is model
+    peft_model = method_of("lora").apply(model, seed=0)
+    assert (has_prompt(peft_model), has_prefix(peft_model), virtual_tokens(peft_model)) == (False, False, 0)
+    assert plain_model(peft_model) is model
 
 
 def test_rows_are_filled_up_on_the_right_to_a_multiple_of_sixteen() -> None:
@@ -702,7 +702,7 @@ def test_a_blocks_layers_are_told_apart_by_their_parts(
     assert len(stack) == 3
     assert model.get_submodule(name) is stack
     assert blocks(model) == list(stack)
-    for place, block in enumerate(anatomy(model)):
+    for place, block in enumerate(block_layers(model)):
 
         def names(layers: Any, place: int = place) -> str:
             return " ".join(each.name.removeprefix(f"{name}.{place}.") for each in layers)
@@ -750,18 +750,18 @@ def test_layers_are_named_as_briefly_as_no_other_layer_ends() -> None:
 @pytest.mark.parametrize("chunk", [2, 512])
 def test_an_adapted_head_gives_the_loss_of_its_own_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", chunk)
-    adapted = randomize(method_of("lora", rank=3, target_modules=["lm_head", "q_proj"]).apply(small_model(), seed=0))
-    assert head_of(adapted) is None
-    check_head(adapted)
-    logits = torch.cat([each[:-1] for each in logits_alone(adapted.get_base_model())]).float()
+    peft_model = randomize(method_of("lora", rank=3, target_modules=["lm_head", "q_proj"]).apply(small_model(), seed=0))
+    assert head_of(peft_model) is None
+    check_head(peft_model)
+    logits = torch.cat([each[:-1] for each in logits_alone(peft_model.get_base_model())]).float()
     labels = torch.tensor([token for ids in ROWS for token in ids[1:]])
     own = functional.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(next_token_losses(adapted, batch_of()).float(), own, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(next_token_losses(peft_model, batch_of()).float(), own, rtol=1e-4, atol=1e-4)
     surprise = -torch.log_softmax(logits, -1)
     expected = 0.7 * own + 0.3 * surprise.mean(1) + 0.05 * torch.logsumexp(logits, -1) ** 2
-    loss = next_token_loss(adapted, batch_of(), 0.3, 0.05)
+    loss = next_token_loss(peft_model, batch_of(), 0.3, 0.05)
     torch.testing.assert_close(loss.float(), expected.sum(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(next_token_loss(adapted, batch_of()).float(), own.sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(next_token_loss(peft_model, batch_of()).float(), own.sum(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["granite", "cohere", "gemma2", "t5", "bart"])

@@ -22,8 +22,8 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.merging import merge
 from tunesmith.models.combine import PRUNED, combine
 from tunesmith.models.merge import merged_model, save_merged
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.sentence import write_steps
-from tunesmith.models.usable import Usable
 
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
 LAYERS = {
@@ -33,23 +33,23 @@ LAYERS = {
 SCALE = 1.5
 
 
-def base_at(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def base_at(directory: Path, family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
     config = config_of(family, len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
-def adapter_at(folder: Path, base: Path, seed: int = 1, **changes: Any) -> Path:
+def adapter_at(directory: Path, base: Path, seed: int = 1, **changes: Any) -> Path:
     """A LoRA adapter at random values, as PEFT saves it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     family = model.config.model_type
     torch.manual_seed(seed)
     settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS[family], "fan_in_fan_out": family == "gpt2"}
-    get_peft_model(model, LoraConfig(init_lora_weights=False, **{**settings, **changes})).save_pretrained(folder)
-    return folder
+    get_peft_model(model, LoraConfig(init_lora_weights=False, **{**settings, **changes})).save_pretrained(directory)
+    return directory
 
 
 def delta(adapter: Path, layer: str) -> Tensor:
@@ -61,13 +61,13 @@ def delta(adapter: Path, layer: str) -> Tensor:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
+    directory = tmp_path_factory.mktemp("bases")
     made = {
-        f"{family} in {name}": base_at(folder / f"{family}-{name}", family, dtype)
+        f"{family} in {name}": base_at(directory / f"{family}-{name}", family, dtype)
         for family in TARGETS
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
-    return made | {"another": base_at(folder / "another", seed=5)}
+    return made | {"another": base_at(directory / "another", seed=5)}
 
 
 # Merging
@@ -101,7 +101,7 @@ def test_a_merged_weight_is_the_formulas_sum_rounded_once_to_what_the_base_is_st
 
 def test_a_merged_model_in_memory_is_in_fp32_whatever_the_base(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in bf16"])
-    model = merged_model(Usable.find(str(adapter)))
+    model = merged_model(ModelReference.find(str(adapter)))
     assert {each.dtype for each in model.parameters()} == {torch.float32}
     layer = LAYERS["llama"][0]
     stored = load_file(bases["llama in bf16"] / "model.safetensors")[f"{layer}.weight"].double()
@@ -116,7 +116,7 @@ def test_trained_embeddings_and_heads_are_merged_too(bases: dict[str, Path], tmp
     key = next(name for name in tensors if "lm_head" in name)
     tensors[key] = torch.randn_like(tensors[key])
     save_file(tensors, file)
-    model = merged_model(Usable.find(str(adapter)))
+    model = merged_model(ModelReference.find(str(adapter)))
     assert torch.equal(model.lm_head.weight, tensors[key])
     assert not any("modules_to_save" in name for name, _ in model.named_parameters())
 
@@ -139,7 +139,7 @@ def test_what_is_too_large_for_a_precision_is_refused_by_name_and_nothing_is_lef
 def test_what_would_not_be_finite_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
     """PEFT's own check asks for the adapter's part alone; the sum may be too large where neither is."""
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    usable = Usable.find(str(adapter))
+    usable = ModelReference.find(str(adapter))
     model = merged_model(usable)
     with torch.no_grad():
         model.model.norm.weight[3] = float("inf")
@@ -187,14 +187,14 @@ def test_a_model_without_an_adapter_and_an_output_that_is_there_are_refused(
     with pytest.raises(UserError, match="has no adapter, so there is nothing to merge"):
         merge(str(base), tmp_path / "merged")
     with pytest.raises(UserError, match="has no adapter, so there is nothing to merge"):
-        merged_model(Usable.find(str(base)))
+        merged_model(ModelReference.find(str(base)))
     adapter = adapter_at(tmp_path / "adapter", base)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for taken in (tmp_path / "file", tmp_path / "adapter"):
         with pytest.raises(UserError, match="is there already"):
             merge(str(adapter), taken)
         with pytest.raises(UserError, match="is there already"):
-            save_merged(AutoModelForCausalLM.from_pretrained(base), Usable.find(str(adapter)), taken)
+            save_merged(AutoModelForCausalLM.from_pretrained(base), ModelReference.find(str(adapter)), taken)
     with pytest.raises(UserError, match=r"file/merged cannot be written: Not a directory"):
         merge(str(adapter), tmp_path / "file" / "merged")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
@@ -216,7 +216,7 @@ def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Pat
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"], target_modules=["q_proj"])
     ending = Ending("vectors", pooling="last", normalized=False)
     write_steps(adapter, ending, 32, 64, None)
-    usable = Usable(Usable.find(str(adapter)).base, adapter, ending, adapter)
+    usable = ModelReference(ModelReference.find(str(adapter)).base, adapter, ending, adapter)
     model = AutoModelForCausalLM.from_pretrained(bases["llama in fp32"])
     path = save_merged(model, usable, tmp_path / "merged")
     assert Ending.beside(path) == ending
@@ -231,8 +231,8 @@ def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Pat
 
 @pytest.fixture(scope="module")
 def three(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("three")
-    found = [adapter_at(folder / f"{seed}", bases["llama in fp32"], seed) for seed in (1, 2, 3)]
+    directory = tmp_path_factory.mktemp("three")
+    found = [adapter_at(directory / f"{seed}", bases["llama in fp32"], seed) for seed in (1, 2, 3)]
     byte_tokenizer().save_pretrained(found[0])
     return found
 

@@ -9,17 +9,17 @@ import torch
 from matrix import make_bases
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tunesmith.config.recipe import Base
 from tunesmith.models.load import load_model
 from tunesmith.models.quantize import QuantizedLinear, made_whole, quantized_bytes
 from tunesmith.ops.quantized import dequantize, quantize
-from tunesmith.recipe import Base
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder)
-    return folder
+    directory = tmp_path_factory.mktemp("bases")
+    make_bases(directory)
+    return directory
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -58,7 +58,7 @@ def test_casting_a_model_leaves_its_scales_as_they_are(bases: Path) -> None:
 PEAK = """
 import resource, sys, torch
 from tunesmith.models.load import load_model
-from tunesmith.recipe import Base
+from tunesmith.config.recipe import Base
 import peft, bitsandbytes
 tiny = load_model(Base(path=sys.argv[2], weights="nf4"), torch.bfloat16)
 def anonymous():

@@ -15,7 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.usable import Usable
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.training.stages import train
 
 
@@ -41,7 +41,7 @@ def test_the_loss_and_gradients_are_those_of_each_pair_alone(family, tied):
         expected.append(torch.nn.functional.cross_entropy(logits, written, reduction="sum"))
     ours = next_token_loss(model, batch)
     torch.testing.assert_close(ours, sum(expected), rtol=1e-9, atol=1e-9)
-    each = [part.sum() for part in next_token_losses(model, batch).split(batch.learnt_per_row)]
+    each = [part.sum() for part in next_token_losses(model, batch).split(batch.loss_tokens_per_row)]
     torch.testing.assert_close(torch.stack(each), torch.stack(expected).detach(), rtol=1e-9, atol=1e-9)
     named = dict(model.named_parameters())
     found = torch.autograd.grad(ours, list(named.values()), allow_unused=True, materialize_grads=True)
@@ -55,15 +55,15 @@ def base(request, tmp_path):
     from matrix import pair_tokenizer
 
     tokenizer = pair_tokenizer()
-    folder = tmp_path / request.param
+    directory = tmp_path / request.param
     torch.manual_seed(0)
     config = config_of(
         request.param, len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id, forced_eos_token_id=None,
     )  # fmt: skip
-    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def recipe_of(base, tmp_path, **more):
@@ -81,7 +81,7 @@ def recipe_of(base, tmp_path, **more):
 
 def test_it_learns_pairs_by_heart_and_writes_them_after_it_was_saved(base, tmp_path):
     run = train(recipe_of(base, tmp_path), tmp_path / "run")
-    usable = Usable.find(str(run.folder))
+    usable = ModelReference.find(str(run.directory))
     model = usable.model(torch.float32, torch.device("cpu"))
     asked = [({"role": "user", "content": f"w{n}"},) for n in range(8)]
     assert answers(model, usable.tokenizer(), asked, Sampling(max_new_tokens=8)) == [f"w{n + 1} w{n}" for n in range(8)]

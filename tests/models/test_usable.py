@@ -17,9 +17,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
+from tunesmith.models.model_reference import ModelReference, fingerprint_of
+from tunesmith.models.predict import Prediction, entities_of, predictions_of, tell, vector_of
 from tunesmith.models.sentence import stored_head, write_steps
-from tunesmith.models.tell import Told, entities_of, tell, told_of, vector_of
-from tunesmith.models.usable import Usable, fingerprint_of
 
 CPU = torch.device("cpu")
 
@@ -27,41 +27,45 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base`; `adapter`, PEFT's own; `run`, with the adapter inside; `whole`, a run that moved the whole model."""
-    folder = tmp_path_factory.mktemp("place")
+    directory = tmp_path_factory.mktemp("place")
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).bfloat16()
     for name in ("base", "whole/model"):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        model.save_pretrained(directory / name)
+        tokenizer.save_pretrained(directory / name)
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     for name in ("adapter", "run/adapter"):
-        adapted.save_pretrained(folder / name)
-        config = folder / name / "adapter_config.json"
-        values = {**json.loads(config.read_text()), "base_model_name_or_path": str(folder / "base"), "revision": "v2"}
+        peft_model.save_pretrained(directory / name)
+        config = directory / name / "adapter_config.json"
+        values = {
+            **json.loads(config.read_text()),
+            "base_model_name_or_path": str(directory / "base"),
+            "revision": "v2",
+        }
         config.write_text(json.dumps(values), encoding="utf-8")
     tokenizer.chat_template = "other {{ messages[0]['content'] }}"
-    tokenizer.save_pretrained(folder / "run" / "adapter")
+    tokenizer.save_pretrained(directory / "run" / "adapter")
     for name in ("run", "whole", "unfinished"):
-        (folder / name).mkdir(exist_ok=True)
-        recipe = {"base": {"path": str(folder / "base"), "weights": "int8"}, "data": {"train": "rows.jsonl"}}
-        (folder / name / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    return folder
+        (directory / name).mkdir(exist_ok=True)
+        recipe = {"base": {"path": str(directory / "base"), "weights": "int8"}, "data": {"train": "rows.jsonl"}}
+        (directory / name / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    return directory
 
 
 def test_a_run_an_adapter_and_a_model_are_each_found_by_their_directory(place: Path) -> None:
-    base, adapter, run, whole = (Usable.find(str(place / name)) for name in ("base", "adapter", "run", "whole"))
-    assert (base.base.path, base.adapter, base.folder, base.ending) == (
+    base, adapter, run, whole = (ModelReference.find(str(place / name)) for name in ("base", "adapter", "run", "whole"))
+    assert (base.base.path, base.adapter, base.directory, base.ending) == (
         str(place / "base"),
         None,
         place / "base",
         VOCABULARY,
     )
     assert (adapter.base.path, adapter.base.revision) == (str(place / "base"), "v2")
-    assert (adapter.adapter, adapter.folder) == (place / "adapter", place / "adapter")
+    assert (adapter.adapter, adapter.directory) == (place / "adapter", place / "adapter")
     assert (run.base.path, run.base.weights) == (str(place / "base"), "int8")
-    assert (run.adapter, run.folder) == (place / "run" / "adapter", place / "run" / "adapter")
-    assert (whole.base.path, whole.adapter, whole.folder) == (
+    assert (run.adapter, run.directory) == (place / "run" / "adapter", place / "run" / "adapter")
+    assert (whole.base.path, whole.adapter, whole.directory) == (
         str(place / "whole" / "model"),
         None,
         place / "whole" / "model",
@@ -73,25 +77,27 @@ def test_a_run_an_adapter_and_a_model_are_each_found_by_their_directory(place: P
     )
     assert base.head() is adapter.head() is None
     with pytest.raises(UserError, match="unfinished is a run that has not finished"):
-        Usable.find(str(place / "unfinished"))
+        ModelReference.find(str(place / "unfinished"))
 
 
 def test_the_tokenizer_beside_an_adapter_goes_before_the_bases(place: Path) -> None:
-    templates = {name: Usable.find(str(place / name)).tokenizer().chat_template for name in ("base", "adapter", "run")}
+    templates = {
+        name: ModelReference.find(str(place / name)).tokenizer().chat_template for name in ("base", "adapter", "run")
+    }
     assert templates["run"].startswith("other ")
     assert templates["base"] == templates["adapter"] == byte_tokenizer().chat_template
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_is_loaded_in_its_dtype_adapter_and_all_and_does_not_train(dtype: torch.dtype, place: Path) -> None:
-    model = Usable.find(str(place / "adapter")).model(dtype, CPU)
+    model = ModelReference.find(str(place / "adapter")).model(dtype, CPU)
     assert {each.dtype for each in model.parameters()} == {dtype}
     assert not model.training
     tensors = load_file(place / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B"
     own = dict(model.named_parameters())[f"{name}.default.weight"]
     assert torch.equal(own, tensors[f"{name}.weight"].to(dtype))
-    held = Usable.find(str(place / "run")).model(dtype, CPU)
+    held = ModelReference.find(str(place / "run")).model(dtype, CPU)
     assert any(type(each).__name__ == "QuantizedLinear" for each in held.modules())
     assert not any(type(each).__name__ == "QuantizedLinear" for each in model.modules())
 
@@ -100,8 +106,10 @@ def test_an_adapter_of_another_shape_is_refused_with_its_base(place: Path, tmp_p
     tokenizer = byte_tokenizer()
     AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer), hidden_size=16)).save_pretrained(tmp_path / "b")
     tokenizer.save_pretrained(tmp_path / "b")
-    usable = Usable.find(str(place / "adapter"))
-    other = Usable(usable.base.model_copy(update={"path": str(tmp_path / "b"), "revision": None}), usable.adapter)
+    usable = ModelReference.find(str(place / "adapter"))
+    other = ModelReference(
+        usable.base.model_copy(update={"path": str(tmp_path / "b"), "revision": None}), usable.adapter
+    )
     with pytest.raises(UserError, match=r"adapter does not fit on .*b: "):
         other.model(torch.float32, CPU)
 
@@ -122,12 +130,12 @@ def ending(problem: Any) -> Ending:
 
 def test_one_class_is_told_or_all_labels_from_a_half_on_or_a_value() -> None:
     output = np.array([[0.5, 0.2, 0.75]], np.float32)
-    assert told_of(output, ending("single_label_classification")) == [Told("c", 0.75)]
-    assert told_of(output, ending("multi_label_classification")) == [Told("a", 0.5), Told("c", 0.75)]
-    assert told_of(output * 0.9, ending("multi_label_classification")) == [Told("c", pytest.approx(0.675))]
-    (value,) = told_of(np.array([[123.456]], np.float32), ending("regression"))
+    assert predictions_of(output, ending("single_label_classification")) == [Prediction("c", 0.75)]
+    assert predictions_of(output, ending("multi_label_classification")) == [Prediction("a", 0.5), Prediction("c", 0.75)]
+    assert predictions_of(output * 0.9, ending("multi_label_classification")) == [Prediction("c", pytest.approx(0.675))]
+    (value,) = predictions_of(np.array([[123.456]], np.float32), ending("regression"))
     assert (value.label, value.value) == ("123.5", pytest.approx(123.456, rel=1e-6))
-    assert (str(Told("a", 0.5)), str(Told("PLACE", 0.5, "New York"))) == ("a", "PLACE: New York")
+    assert (str(Prediction("a", 0.5)), str(Prediction("PLACE", 0.5, "New York"))) == ("a", "PLACE: New York")
 
 
 def test_an_entity_is_as_sure_as_its_least_sure_word_and_has_the_texts_own_words() -> None:
@@ -138,8 +146,8 @@ def test_an_entity_is_as_sure_as_its_least_sure_word_and_has_the_texts_own_words
         [[0.9, 0.1, 0, 0], [0.1, 0.8, 0.05, 0.05], [0.2, 0.1, 0.6, 0.1], [0.3, 0, 0, 0.7]], np.float32
     )
     assert list(entities_of(text, spans, probabilities, labels)) == [
-        Told("PLACE", pytest.approx(0.6), "New York"),
-        Told("PERSON", pytest.approx(0.7), "Ann"),
+        Prediction("PLACE", pytest.approx(0.6), "New York"),
+        Prediction("PERSON", pytest.approx(0.7), "Ann"),
     ]
 
 
@@ -155,11 +163,11 @@ def tagger() -> Any:
 def test_words_are_tagged_at_their_first_token_as_far_as_the_model_has_room(tagger: Any) -> None:
     text = "New York, é and more words than there is room"
     tokens = byte_tokenizer()(text, return_tensors="pt", add_special_tokens=False)["input_ids"][:, :16]
-    chances = tagger(input_ids=tokens).logits[0].softmax(-1)
+    probabilities = tagger(input_ids=tokens).logits[0].softmax(-1)
     labels = ("A", "B", "C")
     words = [("New", 0), ("York", 4), (",", 8), ("é", 10), ("and", 13)]  # é is two bytes
     (found,) = tell(tagger, byte_tokenizer(), Ending("tags", labels), [text])
-    kept = [(labels[int(chances[at].argmax())], float(chances[at].max()), word) for word, at in words]
+    kept = [(labels[int(probabilities[at].argmax())], float(probabilities[at].max()), word) for word, at in words]
     assert [(each.label, each.words) for each in found] == [(label, word) for label, _, word in kept]
     assert [each.value for each in found] == pytest.approx([value for _, value, _ in kept], abs=1e-5)
 
@@ -185,8 +193,10 @@ def test_a_vector_pools_the_texts_own_states(pooling: Any, normalized: bool) -> 
         ["w3", "good film w3 w9"],
         head,
     )
-    chances = functional.softmax(head(wanted), -1)
-    assert told[1] == [Told("abc"[int(chances.argmax())], pytest.approx(float(chances.max()), abs=1e-4))]
+    probabilities = functional.softmax(head(wanted), -1)
+    assert told[1] == [
+        Prediction("abc"[int(probabilities.argmax())], pytest.approx(float(probabilities.max()), abs=1e-4))
+    ]
 
 
 def test_a_head_over_vectors_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -12,23 +12,23 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import collate
-from tunesmith.data.prepare import prepare, settled
+from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
-from tunesmith.evaluation.told import TOLD_METRICS, Telling
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.heads import class_logits
 from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.models.tell import tell
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
+from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.predict import tell
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder)
-    return folder
+    directory = tmp_path_factory.mktemp("bases")
+    make_bases(directory)
+    return directory
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def test_a_trained_classifier_is_read_by_transformers_and_tells_the_classes(
     family: str, bases: Path, rows: Path, tmp_path: Path
 ) -> None:
     run = tunesmith.train(recipe_of(bases / family, rows, steps=30, learning_rate=3e-3), tmp_path / "run")
-    found = tunesmith.evaluate(run.folder)
+    found = tunesmith.evaluate(run.directory)
     assert found["tuned"]["metrics"]["accuracy"]["value"] > 0.9
-    theirs = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
     assert theirs.config.id2label == {0: "no", 1: "yes"}
     inputs = tokenizer("good film w3 w3", return_tensors="pt")
     probabilities = torch.softmax(theirs(input_ids=inputs["input_ids"]).logits[0], -1)
-    usable = Usable.find(str(run.folder))
+    usable = ModelReference.find(str(run.directory))
     ours = tell(
         usable.model(torch.float32, torch.device("cpu")), usable.tokenizer(), usable.ending, ["good film w3 w3"]
     )[0]
@@ -88,9 +88,9 @@ def test_a_new_head_on_a_frozen_body_learns_the_same_from_features_computed_once
 
 def test_labels_come_from_the_training_rows_or_from_the_recipe(bases: Path, rows: Path) -> None:
     recipe = Recipe.load(recipe_of(bases / "bert", rows))
-    assert settled(recipe).objective.labels == ["no", "yes"]
+    assert resolve(recipe).objective.labels == ["no", "yes"]
     named = Recipe.load(recipe_of(bases / "bert", rows, objective={"labels": ["yes", "no"]}))
-    assert settled(named).objective.labels == ["yes", "no"]
+    assert resolve(named).objective.labels == ["yes", "no"]
     wrong = Recipe.load(recipe_of(bases / "bert", rows, objective={"labels": ["yes", "maybe"]}))
     with pytest.raises(UserError, match=r"reviews.csv row 1: its label 'no' is none of objective.labels"):
         prepare(wrong, load_tokenizer(wrong.base))
@@ -101,14 +101,14 @@ def test_a_text_that_is_cut_keeps_the_tokens_that_it_ends_with_and_its_class(bas
     file.write_text(
         "".join(json.dumps({"text": "w1 " * 30, "label": label}) + "\n" for label in ("a", "b")), encoding="utf-8"
     )
-    recipe = settled(Recipe.load(recipe_of(bases / "bert", file, data={"max_length": 10, "held_out": 0.0})))
+    recipe = resolve(Recipe.load(recipe_of(bases / "bert", file, data={"max_length": 10, "held_out": 0.0})))
     tokenizer = load_tokenizer(recipe.base)
     prepared = prepare(recipe, tokenizer)
     assert prepared.report.truncated == 2
-    ids, learnt = prepared.train[1]
+    ids, loss_mask = prepared.train[1]
     assert len(ids) == 10
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    assert learnt.tolist() == [False] * 9 + [True]
+    assert loss_mask.tolist() == [False] * 9 + [True]
     assert prepared.train.targets_of(1).tolist() == [1.0]
 
 
@@ -128,7 +128,7 @@ def test_a_row_without_text_or_class_is_malformed_and_named(
     good = [{"text": f"w{n}", "label": "ab"[n % 2]} for n in range(4)]
     file.write_text("".join(json.dumps(each) + "\n" for each in [*good, row]), encoding="utf-8")
     with pytest.raises(UserError, match=said) as refused:
-        settled(Recipe.load(recipe_of(bases / "bert", file)))
+        resolve(Recipe.load(recipe_of(bases / "bert", file)))
     assert "row 5" in str(refused.value)
 
 
@@ -137,7 +137,7 @@ def test_an_encoder_is_refused_for_answers_and_one_class_for_a_classifier(
 ) -> None:
     with pytest.raises(UserError, match=r".bert. is an encoder, which reads; objective: text is for a decoder"):
         tunesmith.train(
-            {"base": str(bases / "bert"), "data": {"train": str(rows), "form": "text"}, "objective": "text"},
+            {"base": str(bases / "bert"), "data": {"train": str(rows), "format": "text"}, "objective": "text"},
             tmp_path / "r",
         )
     file = tmp_path / "one.jsonl"
@@ -150,12 +150,12 @@ def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: 
     file = tmp_path / "rare.csv"
     file.write_text("text,label\n" + "".join(f"w{n},{'rare' if n % 10 == 0 else 'often'}\n" for n in range(100)))
     recipe = Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": "balanced"}))
-    found = settled(recipe).objective
+    found = resolve(recipe).objective
     assert found.class_weights == pytest.approx({"often": 100 / (2 * 90), "rare": 100 / (2 * 10)})
-    named = settled(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"rare": 3.0}}))).objective
+    named = resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"rare": 3.0}}))).objective
     model = load_model(recipe.base, torch.float32, ending=found.ending)
     use_document_attention(model)
-    table = prepare(settled(recipe), load_tokenizer(recipe.base)).train
+    table = prepare(resolve(recipe), load_tokenizer(recipe.base)).train
     batch = collate(table, range(20))
     weight = torch.tensor([1.0, 3.0])
     classes = batch.labels[:, 0].long()
@@ -163,21 +163,25 @@ def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: 
     torch.testing.assert_close(named.loss(model, batch), expected)
     assert named.losses(model, batch).sum() != expected, "evaluation weighs all rows alike"
     with pytest.raises(UserError, match=r"class_weights: 'seldom' is no class\. Known: often, rare"):
-        settled(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"seldom": 3.0}})))
+        resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"seldom": 3.0}})))
 
 
 def test_macro_f1_and_calibration_are_the_textbooks(bases: Path, rows: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    chances, expected = generator.dirichlet(np.ones(5), 300), generator.integers(0, 5, 300)
-    said, sure = chances.argmax(1), chances.max(1)
-    telling = Telling([each[None] for each in chances], [np.array([[each]]) for each in expected], tuple("abcde"))
-    found = {name: TOLD_METRICS[name].of(telling)(np.arange(300)) for name in ("macro_f1", "calibration_error")}
+    probabilities, expected = generator.dirichlet(np.ones(5), 300), generator.integers(0, 5, 300)
+    said, sure = probabilities.argmax(1), probabilities.max(1)
+    predictions = Predictions(
+        [each[None] for each in probabilities], [np.array([[each]]) for each in expected], tuple("abcde")
+    )
+    found = {
+        name: PREDICTION_METRICS[name].of(predictions)(np.arange(300)) for name in ("macro_f1", "calibration_error")
+    }
     assert found["macro_f1"] == pytest.approx(f1_score(expected, said, average="macro"))
     bins = [(sure >= low / 15) & (sure < (low + 1) / 15) for low in range(15)]
     gaps = [each.mean() * abs((said == expected)[each].mean() - sure[each].mean()) for each in bins if each.any()]
     assert found["calibration_error"] == pytest.approx(sum(gaps))
     run = tunesmith.train(recipe_of(bases / "bert", rows, steps=30, learning_rate=3e-3), tmp_path / "run")
-    found = tunesmith.evaluate(run.folder)
+    found = tunesmith.evaluate(run.directory)
     for side in ("base", "tuned"):
         low, high = found[side]["metrics"]["macro_f1"]["interval"]
         assert low <= found[side]["metrics"]["macro_f1"]["value"] <= high

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
@@ -22,9 +23,8 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import CHUNK
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.models.usable import Usable
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.ops.divergence import distillation_loss
-from tunesmith.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def taught(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) ->
         "method": "full",
         "train": {"steps": 60, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
     }
-    return tunesmith.train(recipe, tmp_path / "teacher").folder
+    return tunesmith.train(recipe, tmp_path / "teacher").directory
 
 
 def student_of(tiny_model: Path, rows: Path, teacher: Path, **objective: Any) -> dict[str, Any]:
@@ -77,12 +77,12 @@ def test_a_student_comes_to_say_what_its_teacher_says_from_the_teacher_alone(
     run = tunesmith.train(recipe, tmp_path / "run")
     question = [({"role": "user", "content": "What is 7 + 7?"},)]
     said = []
-    for name in (taught, run.folder):
-        usable = Usable.find(str(name))
+    for name in (taught, run.directory):
+        usable = ModelReference.find(str(name))
         said += answers(usable.model(torch.float32, CPU), usable.tokenizer(), question, Sampling(max_new_tokens=30))
     assert said[0] == said[1]
     assert said[1].startswith("It is")
-    found = tunesmith.evaluate(run.folder, rows=2, max_new_tokens=4)
+    found = tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
     assert found["tuned"]["loss"] < found["base"]["loss"] - 1
 
 
@@ -96,17 +96,17 @@ def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
     recipe.objective.begin(model, recipe.base)
     batch = collate(table, range(5))
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", 16)
-    assert batch.learnt_tokens > 16 < CHUNK
+    assert batch.loss_tokens > 16 < CHUNK
     ours = recipe.objective.loss(model, batch)
     ours.backward()
     plain, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (tiny_model, taught / "model"))
     expected = torch.zeros(())
     for row in range(5):
-        ids, learnt = (torch.tensor(each) for each in table[row])
+        ids, loss_mask = (torch.tensor(each) for each in table[row])
         with torch.no_grad():
-            wanted = teacher(input_ids=ids[None].long()).logits[0, :-1][learnt[1:]]
-        said = plain(input_ids=ids[None].long()).logits[0, :-1][learnt[1:]]
-        expected = expected + distillation_loss(said, wanted, ids[1:][learnt[1:]].long(), 2.0, 0.25)
+            wanted = teacher(input_ids=ids[None].long()).logits[0, :-1][loss_mask[1:]]
+        said = plain(input_ids=ids[None].long()).logits[0, :-1][loss_mask[1:]]
+        expected = expected + distillation_loss(said, wanted, ids[1:][loss_mask[1:]].long(), 2.0, 0.25)
     expected.backward()
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     for (name, own), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -118,9 +118,9 @@ def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
 
 def _logits(model: Any, table: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the first five rows: (learnt, vocabulary) and (learnt,)."""
-    rows = [(torch.tensor(ids).long(), torch.tensor(learnt)) for ids, learnt in (table[row] for row in range(5))]
-    logits = torch.cat([model(input_ids=ids[None]).logits[0, :-1][learnt[1:]] for ids, learnt in rows])
-    labels = torch.cat([ids[1:][learnt[1:]] for ids, learnt in rows])
+    rows = [(torch.tensor(ids).long(), torch.tensor(loss_mask)) for ids, loss_mask in (table[row] for row in range(5))]
+    logits = torch.cat([model(input_ids=ids[None]).logits[0, :-1][loss_mask[1:]] for ids, loss_mask in rows])
+    labels = torch.cat([ids[1:][loss_mask[1:]] for ids, loss_mask in rows])
     return logits, labels
 
 

@@ -15,15 +15,15 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from small_models import ROWS, batch_of, logits_alone, objective_of, small_model
 from torch.nn import functional
 
-from tunesmith.choices import OBJECTIVES, ObjectiveConfig, named_kind
+from tunesmith.config.recipe import Base
+from tunesmith.config.registry import OBJECTIVES, ObjectiveConfig, named_kind
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.objectives.embedding import _also_right, roles
-from tunesmith.objectives.few_examples import fitted_head
+from tunesmith.objectives.few_shot import fitted_head
 from tunesmith.objectives.labels import check_weights, found, place_of
-from tunesmith.recipe import Base
 
 NAMES = ["calm", "bold", "dry"]
 SOURCE = Source("rows", 3)
@@ -39,50 +39,50 @@ def rendered(objective: Any, **example: Any) -> list[Any]:
 
 
 WHAT: dict[str, dict[str, Any]] = {
-    "instruction": {"bases": ("decoder",), "over_long": "refuse", "loss_unit": "nats a learnt token"},
-    "text": {"bases": ("decoder",), "over_long": "split", "loss_unit": "nats a learnt token"},
-    "seq2seq": {"bases": ("encoder-decoder",), "over_long": "refuse", "loss_unit": "nats a learnt token"},
+    "instruction": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats a learnt token"},
+    "text": {"bases": ("decoder",), "overflow": "split", "loss_unit": "nats a learnt token"},
+    "seq2seq": {"bases": ("encoder-decoder",), "overflow": "refuse", "loss_unit": "nats a learnt token"},
     "classification": {
-        "forms": ("classification",),
+        "formats": ("classification",),
         "metrics": ("accuracy", "macro_f1", "calibration_error"),
         "loss_unit": "nats a text",
     },
     "multi_label": {
-        "forms": ("multi_label",),
+        "formats": ("multi_label",),
         "metrics": ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
         "loss_unit": "nats a label",
     },
     "regression": {
-        "forms": ("regression",),
+        "formats": ("regression",),
         "metrics": ("root_mean_square_error", "correlation", "rank_correlation"),
         "loss_unit": "squared spreads a text",
     },
     "token_classification": {
-        "forms": ("words", "entities"),
+        "formats": ("words", "entities"),
         "bases": ("encoder",),
         "metrics": ("tag_accuracy",),
         "loss_unit": "nats a word",
     },
     "embedding": {
-        "forms": ("pairs",),
+        "formats": ("pairs",),
         "metrics": ("found_first", "found_in_ten", "reciprocal_rank"),
         "loss_unit": "nats a pair",
         "rate_share": 0.3,
     },
-    "few_examples": {
-        "forms": ("classification",),
+    "few_shot": {
+        "formats": ("classification",),
         "metrics": ("accuracy", "macro_f1", "calibration_error"),
         "loss_unit": "nats a text",
         "rate_share": 0.3,
     },
-    "distillation": {"bases": ("decoder",), "over_long": "refuse", "loss_unit": "nats a learnt token"},
+    "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats a learnt token"},
 }
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_an_objective_says_which_rows_and_bases_it_takes_and_how_it_is_judged(kind: str) -> None:
     objective = objective_of(kind, **({"teacher": "t"} if kind == "distillation" else {}))
-    told = {"forms": (), "metrics": (), "bases": ("decoder", "encoder"), "over_long": "truncate", "rate_share": 1.0}
+    told = {"formats": (), "metrics": (), "bases": ("decoder", "encoder"), "overflow": "truncate", "rate_share": 1.0}
     expected = {**told, "joins_rows": False, "output_scale": 1.0, **WHAT[kind]}
     assert {name: getattr(objective, name) for name in expected} == expected
     assert objective.reads == (("t",) if kind == "distillation" else ())
@@ -98,7 +98,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "regression": {"head_learning_rate": None, "mean": None, "spread": None},
     "token_classification": {"head_learning_rate": None, "labels": None},
     "embedding": {"temperature": 0.05, "pooling": "mean", "query_prefix": "", "document_prefix": ""},
-    "few_examples": {"labels": None, "temperature": 0.1, "pooling": "mean"},
+    "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
     "distillation": {"teacher": "t", "temperature": 1.0, "label_share": 0.0, "learn": "assistant"},
 }
 
@@ -124,7 +124,7 @@ def test_an_objective_without_settings_has_its_papers(kind: str) -> None:
         ("regression.spread", 0.0, 0.5),
         ("embedding.temperature", 0.0, 0.5),
         ("embedding.pooling", "max", "last"),
-        ("few_examples.temperature", 0.0, 0.5),
+        ("few_shot.temperature", 0.0, 0.5),
         ("distillation.temperature", 0.0, 0.5),
         ("distillation.label_share", -0.1, 0.0),
         ("distillation.label_share", 1.1, 1.0),
@@ -185,9 +185,9 @@ def test_weights_are_checked_whether_labels_are_named_or_found(kind: str) -> Non
     for labels in (None, NAMES):
         objective = objective_of(kind, labels=labels, class_weights={"wet": 2.0})
         with pytest.raises(UserError, match="'wet' is no class"):
-            objective.settled(lambda: rows)
+            objective.resolve(lambda: rows)
     known = objective_of(kind, labels=NAMES, class_weights={"dry": 2.0})
-    assert known.settled(lambda: pytest.fail("named labels need no rows")) == known
+    assert known.resolve(lambda: pytest.fail("named labels need no rows")) == known
 
 
 @pytest.mark.parametrize(
@@ -195,21 +195,21 @@ def test_weights_are_checked_whether_labels_are_named_or_found(kind: str) -> Non
     [
         ("classification", ["a", "a"], "A classifier needs two classes or more, and the training rows hold only 'a'"),
         ("multi_label", [(), ()], "A classifier needs one class or more, and the training rows hold none"),
-        ("few_examples", ["a", "a"], "A classifier needs two classes or more"),
-        ("few_examples", ["a", "a", "b", "c"], "2 of 3 classes have but one row, such as 'b', and rows"),
+        ("few_shot", ["a", "a"], "A classifier needs two classes or more"),
+        ("few_shot", ["a", "a", "b", "c"], "2 of 3 classes have but one row, such as 'b', and rows"),
         ("regression", [2.5, 2.5], "Regression needs rows of different values"),
         ("regression", [], "Regression needs rows of different values"),
     ],
 )
 def test_rows_that_teach_nothing_are_refused(kind: str, rows: list[Any], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
-        objective_of(kind).settled(lambda: examples_of(rows))
+        objective_of(kind).resolve(lambda: examples_of(rows))
 
 
 def test_two_rows_of_each_class_are_enough_and_named_labels_need_none() -> None:
-    assert objective_of("few_examples").settled(lambda: examples_of("abab")).labels == ["a", "b"]
-    named = objective_of("few_examples", labels=["a", "z"])
-    assert named.settled(lambda: pytest.fail("named labels need no rows")) is named
+    assert objective_of("few_shot").resolve(lambda: examples_of("abab")).labels == ["a", "b"]
+    named = objective_of("few_shot", labels=["a", "z"])
+    assert named.resolve(lambda: pytest.fail("named labels need no rows")) is named
 
 
 def test_tags_are_those_of_all_words_of_all_rows() -> None:
@@ -218,13 +218,13 @@ def test_tags_are_those_of_all_words_of_all_rows() -> None:
         Example(SOURCE, text="c"),
         Example(SOURCE, text="c", spans=((0, 1, "I-X"),)),
     ]
-    settled = objective_of("token_classification").settled(lambda: rows)
-    assert settled.ending == Ending("tags", ("B-X", "I-X", "O"))
-    assert settled.metrics == ("entity_f1", "tag_accuracy")
+    resolve = objective_of("token_classification").resolve(lambda: rows)
+    assert resolve.ending == Ending("tags", ("B-X", "I-X", "O"))
+    assert resolve.metrics == ("entity_f1", "tag_accuracy")
     named = objective_of("token_classification", labels=["I-X", "O"])
-    assert named.settled(lambda: pytest.fail("named labels need no rows")).metrics == ("tag_accuracy",)
+    assert named.resolve(lambda: pytest.fail("named labels need no rows")).metrics == ("tag_accuracy",)
     with pytest.raises(UserError, match="A tagger needs two classes or more, and the training rows hold only 'I-X'"):
-        objective_of("token_classification").settled(lambda: rows[1:])
+        objective_of("token_classification").resolve(lambda: rows[1:])
 
 
 def test_a_row_of_one_class_that_is_left_is_refused_before_anything_is_loaded() -> None:
@@ -234,7 +234,7 @@ def test_a_row_of_one_class_that_is_left_is_refused_before_anything_is_loaded() 
         ids, mark = np.array([5], np.int32), np.ones(1, np.bool_)
         return TokenTable.build([(ids, mark, SOURCE, (each,)) for each in classes])
 
-    objective = objective_of("few_examples", labels=NAMES)
+    objective = objective_of("few_shot", labels=NAMES)
     objective.check(table([1.0, 1.0, 2.0]))
     with pytest.raises(UserError, match="Only one class is left among the training rows"):
         objective.check(table([1.0, 1.0]))
@@ -246,7 +246,7 @@ def test_a_row_of_one_class_that_is_left_is_refused_before_anything_is_loaded() 
 
 def test_rows_become_what_is_told_of_them() -> None:
     (text,) = rendered(objective_of("classification", labels=NAMES), text="hm", label="dry")
-    assert (text.text, text.learnt, text.targets, text.document) == ("hm", (), (2,), False)
+    assert (text.text, text.loss_mask, text.targets, text.document) == ("hm", (), (2,), False)
     (several,) = rendered(objective_of("multi_label", labels=NAMES), text="hm", label=("dry", "calm"))
     assert (several.text, several.targets) == ("hm", (1.0, 0.0, 1.0))
     (none,) = rendered(objective_of("multi_label", labels=NAMES), text="hm", label=())
@@ -255,19 +255,19 @@ def test_rows_become_what_is_told_of_them() -> None:
     assert (value.text, value.targets) == ("hm", (-2.5,))
     spans = ((0, 2, "dry"), (3, 5, "calm"))
     (words,) = rendered(objective_of("token_classification", labels=NAMES), text="hm so", spans=spans)
-    assert (words.text, words.learnt, words.targets) == ("hm so", ((0, 2), (3, 5)), (2.0, 0.0))
+    assert (words.text, words.loss_mask, words.targets) == ("hm so", ((0, 2), (3, 5)), (2.0, 0.0))
     with pytest.raises(UserError, match="one of its labels 'wet' is none of"):
         rendered(objective_of("multi_label", labels=NAMES), text="hm", label=("calm", "wet"))
 
 
 def test_raw_text_is_learnt_as_a_document_and_refused_where_an_answer_is_wanted() -> None:
     (document,) = rendered(objective_of("text"), text="hm so")
-    assert (document.text, document.learnt, document.document) == ("hm so", ((0, 5),), True)
+    assert (document.text, document.loss_mask, document.document) == ("hm so", ((0, 5),), True)
     for kind, hint in (("instruction", "Set objective: {kind: text}"), ("seq2seq", "Name the columns")):
         with pytest.raises(UserError, match=f"rows row 3: raw text has no answer to learn from. {hint}"):
             rendered(objective_of(kind), text="hm so")
     (taught,) = rendered(objective_of("distillation", teacher="t"), text="hm so")
-    assert taught.learnt == ((0, 5),)
+    assert taught.loss_mask == ((0, 5),)
 
 
 def test_a_chat_is_learnt_whole_as_text_and_apart_by_an_encoder_decoder() -> None:
@@ -277,9 +277,9 @@ def test_a_chat_is_learnt_whole_as_text_and_apart_by_an_encoder_decoder() -> Non
         {"role": "assistant", "content": "Four."},
     )
     (whole,) = rendered(objective_of("text"), messages=chat)
-    assert [whole.text[start:end] for start, end in whole.learnt] == [whole.text.rstrip()]
+    assert [whole.text[start:end] for start, end in whole.loss_mask] == [whole.text.rstrip()]
     (pair,) = rendered(objective_of("seq2seq"), messages=chat)
-    assert (pair.text, pair.source, pair.learnt) == ("Four.", "Be brief.\n\nWhat is 2 + 2?", ((0, 5),))
+    assert (pair.text, pair.source, pair.loss_mask) == ("Four.", "Be brief.\n\nWhat is 2 + 2?", ((0, 5),))
 
 
 # Outputs
@@ -314,7 +314,7 @@ def test_tags_have_chances_at_their_own_words_and_the_loss_of_the_formula() -> N
     model = small_model("bert", objective.ending)
     words = [[1, 3], [2], [0, 1], [2, 5, 6]]
     tags = [[2.0, 0.0], [1.0], [0.0, 2.0], [1.0, 1.0, 2.0]]
-    batch = batch_of(learnt=words, told=tags)
+    batch = batch_of(loss_mask=words, told=tags)
     logits = torch.cat([each[places] for each, places in zip(logits_alone(model), words, strict=True)])
     torch.testing.assert_close(
         objective.outputs(model, batch).double(), torch.softmax(logits, -1), rtol=1e-5, atol=1e-6
@@ -326,8 +326,8 @@ def test_tags_have_chances_at_their_own_words_and_the_loss_of_the_formula() -> N
 
 
 def test_evaluation_makes_no_gradients_and_training_does() -> None:
-    for kind in ("classification", "token_classification", "embedding", "few_examples", "text"):
-        objective = objective_of(kind, **({"labels": NAMES} if "class" in kind or kind == "few_examples" else {}))
+    for kind in ("classification", "token_classification", "embedding", "few_shot", "text"):
+        objective = objective_of(kind, **({"labels": NAMES} if "class" in kind or kind == "few_shot" else {}))
         family = "llama" if kind == "text" else "bert"
         model = small_model(family, objective.ending).requires_grad_(True)
         told = {"embedding": [[]] * 4, "text": None}.get(kind, [[0.0], [1.0], [0.0], [1.0]])
@@ -343,7 +343,7 @@ def test_an_objective_without_outputs_or_a_head_of_its_own_says_so() -> None:
     assert objective.ending == VOCABULARY
     assert objective.finish(None, lambda: pytest.fail("no vectors are asked for")) is None
     assert objective.begin(None, None) is None
-    assert objective.settled(list) is objective
+    assert objective.resolve(list) is objective
     with pytest.raises(NotImplementedError):
         objective.outputs(None, None)
     with pytest.raises(NotImplementedError):
@@ -440,7 +440,7 @@ def test_what_is_right_for_a_row_is_never_a_wrong_answer_of_it(
 
 
 def test_one_row_alone_has_no_loss_and_two_of_one_class_none_that_can_fall() -> None:
-    objective = objective_of("few_examples", labels=NAMES)
+    objective = objective_of("few_shot", labels=NAMES)
     model = small_model("bert", objective.ending).requires_grad_(True)
     alone = batch_of([ROWS[0]], told=[[1.0]])
     assert objective.losses(model, alone).tolist() == [0.0]
@@ -501,7 +501,7 @@ def test_a_class_of_one_row_is_fitted_with_strength_1() -> None:
 
 
 def test_few_examples_finish_with_a_head_over_their_labels_and_say_its_chances() -> None:
-    objective = objective_of("few_examples", labels=NAMES)
+    objective = objective_of("few_shot", labels=NAMES)
     points, told = regression_rows(3, 30, 2.0)
     head = objective.finish(None, lambda: (points, told[:, None].astype(np.float32)))
     expected = fitted_head(points, told, 3)

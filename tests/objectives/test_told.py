@@ -17,18 +17,18 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import tunesmith
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.data.labeled import WORD
 from tunesmith.data.pack import collate
-from tunesmith.data.prepare import prepare, settled
+from tunesmith.data.prepare import prepare, resolve
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
-from tunesmith.evaluation.told import TOLD_METRICS, Telling
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.load import ending_of, load_model, load_tokenizer
-from tunesmith.models.tell import spans_of, tell, vector_of
-from tunesmith.models.usable import Usable
-from tunesmith.objectives.few_examples import fitted_head
-from tunesmith.recipe import Base, Recipe
+from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.predict import spans_of, tell, vector_of
+from tunesmith.objectives.few_shot import fitted_head
 
 MINILM = str(Path(minilm).parent / "model")
 """A real pretrained encoder, 22.7 M weights, as a package carries it."""
@@ -45,14 +45,14 @@ def sentence_encoder(place: str) -> Any:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    make_bases(folder, ["bert", "llama"])
-    return folder
+    directory = tmp_path_factory.mktemp("bases")
+    make_bases(directory, ["bert", "llama"])
+    return directory
 
 
-def written(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(folder / name)
+def written(directory: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(directory / name)
 
 
 def recipe_of(base: str | Path, rows: str, objective: Any, **train: Any) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def recipe_of(base: str | Path, rows: str, objective: Any, **train: Any) -> dict
     return {"base": str(base), "data": data, "method": method, "objective": objective, "train": settings}
 
 
-def told_by(run: Any, text: str) -> list[Any]:
-    usable = Usable.find(str(run.folder))
+def predicted_by(run: Any, text: str) -> list[Any]:
+    usable = ModelReference.find(str(run.directory))
     return tell(usable.model(torch.float32, CPU), usable.tokenizer(), usable.ending, [text], usable.head())[0]
 
 
@@ -82,16 +82,16 @@ def test_any_number_of_labels_are_told_apart_and_transformers_reads_them(
     ]
     rows = [{**row, "text": row["text"] + " w9" * (len(row["labels"]) and "three" in row["labels"])} for row in rows]
     run = tunesmith.train(recipe_of(bases / family, written(tmp_path, rows), "multi_label", steps=60), tmp_path / "run")
-    found = tunesmith.evaluate(run.folder)
+    found = tunesmith.evaluate(run.directory)
     assert found["tuned"]["metrics"]["exact_labels"]["value"] > 0.9 > found["base"]["metrics"]["exact_labels"]["value"]
-    theirs = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
+    theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
     assert theirs.config.problem_type == "multi_label_classification"
     assert theirs.config.id2label == {0: "three", 1: "yes"}
-    inputs = AutoTokenizer.from_pretrained(run.folder / "model")("good film w1 w9", return_tensors="pt")
-    chances = torch.sigmoid(theirs(input_ids=inputs["input_ids"]).logits[0])
-    ours = told_by(run, "good film w1 w9")
+    inputs = AutoTokenizer.from_pretrained(run.directory / "model")("good film w1 w9", return_tensors="pt")
+    probabilities = torch.sigmoid(theirs(input_ids=inputs["input_ids"]).logits[0])
+    ours = predicted_by(run, "good film w1 w9")
     assert {each.label: pytest.approx(each.value, abs=1e-4) for each in ours} == {
-        theirs.config.id2label[n]: float(chances[n]) for n in range(2) if chances[n] >= 0.5
+        theirs.config.id2label[n]: float(probabilities[n]) for n in range(2) if probabilities[n] >= 0.5
     }
     sample = next(each for each in found["samples"] if each["expected"] == "(none)" or "yes" in each["expected"])
     assert sample["tuned"] == sample["expected"]
@@ -112,13 +112,13 @@ def test_values_are_learnt_in_their_own_unit_and_the_same_as_in_any_other(
     losses = [[e["loss"] for e in each.events() if e["event"] == "evaluation"] for each in (small, large)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.02, atol=1e-3)
     assert losses[0][-1] < 0.1
-    found = tunesmith.evaluate(large.folder)["tuned"]["metrics"]
+    found = tunesmith.evaluate(large.directory)["tuned"]["metrics"]
     assert found["root_mean_square_error"]["value"] < 200
     assert found["root_mean_square_error"]["unit"] == ""
     assert found["correlation"]["value"] > 0.9
-    theirs = AutoModelForSequenceClassification.from_pretrained(large.folder / "model")
+    theirs = AutoModelForSequenceClassification.from_pretrained(large.directory / "model")
     assert theirs.config.problem_type == "regression"
-    assert told_by(large, "good film w1")[0].value == pytest.approx(500, abs=200)
+    assert predicted_by(large, "good film w1")[0].value == pytest.approx(500, abs=200)
 
 
 @pytest.mark.long
@@ -132,12 +132,12 @@ def test_names_are_found_and_transformers_own_pipeline_finds_them_too(tmp_path: 
         rows.append({"text": text, "entities": spans})
     recipe = recipe_of(MINILM, written(tmp_path, rows), "token_classification", steps=16, learning_rate=None)
     run = tunesmith.train({**recipe, "method": "lora"}, tmp_path / "run")
-    found = tunesmith.evaluate(run.folder)
+    found = tunesmith.evaluate(run.directory)
     assert found["tuned"]["metrics"]["entity_f1"]["value"] > 0.9 > found["base"]["metrics"]["entity_f1"]["value"]
     text = "We met Dora in New York, near the station."
-    ours = {(each.label, each.words) for each in told_by(run, text)}
+    ours = {(each.label, each.words) for each in predicted_by(run, text)}
     assert ("PLACE", "New York") in ours
-    merged = tunesmith.merge(str(run.folder), tmp_path / "merged").path
+    merged = tunesmith.merge(str(run.directory), tmp_path / "merged").path
     model = AutoModelForTokenClassification.from_pretrained(merged)
     tagger = pipeline("ner", model=model, tokenizer=AutoTokenizer.from_pretrained(merged), aggregation_strategy="first")
     assert {(each["entity_group"], text[each["start"] : each["end"]]) for each in tagger(text)} == ours
@@ -145,16 +145,16 @@ def test_names_are_found_and_transformers_own_pipeline_finds_them_too(tmp_path: 
 
 def test_words_with_tags_keep_their_tags_and_lose_them_with_the_words_that_are_cut(bases: Path, tmp_path: Path) -> None:
     rows = [{"tokens": [f"w{n}" for n in range(20)], "ner_tags": ["O", "B-X"] * 10}] * 2
-    recipe = settled(Recipe.load(recipe_of(bases / "bert", written(tmp_path, rows), "token_classification")))
+    recipe = resolve(Recipe.load(recipe_of(bases / "bert", written(tmp_path, rows), "token_classification")))
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 10})})
     assert recipe.objective.ending == Ending("tags", ("B-X", "O"))
     prepared = prepare(recipe, load_tokenizer(recipe.base))
-    ids, learnt = prepared.train[0]
-    assert (len(ids), int(learnt.sum()), prepared.report.truncated) == (10, 8, 4)
+    ids, loss_mask = prepared.train[0]
+    assert (len(ids), int(loss_mask.sum()), prepared.report.truncated) == (10, 8, 4)
     assert prepared.train.targets_of(0).tolist() == [1.0, 0.0] * 4
     batch = collate(prepared.train, [0, 1])
     assert batch.labels[:, 0].tolist() == [1.0, 0.0] * 8
-    assert batch.learnt_positions.tolist() == [*range(1, 9), *range(11, 19)]
+    assert batch.loss_positions.tolist() == [*range(1, 9), *range(11, 19)]
 
 
 @pytest.mark.parametrize(
@@ -189,16 +189,16 @@ def test_vectors_are_learnt_and_sentence_transformers_makes_the_same_ones(tmp_pa
     adapter = tunesmith.train(
         {**recipe_of(MINILM, file, "embedding", steps=6, learning_rate=None), "method": "lora"}, tmp_path / "adapter"
     )
-    merged = tunesmith.merge(str(adapter.folder), tmp_path / "merged").path
+    merged = tunesmith.merge(str(adapter.directory), tmp_path / "merged").path
     texts = ["Where is the zinc number 3?", "A ship sails."]
-    for run, read in ((whole, whole.folder / "model"), (adapter, adapter.folder / "adapter"), (None, merged)):
+    for run, read in ((whole, whole.directory / "model"), (adapter, adapter.directory / "adapter"), (None, merged)):
         theirs = sentence_encoder(str(read)).encode(texts)
-        usable = Usable.find(str(read if run is None else run.folder))
+        usable = ModelReference.find(str(read if run is None else run.directory))
         model, tokenizer = usable.model(torch.float32, CPU), usable.tokenizer()
         ours = np.stack([vector_of(model, tokenizer, usable.ending, text).numpy() for text in texts])
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
         assert np.linalg.norm(ours, axis=1) == pytest.approx([1, 1], abs=1e-5)
-    found = tunesmith.evaluate(whole.folder)
+    found = tunesmith.evaluate(whole.directory)
     assert 0.5 < found["tuned"]["metrics"]["reciprocal_rank"]["value"] <= 1
     assert found["tuned"]["loss"] < found["base"]["loss"]
     assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalized=True)
@@ -236,16 +236,16 @@ def test_few_rows_a_class_make_a_classifier_that_sentence_transformers_runs(tmp_
     }
     rows = [{"text": text, "label": label} for label, texts in asked.items() for text in texts]
     file = written(tmp_path, rows)
-    run = tunesmith.train(recipe_of(MINILM, file, "few_examples", steps=4, learning_rate=2e-5), tmp_path / "run")
-    assert tunesmith.evaluate(run.folder)["tuned"]["metrics"]["accuracy"]["value"] == 1.0
-    (ours,) = told_by(run, "The card still is not here")
+    run = tunesmith.train(recipe_of(MINILM, file, "few_shot", steps=4, learning_rate=2e-5), tmp_path / "run")
+    assert tunesmith.evaluate(run.directory)["tuned"]["metrics"]["accuracy"]["value"] == 1.0
+    (ours,) = predicted_by(run, "The card still is not here")
     assert ours.label == "card"
-    logits = sentence_encoder(str(run.folder / "model")).encode(["The card still is not here"])
-    chances = torch.softmax(torch.tensor(logits[0]), -1)
-    assert float(chances.max()) == pytest.approx(ours.value, abs=1e-4)
-    assert Usable.find(str(run.folder)).ending.labels[int(chances.argmax())] == "card"
+    logits = sentence_encoder(str(run.directory / "model")).encode(["The card still is not here"])
+    probabilities = torch.softmax(torch.tensor(logits[0]), -1)
+    assert float(probabilities.max()) == pytest.approx(ours.value, abs=1e-4)
+    assert ModelReference.find(str(run.directory)).ending.labels[int(probabilities.argmax())] == "card"
     with pytest.raises(UserError, match=r"1 of 3 classes have but one row, such as 'pin'"):
-        settled(Recipe.load(recipe_of(MINILM, written(tmp_path, rows[:9], "less.jsonl"), "few_examples")))
+        resolve(Recipe.load(recipe_of(MINILM, written(tmp_path, rows[:9], "less.jsonl"), "few_shot")))
 
 
 def test_the_fitted_head_is_the_logistic_regression_of_the_textbook() -> None:
@@ -264,16 +264,18 @@ def test_the_fitted_head_is_the_logistic_regression_of_the_textbook() -> None:
 def test_figures_of_what_is_told_are_the_textbooks() -> None:
     generator = np.random.default_rng(0)
     rows = np.arange(200)
-    chances, right = generator.random((200, 4)), generator.random((200, 4)) < 0.4
-    labels = Telling([each[None] for each in chances], [each[None] * 1.0 for each in right], tuple("abcd"))
+    probabilities, right = generator.random((200, 4)), generator.random((200, 4)) < 0.4
+    labels = Predictions([each[None] for each in probabilities], [each[None] * 1.0 for each in right], tuple("abcd"))
     for name, average in (("micro_f1", "micro"), ("macro_f1_of_labels", "macro")):
-        assert TOLD_METRICS[name].of(labels)(rows) == pytest.approx(f1_score(right, chances >= 0.5, average=average))
+        assert PREDICTION_METRICS[name].of(labels)(rows) == pytest.approx(
+            f1_score(right, probabilities >= 0.5, average=average)
+        )
     said, wanted = generator.normal(size=200), generator.normal(size=200).round(1)
-    values = Telling([np.array([[v]]) for v in said], [np.array([[v]]) for v in wanted], ("value",))
-    assert TOLD_METRICS["rank_correlation"].of(values)(rows) == pytest.approx(spearmanr(said, wanted).statistic)
-    assert TOLD_METRICS["correlation"].of(values)(rows) == pytest.approx(np.corrcoef(said, wanted)[0, 1])
+    values = Predictions([np.array([[v]]) for v in said], [np.array([[v]]) for v in wanted], ("value",))
+    assert PREDICTION_METRICS["rank_correlation"].of(values)(rows) == pytest.approx(spearmanr(said, wanted).statistic)
+    assert PREDICTION_METRICS["correlation"].of(values)(rows) == pytest.approx(np.corrcoef(said, wanted)[0, 1])
     vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in generator.normal(size=(200, 2, 6))]
-    found = TOLD_METRICS["found_in_ten"].of(Telling(vectors, [np.zeros((2, 0))] * 200, ()))(rows)
+    found = PREDICTION_METRICS["found_in_ten"].of(Predictions(vectors, [np.zeros((2, 0))] * 200, ()))(rows)
     scores = np.stack([v[0] for v in vectors]) @ np.stack([v[1] for v in vectors]).T
     assert found == pytest.approx(np.mean((scores > np.diag(scores)[:, None]).sum(1) < 10))
 
@@ -302,8 +304,8 @@ def test_a_row_that_tells_nothing_is_malformed_and_named(
 
 def test_what_is_told_of_a_text_is_not_split_from_it(bases: Path, tmp_path: Path) -> None:
     recipe = recipe_of(bases / "bert", written(tmp_path, [{"text": "w1", "label": "a"}]), "classification")
-    recipe["data"]["over_long"] = "split"
-    with pytest.raises(UserError, match="over_long: split cuts a text from what is told of it"):
+    recipe["data"]["overflow"] = "split"
+    with pytest.raises(UserError, match="overflow: split cuts a text from what is told of it"):
         Recipe.load(recipe)
     words = written(tmp_path, [{"tokens": ["a"], "tags": ["O"]}], "words.jsonl")
     with pytest.raises(
@@ -315,7 +317,7 @@ def test_what_is_told_of_a_text_is_not_split_from_it(bases: Path, tmp_path: Path
 def test_a_head_is_begun_anew_unless_the_base_has_learnt_this_very_one(bases: Path, tmp_path: Path) -> None:
     rows = [{"text": f"{('bad', 'good')[n % 2]} film w{n % 5}", "label": ("no", "yes")[n % 2]} for n in range(20)]
     run = tunesmith.train(recipe_of(bases / "bert", written(tmp_path, rows), "classification"), tmp_path / "run")
-    stored = Base(path=str(run.folder))
+    stored = Base(path=str(run.directory))
     known = load_model(stored, torch.float32, ending=Ending("classes", ("no", "yes")))
     others = load_model(stored, torch.float32, ending=Ending("classes", ("left", "right")))
     more = load_model(stored, torch.float32, ending=Ending("classes", ("a", "b", "c")))
@@ -330,18 +332,18 @@ def test_a_pooler_that_the_base_does_not_store_is_learnt_and_saved_with_an_adapt
     recipe = recipe_of(bases / "bert", written(tmp_path, rows), "classification", method="lora", seed=7)
     run = tunesmith.train(recipe, tmp_path / "run")
     last = [event["loss"] for event in run.events() if event["event"] == "evaluation"][-1]
-    assert tunesmith.evaluate(run.folder)["tuned"]["loss"] == pytest.approx(last, rel=1e-4)
+    assert tunesmith.evaluate(run.directory)["tuned"]["loss"] == pytest.approx(last, rel=1e-4)
     theirs = AutoModelForSequenceClassification.from_pretrained(bases / "bert", num_labels=2)
-    adapted = PeftModel.from_pretrained(theirs, run.folder / "adapter").eval()
-    inputs = AutoTokenizer.from_pretrained(run.folder / "adapter")("good film w1", return_tensors="pt")
-    chances = torch.softmax(adapted(input_ids=inputs["input_ids"]).logits[0], -1)
-    assert told_by(run, "good film w1")[0].value == pytest.approx(float(chances.max()), abs=1e-4)
+    peft_model = PeftModel.from_pretrained(theirs, run.directory / "adapter").eval()
+    inputs = AutoTokenizer.from_pretrained(run.directory / "adapter")("good film w1", return_tensors="pt")
+    probabilities = torch.softmax(peft_model(input_ids=inputs["input_ids"]).logits[0], -1)
+    assert predicted_by(run, "good film w1")[0].value == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
 def test_in_scripts_without_spaces_a_character_is_a_word_and_entities_end_at_words(bases: Path, tmp_path: Path) -> None:
     text = "我在北京工作"
     row = {"text": text, "entities": [{"start": 2, "end": 4, "label": "LOC"}]}
-    objective = settled(Recipe.load(recipe_of(bases / "bert", written(tmp_path, [row]), "token_classification")))
+    objective = resolve(Recipe.load(recipe_of(bases / "bert", written(tmp_path, [row]), "token_classification")))
     assert objective.objective.ending.labels == ("B-LOC", "I-LOC", "O")
     assert [match.group() for match in WORD.finditer("Ann's 北京, x2")] == ["Ann", "'", "s", "北", "京", ",", "x2"]
     within = {"text": "NewYork rocks", "entities": [{"start": 0, "end": 3, "label": "A"}]}
@@ -355,10 +357,10 @@ def test_vectors_of_several_models_are_ranked_among_their_own() -> None:
     vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in generator.normal(size=(40, 2, 6))]
     models = [n % 2 for n in range(40)]
     nothing = [np.zeros((2, 0))] * 40
-    both = TOLD_METRICS["reciprocal_rank"].of(Telling(vectors, nothing, (), models))
+    both = PREDICTION_METRICS["reciprocal_rank"].of(Predictions(vectors, nothing, (), models))
     for model in (0, 1):
         rows = [n for n in range(40) if n % 2 == model]
-        alone = TOLD_METRICS["reciprocal_rank"].of(Telling([vectors[n] for n in rows], nothing[:20], ()))
+        alone = PREDICTION_METRICS["reciprocal_rank"].of(Predictions([vectors[n] for n in rows], nothing[:20], ()))
         assert both(np.array(rows)) == pytest.approx(alone(np.arange(20)))
 
 
@@ -368,9 +370,9 @@ def test_vectors_are_the_same_in_training_and_in_use_behind_a_prompt(pooling: st
     objective = {"kind": "embedding", "pooling": pooling}
     recipe = recipe_of(bases / "bert", written(tmp_path, rows), objective, method="prompt", steps=3)
     run = tunesmith.train(recipe, tmp_path / "run")
-    resolved = Recipe.load(run.folder / "recipe.yaml")
+    resolved = Recipe.load(run.directory / "recipe.yaml")
     table = prepare(resolved, load_tokenizer(resolved.base)).train
-    usable = Usable.find(str(run.folder))
+    usable = ModelReference.find(str(run.directory))
     model, tokenizer = usable.model(torch.float32, CPU), usable.tokenizer()
     use_document_attention(model.get_base_model())
     packed = resolved.objective.outputs(model, collate(table, range(2)))[0].detach()
@@ -382,19 +384,19 @@ def test_a_dense_layer_of_another_makers_is_no_head_of_ours(bases: Path, tmp_pat
     run = tunesmith.train(
         recipe_of(bases / "bert", written(tmp_path, pairs(8)), "embedding", steps=2), tmp_path / "run"
     )
-    steps = json.loads((run.folder / "model" / "modules.json").read_text(encoding="utf-8"))
+    steps = json.loads((run.directory / "model" / "modules.json").read_text(encoding="utf-8"))
     steps.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
-    (run.folder / "model" / "modules.json").write_text(json.dumps(steps), encoding="utf-8")
-    (run.folder / "model" / "ending.json").unlink()
+    (run.directory / "model" / "modules.json").write_text(json.dumps(steps), encoding="utf-8")
+    (run.directory / "model" / "ending.json").unlink()
     with pytest.raises(UserError, match="has a step that is not known here: Dense"):
-        ending_of(Base(path=str(run.folder / "model")))
+        ending_of(Base(path=str(run.directory / "model")))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"data": {"pack": False}}, "compares rows with each other"),
-        ({"data": {"form": "classification"}}, "is learnt of rows of the form pairs"),
+        ({"data": {"format": "classification"}}, "is learnt of rows of the form pairs"),
         ({"data": {"folds": 3, "held_out": 0.05}, "train": {"early_stopping": {}}}, "data.folds: the last run learns"),
     ],
 )

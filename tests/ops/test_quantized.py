@@ -18,7 +18,7 @@ from tunesmith.ops.quantized import (
     quantized_linear,
 )
 
-FORMS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
+FORMATS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
 shapes = st.tuples(st.integers(1, 48), st.integers(1, 160))
 
 
@@ -54,7 +54,7 @@ def test_fp4_has_the_values_of_a_float_with_two_bits_of_exponent_and_one_of_mant
 
 
 @settings(deadline=None, max_examples=40)
-@given(shape=shapes, form=st.sampled_from(FORMS), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@given(shape=shapes, form=st.sampled_from(FORMATS), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_the_fast_way_back_equals_the_definition_whatever_the_shape(
     shape: tuple[int, int], form: tuple[str, bool], dtype: torch.dtype
 ) -> None:
@@ -65,7 +65,7 @@ def test_the_fast_way_back_equals_the_definition_whatever_the_shape(
     )
 
 
-@pytest.mark.parametrize(("form", "double"), FORMS[:4])
+@pytest.mark.parametrize(("form", "double"), FORMATS[:4])
 def test_each_number_is_rounded_to_the_nearest_code_point_of_its_block(form: str, double: bool) -> None:
     weight = matrix((16, 128))
     held = quantize(weight, form, double)  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def test_each_number_is_rounded_to_the_nearest_code_point_of_its_block(form: str
     torch.testing.assert_close(found, nearest, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("form", "double"), FORMS[:4])
+@pytest.mark.parametrize(("form", "double"), FORMATS[:4])
 def test_bitsandbytes_reads_the_same_numbers_from_the_same_bytes(form: str, double: bool, bnb: Any) -> None:
     weight = matrix((32, 256))
     held = quantize(weight, form, double)  # type: ignore[arg-type]
@@ -106,12 +106,12 @@ def test_double_quantization_holds_a_weight_in_four_and_an_eighth_bits() -> None
 def test_a_weight_that_is_not_finite_is_refused_and_zeros_stay_zeros() -> None:
     with pytest.raises(ValueError, match="not finite"):
         quantize(torch.full((2, 64), float("nan")), "nf4")
-    for form, double in FORMS:
+    for form, double in FORMATS:
         assert not dequantize(quantize(torch.zeros(3, 64), form, double), torch.float32).any()  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=30)
-@given(shape=shapes, form=st.sampled_from(FORMS), rows=st.integers(1, 9))
+@given(shape=shapes, form=st.sampled_from(FORMATS), rows=st.integers(1, 9))
 def test_a_product_with_quantized_weights_has_the_value_and_gradients_of_one_with_whole_ones(
     shape: tuple[int, int], form: tuple[str, bool], rows: int
 ) -> None:

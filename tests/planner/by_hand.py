@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from tunesmith.engine.workload import Workload
+from tunesmith.config.recipe import Recipe
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.models.fake_mode import Shape
 from tunesmith.planner.device import Device
 from tunesmith.planner.plan import Memory, Plan
 from tunesmith.planner.step import Step, rows_like
 from tunesmith.planner.trace import Operation
-from tunesmith.recipe import Recipe
 
 GPU = Device("a-gpu", "cuda", 20_000_000, {"bf16": 1e12, "fp32": 2e11}, 4e9, 700_000, 2.5, "made up")
 CPU_ELSEWHERE = Device("a-cpu", "cpu", 20_000_000, {"fp32": 2e11}, 4e9, 700_000)
@@ -61,19 +61,19 @@ def a_recipe(base: dict[str, Any] | str | Path = "embedded", **parts: Any) -> Re
     return Recipe.model_validate({"base": given, "data": {"train": "rows.jsonl"}, **parts})
 
 
-def a_workload(recipe: Recipe | None = None, lengths: tuple[int, ...] = (100, 60, 90, 200, 50)) -> Workload:
+def a_batch_plan(recipe: Recipe | None = None, lengths: tuple[int, ...] = (100, 60, 90, 200, 50)) -> BatchPlan:
     recipe = recipe or a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False})
-    return Workload.of(recipe, rows_like(recipe, list(lengths)))
+    return BatchPlan.of(recipe, rows_like(recipe, list(lengths)))
 
 
 def a_plan(
     step: Step | None = None,
     device: Device = GPU,
-    workload: Workload | None = None,
+    batch_plan: BatchPlan | None = None,
     available: int = 9_000,
-    recomputed: int = 0,
+    checkpointed: int = 0,
     memory: Memory | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Plan:
     found = memory or Memory({"program": 700, "weights": 5_000, "gradients": 1_300}, {"training": 7_000})
-    return Plan(found, step or a_step(), device, recomputed, workload or a_workload(), available, dtype)
+    return Plan(found, step or a_step(), device, checkpointed, batch_plan or a_batch_plan(), available, dtype)

@@ -14,21 +14,22 @@ from by_hand import CPU_HERE, GPU, a_recipe, a_step
 from transformers import BertConfig, LlamaConfig
 
 import tunesmith
+from tunesmith.config.recipe import Base, Recipe
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.precision import dtype_of
-from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.planner import ask, fitting
 from tunesmith.planner.ask import (
     NO_ROWS,
     USUAL,
     _ladder,
+    batch_plan_of,
     best_that_fits,
     cards_needed,
     on_devices,
     precision,
     recipe_of,
     usual_plans,
-    workload_of,
 )
 from tunesmith.planner.device import Device, known_devices
 from tunesmith.planner.fitting import LEAST_TOKENS, MARGIN, _between, _halved, plan_within, refusal
@@ -36,7 +37,6 @@ from tunesmith.planner.measure import available_memory
 from tunesmith.planner.plan import Plan, plan_run
 from tunesmith.planner.shapes import HERE, shown_name, with_known_shape
 from tunesmith.planner.step import _along, _few_layers, rows_like, step_of
-from tunesmith.recipe import Base, Recipe
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -48,12 +48,12 @@ BARE = replace(GPU, kind="mps", program_bytes=0)
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a Llama of four small blocks, without weights or a tokenizer."""
-    folder = tmp_path_factory.mktemp("deep")
+    directory = tmp_path_factory.mktemp("deep")
     LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=300, max_position_embeddings=2048,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    ).save_pretrained(directory)  # fmt: skip
+    return directory
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,12 +62,20 @@ def remembered() -> Iterator[None]:
     known: dict[Any, Plan] = {}
 
     def once(
-        workload: Workload, dtype: torch.dtype, device: Device, available: int | None = None, twice: int | None = None
+        batch_plan: BatchPlan,
+        dtype: torch.dtype,
+        device: Device,
+        available: int | None = None,
+        twice: int | None = None,
     ) -> Plan:
-        asked = workload.recipe.model_dump_json(), workload.tokens_per_batch, tuple(workload.table.lengths.tolist())
-        key = (*asked, workload.known, dtype, device.name, device.kind, device.program_bytes, twice)
+        asked = (
+            batch_plan.recipe.model_dump_json(),
+            batch_plan.tokens_per_batch,
+            tuple(batch_plan.table.lengths.tolist()),
+        )
+        key = (*asked, batch_plan.known, dtype, device.name, device.kind, device.program_bytes, twice)
         if key not in known:
-            known[key] = plan_run(workload, dtype, device, None, twice)
+            known[key] = plan_run(batch_plan, dtype, device, None, twice)
         return replace(known[key], available=device.memory_bytes if available is None else available)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -127,10 +135,10 @@ def test_without_rows_a_step_of_the_longest_stands_for_them(
     settings: dict[str, Any], lengths: list[int], steps: int, known: bool, deep: Path
 ) -> None:
     asked = recipe_of(str(deep), None, None, [f"{name}={value}" for name, value in settings.items()])
-    workload = workload_of(asked)
-    assert workload.table.lengths.tolist() == lengths
-    assert workload.table.learnt.all()
-    assert (workload.recipe.train.steps, workload.recipe.train.epochs, workload.known) == (steps, None, known)
+    batch_plan = batch_plan_of(asked)
+    assert batch_plan.table.lengths.tolist() == lengths
+    assert batch_plan.table.loss_mask.all()
+    assert (batch_plan.recipe.train.steps, batch_plan.recipe.train.epochs, batch_plan.known) == (steps, None, known)
 
 
 def test_rows_are_four_characters_a_token_within_the_longest_where_there_is_no_tokenizer(
@@ -141,25 +149,25 @@ def test_rows_are_four_characters_a_token_within_the_longest_where_there_is_no_t
     lines = [json.dumps({"question": asked, "answer": answer}) for asked, answer in chats]
     rows.write_text("\n".join(lines), encoding="utf-8")
     asked = recipe_of(str(deep), None, str(rows), ["data.max_length=100", "data.held_out=0", "objective=instruction"])
-    workload = workload_of(asked)
-    assert workload.table.lengths.tolist() == [ceil(17 / 4), 4, 2, 100]
-    assert workload.known
+    batch_plan = batch_plan_of(asked)
+    assert batch_plan.table.lengths.tolist() == [ceil(17 / 4), 4, 2, 100]
+    assert batch_plan.known
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": "c" * 41}), encoding="utf-8")
     asked = recipe_of(str(deep), None, str(texts), ["objective=text", "data.held_out=0"])
-    assert workload_of(asked).table.lengths.tolist() == [11]
+    assert batch_plan_of(asked).table.lengths.tolist() == [11]
 
 
 def test_rows_that_stand_for_others_are_learnt_as_the_objective_learns() -> None:
     written = rows_like(a_recipe(), [5, 3])
-    assert (written.lengths.tolist(), written.learnt.tolist(), written.targets) == ([5, 3], [True] * 8, None)
+    assert (written.lengths.tolist(), written.loss_mask.tolist(), written.targets) == ([5, 3], [True] * 8, None)
     for objective, values in (
         ({"kind": "classification", "labels": ["a", "b", "c"]}, 1),
         ({"kind": "multi_label", "labels": ["a", "b", "c"]}, 3),
         ({"kind": "regression"}, 1),
     ):
         told = rows_like(a_recipe(objective=objective), [4, 2])
-        assert told.learnt.tolist() == [False, False, False, True, False, True]
+        assert told.loss_mask.tolist() == [False, False, False, True, False, True]
         assert [told.targets_of(row).tolist() for row in range(2)] == [[0.0] * values] * 2
         assert told.ids.dtype == np.int32
     with pytest.raises(UserError, match=r"objective: token_classification: its plan needs rows\. Give data.train"):
@@ -207,19 +215,19 @@ def test_only_what_is_still_there_is_given_up(parts: dict[str, Any], kinds: list
 def test_what_fits_says_what_turns_the_recipe_into_it(deep: Path) -> None:
     settings = ["method=ia3", "data.max_length=256", "train.tokens_per_step=512"]
     asked = recipe_of(str(deep), None, None, settings)
-    usual = ask.plan_run(workload_of(asked), BF16, BARE).memory.peak_bytes
+    usual = ask.plan_run(batch_plan_of(asked), BF16, BARE).memory.peak_bytes
     found = best_that_fits(asked, BARE, ceil((usual + 1) * MARGIN))
-    assert (found.given_up, found.overrides, found.plan.recomputed) == ((), (), 0)
+    assert (found.given_up, found.overrides, found.plan.checkpointed) == ((), (), 0)
     limit = ceil(usual * 0.8)
     low = best_that_fits(asked, BARE, limit)
     again = recipe_of(str(deep), None, None, [*settings, *low.overrides])
     assert low.plan.memory.peak_bytes * MARGIN <= limit + MARGIN
-    assert low.plan.recomputed > 0
-    assert f"{low.plan.recomputed} of 4 blocks are computed twice: up to a third more time" in low.given_up
-    assert again.base.weights == low.plan.workload.recipe.base.weights
-    assert again.train.tokens_at_once == low.plan.workload.tokens_per_batch
+    assert low.plan.checkpointed > 0
+    assert f"{low.plan.checkpointed} of 4 blocks are computed twice: up to a third more time" in low.given_up
+    assert again.base.weights == low.plan.batch_plan.recipe.base.weights
+    assert again.train.tokens_at_once == low.plan.batch_plan.tokens_per_batch
     assert again.train.memory_limit == f"{limit / 1e9:.4g}GB"
-    tokens = low.plan.workload.tokens_per_batch
+    tokens = low.plan.batch_plan.tokens_per_batch
     assert (f"{tokens:,} tokens go at once in place of 512" in low.given_up) == (tokens < 512)
     with pytest.raises(UserError, match=r"^0\.0 GB hold no recipe for .*Take a smaller base\.$"):
         best_that_fits(asked, BARE, 1_000)
@@ -239,8 +247,8 @@ def test_tokens_are_halved_down_to_the_longest_row() -> None:
 def by_count(deep: Path) -> dict[int, Plan]:
     """The same run with each number of blocks computed twice, on a device that holds nothing else."""
     settings = ["method=ia3", "data.max_length=512", "train.tokens_per_step=1024"]
-    workload = workload_of(recipe_of(str(deep), None, None, settings))
-    return {count: ask.plan_run(workload, BF16, BARE, None, count) for count in range(5)}
+    batch_plan = batch_plan_of(recipe_of(str(deep), None, None, settings))
+    return {count: ask.plan_run(batch_plan, BF16, BARE, None, count) for count in range(5)}
 
 
 def test_as_few_blocks_are_computed_twice_as_fit(by_count: dict[int, Plan]) -> None:
@@ -251,32 +259,32 @@ def test_as_few_blocks_are_computed_twice_as_fit(by_count: dict[int, Plan]) -> N
         found = _between(replace(once, available=room), replace(twice, available=room), BF16)
         # sought from where the straight line between none and all crosses the limit
         first = max(1, ceil((peaks[0] - room) / (peaks[0] - peaks[4]) * 4))
-        assert found.recomputed == next(count for count in range(first, 5) if peaks[count] <= room), room
+        assert found.checkpointed == next(count for count in range(first, 5) if peaks[count] <= room), room
         assert found.fits
     none = replace(twice, available=peaks[4] - 1)
     assert _between(replace(once, available=peaks[4] - 1), none, BF16) is none
 
 
 def test_a_limit_leaves_a_twentieth_and_is_met_by_blocks_before_tokens(by_count: dict[int, Plan]) -> None:
-    workload = by_count[0].workload
+    batch_plan = by_count[0].batch_plan
     peaks = [by_count[count].memory.peak_bytes for count in range(5)]
-    free = plan_within(workload, BF16, BARE, ceil(peaks[0] * 1.05) + 1)
-    assert (free.recomputed, free.workload.tokens_per_batch) == (0, 1024)
-    some = plan_within(workload, BF16, BARE, round(peaks[0] * 1.04))
-    assert 0 < some.recomputed < 4
-    assert some.workload.tokens_per_batch == 1024
+    free = plan_within(batch_plan, BF16, BARE, ceil(peaks[0] * 1.05) + 1)
+    assert (free.checkpointed, free.batch_plan.tokens_per_batch) == (0, 1024)
+    some = plan_within(batch_plan, BF16, BARE, round(peaks[0] * 1.04))
+    assert 0 < some.checkpointed < 4
+    assert some.batch_plan.tokens_per_batch == 1024
     assert some.available == round(round(peaks[0] * 1.04) / 1.05)
-    fewer = plan_within(workload, BF16, BARE, round(peaks[4] * 1.04))
-    assert fewer.workload.tokens_per_batch == 512
+    fewer = plan_within(batch_plan, BF16, BARE, round(peaks[4] * 1.04))
+    assert fewer.batch_plan.tokens_per_batch == 512
     assert fewer.memory.peak_bytes <= fewer.available == round(round(peaks[4] * 1.04) / 1.05)
 
 
 def test_what_does_not_fit_is_refused_with_what_would(by_count: dict[int, Plan]) -> None:
-    workload = by_count[0].workload
-    base = workload.recipe.base.path
-    least = fitting.plan_run(replace(workload, tokens_per_batch=512), BF16, BARE, None, 4).memory.peak_bytes
+    batch_plan = by_count[0].batch_plan
+    base = batch_plan.recipe.base.path
+    least = fitting.plan_run(replace(batch_plan, tokens_per_batch=512), BF16, BARE, None, 4).memory.peak_bytes
     with pytest.raises(UserError) as refused:
-        plan_within(workload, BF16, BARE, 1_000)
+        plan_within(batch_plan, BF16, BARE, 1_000)
     said = str(refused.value)
     assert said.startswith(
         "train.memory_limit: 0.00 GB are too few: 512 tokens at once (the longest row has 512) take "
@@ -287,8 +295,10 @@ def test_what_does_not_fit_is_refused_with_what_would(by_count: dict[int, Plan])
     assert none.startswith(f"base: {base}: 0.0 GB are needed and 0.0 GB are free. What fits: tunesmith plan {base} ")
     assert "--fit 0.0GB. Or set base.weights: nf4" in none
     near = replace(by_count[0], available=round(by_count[0].memory.peak_bytes * 0.999))
-    found = plan_within(workload, BF16, BARE, near.available)
-    assert f"{found.recomputed} of 4 blocks are computed twice, 1,024 tokens at once, in 0.0 GB." in refusal(near, BF16)
+    found = plan_within(batch_plan, BF16, BARE, near.available)
+    assert f"{found.checkpointed} of 4 blocks are computed twice, 1,024 tokens at once, in 0.0 GB." in refusal(
+        near, BF16
+    )
 
 
 # --- on other devices -------------------------------------------------------------------------------------------------
@@ -314,8 +324,8 @@ def test_usual_plans_are_of_every_method_and_weights(tiny_model: Path) -> None:
     assert list(found) == list(USUAL)
     for name, plan in found.items():
         assert isinstance(plan, Plan), name
-        assert plan.workload.recipe.method.kind == USUAL[name]["method"]
-        assert plan.workload.recipe.base.weights == USUAL[name].get("base.weights", "auto")
+        assert plan.batch_plan.recipe.method.kind == USUAL[name]["method"]
+        assert plan.batch_plan.recipe.base.weights == USUAL[name].get("base.weights", "auto")
         assert plan.available == GPU.memory_bytes
 
 
@@ -364,15 +374,15 @@ def test_a_deep_models_figures_lie_on_the_line_through_two_small_ones() -> None:
     assert (beyond.parameters, beyond.learning["a"], beyond.evaluating["weights"]) == (100, 16.0, 116)
 
 
-@pytest.mark.parametrize("recomputed", [1, 3])
+@pytest.mark.parametrize("checkpointed", [1, 3])
 def test_blocks_read_off_a_line_are_those_carried_out_however_many_are_computed_twice(
-    recomputed: int, by_count: dict[int, Plan]
+    checkpointed: int, by_count: dict[int, Plan]
 ) -> None:
     plan = by_count[0]
-    workload = plan.workload
-    rows: Callable[..., Any] = lambda *_: (workload.table, plan.heaviest)  # noqa: E731
-    along = step_of(workload.recipe, rows, BF16, plan.device.holds, recomputed, few_layers=2)
-    whole = by_count[recomputed].step
+    batch_plan = plan.batch_plan
+    rows: Callable[..., Any] = lambda *_: (batch_plan.table, plan.largest_batch)  # noqa: E731
+    along = step_of(batch_plan.recipe, rows, BF16, plan.device.holds, checkpointed, few_layers=2)
+    whole = by_count[checkpointed].step
     assert (along.parameters, along.trained, along.blocks) == (whole.parameters, whole.trained, 4)
     assert sum(along.parts.values()) == pytest.approx(sum(whole.parts.values()), rel=0.01)
     assert along.parts["activations"] == pytest.approx(whole.parts["activations"], rel=0.03)

@@ -17,7 +17,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.planner.measure import (
     available_memory,
     forget_peak,
-    heaviest_first,
+    largest_batch_first,
     measured,
     measured_parts,
     peak_memory,
@@ -56,7 +56,7 @@ def loss_of(wait: Callable[[int], float]) -> Any:
 def first(seconds: list[float], monkeypatch: pytest.MonkeyPatch, **left: int) -> tuple[dict[str, Any], Counting]:
     objective, model = loss_of(lambda number: seconds[number]), Counting().eval()
     monkeypatch.setattr("tunesmith.planner.measure.time", SimpleNamespace(perf_counter=lambda: objective.clock[-1]))
-    found = heaviest_first(model, objective, batch_of(30, 20), device=CPU, **left)  # type: ignore[arg-type]
+    found = largest_batch_first(model, objective, batch_of(30, 20), device=CPU, **left)  # type: ignore[arg-type]
     return found, model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import CPU_ELSEWHERE, CPU_HERE, GPU, a_plan, a_recipe, a_step, a_workload, addition, product, shape
+from by_hand import CPU_ELSEWHERE, CPU_HERE, GPU, a_batch_plan, a_plan, a_recipe, a_step, addition, product, shape
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from tunesmith.models.load import stored_dtype
@@ -27,7 +27,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 
 def test_each_phase_is_the_program_and_its_own_parts_and_the_peak_is_the_largest() -> None:
-    plan = plan_of(a_step(), a_workload(), BF16, GPU, None, 2)
+    plan = plan_of(a_step(), a_batch_plan(), BF16, GPU, None, 2)
     assert plan.memory.peaks == {
         "loading": 700_000 + 5_000,
         "evaluating": 700_000 + 5_000 + 70 + 61 + 29,
@@ -38,14 +38,14 @@ def test_each_phase_is_the_program_and_its_own_parts_and_the_peak_is_the_largest
         "allocator slack": 17,
     }  # fmt: skip
     assert plan.memory.peak_bytes == 706_061
-    assert (plan.recomputed, plan.device, plan.dtype) == (2, GPU, BF16)
+    assert (plan.checkpointed, plan.device, plan.dtype) == (2, GPU, BF16)
 
 
 def test_a_plan_shows_the_phase_that_holds_most_whichever_it_is() -> None:
     judged = a_step(evaluating={"weights": 5_000, "loss": 9_000}, parts={"weights": 5_000, "loss": 41})
-    plan = plan_of(judged, a_workload(), BF16, GPU, None, 0)
+    plan = plan_of(judged, a_batch_plan(), BF16, GPU, None, 0)
     assert plan.memory.parts == {"program": 700_000, "weights": 5_000, "loss workspace": 9_000}
-    quantized = a_workload(a_recipe({"path": "embedded", "weights": "nf4"}))
+    quantized = a_batch_plan(a_recipe({"path": "embedded", "weights": "nf4"}))
     plan = plan_of(a_step(), quantized, BF16, CPU_ELSEWHERE, None, 0)
     assert plan.memory.parts["quantizing"] == 20 * 1_200
     assert plan.memory.parts["program"] == 700_000
@@ -54,7 +54,7 @@ def test_a_plan_shows_the_phase_that_holds_most_whichever_it_is() -> None:
 
 def test_trained_weights_count_with_the_others() -> None:
     step = a_step(parts={"weights": 400, "trained weights": 4_600, "gradients": 800}, slack=0)
-    plan = plan_of(step, a_workload(), BF16, GPU, None, 0)
+    plan = plan_of(step, a_batch_plan(), BF16, GPU, None, 0)
     assert plan.memory.parts["weights"] == 5_000
     assert "trained weights" not in plan.memory.parts
     assert plan.memory.peaks["loading"] == 705_000
@@ -63,19 +63,19 @@ def test_trained_weights_count_with_the_others() -> None:
 def test_a_plan_fits_within_what_is_left_or_what_the_device_has() -> None:
     needed = 706_061
     for available, fits in ((needed, True), (needed - 1, False), (None, True)):
-        plan = plan_of(a_step(), a_workload(), BF16, GPU, available, 0)
+        plan = plan_of(a_step(), a_batch_plan(), BF16, GPU, available, 0)
         assert plan.fits is fits
     assert plan.available == GPU.memory_bytes
     small = replace(GPU, memory_bytes=needed - 1)
-    assert not plan_of(a_step(), a_workload(), BF16, small, None, 0).fits
+    assert not plan_of(a_step(), a_batch_plan(), BF16, small, None, 0).fits
 
 
 def test_on_this_processor_first_use_and_code_for_each_shape_and_width_stay_with_the_run() -> None:
     step = a_step()  # two products in 16 bits, one of them in learning and judging
     recipe = a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False})
-    workload = a_workload(recipe)  # 160, 90, 200 and 50 tokens: one or two times 128
-    assert workload.laid_out(True).widths == {1, 2}
-    plan = plan_of(step, workload, BF16, CPU_HERE, None, 0)
+    batch_plan = a_batch_plan(recipe)  # 160, 90, 200 and 50 tokens: one or two times 128
+    assert batch_plan.layout(True).widths == {1, 2}
+    plan = plan_of(step, batch_plan, BF16, CPU_HERE, None, 0)
     loading = sum(while_loading(recipe.base, step, BF16, CPU_HERE).values())
     program = plan.memory.peaks["loading"] - loading
     heap = 30 * 2**20 if CPU_HERE.holds is resident else 0
@@ -83,7 +83,7 @@ def test_on_this_processor_first_use_and_code_for_each_shape_and_width_stay_with
     assert plan.memory.peaks["evaluating"] - 5_160 - program == 30 * 2**20 + 4_400_000 + heap
     assert plan.memory.peaks["training"] - 6_061 - program == 30 * 2**20 + 4_400_000 + heap
     many = {product(64, 32, columns): 1.0 for columns in range(1, 600)}
-    plan = plan_of(a_step(learning=many, judging={}), workload, BF16, CPU_HERE, None, 0)
+    plan = plan_of(a_step(learning=many, judging={}), batch_plan, BF16, CPU_HERE, None, 0)
     program = plan.memory.peaks["loading"] - loading
     assert plan.memory.peaks["training"] - 6_061 - program == 30 * 2**20 + 1_126_400_000 + heap
 
@@ -207,7 +207,7 @@ def test_serving_holds_weights_adapters_and_keys_and_values_of_every_answer() ->
     recipe = a_recipe(HERE / "smollm2-135m")  # 30 layers, 3 heads of keys, 64 wide
     parts = {"weights": 4_000, "trained weights": 1_000, "quantization constants": 11, "adapters": 70, "optimizer": 99}
     evaluating = {"weights": 5_000, "workspace": 61, "loss": 29, "activations": 500}
-    plan = a_plan(a_step(parts=parts, evaluating=evaluating), GPU, a_workload(recipe))
+    plan = a_plan(a_step(parts=parts, evaluating=evaluating), GPU, a_batch_plan(recipe))
     assert serving_memory(plan, context=100, concurrency=3) == {
         "program": 700_000, "weights": 5_000, "quantization constants": 11, "adapters": 70,
         "key–value cache": 3 * 2 * 30 * 3 * 64 * 100 * 2, "workspace": 90,
@@ -221,7 +221,7 @@ def test_serving_holds_weights_adapters_and_keys_and_values_of_every_answer() ->
 def test_serving_takes_what_loading_takes_where_that_is_more() -> None:
     recipe = a_recipe({"path": str(HERE / "smollm2-135m"), "weights": "nf4"})
     step = a_step(largest=10**6, parts={"weights": 5_000, "adapters": 70, "reference models": 10**9})
-    found = serving_memory(a_plan(step, CPU_HERE, a_workload(recipe)), context=8, concurrency=1)
+    found = serving_memory(a_plan(step, CPU_HERE, a_batch_plan(recipe)), context=8, concurrency=1)
     assert set(found) == {"program", "weights", "quantization constants", "stored weights", "quantizing"}
     assert found["quantizing"] == 20 * 10**6  # no teacher is loaded to serve
 
@@ -231,7 +231,7 @@ def test_merging_holds_the_model_in_fp32_its_files_the_adapter_and_the_hosts_pro
     (tmp_path / "model.safetensors").write_bytes(b"x" * 6_000)
 
     def merging(device: Any, **parts: Any) -> dict[str, int] | None:
-        return merging_memory(a_plan(a_step(), device, a_workload(a_recipe(tmp_path, **parts))))
+        return merging_memory(a_plan(a_step(), device, a_batch_plan(a_recipe(tmp_path, **parts))))
 
     here = merging(CPU_HERE)
     assert here == {"program": 700_000 + FIRST_USE, "weights": 10_000, "stored weights": 6_000, "adapters": 140}

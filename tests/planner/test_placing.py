@@ -29,7 +29,7 @@ def up(size: int, step: int) -> int:
     return (size + step - 1) // step * step
 
 
-def filled(allocator: Allocator, *steps: tuple[str, Held]) -> list[int]:
+def pack_any_order(allocator: Allocator, *steps: tuple[str, Held]) -> list[int]:
     """What the allocator has had at most, after each step: "+" takes a piece, "-" gives it back."""
     found = []
     for what, piece in steps:
@@ -86,31 +86,33 @@ def test_the_arena_rounds_to_64_bytes_and_puts_a_header_of_as_many_before() -> N
 def test_the_arena_splits_a_gap_that_leaves_more_than_a_header_and_no_other() -> None:
     first, stop = piece(256), piece(64)  # 320, 128
     arena = Arena()
-    assert filled(arena, ("+", first), ("+", stop), ("-", first)) == [320, 448, 448]
+    assert pack_any_order(arena, ("+", first), ("+", stop), ("-", first)) == [320, 448, 448]
     # 128 of 320 leave 192, of which 128 leave 64: no more than a header, so it goes along
-    assert filled(arena, ("+", piece(64)), ("+", piece(64)), ("+", piece(1))) == [448, 448, 576]
-    assert filled(arena, ("-", stop), ("+", piece(128))) == [576, 768]  # 128 behind it are free, and not 192
+    assert pack_any_order(arena, ("+", piece(64)), ("+", piece(64)), ("+", piece(1))) == [448, 448, 576]
+    assert pack_any_order(arena, ("-", stop), ("+", piece(128))) == [576, 768]  # 128 behind it are free, and not 192
 
 
 def test_pages_of_the_arena_stay_when_the_last_pieces_go() -> None:
     one, other = piece(936), piece(1960)  # 1024, 2048 with their headers
     arena = Arena()
-    assert filled(arena, ("+", one), ("+", other), ("-", other), ("-", one)) == [1024, 3072, 3072, 3072]
+    assert pack_any_order(arena, ("+", one), ("+", other), ("-", other), ("-", one)) == [1024, 3072, 3072, 3072]
     weights = piece(5000, "weights")
-    assert filled(arena, ("+", weights)) == [3072 + 5000]  # mapped from its file: beside the arena, not rounded
+    assert pack_any_order(arena, ("+", weights)) == [3072 + 5000]  # mapped from its file: beside the arena, not rounded
     later = [("+", piece(3100)), ("-", weights), ("+", piece(3000, "trained weights"))]
-    assert filled(arena, *later) == [3200 + 5000] * 3  # the top had come back to 0: 3,100 take 3,136 and a header
+    assert (
+        pack_any_order(arena, *later) == [3200 + 5000] * 3
+    )  # the top had come back to 0: 3,100 take 3,136 and a header
 
 
 def test_the_arena_maps_a_gibibyte_by_itself_and_unmaps_it() -> None:
     large, almost = piece(GIB - 63), piece(GIB - 64)
-    assert filled(Arena(), ("+", large), ("-", large), ("+", piece(64))) == [GIB - 63] * 3
-    assert filled(Arena(), ("+", almost), ("-", almost), ("+", piece(64))) == [GIB] * 3
+    assert pack_any_order(Arena(), ("+", large), ("-", large), ("+", piece(64))) == [GIB - 63] * 3
+    assert pack_any_order(Arena(), ("+", almost), ("-", almost), ("+", piece(64))) == [GIB] * 3
 
 
 def test_a_piece_of_no_bytes_takes_no_place() -> None:
     nothing = piece(0)
-    assert filled(Arena(), ("+", nothing), ("-", nothing), ("+", piece(64))) == [0, 0, 128]
+    assert pack_any_order(Arena(), ("+", nothing), ("-", nothing), ("+", piece(64))) == [0, 0, 128]
 
 
 # --- PyTorch's allocator for CUDA ------------------------------------------------------------------------------------
@@ -134,38 +136,38 @@ def test_a_segments_size_follows_from_the_pieces_as_pytorchs_source_has_it() -> 
 def test_small_pieces_share_a_segment_down_to_512_bytes() -> None:
     half = MIB + 0
     steps = [("+", piece(half)), ("+", piece(half - 512)), ("+", piece(512)), ("+", piece(1))]
-    assert filled(CachingAllocator(), *steps) == [2 * MIB, 2 * MIB, 2 * MIB, 4 * MIB]
+    assert pack_any_order(CachingAllocator(), *steps) == [2 * MIB, 2 * MIB, 2 * MIB, 4 * MIB]
     # a rest below 512 bytes cannot be, since sizes are rounded to it
     rounded = [("+", piece(MIB // 16 - 511)) for _ in range(32)] + [("+", piece(1))]
-    assert filled(CachingAllocator(), *rounded)[-2:] == [2 * MIB, 4 * MIB]
+    assert pack_any_order(CachingAllocator(), *rounded)[-2:] == [2 * MIB, 4 * MIB]
 
 
 def test_a_large_rest_is_used_again_only_where_it_is_over_a_mebibyte() -> None:
     kept = CachingAllocator()
-    assert filled(kept, ("+", piece(9 * MIB)), ("+", piece(9 * MIB))) == [20 * MIB, 20 * MIB]
-    assert filled(kept, ("+", piece(2 * MIB))) == [20 * MIB]  # 2 MiB are left over of 20, more than one
+    assert pack_any_order(kept, ("+", piece(9 * MIB)), ("+", piece(9 * MIB))) == [20 * MIB, 20 * MIB]
+    assert pack_any_order(kept, ("+", piece(2 * MIB))) == [20 * MIB]  # 2 MiB are left over of 20, more than one
     split = CachingAllocator()
-    assert filled(split, ("+", piece(19 * MIB)), ("+", piece(MIB + 512))) == [20 * MIB, 40 * MIB]
+    assert pack_any_order(split, ("+", piece(19 * MIB)), ("+", piece(MIB + 512))) == [20 * MIB, 40 * MIB]
     lost = CachingAllocator()
     seven = [piece(7 * MIB), piece(7 * MIB)]
-    assert filled(lost, ("+", seven[0]), ("+", seven[1]), ("+", piece(5 * MIB))) == [20 * MIB] * 3
+    assert pack_any_order(lost, ("+", seven[0]), ("+", seven[1]), ("+", piece(5 * MIB))) == [20 * MIB] * 3
     # 6 MiB were left, 5 are taken: the rest of exactly 1 MiB goes with them
-    assert filled(lost, ("+", piece(MIB + 512))) == [40 * MIB]
+    assert pack_any_order(lost, ("+", piece(MIB + 512))) == [40 * MIB]
 
 
 def test_small_and_large_pieces_never_share_a_segment() -> None:
     small, large = piece(MIB), piece(2 * MIB)
     allocator = CachingAllocator()
     steps = [("+", large), ("-", large), ("+", small), ("-", small)]
-    assert filled(allocator, *steps) == [20 * MIB, 20 * MIB, 22 * MIB, 22 * MIB]
-    assert filled(allocator, ("+", piece(2 * MIB)), ("+", piece(KIB))) == [22 * MIB, 22 * MIB]
+    assert pack_any_order(allocator, *steps) == [20 * MIB, 20 * MIB, 22 * MIB, 22 * MIB]
+    assert pack_any_order(allocator, ("+", piece(2 * MIB)), ("+", piece(KIB))) == [22 * MIB, 22 * MIB]
 
 
 def test_segments_are_kept_and_never_become_one() -> None:
     one, other = piece(12 * MIB), piece(12 * MIB)
     allocator = CachingAllocator()
     steps = [("+", one), ("+", other), ("-", one), ("-", other), ("+", piece(24 * MIB)), ("+", piece(11 * MIB + 1))]
-    assert filled(allocator, *steps) == [12 * MIB, 24 * MIB, 24 * MIB, 24 * MIB, 48 * MIB, 48 * MIB]
+    assert pack_any_order(allocator, *steps) == [12 * MIB, 24 * MIB, 24 * MIB, 24 * MIB, 48 * MIB, 48 * MIB]
 
 
 # --- glibc's heap --------------------------------------------------------------------------------------------------
@@ -174,9 +176,9 @@ def test_segments_are_kept_and_never_become_one() -> None:
 def test_the_heap_places_pieces_at_multiples_of_64_with_a_header_of_16() -> None:
     heap = Heap()
     # at 48, so that what follows the header lies at 64; then, since 16 bytes are too few for a gap, at 1,136
-    assert filled(heap, ("+", piece(1000))) == [1056]
-    assert filled(heap, ("+", piece(100))) == [1136 + 112]
-    assert filled(heap, ("+", piece(1))) == [1328 + 32]  # no piece is smaller than 32
+    assert pack_any_order(heap, ("+", piece(1000))) == [1056]
+    assert pack_any_order(heap, ("+", piece(100))) == [1136 + 112]
+    assert pack_any_order(heap, ("+", piece(1))) == [1328 + 32]  # no piece is smaller than 32
 
 
 def test_a_rest_of_200_bytes_becomes_a_gap_and_less_goes_with_the_piece() -> None:
@@ -184,9 +186,11 @@ def test_a_rest_of_200_bytes_becomes_a_gap_and_less_goes_with_the_piece() -> Non
         """By how much the top rises for 25 bytes once a gap of 1,136 bytes has been taken by a piece of that size."""
         heap = Heap()
         first = piece(1000)
-        filled(heap, ("+", first), ("+", piece(1000)), ("-", first))  # 48 before the first and 80 behind it go along
-        before = filled(heap, ("+", piece(size)))[-1]
-        return filled(heap, ("+", piece(25)))[-1] - before
+        pack_any_order(
+            heap, ("+", first), ("+", piece(1000)), ("-", first)
+        )  # 48 before the first and 80 behind it go along
+        before = pack_any_order(heap, ("+", piece(size)))[-1]
+        return pack_any_order(heap, ("+", piece(25)))[-1] - before
 
     assert grown(872) == 0  # 1,136 - 48 - 880 leave 208
     assert grown(888) == 128  # 192 are left and lost: 80 up to the next multiple of 64, and 48
@@ -194,11 +198,15 @@ def test_a_rest_of_200_bytes_becomes_a_gap_and_less_goes_with_the_piece() -> Non
 
 def test_large_pieces_and_weights_lie_beside_the_heap_and_go_when_they_are_given() -> None:
     large = piece(32 * MIB)
-    assert filled(Heap(), ("+", large), ("-", large), ("+", piece(1000))) == [32 * MIB] * 3
-    assert filled(Heap(), ("+", piece(32 * MIB - 1))) == [48 + up(32 * MIB + 7, 16)]
+    assert pack_any_order(Heap(), ("+", large), ("-", large), ("+", piece(1000))) == [32 * MIB] * 3
+    assert pack_any_order(Heap(), ("+", piece(32 * MIB - 1))) == [48 + up(32 * MIB + 7, 16)]
     for part in MAPPED:
         weights = piece(777, part)
-        assert filled(Heap(), ("+", weights), ("+", piece(1000)), ("-", weights)) == [777, 777 + 1056, 777 + 1056]
+        assert pack_any_order(Heap(), ("+", weights), ("+", piece(1000)), ("-", weights)) == [
+            777,
+            777 + 1056,
+            777 + 1056,
+        ]
 
 
 def test_slivers_are_held_until_their_activation_goes_or_the_pass_ends() -> None:
@@ -209,7 +217,7 @@ def test_slivers_are_held_until_their_activation_goes_or_the_pass_ends() -> None
         heap = Heap()
         heap.makes_graph = graph
         passing, kept, last = piece(10_000), piece(10_000, stays), piece(10_000)
-        assert filled(heap, ("+", passing), ("+", kept), ("+", last), ("-", passing))[1] == 20_112
+        assert pack_any_order(heap, ("+", passing), ("+", kept), ("+", last), ("-", passing))[1] == 20_112
         if give:
             heap.give(kept)
         if pause:

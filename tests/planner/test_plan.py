@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 import tunesmith
+from tunesmith.config.recipe import Base
 from tunesmith.errors import UserError
 from tunesmith.planner.afterwards import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.ask import best_that_fits, on_devices, recipe_of
 from tunesmith.planner.device import device_named, known_devices
 from tunesmith.planner.shapes import HERE, known_shapes, with_known_shape
-from tunesmith.recipe import Base
 
 PUBLISHED = {
     "gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "llama-2-7b": 6_738_415_616, "llama-65b": 65_285_660_672,
@@ -133,15 +133,15 @@ def test_rows_tell_how_long_the_run_takes(tiny_model: Path, write_rows: Any) -> 
     plan = tunesmith.plan(recipe=recipe)
     time = plan.time
     assert time.total_seconds is not None
-    steps = plan.workload.laid_out(plan.step.packed).steps
+    steps = plan.batch_plan.layout(plan.step.packed).steps
     assert time.total_seconds == pytest.approx(steps * time.seconds_per_step)
     assert tunesmith.plan(str(tiny_model)).time.total_seconds is None
 
 
 def test_rows_are_counted_by_their_characters_where_the_tokenizer_is_not_here(write_rows: Any) -> None:
     plan = tunesmith.plan("llama-3-8b", data=str(write_rows(100)), device="h100")
-    assert 5 <= plan.workload.longest <= 40
-    assert len(plan.workload.table) > 80
+    assert 5 <= plan.batch_plan.longest <= 40
+    assert len(plan.batch_plan.table) > 80
 
 
 def test_what_is_promised_to_tools_is_there(tiny_model: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import tunesmith
 from tunesmith.engine.allocator import arena
-from tunesmith.engine.memory import halves
+from tunesmith.engine.memory import split_in_two
 from tunesmith.errors import UserError
 from tunesmith.planner.shapes import HERE
 
@@ -84,15 +84,15 @@ def test_a_run_within_a_limit_learns_the_same_and_says_what_it_gave_up(
 
     assert losses(kept) == pytest.approx(losses(free), rel=1e-6)
     told = next(event for event in kept.events() if event["event"] == "memory")
-    assert (told["recomputed"], told["blocks"], told["tokens_per_batch"]) == (0, 2, 512)
+    assert (told["checkpointed"], told["blocks"], told["tokens_per_batch"]) == (0, 2, 512)
     with pytest.raises(UserError, match=r"train.memory_limit: 0.01 GB are too few.* Set memory_limit: "):
         tunesmith.train(recipe_for(tiny_model, rows, memory_limit="10MB"), tmp_path / "none")
 
 
 def test_a_batch_is_halved_between_rows() -> None:
-    assert halves([7, 8, 9], [10, 10, 20]) == ([7, 8], [9])
-    assert halves([7, 8], [100, 1]) == ([7], [8])
-    assert halves([1, 2, 3, 4], [5, 5, 5, 5]) == ([1, 2], [3, 4])
+    assert split_in_two([7, 8, 9], [10, 10, 20]) == ([7, 8], [9])
+    assert split_in_two([7, 8], [100, 1]) == ([7], [8])
+    assert split_in_two([1, 2, 3, 4], [5, 5, 5, 5]) == ([1, 2], [3, 4])
 
 
 RUNS_OUT = """
@@ -148,6 +148,6 @@ def test_a_plan_asks_for_no_numbers_that_later_steps_would_see(
     """Planning leaves nothing behind: two runs in one process are the same bytes."""
     recipe = recipe_for(tiny_model, write_rows())
     one, other = (tunesmith.train(recipe, tmp_path / name) for name in ("one", "other"))
-    files = [run.folder / "adapter" / "adapter_model.safetensors" for run in (one, other)]
+    files = [run.directory / "adapter" / "adapter_model.safetensors" for run in (one, other)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert torch.tensor(1.0).item() == 1.0

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from by_hand import CPU_ELSEWHERE, CPU_HERE, GPU, a_plan, a_recipe, a_step, a_workload, addition, product, shape
+from by_hand import CPU_ELSEWHERE, CPU_HERE, GPU, a_batch_plan, a_plan, a_recipe, a_step, addition, product, shape
 
 from tunesmith.ops import native
-from tunesmith.planner import clock as clock_module
-from tunesmith.planner.clock import LARGE, LARGE_FLOPS, OVERHEAD, SLOW_FLOPS, Clock
+from tunesmith.planner import op_timer as op_timer_module
+from tunesmith.planner.op_timer import LARGE, LARGE_FLOPS, OVERHEAD, SLOW_FLOPS, OpTimer
 from tunesmith.planner.roofline import LAUNCH, REACHED_BY_MEMORY, REACHED_BY_PRODUCTS, of, seconds_on
-from tunesmith.planner.trace import AttentionShape, Operation, Trace, Watch
+from tunesmith.planner.trace import AttentionParameters, Operation, Trace, Watch
 
 
 def attention(name: str, causal: int, documents: int, heads: int = 6, tokens: int = 40, keys: int = 50) -> Operation:
     queries, read = shape(tokens, heads, 32), shape(keys, 2, 32)
-    kind = AttentionShape(2, heads // 2, 32, 0.2, 0, causal, 0.0, 0)
+    kind = AttentionParameters(2, heads // 2, 32, 0.2, 0, causal, 0.0, 0)
     return Operation(name, (kind, shape(documents, 4, dtype=torch.int64), documents, queries, read, read, queries))
 
 
@@ -89,7 +89,7 @@ def test_a_processor_launches_nothing() -> None:
 
 def test_operations_elsewhere_count_as_often_as_they_are_done() -> None:
     one, other = product(4096, 4096, 4096), addition(10**6)
-    seconds = seconds_on(GPU, Clock([5]))
+    seconds = seconds_on(GPU, OpTimer([5]))
     expected = 3 * of(one, GPU) + 0.5 * of(other, GPU)
     for recorded in (True, False):
         assert seconds({one: 3.0, other: 0.5}, recorded) == pytest.approx(expected, rel=1e-12)
@@ -100,7 +100,7 @@ def test_operations_elsewhere_count_as_often_as_they_are_done() -> None:
 
 def test_here_seconds_are_the_clocks_with_what_lies_around_an_operation_in_a_pass() -> None:
     one, other = product(8, 8, 8), addition(8)
-    clock = Clock([5], seconds={one: 0.25, other: 0.5})
+    clock = OpTimer([5], seconds={one: 0.25, other: 0.5})
     seconds = seconds_on(CPU_HERE, clock)
     assert seconds({one: 3.0, other: 2.0}, False) == 3 * 0.25 + 2 * 0.5
     assert seconds({one: 3.0, other: 2.0}, True) == pytest.approx(1.75 + 5 * 45e-6, rel=1e-12)
@@ -108,7 +108,7 @@ def test_here_seconds_are_the_clocks_with_what_lies_around_an_operation_in_a_pas
 
 
 def test_what_is_too_large_to_try_goes_by_the_rates_of_its_like() -> None:
-    clock = Clock([5], rates={torch.bfloat16: (4e15, 1e15)})
+    clock = OpTimer([5], rates={torch.bfloat16: (4e15, 1e15)})
     large, heavy = addition(2**29), product(2**15, 2**14, 2**9)
     assert large.moved > LARGE
     assert heavy.flops > LARGE_FLOPS
@@ -120,7 +120,7 @@ def test_what_is_too_large_to_try_goes_by_the_rates_of_its_like() -> None:
 
 
 def test_slow_products_are_not_tried_and_nothing_else_is_left_out() -> None:
-    slow = Clock([5], rates={torch.bfloat16: (0.9e10, 1e9), torch.float32: (1e12, 1e9)})
+    slow = OpTimer([5], rates={torch.bfloat16: (0.9e10, 1e9), torch.float32: (1e12, 1e9)})
     heavy = product(2**12, 2**11, 2**10)  # 1.7e10 flops: 1.9 s in bf16, 17 ms in fp32
     assert heavy.flops > SLOW_FLOPS
     assert slow._is_large(heavy)
@@ -132,10 +132,10 @@ def test_slow_products_are_not_tried_and_nothing_else_is_left_out() -> None:
 
 
 def test_a_processors_kernels_are_not_tried_on_a_gpu() -> None:
-    there = Clock([5], device=torch.device("meta"))
+    there = OpTimer([5], device=torch.device("meta"))
     assert there._is_large(Operation("rms_norm_bf16", (shape(4, 8),)))
     assert not there._is_large(addition(8))
-    assert not Clock([5])._is_large(Operation("rms_norm_bf16", (shape(4, 8),)))
+    assert not OpTimer([5])._is_large(Operation("rms_norm_bf16", (shape(4, 8),)))
 
 
 def test_an_operation_is_carried_out_on_tensors_of_its_shapes_and_timed() -> None:
@@ -147,7 +147,7 @@ def test_an_operation_is_carried_out_on_tensors_of_its_shapes_and_timed() -> Non
         Operation("aten.empty.memory_format", ((3, 5),), (("device", torch.device("cpu")),)),
         Operation("aten.embedding.default", (shape(9, 4), ids)),
     ]
-    clock = Clock([5])
+    clock = OpTimer([5])
     for operation in done:
         assert clock._timings(operation), operation.name
     made = clock._torch(done[2])()
@@ -159,7 +159,7 @@ def test_an_operation_is_carried_out_on_tensors_of_its_shapes_and_timed() -> Non
 
 def test_what_cannot_be_done_by_itself_goes_by_rates() -> None:
     mismatched = Operation("aten.mm.default", (shape(3, 4), shape(5, 6)), (), (shape(3, 6),))
-    clock = Clock([5], rates={torch.bfloat16: (1e6, 1e3)})
+    clock = OpTimer([5], rates={torch.bfloat16: (1e6, 1e3)})
     assert clock._timings(mismatched) == []
     # 2 · 12 · 6 arithmetic operations at 1e6 a second, 2 · (12 + 30 + 18) bytes at 1e3
     assert clock.total({mismatched: 1.0}, recorded=False) == pytest.approx(0.12, rel=1e-12)
@@ -167,9 +167,9 @@ def test_what_cannot_be_done_by_itself_goes_by_rates() -> None:
 
 def test_an_operation_takes_the_median_of_its_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([3.0, 1.0, 2.0, 50.0, 7.0, 9.0])
-    monkeypatch.setattr(Clock, "_timings", lambda self, _: [next(told) / 1e4])
-    monkeypatch.setattr(clock_module, "ENOUGH", 0.0)
-    clock = Clock([5])
+    monkeypatch.setattr(OpTimer, "_timings", lambda self, _: [next(told) / 1e4])
+    monkeypatch.setattr(op_timer_module, "ENOUGH", 0.0)
+    clock = OpTimer([5])
     one, other = addition(8), addition(16)
     clock._learn([one, other], 0.0)  # three rounds over both: 3, 2, 7 and 1, 50, 9
     assert clock.seconds == {one: 3e-4, other: 9e-4}
@@ -179,7 +179,7 @@ def test_a_short_operation_is_timed_twice_and_cold_where_it_moves_much() -> None
     asked: list[bool] = []
 
     def timings(operation: Operation, seconds: float) -> list[float]:
-        clock = Clock([5])
+        clock = OpTimer([5])
         clock._timed = lambda act, cold=True: asked.append(cold) or seconds  # type: ignore[method-assign,func-returns-value]
         return clock._timings(operation)
 
@@ -192,17 +192,17 @@ def test_a_short_operation_is_timed_twice_and_cold_where_it_moves_much() -> None
 
 def test_what_is_known_is_not_timed_again_and_plans_of_the_same_rows_share_it() -> None:
     one = addition(8)
-    clock = Clock([5], seconds={one: 123.0})
+    clock = OpTimer([5], seconds={one: 123.0})
     clock.total({one: 1.0})
     assert clock.seconds[one] == 123.0
-    first = Clock.of((5, 6), torch.device("cpu"), 2)
-    assert Clock.of((5, 6), torch.device("cpu"), 2) is first
+    first = OpTimer.of((5, 6), torch.device("cpu"), 2)
+    assert OpTimer.of((5, 6), torch.device("cpu"), 2) is first
     assert first.lengths == (5, 6)
-    assert Clock.of((5, 6), torch.device("cpu"), 1) is not first
+    assert OpTimer.of((5, 6), torch.device("cpu"), 1) is not first
 
 
 def test_rates_are_those_of_a_product_and_an_addition() -> None:
-    clock = Clock([5], device=torch.device("meta"))
+    clock = OpTimer([5], device=torch.device("meta"))
     told = iter([0.5, 0.25, 0.125, 2.0, 1.0, 4.0])
     clock._timed = lambda act, cold=True: next(told)  # type: ignore[method-assign]
     # medians of 0.25 s and 2 s: 2 · 2048³ flops; 2 · LARGE / 16 numbers of 4 bytes, read and written
@@ -214,7 +214,7 @@ def test_attention_is_timed_over_the_batchs_documents_or_as_many_alike() -> None
     def laid(documents: int, tokens: int, keys: int) -> list[list[int]]:
         return clock._documents(attention("attention", 1, documents, tokens=tokens, keys=keys)).tolist()
 
-    clock = Clock([10, 30])
+    clock = OpTimer([10, 30])
     assert laid(2, 40, 40) == [[0, 10, 0, 10], [10, 30, 10, 30]]
     assert laid(2, 40, 50) == [[0, 10, 0, 15], [10, 30, 15, 35]]  # five of a prefix before each
     assert laid(3, 41, 41) == [[0, 13, 0, 13], [13, 13, 13, 13], [26, 15, 26, 15]]
@@ -223,13 +223,13 @@ def test_attention_is_timed_over_the_batchs_documents_or_as_many_alike() -> None
 
 @pytest.mark.skipif(native.library() is None, reason="there are no kernels here")
 def test_kernels_are_called_by_their_name_with_their_shapes() -> None:
-    clock = Clock([10, 30])
+    clock = OpTimer([10, 30])
     norm = Operation(
         "rms_norm_bf16", (shape(4, 32), shape(32), shape(4, 32), shape(4, 1, dtype=torch.float32), 4, 32, 1e-5)
     )
     assert clock._timings(norm)
     queries, sums = shape(40, 6, 32), shape(40, 6, dtype=torch.float32)
-    kind = AttentionShape(2, 3, 32, 0.2, 0, 1, 0.0, 0)
+    kind = AttentionParameters(2, 3, 32, 0.2, 0, 1, 0.0, 0)
     keys = shape(40, 2, 32)
     documents = shape(2, 4, dtype=torch.int64)
     attended = Operation("attention", (kind, documents, 2, queries, keys, keys, queries, sums))
@@ -242,15 +242,15 @@ def test_kernels_are_called_by_their_name_with_their_shapes() -> None:
 def test_a_steps_time_is_the_heaviest_batchs_by_the_token_and_the_update() -> None:
     learning, updating = {product(4096, 4096, 4096): 6.0}, {addition(10**6): 3.0}
     recipe = a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False})
-    workload = a_workload(recipe, (100, 60, 90, 200, 50))
-    plan = a_plan(a_step(learning=learning, updating=updating), GPU, workload)
-    layout = workload.laid_out(True)
+    batch_plan = a_batch_plan(recipe, (100, 60, 90, 200, 50))
+    plan = a_plan(a_step(learning=learning, updating=updating), GPU, batch_plan)
+    layout = batch_plan.layout(True)
     assert [layout.batches.step(number) for number in range(3)] == [[[0, 1]], [[2], [3]], [[4]]]  # 160, 290, 50 tokens
     assert layout.steps == 6
     batch = 6 * of(*learning, GPU) / 200  # the heaviest has 200 tokens
     update = 3 * of(*updating, GPU)
     a_step_takes = batch * 2 * 500 / 6 + update
-    assert plan.heaviest == [3]
+    assert plan.largest_batch == [3]
     assert plan.time.seconds_per_step == pytest.approx(a_step_takes, rel=1e-12)
     assert plan.time.tokens_per_second == pytest.approx(2 * 500 / 6 / a_step_takes, rel=1e-12)
     assert plan.time.total_seconds == pytest.approx(6 * a_step_takes, rel=1e-12)
@@ -259,7 +259,7 @@ def test_a_steps_time_is_the_heaviest_batchs_by_the_token_and_the_update() -> No
 def test_no_rows_tell_no_total_time() -> None:
     from dataclasses import replace
 
-    plan = a_plan(workload=replace(a_workload(), known=False))
+    plan = a_plan(batch_plan=replace(a_batch_plan(), known=False))
     assert plan.time.total_seconds is None
     told = plan.to_dict()
     assert told["time"] == vars(plan.time)

@@ -11,11 +11,12 @@ from families import DECODERS
 from matrix import make_bases
 from torch import Tensor
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.trainable import trainable_model
-from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
@@ -23,7 +24,6 @@ from tunesmith.planner.allocators import CachingAllocator, reserved, resident
 from tunesmith.planner.shapes import HERE
 from tunesmith.planner.step import Step, rows_like, step_of
 from tunesmith.planner.trace import Held, Trace, Watch
-from tunesmith.recipe import Recipe
 
 LENGTHS = [240, 144, 384]
 UNFORESEEN: set[str] = set()
@@ -47,7 +47,7 @@ def recipe_for(path: Path | str, **parts: Any) -> Recipe:
     return Recipe.model_validate(given)
 
 
-def foretold(recipe: Recipe, dtype: torch.dtype = torch.float32, **options: int) -> Step:
+def predicted(recipe: Recipe, dtype: torch.dtype = torch.float32, **options: int) -> Step:
     def rows(*_: bool) -> tuple[TokenTable, list[int]]:
         return rows_like(recipe, LENGTHS), list(range(len(LENGTHS)))
 
@@ -75,16 +75,16 @@ def test_what_is_held_beside_the_weights_is_what_a_real_step_holds(
     tiny_model: Path, method: str, dtype: torch.dtype
 ) -> None:
     recipe = recipe_for(tiny_model, method=method)
-    parts = foretold(recipe, dtype).parts
+    parts = predicted(recipe, dtype).parts
     passing = sum(parts.get(part, 0) for part in ("activations", "workspace", "loss"))
     assert passing == pytest.approx(really(recipe, dtype), rel=0.03)
 
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("families")
-    make_bases(folder, DECODERS)
-    return folder
+    directory = tmp_path_factory.mktemp("families")
+    make_bases(directory, DECODERS)
+    return directory
 
 
 UNLIKE = ("llama", "gpt2", "gemma3_text", "granitemoehybrid", "deepseek_v3")
@@ -98,9 +98,9 @@ def test_a_family_is_carried_out_as_it_is_trained_or_refused_by_name(family: str
     recipe = recipe_for(families / family)
     if family in UNFORESEEN:
         with pytest.raises(UserError, match="cannot be foretold"):
-            foretold(recipe)
+            predicted(recipe)
         return
-    found = foretold(recipe)
+    found = predicted(recipe)
     model = trainable_model(recipe, torch.float32, torch.device("cpu"))
     assert found.packed == packs(plain_model(model))
     assert found.trained == sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -110,24 +110,24 @@ def test_a_family_is_carried_out_as_it_is_trained_or_refused_by_name(family: str
 def test_where_attention_keeps_scores_the_heaviest_batch_is_of_long_documents(families: Path) -> None:
     lengths = [64] * 8 + [250] * 2  # 512 tokens, or 500 with four times the pairs
     recipe = recipe_for(families / "llama", train={"tokens_per_step": 512, "steps": 2})
-    layout = Workload.of(recipe, rows_like(recipe, lengths)).laid_out(packed=True)
+    layout = BatchPlan.of(recipe, rows_like(recipe, lengths)).layout(packed=True)
     for scores, tokens in ((False, [64] * 8), (True, [250] * 2)):
-        assert [lengths[row] for row in layout.heaviest_of(scores)] == tokens
-    assert foretold(recipe_for(HERE / "gpt2")).scores  # which drops some of them
-    assert not foretold(recipe).scores
+        assert [lengths[row] for row in layout.largest_of(scores)] == tokens
+    assert predicted(recipe_for(HERE / "gpt2")).scores  # which drops some of them
+    assert not predicted(recipe).scores
 
 
 def test_the_parts_that_do_not_depend_on_the_batch_are_what_arithmetic_says(tiny_model: Path) -> None:
-    whole = foretold(recipe_for(tiny_model, method="full"), torch.bfloat16)
+    whole = predicted(recipe_for(tiny_model, method="full"), torch.bfloat16)
     weights = whole.parameters
     assert whole.parts["trained weights"] == 2 * weights
     assert whole.parts["gradients"] == 4 * weights  # summed in fp32
     assert whole.parts["optimizer"] == pytest.approx(12 * weights, abs=64)  # fp32 masters and two moments
-    low_rank = foretold(recipe_for(tiny_model, method="lora"), torch.bfloat16)
+    low_rank = predicted(recipe_for(tiny_model, method="lora"), torch.bfloat16)
     assert low_rank.parts["adapters"] == 2 * low_rank.trained
     assert low_rank.parts["weights"] >= 2 * weights
     in_eight = recipe_for(tiny_model, method="full", train={"optimizer": "adamw_8bit"})
-    assert foretold(in_eight, torch.bfloat16).parts["optimizer"] == pytest.approx(
+    assert predicted(in_eight, torch.bfloat16).parts["optimizer"] == pytest.approx(
         4 * weights + 2.03 * weights, rel=0.01
     )
 
@@ -135,7 +135,7 @@ def test_the_parts_that_do_not_depend_on_the_batch_are_what_arithmetic_says(tiny
 @pytest.mark.long
 def test_a_teacher_is_held_beside_the_student_and_its_logits_beside_the_loss() -> None:
     alone, taught = (
-        foretold(recipe_for("embedded", objective=objective))
+        predicted(recipe_for("embedded", objective=objective))
         for objective in ({"kind": "instruction"}, {"kind": "distillation", "teacher": "embedded"})
     )
     assert taught.parts["reference models"] == alone.parts["weights"]
@@ -145,8 +145,8 @@ def test_a_teacher_is_held_beside_the_student_and_its_logits_beside_the_loss() -
 
 
 def test_four_bits_take_half_a_byte_and_their_constants_an_eighth_of_a_bit() -> None:
-    quantized = foretold(recipe_for("embedded", base={"weights": "nf4"}), torch.bfloat16)
-    whole = foretold(recipe_for("embedded"), torch.bfloat16)
+    quantized = predicted(recipe_for("embedded", base={"weights": "nf4"}), torch.bfloat16)
+    whole = predicted(recipe_for("embedded"), torch.bfloat16)
     inside = (whole.parts["weights"] - quantized.parts["weights"]) / 1.5  # 2 bytes became a half
     constants = quantized.parts["quantization constants"]
     assert constants * 8 / inside == pytest.approx(0.127, abs=0.01)  # Dettmers et al. 2023, section 3
@@ -155,8 +155,8 @@ def test_four_bits_take_half_a_byte_and_their_constants_an_eighth_of_a_bit() -> 
 @pytest.mark.long
 def test_few_layers_tell_what_all_of_them_take() -> None:
     recipe = recipe_for("embedded")
-    whole = foretold(recipe)
-    along = foretold(recipe, few_layers=2)
+    whole = predicted(recipe)
+    along = predicted(recipe, few_layers=2)
     assert along.parts == whole.parts
     assert along.trained == whole.trained
     assert along.parameters == whole.parameters
@@ -164,8 +164,8 @@ def test_few_layers_tell_what_all_of_them_take() -> None:
 
 
 def test_checkpointing_keeps_less_and_does_more(tiny_model: Path) -> None:
-    once = foretold(recipe_for(tiny_model))
-    twice = foretold(recipe_for(tiny_model, train={"gradient_checkpointing": True}))
+    once = predicted(recipe_for(tiny_model))
+    twice = predicted(recipe_for(tiny_model, train={"gradient_checkpointing": True}))
     assert twice.parts["activations"] < once.parts["activations"]
     assert sum(twice.learning.values()) > sum(once.learning.values())
 

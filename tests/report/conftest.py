@@ -11,8 +11,8 @@ import tunesmith
 
 @pytest.fixture(scope="session")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    rows = folder / "rows.jsonl"
+    directory = tmp_path_factory.mktemp("trained")
+    rows = directory / "rows.jsonl"
     lines = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = {
@@ -20,7 +20,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": str(rows), "held_out": 0.2, "cache": False},
         "train": {"steps": 12, "tokens_per_step": 128, "precision": "fp32", "tensorboard": True},
     }
-    return tunesmith.train(recipe, folder / "mine").folder
+    return tunesmith.train(recipe, directory / "mine").directory
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.report.charts import HEIGHT, WIDTH, Line, bar_chart, interval_chart, line_chart, thinned
-from tunesmith.report.courses import courses, smoothed
+from tunesmith.report.curves import curves, smoothed
 
 HOSTILE = '"><script>alert("x")</script>'
 NUMBERS = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)
@@ -73,7 +73,7 @@ def test_thinning_keeps_the_highest_and_the_lowest(length: int, seed: int) -> No
 
 def test_held_out_points_carry_their_interval_and_their_value() -> None:
     held = [{"event": "evaluation", "step": step, "loss": 2.5, "loss_interval": [2.25, 2.75]} for step in (0, 10, 20)]
-    root = svg_of(courses([], held, "nats")[0])
+    root = svg_of(curves([], held, "nats")[0])
     assert len([path for path in root.iter("path") if "whisker" in path.attrib["class"]]) == 3
     tips = [title.text for title in root.iter("title")]
     assert tips == [f"held out, 95 % interval: 2.5 at step {step}" for step in (0, 10, 20)]

@@ -33,7 +33,7 @@ def evaluation(text: str = "An answer.", tuned_loss: Any = 0.5) -> dict[str, Any
     sample = dict.fromkeys(("source", "prompt", "expected", "base", "tuned"), text)
     return {
         "rows": 1200,
-        "learnt_tokens": 2,
+        "loss_tokens": 2,
         "generated_rows": 1,
         "base": side(1.0),
         "tuned": side(tuned_loss),
@@ -61,7 +61,7 @@ def test_what_a_row_says_never_becomes_markup(run: Path) -> None:
         file.write(f"# {HOSTILE}\n")
     add(run, event="skipped", step=3, reason=HOSTILE, rows=[HOSTILE])
     add(run, event="warning", message=HOSTILE)
-    add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], form=HOSTILE)
+    add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], format=HOSTILE)
     page = page_of(run)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 5 + 3 + 1 + 2 + 1 + 3

@@ -11,8 +11,8 @@ from tunesmith.errors import UserError
 from tunesmith.report.listing import STILL_WRITING, Listed, list_runs
 
 
-def listed(folder: Path) -> dict[str, Listed]:
-    return {each.name: each for each in list_runs(folder)}
+def listed(directory: Path) -> dict[str, Listed]:
+    return {each.name: each for each in list_runs(directory)}
 
 
 def age(run: Path) -> None:

@@ -46,10 +46,10 @@ def evaluated(number: int) -> Event:
 
 def whole_run(first: int = 0) -> list[Event]:
     steps = [step(number) for number in range(first + 1, 101)]
-    data = {"event": "data", "form": "messages", "rows": 1200, "examples": 1100, "held_out_rows": 60, "malformed": 40}
+    data = {"event": "data", "format": "messages", "rows": 1200, "examples": 1100, "held_out_rows": 60, "malformed": 40}
     return [
         {**START, "step": first},
-        {**data, "tokens": 52_000, "learnt_tokens": 13_000, "malformed_rows": ["faq.jsonl row 7: not JSON"]},
+        {**data, "tokens": 52_000, "loss_tokens": 13_000, "malformed_rows": ["faq.jsonl row 7: not JSON"]},
         {"event": "forecast", **PREDICTED},
         evaluated(first),
         *steps,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.report.words import count, duration, figure, number, off_by, size
+from tunesmith.report.formatting import count, duration, figure, number, off_by, size
 
 ODD = st.one_of(st.none(), st.sampled_from(["nan", "inf", "-inf"]), st.floats(), st.integers(), st.text(max_size=3))
 

@@ -17,17 +17,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
-from tunesmith.models.imagined import imagining
+from tunesmith.models.fake_tensors import fake_tensors
 from tunesmith.models.load import (
     config_of,
     embedded_base,
     ending_of,
+    fake_model,
     fingerprint,
-    imagined_model,
     load_model,
     load_tokenizer,
     locate,
@@ -37,13 +38,12 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.quantized import FP4_CODE, NF4_CODE
-from tunesmith.recipe import Base, Recipe
 
 CPU = torch.device("cpu")
 NAMES = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
-def small_llama(folder: Path, hidden: int, template: str = CHATML, dtype: torch.dtype = torch.float32) -> Path:
+def small_llama(directory: Path, hidden: int, template: str = CHATML, dtype: torch.dtype = torch.float32) -> Path:
     """A Llama of one block and a tokenizer of bytes in a directory."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
@@ -52,13 +52,13 @@ def small_llama(folder: Path, hidden: int, template: str = CHATML, dtype: torch.
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(hidden)
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    LlamaForCausalLM(config).to(dtype).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
-def stored(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
+def stored(directory: Path) -> dict[str, Tensor]:
+    return load_file(directory / "model.safetensors")
 
 
 def recipe_for(base: Any, **more: Any) -> Recipe:
@@ -170,8 +170,8 @@ def test_revision_is_the_branch_or_commit_that_everything_is_read_of(
     base = Base(path="owner/name", revision=revision)
     assert load_tokenizer(base).chat_template == f"{branch}{CHATML}"
     assert config_of(base).hidden_size == skeleton(base).config.hidden_size == hidden
-    with imagining():
-        assert imagined_model(base, torch.float32).config.hidden_size == hidden
+    with fake_tensors():
+        assert fake_model(base, torch.float32).config.hidden_size == hidden
     model = load_model(base, torch.float32)
     weights = stored(hub / (commit * 40))
     name = "model.layers.0.mlp.up_proj.weight"
@@ -183,15 +183,15 @@ def test_revision_is_the_branch_or_commit_that_everything_is_read_of(
 
 @shows("base.revision")
 def test_a_weight_in_several_files_is_read_of_the_revision_too(hub: Path) -> None:
-    folder = hub / ("b" * 40)
-    weights = stored(folder)
-    (folder / "model.safetensors").unlink()
+    directory = hub / ("b" * 40)
+    weights = stored(directory)
+    (directory / "model.safetensors").unlink()
     files = {name: f"model-{place % 2}.safetensors" for place, name in enumerate(sorted(weights))}
     for file in sorted(set(files.values())):
         part = {name: weights[name].contiguous() for name in weights if files[name] == file}
-        save_file(part, folder / file, metadata={"format": "pt"})
+        save_file(part, directory / file, metadata={"format": "pt"})
     index = {"metadata": {"total_size": 0}, "weight_map": files}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     model = load_model(Base(path="owner/name", revision="v2"), torch.float32)
     for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"):
         assert torch.equal(stored_weight(model, name), weights[name])
@@ -240,8 +240,8 @@ def test_quantized_weights_are_the_stored_ones_at_the_points_of_their_code(weigh
         assert (layer.weight - weight).abs().max() > 0
     for name, value in model.named_parameters():
         assert torch.equal(value, whole[name]), f"{name} lies in no block's linear layer"
-    with imagining():
-        without_numbers = imagined_model(Base(path=str(tiny_model), weights=weights), torch.float32)
+    with fake_tensors():
+        without_numbers = fake_model(Base(path=str(tiny_model), weights=weights), torch.float32)
     kept = {name for name, each in without_numbers.named_modules() if isinstance(each, QuantizedLinear)}
     assert kept == set(layers)
     assert {each.quantized.format for each in layers.values()} == {weights}
@@ -307,8 +307,8 @@ def test_double_quantization_holds_the_scales_in_eight_bits_too(weights: Any, ti
             assert 0 < (scales - exact).abs().max() <= (exact - exact.mean()).abs().max() / 64
         else:
             torch.testing.assert_close(scales, exact, rtol=1e-6, atol=0)
-        with imagining():
-            without_numbers = imagined_model(base, torch.float32).get_submodule(name)
+        with fake_tensors():
+            without_numbers = fake_model(base, torch.float32).get_submodule(name)
         assert without_numbers.quantized.bytes == layer.quantized.bytes
     assert Base().double_quantization, "its default"
 
@@ -409,10 +409,10 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 """
 
 
-def with_code(folder: Path) -> Path:
+def with_code(directory: Path) -> Path:
     """A model in a directory, or on the hub, whose classes lie beside it."""
-    small_llama(folder, 8)
-    (folder / "own_code.py").write_text(CODE)
+    small_llama(directory, 8)
+    (directory / "own_code.py").write_text(CODE)
     for file, changes in (
         (
             "config.json",
@@ -427,9 +427,9 @@ def with_code(folder: Path) -> Path:
             {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own_code.OwnTokenizer"]}},
         ),
     ):
-        values = json.loads((folder / file).read_text())
-        (folder / file).write_text(json.dumps({**values, **changes}))
-    return folder
+        values = json.loads((directory / file).read_text())
+        (directory / file).write_text(json.dumps({**values, **changes}))
+    return directory
 
 
 @pytest.fixture
@@ -451,24 +451,24 @@ READS: dict[str, Callable[[Base], Any]] = {
 @shows("base.trust_remote_code")
 @pytest.mark.parametrize("name", READS)
 def test_code_that_ships_with_a_model_is_run_only_where_it_is_trusted(name: str, tmp_path: Path, modules: None) -> None:
-    folder = with_code(tmp_path / "model")
-    found = READS[name](Base(path=str(folder), trust_remote_code=True))
+    directory = with_code(tmp_path / "model")
+    found = READS[name](Base(path=str(directory), trust_remote_code=True))
     kind = {"the config": "OwnConfig", "the tokenizer": "OwnTokenizer"}.get(name, "OwnForCausalLM")
     assert kind in {each.__name__ for each in type(found).__mro__}
     with pytest.raises(UserError, match=r"could not be loaded: .*(custom code|does not recognize)"):
-        READS[name](Base(path=str(folder)))
+        READS[name](Base(path=str(directory)))
 
 
 @shows("base.trust_remote_code")
 def test_a_trusted_decoder_is_a_decoder_to_every_part(tmp_path: Path, modules: None) -> None:
-    folder = with_code(tmp_path / "model")
-    recipe = recipe_for({"path": str(folder), "trust_remote_code": True})
+    directory = with_code(tmp_path / "model")
+    recipe = recipe_for({"path": str(directory), "trust_remote_code": True})
     refuse_other_kinds(recipe.base, recipe.objective)
-    with imagining():
-        imagined = imagined_model(recipe.base, torch.float32)
+    with fake_tensors():
+        imagined = fake_model(recipe.base, torch.float32)
     assert type(imagined).__name__ == "OwnForCausalLM"
-    with pytest.raises(UserError, match="could not be loaded"), imagining():
-        imagined_model(Base(path=str(folder)), torch.float32)
+    with pytest.raises(UserError, match="could not be loaded"), fake_tensors():
+        fake_model(Base(path=str(directory)), torch.float32)
 
 
 @shows("base.trust_remote_code")

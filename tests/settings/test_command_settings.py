@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tunesmith
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.standard_library import Documented
 from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.sentence import write_steps
 from tunesmith.planner.device import known_devices
-from tunesmith.recipe import Recipe
-from tunesmith.schema import recipe_reference, recipe_schema
 
 TOKENIZER = byte_tokenizer()
 CPU = torch.device("cpu")
@@ -58,10 +58,10 @@ def done(*arguments: Any, given: str = "") -> str:
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that writes letters by known scores, whatever the precision."""
-    folder = tmp_path_factory.mktemp("letters") / "model"
-    letters_model().save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
+    directory = tmp_path_factory.mktemp("letters") / "model"
+    letters_model().save_pretrained(directory)
+    TOKENIZER.save_pretrained(directory)
+    return directory
 
 
 SAMPLING = Sampling(max_new_tokens=13, temperature=0.9, top_p=0.6, repetition_penalty=1.5, seed=3)
@@ -186,18 +186,18 @@ def test_answer_writes_a_file_of_what_every_option_makes_of_each_row(letters: Pa
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`classes`, a classifier in transformers' format, and `vectors`, a model of vectors in sentence-transformers'."""
-    folder = tmp_path_factory.mktemp("reading")
+    directory = tmp_path_factory.mktemp("reading")
     tokenizer = word_tokenizer()
     config = config_of("bert", len(tokenizer), initializer_range=0.3)
     config.num_labels = 3
     config.id2label, config.label2id = {0: "no", 1: "perhaps", 2: "yes"}, {"no": 0, "perhaps": 1, "yes": 2}
     torch.manual_seed(2)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "classes")
-    AutoModel.from_config(config).save_pretrained(folder / "vectors")
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory / "classes")
+    AutoModel.from_config(config).save_pretrained(directory / "vectors")
     for name in ("classes", "vectors"):
-        tokenizer.save_pretrained(folder / name)
-    write_steps(folder / "vectors", Ending("vectors", pooling="mean"), config.hidden_size, 64, None)
-    return folder
+        tokenizer.save_pretrained(directory / name)
+    write_steps(directory / "vectors", Ending("vectors", pooling="mean"), config.hidden_size, 64, None)
+    return directory
 
 
 TEXTS = ["good film w3", "bad w7 w8 w1", "it is w2"]
@@ -211,12 +211,12 @@ def test_classify_tells_each_texts_class_as_transformers_does(reading: Path) -> 
     lines = done("classify", reading / "classes", *TEXTS).splitlines()
     assert lines == done("classify", reading / "classes", given="\n".join([TEXTS[0], " ", *TEXTS[1:]])).splitlines()
     for line, text in zip(lines, TEXTS, strict=True):
-        chances = (
+        probabilities = (
             model(input_ids=word_tokenizer()(text, return_tensors="pt")["input_ids"]).logits[0].float().softmax(-1)
         )
         label, sure, said = line.split("\t")
-        assert (label, said) == (("no", "perhaps", "yes")[int(chances.argmax())], text)
-        assert float(sure) == pytest.approx(float(chances.max()), abs=0.0051)
+        assert (label, said) == (("no", "perhaps", "yes")[int(probabilities.argmax())], text)
+        assert float(sure) == pytest.approx(float(probabilities.max()), abs=0.0051)
     assert len({line.split("\t")[1] for line in lines}) == 3
 
 
@@ -240,14 +240,14 @@ def test_embed_makes_the_vector_of_each_text_that_its_model_makes(reading: Path)
 @pytest.fixture(scope="module")
 def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two adapters of rank 4 on one base, at random values."""
-    folder = tmp_path_factory.mktemp("adapters")
+    directory = tmp_path_factory.mktemp("adapters")
     for name, seed in (("one", 1), ("two", 2)):
         torch.manual_seed(seed)
         base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-        get_peft_model(base, config).save_pretrained(folder / name)
-        TOKENIZER.save_pretrained(folder / name)
-    return [folder / "one", folder / "two"]
+        get_peft_model(base, config).save_pretrained(directory / name)
+        TOKENIZER.save_pretrained(directory / name)
+    return [directory / "one", directory / "two"]
 
 
 WEIGHT = "model.layers.1.mlp.down_proj"
@@ -321,16 +321,16 @@ def test_combine_adds_the_adapters_up_as_peft_does_by_every_option(
 
 @pytest.fixture(scope="module")
 def recipe(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
+    directory = tmp_path_factory.mktemp("recipe")
     rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(24)]
     values = {
         "base": str(letters),
-        "data": {"train": str(written(folder / "rows.jsonl", rows)), "held_out": 0.25, "cache": False},
+        "data": {"train": str(written(directory / "rows.jsonl", rows)), "held_out": 0.25, "cache": False},
         "method": {"kind": "lora", "rank": 2, "target_modules": ["down_proj"]},
         "train": {"steps": 3, "tokens_per_step": 256, "learning_rate": 0.001, "precision": "fp32"},
     }
-    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
-    return folder / "recipe.yaml"
+    (directory / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
+    return directory / "recipe.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -341,14 +341,14 @@ def run(recipe: Path) -> Path:
         if event["event"] == "checkpoint":
             raise KeyboardInterrupt
 
-    folder = recipe.with_name("run")
+    directory = recipe.with_name("run")
     with pytest.raises(KeyboardInterrupt):
-        tunesmith.train(recipe, folder, ["train.checkpoint_every=1"], [interrupt])
-    return folder
+        tunesmith.train(recipe, directory, ["train.checkpoint_every=1"], [interrupt])
+    return directory
 
 
-def steps_of(folder: Path) -> list[int]:
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def steps_of(directory: Path) -> list[int]:
+    events = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [event["step"] for event in events if event["event"] == "step"]
 
 
@@ -391,16 +391,16 @@ def test_a_run_is_gone_on_with_and_then_evaluated_as_asked(run: Path, by_hand: A
 
 @shows("tunesmith runs folder", "tunesmith runs --json")
 def test_runs_lists_those_of_the_folder_for_people_or_machines(here: Path) -> None:
-    for folder, name in (("runs", "first"), ("elsewhere", "second")):
-        place = here / folder / name
+    for directory, name in (("runs", "first"), ("elsewhere", "second")):
+        place = here / directory / name
         place.mkdir(parents=True)
         (place / "recipe.yaml").write_text(f"base: b-{name}\nmethod: full\n", encoding="utf-8")
         written(place / "metrics.jsonl", [{"event": "step", "step": 3, "total_steps": 7, "loss": 2.5, "seconds": 4.0}])
-    for folder, name, other in (([], "first", "second"), (["elsewhere"], "second", "first")):
-        (found,) = json.loads(done("runs", *folder, "--json"))
+    for directory, name, other in (([], "first", "second"), (["elsewhere"], "second", "first")):
+        (found,) = json.loads(done("runs", *directory, "--json"))
         assert (found["name"], found["base"], found["method"]) == (name, f"b-{name}", "full")
         assert (found["step"], found["total_steps"], found["loss"]) == (3, 7, 2.5)
-        table = done("runs", *folder)
+        table = done("runs", *directory)
         assert name in table
         assert other not in table
         assert "2.500" in table

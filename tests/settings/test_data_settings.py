@@ -11,13 +11,13 @@ import pytest
 from bytewise import byte_tokenizer
 from effects import shows
 
-from tunesmith.chain import Chain
+from tunesmith.config.pipeline import Pipeline
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.workload import Workload
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.recipe import Recipe
 
 TOKENIZER = byte_tokenizer()
 
@@ -32,10 +32,10 @@ def ids_of(text: str) -> list[int]:
     return found
 
 
-def learnt_of(question: str, answer: str) -> list[bool]:
+def loss_mask_of(question: str, answer: str) -> list[bool]:
     """The answer and its end are learnt, what stands before is not."""
-    learnt = len(ids_of(f"{answer}<|im_end|>"))
-    return [False] * (len(ids_of(chat(question, answer))) - learnt) + [True] * learnt
+    loss_mask = len(ids_of(f"{answer}<|im_end|>"))
+    return [False] * (len(ids_of(chat(question, answer))) - loss_mask) + [True] * loss_mask
 
 
 def pairs(*numbers: int) -> list[dict[str, str]]:
@@ -99,7 +99,7 @@ def test_train_names_the_rows_that_are_learnt(given: Any, numbers: list[int], pr
         ids_of(chat(f"q{number}", f"a{number}")) for number in numbers
     ]
     assert [found.train[row][1].tolist() for row in range(len(numbers))] == [
-        learnt_of(f"q{number}", f"a{number}") for number in numbers
+        loss_mask_of(f"q{number}", f"a{number}") for number in numbers
     ]
 
 
@@ -147,11 +147,11 @@ def test_a_fold_holds_every_so_manyth_row_out_by_its_hash(folds: int, number: in
 @shows("data.folds", "data.fold")
 def test_folds_are_so_many_runs_and_one_on_all_rows_and_a_fold_is_a_single_run() -> None:
     data = {"train": "rows.jsonl", "folds": 3}
-    chain = Chain.load({"data": data})
+    chain = Pipeline.load({"data": data})
     assert chain is not None
     assert [recipe.data.fold for recipe in chain.recipes] == [1, 2, 3, None]
-    assert Chain.load({"data": {**data, "fold": 2}}) is None
-    assert Chain.load({"data": {"train": "rows.jsonl"}}) is None
+    assert Pipeline.load({"data": {**data, "fold": 2}}) is None
+    assert Pipeline.load({"data": {"train": "rows.jsonl"}}) is None
 
 
 @shows("data.folds")
@@ -181,14 +181,14 @@ def test_the_held_out_rows_themselves_are_those_of_the_held_out_table(
 BOTH = {"instruction": "I", "output": "O", "question": "Q", "answer": "A", "text": "T", "frage": "F"}
 
 
-@shows("data.form", "data.columns")
+@shows("data.format", "data.columns")
 @pytest.mark.parametrize(
     ("objective", "data", "text"),
     [
         pytest.param("instruction", {}, chat("I", "O"), id="told by the columns, the first form that fits"),
-        pytest.param("instruction", {"form": "alpaca"}, chat("I", "O"), id="alpaca"),
-        pytest.param("instruction", {"form": "question_answer"}, chat("Q", "A"), id="question_answer"),
-        pytest.param("text", {"form": "text"}, "T<|endoftext|>", id="text"),
+        pytest.param("instruction", {"format": "alpaca"}, chat("I", "O"), id="alpaca"),
+        pytest.param("instruction", {"format": "question_answer"}, chat("Q", "A"), id="question_answer"),
+        pytest.param("text", {"format": "text"}, "T<|endoftext|>", id="text"),
         pytest.param(
             "instruction", {"columns": {"question": "frage"}}, chat("F", "A"), id="a column in another's place"
         ),
@@ -197,11 +197,11 @@ BOTH = {"instruction": "I", "output": "O", "question": "Q", "answer": "A", "text
         ),
         pytest.param(
             "instruction",
-            {"form": "alpaca", "columns": {"instruction": "Q2", "output": "frage", "input": "A2"}},
+            {"format": "alpaca", "columns": {"instruction": "Q2", "output": "frage", "input": "A2"}},
             chat("two\nthree", "F"),
             id="columns of a named form",
         ),
-        pytest.param("text", {"form": "text", "columns": {"text": "frage"}}, "F<|endoftext|>", id="a column of text"),
+        pytest.param("text", {"format": "text", "columns": {"text": "frage"}}, "F<|endoftext|>", id="a column of text"),
     ],
 )
 def test_form_and_columns_say_which_columns_are_asked_answered_and_read(
@@ -212,12 +212,12 @@ def test_form_and_columns_say_which_columns_are_asked_answered_and_read(
         write(Path("rows.jsonl"), [{"frage": "F", "answer": "A"}])
     found = prepared(objective, **data)
     assert texts(found.train) == [text]
-    assert found.report.form == data.get("form", "question_answer" if data.get("columns") else "alpaca")
+    assert found.report.format == data.get("format", "question_answer" if data.get("columns") else "alpaca")
 
 
 LONG_QUESTION, LONG_ANSWER = "q" * 20, "".join(chr(65 + number % 26) for number in range(60))
 WHOLE = ids_of(chat(LONG_QUESTION, LONG_ANSWER))
-MARKS = learnt_of(LONG_QUESTION, LONG_ANSWER)
+MARKS = loss_mask_of(LONG_QUESTION, LONG_ANSWER)
 
 
 def pieces(limit: int) -> list[tuple[list[int], list[bool]]]:
@@ -231,31 +231,29 @@ def pieces(limit: int) -> list[tuple[list[int], list[bool]]]:
     return found
 
 
-@shows("data.max_length", "data.over_long")
+@shows("data.max_length", "data.overflow")
 @pytest.mark.parametrize("limit", [len(WHOLE) - 1, 76, 64])
-@pytest.mark.parametrize("over_long", ["auto", "refuse", "truncate", "split", "drop"])
-def test_over_long_rows_are_refused_truncated_split_or_dropped(over_long: str, limit: int, prepared: Prepare) -> None:
+@pytest.mark.parametrize("overflow", ["auto", "refuse", "truncate", "split", "drop"])
+def test_over_long_rows_are_refused_truncated_split_or_dropped(overflow: str, limit: int, prepared: Prepare) -> None:
     write(Path("rows.jsonl"), [*pairs(1), {"question": LONG_QUESTION, "answer": LONG_ANSWER}])
-    if over_long in ("auto", "refuse"):
+    if overflow in ("auto", "refuse"):
         with pytest.raises(UserError, match=rf"longer than data.max_length \({limit} .*row 2 \({len(WHOLE)} tokens\)"):
-            prepared(max_length=limit, over_long=over_long)
+            prepared(max_length=limit, overflow=overflow)
         return
-    found = prepared(max_length=limit, over_long=over_long)
+    found = prepared(max_length=limit, overflow=overflow)
     first, *rest = [(ids.tolist(), marks.tolist()) for ids, marks in found.train]
-    assert first == (ids_of(chat("q1", "a1")), learnt_of("q1", "a1"))
-    assert rest == {"truncate": [(WHOLE[:limit], MARKS[:limit])], "split": pieces(limit), "drop": []}[over_long]
+    assert first == (ids_of(chat("q1", "a1")), loss_mask_of("q1", "a1"))
+    assert rest == {"truncate": [(WHOLE[:limit], MARKS[:limit])], "split": pieces(limit), "drop": []}[overflow]
     counts = (found.report.truncated, found.report.split, found.report.dropped)
-    assert counts == {"truncate": (1, 0, 0), "split": (0, 1, 0), "drop": (0, 0, 1)}[over_long]
+    assert counts == {"truncate": (1, 0, 0), "split": (0, 1, 0), "drop": (0, 0, 1)}[overflow]
     assert found.report.longest == len(WHOLE)
 
 
-@shows("data.max_length", "data.over_long")
-@pytest.mark.parametrize("over_long", ["auto", "refuse", "truncate", "split", "drop"])
-def test_a_row_of_just_max_length_is_kept_whole_and_raw_text_is_split_unasked(
-    over_long: str, prepared: Prepare
-) -> None:
+@shows("data.max_length", "data.overflow")
+@pytest.mark.parametrize("overflow", ["auto", "refuse", "truncate", "split", "drop"])
+def test_a_row_of_just_max_length_is_kept_whole_and_raw_text_is_split_unasked(overflow: str, prepared: Prepare) -> None:
     write(Path("rows.jsonl"), [{"question": LONG_QUESTION, "answer": LONG_ANSWER}])
-    found = prepared(max_length=len(WHOLE), over_long=over_long)
+    found = prepared(max_length=len(WHOLE), overflow=overflow)
     assert [(ids.tolist(), marks.tolist()) for ids, marks in found.train] == [(WHOLE, MARKS)]
     Path("book.txt").write_text("abcdefghijklmnopqrst", encoding="utf-8")
     assert texts(prepared("text", train="book.txt", max_length=9).train) == [
@@ -322,7 +320,7 @@ def test_pack_lays_many_rows_into_one_batch_and_without_it_each_goes_alone(prepa
         ({"pack": False}, [[[0], [1], [2]], [[3], [4], [5]]]),
     ):
         values = {"base": str(tiny_model), "data": {"train": "rows.jsonl", **data}, "train": train}
-        batches = Workload.of(Recipe.load(values), table).laid_out(True).batches
+        batches = BatchPlan.of(Recipe.load(values), table).layout(True).batches
         assert batches.epoch(0) == steps
         assert [batches.step(index) for index in range(3)] == [*steps, steps[0]]
 
@@ -358,10 +356,10 @@ def test_replayed_chats_are_learnt_as_the_objective_learns_and_read_in_a_form_of
     turns = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "reply"}]
     write(Path("chats.jsonl"), [{"messages": turns}])
     columns = {"question": "frage", "answer": "antwort"}
-    found = prepared(form="question_answer", columns=columns, replay="chats.jsonl", replay_share=0.05)
+    found = prepared(format="question_answer", columns=columns, replay="chats.jsonl", replay_share=0.05)
     assert texts(found.train)[8:] == [chat("earlier", "reply")]
-    assert found.train[8][1].tolist() == learnt_of("earlier", "reply")
-    assert prepared(form="question_answer", columns=columns).report.replayed == 0, "none is the default"
+    assert found.train[8][1].tolist() == loss_mask_of("earlier", "reply")
+    assert prepared(format="question_answer", columns=columns).report.replayed == 0, "none is the default"
 
 
 @shows("data.cache")
@@ -369,11 +367,11 @@ def test_cache_keeps_the_tokens_for_the_next_run_and_without_it_nothing_is_writt
     prepared: Prepare, tmp_path: Path
 ) -> None:
     write(Path("rows.jsonl"), pairs(*range(5)))
-    folder = tmp_path / "cache"
+    directory = tmp_path / "cache"
     assert not prepared(cache=False).report.cached
-    assert not folder.exists()
+    assert not directory.exists()
     first, second = prepared(), prepared(cache=True)
     assert (first.report.cached, second.report.cached) == (False, True)
-    assert len(list((folder / "tokens").iterdir())) == 1
+    assert len(list((directory / "tokens").iterdir())) == 1
     assert second.train.ids.tolist() == first.train.ids.tolist()
     assert not prepared(cache=False).report.cached

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
 from tunesmith.models.load import load_model
 from tunesmith.models.prompts import keys_and_values
-from tunesmith.recipe import Base, Recipe
 
 LINEARS = {
     "self_attn.q_proj",
@@ -192,16 +192,18 @@ def test_lora_sits_on_exactly_the_chosen_layers(target: Any, wanted: set[str]) -
     method = method_of("lora", rank=2, target_modules=target)
     model = small_model()
     count = method.trained_parameters(model)
-    adapted = method.apply(model, seed=0)
-    names = {re.sub(r"^.*layers\.(\d)\.(.*)\.lora_([AB])\.default\.weight$", r"\1 \2 \3", n) for n in moving(adapted)}
+    peft_model = method.apply(model, seed=0)
+    names = {
+        re.sub(r"^.*layers\.(\d)\.(.*)\.lora_([AB])\.default\.weight$", r"\1 \2 \3", n) for n in moving(peft_model)
+    }
     assert names == {f"{place} {name} {side}" for place in range(3) for name in wanted for side in "AB"}
-    assert count == sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    assert count == sum(each.numel() for each in peft_model.parameters() if each.requires_grad)
 
 
 @shows("method.lora.target_modules")
 def test_an_expression_chooses_among_blocks_and_heads_by_whole_names() -> None:
-    adapted = method_of("lora", rank=2, target_modules=r".*layers\.2\.mlp\.up_proj|lm_head").apply(small_model(), 0)
-    found = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in moving(adapted)}
+    peft_model = method_of("lora", rank=2, target_modules=r".*layers\.2\.mlp\.up_proj|lm_head").apply(small_model(), 0)
+    found = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in moving(peft_model)}
     assert found == {"model.layers.2.mlp.up_proj", "lm_head"}
 
 
@@ -213,7 +215,7 @@ def mixtral() -> Any:
 def test_experts_get_a_product_of_low_rank_of_their_own_as_in_peft() -> None:
     plain = moving(method_of("lora", rank=4, alpha=6.0).apply(mixtral(), seed=0))
     assert not any(".experts." in name for name in plain)
-    adapted = lora(mixtral(), rank=4, alpha=6.0, experts=True)
+    peft_model = lora(mixtral(), rank=4, alpha=6.0, experts=True)
     tensors = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
     theirs = get_peft_model(
         mixtral(),
@@ -224,11 +226,11 @@ def test_experts_get_a_product_of_low_rank_of_their_own_as_in_peft() -> None:
             target_parameters=tensors,
         ),
     )
-    ours = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
+    ours = {name: each for name, each in peft_model.named_parameters() if each.requires_grad}
     assert set(ours) == moving(theirs)
     assert sum(".experts." in name for name in ours) == 3 * 2 * 2
-    theirs.load_state_dict(adapted.state_dict())
-    losses = next_token_losses(adapted, batch_of())
+    theirs.load_state_dict(peft_model.state_dict())
+    losses = next_token_losses(peft_model, batch_of())
     expected = [
         functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
         for logits, ids in zip(logits_alone(theirs.get_base_model()), ROWS, strict=True)
@@ -286,11 +288,11 @@ def test_a_and_b_start_where_peft_starts_them(start: str) -> None:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bases on the disk; the second is stored with its matrices turned."""
-    folder = tmp_path_factory.mktemp("stored")
+    directory = tmp_path_factory.mktemp("stored")
     for family in ("llama", "gpt2"):
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config_for(family)).save_pretrained(folder / family)
-    return {family: folder / family for family in ("llama", "gpt2")}
+        AutoModelForCausalLM.from_config(config_for(family)).save_pretrained(directory / family)
+    return {family: directory / family for family in ("llama", "gpt2")}
 
 
 @shows("method.lora.initialization")
@@ -308,9 +310,9 @@ def test_loftq_starts_as_the_largest_part_of_what_quantization_took(
     whole = load_model(Base(path=str(stored[family])), torch.float32)
     model = load_model(Base(path=str(stored[family]), weights="nf4"), torch.float32)
     method = method_of("lora", rank=rank, alpha=alpha, initialization="loftq", target_modules=names)
-    adapted = method.apply(model, seed=0).get_base_model()
+    peft_model = method.apply(model, seed=0).get_base_model()
     for name in names:
-        kept, a, b = (each.double() for each in parts_of(adapted.get_submodule(name)))
+        kept, a, b = (each.double() for each in parts_of(peft_model.get_submodule(name)))
         lost = whole.get_submodule(name).weight.double() - kept
         u, s, v = torch.linalg.svd(lost, full_matrices=False)
         best = (lost - (u[:, :rank] * s[:rank]) @ v[:rank]).norm()
@@ -328,10 +330,10 @@ def test_b_learns_at_its_own_rate() -> None:
             "train": {"learning_rate": 3e-4},
         }
     )
-    adapted = recipe.method.apply(small_model(), seed=0)
-    peak, factor = learning_rates(recipe, adapted)
+    peft_model = recipe.method.apply(small_model(), seed=0)
+    peak, factor = learning_rates(recipe, peft_model)
     assert peak == 3e-4
-    for name in moving(adapted):
+    for name in moving(peft_model):
         assert factor(name) == (12.0 if ".lora_B." in name else 1.0), name
 
 
@@ -358,11 +360,11 @@ def bottlenecks(model: Any) -> dict[str, Any]:
 def test_an_adapter_adds_its_formula_at_its_place(
     values: dict[str, Any], inner: int, function: Callable[[Tensor], Tensor], scale: float
 ) -> None:
-    adapted = randomize(method_of("adapter", **values).apply(small_model(), seed=0))
-    found = bottlenecks(adapted)
+    peft_model = randomize(method_of("adapter", **values).apply(small_model(), seed=0))
+    found = bottlenecks(peft_model)
     ends = {"mlp.down_proj"} | ({"self_attn.o_proj"} if values.get("placement") == "houlsby" else set())
     assert set(found) == {f"model.layers.{place}.{name}" for place in range(3) for name in ends}
-    decoder = adapted.get_base_model().model.layers[1]
+    decoder = peft_model.get_base_model().model.layers[1]
     h = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for name in ends:
         layer = found[f"model.layers.1.{name}"]
@@ -406,36 +408,36 @@ def ids_of(tiny_model: Path, text: str) -> list[int]:
 def test_a_prompt_starts_as_the_embeddings_of_its_text(
     kind: str, tokens: int, start: str, wanted: str, tiny_model: Path
 ) -> None:
-    base, adapted = started(tiny_model, kind, tokens=tokens, start=start)
+    base, peft_model = started(tiny_model, kind, tokens=tokens, start=start)
     expected = base.get_input_embeddings().weight[ids_of(tiny_model, wanted)]
-    torch.testing.assert_close(adapted.get_prompt(1)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(peft_model.get_prompt(1)[0], expected, rtol=1e-4, atol=1e-5)
     assert method_of(kind, tokens=tokens).virtual_tokens == tokens
 
 
 @shows("method.prompt.start", "method.ptuning.start", "method.prefix.start")
 @pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix"])
 def test_without_a_text_what_stands_before_the_rows_is_drawn_from_the_vocabulary(kind: str, tiny_model: Path) -> None:
-    base, adapted = started(tiny_model, kind, tokens=6)
+    base, peft_model = started(tiny_model, kind, tokens=6)
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(base.get_input_embeddings().num_embeddings, (6,), generator=generator)
     if kind == "prefix":
-        assert_prefix(adapted, keys_and_values(base, ids))
+        assert_prefix(peft_model, keys_and_values(base, ids))
     else:
         expected = base.get_input_embeddings().weight[ids]
-        torch.testing.assert_close(adapted.get_prompt(1)[0], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(peft_model.get_prompt(1)[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @shows("method.ptuning.inner_size")
 @pytest.mark.parametrize(("values", "inner"), [({"inner_size": 11}, 11), ({}, 32)])
 def test_ptunings_network_is_as_wide_as_it_is_named(values: dict[str, int], inner: int, tiny_model: Path) -> None:
-    _, adapted = started(tiny_model, "ptuning", tokens=4, **values)
-    shapes = [tuple(each.shape) for each in adapted.prompt_encoder["default"].parameters()]
+    _, peft_model = started(tiny_model, "ptuning", tokens=4, **values)
+    shapes = [tuple(each.shape) for each in peft_model.prompt_encoder["default"].parameters()]
     assert shapes == [(4, 32), (inner, 32), (inner,), (inner, inner), (inner,), (32, inner), (32,)]
 
 
-def assert_prefix(adapted: Any, expected: list[tuple[Tensor, Tensor]]) -> None:
+def assert_prefix(peft_model: Any, expected: list[tuple[Tensor, Tensor]]) -> None:
     """Of each layer, keys and values (1, heads, tokens, dim)."""
-    layers = adapted.get_prompt(1).layers
+    layers = peft_model.get_prompt(1).layers
     assert len(layers) == len(expected)
     for layer, (keys, values) in zip(layers, expected, strict=True):
         torch.testing.assert_close(layer.keys, keys, rtol=1e-5, atol=1e-6)
@@ -449,9 +451,9 @@ def assert_prefix(adapted: Any, expected: list[tuple[Tensor, Tensor]]) -> None:
 def test_a_prefix_starts_as_the_texts_keys_and_values_in_the_familys_own_cache(
     tokens: int, start: str, wanted: str, tiny_model: Path
 ) -> None:
-    base, adapted = started(tiny_model, "prefix", tokens=tokens, start=start)
+    base, peft_model = started(tiny_model, "prefix", tokens=tokens, start=start)
     cache = own_forward(base)(input_ids=torch.tensor([ids_of(tiny_model, wanted)]), use_cache=True).past_key_values
-    assert_prefix(adapted, [(layer.keys, layer.values) for layer in cache.layers])
+    assert_prefix(peft_model, [(layer.keys, layer.values) for layer in cache.layers])
     assert method_of("prefix", tokens=tokens).virtual_tokens == tokens
 
 
@@ -460,14 +462,14 @@ def test_a_prefix_starts_as_the_texts_keys_and_values_in_the_familys_own_cache(
 def test_a_projected_prefix_is_made_by_a_network_of_that_width(
     values: dict[str, int], inner: int, tiny_model: Path
 ) -> None:
-    _, adapted = started(tiny_model, "prefix", tokens=7, projection=True, **values)
-    encoder = adapted.prompt_encoder["default"]
+    _, peft_model = started(tiny_model, "prefix", tokens=7, projection=True, **values)
+    encoder = peft_model.prompt_encoder["default"]
     first, last = encoder.transform[0], encoder.transform[2]
     assert encoder.embedding.weight.shape == (7, 16)  # kv heads × dim
     assert (first.in_features, first.out_features) == (16, inner)
     assert (last.in_features, last.out_features) == (inner, 2 * 2 * 16)  # layers × keys and values
     made = last(torch.tanh(first(encoder.embedding.weight))).view(7, 2, 2, 2, 8)  # tokens, layers, k and v, heads, dim
-    assert_prefix(adapted, [(each[0][None], each[1][None]) for each in made.permute(1, 2, 3, 0, 4)])
+    assert_prefix(peft_model, [(each[0][None], each[1][None]) for each in made.permute(1, 2, 3, 0, 4)])
     _, direct = started(tiny_model, "prefix", tokens=7)
     assert [tuple(each.shape) for each in direct.parameters() if each.requires_grad] == [(7, 64)]
 
@@ -487,15 +489,15 @@ def test_any_method_of_pefts_is_taken_with_its_own_settings(
     method = method_of("peft", peft_type=peft_type, config={**config, "target_modules": ["q_proj"]})
     model = small_model()
     count = method.trained_parameters(model)
-    adapted = method.apply(model, seed=0)
-    shapes = {re.split(r"\.|_lambda", name)[-1]: tuple(each.shape) for name, each in adapted.named_parameters()}
-    found = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
-    assert adapted.active_peft_config.peft_type.value == peft_type.upper()
+    peft_model = method.apply(model, seed=0)
+    shapes = {re.split(r"\.|_lambda", name)[-1]: tuple(each.shape) for name, each in peft_model.named_parameters()}
+    found = {name: each for name, each in peft_model.named_parameters() if each.requires_grad}
+    assert peft_model.active_peft_config.peft_type.value == peft_type.upper()
     for part, shape in wanted.items():
         of_part = [tuple(each.shape) for name, each in found.items() if part in name]
         assert of_part == [shape] * 3, (part, shapes)
     assert all("q_proj" in name for name in found)
     assert count == sum(each.numel() for each in found.values())
     if config.get("alpha"):
-        layer = adapted.get_base_model().model.layers[1].self_attn.q_proj
+        layer = peft_model.get_base_model().model.layers[1].self_attn.q_proj
         assert layer.scaling["default"] == 3.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.data.example import Example, Source
 from tunesmith.data.pack import Batch
 from tunesmith.data.prepare import prepare
@@ -24,7 +25,6 @@ from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.recipe import Base, Recipe
 
 NAMES = ["calm", "bold", "dry"]
 HEADS = ("classification", "multi_label", "regression", "token_classification")
@@ -43,12 +43,14 @@ def answers_alone(model: Any) -> tuple[Tensor, Tensor, Batch]:
     if model.config.is_encoder_decoder:
         pairs = [(torch.tensor(ids[:2]), torch.tensor(ids[2:])) for ids in ROWS]
         logits = [model(input_ids=read[None], labels=written[None]).logits[0] for read, written in pairs]
-        batch = batch_of(learnt=[range(2, len(ids)) for ids in ROWS])
+        batch = batch_of(loss_mask=[range(2, len(ids)) for ids in ROWS])
         return torch.cat(logits), torch.cat([written for _, written in pairs]), batch
-    learnt = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
-    logits = [each[[place - 1 for place in places]] for each, places in zip(logits_alone(model), learnt, strict=True)]
-    labels = [ids[place] for ids, places in zip(ROWS, learnt, strict=True) for place in places]
-    return torch.cat(logits), torch.tensor(labels), batch_of(learnt=learnt)
+    loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
+    logits = [
+        each[[place - 1 for place in places]] for each, places in zip(logits_alone(model), loss_mask, strict=True)
+    ]
+    labels = [ids[place] for ids, places in zip(ROWS, loss_mask, strict=True) for place in places]
+    return torch.cat(logits), torch.tensor(labels), batch_of(loss_mask=loss_mask)
 
 
 @shows(
@@ -104,7 +106,7 @@ CHAT = tuple(
 def test_the_named_turns_are_learnt_and_no_others(kind: str, learn: dict[str, str], wanted: list[str]) -> None:
     objective = objective_of(kind, **learn, **({"teacher": "nowhere"} if kind == "distillation" else {}))
     (found,) = rendered(objective, messages=CHAT)
-    assert [found.text[start:end] for start, end in found.learnt] == wanted
+    assert [found.text[start:end] for start, end in found.loss_mask] == wanted
 
 
 @shows("objective.text.concatenate")
@@ -183,14 +185,14 @@ def examples_of(labels: list[Any]) -> list[Example]:
 @shows("objective.classification.class_weights", "objective.multi_label.class_weights")
 def test_balanced_weights_are_those_of_the_formulas() -> None:
     rows = examples_of(["b"] * 6 + ["a"] * 3 + ["c"])
-    found = objective_of("classification", class_weights="balanced").settled(lambda: rows)
+    found = objective_of("classification", class_weights="balanced").resolve(lambda: rows)
     assert found.labels == ["a", "b", "c"]
     assert found.class_weights == pytest.approx({"a": 10 / (3 * 3), "b": 10 / (3 * 6), "c": 10 / (3 * 1)})
-    named = objective_of("classification", class_weights="balanced", labels=["c", "b", "a", "d"]).settled(lambda: rows)
+    named = objective_of("classification", class_weights="balanced", labels=["c", "b", "a", "d"]).resolve(lambda: rows)
     assert named.labels == ["c", "b", "a", "d"]
     assert named.class_weights == pytest.approx({"a": 10 / 9, "b": 10 / 18, "c": 10 / 3})
     many = examples_of([("x", "y")] * 2 + [("x",)] * 5 + [("x", "z")])
-    weighed = objective_of("multi_label", class_weights="balanced").settled(lambda: many)
+    weighed = objective_of("multi_label", class_weights="balanced").resolve(lambda: many)
     assert weighed.labels == ["x", "y", "z"]
     assert weighed.class_weights == pytest.approx({"x": 1 / 8, "y": 6 / 2, "z": 7 / 1})
 
@@ -199,9 +201,9 @@ def test_balanced_weights_are_those_of_the_formulas() -> None:
     "objective.classification.labels",
     "objective.multi_label.labels",
     "objective.token_classification.labels",
-    "objective.few_examples.labels",
+    "objective.few_shot.labels",
 )
-@pytest.mark.parametrize("kind", ["classification", "multi_label", "token_classification", "few_examples"])
+@pytest.mark.parametrize("kind", ["classification", "multi_label", "token_classification", "few_shot"])
 def test_labels_stand_in_the_order_that_they_are_named_in_else_sorted(kind: str) -> None:
     def example(name: str) -> dict[str, Any]:
         if kind == "token_classification":
@@ -209,8 +211,8 @@ def test_labels_stand_in_the_order_that_they_are_named_in_else_sorted(kind: str)
         return {"text": "ab", "label": (name, "bold") if kind == "multi_label" else name}
 
     rows = [Example(Source("rows", n), **example(name)) for n, name in enumerate(["dry", "calm", "bold"] * 2)]
-    of_rows = objective_of(kind).settled(lambda: rows)
-    named = objective_of(kind, labels=NAMES).settled(lambda: rows)
+    of_rows = objective_of(kind).resolve(lambda: rows)
+    named = objective_of(kind, labels=NAMES).resolve(lambda: rows)
     assert of_rows.ending.labels == ("bold", "calm", "dry")
     assert named.ending.labels == ("calm", "bold", "dry")
     targets = [rendered(each, **example("calm"))[0].targets for each in (of_rows, named)]
@@ -235,9 +237,9 @@ def test_a_new_head_learns_at_its_own_rate(kind: str) -> None:
         }
     )
     model = small_model("bert", recipe.objective.ending)
-    adapted = recipe.method.apply(model, seed=0)
-    peak, factor = learning_rates(recipe, adapted)
-    heads = {name for name, each in adapted.named_parameters() if each.requires_grad and ".classifier." in name}
+    peft_model = recipe.method.apply(model, seed=0)
+    peak, factor = learning_rates(recipe, peft_model)
+    heads = {name for name, each in peft_model.named_parameters() if each.requires_grad and ".classifier." in name}
     assert len(heads) == 2
     for name in heads:
         assert peak * factor(name) == pytest.approx(0.007 * (2.5 if kind == "regression" else 1.0), rel=1e-12)
@@ -250,7 +252,7 @@ def test_a_new_head_learns_at_its_own_rate(kind: str) -> None:
 def test_a_head_over_values_starts_at_their_mean_and_learns_in_their_spreads() -> None:
     model, _ = of_texts("regression")
     before = model.classifier.weight.detach().clone()
-    objective = objective_of("regression", mean=-4.5, spread=2.5).settled(list)
+    objective = objective_of("regression", mean=-4.5, spread=2.5).resolve(list)
     objective.begin(model, Base())
     torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
     assert model.classifier.bias.tolist() == [-4.5]
@@ -276,7 +278,7 @@ def test_a_head_over_values_starts_at_their_mean_and_learns_in_their_spreads() -
 def test_mean_and_spread_are_the_rows_where_they_are_not_named(
     values: dict[str, float], mean: float, spread: float
 ) -> None:
-    found = objective_of("regression", **values).settled(lambda: examples_of([2.0, 2.0, 4.0, 5.0, 7.0]))
+    found = objective_of("regression", **values).resolve(lambda: examples_of([2.0, 2.0, 4.0, 5.0, 7.0]))
     assert (found.mean, found.spread) == pytest.approx((mean, np.std([2, 2, 4, 5, 7]) if spread == 2.0 else spread))
     assert found.output_scale == found.spread
 
@@ -331,7 +333,7 @@ def test_each_side_of_a_pair_gets_its_own_prefix() -> None:
     assert plain.parts == ("Where?", "There.")
 
 
-@shows("objective.few_examples.temperature", "objective.few_examples.pooling")
+@shows("objective.few_shot.temperature", "objective.few_shot.pooling")
 @pytest.mark.parametrize(
     ("values", "pooling", "tau"),
     [
@@ -342,7 +344,7 @@ def test_each_side_of_a_pair_gets_its_own_prefix() -> None:
     ],
 )
 def test_rows_are_compared_by_classes_as_the_formula_has_it(values: dict[str, Any], pooling: str, tau: float) -> None:
-    objective = objective_of("few_examples", labels=NAMES, **values)
+    objective = objective_of("few_shot", labels=NAMES, **values)
     model = small_model("bert", objective.ending)
     rows = [*ROWS, [14, 15], [18, 19, 20, 23]]
     classes = [0, 1, 0, 1, 0, 2]  # the last is alone of its class
@@ -351,8 +353,10 @@ def test_rows_are_compared_by_classes_as_the_formula_has_it(values: dict[str, An
     for place, own in enumerate(vectors):
         others = [other for other in range(6) if other != place]
         scores = torch.log_softmax(vectors[others] @ own / tau, 0)
-        alike = [scores[n] for n, other in enumerate(others) if classes[other] == classes[place]]
-        expected.append(-torch.stack(alike).mean() if alike else torch.zeros((), dtype=torch.float64))
+        bucket_by_length = [scores[n] for n, other in enumerate(others) if classes[other] == classes[place]]
+        expected.append(
+            -torch.stack(bucket_by_length).mean() if bucket_by_length else torch.zeros((), dtype=torch.float64)
+        )
     batch = batch_of(rows, told=[[float(each)] for each in classes])
     losses = torch.stack(expected)
     torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
@@ -397,19 +401,19 @@ def test_a_student_learns_what_its_teacher_says_by_the_formula(
     use_document_attention(model)
     objective = objective_of("distillation", teacher=str(teachers[which]), **values)
     objective.begin(model, Base(path=str(tiny_model)))
-    learnt = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
+    loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
     teacher = AutoModelForCausalLM.from_pretrained(teachers[which])
     said, wanted = (
         torch.cat(
-            [each[[p - 1 for p in places]] for each, places in zip(logits_alone(m), learnt, strict=True)]
+            [each[[p - 1 for p in places]] for each, places in zip(logits_alone(m), loss_mask, strict=True)]
         ).double()
         for m in (model, teacher)
     )
-    labels = torch.tensor([ids[place] for ids, places in zip(ROWS, learnt, strict=True) for place in places])
+    labels = torch.tensor([ids[place] for ids, places in zip(ROWS, loss_mask, strict=True) for place in places])
     own = -torch.log_softmax(said, -1).gather(1, labels[:, None])[:, 0]
     p, q = torch.softmax(wanted / t, -1), torch.softmax(said / t, -1)
     expected = (1 - share) * t**2 * (p * (p / q).log()).sum() + share * own.sum()
-    batch = batch_of(learnt=learnt)
+    batch = batch_of(loss_mask=loss_mask)
     torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-4, atol=1e-5)
     assert objective.reads == (str(teachers[which]),)

@@ -25,22 +25,22 @@ from transformers import (
 from transformers.optimization import Adafactor
 
 import tunesmith
+from tunesmith.config.recipe import Recipe, Train
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.precision import bf16_speedup, device_of, dtype_of
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import learning_rates, trainable_model
-from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.architecture import blocks
 from tunesmith.models.load import quiet_peft
 from tunesmith.models.prompts import plain_model
 from tunesmith.planner.device import this_device
 from tunesmith.planner.fitting import plan_within
 from tunesmith.planner.plan import plan_run
-from tunesmith.recipe import Recipe, Train
 from tunesmith.run import Event, Run
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def recipe_of(tiny_model: Path, method: Any = "full", data: dict[str, Any] | Non
 def batches_of(lengths: list[int] = LENGTHS, pack: bool = True, **train: Any) -> tuple[Batches, int]:
     """The batches and the steps of a run over rows of these lengths."""
     recipe = Recipe.load({"data": {"train": "rows.jsonl", "pack": pack}, "train": train})
-    layout = Workload.of(recipe, table_of(lengths)).laid_out(True)
+    layout = BatchPlan.of(recipe, table_of(lengths)).layout(True)
     return layout.batches, layout.steps
 
 
@@ -170,40 +170,40 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float], Any]] = {
 """transformers' own of 80 steps, 13 of which are warm-up."""
 
 
-@shows("train.schedule", "train.warmup_share", "train.final_learning_rate_share")
+@shows("train.schedule", "train.warmup_ratio", "train.min_lr_ratio")
 @pytest.mark.parametrize(
     ("schedule", "final"), [("cosine", 0.0), ("cosine", 0.3), ("linear", 0.0), ("constant", 0.0), ("constant", 0.3)]
 )
 def test_the_learning_rate_of_every_step_is_that_of_transformers(schedule: str, final: float) -> None:
     rule = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = SCHEDULES[schedule](rule, final)
-    train = Train(steps=80, schedule=schedule, warmup_share=0.16, final_learning_rate_share=final)  # 12.8 steps
+    train = Train(steps=80, schedule=schedule, warmup_ratio=0.16, min_lr_ratio=final)  # 12.8 steps
     for step in range(1, 81):
         rule.step()
         theirs.step()
         assert learning_rate(train, 0.5, step, 80) == pytest.approx(rule.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
 
 
-@shows("train.final_learning_rate_share")
+@shows("train.min_lr_ratio")
 def test_a_linear_schedule_falls_evenly_to_its_share() -> None:
-    train = Train(steps=12, schedule="linear", warmup_share=1 / 6, final_learning_rate_share=0.25)
+    train = Train(steps=12, schedule="linear", warmup_ratio=1 / 6, min_lr_ratio=0.25)
     found = [learning_rate(train, 4.0, step, 12) for step in range(1, 13)]
     assert found == pytest.approx([2.0, 4.0, 3.7, 3.4, 3.1, 2.8, 2.5, 2.2, 1.9, 1.6, 1.3, 1.0], rel=1e-12)
 
 
 @shows("train.schedule")
 def test_schedule_free_keeps_its_rate_and_defaults_are_cosine_to_a_tenth_after_3_percent() -> None:
-    free = Train(steps=10, optimizer="schedule_free", warmup_share=0.2, schedule="linear")
+    free = Train(steps=10, optimizer="schedule_free", warmup_ratio=0.2, schedule="linear")
     assert [learning_rate(free, 3.0, step, 10) for step in range(1, 11)] == [1.5] + [3.0] * 9
     rates = [learning_rate(Train(steps=100), 1.0, step, 100) for step in range(1, 101)]
     assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.1 + 0.45 * (1 + math.cos(math.pi / 97))], rel=1e-12)
     assert rates[-1] == pytest.approx(0.1, rel=1e-12)
 
 
-@shows("train.warmup_share")
+@shows("train.warmup_ratio")
 @pytest.mark.parametrize(("share", "steps", "warm"), [(0.03, 50, 2), (0.5, 7, 4), (1.0, 6, 6), (0.0, 5, 0)])
 def test_warm_up_is_the_share_of_the_steps_rounded_up(share: float, steps: int, warm: int) -> None:
-    train = Train(steps=steps, schedule="constant", warmup_share=share)
+    train = Train(steps=steps, schedule="constant", warmup_ratio=share)
     found = [learning_rate(train, 0.6, step, steps) for step in range(1, steps + 1)]
     assert found == pytest.approx([0.6 * min(1.0, step / max(1, warm)) for step in range(1, steps + 1)], rel=1e-12)
 
@@ -476,13 +476,13 @@ def test_a_memory_limit_is_read_in_its_unit_and_what_it_takes_is_computed_twice(
     written = {"12GB": 12 * 10**9, "1.5GiB": 3 * 2**29, "900MiB": 900 * 2**20, "640 KB": 640_000}
     assert {text: Train(memory_limit=text).memory_bytes for text in written} == written
     assert Train().memory_bytes is None
-    workload = Workload.of(recipe_of(tiny_model, tokens_per_step=8192, tokens_per_batch=8192), table_of(LENGTHS))
+    batch_plan = BatchPlan.of(recipe_of(tiny_model, tokens_per_step=8192, tokens_per_batch=8192), table_of(LENGTHS))
     here = this_device(CPU)
-    once = plan_run(workload, torch.float32, here)
+    once = plan_run(batch_plan, torch.float32, here)
     limit = round(1.05 * (once.memory.peak_bytes - 2**20))
-    found = plan_within(workload, torch.float32, here, limit)
+    found = plan_within(batch_plan, torch.float32, here, limit)
     assert found.memory.peak_bytes <= limit / 1.05 < once.memory.peak_bytes
-    assert (found.recomputed, found.workload.tokens_per_batch) == (1, 8192)
+    assert (found.checkpointed, found.batch_plan.tokens_per_batch) == (1, 8192)
 
 
 @shows("train.offload_activations")
@@ -504,10 +504,10 @@ def made_at(told: list[Event], kind: str) -> list[int]:
     return [event["step"] for event in named(told, kind)]
 
 
-def fitted(folder: Path, steps: int = 11, **settings: Any) -> list[Event]:
+def fitted(directory: Path, steps: int = 11, **settings: Any) -> list[Event]:
     """What a run tells whose held-out loss never falls, so that the first is the best."""
     loop, told = loop_over(
-        folder,
+        directory,
         [(1.0, 2.0)] * steps,
         steps=steps,
         objective=SquaredErrors([2.0] * 99),
@@ -559,14 +559,14 @@ def test_an_evaluation_takes_so_many_held_out_rows_the_same_ones_each_time(
     loop.evaluate()
     rows = np.random.default_rng(0).permutation(40)[:count]
     for event in told:
-        assert (event["rows"], event["learnt_tokens"]) == (count, count)
+        assert (event["rows"], event["loss_tokens"]) == (count, count)
         assert event["loss"] == pytest.approx(np.mean(0.5 * rows.astype(float) ** 2), rel=1e-6)
 
 
-def stopped_at(folder: Path, losses: list[float], **stopping: Any) -> tuple[int, str, int | None]:
+def stopped_at(directory: Path, losses: list[float], **stopping: Any) -> tuple[int, str, int | None]:
     """The last step, why, and the best one, of a run of nine steps whose held-out losses are these."""
     loop, _ = loop_over(
-        folder,
+        directory,
         [(1.0, 2.0)] * 9,
         steps=9,
         objective=SquaredErrors(losses),
@@ -614,8 +614,8 @@ def test_min_delta_is_how_much_lower_than_the_best_counts_as_better(
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Four steps with TensorBoard."""
-    folder = tmp_path_factory.mktemp("train")
-    rows = folder / "rows.jsonl"
+    directory = tmp_path_factory.mktemp("train")
+    rows = directory / "rows.jsonl"
     lines = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(40)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = {
@@ -627,24 +627,24 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
             "tokens_per_batch": 90,
             "learning_rate": 0.004,
             "schedule": "linear",
-            "warmup_share": 0.5,
-            "final_learning_rate_share": 0.25,
+            "warmup_ratio": 0.5,
+            "min_lr_ratio": 0.25,
             "precision": "bf16",
             "evaluate_every": 2,
             "tensorboard": True,
         },
     }
-    return tunesmith.train(recipe, folder / "run")
+    return tunesmith.train(recipe, directory / "run")
 
 
 @shows("train.tensorboard")
 def test_tensorboard_has_every_scalar_of_every_step_and_evaluation(run: Run) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    written = EventAccumulator(str(run.folder / "tensorboard"))
+    written = EventAccumulator(str(run.directory / "tensorboard"))
     written.Reload()
     groups = {
-        "train": ("step", ["loss", "grad_norm", "learning_rate", "tokens", "learnt_tokens", "seconds"]),
+        "train": ("step", ["loss", "grad_norm", "learning_rate", "tokens", "loss_tokens", "seconds"]),
         "held_out": ("evaluation", ["loss", "perplexity"]),
     }
     assert set(written.Tags()["scalars"]) == {f"{group}/{name}" for group in groups for name in groups[group][1]}

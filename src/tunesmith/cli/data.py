@@ -10,13 +10,13 @@ from rich.text import Text
 from tunesmith.cli.quick import quick_imports
 
 if TYPE_CHECKING:
+    from tunesmith.config.recipe import Recipe
     from tunesmith.data.show import Shown
-    from tunesmith.recipe import Recipe
 
 data = typer.Typer(help="Look at the data: what was read, and what will be learnt of it.", no_args_is_help=True)
 
 TOKEN_COLORS = ("", "on grey30")
-LEARNT = "bold green"
+LOSS_STYLE = "bold green"
 
 
 @data.callback()
@@ -43,14 +43,14 @@ def show(
     console = Console(highlight=False)
     recipe = _recipe(source, base, overrides or [])
     for shown in tunesmith.data.show.show(recipe, load_tokenizer(recipe.base), rows, start):
-        console.rule(f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.learnt_tokens:,} learnt", align="left")
+        console.rule(f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} learnt", align="left")
         console.print(_painted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
         if shown.fault is not None:
             console.print(f"cannot be learnt from: {shown.fault}", style="bold red", markup=False)
 
 
 def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
-    from tunesmith.recipe import Recipe
+    from tunesmith.config.recipe import Recipe
 
     if source.suffix in (".yaml", ".yml"):
         return Recipe.load(source, overrides)
@@ -66,8 +66,8 @@ def _objective(source: str) -> str:
     """What a file's form is learnt by, if nobody says: raw text as text, all else as instructions."""
     from itertools import islice
 
-    from tunesmith.data.forms import detect
     from tunesmith.data.read import Row, read
+    from tunesmith.data.row_formats import detect
 
     first = [row for row in islice(read([source], Path.cwd()), 100) if isinstance(row, Row)]
     return "text" if detect(first) == "text" else "instruction"
@@ -77,10 +77,10 @@ def _painted(shown: "Shown", tokens: bool, colored: bool) -> Text:
     text = Text()
     inside = False
     for number, piece in enumerate(shown.pieces):
-        if not colored and piece.learnt != inside:
-            text.append("«" if piece.learnt else "»")
-        inside = piece.learnt
-        style = LEARNT if piece.learnt else "dim"
+        if not colored and piece.has_loss != inside:
+            text.append("«" if piece.has_loss else "»")
+        inside = piece.has_loss
+        style = LOSS_STYLE if piece.has_loss else "dim"
         ground = TOKEN_COLORS[number % 2] if tokens and colored else ""
         visible = piece.text.replace("\n", "↵\n" if tokens else "\n")
         text.append(visible, f"{style} {ground}".strip())

@@ -13,21 +13,23 @@ from tunesmith.cli.quick import quick_imports
 
 
 def demo(
-    folder: Annotated[Path | None, typer.Option(help="Where to put data and run; default: a new one in runs/.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where to put data and run; default: a new one in runs/.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the demo's recipe.")] = None,
 ) -> None:
     """The whole way on real data in three minutes: rows, plan, training, evaluation, answers side by side."""
     with quick_imports():
-        from tunesmith.demo.recipe import demo_recipe, new_folder
+        from tunesmith.demo.recipe import demo_recipe, new_directory
         from tunesmith.evaluation.compare import evaluate
         from tunesmith.report.html import write_report
         from tunesmith.report.progress import Progress
+        from tunesmith.report.spinner import Spinner
         from tunesmith.report.table import evaluation_table, samples_table
-        from tunesmith.report.waiting import Waiting
         from tunesmith.training.stages import train
 
     console = Console(highlight=False)
-    place = new_folder(folder)
+    place = new_directory(directory)
     _head(console, "1. The data", "Questions and answers from the documentation of this Python.")
     recipe, counts, example = demo_recipe(place)
     _show_data(console, counts, example)
@@ -35,12 +37,12 @@ def demo(
     with Progress(console) as progress:
         run = train(recipe, place / "run", set_ or [], [progress])
     if not run.finished:
-        console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {_short(run.folder)}")
+        console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {_short(run.directory)}")
         raise typer.Exit(130)
     _head(console, "3. Did it work?", "On modules that training had nothing of. The first word is the kind of thing.")
-    with Waiting(console) as waiting:
-        result = evaluate(run.folder, 200, max_new_tokens=40, repetition_penalty=1.2, subscribers=[waiting])
-    report = write_report(run.folder)
+    with Spinner(console) as waiting:
+        result = evaluate(run.directory, 200, max_new_tokens=40, repetition_penalty=1.2, subscribers=[waiting])
+    report = write_report(run.directory)
     console.print(evaluation_table(result))
     _head(
         console,
@@ -49,7 +51,7 @@ def demo(
     )
     console.print(samples_table(result["samples"]))
     _head(console, "5. What next", "")
-    _show_next(console, run.folder, report, result)
+    _show_next(console, run.directory, report, result)
 
 
 def _head(console: Console, title: str, line: str) -> None:

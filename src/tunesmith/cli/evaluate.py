@@ -23,11 +23,11 @@ def evaluate(
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.report.html import write_report
+        from tunesmith.report.spinner import Spinner
         from tunesmith.report.table import evaluation_table, samples_table
-        from tunesmith.report.waiting import Waiting
 
     console = Console(highlight=False)
-    with Waiting(console) as waiting:
+    with Spinner(console) as waiting:
         result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [waiting])
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"]))

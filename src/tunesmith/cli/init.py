@@ -19,10 +19,10 @@ def init(
     if output.exists():
         raise UserError(f"{output} is there already. Name another file with --output.")
     with quick_imports():
+        from tunesmith.config.suggestion import suggest
         from tunesmith.run import atomic_write
-        from tunesmith.starter import starter
 
-    text, seen = starter(data, base)
+    text, seen = suggest(data, base)
     try:
         with atomic_write(output) as file:
             file.write(text)
@@ -30,7 +30,7 @@ def init(
         raise UserError(f"{output} cannot be written: {error.strerror}.") from None
     console = Console(highlight=False)
     console.print(
-        f"{seen.rows:,} rows of the form {seen.form}; of those looked at, half are longer than "
+        f"{seen.rows:,} rows of the form {seen.format}; of those looked at, half are longer than "
         f"{seen.median_length:,} tokens, the longest has {int(seen.lengths.max()):,}."
     )
     if seen.malformed or seen.unusable:

@@ -43,7 +43,7 @@ def plan(
         from tunesmith.planner.plan import Plan
         from tunesmith.planner.shapes import shown_name
         from tunesmith.report import plan_table as report
-        from tunesmith.report.words import size
+        from tunesmith.report.formatting import size
         from tunesmith.run import atomic_write
 
     console = Console(highlight=False)
@@ -118,7 +118,7 @@ def _bytes(said: str) -> int:
     """Raises:
     UserError: it is no amount of memory.
     """
-    from tunesmith.recipe import bytes_in
+    from tunesmith.config.recipe import bytes_in
 
     found = bytes_in(said)
     if found is None:

@@ -21,20 +21,20 @@ STYLES = {"done": "green", "running": "cyan", "interrupted": "yellow", "begun": 
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Where the runs lie.")] = Path("runs"),
+    directory: Annotated[Path, typer.Argument(help="Where the runs lie.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For machines: a JSON list.")] = False,
 ) -> None:
     """List runs: when begun, base, method, how far, last losses."""
+    from tunesmith.report.formatting import duration, figure
     from tunesmith.report.listing import list_runs
-    from tunesmith.report.words import duration, figure
 
-    found = list_runs(folder)
+    found = list_runs(directory)
     if as_json:
         typer.echo(json.dumps([asdict(run) for run in found], indent=2))
         return
     console = Console(highlight=False)
     if not found:
-        console.print(f"No runs in {folder}. Begin one: tunesmith train recipe.yaml", markup=False)
+        console.print(f"No runs in {directory}. Begin one: tunesmith train recipe.yaml", markup=False)
         return
     apart = "\n" if console.width < WIDE else " "
     left = [Column(title, overflow="fold") for title in ("run", "begun", "what")]

@@ -14,8 +14,8 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of a recipe: editors complete and check recipes by it."""
+    from tunesmith.config.schema import recipe_reference, recipe_schema
     from tunesmith.run import atomic_write
-    from tunesmith.schema import recipe_reference, recipe_schema
 
     text = recipe_reference() if markdown else json.dumps(recipe_schema(), indent=2) + "\n"
     if output is None:

@@ -13,7 +13,8 @@ from tunesmith.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tunesmith.models.usable import Usable
+    from tunesmith.models.model_reference import ModelReference
+
 
 ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model's directory, a hub name, or embedded.")]
 System = Annotated[str | None, typer.Option(help="What the system's turn says.")]
@@ -95,11 +96,11 @@ def answer(
     with quick_imports():
         import tunesmith.evaluation.answering
         from tunesmith.models.generate import Sampling
-        from tunesmith.report.waiting import Waiting
+        from tunesmith.report.spinner import Spinner
 
     console = Console(highlight=False)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    with Waiting(console) as waiting:
+    with Spinner(console) as waiting:
         done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [waiting])
     left_out = f" {done.empty:,} had no answer and are left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
@@ -149,7 +150,7 @@ def classify(
 ) -> None:
     """Tell the class, the labels, the value or the entities of texts, with probabilities."""
     with quick_imports():
-        from tunesmith.models.tell import tell
+        from tunesmith.models.predict import tell
 
     usable, loaded = _load_any(model)
     head = usable.head()
@@ -171,7 +172,7 @@ def embed(
     import json
 
     with quick_imports():
-        from tunesmith.models.tell import vector_of
+        from tunesmith.models.predict import vector_of
 
     usable, loaded = _load_any(model)
     if usable.ending.kind != "vectors":
@@ -197,12 +198,12 @@ def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     return model, usable.tokenizer()
 
 
-def _load_any(name: str) -> "tuple[Usable, PreTrainedModel]":
+def _load_any(name: str) -> "tuple[ModelReference, PreTrainedModel]":
     with quick_imports():
         from tunesmith.engine.precision import device_of, dtype_of
-        from tunesmith.models.usable import Usable
+        from tunesmith.models.model_reference import ModelReference
 
-    usable = Usable.find(name)
+    usable = ModelReference.find(name)
     device = device_of("auto")
     precision = "fp32" if usable.ending.problem == "regression" else "auto"
     return usable, usable.model(dtype_of(precision, device), device)

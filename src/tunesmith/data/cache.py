@@ -20,12 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.tokens import TokenTable
 
-_ARRAYS = ("ids", "learnt", "offsets", "file", "row")
+_ARRAYS = ("ids", "loss_mask", "offsets", "file", "row")
 _TOLD = ("targets", "target_offsets")
 """Of tables that have them."""
 
 
-def cache_folder() -> Path:
+def cache_directory() -> Path:
     """`$TUNESMITH_CACHE`, else `tunesmith` under `$XDG_CACHE_HOME` or `~/.cache`."""
     if named := os.environ.get("TUNESMITH_CACHE"):
         return Path(named)
@@ -75,10 +75,10 @@ def _code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, tables: Iterable[tuple[str, TokenTable]], report: dict[str, Any]) -> None:
-    """Write named tables and the report so that `folder` appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+def save(directory: Path, tables: Iterable[tuple[str, TokenTable]], report: dict[str, Any]) -> None:
+    """Write named tables and the report so that `directory` appears whole or not at all."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".partial-"))
     try:
         files = {}
         for name, table in tables:
@@ -86,22 +86,22 @@ def save(folder: Path, tables: Iterable[tuple[str, TokenTable]], report: dict[st
             for array in (*_ARRAYS, *(_TOLD if table.targets is not None else ())):
                 np.save(partial / f"{name}.{array}.npy", getattr(table, array), allow_pickle=False)
         (partial / "report.json").write_text(json.dumps({"files": files, "report": report}), encoding="utf-8")
-        if not folder.exists():
-            partial.rename(folder)
+        if not directory.exists():
+            partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str, Any]] | None:
+def load(directory: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str, Any]] | None:
     """The tables (memory-mapped) and the report, or None if they are not there whole."""
     try:
-        stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        stored = json.loads((directory / "report.json").read_text(encoding="utf-8"))
         tables = []
         for name in names:
             arrays = {
-                array: np.load(folder / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False)
+                array: np.load(directory / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False)
                 for array in (*_ARRAYS, *_TOLD)
-                if array in _ARRAYS or (folder / f"{name}.{array}.npy").exists()
+                if array in _ARRAYS or (directory / f"{name}.{array}.npy").exists()
             }
             tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))
     except (OSError, EOFError, ValueError, KeyError):

@@ -18,14 +18,14 @@ def fault(renderer: Renderer, rendering: Rendering, tokenized: Tokenized) -> str
         rendering: the text.
         tokenized: ids and learnt marks, (n,) each.
     """
-    ids, learnt = tokenized
+    ids, loss_mask = tokenized
     if rendering.parts:
         return None if all(part.strip() for part in rendering.parts) else "one of its texts is empty"
     if rendering.targets is not None:
-        return _told_fault(rendering, learnt)
-    if not learnt[1:].any():
+        return _target_fault(rendering, loss_mask)
+    if not loss_mask[1:].any():
         return "no token of it would be learnt: nothing is left of the answer after rendering"
-    if not _every_stretch_ends(renderer, ids, learnt):
+    if not _every_stretch_ends(renderer, ids, loss_mask):
         return "the end of the answer's turn would not be learnt, so the model would not learn to stop"
     bos = renderer.tokenizer.bos_token_id
     if bos is not None and rendering.source is None:  # there the tokenizer writes them by itself
@@ -35,18 +35,18 @@ def fault(renderer: Renderer, rendering: Rendering, tokenized: Tokenized) -> str
     return None
 
 
-def _told_fault(rendering: Rendering, learnt: NDArray[np.bool_]) -> str | None:
+def _target_fault(rendering: Rendering, loss_mask: NDArray[np.bool_]) -> str | None:
     if not rendering.text.strip():
         return "its text is empty"
-    if rendering.learnt and int(learnt.sum()) != len(rendering.learnt):
-        return f"{len(rendering.learnt)} words have tags, and the tokenizer tells {int(learnt.sum())} apart"
+    if rendering.loss_spans and int(loss_mask.sum()) != len(rendering.loss_spans):
+        return f"{len(rendering.loss_spans)} words have tags, and the tokenizer tells {int(loss_mask.sum())} apart"
     return None
 
 
-def _every_stretch_ends(renderer: Renderer, ids: NDArray[np.int32], learnt: NDArray[np.bool_]) -> bool:
+def _every_stretch_ends(renderer: Renderer, ids: NDArray[np.int32], loss_mask: NDArray[np.bool_]) -> bool:
     """Whether the last token of each learnt stretch, but for white space, is a control token."""
-    changes = (np.flatnonzero(learnt[1:] != learnt[:-1]) + 1).tolist()
-    edges = [*([0] if learnt[0] else []), *changes, *([len(ids)] if learnt[-1] else [])]
+    changes = (np.flatnonzero(loss_mask[1:] != loss_mask[:-1]) + 1).tolist()
+    edges = [*([0] if loss_mask[0] else []), *changes, *([len(ids)] if loss_mask[-1] else [])]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         said = ids[start:end].tolist()
         while said and said[-1] in renderer.white_space_tokens:

@@ -101,8 +101,8 @@ def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
         raise UserError(f"{given}: no such file or directory.{_nearest(path, base_dir)}")
 
 
-def _in_directory(folder: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
-    known = [path for path in _walk(folder) if _ending(path) in (*TABLES, *TEXTS)]
+def _in_directory(directory: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
+    known = [path for path in _walk(directory) if _ending(path) in (*TABLES, *TEXTS)]
     if not known:
         raise UserError(
             f"{given} holds no file with a known ending ({', '.join((*TABLES, *TEXTS))}; each also with .gz)."
@@ -118,9 +118,9 @@ def _in_directory(folder: Path, given: str, base_dir: Path) -> Iterator[DataFile
         yield _file(path, given, base_dir, asked_for=False)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(directory: Path) -> Iterator[Path]:
     """Files at all levels, sorted by path, hidden ones left out; links to directories are followed once."""
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 

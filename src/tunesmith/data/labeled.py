@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from tunesmith.data.form import Form, Values, needed, said, text_of
+from tunesmith.data.row_format import RowFormat, Values, needed, said, text_of
 from tunesmith.data.turns import NotUnderstoodError, in_words, parsed
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -128,28 +128,28 @@ def _beside_text(*names: str) -> tuple[tuple[str, ...], ...]:
     return tuple((text, name) for text in _TEXTS for name in names)
 
 
-LABELED: dict[str, Form] = {
-    "classification": Form(
+LABELED: dict[str, RowFormat] = {
+    "classification": RowFormat(
         "texts with classes", _beside_text("label", *_CLASS), (), _classification, "classification"
     ),
-    "multi_label": Form(
+    "multi_label": RowFormat(
         "texts with several classes", _beside_text("labels", "label", "categories", "tags"), (), _multi_label,
         "multi_label", detected=False,
     ),
-    "regression": Form(
+    "regression": RowFormat(
         "texts with values", _beside_text("score", "value", "rating", "label", "target"), (), _regression, "regression",
         detected=False,
     ),
-    "words": Form(
+    "words": RowFormat(
         "words with tags",
         tuple((words, tags) for words in ("tokens", "words") for tags in ("tags", "ner_tags", "labels")),
         (), _words, "token_classification",
     ),
-    "entities": Form(
+    "entities": RowFormat(
         "texts with entities", _beside_text("entities", "spans", "label"), (), _entities, "token_classification",
         detected=False,
     ),
-    "pairs": Form(
+    "pairs": RowFormat(
         "texts in pairs",
         (
             ("anchor", "positive"),
@@ -162,5 +162,5 @@ LABELED: dict[str, Form] = {
         ),
         ("negative",), _pair, "embedding", detected=False,
     ),
-    "text": Form("raw text", (("text",), ("content",)), (), _raw_text),
+    "text": RowFormat("raw text", (("text",), ("content",)), (), _raw_text),
 }  # fmt: skip

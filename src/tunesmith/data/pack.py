@@ -32,12 +32,12 @@ class Batch:
         input_ids: (1, width) int64.
         position_ids: (1, width) int64, from zero in each document.
         lengths: of the documents, the filling one included, in order; they add up to width.
-        learnt_positions: (marked,) int64: where something is learnt: the next token; a word's tag; on a text's last
+        loss_positions: (marked,) int64: where something is learnt: the next token; a word's tag; on a text's last
             token, what is told of the text.
         labels: (marked,) int64: those next tokens; or (marked, values) float32: what is told there.
         rows: which rows of the table they are.
         tokens: real tokens in the rows, those left out included.
-        learnt_per_row: units of loss of each row, in order.
+        loss_tokens_per_row: units of loss of each row, in order.
         documents_per_row: of each row, in order: its texts, where they are read apart.
         features: (rows, hidden) where a frozen body's states are known already; then nothing else is laid out.
     """
@@ -45,17 +45,17 @@ class Batch:
     input_ids: Tensor
     position_ids: Tensor
     lengths: list[int]
-    learnt_positions: Tensor
+    loss_positions: Tensor
     labels: Tensor
     rows: tuple[int, ...]
     tokens: int
-    learnt_per_row: list[int]
+    loss_tokens_per_row: list[int]
     documents_per_row: list[int]
     features: Tensor | None = None
 
     @property
-    def learnt_tokens(self) -> int:
-        return sum(self.learnt_per_row)
+    def loss_tokens(self) -> int:
+        return sum(self.loss_tokens_per_row)
 
     @property
     def documents(self) -> int:
@@ -67,19 +67,19 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
     """Lay the given rows of the table end to end, and fill up to a multiple of `WIDTH_STEP`."""
     if table.features is not None:
         return _features_alone(table, rows, device)
-    ids, learnt_at, lengths, learnt_per_row, documents_per_row = [], [], [], [], []
+    ids, loss_positions, lengths, loss_tokens_per_row, documents_per_row = [], [], [], [], []
     positions: list[NDArray[np.int64]] = []
     labels: list[NDArray[Any]] = []
     tokens = width = 0
     for row in rows:
-        all_ids, learnt = table[row]
+        all_ids, loss_mask = table[row]
         if table.targets is None:
-            marks = np.flatnonzero(learnt[1:])  # position t predicts token t + 1
+            marks = np.flatnonzero(loss_mask[1:])  # position t predicts token t + 1
             ends = marks[-1:] + 1 if len(marks) else np.ones(1, np.int64)
             labels.append(all_ids[1:][marks])
             units = len(marks)
         else:
-            marks = np.flatnonzero(learnt)
+            marks = np.flatnonzero(loss_mask)
             told = table.targets_of(row)
             apart = len(told) == 0  # nothing is told of texts that are compared
             ends = marks + 1 if apart else np.array([len(all_ids)])
@@ -89,8 +89,8 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
         ids.append(all_ids[: ends[-1]])
         positions.extend(np.arange(length) for length in own)
         lengths.extend(own)
-        learnt_at.append(marks + width)
-        learnt_per_row.append(units)
+        loss_positions.append(marks + width)
+        loss_tokens_per_row.append(units)
         documents_per_row.append(len(own))
         tokens += len(all_ids)
         width += int(ends[-1])
@@ -106,11 +106,11 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
         tensor(ids)[None],
         tensor(positions)[None],
         lengths,
-        tensor(learnt_at),
+        tensor(loss_positions),
         tensor(labels, np.int64 if table.targets is None else np.float32),
         tuple(rows),
         tokens,
-        learnt_per_row,
+        loss_tokens_per_row,
         documents_per_row,
     )
 
@@ -159,7 +159,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def best_fit_balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """As few bins as `best_fit` needs, but evenly filled, so that an epoch does not end in a step of a few tokens."""
     bins = best_fit(lengths, capacity)
     room = sum(lengths) / len(bins)
@@ -183,15 +183,15 @@ def next_fit(lengths: Sequence[int], capacity: int, padded: bool = False) -> lis
     return bins
 
 
-def alike(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def bucket_by_length(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Items of like length together, longest first, each bin within the capacity when they are padded."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [[order[place] for place in bin] for bin in next_fit([lengths[item] for item in order], capacity, True)]
 
 
-def filled(lengths: Sequence[int], capacity: int, padded: bool) -> list[list[int]]:
+def pack_any_order(lengths: Sequence[int], capacity: int, padded: bool) -> list[list[int]]:
     """Bins for one pass in any order, of rows that are packed or padded."""
-    return alike(lengths, capacity) if padded else best_fit(lengths, capacity)
+    return bucket_by_length(lengths, capacity) if padded else best_fit(lengths, capacity)
 
 
 def width(lengths: Sequence[int], padded: bool) -> int:
@@ -261,19 +261,19 @@ class Batches:
         if not self._pack:
             bins = [[item] for item in range(len(order))]
         elif self._shuffle:
-            make = alike if self.padded else balanced
+            make = bucket_by_length if self.padded else best_fit_balanced
             bins = make(lengths, self._tokens_per_batch)
             generator.shuffle(bins)
         else:
             bins = next_fit(lengths, self._tokens_per_batch, self.padded)
         steps: list[list[list[int]]] = []
-        filled = self._tokens_per_step
+        pack_any_order = self._tokens_per_step
         for items in bins:
             tokens = sum(lengths[item] for item in items)
             # A step closes where stopping is nearer to the wanted tokens than going on.
-            if filled + tokens / 2 > self._tokens_per_step:
+            if pack_any_order + tokens / 2 > self._tokens_per_step:
                 steps.append([])
-                filled = 0
+                pack_any_order = 0
             steps[-1].append([int(order[item]) for item in items])
-            filled += tokens
+            pack_any_order += tokens
         return steps

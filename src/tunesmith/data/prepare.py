@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed
-from tunesmith.data.fit import fit
-from tunesmith.data.forms import detect, fitting, to_example
+from tunesmith.data.length_policy import fit
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
+from tunesmith.data.row_formats import detect, fitting, to_example
 from tunesmith.data.split import fold, is_held_out
 from tunesmith.data.tokenize import Chunk, Renders, Tokenizer
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
 
 DETECT_ROWS = 100
 
@@ -42,7 +42,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         UserError: too many malformed rows, over-long examples where they are refused, rows that would teach nothing or
             the wrong thing, an empty side; each with its rows.
     """
-    recipe = settled(recipe)
+    recipe = resolve(recipe)
     held_out = recipe.data.held_out
     paths = recipe.data.train + (held_out if isinstance(held_out, list) else []) + recipe.data.replay
     fingerprints = fingerprint(paths, Path.cwd())
@@ -51,24 +51,24 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         "objective": recipe.objective.model_dump(mode="json"),
         "replay_seed": recipe.train.seed if recipe.data.replay else None,
     }
-    folder = cache.cache_folder() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
+    directory = cache.cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
     usable = recipe.data.cache and all(fingerprints.values())
-    if usable and (found := cache.load(folder, ("train", "held_out"))) is not None:
+    if usable and (found := cache.load(directory, ("train", "held_out"))) is not None:
         (train, kept_out), report = found
         return Prepared(train, kept_out, DataReport(**{**report, "cached": True}), fingerprints)
     train, kept_out, counted = _tokenize_all(recipe, tokenizer)
     if usable:
-        cache.save(folder, (("train", train), ("held_out", kept_out)), asdict(counted))
+        cache.save(directory, (("train", train), ("held_out", kept_out)), asdict(counted))
     return Prepared(train, kept_out, counted, fingerprints)
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve(recipe: Recipe) -> Recipe:
     """The recipe with everything in its objective that only the training rows can tell: the classes' names.
 
     Raises:
         UserError: the rows do not tell, or cannot be read.
     """
-    objective = recipe.objective.settled(lambda: examples(recipe, recipe.data.train, DataReport()))
+    objective = recipe.objective.resolve(lambda: examples(recipe, recipe.data.train, DataReport()))
     return recipe.model_copy(update={"objective": objective})
 
 
@@ -80,18 +80,18 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
     """
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
-    form = recipe.data.form
+    format = recipe.data.format
     whole = [row for row in first if isinstance(row, Row)]
-    if form == "auto" and recipe.objective.forms:
-        form = fitting(whole, recipe.objective.forms, recipe.data.columns)
-    if form == "auto":
-        form = detect(whole, recipe.data.columns)
-    report.form = form
+    if format == "auto" and recipe.objective.formats:
+        format = fitting(whole, recipe.objective.formats, recipe.data.columns)
+    if format == "auto":
+        format = detect(whole, recipe.data.columns)
+    report.format = format
     read_here = 0
     bad: list[Malformed] = []
     for row in chain(first, rows):
         read_here += 1
-        example = row if isinstance(row, Malformed) else to_example(row, form, recipe.data.columns)
+        example = row if isinstance(row, Malformed) else to_example(row, format, recipe.data.columns)
         if isinstance(example, Malformed):
             bad.append(example)
         else:
@@ -154,8 +154,8 @@ def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     if recipe.data.replay:
         table = with_replay(recipe, renderer, table, report)
     report.examples, report.held_out_rows = len(table), len(kept_out_table)
-    report.tokens, report.learnt_tokens = len(table.ids), table.learnt_tokens
-    report.held_out_tokens, report.held_out_learnt_tokens = len(kept_out_table.ids), kept_out_table.learnt_tokens
+    report.tokens, report.loss_tokens = len(table.ids), table.loss_tokens
+    report.held_out_tokens, report.held_out_loss_tokens = len(kept_out_table.ids), kept_out_table.loss_tokens
     report.length_histogram = _histogram(table.lengths)
     return table, kept_out_table, report
 
@@ -178,7 +178,7 @@ def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: D
     Raises:
         UserError: the replayed rows cannot be read or learnt from, or are too few.
     """
-    anew = recipe.data.model_copy(update={"form": "auto", "columns": {}, "over_long": "split"})
+    anew = recipe.data.model_copy(update={"format": "auto", "columns": {}, "overflow": "split"})
     recipe = recipe.model_copy(update={"data": anew})
     counted = DataReport()
     builder = TableBuilder()

@@ -64,7 +64,7 @@ def fingerprint(paths: Sequence[str], base_dir: Path) -> dict[str, str]:
     prints: dict[str, str] = {}
     for each in find(paths, base_dir):
         if isinstance(each, DataFile):
-            with _told_plainly(each), each.path.open("rb") as file:
+            with _with_plain_errors(each), each.path.open("rb") as file:
                 prints[each.name] = hashlib.file_digest(file, "sha256").hexdigest()
         else:
             prints[str(each)] = f"commit:{hub.commit(each)}"
@@ -93,7 +93,7 @@ def _read_hub(data_set: hub.HubDataSet) -> Iterator[Row]:
 
 
 def _read_file(file: DataFile) -> Iterator[Row | Malformed]:
-    with _told_plainly(file), _open(file) as stream:
+    with _with_plain_errors(file), _open(file) as stream:
         match file.ending:
             case ".jsonl" | ".ndjson":
                 yield from _read_json_lines(stream, file.shown)
@@ -108,7 +108,7 @@ def _read_file(file: DataFile) -> Iterator[Row | Malformed]:
 
 
 @contextmanager
-def _told_plainly(file: DataFile) -> Iterator[None]:
+def _with_plain_errors(file: DataFile) -> Iterator[None]:
     """What the file system or gzip objects to, as an error that names the file."""
     try:
         yield

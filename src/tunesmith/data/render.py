@@ -34,7 +34,7 @@ class Rendering:
     Attributes:
         text: with the template's special tokens; of a raw document, the document alone.
         learnt: spans of the text that are learnt, in order, apart from each other.
-        targets: what is learnt where it is not next tokens: a tag for each of the spans `learnt`; or, where there are
+        targets: what is learnt where it is not next tokens: a tag for each of the spans `loss_mask`; or, where there are
             none, what is told of the whole text. The tokenizer's own special tokens go around the text.
         parts: texts that are read apart from each other and learnt together, in place of `text`; each with the
             tokenizer's own special tokens around it.
@@ -45,7 +45,7 @@ class Rendering:
     """
 
     text: str
-    learnt: tuple[Span, ...]
+    loss_spans: tuple[Span, ...]
     document: bool = False
     targets: Targets | None = None
     parts: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class Renderer:
         """
         if example.text is not None:
             return [Rendering(example.text, ((0, len(example.text)),), document=True)]
-        messages, wanted = _up_to_the_last_learnt(example.messages or (), learn)
+        messages, wanted = _up_to_last_loss(example.messages or (), learn)
         _refuse_special_tokens(messages, self.template.special_tokens)
         if learn == "all":
             text = self.template.text(messages, example.tools)
@@ -147,7 +147,7 @@ class Renderer:
         if rendering.parts:
             return self._tokenize_parts
         if rendering.targets is not None:
-            return self._tokenize_tagged if rendering.learnt else self._tokenize_labeled
+            return self._tokenize_tagged if rendering.loss_spans else self._tokenize_labeled
         if rendering.source is not None:
             return self._tokenize_pairs
         return self._tokenize_documents if rendering.document else self._tokenize_chats
@@ -177,24 +177,24 @@ class Renderer:
         """Each text in one piece, as a server tokenizes it, unless a token would hold a prompt's end and an answer's
         beginning: then in two, since the server's prompt ends there too."""
         for rendering, encoded in zip(renderings, self._chats.encode([each.text for each in renderings]), strict=True):
-            learnt = _learnt_of(encoded, rendering.learnt)
-            if learnt is None:
+            loss_mask = _loss_mask_of(encoded, rendering.loss_spans)
+            if loss_mask is None:
                 yield self._tokenize_in_pieces(rendering)
             else:
-                yield np.asarray(encoded.ids, np.int32), learnt
+                yield np.asarray(encoded.ids, np.int32), loss_mask
 
     def _tokenize_in_pieces(self, rendering: Rendering) -> Tokenized:
-        edges = [0, *(start for start, _ in rendering.learnt if start), len(rendering.text)]
+        edges = [0, *(start for start, _ in rendering.loss_spans if start), len(rendering.text)]
         ids: list[int] = []
-        learnt: list[NDArray[np.bool_]] = []
+        loss_mask: list[NDArray[np.bool_]] = []
         for start, end in pairwise(edges):
             piece = self.tokenizer(
                 rendering.text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
             ids.extend(piece["input_ids"])
             places = np.asarray(piece["offset_mapping"], np.int64).reshape(-1, 2) + start
-            learnt.append(_within(places, rendering.learnt))
-        return np.asarray(ids, np.int32), np.concatenate(learnt)
+            loss_mask.append(_within(places, rendering.loss_spans))
+        return np.asarray(ids, np.int32), np.concatenate(loss_mask)
 
     def _tokenize_labeled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         encoded = self.tokenizer([each.text for each in renderings], split_special_tokens=True, verbose=False)
@@ -208,10 +208,10 @@ class Renderer:
         for rendering, inner, offsets in zip(renderings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             ids = np.asarray(inner, np.int32)
             starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
-            learnt = np.zeros(len(ids), np.bool_)
-            for start, end in rendering.learnt:
-                learnt[np.flatnonzero((starts < end) & (ends > start))[:1]] = True
-            yield ids, learnt
+            loss_mask = np.zeros(len(ids), np.bool_)
+            for start, end in rendering.loss_spans:
+                loss_mask[np.flatnonzero((starts < end) & (ends > start))[:1]] = True
+            yield ids, loss_mask
 
     def _tokenize_parts(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         texts = [part for each in renderings for part in each.parts]
@@ -219,9 +219,9 @@ class Renderer:
         for rendering in renderings:
             parts = [next(encoded) for _ in rendering.parts]
             ids = np.asarray([token for part in parts for token in part], np.int32)
-            learnt = np.zeros(len(ids), np.bool_)
-            learnt[np.cumsum([len(part) for part in parts]) - 1] = True
-            yield ids, learnt
+            loss_mask = np.zeros(len(ids), np.bool_)
+            loss_mask[np.cumsum([len(part) for part in parts]) - 1] = True
+            yield ids, loss_mask
 
     def _tokenize_pairs(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         """What is read, then what is written: `models.forward` parts them again."""
@@ -235,9 +235,9 @@ class Renderer:
     def _tokenize_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         for inner in self._documents.encode([each.text for each in renderings]):
             ids = np.asarray([*self.begin_of_document, *inner.ids, self.end_of_document], np.int32)
-            learnt = np.ones(len(ids), np.bool_)
-            learnt[: len(self.begin_of_document)] = False
-            yield ids, learnt
+            loss_mask = np.ones(len(ids), np.bool_)
+            loss_mask[: len(self.begin_of_document)] = False
+            yield ids, loss_mask
 
 
 _Way = Callable[[Sequence[Rendering]], Iterator[Tokenized]]
@@ -254,22 +254,22 @@ def source_text(messages: Sequence[Message]) -> str:
     return "\n\n".join(str(message["content"]) for message in messages)
 
 
-def _learnt_of(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.bool_] | None:
+def _loss_mask_of(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.bool_] | None:
     """Which tokens begin within the spans; None where a span begins within a token."""
-    learnt = np.zeros(len(encoded.ids), np.bool_)
+    loss_mask = np.zeros(len(encoded.ids), np.bool_)
     for start, end in spans:
         first, clean = encoded.at(start)
         if not clean:
             return None
-        learnt[first : encoded.at(end)[0]] = True
-    return learnt
+        loss_mask[first : encoded.at(end)[0]] = True
+    return loss_mask
 
 
 def _within(places: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
-    learnt = np.zeros(len(places), np.bool_)
+    loss_mask = np.zeros(len(places), np.bool_)
     for start, end in spans:
-        learnt |= (places[:, 0] >= start) & (places[:, 0] < end)
-    return learnt
+        loss_mask |= (places[:, 0] >= start) & (places[:, 0] < end)
+    return loss_mask
 
 
 def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) -> None:
@@ -284,7 +284,7 @@ def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) 
                 )
 
 
-def _up_to_the_last_learnt(messages: Sequence[Message], learn: Learn) -> tuple[Sequence[Message], list[int]]:
+def _up_to_last_loss(messages: Sequence[Message], learn: Learn) -> tuple[Sequence[Message], list[int]]:
     """The chat up to the last turn that is learnt, and where such turns stand; what comes after teaches nothing.
 
     Raises:

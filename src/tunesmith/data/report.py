@@ -22,14 +22,14 @@ class DataReport:
         joined: rows that documents laid end to end were cut into.
         replayed, replayed_tokens: rows of `data.replay` among the training examples; `replay_rows` were there.
         unlearnable: pieces of split examples without a learnt token, left out.
-        tokens, learnt_tokens: in the training examples.
-        held_out_tokens, held_out_learnt_tokens: in the held-out ones.
+        tokens, loss_tokens: in the training examples.
+        held_out_tokens, held_out_loss_tokens: in the held-out ones.
         longest: tokens of the longest example before any cut.
         length_histogram: [upper edge in tokens, examples] of the training examples.
         cached: whether the tokens came from the cache.
     """
 
-    form: str = ""
+    format: str = ""
     rows: int = 0
     malformed: int = 0
     malformed_rows: list[str] = field(default_factory=list)
@@ -47,9 +47,9 @@ class DataReport:
     replayed: int = 0
     replayed_tokens: int = 0
     tokens: int = 0
-    learnt_tokens: int = 0
+    loss_tokens: int = 0
     held_out_tokens: int = 0
-    held_out_learnt_tokens: int = 0
+    held_out_loss_tokens: int = 0
     longest: int = 0
     length_histogram: list[tuple[int, int]] = field(default_factory=list)
     cached: bool = False

@@ -6,12 +6,12 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import fault
-from tunesmith.data.prepare import examples, settled
+from tunesmith.data.prepare import examples, resolve
 from tunesmith.data.render import Renderer, Tokenized
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import UnusableError
-from tunesmith.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Piece:
     """A token's text (or that of a few, where one holds only part of a character), and whether it is learnt."""
 
     text: str
-    learnt: bool
+    has_loss: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class Shown:
         source: the row.
         pieces: its tokens, in order; put end to end they are the text.
         tokens: how many there are.
-        learnt_tokens: how many of them are learnt.
+        loss_tokens: how many of them are learnt.
         fault: why it cannot be learnt from, if so.
     """
 
     source: str
     pieces: tuple[Piece, ...]
     tokens: int
-    learnt_tokens: int
+    loss_tokens: int
     fault: str | None
 
 
@@ -47,7 +47,7 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
     Raises:
         UserError: the data cannot be read.
     """
-    recipe = settled(recipe)
+    recipe = resolve(recipe)
     renderer = Renderer(tokenizer)
     for example in islice(examples(recipe, recipe.data.train, DataReport()), start - 1, start - 1 + rows):
         try:
@@ -56,12 +56,15 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
             yield Shown(str(example.source), (), 0, 0, str(error))
             continue
         for rendering, tokenized in zip(renderings, renderer.tokenize_many(renderings), strict=True):
-            ids, learnt = tokenized
+            ids, loss_mask = tokenized
             wrong = fault(renderer, rendering, tokenized)
             pieces = _pieces(tokenizer, tokenized)
-            if rendering.targets and not rendering.learnt:  # the marked last token stands for what is told of all
-                pieces = (*_pieces(tokenizer, (ids, learnt & False)), Piece(f" {_told(example.label)}", learnt=True))
-            yield Shown(str(example.source), pieces, len(ids), int(learnt.sum()), wrong)
+            if rendering.targets and not rendering.loss_spans:  # the marked last token stands for what is told of all
+                pieces = (
+                    *_pieces(tokenizer, (ids, loss_mask & False)),
+                    Piece(f" {_told(example.label)}", has_loss=True),
+                )
+            yield Shown(str(example.source), pieces, len(ids), int(loss_mask.sum()), wrong)
 
 
 def _told(label: object) -> str:
@@ -71,11 +74,11 @@ def _told(label: object) -> str:
 def _pieces(tokenizer: PreTrainedTokenizerBase, tokenized: Tokenized) -> tuple[Piece, ...]:
     pieces: list[Piece] = []
     waiting: list[int] = []
-    for token, learnt in zip(*tokenized, strict=True):
+    for token, loss_mask in zip(*tokenized, strict=True):
         waiting.append(int(token))
         text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
         if "\ufffd" not in text or len(waiting) == 4:  # UTF-8 has at most four bytes a character
-            pieces.append(Piece(text, bool(learnt)))
+            pieces.append(Piece(text, bool(loss_mask)))
             waiting = []
     if waiting:
         pieces.append(Piece(tokenizer.decode(waiting), bool(tokenized[1][-1])))

@@ -35,7 +35,7 @@ class TokenTable:
     """
 
     ids: NDArray[np.int32]
-    learnt: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     files: tuple[str, ...]
     file: NDArray[np.int32]
@@ -56,7 +56,7 @@ class TokenTable:
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         start, end = self.offsets[index], self.offsets[index + 1]
-        return self.ids[start:end], self.learnt[start:end]
+        return self.ids[start:end], self.loss_mask[start:end]
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         return (self[index] for index in range(len(self)))
@@ -66,13 +66,13 @@ class TokenTable:
         return np.diff(self.offsets)
 
     @property
-    def learnt_tokens(self) -> int:
+    def loss_tokens(self) -> int:
         """Tokens at which something is learnt, or rows, of texts that are compared; of next tokens, all but a row's
         first, which has none before it."""
         if self.targets is not None:
-            return int(np.count_nonzero(self.learnt)) if len(self.targets) else len(self)
+            return int(np.count_nonzero(self.loss_mask)) if len(self.targets) else len(self)
         starts = self.offsets[:-1][self.lengths > 0]
-        return int(np.count_nonzero(self.learnt)) - int(np.count_nonzero(self.learnt[starts]))
+        return int(np.count_nonzero(self.loss_mask)) - int(np.count_nonzero(self.loss_mask[starts]))
 
     def rows(self) -> Iterator[Tokens]:
         """Each row with its source, and its targets if it has some."""
@@ -99,7 +99,7 @@ class TableBuilder:
 
     def __init__(self) -> None:
         self._ids = _Spool(np.dtype(np.int32))
-        self._learnt = _Spool(np.dtype(np.bool_))
+        self._loss_mask = _Spool(np.dtype(np.bool_))
         self._offsets = array("q", [0])
         self._file = array("i")
         self._row = array("q")
@@ -109,10 +109,10 @@ class TableBuilder:
         self._told = False
 
     def add(
-        self, ids: NDArray[np.int32], learnt: NDArray[np.bool_], source: Source, targets: Targets | None = None
+        self, ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], source: Source, targets: Targets | None = None
     ) -> None:
         self._ids.add(ids)
-        self._learnt.add(learnt)
+        self._loss_mask.add(loss_mask)
         self._offsets.append(self._offsets[-1] + len(ids))
         self._file.append(self._files.setdefault(source.file, len(self._files)))
         self._row.append(source.row)
@@ -124,7 +124,7 @@ class TableBuilder:
     def extend(self, table: TokenTable) -> None:
         """Add all rows of a table."""
         self._ids.add(table.ids)
-        self._learnt.add(table.learnt)
+        self._loss_mask.add(table.loss_mask)
         self._offsets.extend((table.offsets[1:] + self._offsets[-1]).tolist())
         files = [self._files.setdefault(name, len(self._files)) for name in table.files]
         self._file.extend(np.asarray(files, np.int32)[table.file].tolist())
@@ -138,7 +138,7 @@ class TableBuilder:
         """All rows so far; nothing may be added afterwards."""
         return TokenTable(
             self._ids.whole(),
-            self._learnt.whole(),
+            self._loss_mask.whole(),
             np.array(self._offsets, np.int64),
             tuple(self._files),
             np.array(self._file, np.int32),

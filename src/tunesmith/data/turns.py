@@ -114,7 +114,7 @@ def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise NotUnderstoodError(f"{where} is {in_words(turn)}, not an object with role and content")
     rest = {str(key): value for key, value in turn.items() if value is not None}
-    if not _is_learnt(rest, where):
+    if not _has_loss(rest, where):
         rest["learn"] = False
     name = rest.pop("role", None) if "role" in rest else rest.pop("from", None)
     if name is None:
@@ -134,15 +134,15 @@ def _turn(turn: Any, where: str) -> Message:
     return {"role": role, "content": _text("" if content is None else content, where), **rest}
 
 
-def _is_learnt(turn: dict[str, Any], where: str) -> bool:
+def _has_loss(turn: dict[str, Any], where: str) -> bool:
     """Whether the turn is to be learnt; the keys that say so are taken out: OpenAI's `weight`, others' `train`."""
-    learnt = True
+    has_loss = True
     for name in ("weight", "train", "training", "learn"):
         said = turn.pop(name, 1)
         if said not in (0, 1):
             raise NotUnderstoodError(f"the {name} of {where} is {in_words(said)}, not 0 or 1")
-        learnt = learnt and bool(said)
-    return learnt
+        has_loss = has_loss and bool(said)
+    return has_loss
 
 
 def _text(content: Any, where: str) -> str:

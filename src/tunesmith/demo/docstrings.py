@@ -159,20 +159,20 @@ def split(found: Iterable[Pair], share: float = HELD_OUT_SHARE) -> tuple[list[Pa
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in found:
         sides[is_held_out(pair.module, share)].append(pair)
-    learnt = {pair.answer.casefold() for pair in sides[0]}
-    kept = [pair for pair in sides[1] if pair.answer.casefold() not in learnt]
+    trained_on = {pair.answer.casefold() for pair in sides[0]}
+    kept = [pair for pair in sides[1] if pair.answer.casefold() not in trained_on]
     return sides[0], kept, len(sides[1]) - len(kept)
 
 
-def write_pairs(folder: str | Path, share: float = HELD_OUT_SHARE) -> tuple[Path, Path, dict[str, int]]:
+def write_pairs(directory: str | Path, share: float = HELD_OUT_SHARE) -> tuple[Path, Path, dict[str, int]]:
     """Write `train.jsonl` and `held_out.jsonl` into the folder.
 
     Returns:
         Both paths, and counts: documented things, pairs, train, held_out, train_modules, held_out_modules
         (top-level ones), held_out_removed (their answer is learnt elsewhere), and what was left out, by reason.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     left_out: Counter[str] = Counter()
     found = pairs(left_out)
     train, held_out, removed = split(found, share)
@@ -186,7 +186,7 @@ def write_pairs(folder: str | Path, share: float = HELD_OUT_SHARE) -> tuple[Path
         "held_out_removed": removed,
         **{f"left out: {reason}": count for reason, count in sorted(left_out.items())},
     }
-    files = (folder / "train.jsonl", folder / "held_out.jsonl")
+    files = (directory / "train.jsonl", directory / "held_out.jsonl")
     for file, side in zip(files, (train, held_out), strict=True):
         _write(file, side)
     return files[0], files[1], counts

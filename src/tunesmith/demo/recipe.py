@@ -26,14 +26,14 @@ train:
 """
 
 
-def new_folder(folder: Path | None) -> Path:
+def new_directory(directory: Path | None) -> Path:
     """The folder as given, or the first of runs/demo, runs/demo-2, … that is not there yet.
 
     Raises:
         UserError: the given one holds something, or cannot be made.
     """
     numbered = (Path("runs") / ("demo" if number == 1 else f"demo-{number}") for number in range(1, 1_000_000))
-    place = next(each for each in numbered if not each.exists()) if folder is None else folder
+    place = next(each for each in numbered if not each.exists()) if directory is None else directory
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{place} is there already and is not an empty directory. Name another one with --folder.")
     try:

@@ -152,9 +152,9 @@ def _definition(module: str, name: str, node: Definition, *, in_class: bool) -> 
         marks = {ast.unparse(decorator).split("(")[0].split(".")[-1] for decorator in node.decorator_list}
         if text and not marks & {"overload", "setter", "deleter"}:
             is_property = bool(marks & {"property", "cached_property"})
-            is_form = any("SpecialForm" in mark for mark in marks)  # typing.Optional is not called
+            is_row_format = any("SpecialForm" in mark for mark in marks)  # typing.Optional is not called
             bound = in_class and "staticmethod" not in marks
-            signature = None if is_property or is_form else _arguments(node.args, bound=bound)
+            signature = None if is_property or is_row_format else _arguments(node.args, bound=bound)
             kind: Kind = "attribute" if is_property else "method" if in_class else "function"
             yield Documented(module, name, kind, signature, text)
     else:

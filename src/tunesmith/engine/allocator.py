@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.data.cache import cache_folder
+from tunesmith.data.cache import cache_directory
 
 SOURCE = Path(__file__).with_name("arena.cpp")
 
@@ -82,7 +82,7 @@ def arena() -> ctypes.CDLL | None:
         return None
     source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     name = f"arena-{torch.__version__}-{platform.machine()}-{source}.so"
-    beside, kept = SOURCE.with_name(name), cache_folder() / name
+    beside, kept = SOURCE.with_name(name), cache_directory() / name
     library = beside if beside.exists() or (os.access(SOURCE.parent, os.W_OK) and not kept.exists()) else kept
     try:
         if not library.exists():
@@ -96,13 +96,13 @@ def _compile(library: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
         raise OSError("no C++ compiler")
-    torch_folder = Path(torch.__file__).parent
+    torch_directory = Path(torch.__file__).parent
     abi = int(torch.compiled_with_cxx11_abi())
     flags = ["-O2", "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-    places = [f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-lc10"]
+    places = [f"-I{torch_directory / 'include'}", f"-L{torch_directory / 'lib'}", "-lc10"]
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # several processes may do this at once
-        new = Path(folder, library.name)
+    with tempfile.TemporaryDirectory(dir=library.parent) as directory:  # several processes may do this at once
+        new = Path(directory, library.name)
         command = [*shlex.split(compiler), *flags, str(SOURCE), *places, "-o", str(new)]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         new.rename(library)

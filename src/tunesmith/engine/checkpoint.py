@@ -49,16 +49,16 @@ class LoopState:
     """Tokens that may go at once, since memory ran out with more; 0: as planned."""
 
 
-def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:
+def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:
     """Write `folder/step-NNNNNN` and remove older ones past `keep`, never the best.
 
     Raises:
         UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
-    final = folder / f"step-{state.step:06d}"
-    partial = folder / f".step-{state.step:06d}.partial"
+    final = directory / f"step-{state.step:06d}"
+    partial = directory / f".step-{state.step:06d}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_file({**tensors, **_random_states()}, partial / "state.safetensors")
@@ -68,20 +68,20 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: LoopState, 
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _flush(folder)
+        _flush(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"The checkpoint of step {state.step:,} could not be written to {folder}: {error}. Earlier checkpoints are "
-            f"whole. Make room, then: tunesmith train --resume {folder.parent}"
+            f"The checkpoint of step {state.step:,} could not be written to {directory}: {error}. Earlier checkpoints are "
+            f"whole. Make room, then: tunesmith train --resume {directory.parent}"
         ) from None
-    _prune(folder, state, keep)
+    _prune(directory, state, keep)
     return final
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
+def latest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint of the highest step, or None before the first one."""
-    steps = sorted(folder.glob("step-*"))
+    steps = sorted(directory.glob("step-*"))
     return steps[-1] if steps else None
 
 
@@ -112,8 +112,8 @@ def _random_states() -> dict[str, Tensor]:
     return states
 
 
-def _prune(folder: Path, state: LoopState, keep: int) -> None:
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+def _prune(directory: Path, state: LoopState, keep: int) -> None:
+    for old in sorted(directory.glob("step-*"))[:-keep]:
         if old.name != f"step-{state.best_step or 0:06d}":
             shutil.rmtree(old)
 

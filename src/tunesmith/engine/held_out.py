@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from tunesmith.choices import ObjectiveConfig
-from tunesmith.data.pack import collate, filled
+from tunesmith.config.registry import ObjectiveConfig
+from tunesmith.data.pack import collate, pack_any_order
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.attention import packs, use_document_attention
 from tunesmith.models.prompts import plain_model
@@ -65,11 +65,11 @@ def held_out_losses(
     model.eval()
     with torch.no_grad():
         lengths = [int(table.lengths[row]) for row in rows]
-        for items in filled(lengths, tokens_per_batch, padded=not packs(plain_model(model))):
+        for items in pack_any_order(lengths, tokens_per_batch, padded=not packs(plain_model(model))):
             batch = collate(table, [rows[item] for item in items], device)
-            losses = objective.losses(model, batch).double().cpu().split(batch.learnt_per_row)
+            losses = objective.losses(model, batch).double().cpu().split(batch.loss_tokens_per_row)
             sums[items] = [part.sum().item() for part in losses]
-            counts[items] = batch.learnt_per_row
+            counts[items] = batch.loss_tokens_per_row
     model.train(training)
     return RowLosses(sums, counts)
 
@@ -81,7 +81,7 @@ def outputs_of(
     """What the model says at each row's marks (marks, outputs), in the table's order."""
     use_document_attention(plain_model(model))
     found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(table)
-    for rows in filled(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
+    for rows in pack_any_order(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
         batch = collate(table, rows, model.device)
         outputs = objective.outputs(model, batch, head).float().cpu()
         counts = [int(table[row][1].sum()) for row in rows]

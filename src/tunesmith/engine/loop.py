@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.choices import ObjectiveConfig
+from tunesmith.config.recipe import Train
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, Batches, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import give_back_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.interrupt import Interruption
-from tunesmith.engine.memory import halves, ran_out_of_memory
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.master_weights import MasterWeights
+from tunesmith.engine.memory import ran_out_of_memory, split_in_two
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
-from tunesmith.recipe import Train
 from tunesmith.run import Events
 
 SKIPS_BEFORE_STOPPING = 3  # one bad batch is an accident; three in a row are the run
@@ -56,7 +56,7 @@ class Loop:
     total_steps: int
     peak_learning_rate: float
     tokens_per_batch: int
-    folder: Path
+    directory: Path
     events: Events
     device: torch.device
     state: LoopState = field(default_factory=LoopState)
@@ -102,9 +102,11 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
-            self.halve(max(self.batches_of_step(), key=self.tokens_of))  # here, where the failed pass holds nothing
+            self.split_in_two(
+                max(self.batches_of_step(), key=self.tokens_of)
+            )  # here, where the failed pass holds nothing
 
-    def halve(self, rows: list[int]) -> None:
+    def split_in_two(self, rows: list[int]) -> None:
         """Memory ran out with these rows: from now on half as many tokens go at once; a step adds up the same rows.
 
         Raises:
@@ -139,7 +141,7 @@ class Loop:
         """A batch's rows; halved, and halved again, where that is over what memory has been seen to hold."""
         if not self.state.most_tokens or len(rows) == 1 or self.tokens_of(rows) <= self.state.most_tokens:
             return [rows]
-        one, other = halves(rows, self.batches.table.lengths[rows].tolist())
+        one, other = split_in_two(rows, self.batches.table.lengths[rows].tolist())
         return [*self.batches_within(one), *self.batches_within(other)]
 
     def _step(self) -> None:
@@ -151,17 +153,17 @@ class Loop:
         for rows in self.batches_of_step():
             batch = collate(self.batches.table, rows, self.device)
             batches.append(batch)
-            if batch.learnt_tokens:
+            if batch.loss_tokens:
                 with self._kept_activations():
                     batch_loss = self.objective.loss(self.model, batch)
                 loss += batch_loss.item()
                 if not math.isfinite(loss):
                     break
                 batch_loss.backward()
-        learnt = sum(batch.learnt_tokens for batch in batches)
+        loss_tokens = sum(batch.loss_tokens for batch in batches)
         rate = learning_rate(self.train, self.peak_learning_rate, number, self.total_steps)
         if math.isfinite(loss):
-            norm = self.masters.step(rate, learnt, self.train.max_grad_norm)
+            norm = self.masters.step(rate, loss_tokens, self.train.max_grad_norm)
         else:
             norm = math.nan
             self.masters.grad.zero_()
@@ -174,11 +176,11 @@ class Loop:
             "step",
             step=number,
             total_steps=self.total_steps,
-            loss=loss / learnt,
+            loss=loss / loss_tokens,
             grad_norm=norm,
             learning_rate=rate,
             tokens=tokens,
-            learnt_tokens=learnt,
+            loss_tokens=loss_tokens,
             seconds=seconds,
         )
         self._watch_for_nan(loss, norm, batches)
@@ -206,7 +208,7 @@ class Loop:
             **({"perplexity": losses.perplexity} if self.objective.ending.kind == "vocabulary" else {}),
             loss_interval=losses.interval(),
             rows=len(rows),
-            learnt_tokens=int(losses.counts.sum()),
+            loss_tokens=int(losses.counts.sum()),
             seconds=time.perf_counter() - started,
         )
         patience = self.train.early_stopping
@@ -221,10 +223,10 @@ class Loop:
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on."""
-        metrics = self.folder / "metrics.jsonl"
+        metrics = self.directory / "metrics.jsonl"
         self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
         path = save_checkpoint(
-            self.folder / "checkpoints", self.masters.state(), self.state, self.train.keep_checkpoints
+            self.directory / "checkpoints", self.masters.state(), self.state, self.train.keep_checkpoints
         )
         self.events.emit("checkpoint", step=self.state.step, path=str(path))
 

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import has_prefix, plain_model
 
 
-def recompute(model: PreTrainedModel, first: int) -> None:
+def enable_activation_checkpointing(model: PreTrainedModel, first: int) -> None:
     """Let the first blocks keep their input alone, and compute the rest again in the backward pass."""
     plain = plain_model(model)
     if not plain.supports_gradient_checkpointing:
@@ -44,7 +44,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def halves(rows: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+def split_in_two(rows: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], list[int]]:
     """The rows as two batches of about as many tokens each, in order."""
     whole = sum(lengths)
     before = 0

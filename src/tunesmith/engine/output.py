@@ -7,7 +7,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.config.recipe import Recipe
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.conv1d import as_stored
@@ -16,7 +17,6 @@ from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantize import made_whole
 from tunesmith.models.sentence import write_steps
-from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 
 PeftModel = import_peft().PeftModel
@@ -39,8 +39,8 @@ def save_output(
         UserError: it cannot be written; the run's checkpoints are whole.
     """
     is_adapter = isinstance(model, PeftModel)
-    final = run.folder / ("adapter" if is_adapter else "model")
-    partial = run.folder / f".{final.name}.partial"
+    final = run.directory / ("adapter" if is_adapter else "model")
+    partial = run.directory / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     use_cached_attention(plain_model(model))
     if is_adapter:
@@ -65,6 +65,6 @@ def save_output(
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"{final} could not be written: {error}. The last checkpoint is whole. Make room, then: "
-            f"tunesmith train --resume {run.folder}"
+            f"tunesmith train --resume {run.directory}"
         ) from None
     return final

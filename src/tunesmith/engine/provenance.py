@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.models.load import fingerprint
-from tunesmith.models.usable import fingerprint_of
-from tunesmith.recipe import Recipe
+from tunesmith.models.model_reference import fingerprint_of
 
 _PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
 

@@ -7,7 +7,7 @@ from tunesmith.errors import UserError
 from tunesmith.run import Event
 
 SCALARS = {
-    "step": ("loss", "grad_norm", "learning_rate", "tokens", "learnt_tokens", "seconds"),
+    "step": ("loss", "grad_norm", "learning_rate", "tokens", "loss_tokens", "seconds"),
     "evaluation": ("loss", "perplexity"),
 }
 
@@ -19,12 +19,12 @@ class TensorBoard:
         UserError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise UserError('train.tensorboard needs tensorboard: pip install "tunesmith[tensorboard]"')
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(directory))
 
     def __call__(self, event: Event) -> None:
         group = {"step": "train", "evaluation": "held_out"}.get(event["event"])

@@ -8,34 +8,34 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared
-from tunesmith.engine.memory import recompute
-from tunesmith.engine.update import RATES
+from tunesmith.engine.memory import enable_activation_checkpointing
+from tunesmith.engine.optimizers import RATES
 from tunesmith.errors import UserError
-from tunesmith.models.adapters import take_up
-from tunesmith.models.anatomy import blocks, stacks
+from tunesmith.models.adapters import load_adapter_weights
+from tunesmith.models.architecture import blocks, stacks
 from tunesmith.models.attention import use_document_attention
+from tunesmith.models.fake_tensors import is_fake
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.heads import body_is_frozen, check_new_head, head_names, last_linear, with_features
-from tunesmith.models.imagined import imagines
 from tunesmith.models.lean import import_peft
-from tunesmith.models.load import learnt_positions, load_model
-from tunesmith.models.noise import add_embedding_noise
+from tunesmith.models.load import learned_positions, load_model
+from tunesmith.models.neftune import add_neftune
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
 from tunesmith.models.quantize import QuantizedLinear
-from tunesmith.recipe import Recipe
 
 PeftModel = import_peft().PeftModel
 
 
 def base_parameters(model: PreTrainedModel) -> int:
     """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
-    adapted = isinstance(model, PeftModel)
+    peft_model = isinstance(model, PeftModel)
     quantized = sum(
         each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantizedLinear)
     )
-    return quantized + sum(int(each.numel()) for each in model.parameters() if not (adapted and each.requires_grad))
+    return quantized + sum(int(each.numel()) for each in model.parameters() if not (peft_model and each.requires_grad))
 
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -47,19 +47,19 @@ def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
     """A base as it was loaded, or imagined, with everything that a run puts on it."""
     use_document_attention(model)
     use_fused_ops(model)
-    if not imagines(model):
+    if not is_fake(model):
         _check_ending(recipe, model)
     recipe.objective.begin(model, recipe.base)
-    adapted = recipe.method.apply(model, recipe.train.seed)
-    if recipe.base.adapter is not None and not imagines(model):
-        take_up(adapted, recipe.base.adapter)
+    peft_model = recipe.method.apply(model, recipe.train.seed)
+    if recipe.base.adapter is not None and not is_fake(model):
+        load_adapter_weights(peft_model, recipe.base.adapter)
     if recipe.train.neftune_alpha is not None:
-        if has_prompt(adapted) and not has_prefix(adapted):
+        if has_prompt(peft_model) and not has_prefix(peft_model):
             raise UserError(f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave it out.")
-        add_embedding_noise(adapted, recipe.train.neftune_alpha)
+        add_neftune(peft_model, recipe.train.neftune_alpha)
     if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
-        recompute(adapted, len(blocks(model)))
-    return adapted
+        enable_activation_checkpointing(peft_model, len(blocks(model)))
+    return peft_model
 
 
 def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -145,7 +145,7 @@ def with_room(recipe: Recipe) -> Recipe:
     Raises:
         UserError: the recipe asks for longer ones.
     """
-    positions = learnt_positions(recipe.base)
+    positions = learned_positions(recipe.base)
     taken = recipe.method.virtual_tokens
     if positions is None or recipe.data.max_length + taken <= positions:
         return recipe

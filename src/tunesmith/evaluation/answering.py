@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.example import Malformed, Message
-from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row, read
+from tunesmith.data.row_formats import detect, to_example
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.usable import Usable
 from tunesmith.run import Events, Subscriber, atomic_write
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
@@ -71,7 +71,7 @@ def answer(
     target = Path(output)
     if target.exists():
         raise UserError(f"{target} is there already. Name a file that is not.")
-    usable = Usable.find(model)
+    usable = ModelReference.find(model)
     if usable.ending.kind != "vocabulary":
         raise UserError(f"{model} writes no text, so it answers nothing. Name a model that does.")
     chats = list(_chats(str(source)))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
@@ -26,13 +27,12 @@ from tunesmith.evaluation.metrics import (
     scores,
     wilson,
 )
-from tunesmith.evaluation.told import TOLD_METRICS, Telling
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.generate import Sampling, answers
+from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.predict import predictions_of, spans_of
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.tell import spans_of, told_of
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
 from tunesmith.run import Events, Run, Subscriber, whole_run
 
 SAMPLES = 5
@@ -53,20 +53,20 @@ class Side:
 
     losses: RowLosses
     answers: list[str]
-    telling: Telling | None = None
+    predictions: Predictions | None = None
 
     @classmethod
     def pooled(cls, sides: Sequence["Side"]) -> "Side":
         """What several models do, each on rows of its own."""
         sums, counts = ([getattr(side.losses, name) for side in sides] for name in ("sums", "counts"))
         losses = RowLosses(np.concatenate(sums), np.concatenate(counts))
-        tellings = [side.telling for side in sides if side.telling is not None]
-        telling = None
-        if tellings:
-            said, told = ([row for each in tellings for row in getattr(each, name)] for name in ("said", "told"))
-            models = [number for number, each in enumerate(tellings) for _ in each.said]
-            telling = Telling(said, told, tellings[0].labels, models)
-        return cls(losses, [answer for side in sides for answer in side.answers], telling)
+        all_predictions = [side.predictions for side in sides if side.predictions is not None]
+        predictions = None
+        if all_predictions:
+            said, told = ([row for each in all_predictions for row in getattr(each, name)] for name in ("said", "told"))
+            models = [number for number, each in enumerate(all_predictions) for _ in each.said]
+            predictions = Predictions(said, told, all_predictions[0].labels, models)
+        return cls(losses, [answer for side in sides for answer in side.answers], predictions)
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def evaluate(
         subscribers: told of `progress` events (what, done, total).
 
     Returns:
-        What is in `evaluation.json`: rows, learnt_tokens, generated_rows, base and tuned (loss, loss_interval,
+        What is in `evaluation.json`: rows, loss_tokens, generated_rows, base and tuned (loss, loss_interval,
         metrics; perplexity, where they write), differences (tuned − base, paired), samples, loss_unit, folds (whose
         models judged the rows; None: one model did). Intervals are 95 % bootstrap over rows.
 
@@ -96,14 +96,14 @@ def evaluate(
     place = Run.open(whole_run(Path(run).absolute()))
     if not place.finished:
         raise UserError(f"{run} has not finished. tunesmith train --resume {run}")
-    recipe = Recipe.load(place.folder / "recipe.yaml")
+    recipe = Recipe.load(place.directory / "recipe.yaml")
     events = Events(*subscribers)
     sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
     if recipe.data.folds is not None and recipe.data.fold is None:  # every row by the model that has not seen it
         parts = place.stages[:-1]
         trials = [_trial(part, -(-rows // len(parts)), sampling, events) for part in parts]
     else:
-        trials = [_trial(place.folder, rows, sampling, events)]
+        trials = [_trial(place.directory, rows, sampling, events)]
     base, after = Side.pooled([before for before, *_ in trials]), Side.pooled([after for _, after, _ in trials])
     result = summarize(base, after, [task for *_, tasks in trials for task in tasks], recipe.objective.metrics)
     result |= {"loss_unit": recipe.objective.loss_unit, "folds": recipe.data.folds if len(trials) > 1 else None}
@@ -111,40 +111,40 @@ def evaluate(
     return result
 
 
-def _trial(folder: Path, rows: int, sampling: Sampling, events: Events) -> tuple[Side, Side, list[Task]]:
+def _trial(directory: Path, rows: int, sampling: Sampling, events: Events) -> tuple[Side, Side, list[Task]]:
     """Base and tuned on a run's own held-out rows."""
-    recipe = Recipe.load(folder / "recipe.yaml")
-    tuned = Usable.find(str(folder))
+    recipe = Recipe.load(directory / "recipe.yaml")
+    tuned = ModelReference.find(str(directory))
     tokenizer = tuned.tokenizer()
     prepared = prepare(recipe, tokenizer)
     if not len(prepared.held_out):
         raise UserError(
-            f"{folder} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
+            f"{directory} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
         )
     writes = recipe.objective.ending.kind == "vocabulary"
     tasks = _tasks(recipe, rows) if writes else _texts(recipe, prepared.held_out)
     base, after = (
         _side(name, usable, recipe, tokenizer, prepared, tasks, sampling, events)
-        for name, usable in (("base", Usable(recipe.base, ending=recipe.objective.ending)), ("tuned", tuned))
+        for name, usable in (("base", ModelReference(recipe.base, ending=recipe.objective.ending)), ("tuned", tuned))
     )
     return base, after, tasks
 
 
-def summarize(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequence[str] = ()) -> dict[str, Any]:
+def summarize(base: Side, tuned: Side, tasks: Sequence[Task], prediction_metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Both sides in figures, with intervals, and what differs between them, row by row."""
     expected = [task.expected for task in tasks]
     differences = {"loss": _interval(base.losses.difference(tuned.losses))}
     sides: dict[str, dict[str, Any]] = {"base": _loss(base), "tuned": _loss(tuned)}
-    for name, metric in METRICS.items() if tasks and base.telling is None else ():
+    for name, metric in METRICS.items() if tasks and base.predictions is None else ():
         each = {side: scores(metric, found.answers, expected) for side, found in (("base", base), ("tuned", tuned))}
         for side, values in each.items():
             sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
         differences[name] = _interval(change_with_interval(each["base"], each["tuned"]))
-    if base.telling is not None and tuned.telling is not None:
-        _add_told_metrics(sides, differences, base.telling, tuned.telling, told_metrics)
+    if base.predictions is not None and tuned.predictions is not None:
+        _add_prediction_metrics(sides, differences, base.predictions, tuned.predictions, prediction_metrics)
     return {
         "rows": len(base.losses.sums),
-        "learnt_tokens": int(base.losses.counts.sum()),
+        "loss_tokens": int(base.losses.counts.sum()),
         "generated_rows": len(tasks),
         **sides,
         "differences": differences,
@@ -161,14 +161,18 @@ def summarize(base: Side, tuned: Side, tasks: Sequence[Task], told_metrics: Sequ
     }
 
 
-def _add_told_metrics(
-    sides: dict[str, dict[str, Any]], differences: dict[str, Any], base: Telling, tuned: Telling, names: Sequence[str]
+def _add_prediction_metrics(
+    sides: dict[str, dict[str, Any]],
+    differences: dict[str, Any],
+    base: Predictions,
+    tuned: Predictions,
+    names: Sequence[str],
 ) -> None:
     """What all rows together have, each side's and the paired difference's intervals from the same draws."""
     for name in names:
-        metric = TOLD_METRICS[name]
+        metric = PREDICTION_METRICS[name]
         about = {"described": metric.described, "better": metric.better, "unit": metric.unit}
-        before, after = (drawn_again(metric.of(telling), len(telling.said)) for telling in (base, tuned))
+        before, after = (drawn_again(metric.of(predictions), len(predictions.said)) for predictions in (base, tuned))
         for side, (value, draws) in (("base", before), ("tuned", after)):
             within = wilson(value, len(base.said)) if metric.of_hits else interval_of(draws)
             sides[side]["metrics"][name] = {**_interval((value, within)), **about}
@@ -177,7 +181,7 @@ def _add_told_metrics(
 
 def _side(
     name: str,
-    usable: Usable,
+    usable: ModelReference,
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
@@ -194,9 +198,9 @@ def _side(
     losses = _losses(model, recipe, table, device)
     events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
     if recipe.objective.ending.kind != "vocabulary":
-        telling = _telling(model, usable, recipe, prepared)
+        predictions = _telling(model, usable, recipe, prepared)
         ending = recipe.objective.ending
-        return Side(losses, [_in_words(each, ending) for each in telling.said] if tasks else [], telling)
+        return Side(losses, [_in_words(each, ending) for each in predictions.said] if tasks else [], predictions)
     use_cached_attention(plain_model(model))
     found = answers(
         model,
@@ -214,7 +218,7 @@ def _losses(model: PreTrainedModel, recipe: Recipe, table: TokenTable, device: t
     return held_out_losses(model, recipe.objective, table, range(len(table)), budget, device)
 
 
-def _telling(model: PreTrainedModel, usable: Usable, recipe: Recipe, prepared: Prepared) -> Telling:
+def _telling(model: PreTrainedModel, usable: ModelReference, recipe: Recipe, prepared: Prepared) -> Predictions:
     """What the model says of every held-out row. A head on vectors, where the model has none of its own (the base), is
     fitted on its vectors of the training rows."""
     objective, table = recipe.objective, prepared.held_out
@@ -224,14 +228,14 @@ def _telling(model: PreTrainedModel, usable: Usable, recipe: Recipe, prepared: P
         head = objective.finish(model, lambda: rows_with_vectors(objective, model, prepared.train, budget))
     shape = (-1, 1) if objective.ending.kind == "tags" else (1, -1)
     told = [table.targets_of(row).reshape(shape) for row in range(len(table))]
-    return Telling(outputs_of(objective, model, table, budget, head), told, objective.ending.labels)
+    return Predictions(outputs_of(objective, model, table, budget, head), told, objective.ending.labels)
 
 
 def _in_words(each: NDArray[np.float32], ending: Ending) -> str:
     """What a row's outputs (marks, outputs) tell."""
     if ending.kind == "tags":
         return _tags_in_words(each.argmax(-1), ending)
-    return ", ".join(map(str, told_of(each, ending))) or "(none)"
+    return ", ".join(map(str, predictions_of(each, ending))) or "(none)"
 
 
 def _right_in_words(told: NDArray[np.float32], ending: Ending) -> str:
@@ -284,7 +288,7 @@ def _spread(total: int, wanted: int) -> list[int]:
 
 def _loss(side: Side) -> dict[str, Any]:
     losses = side.losses
-    perplexity = {"perplexity": losses.perplexity} if side.telling is None else {}
+    perplexity = {"perplexity": losses.perplexity} if side.predictions is None else {}
     return {"loss": losses.loss, "loss_interval": losses.interval(), **perplexity, "metrics": {}}
 
 

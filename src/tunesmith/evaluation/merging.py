@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.choices import ObjectiveConfig
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.allocator import keeping_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.forward import learnt_hidden_states
+from tunesmith.models.forward import loss_hidden_states
 from tunesmith.models.merge import Into, dtype_named, merged_model, refuse_existing, save_merged
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
 
 ROWS = 64
 """Held-out rows that are compared: enough for a third digit of the divergence, seconds on small models."""
@@ -79,7 +79,7 @@ def merge(name: str, output: str | Path, precision: str | None = None) -> Merged
         UserError: nothing to merge, a method that cannot be, the output is there already or cannot be written, or a
             weight would not be finite.
     """
-    usable = Usable.find(name)
+    usable = ModelReference.find(name)
     target = Path(output)
     if usable.adapter is None:
         raise UserError(f"{name} has no adapter, so there is nothing to merge. Name a run or an adapter's directory.")
@@ -94,7 +94,7 @@ def merge(name: str, output: str | Path, precision: str | None = None) -> Merged
 
 
 def _better(
-    usable: Usable,
+    usable: ModelReference,
     target: Path,
     precision: str | None,
     dtype: torch.dtype,
@@ -105,7 +105,7 @@ def _better(
     ways = []
     for into in get_args(Into):
         found = _measured(merged_model(usable, into).to(dtype), objective, batches)
-        divergence = (trained.chances.exp() * (trained.chances - found.chances)).sum(-1).mean().item()
+        divergence = (trained.probabilities.exp() * (trained.probabilities - found.probabilities)).sum(-1).mean().item()
         ways.append(Way(into, found.loss, divergence))
         gc.collect()
     best = min(ways, key=lambda way: way.loss)
@@ -116,7 +116,7 @@ def _better(
     return result
 
 
-def _held_out(run: Path, usable: Usable) -> tuple[ObjectiveConfig | None, list[Batch]]:
+def _held_out(run: Path, usable: ModelReference) -> tuple[ObjectiveConfig | None, list[Batch]]:
     """What the run learnt, and its first held-out rows, a batch each; none where there is no run or no row."""
     if not (run / "recipe.yaml").exists():
         return None, []
@@ -133,22 +133,22 @@ class _Measured:
     """Held-out, nats a learnt unit; and log-probabilities (positions, outcomes) fp32 at the first learnt positions."""
 
     loss: float
-    chances: Tensor
+    probabilities: Tensor
 
 
 @torch.no_grad()
 def _measured(model: PreTrainedModel, objective: ObjectiveConfig, batches: Sequence[Batch]) -> _Measured:
     use_document_attention(plain_model(model))
-    losses, chances = [], []
+    losses, probabilities = [], []
     count = 0
     for batch in batches:
         if count >= POSITIONS:
             break
         losses.append(objective.losses(model, batch))
-        chances.append(_log_probabilities(model, objective, batch))
+        probabilities.append(_log_probabilities(model, objective, batch))
         count += len(losses[-1])
     use_cached_attention(plain_model(model))
-    return _Measured(float(torch.cat(losses)[:POSITIONS].mean()), torch.cat(chances)[:POSITIONS])
+    return _Measured(float(torch.cat(losses)[:POSITIONS].mean()), torch.cat(probabilities)[:POSITIONS])
 
 
 def _log_probabilities(model: PreTrainedModel, objective: ObjectiveConfig, batch: Batch) -> Tensor:
@@ -156,7 +156,7 @@ def _log_probabilities(model: PreTrainedModel, objective: ObjectiveConfig, batch
     but one outcome, which cannot diverge."""
     ending = objective.ending
     if ending.kind == "vocabulary":
-        logits = plain_model(model).get_output_embeddings()(learnt_hidden_states(model, batch)[0])
+        logits = plain_model(model).get_output_embeddings()(loss_hidden_states(model, batch)[0])
         return torch.log_softmax(logits.float(), -1)
     if ending.kind == "vectors" or ending.problem == "regression":
         return torch.zeros(len(batch.rows), 1)

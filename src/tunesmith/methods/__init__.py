@@ -1,4 +1,4 @@
-"""Which weights move: one file a method. `tunesmith.choices.METHODS` lists them."""
+"""Which weights move: one file a method. `tunesmith.config.registry.METHODS` lists them."""
 
 from tunesmith.models.lean import import_peft
 

@@ -16,9 +16,9 @@ from peft import PeftModel
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
-from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import anatomy
+from tunesmith.config.registry import MethodConfig
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
+from tunesmith.models.architecture import block_layers
 from tunesmith.models.bottleneck import BottleneckConfig
 
 
@@ -45,7 +45,7 @@ class Adapter(MethodConfig):
     )
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
-        parts = anatomy(model)
+        parts = block_layers(model)
         targets = [block.feed_forward_out.name for block in parts]
         if self.placement == "houlsby":
             targets += [block.attention_out.name for block in parts]
@@ -58,14 +58,14 @@ class Adapter(MethodConfig):
             if self.placement == "parallel"
             else {},
         )
-        return adapt(model, config, seed)
+        return wrap_with_peft(model, config, seed)
 
     def learning_rate(self, parameters: int) -> float:
         return by_size(parameters, small=8e-3, large=3e-4)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         total = 0
-        for block in anatomy(model):
+        for block in block_layers(model):
             ends = [block.feed_forward_out, *([block.attention_out] if self.placement == "houlsby" else [])]
             for end in ends:
                 inputs = block.feed_forward_in[0].inputs if self.placement == "parallel" else end.outputs

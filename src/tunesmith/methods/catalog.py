@@ -4,10 +4,10 @@ from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from tunesmith.choices import METHODS, named_kind
+from tunesmith.config.recipe import Base
+from tunesmith.config.registry import METHODS, named_kind
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
-from tunesmith.recipe import Base
 
 
 def catalog(base: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
-from tunesmith.methods.adapted import by_size
+from tunesmith.config.registry import MethodConfig
+from tunesmith.methods.wrapping import by_size
 from tunesmith.models.heads import head_parameters
 
 
@@ -23,7 +23,7 @@ class Full(MethodConfig):
     share_for_classes: ClassVar[float] = 0.3
 
     @property
-    def moves_base(self) -> bool:
+    def trains_base(self) -> bool:
         return True
 
     def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 from peft import IA3Config, PeftModel
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
-from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import anatomy
+from tunesmith.config.registry import MethodConfig
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
+from tunesmith.models.architecture import block_layers
 
 
 class IA3(MethodConfig):
@@ -25,11 +25,11 @@ class IA3(MethodConfig):
     choose: ClassVar[str] = "Few examples and many adapters to keep. Little room for new knowledge or style."
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
-        parts = anatomy(model)
+        parts = block_layers(model)
         feed_forward = [block.feed_forward_out.name for block in parts]
         keys_and_values = [layer.name for block in parts for layer in block.key_value]
         config = IA3Config(target_modules=keys_and_values + feed_forward, feedforward_modules=feed_forward)
-        return adapt(model, config, seed)
+        return wrap_with_peft(model, config, seed)
 
     def learning_rate(self, parameters: int) -> float:
         """Vectors that start at one need larger steps than matrices that start small: Liu et al. use 3e-3 for 11 B."""
@@ -37,5 +37,6 @@ class IA3(MethodConfig):
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         return sum(
-            sum(layer.outputs for layer in block.key_value) + block.feed_forward_out.inputs for block in anatomy(model)
+            sum(layer.outputs for layer in block.key_value) + block.feed_forward_out.inputs
+            for block in block_layers(model)
         )

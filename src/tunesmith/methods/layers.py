@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
+from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
-from tunesmith.methods.adapted import by_size, frozen
-from tunesmith.models.anatomy import blocks, stacks
+from tunesmith.methods.wrapping import by_size, frozen
+from tunesmith.models.architecture import blocks, stacks
 from tunesmith.models.heads import head_names
 
 
@@ -58,11 +58,11 @@ class Layers(MethodConfig):
         return self
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumable(self) -> bool:
         return False
 
     @property
-    def moves_base(self) -> bool:
+    def trains_base(self) -> bool:
         return bool(self.last or self.patterns or self.embeddings)
 
     def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -83,7 +83,7 @@ class Layers(MethodConfig):
         return model
 
     def learning_rate(self, parameters: int) -> float:
-        if self.moves_base:
+        if self.trains_base:
             return by_size(parameters, small=3e-3, large=5e-5)
         return by_size(parameters, small=4e-2, large=1e-3)
 

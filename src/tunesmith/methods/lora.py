@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
+from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
-from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import Linear, anatomy, linears, linears_in_blocks, short_names, stacks
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
+from tunesmith.models.architecture import Linear, block_layers, linears, linears_in_blocks, short_names, stacks
+from tunesmith.models.fake_tensors import is_fake
 from tunesmith.models.forward import rehearse
-from tunesmith.models.imagined import imagines
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
@@ -76,12 +76,12 @@ class LoRA(MethodConfig):
     share_for_classes: ClassVar[float] = 0.3
 
     @property
-    def moves_base(self) -> bool:
+    def trains_base(self) -> bool:
         """PiSSA and orthogonal starts take out of the base's matrices what they put into A and B."""
         return self.initialization in ("pissa", "orthogonal")
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumable(self) -> bool:
         return self.initialization in ("zero", "gaussian")
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
@@ -114,11 +114,11 @@ class LoRA(MethodConfig):
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
         together = _read_together(model)
-        adapted = adapt(model, config, seed)
-        _share_inputs(adapted.get_base_model(), together)
-        if self.initialization == "loftq" and not imagines(model):
-            _make_up_for_quantization(adapted)
-        return adapted
+        peft_model = wrap_with_peft(model, config, seed)
+        _share_inputs(peft_model.get_base_model(), together)
+        if self.initialization == "loftq" and not is_fake(model):
+            _make_up_for_quantization(peft_model)
+        return peft_model
 
     def learning_rate(self, parameters: int) -> float:
         """Ten times full fine-tuning's ("LoRA without regret", Schulman et al. 2025)."""
@@ -152,9 +152,9 @@ class LoRA(MethodConfig):
         if self.target_modules == "all-linear":
             return linears_in_blocks(model)
         if self.target_modules == "attention":
-            return [layer for block in anatomy(model) for layer in block.attention]
+            return [layer for block in block_layers(model) for layer in block.attention]
         if self.target_modules == "feed-forward":
-            return [layer for block in anatomy(model) for layer in block.feed_forward]
+            return [layer for block in block_layers(model) for layer in block.feed_forward]
         layers = list(linears(model))
         if isinstance(self.target_modules, str):
             pattern = self.target_modules
@@ -200,7 +200,7 @@ def _read_together(model: PreTrainedModel) -> list[list[str]]:
     """Names of the linear layers that read one tensor: those of a block's attention but its last, and those that its
     feed-forward begins with. Before adapters are put on."""
     try:
-        found = anatomy(model)
+        found = block_layers(model)
     except UserError:  # parts that cannot be told apart
         return []
     inward = [[each.name for each in block.attention if each is not block.attention_out] for block in found]
@@ -213,9 +213,9 @@ def _share_inputs(model: PreTrainedModel, together: list[list[str]]) -> None:
         layers = [model.get_submodule(name) for name in names]
         fused = [each for each in layers if isinstance(each, FusedLoraLinear)]
         for size in {each.in_features for each in fused}:
-            alike = [each for each in fused if each.in_features == size]
-            shared = SharedInput(alike)
-            for each in alike if len(alike) > 1 else []:
+            bucket_by_length = [each for each in fused if each.in_features == size]
+            shared = SharedInput(bucket_by_length)
+            for each in bucket_by_length if len(bucket_by_length) > 1 else []:
                 each.shared = shared
     for _ in range(2):  # what is read apart is seen now, not in the first step
         rehearse(model)

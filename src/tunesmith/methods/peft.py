@@ -15,10 +15,10 @@ from peft.utils import PeftType
 from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
+from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
-from tunesmith.methods.adapted import adapt, by_size
-from tunesmith.models.anatomy import linears_in_blocks, norms, short_names
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
+from tunesmith.models.architecture import linears_in_blocks, norms, short_names
 
 REFUSED = {
     "ADALORA": "it moves ranks between layers by calls from PEFT's own training loop; use lora",
@@ -99,7 +99,7 @@ class Peft(MethodConfig):
             raise UserError(f"method: PEFT's {self.peft_type} needs a package that is not here: {error}") from None
         except (ValueError, TypeError) as error:
             raise UserError(f"method.config: PEFT's {self._class.__name__} refuses it: {error}") from None
-        return adapt(model, config, seed)
+        return wrap_with_peft(model, config, seed)
 
     def learning_rate(self, parameters: int) -> float:
         return by_size(parameters, small=5e-3, large=5e-4)
@@ -108,8 +108,8 @@ class Peft(MethodConfig):
         """Counted on a copy, since each method has its own formula."""
         from tunesmith.models.heads import head_parameters
 
-        adapted = self.apply(deepcopy(model), seed=0)
-        moving = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        peft_model = self.apply(deepcopy(model), seed=0)
+        moving = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
         return int(moving - head_parameters(model))
 
     def _chosen_by_peft(self, model: PreTrainedModel) -> bool:

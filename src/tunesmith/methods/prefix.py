@@ -14,10 +14,10 @@ from peft import PeftModel, PrefixTuningConfig
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
+from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
-from tunesmith.methods.adapted import adapt, by_size, refuse_two_stacks
 from tunesmith.methods.prompt import start_tokens
+from tunesmith.methods.wrapping import by_size, refuse_two_stacks, wrap_with_peft
 from tunesmith.models.prompts import keys_and_values
 
 
@@ -43,7 +43,7 @@ class Prefix(MethodConfig):
     choose: ClassVar[str] = "The base stays untouched, tasks switch within a batch. Takes context; seldom reaches LoRA."
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumable(self) -> bool:
         return not self.projection  # the network that made the prefix is not kept
 
     @property
@@ -59,17 +59,17 @@ class Prefix(MethodConfig):
             prefix_projection=self.projection,
             encoder_hidden_size=self.projection_size,
         )
-        adapted = adapt(model, config, seed)
+        peft_model = wrap_with_peft(model, config, seed)
         if start is not None:
             # (1, kv_heads, n, dim) a layer, keys then values → (n, layers × 2 × kv_heads × dim)
             rows = [part[0].transpose(0, 1).flatten(1) for layer in start for part in layer]
-            embedding = adapted.prompt_encoder[adapted.active_adapter].embedding.weight
+            embedding = peft_model.prompt_encoder[peft_model.active_adapter].embedding.weight
             if torch.cat(rows, 1).shape != embedding.shape:
                 raise UserError(
                     f"method: prefix makes keys and values of one size, and {type(model).__name__}'s differ. Use lora."
                 )
             embedding.data.copy_(torch.cat(rows, 1))
-        return adapted
+        return peft_model
 
     def learning_rate(self, parameters: int) -> float:
         if self.projection:

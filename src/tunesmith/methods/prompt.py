@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from tunesmith.choices import MethodConfig
+from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
-from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
 
 
 class Prompt(MethodConfig):
@@ -40,9 +40,9 @@ class Prompt(MethodConfig):
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         torch.manual_seed(seed)
         start = model.get_input_embeddings()(start_tokens(model, self.tokens, self.start)).detach()
-        adapted = adapt(model, PromptTuningConfig(num_virtual_tokens=self.tokens), seed)
-        adapted.prompt_encoder[adapted.active_adapter].embedding.weight.data.copy_(start)
-        return adapted
+        peft_model = wrap_with_peft(model, PromptTuningConfig(num_virtual_tokens=self.tokens), seed)
+        peft_model.prompt_encoder[peft_model.active_adapter].embedding.weight.data.copy_(start)
+        return peft_model
 
     def learning_rate(self, parameters: int) -> float:
         return by_size(parameters, small=5e-2, large=3e-3)

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.choices import MethodConfig
-from tunesmith.methods.adapted import adapt, by_size
+from tunesmith.config.registry import MethodConfig
 from tunesmith.methods.prompt import start_tokens
+from tunesmith.methods.wrapping import by_size, wrap_with_peft
 
 
 class PTuning(MethodConfig):
@@ -39,7 +39,7 @@ class PTuning(MethodConfig):
     choose: ClassVar[str] = "Where prompt tuning learns too slowly. Larger models; more to train than it keeps."
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumable(self) -> bool:
         return False  # the network that made the prompt is not kept
 
     @property
@@ -50,9 +50,9 @@ class PTuning(MethodConfig):
         torch.manual_seed(seed)
         start = model.get_input_embeddings()(start_tokens(model, self.tokens, self.start)).detach().float()
         config = PromptEncoderConfig(num_virtual_tokens=self.tokens, encoder_hidden_size=self.inner_size)
-        adapted = adapt(model, config, seed)
-        _make_give(adapted.prompt_encoder[adapted.active_adapter], start)
-        return adapted
+        peft_model = wrap_with_peft(model, config, seed)
+        _make_give(peft_model.prompt_encoder[peft_model.active_adapter], start)
+        return peft_model
 
     def learning_rate(self, parameters: int) -> float:
         return by_size(parameters, small=2e-3, large=5e-4)

@@ -28,23 +28,23 @@ def refuse_pickle(adapter: Path) -> None:
 
 
 @torch.no_grad()
-def take_up(adapted: PreTrainedModel, adapter: Path) -> None:
+def load_adapter_weights(peft_model: PreTrainedModel, adapter: Path) -> None:
     """Give the method's weights the values that the adapter's files hold.
 
     Raises:
         UserError: there is no adapter, or it was not made by this method on this base.
     """
     peft = import_peft()
-    if not isinstance(adapted, peft.PeftModel):
+    if not isinstance(peft_model, peft.PeftModel):
         raise UserError(f"base.adapter: {adapter} is an adapter, and this method leaves none to go on with.")
     refuse_pickle(adapter)
     try:
         weights = load_file(adapter / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"base.adapter: {adapter} cannot be read: {error}") from None
-    trained = [name for name, each in adapted.named_parameters() if each.requires_grad]
+    trained = [name for name, each in peft_model.named_parameters() if each.requires_grad]
     try:
-        found = peft.set_peft_model_state_dict(adapted, weights)
+        found = peft.set_peft_model_state_dict(peft_model, weights)
     except (RuntimeError, KeyError, ValueError) as error:
         raise _other(adapter, str(error).strip().splitlines()[0]) from error
     unexpected = [name for name in found.unexpected_keys if name != PROMPT]

@@ -9,7 +9,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunesmith.errors import UserError
-from tunesmith.models.imagined import imagines
+from tunesmith.models.fake_tensors import is_fake
 from tunesmith.ops.document_attention import Prefix, document_attention
 
 NAME = "tunesmith_documents"
@@ -26,7 +26,7 @@ def use_document_attention(model: PreTrainedModel) -> bool:
     has alone through the family's own attention.
 
     Returns:
-        Whether it can. Where not, its own attention stays, and `models.prompts.laid_out` pads.
+        Whether it can. Where not, its own attention stays, and `models.prompts.model_inputs` pads.
     """
     own = model.config._attn_implementation
     if own == NAME:
@@ -65,13 +65,13 @@ def _keeps_documents_apart(model: PreTrainedModel) -> bool:
     documents = ids.split(TRIED)
     positions = torch.cat([torch.arange(length, device=model.device) for length in TRIED]) + first_position(model)
     try:
-        if not imagines(model):
+        if not is_fake(model):
             alone = torch.cat([body(input_ids=each[None]).last_hidden_state[0] for each in documents]).float()
         model.set_attn_implementation(NAME)
         packed = body(input_ids=ids[None], position_ids=positions[None], document_lengths=list(TRIED))
     except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False  # it does not pass on what it is given, or computes something else
-    if imagines(model):  # that it passes on where documents end is all that shapes can tell
+    if is_fake(model):  # that it passes on where documents end is all that shapes can tell
         return True
     difference = packed.last_hidden_state[0].float() - alone
     return bool(torch.linalg.vector_norm(difference) < TOLERANCE * torch.linalg.vector_norm(alone))

@@ -10,7 +10,7 @@ import torch
 from tunesmith.errors import UserError
 from tunesmith.models.load import quiet_peft
 from tunesmith.models.merge import refuse_existing
-from tunesmith.models.usable import Usable
+from tunesmith.models.model_reference import ModelReference
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,7 @@ def combine(
     """
     target = Path(output)
     refuse_existing(target)
-    found = [Usable.find(name) for name in names]
+    found = [ModelReference.find(name) for name in names]
     _refuse_unfit(names, found, how, weights, density)
     shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
     first = found[0]
@@ -79,7 +79,7 @@ def combine(
 
 
 def _refuse_unfit(
-    names: Sequence[str], found: Sequence[Usable], how: str, weights: Sequence[float] | None, density: float
+    names: Sequence[str], found: Sequence[ModelReference], how: str, weights: Sequence[float] | None, density: float
 ) -> None:
     if how not in get_args(How):
         raise UserError(f"--how {how} is not known. Give one of {', '.join(get_args(How))}.")

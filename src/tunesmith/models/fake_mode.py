@@ -48,26 +48,26 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
             return arguments[0].fake_device
         kind = _kind(function)
         given = (*arguments, *keywords.values())
-        if kind != "unusual" and "device" not in keywords and _all_imagined(given):
+        if kind != "unusual" and "device" not in keywords and _all_fake(given):
             try:
                 if kind == "maker":
                     types_given = tuple(map(type, given))
                     made = _results(function, tuple(keywords), _told(given), types_given, torch.get_default_dtype())
-                    return self._imagined(made, given)
+                    return self._fake_result(made, given)
                 with in_kernel_invocation_manager(self):
-                    return self._imagined(function(*arguments, **keywords))
+                    return self._fake_result(function(*arguments, **keywords))
             except NotImplementedError:  # its kernel for shapes leads to one that wants numbers
                 pass
         return super().__torch_dispatch__(function, types, arguments, keywords)
 
-    def _imagined(self, found: Any, given: Sequence[Any] = ()) -> Any:
+    def _fake_result(self, found: Any, given: Sequence[Any] = ()) -> Any:
         """What was made or told of as tensors of this mode, or the arguments that came back."""
         if isinstance(found, _Argument):
             return given[found.place]
         if isinstance(found, Shape):
             found = torch.empty_strided(found.sizes, found.strides, dtype=found.dtype, device="meta")
         elif isinstance(found, list | tuple):
-            return type(found)(self._imagined(each, given) for each in found)
+            return type(found)(self._fake_result(each, given) for each in found)
         return FakeTensor(self, found, CPU) if isinstance(found, Tensor) else found
 
     @classmethod
@@ -116,7 +116,7 @@ def _kind(function: Any) -> Literal["unusual", "view", "maker"]:
     return "view" if any(each is not None and not each.is_write for each in aliases) else "maker"
 
 
-def _all_imagined(values: Iterable[Any]) -> bool:
+def _all_fake(values: Iterable[Any]) -> bool:
     """Whether there are tensors, and each is without numbers, on the CPU, and none a constant."""
     tensors = [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
     tensors = [each for each in tensors if isinstance(each, Tensor)]

@@ -15,7 +15,7 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import Pooling
 from tunesmith.errors import UserError
-from tunesmith.models.prompts import Inputs, laid_out, padded, padded_places, plain_model
+from tunesmith.models.prompts import Inputs, model_inputs, padded, padded_places, plain_model
 from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, logits_of, row_losses
 from tunesmith.ops.divergence import distillation_loss
 
@@ -28,7 +28,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
 
     `smoothing` and `z_loss` as in `tunesmith.ops.cross_entropy`.
     """
-    hidden, labels = learnt_hidden_states(model, batch)
+    hidden, labels = loss_hidden_states(model, batch)
     head = head_of(model)
     if head is not None:
         return linear_cross_entropy(hidden, head, labels, smoothing, z_loss)
@@ -42,7 +42,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
 @torch.no_grad()
 def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """−log p(next token) at each learnt position (learnt,), in nats, in the batch's order; no gradients."""
-    hidden, labels = learnt_hidden_states(model, batch)
+    hidden, labels = loss_hidden_states(model, batch)
     head = head_of(model)
     if head is not None:
         return row_losses(hidden, head, labels)
@@ -58,8 +58,8 @@ def distilled_loss(
 ) -> Tensor:
     """`tunesmith.ops.divergence.distillation_loss` over the batch's learnt positions, a chunk of them at a time."""
     with torch.no_grad():
-        taught, _ = learnt_hidden_states(teacher, batch)
-    hidden, labels = learnt_hidden_states(model, batch)
+        taught, _ = loss_hidden_states(teacher, batch)
+    hidden, labels = loss_hidden_states(model, batch)
 
     def of_chunk(rows: Tensor, taught_rows: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
@@ -80,12 +80,12 @@ def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     return plain_model(model).get_output_embeddings()(rows).float() if head is None else logits_of(rows, head)
 
 
-def learnt_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """The last hidden states where something is learnt (learnt, hidden), and what (learnt,)."""
     if plain_model(model).config.is_encoder_decoder:
         return _written_hidden_states(plain_model(model), batch), batch.labels
     hidden, inputs = _hidden_states(model, batch)
-    return hidden[inputs.places[batch.learnt_positions]], batch.labels
+    return hidden[inputs.places[batch.loss_positions]], batch.labels
 
 
 def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -115,7 +115,7 @@ def pool(hidden: Tensor, lengths: Sequence[int], how: Pooling) -> Tensor:
 
 def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The decoder's last hidden states, one for each learnt token, where the encoder reads what stands before them."""
-    answers = torch.split(batch.labels, batch.learnt_per_row)
+    answers = torch.split(batch.labels, batch.loss_tokens_per_row)
     documents = torch.split(batch.input_ids[0], batch.lengths)
     pairs = list(zip(documents, answers, strict=False))  # the last document may be filling
     ids, mask = padded(model, [document[: len(document) - len(answer) + 1] for document, answer in pairs])
@@ -130,7 +130,7 @@ def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def _hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Inputs]:
     """The body's last hidden states, all rows end to end (tokens, hidden), and how the batch was laid out."""
-    inputs = laid_out(model, batch)
+    inputs = model_inputs(model, batch)
     body = plain_model(model).base_model
     if "use_cache" in signature(body.forward).parameters and "past_key_values" not in inputs.arguments:
         inputs.arguments["use_cache"] = False
@@ -157,7 +157,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
 @torch.no_grad()
 def rehearse(model: PreTrainedModel) -> None:
     """One forward pass over a few tokens."""
-    learnt_hidden_states(model, _few_tokens(plain_model(model))[0])
+    loss_hidden_states(model, _few_tokens(plain_model(model))[0])
 
 
 def _few_tokens(model: PreTrainedModel) -> tuple[Batch, Tensor]:
@@ -181,12 +181,12 @@ def check_head(model: PreTrainedModel) -> None:
     batch, ids = _few_tokens(plain)
     was_training = plain.training
     plain.eval()
-    hidden, _ = learnt_hidden_states(plain, batch)
+    hidden, _ = loss_hidden_states(plain, batch)
     if plain.config.is_encoder_decoder:
         read, written = torch.split(ids[None].to(plain.device), 3, 1)
         logits = plain(input_ids=read, labels=written).logits[0]
     else:
-        logits = plain(**laid_out(plain, batch).arguments).logits[0, 2:5]
+        logits = plain(**model_inputs(plain, batch).arguments).logits[0, 2:5]
     own = torch.log_softmax(logits.float(), -1)
     plain.train(was_training)
     labels = own.argmax(-1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.models.imagined import has_numbers, real_numbers, small_copy
+from tunesmith.models.fake_tensors import is_materialized, real_numbers, small_copy
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_linear
@@ -66,7 +66,7 @@ def _same_norm(norm: nn.Module, eps: float) -> bool:
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or len(list(norm.parameters())) != 1:
         return False
     with real_numbers():
-        asked = norm if has_numbers(weight) else small_copy(norm)
+        asked = norm if is_materialized(weight) else small_copy(norm)
         weight = next(asked.parameters())
         probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
         return _close(asked(probe), rms_norm(probe, weight, eps))
@@ -144,7 +144,7 @@ def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
     if len(linears) != 3 or len(others) != 1 or any(True for _ in others[0].parameters()):
         return None
     weight = next(iter(linears.values())).weight
-    if not has_numbers(weight):
+    if not is_materialized(weight):
         with real_numbers():
             return _gated_parts(small_copy(module))
     for gate, up, down in permutations(linears):

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, collate, filled
+from tunesmith.data.pack import Batch, collate, pack_any_order
 from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position, packs
-from tunesmith.models.forward import first_hidden_states, learnt_hidden_states, pooled
+from tunesmith.models.forward import first_hidden_states, loss_hidden_states, pooled
 from tunesmith.models.prompts import plain_model
 
 
@@ -75,7 +75,7 @@ def class_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def tag_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The head's scores at each marked word (words, tags), through the family's own head."""
-    hidden, _ = learnt_hidden_states(model, batch)
+    hidden, _ = loss_hidden_states(model, batch)
     return _head_on(plain_model(model), hidden[None])[0]
 
 
@@ -86,7 +86,7 @@ def vectors(model: PreTrainedModel, batch: Batch, ending: Ending) -> Tensor:
     return functional.normalize(hidden, dim=-1) if ending.normalized else hidden
 
 
-def chances(logits: Tensor, ending: Ending) -> Tensor:
+def head_probabilities(logits: Tensor, ending: Ending) -> Tensor:
     """What a head's scores (…, outputs) say: probabilities of classes, of labels apart from each other; or values."""
     if ending.problem == "regression":
         return logits
@@ -103,7 +103,7 @@ def _head_on(plain: PreTrainedModel, hidden: Tensor) -> Tensor:
 def _read(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The hidden state that the head reads of each document (documents, hidden)."""
     if hasattr(plain_model(model), "score"):
-        return learnt_hidden_states(model, batch)[0]
+        return loss_hidden_states(model, batch)[0]
     return first_hidden_states(model, batch)
 
 
@@ -113,7 +113,7 @@ def with_features(model: PreTrainedModel, table: TokenTable, tokens_per_batch: i
     found = np.zeros((len(table), plain_model(model).config.get_text_config().hidden_size), np.float32)
     training = model.training
     model.eval()
-    for rows in filled(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
+    for rows in pack_any_order(table.lengths.tolist(), tokens_per_batch, padded=not packs(plain_model(model))):
         found[rows] = _read(model, collate(table, rows, device)).float().cpu().numpy()
     model.train(training)
     return replace(table, features=found)

@@ -27,16 +27,16 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
-from tunesmith.choices import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
+from tunesmith.config.recipe import Base
+from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import TurnedLinear, as_linear
 from tunesmith.models.lean import without_bitsandbytes
-from tunesmith.models.new_head import begin_head
-from tunesmith.models.quantize import as_if_whole, quantize_imagined, quantizing
+from tunesmith.models.new_head import initialize_head
+from tunesmith.models.quantize import as_if_whole, quantize_fake, quantizing
 from tunesmith.models.sentence import MODULES, stored_pooling
-from tunesmith.recipe import Base
 from tunesmith.run import whole_run
 
 
@@ -128,7 +128,7 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
                     found, told = kind.from_pretrained(where, **options, **quantized)
                 found = as_if_whole(found)
         if ending.has_head:
-            begin_head(found, told["missing_keys"], ending_of(base) == ending, seed)
+            initialize_head(found, told["missing_keys"], ending_of(base) == ending, seed)
         made = as_linear(found.eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
@@ -158,8 +158,8 @@ def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
         raise _not_loaded(base, "model", error) from error
 
 
-def imagined_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, layers: int | None = None) -> Any:
-    """What `load_model` would give, without numbers, from the base's config alone; within `imagining`.
+def fake_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, layers: int | None = None) -> Any:
+    """What `load_model` would give, without numbers, from the base's config alone; within `fake_tensors`.
 
     Args:
         base, dtype, ending: as in `load_model`.
@@ -181,7 +181,7 @@ def imagined_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, 
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
     if base.quantized:
-        quantize_imagined(model, base.weights, base.double_quantization)  # type: ignore[arg-type]
+        quantize_fake(model, base.weights, base.double_quantization)  # type: ignore[arg-type]
     return model
 
 
@@ -194,7 +194,7 @@ def _cut(config: PretrainedConfig, layers: int) -> None:
     config.num_hidden_layers = layers
 
 
-def learnt_positions(base: Base) -> int | None:
+def learned_positions(base: Base) -> int | None:
     """How many positions the base knows, where each has a learnt embedding; None where they are computed.
 
     Raises:
@@ -331,7 +331,7 @@ def _class_for(config: PretrainedConfig, ending: Ending) -> Any:
             over = "whole texts" if ending.kind == "classes" else "words"
             raise UserError(
                 f"base: transformers has no head over {over} for {config.model_type}. Take another base"
-                + (", or objective: few_examples, which needs none." if ending.kind == "classes" else ".")
+                + (", or objective: few_shot, which needs none." if ending.kind == "classes" else ".")
             )
         return kind
     if ending.kind == "vectors" or _kind_of(config) == "encoder":

@@ -12,10 +12,10 @@ from tunesmith.errors import UserError
 from tunesmith.models.conv1d import as_stored
 from tunesmith.models.lean import import_peft
 from tunesmith.models.load import no_progress_bars, stored_dtype
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.models.quantize import made_whole
 from tunesmith.models.sentence import STEPS
-from tunesmith.models.usable import Usable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,7 +24,7 @@ Into = Literal["original", "dequantized"]
 saw in training, made whole."""
 
 
-def merged_model(usable: Usable, into: Into = "original") -> PreTrainedModel:
+def merged_model(usable: ModelReference, into: Into = "original") -> PreTrainedModel:
     """The adapter folded into its base, in fp32 on the CPU; the sum is rounded nowhere.
 
     Raises:
@@ -58,7 +58,7 @@ def merged_model(usable: Usable, into: Into = "original") -> PreTrainedModel:
     return merged
 
 
-def save_merged(model: PreTrainedModel, usable: Usable, output: Path, precision: str | None = None) -> Path:
+def save_merged(model: PreTrainedModel, usable: ModelReference, output: Path, precision: str | None = None) -> Path:
     """Write the model, rounded once, with its tokenizer in Hugging Face's format; it appears whole or not at all.
 
     Args:
@@ -93,14 +93,14 @@ def save_merged(model: PreTrainedModel, usable: Usable, output: Path, precision:
     return output
 
 
-def _save_pooling(usable: Usable, folder: Path) -> None:
+def _save_pooling(usable: ModelReference, directory: Path) -> None:
     """What makes vectors of the body's states, as it lies beside the adapter."""
-    usable.ending.write(folder)
+    usable.ending.write(directory)
     assert usable.adapter is not None
     for name in STEPS:
         for found in usable.adapter.glob(name):
             copy = shutil.copytree if found.is_dir() else shutil.copyfile
-            copy(found, folder / found.name)
+            copy(found, directory / found.name)
 
 
 def refuse_existing(output: Path) -> None:
@@ -111,7 +111,7 @@ def refuse_existing(output: Path) -> None:
         raise UserError(f"{output} is there already. Name a directory that is not.")
 
 
-def dtype_named(usable: Usable, precision: str | None) -> torch.dtype:
+def dtype_named(usable: ModelReference, precision: str | None) -> torch.dtype:
     """The number format of that name, or, without one, the base's own.
 
     Raises:

@@ -10,7 +10,7 @@ from tunesmith.models.heads import head_names
 
 
 @torch.no_grad()
-def begin_head(model: PreTrainedModel, missing: Collection[str], learnt: bool, seed: int) -> None:
+def initialize_head(model: PreTrainedModel, missing: Collection[str], is_trained: bool, seed: int) -> None:
     """Draw a new head's weights, and those of a pooler that the base does not store and the head reads.
 
     Such a pooler is new as well: it is noted in `model.new_modules`, so that it moves and is saved with the head.
@@ -26,7 +26,7 @@ def begin_head(model: PreTrainedModel, missing: Collection[str], learnt: bool, s
     torch.manual_seed(0)
     _draw([model.get_submodule(name) for name in new], model)
     torch.manual_seed(seed)
-    _draw([] if learnt else [model.get_submodule(name) for name in head_names(model)], model)
+    _draw([] if is_trained else [model.get_submodule(name) for name in head_names(model)], model)
     model.new_modules = new
 
 

@@ -39,7 +39,7 @@ class Inputs:
     starts: Tensor
 
 
-def laid_out(model: PreTrainedModel, batch: Batch) -> Inputs:
+def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     """The batch as arguments for the body of a model, with or without PEFT's wrapper."""
     if not packs(plain_model(model)):
         return _padded(model, batch)

@@ -13,9 +13,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.architecture import blocks
 from tunesmith.models.conv1d import TurnedLinear
-from tunesmith.models.imagined import real_numbers
+from tunesmith.models.fake_tensors import real_numbers
 from tunesmith.ops.quantized import Format, Quantized, dequantize, empty_quantized, quantize, quantized_linear
 
 METHOD = "tunesmith"
@@ -93,7 +93,7 @@ def quantizing(form: Format, double_quantization: bool) -> Iterator[dict[str, An
     yield {"quantization_config": _Config(form, double_quantization)}
 
 
-def quantize_imagined(model: PreTrainedModel, form: Format, double_quantization: bool) -> None:
+def quantize_fake(model: PreTrainedModel, form: Format, double_quantization: bool) -> None:
     """Put quantized layers without numbers in the places of the blocks' linear layers."""
     with real_numbers():  # the code tables are kept once made, and must have numbers
         dequantize(quantize(torch.ones(64, 64), form, double_quantization), model.dtype)

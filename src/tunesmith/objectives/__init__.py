@@ -1,1 +1,1 @@
-"""What is learnt: one file an objective. `tunesmith.choices.OBJECTIVES` lists them."""
+"""What is learnt: one file an objective. `tunesmith.config.registry.OBJECTIVES` lists them."""

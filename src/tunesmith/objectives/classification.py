@@ -27,14 +27,14 @@ class Classification(NewHead):
     """The classes' names, in the order of the head's outputs. Default: all that the training rows hold, sorted."""
 
     class_weights: Weights = None
-    """What each class's loss is multiplied by: by name, those not named by 1; or `balanced`, rows / (classes · rows of
+    """What each class's loss is multiplied by: by name, those not named by 1; or `best_fit_balanced`, rows / (classes · rows of
     the class), for rare classes (King & Zeng 2001). Default: all alike, so that probabilities are the rows' own."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """ε: learn (1 − ε) of the class and ε / classes of every other (Szegedy et al. 2016, section 7). 0: probabilities
     are then as sure as the rows are."""
 
-    forms: ClassVar[tuple[str, ...]] = ("classification",)
+    formats: ClassVar[tuple[str, ...]] = ("classification",)
     loss_unit: ClassVar[str] = "nats a text"
 
     @property
@@ -45,7 +45,7 @@ class Classification(NewHead):
     def ending(self) -> Ending:
         return Ending("classes", tuple(self.labels or ()))
 
-    def settled(self, read: Callable[[], Iterable[Example]]) -> "Classification":
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "Classification":
         """With the labels that the training rows hold, where the recipe names none.
 
         Raises:
@@ -56,7 +56,7 @@ class Classification(NewHead):
             weights = self.class_weights
             if weights == "balanced":
                 weights = {name: counts.total() / (len(counts) * count) for name, count in sorted(counts.items())}
-            return self.model_copy(update={"labels": labels, "class_weights": weights}).settled(read)
+            return self.model_copy(update={"labels": labels, "class_weights": weights}).resolve(read)
         check_weights(self.class_weights, self.labels)
         return self
 

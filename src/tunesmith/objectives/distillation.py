@@ -9,19 +9,19 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.choices import ObjectiveConfig
+from tunesmith.config.recipe import Base
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Learn, Renderer, Rendering
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_document_attention
+from tunesmith.models.fake_tensors import is_fake
 from tunesmith.models.forward import distilled_loss, next_token_losses
 from tunesmith.models.fused import use_fused_ops
-from tunesmith.models.imagined import imagines
-from tunesmith.models.load import imagined_model, load_tokenizer
+from tunesmith.models.load import fake_model, load_tokenizer
+from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Base
 
 
 class Distillation(ObjectiveConfig):
@@ -58,7 +58,7 @@ class Distillation(ObjectiveConfig):
         Raises:
             UserError: it has another vocabulary, or does not write.
         """
-        usable = Usable.find(self.teacher)
+        usable = ModelReference.find(self.teacher)
         if usable.ending.kind != "vocabulary":
             raise UserError(f"objective.teacher: {self.teacher} writes no text. Name a model that does.")
         if usable.tokenizer().get_vocab() != load_tokenizer(base).get_vocab():
@@ -67,8 +67,8 @@ class Distillation(ObjectiveConfig):
                 "other tokens cannot be compared. Learn its answers: "
                 f"tunesmith answer {self.teacher} FILE --output answers.jsonl"
             )
-        if imagines(model):
-            teacher = imagined_model(usable.base, model.dtype).requires_grad_(False)
+        if is_fake(model):
+            teacher = fake_model(usable.base, model.dtype).requires_grad_(False)
         else:
             teacher = usable.model(model.dtype, model.device).requires_grad_(False)
         if use_document_attention(plain_model(teacher)):

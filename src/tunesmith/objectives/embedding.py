@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.choices import BaseKind, ObjectiveConfig
+from tunesmith.config.registry import BaseKind, ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
@@ -34,8 +34,8 @@ class Embedding(ObjectiveConfig):
     document_prefix: str = ""
     """Put before every positive and negative."""
 
-    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
-    forms: ClassVar[tuple[str, ...]] = ("pairs",)
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
+    formats: ClassVar[tuple[str, ...]] = ("pairs",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
     loss_unit: ClassVar[str] = "nats a pair"

@@ -26,10 +26,10 @@ class MultiLabel(NewHead):
     """The labels' names, in the order of the head's outputs. Default: all that the training rows hold, sorted."""
 
     class_weights: Weights = None
-    """What a label's loss is multiplied by where it holds: by name, those not named by 1; or `balanced`, rows without
+    """What a label's loss is multiplied by where it holds: by name, those not named by 1; or `best_fit_balanced`, rows without
     it / rows with it, for rare labels. Default: 1, so that probabilities are the rows' own."""
 
-    forms: ClassVar[tuple[str, ...]] = ("multi_label",)
+    formats: ClassVar[tuple[str, ...]] = ("multi_label",)
     loss_unit: ClassVar[str] = "nats a label"
 
     @property
@@ -40,7 +40,7 @@ class MultiLabel(NewHead):
     def ending(self) -> Ending:
         return Ending("classes", tuple(self.labels or ()), "multi_label_classification")
 
-    def settled(self, read: Callable[[], Iterable[Example]]) -> "MultiLabel":
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "MultiLabel":
         """With the labels that the training rows hold, where the recipe names none.
 
         Raises:
@@ -52,7 +52,7 @@ class MultiLabel(NewHead):
             weights = self.class_weights
             if weights == "balanced":
                 weights = {name: max(1, len(rows) - count) / count for name, count in sorted(counts.items())}
-            return self.model_copy(update={"labels": labels, "class_weights": weights}).settled(read)
+            return self.model_copy(update={"labels": labels, "class_weights": weights}).resolve(read)
         check_weights(self.class_weights, self.labels)
         return self
 

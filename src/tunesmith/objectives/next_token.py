@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.choices import ObjectiveConfig
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch
 from tunesmith.models.forward import next_token_loss, next_token_losses
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.config.recipe import Base
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
@@ -16,7 +17,6 @@ from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.models.heads import class_logits, last_linear
 from tunesmith.objectives.whole_text import NewHead
-from tunesmith.recipe import Base
 
 FAR = 10.0
 """Spreads from 0 past which a head without a bias does not come to the values' mean."""
@@ -37,7 +37,7 @@ class Regression(NewHead):
     spread: float | None = Field(default=None, gt=0)
     """The size of one step of the values. Default: their standard deviation in the training rows."""
 
-    forms: ClassVar[tuple[str, ...]] = ("regression",)
+    formats: ClassVar[tuple[str, ...]] = ("regression",)
     loss_unit: ClassVar[str] = "squared spreads a text"
 
     @property
@@ -48,7 +48,7 @@ class Regression(NewHead):
     def ending(self) -> Ending:
         return Ending("classes", ("value",), "regression")
 
-    def settled(self, read: Callable[[], Iterable[Example]]) -> "Regression":
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "Regression":
         """With the training rows' mean and spread.
 
         Raises:

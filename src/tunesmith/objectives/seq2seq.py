@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from tunesmith.choices import BaseKind
+from tunesmith.config.registry import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer, Rendering, source_text
 from tunesmith.errors import UserError

@@ -20,7 +20,7 @@ class Text(NextToken):
     """Lay documents end to end into rows of `data.max_length` that look across documents' ends, as many pretraining
     recipes do (Brown et al. 2020, section 2.2). Off: what stands before a document says nothing of it."""
 
-    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "split"
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "split"
 
     @property
     def joins_rows(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.choices import BaseKind
+from tunesmith.config.registry import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
@@ -28,7 +28,7 @@ class TokenClassification(NewHead):
     """The tags' names, in the order of the head's outputs: for entities `O`, `B-…`, `I-…` (Ramshaw & Marcus 1995).
     Default: all that the training rows hold, sorted."""
 
-    forms: ClassVar[tuple[str, ...]] = ("words", "entities")
+    formats: ClassVar[tuple[str, ...]] = ("words", "entities")
     bases: ClassVar[tuple[BaseKind, ...]] = ("encoder",)
     loss_unit: ClassVar[str] = "nats a word"
 
@@ -42,7 +42,7 @@ class TokenClassification(NewHead):
     def ending(self) -> Ending:
         return Ending("tags", tuple(self.labels or ()))
 
-    def settled(self, read: Callable[[], Iterable[Example]]) -> "TokenClassification":
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "TokenClassification":
         """With the tags that the training rows hold, where the recipe names none.
 
         Raises:

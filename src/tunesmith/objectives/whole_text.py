@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.choices import BaseKind, ObjectiveConfig
+from tunesmith.config.registry import BaseKind, ObjectiveConfig
 from tunesmith.data.pack import Batch
-from tunesmith.models.heads import chances, class_logits
+from tunesmith.models.heads import class_logits, head_probabilities
 
 
 def head_rate(hidden: int) -> float:
@@ -26,7 +26,7 @@ class NewHead(ObjectiveConfig, ABC):
     """Peak learning rate of the new head, whatever `train.learning_rate` is. Default: 8 / hidden size, at most 0.02, as
     a head's rate goes with the reciprocal of what it reads (Yang et al. 2022, table 3); tried on MiniLM."""
 
-    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
 
     def head_learning_rate_at(self, hidden: int) -> float:
@@ -40,7 +40,7 @@ class NewHead(ObjectiveConfig, ABC):
         return self.plain_losses(model, batch)
 
     def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
-        return chances(class_logits(model, batch).float(), self.ending)
+        return head_probabilities(class_logits(model, batch).float(), self.ending)
 
     @abstractmethod
     def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:

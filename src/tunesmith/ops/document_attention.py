@@ -95,7 +95,7 @@ def document_attention(
         k, v, before = _after_prefix(k, v, lengths, prefix)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
         if by_native:
-            laid = documents_laid_out(lengths, before)
+            laid = document_layout(lengths, before)
             out: Tensor = _DocumentAttention.apply(q, k, v, laid, scale, window, causal, dropout)
         else:
             out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
@@ -138,12 +138,12 @@ def _by_length(lengths: list[int], device: torch.device) -> tuple[list[tuple[Ten
     row lies in all groups, one after another (tokens,)."""
     own = np.array(lengths)
     ends = own.cumsum()
-    filled = -(-own // LENGTH_STEP) * LENGTH_STEP
+    pack_any_order = -(-own // LENGTH_STEP) * LENGTH_STEP
     back = np.empty(ends[-1], np.int64)
     groups = []
     before = 0
-    for length in dict.fromkeys(filled.tolist()):
-        (documents,) = np.nonzero(filled == length)
+    for length in dict.fromkeys(pack_any_order.tolist()):
+        (documents,) = np.nonzero(pack_any_order == length)
         at = (ends - own)[documents, None] + np.arange(length)
         inside = at < ends[documents, None]
         back[at[inside]] = before + np.flatnonzero(inside)
@@ -179,7 +179,7 @@ def _fits_native(q: Tensor, v: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
 
 
-def documents_laid_out(lengths: list[int], before: int) -> Tensor:
+def document_layout(lengths: list[int], before: int) -> Tensor:
     """`Document` of native/attention.h, a row each: where queries start, how many, where keys start, how many."""
     documents = []
     start = 0
@@ -235,24 +235,29 @@ class _DocumentAttention(torch.autograd.Function):
 
 
 def _mask(
-    lengths: list[int], filled: int, window: int | None, causal: bool, prefix: Prefix | None, device: torch.device
+    lengths: list[int],
+    pack_any_order: int,
+    window: int | None,
+    causal: bool,
+    prefix: Prefix | None,
+    device: torch.device,
 ) -> Tensor | None:
     """Which keys each query may see, broadcast to (documents, heads, filled, prefix + filled) bool; None if the
     kernel's own causal mask, or none at all, says the same."""
     before = 0 if prefix is None else prefix[0].shape[2]
-    reach = before + filled if window is None else window
-    narrow = before + filled > reach
-    at = torch.arange(filled, device=device)
+    reach = before + pack_any_order if window is None else window
+    narrow = before + pack_any_order > reach
+    at = torch.arange(pack_any_order, device=device)
     distance = at[:, None] - at[None, :]
     seen: Tensor | None = None
     if causal and (prefix is not None or narrow):
         seen = ((distance >= 0) & (distance < reach))[None, None]  # (1, 1, filled, filled)
-    elif not causal and (narrow or any(length < filled for length in lengths)):
+    elif not causal and (narrow or any(length < pack_any_order for length in lengths)):
         seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, filled)
         # What stands behind a document's end sees itself, so that its softmax is of something.
         seen = (seen & (distance.abs() < reach)) | (distance == 0) if narrow else seen
     if seen is None or prefix is None:
         return seen
     near = at[:, None] + before - torch.arange(before, device=device) < reach  # (filled, prefix)
-    seen = seen.expand(-1, -1, filled, -1)
+    seen = seen.expand(-1, -1, pack_any_order, -1)
     return torch.cat([near.expand(len(seen), 1, -1, -1), seen], -1)

@@ -18,7 +18,7 @@ def merging_memory(plan: Plan) -> dict[str, int] | None:
     """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model and the files that it
     is read from, which stay mapped while merged weights take the place of those that lie in them. None where nothing is
     merged."""
-    recipe, step = plan.workload.recipe, plan.step
+    recipe, step = plan.batch_plan.recipe, plan.step
     if recipe.method.kind not in MERGED:
         return None
     held = {"weights": FP32 * step.parameters, "stored weights": stored_bytes(recipe.base, step)}
@@ -33,7 +33,7 @@ def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]
     Keys and values: 2 · layers · kv_heads · head_dim · tokens · bytes a number, for each answer; a layer with a sliding
     window keeps no more than its window.
     """
-    step, device, base = plan.step, plan.device, plan.workload.recipe.base
+    step, device, base = plan.step, plan.device, plan.batch_plan.recipe.base
     program = {"program": device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)}
     held = {name: step.parts[name] for name in ("weights", "quantization constants", "adapters") if name in step.parts}
     held["weights"] = held.get("weights", 0) + step.parts.get("trained weights", 0)

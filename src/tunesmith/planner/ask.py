@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from tunesmith.choices import METHODS, named_kind
-from tunesmith.data.prepare import examples, prepare, settled
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import METHODS, named_kind
+from tunesmith.data.prepare import examples, prepare, resolve
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.precision import dtype_of
 from tunesmith.engine.trainable import with_room
-from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer, refuse_other_kinds
 from tunesmith.planner.device import Device, device_named, known_devices
@@ -23,7 +24,6 @@ from tunesmith.planner.measure import available_memory
 from tunesmith.planner.plan import Plan, plan_of, plan_run
 from tunesmith.planner.shapes import with_known_shape
 from tunesmith.planner.step import rows_like
-from tunesmith.recipe import Recipe
 
 NO_ROWS = "(none)"
 """What stands for `data.train` where a plan is asked for without rows."""
@@ -65,7 +65,7 @@ def plan(
     asked = recipe_of(base, recipe, data, overrides)
     where = device_named(device)
     available = available_memory(torch.device(where.kind)) if where.is_here else None
-    return plan_run(workload_of(asked), precision(asked, where), where, available)
+    return plan_run(batch_plan_of(asked), precision(asked, where), where, available)
 
 
 def recipe_of(
@@ -90,7 +90,7 @@ def precision(recipe: Recipe, device: Device) -> torch.dtype:
     return device.dtype if recipe.precision == "auto" else dtype_of(recipe.precision, torch.device("cpu"))
 
 
-def workload_of(recipe: Recipe) -> Workload:
+def batch_plan_of(recipe: Recipe) -> BatchPlan:
     """The rows that the recipe trains on: tokenized, where its tokenizer is here; else by their characters; or, where
     it names none, one step of the longest."""
     refuse_other_kinds(recipe.base, recipe.objective)
@@ -101,14 +101,14 @@ def workload_of(recipe: Recipe) -> Workload:
         once = resolved.train.model_copy(update={"epochs": None, "steps": resolved.train.steps or 1})
         resolved = resolved.model_copy(update={"train": once})
         return replace(
-            Workload.of(resolved, rows_like(resolved, [length] * count)), known=recipe.train.steps is not None
+            BatchPlan.of(resolved, rows_like(resolved, [length] * count)), known=recipe.train.steps is not None
         )
-    resolved = with_room(settled(recipe))
+    resolved = with_room(resolve(recipe))
     try:
         tokenizer = load_tokenizer(resolved.base)
     except UserError:
-        return Workload.of(resolved, _by_characters(resolved))
-    return Workload.of(resolved, prepare(resolved, tokenizer).train)
+        return BatchPlan.of(resolved, _by_characters(resolved))
+    return BatchPlan.of(resolved, prepare(resolved, tokenizer).train)
 
 
 def _by_characters(recipe: Recipe) -> TokenTable:
@@ -136,7 +136,7 @@ def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
                     "base": recipe.base.model_copy(update={"weights": changes.get("base.weights", "auto")}),
                 }
             )
-            found[name] = plan_run(workload_of(asked), precision(asked, device), device, available)
+            found[name] = plan_run(batch_plan_of(asked), precision(asked, device), device, available)
         except UserError as error:
             found[name] = error
     return found
@@ -169,19 +169,19 @@ def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
         given_up += told
         overrides += override
         try:
-            found = plan_within(workload_of(asked), precision(asked, device), device, limit)
+            found = plan_within(batch_plan_of(asked), precision(asked, device), device, limit)
         except UserError as error:
             refused = error
             continue
-        if found.recomputed:
+        if found.checkpointed:
             given_up.append(
-                f"{found.recomputed} of {found.step.blocks} blocks are computed twice: up to a third more time"
+                f"{found.checkpointed} of {found.step.blocks} blocks are computed twice: up to a third more time"
             )
         usual = asked.train.tokens_at_once
-        if found.workload.tokens_per_batch < usual:
-            given_up.append(f"{found.workload.tokens_per_batch:,} tokens go at once in place of {usual:,}")
-            overrides.append(f"train.tokens_per_batch={found.workload.tokens_per_batch}")
-        if found.recomputed:
+        if found.batch_plan.tokens_per_batch < usual:
+            given_up.append(f"{found.batch_plan.tokens_per_batch:,} tokens go at once in place of {usual:,}")
+            overrides.append(f"train.tokens_per_batch={found.batch_plan.tokens_per_batch}")
+        if found.checkpointed:
             overrides.append(f"train.memory_limit={limit / 1e9:.4g}GB")
         return Proposal(found, tuple(given_up), tuple(overrides))
     raise UserError(f"{limit / 1e9:.1f} GB hold no recipe for {recipe.base.path} ({refused}). Take a smaller base.")
@@ -190,14 +190,14 @@ def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
 def _ladder(recipe: Recipe) -> Iterator[tuple[Recipe, list[str], list[str]]]:
     """Ever smaller recipes, with what each step gives up and how it is written."""
     yield recipe, [], []
-    if recipe.method.moves_base or recipe.method.kind in ("full", "layers"):
+    if recipe.method.trains_base or recipe.method.kind in ("full", "layers"):
         recipe = recipe.model_copy(update={"method": named_kind(METHODS, "lora")()})
         yield (
             recipe,
             ["LoRA in place of moving the base's own weights: less room for much new knowledge"],
             ["method=lora"],
         )
-    if not recipe.base.quantized and not recipe.method.moves_base:
+    if not recipe.base.quantized and not recipe.method.trains_base:
         recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"weights": "nf4"})})
         yield recipe, ["the frozen base in 4 bits (QLoRA): seldom worse, some slower"], ["base.weights=nf4"]
     while recipe.data.max_length > 256:
@@ -223,15 +223,15 @@ class OnDevice:
 
 def on_devices(recipe: Recipe) -> list[OnDevice]:
     """The run on every device of the table."""
-    workload = workload_of(recipe)
+    batch_plan = batch_plan_of(recipe)
     known: dict[tuple[str, torch.dtype], Plan] = {}
     found = []
     for device in known_devices().values():
         dtype = precision(recipe, device)
         first = known.get((device.kind, dtype))
         if first is None:
-            first = known[device.kind, dtype] = plan_run(workload, dtype, device)
-        own = plan_of(first.step, workload, dtype, device, None, first.recomputed)
+            first = known[device.kind, dtype] = plan_run(batch_plan, dtype, device)
+        own = plan_of(first.step, batch_plan, dtype, device, None, first.checkpointed)
         found.append(OnDevice(device, own, cards_needed(own)))
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from tunesmith.engine.workload import Workload
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.errors import UserError
 from tunesmith.planner.device import Device
 from tunesmith.planner.plan import Plan, plan_run
@@ -22,7 +22,7 @@ MARGIN = 1.05
 """A plan is taken to hold within it: see benchmarks/plan_accuracy.py."""
 
 
-def plan_within(workload: Workload, dtype: torch.dtype, device: Device, limit: int) -> Plan:
+def plan_within(batch_plan: BatchPlan, dtype: torch.dtype, device: Device, limit: int) -> Plan:
     """The cheapest way to stay within the limit: as few blocks twice as will do, then half as many tokens at once.
 
     Args:
@@ -33,31 +33,31 @@ def plan_within(workload: Workload, dtype: torch.dtype, device: Device, limit: i
         UserError: the longest row does not fit by itself, with what would.
     """
     room = round(limit / MARGIN)
-    usual = workload.tokens_per_batch
-    once = plan_run(workload, dtype, device, room)
+    usual = batch_plan.tokens_per_batch
+    once = plan_run(batch_plan, dtype, device, room)
     if once.fits:
         return once
 
     def twice_over(tokens: int) -> Plan:
         """With every block computed twice; once where the family cannot."""
-        fewer = replace(workload, tokens_per_batch=tokens)
+        fewer = replace(batch_plan, tokens_per_batch=tokens)
         try:
             return plan_run(fewer, dtype, device, room, once.step.blocks)
         except UserError:
             return plan_run(fewer, dtype, device, room)
 
-    sizes = list(_halved(usual, max(workload.longest, LEAST_TOKENS)))
+    sizes = list(_halved(usual, max(batch_plan.longest, LEAST_TOKENS)))
     smallest = twice_over(sizes[-1])
     if not smallest.fits:
         needed = smallest.memory.peak_bytes * MARGIN
         raise UserError(
             f"train.memory_limit: {limit / 1e9:.2f} GB are too few: {sizes[-1]:,} tokens at once (the longest row has "
-            f"{workload.longest:,}) take {needed / 1e9:.2f} GB with every block computed twice. Set memory_limit: "
+            f"{batch_plan.longest:,}) take {needed / 1e9:.2f} GB with every block computed twice. Set memory_limit: "
             f"{math.ceil(needed / 1e8) / 10:.1f}GB, data.max_length lower, or base.weights: nf4."
         )
     twice = next((found for found in map(twice_over, sizes[:-1]) if found.fits), smallest)
-    if twice.workload.tokens_per_batch < usual:
-        once = plan_run(twice.workload, dtype, device, room)
+    if twice.batch_plan.tokens_per_batch < usual:
+        once = plan_run(twice.batch_plan, dtype, device, room)
     return once if once.fits else _between(once, twice, dtype)
 
 
@@ -75,7 +75,7 @@ def _between(once: Plan, twice: Plan, dtype: torch.dtype) -> Plan:
     saved = once.memory.peak_bytes - twice.memory.peak_bytes
     first = math.ceil((once.memory.peak_bytes - once.available) / max(1, saved) * blocks)
     for count in range(max(1, first), blocks, max(1, blocks // 8)):
-        found = plan_run(once.workload, dtype, once.device, once.available, count)
+        found = plan_run(once.batch_plan, dtype, once.device, once.available, count)
         if found.fits:
             return found
     return twice
@@ -83,10 +83,10 @@ def _between(once: Plan, twice: Plan, dtype: torch.dtype) -> Plan:
 
 def refusal(plan: Plan, dtype: torch.dtype) -> str:
     """One line for a run that does not fit: what it would take, and what would do."""
-    recipe = plan.workload.recipe
+    recipe = plan.batch_plan.recipe
     said = f"{plan.memory.peak_bytes / 1e9:.1f} GB are needed and {plan.available / 1e9:.1f} GB are free"
     try:
-        found = plan_within(plan.workload, dtype, plan.device, plan.available)
+        found = plan_within(plan.batch_plan, dtype, plan.device, plan.available)
     except UserError:
         return (
             f"base: {recipe.base.path}: {said}. What fits: tunesmith plan {recipe.base.path} --fit "
@@ -94,6 +94,6 @@ def refusal(plan: Plan, dtype: torch.dtype) -> str:
         )
     return (
         f"base: {recipe.base.path}: {said}. Set train.memory_limit: {plan.available / 1e9:.1f}GB, with which "
-        f"{found.recomputed} of {found.step.blocks} blocks are computed twice, {found.workload.tokens_per_batch:,} "
+        f"{found.checkpointed} of {found.step.blocks} blocks are computed twice, {found.batch_plan.tokens_per_batch:,} "
         f"tokens at once, in {found.memory.peak_bytes / 1e9:.1f} GB."
     )

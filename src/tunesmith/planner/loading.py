@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from tunesmith.config.recipe import Base
 from tunesmith.models.load import locate, stored_dtype
 from tunesmith.ops.quantized import PIECE
 from tunesmith.planner.device import Device
 from tunesmith.planner.step import Step
-from tunesmith.recipe import Base
 
 QUANTIZING = 20
 """Bytes for each number of a piece while bitsandbytes' CPU code quantizes it (measured: 14 to 23)."""
@@ -38,8 +38,8 @@ def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
 def stored_bytes(base: Base, step: Step) -> int:
     """Of the base's weights in its files; where these are not on this machine, in the precision that its config
     names."""
-    folder = Path(locate(base))
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    directory = Path(locate(base))
+    files = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
     if files:
         return sum(file.stat().st_size for file in files)
     return step.parameters * stored_dtype(base).itemsize

@@ -11,13 +11,13 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.choices import ObjectiveConfig
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch
 
 SHORT = 2.0  # seconds of a pass that is timed once more
 
 
-def heaviest_first(
+def largest_batch_first(
     model: PreTrainedModel,
     objective: ObjectiveConfig,
     batch: Batch,

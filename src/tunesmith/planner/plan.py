@@ -10,11 +10,11 @@ import torch
 
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.workload import Workload
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.planner.allocators import resident
-from tunesmith.planner.clock import Clock
 from tunesmith.planner.device import Device, program_bytes
 from tunesmith.planner.loading import while_loading
+from tunesmith.planner.op_timer import OpTimer
 from tunesmith.planner.roofline import seconds_on
 from tunesmith.planner.step import FEW_LAYERS, Step, step_of
 
@@ -88,8 +88,8 @@ class Plan:
     memory: Memory
     step: Step
     device: Device
-    recomputed: int
-    workload: Workload
+    checkpointed: int
+    batch_plan: BatchPlan
     available: int
     dtype: torch.dtype
 
@@ -98,28 +98,28 @@ class Plan:
         return self.memory.peak_bytes <= self.available
 
     @property
-    def heaviest(self) -> list[int]:
+    def largest_batch(self) -> list[int]:
         """The rows of the batch that takes most memory."""
-        return self.workload.laid_out(self.step.packed).heaviest_of(self.step.scores)
+        return self.batch_plan.layout(self.step.packed).largest_of(self.step.scores)
 
     @cached_property
     def time(self) -> Time:
         """Measured operation by operation on this machine's CPU; by the table's rates elsewhere."""
-        layout = self.workload.laid_out(self.step.packed)
+        layout = self.batch_plan.layout(self.step.packed)
         batches, steps = layout.batches, layout.steps
         lengths = batches.table.lengths
-        seconds = seconds_on(self.device, self._clock)
-        batch = seconds(self.step.learning, True) / sum(int(lengths[row]) for row in self.heaviest)  # a token
+        seconds = seconds_on(self.device, self._timer)
+        batch = seconds(self.step.learning, True) / sum(int(lengths[row]) for row in self.largest_batch)  # a token
         update = seconds(self.step.updating, False)
         tokens = batches.tokens_in(0, steps)
         a_step = batch * tokens / steps + update
-        return Time(a_step, tokens / steps / a_step, a_step * steps if self.workload.known else None)
+        return Time(a_step, tokens / steps / a_step, a_step * steps if self.batch_plan.known else None)
 
     @property
-    def _clock(self) -> Clock:
+    def _timer(self) -> OpTimer:
         kind = self.device.kind if self.device.is_here else "cpu"
-        lengths = tuple(collate(self.workload.table, self.heaviest).lengths)
-        return Clock.of(lengths, torch.device(kind), torch.get_num_threads())
+        lengths = tuple(collate(self.batch_plan.table, self.largest_batch).lengths)
+        return OpTimer.of(lengths, torch.device(kind), torch.get_num_threads())
 
     def to_dict(self, timed: bool = True) -> dict[str, Any]:
         """As `tunesmith plan --json` prints it, and as the event `plan` has it."""
@@ -131,11 +131,11 @@ class Plan:
 
 
 def plan_run(
-    workload: Workload,
+    batch_plan: BatchPlan,
     dtype: torch.dtype,
     device: Device,
     available: int | None = None,
-    recomputed: int | None = None,
+    checkpointed: int | None = None,
 ) -> Plan:
     """Foretell a run; no weight is read.
 
@@ -151,33 +151,33 @@ def plan_run(
     """
 
     def rows(packed: bool, scores: bool) -> tuple[TokenTable, list[int]]:
-        return workload.table, workload.laid_out(packed).heaviest_of(scores)
+        return batch_plan.table, batch_plan.layout(packed).largest_of(scores)
 
     few_layers = MANY_LAYERS if device.holds is resident else FEW_LAYERS
-    step = step_of(workload.recipe, rows, dtype, device.holds, recomputed, few_layers)
-    if recomputed is None:
-        recomputed = step.blocks if workload.recipe.train.gradient_checkpointing else 0
-    return plan_of(step, workload, dtype, device, available, recomputed)
+    step = step_of(batch_plan.recipe, rows, dtype, device.holds, checkpointed, few_layers)
+    if checkpointed is None:
+        checkpointed = step.blocks if batch_plan.recipe.train.gradient_checkpointing else 0
+    return plan_of(step, batch_plan, dtype, device, available, checkpointed)
 
 
 def plan_of(
-    step: Step, workload: Workload, dtype: torch.dtype, device: Device, available: int | None, recomputed: int
+    step: Step, batch_plan: BatchPlan, dtype: torch.dtype, device: Device, available: int | None, checkpointed: int
 ) -> Plan:
     """The plan of a run of which one step is known; arguments as in `plan_run`."""
     program = used = device.program_bytes
     if device.is_this_cpu:
-        shapes = min(MOST_KERNELS, step.products * len(workload.laid_out(step.packed).widths))
+        shapes = min(MOST_KERNELS, step.products * len(batch_plan.layout(step.packed).widths))
         program = program_bytes()
         used = program + FIRST_USE + round(KERNEL_BYTES * shapes) + (GLIBC if device.holds is resident else 0)
     phases = {
-        "loading": {"program": program} | while_loading(workload.recipe.base, step, dtype, device),
+        "loading": {"program": program} | while_loading(batch_plan.recipe.base, step, dtype, device),
         "evaluating": {"program": used} | _named(step.evaluating),
         "training": {"program": used} | _named(step.parts) | {"allocator slack": step.slack},
     }
     peaks = {name: sum(parts.values()) for name, parts in phases.items()}
     most = max(phases, key=lambda name: peaks[name])
     room = device.memory_bytes if available is None else available
-    return Plan(Memory(phases[most], peaks), step, device, recomputed, workload, room, dtype)
+    return Plan(Memory(phases[most], peaks), step, device, checkpointed, batch_plan, room, dtype)
 
 
 def _named(parts: Mapping[str, int]) -> dict[str, int]:

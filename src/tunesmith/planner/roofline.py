@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from tunesmith.planner.clock import Clock
 from tunesmith.planner.device import Device
+from tunesmith.planner.op_timer import OpTimer
 from tunesmith.planner.trace import Operation
 
 REACHED_BY_PRODUCTS = 0.65
@@ -23,7 +23,7 @@ Seconds = Callable[[Mapping[Operation, float], bool], float]
 """Of operations, with autograd around them or not."""
 
 
-def seconds_on(device: Device, clock: Clock) -> Seconds:
+def seconds_on(device: Device, clock: OpTimer) -> Seconds:
     """What gives the seconds of operations there: the clock on this machine, else the roofline."""
     if device.is_here:
         return clock.total

@@ -12,25 +12,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.memory import recompute
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.master_weights import MasterWeights
+from tunesmith.engine.memory import enable_activation_checkpointing
+from tunesmith.engine.optimizers import ON_CUDA_ALONE
 from tunesmith.engine.trainable import base_parameters, is_hidden, made_trainable
-from tunesmith.engine.update import ON_CUDA_ALONE
 from tunesmith.errors import UserError
-from tunesmith.models.anatomy import blocks
+from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
 from tunesmith.models.conv1d import TurnedLinear
+from tunesmith.models.fake_tensors import fake_tensors
 from tunesmith.models.heads import body_is_frozen
-from tunesmith.models.imagined import imagining
-from tunesmith.models.load import config_of, imagined_model
+from tunesmith.models.load import config_of, fake_model
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.planner.allocators import Passes
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
-from tunesmith.recipe import Recipe
 
 FEW_LAYERS = 12
 """Models of more blocks are carried out with few of them, twice, and the rest is read off the line through both."""
@@ -100,7 +100,7 @@ def step_of(
     rows: Rows,
     dtype: torch.dtype,
     holds: Holds,
-    recomputed: int | None = None,
+    checkpointed: int | None = None,
     few_layers: int = FEW_LAYERS,
 ) -> Step:
     """Carry out one step of the recipe without numbers.
@@ -119,29 +119,29 @@ def step_of(
     config = config_of(recipe.base)
     counts = _few_layers(config, few_layers)
     if counts is None:
-        return _with_its_heaviest(recipe, rows, dtype, holds, None, recomputed)
+        return _with_its_largest_batch(recipe, rows, dtype, holds, None, checkpointed)
     fewer, more = counts
     layers = config.get_text_config().num_hidden_layers
-    some = recomputed is not None and 0 < recomputed < layers
-    twice = [None if recomputed is None else 0 if some else min(recomputed, count) for count in counts]
-    low = _with_its_heaviest(recipe, rows, dtype, holds, fewer, twice[0])
+    some = checkpointed is not None and 0 < checkpointed < layers
+    twice = [None if checkpointed is None else 0 if some else min(checkpointed, count) for count in counts]
+    low = _with_its_largest_batch(recipe, rows, dtype, holds, fewer, twice[0])
     high = _carried_out(recipe, rows, dtype, holds, more, twice[1], scores=low.scores)
     whole = _along(low, low, high, (layers - fewer) / (more - fewer), layers)
-    if recomputed is None or not some:
+    if checkpointed is None or not some:
         return whole
     period = more - fewer
     first_twice = _carried_out(recipe, rows, dtype, holds, more, period, scores=low.scores)
-    return _along(whole, high, first_twice, recomputed / period, layers)
+    return _along(whole, high, first_twice, checkpointed / period, layers)
 
 
-def _with_its_heaviest(
-    recipe: Recipe, rows: Rows, dtype: torch.dtype, holds: Holds, layers: int | None, recomputed: int | None
+def _with_its_largest_batch(
+    recipe: Recipe, rows: Rows, dtype: torch.dtype, holds: Holds, layers: int | None, checkpointed: int | None
 ) -> Step:
     """Which batch takes most memory depends on attention, of which the first one tells."""
-    step = _carried_out(recipe, rows, dtype, holds, layers, recomputed, scores=False)
+    step = _carried_out(recipe, rows, dtype, holds, layers, checkpointed, scores=False)
     if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
         return step
-    return _carried_out(recipe, rows, dtype, holds, layers, recomputed, scores=True)
+    return _carried_out(recipe, rows, dtype, holds, layers, checkpointed, scores=True)
 
 
 def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:
@@ -166,15 +166,15 @@ def _carried_out(
     dtype: torch.dtype,
     holds: Holds,
     layers: int | None,
-    recomputed: int | None,
+    checkpointed: int | None,
     scores: bool,
 ) -> Step:
     gc.freeze()  # garbage is looked for among what is made here alone
     try:
-        with imagining():
-            model = made_trainable(recipe, imagined_model(recipe.base, dtype, recipe.objective.ending, layers))
-            if recomputed is not None:
-                recompute(model, recomputed)
+        with fake_tensors():
+            model = made_trainable(recipe, fake_model(recipe.base, dtype, recipe.objective.ending, layers))
+            if checkpointed is not None:
+                enable_activation_checkpointing(model, checkpointed)
             return _Rehearsal(recipe, model, _batch(model, rows, scores), holds).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
@@ -261,14 +261,14 @@ class _Rehearsal:
 
     def _learn(self) -> None:
         self.model.train()
-        with self.watch.on(), _told_apart(self.model, self.watch):
+        with self.watch.on(), _mark_loss_memory(self.model, self.watch):
             loss = self.recipe.objective.loss(self.model, self.batch)
             self.turn = len(self.trace.events)
             loss.backward()
 
     def _evaluate(self) -> None:
         self.model.eval()
-        with self.watch.on(), torch.no_grad(), _told_apart(self.model, self.watch):
+        with self.watch.on(), torch.no_grad(), _mark_loss_memory(self.model, self.watch):
             self.recipe.objective.losses(self.model, self.batch)
 
     def _update(self) -> None:
@@ -319,7 +319,7 @@ def _numbers(layer: nn.Module) -> int:
 
 
 @contextmanager
-def _told_apart(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
+def _mark_loss_memory(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
     """Within the block what is made behind the model's body, and before the backward pass is back there, is the
     loss's."""
     plain = plain_model(model)

@@ -23,7 +23,7 @@ PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
 """What the names of products of matrices begin with."""
 
 
-class AttentionShape(NamedTuple):
+class AttentionParameters(NamedTuple):
     """The fields of `native.Shape`, which cannot be compared itself."""
 
     kv_heads: int
@@ -58,7 +58,7 @@ class Operation:
         if self.name.startswith(PRODUCTS):
             left, right = [each for each in self.arguments if isinstance(each, Shape)][-2:]
             return 2.0 * left.numbers * right.sizes[-1]
-        if self.arguments and isinstance(self.arguments[0], AttentionShape):
+        if self.arguments and isinstance(self.arguments[0], AttentionParameters):
             queries, keys = self.arguments[3:5]
             tokens, heads, dim = queries.sizes
             seen = keys.sizes[0] / max(1, self.arguments[2])  # a document's keys, on average
@@ -83,7 +83,7 @@ def _shapes(values: Iterable[object]) -> Iterator[Shape]:
     for value in values:
         if isinstance(value, Shape):
             yield value
-        elif isinstance(value, tuple) and not isinstance(value, AttentionShape):
+        elif isinstance(value, tuple) and not isinstance(value, AttentionParameters):
             yield from _shapes(value)
 
 
@@ -171,7 +171,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with native.told_not_called(self._kernel), hooks, self:
+        with native.report_instead_of_calling(self._kernel), hooks, self:
             yield self
 
     @classmethod
@@ -219,7 +219,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(each) for each in value)
     if isinstance(value, native.Shape):
-        return AttentionShape(*(getattr(value, name) for name, _ in native.Shape._fields_))
+        return AttentionParameters(*(getattr(value, name) for name, _ in native.Shape._fields_))
     return value
 
 

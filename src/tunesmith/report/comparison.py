@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.report.charts import interval_chart
+from tunesmith.report.formatting import LOSS_UNIT, figure, number
 from tunesmith.report.table import loss_in_words, writes
-from tunesmith.report.words import LOSS_UNIT, figure, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,12 @@ def compared(result: dict[str, Any]) -> Comparison:
         measures.append(_measure(described, before, after, differences.get(name), better, form, scale))
         title = described[:1].upper() + described[1:]
         charts.append(_chart(title, "%" if share else "", before, after, scale, places))
-    rows, learnt = (figure(result.get(name), "{:,.0f}") for name in ("rows", "learnt_tokens"))
+    rows, loss_tokens = (figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens"))
     written = figure(result.get("generated_rows"), "{:,.0f}")
     return Comparison(
-        about=f"Loss over {rows} held-out rows ({learnt} learnt tokens); answers written to {written} of them."
+        about=f"Loss over {rows} held-out rows ({loss_tokens} learnt tokens); answers written to {written} of them."
         if writes(result)
-        else f"Over {rows} held-out rows ({learnt} marks at which something is told).",
+        else f"Over {rows} held-out rows ({loss_tokens} marks at which something is told).",
         verdict=_verdict(base, tuned, measures[0]),
         measures=measures,
         charts=[chart for chart in charts if chart],

@@ -8,8 +8,8 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from tunesmith.report.comparison import Comparison, compared
-from tunesmith.report.courses import courses, lengths
-from tunesmith.report.words import (
+from tunesmith.report.curves import curves, lengths
+from tunesmith.report.formatting import (
     LOSS_UNIT,
     base_said,
     count,
@@ -37,30 +37,30 @@ COUNTS = {
     "unlearnable": "pieces without anything to learn, left out",
     "examples": "examples to learn from",
     "tokens": "their tokens",
-    "learnt_tokens": "of which are learnt",
+    "loss_tokens": "of which are learnt",
     "held_out_rows": "examples held out",
     "held_out_tokens": "their tokens",
-    "held_out_learnt_tokens": "of which are learnt",
+    "held_out_loss_tokens": "of which are learnt",
     "longest": "tokens in the longest example, before any cut",
 }
 """What is said of the counts in a `data` event, in this order."""
 
-ALWAYS = {"rows", "malformed", "examples", "tokens", "learnt_tokens", "held_out_rows"}
+ALWAYS = {"rows", "malformed", "examples", "tokens", "loss_tokens", "held_out_rows"}
 """Counts that are shown at zero too: it is good to know that none was malformed."""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(directory: Path) -> Path:
     """Write `report.html` into the run's directory from what lies in it; a run that was cut short will do.
 
     Raises:
         UserError: the folder is not a run.
     """
-    run = Run.open(folder)
+    run = Run.open(directory)
     pages = Environment(
         loader=PackageLoader("tunesmith.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = pages.get_template("report.html.jinja").render(**_shown(run))
-    path = run.folder / "report.html"
+    path = run.directory / "report.html"
     with atomic_write(path) as file:
         file.write(page)
     return path
@@ -70,21 +70,21 @@ def _shown(run: Run) -> dict[str, Any]:
     kinds: dict[str, list[Event]] = {}
     for event in run.events():
         kinds.setdefault(event["event"], []).append(event)
-    evaluation, provenance = (_read_json(run.folder / name) for name in ("evaluation.json", "provenance.json"))
+    evaluation, provenance = (_read_json(run.directory / name) for name in ("evaluation.json", "provenance.json"))
     data = _last(kinds, "data")
     comparison = compared(evaluation) if evaluation else None
     unit = _last(kinds, "start").get("loss_unit", LOSS_UNIT)
     return {
-        "name": run.folder.name,
+        "name": run.directory.name,
         "outcome": _outcome(kinds, comparison),
         "facts": _facts(kinds, run, provenance),
-        "figures": [Markup(chart) for chart in courses(kinds.get("step", []), kinds.get("evaluation", []), unit)],
+        "figures": [Markup(chart) for chart in curves(kinds.get("step", []), kinds.get("evaluation", []), unit)],
         "counts": [
             (said, _with_share(data, name))
             for name, said in COUNTS.items()
             if data.get(name) or name in ALWAYS & {*data}
         ],
-        "form": data.get("form"),
+        "format": data.get("format"),
         "histogram": Markup(lengths(data)),
         "bad_rows": [*data.get("malformed_rows", ()), *data.get("unusable_rows", ())],
         "bad_total": (data.get("malformed") or 0) + (data.get("unusable") or 0),
@@ -94,7 +94,7 @@ def _shown(run: Run) -> dict[str, Any]:
         "memory_parts": sizes(_forecast(kinds).get("memory", {}).get("parts", {})),
         "comparison": comparison,
         "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
-        "recipe": (run.folder / "recipe.yaml").read_text(encoding="utf-8"),
+        "recipe": (run.directory / "recipe.yaml").read_text(encoding="utf-8"),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False) if provenance else "",
     }
 
@@ -145,8 +145,8 @@ def _with_share(data: Event, name: str) -> str:
     whole = {
         "malformed": "rows",
         "unusable": "rows",
-        "learnt_tokens": "tokens",
-        "held_out_learnt_tokens": "held_out_tokens",
+        "loss_tokens": "tokens",
+        "held_out_loss_tokens": "held_out_tokens",
     }.get(name)
     said = figure(data[name], "{:,.0f}")
     of = number(data.get(whole)) if whole else 0.0

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.config.yaml_text import read_yaml
 from tunesmith.errors import UserError
-from tunesmith.recipe_yaml import read_yaml
-from tunesmith.report.words import number
+from tunesmith.report.formatting import number
 from tunesmith.run import Event, Run
 
 STILL_WRITING = 120.0
@@ -45,17 +45,19 @@ class Listed:
     seconds: float = 0.0
 
 
-def list_runs(folder: Path) -> list[Listed]:
+def list_runs(directory: Path) -> list[Listed]:
     """Every run in the folder, at most two levels down, by name.
 
     Raises:
         UserError: there is no such folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no directory. Runs lie in runs/ unless --run says otherwise; name theirs.")
-    recipes = sorted({*folder.glob("recipe.yaml"), *folder.glob("*/recipe.yaml"), *folder.glob("*/*/recipe.yaml")})
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no directory. Runs lie in runs/ unless --run says otherwise; name theirs.")
+    recipes = sorted(
+        {*directory.glob("recipe.yaml"), *directory.glob("*/recipe.yaml"), *directory.glob("*/*/recipe.yaml")}
+    )
     places = [recipe.parent for recipe in recipes if _is_run(recipe.parent)]
-    return [_listed(place, str(place.relative_to(folder)) if place != folder else place.name) for place in places]
+    return [_listed(place, str(place.relative_to(directory)) if place != directory else place.name) for place in places]
 
 
 def _is_run(place: Path) -> bool:
@@ -91,7 +93,7 @@ def _state(run: Run, events: list[Event]) -> State:
     if run.finished:
         return "done"
     kinds = [event["event"] for event in events]
-    metrics = run.folder / "metrics.jsonl"
+    metrics = run.directory / "metrics.jsonl"
     if kinds and kinds[-1] != "end" and time.time() - metrics.stat().st_mtime < STILL_WRITING:
         return "running"
     return "interrupted" if "step" in kinds else "begun"

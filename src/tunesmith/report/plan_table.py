@@ -11,7 +11,7 @@ from rich.text import Text
 from tunesmith.errors import UserError
 from tunesmith.planner.ask import OnDevice
 from tunesmith.planner.plan import Plan
-from tunesmith.report.words import count, duration, size
+from tunesmith.report.formatting import count, duration, size
 
 COLORS = {
     "weights": "#4477aa",
@@ -94,7 +94,7 @@ def devices_table(found: Sequence[OnDevice], price: float | None) -> Table:
     """The run on every device of the table."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("device", no_wrap=True)
-    known = all(each.plan.workload.known for each in found)
+    known = all(each.plan.batch_plan.known for each in found)
     for title in ("has", "needs", "cards", "tokens/s", *(("all steps", "cost") if known else ("$/M tokens",))):
         table.add_column(title, justify="right", no_wrap=True)
     for each in found:
@@ -157,19 +157,19 @@ def plan_page(plans: Mapping[str, Plan], title: str) -> str:
 
 def summary(plan: Plan) -> dict[str, Any]:
     """The lines above a plan's parts, by name."""
-    recipe = plan.workload.recipe
+    recipe = plan.batch_plan.recipe
     weights = recipe.base.weights if recipe.base.quantized else str(plan.dtype).removeprefix("torch.")
-    twice = f", {plan.recomputed} of {plan.step.blocks} blocks computed twice" if plan.recomputed else ""
+    twice = f", {plan.checkpointed} of {plan.step.blocks} blocks computed twice" if plan.checkpointed else ""
     time = plan.time
     told = {
         "method": f"{recipe.method.kind} on {count(plan.step.parameters)} parameters in {weights}, training "
         f"{count(plan.step.trained)}",
-        "batch": f"{plan.workload.tokens_per_batch:,} tokens at once, the longest row {plan.workload.longest:,}{twice}",
+        "batch": f"{plan.batch_plan.tokens_per_batch:,} tokens at once, the longest row {plan.batch_plan.longest:,}{twice}",
         "on": f"{plan.device.name}: {size(plan.available)}, so it {'fits' if plan.fits else 'does not fit'}",
         "speed": f"{count(time.tokens_per_second)} tokens a second, {time.seconds_per_step:.3g} s a step",
     }
     if time.total_seconds is not None:
         told["all steps"] = (
-            f"{duration(time.total_seconds)} for {plan.workload.laid_out(plan.step.packed).steps:,} steps"
+            f"{duration(time.total_seconds)} for {plan.batch_plan.layout(plan.step.packed).steps:,} steps"
         )
     return told

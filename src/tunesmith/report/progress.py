@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from tunesmith.report.words import base_said, count, duration, figure, method_said, number, off_by, size, sizes
+from tunesmith.report.formatting import base_said, count, duration, figure, method_said, number, off_by, size, sizes
 from tunesmith.run import Event
 
 SMOOTHING = 0.9
@@ -88,12 +88,12 @@ class Progress:
             self._say("resumed", f"after step {self._first:,} of {self._total:,}", style="bold")
 
     def _data(self, event: Event) -> None:
-        rows = f"{count(event.get('rows'))} rows ({event.get('form', '?')})"
+        rows = f"{count(event.get('rows'))} rows ({event.get('format', '?')})"
         kept = f"{count(event.get('examples'))} to learn from, {count(event.get('held_out_rows'))} held out"
         self._say("data", f"{rows}: {kept}{', from the cache' if event.get('cached') else ''}")
-        tokens, learnt = event.get("tokens"), event.get("learnt_tokens")
-        share = figure(number(learnt) / number(tokens), " ({:.0%})") if tokens else ""
-        self._say("tokens", f"{count(tokens)}, of which {count(learnt)}{share} are learnt")
+        tokens, loss_tokens = event.get("tokens"), event.get("loss_tokens")
+        share = figure(number(loss_tokens) / number(tokens), " ({:.0%})") if tokens else ""
+        self._say("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are learnt")
         for what, said in COUNTED.items():
             if event.get(what):
                 self._say("", f"{count(event[what])} {said}", style="yellow")
@@ -101,7 +101,7 @@ class Progress:
             self._say("", str(row), style="yellow")
 
     def _memory(self, event: Event) -> None:
-        twice, blocks = event.get("recomputed") or 0, event.get("blocks") or 0
+        twice, blocks = event.get("checkpointed") or 0, event.get("blocks") or 0
         told = f"{twice} of {blocks} blocks computed twice" if twice else "nothing computed twice"
         limit = size(event.get("limit_bytes") or 0)
         self._say("within", f"{limit}: {told}, {event.get('tokens_per_batch') or 0:,} tokens at once")
@@ -119,8 +119,8 @@ class Progress:
         """What was foretold beside what was measured, over the steps of this sitting alone."""
         self._bars.stop()
         predicted, measured = event.get("predicted", {}), event.get("measured", {})
-        memory, foretold = (each.get("memory", {}).get("peak_bytes") for each in (measured, predicted))
-        self._say("needed", _beside(memory, foretold, size))
+        memory, planned_memory = (each.get("memory", {}).get("peak_bytes") for each in (measured, predicted))
+        self._say("needed", _beside(memory, planned_memory, size))
         steps = self._done - self._first
         planned = predicted.get("time", {})
         if self._done == self._total:
@@ -202,11 +202,11 @@ class Progress:
         self._console.print(line)
 
 
-def _beside(measured: Any, foretold: Any, said: Any) -> str:
-    if foretold is None:
+def _beside(measured: Any, predicted: Any, said: Any) -> str:
+    if predicted is None:
         return str(said(measured))
-    off = off_by(foretold, measured)
-    return f"{said(measured)}; foretold {said(foretold)}{f' ({off})' if off else ''}"
+    off = off_by(predicted, measured)
+    return f"{said(measured)}; foretold {said(predicted)}{f' ({off})' if off else ''}"
 
 
 COUNTED = {

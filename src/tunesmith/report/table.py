@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.words import LOSS_UNIT, count
+from tunesmith.report.formatting import LOSS_UNIT, count
 
 Interval = Sequence[float]
 

@@ -12,16 +12,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.pack import collate
-from tunesmith.data.prepare import Prepared, prepare, settled
+from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.engine.allocator import give_back_freed_memory, keeping_freed_memory
+from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.memory import ran_out_of_memory, recompute
-from tunesmith.engine.optimizer import MasterWeights
+from tunesmith.engine.master_weights import MasterWeights
+from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
+from tunesmith.engine.optimizers import is_elsewhere
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
@@ -34,17 +37,14 @@ from tunesmith.engine.trainable import (
     with_known_features,
     with_room,
 )
-from tunesmith.engine.update import is_elsewhere
-from tunesmith.engine.workload import Workload
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.load import load_tokenizer, refuse_other_kinds
 from tunesmith.models.prompts import plain_model
 from tunesmith.planner.device import this_device
 from tunesmith.planner.fitting import plan_within, refusal
-from tunesmith.planner.measure import available_memory, forget_peak, heaviest_first, measured, peak_memory
+from tunesmith.planner.measure import available_memory, forget_peak, largest_batch_first, measured, peak_memory
 from tunesmith.planner.plan import Plan, plan_run
-from tunesmith.recipe import Recipe
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
 
 
@@ -57,17 +57,17 @@ def train_run(
     """Start a run; arguments and errors as `training.stages.train` has them."""
     asked = Recipe.load(recipe, list(overrides))
     refuse_other_kinds(asked.base, asked.objective)
-    resolved = with_room(settled(asked))
+    resolved = with_room(resolve(asked))
     tokenizer = load_tokenizer(resolved.base)
     known = tokenizer_fingerprint(tokenizer)
     prepared = prepare(resolved, tokenizer)
     place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
     place.write_json("provenance.json", provenance(resolved, prepared.fingerprints, known))
     try:
-        return _carry_out(resolved, place, tokenizer, prepared, subscribers)
+        return _execute(resolved, place, tokenizer, prepared, subscribers)
     except UserError:
-        if not (place.folder / "metrics.jsonl").exists():  # refused before anything happened
-            shutil.rmtree(place.folder)
+        if not (place.directory / "metrics.jsonl").exists():  # refused before anything happened
+            shutil.rmtree(place.directory)
         raise
 
 
@@ -76,16 +76,16 @@ def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
     place = Run.open(run)
     if place.finished:
         raise UserError(f"{run} has finished; nothing is left to do. To train on from its weights, name it as base.")
-    recipe = Recipe.load(place.folder / "recipe.yaml")
+    recipe = Recipe.load(place.directory / "recipe.yaml")
     tokenizer = load_tokenizer(recipe.base)
     known = tokenizer_fingerprint(tokenizer)
     prepared = prepare(recipe, tokenizer)
     _refuse_changes(place, recipe, prepared, known)
-    return _carry_out(recipe, place, tokenizer, prepared, subscribers)
+    return _execute(recipe, place, tokenizer, prepared, subscribers)
 
 
 @keeping_freed_memory()
-def _carry_out(
+def _execute(
     recipe: Recipe,
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
@@ -100,29 +100,33 @@ def _carry_out(
     model = trainable_model(recipe, dtype, device)
     give_back_freed_memory()  # of weights as they were stored
     prepared = with_known_features(recipe, model, prepared, device)
-    workload = Workload.of(recipe, prepared.train) if plan is None else plan.workload
-    loop = _loop(recipe, run, model, prepared, workload.over(prepared.train), device)
-    checkpoint = latest_checkpoint(run.folder / "checkpoints")
+    batch_plan = BatchPlan.of(recipe, prepared.train) if plan is None else plan.batch_plan
+    loop = _loop(recipe, run, model, prepared, batch_plan.over(prepared.train), device)
+    checkpoint = latest_checkpoint(run.directory / "checkpoints")
     if checkpoint is not None:
         tensors, loop.state = load_checkpoint(checkpoint)
         loop.masters.restore(tensors)
     run.rewind(loop.state.metrics_bytes)
-    loop.events.subscribe(MetricsFile(run.folder / "metrics.jsonl"))
+    loop.events.subscribe(MetricsFile(run.directory / "metrics.jsonl"))
     if recipe.train.tensorboard:
-        loop.events.subscribe(TensorBoard(run.folder / "tensorboard"))
+        loop.events.subscribe(TensorBoard(run.directory / "tensorboard"))
     for subscriber in subscribers:
         loop.events.subscribe(subscriber)
-    _tell_start(loop, recipe, run, prepared, dtype)
+    _emit_start(loop, recipe, run, prepared, dtype)
     if plan is not None and recipe.train.memory_bytes is not None:
         plan = _hold(loop, plan)
-        told = {"recomputed": plan.recomputed, "blocks": plan.step.blocks, "tokens_per_batch": loop.tokens_per_batch}
+        told = {
+            "checkpointed": plan.checkpointed,
+            "blocks": plan.step.blocks,
+            "tokens_per_batch": loop.tokens_per_batch,
+        }
         loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **told)
     if plan is None:
         said = f"The memory that {type(plain_model(model)).__name__} takes here cannot be foretold (docs/planning.md)."
         loop.events.emit("warning", message=said)
-    foretold = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
-    heaviest = workload.laid_out(not loop.batches.padded).heaviest if plan is None else plan.heaviest
-    forecast = {**foretold, "time": _heaviest_first(loop, heaviest)}
+    predicted = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
+    largest_batch = batch_plan.layout(not loop.batches.padded).largest_batch if plan is None else plan.largest_batch
+    forecast = {**predicted, "time": _largest_batch_first(loop, largest_batch)}
     loop.events.emit("forecast", **forecast)
     give_back_freed_memory()  # what the matrix library keeps from the first pass has left gaps around it
     with listen_for_interrupts() as interruption:
@@ -144,11 +148,11 @@ def _carry_out(
     return run
 
 
-def _tell_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
+def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
     """What is trained on what, and what the recipe asks for that is done otherwise here."""
     loop.events.emit(
         "start",
-        run=str(run.folder),
+        run=str(run.directory),
         base=recipe.base.path,
         method=recipe.method.kind,
         objective=recipe.objective.kind,
@@ -186,11 +190,11 @@ def _finished_head(loop: Loop) -> nn.Linear | None:
 
 
 def _loop(
-    recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, workload: Workload, device: torch.device
+    recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, batch_plan: BatchPlan, device: torch.device
 ) -> Loop:
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
-    layout = workload.laid_out(packs(plain_model(model)))
+    layout = batch_plan.layout(packs(plain_model(model)))
     hidden = [is_hidden(model)] if train.optimizer == "muon" else []
     masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
@@ -202,8 +206,8 @@ def _loop(
         train=train,
         total_steps=layout.steps,
         peak_learning_rate=peak,
-        tokens_per_batch=workload.tokens_per_batch,
-        folder=run.folder,
+        tokens_per_batch=batch_plan.tokens_per_batch,
+        directory=run.directory,
         events=Events(),
         device=device,
     )
@@ -218,15 +222,15 @@ def _plan(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, devi
     Raises:
         UserError: it does not fit, with what would.
     """
-    workload = Workload.of(recipe, prepared.train)
+    batch_plan = BatchPlan.of(recipe, prepared.train)
     before = next((event for event in run.events() if event["event"] == "memory"), None)
     if before is not None:
-        workload = replace(workload, tokens_per_batch=before["tokens_per_batch"])
+        batch_plan = replace(batch_plan, tokens_per_batch=before["tokens_per_batch"])
     where, available = this_device(device), available_memory(device)
     if recipe.train.memory_bytes is not None:
-        return plan_within(workload, dtype, where, recipe.train.memory_bytes)
+        return plan_within(batch_plan, dtype, where, recipe.train.memory_bytes)
     try:
-        plan = plan_run(workload, dtype, where, available)
+        plan = plan_run(batch_plan, dtype, where, available)
     except UserError:
         return None
     if not plan.fits:
@@ -243,30 +247,30 @@ def _hold(loop: Loop, plan: Plan) -> Plan:
     limit = loop.train.memory_bytes or 0
     room = limit
     while True:
-        loop.tokens_per_batch = plan.workload.tokens_per_batch
-        loop.batches = plan.workload.over(loop.batches.table).laid_out(plan.step.packed).batches
-        if plan.recomputed:
-            recompute(loop.model, plan.recomputed)
+        loop.tokens_per_batch = plan.batch_plan.tokens_per_batch
+        loop.batches = plan.batch_plan.over(loop.batches.table).layout(plan.step.packed).batches
+        if plan.checkpointed:
+            enable_activation_checkpointing(loop.model, plan.checkpointed)
         give_back_freed_memory()
         forget_peak(loop.device)
-        _heaviest_first(loop, plan.heaviest)
+        _largest_batch_first(loop, plan.largest_batch)
         over = peak_memory(loop.device) - limit
         if over <= 0:
             return plan
         room -= over
-        plan = plan_within(plan.workload, loop.model.dtype, plan.device, room)
+        plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, room)
 
 
-def _heaviest_first(loop: Loop, heaviest: list[int]) -> dict[str, Any]:
+def _largest_batch_first(loop: Loop, largest_batch: list[int]) -> dict[str, Any]:
     """The time that the steps will take, from a pass over these rows, whose gradient is thrown away.
 
     Raises:
         UserError: memory runs out even with a single row.
     """
     while True:
-        rows = max(loop.batches_within(heaviest), key=loop.tokens_of)
+        rows = max(loop.batches_within(largest_batch), key=loop.tokens_of)
         try:
-            time = heaviest_first(
+            time = largest_batch_first(
                 loop.model,
                 loop.objective,
                 collate(loop.batches.table, rows, loop.device),
@@ -279,41 +283,41 @@ def _heaviest_first(loop: Loop, heaviest: list[int]) -> dict[str, Any]:
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-        loop.halve(rows)
+        loop.split_in_two(rows)
 
 
 def _take_best(recipe: Recipe, run: Run, loop: Loop) -> None:
     """With early stopping, the weights that are kept are the best ones, not the last."""
-    best = run.folder / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
+    best = run.directory / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
     if recipe.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
         tensors, _ = load_checkpoint(best)
         loop.masters.restore(tensors)
 
 
 def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared, tokenizer: str) -> None:
-    before = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+    before = json.loads((run.directory / "provenance.json").read_text(encoding="utf-8"))
     now = provenance(recipe, prepared.fingerprints, tokenizer)
     for name in sorted({*before["data"], *now["data"]}):
         if before["data"].get(name) != now["data"].get(name):
             raise UserError(
-                f"{name} has changed since {run.folder} began, so it cannot be resumed to the same result. Put the "
+                f"{name} has changed since {run.directory} began, so it cannot be resumed to the same result. Put the "
                 "file back as it was, or start a new run."
             )
     if before["base"] != now["base"]:
         raise UserError(
-            f"base: {recipe.base.path} has changed since {run.folder} began, so it cannot be resumed to the same "
+            f"base: {recipe.base.path} has changed since {run.directory} began, so it cannot be resumed to the same "
             "result. Put the weights back as they were, or start a new run."
         )
     if before.get("tokenizer", tokenizer) != tokenizer:
         raise UserError(
-            f"base: the tokenizer or chat template of {recipe.base.path} has changed since {run.folder} began, so it "
+            f"base: the tokenizer or chat template of {recipe.base.path} has changed since {run.directory} began, so it "
             "cannot be resumed to the same result. Put it back as it was, or start a new run."
         )
     if before.get("models", {}) != now["models"]:
-        raise UserError(f"objective.teacher has changed since {run.folder} began. Put it back, or start a new run.")
+        raise UserError(f"objective.teacher has changed since {run.directory} began. Put it back, or start a new run.")
     told = any(event["event"] == "checkpoint" for event in run.events())
-    if told and latest_checkpoint(run.folder / "checkpoints") is None:
+    if told and latest_checkpoint(run.directory / "checkpoints") is None:
         raise UserError(
-            f"{run.folder}/checkpoints is empty, though checkpoints were written: they have been deleted, and there is "
+            f"{run.directory}/checkpoints is empty, though checkpoints were written: they have been deleted, and there is "
             "nothing to go on from. Put them back, or start a new run."
         )

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.chain import Chain
+from tunesmith.config.pipeline import Pipeline
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.models.merge import merged_model, save_merged
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Recipe
-from tunesmith.run import CHAIN, Run, Subscriber, atomic_write, last_stage, new_folder
+from tunesmith.models.model_reference import ModelReference
+from tunesmith.run import CHAIN, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.training.one_run import resume_run, train_run
 
 
@@ -38,18 +38,18 @@ def train(
     Raises:
         UserError: what the user can mend, in one line.
     """
-    chain = Chain.load(recipe, overrides)
+    chain = Pipeline.load(recipe, overrides)
     if chain is None:
         return train_run(recipe, run, overrides, subscribers)
     what = "-".join(chain.names) if chain.folded is None else f"{chain.folded.method.kind}-folds"
-    folder = new_folder(run, chain.recipes[0].base.path, what)
-    with atomic_write(folder / CHAIN) as file:
+    directory = new_directory(run, chain.recipes[0].base.path, what)
+    with atomic_write(directory / CHAIN) as file:
         file.write(chain.to_yaml())
     try:
-        return _carry_out(chain, folder, subscribers)
+        return _execute(chain, directory, subscribers)
     except UserError:
-        if last_stage(folder) == folder:  # the first stage was refused before anything happened
-            shutil.rmtree(folder)
+        if last_stage(directory) == directory:  # the first stage was refused before anything happened
+            shutil.rmtree(directory)
         raise
 
 
@@ -59,16 +59,18 @@ def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
     Raises:
         UserError: it is neither, has finished, or its data or base have changed since.
     """
-    folder = Path(run).absolute()
-    chain = Chain.load(folder / CHAIN) if (folder / CHAIN).exists() else None
-    return resume_run(run, subscribers) if chain is None else _carry_out(chain, folder, subscribers)
+    directory = Path(run).absolute()
+    chain = Pipeline.load(directory / CHAIN) if (directory / CHAIN).exists() else None
+    return resume_run(run, subscribers) if chain is None else _execute(chain, directory, subscribers)
 
 
-def _carry_out(chain: Chain, folder: Path, subscribers: Sequence[Subscriber]) -> Run:
+def _execute(chain: Pipeline, directory: Path, subscribers: Sequence[Subscriber]) -> Run:
     """Every stage that has not finished, in order; up to the one that is interrupted."""
-    places = [folder / f"{number}-{name}" for number, name in enumerate(chain.names, 1)]
+    places = [directory / f"{number}-{name}" for number, name in enumerate(chain.names, 1)]
     if all((place / "recipe.yaml").exists() and Run.open(place).finished for place in places):
-        raise UserError(f"{folder} has finished; nothing is left to do. To train on from its weights, name it as base.")
+        raise UserError(
+            f"{directory} has finished; nothing is left to do. To train on from its weights, name it as base."
+        )
     before: Run | None = None
     for place, recipe in zip(places, chain.recipes, strict=True):
         if not (place / "recipe.yaml").exists():
@@ -92,19 +94,19 @@ def _from_weights_of(before: Run, recipe: Recipe) -> Recipe:
         UserError: the adapter can neither be gone on with nor be merged.
     """
     assert before.output is not None
-    earlier = Recipe.load(before.folder / "recipe.yaml")
+    earlier = Recipe.load(before.directory / "recipe.yaml")
     if before.output.name == "model":
-        base = recipe.base.model_copy(update={"path": str(before.folder), "from_scratch": False, "adapter": None})
+        base = recipe.base.model_copy(update={"path": str(before.directory), "from_scratch": False, "adapter": None})
     elif (
         earlier.method == recipe.method
-        and recipe.method.goes_on
+        and recipe.method.is_resumable
         and earlier.objective.ending == recipe.objective.ending
     ):
         base = earlier.base.model_copy(update={"adapter": before.output})
     else:
-        merged = before.folder / "merged"
+        merged = before.directory / "merged"
         if not merged.exists():
-            usable = Usable.find(str(before.folder))
+            usable = ModelReference.find(str(before.directory))
             save_merged(merged_model(usable), usable, merged)
         base = recipe.base.model_copy(update={"path": str(merged), "from_scratch": False, "adapter": None})
     return recipe.model_copy(update={"base": base})

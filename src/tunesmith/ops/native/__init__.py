@@ -70,7 +70,7 @@ _witness: Witness | None = None
 
 
 @contextmanager
-def told_not_called(witness: Witness | None) -> Iterator[None]:
+def report_instead_of_calling(witness: Witness | None) -> Iterator[None]:
     """Within the block no kernel runs; the witness is told its name and arguments, for tensors without numbers. With
     None they run."""
     global _witness

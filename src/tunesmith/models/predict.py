@@ -15,15 +15,15 @@ from tunesmith.data.labeled import OUTSIDE, WORD
 from tunesmith.ending import Ending
 from tunesmith.models.attention import first_position
 from tunesmith.models.forward import pool
-from tunesmith.models.heads import chances
+from tunesmith.models.heads import head_probabilities
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
-HOLDS = 0.5
+THRESHOLD = 0.5
 """The probability from which on a label that is apart from the others is told."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Prediction:
     """One thing that is told of a text: a class and its probability, a value, or an entity with the words that it is
     of and the least probability among their tags."""
 
@@ -42,7 +42,7 @@ def tell(
     ending: Ending,
     texts: Sequence[str],
     head: nn.Linear | None = None,
-) -> list[list[Told]]:
+) -> list[list[Prediction]]:
     """What the model tells of each text.
 
     Args:
@@ -62,8 +62,8 @@ def tell(
         if head is not None:
             output = functional.softmax(head(vector_of(model, tokenizer, ending, text).cpu()), -1)
         else:
-            output = chances(model(**_inputs(model, tokenizer, text)).logits[0].float(), ending)
-        found.append(told_of(output.cpu().numpy()[None], ending))
+            output = head_probabilities(model(**_inputs(model, tokenizer, text)).logits[0].float(), ending)
+        found.append(predictions_of(output.cpu().numpy()[None], ending))
     return found
 
 
@@ -76,15 +76,15 @@ def vector_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ending
     return functional.normalize(vector, dim=-1) if ending.normalized else vector
 
 
-def told_of(output: NDArray[np.float32], ending: Ending) -> list[Told]:
-    """What one row's output (1, classes) tells; see `Told`."""
+def predictions_of(output: NDArray[np.float32], ending: Ending) -> list[Prediction]:
+    """What one row's output (1, classes) tells; see `Prediction`."""
     values = output[0]
     if ending.problem == "regression":
-        return [Told(f"{values[0]:.4g}", float(values[0]))]
+        return [Prediction(f"{values[0]:.4g}", float(values[0]))]
     if ending.problem == "multi_label_classification":
-        return [Told(ending.labels[place], float(values[place])) for place in np.flatnonzero(values >= HOLDS)]
+        return [Prediction(ending.labels[place], float(values[place])) for place in np.flatnonzero(values >= THRESHOLD)]
     place = int(values.argmax())
-    return [Told(ending.labels[place], float(values[place]))]
+    return [Prediction(ending.labels[place], float(values[place]))]
 
 
 def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
@@ -102,11 +102,11 @@ def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 def entities_of(
     text: str, spans: Sequence[tuple[int, int]], probabilities: NDArray[np.float32], labels: Sequence[str]
-) -> Iterator[Told]:
+) -> Iterator[Prediction]:
     """The entities that tags' probabilities (words, tags) make of a text's words."""
     likeliest, sure = probabilities.argmax(-1), probabilities.max(-1)
     for first, end, label in spans_of([labels[place] for place in likeliest]):
-        yield Told(label, float(sure[first:end].min()), text[spans[first][0] : spans[end - 1][1]])
+        yield Prediction(label, float(sure[first:end].min()), text[spans[first][0] : spans[end - 1][1]])
 
 
 def _tags(

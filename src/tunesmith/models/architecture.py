@@ -61,10 +61,10 @@ def stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
 
 def _stack(body: nn.Module) -> nn.ModuleList:
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    alike = [each for each in lists if len({type(block) for block in each}) == 1]
-    if not alike:
+    bucket_by_length = [each for each in lists if len({type(block) for block in each}) == 1]
+    if not bucket_by_length:
         raise UserError(f"{type(body).__name__} has no stack of blocks, so it cannot be adapted block by block.")
-    return max(alike, key=len)  # the first of equals, which is the outermost
+    return max(bucket_by_length, key=len)  # the first of equals, which is the outermost
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -76,7 +76,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [block for _, stack in stacks(model) for block in stack]
 
 
-def anatomy(model: PreTrainedModel) -> list[Block]:
+def block_layers(model: PreTrainedModel) -> list[Block]:
     """Each block's linear layers by the part they play.
 
     Raises:

@@ -12,7 +12,7 @@ from tunesmith.models.heads import head_names, task_type
 from tunesmith.models.load import quiet_peft
 
 
-def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     """The model in PEFT's wrapper: what the configuration adds moves, in the model's own precision, and so does a head
     that is new.
 
@@ -28,16 +28,16 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     torch.manual_seed(seed)
     try:
         with quiet_peft():
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+            peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"method: {config.peft_type.value} cannot be put on {type(model).__name__}: {first}") from error
-    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+    if not any(parameter.requires_grad for parameter in peft_model.parameters()):
         raise UserError(f"method: {config.peft_type.value} finds nothing to train on {type(model).__name__}.")
-    for parameter in adapted.parameters():
+    for parameter in peft_model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(model.dtype)
-    return adapted
+    return peft_model
 
 
 def refuse_two_stacks(model: PreTrainedModel, method: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from tunesmith.engine.allocator import keeping_freed_memory
 from tunesmith.models.fake_mode import Shape
 from tunesmith.ops import native
-from tunesmith.ops.document_attention import documents_laid_out
-from tunesmith.planner.trace import PRODUCTS, AttentionShape, Operation
+from tunesmith.ops.document_attention import document_layout
+from tunesmith.planner.trace import PRODUCTS, AttentionParameters, Operation
 
 OVERHEAD = 45e-6
 """Seconds of Python and autograd around an operation on a CPU, beside its own call: what was missing of a model whose
@@ -43,7 +43,7 @@ SHORT, LONG = 0.02, 1.0
 
 
 @dataclass
-class Clock:
+class OpTimer:
     """Times operations on a device of this machine, each kind once. Our kernels for CPUs stand for their like on a
     GPU, by rates.
 
@@ -63,7 +63,7 @@ class Clock:
 
     @classmethod
     @lru_cache(maxsize=1)
-    def of(cls, lengths: tuple[int, ...], device: torch.device, threads: int) -> "Clock":
+    def of(cls, lengths: tuple[int, ...], device: torch.device, threads: int) -> "OpTimer":
         """The same one for plans of the same rows, which mostly have operations in common, with as many threads."""
         return cls(lengths, device)
 
@@ -144,7 +144,7 @@ class Clock:
 
     def _kernel(self, operation: Operation) -> Any:
         given = [self._like(each) for each in operation.arguments]
-        if isinstance(operation.arguments[0], AttentionShape):
+        if isinstance(operation.arguments[0], AttentionParameters):
             given[1] = self._documents(operation)
         return lambda: native.call_named(operation.name, *given)
 
@@ -155,7 +155,7 @@ class Clock:
         lengths = list(self.lengths)
         if len(lengths) != count or sum(lengths) != tokens:
             lengths = [tokens // count] * (count - 1) + [tokens - tokens // count * (count - 1)]
-        return documents_laid_out(lengths, (keys.sizes[0] - tokens) // count)
+        return document_layout(lengths, (keys.sizes[0] - tokens) // count)
 
     def _torch(self, operation: Operation) -> Any:
         """A call of it, on new tensors."""
@@ -167,7 +167,7 @@ class Clock:
 
     def _like(self, value: Any) -> Any:
         """A tensor with numbers for a shape, a list for a tuple, this device for the one that was imagined."""
-        if isinstance(value, AttentionShape):
+        if isinstance(value, AttentionParameters):
             return native.Shape(*value)
         if isinstance(value, Shape):
             return self._tensor(value)

@@ -34,7 +34,7 @@ OBJECTIVES = {
     "regression": "tunesmith.objectives.regression:Regression",
     "token_classification": "tunesmith.objectives.token_classification:TokenClassification",
     "embedding": "tunesmith.objectives.embedding:Embedding",
-    "few_examples": "tunesmith.objectives.few_examples:FewExamples",
+    "few_shot": "tunesmith.objectives.few_shot:FewShot",
     "distillation": "tunesmith.objectives.distillation:Distillation",
 }
 """What is learnt: `kind` → the class, imported when first asked for."""
@@ -71,12 +71,12 @@ class MethodConfig(Strict, ABC):
         return 0
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumable(self) -> bool:
         """Whether what it leaves is an adapter that training can go on with."""
-        return not self.moves_base
+        return not self.trains_base
 
     @property
-    def moves_base(self) -> bool:
+    def trains_base(self) -> bool:
         """Whether it changes matrices of the base itself, which then cannot be held quantized."""
         return False
 
@@ -110,10 +110,10 @@ class ObjectiveConfig(Strict, ABC):
 
     kind: str
 
-    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
-    """What `data.over_long: auto` means for this objective."""
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
+    """What `data.overflow: auto` means for this objective."""
 
-    forms: ClassVar[tuple[str, ...]] = ()
+    formats: ClassVar[tuple[str, ...]] = ()
     """The forms of rows that it takes, where they tell something of a text; empty: chats and raw texts."""
 
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
@@ -132,7 +132,7 @@ class ObjectiveConfig(Strict, ABC):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What its outputs are judged by, as `tunesmith.evaluation.told` names them; empty where it writes text."""
+        """What its outputs are judged by, as `tunesmith.evaluation.prediction_metrics` names them; empty where it writes text."""
         return ()
 
     @property
@@ -159,7 +159,7 @@ class ObjectiveConfig(Strict, ABC):
         """The learning rate of a new head, which reads that many numbers."""
         raise NotImplementedError
 
-    def settled(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
+    def resolve(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
         """The same with everything that only the training rows can tell; `read` goes over their examples."""
         return self
 

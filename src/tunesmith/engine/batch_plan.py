@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import WIDTH_STEP, Batches, width
 from tunesmith.data.tokens import TokenTable
-from tunesmith.recipe import Recipe
 
 SCORES = 768
 """In a document so long, the scores that attention keeps take about as much as all else that a block keeps: heads are
@@ -20,23 +20,23 @@ class Layout:
         batches: which rows each step takes.
         steps: optimizer steps of the run.
         heaviest: the rows of the batch that takes most tokens, of all in the run.
-        heaviest_by_scores: the same where attention keeps a score for each pair of a document's tokens.
+        largest_by_scores: the same where attention keeps a score for each pair of a document's tokens.
         widths: the different widths of its batches, in `WIDTH_STEP`s.
     """
 
     batches: Batches
     steps: int
-    heaviest: list[int]
-    heaviest_by_scores: list[int]
+    largest_batch: list[int]
+    largest_by_scores: list[int]
     widths: frozenset[int]
 
-    def heaviest_of(self, scores: bool) -> list[int]:
+    def largest_of(self, scores: bool) -> list[int]:
         """The batch that takes most memory, where attention keeps scores or not."""
-        return self.heaviest_by_scores if scores else self.heaviest
+        return self.largest_by_scores if scores else self.largest_batch
 
 
 @dataclass(frozen=True)
-class Workload:
+class BatchPlan:
     """A recipe's training rows, and how many tokens go at once.
 
     Attributes:
@@ -53,7 +53,7 @@ class Workload:
     _layouts: dict[bool, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, recipe: Recipe, table: TokenTable) -> "Workload":
+    def of(cls, recipe: Recipe, table: TokenTable) -> "BatchPlan":
         return cls(recipe, table, recipe.train.tokens_at_once)
 
     @property
@@ -61,17 +61,17 @@ class Workload:
         """Tokens of the longest row, which cannot be taken apart."""
         return int(self.table.lengths.max())
 
-    def over(self, table: TokenTable) -> "Workload":
+    def over(self, table: TokenTable) -> "BatchPlan":
         """The same over another table of the same rows: one that knows what a frozen body makes of them."""
         return self if table is self.table else replace(self, table=table)
 
-    def laid_out(self, packed: bool) -> Layout:
+    def layout(self, packed: bool) -> Layout:
         """Its batches, where rows are packed or padded; made once."""
         if packed not in self._layouts:
-            self._layouts[packed] = self._lay_out(packed)
+            self._layouts[packed] = self._make_layout(packed)
         return self._layouts[packed]
 
-    def _lay_out(self, packed: bool) -> Layout:
+    def _make_layout(self, packed: bool) -> Layout:
         train = self.recipe.train
         batches = Batches(
             self.table,

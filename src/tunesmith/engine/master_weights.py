@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.engine.update import BY_MATRIX, parameters_of, update_rules
-from tunesmith.recipe import Train
+from tunesmith.config.recipe import Train
+from tunesmith.engine.optimizers import BY_MATRIX, make_optimizers, parameters_of
 
 GROUP_STATE = ("step", "weight_sum", "lr_max")
 """What some rules keep for a whole group, besides their settings."""
@@ -76,21 +76,21 @@ class MasterWeights:
             weight_decay = train.weight_decay if decays else 0.0
             groups.append({"params": params, "weight_decay": weight_decay, "rate_factor": factor, "hidden": hidden})
             first, start = first + count, end
-        self.rules = update_rules(groups, train, device)
+        self.rules = make_optimizers(groups, train, device)
         self.ema_decay = train.ema_decay
         self.average = self.flat.clone() if train.ema_decay is not None else None
         self.updates = 0
 
-    def step(self, learning_rate: float, learnt_tokens: int, max_grad_norm: float) -> float:
+    def step(self, learning_rate: float, loss_tokens: int, max_grad_norm: float) -> float:
         """Divide the summed gradient by the learnt tokens, clip it, update, and publish to the model.
 
         Returns:
             The norm of the mean gradient before clipping. If it is not finite nothing has been changed; in any case
             the summed gradient is zero again.
         """
-        norm = float(torch.linalg.vector_norm(self.grad)) / learnt_tokens
+        norm = float(torch.linalg.vector_norm(self.grad)) / loss_tokens
         if math.isfinite(norm):
-            self.grad.mul_(min(1.0, max_grad_norm / (norm + 1e-6)) / learnt_tokens)
+            self.grad.mul_(min(1.0, max_grad_norm / (norm + 1e-6)) / loss_tokens)
             for rule in self.rules:
                 for group in rule.param_groups:
                     group["lr"] = learning_rate * group["rate_factor"]

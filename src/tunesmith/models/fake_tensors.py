@@ -20,21 +20,21 @@ SMALL = (8, 12, 20, 28)
 """Sizes that stand for a module's own in its small copy, one for each that differs."""
 
 
-def has_numbers(tensor: Tensor) -> bool:
+def is_materialized(tensor: Tensor) -> bool:
     """Whether the tensor has values that can be read."""
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
-def imagines(model: PreTrainedModel) -> bool:
+def is_fake(model: PreTrainedModel) -> bool:
     """Whether the model is one without numbers."""
-    return not has_numbers(next(model.parameters()))
+    return not is_materialized(next(model.parameters()))
 
 
 @contextmanager
-def imagining() -> Iterator[FakeTensorMode]:
+def fake_tensors() -> Iterator[FakeTensorMode]:
     """Within the block tensors are made without numbers, operations only work out shapes, and native kernels do
     nothing."""
-    quiet = native.told_not_called(lambda *_: None)
+    quiet = native.report_instead_of_calling(lambda *_: None)
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # what fails is told by the error
@@ -63,8 +63,8 @@ def _parameters_can_be_converted() -> Iterator[None]:
 
 @contextmanager
 def real_numbers() -> Iterator[None]:
-    """Within the block everything is as it is outside `imagining`."""
-    with unset_fake_temporarily(), native.told_not_called(None):
+    """Within the block everything is as it is outside `fake_tensors`."""
+    with unset_fake_temporarily(), native.report_instead_of_calling(None):
         yield
 
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
 from tunesmith.errors import UserError
-from tunesmith.recipe import Recipe
-from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
 SECTIONS = ("base", "data", "method", "objective", "train")
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Pipeline:
     """Runs by name, in order.
 
     Attributes:
@@ -28,7 +28,7 @@ class Chain:
     folded: Recipe | None = None
 
     @classmethod
-    def load(cls, source: Recipe | dict[str, Any] | str | Path, overrides: Sequence[str] = ()) -> "Chain | None":
+    def load(cls, source: Recipe | dict[str, Any] | str | Path, overrides: Sequence[str] = ()) -> "Pipeline | None":
         """The chain that a file, a dict or a recipe describes; None if it is of a single run.
 
         `stages` is a list of recipes with a `name` each; what stands beside it holds for every stage that does not say
@@ -43,7 +43,7 @@ class Chain:
         if "stages" not in values:
             return cls._of_folds(Recipe.load(source, list(overrides)))
         where = "recipe" if isinstance(source, dict) else Path(source).name
-        folder = Path.cwd() if isinstance(source, dict) else Path(source).parent.resolve()
+        directory = Path.cwd() if isinstance(source, dict) else Path(source).parent.resolve()
         stages = values["stages"]
         unknown = sorted(set(values) - {"stages", *SECTIONS})
         if unknown:
@@ -64,11 +64,11 @@ class Chain:
             for override in overrides:
                 set_field(merged, override)
             names.append(name)
-            recipes.append(Recipe.from_values(merged, f"{where}: stage {name}", folder))
+            recipes.append(Recipe.from_values(merged, f"{where}: stage {name}", directory))
         return cls(tuple(names), tuple(recipes))
 
     @classmethod
-    def _of_folds(cls, recipe: Recipe) -> "Chain | None":
+    def _of_folds(cls, recipe: Recipe) -> "Pipeline | None":
         """A run for each part that is held out, and one on all rows."""
         if recipe.data.folds is None or recipe.data.fold is not None:
             return None

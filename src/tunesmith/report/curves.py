@@ -4,14 +4,14 @@ import math
 from collections.abc import Sequence
 
 from tunesmith.report.charts import Line, Point, bar_chart, line_chart
-from tunesmith.report.words import number
+from tunesmith.report.formatting import number
 from tunesmith.run import Event
 
 SMOOTHED_SHARE = 0.03
 """The smoothed loss looks back over about this share of the run."""
 
 
-def courses(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> list[str]:
+def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> list[str]:
     """The charts that have something to show, by optimizer step; `unit` is what the loss is counted in."""
     losses = _points(steps, "loss")
     held_out = Line(

@@ -11,7 +11,7 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RowFormat:
     """A form of rows.
 
     Attributes:

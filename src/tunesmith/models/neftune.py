@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from tunesmith.models.prompts import plain_model
 
 
-def add_embedding_noise(model: PreTrainedModel, alpha: float) -> None:
+def add_neftune(model: PreTrainedModel, alpha: float) -> None:
     """From now on, in training, embeddings are e + u · α / √(L · d), u uniform in [−1, 1), L the row's tokens."""
     plain = plain_model(model)
     lengths: list[Tensor] = []

@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 from pydantic_core import PydanticUndefined
 
-from tunesmith.choices import METHODS, OBJECTIVES, named_kind
-from tunesmith.recipe import Base, Data, EarlyStopping, Recipe, Train
+from tunesmith.config.recipe import Base, Data, EarlyStopping, Recipe, Train
+from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 
 
 def recipe_schema() -> dict[str, Any]:

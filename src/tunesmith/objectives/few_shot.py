@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.choices import BaseKind, ObjectiveConfig
+from tunesmith.config.registry import BaseKind, ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
@@ -31,12 +31,12 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 FOLDS = 4
 
 
-class FewExamples(ObjectiveConfig):
+class FewShot(ObjectiveConfig):
     """loss = −mean over the batch's other rows p of row i's class of log exp(cos(i, p) / τ) / Σ exp(cos(i, a) / τ),
     over all other rows a (Khosla et al. 2020, eq. 2); a row alone of its class is only compared with. The head is a
     logistic regression on the vectors, its strength chosen by cross-validation."""
 
-    kind: Literal["few_examples"] = "few_examples"
+    kind: Literal["few_shot"] = "few_shot"
 
     labels: list[str] | None = None
     """The classes' names, in the order of the head's outputs. Default: all that the training rows hold, sorted."""
@@ -47,8 +47,8 @@ class FewExamples(ObjectiveConfig):
     pooling: Pooling = "mean"
     """What of a text's last hidden states its vector is: their mean, the first one, or the last one (for decoders)."""
 
-    over_long: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
-    forms: ClassVar[tuple[str, ...]] = ("classification",)
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
+    formats: ClassVar[tuple[str, ...]] = ("classification",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
     rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
     loss_unit: ClassVar[str] = "nats a text"
@@ -61,7 +61,7 @@ class FewExamples(ObjectiveConfig):
     def ending(self) -> Ending:
         return Ending("vectors", tuple(self.labels or ()), pooling=self.pooling)
 
-    def settled(self, read: Callable[[], Iterable[Example]]) -> "FewExamples":
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "FewShot":
         """With the labels that the training rows hold, where the recipe names none.
 
         Raises:
@@ -100,9 +100,9 @@ class FewExamples(ObjectiveConfig):
         scores = own @ own.T / self.temperature
         itself = torch.eye(len(own), dtype=torch.bool, device=own.device)
         others = scores.masked_fill(itself, -torch.inf)
-        alike = (batch.labels == batch.labels.T) & ~itself
+        bucket_by_length = (batch.labels == batch.labels.T) & ~itself
         losses = torch.logsumexp(others, 1, keepdim=True) - scores
-        return losses.masked_fill(~alike, 0.0).sum(1) / alike.sum(1).clamp(min=1)
+        return losses.masked_fill(~bucket_by_length, 0.0).sum(1) / bucket_by_length.sum(1).clamp(min=1)
 
     def finish(self, model: PreTrainedModel, vectors: Callable[[], tuple[Any, Any]]) -> nn.Linear:
         rows, told = vectors()

@@ -59,9 +59,9 @@ def duration(value: Any) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def off_by(foretold: Any, measured: Any) -> str:
+def off_by(predicted: Any, measured: Any) -> str:
     """How far the measured value lies from the foretold one: `+4%`, `−12%`, from double on `3.1 times`."""
-    before, after = number(foretold), number(measured)
+    before, after = number(predicted), number(measured)
     if not (math.isfinite(before) and math.isfinite(after) and before > 0):
         return ""
     return f"{after / before:,.1f} times" if after >= 2 * before else f"{after / before - 1:+.0%}".replace("-", "−")

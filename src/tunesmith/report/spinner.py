@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tunesmith.run import Event
 
 
-class Waiting:
+class Spinner:
     """A subscriber and a context manager: a line for each `what`, with the time left; gone when all is done."""
 
     def __init__(self, console: Console) -> None:
@@ -23,7 +23,7 @@ class Waiting:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> "Waiting":
+    def __enter__(self) -> "Spinner":
         self._bars.start()
         return self
 

@@ -8,28 +8,28 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.adapters import refuse_pickle
 from tunesmith.models.lean import import_peft
 from tunesmith.models.load import ending_of, fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.models.sentence import stored_head
-from tunesmith.recipe import Base, Recipe
 from tunesmith.run import whole_run
 
 
 @dataclass(frozen=True, slots=True)
-class Usable:
+class ModelReference:
     """A base, and the adapter on top of it if there is one."""
 
     base: Base
     adapter: Path | None = None
     ending: Ending = VOCABULARY
-    folder: Path | None = None
+    directory: Path | None = None
     """Where what was trained lies, if it lies in a directory."""
 
     @classmethod
-    def find(cls, name: str) -> "Usable":
+    def find(cls, name: str) -> "ModelReference":
         """From a run's directory, an adapter's, a model's, a hub name, or `embedded`.
 
         Raises:
@@ -47,15 +47,15 @@ class Usable:
             base = Base(path=config["base_model_name_or_path"], revision=config.get("revision"))
             return cls(base, path, Ending.beside(path), path)
         base = Base(path=name)
-        return cls(base, ending=ending_of(base), folder=Path(locate(base)))
+        return cls(base, ending=ending_of(base), directory=Path(locate(base)))
 
-    def whole(self) -> "Usable":
+    def whole(self) -> "ModelReference":
         """The same with the base's weights as they are stored, where a run held them quantized."""
         return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
 
     def head(self) -> nn.Linear | None:
         """The head on its vectors, where it tells classes by them."""
-        return None if self.folder is None else stored_head(self.folder)
+        return None if self.directory is None else stored_head(self.directory)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one that was trained with: it lies beside the adapter, with its chat template."""
@@ -86,5 +86,5 @@ class Usable:
 
 def fingerprint_of(name: str) -> dict[str, str]:
     """What tells this model from another one of the same name."""
-    usable = Usable.find(name)
+    usable = ModelReference.find(name)
     return fingerprint(usable.base.model_copy(update={"adapter": usable.adapter}))

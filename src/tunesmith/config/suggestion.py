@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.config.recipe import Base, Recipe
 from tunesmith.data.example import Malformed
-from tunesmith.data.forms import detect, to_example
 from tunesmith.data.read import Row, read
 from tunesmith.data.render import Renderer
+from tunesmith.data.row_formats import detect, to_example
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
-from tunesmith.models.usable import Usable
-from tunesmith.recipe import Base, Recipe
+from tunesmith.models.model_reference import ModelReference
 
 LOOKED_AT = 2000  # rows that are rendered and tokenized; the rest are counted
 WANTED_HELD_OUT = 300
@@ -40,7 +40,7 @@ class Seen:
         unusable: of those looked at, how many the chat template cannot show.
     """
 
-    form: str
+    format: str
     rows: int
     malformed: int
     lengths: NDArray[np.int64]
@@ -65,13 +65,13 @@ def look(paths: Sequence[str], base: str) -> Seen:
     renderer = Renderer(load_tokenizer(Base(path=base)))
     rows = read(paths, Path.cwd())
     first = list(islice(rows, LOOKED_AT))
-    form = detect([row for row in first[:100] if isinstance(row, Row)])
-    objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(form)}}).objective
+    format = detect([row for row in first[:100] if isinstance(row, Row)])
+    objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(format)}}).objective
     lengths: list[int] = []
     malformed = unusable = 0
     why = ""
     for row in first:
-        example = row if isinstance(row, Malformed) else to_example(row, form)
+        example = row if isinstance(row, Malformed) else to_example(row, format)
         if isinstance(example, Malformed):
             malformed += 1
             why = why or f"{example.source}: {example.reason}"
@@ -89,10 +89,10 @@ def look(paths: Sequence[str], base: str) -> Seen:
         malformed += isinstance(row, Malformed)
     if not lengths:
         raise UserError(f"None of the first {len(first):,} rows can be learnt from. {why}")
-    return Seen(form, len(first) + rest, malformed, np.asarray(lengths), unusable)
+    return Seen(format, len(first) + rest, malformed, np.asarray(lengths), unusable)
 
 
-def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
+def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
     """A commented recipe for these files, and what was seen of them.
 
     Raises:
@@ -105,10 +105,10 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
     steps, passes = _steps(round(seen.tokens * (1 - share)))
     rate, why = ("1e-3", "a small model takes larger steps than a large one") if _is_small(base) else ("2e-4", "usual")
     longest = f"tokens; the longest seen has {int(seen.lengths.max()):,}"
-    told_over = f"; {over:,} of {len(seen.lengths):,} rows looked at are longer" if over else ""
+    longer_rows = f"; {over:,} of {len(seen.lengths):,} rows looked at are longer" if over else ""
     lines = [
         (
-            f"# By `tunesmith init`, from {seen.rows:,} rows ({seen.form}), some {_rounded(seen.tokens):,} tokens.",
+            f"# By `tunesmith init`, from {seen.rows:,} rows ({seen.format}), some {_rounded(seen.tokens):,} tokens.",
             "",
         ),
         ("# Look:  tunesmith data show recipe.yaml --tokens", ""),
@@ -119,8 +119,8 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
         ("data:", ""),
         (f"  train: {_paths(paths)}", ""),
         (f"  held_out: {share:g}", f"share of the rows kept for testing: about {kept:,}"),
-        (f"  max_length: {limit}", longest + told_over),
-        *([("  over_long: drop", "or refuse, truncate, split; always counted")] if over else []),
+        (f"  max_length: {limit}", longest + longer_rows),
+        *([("  overflow: drop", "or refuse, truncate, split; always counted")] if over else []),
         *([("  skip_unusable: true", "some rows do not fit the chat template; counted")] if seen.unusable else []),
         ("", ""),
         ("method:", "which weights move; or {kind: full}"),
@@ -129,7 +129,7 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
         ("  alpha: 32", "strength: the addition is scaled by alpha / rank"),
         ("  target_modules: all-linear", ""),
         ("", ""),
-        (f"objective: {{kind: {_objective(seen.form)}}}", _learnt(seen.form)),
+        (f"objective: {{kind: {_objective(seen.format)}}}", _loss_on(seen.format)),
         ("", ""),
         ("train:", ""),
         (f"  steps: {steps}", passes),
@@ -142,12 +142,12 @@ def starter(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
     return "".join(f"{field:<30}# {reason}\n" if reason else f"{field}\n" for field, reason in lines), seen
 
 
-def _objective(form: str) -> str:
-    return "text" if form == "text" else "instruction"
+def _objective(format: str) -> str:
+    return "text" if format == "text" else "instruction"
 
 
-def _learnt(form: str) -> str:
-    return "the next token of the text" if form == "text" else "the answers; prompts are read, not learnt"
+def _loss_on(format: str) -> str:
+    return "the next token of the text" if format == "text" else "the answers; prompts are read, not learnt"
 
 
 def _held_out(rows: int) -> tuple[float, int]:
@@ -175,7 +175,7 @@ def _is_small(base: str) -> bool:
 
     from tunesmith.models.load import locate
 
-    config: Any = AutoConfig.from_pretrained(locate(Usable.find(base).base)).get_text_config()
+    config: Any = AutoConfig.from_pretrained(locate(ModelReference.find(base).base)).get_text_config()
     return bool(12 * config.num_hidden_layers * config.hidden_size**2 < SMALL)
 
 

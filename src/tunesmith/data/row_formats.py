@@ -1,6 +1,6 @@
 """The forms that rows come in: told by their columns, or named by the recipe, and each made into an `Example`.
 
-A form is one function and one line in `FORMS`. Column names are matched whatever their case. Texts are taken as they
+A form is one function and one line in `FORMATS`. Column names are matched whatever their case. Texts are taken as they
 stand: nothing is stripped.
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.example import Example, Malformed, Message, Source
-from tunesmith.data.form import Form, Values, needed, text_of
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.read import Row
+from tunesmith.data.row_format import RowFormat, Values, needed, text_of
 from tunesmith.data.turns import NotUnderstoodError, chat, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
@@ -59,14 +59,14 @@ def _question_answer(values: Values) -> dict[str, Any]:
     return _chat(values, _exchange(f"{context}\n\n{question}" if context else question, text_of(values, "answer")))
 
 
-FORMS: dict[str, Form] = {
-    "messages": Form("chat messages", (("messages",),), ("tools", "system"), _messages),
-    "sharegpt": Form("ShareGPT conversations", (("conversations",),), ("tools", "system"), _sharegpt),
-    "alpaca": Form("Alpaca instructions", (("instruction", "output"),), ("input", "system", "history"), _alpaca),
-    "prompt_completion": Form(
+FORMATS: dict[str, RowFormat] = {
+    "messages": RowFormat("chat messages", (("messages",),), ("tools", "system"), _messages),
+    "sharegpt": RowFormat("ShareGPT conversations", (("conversations",),), ("tools", "system"), _sharegpt),
+    "alpaca": RowFormat("Alpaca instructions", (("instruction", "output"),), ("input", "system", "history"), _alpaca),
+    "prompt_completion": RowFormat(
         "prompts and completions", (("prompt", "completion"),), ("tools", "system"), _prompt_completion
     ),
-    "question_answer": Form(
+    "question_answer": RowFormat(
         "questions and answers",
         (
             ("question", "answer"),
@@ -86,7 +86,7 @@ FORMS: dict[str, Form] = {
     ),
     **LABELED,
 }
-"""Every form by the name that `data.form` takes; where a row fits several, the first."""
+"""Every form by the name that `data.format` takes; where a row fits several, the first."""
 
 _PREFERENCE = {"chosen", "rejected", "kto_tag"}
 _ONE_TURN = ({"role", "content"}, {"from", "value"})
@@ -104,70 +104,70 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
     """
     if not rows:
         raise UserError(
-            "None of the first rows could be read, so their form cannot be told. Mend them, or set data.form."
+            "None of the first rows could be read, so their form cannot be told. Mend them, or set data.format."
         )
     named = _named_parts(columns or {}, rows)
     fits: dict[str, Source] = {}
     for row in rows:
         _refuse_other_kinds(row)
-        form = named if named is not None else _form_of(row)
-        if form is not None:
-            fits.setdefault(form, row.source)
+        format = named if named is not None else _format_of(row)
+        if format is not None:
+            fits.setdefault(format, row.source)
     if not fits:
         raise _unknown(rows)
     if len(fits) > 1:
-        found = ", ".join(f"{FORMS[name].described} ({source})" for name, source in fits.items())
+        found = ", ".join(f"{FORMATS[name].described} ({source})" for name, source in fits.items())
         raise UserError(
-            f"The rows are of several forms: {found}. Train on files of one form, or set data.form to one of "
+            f"The rows are of several forms: {found}. Train on files of one form, or set data.format to one of "
             f"{', '.join(fits)}; rows of another are then malformed."
         )
-    form = next(iter(fits))
-    _refuse_unasked(FORMS[form], rows)
-    return form
+    format = next(iter(fits))
+    _refuse_unasked(FORMATS[format], rows)
+    return format
 
 
-def fitting(rows: Sequence[Row], forms: Sequence[str], named: Mapping[str, str]) -> str:
+def fitting(rows: Sequence[Row], formats: Sequence[str], named: Mapping[str, str]) -> str:
     """Of the forms that an objective takes, the first that has the parts that `data.columns` names, else the first
     whose columns the rows have; the first of all if none."""
-    by_parts = [form for form in forms if named and set(named) <= set(FORMS[form].parts)]
-    forms = by_parts or forms
+    by_parts = [format for format in formats if named and set(named) <= set(FORMATS[format].parts)]
+    formats = by_parts or formats
     columns = {column.lower() for column in _columns_of(rows)}
-    return next((form for form in forms if _sets_in(columns, FORMS[form])), forms[0])
+    return next((format for format in formats if _sets_in(columns, FORMATS[format])), formats[0])
 
 
-def to_example(row: Row, form: str, columns: Mapping[str, str] | None = None) -> Example | Malformed:
+def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) -> Example | Malformed:
     """The row as an example, or why it is none.
 
     Args:
         row: as read.
-        form: a name in `FORMS`.
+        form: a name in `FORMATS`.
         columns: part → column, as `data.columns` names them.
 
     Raises:
         UserError: the form, or a part that `columns` names, is not known.
     """
-    kind = form_named(form)
+    kind = format_named(format)
     try:
-        values = _parts(row, kind, form, columns or {})
+        values = _parts(row, kind, format, columns or {})
         return Example(row.source, **kind.read(values))
     except NotUnderstoodError as error:
         return Malformed(row.source, str(error))
 
 
-def form_named(form: str) -> Form:
+def format_named(format: str) -> RowFormat:
     """The form of that name.
 
     Raises:
         UserError: there is none.
     """
-    if form not in FORMS:
-        near = difflib.get_close_matches(form, FORMS, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(FORMS)}."
-        raise UserError(f"data.form: {form} is not known. {hint}")
-    return FORMS[form]
+    if format not in FORMATS:
+        near = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(FORMATS)}."
+        raise UserError(f"data.format: {format} is not known. {hint}")
+    return FORMATS[format]
 
 
-def _form_of(row: Row) -> str | None:
+def _format_of(row: Row) -> str | None:
     if isinstance(row.values, str):
         return "text"
     present = {str(column).lower() for column, value in row.values.items() if value is not None}
@@ -176,46 +176,46 @@ def _form_of(row: Row) -> str | None:
             f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a whole conversation: gather "
             "the turns in a column `messages`."
         )
-    return next((name for name, form in FORMS.items() if form.detected and _sets_in(present, form)), None)
+    return next((name for name, format in FORMATS.items() if format.detected and _sets_in(present, format)), None)
 
 
-def _sets_in(present: set[str], form: Form) -> list[tuple[str, ...]]:
-    return [names for names in form.columns if present.issuperset(names)]
+def _sets_in(present: set[str], format: RowFormat) -> list[tuple[str, ...]]:
+    return [names for names in format.columns if present.issuperset(names)]
 
 
-def _parts(row: Row, form: Form, name: str, columns: Mapping[str, str]) -> dict[str, Any]:
+def _parts(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """The row's values by the parts they play: as `columns` names them, else by the form's usual column names."""
     if isinstance(row.values, str):
-        if form.parts != ("text",):
-            raise NotUnderstoodError(f"plain text, where the other rows have columns ({', '.join(form.columns[0])})")
+        if format.parts != ("text",):
+            raise NotUnderstoodError(f"plain text, where the other rows have columns ({', '.join(format.columns[0])})")
         return {"text": row.values}
     _check_parts(columns, name)
     missing = [column for column in columns.values() if column not in row.values]
     if missing:
         raise NotUnderstoodError(f"no column {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
     own = {str(column).lower(): value for column, value in row.values.items()}
-    usual = _usual_names({column for column, value in own.items() if value is not None}, form, columns)
+    usual = _usual_names({column for column, value in own.items() if value is not None}, format, columns)
     parts = {part: own[column] for part, column in usual.items() if column in own}
-    parts.update({part: own[part] for part in form.optional if part in own})
-    if "system" in form.optional and "system" not in parts and "system_prompt" in own:
+    parts.update({part: own[part] for part in format.optional if part in own})
+    if "system" in format.optional and "system" not in parts and "system_prompt" in own:
         parts["system"] = own["system_prompt"]
     parts.update({part: row.values[column] for part, column in columns.items()})
-    absent = [part for part in form.columns[0] if part not in parts]
+    absent = [part for part in format.columns[0] if part not in parts]
     if absent:
         raise NotUnderstoodError(f"no column {absent[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
     return parts
 
 
-def _usual_names(present: set[str], form: Form, columns: Mapping[str, str]) -> dict[str, str]:
+def _usual_names(present: set[str], format: RowFormat, columns: Mapping[str, str]) -> dict[str, str]:
     """Part → column in lower case, by the one set of usual names that the row has."""
-    open_parts = [part for part in form.columns[0] if part not in columns]
-    fitting = {tuple(zip(form.columns[0], names, strict=True)) for names in _sets_in(present, form)}
+    open_parts = [part for part in format.columns[0] if part not in columns]
+    fitting = {tuple(zip(format.columns[0], names, strict=True)) for names in _sets_in(present, format)}
     if len(fitting) > 1 and open_parts:
         choices = " or ".join(", ".join(f"{part}: {name}" for part, name in each) for each in sorted(fitting))
         raise UserError(
             f"Several columns could be {' and '.join(open_parts)}. Say which in data.columns: {{{choices}}}."
         )
-    return dict(next(iter(fitting))) if fitting else {part: part for part in form.columns[0]}
+    return dict(next(iter(fitting))) if fitting else {part: part for part in format.columns[0]}
 
 
 def _named_parts(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
@@ -230,22 +230,24 @@ def _named_parts(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
             raise UserError(
                 f"data.columns.{part}: the rows have no column {column!r} (they have {', '.join(seen)}).{hint}"
             )
-    telling = [name for name, form in FORMS.items() if set(columns) & set(form.columns[0])]
-    for name in telling:
-        if set(columns) <= set(FORMS[name].parts):
+    predictions = [name for name, format in FORMATS.items() if set(columns) & set(format.columns[0])]
+    for name in predictions:
+        if set(columns) <= set(FORMATS[name].parts):
             return name
-    if telling:
-        _check_parts(columns, telling[0])
+    if predictions:
+        _check_parts(columns, predictions[0])
     return None
 
 
-def _check_parts(columns: Mapping[str, str], form: str) -> None:
-    parts = FORMS[form].parts
+def _check_parts(columns: Mapping[str, str], format: str) -> None:
+    parts = FORMATS[format].parts
     for part in columns:
         if part not in parts:
             near = difflib.get_close_matches(part, parts, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise UserError(f"data.columns.{part}: the form {form} has no such part; it has {', '.join(parts)}.{hint}")
+            raise UserError(
+                f"data.columns.{part}: the form {format} has no such part; it has {', '.join(parts)}.{hint}"
+            )
 
 
 def _refuse_other_kinds(row: Row) -> None:
@@ -261,24 +263,24 @@ def _refuse_other_kinds(row: Row) -> None:
         )
 
 
-def _refuse_unasked(form: Form, rows: Sequence[Row]) -> None:
+def _refuse_unasked(format: RowFormat, rows: Sequence[Row]) -> None:
     """Texts of which something is told: what is to be learnt of them must be asked for by name."""
-    if form.objective is None:
+    if format.objective is None:
         return
     seen = {column.lower(): column for column in _columns_of(rows)}
-    sets = [[seen[name] for name in names] for names in _sets_in(set(seen), form)]
+    sets = [[seen[name] for name in names] for names in _sets_in(set(seen), format)]
     as_answers = alone = ""
-    if sets and form.objective == "classification":
+    if sets and format.objective == "classification":
         as_answers = f"; to learn to answer with it, data.columns: {{question: {sets[0][0]}, answer: {sets[0][1]}}}"
-        alone = "; to learn the texts alone, data.form: text"
+        alone = "; to learn the texts alone, data.format: text"
     raise UserError(
-        f"{rows[0].source}: these are {form.described} (columns: {', '.join(seen.values())}). To learn that, set "
-        f"objective: {{kind: {form.objective}}}{as_answers}{alone}."
+        f"{rows[0].source}: these are {format.described} (columns: {', '.join(seen.values())}). To learn that, set "
+        f"objective: {{kind: {format.objective}}}{as_answers}{alone}."
     )
 
 
 def _unknown(rows: Sequence[Row]) -> UserError:
-    known = "; ".join(f"{name}: {' + '.join(form.columns[0])}" for name, form in FORMS.items())
+    known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
     return UserError(
         f"{rows[0].source.file}: no known form has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name those "
         f"that play a part, for example data.columns: {{question: ..., answer: ...}}, or give them "

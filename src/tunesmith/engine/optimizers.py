@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tunesmith.config.recipe import Train
 from tunesmith.errors import UserError
-from tunesmith.recipe import Train
 
 Group = dict[str, Any]
 """`params`, `weight_decay`, `rate_factor`, and `hidden`: whether they are matrices within the blocks."""
@@ -29,7 +29,7 @@ def is_elsewhere(train: Train, device: torch.device) -> bool:
     return train.optimizer in ON_CUDA_ALONE and device.type != "cuda"
 
 
-def update_rules(groups: Sequence[Group], train: Train, device: torch.device) -> list[Optimizer]:
+def make_optimizers(groups: Sequence[Group], train: Train, device: torch.device) -> list[Optimizer]:
     """The recipe's optimizer over the groups; Muon has AdamW beside it, for what is no matrix within a block.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A recipe is the product of four independent choices (base, data, method, objective) and of how long and how fast to
 train. It is strict: a field that does not exist is refused with the nearest name. `method` and `objective` are looked
-up by `kind` (see `tunesmith.choices`).
+up by `kind` (see `tunesmith.config.registry`).
 """
 
 import difflib
@@ -19,9 +19,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from tunesmith.choices import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, Strict, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, Strict, named_kind
+from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
 from tunesmith.errors import UserError
-from tunesmith.recipe_yaml import read_yaml, set_field, to_yaml
 
 MEMORY = r"^(\d+(?:\.\d+)?)\s*([KMG])(i?)B$"
 """How an amount of memory is written: `12GB`, `900MiB`."""
@@ -90,7 +90,7 @@ class Data(Strict):
     fold: int | None = Field(default=None, ge=1)
     """Which of the `folds` parts is held out, from 1. Default: each in turn."""
 
-    form: str = "auto"
+    format: str = "auto"
     """The rows' form: `messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`; or one that
     tells something of a text, as the objective takes it. Default: detected from the columns, and stated."""
 
@@ -101,7 +101,7 @@ class Data(Strict):
     """The longest example, in tokens. 1,024 holds most question–answer rows, and memory grows with it; where it is not
     given and the base has fewer positions, it is what the base has."""
 
-    over_long: Literal["auto", "refuse", "truncate", "split", "drop"] = "auto"
+    overflow: Literal["auto", "refuse", "truncate", "split", "drop"] = "auto"
     """What to do with an example over `max_length`; always counted. Default: `refuse` for instructions (a cut answer
     teaches the model to stop anywhere), `split` for raw text."""
 
@@ -184,12 +184,12 @@ class Train(Strict):
     """Peak learning rate. Default: the method's own."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after warm-up: `cosine` and `linear` to `final_learning_rate_share`, or not at all."""
+    """How the rate falls after warm-up: `cosine` and `linear` to `min_lr_ratio`, or not at all."""
 
-    warmup_share: float = Field(default=0.03, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which the rate rises linearly from nothing. 3 %: AdamW's variance estimate settles."""
 
-    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """The last step's rate as a share of the peak. 10 %: the end still learns, and a longer run can go on from it."""
 
     weight_decay: float = Field(default=0.0, ge=0)
@@ -315,11 +315,11 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
-        told, forms = self.objective.ending.kind != "vocabulary", self.objective.forms
-        if forms and self.data.form not in ("auto", *forms):
+        told, formats = self.objective.ending.kind != "vocabulary", self.objective.formats
+        if formats and self.data.format not in ("auto", *formats):
             raise ValueError(
-                f"objective: {self.objective.kind} is learnt of rows of the form {' or '.join(forms)}, not data.form: "
-                f"{self.data.form}"
+                f"objective: {self.objective.kind} is learnt of rows of the form {' or '.join(formats)}, not data.format: "
+                f"{self.data.format}"
             )
         if self.objective.ending.kind == "vectors" and not self.data.pack:
             raise ValueError(
@@ -331,14 +331,14 @@ class Recipe(Strict):
                 "data.folds: the last run learns from all rows and holds none out, so train.early_stopping would stop "
                 "the others alone. Set train.steps"
             )
-        if told and self.data.over_long == "split":
+        if told and self.data.overflow == "split":
             raise ValueError(
-                f"data.over_long: split cuts a text from what is told of it. objective: {self.objective.kind} takes "
+                f"data.overflow: split cuts a text from what is told of it. objective: {self.objective.kind} takes "
                 "truncate, drop or refuse"
             )
         if self.data.replay and (told or self.objective.bases != ("decoder",)):
             raise ValueError(f"data.replay is of written text, and objective: {self.objective.kind} learns none")
-        if self.base.quantized and self.method.moves_base:
+        if self.base.quantized and self.method.trains_base:
             raise ValueError(
                 f"method {self.method.kind} moves the base's own matrices, and base.weights: {self.base.weights} holds "
                 "them frozen. Set base.weights: bf16, or a method that adds weights of its own, such as lora"
@@ -392,19 +392,19 @@ class Recipe(Strict):
         if isinstance(source, Recipe):
             return source if not overrides else cls.load(source.model_dump(mode="json"), overrides)
         if isinstance(source, dict):
-            values, where, folder = dict(source), "recipe", Path.cwd()
+            values, where, directory = dict(source), "recipe", Path.cwd()
         else:
             path = Path(source)
-            values, where, folder = read_yaml(path), path.name, path.parent.resolve()
+            values, where, directory = read_yaml(path), path.name, path.parent.resolve()
         if "stages" in values:
             raise UserError(f"{where} has stages, and one recipe is wanted here. tunesmith train takes all of them.")
         for override in overrides or []:
             set_field(values, override)
-        return cls.from_values(values, where, folder)
+        return cls.from_values(values, where, directory)
 
     @classmethod
-    def from_values(cls, values: dict[str, Any], where: str, folder: Path) -> "Recipe":
-        """Check a recipe's values, whose relative paths are looked up in `folder`; `where` names them in errors.
+    def from_values(cls, values: dict[str, Any], where: str, directory: Path) -> "Recipe":
+        """Check a recipe's values, whose relative paths are looked up in `directory`; `where` names them in errors.
 
         Raises:
             UserError: naming the field and what to do.
@@ -414,15 +414,15 @@ class Recipe(Strict):
         except ValidationError as error:
             lines = [f"{where}: {_explain(details)}" for details in error.errors()]
             raise UserError("\n".join(dict.fromkeys(lines))) from None
-        return recipe._with_absolute_paths(folder)
+        return recipe._with_absolute_paths(directory)
 
     def to_yaml(self) -> str:
         """The recipe with every field, as YAML that `load` reads back to an equal recipe."""
         return to_yaml(self.model_dump(mode="json"))
 
-    def _with_absolute_paths(self, folder: Path) -> "Recipe":
+    def _with_absolute_paths(self, directory: Path) -> "Recipe":
         def absolute(path: str) -> str:
-            for root in (folder, Path.cwd()):
+            for root in (directory, Path.cwd()):
                 candidate = (root / Path(path).expanduser()).absolute()
                 if candidate.exists() or (any(c in path for c in "*?[") and candidate.parent.exists()):
                     return str(candidate)
