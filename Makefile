@@ -1,11 +1,11 @@
-# make demo   sets everything up and shows the main job: rows → plan → training → evaluation
-# make test   sets everything up and runs all checks, in six minutes on two cores
+# make demo   installs everything and shows the main workflow: rows → plan → training → evaluation
+# make test   installs everything and runs all checks, in six minutes on two cores
 # make test-all the same with every combination and the long random runs
-# make coverage says which lines no test runs
-# make mutants puts single-line bugs into the source and says which of them no test notices (an hour); see docs/testing.md
-# make matrix tries every method at every precision on three families and writes docs/matrix.md (half an hour)
-# make bench  speed and memory beside other trainers, in their own environments
-# PYTHON=python3.12 make … picks the interpreter (3.11 or newer).
+# make coverage lists the lines that no test executes
+# make mutants puts single-line bugs into the source and lists those that no test detects (an hour); see docs/testing.md
+# make matrix tests every method at every precision on three families and writes docs/matrix.md (half an hour)
+# make bench  speed and memory compared with other trainers, in their own environments
+# PYTHON=python3.12 make … selects the interpreter (3.11 or newer).
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -20,7 +20,7 @@ MUTANTS ?= --count 300
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/tunesmith/ops/native/*.[ch])
-	@test -n "$(PYTHON)" || { echo "Tunesmith needs Python 3.11 or newer, and there is none in PATH. Try: make PYTHON=/path/to/python3.12"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "Tunesmith needs Python 3.11 or newer, but PATH has none. Try: make PYTHON=/path/to/python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
@@ -54,7 +54,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/train_speed.py $(if $(ROWS),--rows $(ROWS))
 
-# Some hours: downloads Debian's documentation, trains tokenizer and model. Each step is done once; training resumes.
+# Takes some hours: downloads Debian's documentation, trains tokenizer and model. Finished steps are skipped; training resumes.
 BUILD := recipes/embedded-base/build
 embedded-base: $(READY)
 	$(BIN)/python -m pip install --quiet lxml

@@ -1,4 +1,4 @@
-"""Compiles tunesmith/ops/native on Linux where there is a C compiler; without one the package is plain Python."""
+"""Compiles tunesmith/ops/native on Linux if there is a C compiler; without one, the package is pure Python."""
 
 import os
 import platform
@@ -12,11 +12,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -fno-thread-jumps -fPIC -fopenmp"
-"""OpenMP's library is not linked: tunesmith.ops.native loads the one that PyTorch uses."""
+"""The OpenMP library is not linked: tunesmith.ops.native loads the one that PyTorch uses."""
 
 
 class Native(BuildHookInterface):  # type: ignore[type-arg]
-    """Builds kernels.so beside its sources, and takes it into the wheel."""
+    """Builds kernels.so beside its sources, and includes it in the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         directory = Path(self.root) / "src" / "tunesmith" / "ops" / "native"
@@ -34,11 +34,13 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
             subprocess.run([*shlex.split(compiler), "-shared", str(object_file), "-lm", "-o", str(new)], check=True)
             new.rename(library)
         except (OSError, subprocess.CalledProcessError) as error:
-            told = getattr(error, "stderr", "") or error
-            self.app.display_warning(f"The native kernels were not built; PyTorch's own do their work. {told}")
+            details = getattr(error, "stderr", "") or error
+            self.app.display_warning(
+                f"The native kernels were not built; PyTorch's kernels are used instead. {details}"
+            )
             return
         finally:
             object_file.unlink(missing_ok=True)
-        if version == "standard":  # an editable install finds it where it is
+        if version == "standard":  # an editable install finds it in the source directory
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-linux_{platform.machine()}"

@@ -1,9 +1,10 @@
-"""Merging and serving: what `tunesmith plan` foretells beside the peak of `tunesmith merge` and `tunesmith generate`.
+"""Merging and serving: memory predicted by `tunesmith plan` against the peaks of `tunesmith merge` and `tunesmith
+generate`.
 
     python benchmarks/afterwards_memory.py    # seven minutes; writes results/afterwards_memory.json, .md
 
-Models of random weights, LoRA of two steps in fp32; each command is a process of its own. Generation goes on from one
-text, to the number of tokens that the plan is asked for.
+Models with random weights, two steps of LoRA in fp32; each command runs in a separate process. Generation continues one
+text up to the number of tokens of the plan.
 """
 
 import json
@@ -26,7 +27,7 @@ BASES = (
     ("llama-125m", "fp32"),
     ("qwen3-360m", "bf16"),
 )
-"""Which, and how its weights are stored."""
+"""Model, and the precision of its stored weights."""
 
 COMMAND = """
 import sys
@@ -41,7 +42,7 @@ finally:
 
 
 def peak_of(*arguments: str) -> int:
-    """Bytes that a command took at most."""
+    """Peak bytes of a command."""
     done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True)
     if done.returncode or "PEAK " not in done.stderr:
         raise SystemExit(f"tunesmith {' '.join(arguments)}: {done.stderr[-500:]}")
@@ -49,10 +50,10 @@ def peak_of(*arguments: str) -> int:
 
 
 def predicted(recipe: Path) -> dict[str, Any]:
-    asked = ["plan", "--recipe", str(recipe), "--json", "--context", str(TOKENS), "--concurrency", "1"]
-    done = subprocess.run([sys.executable, "-m", "tunesmith", *asked], capture_output=True, text=True, check=True)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    command = ["plan", "--recipe", str(recipe), "--json", "--context", str(TOKENS), "--concurrency", "1"]
+    done = subprocess.run([sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=True)
+    plan: dict[str, Any] = json.loads(done.stdout)
+    return plan
 
 
 def stored_in_fp32(base: Path) -> Path:
@@ -67,14 +68,15 @@ def stored_in_fp32(base: Path) -> Path:
 
 
 def main() -> None:
-    found = []
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place)
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
         write_text(directory)
         for base, stored in BASES:
             run = {"base": base, "method": "lora", "length": 128, "twice": False, "optimizer": "adamw"}
-            made = make_base(base, directory)
-            recipe = recipe_of(run, made if stored == "bf16" else stored_in_fp32(made), directory / "text.jsonl")
+            base_path = make_base(base, directory)
+            path = base_path if stored == "bf16" else stored_in_fp32(base_path)
+            recipe = recipe_of(run, path, directory / "text.jsonl")
             recipe["train"] |= {"steps": 2, "precision": "fp32"}
             name = f"{base} in {stored}"
             file = directory / f"{name}.json"
@@ -87,11 +89,11 @@ def main() -> None:
                 "serving": peak_of("generate", trained, "def", "--raw", "--max-new-tokens", str(TOKENS)),
             }
             for task, peak in measured.items():
-                found.append({"base": name, "task": task, "predicted": sum(plan[task].values()), "measured": peak})
-                print(found[-1], plan[task], flush=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "found": found}, indent=1) + "\n", encoding="utf-8")
-    lines = ["| | foretold | measured | |", "|---|---|---|---|"]
-    for each in found:
+                results.append({"base": name, "task": task, "predicted": sum(plan[task].values()), "measured": peak})
+                print(results[-1], plan[task], flush=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "found": results}, indent=1) + "\n", encoding="utf-8")
+    lines = ["| | predicted | measured | |", "|---|---|---|---|"]
+    for each in results:
         off = each["predicted"] / each["measured"] - 1
         sizes = f"{each['predicted'] / 1e6:,.0f} MB | {each['measured'] / 1e6:,.0f} MB"
         lines.append(f"| {each['base']}, {each['task']} | {sizes} | {off:+.1%} |")

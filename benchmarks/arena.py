@@ -1,10 +1,10 @@
-"""What the arena (src/tunesmith/engine/arena.cpp) is worth: a run's peak of memory and its speed, beside the same run
-on glibc's heap.
+"""Benefit of the arena (src/tunesmith/engine/arena.cpp): a run's peak memory and speed, compared with the same run on
+glibc's heap.
 
     python benchmarks/arena.py    # three minutes; writes results/arena.json, .md
 
-Both take turns, each run a process of its own; glibc's has its thresholds raised (`engine.allocator`), without which it
-is slower. Steps are medians of those after the first two.
+Both alternate, each run in a separate process; glibc's thresholds are raised (`engine.allocator`), since it is slower
+without. Step times are medians of the steps after the first two.
 """
 
 import json
@@ -27,13 +27,13 @@ TIMES = 1
 
 
 def measured(run: dict[str, Any], directory: Path, with_arena: bool) -> list[float]:
-    """Bytes at the peak, and seconds a step; each run tokenizes its rows anew."""
-    with tempfile.TemporaryDirectory() as place:
+    """Peak bytes, and seconds per step; each run tokenizes its rows anew."""
+    with tempfile.TemporaryDirectory() as temporary:
         shutil.rmtree(directory / "run", ignore_errors=True)
-        told = predicted_by(run, directory, TUNESMITH_CACHE=place, TUNESMITH_ARENA=str(int(with_arena)))
-    if told is None:
+        result = predicted_by(run, directory, TUNESMITH_CACHE=temporary, TUNESMITH_ARENA=str(int(with_arena)))
+    if result is None:
         raise SystemExit(1)
-    return [told["memory"][1], statistics.median(told["steps"][2:])]
+    return [result["memory"][1], statistics.median(result["steps"][2:])]
 
 
 def summary(runs: list[list[float]]) -> dict[str, float]:
@@ -41,23 +41,23 @@ def summary(runs: list[list[float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    found = []
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place)
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
         write_text(directory)
         for each in RUNS:
-            run = dict(zip(NAMES, each, strict=True))
+            run: dict[str, Any] = dict(zip(NAMES, each, strict=True))
             make_base(run["base"], directory)
-            taken: dict[bool, list[list[float]]] = {True: [], False: []}
+            measurements: dict[bool, list[list[float]]] = {True: [], False: []}
             for turn in range(2 * TIMES):
-                taken[turn % 2 == 0].append(measured(run, directory, with_arena=turn % 2 == 0))
-            found.append(run | {"arena": summary(taken[True]), "glibc": summary(taken[False])})
-            print(found[-1], flush=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "runs": found}, indent=1) + "\n", encoding="utf-8")
-    lines = ["| run | peak, arena | glibc | | seconds a step, arena | glibc | |", "|---|---|---|---|---|---|---|"]
-    for run in found:
+                measurements[turn % 2 == 0].append(measured(run, directory, with_arena=turn % 2 == 0))
+            results.append(run | {"arena": summary(measurements[True]), "glibc": summary(measurements[False])})
+            print(results[-1], flush=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "runs": results}, indent=1) + "\n", encoding="utf-8")
+    lines = ["| run | peak, arena | glibc | | seconds per step, arena | glibc | |", "|---|---|---|---|---|---|---|"]
+    for run in results:
         own, other = run["arena"], run["glibc"]
-        named = f"{run['base']}, {run['method']}, {run['length']} tokens{', blocks twice' if run['twice'] else ''}"
+        named = f"{run['base']}, {run['method']}, {run['length']} tokens{', checkpointed' if run['twice'] else ''}"
         memory = f"{own['peak_bytes'] / 1e6:,.0f} MB | {other['peak_bytes'] / 1e6:,.0f} MB"
         seconds = f"{own['seconds']:.2f} | {other['seconds']:.2f}"
         ratios = [own[name] / other[name] for name in ("peak_bytes", "seconds")]

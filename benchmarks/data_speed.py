@@ -1,10 +1,10 @@
-"""Tokenizing and packing beside the tokenizers library's own batch encoding, and the time from command to first step.
+"""Tokenizing and packing against the tokenizers library's own batch encoding, and the time from command to first step.
 
     python benchmarks/data_speed.py --rows ../shared/data/gsm8k/train.jsonl
 
-Makes 25,000 and 100,000 rows of the given ones (each with a number of its own, so that none is a copy), and measures on
-all cores, each in a process of its own: `encode_batch` on the rows' finished texts, with all texts and all results in
-memory, as the library offers it; `tunesmith.data.prepare` on the file, from its bytes to packed batches; and
+Makes 25,000 and 100,000 rows from the given ones (each with its own number, so that none is a copy), and measures on
+all cores, each in a separate process: `encode_batch` on the rendered texts, with all texts and all results in memory,
+as the library does it; `tunesmith.data.prepare` on the file, from its bytes to packed batches; and
 `tunesmith train` on the 100,000 from its cache, from the command to the first step. Writes
 results/data_speed.{json,md}.
 """
@@ -47,7 +47,7 @@ def recipe_of(file: Path, cache: bool) -> dict[str, Any]:
 
 
 def encode(file: Path) -> dict[str, Any]:
-    """The library by itself, on texts that are rendered already."""
+    """The library alone, on rendered texts."""
     from tunesmith.config.recipe import Recipe
     from tunesmith.models.load import load_tokenizer
 
@@ -60,9 +60,9 @@ def encode(file: Path) -> dict[str, Any]:
         for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())
     ]
     started = time.perf_counter()
-    found = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    result = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "tokens": sum(len(each.ids) for each in found), **memory()}
+    return {"seconds": seconds, "tokens": sum(len(each.ids) for each in result), **memory()}
 
 
 def prepared(file: Path) -> dict[str, Any]:
@@ -79,17 +79,17 @@ def prepared(file: Path) -> dict[str, Any]:
     table = prepare(recipe, tokenizer).train
     tokenized = time.perf_counter() - started
     batches = Batches(table, tokens_per_step=2048, tokens_per_batch=2048, pack=True, shuffle=True, seed=0)
-    pack_any_order = len(batches.epoch(0))
+    batch_count = len(batches.epoch(0))
     seconds = time.perf_counter() - started
     grown = memory()["peak_rss_bytes"] - before
     return {
-        "seconds": seconds, "tokenizing_seconds": tokenized, "tokens": len(table.ids), "batches": pack_any_order,
+        "seconds": seconds, "tokenizing_seconds": tokenized, "tokens": len(table.ids), "batches": batch_count,
         "grown_bytes": grown, **memory(),
     }  # fmt: skip
 
 
 def first_step(file: Path) -> dict[str, Any]:
-    """Seconds from the command to the first step, by the run's own clock of events; the cache is there."""
+    """Seconds from the command to the first step, by the run's own events; with a cache."""
     directory = Path(tempfile.mkdtemp())
     recipe = directory / "recipe.yaml"
     recipe.write_text(json.dumps(recipe_of(file, cache=True)))
@@ -111,12 +111,12 @@ def memory() -> dict[str, int]:
     return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     lines = [
         "| rows | tokens | Tunesmith | encode_batch | Tunesmith adds | encode_batch holds |",
         "|---|---|---|---|---|---|",
     ]
-    for count, parts in found["rows"].items():
+    for count, parts in result["rows"].items():
         ours, theirs = parts["prepare"], parts["encode_batch"]
         lines.append(
             f"| {int(count):,} | {ours['tokens'] / 1e6:.1f} M | {ours['seconds']:.1f} s | {theirs['seconds']:.1f} s "
@@ -138,7 +138,7 @@ def main() -> None:
         print(json.dumps(PARTS[options.part](options.rows)))
         return
     directory = Path(tempfile.mkdtemp())
-    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "rows": {}}
+    result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "rows": {}}
     for count in COUNTS:
         file = make_rows(options.rows, count, directory)
         for part in PARTS:
@@ -150,10 +150,10 @@ def main() -> None:
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rounds.append(json.loads(done.stdout.splitlines()[-1]))
             middle = sorted(rounds, key=lambda each: each["seconds"])[len(rounds) // 2]
-            found["rows"].setdefault(str(count), {})[part] = middle
+            result["rows"].setdefault(str(count), {})[part] = middle
             print(count, part, {name: value for name, value in middle.items() if name != "all"}, flush=True)
-    (HERE / "results" / "data_speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (HERE / "results" / "data_speed.md").write_text(table(found), encoding="utf-8")
+    (HERE / "results" / "data_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (HERE / "results" / "data_speed.md").write_text(table(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

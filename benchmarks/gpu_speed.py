@@ -1,13 +1,13 @@
-"""LoRA and QLoRA of a Mistral-7B-shaped model on a GPU: Tunesmith, a bare PEFT loop, TRL and Unsloth on the same text.
+"""LoRA and QLoRA of a Mistral-7B-sized model on a GPU: Tunesmith, a plain PEFT loop, TRL and Unsloth on the same text.
 
-    python benchmarks/gpu_speed.py                                  all of it, seven minutes at most
-    python benchmarks/gpu_speed.py --shape tiny --device cpu        the same path, small, on a processor
+    python benchmarks/gpu_speed.py                                  everything, seven minutes at most
+    python benchmarks/gpu_speed.py --shape tiny --device cpu        the same code, small, on a CPU
 
-The weights are random (Mistral 7B's shape: hidden 4,096, MLP 14,336, 32 layers, 32 heads, 8 of keys and values), made
-once on the device. The text is this Python's own documentation, in whole sequences of 2,048 and of 8,192 tokens, so
-nobody pads. LoRA of rank 16 on all linear layers, activations computed twice, AdamW, bf16. Each trial is a process; one
-that a budget of time no longer allows is left out and said. Writes gpu_speed.json: tokens a second, peak memory of the
-GPU, share of its measured bf16 rate at 4 FLOP a token and non-embedding parameter.
+The weights are random (Mistral 7B's sizes: hidden 4,096, MLP 14,336, 32 layers, 32 heads, 8 key–value heads), created
+once on the device. The text is this Python's own documentation, in full sequences of 2,048 and of 8,192 tokens, so
+there is no padding. LoRA of rank 16 on all linear layers, activation checkpointing, AdamW, bf16. Each trial is a
+process; a trial that does not fit into the time budget is left out and reported. Writes gpu_speed.json: tokens per
+second, peak memory of the GPU, fraction of its measured bf16 rate at 4 FLOPs per token and non-embedding parameter.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def documents() -> list[str]:
 
 
 def make_text(model: Path, length: int, rows: int) -> Path:
-    """`rows` sequences of exactly `length` tokens of the documentation, over and over, as token ids."""
+    """`rows` sequences of exactly `length` tokens of the repeated documentation, as token ids."""
     file = model / f"ids-{length}.json"
     if not file.exists():
         from transformers import AutoTokenizer
@@ -117,17 +117,27 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
 
     def step(ids: list[int]) -> float:
         row = torch.tensor(ids, device=device)
-        batch = Batch(row[None], positions[None], [len(ids)], positions[:-1], row[1:], (0,), len(ids), [len(ids) - 1])
+        batch = Batch(
+            input_ids=row[None],
+            position_ids=positions[None],
+            lengths=[len(ids)],
+            loss_positions=positions[:-1],
+            labels=row[1:],
+            rows=(0,),
+            tokens=len(ids),
+            loss_tokens_per_row=[len(ids) - 1],
+            documents_per_row=[1],
+        )
         loss = recipe.objective.loss(model, batch)
         loss.backward()
         masters.step(LEARNING_RATE, batch.loss_tokens, 1.0)
-        return float(loss) / batch.loss_tokens
+        return float(loss.detach()) / batch.loss_tokens
 
     return timed(step, sequences, options.device)
 
 
 def learn_with_peft(options: argparse.Namespace, sequences: list[list[int]]) -> list[float]:
-    """Seconds of each step of the loop that many write for themselves; Unsloth's model in the same loop."""
+    """Seconds of each step of the loop that many users write themselves; Unsloth's model in the same loop."""
     import torch
 
     if options.trainer == "unsloth":
@@ -188,7 +198,7 @@ def learn_with_trl(options: argparse.Namespace, sequences: list[list[int]]) -> l
 
     ends: list[float] = []
 
-    class OpTimer(TrainerCallback):
+    class StepTimer(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
@@ -202,7 +212,7 @@ def learn_with_trl(options: argparse.Namespace, sequences: list[list[int]]) -> l
         use_cpu=options.device == "cpu",
     )  # fmt: skip
     data = Dataset.from_list([{"input_ids": ids} for ids in sequences])
-    SFTTrainer(peft_model(options), args=settings, train_dataset=data, callbacks=[OpTimer()]).train()
+    SFTTrainer(peft_model(options), args=settings, train_dataset=data, callbacks=[StepTimer()]).train()
     return [later - earlier for earlier, later in pairwise(ends)]
 
 
@@ -225,7 +235,7 @@ def synchronize(device: str) -> None:
 
 
 def work(options: argparse.Namespace) -> None:
-    """One trial, in a process of its own."""
+    """One trial, in a separate process."""
     import torch
 
     sequences = json.loads(make_text(options.model, options.length, options.steps).read_text())[: options.steps]
@@ -233,13 +243,13 @@ def work(options: argparse.Namespace) -> None:
     seconds = learn(options, sequences)
     peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else None
     reserved = torch.cuda.max_memory_reserved() if options.device == "cuda" else None
-    found = {
+    results = {
         "tokens_per_second": options.length / statistics.median(seconds[WARM_UP:]),
         "peak_allocated_bytes": peak,
         "peak_reserved_bytes": reserved,
         "seconds": seconds,
     }
-    options.out.write_text(json.dumps(found))
+    options.out.write_text(json.dumps(results))
 
 
 def non_embedding_parameters(shape: dict[str, int]) -> int:
@@ -249,8 +259,8 @@ def non_embedding_parameters(shape: dict[str, int]) -> int:
 
 
 def trials(options: argparse.Namespace, directory: Path, model: Path) -> list[dict[str, Any]]:
-    """Every trial that the budget of time allows, each a process."""
-    found = []
+    """Every trial that fits into the time budget, each in a separate process."""
+    results = []
     end = time.monotonic() + options.budget
     for length in options.lengths:
         for method in ("qlora", "lora"):
@@ -263,17 +273,17 @@ def trials(options: argparse.Namespace, directory: Path, model: Path) -> list[di
                 left = end - time.monotonic()
                 row: dict[str, Any] = {"trainer": trainer, "method": method, "length": length}
                 if left < 20:
-                    found.append({**row, "left out": "no time was left"})
+                    results.append({**row, "left out": "the time budget was used up"})
                     continue
                 try:
                     done = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
                     failed = None if done.returncode == 0 else (done.stderr or done.stdout).strip()[-400:]
                 except subprocess.TimeoutExpired:
-                    failed = "it was stopped at the end of the time"
-                found.append({**row, "failed": failed} if failed else {**row, **json.loads(out.read_text())})
-                told = failed or f"{found[-1]['tokens_per_second']:,.0f} tokens/s"
-                print(f"{name}: {told}", flush=True)
-    return found
+                    failed = "it was stopped at the end of the time budget"
+                results.append({**row, "failed": failed} if failed else {**row, **json.loads(out.read_text())})
+                status = failed or f"{results[-1]['tokens_per_second']:,.0f} tokens/s"
+                print(f"{name}: {status}", flush=True)
+    return results
 
 
 def main() -> None:

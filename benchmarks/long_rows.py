@@ -1,9 +1,9 @@
-"""One row of 32,768 tokens on the reference model, within a stated memory.
+"""One row of 32,768 tokens on the reference model, within a memory limit.
 
     python benchmarks/long_rows.py --model benchmarks/results/raw/work-…/model [--tokens 32768] [--limit 6GB]
 
-Learns a row of this Python's own documentation with LoRA in bf16, and writes results/long_rows.json: what was chosen
-to stay within the limit, the process's peak, seconds a step.
+Trains on a row of this Python's own documentation with LoRA in bf16, and writes results/long_rows.json: how the run
+stays within the limit, the process's peak memory, seconds per step.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     import torch
 
     events = list(run.events())
-    found = {
+    result = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "tokens": next(event["tokens"] for event in events if event["event"] == "step"),
@@ -64,8 +64,8 @@ def main() -> None:
         "seconds": [event["seconds"] for event in events if event["event"] == "step"],
         "losses": [event["loss"] for event in events if event["event"] == "step"],
     }
-    print(json.dumps(found, indent=1))
-    (HERE / "results" / "long_rows.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+    (HERE / "results" / "long_rows.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

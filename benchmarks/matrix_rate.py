@@ -1,9 +1,9 @@
-"""This machine's own rate of matrix products, in the shapes that the reference work has.
+"""This machine's own rate of matrix products, in the shapes of the reference task.
 
     python benchmarks/matrix_rate.py --out RATE.json [--device cuda] [--dtype bfloat16]
 
-For each shape, products C = A Bᵀ into memory allocated beforehand, for about a second; the rate is 2·m·k·n
-over the median of their times. Needs torch.
+For each shape, products C = A Bᵀ into preallocated memory, for about a second; the rate is 2·m·k·n over the median of
+their times. Needs torch.
 """
 
 import argparse
@@ -25,12 +25,12 @@ SHAPES = {
 
 
 def rate(shape: tuple[int, int, int], dtype: torch.dtype, device: str, seconds: float = 1.0) -> float:
-    """FLOP a second, by the median product."""
+    """FLOPs per second, by the median product."""
     rows, inner, columns = shape
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(columns, inner, device=device).to(dtype)
     product = torch.empty(rows, columns, dtype=dtype, device=device)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 10 or time.perf_counter() < end:
         started = time.perf_counter()

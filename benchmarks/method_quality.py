@@ -1,10 +1,10 @@
-"""What each method learns, and what it forgets: the embedded base on docstrings and on GSM8K, by method, rate and seed.
+"""How much each method learns and forgets: the embedded base on docstrings and on GSM8K, by method, rate and seed.
 
     python benchmarks/method_quality.py sweep      # one seed, rates around the default: where the defaults come from
     python benchmarks/method_quality.py defaults   # five seeds at the shipped defaults: what a user gets
     python benchmarks/quality_report.py            # the tables and plots in docs
 
-Every trial is a line of results/method_quality.jsonl; a trial that is there is not done again.
+Every trial is a line of results/method_quality.jsonl; finished trials are not repeated.
 """
 
 import argparse
@@ -45,7 +45,7 @@ FORGETTING_ROWS = 24  # of 512 tokens of WikiText-2
 
 
 def data_of(task: str) -> tuple[Path, Path]:
-    """Rows to learn and rows to test on."""
+    """Training rows and test rows."""
     directory = WORK / task
     if task == "docstrings":
         if not (directory / "train.jsonl").exists():
@@ -58,7 +58,7 @@ def data_of(task: str) -> tuple[Path, Path]:
 
 
 def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
-    """Train, and measure the held-out loss and WikiText-2's before and after."""
+    """Train, and measure the held-out loss before and after, and WikiText-2's after."""
     import torch
 
     torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]
     start = next(event for event in events if event["event"] == "start")
     losses = [event["loss"] for event in events if event["event"] == "evaluation"]
     end = next(event for event in events if event["event"] == "end")
-    found = {
+    result = {
         "task": task,
         "method": name,
         "rate": start["learning_rate"],
@@ -97,11 +97,11 @@ def trial(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]
         "seconds": end["seconds"],
     }
     shutil.rmtree(directory)
-    return found
+    return result
 
 
 def general_loss(model: str, part: str = "valid.txt") -> float:
-    """Nats a token on a part of WikiText-2, in pieces of 512 tokens."""
+    """Nats per token on a part of WikiText-2, in pieces of 512 tokens."""
     import torch
 
     from tunesmith.config.recipe import Recipe
@@ -115,9 +115,9 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
     recipe = Recipe.load(
         {"data": {"train": str(text), "held_out": 0.0, "max_length": 512, "format": "text"}, "objective": "text"}
     )
-    usable = ModelReference.find(model)
-    table = prepare(recipe, usable.tokenizer()).train
-    loaded = usable.model(torch.float32, torch.device("cpu"))
+    reference = ModelReference.find(model)
+    table = prepare(recipe, reference.tokenizer()).train
+    loaded = reference.model(torch.float32, torch.device("cpu"))
     use_document_attention(plain_model(loaded))
     rows = range(min(FORGETTING_ROWS, len(table)))
     return held_out_losses(loaded, recipe.objective, table, rows, 2048, torch.device("cpu")).loss
@@ -135,22 +135,25 @@ def done() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
-def run_all(wanted: list[tuple[str, str, float | None, int]], workers: int) -> None:
-    there = {(each["task"], each["method"], f"{each['rate']:.1e}", each["seed"]) for each in done()}
-    left = [
-        each for each in wanted if (each[0], each[1], f"{each[2] or default_rate(each[1]):.1e}", each[3]) not in there
+def run_all(requested: list[tuple[str, str, float | None, int]], workers: int) -> None:
+    finished = {(each["task"], each["method"], f"{each['rate']:.1e}", each["seed"]) for each in done()}
+    remaining = [
+        each
+        for each in requested
+        if (each[0], each[1], f"{each[2] or default_rate(each[1]):.1e}", each[3]) not in finished
     ]
     WORK.mkdir(parents=True, exist_ok=True)
-    for task in {each[0] for each in left}:
+    for task in {each[0] for each in remaining}:
         data_of(task)
     with ProcessPoolExecutor(workers) as pool:
-        for number, found in enumerate(pool.map(trial, *zip(*left, strict=True)) if left else (), 1):
+        for number, result in enumerate(pool.map(trial, *zip(*remaining, strict=True)) if remaining else (), 1):
             with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
+                file.write(json.dumps(result) + "\n")
             print(
-                f"{number}/{len(left)} {found['task']} {found['method']} {found['rate']:.1e} seed {found['seed']}: "
-                f"{found['before']:.3f} → {found['after']:.3f}, general {found['general']:.3f}, "
-                f"{found['seconds']:.0f} s",
+                f"{number}/{len(remaining)} {result['task']} {result['method']} {result['rate']:.1e} "
+                f"seed {result['seed']}: {result['before']:.3f} → {result['after']:.3f}, "
+                f"general {result['general']:.3f}, "
+                f"{result['seconds']:.0f} s",
                 flush=True,
             )
 
@@ -163,29 +166,29 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.what == "sweep":
-        wanted = [
+        requested: list[tuple[str, str, float | None, int]] = [
             (task, name, float(f"{default_rate(name) * factor:.1e}"), 0)
             for task in arguments.tasks
             for name in arguments.methods
             for factor in FACTORS
         ]
     else:
-        wanted = [
+        requested = [
             (task, name, None, seed) for task in arguments.tasks for name in arguments.methods for seed in range(SEEDS)
         ]
-    run_all(wanted, arguments.workers)  # type: ignore[arg-type]
+    run_all(requested, arguments.workers)
     untuned()
 
 
 def untuned() -> None:
-    """What the base itself has, beside which every trial stands."""
+    """The losses of the base itself, to compare trials with."""
     rows = [row for row in done() if row["method"] == "full"]
-    found = {
+    result = {
         task: {"before": next(row["before"] for row in rows if row["task"] == task)}
         for task in sorted({row["task"] for row in rows})
     }
     general = general_loss("embedded")
-    text = json.dumps({task: {**values, "general": general} for task, values in found.items()}, indent=1)
+    text = json.dumps({task: {**values, "general": general} for task, values in result.items()}, indent=1)
     (HERE / "results" / "untuned.json").write_text(text + "\n", encoding="utf-8")
 
 

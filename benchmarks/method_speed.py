@@ -1,11 +1,11 @@
-"""Speed and memory of each method beside the loop that people write with PEFT, and of a classifier beside Trainer.
+"""Speed and memory of each method against the loop that people write with PEFT, and of a classifier against Trainer.
 
     python benchmarks/method_speed.py --rows ../shared/data/gsm8k/train.jsonl --name "GSM8K train"
     python benchmarks/method_speed.py --rows … --only full --only classify
 
 The reference model and rows are those of train_speed.py: the 125 M Llama in bf16, steps of about 2,048 tokens. The
-classifier is a BERT of 110 M random weights (hidden 768, 12 layers) on Banking77. Every process runs alone, in turn;
-one that is done is a file in results/raw/method-speed/ and is not done again. Writes method_speed.{json,md,svg}.
+classifier is a BERT of 110 M random weights (hidden 768, 12 layers) on Banking77. Processes run one at a time; each
+result is a file in results/raw/method-speed/ and is not repeated. Writes method_speed.{json,md,svg}.
 """
 
 import argparse
@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"method": {"kind": "ia3"}},
     "prefix": {"method": {"kind": "prefix", "tokens": 20}},
 }
-"""What differs from LoRA's recipe."""
+"""Changes to LoRA's recipe."""
 
 LABELS = {
     "full": "full fine-tuning",
@@ -66,7 +66,7 @@ def recipe_of(method: str, work: Path, steps: int) -> dict[str, Any]:
 
 
 def classifier(python: Path) -> Path:
-    """The BERT, made once: random weights, the tokenizer of the packaged MiniLM."""
+    """The BERT, created once: random weights, the tokenizer of the packaged MiniLM."""
     directory = RAW / "bert"
     if not (directory / "config.json").exists():
         code = (
@@ -91,47 +91,48 @@ def classify_recipe(model: Path, steps: int) -> dict[str, Any]:
 
 
 def once(name: str, run: Any) -> dict[str, Any]:
-    """What the process measured; read if it has been."""
+    """The measurements of a process; read from the file if it exists."""
     out = OUT / f"{name}.json"
     if not out.exists():
         OUT.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         try:
-            found = run(out)
+            results = run(out)
         except RuntimeError as failure:
-            found = {"failed": str(failure)}
-        out.write_text(json.dumps(found, indent=1))
-        told = found["failed"] if "failed" in found else f"{rate_of([found]):,.0f} tokens/s"
-        print(f"{name}: {told}, {time.perf_counter() - started:.0f} s", flush=True)
-    return json.loads(out.read_text())
+            results = {"failed": str(failure)}
+        out.write_text(json.dumps(results, indent=1))
+        status = results["failed"] if "failed" in results else f"{rate_of([results]):,.0f} tokens/s"
+        print(f"{name}: {status}, {time.perf_counter() - started:.0f} s", flush=True)
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
 
 
 def measure(method: str, work: Path, steps: int, number: int) -> dict[str, dict[str, Any]]:
-    """Ours and the peer's settings, one process each."""
-    found = {}
+    """Tunesmith's and the peer's settings, one process each."""
+    results = {}
     if method == "classify":
         model, rows = classifier(OUR_PYTHON), DATA / "banking77" / "train.csv"
         recipe = classify_recipe(model, steps)
-        found["ours"] = once(f"classify-ours-{number}", lambda out: run_ours(OUR_PYTHON, work, steps, out, recipe))
+        results["ours"] = once(f"classify-ours-{number}", lambda out: run_ours(OUR_PYTHON, work, steps, out, recipe))
         for setting in ("defaults", "bf16"):
             peer = Setting(f"trainer-{setting}", "", "peft", "trainer_classify.py", setting)
             more = 6 * steps if setting == "defaults" else steps
-            found[setting] = once(
+            results[setting] = once(
                 f"classify-{setting}-{number}",
                 lambda out, peer=peer, more=more: run_peer(
                     peer, work, more, out, {}, ["--rows", str(rows), "--model", str(model)]
                 ),
             )
-        return found
+        return results
     recipe = recipe_of(method, work, steps)
-    found["ours"] = once(f"{method}-ours-{number}", lambda out: run_ours(OUR_PYTHON, work, steps, out, recipe))
+    results["ours"] = once(f"{method}-ours-{number}", lambda out: run_ours(OUR_PYTHON, work, steps, out, recipe))
     for setting in ("rows", "batch"):
         peer = Setting(f"peft-{setting}", "", "peft", "peft_loop.py", setting)
-        found[setting] = once(
+        results[setting] = once(
             f"{method}-{setting}-{number}",
             lambda out, peer=peer: run_peer(peer, work, steps, out, {}, ["--method", method]),
         )
-    return found
+    return results
 
 
 def summarize(methods: list[str], work: Path, steps: int, repeats: int) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def table(summary: dict[str, Any]) -> str:
         "",
         f"Measured on {summary['date']}, processes in turn, {computer['cores']} cores ({computer['processor']}; "
         f"{', '.join(computer['instructions'][:3])}), {computer['memory_bytes'] / 2**30:.0f} GiB: the median of "
-        f"{summary['steps'] - 2} steps after 2 of warm-up, in {summary['repeats']} processes of each.",
+        f"{summary['steps'] - 2} steps after 2 of warmup, in {summary['repeats']} processes of each.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,8 @@
-"""The peers' own environments and ours, under benchmarks/environments/ (not in git). Standard library only.
+"""The virtual environments of the peers and of Tunesmith, under benchmarks/environments/ (not in git). Standard library
+only.
 
-PyTorch comes first and as its CPU build, so that no peer pulls another: from the package index as it is
-configured if that has one (version 2.13.0+cpu), else from PyTorch's own CPU index.
+PyTorch is installed first, as its CPU build, so that no peer installs another one: from the configured package index if
+that has it (version 2.13.0+cpu), else from PyTorch's own CPU index.
 """
 
 import subprocess
@@ -19,16 +20,16 @@ def python_of(environment: str) -> Path:
 
 
 def make_environment(name: str) -> None:
-    """Make the environment from requirements-NAME.txt, unless it is there and made from the same file.
+    """Create the environment from requirements-NAME.txt, unless it exists and was created from the same file.
 
     Raises:
-        RuntimeError: pip could not install, or brought a PyTorch with CUDA.
+        RuntimeError: pip failed, or installed a PyTorch with CUDA.
     """
     requirements = (HERE / f"requirements-{name}.txt").read_text()
     made_from = ENVIRONMENTS / name / "made-from.txt"
     if made_from.exists() and made_from.read_text() == requirements:
         return
-    print(f"making the environment {name} …", flush=True)
+    print(f"creating the environment {name} …", flush=True)
     venv.create(ENVIRONMENTS / name, with_pip=True, clear=True)
     torch = next(line for line in requirements.splitlines() if line.startswith("torch=="))
     install = [str(python_of(name)), "-m", "pip", "install", "--quiet"]

@@ -1,16 +1,15 @@
-"""How near a plan comes to what is then measured: memory and time of real runs on this machine's CPU.
+"""Accuracy of plans: predicted against measured memory and time of real runs on this machine's CPU.
 
-    python benchmarks/plan_accuracy.py            # hours; writes results/plan_accuracy.json, .md, .svg; goes on
+    python benchmarks/plan_accuracy.py            # hours; writes results/plan_accuracy.json, .md, .svg; can be resumed
     python benchmarks/plan_accuracy.py --only 3   # the first three of the runs
-    python benchmarks/plan_accuracy.py --report   # the table and the plot alone, from the results that are there
+    python benchmarks/plan_accuracy.py --report   # only the table and the plot, from the stored results
     python benchmarks/plan_accuracy.py --out DIR  # on a GPU: DIR/plan_accuracy_gpu.json, .md and .svg
 
-Each run is a process of its own that plans, then trains some steps on real text with a model of random weights. Memory
-foretold is that of the plan made before anything is loaded; memory measured is the process's peak resident set.
-Seconds a step foretold are the plan's, from operations timed one by one: the mean of a plan made right before the run
-and one made right after it, since the speed of a shared machine drifts; both are kept. Measured is the median time of
-a token, over the steps after the first two, which build kernels and touch memory for the first time, times a step's
-tokens.
+Each run is a separate process that plans, then trains some steps on real text with a model of random weights. Predicted
+memory is from the plan before anything is loaded; measured memory is the process's peak resident set. Predicted seconds
+per step are from operations timed one by one: the mean of a plan right before the run and one right after it, since the
+speed of a shared machine drifts; both are stored. Measured seconds per step are the median time per token over the
+steps after the first two, which build kernels and touch memory for the first time, times the tokens of a step.
 """
 
 import argparse
@@ -51,23 +50,23 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
 
 def runs() -> list[dict[str, Any]]:
-    """What is tried: families and sizes, methods, lengths, checkpointing, two optimizers; the bases take turns, so that
-    the first of the runs are of all of them."""
-    found = [("llama-5m", method, length, False, "adafactor") for method in ("lora", "full") for length in (256, 2048)]
-    found += [("llama-5m", "lora", length, twice, "adamw") for length in (4096, 8192) for twice in (False, True)]
+    """The runs: families and sizes, methods, lengths, checkpointing, two optimizers; bases alternate, so that the first
+    runs cover all of them."""
+    tried = [("llama-5m", method, length, False, "adafactor") for method in ("lora", "full") for length in (256, 2048)]
+    tried += [("llama-5m", "lora", length, twice, "adamw") for length in (4096, 8192) for twice in (False, True)]
     for base, method in product(("llama-5m", "gpt2-30m"), ("lora", "full", "ia3", "adapter", "prefix", "qlora")):
         for length in (128, 1024):
-            found.append((base, method, length, False, "adamw"))
-        found.append((base, method, 512, True, "adamw"))
-    found += [("llama-125m", method, 512, False, "adamw") for method in ("lora", "full", "ia3", "adapter", "prefix")]
-    found += [("llama-125m", method, 1024, True, "adamw") for method in ("lora", "full", "qlora")]
-    found += [(base, "full", 512, False, "adafactor") for base in ("gpt2-30m", "llama-125m")]
-    found += [("gemma3-170m", method, 512, False, "adamw") for method in ("lora", "qlora")]
-    found += [("qwen3-360m", method, 512, False, "adamw") for method in ("lora", "qlora")]
-    found += [("llama-1b", "qlora", 512, True, "adamw"), ("llama-1b", "lora", 512, True, "adamw")]
-    by_base = ([each for each in found if each[0] == base] for base in BASES)
-    in_turn = [each for turn in zip_longest(*by_base) for each in turn if each is not None]
-    return [dict(zip(("base", "method", "length", "twice", "optimizer"), each, strict=True)) for each in in_turn]
+            tried.append((base, method, length, False, "adamw"))
+        tried.append((base, method, 512, True, "adamw"))
+    tried += [("llama-125m", method, 512, False, "adamw") for method in ("lora", "full", "ia3", "adapter", "prefix")]
+    tried += [("llama-125m", method, 1024, True, "adamw") for method in ("lora", "full", "qlora")]
+    tried += [(base, "full", 512, False, "adafactor") for base in ("gpt2-30m", "llama-125m")]
+    tried += [("gemma3-170m", method, 512, False, "adamw") for method in ("lora", "qlora")]
+    tried += [("qwen3-360m", method, 512, False, "adamw") for method in ("lora", "qlora")]
+    tried += [("llama-1b", "qlora", 512, True, "adamw"), ("llama-1b", "lora", 512, True, "adamw")]
+    by_base = ([each for each in tried if each[0] == base] for base in BASES)
+    alternating = [each for turn in zip_longest(*by_base) for each in turn if each is not None]
+    return [dict(zip(("base", "method", "length", "twice", "optimizer"), each, strict=True)) for each in alternating]
 
 
 def make_base(name: str, directory: Path) -> Path:
@@ -77,22 +76,22 @@ def make_base(name: str, directory: Path) -> Path:
 
     import tunesmith
 
-    made = directory / name
-    if not (made / "config.json").exists():
+    base_path = directory / name
+    if not (base_path / "config.json").exists():
         shape = {"max_position_embeddings": 16384, **BASES[name]}
         config = AutoConfig.for_model(shape.pop("kind"), **shape)
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(made)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(base_path)
         for file in tunesmith.embedded_base().glob("*token*"):
-            shutil.copy(file, made)
-    return made
+            shutil.copy(file, base_path)
+    return base_path
 
 
 def write_text(directory: Path) -> Path:
     """Rows of real text: this package's own source."""
     file = directory / "text.jsonl"
-    whole = "\n".join(each.read_text(encoding="utf-8") for each in sorted(TEXT.rglob("*.py")))[:800_000]
-    pieces = (whole[start : start + 4000] for start in range(0, len(whole), 4000))
+    source = "\n".join(each.read_text(encoding="utf-8") for each in sorted(TEXT.rglob("*.py")))[:800_000]
+    pieces = (source[start : start + 4000] for start in range(0, len(source), 4000))
     file.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces), encoding="utf-8")
     return file
 
@@ -114,22 +113,22 @@ def recipe_of(run: dict[str, Any], base: Path, text: Path) -> dict[str, Any]:
 
 
 def one_run(run: dict[str, Any], directory: Path) -> None:
-    """In a process of its own: plan, train, print both."""
+    """In a separate process: plan, train, print both."""
     import tunesmith
 
     recipe = recipe_of(run, directory / run["base"], directory / "text.jsonl")
     finished = tunesmith.train(recipe, directory / "run")
     plan = next(event for event in finished.events() if event["event"] == "plan")
     steps = [(event["seconds"], event["tokens"]) for event in finished.events() if event["event"] == "step"]
-    a_token = statistics.median(seconds / tokens for seconds, tokens in steps[2:])
-    told = {
+    per_token = statistics.median(seconds / tokens for seconds, tokens in steps[2:])
+    result = {
         "memory": [plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["peak_bytes"]],
-        "measured": a_token * statistics.mean(tokens for _, tokens in steps),
+        "measured": per_token * statistics.mean(tokens for _, tokens in steps),
         "after": predicted_seconds(run, directory),
         "steps": [seconds for seconds, _ in steps],
         "parts": plan["predicted"]["memory"]["parts"],
     }
-    print("RESULT " + json.dumps(told))
+    print("RESULT " + json.dumps(result))
 
 
 def predicted_seconds(run: dict[str, Any], directory: Path) -> float:
@@ -141,8 +140,8 @@ def predicted_seconds(run: dict[str, Any], directory: Path) -> float:
 
 
 def predicted_by(run: dict[str, Any], directory: Path, *options: str, **environment: str) -> Any:
-    """What a process of its own says; None if it fails, which is printed."""
-    command = [sys.executable, __file__, "--run", json.dumps(run), "--folder", str(directory), *options]
+    """The result of a separate process; None if it fails, which is printed."""
+    command = [sys.executable, __file__, "--run", json.dumps(run), "--directory", str(directory), *options]
     out = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     line = next((each for each in out.stdout.splitlines() if each.startswith("RESULT ")), None)
     if line is None:
@@ -154,17 +153,17 @@ def predicted_by(run: dict[str, Any], directory: Path, *options: str, **environm
 def measure(only: int | None, results: Path) -> None:
     done = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.exists() else []
     seen = [{name: each[name] for name in ("base", "method", "length", "twice", "optimizer")} for each in done]
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
         write_text(directory)
         for run in [each for each in runs() if each not in seen][:only]:
             make_base(run["base"], directory)
             shutil.rmtree(directory / "run", ignore_errors=True)
-            before, told = predicted_by(run, directory, "--plan"), predicted_by(run, directory)
-            if before is None or told is None:
+            before, result = predicted_by(run, directory, "--plan"), predicted_by(run, directory)
+            if before is None or result is None:
                 continue
-            after, measured = told.pop("after"), told.pop("measured")
-            done.append(run | told | {"seconds": [(before + after) / 2, measured], "predicted": [before, after]})
+            after, measured = result.pop("after"), result.pop("measured")
+            done.append(run | result | {"seconds": [(before + after) / 2, measured], "predicted": [before, after]})
             memory, seconds = (off(done[-1][name]) for name in ("memory", "seconds"))
             print(
                 *run.values(),
@@ -175,7 +174,7 @@ def measure(only: int | None, results: Path) -> None:
 
 
 def off(pair: list[float]) -> float:
-    """How far the foretold lies from the measured."""
+    """Relative error of the prediction."""
     return pair[0] / pair[1] - 1
 
 
@@ -204,8 +203,8 @@ def report(results: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    told = json.loads(results.read_text(encoding="utf-8"))
-    done = told["runs"]
+    result = json.loads(results.read_text(encoding="utf-8"))
+    done = result["runs"]
     lines = ["| runs | | memory: median, worst | time: median, worst |", "|---|---|---|---|"]
     for name in (*BASES, "all"):
         chosen = [each for each in done if name in ("all", each["base"])]
@@ -215,10 +214,14 @@ def report(results: Path) -> None:
                 errors = sorted(abs(off(each[kind])) for each in chosen)
                 cells.append(f"{statistics.median(errors):.1%}, {errors[-1]:.1%}")
             lines.append(f"| {name} | {len(chosen)} | {cells[0]} | {cells[1]} |")
-    lines.append(f"\n{told['machine']}; PyTorch {told['torch']}, transformers {told['transformers']}; {told['date']}.")
+    lines.append(
+        f"\n{result['machine']}; PyTorch {result['torch']}, transformers {result['transformers']}; {result['date']}."
+    )
     results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.3))
-    for axis, kind, unit, scale in zip(axes, ("memory", "seconds"), ("GB", "seconds a step"), (1e9, 1.0), strict=True):
+    for axis, kind, unit, scale in zip(
+        axes, ("memory", "seconds"), ("GB", "seconds per step"), (1e9, 1.0), strict=True
+    ):
         for name in BASES:
             pairs = [[value / scale for value in each[kind]] for each in done if each["base"] == name]
             if not pairs:
@@ -228,7 +231,7 @@ def report(results: Path) -> None:
         low = min(value / scale for each in done for value in each[kind])
         axis.plot([low, ends[1]], [low, ends[1]], color="#888888", linewidth=1)
         ticks = [each for each in TICKS if low / 1.3 < each < ends[1] * 1.3]
-        axis.set(xscale="log", yscale="log", xlabel=f"measured ({unit})", ylabel=f"foretold ({unit})")
+        axis.set(xscale="log", yscale="log", xlabel=f"measured ({unit})", ylabel=f"predicted ({unit})")
         for line in (axis.xaxis, axis.yaxis):
             line.set_ticks(ticks, [f"{each:g}" for each in ticks])
             line.set_ticks([], minor=True)
@@ -244,18 +247,18 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--run", type=json.loads)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--directory", type=Path)
     parser.add_argument("--plan", action="store_true")
-    given = parser.parse_args()
-    if given.run is not None:
-        if given.plan:
-            print(f"RESULT {predicted_seconds(given.run, given.directory)}")
+    options = parser.parse_args()
+    if options.run is not None:
+        if options.plan:
+            print(f"RESULT {predicted_seconds(options.run, options.directory)}")
         else:
-            one_run(given.run, given.directory)
+            one_run(options.run, options.directory)
         return
-    results = HERE_RESULTS if given.out is None else given.out / "plan_accuracy_gpu.json"
-    if not given.report:
-        measure(given.only, results)
+    results = HERE_RESULTS if options.out is None else options.out / "plan_accuracy_gpu.json"
+    if not options.report:
+        measure(options.only, results)
     report(results)
 
 

@@ -1,8 +1,8 @@
-"""Writes the tables of docs/methods.md and docs/precision.md, and the plots, from what the other scripts measured.
+"""Writes the tables of docs/methods.md and docs/precision.md, and the plots, from the results of the other scripts.
 
     python benchmarks/quality_report.py
 
-A figure is a mean over seeds with its 95 % interval (Student's t). Rates of `sweep` stand for a method's best.
+A figure is a mean over seeds with its 95 % interval (Student's t). A method's best rate comes from `sweep`.
 """
 
 import json
@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""97.5 % quantiles of Student's t for so many values."""
+"""97.5 % quantiles of Student's t, by number of values."""
 
 Row = dict[str, Any]
 
@@ -32,25 +32,25 @@ def read(name: str) -> list[Row]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def mean(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """`4.150 ± 0.012`; a single value stands alone."""
-    middle = form.format(statistics.mean(values))
+def mean(values: Sequence[float], template: str = "{:.3f}") -> str:
+    """`4.150 ± 0.012`; a single value has no interval."""
+    middle = template.format(statistics.mean(values))
     if len(values) < 2:
         return middle
     half = STUDENT[min(len(values), 5)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{middle} ± {form.format(half)}"
+    return f"{middle} ± {template.format(half)}"
 
 
 def by_method(rows: list[Row], task: str) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["task"] == task:
-            found[row["method"]].append(row)
-    return dict(found)
+            groups[row["method"]].append(row)
+    return dict(groups)
 
 
 def defaults(rows: list[Row]) -> list[Row]:
-    """Trials at the shipped default: the rate that most seeds of a method had."""
+    """Trials at the shipped default: the rate with the most seeds of a method."""
     kept = []
     for name in {row["method"] for row in rows}:
         own = [row for row in rows if row["method"] == name]
@@ -66,7 +66,7 @@ def quality_table(rows: list[Row], task: str, untuned: dict[str, float]) -> str:
     shipped = by_method(defaults([row for row in rows if row["task"] == task]), task)
     every = by_method(rows, task)
     lines = [
-        "| method | numbers trained | rate | held-out loss | at its best rate (1 seed) | WikiText-2 loss |",
+        "| method | trainable parameters | rate | held-out loss | at its best rate (1 seed) | WikiText-2 loss |",
         "|---|---|---|---|---|---|",
         f"| (untuned) | 0 | | {untuned['before']:.3f} | | {untuned['general']:.3f} |",
     ]
@@ -83,17 +83,17 @@ def quality_table(rows: list[Row], task: str, untuned: dict[str, float]) -> str:
 def encoder_table(rows: list[Row]) -> str:
     shipped = [row for row in rows if row["asked_rate"] is None]
     seeds = Counter((row["task"], row["by"], row["method"]) for row in shipped)
-    whole = [row for row in shipped if row["by"] == "tf-idf" or seeds[row["task"], row["by"], row["method"]] == 5]
-    tasks = sorted({row["task"] for row in whole if row["by"] == "trainer"})  # those that the peers have done too
-    found: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in (each for each in whole if each["task"] in tasks):
-        found[(row["method"] if row["by"] != "tf-idf" else "(no model)", row["by"])][row["task"]].append(row)
+    complete = [row for row in shipped if row["by"] == "tf-idf" or seeds[row["task"], row["by"], row["method"]] == 5]
+    tasks = sorted({row["task"] for row in complete if row["by"] == "trainer"})  # tasks with results of the peers
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in (each for each in complete if each["task"] in tasks):
+        groups[(row["method"] if row["by"] != "tf-idf" else "(no model)", row["by"])][row["task"]].append(row)
     lines = [
         "| method | by | " + " | ".join(f"{task}: accuracy | s" for task in tasks) + " |",
         "|---|---|" + "---|---|" * len(tasks),
     ]
     named = {"tunesmith": "Tunesmith", "trainer": "Trainer + PEFT", "tf-idf": "TF-IDF + logistic regression"}
-    for (method, by), by_task in sorted(found.items()):
+    for (method, by), by_task in sorted(groups.items()):
         cells = []
         for task in tasks:
             own = by_task.get(task, [])
@@ -112,7 +112,7 @@ def encoder_table(rows: list[Row]) -> str:
 def qlora_table(rows: list[Row], memory: Row) -> str:
     lines = ["| | LoRA on bf16 | LoRA on nf4 | difference |", "|---|---|---|---|"]
     for task in sorted({row["task"] for row in rows}):
-        pairs = {}
+        pairs: dict[int, dict[str, float]] = {}
         for row in defaults([each for each in rows if each["task"] == task]):
             if row["method"] in ("lora", "lora, nf4"):
                 pairs.setdefault(row["seed"], {})[row["method"]] = row["after"]
@@ -124,13 +124,13 @@ def qlora_table(rows: list[Row], memory: Row) -> str:
     training = memory.get("training", {})
     if {"nf4", "bf16"} <= set(training):
         plain, quantized = training["bf16"], training["nf4"]
-        whole, held = (each["peak"] + each["mapped_weights"] for each in (plain, quantized))
+        before, after = (each["peak"] + each["mapped_weights"] for each in (plain, quantized))
         lines.append(
-            f"| peak memory, 1.1 B Mistral | {whole / 1e9:.2f} GB | {held / 1e9:.2f} GB | × {held / whole:.2f} |"
+            f"| peak memory, 1.1 B Mistral | {before / 1e9:.2f} GB | {after / 1e9:.2f} GB | × {after / before:.2f} |"
         )
+        speeds = plain["tokens_per_second"], quantized["tokens_per_second"]
         lines.append(
-            f"| tokens a second, the same | {plain['tokens_per_second']:.0f} | {quantized['tokens_per_second']:.0f} | "
-            f"× {quantized['tokens_per_second'] / plain['tokens_per_second']:.2f} |"
+            f"| tokens per second, the same | {speeds[0]:.0f} | {speeds[1]:.0f} | × {speeds[1] / speeds[0]:.2f} |"
         )
     return "\n".join(lines)
 
@@ -141,29 +141,29 @@ def memory_table(memory: Row) -> str:
         f"{memory['stored_bytes'] / 1e9:.2f} GB stored in bf16 | peak | held after | arithmetic |",
         "|---|---|---|---|",
     ]
-    for weights, found in memory["loading"].items():
+    for weights, groups in memory["loading"].items():
         lines.append(
-            f"| loaded in {weights} | {found['peak'] / 1e6:,.0f} MB | {found['held'] / 1e6:,.0f} MB | "
-            f"{found['arithmetic'] / 1e6:,.0f} MB |"
+            f"| loaded in {weights} | {groups['peak'] / 1e6:,.0f} MB | {groups['held'] / 1e6:,.0f} MB | "
+            f"{groups['arithmetic'] / 1e6:,.0f} MB |"
         )
     limited = memory.get("limited")
     if limited:
         lines.append(
-            f"| loaded in nf4 by a process held to {limited['limit'] / 1e9:.2f} GB, all pages counted | "
+            f"| loaded in nf4 by a process limited to {limited['limit'] / 1e9:.2f} GB, all pages counted | "
             f"{limited['peak'] / 1e6:,.0f} MB | {limited['held'] / 1e6:,.0f} MB | "
             f"{limited['arithmetic'] / 1e6:,.0f} MB |"
         )
-    for weights, found in memory["training"].items():
+    for weights, groups in memory["training"].items():
         lines.append(
-            f"| trained by LoRA on {weights}, {memory['width']:,} tokens, checkpointed activations | "
-            f"{(found['peak'] + found['mapped_weights']) / 1e6:,.0f} MB | | |"
+            f"| trained by LoRA on {weights}, {memory['width']:,} tokens, activation checkpointing | "
+            f"{(groups['peak'] + groups['mapped_weights']) / 1e6:,.0f} MB | | |"
         )
     versions = ", ".join(f"{name} {version}" for name, version in memory["versions"].items())
     return "\n".join(lines) + f"\n\n{memory['machine']}, {versions}, {memory['date']}."
 
 
 def plots(rows: list[Row], untuned: dict[str, dict[str, float]]) -> None:
-    """Held-out loss against numbers trained, and against what was forgotten; a point a method, bars over seeds."""
+    """Held-out loss against trainable parameters, and against forgetting; a point per method, bars over seeds."""
     tasks = list(untuned)
     figure, axes = plt.subplots(len(tasks), 2, figsize=(11, 4.6 * len(tasks)), squeeze=False)
     for line, task in zip(axes, tasks, strict=True):
@@ -175,11 +175,11 @@ def plots(rows: list[Row], untuned: dict[str, dict[str, float]]) -> None:
                 axis.errorbar(x, y, yerr=spread / 2, fmt="o", color="#d1495b", markersize=5, elinewidth=1)
                 axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
         line[0].set_xscale("log")
-        line[0].set_xlabel("numbers trained")
+        line[0].set_xlabel("trainable parameters")
         line[1].set_xlabel("loss on WikiText-2 afterwards (left: less forgotten)")
         line[1].axvline(untuned[task]["general"], color="#888", linestyle=":", linewidth=1)
         for axis in line:
-            axis.set_ylabel(f"held-out loss, {task} (nats a token)")
+            axis.set_ylabel(f"held-out loss, {task} (nats per token)")
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(x=0.18)
     figure.suptitle("The embedded base after 40 steps, each method at its defaults; dotted: before; bars: range")
@@ -189,12 +189,12 @@ def plots(rows: list[Row], untuned: dict[str, dict[str, float]]) -> None:
 
 
 def put(page: str, name: str, text: str) -> None:
-    """Write the text between the page's marks of that name."""
+    """Write the text between the page's markers of that name."""
     file = DOCS / page
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     old = file.read_text(encoding="utf-8")
-    assert marked.search(old), f"{page} has no place for {name}"
-    file.write_text(marked.sub(lambda found: f"{found[1]}{text}\n{found[2]}", old), encoding="utf-8")
+    assert marked.search(old), f"{page} has no markers for {name}"
+    file.write_text(marked.sub(lambda groups: f"{groups[1]}{text}\n{groups[2]}", old), encoding="utf-8")
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""A random Mistral of a billion weights in NF4: memory while loading and training, beside the arithmetic.
+"""A random Mistral of a billion parameters in NF4: memory while loading and training, compared with arithmetic.
 
     python benchmarks/quantized_memory.py     # about five minutes; writes results/quantized_memory.json
 
-Each measurement is a process of its own. Memory is anonymous resident memory (Linux's RssAnon), above what Python and
-the libraries hold; whole weights stay mapped from the checkpoint and are told beside it (`mapped_weights`).
-Then the same checkpoint is loaded by a
-process that the kernel holds to less memory than the checkpoint has bytes, all pages counted (a control group; root).
+Each measurement is a separate process. Memory is anonymous resident memory (Linux's RssAnon), above what Python and the
+libraries hold; unquantized weights stay mapped from the checkpoint and are reported separately (`mapped_weights`). Then
+the same checkpoint is loaded by a process that the kernel limits to less memory than the size of the checkpoint, with
+all pages counted (a control group; needs root).
 """
 
 import argparse
@@ -40,7 +40,7 @@ def anonymous() -> int:
 
 
 class Peak:
-    """The most anonymous memory within the block, sampled each millisecond."""
+    """Peak anonymous memory within the block, sampled every millisecond."""
 
     def __enter__(self) -> "Peak":
         self.before = self.most = anonymous()
@@ -61,7 +61,7 @@ class Peak:
             self.most = max(self.most, anonymous())
             time.sleep(0.001)
 
-    def told(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         return {"peak": self.most - self.before, "held": self.after - self.before, "seconds": round(self.seconds, 1)}
 
 
@@ -81,7 +81,7 @@ def load(directory: str, weights: str) -> Any:
     from tunesmith.config.recipe import Base
     from tunesmith.models.load import load_model
 
-    return load_model(Base(path=directory, weights=weights), torch.bfloat16)  # type: ignore[arg-type]
+    return load_model(Base(path=directory, weights=weights), torch.bfloat16)
 
 
 def loading(directory: str, weights: str) -> dict[str, Any]:
@@ -89,14 +89,14 @@ def loading(directory: str, weights: str) -> dict[str, Any]:
     import peft  # noqa: F401
     import torch
 
-    bitsandbytes.functional.quantize_4bit(torch.randn(64, 64, dtype=torch.bfloat16))  # what is set up once
+    bitsandbytes.functional.quantize_4bit(torch.randn(64, 64, dtype=torch.bfloat16))  # one-time setup
     with Peak() as peak:
         model = load(directory, weights)
     from tunesmith.models.quantize import quantized_bytes
 
     plain = sum(each.numel() * each.element_size() for each in model.parameters())
     largest = SHAPE["hidden_size"] * SHAPE["intermediate_size"] * 2
-    return {**peak.told(), "arithmetic": plain + quantized_bytes(model), "largest_matrix": largest}
+    return {**peak.summary(), "arithmetic": plain + quantized_bytes(model), "largest_matrix": largest}
 
 
 def training(directory: str, weights: str) -> dict[str, Any]:
@@ -127,11 +127,11 @@ def training(directory: str, weights: str) -> dict[str, Any]:
         model.train()
         for _ in range(3):
             started = time.perf_counter()
-            next_token_loss(model, batch).backward()
+            next_token_loss(model, batch).backward()  # type: ignore[no-untyped-call]
             masters.step(1e-4, batch.loss_tokens, 1.0)
             seconds.append(time.perf_counter() - started)
     return {
-        **peak.told(),
+        **peak.summary(),
         "mapped_weights": mapped,
         "tokens_per_second": round(WIDTH / sorted(seconds)[1], 1),
         "adapter_state": len(masters.flat) * 18,
@@ -139,14 +139,14 @@ def training(directory: str, weights: str) -> dict[str, Any]:
 
 
 def limited(directory: str, limit: str) -> dict[str, Any]:
-    """Loading in a control group (version 1) of so many bytes, which would end the process that takes more."""
+    """Loading in a control group (version 1) with that limit in bytes; the kernel kills a process that exceeds it."""
     group = Path("/sys/fs/cgroup/memory/tunesmith_benchmark")
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(limit)
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    found = loading(directory, "nf4")
+    result = loading(directory, "nf4")
     most = int((group / "memory.max_usage_in_bytes").read_text())
-    return {**found, "limit": int(limit), "most_with_all_pages": most}
+    return {**result, "limit": int(limit), "most_with_all_pages": most}
 
 
 def in_a_process(what: str, *arguments: str) -> dict[str, Any]:
@@ -155,15 +155,15 @@ def in_a_process(what: str, *arguments: str) -> dict[str, Any]:
         [sys.executable, __file__, "--one", what, *arguments], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(what, *arguments[1:], found, flush=True)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(what, *arguments[1:], result, flush=True)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--only", choices=("loading", "limited", "training"), help="measure this alone again")
+    parser.add_argument("--only", choices=("loading", "limited", "training"), help="repeat only this measurement")
     arguments = parser.parse_args()
     if arguments.one:
         kind, *rest = arguments.one
@@ -176,12 +176,12 @@ def main() -> None:
         make(Path(directory))
         stored = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
         result: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-        wanted = [arguments.only] if arguments.only else ["loading", "limited", "training"]
-        if "loading" in wanted:
+        requested = [arguments.only] if arguments.only else ["loading", "limited", "training"]
+        if "loading" in requested:
             result["loading"] = {weights: in_a_process("loading", directory, weights) for weights in ("nf4", "int8")}
-        if "limited" in wanted:
+        if "limited" in requested:
             result["limited"] = in_a_process("limited", directory, str(1_700_000_000))
-        if "training" in wanted:
+        if "training" in requested:
             result["training"] = {weights: in_a_process("training", directory, weights) for weights in ("nf4", "bf16")}
         result |= {
             "shape": SHAPE,

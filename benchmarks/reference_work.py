@@ -1,16 +1,16 @@
-"""The reference work: a 125 M Llama of random weights, a tokenizer, 2,000 rows, and the rows of each step.
+"""The reference task: a 125 M Llama of random weights, a tokenizer, 2,000 rows, and the rows of each step.
 
     python benchmarks/reference_work.py --rows ROWS.jsonl --name "GSM8K train" --out WORK
 
 writes
 
     WORK/model/        config, bf16 safetensors, a byte-level BPE tokenizer with a chat template
-    WORK/rows.jsonl    the rows in the order in which they are learnt: {"messages": [...]}
-    WORK/plan.json     tokens and learnt tokens of each row, and the rows of each step
+    WORK/rows.jsonl    the rows in training order: {"messages": [...]}
+    WORK/plan.json     tokens and loss tokens of each row, and the rows of each step
 
-Rows may have `messages`, or question/answer, prompt/completion or instruction/output. They are put in a
-random order once (seed 0), so that everyone can go through them in the file's order. Rows over 1,024 tokens
-are left out and counted. Needs torch, transformers and tokenizers.
+Rows may have `messages`, or question/answer, prompt/completion or instruction/output. They are shuffled once (seed 0),
+so that every trainer can read them in the file's order. Rows over 1,024 tokens are left out and counted. Needs torch,
+transformers and tokenizers.
 """
 
 import argparse
@@ -43,14 +43,14 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""Nothing stands between a role's mark and its text, so that prompt and answer tokenized apart (as LitGPT
+"""There is nothing between a role's marker and its text, so that prompt and answer tokenized separately (as LitGPT
 does) give the same tokens as tokenized together."""
 
 PAIRS = [("question", "answer"), ("prompt", "completion"), ("instruction", "output")]
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
-    """A row of any of the known forms as chat messages; raises ValueError for others."""
+    """A row of any of the known formats as chat messages; raises ValueError for others."""
     if "messages" in row:
         return [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
     for question, answer in PAIRS:
@@ -62,7 +62,7 @@ def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
 def train_tokenizer(conversations: list[list[dict[str, str]]], directory: Path) -> None:
     """Byte-level BPE (Sennrich et al. 2016) on the rows and on the text of Python's own help topics.
 
-    With little text there are fewer merges than the model's vocabulary has places; the rest stay unused.
+    With little text there are fewer merges than the model's vocabulary has entries; the rest stay unused.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -107,7 +107,7 @@ def make_model(directory: Path, end: int, pad: int) -> None:
 
 
 def count(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> tuple[int, int]:
-    """Tokens of a rendered conversation, and how many of them are learnt."""
+    """Tokens and loss tokens of a rendered conversation."""
     encoded = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -115,36 +115,36 @@ def count(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) ->
 
 
 def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path, name: str) -> None:
-    """Choose the rows, write them in their order, and the plan of steps.
+    """Select the rows, write them in order, and write the plan of steps.
 
-    A step has a fixed number of rows, the one that brings its mean nearest to 2,048 tokens: TRL and LitGPT
-    accumulate a fixed number of rows, so only such a plan can be followed by all.
+    A step has a fixed number of rows, the one whose mean is nearest to 2,048 tokens: TRL and LitGPT accumulate a fixed
+    number of rows, so all trainers can follow only such a plan.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
     order = list(range(len(conversations)))
     random.Random(SEED).shuffle(order)
     chosen: list[list[dict[str, str]]] = []
     counts: list[tuple[int, int]] = []
-    overflow = 0
+    too_long = 0
     for index in order:
         if len(chosen) == ROWS:
             break
-        tokens, loss_mask = count(tokenizer, conversations[index])
+        tokens, loss_tokens = count(tokenizer, conversations[index])
         if tokens > MAX_LENGTH:
-            overflow += 1
+            too_long += 1
             continue
         chosen.append(conversations[index])
-        counts.append((tokens, loss_mask))
+        counts.append((tokens, loss_tokens))
     rows_per_step = max(1, round(TOKENS_PER_STEP * len(counts) / sum(tokens for tokens, _ in counts)))
     starts = range(0, len(chosen) - rows_per_step + 1, rows_per_step)
-    plan = {
+    plan: dict[str, Any] = {
         "data_set": name,
         "rows": len(chosen),
         "rows_in_the_file": len(conversations),
-        "left_out_as_over_long": overflow,
+        "left_out_as_over_long": too_long,
         "max_length": MAX_LENGTH,
         "tokens": [tokens for tokens, _ in counts],
-        "loss_tokens": [loss_mask for _, loss_mask in counts],
+        "loss_tokens": [loss_tokens for _, loss_tokens in counts],
         "rows_per_step": rows_per_step,
         "steps": [list(range(start, start + rows_per_step)) for start in starts],
     }
@@ -154,8 +154,8 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
     (out / "plan.json").write_text(json.dumps(plan))
     print(
         f"{len(chosen):,} rows of {name}, {sum(plan['tokens']):,} tokens, "
-        f"{sum(plan['loss_tokens']):,} learnt; "
-        f"{rows_per_step} rows a step; {overflow} over {MAX_LENGTH:,} tokens left out; "
+        f"{sum(plan['loss_tokens']):,} loss tokens; "
+        f"{rows_per_step} rows per step; {too_long} over {MAX_LENGTH:,} tokens left out; "
         f"{len(tokenizer):,} tokens in the tokenizer"
     )
 
@@ -163,7 +163,7 @@ def write_rows(conversations: list[list[dict[str, str]]], model: Path, out: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=Path, required=True, help="JSONL")
-    parser.add_argument("--name", required=True, help="the data set's name, as the tables give it")
+    parser.add_argument("--name", required=True, help="the data set's name in the tables")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     with arguments.rows.open(encoding="utf-8") as file:

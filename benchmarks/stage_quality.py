@@ -1,12 +1,12 @@
-"""What stages and replay buy, and what they save from forgetting: the embedded base, five seeds.
+"""Benefit of stages and replay, and their effect on forgetting: the embedded base, five seeds.
 
     python benchmarks/stage_quality.py
 
-Domain: terms of service and licenses with plain-English summaries (Manor & Li 2019), the task alone beside a stage on
-the documents' own text first, with and without replayed general text. Slices: GSM8K's rows arriving in five slices, an
-adapter grown from one to the next with and without replay of the earlier ones, beside all rows at once, in as many
-steps. General text is WikiText-2: its validation part is replayed, its test part measured. Writes
-results/stage_quality.{jsonl,md}; a trial that is there is not done again.
+Domain: terms of service and licenses with plain-English summaries (Manor & Li 2019); the task alone, compared with a
+first stage on the documents' own text, with and without replayed general text. Slices: GSM8K's rows arrive in five
+slices, and an adapter continues from one to the next with and without replay of the earlier ones, compared with all
+rows together, in as many steps. General text is WikiText-2: its validation part is replayed, its test part measured.
+Writes results/stage_quality.{jsonl,md}; finished trials are not repeated.
 """
 
 import argparse
@@ -40,12 +40,12 @@ def write_data() -> None:
         for row in json.loads(file.read_text(encoding="utf-8")).values():
             if row.get("original_text") and row.get("reference_summary"):
                 pairs.append({"question": row["original_text"], "answer": row["reference_summary"]})
-    held_out, loss_mask = pairs[::5], [pair for place, pair in enumerate(pairs) if place % 5]
+    held_out, train = pairs[::5], [pair for index, pair in enumerate(pairs) if index % 5]
     gsm8k = (DATA / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:2500]
     files = {
-        "legal.jsonl": [json.dumps(pair) for pair in loss_mask],
+        "legal.jsonl": [json.dumps(pair) for pair in train],
         "legal_held_out.jsonl": [json.dumps(pair) for pair in held_out],
-        "legal_text.jsonl": [json.dumps({"text": pair["question"]}) for pair in loss_mask],
+        "legal_text.jsonl": [json.dumps({"text": pair["question"]}) for pair in train],
         "all.jsonl": gsm8k,
         **{f"slice{number}.jsonl": gsm8k[number::SLICES] for number in range(SLICES)},
     }
@@ -54,7 +54,7 @@ def write_data() -> None:
 
 
 def recipe_of(experiment: str, name: str, seed: int) -> dict[str, Any]:
-    common = {
+    common: dict[str, Any] = {
         "base": "embedded",
         "train": {"steps": STEPS, "seed": seed, "evaluate_every": STEPS, "evaluate_rows": 200},
     }
@@ -91,9 +91,9 @@ def trial(experiment: str, name: str, seed: int) -> dict[str, Any]:
     import tunesmith
 
     directory = Path(tempfile.mkdtemp(dir=WORK))
-    run = tunesmith.train(recipe_of(experiment, name, seed), directory / "chain")
+    run = tunesmith.train(recipe_of(experiment, name, seed), directory / "pipeline")
     losses = [event["loss"] for event in run.events() if event["event"] == "evaluation"]
-    found = {
+    result = {
         "experiment": experiment,
         "name": name,
         "seed": seed,
@@ -101,7 +101,7 @@ def trial(experiment: str, name: str, seed: int) -> dict[str, Any]:
         "general": general_loss(str(run.directory), "test.txt"),
     }
     shutil.rmtree(directory)
-    return found
+    return result
 
 
 def done() -> list[dict[str, Any]]:
@@ -112,9 +112,9 @@ def table(trials: list[dict[str, Any]]) -> str:
     lines = ["| | | held-out loss of the task | loss on WikiText-2 |", "|---|---|---|---|"]
     for experiment, names in TRIALS.items():
         for name in names:
-            here = [each for each in trials if (each["experiment"], each["name"]) == (experiment, name)]
-            if here:
-                figures = " | ".join(_with_interval([each[key] for each in here]) for key in ("task", "general"))
+            own = [each for each in trials if (each["experiment"], each["name"]) == (experiment, name)]
+            if own:
+                figures = " | ".join(_with_interval([each[key] for each in own]) for key in ("task", "general"))
                 lines.append(f"| {experiment} | {name} | {figures} |")
     return "\n".join(lines) + "\n"
 
@@ -130,13 +130,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     write_data()
-    there = {(each["experiment"], each["name"], each["seed"]) for each in done()}
-    wanted = [(e, name, seed) for seed in range(SEEDS) for e, names in TRIALS.items() for name in names]
+    finished = {(each["experiment"], each["name"], each["seed"]) for each in done()}
+    requested = [(e, name, seed) for seed in range(SEEDS) for e, names in TRIALS.items() for name in names]
     with ProcessPoolExecutor(options.workers) as pool, RESULTS.open("a", encoding="utf-8") as out:
-        for found in pool.map(trial, *zip(*(each for each in wanted if each not in there), strict=True)):
-            out.write(json.dumps(found) + "\n")
+        for result in pool.map(trial, *zip(*(each for each in requested if each not in finished), strict=True)):
+            out.write(json.dumps(result) + "\n")
             out.flush()
-            print(found, flush=True)
+            print(result, flush=True)
     (HERE / "results" / "stage_quality.md").write_text(table(done()), encoding="utf-8")
 
 

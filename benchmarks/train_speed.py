@@ -1,15 +1,14 @@
-"""How fast does Tunesmith learn the reference work, beside its peers, in one run on one machine?
+"""How fast does Tunesmith train the reference task, compared with its peers, in one run on one machine?
 
-    python benchmarks/train_speed.py                        the rows that the demo makes
+    python benchmarks/train_speed.py                        rows of the demo
     python benchmarks/train_speed.py --rows ROWS.jsonl --name "GSM8K train"
     python benchmarks/train_speed.py --only ours --only trl-rows --steps 4
-    python benchmarks/train_speed.py --resume               go on with the newest run; write its report anew
+    python benchmarks/train_speed.py --resume               resume the newest run; write its report again
 
-Every setting runs in a process of its own, one after another: all of them in the first round, then, in the
-rounds after it, Tunesmith and each peer at what was its fastest in the first. The results go to
-benchmarks/results/train_speed.{json,md,svg}; what each process measured stays in benchmarks/results/raw/.
-Standard library only: what needs PyTorch runs in the peers' environments, which are made where they are
-missing.
+Every setting runs in a separate process, one after another: in the first round all settings, in later rounds Tunesmith
+and the fastest setting of each peer. The results go to benchmarks/results/train_speed.{json,md,svg}; the measurements
+of each process stay in benchmarks/results/raw/. Standard library only: code that needs PyTorch runs in the peers'
+environments, which are created if missing.
 """
 
 import argparse
@@ -36,15 +35,15 @@ OUR_PYTHON = python_of("tunesmith")
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to learn the reference work.
+    """A way to train the reference task.
 
     Attributes:
-        name: as `--only` takes it.
-        label: as the tables give it.
+        name: for `--only`.
+        label: in the tables.
         peer: `ours`, or the peer's environment.
         script: under peers/.
         setting: the script's `--setting`.
-        asked: only where `--only` names it: known to be slow.
+        opt_in: runs only if `--only` names it, since it is known to be slow.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Setting:
     peer: str
     script: str = ""
     setting: str = ""
-    asked: bool = False
+    opt_in: bool = False
 
 
 SETTINGS = [
@@ -65,17 +64,16 @@ SETTINGS = [
     Setting("peft-rows", "PEFT loop, row by row", "peft", "peft_loop.py", "rows"),
     Setting("peft-batch", "PEFT loop, padded batch", "peft", "peft_loop.py", "batch"),
     Setting("litgpt-rows", "LitGPT, row by row", "litgpt", "litgpt_lora.py", "rows"),
-    Setting("litgpt-batch", "LitGPT, padded batch", "litgpt", "litgpt_lora.py", "batch", asked=True),
+    Setting("litgpt-batch", "LitGPT, padded batch", "litgpt", "litgpt_lora.py", "batch", opt_in=True),
 ]
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""The thresholds that Tunesmith sets for itself (`tunesmith.engine.allocator`), as glibc takes them from
-outside."""
+"""The thresholds that Tunesmith sets for itself (`tunesmith.engine.allocator`), as environment variables of glibc."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: exit code, most resident memory in bytes, seconds."""
+    """The end of a process: exit code, peak resident memory in bytes, seconds."""
 
     code: int
     peak_rss_bytes: int
@@ -85,8 +83,7 @@ class Ended:
 def run_process(
     command: list[str], log: Path, watch: Iterator[None] | None = None, more: dict[str, str] | None = None
 ) -> Ended:
-    """Run to the end, output to `log`, with `more` in its environment; `watch` is advanced every 20 ms
-    meanwhile."""
+    """Run to the end, with the output in `log` and `more` in the environment; `watch` is advanced every 20 ms."""
     environment = {
         **os.environ,
         **(more or {}),
@@ -111,7 +108,7 @@ def run_process(
 
 
 def new_steps(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterator[None]:
-    """Look at `metrics.jsonl` whenever advanced; append each new step event with the time it was seen."""
+    """Read `metrics.jsonl` whenever advanced; append each new step event with the time at which it was seen."""
     position = 0
     while True:
         if metrics.exists():
@@ -125,8 +122,8 @@ def new_steps(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterat
 
 
 def our_recipe(work: Path, steps: int, plan: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
-    """The same work as the peers': rows in the file's order, constant rate, no held-out rows, nothing saved
-    midway."""
+    """The same task as the peers': rows in the file's order, constant rate, no held-out rows, no checkpoints on the
+    way."""
     return {
         "base": str(work / "model"),
         "data": {
@@ -156,20 +153,20 @@ def our_recipe(work: Path, steps: int, plan: dict[str, Any], device: str = "cpu"
 
 
 def steps_for_the_same_rows(plan: dict[str, Any], steps: int) -> int:
-    """How many of our steps hold the rows of `steps` of the plan's: ours close at 2,048 tokens or just
+    """How many of Tunesmith's steps contain the rows of `steps` steps of the plan: ours end at 2,048 tokens or just
     before."""
     rows = plan["steps"][: min(steps, len(plan["steps"]))]
     tokens = sum(plan["tokens"][row] for step in rows for row in step)
     mean = sum(plan["tokens"]) / len(plan["tokens"])
-    return min(-(-tokens // int(2048 - mean / 2)) + 1, sum(plan["tokens"]) // 2048)
+    return int(min(-(-tokens // int(2048 - mean / 2)) + 1, sum(plan["tokens"]) // 2048))
 
 
 def run_ours(
     python: Path, work: Path, steps: int, out: Path, own: dict[str, Any] | None = None, device: str = "cpu"
 ) -> dict[str, Any]:
-    """`tunesmith train` on the reference work, or by a recipe of its own.
+    """`tunesmith train` on the reference task, or with its own recipe.
 
-    A step's seconds are what its event says; `seconds_between_events` is the same by this process's clock.
+    A step's seconds are from its event; `seconds_between_events` is the same, measured by this process.
 
     Raises:
         RuntimeError: with the end of its output, if it failed.
@@ -178,7 +175,7 @@ def run_ours(
     directory = out.with_suffix(".run")
     recipe = out.with_suffix(".yaml")
     own = own or our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device)
-    recipe.write_text(json.dumps(own, indent=1))  # JSON is YAML too, and needs no package
+    recipe.write_text(json.dumps(own, indent=1))  # JSON is valid YAML and needs no package
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
     seen: list[tuple[float, dict[str, Any]]] = []
     watch = new_steps(directory / "metrics.jsonl", seen)
@@ -190,7 +187,7 @@ def run_ours(
         raise RuntimeError(_end_of(out.with_suffix(".log")))
     kept = ("seconds", "tokens", "loss_tokens", "loss")
     return {
-        "description": "packing in the file's order, bf16, its defaults otherwise",
+        "description": "packing in the file's order, bf16, otherwise its defaults",
         "versions": _versions(python, ["python", "torch", "transformers", "peft", "tunesmith"]),
         "seconds_to_first_step": seen[0][0] - started - seen[0][1]["seconds"],
         "peak_rss_bytes": ended.peak_rss_bytes,
@@ -230,7 +227,7 @@ def _end_of(log: Path) -> str:
 
 
 def _versions(python: Path, packages: list[str]) -> dict[str, str]:
-    """As installed beside `python`; "" for what is not."""
+    """Versions installed for `python`; "" if not installed."""
     code = (
         "import json, platform, sys\n"
         "from importlib.metadata import PackageNotFoundError, version\n"
@@ -240,11 +237,12 @@ def _versions(python: Path, packages: list[str]) -> dict[str, str]:
         "print(json.dumps({name: of(name) for name in sys.argv[1:]}))"
     )
     done = subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    versions: dict[str, str] = json.loads(done.stdout)
+    return versions
 
 
 def reference_work(rows: Path, name: str, python: Path) -> Path:
-    """The directory of the reference work made from these rows; made if it is not there."""
+    """The directory of the reference task for these rows; created if missing."""
     key = hashlib.sha256(rows.read_bytes() + (HERE / "reference_work.py").read_bytes() + name.encode()).hexdigest()
     work = RAW / f"work-{key[:12]}"
     if not (work / "plan.json").exists():
@@ -254,7 +252,7 @@ def reference_work(rows: Path, name: str, python: Path) -> Path:
 
 
 def docstring_rows(python: Path) -> Path:
-    """The question–answer pairs that the demo makes from this Python's documentation."""
+    """The demo's question–answer pairs from this Python's documentation."""
     rows = RAW / "docstrings.jsonl"
     rows.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run([str(python), "-m", "tunesmith.demo.docstrings", "--out", str(rows)], check=True)
@@ -267,20 +265,20 @@ def matrix_rate(python: Path, out: Path, device: str = "cpu") -> None:
 
 
 def newest_run() -> Path:
-    """The newest run's directory; exits where there is none."""
+    """The newest run's directory; exits if there is none."""
     runs = sorted(path.parent for path in RAW.glob("run-*/run.json"))
     if not runs:
-        sys.exit("there is no run to go on with; start one without --resume")
+        sys.exit("there is no run to resume; start one without --resume")
     return runs[-1]
 
 
 def start_run(options: argparse.Namespace) -> Path:
-    """Make what the run needs, and write its parameters."""
+    """Create what the run needs, and write its parameters."""
     if options.python == OUR_PYTHON:
         make_environment("tunesmith")
     rows = options.rows or docstring_rows(options.python)
     name = options.name or ("Python docstring pairs" if options.rows is None else f"{rows.parent.name} {rows.stem}")
-    chosen = [each for each in SETTINGS if (each.name in options.only if options.only else not each.asked)]
+    chosen = [each for each in SETTINGS if (each.name in options.only if options.only else not each.opt_in)]
     for environment in sorted({"peft", *(setting.peer for setting in chosen)} - {"ours"}):
         make_environment(environment)
     work = reference_work(rows.resolve(), name, python_of("peft"))
@@ -302,7 +300,7 @@ def start_run(options: argparse.Namespace) -> Path:
 
 
 def measure(run: Path) -> None:
-    """Run what the run still lacks; each result, or failure, is a file in `run`."""
+    """Run the missing measurements of the run; each result or failure is a file in `run`."""
     parameters = json.loads((run / "run.json").read_text())
     chosen = [setting for setting in SETTINGS if setting.name in parameters["settings"]]
     if not (run / "rate-before.json").exists():
@@ -317,13 +315,13 @@ def measure(run: Path) -> None:
             started = time.perf_counter()
             result = measure_once(setting, parameters, out)
             out.write_text(json.dumps({"name": setting.name, "label": setting.label, **result}, indent=1))
-            print(f"{told(result)}, {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"{status(result)}, {time.perf_counter() - started:.0f} s", flush=True)
     if not (run / "rate-after.json").exists():
         matrix_rate(python_of("peft"), run / "rate-after.json")
 
 
 def measure_once(setting: Setting, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
-    """One process; what it measured, or `failed` with the end of its output."""
+    """One process: its measurements, or `failed` with the end of its output."""
     work, steps = RAW / parameters["work"], parameters["steps"]
     try:
         if setting.peer == "ours":
@@ -333,15 +331,15 @@ def measure_once(setting: Setting, parameters: dict[str, Any], out: Path) -> dic
         return {"failed": str(failure)}
 
 
-def told(result: dict[str, Any]) -> str:
-    """A result in a line."""
+def status(result: dict[str, Any]) -> str:
+    """One line for a result."""
     if "failed" in result:
         return f"failed:\n{result['failed']}\n"
     return f"{rate_of([result]):,.0f} tokens/s, {result['peak_rss_bytes'] / 1e9:.1f} GB"
 
 
 def fastest(run: Path, chosen: list[Setting]) -> list[Setting]:
-    """Of each peer the setting that was fastest in the first round; those that failed are left out."""
+    """Each peer's fastest setting of the first round; failed settings are left out."""
     rates: dict[str, float] = {}
     for setting in chosen:
         result = json.loads((run / f"{setting.name}-0.json").read_text())
@@ -356,23 +354,23 @@ def fastest(run: Path, chosen: list[Setting]) -> list[Setting]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, help="JSONL; default: the docstring pairs that the demo makes")
-    parser.add_argument("--name", help="the data set's name for the tables; default: from the file's")
+    parser.add_argument("--rows", type=Path, help="JSONL; default: the demo's docstring pairs")
+    parser.add_argument("--name", help="the data set's name in the tables; default: from the file name")
     parser.add_argument("--steps", type=int, default=12, help="steps of about 2,048 tokens in each process")
     parser.add_argument("--full", action="store_true", help="all 2,000 rows instead of --steps (hours)")
     parser.add_argument("--repeats", type=int, default=2, help="rounds")
     parser.add_argument(
         "--same-allocator",
         action="store_true",
-        help="start peers with the thresholds of malloc that Tunesmith sets",
+        help="start peers with the malloc thresholds that Tunesmith sets",
     )
     names = [setting.name for setting in SETTINGS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run")
-    parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python that Tunesmith is installed in")
+    parser.add_argument("--resume", action="store_true", help="resume the newest run")
+    parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python with Tunesmith installed")
     options = parser.parse_args()
     if options.steps < 4 and not options.full:
-        parser.error("--steps: at least 4, for the first two are warm-up")
+        parser.error("--steps: at least 4, because the first two are warmup")
     run = newest_run() if options.resume else start_run(options)
     measure(run)
     parameters = json.loads((run / "run.json").read_text())

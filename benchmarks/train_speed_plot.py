@@ -1,4 +1,4 @@
-"""The picture of a run of `train_speed.py`: speeds as bars, loss curves over one another."""
+"""The chart of a run of `train_speed.py`: speeds as bars, and loss curves."""
 
 from html import escape
 from typing import Any
@@ -9,16 +9,16 @@ DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2"]
 
 
 def picture(summary: dict[str, Any]) -> str:
-    """A self-contained SVG on white."""
+    """A self-contained SVG with a white background."""
     settings = sorted(summary["settings"], key=lambda setting: -setting["tokens_per_second"])
     height = max(300, TOP + len(settings) * (BAR + GAP) + 60)
     return _svg([*_bars(settings, height), *_curves(settings, summary, height)], height)
 
 
 def method_picture(rows: list[dict[str, Any]], labels: dict[str, str], named: dict[str, str]) -> str:
-    """Bars of tokens a second, grouped by method: `rows` with method, setting, tokens_per_second, peak_rss_bytes."""
+    """Bars of tokens per second, grouped by method: `rows` with method, setting, tokens_per_second, peak_rss_bytes."""
     left, right, y = 230, 760, 50
-    marks = [_text(20, 28, "Real tokens a second", font_size="15", font_weight="600")]
+    marks = [_text(20, 28, "Non-padding tokens per second", font_size="15", font_weight="600")]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method and "failed" not in row]
         most = max(row["tokens_per_second"] for row in own)
@@ -26,16 +26,16 @@ def method_picture(rows: list[dict[str, Any]], labels: dict[str, str], named: di
         y += 22
         for row in own:
             length = (right - left) * row["tokens_per_second"] / most
-            told = f"{row['tokens_per_second']:,.0f}  ({row['peak_rss_bytes'] / 1e9:.1f} GB)"
+            label = f"{row['tokens_per_second']:,.0f}  ({row['peak_rss_bytes'] / 1e9:.1f} GB)"
             color = COLORS["ours" if row["setting"] == "ours" else "peft"]
             marks += [
                 _text(left - 8, y + 13, named[row["setting"]], "end"),
                 f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{color}"/>',
-                _text(left + length + 6, y + 13, told),
+                _text(left + length + 6, y + 13, label),
             ]
             y += 22
         y += 10
-    marks.append(_text(left, y + 12, "each method by itself; in brackets: peak memory", fill="#666"))
+    marks.append(_text(left, y + 12, "each method has its own scale; in brackets: peak memory", fill="#666"))
     return _svg(marks, y + 30)
 
 
@@ -59,10 +59,10 @@ def _color(name: str) -> str:
 
 
 def _bars(settings: list[dict[str, Any]], height: int) -> list[str]:
-    """Tokens a second, the fastest on top."""
+    """Tokens per second, the fastest on top."""
     left, right = 190, 440
     most = settings[0]["tokens_per_second"]
-    marks = [_text(20, 28, "Real tokens a second", font_size="15", font_weight="600")]
+    marks = [_text(20, 28, "Non-padding tokens per second", font_size="15", font_weight="600")]
     for index, setting in enumerate(settings):
         y = TOP + index * (BAR + GAP)
         length = (right - left) * setting["tokens_per_second"] / most
@@ -76,7 +76,7 @@ def _bars(settings: list[dict[str, Any]], height: int) -> list[str]:
 
 
 def _curves(settings: list[dict[str, Any]], summary: dict[str, Any], height: int) -> list[str]:
-    """Loss by learnt tokens, one line a setting; each step's loss stands at the middle of its tokens."""
+    """Loss by loss tokens, one line per setting; each step's loss is at the middle of its tokens."""
     left, right, top, bottom = 610, WIDTH - 24, TOP, height - 90
     lines = {setting["name"]: _points(setting["curve"]) for setting in settings}
     furthest = max(x for points in lines.values() for x, _ in points)
@@ -89,7 +89,7 @@ def _curves(settings: list[dict[str, Any]], summary: dict[str, Any], height: int
         across = left + (right - left) * x / furthest
         return f"{across:.1f},{bottom - (bottom - top) * (loss - low) / (high - low):.1f}"
 
-    marks = [_text(left - 40, 28, "Loss, nats a learnt token", font_size="15", font_weight="600")]
+    marks = [_text(left - 40, 28, "Loss, nats per loss token", font_size="15", font_weight="600")]
     for tick in range(5):
         loss = low + (high - low) * tick / 4
         y = bottom - (bottom - top) * tick / 4
@@ -97,7 +97,7 @@ def _curves(settings: list[dict[str, Any]], summary: dict[str, Any], height: int
             f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>',
             _text(left - 6, y + 4, f"{loss:.2f}", "end"),
         ]
-    marks.append(_text(right, bottom + 18, f"{furthest:,.0f} learnt tokens", "end"))
+    marks.append(_text(right, bottom + 18, f"{furthest:,.0f} loss tokens", "end"))
     marks.append(_text(left, bottom + 18, "0"))
     for name, points in lines.items():
         index = [each for each in lines if _color(each) == _color(name)].index(name)
@@ -112,14 +112,14 @@ def _curves(settings: list[dict[str, Any]], summary: dict[str, Any], height: int
 
 def _points(curve: list[list[float]]) -> list[tuple[float, float]]:
     points, at = [], 0.0
-    for loss_mask, loss in curve:
-        points.append((at + loss_mask / 2, loss))
-        at += loss_mask
+    for loss_tokens, loss in curve:
+        points.append((at + loss_tokens / 2, loss))
+        at += loss_tokens
     return points
 
 
 def _legend(settings: list[dict[str, Any]], left: float, top: float) -> list[str]:
-    """One word a peer: the bars' colors name the rest."""
+    """One entry per peer, in the bars' colors."""
     words = {"ours": "Tunesmith", "trl": "TRL", "peft": "PEFT loop", "litgpt": "LitGPT"}
     present = [peer for peer in words if any(setting["name"].split("-")[0] == peer for setting in settings)]
     marks = []

@@ -1,4 +1,4 @@
-"""What `train_speed.py` measured, as JSON, a table and a picture. Standard library only."""
+"""The results of `train_speed.py` as JSON, a table and a chart. Standard library only."""
 
 import json
 import os
@@ -9,24 +9,21 @@ from typing import Any
 
 from train_speed_plot import picture
 
-WARM_UP = 2  # steps of each process that are left out: caches fill, products of new shapes are prepared
-FLOP_PER_PARAMETER = 4  # a token's: 2 forward, 2 backward to the activations; none for frozen weights' gradients
+WARM_UP = 2  # steps of each process that are left out: caches fill, kernels for new shapes are compiled
+FLOP_PER_PARAMETER = 4  # per token: 2 forward, 2 backward to the activations; none for frozen weights' gradients
 
 Result = dict[str, Any]
-"""What one process measured: name, label, description, versions, steps, peak_rss_bytes,
-seconds_to_first_step."""
+"""The measurements of a process: name, label, description, versions, steps, peak_rss_bytes, seconds_to_first_step."""
 
 
 def rate_of(results: list[Result], counted: str = "tokens") -> float:
-    """Median over the steps after warm-up, of all given processes, of tokens (or `loss_tokens`) a
-    second."""
+    """Median of tokens (or `loss_tokens`) per second over the steps after warmup, of all given processes."""
     steps = [step for result in results for step in result["steps"][WARM_UP:]]
-    return statistics.median(step[counted] / step["seconds"] for step in steps)
+    return float(statistics.median(step[counted] / step["seconds"] for step in steps))
 
 
 def loss_between(steps: list[dict[str, Any]], low: float, high: float) -> float:
-    """Mean loss of the learnt tokens numbered low to high; steps that lie partly inside count by their
-    share."""
+    """Mean loss of the loss tokens numbered low to high; steps that are partly inside count by their share."""
     total = weight = at = 0.0
     for step in steps:
         inside = max(0.0, min(high, at + step["loss_tokens"]) - max(low, at))
@@ -37,27 +34,26 @@ def loss_between(steps: list[dict[str, Any]], low: float, high: float) -> float:
 
 
 def non_embedding_parameters(config: dict[str, Any]) -> int:
-    """Of a Llama, without the input embedding and the output layer (as Kaplan et al. 2020 count)."""
+    """Parameters of a Llama without the input embedding and the output layer (as in Kaplan et al. 2020)."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     kv = config["num_key_value_heads"] * config["head_dim"]
     attention = 2 * hidden * config["num_attention_heads"] * config["head_dim"] + 2 * hidden * kv
-    return layers * (attention + 3 * hidden * config["intermediate_size"] + 2 * hidden) + hidden
+    return int(layers * (attention + 3 * hidden * config["intermediate_size"] + 2 * hidden) + hidden)
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system, as the kernel tells."""
+    """Processor, cores, memory and system, as the kernel reports them."""
     model, flags = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
-        )
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        fields = {name.strip(): value.strip() for name, _, value in lines}
         model, flags = fields.get("model name", model), fields.get("flags", "")
-    wanted = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    names = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": model,
-        "instructions": [name for flag, name in wanted.items() if flag in flags.split()],
+        "instructions": [name for flag, name in names.items() if flag in flags.split()],
         "cores": os.cpu_count(),
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.machine()}",
@@ -65,7 +61,7 @@ def machine() -> dict[str, Any]:
 
 
 def summarize(run: Path, work: Path) -> dict[str, Any]:
-    """All figures of a run, from its raw files."""
+    """All figures of a run, from its raw result files."""
     parameters = json.loads((run / "run.json").read_text())
     plan = json.loads((work / "plan.json").read_text())
     config = json.loads((work / "model" / "config.json").read_text())
@@ -133,9 +129,9 @@ def _results(run: Path, name: str) -> list[Result]:
 
 
 def _over_all(results: list[Result]) -> float:
-    """Tokens over seconds of all steps after warm-up: lower than the median of the steps where some stall."""
+    """Tokens over seconds of all steps after warmup: lower than the median if some steps stall."""
     steps = [step for result in results for step in result["steps"][WARM_UP:]]
-    return sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps)
+    return float(sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps))
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -144,21 +140,21 @@ def table(summary: dict[str, Any]) -> str:
     bound = summary["bound_tokens_per_second"]
     instructions = ", ".join(computer["instructions"][:3])
     lines = [
-        f"# Training speed on the reference work: {summary['data_set']}",
+        f"# Training speed on the reference task: {summary['data_set']}",
         "",
         "A Llama of 125 M parameters with random weights (hidden 768, MLP 2,048, 12 layers, 12 heads, "
         "4 key-value heads, vocabulary 32,000, untied); LoRA of rank 16 and alpha 32 on all linear layers; "
         f"AdamW at a constant 1e-4; bf16. {summary['rows']:,} rows of {summary['data_set']}, "
         f"{summary['mean_tokens_of_a_row']:.0f} tokens each on average, 1,024 at most; steps of about 2,048 "
-        f"tokens ({summary['rows_per_step']} rows); only the answers are learnt. Padding does not count as tokens.",
+        f"tokens ({summary['rows_per_step']} rows); only the answers have a loss. Padding does not count as tokens.",
         "",
         f"Measured on {summary['date']} in one run, settings in turn, on {computer['cores']} cores "
         f"({computer['processor']}; {instructions}), {summary['threads']} threads, "
         f"{computer['memory_bytes'] / 2**30:.0f} GiB: the median "
-        f"of {summary['steps'] - summary['warm_up']} steps after {summary['warm_up']} of warm-up, in up to "
+        f"of {summary['steps'] - summary['warm_up']} steps after {summary['warm_up']} of warmup, in up to "
         f"{summary['repeats']} processes of each.",
         "",
-        "| | tokens/s | learnt tokens/s | Tunesmith is | of the bound | peak memory | "
+        "| | tokens/s | loss tokens/s | Tunesmith is | of the bound | peak memory | "
         "start to first step | loss after the same rows |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -175,14 +171,14 @@ def table(summary: dict[str, Any]) -> str:
         "",
         f"The bound: this machine multiplies bf16 matrices of the model's shapes at "
         f"{summary['matrix_products_flop_per_second'] / 1e9:,.0f} GFLOP/s at best, measured in the same run; "
-        f"{FLOP_PER_PARAMETER} FLOP a token for each of the {summary['non_embedding_parameters']:,} "
-        f"non-embedding parameters would then allow {bound:,.0f} tokens/s. The output layer's products and "
-        "attention's own are not counted in it, so nothing can reach it.",
+        f"{FLOP_PER_PARAMETER} FLOPs per token for each of the {summary['non_embedding_parameters']:,} "
+        f"non-embedding parameters would then allow {bound:,.0f} tokens/s. The bound leaves out the products of the "
+        "output layer and of attention, so no trainer can reach it.",
         "",
-        f"The loss is the mean over the last quarter of the first {summary['loss_tokens_compared']:,} learnt "
-        "tokens, which are the same rows for all (TRL's packing lays them in another order). A step's time runs "
-        "from the end of the one before, so fetching rows counts. Where there are several processes, their "
-        "medians' range is in brackets.",
+        f"The loss is the mean over the last quarter of the first {summary['loss_tokens_compared']:,} loss "
+        "tokens, which are the same rows for all (TRL's packing puts them in another order). A step's time starts at "
+        "the end of the previous step, so fetching rows counts. With several processes, the range of their medians is "
+        "in brackets.",
         "",
     ]
     for setting in summary["settings"]:
@@ -199,18 +195,18 @@ def _with_range(setting: dict[str, Any]) -> str:
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    """What a reader should know before trusting a figure."""
+    """Remarks that a reader should know before trusting a figure."""
     remarks = []
     if summary["same_allocator"]:
-        remarks.append("The peers were started with the thresholds of malloc that Tunesmith sets for itself.")
+        remarks.append("The peers were started with the malloc thresholds that Tunesmith sets for itself.")
     for setting in summary["settings"]:
         over_all, median = setting["tokens_per_second_over_all"], setting["tokens_per_second"]
         if over_all < 0.9 * median:
-            remarks.append(f"{setting['label']}: {over_all:,.0f} tokens/s over all measured steps, for some stalled.")
+            remarks.append(f"{setting['label']}: {over_all:,.0f} tokens/s over all measured steps, since some stalled.")
         busy = setting["processors_busy"]
         if busy is not None and busy < 0.8 * summary["threads"]:
             remarks.append(
-                f"{setting['label']} had {busy:.1f} of {summary['threads']} processors: was the machine busy?"
+                f"{setting['label']} used {busy:.1f} of {summary['threads']} cores: the machine may have been busy."
             )
     if summary["left_out_as_over_long"]:
         remarks.append(f"{summary['left_out_as_over_long']:,} rows over 1,024 tokens were left out.")

@@ -1,4 +1,4 @@
-"""A model whose next token hangs on the last one alone, by known scores, and what is drawn from them by hand."""
+"""A bigram model: its next token depends only on the last one, with known logits. And reference sampling from them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from tunesmith.models.generate import Sampling
 
 HIDDEN = 1024
-"""Its root is 32, so that the norm is exact in every number format."""
+"""Its square root is 32, so that the norm is exact in every dtype."""
 
 NEVER = -100.0
 
 
 def letters_model(tokenizer: PreTrainedTokenizerBase | None = None, **config: Any) -> LlamaForCausalLM:
-    """After every token each letter and digit is likely in another order; nothing else ever comes."""
+    """After every token, each letter and digit has a probability in a different order; other tokens never occur."""
     tokenizer = tokenizer or byte_tokenizer()
     letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
     generator = torch.Generator().manual_seed(3)
@@ -29,17 +29,17 @@ def letters_model(tokenizer: PreTrainedTokenizerBase | None = None, **config: An
 
 
 def chain_model(tokenizer: PreTrainedTokenizerBase, *tokens: str, **config: Any) -> LlamaForCausalLM:
-    """After a line's end the first token follows, then each the one before it, and the last follows itself."""
+    """Generates the tokens in this order after a line break, and then repeats the last one."""
     ids = tokenizer.convert_tokens_to_ids(["Ċ", *tokens])
     scores = torch.full((len(tokenizer), len(tokenizer)), NEVER)
-    for here, there in zip(ids, [*ids[1:], ids[-1]], strict=True):
-        scores[here, there] = 4.0
+    for token, following in zip(ids, [*ids[1:], ids[-1]], strict=True):
+        scores[token, following] = 4.0
     return bigram_model(scores, **config)
 
 
 def bigram_model(scores: Tensor, **config: Any) -> LlamaForCausalLM:
-    """A Llama that scores the tokens after token i as `scores[i]` (vocabulary, vocabulary), exactly, in bf16 too if
-    they are."""
+    """A Llama whose logits after token i are exactly `scores[i]`, for scores (vocabulary, vocabulary). They are exact
+    in bf16 too if the scores are."""
     shape = LlamaConfig(
         hidden_size=HIDDEN,
         intermediate_size=2,
@@ -61,13 +61,13 @@ def bigram_model(scores: Tensor, **config: Any) -> LlamaForCausalLM:
 
 
 def scores_of(model: Any) -> Tensor:
-    """(vocabulary, vocabulary) what the model was made of."""
-    found: Tensor = model.lm_head.weight.detach()[:, : len(model.lm_head.weight)].T.float()
-    return found
+    """The scores that the model was made from (vocabulary, vocabulary)."""
+    scores: Tensor = model.lm_head.weight.detach()[:, : len(model.lm_head.weight)].T.float()
+    return scores
 
 
 def drawn_by_hand(scores: Tensor, prompt: Sequence[int], sampling: Sampling) -> list[int]:
-    """The ids that follow, by the papers' formulas, from PyTorch's own draws."""
+    """The ids that follow, by the papers' formulas, sampled with PyTorch's generator."""
     torch.manual_seed(sampling.seed)
     ids = list(prompt)
     for _ in range(sampling.max_new_tokens):
@@ -81,6 +81,6 @@ def drawn_by_hand(scores: Tensor, prompt: Sequence[int], sampling: Sampling) -> 
         probabilities = torch.softmax(row / sampling.temperature, -1)
         order = probabilities.argsort(descending=True)
         before = probabilities[order].cumsum(0) - probabilities[order]
-        probabilities[order[before >= sampling.top_p]] = 0.0  # Holtzman et al. 2020: the fewest that hold top_p
+        probabilities[order[before >= sampling.top_p]] = 0.0  # Holtzman et al. 2020: the fewest that reach top_p
         ids.append(int(torch.multinomial(probabilities[None] / probabilities.sum(), 1)))
     return ids[len(prompt) :]

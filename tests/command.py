@@ -1,4 +1,4 @@
-"""`tunesmith …` as it is typed, within the test's own process."""
+"""Runs `tunesmith …` command lines within the test's own process."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from tunesmith.cli import main
 
 
 def typed(*arguments: str, given: str = "") -> CompletedProcess[str]:
-    """`tunesmith ARGUMENTS` with `given` on stdin: its exit code, and what it wrote."""
+    """Run `tunesmith ARGUMENTS` with `given` on stdin; returns exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with (
         patch("sys.argv", ["tunesmith", *arguments]),

@@ -1,4 +1,4 @@
-"""A tiny model and tokenizer, made afresh for the session; real classes, real files, no network."""
+"""Fixtures: a tiny model and tokenizer, created for the session from real classes and real files, without network."""
 
 import json
 import os
@@ -14,11 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_each() -> None:
-    """Workers side by side, and the processes that they start, would wait for each other's threads; tests of threads
-    ask for two."""
+    """Parallel workers, and the processes that they start, would compete for cores; tests of threads set two."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
-        threadpool_limits(1)  # of libraries that are loaded already; the variables are for those that are not
+        threadpool_limits(1)  # for libraries that are loaded; the variables are for those that are not yet
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
@@ -46,7 +45,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """Writes question–answer rows as JSONL and returns the file."""
+    """Write question–answer rows as JSONL and return the file."""
 
     def write(count: int = 60, name: str = "rows.jsonl") -> Path:
         file = tmp_path / name
@@ -59,5 +58,5 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads what another one cached, or what the user has."""
+    """No test reads the cache of another test or of the user."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))

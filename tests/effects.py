@@ -1,4 +1,4 @@
-"""Every setting has a test that shows its effect: which settings there are, and which test says what it shows."""
+"""Every setting has a test that shows its effect: lists the settings, and records which test covers which setting."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ SHOWN: dict[str, list[str]] = {}
 
 
 def shows(*settings: str) -> Callable[[Test], Test]:
-    """Marks a test of `tests/settings` that fails where one of these settings does nothing, or does something else.
+    """Mark a test of `tests/settings` that fails if one of these settings has no effect or the wrong one.
 
     Args:
         settings: `train.betas`, `train.early_stopping.patience`, `method.lora.rank`, `objective.embedding.pooling`,
@@ -33,7 +33,7 @@ def shows(*settings: str) -> Callable[[Test], Test]:
 
 
 def settings_of_recipes() -> Iterator[str]:
-    """Every field of a recipe, with those of every method and objective."""
+    """Every field of a recipe, including the fields of every method and objective."""
     for section in ("base", "data", "train"):
         yield from _fields(Recipe.model_fields[section].annotation, section)
     for section, registry in (("method", METHODS), ("objective", OBJECTIVES)):

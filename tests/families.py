@@ -1,4 +1,4 @@
-"""A small model of every family, from its real config class: what makes each of them different is switched on."""
+"""A small model of every family, from its real config class, with the family's special features enabled."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     | {"n_routed_experts": 4, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
 }
-"""Families that write, by what transformers calls them; soft caps, windows, experts, state spaces, scales."""
+"""Decoders by their names in transformers, with soft caps, windows, experts, state spaces and scales."""
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": PLAIN,
@@ -64,20 +64,20 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "xlm-roberta": PLAIN,
     "albert": PLAIN | {"embedding_size": 16},
 }
-"""Families that read."""
+"""Encoders by their names in transformers."""
 
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
     "bart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
     | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 512},
 }
-"""Families that read, then write."""
+"""Encoder-decoders by their names in transformers."""
 
 PADDED = {"bloom", "falcon", "granitemoehybrid", "stablelm", "deberta", "deberta-v2"}
-"""Families whose own attention cannot be told where documents end: they are padded."""
+"""Families whose attention does not support document lengths, so they are padded."""
 
 SAFE = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout")
-"""Dropouts that some families have on by default."""
+"""Dropout fields whose default is not zero in some families."""
 
 
 def config_of(family: str, vocabulary: int = 64, **more: Any) -> PretrainedConfig:

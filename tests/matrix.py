@@ -1,7 +1,7 @@
-"""Every method at every precision on three kinds of base: what works, shown by doing it; what does not, by the refusal.
+"""Every method at every precision on three kinds of base: each combination is either shown to work or refused.
 
-The rows come from the registries: Tunesmith's methods, and whatever PEFT registers. `make matrix` tries every cell and
-writes docs/matrix.md; the test suite tries a covering selection.
+The rows come from the registries: Tunesmith's methods, and all methods that PEFT registers. `make matrix` runs every
+cell and writes docs/matrix.md; the test suite runs a covering selection.
 """
 
 import json
@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "VBLORA": {"num_vectors": 16, "vector_length": 16, "topk": 2},
     "RANDLORA": {"r": 4},
 }
-"""Settings without which a method cannot be put on a model as small as these."""
+"""Options that a method needs on models as small as these."""
 
 ALSO: dict[str, list[dict[str, Any]]] = {
     "layers": [{"kind": "layers", "norms_and_biases": True}, {"kind": "layers", "head": True}],
@@ -72,29 +72,29 @@ ALSO: dict[str, list[dict[str, Any]]] = {
     "adapter": [{"kind": "adapter", "placement": "houlsby"}, {"kind": "adapter", "placement": "parallel"}],
     "prefix": [{"kind": "prefix", "projection": True}],
 }
-"""Variants of a method that differ in what moves."""
+"""Variants of a method that train different parameters."""
 
 
 RATES = {"prefix": 0.02, "prompt": 0.005, "ptuning": 0.001}
-"""Rates of the methods whose defaults, made for trained embeddings, are too large for random ones."""
+"""Learning rates of the methods whose defaults suit trained embeddings and are too large for random ones."""
 
 REASONS = (
     "moves the base's own matrices",
     "cannot be trained here:",
-    "makes up for quantization",
+    "corrects quantization error",
     "is not supported",
     "does not support this layer type",
     "is not a plain torch.nn.Linear",
     "no bias",
-    "cannot be told apart",
-    "is for models of one stack",
-    "before the keys and values of every layer",
+    "cannot be identified",
+    "does not support encoder-decoders",
+    "needs keys and values in every layer",
     "keys and values of one size",
-    "keys and values of before",
+    "needs a cache of keys and values",
     "own forward pass fails in bfloat16",
-    "transformers has no head over",
+    "classification head for",
 )
-"""What a refusal may say: each is a reason that a user can act on."""
+"""Texts of refusals: each is a reason that a user can act on."""
 
 
 @dataclass(frozen=True)
@@ -104,22 +104,24 @@ class Cell:
     method: dict[str, Any]
     weights: str
     family: str
-    asked: str | None = None
-    """The objective, where it is not its kind's own."""
+    objective_override: str | None = None
+    """The objective, if it is not the default of the kind of base."""
 
     @property
     def name(self) -> str:
         kind = self.method["peft_type"] if self.method["kind"] == "peft" else self.method["kind"]
-        shown = {k: v for k, v in self.method.items() if k not in ("kind", "peft_type", "config")}
-        return kind + "".join(f" {key}: {str(value).lower()}" for key, value in shown.items())
+        options = {k: v for k, v in self.method.items() if k not in ("kind", "peft_type", "config")}
+        return kind + "".join(f" {key}: {str(value).lower()}" for key, value in options.items())
 
     @property
     def objective(self) -> str:
-        return self.asked or DEFAULTS[kind_of(self.family)]
+        return self.objective_override or DEFAULTS[kind_of(self.family)]
 
     @property
     def key(self) -> str:
-        return f"{self.name} | {self.weights} | {self.family}" + (f" | {self.asked}" if self.asked else "")
+        return f"{self.name} | {self.weights} | {self.family}" + (
+            f" | {self.objective_override}" if self.objective_override else ""
+        )
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -127,14 +129,17 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """What happened in a cell.
+    """The result of a cell.
 
     Attributes:
-        refused: the one line that refused it; None where it works.
-        failed: what went wrong where nothing should; None else.
+        refused: the one-line refusal; None if it works.
+        failed: the unexpected error; None if there was none.
         before, after: held-out loss, nats.
-        merged: whether it merges; else `unmerged` says why not.
+        merged: whether it merges.
+        unmerged: why it does not merge; None if it does.
+        trained: trainable parameters.
         seconds: that the trial took.
+        shown: the stages that passed.
     """
 
     refused: str | None = None
@@ -169,19 +174,19 @@ def cells() -> list[Cell]:
 
 
 def family_cells() -> list[Cell]:
-    """Every family with every method of our own, at a precision of each sort."""
+    """Every family with each of our own methods, at each precision of SORTS."""
     return [Cell(method, weights, family) for family in EVERY_FAMILY for method in own_methods() for weights in SORTS]
 
 
 def objectives_for(family: str) -> list[str]:
-    """Those that the family's kind of base can learn and that are not its kind's own."""
+    """The objectives that the family's kind of base supports, except its default."""
     kind = kind_of(family)
     return [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases and name != DEFAULTS[kind]]
 
 
 def objective_cells() -> list[Cell]:
-    """Every objective with every method of our own at a precision of each sort, on a family of each kind; and with
-    every family, by LoRA."""
+    """Every objective with each of our own methods at each precision of SORTS, on a family of each kind; and on every
+    family with LoRA."""
     every = [
         Cell(method, weights, family, objective)
         for family in ("llama", "bert", "t5")
@@ -190,49 +195,49 @@ def objective_cells() -> list[Cell]:
         for weights in SORTS
     ]
     lora = {"kind": "lora"}
-    by_lora = [Cell(lora, "fp32", family, asked) for family in EVERY_FAMILY for asked in objectives_for(family)]
-    return list(dict.fromkeys([*every, *by_lora]))
+    with_lora = [Cell(lora, "fp32", family, name) for family in EVERY_FAMILY for name in objectives_for(family)]
+    return list(dict.fromkeys([*every, *with_lora]))
 
 
 def covering_objectives() -> list[Cell]:
-    """Every objective with every method of our own, kinds of base and precisions in turn."""
+    """Every objective with each of our own methods, cycling through kinds of base and precisions."""
     chosen: list[Cell] = []
     families = {"decoder": ("llama", "gpt2", "qwen3", "gemma3_text"), "encoder": ("bert", "roberta", "modernbert")}
-    for place, objective in enumerate(name for name in OBJECTIVES if name not in ("instruction", "seq2seq")):
+    for index, objective in enumerate(name for name in OBJECTIVES if name not in ("instruction", "seq2seq")):
         for turn, method in enumerate(own_methods()):
             kinds = [kind for kind in families if kind in named_kind(OBJECTIVES, objective).bases]
-            kind = kinds[(place + turn) % len(kinds)]
+            kind = kinds[(index + turn) % len(kinds)]
             family = families[kind][turn % len(families[kind])]
-            asked = None if objective == DEFAULTS[kind] else objective
-            chosen.append(Cell(method, SORTS[(place + turn) % len(SORTS)], family, asked))
+            named = None if objective == DEFAULTS[kind] else objective
+            chosen.append(Cell(method, SORTS[(index + turn) % len(SORTS)], family, named))
     return chosen
 
 
 def expert_cells() -> list[Cell]:
-    """LoRA on experts, where there are some."""
+    """LoRA on experts, for every family that has experts."""
     families = [family for family, settings in DECODERS.items() if any("expert" in name for name in settings)]
     return [Cell({"kind": "lora", "experts": True}, SORTS[n % len(SORTS)], family) for n, family in enumerate(families)]
 
 
 def covering_families() -> list[Cell]:
-    """Every family once, with LoRA, precisions in turn; other methods have their turn in `covering`."""
-    by_lora = [Cell({"kind": "lora"}, SORTS[place % len(SORTS)], family) for place, family in enumerate(EVERY_FAMILY)]
-    return [*by_lora, *expert_cells()]
+    """Every family once, with LoRA, cycling through the precisions; `covering` has the other methods."""
+    with_lora = [Cell({"kind": "lora"}, SORTS[index % len(SORTS)], family) for index, family in enumerate(EVERY_FAMILY)]
+    return [*with_lora, *expert_cells()]
 
 
 def covering() -> list[Cell]:
-    """Every method once, every precision with every family, and the methods of our own with every family."""
+    """Every method once, every precision with every family, and our own methods with every family."""
     chosen: list[Cell] = []
-    for place, method in enumerate(methods()):
+    for index, method in enumerate(methods()):
         own = method["kind"] != "peft"
         for turn, family in enumerate(FAMILIES):
-            if own or turn == place % len(FAMILIES):
-                chosen.append(Cell(method, WEIGHTS[(place + turn) % len(WEIGHTS)], family))
+            if own or turn == index % len(FAMILIES):
+                chosen.append(Cell(method, WEIGHTS[(index + turn) % len(WEIGHTS)], family))
     return chosen
 
 
 def values_of(cell: Cell) -> set[str]:
-    """What of each choice the cell has: what `make test` tries at least once."""
+    """The cell's value of each choice; `make test` runs every value at least once."""
     layout = "padded" if cell.family in PADDED else "packed"
     return {
         f"method {cell.method['kind']}",
@@ -243,16 +248,15 @@ def values_of(cell: Cell) -> set[str]:
 
 
 def fewest(chosen: Sequence[Cell]) -> list[Cell]:
-    """Cells that have every value that the chosen ones have, and few of them: the one with most that is new, each
-    time."""
-    left = {value for cell in chosen for value in values_of(cell)}
-    found = []
-    while left:
-        # Of equals one by LoRA, which nothing refuses.
-        best = max(chosen, key=lambda cell: (len(values_of(cell) & left), cell.method["kind"] == "lora"))
-        left -= values_of(best)
-        found.append(best)
-    return found
+    """A small selection of cells that covers all values: greedily the cell with the most new values."""
+    missing = {value for cell in chosen for value in values_of(cell)}
+    selection = []
+    while missing:
+        # Ties go to LoRA, which is never refused.
+        best = max(chosen, key=lambda cell: (len(values_of(cell) & missing), cell.method["kind"] == "lora"))
+        missing -= values_of(best)
+        selection.append(best)
+    return selection
 
 
 def make_bases(directory: Path, families: Iterable[str] = FAMILIES) -> None:
@@ -265,7 +269,7 @@ def make_bases(directory: Path, families: Iterable[str] = FAMILIES) -> None:
         if kind_of(family) == "encoder-decoder":
             special["decoder_start_token_id"] = tokenizer.pad_token_id
         if "sliding_window" in DECODERS.get(family, {}):
-            special["sliding_window"] = 32  # wide enough for a prompt's tokens to be seen, narrower than the rows
+            special["sliding_window"] = 32  # wider than a prompt, narrower than the rows
         config = config_of(family, len(tokenizer), **special)
         if kind_of(family) == "encoder":
             config.initializer_range = 0.2
@@ -274,7 +278,7 @@ def make_bases(directory: Path, families: Iterable[str] = FAMILIES) -> None:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, and BERT's marks."""
+    """One token per word, and BERT's special tokens."""
     words = [
         "[PAD]",
         "[UNK]",
@@ -300,7 +304,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, and the end that T5 and BART write."""
+    """One token per word, and the end-of-sequence token of T5 and BART."""
     words = ["<pad>", "<unk>", "</s>", *(f"w{n}" for n in range(120)), *"What is It ? .".split()]
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -313,10 +317,10 @@ KINDS: dict[str, tuple[Any, Callable[[], PreTrainedTokenizerFast]]] = {
     "encoder": (AutoModelForMaskedLM, word_tokenizer),
     "encoder-decoder": (AutoModelForSeq2SeqLM, pair_tokenizer),
 }
-"""What a base of the kind is, and what it reads with."""
+"""Model class and tokenizer of each kind of base."""
 
 DEFAULTS = {"decoder": "instruction", "encoder": "classification", "encoder-decoder": "seq2seq"}
-"""What a base of the kind learns where a cell does not say."""
+"""Default objective of each kind of base."""
 
 ROWS = {
     "classification": "texts",
@@ -326,38 +330,38 @@ ROWS = {
     "token_classification": "words",
     "embedding": "pairs",
 }
-"""What an objective learns from; chats where it is not named."""
+"""Rows of each objective; chats for the others."""
 
 
 def write_data(directory: Path) -> None:
-    """Rows of every form, a few each."""
+    """A few rows of each format."""
     chats = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
-    forms: dict[str, list[dict[str, Any]]] = {name: [] for name in ("texts", "labels", "scores", "words", "pairs")}
+    formats: dict[str, list[dict[str, Any]]] = {name: [] for name in ("texts", "labels", "scores", "words", "pairs")}
     for n in range(24):
         words = [("bad", "good")[n % 2]] * (n % 3 + 1) + ["film", f"w{n % 7}"]
         text = " ".join(words)
-        forms["texts"].append({"text": text, "label": ("no", "yes")[n % 2]})
-        forms["labels"].append({"text": text, "labels": [("no", "yes")[n % 2], *(["long"] if n % 3 else [])]})
-        forms["scores"].append({"text": text, "score": 20.0 + 10 * (n % 2)})
+        formats["texts"].append({"text": text, "label": ("no", "yes")[n % 2]})
+        formats["labels"].append({"text": text, "labels": [("no", "yes")[n % 2], *(["long"] if n % 3 else [])]})
+        formats["scores"].append({"text": text, "score": 20.0 + 10 * (n % 2)})
         tags = ["B-SAID" if word in ("bad", "good") else "O" for word in words]
-        forms["words"].append({"tokens": words, "tags": tags})
-        forms["pairs"].append({"anchor": text, "positive": f"it is {('bad', 'good')[n % 2]} w{n % 7}"})
-    for name, rows in {"chats": chats, **forms}.items():
+        formats["words"].append({"tokens": words, "tags": tags})
+        formats["pairs"].append({"anchor": text, "positive": f"it is {('bad', 'good')[n % 2]} w{n % 7}"})
+    for name, rows in {"chats": chats, **formats}.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         for side in ("train", "held_out"):
             (directory / f"{name}_{side}.jsonl").write_text(text, encoding="utf-8")
 
 
 def recipe_of(cell: Cell, directory: Path) -> dict[str, Any]:
-    loss_mask, held_out = (
+    train_file, held_out_file = (
         str(directory / f"{ROWS.get(cell.objective, 'chats')}_{side}.jsonl") for side in ("train", "held_out")
     )
     objective = {"kind": cell.objective}
-    if cell.objective == "distillation":  # by itself, so that the other half of the loss is what falls
+    if cell.objective == "distillation":  # its own teacher, so that the other half of the loss is the one that falls
         objective |= {"teacher": str(directory / cell.family), "label_share": 0.5}
     return {
         "base": {"path": str(directory / cell.family), "weights": cell.weights},
-        "data": {"train": loss_mask, "held_out": [held_out], "max_length": 128, "cache": False},
+        "data": {"train": train_file, "held_out": [held_out_file], "max_length": 128, "cache": False},
         "method": cell.method,
         "objective": objective,
         "train": {
@@ -374,7 +378,7 @@ def recipe_of(cell: Cell, directory: Path) -> dict[str, Any]:
 
 
 def attempt(cell: Cell, bases: Path) -> Outcome:
-    """Train, save, kill and resume, reload, generate and merge; or be refused."""
+    """Train, save, kill and resume, reload, generate and merge, unless the cell is refused."""
     started = time.perf_counter()
     directory = Path(tempfile.mkdtemp(prefix="matrix-"))
     outcome = Outcome()
@@ -382,9 +386,9 @@ def attempt(cell: Cell, bases: Path) -> Outcome:
         _attempt(cell, bases, directory, outcome)
     except UserError as error:
         outcome.refused = " ".join(str(error).removeprefix("recipe: ").split())
-    except Exception as error:  # a cell's failure is a finding, not the end of the matrix
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        outcome.failed = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"[:400]
+    except Exception as error:  # a cell's failure is recorded and does not end the matrix
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        outcome.failed = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"[:400]
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     outcome.seconds = time.perf_counter() - started
@@ -403,34 +407,36 @@ def _attempt(cell: Cell, bases: Path, directory: Path, outcome: Outcome) -> None
     _killed_and_resumed(values, directory, run.directory, cell.family)
     outcome.shown.append("resumes")
     recipe = resolve(Recipe.load(run.directory / "recipe.yaml"))
-    usable = ModelReference.find(str(run.directory))
+    reference = ModelReference.find(str(run.directory))
     dtype = torch.bfloat16 if cell.weights == "bf16" else torch.float32
-    model = usable.model(dtype, CPU)
+    model = reference.model(dtype, CPU)
     loss = textbook_loss(model, recipe)
     tolerance = 0.03 if cell.weights == "bf16" else 1e-3
     assert abs(loss - outcome.after) < tolerance * max(1.0, outcome.after), f"reloaded {loss}, trained {outcome.after}"
     outcome.shown.append("reloads")
     if recipe.objective.ending.kind == "vocabulary":
-        _generates(model, usable)
+        _generates(model, reference)
         outcome.shown.append("generates")
-    if usable.adapter is not None:
+    if reference.adapter is not None:
         try:
             merged = merge(str(run.directory), directory / "merged", "fp32").path
         except UserError as error:
             outcome.unmerged = " ".join(str(error).split(": ", 1)[-1].split())
             return
-        whole = textbook_loss(ModelReference.find(str(merged)).model(torch.float32, CPU), recipe)
+        merged_loss = textbook_loss(ModelReference.find(str(merged)).model(torch.float32, CPU), recipe)
         gap = {"fp32": 0.002, "bf16": 0.05}.get(cell.weights, 0.25)
-        assert abs(whole - outcome.after) < gap * max(1.0, outcome.after), f"merged {whole}, trained {outcome.after}"
+        difference = abs(merged_loss - outcome.after)
+        assert difference < gap * max(1.0, outcome.after), f"merged {merged_loss}, trained {outcome.after}"
         outcome.merged = True
         outcome.shown.append("merges")
 
 
-def _killed_and_resumed(values: dict[str, Any], directory: Path, whole: Path, family: str) -> None:
-    """The same run, with checkpointed activations, killed after its first checkpoint and resumed: the same weights.
+def _killed_and_resumed(values: dict[str, Any], directory: Path, uninterrupted: Path, family: str) -> None:
+    """The same run, with activation checkpointing, killed after its first checkpoint and resumed: the same weights.
 
-    Activations are kept where the family cannot do without (which it says), and where what the encoder made is read by
-    every block of a decoder: there gradients are summed in another order.
+    Without activation checkpointing where the family does not support it (its error says so), and for
+    encoder–decoders: there every block of the decoder reads the encoder's output, and gradients are summed in another
+    order.
     """
 
     class KilledError(Exception):
@@ -452,54 +458,54 @@ def _killed_and_resumed(values: dict[str, Any], directory: Path, whole: Path, fa
     except KilledError:
         resume(directory / "killed")
     else:
-        raise AssertionError("the run was to be killed")
-    for file in sorted(whole.glob("*/*.safetensors")):
+        raise AssertionError("the run should have been killed")
+    for file in sorted(uninterrupted.glob("*/*.safetensors")):
         twin = directory / "killed" / file.parent.name / file.name
         if file.parent.name in ("adapter", "model"):
             assert twin.read_bytes() == file.read_bytes(), f"{file.name} differs after a kill"
 
 
 @torch.no_grad()
-def _generates(model: Any, usable: ModelReference) -> None:
-    """Greedy generation takes, at every step, the token that the model's own forward finds likeliest."""
-    tokenizer = usable.tokenizer()
+def _generates(model: Any, reference: ModelReference) -> None:
+    """Greedy generation picks, at every step, the most likely token of the model's own forward pass."""
+    tokenizer = reference.tokenizer()
     ids = tokenizer("What is 3?", return_tensors="pt")["input_ids"]
     if model.config.is_encoder_decoder:
-        _writes_apart(model, tokenizer, ids)
+        _decoder_generates(model, tokenizer, ids)
         return
     out = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
     )[:, -4:]  # fmt: skip
     for step in range(4):
-        whole = torch.cat([ids, out[:, :step]], 1)
-        logits = model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[0, -1].float()
+        prefix = torch.cat([ids, out[:, :step]], 1)
+        logits = model(input_ids=prefix, attention_mask=torch.ones_like(prefix)).logits[0, -1].float()
         chosen = logits[out[0, step]]
-        assert logits.max() - chosen < 0.05, "generation does not follow the model's own forward"
+        assert logits.max() - chosen < 0.05, "generation does not follow the model's own forward pass"
     assert answers(model, tokenizer, [({"role": "user", "content": "What is 3?"},)], Sampling(max_new_tokens=4))
 
 
-def _writes_apart(model: Any, tokenizer: Any, ids: torch.Tensor) -> None:
+def _decoder_generates(model: Any, tokenizer: Any, ids: torch.Tensor) -> None:
     model.generation_config.forced_eos_token_id = None
     out = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
     for step in range(1, 5):
         logits = model(input_ids=ids, decoder_input_ids=out[:, :step]).logits[0, -1].float()
-        assert logits.max() - logits[out[0, step]] < 0.05, "generation does not follow the model's own forward"
+        assert logits.max() - logits[out[0, step]] < 0.05, "generation does not follow the model's own forward pass"
     chats = [({"role": "user", "content": "What is 3?"},)]
     assert len(answers(model, tokenizer, chats, Sampling(max_new_tokens=4))) == 1
 
 
 def try_all(chosen: list[Cell], bases: Path, workers: int) -> dict[Cell, Outcome]:
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-        waiting = {pool.submit(attempt, cell, bases): place for place, cell in enumerate(chosen)}
+        waiting = {pool.submit(attempt, cell, bases): index for index, cell in enumerate(chosen)}
         for done, future in enumerate(as_completed(waiting), 1):
-            place = waiting[future]
-            found[place] = outcome = future.result()
-            cell = chosen[place]
+            index = waiting[future]
+            outcomes[index] = outcome = future.result()
+            cell = chosen[index]
             state = outcome.failed or outcome.refused or ", ".join(outcome.shown)
             print(f"{done}/{len(chosen)} {cell.key}: {state}", flush=True)
-    return {cell: found[place] for place, cell in enumerate(chosen)}  # type: ignore[misc]
+    return {cell: outcomes[index] for index, cell in enumerate(chosen)}  # type: ignore[misc]
 
 
 def _one_thread() -> None:

@@ -1,16 +1,16 @@
 """Mutation testing: how many single-line bugs do the tests notice? `make mutants`
 
-1. The suite runs once under coverage, which tells which tests reach each line and how long each takes; later only what
-   has changed since. This is kept in `.mutants/map.json`.
-2. A seeded sample of `mutate.py`'s bugs is drawn, the same number from each folder.
+1. The suite runs once under coverage, to record which tests reach each line and how long each takes; later only the
+   changed parts run again. The result is stored in `.mutants/map.json`.
+2. A seeded sample of `mutate.py`'s bugs is drawn, the same number from each directory.
 3. Each bug goes into a copy of the source. A forked process, which has PyTorch and transformers imported already, runs
-   the tests that reach the line, the quickest and nearest first, until one fails or their time is used up.
-4. Survivors are listed with file and line. The table has each folder's share of bugs noticed with its 95 % interval
-   (Wilson 1927); bugs that change no behavior are left out, by `equivalent_mutants.yaml`, each with its reason.
+   the tests that reach the line, the quickest and nearest first, until one fails or the time budget is used up.
+4. Survivors are listed with file and line. The table has each directory's share of detected bugs with its 95 % interval
+   (Wilson 1927); bugs that do not change behavior are left out (`equivalent_mutants.yaml`, each with its reason).
 
-mutmut 3 and cosmic-ray were looked at first. mutmut mutates no decorated function (most properties, `no_grad`,
-validators) and nothing outside functions (fields, defaults), and draws no seeded sample; cosmic-ray starts the whole
-test command anew for each mutant: five seconds of imports here, and no choice of tests by coverage.
+We looked at mutmut 3 and cosmic-ray first. mutmut does not mutate decorated functions (most properties, `no_grad`,
+validators) or code outside functions (fields, defaults), and does not draw seeded samples; cosmic-ray starts the test
+command anew for each mutant: five seconds of imports here, and no selection of tests by coverage.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SOURCE = ROOT / "src" / "tunesmith"
 WORK = ROOT / ".mutants"
 TABLE = ROOT / "benchmarks" / "results" / "mutants.md"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
-FOLDERS = ("data", "engine", "evaluation", "methods", "models", "objectives", "ops", "planner", "training")
+DIRECTORIES = ("data", "engine", "evaluation", "methods", "models", "objectives", "ops", "planner", "training")
 PRELOADED = (
     "torch",
     "transformers.models.auto",
@@ -60,17 +60,17 @@ PRELOADED = (
 PLAIN = ("-o", "addopts=", "-p", "no:xdist", "-p", "no:cacheprovider", "-q")
 
 
-# which tests reach which lines
+# coverage: which tests reach which lines
 
 
 @dataclass
 class Reach:
-    """What is known of the tests.
+    """Coverage and duration of the tests.
 
     Attributes:
         lines: the tests that reach each line of a file below `src/tunesmith`.
-        seconds: that each test takes.
-        hashes: of the files that this was found out of.
+        seconds: duration of each test.
+        hashes: of the files at the time of the measurement.
     """
 
     lines: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -88,12 +88,15 @@ class Reach:
         partial.replace(WORK / "map.json")
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests to run, the most promising first: quick ones, those of the mutant's own folder, of its own line."""
+        """The tests to run, the most promising first: quick tests, those of the mutant's own directory and line."""
         by_line = self.lines.get(mutant.file, {})
         own = {test for line in range(mutant.line, mutant.end[0] + 1) for test in by_line.get(str(line), ())}
-        # What runs at import is reached by whoever uses the file.
-        tests = own or {test for each in by_line.values() for test in each}
         near = f"tests/{mutant.file.split('/')[0].removesuffix('.py')}"
+        # Code that runs at import (a field with its bounds, a table) is reached by every user of the file, and maybe by
+        # tests of its directory that run no other line of it: pydantic checks a bound without running any line.
+        tests = own or {test for each in by_line.values() for test in each} | {
+            test for test in self.seconds if test.startswith((near, "tests/settings/"))
+        }
 
         def cost(test: str) -> tuple[float, str]:
             return self.seconds.get(test, 1.0) * (0.2 if test.startswith(near) else 1.0), test
@@ -102,7 +105,7 @@ class Reach:
 
 
 def up_to_date_reach() -> Reach:
-    """The map, with what has changed since it was made run again."""
+    """The map, updated by running the tests of changed files again."""
     reach = Reach.read()
     now = {str(file.relative_to(ROOT)): _hash(file) for file in _files()}
     changed = {name for name in {*now, *reach.hashes} if now.get(name) != reach.hashes.get(name)}
@@ -112,12 +115,12 @@ def up_to_date_reach() -> Reach:
         stale = {test for file in sources for each in reach.lines.pop(file, {}).values() for test in each}
         stale |= {test for test in reach.seconds if test.split("::")[0] in tests}
         for by_line in reach.lines.values():
-            for line, found in by_line.items():
-                by_line[line] = [test for test in found if test not in stale]
+            for line, reaching in by_line.items():
+                by_line[line] = [test for test in reaching if test not in stale]
         for test in stale:
             reach.seconds.pop(test, None)
-        whole = {name for name in tests if (ROOT / name).exists()}
-        again = sorted(whole | {test for test in stale if test.split("::")[0] not in tests})
+        files = {name for name in tests if (ROOT / name).exists()}
+        again = sorted(files | {test for test in stale if test.split("::")[0] not in tests})
         _run_under_coverage(reach, again if reach.hashes else [])
         reach.hashes = now
         reach.write()
@@ -133,21 +136,21 @@ def _hash(file: Path) -> str:
 
 
 class _Seconds:
-    """How long each test takes that passes."""
+    """Records the duration of each test, and which tests fail."""
 
     def __init__(self) -> None:
-        self.found: dict[str, float] = defaultdict(float)
+        self.durations: dict[str, float] = defaultdict(float)
         self.failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.found[report.nodeid] += report.duration
+        self.durations[report.nodeid] += report.duration
         if not report.passed:
             self.failed.add(report.nodeid)
 
 
 def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
-    """Add what these tests reach; all tests, where none is named."""
-    print(f"Which lines the tests reach: {len(tests) or 'all'} test files and tests", flush=True)
+    """Add the lines that these tests reach; all tests if none is given."""
+    print(f"Measuring coverage of {len(tests) or 'all'} test files and tests", flush=True)
     data = WORK / "coverage"
     for old in WORK.glob("coverage*"):
         old.unlink()
@@ -159,23 +162,23 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     os.environ["COVERAGE_FILE"] = str(data)
     pytest.main([*options, f"--cov-config={config}", *tests], plugins=[seconds])
     del os.environ["COVERAGE_FILE"]
-    if not seconds.found:
-        raise SystemExit("No test ran, so nothing is known of which lines they reach.")
-    reach.seconds |= {test: took for test, took in seconds.found.items() if test not in seconds.failed}
-    found = coverage.CoverageData(str(data))
-    found.read()
-    for name in found.measured_files():
+    if not seconds.durations:
+        raise SystemExit("No test ran, so it is not known which lines the tests reach.")
+    reach.seconds |= {test: duration for test, duration in seconds.durations.items() if test not in seconds.failed}
+    covered = coverage.CoverageData(str(data))
+    covered.read()
+    for name in covered.measured_files():
         by_line = reach.lines.setdefault(str(Path(name).relative_to(SOURCE)), {})
-        for line, contexts in found.contexts_by_lineno(name).items():
+        for line, contexts in covered.contexts_by_lineno(name).items():
             own = {context.rsplit("|", 1)[0] for context in contexts if context}
             by_line[str(line)] = sorted({*by_line.get(str(line), ()), *own})
 
 
-# running them on mutants
+# running tests on mutants
 
 
 def preload() -> None:
-    """Import what costs seconds and is not ours, so that forked processes have it."""
+    """Import slow third-party modules, so that forked processes have them."""
     import_module("tunesmith.models.lean").import_peft()
     for name in PRELOADED:
         import_module(name)
@@ -192,13 +195,13 @@ def preload() -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant.
+    """The result of a mutant.
 
     Attributes:
-        killed: whether a test noticed it.
-        by: which one; `import`: the source no longer imports; `time`: the tests did not end.
-        tests: how many tests reach it.
-        seconds: that it took.
+        killed: whether a test failed.
+        by: that test; `import`: the source cannot be imported; `time`: the tests did not end.
+        tests: number of tests that reach it.
+        seconds: that the trial took.
     """
 
     killed: bool
@@ -208,7 +211,7 @@ class Outcome:
 
 
 class _First:
-    """Stops the tests when their time is used up; keeps the first failure."""
+    """Stops the tests when their time budget is used up; keeps the first failure."""
 
     def __init__(self, budget: float) -> None:
         self.until = time.monotonic() + budget
@@ -217,7 +220,7 @@ class _First:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         if time.monotonic() > self.until:
-            item.session.shouldstop = "time is used up"
+            item.session.shouldstop = "the time budget is used up"
         return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -230,7 +233,7 @@ class _First:
 
 
 class Workplace:
-    """A copy of the source in which one mutant at a time is put and tried."""
+    """A copy of the source, to try one mutant at a time."""
 
     def __init__(self, number: int, budget: float) -> None:
         self.directory = WORK / f"copy-{number}"
@@ -240,7 +243,8 @@ class Workplace:
         self.sound: dict[str, bool] = {}
 
     def attempt(self, mutant: Mutant, tests: list[str]) -> Outcome:
-        """Run the tests on the mutant. One that fails without it too, as it may in a forked process, tells nothing."""
+        """Run the tests on the mutant. A test that also fails without it, which can happen in a forked process, does
+        not count."""
         started = time.monotonic()
         target = self.directory / "src" / "tunesmith" / mutant.file
         source = (SOURCE / mutant.file).read_text(encoding="utf-8")
@@ -262,7 +266,7 @@ class Workplace:
         return Outcome(by is not None, by or "", count, time.monotonic() - started)
 
     def first_failure(self, tests: list[str]) -> str | None:
-        """The first test that fails, run in a process of its own."""
+        """The first test that fails, in a separate process."""
         if not tests:
             return None
         answer = self.directory / "answer"
@@ -284,7 +288,7 @@ class Workplace:
         os.setpgid(0, 0)
         source = str(self.directory / "src")
         os.environ["PYTHONPATH"] = source
-        os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # keeps to one thread, as beside other workers
+        os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # limits it to one thread, as with other workers
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
         sys.path.insert(0, source)
@@ -303,40 +307,40 @@ class Workplace:
             os._exit(0)
 
 
-# drawing, keeping, telling
+# sampling, storing, reporting
 
 
-def drawn(folders: Sequence[str], count: int, seed: int) -> tuple[list[Mutant], dict[str, int]]:
-    """The same number of mutants from each folder, and how many there are of each."""
+def drawn(directories: Sequence[str], count: int, seed: int) -> tuple[list[Mutant], dict[str, int]]:
+    """The same number of mutants from each directory, and the number of all mutants in each."""
     chosen: list[Mutant] = []
     population = {}
-    for place, directory in enumerate(folders):
+    for index, directory in enumerate(directories):
         sources = {str(file.relative_to(SOURCE)): file for file in sorted((SOURCE / directory).rglob("*.py"))}
         texts = {name: file.read_text(encoding="utf-8") for name, file in sources.items()}
         every = [mutant for name, text in texts.items() for mutant in mutants_of(text, name)]
         population[directory] = len(every)
         random.Random(f"{seed} {directory}").shuffle(every)
-        wanted = count // len(folders) + (place < count % len(folders))
+        target = count // len(directories) + (index < count % len(directories))
         own = (mutant for mutant in every if changes(mutant, texts[mutant.file]))
-        chosen += [mutant for _, mutant in zip(range(wanted), own, strict=False)]
+        chosen += [mutant for _, mutant in zip(range(target), own, strict=False)]
     return chosen, population
 
 
-def at_lines(places: Sequence[str]) -> list[Mutant]:
-    """All mutants of lines that are named as `engine/loop.py:117`."""
+def at_lines(locations: Sequence[str]) -> list[Mutant]:
+    """All mutants of the given lines, such as `engine/loop.py:117`."""
     chosen = []
-    for place in places:
-        file, line = place.removeprefix("src/tunesmith/").split(":")
+    for location in locations:
+        file, line = location.removeprefix("src/tunesmith/").split(":")
         text = (SOURCE / file).read_text(encoding="utf-8")
-        found = [each for each in mutants_of(text, file) if each.line == int(line) and changes(each, text)]
-        if not found:
-            raise SystemExit(f"{place} has no mutants.")
-        chosen += found
+        mutants = [each for each in mutants_of(text, file) if each.line == int(line) and changes(each, text)]
+        if not mutants:
+            raise SystemExit(f"{location} has no mutants.")
+        chosen += mutants
     return chosen
 
 
 def equivalents() -> dict[str, str]:
-    """The reasons of mutants that change no behavior, by the key of their text: file, line of source, what is new."""
+    """The reasons of mutants that do not change behavior, by the key of their text: file, line of source, new line."""
     listed = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else []
     return {_text_key(each["file"], each["line"], each["mutant"]): each["reason"] for each in listed or []}
 
@@ -348,41 +352,42 @@ def _text_key(file: str, before: str, after: str) -> str:
 def lines_of(mutant: Mutant) -> tuple[str, str]:
     """Its line before and after."""
     source = (SOURCE / mutant.file).read_text(encoding="utf-8")
-    place = mutant.line - 1
+    index = mutant.line - 1
     after = mutant.apply(source).splitlines()
-    return source.splitlines()[place].strip(), after[place].strip() if place < len(after) else ""
+    return source.splitlines()[index].strip(), after[index].strip() if index < len(after) else ""
 
 
 class Results:
-    """What became of mutants, kept in a file so that a run goes on where it stopped."""
+    """Outcomes of mutants, stored in a file so that an interrupted run can be resumed."""
 
     def __init__(self) -> None:
         self.file = WORK / "results.jsonl"
-        self.found: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         for line in lines:
-            each = json.loads(line)
-            self.found[each["key"]] = each
+            record = json.loads(line)
+            self.records[record["key"]] = record
 
     def known(self, mutant: Mutant, tests: Sequence[str], reach: Reach) -> Outcome | None:
-        """What became of it, if neither its file nor the tests that decided it have changed."""
-        each = self.found.get(mutant.key)
-        if each is None or each["source"] != reach.hashes[f"src/tunesmith/{mutant.file}"]:
+        """Its outcome, if neither its file nor the tests that decided it have changed."""
+        record = self.records.get(mutant.key)
+        if record is None or record["source"] != reach.hashes[f"src/tunesmith/{mutant.file}"]:
             return None
-        outcome = Outcome(each["killed"], each["by"], each["tests"], each["seconds"])
-        return outcome if each["tests_hash"] == _decided_by(outcome, tests, reach) else None
+        outcome = Outcome(record["killed"], record["by"], record["tests"], record["seconds"])
+        return outcome if record["tests_hash"] == _decided_by(outcome, tests, reach) else None
 
     def add(self, mutant: Mutant, outcome: Outcome, tests: Sequence[str], reach: Reach) -> None:
         source = reach.hashes[f"src/tunesmith/{mutant.file}"]
         tests_hash = _decided_by(outcome, tests, reach)
-        each = {"key": mutant.key, "source": source, "tests_hash": tests_hash, **vars(outcome)}
-        self.found[mutant.key] = each
+        record = {"key": mutant.key, "source": source, "tests_hash": tests_hash, **vars(outcome)}
+        self.records[mutant.key] = record
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(each) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 def _decided_by(outcome: Outcome, tests: Sequence[str], reach: Reach) -> str:
-    """What tells whether an outcome still holds: the test that noticed the mutant, or all that did not."""
+    """A hash to check whether an outcome is still valid: of the test that detected the mutant, or of all that did
+    not."""
     deciding = [test for test in ([outcome.by] if outcome.killed else tests) if "::" in test]
     files = sorted({test.split("::")[0] for test in deciding})
     return hashlib.sha256("".join(f"{test}\n" for test in deciding).encode()).hexdigest()[:12] + "-".join(
@@ -391,23 +396,23 @@ def _decided_by(outcome: Outcome, tests: Sequence[str], reach: Reach) -> str:
 
 
 def table(outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: dict[str, str]) -> str:
-    """A row a folder, in Markdown."""
+    """A Markdown table with a row per directory."""
     rows = [
-        "| folder | single-line bugs in all | tried | change nothing | noticed | share, 95 % interval |",
+        "| directory | single-line bugs in all | tried | equivalent | detected | share, 95 % interval |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     total = [0, 0, 0]
     for directory, size in population.items():
         own = {mutant: outcome for mutant, outcome in outcomes.items() if mutant.file.split("/")[0] == directory}
-        nothing = [mutant for mutant in own if _is_equivalent(mutant, reasons) and not own[mutant].killed]
-        numbers = [len(own), len(nothing), sum(outcome.killed for outcome in own.values())]
+        equivalent = [mutant for mutant in own if _is_equivalent(mutant, reasons) and not own[mutant].killed]
+        numbers = [len(own), len(equivalent), sum(outcome.killed for outcome in own.values())]
         total = [one + other for one, other in zip(total, numbers, strict=True)]
         rows.append(_row(directory, size, *numbers))
     return "\n".join([*rows, _row("all", sum(population.values()), *total)]) + "\n"
 
 
-def _row(name: str, size: int, tried: int, nothing: int, killed: int) -> str:
-    return f"| {name} | {size:,} | {tried} | {nothing} | {killed} | {_share(killed, tried - nothing)} |"
+def _row(name: str, size: int, tried: int, equivalent: int, killed: int) -> str:
+    return f"| {name} | {size:,} | {tried} | {equivalent} | {killed} | {_share(killed, tried - equivalent)} |"
 
 
 def _is_equivalent(mutant: Mutant, reasons: dict[str, str]) -> bool:
@@ -422,13 +427,13 @@ def _share(killed: int, count: int) -> str:
 
 
 def attempt_all(chosen: Sequence[Mutant], reach: Reach, jobs: int, budget: float) -> dict[Mutant, Outcome]:
-    """Every mutant's outcome, from before or found now, several at once."""
+    """The outcome of every mutant, stored or new; new ones are tried in parallel."""
     results = Results()
     tests = {mutant: reach.of(mutant) for mutant in chosen}
     before = {mutant: results.known(mutant, tests[mutant], reach) for mutant in chosen}
     outcomes = {mutant: outcome for mutant, outcome in before.items() if outcome is not None}
     waiting = [mutant for mutant in chosen if mutant not in outcomes]
-    print(f"{len(outcomes)} of {len(chosen)} mutants are known; {len(waiting)} to try.", flush=True)
+    print(f"{len(outcomes)} of {len(chosen)} outcomes are stored; {len(waiting)} mutants to try.", flush=True)
     if not waiting:
         return outcomes
     preload()
@@ -440,10 +445,10 @@ def attempt_all(chosen: Sequence[Mutant], reach: Reach, jobs: int, budget: float
         process = os.fork()
         if process == 0:
             os.close(reading)
-            place = Workplace(number, budget)
+            workplace = Workplace(number, budget)
             with os.fdopen(writing, "w") as out:
                 for index, mutant in enumerate(share):
-                    out.write(json.dumps([index, vars_of(place.attempt(mutant, tests[mutant]))]) + "\n")
+                    out.write(json.dumps([index, vars_of(workplace.attempt(mutant, tests[mutant]))]) + "\n")
                     out.flush()
             os._exit(0)
         os.close(writing)
@@ -454,9 +459,9 @@ def attempt_all(chosen: Sequence[Mutant], reach: Reach, jobs: int, budget: float
         results.add(mutant, outcome, tests[mutant], reach)
         done = len(outcomes) - (len(chosen) - len(waiting))
         left = (time.monotonic() - started) / done * (len(waiting) - done) / 60
-        said = "noticed" if outcome.killed else "SURVIVED"
-        place = f"{mutant.file}:{mutant.line} {mutant.what}"
-        print(f"{done}/{len(waiting)} {said} {place}; {left:.0f} min left", flush=True)
+        result = "detected" if outcome.killed else "SURVIVED"
+        location = f"{mutant.file}:{mutant.line} {mutant.what}"
+        print(f"{done}/{len(waiting)} {result} {location}; {left:.0f} min left", flush=True)
     return outcomes
 
 
@@ -465,7 +470,7 @@ def vars_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def _answers(workers: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, Outcome]]:
-    """What the workers say, as they say it."""
+    """The workers' answers, as they arrive."""
     import selectors
 
     with selectors.DefaultSelector() as selector:
@@ -486,40 +491,44 @@ def _answers(workers: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, Ou
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folders", nargs="+", default=list(FOLDERS), choices=FOLDERS)
-    parser.add_argument("--count", type=int, default=300, help="mutants in all, the same number from each folder")
+    parser.add_argument("--directories", nargs="+", default=list(DIRECTORIES), choices=DIRECTORIES)
+    parser.add_argument("--count", type=int, default=300, help="mutants in all, the same number from each directory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", nargs="+", help="all mutants of these lines instead: engine/loop.py:117")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutant that survives")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests per mutant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.relative_to(ROOT)}")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.chdir(ROOT)
     WORK.mkdir(exist_ok=True)
     reach = up_to_date_reach()
-    chosen, population = (at_lines(asked.lines), {}) if asked.lines else drawn(asked.folders, asked.count, asked.seed)
-    outcomes = attempt_all(chosen, reach, asked.jobs, asked.budget)
+    chosen, population = (
+        (at_lines(options.lines), {}) if options.lines else drawn(options.directories, options.count, options.seed)
+    )
+    outcomes = attempt_all(chosen, reach, options.jobs, options.budget)
     reasons = equivalents()
     survivors = [mutant for mutant in sorted(outcomes) if not outcomes[mutant].killed]
-    print("\nNobody noticed:")
+    print("\nNot detected:")
     for mutant in survivors:
         before, after = lines_of(mutant)
-        known = "  (changes nothing)" if _is_equivalent(mutant, reasons) else ""
-        place = f"src/tunesmith/{mutant.file}:{mutant.line}"
-        print(f"{place}: {mutant.what}; {outcomes[mutant].tests} tests reach it{known}")
+        known = "  (equivalent)" if _is_equivalent(mutant, reasons) else ""
+        location = f"src/tunesmith/{mutant.file}:{mutant.line}"
+        print(f"{location}: {mutant.what}; {outcomes[mutant].tests} tests reach it{known}")
         print(f"    - {before}\n    + {after}")
-    if not asked.lines:
-        shown = table(outcomes, population, reasons)
-        print("\n" + shown)
-        if asked.write:
-            about = f"{time.strftime('%Y-%m-%d')}, seed {asked.seed}, at most {asked.budget:.0f} s of tests a bug."
-            TABLE.write_text(f"{about}\n\n{shown}", encoding="utf-8")
+    if not options.lines:
+        result = table(outcomes, population, reasons)
+        print("\n" + result)
+        if options.write:
+            about = (
+                f"{time.strftime('%Y-%m-%d')}, seed {options.seed}, {options.budget:.0f} s of tests per bug at most."
+            )
+            TABLE.write_text(f"{about}\n\n{result}", encoding="utf-8")
     else:
-        print(f"\n{len(outcomes) - len(survivors)} of {len(outcomes)} noticed.")
+        print(f"\n{len(outcomes) - len(survivors)} of {len(outcomes)} detected.")
 
 
 if __name__ == "__main__":
-    if not os.environ.get("OMP_NUM_THREADS"):  # forked processes may have no threads behind them
+    if not os.environ.get("OMP_NUM_THREADS"):  # a forked process must not have other threads
         done = subprocess.run([sys.executable, *sys.argv], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
         sys.exit(done.returncode)
     main()

@@ -1,5 +1,5 @@
-"""Single-line bugs of the kind that people make, put into a source file: a comparison turned, an argument left out, a
-statement dropped, a number one off. `tests/mutants.py` runs the tests on each."""
+"""Makes single-line bugs of the kind that people make: a comparison negated, an argument left out, a statement dropped,
+a number off by one. `tests/mutants.py` runs the tests on each."""
 
 import ast
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "sum": "max", "
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mutant:
-    """One change of one place in a file.
+    """One change in a file.
 
     Attributes:
-        file: the path below `src/tunesmith`.
-        line: where it begins, from 1.
-        column: likewise, in bytes, from 0.
-        end: (line, column) where what is replaced ends.
-        new: what stands there instead.
+        file: path below `src/tunesmith`.
+        line: first line of the replaced text, from 1.
+        column: first column of the replaced text, in bytes, from 0.
+        end: (line, column) of its end.
+        new: the replacement.
         what: the kind of change, in words.
     """
 
@@ -52,7 +52,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """Names it among all mutants of a version of the source."""
+        """Unique among all mutants of a version of the source."""
         return f"{self.file}:{self.line}:{self.column}-{self.end[0]}:{self.end[1]} → {self.new}"
 
     def apply(self, source: str) -> str:
@@ -64,7 +64,7 @@ class Mutant:
 
 
 def mutants_of(source: str, file: str) -> list[Mutant]:
-    """Every mutant of a file, in order; a few are no Python, which `changes` tells.
+    """All mutants of a file, in order; a few are not valid Python, which `changes` detects.
 
     Args:
         source: the file's text.
@@ -72,11 +72,11 @@ def mutants_of(source: str, file: str) -> list[Mutant]:
     """
     finder = _Finder(source, file)
     finder.visit(ast.parse(source))
-    return sorted(set(finder.found))
+    return sorted(set(finder.mutants))
 
 
 def changes(mutant: Mutant, source: str) -> bool:
-    """Whether what it makes of the file is Python, and another program."""
+    """Whether the changed file is valid Python and a different program."""
     try:
         return ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source))
     except SyntaxError:
@@ -84,36 +84,36 @@ def changes(mutant: Mutant, source: str) -> bool:
 
 
 class _Finder(ast.NodeVisitor):
-    """Walks over what is executed: annotations, docstrings and messages are no places for bugs."""
+    """Visits executed code: annotations, docstrings and messages are skipped."""
 
     def __init__(self, source: str, file: str) -> None:
         self.source, self.file = source, file
-        self.found: list[Mutant] = []
+        self.mutants: list[Mutant] = []
 
     def put(self, node: ast.expr | ast.stmt | ast.keyword, new: str, what: str) -> None:
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         end = (node.end_lineno, node.end_col_offset)
-        self.found.append(Mutant(self.file, node.lineno, node.col_offset, end, new, what))
+        self.mutants.append(Mutant(self.file, node.lineno, node.col_offset, end, new, what))
 
     def text(self, node: ast.AST) -> str:
         return ast.get_source_segment(self.source, node) or ""
 
     def between(self, left: ast.expr, right: ast.expr, old: str, new: str, what: str) -> None:
-        """Replace an operator that stands between two operands."""
+        """Replace an operator between two operands."""
         assert left.end_lineno is not None
         assert left.end_col_offset is not None
         lines = self.source.encode().splitlines(keepends=True)
         line, column = left.end_lineno, left.end_col_offset
         while line <= right.lineno:
             stop = right.col_offset if line == right.lineno else len(lines[line - 1])
-            place = lines[line - 1].find(old.encode(), column, stop)
-            if place >= 0:
-                self.found.append(Mutant(self.file, line, place, (line, place + len(old)), new, what))
+            start = lines[line - 1].find(old.encode(), column, stop)
+            if start >= 0:
+                self.mutants.append(Mutant(self.file, line, start, (line, start + len(old)), new, what))
                 return
             line, column = line + 1, 0
 
-    # what is walked over
+    # which nodes are visited
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         for default in (*node.args.defaults, *node.args.kw_defaults):
@@ -153,16 +153,16 @@ class _Finder(ast.NodeVisitor):
         self.put(node, "pass", "statement dropped")
 
     def visit_Assert(self, node: ast.Assert) -> None:
-        """They say what the type checker cannot see."""
+        """Assertions inform the type checker; they are not behavior."""
 
     def visit_If(self, node: ast.If) -> None:
         if self.text(node.test) == "TYPE_CHECKING":
             return
-        self.put(node.test, f"not ({self.text(node.test)})", "condition turned")
+        self.put(node.test, f"not ({self.text(node.test)})", "condition negated")
         self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
-        self.put(node.test, f"not ({self.text(node.test)})", "condition turned")
+        self.put(node.test, f"not ({self.text(node.test)})", "condition negated")
         self.generic_visit(node)
 
     def visit_Continue(self, node: ast.Continue) -> None:
@@ -185,11 +185,11 @@ class _Finder(ast.NodeVisitor):
             return
         self.generic_visit(node)
 
-    # what is changed
+    # which changes are made
 
     def visit_Compare(self, node: ast.Compare) -> None:
         for left, operator, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-            old, new = _written(operator), COMPARISONS[type(operator)]
+            old, new = _symbol(operator), COMPARISONS[type(operator)]
             self.between(left, right, old, new, f"{old} to {new}")
         self.generic_visit(node)
 
@@ -197,7 +197,7 @@ class _Finder(ast.NodeVisitor):
         kind = type(node.op)
         text = any(isinstance(each, ast.JoinedStr) or _is_text(each) for each in (node.left, node.right))
         if kind in OPERATORS and not text:
-            old, new = _written(node.op), OPERATORS[kind]
+            old, new = _symbol(node.op), OPERATORS[kind]
             self.between(node.left, node.right, old, new, f"{old} to {new}")
         self.generic_visit(node)
 
@@ -208,15 +208,15 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-        self.put(node, self.text(node.operand), f"{_written(node.op)} dropped")
+        self.put(node, self.text(node.operand), f"{_symbol(node.op)} dropped")
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         value = node.value
         if isinstance(value, bool):
-            self.put(node, str(not value), "truth turned")
+            self.put(node, str(not value), "boolean negated")
         elif isinstance(value, int):
-            self.put(node, str(value + 1), "number one off")
+            self.put(node, str(value + 1), "number off by one")
         elif isinstance(value, float):
             self.put(node, str(value * 2 if value else 1.0), "number doubled")
         elif isinstance(value, str) and value and " " not in value:
@@ -226,9 +226,9 @@ class _Finder(ast.NodeVisitor):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in CALLS and isinstance(node.func, ast.Name):
             self.put(node.func, CALLS[name], f"{name} to {CALLS[name]}")
-        for each in node.keywords:
-            if each.arg is not None and not (name == "Field" and each.arg == "default"):
-                self.drop(node, each)
+        for keyword in node.keywords:
+            if keyword.arg is not None and not (name == "Field" and keyword.arg == "default"):
+                self.drop(node, keyword)
         plain = [each for each in node.args if not isinstance(each, ast.Starred | ast.GeneratorExp)]
         if len(plain) >= 2 and plain[:2] == node.args[:2] and name not in ("isinstance", "issubclass", "getattr"):
             swapped = f"{self.text(plain[1])}, {self.text(plain[0])}"
@@ -236,11 +236,11 @@ class _Finder(ast.NodeVisitor):
             assert stop.end_lineno is not None
             assert stop.end_col_offset is not None
             end = (stop.end_lineno, stop.end_col_offset)
-            self.found.append(Mutant(self.file, start.lineno, start.col_offset, end, swapped, "arguments swapped"))
+            self.mutants.append(Mutant(self.file, start.lineno, start.col_offset, end, swapped, "arguments swapped"))
         self.generic_visit(node)
 
     def drop(self, call: ast.Call, keyword: ast.keyword) -> None:
-        """Leave an argument out, with the comma behind it or before it."""
+        """Leave an argument out, with the comma after or before it."""
         assert keyword.end_lineno is not None
         assert keyword.end_col_offset is not None
         lines = self.source.encode().splitlines(keepends=True)
@@ -251,15 +251,15 @@ class _Finder(ast.NodeVisitor):
             before = lines[keyword.lineno - 1][:column]
             column = len(before.rstrip(b", ")) if before.rstrip().endswith(b",") else column
         what = f"{keyword.arg}= left out"
-        self.found.append(Mutant(self.file, keyword.lineno, column, (keyword.end_lineno, end), "", what))
+        self.mutants.append(Mutant(self.file, keyword.lineno, column, (keyword.end_lineno, end), "", what))
 
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def _written(operator: ast.AST) -> str:
-    """As Python writes it."""
+def _symbol(operator: ast.AST) -> str:
+    """The operator's symbol in Python."""
     match operator:
         case ast.cmpop():
             parts = ast.unparse(ast.Compare(ast.Name("a"), [operator], [ast.Name("b")]))

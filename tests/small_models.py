@@ -1,4 +1,4 @@
-"""Small models in memory, batches of given tokens, and what the family's own forward makes of each row alone."""
+"""Small models in memory, batches of given tokens, and each row's results with the family's own forward."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -26,7 +26,7 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.conv1d import as_linear
 
 ROWS = [[5, 9, 13, 21, 30], [7, 8, 33, 11, 40, 12, 6, 50], [22, 6, 35], [41, 9, 9, 17, 60, 3, 28]]
-"""Token ids of four rows of different lengths, all below 64 and none of them the padding."""
+"""Token ids of four rows of different lengths, all below 64 and none of them the padding token."""
 
 _HEADS = {
     "classes": AutoModelForSequenceClassification,
@@ -41,11 +41,11 @@ _LAYERS = {
     "t5": ("num_layers", "num_decoder_layers"),
     "bart": ("encoder_layers", "decoder_layers"),
 }
-"""What a family's config calls its number of blocks, where that is a name of its own."""
+"""A family's config fields for its number of blocks, where they differ from `num_hidden_layers`."""
 
 
 def config_for(family: str, ending: Ending = VOCABULARY, layers: int = 3, **more: Any) -> PretrainedConfig:
-    """The family's small config with as many layers and outputs, and weights large enough that all of them count."""
+    """The family's small config with this number of layers and this head, and weights large enough to matter."""
     sizes = _LAYERS.get(family, ("num_hidden_layers",))
     config = config_of(family, 64, **dict.fromkeys(sizes, layers))
     if family not in ENCODER_DECODERS:
@@ -66,7 +66,7 @@ def small_model(
     layers: int = 3,
     **more: Any,
 ) -> Any:
-    """A model of three blocks with random weights, ready for packed rows; biases and norms are random too."""
+    """A model with random weights, also in biases and norms, and document attention if the family supports it."""
     config = config_for(family, ending, layers, **more)
     kind = _HEADS.get(ending.kind, AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM)
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def small_model(
 
 
 def own_forward(model: Any) -> Any:
-    """The same weights behind the family's own attention."""
+    """The same weights with the family's own attention."""
     plain = deepcopy(model)
     plain.set_attn_implementation("eager")
     return plain
@@ -96,37 +96,37 @@ def batch_of(
 
     Args:
         rows: token ids.
-        learnt: of each row, the places that are learnt. Default: all, or the last where something is told of a text.
-        told: of each row, what is learnt there where it is no next token.
+        loss_mask: each row's loss positions. Default: all positions, or the last one if there are targets.
+        told: each row's targets, if they are not the next tokens.
     """
-    made = []
+    table = []
     for number, ids in enumerate(rows):
-        marks = np.zeros(len(ids), np.bool_)
-        places = loss_mask[number] if loss_mask is not None else range(len(ids)) if told is None else [len(ids) - 1]
-        marks[list(places)] = True
-        row: tuple[Any, ...] = (np.asarray(ids, np.int32), marks, Source("rows", number + 1))
-        made.append(row if told is None else (*row, tuple(told[number])))
-    return collate(TokenTable.build(made), range(len(made)))
+        mask = np.zeros(len(ids), np.bool_)
+        positions = loss_mask[number] if loss_mask is not None else range(len(ids)) if told is None else [len(ids) - 1]
+        mask[list(positions)] = True
+        row: tuple[Any, ...] = (np.asarray(ids, np.int32), mask, Source("rows", number + 1))
+        table.append(row if told is None else (*row, tuple(told[number])))
+    return collate(TokenTable.build(table), range(len(table)))
 
 
 def logits_alone(model: Any, rows: Sequence[Sequence[int]] = ROWS) -> list[Tensor]:
-    """The logits of each row by itself, through the family's own forward."""
+    """The logits of each row alone, with the family's own forward."""
     plain = own_forward(model)
-    found = []
+    logits = []
     for ids in rows:
         tokens = torch.tensor(ids)[None]
-        found.append(plain(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0])
-    return found
+        logits.append(plain(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0])
+    return logits
 
 
 def states_alone(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(tokens, hidden) the last hidden states of each text by itself, through the family's own forward."""
+    """The last hidden states of each text alone (tokens, hidden), with the family's own forward."""
     body = own_forward(model).base_model
-    found = []
+    states = []
     for ids in rows:
         tokens = torch.tensor(ids)[None]
-        found.append(body(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[0])
-    return found
+        states.append(body(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[0])
+    return states
 
 
 def moving(model: Any) -> set[str]:
@@ -143,7 +143,7 @@ def objective_of(kind: str, **values: Any) -> Any:
 
 
 def randomize(model: Any, spread: float = 0.3) -> Any:
-    """Every parameter that moves at random values, so that nothing is hidden behind zeros."""
+    """Set every trained parameter to random values, so that zeros hide no errors."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -153,7 +153,7 @@ def randomize(model: Any, spread: float = 0.3) -> Any:
 
 
 class TwoLayers(nn.Module):
-    """(rows, 5) to (rows, 4), with parameters named as outside of the blocks and inside of them."""
+    """(rows, 5) to (rows, 4), with parameter names like those outside of blocks and those inside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The stock chat templates of well-known models, which the trl package carries as files, on a tokenizer of bytes."""
+"""Stock chat templates of well-known models, from the files of the trl package, on a byte tokenizer."""
 
 import re
 from importlib.util import find_spec
@@ -7,16 +7,18 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-_FOLDER = Path(str(find_spec("trl").origin)).parent / "chat_templates"
+_DIRECTORY = Path(str(find_spec("trl").origin)).parent / "chat_templates"
 
 VISION = ("idefics3", "llava_next", "smolvlm")
-"""Templates that take content in parts alone."""
+"""Templates that only accept content as a list of parts."""
 
 STOCK = sorted(
-    file.stem for file in _FOLDER.glob("*.jinja") if "_training" not in file.stem and not file.stem.startswith(VISION)
+    file.stem
+    for file in _DIRECTORY.glob("*.jinja")
+    if "_training" not in file.stem and not file.stem.startswith(VISION)
 )
-TWINS = [name for name in STOCK if (_FOLDER / f"{name}_training.jinja").exists()]
-"""Those of which trl has a version with `{% generation %}` marks, made by hand."""
+TWINS = [name for name in STOCK if (_DIRECTORY / f"{name}_training.jinja").exists()]
+"""Templates of which trl has a handwritten version with `{% generation %}` marks."""
 
 _BOS = {
     "gemma": "<bos>",
@@ -39,7 +41,7 @@ _CONTROL = re.compile(r"<\|[A-Za-z_]+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_tur
 
 
 def tokenizer_with(template: str, family: str = "") -> PreTrainedTokenizerFast:
-    """One token a byte, and as special tokens what the template uses of them; BOS and EOS are the family's."""
+    """One token per byte, and the template's special tokens; BOS and EOS are the family's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,5 +60,5 @@ def tokenizer_with(template: str, family: str = "") -> PreTrainedTokenizerFast:
 
 
 def stock(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer with that template of trl's."""
-    return tokenizer_with((_FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), name)
+    """The byte tokenizer with a template of trl."""
+    return tokenizer_with((_DIRECTORY / f"{name}.jinja").read_text(encoding="utf-8"), name)

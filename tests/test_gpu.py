@@ -1,4 +1,4 @@
-"""What is CUDA's alone: operations on the device beside their definitions, 8-bit and paged optimizers."""
+"""On CUDA only: GPU operations against their reference definitions, 8-bit and paged optimizers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,21 +20,21 @@ from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
-@pytest.mark.parametrize(("form", "double"), [("nf4", False), ("nf4", True), ("fp4", True), ("int8", False)])
+@pytest.mark.parametrize(("format", "double"), [("nf4", False), ("nf4", True), ("fp4", True), ("int8", False)])
 @pytest.mark.parametrize("shape", [(64, 96), (256, 1024), (33, 70)])
-def test_a_weight_quantized_on_the_processor_is_the_same_on_the_gpu(form: Any, double: bool, shape: Any) -> None:
+def test_a_weight_quantized_on_the_cpu_is_the_same_on_the_gpu(format: Any, double: bool, shape: Any) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    held = quantize(weight, form, double)
-    there = held.to(torch.device("cuda"))
+    on_cpu = quantize(weight, format, double)
+    on_gpu = on_cpu.to(torch.device("cuda"))
     torch.testing.assert_close(
-        dequantize(there, torch.float32).cpu(), dequantize_reference(held, torch.float32), rtol=1e-5, atol=1e-5
+        dequantize(on_gpu, torch.float32).cpu(), dequantize_reference(on_cpu, torch.float32), rtol=1e-5, atol=1e-5
     )
     x = torch.randn(5, shape[1], device="cuda", requires_grad=True)
-    out = quantized_linear(x, there, None)
-    expected = x @ dequantize(there, torch.float32).T
+    out = quantized_linear(x, on_gpu, None)
+    expected = x @ dequantize(on_gpu, torch.float32).T
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
     seed = torch.randn_like(out)
-    ours, theirs = (torch.autograd.grad(each, x, seed)[0] for each in (out, expected))
+    ours, theirs = (torch.autograd.grad(output, x, seed)[0] for output in (out, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
@@ -68,21 +68,23 @@ def test_qlora_learns_and_resumes_with_every_optimizer(
     assert losses[-1] < losses[0] - 0.1
 
 
-def held(fast: Callable[..., Any], reference: Callable[..., Any], inputs: list[torch.Tensor], slack: float = 6) -> None:
-    """Values and gradients in bf16 on the GPU, beside float64 on the processor."""
-    ours = [each.to("cuda", torch.bfloat16).requires_grad_() for each in inputs]
-    exact = [each.detach().cpu().double().requires_grad_() for each in ours]
+def assert_equal_to_reference(
+    fast: Callable[..., Any], reference: Callable[..., Any], inputs: list[torch.Tensor], slack: float = 6
+) -> None:
+    """Compare values and gradients in bf16 on the GPU with float64 on the CPU."""
+    ours = [x.to("cuda", torch.bfloat16).requires_grad_() for x in inputs]
+    exact = [x.detach().cpu().double().requires_grad_() for x in ours]
     out, expected = fast(*ours), reference(*exact)
     up = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     grads = torch.autograd.grad(out, ours, up.to("cuda", out.dtype))
-    wanted = torch.autograd.grad(expected, exact, up.double())
-    for found, right in zip((out, *grads), (expected, *wanted), strict=True):
-        room = slack * 2**-8 * max(1e-3, float(right.detach().abs().max()))
-        torch.testing.assert_close(found.detach().cpu().double(), right.detach(), rtol=slack * 2**-8, atol=room)
+    exact_grads = torch.autograd.grad(expected, exact, up.double())
+    for actual, right in zip((out, *grads), (expected, *exact_grads), strict=True):
+        atol = slack * 2**-8 * max(1e-3, float(right.detach().abs().max()))
+        torch.testing.assert_close(actual.detach().cpu().double(), right.detach(), rtol=slack * 2**-8, atol=atol)
 
 
-def test_rms_norm_on_the_gpu_equals_its_definition() -> None:
-    held(
+def test_rms_norm_on_the_gpu_matches_its_reference() -> None:
+    assert_equal_to_reference(
         lambda x, w: rms_norm(x, w, 1e-5),
         lambda x, w: rms_norm_reference_in_double(x, w),
         [torch.randn(3, 70, 256), torch.randn(256)],
@@ -94,19 +96,21 @@ def rms_norm_reference_in_double(x: torch.Tensor, weight: torch.Tensor) -> torch
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_gated_layers_on_the_gpu_equal_their_definition(activation: Any) -> None:
+def test_gated_layers_on_the_gpu_match_their_reference(activation: Any) -> None:
     gate, up, weight = torch.randn(2, 33, 128), torch.randn(2, 33, 128), torch.randn(64, 128) / 11
-    held(lambda g, u: gated(g, u, activation), lambda g, u: gated_reference(g, u, activation), [gate, up])
-    held(
+    assert_equal_to_reference(
+        lambda g, u: gated(g, u, activation), lambda g, u: gated_reference(g, u, activation), [gate, up]
+    )
+    assert_equal_to_reference(
         lambda g, u, w: gated_linear(g, u, activation, LinearParts(w)),
         lambda g, u, w: gated_reference(g, u, activation) @ w.T,
         [gate, up, weight],
     )
 
 
-def test_cross_entropy_on_the_gpu_equals_its_definition() -> None:
+def test_cross_entropy_on_the_gpu_matches_its_reference() -> None:
     labels = torch.randint(1000, (300,))
-    held(
+    assert_equal_to_reference(
         lambda h, w: linear_cross_entropy(h, Head(w), labels.to(h.device)).to(torch.float32),
         lambda h, w: cross_entropy_reference(h, Head(w), labels),
         [torch.randn(300, 64), torch.randn(1000, 64) / 8],
@@ -117,7 +121,7 @@ def test_cross_entropy_on_the_gpu_equals_its_definition() -> None:
 @pytest.mark.parametrize("prefix", [0, 5])
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 7), (False, None)])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_document_attention_on_the_gpu_equals_masked_attention(
+def test_document_attention_on_the_gpu_matches_masked_attention(
     kv_heads: int, causal: bool, window: int | None, prefix: int
 ) -> None:
     lengths = [5, 70, 1, 33]
@@ -125,18 +129,18 @@ def test_document_attention_on_the_gpu_equals_masked_attention(
     inputs += [torch.randn(1, kv_heads, prefix, 64) for _ in range(2)] if prefix else []
     window = None if prefix else window
 
-    def fast(*given: torch.Tensor) -> torch.Tensor:
-        q, k, v, *before = given
+    def fast(*tensors: torch.Tensor) -> torch.Tensor:
+        q, k, v, *before = tensors
         return document_attention(q, k, v, lengths, 0.125, window, causal=causal, prefix=tuple(before) or None)
 
-    def reference(*given: torch.Tensor) -> torch.Tensor:
-        q, k, v, *before = given
+    def reference(*tensors: torch.Tensor) -> torch.Tensor:
+        q, k, v, *before = tensors
         return document_attention_reference(q, k, v, lengths, 0.125, window, causal, tuple(before) or None)
 
-    held(fast, reference, inputs)
+    assert_equal_to_reference(fast, reference, inputs)
 
 
-def test_offloaded_activations_give_the_same_run(
+def test_offloading_activations_does_not_change_the_losses(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     def losses(offload: bool) -> list[float]:
@@ -152,15 +156,15 @@ def test_offloaded_activations_give_the_same_run(
 
 
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "seq2seq"])
-def test_every_objective_has_the_losses_on_the_gpu_that_it_has_on_the_processor(objective: str, tmp_path: Path) -> None:
+def test_every_objective_has_the_same_losses_on_gpu_and_cpu(objective: str, tmp_path: Path) -> None:
     family = "bert" if objective == "token_classification" else "llama"
     make_bases(tmp_path, [family])
     write_data(tmp_path)
     recipe = recipe_of(Cell({"kind": "lora"}, "fp32", family, objective), tmp_path)
     losses = []
     for device in ("cpu", "cuda"):
-        there = {**recipe, "train": {**recipe["train"], "device": device, "steps": 4}}
-        run = tunesmith.train(there, tmp_path / device)
+        on_device = {**recipe, "train": {**recipe["train"], "device": device, "steps": 4}}
+        run = tunesmith.train(on_device, tmp_path / device)
         losses.append([event["loss"] for event in run.events() if event["event"] == "evaluation"])
         tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)

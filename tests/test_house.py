@@ -1,4 +1,4 @@
-"""The house itself: imports run one way, and what ships is in the package."""
+"""The package's structure: imports run one way, and the public functions are in the package."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ def test_imports_run_one_way() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_verbs_are_functions_of_the_same_name() -> None:
+def test_every_public_name_is_callable() -> None:
     for name in tunesmith.__all__:
         assert callable(getattr(tunesmith, name)), name
-    import_module("tunesmith.evaluation.metrics")  # a room beside the verb
+    import_module("tunesmith.evaluation.metrics")  # a package with the name of the function
     assert callable(tunesmith.evaluate)
 
 
-def test_continuous_integration_calls_what_the_readme_names() -> None:
+def test_continuous_integration_runs_the_commands_of_the_readme() -> None:
     calls = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
     assert calls == ["make test", "make demo"]

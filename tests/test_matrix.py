@@ -1,4 +1,4 @@
-"""Methods × precisions × families: a covering selection of the matrix that docs/matrix.md shows in full."""
+"""Methods × precisions × families: a covering selection of the matrix in docs/matrix.md."""
 
 from pathlib import Path
 
@@ -44,31 +44,31 @@ QUICK = set(fewest(COVERING))
         for cell in COVERING
     ],
 )
-def test_learns_saves_resumes_reloads_generates_and_merges_or_is_refused_by_name(cell: Cell, bases: Path) -> None:
+def test_a_cell_trains_saves_resumes_reloads_and_merges_or_is_refused(cell: Cell, bases: Path) -> None:
     outcome = attempt(cell, bases)
     assert outcome.failed is None, outcome.failed
     if outcome.refused is not None:
         assert any(reason in outcome.refused for reason in REASONS), f"refused without a reason: {outcome.refused}"
 
 
-def test_the_selection_covers_every_method_and_every_precision_of_every_family() -> None:
+def test_the_selection_covers_all_methods_precisions_families_and_objectives() -> None:
     chosen = covering()
     assert {cell.name for cell in chosen} == {cell.name for cell in cells()}
     assert {(cell.weights, cell.family) for cell in chosen} == {(w, f) for w in WEIGHTS for f in FAMILIES}
     assert {cell.method["kind"] for cell in chosen} == set(METHODS)
-    told = {(cell.objective, cell.method["kind"]) for cell in covering_objectives()}
+    covered = {(cell.objective, cell.method["kind"]) for cell in covering_objectives()}
     own = {method["kind"] for method in own_methods()}
-    assert told == {(name, kind) for name in OBJECTIVES if name not in ("instruction", "seq2seq") for kind in own}
+    assert covered == {(name, kind) for name in OBJECTIVES if name not in ("instruction", "seq2seq") for kind in own}
 
 
-def test_the_quick_selection_has_each_value_of_each_choice() -> None:
+def test_the_quick_selection_has_every_value_of_every_choice() -> None:
     assert {value for cell in QUICK for value in values_of(cell)} == {v for cell in COVERING for v in values_of(cell)}
     assert {cell.method["kind"] for cell in QUICK} == set(METHODS)
     assert {cell.objective for cell in QUICK} == set(OBJECTIVES)
     assert {cell.weights for cell in QUICK} == set(WEIGHTS)
 
 
-def test_the_page_has_a_row_for_every_method_and_no_cell_that_fails() -> None:
+def test_the_page_has_a_row_for_every_method_and_no_failed_cell() -> None:
     page = (Path(__file__).parents[1] / "docs" / "matrix.md").read_text(encoding="utf-8")
     for name in dict.fromkeys(cell.name for cell in cells()):
         assert f"| `{name}` |" in page, f"{name} is not in docs/matrix.md: run make matrix"

@@ -1,4 +1,4 @@
-"""The bugs that mutation testing puts into the source are single changes of running code, and each kind is made."""
+"""Mutation testing makes single changes in executed code, and makes every kind of them."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from mutate import changes, mutants_of
 SOURCES = sorted((Path(__file__).parents[1] / "src" / "tunesmith").rglob("*.py"))
 
 
-def made_of(line: str) -> set[str]:
-    """What becomes of a line within a function."""
+def mutations_of(line: str) -> set[str]:
+    """All mutations of a line in a function."""
     source = f"def f(a, b, c):\n    {line}\n"
-    changed = [mutant.apply(source) for mutant in mutants_of(source, "x.py") if changes(mutant, source)]
-    return {text.removeprefix("def f(a, b, c):\n    ").removesuffix("\n") for text in changed}
+    sources = [mutant.apply(source) for mutant in mutants_of(source, "x.py") if changes(mutant, source)]
+    return {text.removeprefix("def f(a, b, c):\n    ").removesuffix("\n") for text in sources}
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,19 @@ def made_of(line: str) -> set[str]:
         ("c = a if b else c", {"c = a if not (b) else c"}),
     ],
 )
-def test_each_kind_of_bug_is_made(line: str, expected: set[str]) -> None:
-    assert expected <= made_of(line)
+def test_each_kind_of_mutation_is_made(line: str, expected: set[str]) -> None:
+    assert expected <= mutations_of(line)
 
 
 @pytest.mark.parametrize(
     "line",
     ['"""A docstring."""', "c: int | None", "raise_with('two words')", 'c = f"{a} tokens"', "assert a"],
 )
-def test_what_is_no_place_for_a_bug_is_left_alone(line: str) -> None:
-    assert made_of(line) <= {"pass"}
+def test_docstrings_annotations_messages_and_asserts_are_not_mutated(line: str) -> None:
+    assert mutations_of(line) <= {"pass"}
 
 
-def test_a_bug_is_one_change_and_the_rest_of_the_file_stays() -> None:
+def test_a_mutation_changes_only_its_own_lines() -> None:
     file = SOURCES[len(SOURCES) // 2]
     source = file.read_text(encoding="utf-8")
     for mutant in mutants_of(source, file.name)[::25]:

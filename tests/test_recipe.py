@@ -1,4 +1,4 @@
-"""A recipe is strict, says what is wrong where, and comes back from YAML as it went in."""
+"""A recipe is strict, its errors name the field, and it survives a round trip through YAML."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_minimal_recipe_loads_and_every_other_field_has_a_default(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "train: {learning_rat: 1}",
@@ -53,22 +53,22 @@ def test_the_minimal_recipe_loads_and_every_other_field_has_a_default(tmp_path: 
         ("method: {kind: lora, rnak: 8}", "method.rnak is not a field. Did you mean method.rank?"),
         ("dat: {}", "dat is not a field. Did you mean data?"),
         ("objective: {kind: instructions}", "Did you mean instruction?"),
-        ("train: {steps: 5, epochs: 2}", "give steps or epochs, not both"),
+        ("train: {steps: 5, epochs: 2}", "set steps or epochs, not both"),
         ("train: {steps: zero}", "train.steps: input should be a valid integer"),
         ("train: {learning_rate: -1}", "train.learning_rate: input should be greater than 0 (it is -1)"),
         ("data: {train: rows.jsonl, held_out: 1.5}", "must be a share in [0, 1)"),
         ("train: {seed: 1, seed: 2}", "seed"),
     ],
 )
-def test_what_is_wrong_is_said_by_field(text: str, told: str, tmp_path: Path) -> None:
+def test_an_error_names_the_field_and_the_problem(text: str, message: str, tmp_path: Path) -> None:
     if not text.startswith("data:"):
         text = "data: {train: rows.jsonl}\n" + text
     with pytest.raises(UserError) as error:
         load(text, tmp_path)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_no_mapping_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_without_a_mapping_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such recipe. `tunesmith init DATA` writes one"):
         Recipe.load(tmp_path / "nothing.yaml")
     with pytest.raises(UserError, match="a recipe is a mapping"):
@@ -90,12 +90,12 @@ def test_a_file_that_is_not_there_or_no_mapping_is_told(tmp_path: Path) -> None:
         ("data.train=[a.jsonl, b.jsonl]", lambda recipe: recipe.data.train == ["a.jsonl", "b.jsonl"]),
     ],
 )
-def test_set_replaces_a_field(override: str, read: Any, tmp_path: Path) -> None:
+def test_an_override_sets_a_field(override: str, read: Any, tmp_path: Path) -> None:
     assert read(load(MINIMAL, tmp_path, override))
 
 
 @pytest.mark.parametrize("override", ["train.learning_rate", "=3", "train.steps.more=1", "train.lr=1"])
-def test_a_set_that_means_nothing_is_refused(override: str, tmp_path: Path) -> None:
+def test_an_invalid_override_is_refused(override: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load(MINIMAL, tmp_path, override)
 
@@ -106,7 +106,7 @@ def test_a_set_that_means_nothing_is_refused(override: str, tmp_path: Path) -> N
     columns=st.dictionaries(st.text(min_size=1), st.text(min_size=1), max_size=3),
     held_out=st.one_of(st.floats(0, 0.99), st.lists(st.sampled_from(["a.jsonl", "b c.csv", "yes", "1e5"]), min_size=1)),
 )
-def test_a_recipe_comes_back_from_yaml_as_it_went_in(rate: float, steps: int, columns: dict, held_out: Any) -> None:
+def test_a_recipe_survives_a_round_trip_through_yaml(rate: float, steps: int, columns: dict, held_out: Any) -> None:
     values = {
         "data": {"train": "rows.jsonl", "columns": columns, "held_out": held_out},
         "train": {"learning_rate": rate, "steps": steps},
@@ -117,7 +117,7 @@ def test_a_recipe_comes_back_from_yaml_as_it_went_in(rate: float, steps: int, co
     assert Recipe.load(yaml.load(recipe.to_yaml(), Loader=_Loader)) == recipe
 
 
-def test_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_resolved_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "rows.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -128,7 +128,7 @@ def test_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pyte
 REQUIRED = (("Recipe", "data"), ("Data", "train"), ("Peft", "peft_type"), ("Distillation", "teacher"))
 
 
-def test_every_field_says_what_it_is_and_why() -> None:
+def test_every_field_has_a_description() -> None:
     kinds = [named_kind(registry, kind) for registry in (METHODS, OBJECTIVES) for kind in registry]
     models: list[type[BaseModel]] = [Recipe, Base, Data, Train, EarlyStopping, *kinds]
     for model in models:
@@ -138,7 +138,7 @@ def test_every_field_says_what_it_is_and_why() -> None:
             assert not field.is_required() or (model.__name__, name) in REQUIRED
 
 
-def test_the_schema_takes_what_loads_and_refuses_what_does_not() -> None:
+def test_the_schema_accepts_valid_recipes_and_refuses_invalid_ones() -> None:
     schema = json.loads(json.dumps(recipe_schema()))
     jsonschema.Draft202012Validator.check_schema(schema)
     good = yaml.safe_load(MINIMAL.replace("1e-4", "0.0001"))

@@ -1,4 +1,4 @@
-"""What a recipe's `base` and `data` sections take and refuse, and how values come from YAML and from `--set`."""
+"""Values that a recipe's `base` and `data` sections accept and refuse, and values from YAML and from `--set`."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def refused(values: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ({"train": []}, "recipe: data.train: list should have at least 1 item after validation, not 0"),
         ({"train": 3}, "recipe: data.train: input should be a valid list (it is 3)"),
@@ -27,8 +27,8 @@ def refused(values: dict[str, Any]) -> str:
         ({"folds": 1}, "recipe: data.folds: input should be greater than or equal to 2 (it is 1)"),
         ({"folds": 101}, "recipe: data.folds: input should be less than or equal to 100 (it is 101)"),
         ({"folds": 3, "fold": 0}, "recipe: data.fold: input should be greater than or equal to 1 (it is 0)"),
-        ({"folds": 3, "fold": 4}, "recipe: data: fold: 4 is none of folds: 3"),
-        ({"fold": 1}, "recipe: data: fold: 1 is none of folds: None"),
+        ({"folds": 3, "fold": 4}, "recipe: data: fold: 4 is not one of folds: 3"),
+        ({"fold": 1}, "recipe: data: fold: 1 is not one of folds: None"),
         ({"folds": 3, "held_out": 0.1}, "recipe: data: folds hold every training row out once"),
         ({"folds": 3, "held_out": "b.csv"}, "recipe: data: folds hold every training row out once"),
         ({"max_length": 7}, "recipe: data.max_length: input should be greater than or equal to 8 (it is 7)"),
@@ -39,8 +39,8 @@ def refused(values: dict[str, Any]) -> str:
         ({"replay_share": 1}, "recipe: data.replay_share: input should be less than 1 (it is 1)"),
     ],
 )  # fmt: skip
-def test_values_of_data_that_mean_nothing_are_refused(data: dict[str, Any], told: str) -> None:
-    assert refused({"data": {"train": "a.csv", **data}}).startswith(told)
+def test_invalid_values_of_data_are_refused(data: dict[str, Any], message: str) -> None:
+    assert refused({"data": {"train": "a.csv", **data}}).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,15 @@ def test_values_of_data_that_mean_nothing_are_refused(data: dict[str, Any], told
         ({"max_malformed": 1}, "max_malformed", 1.0),
     ],
 )
-def test_values_of_data_at_their_limits_and_short_forms_are_taken(data: dict[str, Any], field: str, value: Any) -> None:
-    found = getattr(Recipe.load({"data": {"train": "a.csv", **data}}).data, field)
-    assert found == value
-    assert type(found) is type(value)
+def test_values_of_data_at_their_limits_and_short_forms_are_accepted(
+    data: dict[str, Any], field: str, value: Any
+) -> None:
+    loaded = getattr(Recipe.load({"data": {"train": "a.csv", **data}}).data, field)
+    assert loaded == value
+    assert type(loaded) is type(value)
 
 
-def test_what_is_not_said_of_data_and_base_has_the_defaults_that_the_documentation_gives() -> None:
+def test_data_and_base_have_the_documented_defaults() -> None:
     recipe = Recipe.load({"data": {"train": "a.csv"}})
     assert recipe.data.model_dump() == {
         "train": ["a.csv"], "held_out": 0.05, "folds": None, "fold": None, "format": "auto", "columns": {},
@@ -75,46 +77,48 @@ def test_what_is_not_said_of_data_and_base_has_the_defaults_that_the_documentati
         "path": "embedded", "revision": None, "weights": "auto", "double_quantization": True, "from_scratch": False,
         "adapter": None, "chat_template": None, "trust_remote_code": False,
     }  # fmt: skip
-    assert [Recipe.load({"data": {"train": "a"}, "base": {"weights": each}}).base.quantized for each in
+    assert [Recipe.load({"data": {"train": "a"}, "base": {"weights": weights}}).base.quantized for weights in
             ("auto", "fp32", "bf16", "int8", "nf4", "fp4")] == [False] * 3 + [True] * 3  # fmt: skip
 
 
-TOLD = {"kind": "classification", "labels": ["a", "b"]}
+CLASSIFICATION = {"kind": "classification", "labels": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
-    ("objective", "data", "told"),
+    ("objective", "data", "message"),
     [
-        (TOLD, {"format": "alpaca"}, "learnt of rows of the form classification, not data.format: alpaca"),
-        ("token_classification", {"format": "text"}, "of the form words or entities, not data.format: text"),
-        ("embedding", {"pack": False}, "data.pack: false takes one row at a time, and objective: embedding"),
-        (TOLD, {"overflow": "split"}, "data.overflow: split cuts a text from what is told of it. objective: class"),
-        (TOLD, {"replay": "b.csv"}, "data.replay is of written text, and objective: classification learns none"),
-        ("seq2seq", {"replay": "b.csv"}, "data.replay is of written text, and objective: seq2seq learns none"),
+        (CLASSIFICATION, {"format": "alpaca"}, "needs rows in the format classification, not data.format: alpaca"),
+        ("token_classification", {"format": "text"}, "in the format words or entities, not data.format: text"),
+        ("embedding", {"pack": False}, "data.pack: false gives the model one row at a time, and objective: embedding"),
+        (CLASSIFICATION, {"overflow": "split"}, "data.overflow: split would separate a text from its target. "),
+        (CLASSIFICATION, {"replay": "b.csv"}, "data.replay needs a decoder that writes text, not objective: cl"),
+        ("seq2seq", {"replay": "b.csv"}, "data.replay needs a decoder that writes text, not objective: seq2seq"),
     ],
 )  # fmt: skip
-def test_data_that_do_not_go_with_the_objective_are_refused(objective: Any, data: dict[str, Any], told: str) -> None:
-    assert told in refused({"data": {"train": "a.csv", **data}, "objective": objective})
+def test_data_settings_that_conflict_with_the_objective_are_refused(
+    objective: Any, data: dict[str, Any], message: str
+) -> None:
+    assert message in refused({"data": {"train": "a.csv", **data}, "objective": objective})
 
 
 @pytest.mark.parametrize(
     ("objective", "data"),
     [
-        (TOLD, {"format": "classification"}),
-        (TOLD, {"pack": False}),
-        (TOLD, {"overflow": "truncate"}),
+        (CLASSIFICATION, {"format": "classification"}),
+        (CLASSIFICATION, {"pack": False}),
+        (CLASSIFICATION, {"overflow": "truncate"}),
         ("token_classification", {"format": "entities"}),
         ("text", {"overflow": "split", "replay": "b.csv"}),
         ("instruction", {"format": "alpaca", "pack": False, "overflow": "split"}),
         ("embedding", {"overflow": "drop"}),
     ],
 )
-def test_data_that_go_with_the_objective_are_taken(objective: Any, data: dict[str, Any]) -> None:
-    found = Recipe.load({"data": {"train": "a.csv", **data}, "objective": objective}).data.model_dump(mode="json")
-    assert {name: found[name] for name in data} == {**data, **({"replay": ["b.csv"]} if "replay" in data else {})}
+def test_data_settings_that_suit_the_objective_are_accepted(objective: Any, data: dict[str, Any]) -> None:
+    loaded = Recipe.load({"data": {"train": "a.csv", **data}, "objective": objective}).data.model_dump(mode="json")
+    assert {name: loaded[name] for name in data} == {**data, **({"replay": ["b.csv"]} if "replay" in data else {})}
 
 
-def test_paths_with_wild_cards_and_in_the_home_directory_become_absolute_and_what_is_not_there_stays(
+def test_existing_paths_globs_and_home_paths_become_absolute_and_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, beside, here = (tmp_path / name for name in ("home", "beside", "here"))
@@ -126,8 +130,8 @@ def test_paths_with_wild_cards_and_in_the_home_directory_become_absolute_and_wha
     monkeypatch.chdir(here)
     paths = ["both.csv", "here.csv", "in/*.csv", "nowhere/*.csv", "~/both.csv", "owner/name", "hf://owner/name"]
     data = {"train": paths, "replay": ["both.csv"], "held_out": ["here.csv"]}
-    found = Recipe.from_values({"data": data}, "recipe", beside).data
-    assert found.train == [
+    loaded = Recipe.from_values({"data": data}, "recipe", beside).data
+    assert loaded.train == [
         f"{beside}/both.csv",
         f"{here}/here.csv",
         f"{beside}/in/*.csv",
@@ -136,13 +140,13 @@ def test_paths_with_wild_cards_and_in_the_home_directory_become_absolute_and_wha
         "owner/name",
         "hf://owner/name",
     ]
-    assert (found.replay, found.held_out) == ([f"{beside}/both.csv"], [f"{here}/here.csv"])
+    assert (loaded.replay, loaded.held_out) == ([f"{beside}/both.csv"], [f"{here}/here.csv"])
 
 
 # YAML
 
 
-def written(directory: Path, text: str) -> dict[str, Any]:
+def write_and_read(directory: Path, text: str) -> dict[str, Any]:
     (directory / "recipe.yaml").write_text(text, encoding="utf-8")
     return read_yaml(directory / "recipe.yaml")
 
@@ -156,14 +160,14 @@ def written(directory: Path, text: str) -> dict[str, Any]:
         ("1e-4x", "1e-4x"), ("12GB", "12GB"),
     ],
 )  # fmt: skip
-def test_numbers_are_read_as_people_write_them(text: str, value: Any, tmp_path: Path) -> None:
-    found = written(tmp_path, f"a: {text}")["a"]
-    assert found == value
-    assert type(found) is type(value)
+def test_numbers_and_strings_are_read_with_their_type(text: str, value: Any, tmp_path: Path) -> None:
+    loaded = write_and_read(tmp_path, f"a: {text}")["a"]
+    assert loaded == value
+    assert type(loaded) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "recipe.yaml line 3: not valid YAML: c is given twice"),
         ("a: 1\na: 2\n", "recipe.yaml line 1: not valid YAML: a is given twice"),
@@ -172,13 +176,13 @@ def test_numbers_are_read_as_people_write_them(text: str, value: Any, tmp_path: 
         ("- 1", "recipe.yaml: a recipe is a mapping with at least data.train; this is list."),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused_with_its_line(text: str, told: str, tmp_path: Path) -> None:
+def test_invalid_yaml_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        written(tmp_path, text)
-    assert str(error.value).startswith(told)
+        write_and_read(tmp_path, text)
+    assert str(error.value).startswith(message)
 
 
-def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_binary_file_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"a: \xff")
     with pytest.raises(UserError, match=r"a\.yaml: cannot be read as a recipe: 'utf-8' codec"):
         read_yaml(tmp_path / "a.yaml")
@@ -205,12 +209,12 @@ def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
         ({"method": "lora"}, "method=full", {"method": "full"}),
     ],
 )
-def test_set_puts_a_value_in_its_place(before: dict[str, Any], override: str, after: dict[str, Any]) -> None:
+def test_set_field_changes_exactly_one_value(before: dict[str, Any], override: str, after: dict[str, Any]) -> None:
     set_field(before, override)
     assert before == after
 
 
-def test_set_leaves_the_values_that_it_was_given_from_as_they_are() -> None:
+def test_set_field_copies_nested_dicts_instead_of_changing_them() -> None:
     shared = {"a": 1}
     values = {"train": shared}
     set_field(values, "train.a=2")
@@ -218,7 +222,7 @@ def test_set_leaves_the_values_that_it_was_given_from_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.a", "--set train.a: write KEY=VALUE, for example train.learning_rate=1e-4."),
         ("=1", "--set =1: write KEY=VALUE"),
@@ -227,21 +231,21 @@ def test_set_leaves_the_values_that_it_was_given_from_as_they_are() -> None:
         ("train.a=[1", "--set train.a=[1: the value is not valid YAML."),
     ],
 )
-def test_a_set_that_has_no_place_or_value_is_refused(override: str, told: str) -> None:
+def test_set_field_refuses_an_invalid_key_or_value(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         set_field({"train": {"a": 1}, "data": "x"}, override)
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
 
 
-def test_what_is_written_reads_back_in_its_order_here_and_in_yaml_1_1(tmp_path: Path) -> None:
+def test_written_yaml_reads_back_in_order_here_and_in_yaml_1_1(tmp_path: Path) -> None:
     values = {
         "z": 1e-05, "a": 1e22, "b": 1.5e-7, "c": "1e-4", "d": "yes", "e": None, "f": ["é", "a\x85b", "\u2028"],
         "g": 3.0,        "h": {"y": float("inf"), "x": "null", "w": "3", "v": ".5"},
     }  # fmt: skip
     text = to_yaml(values)
-    assert written(tmp_path, text) == values
-    assert list(written(tmp_path, text)) == list(values)
+    assert write_and_read(tmp_path, text) == values
+    assert list(write_and_read(tmp_path, text)) == list(values)
     assert yaml.safe_load(text) == values
     assert "z: 1.0e-05" in text
-    assert "é" in to_yaml({"a": "é"}), "letters are written as they are"
-    assert "{" not in text, "one field a line"
+    assert "é" in to_yaml({"a": "é"}), "letters are not escaped"
+    assert "{" not in text, "one field per line"

@@ -1,4 +1,4 @@
-"""A first recipe loads, fits the rows that it was made from, and says why."""
+"""A suggested recipe loads, fits the rows it was made from, and has a comment for each value."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ ROWS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("format", ROWS)
-def test_the_starter_loads_and_fits_the_rows(format: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_suggested_recipe_loads_and_fits_the_rows(format: str, tiny_model: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps(ROWS[format]).replace("{n}", str(n)) + "\n" for n in range(400)), encoding="utf-8"
@@ -37,16 +37,16 @@ def test_the_starter_loads_and_fits_the_rows(format: str, tiny_model: Path, tmp_
     assert all("#" in line or ":" in line for line in text.splitlines() if line)
 
 
-def test_long_rows_get_a_limit_that_is_said_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_over_the_suggested_max_length_are_counted_in_a_comment(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"question": "short?", "answer": "yes"}] * 300 + [{"question": "long?", "answer": "so " * 2000}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     text, _ = suggest([str(tmp_path / "rows.jsonl")], str(tiny_model))
     assert "max_length: 256" in text
-    assert "1 of 301 rows looked at are longer" in text
+    assert "1 of 301 sampled rows are longer" in text
     assert "overflow: drop" in text
 
 
-def test_rows_of_which_none_can_be_learnt_from_are_refused_with_the_first(tiny_model: Path, tmp_path: Path) -> None:
+def test_data_without_a_usable_row_are_refused_with_the_first_reason(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": ""}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"rows.jsonl row 1: the answer is empty"):
         suggest([str(tmp_path / "rows.jsonl")], str(tiny_model))

@@ -1,4 +1,4 @@
-"""The training loop around a model of one number, whose steps can be worked out by hand: y = w · x, squared errors."""
+"""The training loop around a model with one weight, whose steps can be computed by hand: y = w · x, squared errors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ from tunesmith.run import Event, Events
 CPU = torch.device("cpu")
 EPS = 2.0**27
 GRADIENT_DESCENT: dict[str, Any] = {"betas": (0.0, 0.999), "eps": EPS, "warmup_ratio": 0.0, "max_grad_norm": 1e9}
-"""AdamW with a guard so large, and no momentum, is w ← w − rate / EPS · gradient: no factor is lost in it."""
+"""AdamW with such a large eps and no momentum is w ← w − rate / EPS · gradient, so that no factor is lost."""
 
 TOKENS = 10
-"""Of each row."""
+"""Tokens of each row."""
 
 Point = tuple[float, float]
 
@@ -38,12 +38,12 @@ class Slope(nn.Module):
 
 
 class SquaredErrors:
-    """½ (w x − y)² of each row; on held-out rows, what a script says, as long as it lasts.
+    """½ (w x − y)² of each row; on held-out rows, the scripted losses until the script ends.
 
     Attributes:
         script: losses of the evaluations to come.
-        before: called before each loss, with its number from 1; what it returns, if anything, is multiplied in.
-        modes: whether the model was in training mode, of each evaluation.
+        before: called before each loss with its number, from 1; the loss is multiplied by the result if it is not None.
+        modes: for each evaluation, whether the model was in training mode.
     """
 
     ending = SimpleNamespace(kind="vocabulary")
@@ -64,18 +64,18 @@ class SquaredErrors:
     def losses(self, model: Any, batch: Batch) -> Tensor:
         self.modes.append(model.training)
         x, y = batch.labels.T
-        own = 0.5 * (model.weight * x - y).square()
-        said = next(self.script, None)
-        return own if said is None else torch.full_like(own, said)
+        losses = 0.5 * (model.weight * x - y).square()
+        scripted = next(self.script, None)
+        return losses if scripted is None else torch.full_like(losses, scripted)
 
 
 def table_of(points: Sequence[Point], lengths: Sequence[int] | None = None) -> TokenTable:
-    """A row a point, of `TOKENS` tokens each, the last of which tells (x, y)."""
+    """One row per point, of `TOKENS` tokens each; the target at the last token is (x, y)."""
     rows = []
     for number, point in enumerate(points):
         length = TOKENS if lengths is None else lengths[number]
-        marks = np.arange(length) == length - 1
-        rows.append((np.arange(length, dtype=np.int32), marks, Source("points.jsonl", number + 1), point))
+        is_last = np.arange(length) == length - 1
+        rows.append((np.arange(length, dtype=np.int32), is_last, Source("points.jsonl", number + 1), point))
     return TokenTable.build(rows)
 
 
@@ -92,23 +92,23 @@ def loop_over(
     steps: int = 4,
     **settings: Any,
 ) -> tuple[Loop, list[Event]]:
-    """A loop of gradient descent, and what it will tell.
+    """A loop of gradient descent, and the list that collects its events.
 
     Args:
-        folder: of its checkpoints.
+        directory: for its checkpoints.
         points: the training rows, taken in order.
         rate: w ← w − rate · the mean gradient.
-        objective: default: the plain one.
+        objective: default: `SquaredErrors()`.
         held_out: rows that are evaluated.
-        batch: rows at once.
-        step: rows a step.
-        start: w at first.
-        steps: of the run.
-        settings: of `train`.
+        batch: rows per batch.
+        step: rows per step.
+        start: the initial w.
+        steps: steps of the run.
+        settings: fields of `train`.
     """
     train = Train(steps=steps, **{**GRADIENT_DESCENT, "schedule": "constant", **settings})
     model = Slope(start)
-    told: list[Event] = []
+    events: list[Event] = []
     batches = Batches(
         table_of(points),
         tokens_per_step=step * TOKENS,
@@ -128,10 +128,10 @@ def loop_over(
         peak_learning_rate=rate * EPS,
         tokens_per_batch=batch * TOKENS,
         directory=directory,
-        events=Events(told.append),
+        events=Events(events.append),
         device=CPU,
     )
-    return loop, told
+    return loop, events
 
 
 def weight_of(loop: Loop) -> float:
@@ -141,13 +141,13 @@ def weight_of(loop: Loop) -> float:
 
 def descent(points: Sequence[Sequence[Point]], rate: float, start: float = 0.0) -> list[float]:
     """w after each step over the given rows, in float64: w ← w − rate · mean of x (w x − y)."""
-    found, w = [], start
+    weights, w = [], start
     for rows in points:
         w -= rate * sum(x * (w * x - y) for x, y in rows) / len(rows)
-        found.append(w)
-    return found
+        weights.append(w)
+    return weights
 
 
-def named(told: Sequence[Event], *kinds: str) -> list[Event]:
+def named(events: Sequence[Event], *kinds: str) -> list[Event]:
     """The events of these kinds."""
-    return [event for event in told if event["event"] in kinds]
+    return [event for event in events if event["event"] in kinds]

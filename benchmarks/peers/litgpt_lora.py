@@ -1,8 +1,8 @@
 """LitGPT's LoRA fine-tuning: its model, data set, tokenizer and loss, driven by its own `fit` under Fabric.
 
-What differs from the others, because LitGPT has it so: the loss is a mean over rows of each row's mean
-(reported here over tokens all the same), gradients are not clipped, and q, k and v share one fused layer. Its
-weights come from the Hugging Face directory by its own conversion.
+Differences to the others, due to LitGPT: the loss is a mean over rows of each row's mean (still reported over tokens
+here), gradients are not clipped, and q, k and v share one fused layer. Its weights are converted from the Hugging Face
+directory by its own code.
 
 Settings:
     rows   bf16-true, one row at a time (its default micro-batch)
@@ -36,7 +36,7 @@ DESCRIPTIONS = {
 
 
 class Marks(PromptStyle):
-    """The reference model's chat template, as LitGPT writes templates."""
+    """The reference model's chat template, in LitGPT's style."""
 
     def apply(self, prompt: str, *, sys_prompt: str | None = None, **kwargs: str) -> str:
         return f"<|user|>{prompt}<|end|><|assistant|>"
@@ -74,17 +74,17 @@ class Rows(DataModule):
 
 
 class Watch:
-    """Notes where steps begin and end, and their loss.
+    """Records the beginning, the end and the loss of steps.
 
-    It takes the places of three things that `fit` calls: the batches' collation (the first one is the
-    beginning), the loss (called as it is, its value kept), and the learning rate's schedule (constant here),
-    whose `step` is the end of an optimizer step.
+    It replaces three things that `fit` calls: the collation of batches (the first call is the beginning), the loss
+    (called unchanged, its value recorded), and the learning rate schedule (constant here), whose `step` is the end of
+    an optimizer step.
     """
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.sums: list[float] = []
-        self.loss_mask: list[int] = []
+        self.loss_tokens: list[int] = []
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         if self.report.seconds_to_first_step is None:
@@ -94,20 +94,20 @@ class Watch:
     def loss(self, logits: Tensor | list[Tensor], targets: Tensor, **kwargs: Any) -> Tensor:
         value = chunked_cross_entropy(logits, targets, **kwargs)
         if isinstance(logits, list):  # in training; validation gives one tensor
-            loss_mask = int((targets != -100).sum())
-            self.sums.append(value.item() * loss_mask)
-            self.loss_mask.append(loss_mask)
+            loss_tokens = int((targets != -100).sum())
+            self.sums.append(value.item() * loss_tokens)
+            self.loss_tokens.append(loss_tokens)
         return value
 
     def step(self) -> None:
         members = self.report.plan["steps"][len(self.report.steps)]
-        loss_mask = sum(self.report.plan["loss_tokens"][row] for row in members)
-        assert sum(self.loss_mask) == loss_mask, (
-            f"LitGPT learnt {sum(self.loss_mask)} tokens, not the {loss_mask} of the plan"
+        loss_tokens = sum(self.report.plan["loss_tokens"][row] for row in members)
+        assert sum(self.loss_tokens) == loss_tokens, (
+            f"LitGPT had {sum(self.loss_tokens)} loss tokens, not the {loss_tokens} of the plan"
         )
-        self.report.step(sum(self.sums) / loss_mask, rows=members)
+        self.report.step(sum(self.sums) / loss_tokens, rows=members)
         self.sums.clear()
-        self.loss_mask.clear()
+        self.loss_tokens.clear()
 
     def get_last_lr(self) -> list[float]:
         return [LEARNING_RATE]

@@ -1,4 +1,4 @@
-"""What every peer is asked and what it reports. Standard library only, to run in each peer's environment."""
+"""Arguments and report of every peer. Standard library only, to run in each peer's environment."""
 
 import argparse
 import json
@@ -21,17 +21,17 @@ SEED = 0
 VIRTUAL_TOKENS = 20
 
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
-"""When the driver started this process, in seconds of the epoch."""
+"""When the driver started this process, in seconds since the epoch."""
 
 
 def arguments(description: str, settings: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model directory")
-    parser.add_argument("--rows", type=Path, required=True, help="JSONL of chat messages, in the order to learn them")
-    parser.add_argument("--plan", type=Path, help="which rows each step takes; default: plan.json beside the rows")
+    parser.add_argument("--rows", type=Path, required=True, help="JSONL of chat messages, in training order")
+    parser.add_argument("--plan", type=Path, help="rows of each step; default: plan.json beside the rows")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--setting", choices=settings, required=True)
-    parser.add_argument("--method", default="lora", help="lora, full, qlora, ia3 or prefix, where the peer has them")
+    parser.add_argument("--method", default="lora", help="lora, full, qlora, ia3 or prefix, if the peer has it")
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     parsed = parser.parse_args()
     parsed.plan = parsed.plan or parsed.rows.with_name("plan.json")
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> list[list[dict[str, str]]]:
 
 @dataclass
 class Report:
-    """Steps as they end. A step lasts from the end of the one before it: fetching its rows counts.
+    """Records steps as they end. A step starts at the end of the previous one, so fetching its rows counts.
 
     Attributes:
         plan: the reference work's plan (`plan.json`).
@@ -60,17 +60,17 @@ class Report:
     _last_cpu: float = 0.0
 
     def begin(self) -> None:
-        """The first step begins now."""
+        """Start of the first step."""
         self.seconds_to_first_step = time.time() - STARTED
         self._last, self._last_cpu = time.perf_counter(), time.process_time()
 
     def step(self, loss: float, rows: Sequence[int] | None = None, counts: tuple[int, int] | None = None) -> None:
-        """A step ends now.
+        """End of a step.
 
         Args:
-            loss: mean over its learnt tokens, in nats.
-            rows: which rows it learnt, or
-            counts: its real tokens and learnt tokens, where the peer packs rows in its own way.
+            loss: mean over its loss tokens, in nats.
+            rows: its rows, or
+            counts: its non-padding tokens and loss tokens, if the peer packs rows in its own way.
         """
         now = time.perf_counter()
         if rows is not None:
@@ -91,7 +91,7 @@ class Report:
         )
         last = self.steps[-1]
         print(
-            f"step {len(self.steps)}: {last['seconds']:.2f} s ({last['cpu_seconds']:.2f} s of processor), "
+            f"step {len(self.steps)}: {last['seconds']:.2f} s ({last['cpu_seconds']:.2f} s of CPU time), "
             f"{counts[0]} tokens, loss {loss:.4f}",
             flush=True,
         )
@@ -113,10 +113,10 @@ class Report:
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

@@ -1,7 +1,7 @@
-"""The loop that many write for themselves: transformers, PEFT where the method has it, AdamW, all in bf16, no trainer.
+"""The loop that many users write themselves: transformers, PEFT for its methods, AdamW, all in bf16, no trainer.
 
 Settings:
-    rows   one row at a time, gradients added up over the step
+    rows   one row at a time, with gradient accumulation over the step
     batch  all rows of the step in one batch, padded on the right to the longest
 """
 
@@ -39,7 +39,7 @@ DESCRIPTIONS = {
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
-    """Token ids and labels of a conversation; what is not the assistant's has the label -100."""
+    """Token ids and labels of a conversation; tokens that are not the assistant's have the label -100."""
     encoded = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -49,7 +49,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
 
 
 def peft_model(method: str, path: Path) -> PreTrainedModel | PeftModel:
-    """The model with the method's weights moving."""
+    """The model with the method's trainable parameters."""
     quantized = None
     if method == "qlora":
         quantized = BitsAndBytesConfig(
@@ -85,13 +85,13 @@ def main() -> None:
     report.begin()
     for step in range(options.steps):
         members = plan["steps"][step % len(plan["steps"])]
-        loss_mask = sum(int((rows[row][1][1:] != -100).sum()) for row in members)
+        loss_tokens = sum(int((rows[row][1][1:] != -100).sum()) for row in members)
         total = 0.0
         for batch in [members] if options.setting == "batch" else [[row] for row in members]:
             ids = pad_sequence([rows[row][0] for row in batch], True, tokenizer.pad_token_id)
             labels = pad_sequence([rows[row][1] for row in batch], True, -100)
             mask = pad_sequence([torch.ones_like(rows[row][0]) for row in batch], True, 0)
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=loss_mask).loss
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=loss_tokens).loss
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)

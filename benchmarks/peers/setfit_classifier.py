@@ -1,4 +1,4 @@
-"""SetFit as its own examples have it, on rows in a file: prints one line of JSON. Runs in its own environment.
+"""SetFit as in its own examples, on rows in a file: prints one line of JSON. Runs in its own environment.
 
 python setfit_classifier.py ROWS.json BASE SEED STEPS
 """
@@ -22,7 +22,7 @@ def main() -> None:
     disable_progress_bars()
     torch.set_num_threads(1)
     model = SetFitModel.from_pretrained(base, labels=sorted({row["label"] for row in rows["learn"]}))
-    pairs = 2 * 20 * len(rows["learn"])  # num_iterations: 20, as the paper has it
+    pairs = 2 * 20 * len(rows["learn"])  # num_iterations: 20, as in the paper
     arguments = TrainingArguments(
         output_dir=str(Path(sys.argv[1]).parent / "setfit"),
         batch_size=16,
@@ -38,8 +38,8 @@ def main() -> None:
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    said = model.predict([row["text"] for row in rows["test"]])
-    right = [bool(label == row["label"]) for label, row in zip(said, rows["test"], strict=True)]
+    predictions = model.predict([row["text"] for row in rows["test"]])
+    right = [bool(label == row["label"]) for label, row in zip(predictions, rows["test"], strict=True)]
     print(json.dumps({"accuracy": sum(right) / len(right), "seconds": seconds, "steps": arguments.max_steps}))
 
 

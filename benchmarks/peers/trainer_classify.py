@@ -1,8 +1,8 @@
-"""transformers' Trainer on a classifier, as its own example starts it, and at its best settings here.
+"""transformers' Trainer on a classifier, as in its own example, and with its best settings here.
 
 Settings:
-    defaults   fp32, 8 rows a batch, padded to the longest
-    bf16       bf16 autocast, 128 rows a batch, rows of like length together
+    defaults   fp32, 8 rows per batch, padded to the longest
+    bf16       bf16 autocast, 128 rows per batch, grouped by length
 """
 
 import csv
@@ -23,13 +23,13 @@ from transformers import (
 )
 
 DESCRIPTIONS = {
-    "defaults": "as it comes: fp32, 8 rows a batch, padded to the longest",
-    "bf16": "bf16 autocast, 128 rows a batch, rows of like length together",
+    "defaults": "its defaults: fp32, 8 rows per batch, padded to the longest",
+    "bf16": "bf16 autocast, 128 rows per batch, grouped by length",
 }
 
 
 class Steps(TrainerCallback):
-    """Tells the report of each step as it ends; the rows' real tokens are counted by the collator."""
+    """Reports the end of each step; the collator counts the rows' non-padding tokens."""
 
     def __init__(self, report: Report, batches: list[int]) -> None:
         self.report = report

@@ -1,13 +1,11 @@
-"""TRL's SFTTrainer, driven as its documentation does.
+"""TRL's SFTTrainer, used as in its documentation.
 
-All settings learn the assistant's tokens only (`assistant_only_loss=True`, by the template's own marks), go
-through the rows in the file's order (`train_sampling_strategy="sequential"`) and have a constant learning
-rate; what else they name is below. TRL computes its loss in chunks by default (`loss_type="nll"`;
-"chunked_nll" is an alias of it), and by default holds the weights in fp32, computes in bf16 under autocast,
-and recomputes activations.
+All settings train on the assistant's tokens only (`assistant_only_loss=True`, by the template's own markers), read the
+rows in the file's order (`train_sampling_strategy="sequential"`) and have a constant learning rate; other options are
+below. TRL computes its loss in chunks by default (`loss_type="nll"`; "chunked_nll" is an alias of it), and by default
+holds the weights in fp32, computes in bf16 under autocast, and uses activation checkpointing.
 
-Packing puts the rows into an order of its own, so there only the rows of the benchmark's steps are given, and
-the rows learnt are the same as a whole.
+Packing uses its own order of rows, so it gets only the rows of the benchmark's steps; all rows together are the same.
 """
 
 import json
@@ -27,23 +25,23 @@ TWO_PACKS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], bool]] = {
     # name: (in words, SFTConfig, weights and adapter in bf16 instead of autocast)
-    "defaults": ("as it comes: bf16 autocast, activations recomputed, padded batch", BATCH, False),
-    "packing": ("packing, bf16 autocast, no recomputation", {**TWO_PACKS, **FAST}, False),
+    "defaults": ("its defaults: bf16 autocast, activation checkpointing, padded batch", BATCH, False),
+    "packing": ("packing, bf16 autocast, no activation checkpointing", {**TWO_PACKS, **FAST}, False),
     "rows": (
-        "one row at a time with accumulation, bf16 autocast, no recomputation",
+        "one row at a time with accumulation, bf16 autocast, no activation checkpointing",
         {**ONE_ROW, **FAST},
         False,
     ),
     "rows-pure": (
-        "one row at a time with accumulation, pure bf16, no recomputation",
+        "one row at a time with accumulation, pure bf16, no activation checkpointing",
         {**ONE_ROW, **FAST},
         True,
     ),
-    "packing-pure": ("packing, pure bf16, no recomputation", {**TWO_PACKS, **FAST}, True),
-    "batch": ("padded batch, bf16 autocast, no recomputation", {**BATCH, **FAST}, False),
-    "batch-pure": ("padded batch, pure bf16, no recomputation", {**BATCH, **FAST}, True),
+    "packing-pure": ("packing, pure bf16, no activation checkpointing", {**TWO_PACKS, **FAST}, True),
+    "batch": ("padded batch, bf16 autocast, no activation checkpointing", {**BATCH, **FAST}, False),
+    "batch-pure": ("padded batch, pure bf16, no activation checkpointing", {**BATCH, **FAST}, True),
     "flat-pure": (
-        "padding-free batch, pure bf16, no recomputation",
+        "padding-free batch, pure bf16, no activation checkpointing",
         {**BATCH, **FAST, "padding_free": True, "max_length": None},
         True,
     ),
@@ -51,11 +49,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 
 class Watch(TrainerCallback):
-    """Tells the report where steps begin and end. TRL logs each step's loss after `on_step_end`."""
+    """Reports where steps begin and end. TRL logs each step's loss after `on_step_end`."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.counts: list[tuple[int, int]] = []  # (tokens, learnt tokens) of the trainer's rows, packed or not
+        self.counts: list[tuple[int, int]] = []  # (tokens, loss tokens) of the trainer's rows, packed or not
         self.rows_per_step = 1
         self.packed = False
 
@@ -128,7 +126,7 @@ def main() -> None:
     watch.packed = config.packing
     watch.rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if not config.packing:
-        assert watch.counts == list(zip(plan["tokens"], plan["loss_tokens"], strict=True)), "TRL learns other tokens"
+        assert watch.counts == list(zip(plan["tokens"], plan["loss_tokens"], strict=True)), "TRL has other loss tokens"
     trainer.train()
     watch.report.write(options.out, ["torch", "transformers", "peft", "trl", "accelerate", "datasets"])
 

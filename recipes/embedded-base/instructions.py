@@ -2,9 +2,9 @@
 
     python instructions.py --corpus /data/corpus --cache /data/cache --out /data/instructions
 
-Every row is made by rule: words and meanings are WordNet's, programs and functions are described by their
-manual pages' first lines, sentences and titles are the corpus's, and the rest is done to the sentences
-themselves. Nothing comes from Python's standard library.
+Every row is made by a rule: words and meanings come from WordNet, descriptions of programs and functions from the first
+lines of their manual pages, sentences and titles from the corpus, and all other tasks transform such sentences. Nothing
+comes from Python's standard library.
 
 Writes instruct.jsonl, rows {"messages", "task", "source"}.
 
@@ -25,16 +25,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from corpus import files_of, say, write_lines
+from corpus import files_of, log, write_lines
 from extract import from_man, wordnet_entries
 from packages import PACKAGES
 from prose import STOP_WORDS, is_prose, standard_library_shingles
 from prose import shingles as shingles_of
 
 KNOWN, FAMILIAR = 10, 100
-"""In how many documents a word must be to be asked about, and to stand in a made-up name."""
+"""In how many documents a word must occur to be used in a question, and in a made-up name."""
 MOST_SENTENCES = 3000
-"""Of one package."""
+"""Per package."""
 COARSE = re.compile(
     r"(?i)\b(slur|obscen\w*|offensive|vulgar|disparag\w*|slang|sex\w*|genital\w*|prostitut\w*|anus|feces|"
     r"rape\w*|excret\w*|vagina\w*|penis|copulat\w*|intercourse|erotic\w*|nipple|buttocks|murder\w*|suicide)\b"
@@ -42,7 +42,7 @@ COARSE = re.compile(
 
 
 class Row(NamedTuple):
-    """One question and its answer, and where their words are from."""
+    """One question and its answer, and the source of their words."""
 
     question: str
     answer: str
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Material:
-    """What the questions are made of."""
+    """The material of the questions."""
 
     meanings: list[tuple[str, str, str]] = field(default_factory=list)
     """(word, part of speech, gloss)"""
@@ -174,7 +174,7 @@ def fits_its_title(title: str, paragraph: str) -> bool:
 
 
 def is_plain_sentence(text: str) -> bool:
-    """Short, whole, of plain words and marks only."""
+    """Whether the text is one short, complete sentence of plain words and punctuation."""
     return (
         25 < len(text) < 120
         and re.fullmatch(r"[A-Z][\w ,;'\-]+[.!?]", text) is not None
@@ -185,7 +185,7 @@ def is_plain_sentence(text: str) -> bool:
     )
 
 
-# Tasks: each yields rows without end, or until its material is used up ----------------------------------
+# Tasks: each yields rows forever, or until its material is used up ----------------------------------
 
 
 Task = Callable[[Material, random.Random], Iterator[Row]]
@@ -552,7 +552,7 @@ VERBS = {
 
 
 def describe_name(material: Material, draw: random.Random) -> Iterator[Row]:
-    """What a function's name says that it does."""
+    """What a function does, by its name."""
     phrasings = [
         "What does a function called {n} do?",
         "Describe the function {n}.",
@@ -661,7 +661,7 @@ TASKS: dict[Task, int] = {
     sentence_for_title: 1500, split_name: 1300, join_name: 1000, list_parameters: 1300, describe_name: 1800,
     read_card: 1500, list_words: 1200, courtesy: 100,
 }  # fmt: skip
-"""How many rows of each, as far as its material goes."""
+"""How many rows of each task, if there is enough material."""
 
 SYSTEM = [
     "You are a helpful assistant.",
@@ -679,7 +679,7 @@ def conversations(material: Material, draw: random.Random, leaks: set[bytes]) ->
         fitting = (r for r in task(material, draw) if len(r.answer) <= LONGEST_ANSWER and r.answer.strip())
         clean = (r for r in fitting if leaks.isdisjoint(shingles_of(r.question) | shingles_of(r.answer)))
         made = list(islice(clean, wanted))
-        say(f"{task.__name__}: {len(made)}")
+        log(f"{task.__name__}: {len(made)}")
         rows += [(task.__name__, row) for row in made]
     draw.shuffle(rows)
     result: list[dict[str, object]] = []
@@ -705,22 +705,22 @@ def conversations(material: Material, draw: random.Random, leaks: set[bytes]) ->
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl")
-    parser.add_argument("--cache", type=Path, help="cache folder of corpus.py (default: CORPUS/cache)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for instruct.jsonl")
-    parser.add_argument("--seed", type=int, default=0, help="of every choice (default: 0)")
+    parser.add_argument("--corpus", type=Path, required=True, help="directory with train.jsonl")
+    parser.add_argument("--cache", type=Path, help="cache directory of corpus.py (default: CORPUS/cache)")
+    parser.add_argument("--out", type=Path, required=True, help="directory for instruct.jsonl")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     options = parser.parse_args()
     cache = options.cache or options.corpus / "cache"
 
     material = Material()
-    say("reading the corpus")
+    log("reading the corpus")
     common = read_corpus(options.corpus / "train.jsonl", material)
-    say("reading WordNet")
+    log("reading WordNet")
     wordnet = next(p for p in PACKAGES if p.name == "dict-wn")
     for _, reader, contents in files_of(next((cache / "debs").glob("dict-wn_*.deb")), wordnet):
         if reader == "wordnet":
             read_wordnet(contents, common, material)
-    say("reading manual pages")
+    log("reading manual pages")
     read_manual_pages(cache, material)
     rows = conversations(material, random.Random(options.seed), standard_library_shingles())
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Which paragraphs are plain English prose, and which have been seen before.
+"""Which paragraphs are plain English prose, and which are duplicates.
 
-The thresholds were set by reading what they let through and what they kept out.
+The thresholds were set by reading accepted and rejected paragraphs.
 """
 
 from __future__ import annotations

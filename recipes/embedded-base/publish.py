@@ -1,8 +1,8 @@
-"""Puts the embedded base together: weights, tokenizer and a model card whose figures are measured here.
+"""Assembles the embedded base: weights, tokenizer and a model card with metrics that this script measures.
 
     python publish.py --build build --out ../../src/tunesmith/models/embedded
 
-Reads BUILD/corpus, BUILD/pretrained and BUILD/instructed, as `make embedded-base` leaves them.
+Reads BUILD/corpus, BUILD/pretrained and BUILD/instructed, as `make embedded-base` writes them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tunesmith.run import Run
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 TEMPLATE = "chat_template.jinja"
-LARGEST = 16 * 2**20  # bytes, of the whole folder
+LARGEST = 16 * 2**20  # bytes, of the directory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, required=True, help="folder with corpus, pretrained and instructed")
-    parser.add_argument("--out", type=Path, required=True, help="folder to put the model into")
+    parser.add_argument("--build", type=Path, required=True, help="directory with corpus, pretrained and instructed")
+    parser.add_argument("--out", type=Path, required=True, help="output directory of the model")
     arguments = parser.parse_args()
     build, out = arguments.build, arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -52,11 +52,11 @@ def card(build: Path) -> str:
     pretrained, instructed = Run.open(build / "pretrained"), Run.open(build / "instructed")
     texts, documents = _held_out_texts(Recipe.load(pretrained.directory / "recipe.yaml"))
     before, after = (_losses(run, texts, documents) for run in (pretrained, instructed))
-    teaching = Recipe.load(instructed.directory / "recipe.yaml")
-    answers = prepare(teaching, load_tokenizer(teaching.base)).held_out
-    untaught, taught = (_losses(run, teaching, answers) for run in (pretrained, instructed))
+    instruct = Recipe.load(instructed.directory / "recipe.yaml")
+    answers = prepare(instruct, load_tokenizer(instruct.base)).held_out
+    untaught, taught = (_losses(run, instruct, answers) for run in (pretrained, instructed))
     config = json.loads((pretrained.directory / "model" / "config.json").read_text(encoding="utf-8"))
-    spoken = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.train[0]))
+    text_bytes = sum(len(json.loads(line)["text"].encode()) for line in _lines(texts.data.train[0]))
     return (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
@@ -73,8 +73,8 @@ def card(build: Path) -> str:
             documents=len(_lines(texts.data.train[0])),
             held_out_tokens=int(before.counts.sum()),
             perplexity=math.exp(before.loss),
-            interval=", ".join(f"{math.exp(each):.1f}" for each in before.interval()),
-            bits=before.sums.sum() / math.log(2) / spoken,
+            interval=", ".join(f"{math.exp(bound):.1f}" for bound in before.interval()),
+            bits=before.sums.sum() / math.log(2) / text_bytes,
             later_perplexity=math.exp(after.loss),
             untaught=math.exp(untaught.loss),
             taught=math.exp(taught.loss),
@@ -95,7 +95,7 @@ def _event(run: Run, kind: str) -> dict[str, Any]:
 
 
 def _held_out_texts(recipe: Recipe) -> tuple[Recipe, TokenTable]:
-    """The pretraining recipe turned to its held-out documents alone, and their tokens."""
+    """The pretraining recipe with its held-out documents as the data, and their tokens."""
     files = recipe.data.held_out
     assert isinstance(files, list)
     texts = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": files, "held_out": 0.0})})
@@ -103,7 +103,7 @@ def _held_out_texts(recipe: Recipe) -> tuple[Recipe, TokenTable]:
 
 
 def _losses(run: Run, recipe: Recipe, table: TokenTable) -> RowLosses:
-    """The loss of the run's model on each row of the table, by the recipe's objective."""
+    """The loss of the run's model on each row of the table, with the recipe's objective."""
     model = load_model(Base(path=str(run.directory / "model")), torch.bfloat16)
     use_document_attention(model)
     return held_out_losses(model, recipe.objective, table, range(len(table)), 2048, torch.device("cpu"))
@@ -115,15 +115,15 @@ def _lines(path: str | Path) -> list[str]:
 
 def _sources(build: Path) -> str:
     """A table of the packages that the text comes from."""
-    counted: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    by_package: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for line in _lines(build / "corpus" / "train.jsonl"):
         row = json.loads(line)
-        counts = counted[row["source"].split(":", 1)[0]]
+        counts = by_package[row["source"].split(":", 1)[0]]
         counts[0] += 1
         counts[1] += len(row["text"].encode())
     known = {package.name: package for package in PACKAGES}
     lines = ["| package | what | license | documents | MB |", "|---|---|---|---:|---:|"]
-    for name, (documents, size) in sorted(counted.items(), key=lambda item: -item[1][1]):
+    for name, (documents, size) in sorted(by_package.items(), key=lambda item: -item[1][1]):
         package = known[name]
         lines.append(f"| {name} | {package.what} | {package.license} | {documents:,} | {size / 1e6:.1f} |")
     return "\n".join(lines)

@@ -2,10 +2,10 @@
 
     python tokenizer.py --corpus /data/corpus --out /data/tokenizer
 
-Every byte has an id, so any text comes back as it went in. Digits stand alone, no space is put before a text
-and nothing is added round it. `<|endoftext|>` goes between documents; `<|im_end|>` ends a turn and is the end
+Every byte has an id, so decoding returns any text exactly. Each digit is a token, no space is put before a text
+and nothing is added around it. `<|endoftext|>` goes between documents; `<|im_end|>` ends a turn and is the end
 of sequence; `<|pad|>` pads. The chat template marks the assistant's words and their `<|im_end|>` with
-`{% generation %}`, so that `apply_chat_template(return_assistant_tokens_mask=True)` says what is learnt.
+`{% generation %}`, so that `apply_chat_template(return_assistant_tokens_mask=True)` returns the loss mask.
 
 Needs tokenizers and transformers.
 """
@@ -106,7 +106,7 @@ def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def check(directory: Path) -> None:
-    """Loads what was saved and holds it to what this script promises."""
+    """Load the saved tokenizer and check its documented properties."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     expect(len(tokenizer) == VOCABULARY, f"{len(tokenizer)} ids, not {VOCABULARY}")
     expect(tokenizer.bos_token is None and tokenizer.eos_token == TURN_END, "bos or eos differ")
@@ -131,37 +131,37 @@ def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
         {"role": "assistant", "content": "Yes, again."},
     ]
     shown = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True)
-    loss_mask = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
+    loss_ids = [i for i, m in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if m]
     expect(
-        tokenizer.decode(loss_mask) == "Yes.<|im_end|>Yes, again.<|im_end|>",
-        f"learns {tokenizer.decode(loss_mask)!r}",
+        tokenizer.decode(loss_ids) == "Yes.<|im_end|>Yes, again.<|im_end|>",
+        f"the loss is on {tokenizer.decode(loss_ids)!r}",
     )
-    whole = tokenizer.apply_chat_template(messages[:3], tokenize=False)
+    conversation = tokenizer.apply_chat_template(messages[:3], tokenize=False)
     prompt = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
-    expect(whole == prompt + "Yes.<|im_end|>\n", "the prompt is not a prefix of the conversation")
+    expect(conversation == prompt + "Yes.<|im_end|>\n", "the prompt is not a prefix of the conversation")
     expect(
         prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"),
         f"prompt is {prompt!r}",
     )
     try:
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
-    except Exception as refusal:  # jinja2 or transformers, as the version has it
+    except Exception as refusal:  # from jinja2 or transformers, depending on the version
         expect("system, user and assistant" in str(refusal), str(refusal))
     else:
         expect(False, "an unknown role was accepted")
 
 
-def expect(holds: bool, otherwise: str) -> None:
-    """Stops with the reason where a promise does not hold."""
-    if not holds:
-        raise SystemExit(f"tokenizer: {otherwise}")
+def expect(condition: bool, problem: str) -> None:
+    """Exit with the problem if the condition is false."""
+    if not condition:
+        raise SystemExit(f"tokenizer: {problem}")
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer")
+    parser.add_argument("--corpus", type=Path, required=True, help="directory with train.jsonl and held_out.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the tokenizer")
     parser.add_argument("--characters", type=int, default=60_000_000, help="how much text to train on (default: 60 M)")
     options = parser.parse_args()
 

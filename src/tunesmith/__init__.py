@@ -1,6 +1,6 @@
 """Tunesmith: adapt a language model to your own work, on the hardware you have, and show that it worked.
 
-Every verb of the command line is a function here; heavy modules are imported when first used.
+The main verbs of the command line are functions here. Large modules are imported on first use.
 """
 
 from importlib import import_module
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Recipe": "tunesmith.config.recipe",
     "Run": "tunesmith.run",
     "UserError": "tunesmith.errors",
@@ -50,6 +50,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")

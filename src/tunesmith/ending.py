@@ -1,4 +1,4 @@
-"""What a model ends in: a head over the vocabulary, or something else in its place, for an objective to learn on."""
+"""A model's head: over the vocabulary, or another one that an objective trains instead."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,20 +10,21 @@ Problem = Literal["single_label_classification", "multi_label_classification", "
 Pooling = Literal["mean", "first", "last"]
 
 FILE = "ending.json"
-"""Beside an adapter, which keeps a head's weights and not what it tells apart."""
+"""Saved beside an adapter, which holds a head's weights but not its labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a model ends in.
+    """The head of a model.
 
     Attributes:
-        kind: `vocabulary`: the next token; `classes`: a head over a whole text; `tags`: one over each word; `vectors`:
-            nothing, the last hidden states are pooled.
-        labels: the names of a head's outputs, in order.
-        problem: what a head over a whole text tells, in transformers' words.
-        pooling: of vectors: the mean of the text's tokens, its first, or its last.
-        normalized: whether vectors have length one.
+        kind: `vocabulary`: causal LM, predicts the next token; `classes`: sequence classification or regression;
+            `tags`: token classification, a tag for each word; `vectors`: embedding, no head; the last hidden states
+            are pooled.
+        labels: the names of the head's outputs, in order.
+        problem: of `classes`: transformers' `problem_type`.
+        pooling: of `vectors`: the mean over the text's tokens, its first token, or its last.
+        normalized: of `vectors`: whether they are scaled to length 1.
     """
 
     kind: Kind = "vocabulary"
@@ -34,7 +35,7 @@ class Ending:
 
     @property
     def has_head(self) -> bool:
-        """Whether there is a new head, with weights of its own."""
+        """Whether the model has a new head, with its own weights."""
         return self.kind in ("classes", "tags")
 
     def write(self, directory: Path) -> None:
@@ -42,7 +43,7 @@ class Ending:
 
     @classmethod
     def beside(cls, directory: Path) -> "Ending":
-        """What was written there; the vocabulary, where nothing was."""
+        """Read it from a directory; `vocabulary` if the directory has no file of it."""
         if not (directory / FILE).exists():
             return cls()
         values: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""A run's directory and its event stream: the one thing that every part writes to and reads from.
+"""A run directory and its event stream, which every part of Tunesmith writes to and reads from.
 
 RUN/
   recipe.yaml        the recipe as resolved
   provenance.json    versions, seeds, data fingerprints, git state
-  metrics.jsonl      one event a line
+  metrics.jsonl      one event per line
   checkpoints/       step-000050/ ..., last, best
-  adapter/ or model/ what was learnt
+  adapter/ or model/ the trained weights
   report.html
 """
 
@@ -31,7 +31,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """The stream of what happens in a run. The progress bar, `metrics.jsonl` and the rest are subscribers.
+    """The stream of events in a run. The progress bar, `metrics.jsonl` and others are subscribers.
 
     Kinds and their fields (units in parentheses):
         start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
@@ -39,15 +39,15 @@ class Events:
         data        rows, held_out_rows, tokens, loss_tokens, malformed, ... (see `data.prepare.DataReport`)
         forecast    before the first step: memory {peak_bytes, parts, peaks}, time {seconds_per_step, tokens_per_second,
                     total_seconds}, fits, device
-        memory      limit_bytes, recomputed, blocks, tokens_per_batch: what `train.memory_limit` came to
-        plan        at the end: predicted, the forecast; measured, of the same shape
-        step        step, total_steps, loss (in loss_unit), grad_norm, learning_rate, tokens (real ones),
+        memory      limit_bytes, recomputed, blocks, tokens_per_batch: the result of `train.memory_limit`
+        plan        at the end: predicted, the forecast; measured, with the same fields
+        step        step, total_steps, loss (in loss_unit), grad_norm, learning_rate, tokens (no padding),
                     loss_tokens, seconds
-        evaluation  step, loss, perplexity (of tokens alone), loss_interval [low, high] (95 %), rows, loss_tokens,
+        evaluation  step, loss, perplexity (only of tokens), loss_interval [low, high] (95 %), rows, loss_tokens,
                     seconds
         checkpoint  step, path
         skipped     step, reason, rows [str]
-        progress    what, done, total: of an evaluation
+        progress    what, done, total: during an evaluation
         warning     message
         end         reason ("done", "early stopping", "interrupted", "stopped"), step, seconds, output
     """
@@ -65,7 +65,7 @@ class Events:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on success it is flushed to disk and takes `path`'s place in one move."""
+    """Open a temporary file beside `path`; on success, flush it to disk and rename it to `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -80,7 +80,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def jsonable(value: Any) -> Any:
-    """NaN and infinities become strings: JSON has no word for them, and readers of metrics.jsonl are many."""
+    """Turn NaN and infinities into strings: JSON has no numbers for them."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def jsonable(value: Any) -> Any:
 
 
 class MetricsFile:
-    """Appends each event to `metrics.jsonl`, a line an event, flushed at once."""
+    """Appends each event to `metrics.jsonl` as one line, flushed immediately."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,45 +102,46 @@ class MetricsFile:
 
 
 CHAIN = "stages.yaml"
-"""What the directory of a chain of runs has in place of a run's `recipe.yaml`."""
+"""The file in the directory of a pipeline of runs; a single run has `recipe.yaml` instead."""
 
 
 def last_stage(directory: Path) -> Path:
-    """The directory of the last stage that has begun, of a chain's directory; any other directory itself."""
+    """The directory of the last started stage, if `directory` is a pipeline's; else `directory` itself."""
     if not (directory / CHAIN).exists():
         return directory
-    begun = _begun(directory)
-    return begun[-1] if begun else directory
+    started = _started(directory)
+    return started[-1] if started else directory
 
 
 def whole_run(directory: Path) -> Path:
-    """The directory of a chain's last run; any other directory itself.
+    """The directory of a pipeline's last run; any other directory itself.
 
     Raises:
-        UserError: not all of the chain's runs have begun.
+        UserError: not all runs of the pipeline have started.
     """
     if (directory / CHAIN).exists():
         values = read_yaml(directory / CHAIN)
         runs = len(values["stages"]) if "stages" in values else values["data"]["folds"] + 1
-        begun = len(_begun(directory))
-        if begun < runs:
+        started = len(_started(directory))
+        if started < runs:
             raise UserError(
-                f"{directory} has not finished: {begun} of its {runs} runs have begun. tunesmith train --resume {directory}"
+                f"{directory} is not finished: {started} of its {runs} runs have started. "
+                f"Resume it: tunesmith train --resume {directory}"
             )
     return last_stage(directory)
 
 
-def _begun(directory: Path) -> list[Path]:
-    """The directories of a chain's runs that have begun, in order."""
-    found = [place.parent for place in directory.glob("*-*/recipe.yaml")]
-    return sorted(found, key=lambda place: int(place.name.split("-")[0]))
+def _started(directory: Path) -> list[Path]:
+    """The directories of a pipeline's started runs, in order."""
+    directories = [recipe.parent for recipe in directory.glob("*-*/recipe.yaml")]
+    return sorted(directories, key=lambda path: int(path.name.split("-")[0]))
 
 
 def new_directory(directory: str | Path | None, base: str, what: str) -> Path:
-    """Make the directory of a run or a chain; by default `runs/<date>-<time>-<base>-<what>`.
+    """Create the directory of a run or a pipeline; by default `runs/<date>-<time>-<base>-<what>`.
 
     Raises:
-        UserError: it holds something already, or cannot be made.
+        UserError: it exists and is not empty, or cannot be created.
     """
     if directory is None:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base).name).strip("-").lower()
@@ -148,69 +149,68 @@ def new_directory(directory: str | Path | None, base: str, what: str) -> Path:
     path = Path(directory).absolute()
     if (path / "recipe.yaml").exists() or (path / CHAIN).exists():
         raise UserError(
-            f"{directory} holds a run already. tunesmith train --resume {directory}, or name another directory."
+            f"{directory} already contains a run. Resume it: tunesmith train --resume {directory}. "
+            "Or choose another directory."
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{directory} is there already and is not an empty directory. Name another one for the run.")
+        raise UserError(f"{directory} exists and is not an empty directory. Choose another one for the run.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The run's directory {directory} cannot be written: {error.strerror}.") from None
+        raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
     return path
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run's directory.
+    """A run.
 
     Attributes:
-        folder: where everything of the run lies.
+        directory: contains all files of the run.
     """
 
     directory: Path
 
     @classmethod
     def create(cls, directory: str | Path | None, recipe: str, base: str, method: str) -> "Run":
-        """Make the directory and write `recipe.yaml`; by default `runs/<date>-<time>-<base>-<method>`.
+        """Create the directory and write `recipe.yaml`; by default `runs/<date>-<time>-<base>-<method>`.
 
         Raises:
-            UserError: the directory holds something already, or cannot be made.
+            UserError: the directory exists and is not empty, or cannot be created.
         """
         path = new_directory(directory, base, method)
         try:
             with atomic_write(path / "recipe.yaml") as file:
                 file.write(recipe)
         except OSError as error:
-            raise UserError(f"The run's directory {path} cannot be written: {error.strerror}.") from None
+            raise UserError(f"The run directory {path} cannot be written: {error.strerror}.") from None
         return cls(path)
 
     @classmethod
     def open(cls, directory: str | Path) -> "Run":
-        """An existing run; of a chain, the last stage that has begun.
+        """Open an existing run; of a pipeline, its last started stage.
 
         Raises:
-            UserError: there is none.
+            UserError: the directory has no run.
         """
         path = last_stage(Path(directory).absolute())
         if not (path / "recipe.yaml").exists():
-            raise UserError(
-                f"{directory} is not a run: it has no recipe.yaml. `tunesmith runs` lists the runs there are."
-            )
+            raise UserError(f"{directory} is not a run: it has no recipe.yaml. `tunesmith runs` lists the runs.")
         return cls(path)
 
     @property
     def whole(self) -> Path:
-        """The directory of the chain that it is a stage of, or its own."""
+        """The directory of the pipeline that the run belongs to, or its own."""
         return self.directory.parent if (self.directory.parent / CHAIN).exists() else self.directory
 
     @property
     def stages(self) -> list[Path]:
-        """The directories of its chain's stages that have begun, or its own."""
-        return _begun(self.whole) or [self.directory]
+        """The directories of the started stages of its pipeline, or its own."""
+        return _started(self.whole) or [self.directory]
 
     @property
     def output(self) -> Path | None:
-        """`adapter/` or `model/`, once it is written."""
+        """`adapter/` or `model/`; None until it is written."""
         return next((path for name in ("adapter", "model") if (path := self.directory / name).exists()), None)
 
     @property
@@ -218,7 +218,7 @@ class Run:
         return self.output is not None
 
     def events(self) -> list[Event]:
-        """All events so far; a last line cut short by a kill is left out."""
+        """All events so far, without an incomplete last line of a killed run."""
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return []
@@ -226,7 +226,7 @@ class Run:
         return [json.loads(line) for line in lines[:-1] if line]
 
     def rewind(self, size: int) -> None:
-        """Cut `metrics.jsonl` back to so many bytes: what came after the checkpoint will happen again."""
+        """Truncate `metrics.jsonl` to `size` bytes: the steps after the checkpoint will run again."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
             os.truncate(path, min(size, path.stat().st_size))

@@ -1,4 +1,4 @@
-"""What the command line says and how it ends: 0 done, 2 the user's to mend, 130 interrupted; never a traceback."""
+"""The command line's output and exit codes: 0 done, 2 user error, 130 interrupted; never a traceback."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from command import typed
 
 
-def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tunesmith", *arguments]
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **environment}
@@ -30,7 +30,7 @@ def write_recipe(directory: Path, model: Path, rows: Path, steps: int = 4) -> Pa
     return file
 
 
-def test_train_leaves_what_other_tools_rely_on(
+def test_train_writes_the_files_and_events_that_other_tools_read(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_recipe(tmp_path, tiny_model, write_rows())
@@ -49,20 +49,20 @@ def test_train_leaves_what_other_tools_rely_on(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ('{"train": {"learning_rat": 1}}', "train.learning_rat is not a field. Did you mean train.learning_rate?"),
         ('{"method": {"kind": "lorra"}}', "Did you mean lora?"),
         ('{"data": {"train": "nowhere.jsonl"}}', "nowhere.jsonl: no such file or directory"),
-        ('{"base": "./no-model"}', "does not exist. Give a model's directory, a hub name, or embedded."),
+        ('{"base": "./no-model"}', "does not exist. Give a model directory, a hub name, or embedded."),
         ('{"data": {"train": "rows.jsonl", "max_length": 16}}', "longer than data.max_length"),
         ("nonsense", "a recipe is a mapping"),
         ("{", "not valid YAML"),
     ],
 )
-def test_bad_input_gets_one_clear_line_and_leaves_nothing(
+def test_bad_input_gives_one_error_line_and_creates_no_run(
     change: str,
-    told: str,
+    message: str,
     tiny_model: Path,
     write_rows: Callable[..., Path],
     tmp_path: Path,
@@ -75,27 +75,29 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     done = typed("train", "recipe.yaml", "--run", "run")
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_was_given_bad_input_ends_with_2_and_one_line_on_stderr(tmp_path: Path) -> None:
-    done = call("train", "--resume", "nothing", cwd=tmp_path)
+def test_a_process_with_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    done = run_process("train", "--resume", "nothing", cwd=tmp_path)
     assert done.returncode == 2
     assert "is not a run" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_finished_runs_and_wrong_directories_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_without_a_recipe_and_demo_in_a_used_directory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = typed("train")
     assert (done.returncode, "Give a recipe" in done.stderr) == (2, True)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "note.txt").write_text("mine")
     (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}")
-    done = typed("demo", "--folder", "here")
+    done = typed("demo", "--directory", "here")
     assert (done.returncode, "not an empty directory" in done.stderr) == (2, True)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["note.txt"]
 

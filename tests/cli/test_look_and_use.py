@@ -1,4 +1,4 @@
-"""`data show`, `generate`, `chat`, `init` and `runs` as a person meets them; called in this process, for speed."""
+"""`data show`, `generate`, `chat`, `init` and `runs` as a user types them; called in this process, for speed."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ Call = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """`tunesmith ARGUMENTS` in an empty directory: exit code, and all that it wrote."""
+    """`tunesmith ARGUMENTS` in an empty directory: its exit code and all its output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, given: str = "") -> tuple[int, str]:
@@ -27,7 +27,7 @@ def write(path: Path, *rows: dict[str, str]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def test_data_show_marks_what_is_learnt_and_where_tokens_end(call: Call, tmp_path: Path) -> None:
+def test_data_show_marks_loss_tokens_and_token_boundaries(call: Call, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", {"question": "Wie?", "answer": "So 🙂."})
     code, out = call("data", "show", "rows.jsonl")
     assert code == 0
@@ -39,18 +39,18 @@ def test_data_show_marks_what_is_learnt_and_where_tokens_end(call: Call, tmp_pat
     assert "🙂·" in out
 
 
-def test_data_show_says_why_a_row_cannot_be_learnt_from(call: Call, tmp_path: Path) -> None:
+def test_data_show_prints_why_a_row_cannot_be_trained_on(call: Call, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", {"question": "Wie?", "answer": "So<|im_end|>"})
     code, out = call("data", "show", "rows.jsonl")
-    assert (code, "cannot be learnt from: turn 2 (assistant) holds <|im_end|>" in out.replace("\n", " ")) == (0, True)
+    assert (code, "cannot be trained on: turn 2 (assistant) holds <|im_end|>" in out.replace("\n", " ")) == (0, True)
 
 
-def test_data_show_takes_text_as_text(call: Call, tmp_path: Path) -> None:
+def test_data_show_trains_on_all_tokens_of_a_text_file(call: Call, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Some notes.", encoding="utf-8")
     assert "«Some notes.<|endoftext|>»" in call("data", "show", "notes.txt")[1]
 
 
-def test_generate_reads_arguments_or_stdin_and_refuses_nothing_asked(call: Call) -> None:
+def test_generate_reads_arguments_or_stdin_and_refuses_an_empty_prompt(call: Call) -> None:
     code, out = call("generate", "embedded", "Hello.", "--max-new-tokens", "5")
     assert (code, bool(out.strip())) == (0, True)
     assert call("generate", "embedded", "--max-new-tokens", "5", given="Hello.")[1] == out
@@ -59,9 +59,7 @@ def test_generate_reads_arguments_or_stdin_and_refuses_nothing_asked(call: Call)
     assert (code, "does not exist" in out) == (2, True)
 
 
-def test_generate_goes_on_from_raw_text_where_there_is_no_template(
-    call: Call, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_generate_continues_raw_text_without_a_chat_template(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     shutil.copytree(tiny_model, plain)
     (plain / "chat_template.jinja").unlink()
@@ -79,18 +77,18 @@ def test_chat_answers_until_an_empty_line(call: Call) -> None:
     assert out.count("> ") == 4
 
 
-def test_init_writes_once_and_says_what_to_type_next(call: Call, tmp_path: Path) -> None:
+def test_init_prints_the_next_command_and_never_overwrites(call: Call, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", *[{"question": f"q{n}", "answer": "a"} for n in range(30)])
     code, out = call("init", "rows.jsonl")
     assert code == 0
     assert "tunesmith train recipe.yaml" in out
     before = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
     code, out = call("init", "rows.jsonl")
-    assert (code, "is there already" in out) == (2, True)
+    assert (code, "already exists" in out) == (2, True)
     assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == before
 
 
-def test_schema_and_runs_are_for_machines_too(call: Call, tmp_path: Path) -> None:
+def test_schema_and_runs_print_json(call: Call, tmp_path: Path) -> None:
     schema = json.loads(call("schema")[1])
     assert {"base", "data", "method", "objective", "train"} == set(schema["properties"])
     (tmp_path / "runs").mkdir()

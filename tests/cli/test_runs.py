@@ -1,4 +1,4 @@
-"""`tunesmith runs` fits a terminal, and its JSON a machine."""
+"""`tunesmith runs`: a table that fits the terminal, or JSON."""
 
 import json
 from pathlib import Path
@@ -11,31 +11,31 @@ from tunesmith.cli import app
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    place = tmp_path / "runs" / "20261121-020704-llama-lora"
-    place.mkdir(parents=True)
-    (place / "recipe.yaml").write_text("base: {path: /models/llama}\nmethod: {kind: lora}\n", encoding="utf-8")
-    (place / "provenance.json").write_text('{"created": "2026-11-21T02:07:04+0000"}', encoding="utf-8")
+    directory = tmp_path / "runs" / "20261121-020704-llama-lora"
+    directory.mkdir(parents=True)
+    (directory / "recipe.yaml").write_text("base: {path: /models/llama}\nmethod: {kind: lora}\n", encoding="utf-8")
+    (directory / "provenance.json").write_text('{"created": "2026-11-21T02:07:04+0000"}', encoding="utf-8")
     events = [
         {"event": "start", "total_steps": 2400},
         {"event": "evaluation", "step": 0, "loss": 2.5},
         {"event": "step", "step": 1234, "total_steps": 2400, "loss": "nan", "seconds": 4000.0},
         {"event": "end", "reason": "interrupted", "step": 1234, "seconds": 4000.0},
     ]
-    (place / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events), encoding="utf-8")
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
     return tmp_path / "runs"
 
 
-def test_the_table_fits_eighty_columns_and_says_how_to_go_on(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_fits_eighty_columns_and_shows_how_to_resume(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = CliRunner().invoke(app, ["runs", str(runs)]).output.splitlines()
     assert all(len(line) <= 80 for line in lines)
     text = " ".join(" ".join(lines).split())
-    for said in ("2026-11-21", "lora on", "llama", "interrupted", "1,234/2,400", "nan", "2.500", "1 h 7 min"):
-        assert said in text
+    for cell in ("2026-11-21", "lora on", "llama", "interrupted", "1,234/2,400", "nan", "2.500", "1 h 7 min"):
+        assert cell in text
     assert "tunesmith train --resume RUN" in text
 
 
-def test_a_wide_terminal_has_a_line_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wide_terminal_shows_one_line_per_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "130")
     output = CliRunner().invoke(app, ["runs", str(runs)]).output
     line = next(line for line in output.splitlines() if line.startswith("20261121-020704-llama-lora"))
@@ -43,15 +43,15 @@ def test_a_wide_terminal_has_a_line_a_run(runs: Path, monkeypatch: pytest.Monkey
     assert "interrupted 1,234/2,400" in line
 
 
-def test_json_is_for_machines(runs: Path) -> None:
-    found = json.loads(CliRunner().invoke(app, ["runs", str(runs), "--json"]).output)
-    assert len(found) == 1
-    assert found[0]["name"] == "20261121-020704-llama-lora"
-    assert (found[0]["state"], found[0]["step"], found[0]["total_steps"]) == ("interrupted", 1234, 2400)
-    assert (found[0]["loss"], found[0]["held_out_loss"]) == ("nan", 2.5)
+def test_json_lists_name_state_step_and_losses(runs: Path) -> None:
+    listed = json.loads(CliRunner().invoke(app, ["runs", str(runs), "--json"]).output)
+    assert len(listed) == 1
+    assert listed[0]["name"] == "20261121-020704-llama-lora"
+    assert (listed[0]["state"], listed[0]["step"], listed[0]["total_steps"]) == ("interrupted", 1234, 2400)
+    assert (listed[0]["loss"], listed[0]["held_out_loss"]) == ("nan", 2.5)
 
 
-def test_no_runs_is_no_error(tmp_path: Path) -> None:
+def test_a_directory_without_runs_is_not_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0
     assert "No runs in" in result.output

@@ -1,4 +1,4 @@
-"""The last look before the first step, on the ids themselves: whatever went wrong on the way, it is seen here."""
+"""The check of token ids before the first step catches every fault of the data pipeline."""
 
 import numpy as np
 import pytest
@@ -23,37 +23,40 @@ def rendered(request: pytest.FixtureRequest) -> tuple[Renderer, Rendering, Token
     return renderer, rendering, renderer.tokenize_many([rendering])[0]
 
 
-def test_what_is_whole_has_no_fault(rendered: tuple[Renderer, Rendering, Tokenized]) -> None:
+def test_a_correct_rendering_has_no_fault(rendered: tuple[Renderer, Rendering, Tokenized]) -> None:
     assert fault(*rendered) is None
 
 
-def test_unsloth_1290_a_row_of_which_nothing_is_learnt_is_seen(rendered: tuple[Renderer, Rendering, Tokenized]) -> None:
+def test_a_row_without_loss_tokens_is_a_fault(rendered: tuple[Renderer, Rendering, Tokenized]) -> None:
+    """Guards against https://github.com/unslothai/unsloth/issues/1290."""
     renderer, rendering, (ids, loss_mask) = rendered
-    assert "no token of it would be learnt" in (fault(renderer, rendering, (ids, np.zeros_like(loss_mask))) or "")
+    assert "no token of it has loss" in (fault(renderer, rendering, (ids, np.zeros_like(loss_mask))) or "")
     only_first = np.arange(len(ids)) == 0  # it is never predicted
-    assert "no token of it would be learnt" in (fault(renderer, rendering, (ids, only_first)) or "")
+    assert "no token of it has loss" in (fault(renderer, rendering, (ids, only_first)) or "")
 
 
 @pytest.mark.parametrize("turn", [0, 1])
-def test_trl_4147_an_end_of_turn_that_is_not_learnt_is_seen_in_any_turn(
+def test_an_end_of_turn_without_loss_is_a_fault_in_any_turn(
     rendered: tuple[Renderer, Rendering, Tokenized], turn: int
 ) -> None:
+    """Guards against https://github.com/huggingface/trl/issues/4147."""
     renderer, rendering, (ids, loss_mask) = rendered
     without = loss_mask.copy()
     without[np.flatnonzero(loss_mask & ~np.append(loss_mask[1:], False))[turn]] = False
     assert "would not learn to stop" in (fault(renderer, rendering, (ids, without)) or "")
 
 
-def test_vllm_27486_a_second_or_a_missing_beginning_of_sequence_is_seen() -> None:
+def test_a_second_or_missing_bos_token_is_a_fault() -> None:
+    """Guards against https://github.com/vllm-project/vllm/issues/27486."""
     renderer = Renderer(stock("llama3"))
     (rendering,) = renderer.render(Example(Source("rows.jsonl", 1), messages=CHAT))
     ((ids, loss_mask),) = renderer.tokenize_many([rendering])
     twice = np.concatenate([ids[:1], ids]), np.concatenate([loss_mask[:1], loss_mask])
-    assert "2 beginning-of-sequence tokens, where the template writes 1" in (fault(renderer, rendering, twice) or "")
+    assert "2 beginning-of-sequence tokens, but the template writes 1" in (fault(renderer, rendering, twice) or "")
     assert "0 beginning-of-sequence" in (fault(renderer, rendering, (ids[1:], loss_mask[1:])) or "")
 
 
-def test_a_document_without_its_end_is_seen() -> None:
+def test_a_document_without_its_end_token_is_a_fault() -> None:
     renderer = Renderer(stock("qwen2_5"))
     (rendering,) = renderer.render(Example(Source("a.txt", 1), text="A document."))
     ((ids, loss_mask),) = renderer.tokenize_many([rendering])

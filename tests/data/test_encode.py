@@ -1,4 +1,4 @@
-"""Word by word, a text has the very tokens that the library gives for the whole of it."""
+"""Encoding a text word by word gives the same tokens as the library gives for the full text."""
 
 import numpy as np
 import pytest
@@ -37,19 +37,19 @@ CORPUS = [
 MARKS = ["<|im_start|>", "<|im_end|>", "<|im|>"]
 
 
-def tokenizer(name: str, normal: bool = False) -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = PRE[name]
-    made.decoder = decoders.ByteLevel()
-    if normal:
-        made.normalizer = normalizers.NFC()
+def tokenizer(name: str, normalized: bool = False) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = PRE[name]
+    backend.decoder = decoders.ByteLevel()
+    if normalized:
+        backend.normalizer = normalizers.NFC()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
+    backend.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
     )
-    made.add_special_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
-    made.add_tokens([AddedToken("<tool>", normalized=False)])
-    return made
+    backend.add_special_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
+    backend.add_tokens([AddedToken("<tool>", normalized=False)])
+    return backend
 
 
 TEXTS = st.lists(
@@ -68,67 +68,67 @@ TEXTS = st.lists(
 
 @pytest.mark.parametrize("split_special", [False, True])
 @pytest.mark.parametrize("name", PRE)
-@pytest.mark.parametrize("normal", [False, True])
-def test_words_have_the_tokens_and_places_that_the_whole_text_has(name, normal, split_special):
-    backend = tokenizer(name, normal)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_words_have_the_same_tokens_and_offsets_as_the_full_text(name, normalized, split_special):
+    backend = tokenizer(name, normalized)
     encoder = TextEncoder(backend, split_special)
-    assert encoder._words_apart
+    assert encoder._splits_words
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(TEXTS, max_size=4))
-    def holds(texts):
+    def tokens_are_equal(texts):
         texts = [text for text in texts if text.encode("utf-8", "ignore").decode() == text]
-        found = encoder.encode(texts)
-        for text, got, whole in zip(texts, found, encoder._by_library(texts), strict=True):
-            assert list(got.ids) == whole.ids
+        encoded = encoder.encode(texts)
+        for text, actual, expected in zip(texts, encoded, encoder._by_library(texts), strict=True):
+            assert list(actual.ids) == expected.ids
             for char in range(len(text) + 1):
-                assert got.at(char) == encode._Whole(whole).at(char), (text, char)
+                assert actual.at(char) == encode._OneCall(expected).at(char), (text, char)
 
-    holds()
+    tokens_are_equal()
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
+def test_the_word_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(encode, "WORDS", 10)
     encoder = TextEncoder(tokenizer("gpt 2"))
     for first in range(0, 100, 5):
         texts = [f"the {number} th" for number in range(first, first + 5)]
         assert [list(each.ids) for each in encoder.encode(texts)] == [each.ids for each in encoder._by_library(texts)]
-        assert len(encoder._known.ids) <= 10 + 7
+        assert len(encoder._cache.ids) <= 10 + 7
 
 
-def unknown_pattern(made: Tokenizer) -> None:
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\S+\s\S+|\s+"), "isolated"), BYTES])
+def unknown_pattern(backend: Tokenizer) -> None:
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\S+\s\S+|\s+"), "isolated"), BYTES])
 
 
-def unknown_last_part(made: Tokenizer) -> None:
+def unknown_last_part(backend: Tokenizer) -> None:
     pattern = Regex(r" ?\p{L}+|\s+|\S+\s\S+")
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), BYTES])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), BYTES])
 
 
-def greedy_mark(made: Tokenizer) -> None:
-    made.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+def greedy_mark(backend: Tokenizer) -> None:
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True)])
 
 
-def lower_case(made: Tokenizer) -> None:
-    made.normalizer = normalizers.Lowercase()
+def lower_case(backend: Tokenizer) -> None:
+    backend.normalizer = normalizers.Lowercase()
 
 
-def prefix_space(made: Tokenizer) -> None:
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+def prefix_space(backend: Tokenizer) -> None:
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
 
 
-def trimmed_places(made: Tokenizer) -> None:
-    made.post_processor = processors.ByteLevel(trim_offsets=True)
+def trimmed_offsets(backend: Tokenizer) -> None:
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
 
 
 @pytest.mark.parametrize(
     "change",
-    [trimmed_places, unknown_pattern, unknown_last_part, greedy_mark, lower_case, prefix_space],
+    [trimmed_offsets, unknown_pattern, unknown_last_part, greedy_mark, lower_case, prefix_space],
 )
-def test_a_tokenizer_of_which_it_is_not_known_goes_by_whole_texts(change):
+def test_a_tokenizer_that_may_not_split_words_encodes_full_texts(change):
     backend = tokenizer("gpt 2")
     change(backend)
     encoder = TextEncoder(backend)
-    assert not encoder._words_apart
-    (found,) = encoder.encode(["The quick brown fox"])
-    np.testing.assert_array_equal(found.ids, backend.encode("The quick brown fox", add_special_tokens=False).ids)
+    assert not encoder._splits_words
+    (encoded,) = encoder.encode(["The quick brown fox"])
+    np.testing.assert_array_equal(encoded.ids, backend.encode("The quick brown fox", add_special_tokens=False).ids)

@@ -1,5 +1,4 @@
-"""What a file promises: rows by the numbers that a person looks up, bad bytes by their place, and tokens kept for the
-next run under everything that made them."""
+"""Row numbers, positions of bad bytes, long texts, the token cache, and the tokens that stop an answer."""
 
 import csv
 import gzip
@@ -32,205 +31,206 @@ from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.load import load_tokenizer
 
 
-def found_in(directory: Path, name: str, content: bytes, packed: bool = False) -> list[tuple[int, Any]]:
+def rows_in(directory: Path, name: str, content: bytes, is_gzip: bool = False) -> list[tuple[int, Any]]:
     """(row number, values), or (row number, reason) of a malformed one."""
-    name += ".gz" * packed
-    (directory / name).write_bytes(gzip.compress(content) if packed else content)
+    name += ".gz" * is_gzip
+    (directory / name).write_bytes(gzip.compress(content) if is_gzip else content)
     rows = list(read.read([name], directory))
     assert {row.source.file for row in rows} == {name}
     return [(row.source.row, row.reason if isinstance(row, Malformed) else row.values) for row in rows]
 
 
-# Rows by their numbers
+# Row numbers
 
 ROW = {"q": "1", "a": "2"}
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["", "gz"])
+@pytest.mark.parametrize("is_gzip", [False, True], ids=["", "gz"])
 @pytest.mark.parametrize(
     ("name", "content", "numbers"),
     [
         pytest.param("rows.jsonl", "\n%s\n\n  \n%s\n%s", [2, 5, 6], id="jsonl"),
-        pytest.param("rows.ndjson", "%s\r\n\r\n%s\r\n%s\r\n", [1, 3, 4], id="ndjson, with Windows' line ends"),
-        pytest.param("rows.json", "\n\n[%s,\n\n%s, %s]\n", [1, 2, 3], id="json: its place in the list"),
-        pytest.param("rows.json", '{"v": 1, "rows": [%s,%s,%s]}', [1, 2, 3], id="json: its place in the inner list"),
+        pytest.param("rows.ndjson", "%s\r\n\r\n%s\r\n%s\r\n", [1, 3, 4], id="ndjson with Windows line ends"),
+        pytest.param("rows.json", "\n\n[%s,\n\n%s, %s]\n", [1, 2, 3], id="json: index in the list"),
+        pytest.param("rows.json", '{"v": 1, "rows": [%s,%s,%s]}', [1, 2, 3], id="json: index in the inner list"),
         pytest.param("rows.json", "%s\n\n%s\n%s\n", [1, 3, 4], id="json that is jsonl"),
-        pytest.param("rows.csv", "q,a\n1,2\n\n1,2\n\n\n1,2\n", [1, 3, 6], id="csv: the record below the header"),
-        pytest.param("rows.csv", "\n\nq,a\n\n1,2\n1,2\n1,2", [2, 3, 4], id="csv: blank lines before its header"),
+        pytest.param("rows.csv", "q,a\n1,2\n\n1,2\n\n\n1,2\n", [1, 3, 6], id="csv: record after the header"),
+        pytest.param("rows.csv", "\n\nq,a\n\n1,2\n1,2\n1,2", [2, 3, 4], id="csv: blank lines before the header"),
         pytest.param("rows.csv", "q;a\r\n1;2\r\n1;2\r\n\r\n1;2\r\n", [1, 2, 4], id="csv with semicolons"),
         pytest.param("rows.csv", "q\ta\n1\t2\n1\t2\n1\t2\n", [1, 2, 3], id="csv with tabs"),
         pytest.param("rows.tsv", "q\ta\n\n1\t2\n1\t2\n1\t2\n", [2, 3, 4], id="tsv"),
     ],
 )
-def test_blank_lines_are_counted_and_are_no_rows(
-    name: str, content: str, numbers: list[int], packed: bool, tmp_path: Path
+def test_blank_lines_are_counted_but_are_not_rows(
+    name: str, content: str, numbers: list[int], is_gzip: bool, tmp_path: Path
 ) -> None:
     if "%s" in content:
         content %= (json.dumps(ROW),) * 3
-    assert found_in(tmp_path, name, content.encode(), packed) == [(number, ROW) for number in numbers]
+    assert rows_in(tmp_path, name, content.encode(), is_gzip) == [(number, ROW) for number in numbers]
 
 
-def test_line_breaks_within_quotes_are_of_the_record(tmp_path: Path) -> None:
+def test_line_breaks_inside_quotes_belong_to_the_record(tmp_path: Path) -> None:
     content = 'q,a\n"one\n\ntwo","3\r\n4"\n1,2\n'
-    assert found_in(tmp_path, "rows.csv", content.encode()) == [(1, {"q": "one\n\ntwo", "a": "3\r\n4"}), (2, ROW)]
+    assert rows_in(tmp_path, "rows.csv", content.encode()) == [(1, {"q": "one\n\ntwo", "a": "3\r\n4"}), (2, ROW)]
 
 
-def test_a_header_of_one_column_or_with_several_marks_is_split_by_the_first_that_fits(tmp_path: Path) -> None:
-    assert found_in(tmp_path, "one.csv", b"text\nsome words\n") == [(1, {"text": "some words"})]
-    assert found_in(tmp_path, "comma.csv", b"a;b,c\n1;2,3\n") == [(1, {"a;b": "1;2", "c": "3"})]
-    assert found_in(tmp_path, "semicolon.csv", b"a\tb;c\n1\t2;3\n") == [(1, {"a\tb": "1\t2", "c": "3"})]
-    assert found_in(tmp_path, "tabs.tsv", b"a,b\tc\n1,2\t3\n") == [(1, {"a,b": "1,2", "c": "3"})]
+def test_the_delimiter_is_the_first_of_comma_semicolon_and_tab_in_the_header(tmp_path: Path) -> None:
+    assert rows_in(tmp_path, "one.csv", b"text\nsome words\n") == [(1, {"text": "some words"})]
+    assert rows_in(tmp_path, "comma.csv", b"a;b,c\n1;2,3\n") == [(1, {"a;b": "1;2", "c": "3"})]
+    assert rows_in(tmp_path, "semicolon.csv", b"a\tb;c\n1\t2;3\n") == [(1, {"a\tb": "1\t2", "c": "3"})]
+    assert rows_in(tmp_path, "tabs.tsv", b"a,b\tc\n1,2\t3\n") == [(1, {"a,b": "1,2", "c": "3"})]
 
 
-def test_csv_rows_of_too_few_or_too_many_fields_are_malformed_and_the_others_stay(tmp_path: Path) -> None:
-    found = found_in(tmp_path, "rows.csv", b"q,a,c\n1,2,3\n1,2\n1\n1,2,3,4\n,,\n1,2,3\n")
-    names = "where the header names 3 (q, a, c)"
-    whole = {"q": "1", "a": "2", "c": "3"}
-    assert found == [
-        (1, whole),
+def test_csv_rows_with_a_wrong_number_of_fields_are_malformed(tmp_path: Path) -> None:
+    rows_read = rows_in(tmp_path, "rows.csv", b"q,a,c\n1,2,3\n1,2\n1\n1,2,3,4\n,,\n1,2,3\n")
+    names = "but the header names 3 (q, a, c)"
+    complete = {"q": "1", "a": "2", "c": "3"}
+    assert rows_read == [
+        (1, complete),
         (2, f"2 fields, {names}"),
         (3, f"1 fields, {names}"),
         (4, f"4 fields, {names}"),
         (5, {"q": "", "a": "", "c": ""}),
-        (6, whole),
+        (6, complete),
     ]
 
 
-def test_a_quote_left_open_takes_the_rest_of_the_file_and_is_named_where_it_was_opened(tmp_path: Path) -> None:
-    found = found_in(tmp_path, "rows.csv", b'q,a\n1,2\n\n"open,2\n1,2\n1,2\n')
-    assert found == [
+def test_an_unclosed_quote_is_reported_at_the_row_where_it_opens(tmp_path: Path) -> None:
+    rows_read = rows_in(tmp_path, "rows.csv", b'q,a\n1,2\n\n"open,2\n1,2\n1,2\n')
+    assert rows_read == [
         (1, ROW),
-        (3, "a quote is opened here and never closed, so all that follows belongs to it"),
+        (3, "a quote is opened here and never closed, so the rest of the file belongs to it"),
     ]
 
 
-def test_a_field_past_the_limit_is_taken_for_a_quote_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_field_over_the_limit_counts_as_an_unclosed_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "LARGEST_FIELD", 1000)
     content = 'q,a\n1,2\n"open' + "x" * 1000 + "\n1,2\n"
     try:
-        rows = found_in(tmp_path, "rows.csv", content.encode())
+        rows = rows_in(tmp_path, "rows.csv", content.encode())
     finally:
         csv.field_size_limit(131_072)
     assert rows[:2] == [(1, ROW), (2, "a field of more than 1,000 characters: a quote is opened here and never closed")]
 
 
 def test_a_long_document_in_a_csv_field_is_read(tmp_path: Path) -> None:
-    long = "word " * 40_000  # more than the csv module takes by itself
-    assert found_in(tmp_path, "rows.csv", f"q,a\n{long},2\n".encode()) == [(1, {"q": long, "a": "2"})]
+    long = "word " * 40_000  # more than the default limit of the csv module
+    assert rows_in(tmp_path, "rows.csv", f"q,a\n{long},2\n".encode()) == [(1, {"q": long, "a": "2"})]
 
 
 def test_broken_quoting_is_malformed_and_the_next_row_is_read(tmp_path: Path) -> None:
-    found = found_in(tmp_path, "rows.csv", b'q,a\n"x"y,2\n1,2\n')
-    assert [number for number, _ in found] == [1, 2]
-    assert found[0][1].startswith("broken quoting (")
-    assert found[0][1].endswith("); a quote within a quoted field is written twice")
-    assert found[1] == (2, ROW)
+    rows_read = rows_in(tmp_path, "rows.csv", b'q,a\n"x"y,2\n1,2\n')
+    assert [number for number, _ in rows_read] == [1, 2]
+    assert rows_read[0][1].startswith("broken quoting (")
+    assert rows_read[0][1].endswith("); inside a quoted field, write a quote twice")
+    assert rows_read[1] == (2, ROW)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b'"q,a\n1,2\n', "the first line, which names the columns, is broken: a quote is opened here and never closed"),
-        (b"q,a,b,a,q\n1,2,3,4,5\n", "the first line names column 'q' twice. Give each column a name of its own."),
+        (b"q,a,b,a,q\n1,2,3,4,5\n", "the first line names column 'q' twice. Give each column its own name."),
         (b"q,\xff\n1,2\n", "the first line, which names the columns, is not UTF-8 at byte 2. Save it as UTF-8."),
     ],
 )
-def test_a_header_that_names_no_columns_is_refused(content: bytes, told: str, tmp_path: Path) -> None:
+def test_a_broken_header_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        found_in(tmp_path, "rows.csv", content)
-    assert str(error.value).startswith(f"rows.csv: {told}")
+        rows_in(tmp_path, "rows.csv", content)
+    assert str(error.value).startswith(f"rows.csv: {message}")
 
 
-# Bad bytes by their place
+# Positions of bad bytes
 
 MARK = b"\xef\xbb\xbf"
 OTHER = "é€😀".encode()  # two, three and four bytes
 
 
 @pytest.mark.parametrize("mark", [b"", MARK], ids=["", "with a byte order mark"])
-@pytest.mark.parametrize("packed", [False, True], ids=["", "gz"])
+@pytest.mark.parametrize("is_gzip", [False, True], ids=["", "gz"])
 @pytest.mark.parametrize(
     ("name", "before", "after", "bad", "rows"),
     [
         pytest.param("a.jsonl", b'{"q": "1"}\n\n\n{"q": "', b'"}\n{"q": "1"}\n', 4, [1, 5], id="jsonl"),
         pytest.param("a.jsonl", b'{"q": "%s"}\n{"q": "%s' % (OTHER, OTHER), b'"}\n', 2, [1], id="jsonl, not ASCII"),
         pytest.param("a.csv", b'q\n1\n"%s\n%s"\n%s' % (OTHER, OTHER, OTHER), b"\n5\n", 3, [1, 2, 4], id="csv, wide"),
-        pytest.param("a.csv", b'q\r\n1\r\n"2\r\n', b'3"\r\n5\r\n', 2, [1, 3], id="csv, within a quoted record"),
+        pytest.param("a.csv", b'q\r\n1\r\n"2\r\n', b'3"\r\n5\r\n', 2, [1, 3], id="csv, inside a quoted record"),
         pytest.param("a.tsv", b"q\ta\n1\t2\n1\t", b"\n1\t2\n", 2, [1, 3], id="tsv"),
         pytest.param("a.json", b'[{"q": "%s"}, {"q": "' % OTHER, b'"}, {"q": "1"}]', 2, [1, 3], id="json"),
         pytest.param("a.json", b'{"q": "1"}\n{"q": "%s' % OTHER, b'"}\n{"q": "1"}', 2, [1, 3], id="json that is jsonl"),
         pytest.param("a.txt", b"some words and %s" % OTHER, b" more", 1, [], id="text"),
     ],
 )  # fmt: skip
-def test_a_byte_that_is_no_utf8_is_named_by_its_place_in_the_file(
-    name: str, before: bytes, after: bytes, bad: int, rows: list[int], packed: bool, mark: bytes, tmp_path: Path
+def test_an_invalid_utf8_byte_is_reported_with_its_position(
+    name: str, before: bytes, after: bytes, bad: int, rows: list[int], is_gzip: bool, mark: bytes, tmp_path: Path
 ) -> None:
     content = mark + before + b"\xff\xfe" + after
-    found = found_in(tmp_path, name, content, packed)
+    rows_read = rows_in(tmp_path, name, content, is_gzip)
     reason = f"not valid UTF-8 at byte {content.index(0xFF):,} of the file (counted from 0). Save the file as UTF-8"
-    assert (bad, reason) in found
-    assert [number for number, _ in found] == sorted([*rows, bad])
+    assert (bad, reason) in rows_read
+    assert [number for number, _ in rows_read] == sorted([*rows, bad])
 
 
-def test_each_bad_row_has_a_place_of_its_own(tmp_path: Path) -> None:
+def test_each_bad_row_has_its_own_byte_position(tmp_path: Path) -> None:
     content = b"q\n\xe9\n" + OTHER + b"\n\xe9\n" + b"a\xe9\xe9\n" + b"1\n"
-    places = [at for at, byte in enumerate(content) if byte == 0xE9]
-    found = found_in(tmp_path, "rows.csv", content)
-    reasons = [reason for number, reason in found if number in (1, 3, 4)]
-    assert [f"byte {place} of" in str(reason) for place, reason in zip(places[:3], reasons, strict=False)] == [True] * 3
-    assert [number for number, values in found if isinstance(values, dict)] == [2, 5]
+    positions = [index for index, byte in enumerate(content) if byte == 0xE9]
+    rows_read = rows_in(tmp_path, "rows.csv", content)
+    reasons = [reason for number, reason in rows_read if number in (1, 3, 4)]
+    matches = [f"byte {byte} of" in str(reason) for byte, reason in zip(positions[:3], reasons, strict=False)]
+    assert matches == [True] * 3
+    assert [number for number, values in rows_read if isinstance(values, dict)] == [2, 5]
 
 
-def test_a_large_place_is_written_with_separators(tmp_path: Path) -> None:
+def test_a_large_byte_position_has_thousands_separators(tmp_path: Path) -> None:
     content = b'{"q": "' + b"x" * 1_234_560 + b'\xff"}\n'
-    ((number, reason),) = found_in(tmp_path, "rows.jsonl", content)
+    ((number, reason),) = rows_in(tmp_path, "rows.jsonl", content)
     assert number == 1
     assert "at byte 1,234,567 of the file" in reason
 
 
-def test_a_bad_byte_in_a_later_piece_of_a_long_text_is_named_by_its_place(
+def test_a_bad_byte_in_a_later_piece_of_a_long_text_has_its_file_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "WHOLE", 50)
     monkeypatch.setattr(documents, "PIECE", 10)
     content = b"one two three\n\n" * 3 + b"four \xfffive six\n\nseven"
-    found = found_in(tmp_path, "book.txt", content)
-    assert [values for _, values in found[:3]] == ["one two three\n\n"] * 3
-    assert found[3] == (4, "not valid UTF-8 at byte 50 of the file (counted from 0). Save the file as UTF-8")
-    assert found[4] == (5, "seven")
+    rows_read = rows_in(tmp_path, "book.txt", content)
+    assert [values for _, values in rows_read[:3]] == ["one two three\n\n"] * 3
+    assert rows_read[3] == (4, "not valid UTF-8 at byte 50 of the file (counted from 0). Save the file as UTF-8")
+    assert rows_read[4] == (5, "seven")
 
 
 @pytest.mark.parametrize(
     ("content", "pieces"),
     [
         pytest.param(b"", [], id="nothing"),
-        pytest.param(b"x" * 50, [b"x" * 50], id="as long as one may be"),
+        pytest.param(b"x" * 50, [b"x" * 50], id="the longest document"),
         pytest.param(b"x" * 51, [b"x" * 20, b"x" * 20, b"x" * 11], id="between any two characters"),
         pytest.param(
             b"a b\n\nc d e f g\n\n\n \nh\n\n" + b"i" * 40,
             [b"a b\n\nc d e f g\n\n\n \n", b"h\n\n" + b"i" * 17, b"i" * 20, b"i" * 3],
-            id="after blank lines, those together",
+            id="after all blank lines",
         ),
         pytest.param(b"a b c d\ne f g h i\nj" + b" k" * 20, None, id="after a line end"),
-        pytest.param("é".encode() * 30, [("é" * 10).encode()] * 3, id="never within a character"),
-        pytest.param("€".encode() * 20, [("€" * 6).encode()] * 3 + ["€€".encode()], id="nor within a longer one"),
+        pytest.param("é".encode() * 30, [("é" * 10).encode()] * 3, id="not inside two bytes"),
+        pytest.param("€".encode() * 20, [("€" * 6).encode()] * 3 + ["€€".encode()], id="not inside three bytes"),
     ],
 )
-def test_a_long_text_is_cut_where_it_hurts_least(
+def test_a_long_text_is_split_at_the_best_boundary(
     content: bytes, pieces: list[bytes] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "WHOLE", 50)
     monkeypatch.setattr(documents, "PIECE", 10)
-    found = list(documents.documents(BytesIO(content)))
-    assert b"".join(found) == content
+    actual = list(documents.documents(BytesIO(content)))
+    assert b"".join(actual) == content
     if pieces is None:
-        assert found[0] == b"a b c d\ne f g h i\n"
-        assert found[1:] == [b"j k k k k k ", b"k k k k k k ", b"k k k k k k ", b"k k k"]
+        assert actual[0] == b"a b c d\ne f g h i\n"
+        assert actual[1:] == [b"j k k k k k ", b"k k k k k k ", b"k k k k k k ", b"k k k"]
     else:
-        assert found == pieces
+        assert actual == pieces
 
 
-# Tokens kept for the next run
+# The token cache
 
 SETTINGS = {"data": {"train": ["a.jsonl"], "max_length": 64}, "objective": {"kind": "text"}, "replay_seed": None}
 PRINTS = {"a.jsonl": "11", "b.jsonl": "22"}
@@ -247,8 +247,8 @@ def with_tokenizer(change: Callable[[PreTrainedTokenizerBase], Any]) -> dict[str
     return {"tokenizer": tokenizer}
 
 
-def merged_word() -> dict[str, Any]:
-    """Another vocabulary, the special tokens and the template as they were."""
+def changed_vocabulary() -> dict[str, Any]:
+    """Another vocabulary; the same special tokens and template."""
     other = byte_tokenizer()
     state = json.loads(other.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
@@ -257,42 +257,42 @@ def merged_word() -> dict[str, Any]:
     return {"tokenizer": other}
 
 
-def cut_otherwise(tokenizer: PreTrainedTokenizerBase) -> None:
-    """The same vocabulary, and texts begin with a space."""
+def change_pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same vocabulary, but texts begin with a space."""
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
 
 
 CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
     "a file's bytes": lambda: {"fingerprints": {**PRINTS, "b.jsonl": "23"}},
     "a file's name": lambda: {"fingerprints": {"a.jsonl": "11", "c.jsonl": "22"}},
-    "bytes of two files exchanged": lambda: {"fingerprints": {"a.jsonl": "22", "b.jsonl": "11"}},
-    "a file more": lambda: {"fingerprints": {**PRINTS, "c.jsonl": "33"}},
-    "the vocabulary": merged_word,
-    "how texts are cut": lambda: with_tokenizer(cut_otherwise),
-    "a special token's part": lambda: with_tokenizer(lambda each: setattr(each, "eos_token", "<|endoftext|>")),
+    "the bytes of two files swapped": lambda: {"fingerprints": {"a.jsonl": "22", "b.jsonl": "11"}},
+    "one more file": lambda: {"fingerprints": {**PRINTS, "c.jsonl": "33"}},
+    "the vocabulary": changed_vocabulary,
+    "the pre-tokenizer": lambda: with_tokenizer(change_pre_tokenizer),
+    "the role of a special token": lambda: with_tokenizer(lambda each: setattr(each, "eos_token", "<|endoftext|>")),
     "the chat template": lambda: with_tokenizer(lambda each: setattr(each, "chat_template", CHATML + " ")),
     "no chat template": lambda: with_tokenizer(lambda each: setattr(each, "chat_template", None)),
-    "the data's settings": lambda: {"settings": {**SETTINGS, "data": {**SETTINGS["data"], "max_length": 65}}},  # type: ignore[dict-item]
+    "the data settings": lambda: {"settings": {**SETTINGS, "data": {**SETTINGS["data"], "max_length": 65}}},  # type: ignore[dict-item]
     "the objective": lambda: {"settings": {**SETTINGS, "objective": {"kind": "instruction"}}},
-    "the seed of what is replayed": lambda: {"settings": {**SETTINGS, "replay_seed": 0}},
+    "the seed of the replay": lambda: {"settings": {**SETTINGS, "replay_seed": 0}},
 }
 
 
-def test_a_key_is_the_same_for_the_same_parts_in_any_order() -> None:
+def test_the_key_does_not_depend_on_the_order_of_its_parts() -> None:
     assert key_of() == key_of()
     assert key_of() == key_of(fingerprints=dict(reversed(PRINTS.items())), settings=dict(reversed(SETTINGS.items())))
     assert len(key_of()) == 64
     assert int(key_of(), 16) > 0
 
 
-def test_no_two_changes_of_what_makes_the_tokens_have_the_same_key() -> None:
+def test_every_change_of_what_decides_the_tokens_gives_another_key() -> None:
     keys = {"nothing": key_of(), **{name: key_of(**change()) for name, change in CHANGES.items()}}
     assert len(set(keys.values())) == len(CHANGES) + 1
 
 
-def test_a_tokenizer_written_in_python_has_its_vocabulary_in_the_key() -> None:
+def test_the_vocabulary_of_a_python_tokenizer_is_in_the_key() -> None:
     class Plain:
-        """As much of transformers' own slow tokenizers as decides the tokens."""
+        """The attributes of a slow transformers tokenizer that decide the tokens."""
 
         special_tokens_map = {"eos_token": "</s>"}  # noqa: RUF012
         chat_template = None
@@ -306,9 +306,7 @@ def test_a_tokenizer_written_in_python_has_its_vocabulary_in_the_key() -> None:
 
 
 @pytest.mark.parametrize("package", ["transformers", "tokenizers", "jinja2", "pyarrow"])
-def test_another_version_of_a_library_that_makes_the_tokens_has_another_key(
-    package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_library_version_gives_another_key(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of()
     monkeypatch.setattr(cache, "version", lambda name: "0.0.1" if name == package else version(name))
     assert key_of() != before
@@ -317,7 +315,7 @@ def test_another_version_of_a_library_that_makes_the_tokens_has_another_key(
 @pytest.mark.parametrize(
     ("file", "counts"), [("data/read.py", True), ("objectives/text.py", True), ("models/load.py", False)]
 )
-def test_other_code_of_the_data_path_or_an_objective_has_another_key(
+def test_changed_code_of_the_data_pipeline_or_objectives_gives_another_key(
     file: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = Path(cache.__file__).parent.parent
@@ -325,15 +323,13 @@ def test_other_code_of_the_data_path_or_an_objective_has_another_key(
         shutil.copytree(package / part, tmp_path / part, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     before = key_of()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "data" / "cache.py"))
-    assert key_of() == before, "the same code in another place"
+    assert key_of() == before, "the same code in another directory"
     with (tmp_path / file).open("a", encoding="utf-8") as code:
         code.write("# another line\n")
     assert (key_of() != before) == counts
 
 
-def test_code_that_is_moved_to_a_file_of_another_name_has_another_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_moved_to_another_file_gives_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "data" / "cache.py"))
     keys = []
@@ -345,23 +341,23 @@ def test_code_that_is_moved_to_a_file_of_another_name_has_another_key(
 
 
 @pytest.mark.parametrize(
-    ("named", "directory"),
+    ("variables", "directory"),
     [
         ({"TUNESMITH_CACHE": "/own", "XDG_CACHE_HOME": "/xdg"}, "/own"),
         ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/tunesmith"),
         ({"HOME": "/home/me", "XDG_CACHE_HOME": ""}, "/home/me/.cache/tunesmith"),
     ],
 )
-def test_the_cache_lies_where_the_environment_says(
-    named: dict[str, str], directory: str, monkeypatch: pytest.MonkeyPatch
+def test_the_cache_directory_follows_the_environment(
+    variables: dict[str, str], directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TUNESMITH_CACHE", raising=False)
-    for name, value in named.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache.cache_directory() == Path(directory)
 
 
-def predictions_table() -> TokenTable:
+def labeled_table() -> TokenTable:
     rows = [
         (np.array([5, 6, 7], np.int32), np.array([False, False, True]), Source("a.csv", 4), (1.0, 0.5)),
         (np.array([8], np.int32), np.array([True]), Source("b.csv", 2), (0.0, 2.0)),
@@ -372,28 +368,28 @@ def predictions_table() -> TokenTable:
 def same_tables(one: TokenTable, other: TokenTable) -> bool:
     arrays = ("ids", "loss_mask", "offsets", "file", "row", "targets", "target_offsets")
     pairs = [(getattr(one, name), getattr(other, name)) for name in arrays]
-    whole = all((a is None and b is None) or (a.dtype == b.dtype and a.tolist() == b.tolist()) for a, b in pairs)
-    return whole and one.files == other.files
+    equal = all((a is None and b is None) or (a.dtype == b.dtype and a.tolist() == b.tolist()) for a, b in pairs)
+    return equal and one.files == other.files
 
 
-def test_tables_come_back_from_the_cache_as_they_went_in_and_are_mapped(tmp_path: Path) -> None:
-    told = predictions_table()
-    plain = TokenTable.build(row[:3] for row in told.rows())
+def test_the_cache_returns_the_same_tables_memory_mapped(tmp_path: Path) -> None:
+    labeled = labeled_table()
+    plain = TokenTable.build(row[:3] for row in labeled.rows())
     directory = tmp_path / "deep" / "key"
-    cache.save(directory, (("train", told), ("held_out", plain)), {"rows": 3})
+    cache.save(directory, (("train", labeled), ("held_out", plain)), {"rows": 3})
     stored = cache.load(directory, ("held_out", "train"))
     assert stored is not None
     (held_out, train), report = stored
-    assert same_tables(train, told)
+    assert same_tables(train, labeled)
     assert same_tables(held_out, plain)
     assert report == {"rows": 3}
     assert isinstance(train.ids, np.memmap)
-    assert [each.name for each in directory.parent.iterdir()] == ["key"], "nothing half-written is left"
+    assert [each.name for each in directory.parent.iterdir()] == ["key"], "no partial directory is left"
 
 
-def test_a_table_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_no_files(tmp_path: Path) -> None:
     def tables() -> Any:
-        yield "train", predictions_table()
+        yield "train", labeled_table()
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -401,9 +397,9 @@ def test_a_table_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_that_another_run_has_written_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
-    cache.save(tmp_path / "key", (("train", predictions_table()),), {"first": True})
-    cache.save(tmp_path / "key", (("train", predictions_table()),), {"first": False})
+def test_an_existing_cache_entry_is_not_overwritten(tmp_path: Path) -> None:
+    cache.save(tmp_path / "key", (("train", labeled_table()),), {"first": True})
+    cache.save(tmp_path / "key", (("train", labeled_table()),), {"first": False})
     stored = cache.load(tmp_path / "key", ("train",))
     assert stored is not None
     assert stored[1] == {"first": True}
@@ -424,16 +420,16 @@ def cut(file: str, size: int) -> Callable[[Path], None]:
         pytest.param(remove("report.json"), id="no report"),
         pytest.param(cut("report.json", 0), id="an empty report"),
         pytest.param(cut("report.json", 20), id="half a report"),
-        pytest.param(lambda directory: (directory / "report.json").write_text("{}"), id="a report of nothing"),
+        pytest.param(lambda directory: (directory / "report.json").write_text("{}"), id="a report without keys"),
         pytest.param(remove("train.ids.npy"), id="no ids"),
         pytest.param(cut("train.ids.npy", 0), id="empty ids"),
         pytest.param(cut("train.ids.npy", 60), id="half a header"),
-        pytest.param(cut("train.learnt.npy", 140), id="half of what is learnt"),
+        pytest.param(cut("train.loss_mask.npy", 140), id="half a loss mask"),
         pytest.param(remove("held_out.offsets.npy"), id="the other side's offsets are missing"),
         pytest.param(shutil.rmtree, id="nothing at all"),
     ],
 )
-def test_a_broken_cache_folder_is_as_good_as_none(
+def test_a_broken_cache_entry_is_ignored(
     breaks: Callable[[Path], None], tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = {"train": str(write_rows(12)), "held_out": 0.3}
@@ -451,7 +447,7 @@ def test_a_broken_cache_folder_is_as_good_as_none(
     assert same_tables(again.held_out, first.held_out)
 
 
-def test_the_same_rows_hit_the_cache_and_the_same_bytes_under_another_name_do_not(
+def test_the_same_bytes_under_another_file_name_miss_the_cache(
     tiny_model: Path, write_rows: Callable[..., Path]
 ) -> None:
     file = write_rows(12)
@@ -468,7 +464,7 @@ def test_the_same_rows_hit_the_cache_and_the_same_bytes_under_another_name_do_no
     assert sources[2].endswith("other.jsonl")
 
 
-# After which tokens an answer is over
+# The tokens that stop an answer
 
 PHI = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}" + (
     "{% if add_generation_prompt %}<|assistant|>{% else %}<|endoftext|>{% endif %}"
@@ -478,14 +474,14 @@ PHI = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}
 @pytest.mark.parametrize(
     ("tokenizer", "ends"),
     [
-        pytest.param(lambda: stock("llama3"), {"<|eot_id|>"}, id="the end of a turn is the end of a text"),
+        pytest.param(lambda: stock("llama3"), {"<|eot_id|>"}, id="the end of turn is the end of text"),
         pytest.param(lambda: stock("qwen2_5"), {"<|im_end|>"}, id="qwen"),
-        pytest.param(lambda: stock("gemma3"), {"<end_of_turn>", "<eos>"}, id="the end of a turn is another token"),
+        pytest.param(lambda: stock("gemma3"), {"<end_of_turn>", "<eos>"}, id="the end of turn is another token"),
         pytest.param(lambda: tokenizer_with(PHI, "phi3"), {"<|end|>", "<|endoftext|>"}, id="phi"),
-        pytest.param(byte_tokenizer, {"<|im_end|>", "<|endoftext|>"}, id="a document's end too"),
+        pytest.param(byte_tokenizer, {"<|im_end|>", "<|endoftext|>"}, id="with an end of document"),
     ],
 )
-def test_an_answer_is_over_after_the_turn_s_the_text_s_and_the_document_s_end(
+def test_an_answer_stops_at_the_end_of_turn_text_or_document(
     tokenizer: Callable[[], PreTrainedTokenizerBase], ends: set[str]
 ) -> None:
     made = tokenizer()
@@ -495,8 +491,8 @@ def test_an_answer_is_over_after_the_turn_s_the_text_s_and_the_document_s_end(
     assert set(made.convert_ids_to_tokens(Renderer(made).stop_tokens)) == without
 
 
-def chain_model(tokenizer: PreTrainedTokenizerBase, *after: tuple[str, str]) -> LlamaForCausalLM:
-    """Writes one token after another as given, whatever stood before: its blocks add nothing."""
+def bigram_model(tokenizer: PreTrainedTokenizerBase, *after: tuple[str, str]) -> LlamaForCausalLM:
+    """A model whose next token depends only on the last one, as given: its blocks add nothing."""
     size = len(tokenizer)
     config = LlamaConfig(
         vocab_size=size, hidden_size=size + size % 2, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
@@ -514,26 +510,26 @@ def chain_model(tokenizer: PreTrainedTokenizerBase, *after: tuple[str, str]) -> 
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(token)
-    assert isinstance(found, int)
-    return found
+    index = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(index, int)
+    return index
 
 
 @pytest.mark.parametrize(
-    ("end", "own", "said"),
+    ("end", "own", "answer"),
     [
-        pytest.param("<|end|>", None, "xy", id="the template's end, which the base does not name"),
+        pytest.param("<|end|>", None, "xy", id="the end token of the template only"),
         pytest.param("<|endoftext|>", None, "xy", id="the end of a text"),
-        pytest.param("z", "z", "xy", id="the base's own"),
-        pytest.param("z", ["q", "z"], "xy", id="one of several of the base's own"),
-        pytest.param("z", None, "xyzw", id="no end at all"),
+        pytest.param("z", "z", "xy", id="the end token of the base"),
+        pytest.param("z", ["q", "z"], "xy", id="one of several end tokens of the base"),
+        pytest.param("z", None, "xyzw", id="no end token"),
     ],
 )
-def test_answers_stop_at_the_template_s_end_and_at_the_base_s_own(end: str, own: Any, said: str) -> None:
+def test_generation_stops_at_the_end_tokens_of_the_template_and_the_base(end: str, own: Any, answer: str) -> None:
     tokenizer = tokenizer_with(PHI, "phi3")
-    model = chain_model(tokenizer, ("<|assistant|>", "x"), ("x", "y"), ("y", end), (end, "w"), ("w", "w"))
+    model = bigram_model(tokenizer, ("<|assistant|>", "x"), ("x", "y"), ("y", end), (end, "w"), ("w", "w"))
     names = own if isinstance(own, list) else [own] if own else []
     model.generation_config.eos_token_id = [ids_of(tokenizer, name) for name in names] or None
-    chats = [[{"role": "user", "content": asked}] for asked in ("Hi", "A longer question")]
-    found = answers(model, tokenizer, chats, Sampling(max_new_tokens=4))
-    assert found == [said, said]
+    chats = [[{"role": "user", "content": question}] for question in ("Hi", "A longer question")]
+    generated = answers(model, tokenizer, chats, Sampling(max_new_tokens=4))
+    assert generated == [answer, answer]

@@ -1,4 +1,4 @@
-"""The forms that rows come in: told by their columns, each made into the same kind of example."""
+"""The row formats: detected from the columns, each turned into the same kind of example."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ def messages(values: Any, format: str | None = None, columns: dict[str, str] | N
         ("question_answer", {"Problem": "Hi", "Solution": "Hello"}),
     ],
 )
-def test_every_form_is_told_by_its_columns_and_gives_the_chat(format: str, values: dict[str, Any]) -> None:
+def test_every_format_is_detected_from_its_columns_and_gives_the_chat(format: str, values: dict[str, Any]) -> None:
     assert detect([row(values)]) == format
     assert messages(values) == CHAT
 
 
-def test_systems_inputs_histories_and_contexts_have_their_places() -> None:
+def test_systems_inputs_histories_and_contexts_are_placed_in_the_chat() -> None:
     system = {"role": "system", "content": "Be kind"}
     assert messages({"messages": list(CHAT), "system": "Be kind"}) == (system, *CHAT)
     assert messages({"instruction": "Add", "input": "1, 2", "output": "3"})[0]["content"] == "Add\n1, 2"
@@ -51,7 +51,7 @@ def test_systems_inputs_histories_and_contexts_have_their_places() -> None:
     assert messages({"question": "Q", "answer": "A", "context": "C"})[0]["content"] == "C\n\nQ"
 
 
-def test_tool_calls_come_out_as_templates_take_them() -> None:
+def test_tool_calls_get_the_format_that_templates_take() -> None:
     called = messages(
         {
             "conversations": [
@@ -66,7 +66,7 @@ def test_tool_calls_come_out_as_templates_take_them() -> None:
     assert called[2] == {"role": "tool", "content": "3"}
 
 
-def test_named_columns_play_their_parts() -> None:
+def test_data_columns_name_the_columns_to_read() -> None:
     values = {"kunde": "Hi", "agent": "Hello", "text": "other"}
     columns = {"question": "kunde", "answer": "agent"}
     assert detect([row(values)], columns) == "question_answer"
@@ -88,7 +88,7 @@ def test_named_columns_play_their_parts() -> None:
         ({"question": "Q"}, "no column 'answer'"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_said(values: dict[str, Any], reason: str) -> None:
+def test_a_malformed_row_has_a_reason(values: dict[str, Any], reason: str) -> None:
     format = "messages" if "messages" in values else "question_answer"
     example = to_example(row(values, 7), format)
     assert isinstance(example, Malformed)
@@ -97,20 +97,21 @@ def test_what_is_wrong_with_a_row_is_said(values: dict[str, Any], reason: str) -
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([{"chosen": "a", "rejected": "b"}], "preference data"),
         ([{"text": "a", "label": "good"}], "texts with classes"),
-        ([{"foo": 1, "bar": 2}], r"no known form has the columns foo, bar.*data.columns"),
+        ([{"foo": 1, "bar": 2}], r"no known format has the columns foo, bar.*data.columns"),
         ([{"role": "user", "content": "a"}], "a single turn"),
-        ([{"messages": list(CHAT)}, {"prompt": "a", "completion": "b"}], "of several forms"),
+        ([{"messages": list(CHAT)}, {"prompt": "a", "completion": "b"}], "have several formats"),
     ],
 )
-def test_data_of_another_kind_are_refused_by_name(rows: list[dict[str, Any]], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_data_of_another_kind_is_refused_with_its_name(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         detect([row(values, number) for number, values in enumerate(rows, 1)])
 
 
-def test_llamafactory_3665_a_misspelled_form_gets_the_nearest_name() -> None:
+def test_a_misspelled_format_gets_the_nearest_name() -> None:
+    """Guards against https://github.com/hiyouga/LlamaFactory/issues/3665."""
     with pytest.raises(UserError, match=r"data.format: sharegtp is not known. Did you mean sharegpt\?"):
         to_example(row({}), "sharegtp")

@@ -1,4 +1,4 @@
-"""What stands in a batch, which rows go together, and which batches a step takes: exactly, and from the seed alone."""
+"""The tensors of a batch, which rows are packed together, and which batches a step takes."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -30,32 +30,32 @@ Bins = list[list[int]]
 
 
 def table_of(*rows: tuple[Sequence[int], Sequence[int]] | tuple[Sequence[int], Sequence[int], Sequence[float]]) -> Any:
-    """A table of (ids, marked places) or (ids, marked places, targets)."""
-    made: list[Any] = []
-    for number, (ids, places, *told) in enumerate(rows, 1):
+    """A table of (ids, loss positions) or (ids, loss positions, targets)."""
+    table_rows: list[Any] = []
+    for number, (ids, positions, *targets) in enumerate(rows, 1):
         marks = np.zeros(len(ids), np.bool_)
-        marks[list(places)] = True
-        made.append((np.array(ids, np.int32), marks, Source("rows", number), *map(tuple, told)))
-    return TokenTable.build(made)
+        marks[list(positions)] = True
+        table_rows.append((np.array(ids, np.int32), marks, Source("rows", number), *map(tuple, targets)))
+    return TokenTable.build(table_rows)
 
 
 def table_with(lengths: Sequence[int]) -> TokenTable:
-    """Rows of these lengths, all learnt."""
+    """Rows of these lengths, with loss on all tokens."""
     return table_of(*((range(1, length + 1), range(length)) for length in lengths))
 
 
-# What stands in a batch
+# The tensors of a batch
 
-WRITTEN = table_of(
-    ([5, 9, 13, 21, 30], [2, 3]),  # what follows 21 is not learnt: 21 is predicted, and no more is needed
-    ([7, 8, 33], [0, 1, 2]),  # nothing stands before 7 that could predict it
-    ([40, 41], [0]),  # so here nothing is learnt at all
+ROWS = table_of(
+    ([5, 9, 13, 21, 30], [2, 3]),  # the tokens after 21 have no loss: 21 is predicted, and nothing after 13 is needed
+    ([7, 8, 33], [0, 1, 2]),  # no token before 7 could predict it
+    ([40, 41], [0]),  # so this row has no loss
     ([60, 61, 62, 63], [1, 3]),
 )
 
 
-def test_documents_are_laid_end_to_end_up_to_what_predicts_their_last_learnt_token() -> None:
-    batch = collate(WRITTEN, [1, 3, 0, 2])
+def test_documents_are_concatenated_without_the_tokens_after_their_last_loss() -> None:
+    batch = collate(ROWS, [1, 3, 0, 2])
     assert batch.input_ids.tolist() == [[7, 8, 60, 61, 62, 5, 9, 13, 40] + [0] * 119]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 0, 1, 2, 0, *range(119)]]
     assert batch.lengths == [2, 3, 3, 1, 119]
@@ -65,22 +65,23 @@ def test_documents_are_laid_end_to_end_up_to_what_predicts_their_last_learnt_tok
     assert (batch.tokens, batch.loss_tokens_per_row, batch.documents_per_row) == (14, [2, 2, 2, 0], [1, 1, 1, 1])
     assert (batch.loss_tokens, batch.documents) == (6, 4)
     assert batch.features is None
-    whole = (batch.input_ids, batch.position_ids, batch.loss_positions, batch.labels)
-    assert all(each.dtype == torch.int64 for each in whole)
+    tensors = (batch.input_ids, batch.position_ids, batch.loss_positions, batch.labels)
+    assert all(tensor.dtype == torch.int64 for tensor in tensors)
 
 
 @pytest.mark.parametrize(
-    ("count", "wide"), [(WIDTH_STEP, WIDTH_STEP), (WIDTH_STEP + 1, WIDTH_STEP), (WIDTH_STEP + 2, 2 * WIDTH_STEP)]
+    ("count", "padded_width"),
+    [(WIDTH_STEP, WIDTH_STEP), (WIDTH_STEP + 1, WIDTH_STEP), (WIDTH_STEP + 2, 2 * WIDTH_STEP)],
 )
-def test_a_width_is_filled_up_to_the_next_multiple_and_a_round_one_is_left(count: int, wide: int) -> None:
+def test_a_width_is_padded_to_the_next_multiple(count: int, padded_width: int) -> None:
     batch = collate(table_with([count]), [0])  # the last token is predicted, not read
-    assert batch.input_ids.shape == batch.position_ids.shape == (1, wide)
-    assert batch.lengths == [count - 1] + [wide - count + 1] * (wide > count - 1)
-    assert batch.position_ids.tolist() == [[*range(count - 1), *range(wide - count + 1)]]
+    assert batch.input_ids.shape == batch.position_ids.shape == (1, padded_width)
+    assert batch.lengths == [count - 1] + [padded_width - count + 1] * (padded_width > count - 1)
+    assert batch.position_ids.tolist() == [[*range(count - 1), *range(padded_width - count + 1)]]
 
 
 @pytest.mark.parametrize(
-    ("rows", "lengths", "places", "labels", "units"),
+    ("rows", "lengths", "positions", "labels", "units"),
     [
         pytest.param(
             [([5, 6, 7], [2], [1.0]), ([8, 9], [1], [0.0])], [3, 2], [2, 4], [[1.0], [0.0]], [1, 1], id="classes"
@@ -97,20 +98,20 @@ def test_a_width_is_filled_up_to_the_next_multiple_and_a_round_one_is_left(count
         ),
     ],
 )  # fmt: skip
-def test_what_is_told_of_a_text_stands_at_its_marks_and_the_whole_text_is_read(
-    rows: list[Any], lengths: list[int], places: list[int], labels: list[Any], units: list[int]
+def test_targets_are_at_the_loss_positions_and_all_tokens_are_read(
+    rows: list[Any], lengths: list[int], positions: list[int], labels: list[Any], units: list[int]
 ) -> None:
     batch = collate(table_of(*rows), range(2))
     read = [token for ids, *_ in rows for token in ids]
     assert batch.input_ids[0].tolist() == read + [0] * (WIDTH_STEP - len(read))
     assert batch.lengths == [*lengths, WIDTH_STEP - sum(lengths)]
-    assert batch.loss_positions.tolist() == places
+    assert batch.loss_positions.tolist() == positions
     assert batch.labels.tolist() == labels
     assert batch.labels.dtype == torch.float32
     assert (batch.tokens, batch.loss_tokens_per_row, batch.documents_per_row) == (len(read), units, [1, 1])
 
 
-def test_texts_that_are_compared_are_documents_of_their_own_and_one_unit_a_row() -> None:
+def test_compared_texts_are_separate_documents_and_one_loss_unit_per_row() -> None:
     rows = [([5, 6, 7, 8, 9], [1, 4], []), ([3, 2, 1, 4, 4, 4], [0, 2, 5], [])]
     batch = collate(table_of(*rows), range(2))
     assert batch.input_ids[0, :11].tolist() == [5, 6, 7, 8, 9, 3, 2, 1, 4, 4, 4]
@@ -122,14 +123,14 @@ def test_texts_that_are_compared_are_documents_of_their_own_and_one_unit_a_row()
     assert (batch.loss_tokens, batch.documents) == (2, 5)
 
 
-def test_rows_whose_features_are_known_are_not_laid_out() -> None:
+def test_rows_with_precomputed_features_have_no_token_tensors() -> None:
     table = table_of(([5, 6, 7], [2], [1.0]), ([8], [0], [3.0]), ([1, 2], [1], [2.0]))
     features = np.arange(12, dtype=np.float32).reshape(3, 4)
-    known = TokenTable(
+    with_features = TokenTable(
         *(getattr(table, name) for name in ("ids", "loss_mask", "offsets", "files", "file", "row", "targets")),
         table.target_offsets, features,
     )  # fmt: skip
-    batch = collate(known, [2, 0])
+    batch = collate(with_features, [2, 0])
     assert batch.input_ids.shape == batch.position_ids.shape == (1, 0)
     assert batch.input_ids.dtype == batch.loss_positions.dtype == torch.int64
     assert (batch.lengths, batch.loss_positions.tolist()) == ([], [])
@@ -139,20 +140,20 @@ def test_rows_whose_features_are_known_are_not_laid_out() -> None:
     assert (batch.rows, batch.tokens, batch.loss_tokens_per_row, batch.documents_per_row) == ((2, 0), 5, [1, 1], [1, 1])
 
 
-def test_a_family_that_cannot_be_packed_gets_a_padded_row_a_document_with_its_mask() -> None:
+def test_a_family_without_packing_gets_padded_rows_with_an_attention_mask() -> None:
     model = small_model("bloom", layers=1)
-    inputs = model_inputs(model, collate(WRITTEN, [1, 3, 0]))
+    inputs = model_inputs(model, collate(ROWS, [1, 3, 0]))
     assert set(inputs.arguments) == {"input_ids", "attention_mask"}
-    filling = [model.config.pad_token_id or 0]
+    padding = [model.config.pad_token_id or 0]
     assert inputs.arguments["input_ids"].tolist() == [
-        [7, 8] + filling * 14, [60, 61, 62] + filling * 13, [5, 9, 13] + filling * 13,
+        [7, 8] + padding * 14, [60, 61, 62] + padding * 13, [5, 9, 13] + padding * 13,
     ]  # fmt: skip
     assert inputs.arguments["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (2, 3, 3)]
     assert inputs.places.tolist() == [0, 1, 16, 17, 18, 32, 33, 34]
     assert inputs.starts.tolist() == [0, 16, 32]
 
 
-# Which rows go together
+# Which rows are packed together
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=24)
 CAPACITY = st.integers(1, 90)
@@ -164,7 +165,7 @@ def loads(lengths: Sequence[int], bins: Bins, padded: bool = False) -> list[int]
 
 PACKERS: dict[str, tuple[Callable[[Sequence[int], int], Bins], bool]] = {
     "best_fit": (best_fit, False),
-    "best fit, balanced": (best_fit_balanced, False),
+    "best_fit, balanced": (best_fit_balanced, False),
     "next_fit": (next_fit, False),
     "next_fit, padded": (lambda lengths, capacity: next_fit(lengths, capacity, True), True),
     "by length": (bucket_by_length, True),
@@ -174,30 +175,30 @@ PACKERS: dict[str, tuple[Callable[[Sequence[int], int], Bins], bool]] = {
 
 
 @pytest.mark.parametrize("name", PACKERS)
-def test_every_item_is_in_one_bin_and_only_an_item_alone_may_be_over_the_budget(name: str) -> None:
+def test_every_item_is_in_one_bin_and_only_a_single_item_may_exceed_it(name: str) -> None:
     pack, padded = PACKERS[name]
 
     @settings(max_examples=30, deadline=None)
     @given(LENGTHS.filter(len), CAPACITY)
-    def holds(lengths: list[int], capacity: int) -> None:
+    def all_items_fit(lengths: list[int], capacity: int) -> None:
         bins = pack(lengths, capacity)
         assert sorted(item for items in bins for item in items) == list(range(len(lengths)))
         assert all(items for items in bins)
         for items, load in zip(bins, loads(lengths, bins, padded), strict=True):
             assert load <= capacity or len(items) == 1
 
-    holds()
+    all_items_fit()
 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, CAPACITY)
-def test_best_fit_puts_the_longest_first_into_the_fullest_bin_that_holds_it(lengths: list[int], capacity: int) -> None:
+def test_best_fit_puts_the_longest_item_into_the_fullest_bin_with_room(lengths: list[int], capacity: int) -> None:
     bins: Bins = []
     for item in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
         room = [capacity - sum(lengths[other] for other in items) for items in bins]
-        fitting = [place for place in range(len(bins)) if room[place] >= lengths[item]]
-        if fitting:
-            bins[min(fitting, key=lambda place: (room[place], place))].append(item)
+        with_room = [index for index in range(len(bins)) if room[index] >= lengths[item]]
+        if with_room:
+            bins[min(with_room, key=lambda index: (room[index], index))].append(item)
         else:
             bins.append([item])
     assert best_fit(lengths, capacity) == bins
@@ -205,7 +206,7 @@ def test_best_fit_puts_the_longest_first_into_the_fullest_bin_that_holds_it(leng
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, CAPACITY, st.booleans())
-def test_next_fit_keeps_the_order_and_opens_a_bin_only_where_the_next_item_does_not_fit(
+def test_next_fit_keeps_the_order_and_opens_a_bin_only_when_needed(
     lengths: list[int], capacity: int, padded: bool
 ) -> None:
     bins = next_fit(lengths, capacity, padded)
@@ -216,7 +217,7 @@ def test_next_fit_keeps_the_order_and_opens_a_bin_only_where_the_next_item_does_
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, CAPACITY)
-def test_alike_goes_from_the_longest_to_the_shortest_and_fills_each_bin(lengths: list[int], capacity: int) -> None:
+def test_bucket_by_length_goes_from_longest_to_shortest_and_fills_bins(lengths: list[int], capacity: int) -> None:
     bins = bucket_by_length(lengths, capacity)
     order = [item for items in bins for item in items]
     assert order == sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
@@ -224,7 +225,7 @@ def test_alike_goes_from_the_longest_to_the_shortest_and_fills_each_bin(lengths:
         assert lengths[items[0]] * (len(items) + 1) > capacity, f"{first} would have fitted"
 
 
-def test_balanced_takes_as_few_bins_as_best_fit_and_fills_them_evenly() -> None:
+def test_best_fit_balanced_needs_as_few_bins_and_fills_them_evenly() -> None:
     assert best_fit_balanced([10] * 10, 64) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert loads([10] * 10, best_fit([10] * 10, 64)) == [60, 40]
     generator = np.random.default_rng(3)
@@ -238,7 +239,7 @@ def test_balanced_takes_as_few_bins_as_best_fit_and_fills_them_evenly() -> None:
     assert best_fit_balanced([64, 64], 64) == best_fit([64, 64], 64), "full bins cannot be filled more evenly"
 
 
-def test_what_is_filled_in_any_order_is_packed_or_padded() -> None:
+def test_pack_any_order_packs_or_pads() -> None:
     lengths = [5, 60, 33, 31, 7, 64, 2, 62]
     assert pack_any_order(lengths, 64, padded=False) == best_fit(lengths, 64)
     assert pack_any_order(lengths, 64, padded=True) == bucket_by_length(lengths, 64)
@@ -257,21 +258,19 @@ def batches_of(lengths: Sequence[int], tokens_per_step: int, **options: Any) -> 
 @pytest.mark.parametrize(
     ("lengths", "steps"),
     [
-        pytest.param([40, 40, 30, 60, 50, 10], [[0, 1, 2], [3, 4], [5]], id="nearest to the wanted tokens"),
-        pytest.param([80, 40, 80], [[0, 1], [2]], id="as far over as under: it goes on"),
-        pytest.param([80, 42, 80], [[0], [1, 2]], id="further over than under: it stops"),
-        pytest.param([300, 5, 300], [[0], [1], [2]], id="one that is longer alone goes alone"),
+        pytest.param([40, 40, 30, 60, 50, 10], [[0, 1, 2], [3, 4], [5]], id="closest to the tokens per step"),
+        pytest.param([80, 40, 80], [[0, 1], [2]], id="a tie adds the batch"),
+        pytest.param([80, 42, 80], [[0], [1, 2]], id="too far over starts a new step"),
+        pytest.param([300, 5, 300], [[0], [1], [2]], id="a batch over the budget is alone"),
         pytest.param([100, 100], [[0], [1]], id="full steps"),
         pytest.param([1, 100], [[0, 1]], id="never an empty step"),
     ],
 )
-def test_a_step_closes_where_stopping_is_nearer_to_its_tokens_than_going_on(
-    lengths: list[int], steps: list[list[int]]
-) -> None:
+def test_a_step_ends_where_its_tokens_are_closest_to_the_target(lengths: list[int], steps: list[list[int]]) -> None:
     assert batches_of(lengths, 100).epoch(0) == [[[row] for row in step] for step in steps]
 
 
-def test_packed_steps_add_up_batches_of_the_file_s_order_or_of_like_lengths() -> None:
+def test_packed_steps_have_batches_in_file_order() -> None:
     lengths = [30, 30, 20, 40, 10, 64, 5]
     packed = batches_of(lengths, 100, pack=True)
     assert packed.epoch(0) == [[[0, 1], [2, 3]], [[4], [5], [6]]]
@@ -284,7 +283,7 @@ def test_packed_steps_add_up_batches_of_the_file_s_order_or_of_like_lengths() ->
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 0), (7, 1), (1, 7)])
-def test_the_order_of_an_epoch_follows_from_the_seed_and_the_epoch_alone(seed: int, epoch: int, padded: bool) -> None:
+def test_the_order_of_an_epoch_depends_only_on_the_seed_and_the_epoch(seed: int, epoch: int, padded: bool) -> None:
     lengths = np.random.default_rng(5).integers(5, 50, 40).tolist()
     generator = np.random.default_rng([seed, epoch])
     order = np.arange(40)
@@ -306,7 +305,7 @@ def test_the_order_of_an_epoch_follows_from_the_seed_and_the_epoch_alone(seed: i
     padded=st.booleans(),
     seed=st.integers(0, 3),
 )
-def test_each_epoch_takes_every_row_once_in_steps_of_about_the_wanted_tokens(
+def test_each_epoch_takes_every_row_once_in_steps_close_to_the_target(
     lengths: list[int], tokens: int, pack: bool, shuffle: bool, padded: bool, seed: int
 ) -> None:
     batches = batches_of(lengths, tokens, pack=pack, shuffle=shuffle, padded=padded, seed=seed)
@@ -317,33 +316,33 @@ def test_each_epoch_takes_every_row_once_in_steps_of_about_the_wanted_tokens(
         assert sorted(row for step in epoch for rows in step for row in rows) == list(range(len(lengths)))
         sizes = [[sum(lengths[row] for row in rows) for rows in step] for step in epoch]
         for step, (first, *_) in pairwise(sizes):
-            assert sum(step) + first / 2 > tokens, "the next batch would have brought it nearer"
+            assert sum(step) + first / 2 > tokens, "the next batch would have brought it closer"
         for step in sizes:
-            assert len(step) == 1 or sum(step[:-1]) + step[-1] / 2 <= tokens, "its last one brought it nearer"
+            assert len(step) == 1 or sum(step[:-1]) + step[-1] / 2 <= tokens, "its last batch brought it closer"
         flat += epoch
     for index in reversed(range(len(flat))):
         assert later.step(index) == flat[index], "any step, without those before it"
-    whole = [sum(lengths[row] for rows in step for row in rows) for step in flat]
+    tokens_per_step = [sum(lengths[row] for rows in step for row in rows) for step in flat]
     first, last = len(flat) // 3, 2 * len(flat) // 3 + 1
-    assert batches.tokens_in(first, last) == sum(whole[first:last])
+    assert batches.tokens_in(first, last) == sum(tokens_per_step[first:last])
     assert batches.steps_in(3) == len(flat)
 
 
-def test_steps_of_whole_and_part_epochs_are_counted_and_are_at_least_one() -> None:
+def test_steps_of_full_and_partial_epochs_are_counted_and_at_least_one() -> None:
     batches = batches_of([10] * 10, 20)  # five steps an epoch
-    found = {epochs: batches.steps_in(epochs) for epochs in (0.05, 0.3, 0.5, 0.9, 1, 1.25, 2.0, 2.7)}
-    assert found == {0.05: 1, 0.3: 2, 0.5: 2, 0.9: 4, 1: 5, 1.25: 6, 2.0: 10, 2.7: 14}
+    steps = {epochs: batches.steps_in(epochs) for epochs in (0.05, 0.3, 0.5, 0.9, 1, 1.25, 2.0, 2.7)}
+    assert steps == {0.05: 1, 0.3: 2, 0.5: 2, 0.9: 4, 1: 5, 1.25: 6, 2.0: 10, 2.7: 14}
 
 
-def test_a_part_of_an_epoch_is_counted_in_the_steps_of_that_epoch() -> None:
+def test_a_partial_epoch_is_counted_in_its_own_steps() -> None:
     lengths = np.random.default_rng(1).integers(5, 60, 30).tolist()
     batches = batches_of(lengths, 90, pack=True, shuffle=True, seed=2)
     steps = [len(batches.epoch(number)) for number in range(12)]
-    whole = next(number for number in range(1, 12) if steps[number] != steps[number - 1])
-    assert batches.steps_in(whole + 0.99) == sum(steps[: whole + 1])
+    full = next(number for number in range(1, 12) if steps[number] != steps[number - 1])
+    assert batches.steps_in(full + 0.99) == sum(steps[: full + 1])
 
 
-def test_tokens_in_counts_the_real_tokens_of_the_steps_asked_for() -> None:
+def test_tokens_in_counts_the_real_tokens_of_the_given_steps() -> None:
     batches = batches_of([40, 40, 30, 60, 50, 10], 100)  # steps of 110, 110 and 10 tokens
     assert batches.tokens_in(0, 1) == 110
     assert batches.tokens_in(1, 5) == 110 + 10 + 110 + 110

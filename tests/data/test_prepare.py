@@ -1,4 +1,4 @@
-"""From files to token tables: what is refused, what is counted, what is kept for the next run."""
+"""From files to token tables: refused rows, counts, and the cache."""
 
 import json
 from collections.abc import Callable
@@ -38,11 +38,10 @@ def pair(question: str, answer: str) -> dict[str, str]:
     return {"question": question, "answer": answer}
 
 
-def test_unsloth_2900_rows_without_anything_to_learn_are_refused_by_file_and_row(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_unusable_rows_are_refused_by_file_and_row(tiny_model: Path, tmp_path: Path) -> None:
+    """Guards against https://github.com/unslothai/unsloth/issues/2900."""
     rows = write(tmp_path / "rows.jsonl", pair("a", "b"), pair("a", "<|im_end|>"), pair("c", "d"))
-    with pytest.raises(UserError, match=r"1 of 3 rows cannot be learnt from.*\n.*rows.jsonl row 2: .*<\|im_end\|>"):
+    with pytest.raises(UserError, match=r"1 of 3 rows cannot be trained on.*\n.*rows.jsonl row 2: .*<\|im_end\|>"):
         prepared(recipe_for(tiny_model, rows))
     report = prepared(recipe_for(tiny_model, rows, skip_unusable=True)).report
     assert (report.rows, report.examples, report.unusable) == (3, 2, 1)
@@ -60,9 +59,8 @@ def test_malformed_rows_are_counted_named_and_refused_above_the_share(tiny_model
     )
 
 
-def test_trl_2400_over_long_examples_are_refused_with_their_rows_unless_told_otherwise(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_long_examples_are_refused_with_their_rows_by_default(tiny_model: Path, tmp_path: Path) -> None:
+    """Guards against https://github.com/huggingface/trl/issues/2400."""
     rows = write(tmp_path / "rows.jsonl", pair("short", "yes"), pair("long", "no " * 60))
     with pytest.raises(UserError, match=r"1 of 2 examples are longer than data.max_length \(100 tokens\): .*row 2 \("):
         prepared(recipe_for(tiny_model, rows, max_length=100))
@@ -75,21 +73,22 @@ def test_trl_2400_over_long_examples_are_refused_with_their_rows_unless_told_oth
 
 def test_split_pieces_predict_every_token_exactly_once(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("All happy families are alike; " * 20, encoding="utf-8")
-    whole = prepared(recipe_for(tiny_model, tmp_path / "book.txt", max_length=2048))
+    full = prepared(recipe_for(tiny_model, tmp_path / "book.txt", max_length=2048))
     pieces = prepared(recipe_for(tiny_model, tmp_path / "book.txt", max_length=64))
     assert pieces.report.split == 1
     assert max(pieces.train.lengths) <= 64
-    ids, _ = whole.train[0]
-    said = [ids[0]]
+    ids, _ = full.train[0]
+    predicted = [ids[0]]
     for row in range(len(pieces.train)):
         piece, loss_mask = pieces.train[row]
-        said += [token for token, has_loss in zip(piece[1:], loss_mask[1:], strict=True) if has_loss]
-    assert said == list(ids)
+        predicted += [token for token, has_loss in zip(piece[1:], loss_mask[1:], strict=True) if has_loss]
+    assert predicted == list(ids)
 
 
-def test_trl_6320_truncation_that_leaves_nothing_to_learn_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_truncation_that_leaves_no_loss_token_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """Guards against https://github.com/huggingface/trl/issues/6320."""
     rows = write(tmp_path / "rows.jsonl", pair("q " * 100, "answer"))
-    with pytest.raises(UserError, match="no learnt token left"):
+    with pytest.raises(UserError, match="no loss token left"):
         prepared(recipe_for(tiny_model, rows, max_length=64, overflow="truncate"))
 
 
@@ -129,9 +128,10 @@ def change_length(directory: Path, recipe: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [change_rows, change_template, change_tokenizer, change_loss_mask, change_length])
-def test_soup_876_nothing_that_makes_the_tokens_can_change_behind_the_cache(
+def test_any_change_of_what_decides_the_tokens_misses_the_cache(
     change: Callable[[Path, dict[str, Any]], None], tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Guards against https://github.com/MakazhanAlpamys/Soup/issues/876."""
     import shutil
 
     shutil.copytree(tiny_model, tmp_path / "model")
@@ -151,9 +151,7 @@ def test_soup_876_nothing_that_makes_the_tokens_can_change_behind_the_cache(
     assert again.train.loss_mask.tolist() == fresh.train.loss_mask.tolist()
 
 
-def test_what_does_not_make_the_tokens_leaves_the_cache_alone(
-    tiny_model: Path, write_rows: Callable[..., Path]
-) -> None:
+def test_changes_that_do_not_affect_the_tokens_hit_the_cache(tiny_model: Path, write_rows: Callable[..., Path]) -> None:
     rows = write_rows()
     prepared(recipe_for(tiny_model, rows))
     values = recipe_for(tiny_model, rows, pack=False).model_dump(mode="json")
@@ -161,7 +159,7 @@ def test_what_does_not_make_the_tokens_leaves_the_cache_alone(
     assert prepared(Recipe.load(values)).report.cached
 
 
-def test_a_table_larger_than_memory_is_kept_in_a_file_and_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_table_is_kept_in_a_file_and_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     rows = [
         (generator.integers(0, 99, n).astype(np.int32), generator.random(n) < 0.5, Source(f"f{n % 3}", n))
@@ -178,34 +176,30 @@ def test_a_table_larger_than_memory_is_kept_in_a_file_and_reads_the_same(monkeyp
     assert small.loss_tokens == sum(int(loss_mask[1:].sum()) for _, loss_mask, _ in rows)
 
 
-def test_documents_laid_end_to_end_are_cut_without_losing_a_token_or_its_place(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_concatenated_documents_are_cut_without_losing_a_token_or_source(tiny_model: Path, tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text("ab" * (number + 3), encoding="utf-8")
-    apart = recipe_for(tiny_model, tmp_path / "0.txt")
+    separate = recipe_for(tiny_model, tmp_path / "0.txt")
     paths = [str(tmp_path / f"{number}.txt") for number in range(5)]
-    data = apart.data.model_copy(update={"train": paths, "max_length": 8})
-    apart = apart.model_copy(update={"data": data})
-    joined = apart.model_copy(update={"objective": apart.objective.model_copy(update={"concatenate": True})})
-    long = apart.model_copy(update={"data": data.model_copy(update={"max_length": 512})})
+    data = separate.data.model_copy(update={"train": paths, "max_length": 8})
+    separate = separate.model_copy(update={"data": data})
+    joined = separate.model_copy(update={"objective": separate.objective.model_copy(update={"concatenate": True})})
+    long = separate.model_copy(update={"data": data.model_copy(update={"max_length": 512})})
     stream = prepared(long).train
-    found = prepared(joined)
-    table = found.train
+    prepared_joined = prepared(joined)
+    table = prepared_joined.train
     assert np.concatenate([table[0][0], *(table[row][0][1:] for row in range(1, len(table)))]).tolist() == list(
         stream.ids
     )
     assert all(len(table[row][0]) == 8 for row in range(len(table) - 1))
-    assert table.loss_tokens == len(stream.ids) - 1, "every token but the first is predicted, across ends too"
-    assert found.report.joined == len(table)
+    assert table.loss_tokens == len(stream.ids) - 1, "every token except the first is predicted, also across documents"
+    assert prepared_joined.report.joined == len(table)
     starts = [0, *np.cumsum([7] * (len(table) - 1))]
     rows = [int(np.searchsorted(stream.offsets, start, side="right")) - 1 for start in starts]
     assert [table.source(piece) for piece in range(len(table))] == [stream.source(row) for row in rows]
 
 
-def test_replayed_rows_make_up_their_share_and_raw_text_among_them_is_learnt_whole(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_replayed_rows_make_up_their_share_and_raw_text_has_loss_everywhere(tiny_model: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *[pair(f"question {n}", f"answer {n}") for n in range(50)])
     text = tmp_path / "general.txt"
     text.write_text(
@@ -213,22 +207,24 @@ def test_replayed_rows_make_up_their_share_and_raw_text_among_them_is_learnt_who
     )
     plain = prepared(recipe_for(tiny_model, rows)).train
     recipe = recipe_for(tiny_model, rows, replay=str(text), replay_share=0.25, max_length=64)
-    found = prepared(recipe)
-    added = [row for row in range(len(found.train)) if found.train.source(row).file.endswith("general.txt")]
-    tokens = sum(len(found.train[row][0]) for row in added)
-    assert len(found.train) == len(plain) + len(added)
-    assert tokens / len(found.train.ids) == pytest.approx(0.25, abs=0.02)
-    assert (found.report.replayed, found.report.replayed_tokens) == (len(added), tokens)
-    assert all(found.train[row][1][1:].all() for row in added)
+    replayed = prepared(recipe)
+    added = [row for row in range(len(replayed.train)) if replayed.train.source(row).file.endswith("general.txt")]
+    tokens = sum(len(replayed.train[row][0]) for row in added)
+    assert len(replayed.train) == len(plain) + len(added)
+    assert tokens / len(replayed.train.ids) == pytest.approx(0.25, abs=0.02)
+    assert (replayed.report.replayed, replayed.report.replayed_tokens) == (len(added), tokens)
+    assert all(replayed.train[row][1][1:].all() for row in added)
     again = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 1})})
-    assert prepared(again).train.ids.tolist() != found.train.ids.tolist(), "another seed draws others, cached or not"
-    with pytest.raises(UserError, match=r"data.replay holds .* tokens, and data.replay_share: 0.9 asks for"):
+    assert prepared(again).train.ids.tolist() != replayed.train.ids.tolist(), "another seed draws others, cached or not"
+    with pytest.raises(UserError, match=r"data.replay holds .* tokens, and data.replay_share: 0.9 needs"):
         prepared(recipe_for(tiny_model, rows, replay=str(text), replay_share=0.9, max_length=64))
 
 
-def test_replay_is_refused_where_no_text_is_written(tiny_model: Path, tmp_path: Path) -> None:
+def test_replay_is_refused_for_objectives_that_generate_no_text(tiny_model: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", pair("a", "b"))
-    with pytest.raises(UserError, match=r"data\.replay is of written text, and objective: classification learns none"):
+    with pytest.raises(
+        UserError, match=r"data\.replay needs a decoder that writes text, not objective: classification"
+    ):
         Recipe.load(
             {"data": {"train": str(rows), "replay": str(rows)}, "objective": "classification", "base": str(tiny_model)}
         )

@@ -1,4 +1,4 @@
-"""Rows from the files that people have, each with the file and row that a person would look up."""
+"""Rows from data files, each with its file and row number."""
 
 import csv
 import gzip
@@ -24,8 +24,8 @@ ROWS = [{"question": f"Wie heißt {n}?", "answer": f"Zeile {n},\nzweite"} for n 
 
 def rows_of(directory: Path, *paths: str) -> list[Any]:
     """(row number, values), or (row number, reason) for a malformed one."""
-    found = list(read(paths, directory))
-    return [(each.source.row, each.reason if isinstance(each, Malformed) else each.values) for each in found]
+    rows = list(read(paths, directory))
+    return [(row.source.row, row.reason if isinstance(row, Malformed) else row.values) for row in rows]
 
 
 def as_csv(delimiter: str, rows: Sequence[dict[str, str]] = ROWS) -> str:
@@ -51,13 +51,13 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
-@pytest.mark.parametrize("packed", [False, True], ids=["", "gz"])
-def test_every_kind_of_file_gives_its_rows_with_their_numbers(
-    name: str, mark: bytes, packed: bool, tmp_path: Path
+@pytest.mark.parametrize("is_gzip", [False, True], ids=["", "gz"])
+def test_every_file_type_gives_its_rows_with_their_numbers(
+    name: str, mark: bytes, is_gzip: bool, tmp_path: Path
 ) -> None:
     content = mark + FILES[name].encode()
-    name += ".gz" * packed
-    (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    name += ".gz" * is_gzip
+    (tmp_path / name).write_bytes(gzip.compress(content) if is_gzip else content)
     assert rows_of(tmp_path, name) == [(number, row) for number, row in enumerate(ROWS, 1)]
 
 
@@ -77,7 +77,7 @@ def test_parquet_is_read_back_row_by_row(tmp_path: Path) -> None:
         (rb'{"a": "\ud83d"}', "half of a surrogate pair"),
     ],
 )
-def test_a_bad_line_is_named_and_does_not_stop_the_reading(line: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_malformed_and_reading_continues(line: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n\n" + line + b'\n{"a": "\\ud83d\\ude00"}\n')
     first, bad, last = rows_of(tmp_path, "rows.jsonl")
     assert first == (1, {})
@@ -86,16 +86,16 @@ def test_a_bad_line_is_named_and_does_not_stop_the_reading(line: bytes, reason: 
     assert last == (4, {"a": "😀"})
 
 
-def test_csv_rows_with_too_many_fields_or_open_quotes_are_malformed(tmp_path: Path) -> None:
+def test_csv_rows_with_too_many_fields_or_unclosed_quotes_are_malformed(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('q,a\n1,2\n1,2,3\n"x\ny",4\n5,"open', encoding="utf-8")
     good, ragged, quoted, open_ = rows_of(tmp_path, "rows.csv")
     assert (good, quoted) == ((1, {"q": "1", "a": "2"}), (3, {"q": "x\ny", "a": "4"}))
-    assert ragged == (2, "3 fields, where the header names 2 (q, a)")
+    assert ragged == (2, "3 fields, but the header names 2 (q, a)")
     assert "never closed" in open_[1]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("rows.json", b'[{"a": 1}, {"a"', r"rows.json is not valid JSON: .* at line 1"),
         ("rows.json", b'{"q": ["a", "b"], "a": ["c", "d"]}', r"holds columns \(q, a\)"),
@@ -104,17 +104,17 @@ def test_csv_rows_with_too_many_fields_or_open_quotes_are_malformed(tmp_path: Pa
         ("rows.jsonl", "é".encode("utf-16"), r"is in UTF-16. Save it as UTF-8"),
         ("rows.csv", b"a,a\n1,2\n", r"names column 'a' twice"),
         ("rows.parquet", b"PAR1 no", r"cannot be read as Parquet"),
-        ("rows.jsonl.gz", b"no gzip", r"is cut short or is not gzip"),
-        ("rows.xlsx", b"x", r"'.xlsx' does not say what the file holds.*Save the sheet as CSV"),
-        ("folder/x.bin", b"x", None),
+        ("rows.jsonl.gz", b"no gzip", r"is truncated or is not gzip"),
+        ("rows.xlsx", b"x", r"'.xlsx' is not a known extension.*Save the sheet as CSV"),
+        ("directory/x.bin", b"x", None),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_in_a_line(
-    name: str, content: bytes, told: str | None, tmp_path: Path
+def test_an_unreadable_file_is_refused_in_one_line(
+    name: str, content: bytes, message: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told or "holds no file with a known ending"):
+    with pytest.raises(UserError, match=message or "holds no file with a known extension"):
         rows_of(tmp_path, name.split("/")[0])
 
 
@@ -132,7 +132,7 @@ def test_directories_and_globs_are_read_in_order_and_no_file_twice(tmp_path: Pat
     assert [values["n"] for _, values in rows_of(tmp_path, "in/*.jsonl")] == [1, 0]
     with pytest.raises(UserError, match="named twice"):
         rows_of(tmp_path, "in", "in/a.jsonl")
-    with pytest.raises(UserError, match="no file fits this pattern"):
+    with pytest.raises(UserError, match="no file matches this pattern"):
         rows_of(tmp_path, "in/*.csv")
     (tmp_path / "in" / "notes.txt").write_text("text")
     with pytest.raises(UserError, match=r"holds both rows .* and documents"):
@@ -150,16 +150,16 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
         st.sampled_from(["é" * 997, "word " * 5000, "\n\n", "line\n" * 9000, "x" * 30_000]), min_size=1, max_size=12
     )
 )
-def test_long_texts_are_cut_between_characters_and_nothing_is_lost(parts: list[str]) -> None:
-    whole = ("".join(parts) * 12).encode()
-    pieces = list(documents(BytesIO(whole)))
-    assert b"".join(pieces) == whole
+def test_long_texts_are_split_between_characters_without_loss(parts: list[str]) -> None:
+    content = ("".join(parts) * 12).encode()
+    pieces = list(documents(BytesIO(content)))
+    assert b"".join(pieces) == content
     for piece in pieces:
         piece.decode("utf-8")
-    assert max(map(len, pieces)) <= 2 * WHOLE, "no more than that is held at once"
+    assert max(map(len, pieces)) <= 2 * WHOLE, "no more than that is in memory at a time"
 
 
-def test_fingerprints_change_with_the_bytes_and_with_nothing_else(tmp_path: Path) -> None:
+def test_fingerprints_change_only_with_the_bytes(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n')
     before = fingerprint(["rows.jsonl"], tmp_path)
@@ -169,7 +169,7 @@ def test_fingerprints_change_with_the_bytes_and_with_nothing_else(tmp_path: Path
     assert fingerprint(["rows.jsonl"], tmp_path) != before
 
 
-def test_a_hub_data_set_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_data_set_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"hf://someone/rows@train cannot be read from the hub"):
         rows_of(tmp_path, "hf://someone/rows")

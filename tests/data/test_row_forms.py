@@ -1,4 +1,4 @@
-"""What each form makes of a row, what it refuses and in which words: classes, values, tags, pairs, turns, calls."""
+"""The example that each row format makes of a row, and the message for each malformed row."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import text_of
-from tunesmith.data.row_formats import FORMATS, detect, fitting, format_named, to_example
+from tunesmith.data.row_formats import FORMATS, detect, format_for, format_named, to_example
 from tunesmith.data.turns import ROLES, NotUnderstoodError, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
@@ -17,24 +17,24 @@ def row(values: Any, number: int = 1) -> Row:
 
 
 def example(format: str, values: Any, columns: dict[str, str] | None = None) -> Example:
-    found = to_example(row(values), format, columns)
-    assert isinstance(found, Example), found
-    assert found.source == Source("rows.jsonl", 1)
-    return found
+    result = to_example(row(values), format, columns)
+    assert isinstance(result, Example), result
+    assert result.source == Source("rows.jsonl", 1)
+    return result
 
 
 def reason(format: str, values: Any, columns: dict[str, str] | None = None) -> str:
-    found = to_example(row(values, 3), format, columns)
-    assert isinstance(found, Malformed), found
-    assert found.source == Source("rows.jsonl", 3)
-    return found.reason
+    result = to_example(row(values, 3), format, columns)
+    assert isinstance(result, Malformed), result
+    assert result.source == Source("rows.jsonl", 3)
+    return result.reason
 
 
-# Texts of which something is told
+# Labeled texts
 
 
 @pytest.mark.parametrize(
-    ("format", "values", "told"),
+    ("format", "values", "label"),
     [
         ("classification", {"text": "a", "label": " yes "}, "yes"),
         ("classification", {"sentence": "a", "Topic": 3}, "3"),
@@ -47,33 +47,33 @@ def reason(format: str, values: Any, columns: dict[str, str] | None = None) -> s
         ("regression", {"text": "a", "rating": "-1.5e1"}, -15.0),
     ],
 )
-def test_what_is_told_of_a_text_is_a_name_names_or_a_number(format: str, values: dict[str, Any], told: Any) -> None:
-    found = example(format, values)
-    assert (found.text, found.label, found.messages, found.spans, found.others) == ("a", told, None, None, ())
+def test_the_label_of_a_text_is_a_name_names_or_a_number(format: str, values: dict[str, Any], label: Any) -> None:
+    result = example(format, values)
+    assert (result.text, result.label, result.messages, result.spans, result.others) == ("a", label, None, None, ())
 
 
 @pytest.mark.parametrize(
-    ("format", "values", "told"),
+    ("format", "values", "message"),
     [
         ("text", {"text": " \n"}, "the text is empty"),
         ("text", {"text": 7}, "text is a number (7), not a text"),
         ("classification", {"text": "a", "label": None}, "label is missing"),
         ("classification", {"text": "", "label": "x"}, "the text is empty"),
-        ("classification", {"text": "a", "label": " "}, "label is a text (' '), not a class's name or number"),
-        ("classification", {"text": "a", "label": 0.5}, "label is a number (0.5), not a class's name or number"),
-        ("multi_label", {"text": "a", "labels": ["x", None]}, "a label is missing, not a class's name or number"),
+        ("classification", {"text": "a", "label": " "}, "label is a text (' '), not a class name or number"),
+        ("classification", {"text": "a", "label": 0.5}, "label is a number (0.5), not a class name or number"),
+        ("multi_label", {"text": "a", "labels": ["x", None]}, "a label is missing, not a class name or number"),
         ("multi_label", {"text": "a", "labels": "[x"}, "labels is a text that is not valid JSON: '[x'"),
         ("regression", {"text": "a", "score": True}, "score is a truth value (True), not a finite number"),
         ("regression", {"text": "a", "score": "much"}, "score is a text ('much'), not a finite number"),
         ("regression", {"text": "a", "score": [1]}, "score is a list, not a finite number"),
         ("regression", {"text": "a", "score": "inf"}, "score is a text ('inf'), not a finite number"),
         ("words", {"tokens": ["a"], "tags": "O"}, "tags is a text that is not valid JSON: 'O'"),
-        ("words", {"tokens": ["a"], "tags": {}}, "tokens is not a list of words, or tags is no list"),
-        ("words", {"tokens": {"a": 1}, "tags": ["O"]}, "tokens is not a list of words, or tags is no list"),
-        ("words", {"tokens": ["a", 1], "tags": ["O", "O"]}, "tokens is not a list of words, or tags is no list"),
+        ("words", {"tokens": ["a"], "tags": {}}, "tokens is not a list of words, or tags is not a list"),
+        ("words", {"tokens": {"a": 1}, "tags": ["O"]}, "tokens is not a list of words, or tags is not a list"),
+        ("words", {"tokens": ["a", 1], "tags": ["O", "O"]}, "tokens is not a list of words, or tags is not a list"),
         ("words", {"tokens": ["a"], "tags": ["O", "O"]}, "it has 1 tokens and 2 tags"),
         ("words", {"tokens": [], "tags": []}, "it has no tokens"),
-        ("words", {"tokens": ["a"], "tags": [None]}, "a tag is missing, not a class's name or number"),
+        ("words", {"tokens": ["a"], "tags": [None]}, "a tag is missing, not a class name or number"),
         ("pairs", {"anchor": "a", "positive": " "}, "the positive is empty"),
         ("pairs", {"anchor": "", "positive": "b"}, "the anchor is empty"),
         (
@@ -84,8 +84,8 @@ def test_what_is_told_of_a_text_is_a_name_names_or_a_number(format: str, values:
         ("pairs", {"anchor": "a", "positive": "b", "negative": ""}, "negative is neither a text nor a list of texts"),
     ],
 )
-def test_what_tells_nothing_of_a_text_is_malformed(format: str, values: dict[str, Any], told: str) -> None:
-    assert reason(format, values) == told
+def test_a_text_without_a_valid_label_is_malformed(format: str, values: dict[str, Any], message: str) -> None:
+    assert reason(format, values) == message
 
 
 def test_words_are_joined_by_spaces_and_keep_their_tags() -> None:
@@ -94,8 +94,8 @@ def test_words_are_joined_by_spaces_and_keep_their_tags() -> None:
         {"tokens": ["Al", "goes", "."], "tags": ["B-PER", "O", 4]},
         {"words": '["Al", "goes", "."]', "ner_tags": '["B-PER", "O", 4]'},
     ):
-        found = example("words", values)
-        assert (found.text, found.spans, found.label) == ("Al goes .", spans, None)
+        result = example("words", values)
+        assert (result.text, result.spans, result.label) == ("Al goes .", spans, None)
 
 
 @pytest.mark.parametrize(
@@ -111,39 +111,39 @@ def test_words_are_joined_by_spaces_and_keep_their_tags() -> None:
             "Bern Rom",
             [[5, 8, "LOC"], [0, 4, "LOC"]],
             [(0, 4, "B-LOC"), (5, 8, "B-LOC")],
-            id="spaCy's way; two entities side by side",
+            id="spaCy tuples; two adjacent entities",
         ),
         pytest.param("日本へ", [[0, 2, "LOC"]], [(0, 1, "B-LOC"), (1, 2, "I-LOC"), (2, 3, "O")], id="without spaces"),
         pytest.param("über_1 ok", [], [(0, 6, "O"), (7, 9, "O")], id="none"),
         pytest.param("a b", '[{"start": 2, "end": 3, "label": "X"}]', [(0, 1, "O"), (2, 3, "B-X")], id="as JSON"),
-        pytest.param("a b", [[0, 3, "X"]], [(0, 1, "B-X"), (2, 3, "I-X")], id="up to the text's end"),
+        pytest.param("a b", [[0, 3, "X"]], [(0, 1, "B-X"), (2, 3, "I-X")], id="up to the end of the text"),
     ],
 )
 def test_entities_become_a_tag_for_each_word(text: str, entities: Any, spans: list[Any]) -> None:
-    found = example("entities", {"text": text, "entities": entities})
-    assert (found.text, found.spans) == (text, tuple(spans))
+    result = example("entities", {"text": text, "entities": entities})
+    assert (result.text, result.spans) == (text, tuple(spans))
 
 
 @pytest.mark.parametrize(
-    ("entities", "told"),
+    ("entities", "message"),
     [
         ({"start": 0}, "entities is an object, not a list"),
         (["x"], "an entity is a text ('x'), not {start, end, label}"),
         ([[0, 3]], "an entity is a list, not {start, end, label}"),
         ([{"start": 0, "end": 3}], "label is missing"),
-        ([{"start": 0, "end": 3, "label": " "}], "an entity's label is a text (' '), not a class's name or number"),
+        ([{"start": 0, "end": 3, "label": " "}], "an entity's label is a text (' '), not a class name or number"),
         ([[0, 4, "X"], [3, 7, "Y"]], "two entities overlap at ' Lee'"),
-        ([[1, 3, "X"]], "an entity begins or ends within the word 'Ann'"),
-        ([[3, 3, "X"]], "an entity's start and end (3, 3) are no span of the text"),
-        ([[-1, 3, "X"]], "an entity's start and end (-1, 3) are no span of the text"),
-        ([[0, 9, "X"]], "an entity's start and end (0, 9) are no span of the text"),
-        ([["0", 3, "X"]], "an entity's start and end (0, 3) are no span of the text"),
-        ([[0, "3", "X"]], "an entity's start and end (0, 3) are no span of the text"),
+        ([[1, 3, "X"]], "an entity begins or ends inside the word 'Ann'"),
+        ([[3, 3, "X"]], "an entity's start and end (3, 3) are not a span of the text"),
+        ([[-1, 3, "X"]], "an entity's start and end (-1, 3) are not a span of the text"),
+        ([[0, 9, "X"]], "an entity's start and end (0, 9) are not a span of the text"),
+        ([["0", 3, "X"]], "an entity's start and end (0, 3) are not a span of the text"),
+        ([[0, "3", "X"]], "an entity's start and end (0, 3) are not a span of the text"),
         ([[3, 4, "X"]], "the entity from 3 to 4 holds no word"),
     ],
 )
-def test_entities_that_are_no_stretch_of_words_are_malformed(entities: Any, told: str) -> None:
-    assert reason("entities", {"text": "Ann Lee!", "entities": entities}) == told
+def test_entities_that_are_not_a_span_of_words_are_malformed(entities: Any, message: str) -> None:
+    assert reason("entities", {"text": "Ann Lee!", "entities": entities}) == message
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_entities_that_are_no_stretch_of_words_are_malformed(entities: Any, told
     ],
 )
 def test_pairs_are_an_anchor_its_positive_and_negatives(values: dict[str, Any], others: tuple[str, ...]) -> None:
-    found = example("pairs", values)
-    assert (found.text, found.others) == ("a", others)
+    result = example("pairs", values)
+    assert (result.text, result.others) == ("a", others)
 
 
 @pytest.mark.parametrize(
-    ("formats", "columns", "named", "format"),
+    ("formats", "present", "columns", "format"),
     [
         (("words", "entities"), ["text", "spans"], {}, "entities"),
         (("words", "entities"), ["Words", "tags"], {}, "words"),
@@ -172,10 +172,10 @@ def test_pairs_are_an_anchor_its_positive_and_negatives(values: dict[str, Any], 
         (("words", "entities"), ["text", "spans"], {"nothing": "a"}, "entities"),
     ],
 )
-def test_of_an_objective_s_forms_the_one_whose_parts_are_named_or_whose_columns_are_there(
-    formats: tuple[str, ...], columns: list[str], named: dict[str, str], format: str
+def test_format_for_prefers_named_fields_then_present_columns(
+    formats: tuple[str, ...], present: list[str], columns: dict[str, str], format: str
 ) -> None:
-    assert fitting([row(dict.fromkeys(columns, "x"))], formats, named) == format
+    assert format_for([row(dict.fromkeys(present, "x"))], formats, columns) == format
 
 
 # Chats
@@ -194,22 +194,22 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
         assert example("messages", values).messages == (system, *CHAT)
     for role in ("system", "developer"):
         values = {"messages": [{"role": role, "content": "x"}, *CHAT], "system": "Be kind"}
-        assert reason("messages", values) == "a system column, and a system turn too"
+        assert reason("messages", values) == "it has both a system column and a system turn"
     assert reason("messages", {"messages": list(CHAT), "system": 3}) == "system is a number (3), not a text"
 
 
 @pytest.mark.parametrize(
-    ("format", "values", "told"),
+    ("format", "values", "message"),
     [
         (
             "prompt_completion",
             {"prompt": "a", "completion": [CHAT[1]]},
-            "prompt is a text ('a') and completion is a list; both must be texts, or both turns",
+            "prompt is a text ('a') and completion is a list; both must be texts, or both lists of turns",
         ),
         (
             "prompt_completion",
             {"prompt": [CHAT[0]], "completion": "a"},
-            "prompt is a list and completion is a text ('a'); both must be texts, or both turns",
+            "prompt is a list and completion is a text ('a'); both must be texts, or both lists of turns",
         ),
         (
             "prompt_completion",
@@ -238,8 +238,8 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
             "history is not a list of [question, answer] pairs",
         ),
         ("alpaca", {"instruction": "a", "output": " "}, "the answer is empty"),
-        ("alpaca", {"instruction": "a", "output": " ", "history": [["b", "c"]]}, "turn 4, an assistant's, is empty"),
-        ("question_answer", "some text", "plain text, where the other rows have columns (question, answer)"),
+        ("alpaca", {"instruction": "a", "output": " ", "history": [["b", "c"]]}, "turn 4 (assistant) is empty"),
+        ("question_answer", "some text", "plain text, but the other rows have columns (question, answer)"),
         ("question_answer", {}, "no column 'question'; it has none"),
         ("messages", {"messages": 7}, "messages is a number (7), not a list of turns"),
         ("messages", {"messages": ["x"]}, "turn 1 of messages is a text ('x'), not an object with role and content"),
@@ -309,21 +309,21 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
         ("messages", {"messages": list(CHAT), "tools": "["}, "tools is a text that is not valid JSON: '['"),
     ],
 )
-def test_what_is_wrong_with_a_chat_is_said_with_its_place(format: str, values: Any, told: str) -> None:
-    assert reason(format, values) == told
+def test_a_malformed_chat_has_a_reason_that_names_the_turn(format: str, values: Any, message: str) -> None:
+    assert reason(format, values) == message
 
 
 def test_histories_come_in_order_before_the_question() -> None:
     history = [["a", "b"], ["c", "d"]]
     for given in (history, '[["a", "b"], ["c", "d"]]'):
-        found = example("alpaca", {"instruction": "e", "output": "f", "history": given}).messages
-        assert found is not None
-        assert [(turn["role"], turn["content"]) for turn in found] == [
+        result = example("alpaca", {"instruction": "e", "output": "f", "history": given}).messages
+        assert result is not None
+        assert [(turn["role"], turn["content"]) for turn in result] == [
             ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f"),
         ]  # fmt: skip
 
 
-def test_turns_take_their_usual_names_and_keep_what_else_they_hold() -> None:
+def test_turns_get_their_usual_names_and_keep_other_keys() -> None:
     turns = turns_of(
         [
             {"role": "Human", "content": "a", "name": "Al", "none": None},
@@ -344,51 +344,51 @@ def test_turns_take_their_usual_names_and_keep_what_else_they_hold() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight", "train", "training", "learn"])
-def test_a_turn_that_is_not_to_be_learnt_is_marked_and_the_mark_of_one_that_is_goes(name: str) -> None:
+def test_a_turn_without_loss_is_marked_and_other_marks_are_removed(name: str) -> None:
     turns = [{"role": "assistant", "content": "x", name: value} for value in (0, False, 1, True, 1.0)]
-    found = turns_of(turns, "messages")
+    result = turns_of(turns, "messages")
     plain = {"role": "assistant", "content": "x"}
-    assert found == [{**plain, "learn": False}] * 2 + [plain] * 3
+    assert result == [{**plain, "learn": False}] * 2 + [plain] * 3
     both = {"role": "assistant", "content": "x", "weight": 1, "train": 0}
     assert turns_of([both], "messages") == [{**plain, "learn": False}]
     assert turns_of([{**both, "weight": 0, "train": 1}], "messages") == [{**plain, "learn": False}]
 
 
-def test_calls_come_out_in_one_shape_whatever_theirs_was() -> None:
-    shape = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
-    bare, written = {"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": '{"a": 1}'}
+def test_tool_calls_of_any_layout_get_the_same_layout() -> None:
+    expected = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    bare, as_json = {"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": '{"a": 1}'}
     for calls in (
         bare,
         [bare],
-        written,
+        as_json,
         {"function": bare},
         '[{"name": "f", "arguments": {"a": 1}}]',
         {**bare, "id": 9},
     ):
         (turn,) = turns_of([{"role": "assistant", "content": "", "tool_calls": calls}], "messages")
-        assert turn["tool_calls"] == shape
+        assert turn["tool_calls"] == expected
     (turn,) = turns_of([{"role": "assistant", "tool_calls": [{"id": "7", "function": {"name": "f"}}]}], "messages")
     assert turn["tool_calls"] == [{"type": "function", "id": "7", "function": {"name": "f", "arguments": {}}}]
     (turn,) = turns_of([{"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}], "messages")
-    assert turn == {"role": "assistant", "content": "", "tool_calls": shape}
+    assert turn == {"role": "assistant", "content": "", "tool_calls": expected}
 
 
-def test_a_turn_that_only_calls_or_reasons_says_something() -> None:
+def test_a_turn_with_only_calls_or_reasoning_is_not_empty() -> None:
     for more in ({"tool_calls": [{"name": "f"}]}, {"reasoning_content": "r"}):
         turn = {"role": "assistant", "content": " ", **more}
-        found = example("messages", {"messages": [CHAT[0], turn]})
-        assert found.messages is not None
-        assert found.messages[1]["content"] == " "
+        result = example("messages", {"messages": [CHAT[0], turn]})
+        assert result.messages is not None
+        assert result.messages[1]["content"] == " "
     empty = [CHAT[0], {"role": "assistant", "content": " "}, CHAT[1]]
-    assert reason("messages", {"messages": empty}) == "turn 2, an assistant's, is empty"
+    assert reason("messages", {"messages": empty}) == "turn 2 (assistant) is empty"
 
 
-def test_tools_are_wrapped_where_they_are_bare() -> None:
-    bare, whole = {"name": "f"}, {"type": "function", "function": {"name": "f"}}
-    assert tools_of([bare, whole]) == (whole, whole)
-    assert tools_of(bare) == tools_of('{"name": "f"}') == (whole,)
+def test_bare_tools_are_wrapped() -> None:
+    bare, wrapped = {"name": "f"}, {"type": "function", "function": {"name": "f"}}
+    assert tools_of([bare, wrapped]) == (wrapped, wrapped)
+    assert tools_of(bare) == tools_of('{"name": "f"}') == (wrapped,)
     assert tools_of(None) is tools_of("") is tools_of("[]") is tools_of([]) is None
-    assert example("messages", {"messages": list(CHAT), "tools": [bare]}).tools == (whole,)
+    assert example("messages", {"messages": list(CHAT), "tools": [bare]}).tools == (wrapped,)
 
 
 @pytest.mark.parametrize(
@@ -404,11 +404,11 @@ def test_tools_are_wrapped_where_they_are_bare() -> None:
         ({1}, "a set"),
     ],
 )
-def test_a_value_s_kind_is_said_in_words(value: Any, words: str) -> None:
+def test_in_words_describes_the_type_of_a_value(value: Any, words: str) -> None:
     assert in_words(value) == words
 
 
-def test_what_is_parsed_is_json_or_no_text_at_all() -> None:
+def test_parsed_reads_json_texts_and_returns_other_values() -> None:
     assert parsed("[1]", "x") == [1]
     assert parsed([1], "x") == [1]
     with pytest.raises(NotUnderstoodError, match=r"x is a text that is not valid JSON: '\[1'"):
@@ -417,7 +417,7 @@ def test_what_is_parsed_is_json_or_no_text_at_all() -> None:
         parsed("[" * 100_000, "x")
 
 
-def test_a_part_without_a_text_takes_its_default_and_a_wrong_one_does_not() -> None:
+def test_a_missing_text_takes_its_default_and_a_wrong_type_does_not() -> None:
     assert text_of({"a": None}, "a", "d") == text_of({}, "a", "d") == "d"
     assert text_of({"a": ""}, "a", "d") == ""
     with pytest.raises(NotUnderstoodError, match=r"^a is missing$"):
@@ -426,10 +426,10 @@ def test_a_part_without_a_text_takes_its_default_and_a_wrong_one_does_not() -> N
         text_of({"a": []}, "a", "d")
 
 
-# Which form it is
+# Detecting the format
 
 
-def predicted_by(*rows: Any, columns: dict[str, str] | None = None) -> str:
+def refusal(*rows: Any, columns: dict[str, str] | None = None) -> str:
     with pytest.raises(UserError) as error:
         detect([row(values, number) for number, values in enumerate(rows, 1)], columns)
     return str(error.value)
@@ -439,15 +439,15 @@ def predicted_by(*rows: Any, columns: dict[str, str] | None = None) -> str:
     ("format", "names"),
     [(name, names) for name, format in FORMATS.items() if format.detected for names in format.columns],
 )
-def test_every_usual_set_of_columns_is_known_whatever_its_case(format: str, names: tuple[str, ...]) -> None:
+def test_every_usual_set_of_columns_is_detected_in_any_case(format: str, names: tuple[str, ...]) -> None:
     values = {name.title(): "x" for name in names}
     if FORMATS[format].objective is None:
         assert detect([row(values)]) == format
     else:
-        assert f"To learn that, set objective: {{kind: {FORMATS[format].objective}}}" in predicted_by(values)
+        assert f"To train on them, set objective: {{kind: {FORMATS[format].objective}}}" in refusal(values)
 
 
-def test_columns_without_a_value_tell_nothing_and_the_first_form_that_fits_is_taken() -> None:
+def test_columns_without_values_are_ignored_and_the_first_match_is_used() -> None:
     assert detect([row({"messages": None, "question": "a", "answer": "b"})]) == "question_answer"
     assert detect([row({"prompt": "a", "completion": "b", "question": "c", "answer": "d"})]) == "prompt_completion"
     assert detect([row({"foo": 1}), row({"question": "a", "answer": "b"}, 2)]) == "question_answer"
@@ -455,34 +455,32 @@ def test_columns_without_a_value_tell_nothing_and_the_first_form_that_fits_is_ta
     assert detect([row({"question": "a", "answer": "b"})], {"system": "question"}) == "question_answer"
 
 
-def test_what_cannot_be_told_is_said_with_what_to_do() -> None:
-    with pytest.raises(UserError, match="None of the first rows could be read, so their form cannot be told"):
+def test_a_format_that_cannot_be_detected_is_refused_with_advice() -> None:
+    with pytest.raises(UserError, match="None of the first rows could be read, so their format cannot be detected"):
         detect([])
-    assert predicted_by({"question": "a", "answer": "b"}, {"messages": list(CHAT)}) == (
-        "The rows are of several forms: questions and answers (rows.jsonl row 1), chat messages (rows.jsonl row 2). "
-        "Train on files of one form, or set data.format to one of question_answer, messages; rows of another are then "
-        "malformed."
+    assert refusal({"question": "a", "answer": "b"}, {"messages": list(CHAT)}) == (
+        "The rows have several formats: questions and answers (rows.jsonl row 1), chat messages (rows.jsonl row 2). "
+        "Train on files of one format, or set data.format to one of question_answer, messages; rows in another format "
+        "are then malformed."
     )
-    assert predicted_by({"a": 1}, {"b": 2, "a": 2}).startswith(
-        "rows.jsonl: no known form has the columns a, b. Name those"
-    )
-    assert "has the columns (none)" in predicted_by({})
-    assert predicted_by({"from": "gpt", "value": "x"}).startswith("rows.jsonl row 1 is a single turn (from, value).")
+    assert refusal({"a": 1}, {"b": 2, "a": 2}).startswith("rows.jsonl: no known format has the columns a, b. Name the ")
+    assert "has the columns (none)" in refusal({})
+    assert refusal({"from": "gpt", "value": "x"}).startswith("rows.jsonl row 1 is a single turn (from, value).")
 
 
 ANSWERS = ("messages", "conversations", "completion", "output", "answer", "response")
 
 
 @pytest.mark.parametrize(
-    ("values", "seen"),
+    ("values", "columns"),
     [
         ({"Chosen": "a", "rejected": "b", "prompt": "c"}, "chosen, rejected"),
         ({"kto_tag": True, "messages": list(CHAT)}, "kto_tag"),
         *(({"label": True, name: "x"}, "label") for name in ANSWERS),
     ],
 )
-def test_rows_that_say_which_answer_is_better_are_refused_by_name(values: dict[str, Any], seen: str) -> None:
-    assert f"rows.jsonl row 1: this is preference data (columns: {seen}); " in predicted_by(values)
+def test_preference_data_is_refused_with_its_columns(values: dict[str, Any], columns: str) -> None:
+    assert f"rows.jsonl row 1: this is preference data (columns: {columns}); " in refusal(values)
 
 
 @pytest.mark.parametrize(
@@ -493,24 +491,24 @@ def test_rows_that_say_which_answer_is_better_are_refused_by_name(values: dict[s
         {"question": "a", "answer": "b", "rejected": "x"},
     ],
 )
-def test_rows_beside_whose_answers_something_else_stands_are_no_preference_data(values: dict[str, Any]) -> None:
+def test_answers_beside_one_preference_column_are_not_preference_data(values: dict[str, Any]) -> None:
     assert detect([row(values)]) == "question_answer"
 
 
-def test_texts_with_classes_are_to_be_asked_for_with_what_they_could_be_learnt_as() -> None:
-    assert predicted_by({"Sentence": "a", "Intent": "b"}) == (
-        "rows.jsonl row 1: these are texts with classes (columns: Sentence, Intent). To learn that, set "
-        "objective: {kind: classification}; to learn to answer with it, data.columns: {question: Sentence, answer: "
-        "Intent}; to learn the texts alone, data.format: text."
+def test_labeled_texts_are_refused_with_the_objective_to_set() -> None:
+    assert refusal({"Sentence": "a", "Intent": "b"}) == (
+        "rows.jsonl row 1: these are texts with classes (columns: Sentence, Intent). To train on them, "
+        "set objective: {kind: classification}; to generate the class as an answer, set data.columns: {question: "
+        "Sentence, answer: Intent}; to train on the texts only, set data.format: text."
     )
-    assert predicted_by({"tokens": ["a"], "tags": ["b"]}) == (
-        "rows.jsonl row 1: these are words with tags (columns: tokens, tags). To learn that, set objective: {kind: "
+    assert refusal({"tokens": ["a"], "tags": ["b"]}) == (
+        "rows.jsonl row 1: these are words with tags (columns: tokens, tags). To train on them, set objective: {kind: "
         "token_classification}."
     )
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         (
             {"question": "frag", "answer": "b"},
@@ -522,46 +520,46 @@ def test_texts_with_classes_are_to_be_asked_for_with_what_they_could_be_learnt_a
         ),
         (
             {"question": "frage", "answr": "b"},
-            "data.columns.answr: the form question_answer has no such part; it has question, answer, context, system. "
-            "Did you mean answer?",
+            "data.columns.answr: the format question_answer has no such field; it has question, answer, context, "
+            "system. Did you mean answer?",
         ),
         (
             {"question": "frage", "zzz": "b"},
-            "data.columns.zzz: the form question_answer has no such part; it has question, answer, context, system.",
+            "data.columns.zzz: the format question_answer has no such field; it has question, answer, context, system.",
         ),
     ],
 )
-def test_columns_that_are_not_there_and_parts_that_no_form_has_are_named(columns: dict[str, str], told: str) -> None:
-    assert predicted_by({"frage": "a", "b": "x"}, columns=columns) == told
+def test_unknown_columns_and_fields_in_data_columns_are_named(columns: dict[str, str], message: str) -> None:
+    assert refusal({"frage": "a", "b": "x"}, columns=columns) == message
 
 
-def test_a_column_that_a_row_lacks_makes_that_row_malformed() -> None:
+def test_a_row_without_a_named_column_is_malformed() -> None:
     columns = {"question": "frage"}
     assert reason("question_answer", {"answer": "x", "b": 1}, columns) == "no column 'frage'; it has answer, b"
     assert reason("question_answer", {}, columns) == "no column 'frage'; it has none"
-    found = example("question_answer", {"frage": "a", "answer": "b", "Context": "c", "SYSTEM": "d"}, columns)
-    assert found.messages is not None
-    assert [turn["content"] for turn in found.messages] == ["d", "c\n\na", "b"]
-    with pytest.raises(UserError, match=r"data\.columns\.foo: the form question_answer has no such part"):
+    result = example("question_answer", {"frage": "a", "answer": "b", "Context": "c", "SYSTEM": "d"}, columns)
+    assert result.messages is not None
+    assert [turn["content"] for turn in result.messages] == ["d", "c\n\na", "b"]
+    with pytest.raises(UserError, match=r"data\.columns\.foo: the format question_answer has no such field"):
         to_example(row({"a": 1}), "question_answer", {"foo": "a"})
 
 
-def test_columns_that_could_play_a_part_in_two_ways_are_to_be_named() -> None:
+def test_ambiguous_columns_must_be_named() -> None:
     values = {"question": "a", "answer": "b", "response": "c"}
     with pytest.raises(UserError) as error:
         to_example(row(values), "question_answer")
     assert str(error.value) == (
-        "Several columns could be question and answer. Say which in data.columns: {question: question, answer: answer "
+        "Several columns could be question and answer. Name one in data.columns: {question: question, answer: answer "
         "or question: question, answer: response}."
     )
-    with pytest.raises(UserError, match=r"Several columns could be answer\. Say which"):
+    with pytest.raises(UserError, match=r"Several columns could be answer\. Name one"):
         to_example(row(values), "question_answer", {"question": "question"})
-    found = example("question_answer", values, {"question": "question", "answer": "response"})
-    assert found.messages is not None
-    assert [turn["content"] for turn in found.messages] == ["a", "c"]
+    result = example("question_answer", values, {"question": "question", "answer": "response"})
+    assert result.messages is not None
+    assert [turn["content"] for turn in result.messages] == ["a", "c"]
 
 
-def test_a_form_that_is_not_known_gets_the_nearest_or_all() -> None:
+def test_an_unknown_format_gets_the_nearest_name_or_all_names() -> None:
     with pytest.raises(UserError, match=r"^data.format: alpacca is not known. Did you mean alpaca\?$"):
         format_named("alpacca")
     with pytest.raises(UserError) as error:

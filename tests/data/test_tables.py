@@ -1,5 +1,4 @@
-"""Rows' tokens as flat arrays: where each row begins and came from, what is told of it, and how much is learnt; and
-what the whole way from rows to tables counts."""
+"""Token tables: offsets, sources, targets and loss tokens of rows; and the counts of the data pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,34 @@ from tunesmith.models.load import load_tokenizer
 Row = tuple[Any, ...]
 
 
-def row(ids: list[int], loss_mask: list[int], file: str, number: int, *told: tuple[float, ...]) -> Row:
+def row(ids: list[int], loss_mask: list[int], file: str, number: int, *targets: tuple[float, ...]) -> Row:
     marks = np.zeros(len(ids), np.bool_)
     marks[loss_mask] = True
-    return np.array(ids, np.int32), marks, Source(file, number), *told
+    return np.array(ids, np.int32), marks, Source(file, number), *targets
 
 
-TOLD = [row([5, 6], [1], "a", 3, (1.0, 2.0)), row([7], [0], "b", 1, (4.0,)), row([8, 9, 10], [0, 2], "a", 9, ())]
+LABELED = [row([5, 6], [1], "a", 3, (1.0, 2.0)), row([7], [0], "b", 1, (4.0,)), row([8, 9, 10], [0, 2], "a", 9, ())]
 MORE = [row([1], [0], "c", 2, (6.0,)), row([2, 3], [1], "b", 5, (7.0, 8.0))]
 PLAIN = [row([5, 6], [0, 1], "a", 3), row([7], [0], "b", 1), row([8, 9, 10], [1], "a", 9), row([11, 12], [0], "a", 10)]
 
 
 def rows_of(table: TokenTable) -> list[Any]:
     return [
-        (ids.tolist(), np.flatnonzero(loss_mask).tolist(), source, *told)
-        for ids, loss_mask, source, *told in table.rows()
+        (ids.tolist(), np.flatnonzero(loss_mask).tolist(), source, *targets)
+        for ids, loss_mask, source, *targets in table.rows()
     ]
 
 
 def as_rows(rows: list[Row]) -> list[Any]:
-    return [(ids.tolist(), np.flatnonzero(loss_mask).tolist(), source, *told) for ids, loss_mask, source, *told in rows]
+    return [
+        (ids.tolist(), np.flatnonzero(loss_mask).tolist(), source, *targets)
+        for ids, loss_mask, source, *targets in rows
+    ]
 
 
-@pytest.mark.parametrize("rows", [TOLD, PLAIN, []], ids=["told", "plain", "none"])
+@pytest.mark.parametrize("rows", [LABELED, PLAIN, []], ids=["labeled", "plain", "none"])
 @pytest.mark.parametrize("spool", [1, 2, 4, 10**6])
-def test_a_table_gives_back_the_rows_it_was_built_of(
+def test_a_table_returns_the_rows_it_was_built_from(
     rows: list[Row], spool: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "SPOOL", spool)
@@ -62,35 +64,35 @@ def test_a_table_gives_back_the_rows_it_was_built_of(
 
 
 @pytest.mark.parametrize("spool", [3, 10**6])
-def test_tables_put_end_to_end_are_the_table_of_all_their_rows(spool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extending_with_tables_gives_the_table_of_all_rows(spool: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "SPOOL", spool)
-    for first, second in ((TOLD, MORE), (PLAIN, PLAIN[::-1]), ([], PLAIN)):
+    for first, second in ((LABELED, MORE), (PLAIN, PLAIN[::-1]), ([], PLAIN)):
         builder = TableBuilder()
         for part in (first, second):
             builder.extend(TokenTable.build(part))
         builder.add(*second[0])
         table = builder.table()
         assert rows_of(table) == as_rows([*first, *second, second[0]])
-        told = [value for each in (*first, *second, second[0]) for value in (each[3] if len(each) > 3 else ())]
-        if told:
+        targets = [value for each in (*first, *second, second[0]) for value in (each[3] if len(each) > 3 else ())]
+        if targets:
             assert table.targets is not None
             assert table.target_offsets is not None
-            assert table.targets.tolist() == told
+            assert table.targets.tolist() == targets
             assert table.targets.dtype == np.float32
         else:
             assert table.targets is table.target_offsets is None
 
 
-def test_learnt_tokens_are_those_that_can_be_predicted_the_marks_or_the_rows() -> None:
-    assert TokenTable.build(PLAIN).loss_tokens == 2, "a row's first token has none before it"
-    assert TokenTable.build(TOLD).loss_tokens == 4
+def test_loss_tokens_count_predicted_tokens_labels_or_compared_rows() -> None:
+    assert TokenTable.build(PLAIN).loss_tokens == 2, "no token comes before a row's first token"
+    assert TokenTable.build(LABELED).loss_tokens == 4
     compared = [row([5, 6, 7], [0, 2], "a", 1, ()), row([5, 6, 7], [1, 2], "a", 2, ())]
     assert TokenTable.build(compared).loss_tokens == 2
     assert TokenTable.build([]).loss_tokens == 0
     assert TokenTable.build([row([], [], "a", 1), row([5, 6], [0, 1], "a", 2)]).loss_tokens == 1
 
 
-# What is counted on the way
+# Counts of the data pipeline
 
 
 def prepared(base: Path, file: Path, content: str, objective: Any = "instruction", **data: Any) -> Any:
@@ -106,8 +108,8 @@ def qa(*numbers: int) -> str:
 
 def test_the_report_counts_rows_tokens_and_both_sides(tiny_model: Path, tmp_path: Path) -> None:
     content = qa(*range(30)) + "{\n" + '{"question": "a", "answer": "<|pad|>"}\n'
-    found = prepared(tiny_model, tmp_path / "rows.jsonl", content, held_out=0.4, max_malformed=0.1, skip_unusable=True)
-    report, train, held_out = found.report, found.train, found.held_out
+    result = prepared(tiny_model, tmp_path / "rows.jsonl", content, held_out=0.4, max_malformed=0.1, skip_unusable=True)
+    report, train, held_out = result.report, result.train, result.held_out
     assert (report.format, report.rows, report.malformed, report.unusable) == ("question_answer", 32, 1, 1)
     assert (report.examples, report.held_out_rows) == (len(train), len(held_out))
     assert len(train) + len(held_out) == 30
@@ -133,17 +135,15 @@ def test_the_report_counts_rows_tokens_and_both_sides(tiny_model: Path, tmp_path
     ],
 )
 def test_lengths_are_counted_in_at_most_sixteen_round_bins(lengths: list[int], bins: dict[int, int]) -> None:
-    found = preparing._histogram(np.array(lengths, np.int64))
-    assert {upper: count for upper, count in found if count} == bins
-    width = found[0][0]
-    assert [upper for upper, _ in found] == [width * (place + 1) for place in range(len(found))]
-    assert len(found) <= 16 or width == 65536
-    assert all(isinstance(count, int) for _, count in found)
+    histogram = preparing._histogram(np.array(lengths, np.int64))
+    assert {upper: count for upper, count in histogram if count} == bins
+    width = histogram[0][0]
+    assert [upper for upper, _ in histogram] == [width * (index + 1) for index in range(len(histogram))]
+    assert len(histogram) <= 16 or width == 65536
+    assert all(isinstance(count, int) for _, count in histogram)
 
 
-def test_bad_rows_are_shown_up_to_five_over_all_files_and_the_rest_are_counted(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_up_to_five_bad_rows_are_shown_and_the_rest_are_counted(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(1) + "{\n" * 7)
     lines = str(error.value).splitlines()
@@ -158,42 +158,42 @@ def test_bad_rows_are_shown_up_to_five_over_all_files_and_the_rest_are_counted(
     with pytest.raises(UserError) as error:
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(1) + bad * 7)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("7 of 8 rows cannot be learnt from.")
+    assert lines[0].startswith("7 of 8 rows cannot be trained on.")
     assert [line.split(": ")[0].split(" ")[-1] for line in lines[1:6]] == ["2", "3", "4", "5", "6"]
     assert lines[6:] == ["  and 2 more"]
     with pytest.raises(UserError) as error:
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(1) + bad * 5)
     assert not str(error.value).endswith("more")
     (tmp_path / "other.jsonl").write_text(qa(2) + "{\n" * 3)
-    found = prepared(
+    result = prepared(
         tiny_model,
         tmp_path / "rows.jsonl",
         qa(1) + "{\n" * 3,
         held_out=[str(tmp_path / "other.jsonl")],
         max_malformed=1,
     )
-    assert (found.report.rows, found.report.malformed, len(found.report.malformed_rows)) == (8, 6, 5)
-    assert [each.split("/")[-1].split(":")[0] for each in found.report.malformed_rows] == [
+    assert (result.report.rows, result.report.malformed, len(result.report.malformed_rows)) == (8, 6, 5)
+    assert [each.split("/")[-1].split(":")[0] for each in result.report.malformed_rows] == [
         *(f"rows.jsonl row {number}" for number in (2, 3, 4)),
         *(f"other.jsonl row {number}" for number in (2, 3)),
     ]
 
 
-def test_no_training_row_left_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_no_training_rows_left_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^No training example is left\. Give more rows, or lower data\.held_out\.$"):
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(6)), max_length=8, overflow="drop")
 
 
-def test_the_form_is_told_from_the_first_hundred_rows_alone(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_format_is_detected_from_the_first_hundred_rows_only(tiny_model: Path, tmp_path: Path) -> None:
     assert preparing.DETECT_ROWS == 100
     other = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-    with pytest.raises(UserError, match="The rows are of several forms"):
+    with pytest.raises(UserError, match="The rows have several formats"):
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(99)) + other)
-    found = prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(100)) + other)
-    assert (found.report.format, found.report.malformed, len(found.train)) == ("question_answer", 1, 100)
+    result = prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(100)) + other)
+    assert (result.report.format, result.report.malformed, len(result.train)) == ("question_answer", 1, 100)
 
 
-def test_turns_that_the_template_rewrites_are_rows_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
+def test_turns_that_the_template_rewrites_become_separate_rows(tiny_model: Path, tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}|"
@@ -209,37 +209,35 @@ def test_turns_that_the_template_rewrites_are_rows_of_their_own(tiny_model: Path
     file.write_text(json.dumps({"messages": messages}) + "\n")
     base = {"path": str(tiny_model), "chat_template": str(template)}
     recipe = Recipe.load({"base": base, "data": {"train": str(file), "held_out": 0.0, "cache": False}})
-    found = prepare(recipe, load_tokenizer(recipe.base))
+    result = prepare(recipe, load_tokenizer(recipe.base))
     tokenizer = load_tokenizer(recipe.base)
-    loss_mask = [tokenizer.decode(ids[marks]) for ids, marks in found.train]
-    assert loss_mask == ["why#b<|im_end|>", "how#d<|im_end|>"]
-    assert (found.report.rows, found.report.examples, found.report.separate_turns) == (1, 2, 1)
-    assert found.train.row.tolist() == [1, 1]
+    texts = [tokenizer.decode(ids[marks]) for ids, marks in result.train]
+    assert texts == ["why#b<|im_end|>", "how#d<|im_end|>"]
+    assert (result.report.rows, result.report.examples, result.report.separate_turns) == (1, 2, 1)
+    assert result.train.row.tolist() == [1, 1]
 
 
-def test_classes_are_told_from_the_training_rows_and_kept_where_the_recipe_names_them(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_classes_come_from_the_training_rows_unless_the_recipe_names_them(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a", "label": "y"}\n{"text": "b", "label": "x"}\n{"text": "c", "label": "y"}\n')
     data = {"train": str(file), "held_out": 0.0, "cache": False}
     recipe = Recipe.load({"base": str(tiny_model), "data": data, "objective": "classification"})
     assert resolve(recipe).objective.labels == ["x", "y"]  # type: ignore[attr-defined]
     assert recipe.objective.labels is None  # type: ignore[attr-defined]
-    found = prepare(recipe, load_tokenizer(recipe.base)).train
-    assert found.targets is not None
-    assert found.targets.tolist() == [1.0, 0.0, 1.0]
+    result = prepare(recipe, load_tokenizer(recipe.base)).train
+    assert result.targets is not None
+    assert result.targets.tolist() == [1.0, 0.0, 1.0]
     named = {"kind": "classification", "labels": ["y", "x", "z"]}
     recipe = Recipe.load({"base": str(tiny_model), "data": data, "objective": named})
-    found = prepare(recipe, load_tokenizer(recipe.base)).train
-    assert found.targets is not None
-    assert found.targets.tolist() == [0.0, 1.0, 0.0]
+    result = prepare(recipe, load_tokenizer(recipe.base)).train
+    assert result.targets is not None
+    assert result.targets.tolist() == [0.0, 1.0, 0.0]
 
 
-def test_chunks_are_whole_but_for_the_last_and_in_order() -> None:
+def test_chunks_are_full_except_the_last_and_in_order() -> None:
     size = tokenize.ROWS
-    found = list(tokenize._chunks(iter(range(2 * size + 3))))  # type: ignore[arg-type]
-    assert [len(chunk) for chunk in found] == [size, size, 3]
-    assert [each for chunk in found for each in chunk] == list(range(2 * size + 3))
+    chunks = list(tokenize._chunks(iter(range(2 * size + 3))))  # type: ignore[arg-type]
+    assert [len(chunk) for chunk in chunks] == [size, size, 3]
+    assert [each for chunk in chunks for each in chunk] == list(range(2 * size + 3))
     assert list(tokenize._chunks(iter(()))) == []
     assert tokenize.ROWS_ALONE % size == 0

@@ -1,4 +1,4 @@
-"""Many rows are tokenized in several processes: the same tokens, in order; and none outlives its parent."""
+"""Worker processes give the same tokens in order, and end with their parent."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROWS = 6_000
 
 
 def rows(directory: Path) -> Path:
-    """One of them cannot be learnt from."""
+    """One of the rows cannot be trained on."""
     file = directory / "rows.jsonl"
     answers = ["<|im_end|>" if number == 4_000 else str(number) for number in range(ROWS)]
     lines = [
@@ -36,12 +36,12 @@ def recipe_of(base: Path, file: Path) -> Recipe:
     return Recipe.load({"base": str(base), "data": data, "method": "lora"})
 
 
-def test_several_processes_give_what_one_gives(tiny_model, tmp_path, monkeypatch):
+def test_several_processes_give_the_same_tokens_as_one(tiny_model, tmp_path, monkeypatch):
     recipe = recipe_of(tiny_model, rows(tmp_path))
     tokenizer = load_tokenizer(recipe.base)
     started = []
-    begin = tokenize._helpers
-    monkeypatch.setattr(tokenize, "_helpers", lambda *given: started.append(given) or begin(*given))
+    workers = tokenize._workers
+    monkeypatch.setattr(tokenize, "_workers", lambda *args: started.append(args) or workers(*args))
     monkeypatch.setattr(tokenize, "_cores", lambda: 1)
     alone = prepare(recipe, tokenizer)
     assert not started
@@ -57,8 +57,8 @@ def test_several_processes_give_what_one_gives(tiny_model, tmp_path, monkeypatch
 
 
 @pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one process only")
-def test_processes_end_with_the_one_that_asked_for_them(tiny_model, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems use one process")
+def test_worker_processes_end_with_their_parent(tiny_model, tmp_path):
     script = """
 import os, sys, time
 from pathlib import Path
@@ -69,19 +69,19 @@ from tunesmith.config.recipe import Recipe
 def slow(examples):
     (Path(sys.argv[3]) / str(os.getpid())).touch()
     time.sleep(60)
-tokenize._help, tokenize._cores = slow, lambda: 2
+tokenize._tokenize_chunk, tokenize._cores = slow, lambda: 2
 recipe = Recipe.load({"base": sys.argv[1], "data": {"train": sys.argv[2], "cache": False}, "method": "lora"})
 prepare(recipe, load_tokenizer(recipe.base))
 """
-    helpers = tmp_path / "helpers"
-    helpers.mkdir()
-    process = subprocess.Popen([sys.executable, "-c", script, str(tiny_model), str(rows(tmp_path)), str(helpers)])
+    workers = tmp_path / "workers"
+    workers.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", script, str(tiny_model), str(rows(tmp_path)), str(workers)])
     deadline = time.monotonic() + 60
-    while len(list(helpers.iterdir())) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(workers.iterdir())) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    pids = [int(each.name) for each in helpers.iterdir()]
+    pids = [int(each.name) for each in workers.iterdir()]
     assert len(pids) == 2
     while any(map(is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)

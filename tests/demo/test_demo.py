@@ -1,4 +1,4 @@
-"""The demo's data are real, thousands, and leak nothing; the demo itself runs to its end."""
+"""The demo's data: thousands of real pairs without leakage. The demo itself runs to its end."""
 
 import json
 from collections import Counter
@@ -12,25 +12,25 @@ from tunesmith.demo.standard_library import Documented
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Pair]:
+def all_pairs() -> list[Pair]:
     return pairs()
 
 
-def test_there_are_thousands_of_pairs_and_each_names_its_thing(found: list[Pair]) -> None:
-    assert len(found) > 3000
-    assert len({pair.name for pair in found}) == len(found)
-    assert all(pair.name.rpartition(".")[2] in pair.question for pair in found)
-    kinds = Counter(pair.answer.partition(".")[0] for pair in found)
+def test_there_are_thousands_of_pairs_and_each_question_names_its_object(all_pairs: list[Pair]) -> None:
+    assert len(all_pairs) > 3000
+    assert len({pair.name for pair in all_pairs}) == len(all_pairs)
+    assert all(pair.name.rpartition(".")[2] in pair.question for pair in all_pairs)
+    kinds = Counter(pair.answer.partition(".")[0] for pair in all_pairs)
     assert set(kinds) == {"Module", "Function", "Class", "Exception", "Method", "Attribute"}
 
 
-def test_no_module_is_on_both_sides_and_no_answer_is_learnt_that_is_asked(found: list[Pair]) -> None:
-    train, held_out, removed = split(found)
+def test_training_and_held_out_share_no_module_and_no_answer(all_pairs: list[Pair]) -> None:
+    train, held_out, removed = split(all_pairs)
     tops = [{pair.module.partition(".")[0] for pair in side} for side in (train, held_out)]
     assert not tops[0] & tops[1]
     assert not {pair.answer.casefold() for pair in train} & {pair.answer.casefold() for pair in held_out}
     assert 100 < len(held_out) < 0.25 * len(train)
-    assert len(train) + len(held_out) + removed == len(found)
+    assert len(train) + len(held_out) + removed == len(all_pairs)
     assert is_held_out("logging.handlers") == is_held_out("logging")
 
 
@@ -47,18 +47,18 @@ def test_no_module_is_on_both_sides_and_no_answer_is_learnt_that_is_asked(found:
         ("word " * 31, None),
     ],
 )
-def test_the_answer_is_the_first_sentence_made_plain(docstring: str, expected: str | None) -> None:
+def test_the_answer_is_the_first_sentence_without_markup(docstring: str, expected: str | None) -> None:
     thing = Documented("os.path", "os.path.abspath", "function", "(path)", docstring)
     assert summary(thing)[0] == expected
 
 
-def test_a_question_has_the_signature() -> None:
+def test_a_question_contains_the_signature() -> None:
     thing = Documented("os.path", "os.path.abspath", "function", "(path)", "x")
     assert question(thing) == "What is `os.path.abspath(path)`?"
 
 
 @pytest.mark.long
-def test_the_files_hold_what_the_counts_say(tmp_path: Path) -> None:
+def test_the_counts_match_the_written_files(tmp_path: Path) -> None:
     train, held_out, counts = write_pairs(tmp_path)
     rows = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in (train, held_out)]
     assert [len(side) for side in rows] == [counts["train"], counts["held_out"]]
@@ -66,7 +66,7 @@ def test_the_files_hold_what_the_counts_say(tmp_path: Path) -> None:
     assert counts["documented"] == counts["train"] + counts["held_out"] + counts["held_out_removed"] + left_out
 
 
-@pytest.mark.long  # `make demo` is checked beside `make test`
+@pytest.mark.long  # `make demo` is checked in addition to `make test`
 def test_the_demo_runs_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,8 +74,8 @@ def test_the_demo_runs_to_its_end(
     monkeypatch.setenv("COLUMNS", "80")
     demo(None, ["train.steps=3", "train.evaluate_rows=20"])
     out = capsys.readouterr().out
-    for told in ("1. The data", "2. Training", "3. Did it work?", "4. Five answers", "5. What next", "tunesmith chat"):
-        assert told in out
+    for text in ("1. The data", "2. Training", "3. Did it work?", "4. Five answers", "5. Next steps", "tunesmith chat"):
+        assert text in out
     assert out.count("expected") == 5
     run = tmp_path / "runs" / "demo" / "run"
     assert (run / "adapter" / "adapter_model.safetensors").exists()

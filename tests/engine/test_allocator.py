@@ -1,4 +1,4 @@
-"""The arena: what is held stays whole, gaps are used again, and the planner knows how far it reaches."""
+"""The arena: live tensors are never overwritten, gaps are reused, and the planner predicts its address range."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tunesmith.engine import allocator
 from tunesmith.engine.allocator import arena, give_back_freed_memory, keeping_freed_memory
 
-pytestmark = pytest.mark.skipif(arena() is None, reason="there is no C++ compiler here, or this is not Linux")
+pytestmark = pytest.mark.skipif(arena() is None, reason="needs Linux and a C++ compiler")
 
 MIB = 2**20
 
@@ -31,7 +31,7 @@ def _in_use() -> Iterator[None]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 300_000), st.integers(0, 9)), min_size=1, max_size=80))
-def test_what_is_held_keeps_its_numbers_while_other_pieces_come_and_go(steps: list[tuple[int, int]]) -> None:
+def test_live_tensors_keep_their_values_while_others_are_allocated_and_freed(steps: list[tuple[int, int]]) -> None:
     held: list[tuple[torch.Tensor, int]] = []
     for number, (size, dropped) in enumerate(steps):
         piece = torch.full((size,), number % 251, dtype=torch.uint8)
@@ -44,11 +44,11 @@ def test_what_is_held_keeps_its_numbers_while_other_pieces_come_and_go(steps: li
     assert all(bool((piece == number).all()) for piece, number in held)
 
 
-def test_a_gap_is_taken_again_by_a_piece_of_its_own_size() -> None:
+def test_a_gap_is_reused_by_a_piece_of_the_same_size() -> None:
     pieces = [torch.empty(3 * MIB, dtype=torch.uint8) for _ in range(4)]
-    place = pieces[1].data_ptr()
+    address = pieces[1].data_ptr()
     pieces[1] = torch.empty(0)
-    assert torch.empty(3 * MIB, dtype=torch.uint8).data_ptr() == place
+    assert torch.empty(3 * MIB, dtype=torch.uint8).data_ptr() == address
 
 
 REACH = """
@@ -60,21 +60,21 @@ from tunesmith.planner.trace import Held
 
 steps = json.loads(sys.stdin.read())
 arena().arena_use(1)
-first = torch.empty(64, dtype=torch.uint8)  # where the arena begins
-start, held, events, most = first.data_ptr() - 64, {}, [], 0
+first = torch.empty(64, dtype=torch.uint8)  # at the start of the arena
+start, held, events, largest = first.data_ptr() - 64, {}, [], 0
 events.append((True, Held(64, "workspace")))
 for number, (size, dropped) in enumerate(steps):
     held[number] = torch.empty(size, dtype=torch.uint8), Held(size, "workspace")
-    most = max(most, held[number][0].data_ptr() + -(-size // 64) * 64 - start)
+    largest = max(largest, held[number][0].data_ptr() + -(-size // 64) * 64 - start)
     events.append((True, held[number][1]))
     if dropped in held:
         events.append((False, held.pop(dropped)[1]))
-print(json.dumps([most, spanned([(events, False)])]))
+print(json.dumps([largest, spanned([(events, False)])]))
 """
 
 
 @pytest.mark.long
-def test_the_planner_knows_how_far_the_arena_reaches() -> None:
+def test_the_planner_predicts_the_address_range_of_the_arena() -> None:
     random = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 4 * MIB, (400,), generator=random).tolist()
     steps = [(size, int(torch.randint(0, number + 1, (), generator=random))) for number, size in enumerate(sizes)]
@@ -85,7 +85,7 @@ def test_the_planner_knows_how_far_the_arena_reaches() -> None:
     assert predicted < sum(sizes)
 
 
-def test_what_is_freed_is_kept_until_it_is_given_back() -> None:
+def test_freed_memory_stays_resident_until_it_is_given_back() -> None:
     def resident() -> int:
         return int(psutil.Process().memory_info().rss)
 
@@ -101,7 +101,7 @@ def test_what_is_freed_is_kept_until_it_is_given_back() -> None:
     assert resident() < before + 20 * MIB
 
 
-def test_large_pieces_are_mapped_by_themselves_and_go_at_once() -> None:
+def test_large_pieces_have_their_own_mapping_and_are_unmapped_when_freed() -> None:
     piece = torch.empty(2**30, dtype=torch.uint8)
     piece[:: 2**20] = 1
     assert int(piece[2**29]) == 1
@@ -111,33 +111,33 @@ def test_large_pieces_are_mapped_by_themselves_and_go_at_once() -> None:
 
 
 @pytest.mark.long
-def test_outside_the_block_tensors_are_where_pytorch_puts_them() -> None:
+def test_outside_the_context_tensors_use_pytorchs_own_allocator() -> None:
     code = """
 import torch
 from tunesmith.engine.allocator import arena, keeping_freed_memory
 def is_in_arena():
-    return torch.ones(1000).data_ptr() // 2**40 < 80  # the C library's heap lies at 85 TiB, its mappings at 127
+    return torch.ones(1000).data_ptr() // 2**40 < 80  # the C library's heap is at 85 TiB, its mappings at 127
 
 with keeping_freed_memory():
     with keeping_freed_memory():
         kept = torch.ones(1000)
-        within = is_in_arena()
+        inner = is_in_arena()
     between = is_in_arena()
-print(within, between, is_in_arena(), int(kept.sum()))
+print(inner, between, is_in_arena(), int(kept.sum()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True", "False", "1000"], done.stderr
 
 
 @pytest.mark.parametrize("times", [4, 2**20])
-def test_more_than_there_is_is_refused_as_pytorch_refuses_it(times: int) -> None:
+def test_allocating_too_much_raises_pytorchs_own_error(times: int) -> None:
     if Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "1" and times < 2**20:
-        pytest.skip("this system refuses no mapping")
+        pytest.skip("this system overcommits memory without limit")
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         torch.empty(times * psutil.virtual_memory().total, dtype=torch.uint8)
 
 
-def test_threads_may_take_and_give_at_once() -> None:
+def test_threads_may_allocate_and_free_concurrently() -> None:
     def work(number: int) -> bool:
         sizes = (1 + (step * 7919 + number) % 50_000 for step in range(300))
         return all(bool((torch.full((size,), number, dtype=torch.uint8) == number).all()) for size in sizes)
@@ -146,29 +146,29 @@ def test_threads_may_take_and_give_at_once() -> None:
         assert all(pool.map(work, range(4)))
 
 
-def test_a_child_of_the_process_may_go_on() -> None:
-    kept = torch.full((10_000,), 7, dtype=torch.uint8)  # short, since PyTorch's threads are not there in a child
+def test_a_forked_child_process_can_use_the_arena() -> None:
+    kept = torch.full((10_000,), 7, dtype=torch.uint8)  # short, since PyTorch's threads do not exist in the child
     child = os.fork()
     if child == 0:
-        own = [torch.full((5_000,), number, dtype=torch.uint8) for number in range(20)]
-        os._exit(0 if bool((kept == 7).all()) and all(int(each[-1]) == n for n, each in enumerate(own)) else 1)
+        new = [torch.full((5_000,), number, dtype=torch.uint8) for number in range(20)]
+        os._exit(0 if bool((kept == 7).all()) and all(int(piece[-1]) == n for n, piece in enumerate(new)) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "true"])
-def test_where_it_cannot_be_compiled_there_is_none(
+def test_there_is_no_arena_if_it_cannot_be_compiled(
     compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "arena.cpp"
-    source.write_text("// another one, so that none is there yet", encoding="utf-8")
+    source.write_text("// another source, so that it is not compiled yet", encoding="utf-8")
     monkeypatch.setattr(allocator, "SOURCE", source)
     monkeypatch.setenv("CXX", compiler)
     assert arena.__wrapped__() is None
-    assert [each.name for each in tmp_path.iterdir() if each.suffix == ".so"] == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".so"] == []
 
 
 @pytest.mark.long
-def test_without_it_the_c_librarys_heap_is_used_and_foretold() -> None:
+def test_without_the_arena_the_c_librarys_heap_is_used_and_predicted() -> None:
     code = """
 import torch
 from tunesmith.engine.allocator import arena, keeping_freed_memory
@@ -178,6 +178,6 @@ assert arena() is None and device_named("here").holds is resident
 with keeping_freed_memory():
     print(int(torch.ones(10).sum()))
 """
-    there = {**os.environ, "TUNESMITH_ARENA": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True)
+    environment = {**os.environ, "TUNESMITH_ARENA": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "10", done.stderr

@@ -1,4 +1,4 @@
-"""A chain's recipes read and written, each stage's base, and a run's directory: events, names, what it refuses."""
+"""A pipeline's recipes, each stage's base, and a run's directory: its events, its name, and which ones are refused."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from tunesmith.run import (
 from tunesmith.training.stages import _from_weights_of as from_weights_of
 from tunesmith.training.stages import train
 
-# A chain's recipes
+# A pipeline's recipes
 
 STAGES = """
 base: {path: /models/base, weights: bf16}
@@ -44,104 +44,104 @@ stages:
 """
 
 
-def test_each_stage_has_the_common_sections_but_those_that_it_names_itself(tmp_path: Path) -> None:
+def test_a_stage_has_the_common_sections_except_those_that_it_sets_itself(tmp_path: Path) -> None:
     for name in ("own.jsonl", "common.jsonl"):
         (tmp_path / name).touch()
-    (tmp_path / "chain.yaml").write_text(STAGES, encoding="utf-8")
-    chain = Pipeline.load(tmp_path / "chain.yaml", ["train.seed=5", "method=ia3"])
-    assert chain is not None
-    assert chain.names == ("first", "stage2", "third-one.v2")
-    assert chain.folded is None
-    first, second, third = chain.recipes
-    assert first.data.train == [str(tmp_path / "own.jsonl")]  # a section of its own is whole
+    (tmp_path / "pipeline.yaml").write_text(STAGES, encoding="utf-8")
+    pipeline = Pipeline.load(tmp_path / "pipeline.yaml", ["train.seed=5", "method=ia3"])
+    assert pipeline is not None
+    assert pipeline.names == ("first", "stage2", "third-one.v2")
+    assert pipeline.folded is None
+    first, second, third = pipeline.recipes
+    assert first.data.train == [str(tmp_path / "own.jsonl")]  # its own section replaces the common one
     assert first.data.max_length == 1024
     assert second.data.train == third.data.train == [str(tmp_path / "common.jsonl")]
     assert (second.data.max_length, third.data.max_length) == (99, 99)
-    assert [each.train.steps for each in chain.recipes] == [7, None, 7]
+    assert [recipe.train.steps for recipe in pipeline.recipes] == [7, None, 7]
     assert (second.train.epochs, second.objective.kind, third.objective.kind) == (2.0, "text", "instruction")
-    assert {each.train.seed for each in chain.recipes} == {5}
-    assert {each.method.kind for each in chain.recipes} == {"ia3"}
-    assert {(each.base.path, each.base.weights) for each in chain.recipes} == {("/models/base", "bf16")}
+    assert {recipe.train.seed for recipe in pipeline.recipes} == {5}
+    assert {recipe.method.kind for recipe in pipeline.recipes} == {"ia3"}
+    assert {(recipe.base.path, recipe.base.weights) for recipe in pipeline.recipes} == {("/models/base", "bf16")}
 
 
-def test_a_chain_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    (tmp_path / "chain.yaml").write_text(STAGES, encoding="utf-8")
-    chain = Pipeline.load(tmp_path / "chain.yaml")
-    assert chain is not None
+def test_a_pipeline_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_text(STAGES, encoding="utf-8")
+    pipeline = Pipeline.load(tmp_path / "pipeline.yaml")
+    assert pipeline is not None
     (tmp_path / "again").mkdir()
-    (tmp_path / "again" / CHAIN).write_text(chain.to_yaml(), encoding="utf-8")
+    (tmp_path / "again" / CHAIN).write_text(pipeline.to_yaml(), encoding="utf-8")
     again = Pipeline.load(tmp_path / "again" / CHAIN)
-    assert again == chain
+    assert again == pipeline
     assert again is not None
-    lengths = ["max_length" in each.data.model_fields_set for each in again.recipes]
-    assert lengths == [False, True, True]  # what waits for the base to be known still waits
+    is_set = ["max_length" in recipe.data.model_fields_set for recipe in again.recipes]
+    assert is_set == [False, True, True]  # a default that depends on the base stays unset
     written = read_yaml(tmp_path / "again" / CHAIN)
     assert list(written) == ["base", "stages"]
     assert [stage.get("base") for stage in written["stages"]] == [None] * 3
 
 
-def test_relative_paths_of_a_dict_are_looked_up_in_the_working_directory(
+def test_relative_paths_in_a_dict_are_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").touch()
-    chain = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"train": {"steps": 2}}]})
-    assert chain is not None
-    assert chain.recipes[0].data.train == [str(tmp_path / "rows.jsonl")]
+    pipeline = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"train": {"steps": 2}}]})
+    assert pipeline is not None
+    assert pipeline.recipes[0].data.train == [str(tmp_path / "rows.jsonl")]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": []}, r"recipe: stages is a list of recipes, each with a name\."),
-        ({"stages": {"name": "a"}}, "stages is a list of recipes"),
-        ({"stages": ["a"]}, "stages is a list of recipes"),
+        ({"stages": []}, r"recipe: stages must be a list of recipes, each with a name\."),
+        ({"stages": {"name": "a"}}, "stages must be a list of recipes"),
+        ({"stages": ["a"]}, "stages must be a list of recipes"),
         ({"method": "full", "zmethod": 1, "ymethod": 2}, "ymethod is not a field beside stages"),
-        ({"stages": [{"name": "a b"}]}, "stage 1: name 'a b' is taken, or not of letters"),
+        ({"stages": [{"name": "a b"}]}, "stage 1: name 'a b' is taken, or is not of letters"),
         ({"stages": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "stage 3: name 'a' is taken"),
         ({"stages": [{"name": "stage2"}, {}]}, "stage 2: name 'stage2' is taken"),
-        ({"stages": [{"data": {"train": "x", "folds": 3}}]}, r"stage stage1: data\.folds are of a recipe without"),
-        ({"data": {"train": "x", "folds": 3}}, r"stage a: data\.folds are of a recipe without stages"),
-        ({"stages": [{"name": "a"}, {"name": "b", "base": "x"}]}, "stage b: its base is what the stage before it"),
+        ({"stages": [{"data": {"train": "x", "folds": 3}}]}, r"stage stage1: data\.folds needs a recipe without"),
+        ({"data": {"train": "x", "folds": 3}}, r"stage a: data\.folds needs a recipe without stages"),
+        ({"stages": [{"name": "a"}, {"name": "b", "base": "x"}]}, "stage b: its base is the previous stage's model"),
         ({"stages": [{"name": "a"}, {"name": "b", "train": {"step": 1}}]}, r"stage b: train\.step is not a field"),
     ],
 )
-def test_what_a_chain_cannot_be_is_refused_by_stage_and_field(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_pipeline_is_refused_by_stage_and_field(changes: dict[str, Any], message: str) -> None:
     values = {"data": {"train": "rows.jsonl"}, "stages": [{"name": "a"}], **changes}
     with pytest.raises(UserError, match=message):
         Pipeline.load(values)
 
 
-def test_a_first_stage_may_name_its_base(tmp_path: Path) -> None:
-    chain = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"base": "/models/own"}, {}]})
-    assert chain is not None
-    assert [each.base.path for each in chain.recipes] == ["/models/own", "embedded"]
+def test_the_first_stage_may_set_its_base(tmp_path: Path) -> None:
+    pipeline = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"base": "/models/own"}, {}]})
+    assert pipeline is not None
+    assert [recipe.base.path for recipe in pipeline.recipes] == ["/models/own", "embedded"]
 
 
-def test_one_recipe_is_no_chain_and_folds_are(tmp_path: Path) -> None:
+def test_a_single_recipe_is_not_a_pipeline_but_folds_are(tmp_path: Path) -> None:
     values = {"data": {"train": "rows.jsonl", "folds": 3}, "train": {"steps": 2}}
     one = {**values, "data": {"train": "rows.jsonl"}}
-    of_one = {**values, "data": {"train": "rows.jsonl", "folds": 3, "fold": 2}}
+    one_fold = {**values, "data": {"train": "rows.jsonl", "folds": 3, "fold": 2}}
     (tmp_path / "one.yaml").write_text("data: {train: rows.jsonl}\n", encoding="utf-8")
-    assert [Pipeline.load(each) for each in (one, of_one, Recipe.load(one), tmp_path / "one.yaml")] == [None] * 4
-    chain = Pipeline.load(values, ["train.seed=4"])
-    assert chain is not None
-    assert chain.folded is not None
-    assert chain.names == ("fold1", "fold2", "fold3", "whole")
-    assert [each.data.fold for each in chain.recipes] == [1, 2, 3, None]
-    assert {(each.data.folds, each.train.seed) for each in (*chain.recipes, chain.folded)} == {(3, 4)}
-    (tmp_path / "folds.yaml").write_text(chain.to_yaml(), encoding="utf-8")
-    assert Pipeline.load(tmp_path / "folds.yaml") == chain
-    named = Pipeline.load(Recipe.load(values), ["train.seed=4"])
-    assert named == chain
+    assert [Pipeline.load(source) for source in (one, one_fold, Recipe.load(one), tmp_path / "one.yaml")] == [None] * 4
+    pipeline = Pipeline.load(values, ["train.seed=4"])
+    assert pipeline is not None
+    assert pipeline.folded is not None
+    assert pipeline.names == ("fold1", "fold2", "fold3", "whole")
+    assert [recipe.data.fold for recipe in pipeline.recipes] == [1, 2, 3, None]
+    assert {(recipe.data.folds, recipe.train.seed) for recipe in (*pipeline.recipes, pipeline.folded)} == {(3, 4)}
+    (tmp_path / "folds.yaml").write_text(pipeline.to_yaml(), encoding="utf-8")
+    assert Pipeline.load(tmp_path / "folds.yaml") == pipeline
+    from_recipe = Pipeline.load(Recipe.load(values), ["train.seed=4"])
+    assert from_recipe == pipeline
 
 
-# What a stage goes on from
+# The base of a stage
 
 
 @pytest.fixture(scope="module")
 def two_stages(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
-    """A LoRA adapter of the base, and a recipe of two stages that begins with it."""
+    """A LoRA adapter of the base, and a recipe of two stages that starts from it."""
     directory = tmp_path_factory.mktemp("adapters")
     rows = directory / "rows.jsonl"
     lines = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(12)]
@@ -153,28 +153,28 @@ def two_stages(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     made = train({**common, "base": str(tiny_model), "method": {"kind": "lora", "rank": 2}}, directory / "made")
     assert made.output is not None
     base = {"path": str(tiny_model), "adapter": str(made.output)}
-    chain = {**common, "base": base, "stages": [{"method": {"kind": "lora", "rank": 2}}, {"method": "full"}]}
-    return directory, chain, rows
+    pipeline = {**common, "base": base, "stages": [{"method": {"kind": "lora", "rank": 2}}, {"method": "full"}]}
+    return directory, pipeline, rows
 
 
-def test_a_stage_after_a_merge_has_no_adapter_of_the_chains_base_left(
+def test_a_stage_after_a_merge_does_not_keep_the_adapter_of_the_base(
     two_stages: tuple[Path, dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    _, chain, _ = two_stages
-    last = train(chain, tmp_path / "chain")
-    before = Run.open(tmp_path / "chain" / "1-stage1")
+    _, pipeline, _ = two_stages
+    last = train(pipeline, tmp_path / "pipeline")
+    before = Run.open(tmp_path / "pipeline" / "1-stage1")
     base = Recipe.load(last.directory / "recipe.yaml").base
     assert (base.path, base.adapter) == (str(before.directory / "merged"), None)
     assert last.output is not None
     merged = load_file(before.directory / "merged" / "model.safetensors")
-    found = load_file(last.output / "model.safetensors")
-    for name, tensor in merged.items():  # one step of 0.03 at most from where it began
-        assert (found[name] - tensor).abs().max() <= 0.0301, name
-    assert whole_run(tmp_path / "chain") == last.directory
+    trained = load_file(last.output / "model.safetensors")
+    for name, tensor in merged.items():  # at most one step of 0.03 from its start
+        assert (trained[name] - tensor).abs().max() <= 0.0301, name
+    assert whole_run(tmp_path / "pipeline") == last.directory
 
 
 @pytest.mark.parametrize(
-    ("now", "how"),
+    ("changes", "start"),
     [
         ({"method": {"kind": "lora", "rank": 2}}, "adapter"),
         ({"method": {"kind": "lora", "rank": 3}}, "merged"),
@@ -184,57 +184,57 @@ def test_a_stage_after_a_merge_has_no_adapter_of_the_chains_base_left(
         ),
     ],
 )
-def test_an_adapter_is_gone_on_with_where_method_and_head_are_the_same_and_merged_elsewhere(
-    two_stages: tuple[Path, dict[str, Any], Path], now: dict[str, Any], how: str
+def test_an_adapter_continues_with_the_same_method_and_head_and_else_is_merged(
+    two_stages: tuple[Path, dict[str, Any], Path], changes: dict[str, Any], start: str
 ) -> None:
-    directory, chain, rows = two_stages
+    directory, pipeline, rows = two_stages
     before = Run.open(directory / "made")
     base = {"path": "/elsewhere", "from_scratch": True}
-    recipe = Recipe.load({"base": base, "data": {"train": str(rows)}, "train": {"steps": 9}, **now})
-    found = from_weights_of(before, recipe)
-    assert found.train.steps == 9
-    assert found.method == recipe.method
-    if how == "adapter":
-        assert (found.base.path, found.base.adapter) == (chain["base"]["path"], before.output)
+    recipe = Recipe.load({"base": base, "data": {"train": str(rows)}, "train": {"steps": 9}, **changes})
+    stage = from_weights_of(before, recipe)
+    assert stage.train.steps == 9
+    assert stage.method == recipe.method
+    if start == "adapter":
+        assert (stage.base.path, stage.base.adapter) == (pipeline["base"]["path"], before.output)
     else:
-        assert (found.base.path, found.base.adapter) == (str(before.directory / "merged"), None)
+        assert (stage.base.path, stage.base.adapter) == (str(before.directory / "merged"), None)
         assert (before.directory / "merged" / "model.safetensors").exists()
-    assert not found.base.from_scratch
+    assert not stage.base.from_scratch
 
 
-def test_a_model_is_gone_on_with_under_its_runs_name(tmp_path: Path) -> None:
+def test_a_saved_model_is_continued_by_its_run_directory(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     recipe = Recipe.load({"base": {"path": "x", "from_scratch": True}, "data": {"train": "r"}, "method": "full"})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    found = from_weights_of(Run(tmp_path), recipe)
-    assert (found.base.path, found.base.from_scratch, found.base.adapter) == (str(tmp_path), False, None)
+    stage = from_weights_of(Run(tmp_path), recipe)
+    assert (stage.base.path, stage.base.from_scratch, stage.base.adapter) == (str(tmp_path), False, None)
 
 
-def test_a_chain_whose_first_stage_is_refused_leaves_no_directory(tmp_path: Path, tiny_model: Path) -> None:
-    chain = {
+def test_a_pipeline_whose_first_stage_is_refused_leaves_no_directory(tmp_path: Path, tiny_model: Path) -> None:
+    pipeline = {
         "base": str(tiny_model),
         "data": {"train": str(tmp_path / "none.jsonl")},
         "stages": [{"train": {"steps": 1}}, {"train": {"steps": 1}}],
     }
     with pytest.raises(UserError, match=r"none\.jsonl"):
-        train(chain, tmp_path / "chain")
-    assert not (tmp_path / "chain").exists()
+        train(pipeline, tmp_path / "pipeline")
+    assert not (tmp_path / "pipeline").exists()
 
 
-# The directory of a chain
+# The directory of a pipeline
 
 
-def begun(directory: Path, *names: str) -> None:
+def make_runs(directory: Path, *names: str) -> None:
     for name in names:
         (directory / name).mkdir(parents=True)
         (directory / name / "recipe.yaml").write_text("", encoding="utf-8")
 
 
-def test_stages_are_in_the_order_of_their_numbers_and_the_last_begun_is_opened(tmp_path: Path) -> None:
-    directory = tmp_path / "chain"
-    begun(directory, "10-j", "9-i-i", "2-b", "1-a")
-    (directory / "11-not-begun").mkdir()
-    assert last_stage(directory) == directory  # nothing says that it is a chain
+def test_stages_are_ordered_by_number_and_the_last_started_one_is_opened(tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    make_runs(directory, "10-j", "9-i-i", "2-b", "1-a")
+    (directory / "11-not-started").mkdir()
+    assert last_stage(directory) == directory  # without a pipeline file
     (directory / CHAIN).write_text("stages: [{}, {}, {}, {}]\n", encoding="utf-8")
     assert last_stage(directory) == directory / "10-j"
     assert Run.open(directory).directory == directory / "10-j"
@@ -246,16 +246,18 @@ def test_stages_are_in_the_order_of_their_numbers_and_the_last_begun_is_opened(t
 
 
 @pytest.mark.parametrize(("text", "runs"), [("stages: [{}, {}, {}]\n", 3), ("data: {train: x, folds: 4}\n", 5)])
-def test_a_chain_of_which_not_all_have_begun_is_not_used(tmp_path: Path, text: str, runs: int) -> None:
-    begun(tmp_path, "1-a", "2-b")
+def test_a_pipeline_with_stages_that_have_not_started_is_not_used(tmp_path: Path, text: str, runs: int) -> None:
+    make_runs(tmp_path, "1-a", "2-b")
     (tmp_path / CHAIN).write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"has not finished: 2 of its {runs} runs have begun\. tunesmith train --res"):
+    with pytest.raises(
+        UserError, match=rf"is not finished: 2 of its {runs} runs have started\. Resume it: tunesmith train --res"
+    ):
         whole_run(tmp_path)
-    begun(tmp_path, *(f"{number}-x" for number in range(3, runs + 1)))
+    make_runs(tmp_path, *(f"{number}-x" for number in range(3, runs + 1)))
     assert whole_run(tmp_path) == tmp_path / f"{runs}-x"
 
 
-def test_an_empty_chains_directory_is_its_own_last_stage(tmp_path: Path) -> None:
+def test_the_directory_of_an_empty_pipeline_is_its_own_last_stage(tmp_path: Path) -> None:
     (tmp_path / CHAIN).write_text("stages: [{}]\n", encoding="utf-8")
     assert last_stage(tmp_path) == tmp_path
     with pytest.raises(UserError, match=r"is not a run: it has no recipe\.yaml"):
@@ -265,9 +267,7 @@ def test_an_empty_chains_directory_is_its_own_last_stage(tmp_path: Path) -> None
 # The directory of a run
 
 
-def test_a_run_is_by_default_named_for_its_time_base_and_method(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runs_default_name_has_its_time_base_and_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = new_directory(None, "/models/My_Base 1.5B/", "lora")
     assert path.parent == tmp_path / "runs"
@@ -276,26 +276,26 @@ def test_a_run_is_by_default_named_for_its_time_base_and_method(
     assert rest == "-my-base-1.5b-lora"
 
 
-def test_a_directory_that_holds_something_is_not_written_into(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert new_directory(tmp_path / "empty", "b", "m") == tmp_path / "empty"
-    begun(tmp_path, "run")
-    with pytest.raises(UserError, match=r"run holds a run already\. tunesmith train --resume"):
+    make_runs(tmp_path, "run")
+    with pytest.raises(UserError, match=r"run already contains a run\. Resume it: tunesmith train --resume"):
         new_directory(tmp_path / "run", "b", "m")
-    (tmp_path / "chain").mkdir()
-    (tmp_path / "chain" / CHAIN).write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="chain holds a run already"):
-        new_directory(tmp_path / "chain", "b", "m")
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / CHAIN).write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="pipeline already contains a run"):
+        new_directory(tmp_path / "pipeline", "b", "m")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").write_text("", encoding="utf-8")
     for name in ("other", "other/x"):
-        with pytest.raises(UserError, match="is there already and is not an empty directory"):
+        with pytest.raises(UserError, match="exists and is not an empty directory"):
             new_directory(tmp_path / name, "b", "m")
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
         new_directory(tmp_path / "other" / "x" / "deeper", "b", "m")
 
 
-def test_a_run_writes_its_recipe_and_is_finished_once_its_output_is_there(tmp_path: Path) -> None:
+def test_a_run_writes_its_recipe_and_is_finished_once_its_output_exists(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "a" / "run", "base: x\n", "x", "lora")
     assert (run.directory / "recipe.yaml").read_text(encoding="utf-8") == "base: x\n"
     assert (run.directory / "recipe.yaml").stat().st_mode & 0o777 == 0o644
@@ -306,10 +306,10 @@ def test_a_run_writes_its_recipe_and_is_finished_once_its_output_is_there(tmp_pa
     assert run.output == run.directory / "adapter"
 
 
-def test_events_are_read_back_a_line_each_and_one_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_events_are_read_line_by_line_and_a_truncated_line_is_ignored(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    told: list[dict[str, Any]] = []
-    events = Events(told.append)
+    received: list[dict[str, Any]] = []
+    events = Events(received.append)
     events.subscribe(MetricsFile(tmp_path / "metrics.jsonl"))
     events.emit("step", step=1, loss=math.nan)
     events.emit("warning", message="ü\u2028x")
@@ -317,12 +317,12 @@ def test_events_are_read_back_a_line_each_and_one_cut_short_is_left_out(tmp_path
     events.emit("end", seconds=(1.5, math.inf, {"a": [-math.inf]}))
     first = [{"event": "step", "step": 1, "loss": "nan"}, {"event": "warning", "message": "ü\u2028x"}]
     assert run.events() == [*first, {"event": "end", "seconds": [1.5, "inf", {"a": ["-inf"]}]}]
-    assert [each["event"] for each in told] == ["step", "warning", "end"]
+    assert [event["event"] for event in received] == ["step", "warning", "end"]
     assert "ü" in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
-    whole = (tmp_path / "metrics.jsonl").stat().st_size
-    run.rewind(whole + 100)
-    assert (tmp_path / "metrics.jsonl").stat().st_size == whole
-    run.rewind(whole - 4)
+    full_size = (tmp_path / "metrics.jsonl").stat().st_size
+    run.rewind(full_size + 100)
+    assert (tmp_path / "metrics.jsonl").stat().st_size == full_size
+    run.rewind(full_size - 4)
     assert run.events() == first
     run.rewind(size)
     assert (tmp_path / "metrics.jsonl").stat().st_size == size
@@ -330,15 +330,15 @@ def test_events_are_read_back_a_line_each_and_one_cut_short_is_left_out(tmp_path
     Run(tmp_path / "none").rewind(3)
 
 
-def test_what_json_has_no_word_for_is_written_as_text(tmp_path: Path) -> None:
+def test_values_that_json_cannot_express_are_written_as_strings(tmp_path: Path) -> None:
     value = {"a": math.nan, "b": [1.5, -math.inf, (math.inf,)], "c": {"d": "x", "e": None, "f": 3}}
     expected = {"a": "nan", "b": [1.5, "-inf", ["inf"]], "c": {"d": "x", "e": None, "f": 3}}
     assert jsonable(value) == expected
-    Run(tmp_path).write_json("found.json", value)
-    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == expected
+    Run(tmp_path).write_json("values.json", value)
+    assert json.loads((tmp_path / "values.json").read_text(encoding="utf-8")) == expected
 
 
-def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically(tmp_path: Path) -> None:
     file = tmp_path / "file"
     with atomic_write(file) as out:
         out.write("one")

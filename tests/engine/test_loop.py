@@ -1,4 +1,4 @@
-"""What a step does: sums, divides once, clips, skips what is not finite."""
+"""A training step: sums gradients, divides once, clips, and skips non-finite losses and gradients."""
 
 import math
 from collections.abc import Callable
@@ -45,13 +45,14 @@ def gradient_in_groups(recipe: Recipe, groups: list[list[int]]) -> list[torch.Te
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = [collate(prepared.train, rows) for rows in groups]
     parts = [torch.autograd.grad(recipe.objective.loss(model, batch), trained) for batch in batches]
-    loss_mask = sum(batch.loss_tokens for batch in batches)
-    return [torch.stack(each).sum(0) / loss_mask for each in zip(*parts, strict=True)]
+    loss_tokens = sum(batch.loss_tokens for batch in batches)
+    return [torch.stack(gradients).sum(0) / loss_tokens for gradients in zip(*parts, strict=True)]
 
 
-def test_transformers_34191_accumulated_batches_give_the_gradient_of_one_big_batch(
+def test_accumulated_batches_have_the_gradient_of_one_big_batch(
     tiny_model: Path, write_rows: Callable[..., Path]
 ) -> None:
+    """Guards against https://github.com/huggingface/transformers/issues/34191."""
     recipe = recipe_for(tiny_model, write_rows())
     big = gradient_in_groups(recipe, [list(range(12))])
     small = gradient_in_groups(recipe, [[0], [1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11]])
@@ -64,14 +65,14 @@ def test_a_step_divides_once_over_all_its_batches(
 ) -> None:
     steps = []
     for tokens_per_batch in (100_000, 64):
-        told: list[Event] = []
+        events: list[Event] = []
         recipe = recipe_for(
             tiny_model,
             write_rows(20),
             train={"steps": 1, "tokens_per_step": 100_000, "tokens_per_batch": tokens_per_batch},
         )
-        tunesmith.train(recipe, tmp_path / str(tokens_per_batch), subscribers=[told.append])
-        steps += [event for event in told if event["event"] == "step"]
+        tunesmith.train(recipe, tmp_path / str(tokens_per_batch), subscribers=[events.append])
+        steps += [event for event in events if event["event"] == "step"]
     assert steps[0]["tokens"] == steps[1]["tokens"]
     assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=1e-5)
     assert steps[0]["grad_norm"] == pytest.approx(steps[1]["grad_norm"], rel=1e-4)
@@ -88,8 +89,8 @@ def test_loss_of_a_run_equals_transformers_own_loss(tiny_model: Path, write_rows
         ids, loss_mask = prepared.train[row]
         labels = torch.where(torch.from_numpy(loss_mask), torch.from_numpy(ids).long(), -100)
         out = reference(input_ids=torch.from_numpy(ids).long()[None], labels=labels[None])
-        loss_here = int(loss_mask[1:].sum())
-        total, count = total + out.loss.item() * loss_here, count + loss_here
+        row_tokens = int(loss_mask[1:].sum())
+        total, count = total + out.loss.item() * row_tokens, count + row_tokens
     assert math.isclose(ours, total / count, rel_tol=1e-5)
 
 
@@ -126,7 +127,7 @@ def test_working_copies_in_bf16_are_the_rounded_masters() -> None:
 
 
 class Poisoned:
-    """An objective whose loss is not finite in the steps named."""
+    """An objective whose loss or gradient is not finite in the given steps."""
 
     def __init__(self, real: Any, steps: set[int], value: float, in_gradient: bool) -> None:
         self.real, self.steps, self.value, self.in_gradient, self.calls = real, steps, value, in_gradient, 0
@@ -147,7 +148,7 @@ def poisoned_loop(
 ) -> tuple[Loop, list[Event]]:
     prepared = prepare(recipe, load_tokenizer(recipe.base))
     model = trainable_model(recipe, torch.float32, CPU)
-    told: list[Event] = []
+    events: list[Event] = []
     batches = Batches(prepared.train, tokens_per_step=128, tokens_per_batch=128, pack=True, shuffle=True, seed=0)
     loop = Loop(
         model=model,
@@ -160,23 +161,24 @@ def poisoned_loop(
         peak_learning_rate=1e-2,
         tokens_per_batch=128,
         directory=directory,
-        events=Events(told.append),
+        events=Events(events.append),
         device=CPU,
     )
-    return loop, told
+    return loop, events
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("in_gradient", [False, True])
-def test_llamafactory_2916_nan_never_reaches_the_weights(
+def test_nan_never_reaches_the_weights(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, value: float, in_gradient: bool
 ) -> None:
-    loop, told = poisoned_loop(recipe_for(tiny_model, write_rows()), tmp_path, {2}, value, in_gradient)
+    """Guards against https://github.com/hiyouga/LlamaFactory/issues/2916."""
+    loop, events = poisoned_loop(recipe_for(tiny_model, write_rows()), tmp_path, {2}, value, in_gradient)
     loop.step()
     before = loop.masters.flat.clone()
     loop.step()
     assert torch.equal(loop.masters.flat, before)
-    skipped = [event for event in told if event["event"] == "skipped"]
+    skipped = [event for event in events if event["event"] == "skipped"]
     assert len(skipped) == 1
     assert "rows.jsonl row" in skipped[0]["rows"][0]
     loop.step()
@@ -184,7 +186,7 @@ def test_llamafactory_2916_nan_never_reaches_the_weights(
     assert torch.isfinite(loop.masters.flat).all()
 
 
-def test_run_stops_with_the_rows_named_when_nan_stays(
+def test_a_run_stops_and_names_the_rows_after_repeated_nans(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     loop, _ = poisoned_loop(recipe_for(tiny_model, write_rows()), tmp_path, {1, 2, 3}, math.nan, False)
@@ -195,7 +197,7 @@ def test_run_stops_with_the_rows_named_when_nan_stays(
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_share(schedule: str) -> None:
+def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_minimum(schedule: str) -> None:
     train = Train(steps=100, warmup_ratio=0.1, schedule=schedule, min_lr_ratio=0.2)
     rates = [learning_rate(train, 1.0, step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
@@ -207,7 +209,7 @@ def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_share(schedule: str
 def test_early_stopping_keeps_the_best_weights(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     recipe = recipe_for(
         tiny_model,
         write_rows(),
@@ -218,13 +220,13 @@ def test_early_stopping_keeps_the_best_weights(
             "early_stopping": {"patience": 2},
         },
     )
-    run = tunesmith.train(recipe, tmp_path / "run", subscribers=[told.append])
-    assert told[-1]["reason"] == "early stopping"
-    assert told[-1]["step"] < 60
-    losses = {event["step"]: event["loss"] for event in told if event["event"] == "evaluation"}
+    run = tunesmith.train(recipe, tmp_path / "run", subscribers=[events.append])
+    assert events[-1]["reason"] == "early stopping"
+    assert events[-1]["step"] < 60
+    losses = {event["step"]: event["loss"] for event in events if event["event"] == "evaluation"}
     best = min(losses, key=lambda step: losses[step])
-    assert best == told[-1]["step"] - 2
+    assert best == events[-1]["step"] - 2
     master = load_checkpoint(run.directory / "checkpoints" / f"step-{best:06d}")[0]["master"]
     assert run.output is not None
-    kept = load_file(run.output / "adapter_model.safetensors").values()
-    assert sorted(torch.cat([each.flatten() for each in kept]).tolist()) == sorted(master.tolist())
+    saved = load_file(run.output / "adapter_model.safetensors").values()
+    assert sorted(torch.cat([tensor.flatten() for tensor in saved]).tolist()) == sorted(master.tolist())

@@ -1,4 +1,4 @@
-"""A packed batch gives each example the loss and gradients that it has alone, in transformers' own model."""
+"""In a packed batch, each example has the same loss and gradients as alone in the model of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,18 @@ from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.predict import tell
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
-"""Families that PyTorch's attention does not compute."""
+"""Families that PyTorch's own attention (SDPA) does not support."""
 
 CLOSE = 1e-5
-"""Of the largest number: transformers takes norms and softmax in fp32; documents that mix differ by a tenth."""
+"""Relative to the largest element: transformers has norms and softmax in fp32; mixed documents differ by a tenth."""
 
 
 EXPERTS = {"experts_implementation": "eager"}
-"""Grouped products of experts are not to be had in float64."""
+"""Grouped matrix products of experts are not available in float64."""
 
 
 def table_of(lengths: list[int]) -> TokenTable:
-    """Rows of random ids, about half of each learnt."""
+    """Rows of random ids; about half of each row's tokens are loss tokens."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for number, length in enumerate(lengths):
@@ -52,7 +52,7 @@ def table_of(lengths: list[int]) -> TokenTable:
 
 
 def plain_loss(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """The textbook: logits of one example alone, −log p of each learnt next token, summed."""
+    """The definition: logits of one example alone, −log p of each next token in the loss mask, summed."""
     logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
     losses = torch.nn.functional.cross_entropy(logits, ids[1:].long(), reduction="none")
     return losses[loss_mask[1:]].sum()
@@ -60,15 +60,15 @@ def plain_loss(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tenso
 
 def gradients(loss: torch.Tensor, model: PreTrainedModel) -> dict[str, torch.Tensor]:
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True, allow_unused=True)
-    return dict(zip(named, found, strict=True))
+    values = torch.autograd.grad(loss, list(named.values()), materialize_grads=True, allow_unused=True)
+    return dict(zip(named, values, strict=True))
 
 
 def twins(kind: type, family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Two of the same random weights, large enough for all to show: one as the library has it, one for packing."""
+    """Two models with the same random weights, large enough to show effects: transformers' own, and one for packing."""
     torch.manual_seed(0)
-    own = "eager" if family in EAGER else "sdpa"
-    alone = kind.from_config(config_of(family), attn_implementation=own, **EXPERTS).double().eval()
+    attention = "eager" if family in EAGER else "sdpa"
+    alone = kind.from_config(config_of(family), attn_implementation=attention, **EXPERTS).double().eval()
     for parameter in alone.parameters():
         parameter.data.normal_(0, 0.3 if parameter.ndim > 1 else 0.05).add_(parameter.ndim == 1)
     packed = kind.from_config(config_of(family), **EXPERTS).double().eval()
@@ -78,7 +78,8 @@ def twins(kind: type, family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_functionary_265_packed_examples_have_the_loss_and_gradients_that_they_have_alone(family: str) -> None:
+def test_packed_examples_have_the_same_loss_and_gradients_as_alone(family: str) -> None:
+    """Guards against https://github.com/MeetKai/functionary/issues/265."""
     alone, packed = twins(AutoModelForCausalLM, family)
     check_head(packed)
     table = table_of([3, 17, 2, 9, 30])
@@ -89,24 +90,24 @@ def test_functionary_265_packed_examples_have_the_loss_and_gradients_that_they_h
     ours = next_token_loss(packed, batch)
 
     torch.testing.assert_close(ours, sum(losses), rtol=CLOSE, atol=0)
-    each = next_token_losses(packed, batch).split(batch.loss_tokens_per_row)
-    for mine, expected in zip(each, losses, strict=True):
-        torch.testing.assert_close(mine.sum(), expected.detach(), rtol=CLOSE, atol=CLOSE)
+    row_losses = next_token_losses(packed, batch).split(batch.loss_tokens_per_row)
+    for row_loss, expected in zip(row_losses, losses, strict=True):
+        torch.testing.assert_close(row_loss.sum(), expected.detach(), rtol=CLOSE, atol=CLOSE)
     expected_gradients = gradients(sum(losses), alone)
     for name, gradient in gradients(ours, packed).items():
-        wanted = expected_gradients[name]
-        assert (gradient - wanted).abs().max() <= CLOSE * wanted.abs().max() + 1e-9, name
+        expected_gradient = expected_gradients[name]
+        assert (gradient - expected_gradient).abs().max() <= CLOSE * expected_gradient.abs().max() + 1e-9, name
 
 
-def text_logits(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+def text_logits(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def word_logits(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
-    return text_logits(model, ids, marks)[0][marks]
+def word_logits(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return text_logits(model, ids, positions)[0][positions]
 
 
-def mean_states(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+def mean_states(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
 
 
@@ -120,7 +121,7 @@ def mean_states(model: Any, ids: torch.Tensor, marks: torch.Tensor) -> torch.Ten
     ],
     ids=["classes", "tags", "vectors"],
 )
-def test_packed_texts_have_the_scores_and_gradients_that_they_have_alone(
+def test_packed_texts_have_the_same_outputs_and_gradients_as_alone(
     family: str, kind: Any, head: Any, plain: Any
 ) -> None:
     alone, packed = twins(kind, family)
@@ -129,41 +130,41 @@ def test_packed_texts_have_the_scores_and_gradients_that_they_have_alone(
     rows = []
     for number, length in enumerate([4, 17, 3, 9, 30]):
         ids = (torch.arange(length) * 7 % 61 + 3).int().numpy()
-        marks = np.arange(length) % 3 == 1 if head is tag_logits else np.arange(length) == length - 1
-        rows.append((ids, marks, Source("rows", number + 1), (1.0,) * int(marks.sum())))
+        positions = np.arange(length) % 3 == 1 if head is tag_logits else np.arange(length) == length - 1
+        rows.append((ids, positions, Source("rows", number + 1), (1.0,) * int(positions.sum())))
     batch = collate(TokenTable.build(rows), range(5))
 
-    inputs = [(torch.tensor(ids)[None].long(), torch.tensor(marks)) for ids, marks, *_ in rows]
-    expected = torch.cat([plain(alone, *each) for each in inputs])
+    inputs = [(torch.tensor(ids)[None].long(), torch.tensor(positions)) for ids, positions, *_ in rows]
+    expected = torch.cat([plain(alone, ids, positions) for ids, positions in inputs])
     ours = head(packed, batch)
 
     torch.testing.assert_close(ours, expected, rtol=CLOSE, atol=CLOSE)
     weights = torch.linspace(-1, 2, ours.numel()).double().view_as(ours)
     expected_gradients = gradients((expected * weights).sum(), alone)
     for name, gradient in gradients((ours * weights).sum(), packed).items():
-        wanted = expected_gradients[name]
-        assert (gradient - wanted).abs().max() <= CLOSE * wanted.abs().max() + 1e-9, name
+        expected_gradient = expected_gradients[name]
+        assert (gradient - expected_gradient).abs().max() <= CLOSE * expected_gradient.abs().max() + 1e-9, name
 
 
-def test_best_fit_fills_batches_and_loses_no_row() -> None:
+def test_best_fit_fills_batches_and_keeps_every_row() -> None:
     lengths = [5, 60, 33, 31, 7, 64, 2, 62]
     bins = best_fit(lengths, 64)
     assert sorted(item for items in bins for item in items) == list(range(len(lengths)))
     assert all(sum(lengths[item] for item in items) <= 64 for items in bins)
-    assert len(bins) == 5, "33 + 31, 64, 62 + 2, 60, and 7 + 5: five batches hold them, and four cannot"
+    assert len(bins) == 5, "33 + 31, 64, 62 + 2, 60, and 7 + 5: they need five batches, not fewer"
 
 
-def test_padded_batches_hold_rows_of_like_length_and_stay_within_the_budget_with_their_padding() -> None:
+def test_padded_batches_hold_similar_lengths_and_stay_within_the_token_budget() -> None:
     lengths = np.random.default_rng(0).integers(2, 60, 200).tolist()
     for bins in (bucket_by_length(lengths, 256), next_fit(lengths, 256, padded=True)):
         assert sorted(item for items in bins for item in items) == list(range(len(lengths)))
         assert all(width([lengths[item] for item in items], padded=True) <= 256 for items in bins)
     padded = sum(width([lengths[item] for item in items], padded=True) for items in bucket_by_length(lengths, 256))
-    assert padded < 1.1 * sum(lengths), "little of it is padding"
-    assert next_fit([300, 5], 256, padded=True) == [[0], [1]], "what is longer than the budget goes alone"
+    assert padded < 1.1 * sum(lengths), "there is little padding"
+    assert next_fit([300, 5], 256, padded=True) == [[0], [1]], "a row longer than the budget has its own batch"
 
 
-def test_an_encoder_whose_positions_count_on_from_the_padding_has_room_for_so_many_less(tmp_path: Path) -> None:
+def test_positions_that_start_after_the_padding_index_reduce_max_length(tmp_path: Path) -> None:
     make_bases(tmp_path, ["roberta"])
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "".join(f"{'w1 ' * 700},{name}\n" for name in ("a", "b") * 3))
@@ -176,6 +177,6 @@ def test_an_encoder_whose_positions_count_on_from_the_padding_has_room_for_so_ma
     run = tunesmith.train(recipe, tmp_path / "run")
     first = 1 + AutoConfig.from_pretrained(tmp_path / "roberta").pad_token_id
     assert Recipe.load(run.directory / "recipe.yaml").data.max_length == 512 - first
-    usable = ModelReference.find(str(run.directory))
-    model = usable.model(torch.float32, torch.device("cpu"))
-    assert tell(model, usable.tokenizer(), usable.ending, ["w1 " * 700])
+    reference = ModelReference.find(str(run.directory))
+    model = reference.model(torch.float32, torch.device("cpu"))
+    assert tell(model, reference.tokenizer(), reference.ending, ["w1 " * 700])

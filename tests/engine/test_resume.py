@@ -1,4 +1,4 @@
-"""A run that is killed at any moment ends with the same bytes as one that was not."""
+"""A run killed at any moment resumes to the same bytes as an uninterrupted run."""
 
 import hashlib
 import json
@@ -57,9 +57,9 @@ def start(arguments: list[str], directory: Path, threads: int = 1) -> subprocess
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The rows, the recipe's text and the adapter's hash of a run that nothing interrupted."""
-    directory = tmp_path_factory.mktemp("whole")
+def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The rows, the recipe's text and the adapter's hash of an uninterrupted run."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
     rows = directory / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"question": f"{n} + {n}?", "answer": f"It is {2 * n}."}) + "\n" for n in range(80)),
@@ -72,22 +72,22 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.mark.parametrize("moment", [0, *(pytest.param(moment, marks=pytest.mark.long) for moment in range(1, 10))])
-def test_run_killed_at_a_random_moment_resumes_to_the_same_bytes(
-    whole: tuple[Path, str, str], tmp_path: Path, moment: int
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(
+    uninterrupted: tuple[Path, str, str], tmp_path: Path, moment: int
 ) -> None:
-    _, text, expected = whole
+    _, text, expected = uninterrupted
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     run = tmp_path / "run"
     process = start(["recipe.yaml", "--run", "run"], tmp_path, threads=1 + moment % 2)
     metrics = run / "metrics.jsonl"
-    dice = random.Random(moment)
-    # Every third kill aims at a checkpoint while it is being written.
-    wanted, during_write = dice.randrange(1, STEPS), moment % 3 == 0
+    rng = random.Random(moment)
+    # Every third kill happens while a checkpoint is being written.
+    kill_step, during_write = rng.randrange(1, STEPS), moment % 3 == 0
     while process.poll() is None:
         steps = metrics.read_text(encoding="utf-8").count('"event": "step"') if metrics.exists() else 0
         writing = run.exists() and any(run.glob("checkpoints/.*partial"))
-        if steps >= wanted and (writing or not during_write):
-            time.sleep(dice.random() * 0.01)
+        if steps >= kill_step and (writing or not during_write):
+            time.sleep(rng.random() * 0.01)
             os.kill(process.pid, signal.SIGKILL)
             break
         time.sleep(0.0005)
@@ -95,18 +95,18 @@ def test_run_killed_at_a_random_moment_resumes_to_the_same_bytes(
     if not (run / "adapter").exists():
         tunesmith.resume(run)
     assert digest(run) == expected
-    steps = [event["step"] for event in tunesmith_events(run) if event["event"] == "step"]
+    steps = [event["step"] for event in read_events(run) if event["event"] == "step"]
     assert steps == list(range(1, STEPS + 1))
 
 
-def tunesmith_events(run: Path) -> list[dict[str, object]]:
+def read_events(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_ctrl_c_finishes_the_step_saves_everything_and_says_how_to_go_on(
-    whole: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_finishes_the_step_saves_everything_and_prints_how_to_resume(
+    uninterrupted: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, text, expected = whole
+    _, text, expected = uninterrupted
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -125,7 +125,7 @@ def test_ctrl_c_finishes_the_step_saves_everything_and_says_how_to_go_on(
     user.join()
     assert done.returncode == 130
     assert "--resume" in done.stdout + done.stderr
-    last = max(e["step"] for e in tunesmith_events(tmp_path / "run") if e["event"] == "step")
+    last = max(event["step"] for event in read_events(tmp_path / "run") if event["event"] == "step")
     saved = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert saved is not None
     assert saved.name == f"step-{last:06d}"
@@ -133,7 +133,9 @@ def test_ctrl_c_finishes_the_step_saves_everything_and_says_how_to_go_on(
     assert digest(tmp_path / "run") == expected
 
 
-def test_changed_data_are_refused_at_resume(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+def test_resuming_with_changed_data_is_refused(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
     rows = write_rows()
     run = tunesmith.train(recipe(tiny_model, rows, steps=2), tmp_path / "run").directory
     (run / "adapter").rename(run / "gone")
@@ -142,7 +144,7 @@ def test_changed_data_are_refused_at_resume(tiny_model: Path, write_rows: Callab
         tunesmith.resume(run)
 
 
-def test_deleted_checkpoints_are_refused_at_resume(
+def test_resuming_with_deleted_checkpoints_is_refused(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = tunesmith.train(recipe(tiny_model, write_rows(), steps=4), tmp_path / "run").directory
@@ -152,7 +154,7 @@ def test_deleted_checkpoints_are_refused_at_resume(
         tunesmith.resume(run)
 
 
-def test_damaged_checkpoint_is_refused_with_what_to_do(
+def test_resuming_from_a_damaged_checkpoint_is_refused(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = tunesmith.train(recipe(tiny_model, write_rows(), steps=4), tmp_path / "run").directory
@@ -165,15 +167,15 @@ def test_damaged_checkpoint_is_refused_with_what_to_do(
         tunesmith.resume(run)
 
 
-def test_finished_run_is_not_run_again(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_finished_run_is_not_run_again(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     run = tunesmith.train(recipe(tiny_model, write_rows(), steps=2), tmp_path / "run").directory
     with pytest.raises(tunesmith.UserError, match="has finished"):
         tunesmith.resume(run)
-    with pytest.raises(tunesmith.UserError, match="holds a run already"):
+    with pytest.raises(tunesmith.UserError, match="already contains a run"):
         tunesmith.train(recipe(tiny_model, write_rows(), steps=2), run)
 
 
-def test_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = save_checkpoint(tmp_path, {}, LoopState(step=1), keep=1)
 
     def full(*_: object) -> None:

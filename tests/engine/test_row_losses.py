@@ -1,4 +1,4 @@
-"""What an evaluation says: losses and their intervals, changes with their sign, outputs in the rows' own order."""
+"""Evaluation: losses and their intervals, the sign of differences, and outputs in the rows' order."""
 
 import math
 from types import SimpleNamespace
@@ -24,8 +24,8 @@ def rows_of(seed: int, count: int = 60) -> RowLosses:
 
 
 def scipys_interval(sums: NDArray[Any], counts: NDArray[Any]) -> Any:
-    """SciPy's percentile bootstrap of Σ sums / Σ counts over rows, give or take what its draws differ by."""
-    found = bootstrap(
+    """SciPy's percentile bootstrap of Σ sums / Σ counts over rows, with a tolerance for other random draws."""
+    interval = bootstrap(
         (sums, counts),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
         paired=True,
@@ -34,10 +34,10 @@ def scipys_interval(sums: NDArray[Any], counts: NDArray[Any]) -> Any:
         n_resamples=20_000,
         rng=np.random.default_rng(7),
     ).confidence_interval
-    return pytest.approx((found.low, found.high), abs=0.06 * (found.high - found.low))
+    return pytest.approx((interval.low, interval.high), abs=0.06 * (interval.high - interval.low))
 
 
-def test_the_loss_is_of_all_tokens_and_perplexity_its_exponential() -> None:
+def test_the_loss_is_per_token_over_all_rows_and_perplexity_its_exponential() -> None:
     losses = RowLosses(np.array([6.0, 1.0]), np.array([2, 8]))  # not the mean of 3 and 1/8
     assert losses.loss == pytest.approx(0.7, rel=1e-12)
     assert losses.perplexity == pytest.approx(math.exp(0.7), rel=1e-12)
@@ -51,19 +51,19 @@ def test_an_interval_is_the_percentile_bootstrap_over_rows() -> None:
     assert low < losses.loss < high
 
 
-def test_an_interval_is_of_a_thousand_resamples_that_are_always_the_same() -> None:
+def test_an_interval_uses_a_thousand_resamples_with_a_fixed_seed() -> None:
     losses, after = rows_of(1, 25), rows_of(2, 25)
     drawn = np.random.default_rng(0).integers(0, 25, (1000, 25))
-    found = [losses.sums[rows].sum() / losses.counts[rows].sum() for rows in drawn]
-    assert losses.interval() == pytest.approx(np.quantile(found, [0.025, 0.975]), rel=1e-12)
+    means = [losses.sums[rows].sum() / losses.counts[rows].sum() for rows in drawn]
+    assert losses.interval() == pytest.approx(np.quantile(means, [0.025, 0.975]), rel=1e-12)
     after = RowLosses(after.sums, losses.counts)
-    found = [(after.sums[rows].sum() - losses.sums[rows].sum()) / losses.counts[rows].sum() for rows in drawn]
-    assert losses.difference(after)[1] == pytest.approx(np.quantile(found, [0.025, 0.975]), rel=1e-12)
+    changes = [(after.sums[rows].sum() - losses.sums[rows].sum()) / losses.counts[rows].sum() for rows in drawn]
+    assert losses.difference(after)[1] == pytest.approx(np.quantile(changes, [0.025, 0.975]), rel=1e-12)
 
 
-def test_a_difference_is_after_minus_before_and_of_the_same_rows_together() -> None:
+def test_a_difference_is_after_minus_before_and_paired_by_row() -> None:
     before = rows_of(3)
-    better = RowLosses(before.sums - 0.25 * before.counts, before.counts)  # every token by as much
+    better = RowLosses(before.sums - 0.25 * before.counts, before.counts)  # the same change for every token
     change, (low, high) = before.difference(better)
     assert (change, low, high) == pytest.approx((-0.25, -0.25, -0.25), rel=1e-9)
     noise = np.random.default_rng(4).normal(0.4, 0.3, 60) * before.counts
@@ -72,7 +72,7 @@ def test_a_difference_is_after_minus_before_and_of_the_same_rows_together() -> N
     assert (low, high) == scipys_interval(noise, before.counts)
 
 
-def test_each_row_has_its_own_loss_in_the_order_asked_whatever_batches_they_lie_in() -> None:
+def test_row_losses_are_in_the_given_order_whatever_the_batches() -> None:
     points = [(1.0, float(number)) for number in range(9)]
     lengths = [9, 30, 12, 50, 17, 8, 44, 21, 10]
     rows = [7, 0, 3, 5, 1, 8]
@@ -84,16 +84,16 @@ def test_each_row_has_its_own_loss_in_the_order_asked_whatever_batches_they_lie_
             assert not torch.is_grad_enabled()
             return super().losses(model, batch)
 
-    found = held_out_losses(Slope(0.0), Watched(), table_of(points, lengths), rows, 60, CPU)
-    assert found.sums == pytest.approx([0.5 * row**2 for row in rows], rel=1e-6)
-    assert found.counts.tolist() == [1] * 6
+    losses = held_out_losses(Slope(0.0), Watched(), table_of(points, lengths), rows, 60, CPU)
+    assert losses.sums == pytest.approx([0.5 * row**2 for row in rows], rel=1e-6)
+    assert losses.counts.tolist() == [1] * 6
     assert sorted(row for batch in seen for row in batch) == sorted(rows)
     assert all(len(batch) * max(lengths[row] for row in batch) <= 60 for batch in seen)  # padded
     assert len(seen) == 3
 
 
 class Prediction:
-    """Says of each mark what the table tells there, and the row's number of tokens so far."""
+    """An objective whose output at each loss position is twice the target."""
 
     def __init__(self) -> None:
         self.modes: list[bool] = []
@@ -107,40 +107,40 @@ class Prediction:
 
 
 def predictions_table(counts: list[int]) -> TokenTable:
-    """Rows of so many marks each, of which numbers are told."""
+    """Rows with these numbers of loss positions; the targets count up from 0."""
     rows, number = [], 0.0
-    for place, count in enumerate(counts):
-        length = 5 * (place % 3 + 1) + count
-        told = tuple(number + each for each in range(count))
+    for index, count in enumerate(counts):
+        length = 5 * (index % 3 + 1) + count
+        targets = tuple(number + offset for offset in range(count))
         number += count
-        marks = np.arange(length) >= length - count
-        rows.append((np.arange(length, dtype=np.int32), marks, Source("rows", place + 1), told))
+        loss_mask = np.arange(length) >= length - count
+        rows.append((np.arange(length, dtype=np.int32), loss_mask, Source("rows", index + 1), targets))
     return TokenTable.build(rows)
 
 
-def attentive(training: bool) -> Any:
-    """A model whose documents are packed already."""
+def document_attention_model(training: bool) -> Any:
+    """A model that already uses document attention, so that rows are packed."""
     model = Slope().train(training)
     model.config = SimpleNamespace(_attn_implementation="tunesmith_documents")
     model.device = CPU
     return model
 
 
-def test_outputs_are_each_rows_own_in_the_tables_order() -> None:
+def test_outputs_are_in_the_tables_order() -> None:
     counts = [2, 1, 3, 1, 2, 4]
     table, objective, head = predictions_table(counts), Prediction(), object()
-    found = outputs_of(objective, attentive(False), table, 24, head)
-    assert [each.tolist() for each in found] == [
+    outputs = outputs_of(objective, document_attention_model(False), table, 24, head)
+    assert [row_outputs.tolist() for row_outputs in outputs] == [
         [[2.0 * value] for value in table.targets_of(row).tolist()] for row in range(len(counts))
     ]
-    assert found[0].dtype == np.float32
+    assert outputs[0].dtype == np.float32
     assert len(objective.heads) > 1
     assert set(objective.heads) == {head}
 
 
-def test_rows_with_vectors_are_of_evaluation_mode_with_what_is_told_of_each() -> None:
+def test_rows_with_vectors_uses_evaluation_mode_and_returns_the_targets() -> None:
     table, objective = predictions_table([1, 1, 1, 1]), Prediction()
-    vectors, told = rows_with_vectors(objective, attentive(True), table, 16)
-    assert told.tolist() == [[0.0], [1.0], [2.0], [3.0]]
+    vectors, targets = rows_with_vectors(objective, document_attention_model(True), table, 16)
+    assert targets.tolist() == [[0.0], [1.0], [2.0], [3.0]]
     assert vectors.tolist() == [[0.0], [2.0], [4.0], [6.0]]
     assert set(objective.modes) == {False}

@@ -1,4 +1,4 @@
-"""What a run says when it starts, what it notes of where it came from, how it is stopped, and what it refuses."""
+"""A run's events, provenance, checkpoints and output, how it stops, and what it refuses."""
 
 import hashlib
 import json
@@ -32,66 +32,66 @@ from tunesmith.models.load import load_tokenizer
 from tunesmith.run import Event, Run
 
 
-def recipe_of(base: Path | str, rows: Path, **more: Any) -> dict[str, Any]:
-    train = {"steps": 2, "tokens_per_step": 128, "precision": "fp32", **more.pop("train", {})}
-    data = {"train": str(rows), "held_out": 0.0, "cache": False, **more.pop("data", {})}
-    return {"base": str(base), "data": data, "train": train, **more}
+def recipe_of(base: Path | str, rows: Path, **fields: Any) -> dict[str, Any]:
+    train = {"steps": 2, "tokens_per_step": 128, "precision": "fp32", **fields.pop("train", {})}
+    data = {"train": str(rows), "held_out": 0.0, "cache": False, **fields.pop("data", {})}
+    return {"base": str(base), "data": data, "train": train, **fields}
 
 
 # Stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops_at_once(number: signal.Signals) -> None:
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+def test_the_first_signal_requests_a_stop_and_the_second_interrupts(number: signal.Signals) -> None:
+    before = {other: signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)}
     with listen_for_interrupts() as interruption:
         assert not interruption.asked
         signal.raise_signal(number)
         assert interruption.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-    assert {each: signal.getsignal(each) for each in before} == before
+    assert {other: signal.getsignal(other) for other in before} == before
     assert Interruption.asked is False
 
 
-def test_outside_the_main_thread_signals_are_left_as_they_are() -> None:
+def test_signal_handlers_are_unchanged_outside_the_main_thread() -> None:
     before = signal.getsignal(signal.SIGINT)
-    found: list[tuple[bool, bool]] = []
+    observed: list[tuple[bool, bool]] = []
 
     def listen() -> None:
         with listen_for_interrupts() as interruption:
-            found.append((interruption.asked, signal.getsignal(signal.SIGINT) is before))
+            observed.append((interruption.asked, signal.getsignal(signal.SIGINT) is before))
 
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert found == [(False, True)]
+    assert observed == [(False, True)]
 
 
 def interrupted_after(directory: Path, step: int, steps: int) -> tuple[str, list[Event], int]:
-    """Why a run ended that was asked to stop in that step, what it told, and where it stood."""
+    """Interrupt a run in that step. Return why it ended, its events, and its last step."""
     interruption = Interruption()
 
     def ask(number: int) -> None:
         interruption.asked = number >= step
 
-    loop, told = loop_over(
+    loop, events = loop_over(
         directory, [(1.0, 2.0)] * steps, steps=steps, objective=SquaredErrors(before=ask), checkpoint_every=50
     )
-    return loop.fit(interruption), told, loop.state.step
+    return loop.fit(interruption), events, loop.state.step
 
 
 @pytest.mark.parametrize(("step", "reason"), [(3, "interrupted"), (6, "done")])
-def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves_it(tmp_path: Path, step: int, reason: str) -> None:
-    found, told, last = interrupted_after(tmp_path, step, 6)
-    assert (found, last) == (reason, step)
-    assert [event["step"] for event in named(told, "checkpoint")] == [step]
+def test_an_interrupted_run_finishes_its_step_and_saves_it(tmp_path: Path, step: int, reason: str) -> None:
+    ended, events, last = interrupted_after(tmp_path, step, 6)
+    assert (ended, last) == (reason, step)
+    assert [event["step"] for event in named(events, "checkpoint")] == [step]
     saved = latest_checkpoint(tmp_path / "checkpoints")
     assert saved is not None
     assert read_loop_state(saved)["step"] == step
 
 
-def test_a_checkpoint_holds_where_the_loop_stands(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_state_of_the_loop(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("12345", encoding="utf-8")
     loop, _ = loop_over(tmp_path, [(1.0, 2.0)] * 5, steps=5, objective=SquaredErrors([3.0, 2.5]), held_out=[(1.0, 1.0)])
     loop.train = loop.train.model_copy(update={"evaluate_every": 2})
@@ -99,7 +99,7 @@ def test_a_checkpoint_holds_where_the_loop_stands(tmp_path: Path) -> None:
     state = load_checkpoint(tmp_path / "checkpoints" / "step-000005")[1]
     assert (state.step, state.tokens, state.metrics_bytes) == (5, 50, 5)
     assert state.threads == torch.get_num_threads()
-    assert state.best_step in (4, 5)  # after the script the loss is the model's own
+    assert state.best_step in (4, 5)  # after the script, the model's own loss
     assert 0 < state.seconds < 60
     assert state == loop.state
 
@@ -120,14 +120,14 @@ def test_checkpoints_keep_the_random_states_and_every_tensor(tmp_path: Path) -> 
         assert torch.equal(tensors[name], tensor), name
 
 
-def test_the_latest_checkpoint_is_of_the_highest_step_and_partial_ones_are_none(tmp_path: Path) -> None:
+def test_the_latest_checkpoint_has_the_highest_step_and_is_complete(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") is None
     for name in ("step-000009", "step-000100", "step-000020", ".step-000200.partial"):
         (tmp_path / name).mkdir()
     assert latest_checkpoint(tmp_path) == tmp_path / "step-000100"
 
 
-def test_a_step_that_is_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
+def test_a_checkpoint_replaces_one_of_the_same_step(tmp_path: Path) -> None:
     loop, _ = loop_over(tmp_path, [(1.0, 2.0)])
     for value in (1.0, 2.0):
         (tmp_path / "checkpoints" / ".step-000000.partial" / "rest").mkdir(parents=True)
@@ -137,17 +137,17 @@ def test_a_step_that_is_saved_again_replaces_what_was_there(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "loop.json"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "invalid"])
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, file: str, damage: str) -> None:
     loop, _ = loop_over(tmp_path, [(1.0, 2.0)])
     path = save_checkpoint(tmp_path, loop.masters.state(), loop.state, 1)
     target = path / file
-    if damage == "gone":
+    if damage == "missing":
         target.unlink()
     else:
-        target.write_bytes(target.read_bytes()[:20] if damage == "cut" else b'{"stepp": 3}')
+        target.write_bytes(target.read_bytes()[:20] if damage == "truncated" else b'{"stepp": 3}')
     with pytest.raises(
-        UserError, match=r"step-000000 is damaged .* Remove that directory to go on from the one|before"
+        UserError, match=r"step-000000 is damaged .* Remove that directory to resume from the checkpoint before it\."
     ):
         load_checkpoint(path)
 
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, file: str, 
 # Provenance
 
 
-def test_provenance_names_versions_seed_data_base_and_the_teacher(
+def test_provenance_has_versions_seed_data_base_and_teacher(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -163,24 +163,24 @@ def test_provenance_names_versions_seed_data_base_and_the_teacher(
     recipe = Recipe.load(
         {"base": str(tiny_model), "data": {"train": "r.jsonl"}, "objective": objective, "train": {"seed": 41}}
     )
-    found = provenance(recipe, {"r.jsonl": "abc"}, "def")
+    recorded = provenance(recipe, {"r.jsonl": "abc"}, "def")
     weights = hashlib.sha256((tiny_model / "model.safetensors").read_bytes()).hexdigest()
     config = json.dumps(json.loads((tiny_model / "config.json").read_text(encoding="utf-8")), sort_keys=True)
-    assert found["base"] == {"config": config, "model.safetensors": weights}
-    assert found["models"] == {str(tiny_model): found["base"]}
-    assert (found["seed"], found["data"], found["tokenizer"]) == (41, {"r.jsonl": "abc"}, "def")
-    assert found["versions"]["python"] == platform.python_version()
+    assert recorded["base"] == {"config": config, "model.safetensors": weights}
+    assert recorded["models"] == {str(tiny_model): recorded["base"]}
+    assert (recorded["seed"], recorded["data"], recorded["tokenizer"]) == (41, {"r.jsonl": "abc"}, "def")
+    assert recorded["versions"]["python"] == platform.python_version()
     for name in ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy"):
-        assert found["versions"][name] == version(name)
-    assert len(found["versions"]) == 8
-    assert found["machine"]["system"] == f"{platform.system()} {platform.machine()}"
-    assert found["machine"]["threads"] == torch.get_num_threads()
-    assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
-    assert found["created"][:2] == "20"
-    assert found["git"] is None  # no repository here
+        assert recorded["versions"][name] == version(name)
+    assert len(recorded["versions"]) == 8
+    assert recorded["machine"]["system"] == f"{platform.system()} {platform.machine()}"
+    assert recorded["machine"]["threads"] == torch.get_num_threads()
+    assert (recorded["machine"]["gpu"] is None) == (not torch.cuda.is_available())
+    assert recorded["created"][:2] == "20"
+    assert recorded["git"] is None  # not in a repository
 
 
-def test_provenance_notes_the_commit_and_whether_there_were_changes(
+def test_provenance_has_the_commit_and_whether_there_are_changes(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*arguments: str) -> str:
@@ -200,13 +200,13 @@ def test_provenance_notes_the_commit_and_whether_there_were_changes(
     assert provenance(recipe, {}, "")["git"] == {"commit": head, "changed": True}
 
 
-# What a run says and leaves
+# Events and output
 
 
 @pytest.fixture(scope="module")
-def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event], dict[str, Any]]:
-    """A short run of LoRA on a base in 8 bits, what its subscriber was told, and its recipe."""
-    directory = tmp_path_factory.mktemp("told")
+def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event], dict[str, Any]]:
+    """A short LoRA run on an 8-bit base, the events that its subscriber received, and its recipe."""
+    directory = tmp_path_factory.mktemp("finished_run")
     lines = [{"question": f"What is {n}?", "answer": f"It is {2 * n}."} for n in range(30)]
     (directory / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = recipe_of(
@@ -217,28 +217,32 @@ def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
         train={"optimizer": "paged_adamw_8bit", "learning_rate": 0.02},
     )
     recipe["base"] = {"path": str(tiny_model), "weights": "int8"}
-    found: list[Event] = []
-    return tunesmith.train(recipe, directory / "run", subscribers=[found.append]), found, recipe
+    events: list[Event] = []
+    return tunesmith.train(recipe, directory / "run", subscribers=[events.append]), events, recipe
 
 
-def test_a_run_tells_its_subscribers_what_it_writes(told: tuple[Run, list[Event], dict[str, Any]]) -> None:
-    run, found, _ = told
-    assert json.loads(json.dumps(found)) == run.events()
-    kinds = [event["event"] for event in found]
+def test_subscribers_receive_the_events_that_a_run_writes(
+    finished_run: tuple[Run, list[Event], dict[str, Any]],
+) -> None:
+    run, events, _ = finished_run
+    assert json.loads(json.dumps(events)) == run.events()
+    kinds = [event["event"] for event in events]
     assert kinds[:4] == ["start", "data", "warning", "forecast"]
     assert kinds[-2:] == ["plan", "end"]
 
 
-def test_a_run_begins_by_telling_what_is_trained_on_what(told: tuple[Run, list[Event], dict[str, Any]]) -> None:
-    run, found, recipe = told
-    start, data = found[0], found[1]
+def test_a_runs_first_events_describe_the_training_and_the_data(
+    finished_run: tuple[Run, list[Event], dict[str, Any]],
+) -> None:
+    run, events, recipe = finished_run
+    start, data = events[0], events[1]
     assert start == {
         "event": "start",
         "run": str(run.directory),
         "base": recipe["base"]["path"],
         "method": "lora",
         "objective": "instruction",
-        "loss_unit": "nats a learnt token",
+        "loss_unit": "nats per loss token",
         "device": "cpu",
         "precision": "float32",
         "weights": "int8",
@@ -249,26 +253,26 @@ def test_a_run_begins_by_telling_what_is_trained_on_what(told: tuple[Run, list[E
         "step": 0,
     }
     assert data["rows"] == 30
-    (warning,) = named(found, "warning")
-    assert warning["message"] == "train.optimizer: paged_adamw_8bit is CUDA's; on cpu plain AdamW does the work."
+    (warning,) = named(events, "warning")
+    assert warning["message"] == "train.optimizer: paged_adamw_8bit needs CUDA; on cpu, AdamW is used instead."
 
 
-def test_a_run_ends_by_telling_what_was_foretold_and_what_it_took(
-    told: tuple[Run, list[Event], dict[str, Any]],
+def test_a_runs_last_events_have_predicted_and_measured_values(
+    finished_run: tuple[Run, list[Event], dict[str, Any]],
 ) -> None:
-    run, found, _ = told
-    plan, end = found[-2:]
-    steps = named(found, "step")
-    (forecast,) = named(found, "forecast")
+    run, events, _ = finished_run
+    plan, end = events[-2:]
+    steps = named(events, "step")
+    (forecast,) = named(events, "forecast")
     assert {"event": "forecast", **plan["predicted"]} == forecast
     seconds = sum(event["seconds"] for event in steps)
     tokens = sum(event["tokens"] for event in steps)
     assert plan["measured"]["time"]["total_seconds"] == pytest.approx(seconds)
     assert plan["measured"]["time"]["seconds_per_step"] == pytest.approx(seconds / 2)
     assert plan["measured"]["time"]["tokens_per_second"] == pytest.approx(tokens / seconds)
-    ahead = plan["predicted"]["time"]
-    assert ahead["seconds_per_step"] * 2 == pytest.approx(ahead["total_seconds"])
-    assert ahead["total_seconds"] * ahead["tokens_per_second"] == pytest.approx(tokens)
+    predicted = plan["predicted"]["time"]
+    assert predicted["seconds_per_step"] * 2 == pytest.approx(predicted["total_seconds"])
+    assert predicted["total_seconds"] * predicted["tokens_per_second"] == pytest.approx(tokens)
     assert end == {
         "event": "end",
         "reason": "done",
@@ -279,8 +283,8 @@ def test_a_run_ends_by_telling_what_was_foretold_and_what_it_took(
     assert end["output"] == str(run.directory / "adapter") == str(run.output)
 
 
-def test_perplexity_is_the_exponential_of_the_loss(told: tuple[Run, list[Event], dict[str, Any]]) -> None:
-    evaluations = named(told[1], "evaluation")
+def test_perplexity_is_the_exponential_of_the_loss(finished_run: tuple[Run, list[Event], dict[str, Any]]) -> None:
+    evaluations = named(finished_run[1], "evaluation")
     assert [event["step"] for event in evaluations] == [0, 1, 2]
     for event in evaluations:
         assert event["perplexity"] == pytest.approx(np.exp(event["loss"]), rel=1e-12)
@@ -290,7 +294,7 @@ def test_perplexity_is_the_exponential_of_the_loss(told: tuple[Run, list[Event],
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT, labeled texts and texts in pairs."""
+    """A directory with a BERT, a BLOOM, labeled texts and text pairs."""
     directory = tmp_path_factory.mktemp("encoder")
     make_bases(directory, ["bert", "bloom"])
     texts = [{"text": f"w{n % 9} {('bad', 'good')[n % 2]} w{n}", "label": ("no", "yes")[n % 2]} for n in range(24)]
@@ -300,72 +304,74 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_classes_have_no_perplexity(tmp_path: Path) -> None:
-    classes, words = SquaredErrors([0.7]), SquaredErrors([0.7])
-    classes.ending = SimpleNamespace(kind="classes")
-    for objective, expected in ((classes, None), (words, math.exp(0.7))):
-        loop, told = loop_over(tmp_path, [(1.0, 2.0)], objective=objective, held_out=[(1.0, 1.0)])
+def test_a_classification_loss_has_no_perplexity(tmp_path: Path) -> None:
+    classification, language_model = SquaredErrors([0.7]), SquaredErrors([0.7])
+    classification.ending = SimpleNamespace(kind="classes")
+    for objective, expected in ((classification, None), (language_model, math.exp(0.7))):
+        loop, events = loop_over(tmp_path, [(1.0, 2.0)], objective=objective, held_out=[(1.0, 1.0)])
         loop.evaluate()
-        assert told[0].get("perplexity") == (None if expected is None else pytest.approx(expected, rel=1e-6))
+        assert events[0].get("perplexity") == (None if expected is None else pytest.approx(expected, rel=1e-6))
 
 
-def test_an_adapter_with_a_head_has_the_classes_names_beside_it_and_a_model_in_its_config(
-    encoder: Path, tmp_path: Path
-) -> None:
+def test_class_names_are_saved_beside_an_adapter_and_in_a_models_config(encoder: Path, tmp_path: Path) -> None:
     objective = {"kind": "classification", "labels": ["no", "yes", "so"]}
     for method, kind in (("lora", "adapter"), ("full", "model")):
         recipe = Recipe.load(recipe_of(encoder / "bert", encoder / "texts.jsonl", objective=objective, method=method))
         model = trainable_model(recipe, torch.float32, torch.device("cpu"))
         masters = MasterWeights(model.named_parameters(), recipe.train)
         masters.finish()
-        place = save_output(Run(tmp_path), model, masters, load_tokenizer(recipe.base), recipe)
-        assert place == tmp_path / kind
-        assert (place / "ending.json").exists() == (kind == "adapter")
-        stored = place / ("ending.json" if kind == "adapter" else "config.json")
-        known = json.loads(stored.read_text(encoding="utf-8"))
-        labels = known["labels"] if kind == "adapter" else list(known["id2label"].values())
+        path = save_output(Run(tmp_path), model, masters, load_tokenizer(recipe.base), recipe)
+        assert path == tmp_path / kind
+        assert (path / "ending.json").exists() == (kind == "adapter")
+        stored = path / ("ending.json" if kind == "adapter" else "config.json")
+        config = json.loads(stored.read_text(encoding="utf-8"))
+        labels = config["labels"] if kind == "adapter" else list(config["id2label"].values())
         assert labels == ["no", "yes", "so"]
         with pytest.raises(UserError, match=rf"{kind} could not be written: .* tunesmith train --resume {tmp_path}"):
-            save_output(Run(tmp_path), model, masters, load_tokenizer(recipe.base), recipe)  # it is there
+            save_output(Run(tmp_path), model, masters, load_tokenizer(recipe.base), recipe)  # it exists already
         assert not (tmp_path / f".{kind}.partial").exists()
 
 
-def test_batches_of_one_row_are_warned_of_where_rows_are_compared(encoder: Path, tmp_path: Path) -> None:
+def test_a_contrastive_run_warns_about_batches_of_one_row(encoder: Path, tmp_path: Path) -> None:
     settings = {"tokens_per_step": 64, "tokens_per_batch": 8}
     recipe = recipe_of(encoder / "bert", encoder / "pairs.jsonl", objective="embedding", train=settings)
     run = tunesmith.train({**recipe, "method": "full"}, tmp_path / "run")
-    said = [event["message"] for event in named(run.events(), "warning")]
-    alone = "12 batches hold one row, which has none to be compared with and teaches nothing. Raise "
-    assert said.count(alone + "train.tokens_per_batch, or lower data.max_length.") == 1
+    warnings = [event["message"] for event in named(run.events(), "warning")]
+    message = (
+        "12 batches hold a single row. It has no other row to compare with, so these batches train nothing. Raise "
+        "train.tokens_per_batch, or lower data.max_length."
+    )
+    assert warnings.count(message) == 1
     assert run.output is not None
     assert json.loads((run.output / "ending.json").read_text(encoding="utf-8"))["kind"] == "vectors"
     assert (run.output / "modules.json").exists()
 
 
-def test_a_family_that_is_padded_says_so_where_packing_was_asked_for(
+def test_a_run_warns_if_a_family_cannot_be_packed(
     encoder: Path, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
     lines = [{"text": f"w{n} good film w{n % 3}"} for n in range(20)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = recipe_of(encoder / "bloom", tmp_path / "text.jsonl", objective="text", method="full")
     run = tunesmith.train(recipe, tmp_path / "run")
-    said = [event["message"] for event in named(run.events(), "warning")]
-    assert any("attention cannot be told where documents end: rows are padded." in each for each in said)
+    warnings = [event["message"] for event in named(run.events(), "warning")]
+    expected = "attention does not support packed documents: rows are padded instead."
+    assert any(expected in message for message in warnings)
 
 
 # What is refused
 
 
-def test_a_run_that_is_refused_before_anything_happened_leaves_nothing(
+def test_a_run_refused_before_it_starts_leaves_no_directory(
     tiny_model: Path, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
     recipe = recipe_of(tiny_model, write_rows(12), method={"kind": "lora", "target_modules": ["nope"]})
-    with pytest.raises(UserError, match="no module of LlamaForCausalLM ends in 'nope'"):
+    with pytest.raises(UserError, match="no linear layer of LlamaForCausalLM has a name that ends in 'nope'"):
         tunesmith.train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_refused_later_keeps_what_it_has_told(
+def test_a_run_that_fails_later_keeps_its_events(
     tiny_model: Path, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
     def refuse(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers, averages and rates on the flat masters are what their libraries and papers have on the parameters."""
+"""Optimizers, averages and learning rates on the flat masters match their libraries and papers."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ RATE = 1e-2
 
 
 def split(model: TwoLayers) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What Muon takes, and what it leaves to AdamW."""
+    """The parameters for Muon, and those for AdamW."""
     return [model.block.weight], [model.embedding.weight, model.embedding.bias, model.block.bias]
 
 
@@ -39,20 +39,20 @@ THEIRS: dict[str, Callable[[TwoLayers], list[torch.optim.Optimizer]]] = {
 
 
 def steps(model: TwoLayers, count: int, first: int = 0) -> Iterator[None]:
-    """Gradients of some losses, one step after the other."""
+    """Compute the gradient of one random loss per step."""
     for step in range(first, first + count):
         x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
         model(x).square().sum().backward()
         yield
 
 
-def masters_of(model: TwoLayers, optimizer: str, **more: Any) -> MasterWeights:
-    settings = Train(steps=1, optimizer=optimizer, **more)
+def masters_of(model: TwoLayers, optimizer: str, **train: Any) -> MasterWeights:
+    settings = Train(steps=1, optimizer=optimizer, **train)
     return MasterWeights(model.named_parameters(), settings, is_hidden=lambda name: name.startswith("block"))
 
 
 @pytest.mark.parametrize("optimizer", THEIRS)
-def test_each_optimizer_on_the_masters_is_the_librarys_on_the_parameters(optimizer: str) -> None:
+def test_each_optimizer_on_the_masters_matches_its_library(optimizer: str) -> None:
     torch.manual_seed(0)
     ours, theirs = TwoLayers(), TwoLayers()
     theirs.load_state_dict(ours.state_dict())
@@ -65,12 +65,12 @@ def test_each_optimizer_on_the_masters_is_the_librarys_on_the_parameters(optimiz
     masters.take_average()
     for rule in rules:
         getattr(rule, "eval", lambda: None)()
-    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, msg=name)
+    for (name, actual), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, msg=name)
 
 
 @pytest.mark.parametrize("optimizer", THEIRS)
-def test_masters_go_on_to_the_bit_from_their_state_and_after_an_evaluation(optimizer: str) -> None:
+def test_masters_continue_bit_for_bit_after_restore_and_evaluation(optimizer: str) -> None:
     torch.manual_seed(0)
     model = TwoLayers()
     masters = masters_of(model, optimizer, ema_decay=0.9)
@@ -90,7 +90,7 @@ def test_masters_go_on_to_the_bit_from_their_state_and_after_an_evaluation(optim
     assert torch.equal(masters.average, restored.average)
 
 
-def test_the_moving_average_is_its_formula() -> None:
+def test_the_moving_average_matches_its_formula() -> None:
     model = TwoLayers()
     masters = masters_of(model, "adamw", ema_decay=0.5)
     expected = masters.flat.clone()
@@ -112,7 +112,7 @@ def test_the_moving_average_is_its_formula() -> None:
     ],
     ids=str,
 )
-def test_a_run_learns_and_killed_it_ends_with_the_same_bytes(
+def test_a_run_lowers_its_loss_and_resumes_to_the_same_bytes(
     settings: dict[str, Any], tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     class KilledError(Exception):
@@ -129,24 +129,24 @@ def test_a_run_learns_and_killed_it_ends_with_the_same_bytes(
         "objective": {"kind": "instruction", "label_smoothing": 0.05, "z_loss": 1e-4},
         "train": {"steps": 8, "checkpoint_every": 4, "evaluate_every": 2, "precision": "fp32", **settings},
     }
-    whole = train(recipe, tmp_path / "whole")
-    losses = [event["loss"] for event in whole.events() if event["event"] == "evaluation"]
+    uninterrupted = train(recipe, tmp_path / "uninterrupted")
+    losses = [event["loss"] for event in uninterrupted.events() if event["event"] == "evaluation"]
     assert losses[-1] < losses[0]
     with pytest.raises(KilledError):
         train(recipe, tmp_path / "killed", subscribers=[kill])
     resume(tmp_path / "killed")
     file = "model/model.safetensors"
-    assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "uninterrupted" / file).read_bytes()
 
 
-def test_what_is_kept_is_the_average_that_was_evaluated(
+def test_the_saved_weights_are_the_average_that_was_evaluated(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     rows = str(write_rows(40))
-    held_out = {"train": rows, "held_out": 0.3, "cache": False}
+    data = {"train": rows, "held_out": 0.3, "cache": False}
     recipe = {
         "base": str(tiny_model),
-        "data": held_out,
+        "data": data,
         "method": "full",
         "train": {"steps": 6, "evaluate_every": 6, "precision": "fp32", "ema_decay": 0.9, "learning_rate": 1e-2},
     }
@@ -158,13 +158,13 @@ def test_what_is_kept_is_the_average_that_was_evaluated(
 
 
 def test_layer_decay_counts_from_the_output() -> None:
-    shape = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
-    model = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=9, **shape))
-    away = from_output(model)
-    assert {away[name] for name in away if ".layer.2." in name} == {1}
-    assert {away[name] for name in away if ".layer.0." in name} == {3}
-    assert {away[name] for name in away if ".embeddings." in name} == {4}
-    assert {away[name] for name in away if "pooler" in name or "classifier" in name} == {0}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
+    model = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=9, **sizes))
+    distances = from_output(model)
+    assert {distances[name] for name in distances if ".layer.2." in name} == {1}
+    assert {distances[name] for name in distances if ".layer.0." in name} == {3}
+    assert {distances[name] for name in distances if ".embeddings." in name} == {4}
+    assert {distances[name] for name in distances if "pooler" in name or "classifier" in name} == {0}
 
 
 def test_schedule_free_keeps_its_rate_after_warm_up() -> None:
@@ -172,7 +172,7 @@ def test_schedule_free_keeps_its_rate_after_warm_up() -> None:
     assert [learning_rate(settings, 1.0, step, 10) for step in range(1, 11)] == [0.5] + [1.0] * 9
 
 
-def test_embedding_noise_is_as_large_as_each_row_allows_and_only_in_training(tiny_model: Path) -> None:
+def test_neftune_noise_scales_with_row_length_and_only_in_training(tiny_model: Path) -> None:
     from tunesmith.models.attention import use_document_attention
     from tunesmith.models.neftune import add_neftune
 
@@ -181,21 +181,21 @@ def test_embedding_noise_is_as_large_as_each_row_allows_and_only_in_training(tin
     lengths = [4, 64]
     ids = torch.arange(sum(lengths))[None]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    given = {"input_ids": ids, "position_ids": positions, "document_lengths": lengths}
+    inputs = {"input_ids": ids, "position_ids": positions, "document_lengths": lengths}
     table = model.get_input_embeddings().weight.detach()
     seen: list[torch.Tensor] = []
     add_neftune(model, 5.0)
     model.get_input_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.detach()))
-    model.train()(**given)
-    model.eval()(**given)
+    model.train()(**inputs)
+    model.eval()(**inputs)
     noise = (seen[0] - table[ids])[0].split(lengths)
     for part, length in zip(noise, lengths, strict=True):
-        most = 5.0 / (length * table.shape[1]) ** 0.5
-        assert 0.9 * most < part.abs().max() <= most * (1 + 1e-5)
+        bound = 5.0 / (length * table.shape[1]) ** 0.5
+        assert 0.9 * bound < part.abs().max() <= bound * (1 + 1e-5)
     assert torch.equal(seen[1], table[ids])
 
 
-def test_a_rule_whose_package_is_missing_is_refused_with_the_command(
+def test_an_optimizer_whose_package_is_missing_names_the_install_command(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunesmith.engine import optimizers

@@ -1,4 +1,4 @@
-"""What of a model moves and at which rate, how a run's rows are laid out, and what is computed twice."""
+"""Which weights are trained and at which rate, the layout of a run's batches, and activation checkpointing."""
 
 import math
 import shutil
@@ -58,12 +58,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("weights", ["auto", "int8"])
 @pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 4}])
-def test_the_bases_weights_are_counted_whatever_is_put_on_them(tiny_model: Path, weights: str, method: Any) -> None:
+def test_base_parameters_are_counted_without_what_the_method_adds(tiny_model: Path, weights: str, method: Any) -> None:
     if weights == "int8" and method == "full":
-        pytest.skip("what is quantized is frozen")
+        pytest.skip("quantized weights are frozen")
     model = trainable_model(recipe_of({"path": str(tiny_model), "weights": weights}, method), torch.float32, CPU)
-    whole = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert base_parameters(model) == sum(each.numel() for each in whole.parameters())
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert base_parameters(model) == sum(parameter.numel() for parameter in base.parameters())
 
 
 @pytest.mark.parametrize(
@@ -75,31 +75,31 @@ def test_the_bases_weights_are_counted_whatever_is_put_on_them(tiny_model: Path,
         ("full", "muon", 8e-4),
     ],
 )
-def test_a_methods_own_rate_is_multiplied_by_the_optimizers_share(
+def test_a_methods_default_rate_is_multiplied_by_the_optimizers_factor(
     tiny_model: Path, method: str, optimizer: str, expected: float
 ) -> None:
     recipe = recipe_of(tiny_model, method, optimizer=optimizer)
     assert learning_rates(recipe, trainable_model(recipe, torch.float32, CPU))[0] == expected
 
 
-def test_a_new_head_has_its_own_rate_whatever_the_bodys(bert: Path) -> None:
+def test_a_new_head_has_its_own_learning_rate(bert: Path) -> None:
     recipe = recipe_of(bert, "lora", LABELS, layer_decay=0.5)
     model = trainable_model(recipe, torch.float32, CPU)
     peak, factor = learning_rates(recipe, model)
-    assert peak == pytest.approx(5e-3 * 0.3, rel=1e-12)  # a row gives one label
-    rates = {name: peak * factor(name) for name, each in model.named_parameters() if each.requires_grad}
+    assert peak == pytest.approx(5e-3 * 0.3, rel=1e-12)  # one label per row
+    rates = {name: peak * factor(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     head = {name: rate for name, rate in rates.items() if ".classifier." in name}
     assert len(head) == 2
     assert list(head.values()) == pytest.approx([0.02, 0.02])  # 8 / 32, at most 0.02
     body = {name: rate for name, rate in rates.items() if ".lora_" in name}
     for name, rate in body.items():
         assert rate == pytest.approx(peak * (0.5 if ".layer.1." in name else 0.25), rel=1e-12), name
-    asked = recipe_of(bert, "lora", {**LABELS, "head_learning_rate": 0.003}, learning_rate=0.01)
-    peak, factor = learning_rates(asked, model)
+    explicit = recipe_of(bert, "lora", {**LABELS, "head_learning_rate": 0.003}, learning_rate=0.01)
+    peak, factor = learning_rates(explicit, model)
     assert (peak, peak * factor(next(iter(head)))) == pytest.approx((0.01, 0.003))
 
 
-def test_only_the_last_layer_of_a_head_takes_steps_of_the_size_of_what_it_says(bert: Path) -> None:
+def test_only_the_last_layer_of_a_head_scales_its_rate_with_the_outputs(bert: Path) -> None:
     objective = {"kind": "regression", "mean": 5.0, "spread": 40.0}
     recipe = recipe_of(bert, "full", objective)
     assert recipe.objective.output_scale == 40.0
@@ -112,9 +112,9 @@ def test_only_the_last_layer_of_a_head_takes_steps_of_the_size_of_what_it_says(b
     assert factor("bert.encoder.layer.0.output.dense.weight") == 1.0
 
 
-def test_two_stacks_count_as_one_from_the_decoders_end_to_the_encoders_beginning() -> None:
+def test_layer_decay_counts_blocks_through_the_decoder_and_then_the_encoder() -> None:
     model = AutoModelForSeq2SeqLM.from_config(config_of("t5"))
-    away = from_output(model)
+    distances = from_output(model)
     for part, expected in {
         "decoder.block.1.": 1,
         "decoder.block.0.": 2,
@@ -123,7 +123,7 @@ def test_two_stacks_count_as_one_from_the_decoders_end_to_the_encoders_beginning
         "shared.": 5,
         "decoder.final_layer_norm.": 0,
     }.items():
-        assert {count for name, count in away.items() if name.startswith(part)} == {expected}, part
+        assert {distance for name, distance in distances.items() if name.startswith(part)} == {expected}, part
     hidden = is_hidden(model)
     assert hidden("encoder.block.0.layer.0.SelfAttention.q.weight")
     assert hidden("base_model.model.decoder.block.1.layer.0.SelfAttention.q.weight")
@@ -131,15 +131,15 @@ def test_two_stacks_count_as_one_from_the_decoders_end_to_the_encoders_beginning
     assert not hidden("decoder.final_layer_norm.weight")
 
 
-def test_a_rates_factor_and_a_masters_group_go_with_each_parameter() -> None:
-    """Of several sizes and settings, mixed in the model's order."""
+def test_each_parameter_keeps_its_rate_factor_and_weight_decay() -> None:
+    """With parameters of several sizes and settings, mixed in the model's order."""
     torch.manual_seed(0)
     names = ["a", "b", "c", "d", "e"]
     shapes: list[tuple[int, ...]] = [(3, 2), (4,), (2, 5), (6,), (2, 2)]
     factors = {"a": 1.0, "b": 3.0, "c": 3.0, "d": 1.0, "e": 0.5}
     parameters = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in zip(names, shapes, strict=True)}
     parameters["c"].requires_grad_(False)
-    before = {name: each.detach().clone() for name, each in parameters.items()}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     train = Train(steps=1, betas=(0.0, 0.9), eps=1e6, weight_decay=0.2)
     masters = MasterWeights(parameters.items(), train, factors.__getitem__)
     assert sorted(masters.names) == ["a", "b", "d", "e"]
@@ -151,13 +151,13 @@ def test_a_rates_factor_and_a_masters_group_go_with_each_parameter() -> None:
         decayed = before[name] * (1 - rate * (0.2 if before[name].ndim == 2 else 0.0))
         torch.testing.assert_close(parameters[name].detach(), decayed - rate * (number + 1) / 2 / 1e6, msg=name)
     unrounded = masters.unrounded()
-    assert {name: each.shape for name, each in unrounded.items()} == {
+    assert {name: master.shape for name, master in unrounded.items()} == {
         name: before[name].shape for name in ("a", "b", "d", "e")
     }
     assert torch.equal(parameters["c"].detach(), before["c"])
 
 
-def test_in_fp32_the_models_parameters_are_the_masters_themselves_and_in_bf16_copies() -> None:
+def test_parameters_are_views_of_the_masters_in_fp32_and_copies_in_bf16() -> None:
     layer = torch.nn.Linear(3, 2)
     masters = MasterWeights(layer.named_parameters(), Train(steps=1))
     for name, view in masters.unrounded().items():
@@ -165,17 +165,17 @@ def test_in_fp32_the_models_parameters_are_the_masters_themselves_and_in_bf16_co
     with torch.no_grad():
         layer.weight.fill_(4.0)
     assert masters.unrounded()["weight"].eq(4.0).all()
-    short = torch.nn.Linear(3, 2).bfloat16()
-    masters = MasterWeights(short.named_parameters(), Train(steps=1))
+    low = torch.nn.Linear(3, 2).bfloat16()
+    masters = MasterWeights(low.named_parameters(), Train(steps=1))
     with torch.no_grad():
         masters.flat.fill_(1 / 3)
     masters.publish()
-    assert short.weight.dtype == torch.bfloat16
-    assert short.weight.eq(torch.tensor(1 / 3).bfloat16()).all()
+    assert low.weight.dtype == torch.bfloat16
+    assert low.weight.eq(torch.tensor(1 / 3).bfloat16()).all()
     masters.finish()
     assert (masters.rules, masters.average, len(masters.grad)) == ([], None, 0)
-    short(torch.ones(1, 3).bfloat16()).sum().backward()
-    assert short.weight.grad is not None  # no hook takes it away any more
+    low(torch.ones(1, 3).bfloat16()).sum().backward()
+    assert low.weight.grad is not None  # the hook that frees it has been removed
 
 
 # The head's check
@@ -189,7 +189,7 @@ class Broken(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_family_that_fails_in_its_precision_is_refused_by_name(tiny_model: Path, dtype: torch.dtype) -> None:
+def test_a_family_that_fails_in_the_given_precision_is_refused_by_name(tiny_model: Path, dtype: torch.dtype) -> None:
     model = Broken.from_pretrained(tiny_model, dtype=dtype)
     error, message = (
         (UserError, r"Broken's own forward pass fails in bfloat16 \(no such product\)\. Set train\.precision: fp32\.")
@@ -200,7 +200,7 @@ def test_a_family_that_fails_in_its_precision_is_refused_by_name(tiny_model: Pat
         check_ending(recipe_of(tiny_model, "full"), model)
 
 
-def test_noise_is_refused_where_the_method_makes_its_own_embeddings(tiny_model: Path) -> None:
+def test_neftune_is_refused_if_the_method_makes_its_own_embeddings(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"train.neftune_alpha: prompt makes its own embeddings"):
         trainable_model(recipe_of(tiny_model, "prompt", neftune_alpha=5.0), torch.float32, CPU)
     trainable_model(recipe_of(tiny_model, "prefix", neftune_alpha=5.0), torch.float32, CPU)
@@ -211,33 +211,31 @@ def test_noise_is_refused_where_the_method_makes_its_own_embeddings(tiny_model: 
 
 @pytest.fixture
 def few_positions(tmp_path: Path, tiny_model: Path) -> Path:
-    """A GPT-2 of 48 learned positions."""
+    """A GPT-2 with 48 learned positions."""
     GPT2Config(n_embd=8, n_layer=1, n_head=1, n_positions=48, vocab_size=261).save_pretrained(tmp_path / "gpt2")
     for file in tiny_model.glob("token*"):
         shutil.copy(file, tmp_path / "gpt2")
     return tmp_path / "gpt2"
 
 
-def test_rows_are_no_longer_than_the_base_has_positions_beside_the_methods_own(few_positions: Path) -> None:
+def test_max_length_is_capped_by_positions_minus_virtual_tokens(few_positions: Path) -> None:
     recipe = recipe_of(few_positions, "lora")
     assert with_room(recipe).data.max_length == 48
     prompt = recipe_of(few_positions, {"kind": "prompt", "tokens": 20})
     assert with_room(prompt).data.max_length == 28
 
-    def asked(method: Any, length: int) -> Recipe:
+    def with_max_length(method: Any, length: int) -> Recipe:
         data = {"train": "rows.jsonl", "max_length": length}
         return Recipe.load({"base": str(few_positions), "data": data, "method": method})
 
-    assert with_room(asked("lora", 48)).data.max_length == 48
+    assert with_room(with_max_length("lora", 48)).data.max_length == 48
     with pytest.raises(UserError, match=r"data\.max_length: 49 tokens are more than the 48 .* data\.max_length: 48\."):
-        with_room(asked("lora", 49))
-    with pytest.raises(
-        UserError, match=r"29 tokens beside the method's 20 virtual tokens are .*data\.max_length: 28\."
-    ):
-        with_room(asked({"kind": "prompt", "tokens": 20}, 29))
+        with_room(with_max_length("lora", 49))
+    with pytest.raises(UserError, match=r"29 tokens plus the method's 20 virtual tokens are .*data\.max_length: 28\."):
+        with_room(with_max_length({"kind": "prompt", "tokens": 20}, 29))
 
 
-def test_a_base_of_computed_positions_has_room_for_any_row(tiny_model: Path) -> None:
+def test_max_length_is_not_capped_without_learned_positions(tiny_model: Path) -> None:
     recipe = Recipe.load({"base": str(tiny_model), "data": {"train": "rows.jsonl", "max_length": 5000}})
     assert with_room(recipe) is recipe
 
@@ -245,31 +243,31 @@ def test_a_base_of_computed_positions_has_room_for_any_row(tiny_model: Path) -> 
 # Known features
 
 
-def test_what_a_frozen_body_makes_of_each_row_is_computed_once_for_both_tables(bert: Path) -> None:
-    def tables(count: int) -> TokenTable:
+def test_features_of_a_frozen_body_are_computed_once_for_both_tables(bert: Path) -> None:
+    def table_of(count: int) -> TokenTable:
         rows = []
         for number in range(count):
             ids = np.arange(5, 9 + number % 5).astype(np.int32)
             rows.append((ids, np.arange(len(ids)) == len(ids) - 1, Source("rows", number + 1), (number % 3,)))
         return TokenTable.build(rows)
 
-    prepared = Prepared(tables(7), tables(3), DataReport(), {})
+    prepared = Prepared(table_of(7), table_of(3), DataReport(), {})
     recipe = recipe_of(bert, {"kind": "layers", "last": 0, "head": False}, LABELS)
     model = trainable_model(recipe, torch.float32, CPU).train()
-    found = with_known_features(recipe, model, prepared, CPU)
-    assert (found.train.features.shape, found.held_out.features.shape) == ((7, 32), (3, 32))
+    known = with_known_features(recipe, model, prepared, CPU)
+    assert (known.train.features.shape, known.held_out.features.shape) == ((7, 32), (3, 32))
     from tunesmith.data.pack import collate
 
     model.eval()
-    for known, plain in ((found.train, prepared.train), (found.held_out, prepared.held_out)):
+    for with_features, plain in ((known.train, prepared.train), (known.held_out, prepared.held_out)):
         rows = list(range(len(plain)))
-        one, other = (class_logits(model, collate(table, rows)) for table in (known, plain))
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    moving = recipe_of(bert, "lora", LABELS)
-    assert with_known_features(moving, trainable_model(moving, torch.float32, CPU), prepared, CPU) is prepared
+        actual, expected = (class_logits(model, collate(table, rows)) for table in (with_features, plain))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    lora = recipe_of(bert, "lora", LABELS)
+    assert with_known_features(lora, trainable_model(lora, torch.float32, CPU), prepared, CPU) is prepared
 
 
-# The rows' layout
+# The layout of batches
 
 
 def batch_plan(lengths: list[int], known: bool = True, **train: Any) -> BatchPlan:
@@ -281,7 +279,7 @@ def batch_plan(lengths: list[int], known: bool = True, **train: Any) -> BatchPla
     return BatchPlan(recipe, TokenTable.build(rows), recipe.train.tokens_at_once, known)
 
 
-def test_the_heaviest_batch_is_of_most_tokens_or_of_most_scores_beside_them() -> None:
+def test_the_largest_batch_is_found_by_tokens_and_by_attention_scores() -> None:
     lengths = [100, 100, 100, 90, 90, 110, 25, 285, 300, 5]
     layout = batch_plan(lengths, steps=5, tokens_per_step=310, tokens_per_batch=310).layout(True)
     assert [rows for step in range(5) for rows in layout.batches.step(step)] == [
@@ -295,7 +293,7 @@ def test_the_heaviest_batch_is_of_most_tokens_or_of_most_scores_beside_them() ->
     assert SCORES == 768
 
 
-def test_padded_rows_are_each_as_wide_as_the_longest_beside_them() -> None:
+def test_padded_batches_are_as_wide_as_their_longest_row() -> None:
     lengths = [40, 10, 10, 10, 90, 200, 60, 60, 60]
     layout = batch_plan(lengths, steps=5, tokens_per_step=70, tokens_per_batch=200).layout(False)
     assert [rows for step in range(5) for rows in layout.batches.step(step)] == [
@@ -311,18 +309,18 @@ def test_padded_rows_are_each_as_wide_as_the_longest_beside_them() -> None:
     assert three.largest_by_scores == [2]  # 118 + 118² / 768 is more than 120 + 2 · 60² / 768
 
 
-def test_a_layout_is_made_once_for_each_way_and_again_for_another_table() -> None:
-    work = batch_plan([30, 40, 50], epochs=2.0)
-    assert work.layout(True) is work.layout(True)
-    assert work.layout(False) is not work.layout(True)
-    assert work.over(work.table) is work
+def test_a_layout_is_cached_per_packing_and_per_table() -> None:
+    plan = batch_plan([30, 40, 50], epochs=2.0)
+    assert plan.layout(True) is plan.layout(True)
+    assert plan.layout(False) is not plan.layout(True)
+    assert plan.over(plan.table) is plan
     other = batch_plan([30, 40, 50]).table
-    again = work.over(other)
-    assert (again.table is other, again.tokens_per_batch) == (True, work.tokens_per_batch)
+    again = plan.over(other)
+    assert (again.table is other, again.tokens_per_batch) == (True, plan.tokens_per_batch)
     assert again.layout(True).batches.table is other
-    assert work.longest == 50
-    assert work.known
-    assert BatchPlan.of(work.recipe, other).tokens_per_batch == 2048
+    assert plan.longest == 50
+    assert plan.known
+    assert BatchPlan.of(plan.recipe, other).tokens_per_batch == 2048
 
 
 def test_a_layout_takes_all_its_settings_from_the_recipe() -> None:
@@ -340,28 +338,28 @@ def test_a_layout_takes_all_its_settings_from_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_the_first_blocks_are_computed_twice_and_no_others(tiny_model: Path, first: int) -> None:
+def test_only_the_first_blocks_are_recomputed(tiny_model: Path, first: int) -> None:
     recipe = recipe_of(tiny_model, "full")
     model = trainable_model(recipe, torch.float32, CPU).train()
     enable_activation_checkpointing(model, first)
-    runs = [0, 0]
+    calls = [0, 0]
     for index, block in enumerate(blocks(plain_model(model))):
 
         def count(*_: Any, index: int = index) -> None:
-            runs[index] += 1
+            calls[index] += 1
 
         block.self_attn.register_forward_pre_hook(count)
     ids = torch.arange(20)[None]
-    given = {"input_ids": ids, "position_ids": ids, "document_lengths": [20], "use_cache": False}
-    model(**given).logits.sum().backward()
-    assert runs == [2 if index < first else 1 for index in range(2)]
+    inputs = {"input_ids": ids, "position_ids": ids, "document_lengths": [20], "use_cache": False}
+    model(**inputs).logits.sum().backward()
+    assert calls == [2 if index < first else 1 for index in range(2)]
 
 
-def test_what_cannot_be_computed_twice_is_refused() -> None:
+def test_a_model_without_activation_checkpointing_is_refused() -> None:
     class Fixed(SimpleNamespace):
         supports_gradient_checkpointing = False
 
-    with pytest.raises(UserError, match=r"Fixed cannot compute its blocks' activations twice"):
+    with pytest.raises(UserError, match=r"Fixed does not support activation checkpointing"):
         enable_activation_checkpointing(Fixed(), 1)
 
 
@@ -375,7 +373,7 @@ def test_what_cannot_be_computed_twice_is_refused() -> None:
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_memory_that_ran_out_is_told_from_other_errors(error: BaseException, expected: bool) -> None:
+def test_out_of_memory_is_distinguished_from_other_errors(error: BaseException, expected: bool) -> None:
     assert ran_out_of_memory(error) == expected
 
 
@@ -383,7 +381,7 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: BaseException, exp
     ("lengths", "first"),
     [([10, 10, 20], 2), ([100, 1], 1), ([1, 100], 1), ([1, 1, 100], 2), ([5, 5, 5, 5], 2), ([5, 5, 5], 2), ([9], 1)],
 )
-def test_rows_are_split_where_half_their_tokens_are_and_never_into_none(lengths: list[int], first: int) -> None:
+def test_rows_are_split_at_half_their_tokens_with_no_empty_part(lengths: list[int], first: int) -> None:
     rows = [30 + number for number in range(len(lengths))]
     assert split_in_two(rows, lengths) == (rows[:first], rows[first:])
     assert math.isfinite(first)

@@ -1,4 +1,4 @@
-"""A file of questions gets a model's answers, row by row, also where the run was killed or the rows come in parts."""
+"""`answer`: every question of a file gets an answer, also in several parts and after an interruption."""
 
 import json
 from collections.abc import Sequence
@@ -39,11 +39,11 @@ def model(letters: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def in_twos(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are answered and written two at a time, so that few rows make several parts."""
+    """Answer and write two rows at a time, so that a few rows make several parts."""
     monkeypatch.setattr(tunesmith.evaluation.answering, "ROWS", 2)
 
 
-def written(file: Path, rows: Sequence[Any]) -> Path:
+def write_rows(file: Path, rows: Sequence[Any]) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return file
@@ -57,44 +57,40 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, str]:
+def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-ASKED = [f"Why {n}?" for n in range(5)]
+WHY_QUESTIONS = [f"Why {n}?" for n in range(5)]
 
 
-def in_parts(letters: Any, asked: Sequence[str]) -> list[str]:
-    """What the rows get: each part with a seed of its own, that of its first row."""
-    found: list[str] = []
-    for start in range(0, len(asked), 2):
-        chats = [[user(each)] for each in asked[start : start + 2]]
-        found += answers(letters, TOKENIZER, chats, replace(SAMPLING, seed=SAMPLING.seed + start), 32)
-    return found
+def answers_in_parts(letters: Any, questions: Sequence[str]) -> list[str]:
+    """The expected answers: each part is sampled with its own seed, which depends on the index of its first row."""
+    expected: list[str] = []
+    for start in range(0, len(questions), 2):
+        chats = [[user(question)] for question in questions[start : start + 2]]
+        expected += answers(letters, TOKENIZER, chats, replace(SAMPLING, seed=SAMPLING.seed + start), 32)
+    return expected
 
 
-def test_rows_get_their_answers_in_order_part_by_part_with_a_seed_each(
-    model: str, letters: Any, tmp_path: Path
-) -> None:
-    told: list[dict[str, Any]] = []
-    source = written(tmp_path / "asked.jsonl", [{"question": each} for each in ASKED])
-    done = answer(model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[told.append])
-    wanted = in_parts(letters, ASKED)
-    assert read(done.path) == [{"question": q, "answer": a} for q, a in zip(ASKED, wanted, strict=True)]
-    assert len(set(wanted)) == 5
+def test_rows_are_answered_in_order_with_one_seed_per_part(model: str, letters: Any, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": question} for question in WHY_QUESTIONS])
+    done = answer(model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[events.append])
+    expected = answers_in_parts(letters, WHY_QUESTIONS)
+    assert read(done.path) == [{"question": q, "answer": a} for q, a in zip(WHY_QUESTIONS, expected, strict=True)]
+    assert len(set(expected)) == 5
     assert (done.path, done.rows, done.empty) == (tmp_path / "out.jsonl", 5, 0)
     progress = {"event": "progress", "what": "answers", "total": 5}
-    assert told == [{**progress, "done": count} for count in (0, 2, 4, 5)]
-    assert sorted(each.name for each in tmp_path.glob("*out*")) == ["out.jsonl"]
+    assert events == [{**progress, "done": count} for count in (0, 2, 4, 5)]
+    assert sorted(file.name for file in tmp_path.glob("*out*")) == ["out.jsonl"]
     assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_killed_run_goes_on_behind_its_last_whole_part_to_the_same_file(
-    parts: int, model: str, tmp_path: Path
-) -> None:
-    source = written(tmp_path / "asked.jsonl", [{"question": each} for each in ASKED])
-    whole = answer(model, source, tmp_path / "whole.jsonl", SAMPLING)
+def test_interrupted_answer_resumes_after_the_last_complete_part(parts: int, model: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": question} for question in WHY_QUESTIONS])
+    complete = answer(model, source, tmp_path / "complete.jsonl", SAMPLING)
 
     def kill(event: dict[str, Any]) -> None:
         if event["done"] == 2 * parts:
@@ -104,24 +100,24 @@ def test_a_killed_run_goes_on_behind_its_last_whole_part_to_the_same_file(
         answer(model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[kill])
     assert not (tmp_path / "out.jsonl").exists()
     partial = tmp_path / ".out.jsonl.partial"
-    about, *lines = partial.read_text(encoding="utf-8").splitlines()
+    header, *lines = partial.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 * parts
-    assert json.loads(about)["model"] == model
-    assert json.loads(about)["sampling"] == asdict(SAMPLING)
+    assert json.loads(header)["model"] == model
+    assert json.loads(header)["sampling"] == asdict(SAMPLING)
     with partial.open("a", encoding="utf-8") as file:
-        file.write('{"question": "Why 2?", "ans')  # a line that was cut while it was written
-    told: list[int] = []
+        file.write('{"question": "Why 2?", "ans')  # a line that was cut off while it was written
+    progress: list[int] = []
     again = answer(
-        model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[lambda event: told.append(event["done"])]
+        model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[lambda event: progress.append(event["done"])]
     )
-    assert told[0] == 2 * parts
-    assert again.path.read_text(encoding="utf-8") == whole.path.read_text(encoding="utf-8")
+    assert progress[0] == 2 * parts
+    assert again.path.read_text(encoding="utf-8") == complete.path.read_text(encoding="utf-8")
     assert (again.rows, again.empty) == (5, 0)
     assert not partial.exists()
 
 
-def test_what_another_run_left_is_neither_used_nor_lost(model: str, tmp_path: Path) -> None:
-    source = written(tmp_path / "asked.jsonl", [{"question": each} for each in ASKED])
+def test_partial_file_of_another_run_is_refused_and_kept(model: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": question} for question in WHY_QUESTIONS])
 
     def kill(event: dict[str, Any]) -> None:
         if event["done"]:
@@ -130,18 +126,20 @@ def test_what_another_run_left_is_neither_used_nor_lost(model: str, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         answer(model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[kill])
     partial = tmp_path / ".out.jsonl.partial"
-    left = partial.read_text(encoding="utf-8")
-    others = written(tmp_path / "others.jsonl", [{"question": each} for each in (*ASKED[:4], "Why 5?")])
+    before = partial.read_text(encoding="utf-8")
+    others = write_rows(
+        tmp_path / "others.jsonl", [{"question": question} for question in (*WHY_QUESTIONS[:4], "Why 5?")]
+    )
     for rows, sampling in ((others, SAMPLING), (source, replace(SAMPLING, seed=8))):
-        with pytest.raises(UserError, match=r"out.jsonl.partial holds answers of another run .* Remove it, or name"):
+        with pytest.raises(UserError, match=r"out.jsonl.partial has answers from another run .* Remove it, or use"):
             answer(model, rows, tmp_path / "out.jsonl", sampling)
-        assert partial.read_text(encoding="utf-8") == left
+        assert partial.read_text(encoding="utf-8") == before
 
 
-def test_rows_to_which_nothing_is_said_are_left_out_and_counted_also_over_a_kill(tmp_path: Path) -> None:
+def test_empty_answers_are_left_out_and_counted_also_after_an_interruption(tmp_path: Path) -> None:
     chain_model(TOKENIZER, "<|im_end|>").save_pretrained(tmp_path / "mute")
     TOKENIZER.save_pretrained(tmp_path / "mute")
-    source = written(tmp_path / "asked.jsonl", [{"question": each} for each in ASKED])
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": question} for question in WHY_QUESTIONS])
 
     def kill(event: dict[str, Any]) -> None:
         if event["done"] == 4:
@@ -159,72 +157,74 @@ def test_rows_to_which_nothing_is_said_are_left_out_and_counted_also_over_a_kill
     assert read(done.path) == [{"question": "Why 1?", "answer": "So."}]
 
 
-def test_rows_of_every_form_are_asked_their_last_question_without_their_own_answer(
-    model: str, letters: Any, tmp_path: Path
-) -> None:
+def test_every_chat_format_is_answered_without_the_rows_own_answer(model: str, letters: Any, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"messages": [user("One?"), said("Yes."), user("Two?"), said("gone")]},
+        {"messages": [user("One?"), assistant("Yes."), user("Two?"), assistant("gone")]},
         {"messages": [{"role": "system", "content": "Be brief."}, user("Three?")]},
         {"conversations": [{"from": "human", "value": "Four?"}, {"from": "gpt", "value": "gone"}]},
         {"instruction": "Add.", "input": "3 + 3", "output": "gone"},
         {"question": "Five?", "context": "It rains."},
     ]
-    wanted = [
-        [user("One?"), said("Yes."), user("Two?")],
+    expected = [
+        [user("One?"), assistant("Yes."), user("Two?")],
         [{"role": "system", "content": "Be brief."}, user("Three?")],
         [user("Four?")],
         [user("Add.\n3 + 3")],
     ]
-    source = written(tmp_path / "asked.jsonl", rows)
-    found = [row["messages"] for row in read(answer(model, source, tmp_path / "out.jsonl", SAMPLING).path)]
-    assert [turns[:-1] for turns in found[:4]] == wanted
-    assert "It rains." in found[4][0]["content"]
-    assert all(turns[-1]["role"] == "assistant" and len(turns[-1]["content"]) == 6 for turns in found)
-    first = answers(letters, TOKENIZER, wanted[:2], SAMPLING, 32)
-    assert [turns[-1]["content"] for turns in found[:2]] == first
+    source = write_rows(tmp_path / "questions.jsonl", rows)
+    chats = [row["messages"] for row in read(answer(model, source, tmp_path / "out.jsonl", SAMPLING).path)]
+    assert [turns[:-1] for turns in chats[:4]] == expected
+    assert "It rains." in chats[4][0]["content"]
+    assert all(turns[-1]["role"] == "assistant" and len(turns[-1]["content"]) == 6 for turns in chats)
+    first = answers(letters, TOKENIZER, expected[:2], SAMPLING, 32)
+    assert [turns[-1]["content"] for turns in chats[:2]] == first
 
 
 @pytest.mark.parametrize("column", [*QUESTIONS, "Question", "PROMPT"])
-def test_every_column_that_asks_is_asked_without_a_column_that_answers(column: str, model: str, tmp_path: Path) -> None:
-    source = written(tmp_path / "asked.jsonl", [{"id": 3, column: "Why?", "answer": None}, {"id": 4, column: "Who?"}])
-    found = read(answer(model, source, tmp_path / "out.jsonl", replace(SAMPLING, max_new_tokens=1)).path)
-    assert [row["question"] for row in found] == ["Why?", "Who?"]
+def test_every_question_column_is_found_in_rows_without_an_answer(column: str, model: str, tmp_path: Path) -> None:
+    source = write_rows(
+        tmp_path / "questions.jsonl", [{"id": 3, column: "Why?", "answer": None}, {"id": 4, column: "Who?"}]
+    )
+    rows = read(answer(model, source, tmp_path / "out.jsonl", replace(SAMPLING, max_new_tokens=1)).path)
+    assert [row["question"] for row in rows] == ["Why?", "Who?"]
 
 
 @pytest.mark.parametrize(
-    ("row", "said_of_it"),
+    ("row", "message"),
     [
-        ("{not json", r"asked.jsonl.*(1|2).*Mend it, so that every row gets its answer"),
-        ({"text": "Nothing is asked."}, "asked.jsonl row 2 asks nothing: it is raw text"),
-        ({"title": "Why?"}, "no known form has the columns title"),
-        ({"question": "Why?", "answer": ""}, "asked.jsonl row 2 asks nothing: the answer is empty"),
+        ("{not json", r"questions.jsonl.*(1|2).*Fix it: every row must have a question"),
+        ({"text": "Nothing is asked."}, "questions.jsonl row 2 has no question: it is raw text"),
+        ({"title": "Why?"}, "no known format has the columns title"),
+        ({"question": "Why?", "answer": ""}, "questions.jsonl row 2 has no question: the answer is empty"),
         (
-            {"messages": [user("Hi"), said("Yes.")], "tools": [{"type": "function", "function": {"name": "f"}}]},
-            "asked.jsonl row 2 has tools to call, which are not called here",
+            {"messages": [user("Hi"), assistant("Yes.")], "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "questions.jsonl row 2 has tools, and answer does not call tools",
         ),
     ],
 )
-def test_a_row_that_cannot_be_answered_is_refused_by_its_place_and_nothing_is_written(
-    row: Any, said_of_it: str, model: str, tmp_path: Path
+def test_row_that_cannot_be_answered_is_named_and_nothing_is_written(
+    row: Any, message: str, model: str, tmp_path: Path
 ) -> None:
-    source = written(tmp_path / "asked.jsonl", [{"question": "Why?"}, row])
-    with pytest.raises(UserError, match=said_of_it):
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": "Why?"}, row])
+    with pytest.raises(UserError, match=message):
         answer(model, source, tmp_path / "out.jsonl", SAMPLING)
     assert not list(tmp_path.glob("*out*"))
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_a_model_that_writes_nothing_and_a_file_that_is_there_are_refused(model: str, tmp_path: Path) -> None:
+def test_model_without_text_generation_and_existing_output_are_refused(model: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = config_of("bert", len(TOKENIZER))
     AutoModel.from_config(config).save_pretrained(tmp_path / "vectors")
     TOKENIZER.save_pretrained(tmp_path / "vectors")
     write_steps(tmp_path / "vectors", Ending("vectors"), config.hidden_size, 64, None)
-    source = written(tmp_path / "asked.jsonl", [{"question": "Why?"}])
-    with pytest.raises(UserError, match=r"vectors writes no text, so it answers nothing\. Name a model that does"):
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": "Why?"}])
+    with pytest.raises(
+        UserError, match=r"vectors does not generate text, so it cannot answer\. Use a causal language model"
+    ):
         answer(str(tmp_path / "vectors"), source, tmp_path / "out.jsonl")
     before = source.read_text(encoding="utf-8")
-    with pytest.raises(UserError, match=r"asked\.jsonl is there already\. Name a file that is not"):
+    with pytest.raises(UserError, match=r"questions\.jsonl exists already\. Use another output path"):
         answer(model, source, source, SAMPLING)
     assert source.read_text(encoding="utf-8") == before
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):

@@ -1,4 +1,4 @@
-"""Base beside tuned: the figures are what they say, and the tuned model's are the better ones where it has learnt."""
+"""Base and tuned model compared: the figures equal their definitions, and training improves them."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Pa
     return tunesmith.train(recipe, tmp_path / "run").directory
 
 
-def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, tiny_model: Path) -> None:
+def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: Path) -> None:
     progress: list[dict] = []
     result = evaluate(run, rows=5, max_new_tokens=30, subscribers=[progress.append])
     assert result == json.loads(
@@ -39,7 +39,7 @@ def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, ti
     )
     assert result["tuned"]["loss"] < result["base"]["loss"] - 1
     assert result["differences"]["loss"]["interval"][1] < 0
-    assert result["tuned"]["metrics"]["first_word"]["value"] == 1.0, "each answer begins with It"
+    assert result["tuned"]["metrics"]["first_word"]["value"] == 1.0, "each answer starts with It"
     assert len(result["samples"]) == 5
     assert result["samples"][0]["expected"].startswith("It is")
     assert progress[-1] == {"event": "progress", "what": "tuned: answers", "done": 5, "total": 5}
@@ -49,7 +49,7 @@ def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, ti
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     losses = []
     for row in range(len(table)):
-        ids, loss_mask = (torch.tensor(np.array(each)) for each in table[row])
+        ids, loss_mask = (torch.tensor(np.array(array)) for array in table[row])
         labels = ids.long().masked_fill(~loss_mask, -100)
         count = (labels[1:] != -100).sum()
         losses.append(model(input_ids=ids[None], labels=labels[None]).loss.item() * count.item())
@@ -57,7 +57,7 @@ def test_evaluation_shows_what_was_learnt_and_where_the_base_stood(run: Path, ti
 
 
 def _lists_as_tuples(result: dict):
-    """JSON knows no tuples; intervals are pairs."""
+    """JSON has no tuples; intervals are pairs."""
 
     def convert(values: dict) -> dict:
         return {key: tuple(value) if "interval" in key else value for key, value in values.items()}
@@ -65,13 +65,13 @@ def _lists_as_tuples(result: dict):
     return convert
 
 
-def test_a_run_that_has_not_finished_is_not_evaluated(run: Path) -> None:
+def test_unfinished_run_is_not_evaluated(run: Path) -> None:
     (run / "model").rename(run / "moved")
-    with pytest.raises(UserError, match=r"has not finished. tunesmith train --resume"):
+    with pytest.raises(UserError, match=r"has not finished. Resume it: tunesmith train --resume"):
         evaluate(run)
 
 
-def test_metrics_say_what_they_are_described_as() -> None:
+def test_metrics_of_answers_equal_their_definitions() -> None:
     assert exact_match("Return the path. ", "return the path") == 1
     assert exact_match("Return a path", "Return the path") == 0
     assert first_word("Return a path.", "return, if any") == 1
@@ -80,16 +80,16 @@ def test_metrics_say_what_they_are_described_as() -> None:
     assert scores(METRICS["exact_match"], ["a", "b"], ["a", "c"]).tolist() == [1, 0]
 
 
-def test_the_interval_of_a_share_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_interval_of_a_share_contains_the_true_share_as_often_as_promised() -> None:
     generator = np.random.default_rng(1)
-    held = 0
+    covered = 0
     for _ in range(200):
         low, high = mean_with_interval((generator.random(60) < 0.3).astype(float))[1]
-        held += low <= 0.3 <= high
-    assert 175 <= held <= 199  # 95 % of 200; shares have Wilson's interval, see test_figures.py
+        covered += low <= 0.3 <= high
+    assert 175 <= covered <= 199  # 95 % of 200; shares have Wilson's interval, see test_figures.py
 
 
-def test_a_paired_difference_is_tighter_than_two_intervals_apart() -> None:
+def test_paired_difference_is_tighter_than_two_separate_intervals() -> None:
     generator = np.random.default_rng(0)
     counts = np.full(100, 10)
     hard = generator.normal(30, 10, 100)
@@ -100,9 +100,9 @@ def test_a_paired_difference_is_tighter_than_two_intervals_apart() -> None:
     assert base.interval()[0] < tuned.loss
 
 
-def test_a_share_of_hits_is_uncertain_also_where_every_row_is_hit() -> None:
+def test_share_of_hits_is_uncertain_even_if_every_row_is_a_hit() -> None:
     for hits, rows in ((32, 32), (0, 8), (7, 10)):
         theirs = binomtest(hits, rows).proportion_ci(method="wilson")
-        value, found = mean_with_interval(np.array([1.0] * hits + [0.0] * (rows - hits)))
-        assert (value, found) == (hits / rows, pytest.approx((theirs.low, theirs.high), abs=1e-6))
+        value, interval = mean_with_interval(np.array([1.0] * hits + [0.0] * (rows - hits)))
+        assert (value, interval) == (hits / rows, pytest.approx((theirs.low, theirs.high), abs=1e-6))
     assert mean_with_interval(np.array([0.2, 0.2, 0.2]))[1] == pytest.approx((0.2, 0.2))

@@ -1,4 +1,4 @@
-"""Merging measures what it costs; combining adds adapters up; adapters that others wrote are read."""
+"""Merging measures its quality; combining adds adapters; adapters of other tools are supported."""
 
 import json
 import shutil
@@ -24,11 +24,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Trains with the given changes, once."""
+    """Train with the given changes, once for each."""
     directory = tmp_path_factory.mktemp("made")
     rows = directory / "rows.jsonl"
-    asked = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    examples = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
 
     @cache
     def trained(weights: str = "fp32", seed: int = 0, learning_rate: float = 1e-2) -> Path:
@@ -46,7 +46,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture
 def run(made: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of such a run, which a test may spoil."""
+    """A copy of such a run, which a test may change."""
 
     def copied(name: str, **changes: Any) -> Path:
         return Path(shutil.copytree(made(**changes), tmp_path / name))
@@ -59,25 +59,23 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=torch.arange(5, 40)[None]).logits
 
 
-def test_merging_after_nf4_tries_both_ways_and_writes_the_better_with_its_cost(
-    run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_merge_after_nf4_measures_both_ways_and_writes_the_better_one(run: Callable[..., Path], tmp_path: Path) -> None:
     directory = run("quantized", weights="nf4")
     merged = merge(str(directory), tmp_path / "merged", "fp32")
-    told = json.loads((tmp_path / "merged" / "merge.json").read_text())
-    ways = {way["into"]: way for way in told["ways"]}
+    report = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    ways = {way["into"]: way for way in report["ways"]}
     assert set(ways) == {"original", "dequantized"}
-    assert ways[told["into"]]["loss"] == min(way["loss"] for way in ways.values())
+    assert ways[report["into"]]["loss"] == min(way["loss"] for way in ways.values())
     assert ways["dequantized"]["divergence"] < 1e-6 < ways["original"]["divergence"], (
-        "it was trained on the rounded ones"
+        "it was trained on the quantized weights"
     )
     trained = logits_of(ModelReference.find(str(directory)).model(torch.float32, CPU))
-    found = logits_of(AutoModelForCausalLM.from_pretrained(merged.path))
-    exact = torch.allclose(found, trained, atol=1e-4)
+    logits = logits_of(AutoModelForCausalLM.from_pretrained(merged.path))
+    exact = torch.allclose(logits, trained, atol=1e-4)
     assert exact == (merged.into == "dequantized")
 
 
-def test_a_weight_that_would_not_be_finite_is_never_written(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_non_finite_weight_is_never_written(run: Callable[..., Path], tmp_path: Path) -> None:
     directory = run("run")
     file = directory / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -88,16 +86,14 @@ def test_a_weight_that_would_not_be_finite_is_never_written(run: Callable[..., P
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_prompt_cannot_be_merged_and_says_so(
-    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_prefix_cannot_be_merged(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     recipe = {"data": {"train": str(write_rows())}, "method": "prefix", "train": {"steps": 1}}
     other = tunesmith.train({**recipe, "base": str(tiny_model)}, tmp_path / "other").directory
-    with pytest.raises(UserError, match="part of no weight"):
+    with pytest.raises(UserError, match="not part of any weight"):
         merge(str(other), tmp_path / "merged")
 
 
-def test_adapters_combined_by_cat_add_up_exactly_and_plain_peft_reads_them(
+def test_adapters_combined_by_cat_add_up_exactly_and_load_in_peft(
     run: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     first, second = run("first"), run("second", seed=1, learning_rate=2e-2)
@@ -116,7 +112,7 @@ def test_adapters_combined_by_cat_add_up_exactly_and_plain_peft_reads_them(
 
 
 @pytest.mark.parametrize("how", ["linear", "svd", "ties", "dare_linear", "dare_ties"])
-def test_every_way_of_combining_writes_an_adapter_that_loads(
+def test_every_combination_method_writes_an_adapter_that_loads(
     how: Any, run: Callable[..., Path], tmp_path: Path
 ) -> None:
     first, second = run("first"), run("second", seed=1)
@@ -125,15 +121,15 @@ def test_every_way_of_combining_writes_an_adapter_that_loads(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"names": ["embedded"]}, "two adapters or more"),
         ({"names": ["embedded", "embedded"]}, "has no adapter"),
         ({"names": ["embedded", "embedded"], "how": "average"}, "is not known"),
     ],
 )
-def test_what_cannot_be_combined_is_refused(arguments: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_combination_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         combine(output=tmp_path / "out", **arguments)
 
 
@@ -152,7 +148,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("tool", OTHERS)
-def test_adapters_that_other_tools_wrote_answer_and_merge(tool: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_adapters_of_other_tools_load_and_merge(tool: str, tiny_model: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     theirs = get_peft_model(
@@ -160,16 +156,16 @@ def test_adapters_that_other_tools_wrote_answer_and_merge(tool: str, tiny_model:
     ).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
-    # A field that an older or newer PEFT has, and Unsloth's notes.
+    # A field of another PEFT version, and one that Unsloth adds.
     config.write_text(json.dumps({**json.loads(config.read_text()), "unsloth_fixed": True, "auto_mapping": None}))
     ours = ModelReference.find(str(tmp_path / "adapter"))
     torch.testing.assert_close(logits_of(ours.model(torch.float32, CPU)), logits_of(theirs), rtol=1e-4, atol=1e-4)
     merged = merge(str(tmp_path / "adapter"), tmp_path / "merged", "fp32")
-    whole = AutoModelForCausalLM.from_pretrained(merged.path)
-    torch.testing.assert_close(logits_of(whole), logits_of(theirs), rtol=1e-3, atol=1e-3)
+    full = AutoModelForCausalLM.from_pretrained(merged.path)
+    torch.testing.assert_close(logits_of(full), logits_of(theirs), rtol=1e-3, atol=1e-3)
 
 
-def test_an_adapter_as_a_pickle_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_pickled_adapter_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
     directory = run("run")
     file = directory / "adapter" / "adapter_model.safetensors"
     torch.save(load_file(file), directory / "adapter" / "adapter_model.bin")

@@ -1,4 +1,4 @@
-"""Whatever README and docs tell a reader to type works as it stands there, in an empty directory, page by page."""
+"""Every command in README and docs works as written, in an empty directory, page by page."""
 
 import re
 import shlex
@@ -17,27 +17,27 @@ _BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?(?: repeat=(\d+))?\n(.*?)^```$",
 
 
 QUICK = ("README", "data")
-"""Pages that are tried with short training in `make test`; all are tried whole in `make test-all`."""
+"""Pages that `make test` executes with short training; `make test-all` executes all pages in full."""
 
 SHORTENED = {
     "train": ["--set", "train.steps=2", "--set", "train.epochs=null", "--set", "train.evaluate_rows=8"],
     "evaluate": ["--rows", "4", "--max-new-tokens", "4"],
 }
-"""What is put behind a command where it is tried, and not what comes of it: the last of an option's values holds."""
+"""Options that shorten a command; the last value of an option wins."""
 
 
-def type_in(line: str, shortened: bool) -> None:
-    """One line of a console block: `tunesmith …`, or `echo "…" | tunesmith …`; a comment may name its exit code."""
+def execute(line: str, shortened: bool) -> None:
+    """Run a line of a console block: `tunesmith …` or `echo "…" | tunesmith …`. A comment may give the exit code."""
     command, _, comment = line.partition("  # ")
     expected = re.match(r"exit code (\d+)", comment)
-    given, _, verb = command.rpartition(" | ")
+    source, _, verb = command.rpartition(" | ")
     words = shlex.split(verb)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return
     assert words[0] == "tunesmith", f"{line!r} is neither tunesmith nor make"
-    more = SHORTENED.get(words[1], []) if shortened and "--resume" not in words else []
-    done = typed(*words[1:], *more, given=" ".join(shlex.split(given)[1:]) + "\n" if given else "")
+    extra = SHORTENED.get(words[1], []) if shortened and "--resume" not in words else []
+    done = typed(*words[1:], *extra, given=" ".join(shlex.split(source)[1:]) + "\n" if source else "")
     assert done.returncode == (int(expected[1]) if expected else 0), f"{line}\n{done.stdout}{done.stderr}"
 
 
@@ -48,7 +48,7 @@ def type_in(line: str, shortened: bool) -> None:
         *(pytest.param(page, False, marks=pytest.mark.long, id=page.stem) for page in PAGES),
     ],
 )
-def test_every_command_and_file_of_a_page_works(
+def test_all_commands_and_files_of_a_page_work(
     page: Path, shortened: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,14 +59,14 @@ def test_every_command_and_file_of_a_page_works(
     for language, title, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "console":
             for line in body.splitlines():
-                type_in(line.removeprefix("$ "), shortened)
+                execute(line.removeprefix("$ "), shortened)
         elif language == "python" and not title:
             exec(compile(body, str(page), "exec"), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_a_page_is_one_that_can_be_typed(page: Path) -> None:
-    """Its verb, its options and their values are known; what it does is tried above."""
+def test_all_commands_of_a_page_parse(page: Path) -> None:
+    """The verb, its options and their values are valid. The test above executes the commands."""
     for language, _, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         for line in body.splitlines() if language == "console" else ():
             words = shlex.split(line.removeprefix("$ ").partition("  # ")[0].rpartition(" | ")[2])
@@ -87,23 +87,23 @@ def test_every_command_of_a_page_is_one_that_can_be_typed(page: Path) -> None:
         ("testing", "mutants"),
     ],
 )
-def test_a_page_quotes_what_was_measured(page: str, result: str) -> None:
-    measured = (ROOT / "benchmarks" / "results" / f"{result}.md").read_text(encoding="utf-8").strip()
-    assert measured in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
+    table = (ROOT / "benchmarks" / "results" / f"{result}.md").read_text(encoding="utf-8").strip()
+    assert table in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_an_existing_target() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_recipes_page_is_what_the_recipe_says() -> None:
+def test_the_recipe_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
-    assert page == recipe_reference(), "write it anew: tunesmith schema --markdown --output docs/recipe.md"
+    assert page == recipe_reference(), "regenerate it: tunesmith schema --markdown --output docs/recipe.md"
 
 
-def test_the_speed_page_quotes_what_was_measured() -> None:
+def test_the_speed_page_contains_exactly_the_measured_tables() -> None:
     def lines(file: Path) -> list[str]:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
 

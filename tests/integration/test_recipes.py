@@ -1,4 +1,4 @@
-"""The recipes that ship run as they are; only the number of steps is made small here."""
+"""The example recipes run unchanged, except for fewer steps."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import OBJECTIVES
 
-FOLDER = Path(__file__).parents[2] / "recipes"
-EXAMPLES = sorted(FOLDER.glob("*.yaml"))
+DIRECTORY = Path(__file__).parents[2] / "recipes"
+EXAMPLES = sorted(DIRECTORY.glob("*.yaml"))
 
 
 def recipes_of(file: Path) -> tuple[Recipe, ...]:
-    chain = Pipeline.load(file)
-    return (Recipe.load(file),) if chain is None else chain.recipes
+    pipeline = Pipeline.load(file)
+    return (Recipe.load(file),) if pipeline is None else pipeline.recipes
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
@@ -29,7 +29,7 @@ def test_an_example_is_valid(file: Path) -> None:
 def test_an_example_trains(file: Path, tmp_path: Path) -> None:
     first = recipes_of(file)[0]
     overrides = ["train.steps=2"] if first.train.steps else ["train.epochs=0.01"]
-    if first.base.path != "embedded":  # a hub's name: a small model of the same kind stands in
+    if first.base.path != "embedded":  # a hub name: replaced with a small model of the same kind
         family = "t5" if first.objective.bases == ("encoder-decoder",) else "bert"
         make_bases(tmp_path, [family])
         overrides.append(f"base.path={tmp_path / family}")
@@ -40,10 +40,10 @@ def test_an_example_trains(file: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("file", sorted((FOLDER / "embedded-base").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_embedded_bases_own_recipes_are_valid(file: Path) -> None:
+@pytest.mark.parametrize("file", sorted((DIRECTORY / "embedded-base").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_recipes_of_the_embedded_base_are_valid(file: Path) -> None:
     assert Recipe.load(file).method.kind == "full"
 
 
-def test_there_is_an_example_of_every_objective() -> None:
+def test_every_objective_has_an_example() -> None:
     assert {recipe.objective.kind for file in EXAMPLES for recipe in recipes_of(file)} == set(OBJECTIVES)

@@ -1,4 +1,4 @@
-"""LoRA as the rest of the world reads it."""
+"""LoRA adapters and merged models in PEFT and transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,32 +33,26 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=torch.arange(40)[None]).logits
 
 
-def test_peft_loads_the_adapter_and_gives_the_logits_that_training_ended_with(
-    finished_run: Path, tiny_model: Path
-) -> None:
+def test_peft_loads_the_adapter_and_gives_the_trained_logits(finished_run: Path, tiny_model: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    untouched = logits_of(base)
+    base_logits = logits_of(base)
     theirs = logits_of(PeftModel.from_pretrained(base, finished_run / "adapter").eval())
     ours = logits_of(ModelReference.find(str(finished_run)).model(torch.float32, CPU))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert (theirs - untouched).abs().max() > 1e-2, "the adapter changes nothing"
+    assert (theirs - base_logits).abs().max() > 1e-2, "the adapter changes nothing"
 
 
-def test_the_merged_model_needs_neither_peft_nor_tunesmith_and_says_the_same(
-    finished_run: Path, tmp_path: Path
-) -> None:
+def test_the_merged_model_gives_the_same_logits_in_plain_transformers(finished_run: Path, tmp_path: Path) -> None:
     merged = merge(str(finished_run), tmp_path / "merged", "fp32").path
     model = AutoModelForCausalLM.from_pretrained(merged)
     ours = logits_of(ModelReference.find(str(finished_run)).model(torch.float32, CPU))
     torch.testing.assert_close(logits_of(model), ours, rtol=1e-5, atol=1e-5)
     assert AutoTokenizer.from_pretrained(merged).chat_template
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         merge(str(finished_run), merged)
 
 
-def test_a_module_that_is_not_there_is_refused_with_those_that_are(
-    tiny_model: Path, write_rows: Callable[..., Path]
-) -> None:
+def test_an_unknown_module_is_refused_with_the_known_ones(tiny_model: Path, write_rows: Callable[..., Path]) -> None:
     recipe = {
         "base": str(tiny_model),
         "data": {"train": str(write_rows())},
@@ -69,7 +63,7 @@ def test_a_module_that_is_not_there_is_refused_with_those_that_are(
         tunesmith.train(recipe)
 
 
-def test_a_run_is_no_base_until_it_is_merged_and_the_merged_model_is(
+def test_a_run_with_an_adapter_is_a_base_only_after_merging(
     finished_run: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = {"base": str(finished_run), "data": {"train": str(write_rows())}, "train": {"steps": 1}}
@@ -79,26 +73,26 @@ def test_a_run_is_no_base_until_it_is_merged_and_the_merged_model_is(
     assert tunesmith.train({**recipe, "base": str(merged)}, tmp_path / "next").finished
 
 
-def test_layers_that_read_one_tensor_are_computed_together(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_with_the_same_input_are_computed_together(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.methods import lora
 
-    together: list[int] = []
-    real = lora.lora_linears
+    group_sizes: list[int] = []
+    original = lora.lora_linears
 
-    def watched(x: torch.Tensor, layers: list[LinearParts]) -> tuple[torch.Tensor, ...]:
-        together.append(len(layers))
-        return real(x, layers)
+    def recorded(x: torch.Tensor, layers: list[LinearParts]) -> tuple[torch.Tensor, ...]:
+        group_sizes.append(len(layers))
+        return original(x, layers)
 
-    monkeypatch.setattr(lora, "lora_linears", watched)
+    monkeypatch.setattr(lora, "lora_linears", recorded)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     peft_model = lora.LoRA(rank=2).apply(model, 0)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    together.clear()
+    group_sizes.clear()
     ours = logits_of(peft_model)
     layers = model.config.num_hidden_layers
-    assert together == [3, 1, 2, 1] * layers  # queries, keys, values; output; gate, up; down
+    assert group_sizes == [3, 1, 2, 1] * layers  # queries, keys, values; output; gate, up; down
     for module in peft_model.modules():
         if isinstance(module, lora.FusedLoraLinear):
             module.shared = None

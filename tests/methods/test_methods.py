@@ -1,4 +1,4 @@
-"""Each method trains what its formula says, in the place that its paper says, and starts where it should."""
+"""Each method trains the number of parameters of its formula, where its paper puts them, and starts correctly."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def method_of(values: dict[str, Any]) -> Any:
     return named_kind(METHODS, values["kind"]).model_validate(values)
 
 
-def ready(path: Path, ending: Ending = VOCABULARY) -> Any:
+def loaded(path: Path, ending: Ending = VOCABULARY) -> Any:
     model = load_model(Base(path=str(path)), torch.float32, ending=ending)
     use_document_attention(model)
     return model
@@ -67,11 +67,13 @@ def ready(path: Path, ending: Ending = VOCABULARY) -> Any:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("values", VARIANTS, ids=str)
-def test_a_method_trains_as_many_numbers_as_its_formula_says(values: dict[str, Any], family: str, bases: Path) -> None:
+def test_a_methods_formula_gives_its_number_of_trained_parameters(
+    values: dict[str, Any], family: str, bases: Path
+) -> None:
     ending = Ending("classes", ("a", "b", "c")) if family == "bert" else VOCABULARY
     method = method_of(values)
     formula = method.trained_parameters(skeleton(Base(path=str(bases / family)), ending))
-    model = ready(bases / family, ending)
+    model = loaded(bases / family, ending)
     head = head_parameters(model)
     peft_model = method.apply(model, seed=0)
     assert formula == sum(each.numel() for each in peft_model.parameters() if each.requires_grad) - head
@@ -79,19 +81,19 @@ def test_a_method_trains_as_many_numbers_as_its_formula_says(values: dict[str, A
 
 def table_of(rows: int) -> TokenTable:
     generator = torch.Generator().manual_seed(0)
-    made = []
+    table = []
     for number in range(rows):
         ids = torch.randint(5, 250, (3 + 5 * number,), generator=generator).int().numpy()
-        made.append((ids, torch.ones(len(ids), dtype=torch.bool).numpy(), Source("rows", number + 1)))
-    return TokenTable.build(made)
+        table.append((ids, torch.ones(len(ids), dtype=torch.bool).numpy(), Source("rows", number + 1)))
+    return TokenTable.build(table)
 
 
 @pytest.mark.parametrize("values", [*VARIANTS[5:6], *VARIANTS[8:16]], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_packed_rows_have_the_losses_that_they_have_alone_in_pefts_own_forward(
+def test_packed_rows_have_the_losses_of_pefts_own_forward_alone(
     values: dict[str, Any], family: str, bases: Path
 ) -> None:
-    model = method_of(values).apply(ready(bases / family).double(), seed=0)
+    model = method_of(values).apply(loaded(bases / family).double(), seed=0)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data + 0.05 * torch.randn_like(parameter)
@@ -109,15 +111,15 @@ def test_packed_rows_have_the_losses_that_they_have_alone_in_pefts_own_forward(
 @pytest.mark.parametrize("values", [*VARIANTS[5:11], VARIANTS[15]], ids=str)
 def test_a_method_without_virtual_tokens_starts_as_the_base(values: dict[str, Any], bases: Path) -> None:
     batch = collate(table_of(3), range(3))
-    base = ready(bases / "llama")
+    base = loaded(bases / "llama")
     before = next_token_losses(base, batch)
     peft_model = method_of(values).apply(base, seed=0)
     torch.testing.assert_close(next_token_losses(peft_model, batch), before, rtol=1e-5, atol=1e-5)
 
 
-def test_a_prefix_that_starts_as_a_text_answers_as_if_the_text_stood_there(bases: Path) -> None:
-    """Its keys and values are those of the text, so the base reads it as its own beginning."""
-    base = ready(bases / "llama")
+def test_a_prefix_initialized_from_a_text_equals_the_text_as_context(bases: Path) -> None:
+    """Its keys and values are those of the text, so the base sees the text before each row."""
+    base = loaded(bases / "llama")
     text = "What is 3?"
     method = method_of({"kind": "prefix", "tokens": len(text), "start": text})
     batch = collate(table_of(1), [0])
@@ -145,10 +147,10 @@ def test_a_prefix_that_starts_as_a_text_answers_as_if_the_text_stood_there(bases
     ],
     ids=str,
 )
-def test_lora_in_every_variant_says_what_plain_peft_says_of_its_saved_adapter(
+def test_lora_variants_give_the_losses_of_plain_peft_with_the_saved_adapter(
     values: dict[str, Any], bases: Path, tmp_path: Path
 ) -> None:
-    peft_model = method_of(values).apply(ready(bases / "llama"), seed=0)
+    peft_model = method_of(values).apply(loaded(bases / "llama"), seed=0)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn_like(parameter) * 0.1
@@ -163,20 +165,20 @@ def test_lora_in_every_variant_says_what_plain_peft_says_of_its_saved_adapter(
     )
 
 
-def test_loftq_starts_nearer_to_the_whole_weights_than_plain_qlora(bases: Path) -> None:
-    whole = ready(bases / "llama").model.layers[0].mlp.up_proj.weight
+def test_loftq_starts_closer_to_the_unquantized_weights_than_qlora(bases: Path) -> None:
+    original = loaded(bases / "llama").model.layers[0].mlp.up_proj.weight
     gaps = {}
     for start in ("zero", "loftq"):
         model = load_model(Base(path=str(bases / "llama"), weights="nf4"), torch.float32)
         peft_model = method_of({"kind": "lora", "rank": 8, "initialization": start}).apply(model, seed=0)
         layer = peft_model.get_base_model().model.layers[0].mlp.up_proj
-        gaps[start] = (layer.get_base_layer().weight + layer.get_delta_weight("default") - whole).norm().item()
+        gaps[start] = (layer.get_base_layer().weight + layer.get_delta_weight("default") - original).norm().item()
     assert gaps["loftq"] < 0.8 * gaps["zero"]
 
 
-def test_lora_plus_gives_b_its_own_rate_and_other_ranks_reach_their_layers(bases: Path) -> None:
+def test_lora_plus_scales_bs_rate_and_ranks_apply_to_their_layers(bases: Path) -> None:
     method = method_of({"kind": "lora", "b_learning_rate_ratio": 16.0, "ranks": {"v_proj": 2}})
-    peft_model = method.apply(ready(bases / "llama"), seed=0)
+    peft_model = method.apply(loaded(bases / "llama"), seed=0)
     factors = {name.split(".")[-3]: method.learning_rate_factor(name) for name, _ in peft_model.named_parameters()}
     assert factors["lora_B"] == 16.0
     assert factors["lora_A"] == 1.0
@@ -186,51 +188,53 @@ def test_lora_plus_gives_b_its_own_rate_and_other_ranks_reach_their_layers(bases
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
-        ({"kind": "layers"}, "says of no weight that it moves"),
-        ({"kind": "layers", "last": 9}, "9 blocks are to move, and LlamaForCausalLM has 2"),
-        ({"kind": "layers", "patterns": ["nowhere"]}, "'nowhere' is found in no parameter's name"),
-        ({"kind": "lora", "target_modules": "x.*"}, "fully matched by 'x.*'"),
-        ({"kind": "lora", "initialization": "loftq"}, "loftq makes up for quantization"),
+        ({"kind": "layers"}, "selects no weight to train"),
+        ({"kind": "layers", "last": 9}, "9 blocks to train, but LlamaForCausalLM has 2"),
+        ({"kind": "layers", "patterns": ["nowhere"]}, "'nowhere' matches no parameter name"),
+        ({"kind": "lora", "target_modules": "x.*"}, "has a full name that matches 'x.*'"),
+        ({"kind": "lora", "initialization": "loftq"}, "loftq corrects quantization error"),
         ({"kind": "prompt", "start": ""}, "the text is empty"),
     ],
 )
-def test_what_cannot_be_applied_is_refused_in_a_line(method: dict[str, Any], said: str, bases: Path) -> None:
-    with pytest.raises(UserError, match=said.replace("*", r"\*").replace(".", r"\.")):
-        method_of(method).apply(ready(bases / "llama"), seed=0)
+def test_methods_that_cannot_be_applied_are_refused_with_a_reason(
+    method: dict[str, Any], message: str, bases: Path
+) -> None:
+    with pytest.raises(UserError, match=message.replace("*", r"\*").replace(".", r"\.")):
+        method_of(method).apply(loaded(bases / "llama"), seed=0)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "message"),
     [
         ({"base": {"weights": "nf4"}, "method": "full"}, "moves the base's own matrices"),
         ({"base": {"weights": "nf4"}, "method": {"kind": "lora", "initialization": "pissa"}}, "moves the base's own"),
         ({"base": {"weights": "fp32"}, "train": {"precision": "bf16"}}, "would have every layer cast its weights"),
-        ({"base": {"weights": "int8", "from_scratch": True}}, "random weights, which would be frozen"),
+        ({"base": {"weights": "int8", "from_scratch": True}}, "random weights, and base.weights: int8 would keep them"),
         ({"method": {"kind": "peft", "peft_type": "VERRA"}}, "Did you mean VERA"),
         ({"method": {"kind": "peft", "peft_type": "LILY"}}, "averages over all tokens of a batch"),
-        ({"method": {"kind": "peft", "peft_type": "LORA"}}, "a kind of its own: method: {kind: lora}"),
+        ({"method": {"kind": "peft", "peft_type": "LORA"}}, "has its own kind here. Set method: {kind: lora}"),
         ({"method": {"kind": "peft", "peft_type": "VERA", "config": {"rr": 1}}}, "config.rr is not a field"),
         ({"method": {"kind": "layers", "patterns": ["("]}}, "is not a regular expression"),
     ],
 )
-def test_combinations_that_cannot_be_are_refused_before_anything_is_loaded(recipe: dict[str, Any], said: str) -> None:
+def test_invalid_combinations_are_refused_before_loading(recipe: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         Recipe.load({"data": {"train": "nowhere.jsonl"}, **recipe})
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_the_catalog_lists_every_kind_with_its_formula_and_numbers_for_a_base() -> None:
-    found = catalog("embedded")
-    assert [each["kind"] for each in found["methods"]] == [kind for kind in METHODS if kind != "peft"]
-    assert all(each["trained_parameters"] > 0 and each["learning_rate"] > 0 for each in found["methods"])
-    assert json.dumps(found)
+def test_the_catalog_lists_every_kind_with_parameters_for_a_base() -> None:
+    listing = catalog("embedded")
+    assert [each["kind"] for each in listing["methods"]] == [kind for kind in METHODS if kind != "peft"]
+    assert all(each["trained_parameters"] > 0 and each["learning_rate"] > 0 for each in listing["methods"])
+    assert json.dumps(listing)
 
 
-def test_a_bottleneck_adapter_is_switched_and_stacked_by_peft_as_any_other(bases: Path, tmp_path: Path) -> None:
-    peft_model = method_of({"kind": "adapter", "placement": "parallel"}).apply(ready(bases / "llama"), seed=0)
+def test_peft_loads_switches_and_disables_bottleneck_adapters(bases: Path, tmp_path: Path) -> None:
+    peft_model = method_of({"kind": "adapter", "placement": "parallel"}).apply(loaded(bases / "llama"), seed=0)
     for name, parameter in peft_model.named_parameters():
         if "bottleneck_up" in name:
             parameter.data = torch.randn_like(parameter)
@@ -239,21 +243,21 @@ def test_a_bottleneck_adapter_is_switched_and_stacked_by_peft_as_any_other(bases
     peft_model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "BOTTLENECK"
 
-    again = PeftModel.from_pretrained(ready(bases / "llama"), tmp_path, adapter_name="first")
+    again = PeftModel.from_pretrained(loaded(bases / "llama"), tmp_path, adapter_name="first")
     again.load_adapter(tmp_path, "second")
     torch.testing.assert_close(next_token_losses(again, batch), trained)
     again.set_adapter("second")
     torch.testing.assert_close(next_token_losses(again, batch), trained)
     with again.disable_adapter():
         plain = next_token_losses(again, batch)
-    torch.testing.assert_close(plain, next_token_losses(ready(bases / "llama"), batch))
+    torch.testing.assert_close(plain, next_token_losses(loaded(bases / "llama"), batch))
     assert not torch.allclose(plain, trained, atol=1e-3)
 
 
 @pytest.mark.long
-def test_a_process_of_its_own_reads_a_bottleneck_adapter(bases: Path, tmp_path: Path) -> None:
-    """Nothing but the package tells PEFT of the method, so whoever loads an adapter must have registered it."""
-    peft_model = method_of({"kind": "adapter"}).apply(ready(bases / "llama"), seed=0)
+def test_a_fresh_process_loads_a_bottleneck_adapter(bases: Path, tmp_path: Path) -> None:
+    """Only this package registers the method with PEFT, so code that loads an adapter must import it first."""
+    peft_model = method_of({"kind": "adapter"}).apply(loaded(bases / "llama"), seed=0)
     peft_model.save_pretrained(tmp_path)
     code = (
         "import sys, torch; from tunesmith.models.model_reference import ModelReference; "
@@ -262,18 +266,18 @@ def test_a_process_of_its_own_reads_a_bottleneck_adapter(bases: Path, tmp_path: 
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
 
 
-def test_lora_on_experts_trains_as_many_numbers_as_its_formula_says_and_is_refused_where_there_are_none(
+def test_lora_on_experts_trains_its_formulas_number_of_parameters_or_is_refused(
     tmp_path: Path,
 ) -> None:
     make_bases(tmp_path, ["mixtral", "llama"])
     method = method_of({"kind": "lora", "rank": 4, "experts": True})
-    model = ready(tmp_path / "mixtral")
+    model = loaded(tmp_path / "mixtral")
     formula = method.trained_parameters(model)
     peft_model = method.apply(model, seed=0)
-    moving = {name: each.numel() for name, each in peft_model.named_parameters() if each.requires_grad}
-    assert formula == sum(moving.values())
-    assert sum(count for name, count in moving.items() if ".experts." in name) > 0
-    with pytest.raises(UserError, match="has no experts in tensors"):
-        method.apply(ready(tmp_path / "llama"), seed=0)
-    with pytest.raises(UserError, match="with no dropout, dora or initialization of its own"):
-        method_of({"kind": "lora", "experts": True, "dropout": 0.1}).apply(ready(tmp_path / "mixtral"), seed=0)
+    trained = {name: each.numel() for name, each in peft_model.named_parameters() if each.requires_grad}
+    assert formula == sum(trained.values())
+    assert sum(count for name, count in trained.items() if ".experts." in name) > 0
+    with pytest.raises(UserError, match="has no expert weight tensors"):
+        method.apply(loaded(tmp_path / "llama"), seed=0)
+    with pytest.raises(UserError, match="without dropout, dora or a special initialization"):
+        method_of({"kind": "lora", "experts": True, "dropout": 0.1}).apply(loaded(tmp_path / "mixtral"), seed=0)

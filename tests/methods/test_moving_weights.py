@@ -1,4 +1,4 @@
-"""What each method moves, at which rate, from where it starts, and what it refuses."""
+"""The weights that each method trains, their learning rates and initialization, and what it refuses."""
 
 import re
 from pathlib import Path
@@ -40,11 +40,11 @@ RATES = [
     ("ia3", {}, 1e-1, 5e-3),
     ("peft", {"peft_type": "VERA"}, 5e-3, 5e-4),
 ]
-"""A method, and its rate for ten million weights and for a billion."""
+"""A method, and its learning rates for ten million and for a billion parameters."""
 
 
 @pytest.mark.parametrize(("kind", "values", "small", "large"), RATES, ids=str)
-def test_a_methods_rate_falls_geometrically_between_its_two_ends(
+def test_a_methods_learning_rate_falls_geometrically_with_size(
     kind: str, values: dict[str, Any], small: float, large: float
 ) -> None:
     method = method_of(kind, **values)
@@ -57,7 +57,7 @@ def test_a_methods_rate_falls_geometrically_between_its_two_ends(
     assert method.learning_rate(round(third)) == float(f"{small ** (2 / 3) * large ** (1 / 3):.1e}")
 
 
-def test_a_rate_between_two_sizes_is_rounded_to_two_digits() -> None:
+def test_an_interpolated_learning_rate_is_rounded_to_two_digits() -> None:
     assert by_size(10**8, small=1e-2, large=3e-4) == 1.7e-3  # √3 e-3
     assert by_size(2 * 10**8, small=1e-2, large=3e-4) == 1.0e-3  # 10 ** (−2 − 0.6505 × 1.5229)
 
@@ -81,17 +81,15 @@ def test_a_rate_between_two_sizes_is_rounded_to_two_digits() -> None:
     ],
     ids=str,
 )
-def test_the_peak_rate_is_the_methods_smaller_for_classes_and_for_vectors(
-    method: Any, objective: str, peak: float
-) -> None:
-    named = {"labels": list(CLASSES.labels)} if objective.endswith(("classification", "multi_label")) else {}
-    values = {"data": {"train": "rows.jsonl"}, "method": method, "objective": {"kind": objective, **named}}
+def test_the_peak_rate_is_smaller_for_classes_and_for_vectors(method: Any, objective: str, peak: float) -> None:
+    labels = {"labels": list(CLASSES.labels)} if objective.endswith(("classification", "multi_label")) else {}
+    values = {"data": {"train": "rows.jsonl"}, "method": method, "objective": {"kind": objective, **labels}}
     recipe = Recipe.load(values)
     model = small_model("llama" if objective == "instruction" else "bert", recipe.objective.ending)
     model.name_or_path = "none"
     assert learning_rates(recipe, recipe.method.apply(model, seed=0))[0] == peak
-    slower = Recipe.load({**values, "train": {"learning_rate": 0.0123}})
-    assert learning_rates(slower, model)[0] == 0.0123
+    explicit = Recipe.load({**values, "train": {"learning_rate": 0.0123}})
+    assert learning_rates(explicit, model)[0] == 0.0123
 
 
 def rate_of(recipe: Recipe, model: Any) -> dict[str, float]:
@@ -99,7 +97,7 @@ def rate_of(recipe: Recipe, model: Any) -> dict[str, float]:
     return {name: peak * factor(name) for name in moving(model)}
 
 
-def test_only_the_layer_that_says_a_value_learns_in_the_values_unit() -> None:
+def test_only_the_output_layer_of_a_regression_scales_with_the_spread() -> None:
     recipe = Recipe.load(
         {
             "data": {"train": "rows.jsonl"},
@@ -110,11 +108,11 @@ def test_only_the_layer_that_says_a_value_learns_in_the_values_unit() -> None:
     )
     rates = rate_of(recipe, small_model("roberta", recipe.objective.ending).requires_grad_(True))
     for name, rate in rates.items():
-        wanted = 0.05 if "out_proj" in name else 0.004 if name.startswith("classifier.") else 1e-3
-        assert rate == pytest.approx(wanted), name
+        expected = 0.05 if "out_proj" in name else 0.004 if name.startswith("classifier.") else 1e-3
+        assert rate == pytest.approx(expected), name
 
 
-def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_not() -> None:
+def test_layer_decay_lowers_the_rate_of_lower_blocks_but_not_of_a_new_head() -> None:
     recipe = Recipe.load(
         {
             "data": {"train": "rows.jsonl"},
@@ -125,13 +123,13 @@ def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_no
     )
     rates = rate_of(recipe, small_model("bert", recipe.objective.ending).requires_grad_(True))
     for name, rate in rates.items():
-        place = re.search(r"layer\.(\d)\.", name)
-        away = 3 - int(place[1]) if place else 4 if "embeddings" in name else 0
-        assert rate == pytest.approx(0.02 if name.startswith("classifier") else 1e-3 * 0.5**away), name
+        block = re.search(r"layer\.(\d)\.", name)
+        depth = 3 - int(block[1]) if block else 4 if "embeddings" in name else 0
+        assert rate == pytest.approx(0.02 if name.startswith("classifier") else 1e-3 * 0.5**depth), name
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "virtual", "moves", "is_resumable"),
+    ("kind", "values", "virtual", "trains_base", "is_resumable"),
     [
         ("full", {}, 0, True, False),
         ("layers", {"last": 1}, 0, True, False),
@@ -153,11 +151,11 @@ def test_each_block_further_from_the_output_learns_slower_and_a_new_head_does_no
     ],
     ids=str,
 )
-def test_what_a_method_takes_and_leaves(
-    kind: str, values: dict[str, Any], virtual: int, moves: bool, is_resumable: bool
+def test_virtual_tokens_trains_base_and_is_resumable_of_each_method(
+    kind: str, values: dict[str, Any], virtual: int, trains_base: bool, is_resumable: bool
 ) -> None:
     method = method_of(kind, **values)
-    assert (method.virtual_tokens, method.trains_base, method.is_resumable) == (virtual, moves, is_resumable)
+    assert (method.virtual_tokens, method.trains_base, method.is_resumable) == (virtual, trains_base, is_resumable)
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -184,12 +182,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_a_method_without_settings_has_its_papers(kind: str) -> None:
+def test_methods_have_their_papers_defaults(kind: str) -> None:
     assert method_of(kind).model_dump() == {"kind": kind, **DEFAULTS[kind]}
 
 
 @pytest.mark.parametrize(
-    ("setting", "refused", "taken"),
+    ("setting", "invalid", "valid"),
     [
         ("layers.last", -1, 0),
         ("lora.rank", 0, 1),
@@ -210,30 +208,30 @@ def test_a_method_without_settings_has_its_papers(kind: str) -> None:
         ("lora.rang", 3, None),
     ],
 )
-def test_a_setting_out_of_its_range_is_refused(setting: str, refused: Any, taken: Any) -> None:
+def test_a_setting_out_of_range_is_refused(setting: str, invalid: Any, valid: Any) -> None:
     kind, name = setting.split(".")
     with pytest.raises(ValidationError, match=name):
-        method_of(kind, **{name: refused})
-    if taken is not None:
-        assert getattr(method_of(kind, **{name: taken}), name) == taken
+        method_of(kind, **{name: invalid})
+    if valid is not None:
+        assert getattr(method_of(kind, **{name: valid}), name) == valid
         assert f"method.{setting}" in set(settings_of_recipes())
 
 
-def test_the_whole_model_moves_in_full_fine_tuning_and_nothing_of_it_under_an_adapter() -> None:
+def test_full_trains_all_weights_and_adapters_train_only_their_own() -> None:
     model = small_model()
     model.requires_grad_(False)
     assert moving(method_of("full").apply(model, seed=0)) == {name for name, _ in model.named_parameters()}
     for kind, mark in (("lora", ".lora_"), ("adapter", ".bottleneck_"), ("ia3", ".ia3_l.")):
-        found = moving(method_of(kind).apply(small_model(), seed=0))
-        assert found
-        assert all(mark in name for name in found), kind
+        actual = moving(method_of(kind).apply(small_model(), seed=0))
+        assert actual
+        assert all(mark in name for name in actual), kind
 
 
-def test_ia3_sits_on_keys_values_and_the_feed_forwards_end() -> None:
+def test_ia3_scales_keys_values_and_the_feed_forwards_inner_activation() -> None:
     peft_model = randomize(method_of("ia3").apply(small_model(), seed=0))
-    found = {name.split(".layers.")[1].split(".ia3_l")[0] for name in moving(peft_model)}
-    assert found == {
-        f"{place}.{name}" for place in range(3) for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")
+    actual = {name.split(".layers.")[1].split(".ia3_l")[0] for name in moving(peft_model)}
+    assert actual == {
+        f"{index}.{name}" for index in range(3) for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")
     }
     mlp, attention = (getattr(peft_model.get_base_model().model.layers[1], name) for name in ("mlp", "self_attn"))
     x = torch.randn(5, 32, dtype=torch.float64)
@@ -247,7 +245,7 @@ def test_ia3_sits_on_keys_values_and_the_feed_forwards_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "values", "wanted"),
+    ("family", "values", "expected"),
     [
         ("bert", {"last": 1}, r"bert\.encoder\.layer\.2\.|bert\.pooler\.|classifier\."),
         ("bert", {"last": 2}, r"bert\.encoder\.layer\.[12]\.|bert\.pooler\.|classifier\."),
@@ -259,27 +257,27 @@ def test_ia3_sits_on_keys_values_and_the_feed_forwards_end() -> None:
     ],
     ids=str,
 )
-def test_a_new_head_always_moves_and_the_top_blocks_with_what_comes_after(
-    family: str, values: dict[str, Any], wanted: str
+def test_layers_trains_a_new_head_and_the_top_blocks_with_later_layers(
+    family: str, values: dict[str, Any], expected: str
 ) -> None:
     model = small_model(family, CLASSES)
     method = method_of("layers", **values)
     counted = method.trained_parameters(model)
-    found = moving(method.apply(model, seed=0))
-    assert found == {name for name, _ in model.named_parameters() if re.match(wanted, name)}
-    assert counted == sum(model.get_parameter(name).numel() for name in found) - head_parameters(model)
+    actual = moving(method.apply(model, seed=0))
+    assert actual == {name for name, _ in model.named_parameters() if re.match(expected, name)}
+    assert counted == sum(model.get_parameter(name).numel() for name in actual) - head_parameters(model)
 
 
-def test_the_last_blocks_of_two_stacks_are_the_decoders() -> None:
+def test_the_last_blocks_of_an_encoder_decoder_are_the_decoders() -> None:
     model = small_model("t5")
-    found = moving(method_of("layers", last=2).apply(model, seed=0))
-    assert found == {
+    actual = moving(method_of("layers", last=2).apply(model, seed=0))
+    assert actual == {
         name for name, _ in model.named_parameters() if re.match(r"decoder\.(block\.[12]|final_layer_norm)\.", name)
     }
 
 
-def test_a_layer_count_beyond_the_blocks_is_refused_and_all_of_them_are_taken() -> None:
-    with pytest.raises(UserError, match=r"method.last: 4 blocks are to move, and LlamaForCausalLM has 3\."):
+def test_more_layers_than_blocks_are_refused_and_all_blocks_are_accepted() -> None:
+    with pytest.raises(UserError, match=r"method.last: 4 blocks to train, but LlamaForCausalLM has 3\."):
         method_of("layers", last=4).apply(small_model(), seed=0)
     assert "model.layers.0.mlp.up_proj.weight" in moving(method_of("layers", last=3).apply(small_model(), seed=0))
 
@@ -304,7 +302,7 @@ COUNTED = [
 
 @pytest.mark.parametrize(("kind", "values"), COUNTED, ids=str)
 @pytest.mark.parametrize("family", ["qwen3", "gpt_neox", "opt", "roberta"])
-def test_the_numbers_that_move_are_as_many_as_the_formula_has(family: str, kind: str, values: dict[str, Any]) -> None:
+def test_the_formula_gives_the_number_of_trained_parameters(family: str, kind: str, values: dict[str, Any]) -> None:
     ending = CLASSES if family == "roberta" else VOCABULARY
     more = {"num_key_value_heads": 1, "head_dim": 12} if family == "qwen3" else {}
     model = small_model(family, ending, dtype=torch.float32, **more)
@@ -328,7 +326,7 @@ def test_other_ranks_and_magnitudes_are_counted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "ia3"])
-def test_what_is_added_has_the_bases_precision(kind: str) -> None:
+def test_adapter_weights_have_the_bases_dtype(kind: str) -> None:
     peft_model = method_of(kind).apply(small_model(dtype=torch.bfloat16), seed=0)
     assert {each.dtype for each in peft_model.parameters()} == {torch.bfloat16}
 
@@ -338,7 +336,7 @@ def test_what_is_added_has_the_bases_precision(kind: str) -> None:
     [("lora", {}, "lora_A"), ("adapter", {}, "bottleneck_down"), ("prompt", {}, "prompt_encoder")],
     ids=str,
 )
-def test_the_seed_alone_says_where_a_method_starts(kind: str, values: dict[str, Any], mark: str) -> None:
+def test_initialization_depends_only_on_the_seed(kind: str, values: dict[str, Any], mark: str) -> None:
     def start(seed: int, before: int) -> torch.Tensor:
         model = small_model()
         torch.manual_seed(before)
@@ -351,7 +349,7 @@ def test_the_seed_alone_says_where_a_method_starts(kind: str, values: dict[str, 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "ia3", "prompt", "prefix"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_a_new_head_moves_with_an_adapter_and_is_saved_beside_it(kind: str, family: str, tmp_path: Any) -> None:
+def test_a_new_head_is_trained_and_saved_with_an_adapter(kind: str, family: str, tmp_path: Any) -> None:
     peft_model = method_of(kind).apply(small_model(family, CLASSES, dtype=torch.float32), seed=0)
     name = "classifier" if family == "bert" else "score"
     assert peft_model.active_peft_config.task_type == "SEQ_CLS"
@@ -363,46 +361,52 @@ def test_a_new_head_moves_with_an_adapter_and_is_saved_beside_it(kind: str, fami
     assert any(f"{name}.weight" in each for each in load_file(tmp_path / "adapter_model.safetensors"))
 
 
-# LoRA's own ways
+# LoRA
 
 
-def test_other_linear_layers_of_one_ending_are_told_apart_by_the_names_before_it() -> None:
-    """`attention.output.dense`, `intermediate.dense` and `output.dense` of Bert all end alike."""
+def test_layers_with_the_same_suffix_are_distinguished_by_longer_names() -> None:
+    """`attention.output.dense`, `intermediate.dense` and `output.dense` of BERT have the same last part."""
     peft_model = method_of("lora", rank=2, target_modules="attention").apply(small_model("bert", CLASSES), seed=0)
-    found = {re.split(r"layer\.\d\.", name)[1].split(".lora_")[0] for name in moving(peft_model) if ".lora_" in name}
-    assert found == {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"}
+    actual = {re.split(r"layer\.\d\.", name)[1].split(".lora_")[0] for name in moving(peft_model) if ".lora_" in name}
+    assert actual == {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"}
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"target_modules": ["proj"]}, "no module of LlamaForCausalLM ends in 'proj'"),
-        ({"target_modules": ["q_proj", "k_prj"]}, "no module of LlamaForCausalLM ends in 'k_prj'"),
+        ({"target_modules": ["proj"]}, "no linear layer of LlamaForCausalLM has a name that ends in 'proj'"),
+        (
+            {"target_modules": ["q_proj", "k_prj"]},
+            "no linear layer of LlamaForCausalLM has a name that ends in 'k_prj'",
+        ),
         (
             {"target_modules": "q_proj"},
-            "no linear layer of LlamaForCausalLM is fully matched by 'q_proj'. Its linear layers: "
+            "no linear layer of LlamaForCausalLM has a full name that matches 'q_proj'. Its linear layers: "
             "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj.",
         ),
-        ({"ranks": {"lm_head": 3}}, "method.ranks: 'lm_head' ends no chosen layer's name; such as model.layers.0."),
-        ({"ranks": {"up_proj": 3}, "target_modules": "attention"}, "'up_proj' ends no chosen layer's name"),
-        ({"initialization": "loftq"}, "Set base.weights: nf4, or zero here."),
-        ({"experts": True}, "method.experts: LlamaForCausalLM has no experts in tensors. Leave it out."),
-        ({"rank": 3, "initialization": "orthogonal"}, "LORA cannot be put on LlamaForCausalLM: Orthogonal"),
+        (
+            {"ranks": {"lm_head": 3}},
+            "method.ranks: 'lm_head' matches no chosen layer's name. One of them: model.layers.0.",
+        ),
+        ({"ranks": {"up_proj": 3}, "target_modules": "attention"}, "'up_proj' matches no chosen layer's name"),
+        ({"initialization": "loftq"}, "Set base.weights: nf4, or initialization: zero."),
+        ({"experts": True}, "method.experts: LlamaForCausalLM has no expert weight tensors. Remove method.experts."),
+        ({"rank": 3, "initialization": "orthogonal"}, "LORA cannot be applied to LlamaForCausalLM: Orthogonal"),
     ],
     ids=str,
 )
-def test_what_lora_cannot_do_is_refused_by_name(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_invalid_lora_settings_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         method_of("lora", **values).apply(small_model(), seed=0)
 
 
 @pytest.mark.parametrize("values", [{"dropout": 0.1}, {"dora": True}, {"initialization": "gaussian"}], ids=str)
-def test_experts_are_refused_beside_what_they_cannot_have(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="with no dropout, dora or initialization of its own"):
+def test_experts_are_refused_with_unsupported_settings(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="without dropout, dora or a special initialization"):
         method_of("lora", experts=True, **values).apply(small_model("mixtral"), seed=0)
 
 
-def test_numbers_of_experts_are_counted_by_their_shapes() -> None:
+def test_expert_parameters_are_counted_by_their_shapes() -> None:
     model = small_model("mixtral")
     plain = method_of("lora", rank=4).trained_parameters(model)
     # gate and up in one (4, 96, 32), down (4, 32, 48)
@@ -418,7 +422,7 @@ def fused(**values: Any) -> Any:
 
 
 @pytest.mark.parametrize("state", ["plain", "disabled", "merged", "two adapters", "fp32 inputs", "dropout", "dora"])
-def test_every_state_of_a_lora_layer_says_what_pefts_own_layer_says(state: str) -> None:
+def test_a_lora_layer_equals_pefts_own_in_every_state(state: str) -> None:
     peft_model = fused(**{"dropout": {"dropout": 0.4}, "dora": {"dora": True}}.get(state, {}))
     layer = layers_of(peft_model)["base_model.model.model.layers.1.mlp.down_proj"]
     x = torch.randn(7, 48, dtype=torch.float64)
@@ -444,7 +448,7 @@ def test_every_state_of_a_lora_layer_says_what_pefts_own_layer_says(state: str) 
     assert (layer.parts(torch.float64) is not None) == (state == "plain")
 
 
-def test_dropout_of_nothing_and_in_use_takes_the_fused_way() -> None:
+def test_zero_dropout_and_evaluation_use_the_fused_path() -> None:
     layer = next(iter(layers_of(fused(dropout=0.4).eval()).values()))
     assert layer.parts(torch.float64) is not None
     layer.train()
@@ -454,7 +458,7 @@ def test_dropout_of_nothing_and_in_use_takes_the_fused_way() -> None:
     assert layer.parts(torch.float64) is not None
 
 
-def test_layers_made_together_are_made_alone_when_they_are_asked_for_different_inputs() -> None:
+def test_layers_compute_separately_after_they_get_different_inputs() -> None:
     peft_model = fused()
     attention = peft_model.get_base_model().model.layers[0].self_attn
     shared = attention.q_proj.shared
@@ -475,12 +479,12 @@ def test_layers_made_together_are_made_alone_when_they_are_asked_for_different_i
     torch.testing.assert_close(attention.q_proj(one), alone(attention.q_proj, one))
     torch.testing.assert_close(attention.k_proj(other), alone(attention.k_proj, other))
     torch.testing.assert_close(attention.v_proj(one), alone(attention.v_proj, one))
-    assert (shared._layers, shared._made, shared._x) == ([], {}, None), "apart from then on"
+    assert (shared._layers, shared._outputs, shared._x) == ([], {}, None), "they are still shared"
     torch.testing.assert_close(attention.q_proj(other), alone(attention.q_proj, other))
-    assert shared._made == {}
+    assert shared._outputs == {}
 
 
-def test_a_layer_that_is_asked_twice_for_one_input_is_no_longer_shared() -> None:
+def test_a_layer_called_twice_with_one_input_is_no_longer_shared() -> None:
     attention = fused().get_base_model().model.layers[0].self_attn
     x = torch.randn(6, 32, dtype=torch.float64)
     first = attention.q_proj(x)
@@ -489,17 +493,17 @@ def test_a_layer_that_is_asked_twice_for_one_input_is_no_longer_shared() -> None
     torch.testing.assert_close(attention.k_proj(x), PeftLoraLinear.forward(attention.k_proj, x))
 
 
-def test_what_a_broken_pass_made_is_forgotten_and_the_layers_stay_together() -> None:
+def test_an_aborted_pass_is_dropped_and_the_layers_stay_shared() -> None:
     attention = fused().get_base_model().model.layers[0].self_attn
     one, other = torch.randn(2, 6, 32, dtype=torch.float64)
     attention.q_proj(one)
     shared = attention.q_proj.shared
     assert shared._x is one
-    assert set(shared._made) == {attention.k_proj, attention.v_proj}
+    assert set(shared._outputs) == {attention.k_proj, attention.v_proj}
     for layer in (attention.q_proj, attention.o_proj):
         layer.forget_pass()
     assert shared._x is None
-    assert shared._made == {}
+    assert shared._outputs == {}
     torch.testing.assert_close(attention.q_proj(other), PeftLoraLinear.forward(attention.q_proj, other))
     assert len(shared._layers) == 3
 
@@ -508,19 +512,19 @@ def test_what_a_broken_pass_made_is_forgotten_and_the_layers_stay_together() -> 
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"peft_type": "VERRA"}, "PEFT knows no method VERRA. Did you mean VERA?"),
-        ({"peft_type": "zzzzzz"}, "PEFT knows no method ZZZZZZ. Known: "),
-        ({"peft_type": "ADALORA"}, "ADALORA cannot be trained here: it moves ranks between layers"),
-        ({"peft_type": "IA3"}, "IA3 has a kind of its own: method: {kind: ia3}"),
+        ({"peft_type": "VERRA"}, "PEFT has no method VERRA. Did you mean VERA?"),
+        ({"peft_type": "zzzzzz"}, "PEFT has no method ZZZZZZ. It has: "),
+        ({"peft_type": "ADALORA"}, "ADALORA cannot be trained here: it reallocates ranks between layers"),
+        ({"peft_type": "IA3"}, "IA3 has its own kind here. Set method: {kind: ia3}"),
         ({"peft_type": "VERA", "config": {"rr": 1}}, "config.rr is not a field of PEFT's VeraConfig."),
         ({"peft_type": "VERA", "config": {"target_module": []}}, "VeraConfig. Did you mean target_modules?"),
     ],
     ids=str,
 )
-def test_a_method_that_peft_has_not_or_that_is_not_taken_is_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(said)):
+def test_unknown_and_unsupported_peft_methods_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
         method_of("peft", **values)
 
 
@@ -528,11 +532,16 @@ LINEARS = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" 
 
 
 @pytest.mark.parametrize(
-    ("family", "values", "wanted"),
+    ("family", "values", "expected"),
     [
-        pytest.param("llama", {"peft_type": "VERA"}, ["self_attn.q_proj", "self_attn.v_proj"], id="PEFT's choice"),
-        pytest.param("qwen3", {"peft_type": "VERA"}, ["self_attn.q_proj", "self_attn.v_proj"], id="of another family"),
-        pytest.param("olmo2", {"peft_type": "VERA"}, LINEARS, id="all, of a family that PEFT does not know"),
+        pytest.param("llama", {"peft_type": "VERA"}, ["self_attn.q_proj", "self_attn.v_proj"], id="PEFT's default"),
+        pytest.param(
+            "qwen3",
+            {"peft_type": "VERA"},
+            ["self_attn.q_proj", "self_attn.v_proj"],
+            id="PEFT's default for another family",
+        ),
+        pytest.param("olmo2", {"peft_type": "VERA"}, LINEARS, id="all linear layers of a family without a default"),
         pytest.param(
             "olmo2",
             {"peft_type": "LN_TUNING"},
@@ -543,20 +552,22 @@ LINEARS = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" 
             "olmo2",
             {"peft_type": "LOHA", "config": {"target_modules": ["k_proj"]}},
             ["self_attn.k_proj"],
-            id="the recipe's own",
+            id="from the recipe",
         ),
     ],
 )
-def test_a_method_of_pefts_sits_where_it_is_told_else_where_peft_puts_it(
-    family: str, values: dict[str, Any], wanted: list[str]
+def test_peft_methods_use_the_given_or_default_target_modules(
+    family: str, values: dict[str, Any], expected: list[str]
 ) -> None:
     peft_model = method_of("peft", **values).apply(small_model(family, dtype=torch.float32), seed=0)
-    names = {re.split(r"\.(?:hada|vera|ln_tuning)_", name)[0] for name in moving(peft_model)}
-    inside = {f"base_model.model.model.layers.{place}.{name}" for place in range(3) for name in wanted}
-    assert names == inside | ({"base_model.model.model.norm"} if values["peft_type"] == "LN_TUNING" else set())
+    modules = {re.split(r"\.(?:hada|vera|ln_tuning)_", name)[0] for name in moving(peft_model)}
+    expected_modules = {f"base_model.model.model.layers.{index}.{name}" for index in range(3) for name in expected}
+    assert modules == expected_modules | (
+        {"base_model.model.model.norm"} if values["peft_type"] == "LN_TUNING" else set()
+    )
 
 
-def test_a_method_that_finds_its_own_place_is_given_none() -> None:
+def test_a_self_targeting_peft_method_gets_no_target_modules() -> None:
     method = method_of("peft", peft_type="TRAINABLE_TOKENS", config={"token_indices": [5, 7, 9]})
     peft_model = method.apply(small_model(), seed=0)
     (name,) = moving(peft_model)
@@ -565,18 +576,18 @@ def test_a_method_that_finds_its_own_place_is_given_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"peft_type": "OFT", "config": {"r": 8, "oft_block_size": 8}}, "method.config: PEFT's OFTConfig refuses it: "),
+        ({"peft_type": "OFT", "config": {"r": 8, "oft_block_size": 8}}, "method.config: PEFT's OFTConfig rejects it: "),
         (
             {"peft_type": "LOHA", "config": {"target_modules": ["nowhere"]}},
-            "method: LOHA cannot be put on LlamaForCausalLM",
+            "method: LOHA cannot be applied to LlamaForCausalLM",
         ),
     ],
     ids=str,
 )
-def test_what_peft_refuses_is_refused_in_a_line(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)) as refused:
+def test_peft_config_errors_are_refused_in_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
         method_of("peft", **values).apply(small_model(), seed=0)
     assert "\n" not in str(refused.value)
 
@@ -586,31 +597,31 @@ def test_a_method_that_trains_nothing_is_refused() -> None:
         wrap_with_peft(small_model(), LoraConfig(target_modules=["q_proj"], inference_mode=True), seed=0)
 
 
-def test_the_catalog_has_each_methods_numbers_on_the_base_and_pefts_names(tmp_path: Path) -> None:
+def test_the_catalog_has_each_methods_parameters_and_peft_names(tmp_path: Path) -> None:
     model = small_model(dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    found = catalog(str(tmp_path))
+    listing = catalog(str(tmp_path))
     parameters = sum(each.numel() for each in model.parameters())
-    assert (found["base"], found["parameters"]) == (str(tmp_path), parameters)
-    for each in found["methods"]:
+    assert (listing["base"], listing["parameters"]) == (str(tmp_path), parameters)
+    for each in listing["methods"]:
         method = method_of(each["kind"], **({"last": 2} if each["kind"] == "layers" else {}))
         assert each["trained_parameters"] == method.trained_parameters(model)
         assert each["learning_rate"] == method.learning_rate(parameters)
         assert each["settings"] == {name: value for name, value in method.model_dump().items() if name != "kind"}
         assert (each["formula"], each["choose"]) == (method.formula, method.choose)
-    assert [each["kind"] for each in found["methods"]] == [kind for kind in METHODS if kind != "peft"]
-    names = set(found["peft_types"])
+    assert [each["kind"] for each in listing["methods"]] == [kind for kind in METHODS if kind != "peft"]
+    names = set(listing["peft_types"])
     assert {"VERA", "OFT", "LN_TUNING"} <= names
     assert not names & {"LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "ADALORA", "LILY", "BOTTLENECK"}
-    assert set(found["refused_peft_types"]) >= {"ADALORA", "LILY"}
-    assert found["peft_types"] == sorted(names)
+    assert set(listing["refused_peft_types"]) >= {"ADALORA", "LILY"}
+    assert listing["peft_types"] == sorted(names)
 
 
-# P-tuning's start
+# P-tuning's initialization
 
 
 @pytest.mark.parametrize(("tokens", "inner"), [(12, 3), (6, 9)])
-def test_ptunings_network_gives_its_start_as_nearly_as_its_width_allows(tokens: int, inner: int) -> None:
+def test_ptunings_mlp_fits_its_start_as_closely_as_its_size_allows(tokens: int, inner: int) -> None:
     torch.manual_seed(0)
     model = small_model(dtype=torch.float32)
     peft_model = method_of("ptuning", tokens=tokens, inner_size=inner).apply(model, seed=4)
@@ -624,7 +635,7 @@ def test_ptunings_network_gives_its_start_as_nearly_as_its_width_allows(tokens: 
     torch.testing.assert_close(encoder.mlp_head[-1].bias.double(), start.mean(0), rtol=1e-5, atol=1e-6)
 
 
-def test_a_network_of_ptunings_has_the_bases_precision_and_starts_near_its_text() -> None:
+def test_ptunings_mlp_has_the_bases_dtype_and_starts_close_to_its_text() -> None:
     model = small_model(dtype=torch.bfloat16)
     peft_model = method_of("ptuning", tokens=5).apply(model, seed=4)
     assert {each.dtype for each in peft_model.prompt_encoder.parameters()} == {torch.bfloat16}
@@ -634,10 +645,12 @@ def test_a_network_of_ptunings_has_the_bases_precision_and_starts_near_its_text(
 
 
 def test_a_prefix_of_keys_and_values_of_two_sizes_is_refused() -> None:
-    with pytest.raises(UserError, match="prefix makes keys and values of one size, and DeepseekV3ForCausalLM's differ"):
+    with pytest.raises(UserError, match="prefix needs keys and values of one size, and DeepseekV3ForCausalLM's differ"):
         method_of("prefix", tokens=3).apply(small_model("deepseek_v3", dtype=torch.float32), seed=0)
 
 
-def test_an_encoder_takes_no_keys_and_values_of_before_unless_its_forward_does() -> None:
-    with pytest.raises(UserError, match=r"PREFIX_TUNING needs keys and values of before, and ModernBert.* takes none"):
+def test_a_prefix_is_refused_for_an_encoder_without_past_key_values() -> None:
+    with pytest.raises(
+        UserError, match=r"PREFIX_TUNING needs a cache of keys and values, and ModernBert.* accepts none"
+    ):
         method_of("prefix", tokens=3, projection=True).apply(small_model("modernbert", CLASSES), seed=0)

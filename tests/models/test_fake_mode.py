@@ -1,4 +1,4 @@
-"""The quick fake mode makes of operations and of whole steps what PyTorch's own does."""
+"""The quick fake mode gives the same results as PyTorch's own mode, for single operations and for complete steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def step(base: Path, method: str, weights: str) -> Step:
-    given: dict[str, Any] = {"base": {"path": str(base), "weights": weights}, "data": {"train": "rows.jsonl"}}
-    recipe = Recipe.model_validate(given | {"method": method})
+    values: dict[str, Any] = {"base": {"path": str(base), "weights": weights}, "data": {"train": "rows.jsonl"}}
+    recipe = Recipe.model_validate(values | {"method": method})
     batch_plan = BatchPlan.of(recipe, rows_like(recipe, [240, 144, 384]))
     return plan_run(batch_plan, torch.bfloat16, device_named("here")).step
 
@@ -44,7 +44,7 @@ def step(base: Path, method: str, weights: str) -> Step:
         for method, weights in (("lora", "nf4"), ("full", "auto"))
     ],
 )
-def test_a_step_is_to_the_byte_and_the_operation_what_pytorchs_own_mode_says(
+def test_a_planned_step_equals_pytorchs_own_fake_mode(
     family: str, method: str, weights: str, bases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = step(bases / family, method, weights)
@@ -76,24 +76,24 @@ OPERATIONS: list[Callable[[], Any]] = [
 
 
 @pytest.mark.parametrize("number", range(len(OPERATIONS)))
-def test_an_operation_makes_the_same_shapes_strides_types_and_views(number: int) -> None:
-    def seen(mode: FakeTensorMode, default: torch.dtype) -> list[Any]:
+def test_operations_give_the_same_shapes_strides_dtypes_and_views(number: int) -> None:
+    def properties(mode: FakeTensorMode, default: torch.dtype) -> list[Any]:
         before = torch.get_default_dtype()
         torch.set_default_dtype(default)
         try:
             with mode:
-                found = [each for each in tree_leaves(OPERATIONS[number]()) if isinstance(each, torch.Tensor)]
+                tensors = [leaf for leaf in tree_leaves(OPERATIONS[number]()) if isinstance(leaf, torch.Tensor)]
         finally:
             torch.set_default_dtype(before)
-        shown = [(each.shape, each.stride(), each.dtype, each.device, each.storage_offset()) for each in found]
-        return [*shown, len({each.untyped_storage()._cdata for each in found})]
+        layouts = [(each.shape, each.stride(), each.dtype, each.device, each.storage_offset()) for each in tensors]
+        return [*layouts, len({tensor.untyped_storage()._cdata for tensor in tensors})]
 
-    for default in (torch.float32, torch.bfloat16):  # one after the other: what is remembered must not mix
-        assert seen(fake_mode.QuickFakeMode(), default) == seen(FakeTensorMode(), default)
+    for default in (torch.float32, torch.bfloat16):  # in the same process: cached results must not mix
+        assert properties(fake_mode.QuickFakeMode(), default) == properties(FakeTensorMode(), default)
 
 
-def test_what_is_written_to_comes_back_itself() -> None:
+def test_an_argument_written_in_place_is_returned_itself() -> None:
     with fake_mode.QuickFakeMode():
-        whole = torch.ones(3, dtype=torch.int64)
-        assert whole.add_(1) is whole
-        assert torch.mul(whole, 2, out=(place := torch.empty(3, dtype=torch.int64))) is place
+        tensor = torch.ones(3, dtype=torch.int64)
+        assert tensor.add_(1) is tensor
+        assert torch.mul(tensor, 2, out=(out := torch.empty(3, dtype=torch.int64))) is out

@@ -1,4 +1,4 @@
-"""Text is drawn by the formulas that the settings name, ends where a turn ends, and is the same in a batch."""
+"""Generation samples by the settings' formulas, stops at the end of a turn, and gives the same text in a batch."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.generate import Sampling, answers, stream
 
 TOKENIZER = byte_tokenizer()
-DRAWN = Sampling(max_new_tokens=16, temperature=0.8, top_p=0.7, repetition_penalty=1.3, seed=5)
+SAMPLED = Sampling(max_new_tokens=16, temperature=0.8, top_p=0.7, repetition_penalty=1.3, seed=5)
 
 
 def chat_of(*texts: str) -> list[dict[str, Any]]:
@@ -27,9 +27,9 @@ def chat_of(*texts: str) -> list[dict[str, Any]]:
 
 
 def prompt_ids(chat: list[dict[str, Any]]) -> list[int]:
-    """As transformers' own template renders and tokenizes it."""
-    found: Any = TOKENIZER.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
-    return list(found["input_ids"])
+    """The ids from transformers' own chat template."""
+    encoding: Any = TOKENIZER.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+    return list(encoding["input_ids"])
 
 
 @pytest.fixture(scope="module")
@@ -37,46 +37,46 @@ def letters() -> Any:
     return letters_model()
 
 
-# How a token is drawn
+# Sampling
 
 
 @pytest.mark.parametrize(
     "sampling",
     [
-        pytest.param(DRAWN, id="all at once"),
-        pytest.param(Sampling(max_new_tokens=7), id="the likeliest"),
-        pytest.param(Sampling(max_new_tokens=16, repetition_penalty=1.7), id="the likeliest, without repeating"),
-        pytest.param(Sampling(max_new_tokens=16, temperature=1.0), id="as the model has it"),
-        pytest.param(Sampling(max_new_tokens=16, temperature=2.5, seed=1), id="hot: beyond the fifty likeliest"),
-        pytest.param(Sampling(max_new_tokens=16, temperature=0.3, seed=2), id="cold"),
-        pytest.param(Sampling(max_new_tokens=16, temperature=1.0, top_p=0.2), id="few"),
-        pytest.param(Sampling(max_new_tokens=16, temperature=1.6, top_p=0.9, seed=7), id="hot and many"),
+        pytest.param(SAMPLED, id="all settings together"),
+        pytest.param(Sampling(max_new_tokens=7), id="greedy"),
+        pytest.param(Sampling(max_new_tokens=16, repetition_penalty=1.7), id="greedy with a repetition penalty"),
+        pytest.param(Sampling(max_new_tokens=16, temperature=1.0), id="unchanged probabilities"),
+        pytest.param(Sampling(max_new_tokens=16, temperature=2.5, seed=1), id="high temperature: beyond the top 50"),
+        pytest.param(Sampling(max_new_tokens=16, temperature=0.3, seed=2), id="low temperature"),
+        pytest.param(Sampling(max_new_tokens=16, temperature=1.0, top_p=0.2), id="low top_p"),
+        pytest.param(Sampling(max_new_tokens=16, temperature=1.6, top_p=0.9, seed=7), id="high temperature and top_p"),
     ],
 )
-def test_every_token_is_drawn_by_the_formulas(letters: Any, sampling: Sampling) -> None:
+def test_tokens_are_sampled_by_the_formulas(letters: Any, sampling: Sampling) -> None:
     chat = chat_of("Be brief.", "What is 2 + 2?")
-    wanted = TOKENIZER.decode(drawn_by_hand(scores_of(letters), prompt_ids(chat), sampling))
-    assert len(wanted) == sampling.max_new_tokens
-    assert answers(letters, TOKENIZER, [chat], sampling) == [wanted]
+    expected = TOKENIZER.decode(drawn_by_hand(scores_of(letters), prompt_ids(chat), sampling))
+    assert len(expected) == sampling.max_new_tokens
+    assert answers(letters, TOKENIZER, [chat], sampling) == [expected]
 
 
-def test_each_setting_changes_what_is_drawn_and_the_same_seed_does_not(letters: Any) -> None:
+def test_each_setting_changes_the_sample_and_the_same_seed_repeats_it(letters: Any) -> None:
     changes: list[dict[str, Any]] = [
         {}, {"temperature": 0.0}, {"temperature": 1.4}, {"top_p": 0.3}, {"repetition_penalty": 2.0}, {"seed": 6},
         {"max_new_tokens": 11},
     ]  # fmt: skip
-    found = [answers(letters, TOKENIZER, [chat_of("Hi")], replace(DRAWN, **each))[0] for each in changes]
-    assert len(set(found)) == len(changes)
-    assert found[0] == answers(letters, TOKENIZER, [chat_of("Hi")], DRAWN)[0]
-    assert found[0][:11] == found[-1]
+    texts = [answers(letters, TOKENIZER, [chat_of("Hi")], replace(SAMPLED, **each))[0] for each in changes]
+    assert len(set(texts)) == len(changes)
+    assert texts[0] == answers(letters, TOKENIZER, [chat_of("Hi")], SAMPLED)[0]
+    assert texts[0][:11] == texts[-1]
 
 
-def test_without_settings_the_likeliest_of_up_to_256_tokens_are_taken() -> None:
+def test_default_sampling_is_greedy_with_up_to_256_tokens() -> None:
     assert Sampling() == Sampling(256, 0.0, 1.0, 1.0, 0)
     assert Sampling().options() == {"do_sample": False, "max_new_tokens": 256, "repetition_penalty": 1.0}
 
 
-# Where a text ends
+# Stop tokens
 
 
 def tokenizer_of(eos: str | None = "<|im_end|>", pad: str | None = "<|pad|>", template: str | None = CHATML) -> Any:
@@ -88,50 +88,50 @@ def tokenizer_of(eos: str | None = "<|im_end|>", pad: str | None = "<|pad|>", te
 @pytest.mark.parametrize(
     ("end", "tokenizer", "own"),
     [
-        pytest.param("<|im_end|>", tokenizer_of(eos="Q"), None, id="the template's end of a turn"),
-        pytest.param("Q", tokenizer_of(eos="Q"), None, id="the tokenizer's end"),
-        pytest.param("<|endoftext|>", tokenizer_of(), None, id="the end of a document"),
-        pytest.param("Q", tokenizer_of(), "Q", id="the model's own end"),
-        pytest.param("Q", tokenizer_of(), "RQ", id="one of several of the model's own"),
-        pytest.param("<|im_end|>", tokenizer_of(pad=None), "Q", id="where nothing is for padding"),
+        pytest.param("<|im_end|>", tokenizer_of(eos="Q"), None, id="the template's end of turn"),
+        pytest.param("Q", tokenizer_of(eos="Q"), None, id="the tokenizer's eos token"),
+        pytest.param("<|endoftext|>", tokenizer_of(), None, id="the end of text token"),
+        pytest.param("Q", tokenizer_of(), "Q", id="the model's own eos token"),
+        pytest.param("Q", tokenizer_of(), "RQ", id="one of several eos tokens of the model"),
+        pytest.param("<|im_end|>", tokenizer_of(pad=None), "Q", id="without a padding token"),
     ],
 )
-def test_an_answer_ends_before_the_first_token_that_ends_it(end: str, tokenizer: Any, own: str | None) -> None:
+def test_an_answer_ends_before_the_first_stop_token(end: str, tokenizer: Any, own: str | None) -> None:
     model = chain_model(tokenizer, "a", "b", end, "c", "d")
     if own is not None:
         ids = tokenizer.convert_tokens_to_ids(list(own))
         model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
     assert answers(model, tokenizer, [chat_of("Hi")], Sampling(max_new_tokens=9)) == ["ab"]
-    told: list[str] = []
+    pieces: list[str] = []
     text = Renderer(tokenizer).prompt(chat_of("Hi"))
-    assert stream(model, tokenizer, text, Sampling(max_new_tokens=9), told.append) == "ab"
-    assert "".join(told).removesuffix(end) == "ab"
+    assert stream(model, tokenizer, text, Sampling(max_new_tokens=9), pieces.append) == "ab"
+    assert "".join(pieces).removesuffix(end) == "ab"
 
 
-def test_an_answer_that_ends_at_once_is_empty_and_white_space_around_one_goes() -> None:
+def test_an_immediate_stop_gives_an_empty_answer_and_whitespace_is_stripped() -> None:
     ended = chain_model(TOKENIZER, "<|im_end|>", "a")
     assert answers(ended, TOKENIZER, [chat_of("Hi")], Sampling(max_new_tokens=5)) == [""]
     spaced = chain_model(TOKENIZER, "Ġ", "a", "<|pad|>", "ĉ", "<|im_end|>")
     assert answers(spaced, TOKENIZER, [chat_of("Hi")], Sampling(max_new_tokens=9)) == ["a"]
-    told: list[str] = []
-    assert stream(spaced, TOKENIZER, "\n", Sampling(max_new_tokens=9), told.append) == "".join(told)
+    pieces: list[str] = []
+    assert stream(spaced, TOKENIZER, "\n", Sampling(max_new_tokens=9), pieces.append) == "".join(pieces)
 
 
-def test_other_tokens_than_ends_end_nothing_and_a_stream_comes_in_whole_characters() -> None:
+def test_streams_emit_complete_characters_until_a_stop_token() -> None:
     bytes_of = TOKENIZER.convert_ids_to_tokens(TOKENIZER("é 語🙂x")["input_ids"])
     model = chain_model(TOKENIZER, *bytes_of, "<|im_end|>")
-    told: list[str] = []
-    assert stream(model, TOKENIZER, "So:\n", Sampling(max_new_tokens=16), told.append) == "é 語🙂x"
-    assert "".join(told) == "é 語🙂x"
-    assert not any("\ufffd" in piece for piece in told)
-    assert len([piece for piece in told if piece]) > 1, "it comes as it is written"
+    pieces: list[str] = []
+    assert stream(model, TOKENIZER, "So:\n", Sampling(max_new_tokens=16), pieces.append) == "é 語🙂x"
+    assert "".join(pieces) == "é 語🙂x"
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len([piece for piece in pieces if piece]) > 1, "it is not streamed"
 
 
-@pytest.mark.parametrize(("room", "wanted"), [(1, 1), (7, 7), (12, 9), (9, 9)])
-def test_an_answer_goes_to_the_contexts_end_at_most(room: int, wanted: int) -> None:
+@pytest.mark.parametrize(("room", "expected"), [(1, 1), (7, 7), (12, 9), (9, 9)])
+def test_an_answer_is_limited_by_the_context(room: int, expected: int) -> None:
     chat = chat_of("Hello.")
     model = letters_model(max_position_embeddings=len(prompt_ids(chat)) + room)
-    assert len(answers(model, TOKENIZER, [chat], Sampling(max_new_tokens=9))[0]) == wanted
+    assert len(answers(model, TOKENIZER, [chat], Sampling(max_new_tokens=9))[0]) == expected
 
 
 def test_a_chat_that_fills_the_context_is_refused_with_both_lengths() -> None:
@@ -143,66 +143,66 @@ def test_a_chat_that_fills_the_context_is_refused_with_both_lengths() -> None:
             answers(model, TOKENIZER, [chat_of("Hi"), chat], Sampling(max_new_tokens=3))
 
 
-def test_a_rendered_chat_gets_no_second_token_of_its_beginning(letters: Any) -> None:
+def test_a_rendered_chat_gets_no_second_start_token(letters: Any) -> None:
     starting = byte_tokenizer()
     starting.add_special_tokens({"bos_token": "<|startoftext|>"})
     starting.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|startoftext|> $A", special_tokens=[("<|startoftext|>", starting.bos_token_id)]
     )
     assert starting("a")["input_ids"][0] == starting.bos_token_id
-    given: list[list[int]] = []
+    input_ids: list[list[int]] = []
     handle = letters.get_input_embeddings().register_forward_pre_hook(
-        lambda _, inputs: given.append(inputs[0][0].tolist())
+        lambda _, inputs: input_ids.append(inputs[0][0].tolist())
     )
     try:
         answers(letters, starting, [chat_of("Hi")], Sampling(max_new_tokens=1))
     finally:
         handle.remove()
-    assert given[0] == prompt_ids(chat_of("Hi"))
+    assert input_ids[0] == prompt_ids(chat_of("Hi"))
 
 
-# Alone and in a batch
+# Batches
 
 
 @pytest.fixture(scope="module")
-def reader() -> Any:
-    """A Llama with attention that counts: what it writes hangs on every token before."""
+def attentive_model() -> Any:
+    """A Llama with large weights, so that its output depends on every previous token."""
     torch.manual_seed(0)
     config = config_of("llama", len(TOKENIZER), eos_token_id=None, pad_token_id=None, initializer_range=0.4)
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def likeliest_alone(model: Any, ids: list[int], count: int) -> list[int]:
-    """The likeliest tokens, each by a forward pass over all before it."""
+def greedy_alone(model: Any, ids: list[int], count: int) -> list[int]:
+    """The most likely tokens, each from a forward pass over all tokens before it."""
     for _ in range(count):
         ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
     return ids[-count:]
 
 
-def test_chats_of_unequal_length_are_answered_together_as_each_alone_in_their_order(reader: Any) -> None:
+def test_batched_chats_of_unequal_length_are_answered_as_alone_and_in_order(attentive_model: Any) -> None:
     chats = [chat_of(text) for text in ("Why is that so, and why not otherwise?", "Hi", "Be there at ten.", "No", "Go")]
     stops = Renderer(TOKENIZER).stop_tokens
-    wanted = []
+    expected = []
     for chat in chats:
-        ids = likeliest_alone(reader, prompt_ids(chat), 12)
-        end = next((place for place, token in enumerate(ids) if token in stops), 12)
-        wanted.append(TOKENIZER.decode(ids[:end], skip_special_tokens=True).strip())
-    assert len(set(wanted)) == 5
+        ids = greedy_alone(attentive_model, prompt_ids(chat), 12)
+        end = next((index for index, token in enumerate(ids) if token in stops), 12)
+        expected.append(TOKENIZER.decode(ids[:end], skip_special_tokens=True).strip())
+    assert len(set(expected)) == 5
     done: list[int] = []
-    assert answers(reader, TOKENIZER, chats, Sampling(max_new_tokens=12), 2, done.append) == wanted
+    assert answers(attentive_model, TOKENIZER, chats, Sampling(max_new_tokens=12), 2, done.append) == expected
     assert done == [2, 4, 5]
-    assert answers(reader, TOKENIZER, chats, Sampling(max_new_tokens=12)) == wanted
+    assert answers(attentive_model, TOKENIZER, chats, Sampling(max_new_tokens=12)) == expected
 
 
-def test_a_seed_is_set_once_and_batches_are_drawn_one_after_another(letters: Any) -> None:
+def test_the_seed_is_set_once_for_all_batches(letters: Any) -> None:
     chats = [chat_of("same")] * 3
-    found = answers(letters, TOKENIZER, chats, replace(DRAWN, repetition_penalty=1.0), 1)
-    assert len(set(found)) == 3
-    assert found[0] == answers(letters, TOKENIZER, chats[:1], replace(DRAWN, repetition_penalty=1.0))[0]
+    texts = answers(letters, TOKENIZER, chats, replace(SAMPLED, repetition_penalty=1.0), 1)
+    assert len(set(texts)) == 3
+    assert texts[0] == answers(letters, TOKENIZER, chats[:1], replace(SAMPLED, repetition_penalty=1.0))[0]
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
-def test_what_reads_and_writes_apart_reads_unequal_texts_together_as_each_alone(family: str) -> None:
+def test_encoder_decoders_answer_batched_texts_as_alone(family: str) -> None:
     tokenizer: PreTrainedTokenizerBase = pair_tokenizer()
     torch.manual_seed(0)
     special: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -217,13 +217,13 @@ def test_what_reads_and_writes_apart_reads_unequal_texts_together_as_each_alone(
                 parameter.mul_(6.0)
     words = [token for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer))) if token.isalnum()][:9]
     texts = [" ".join(words), words[3], " ".join(words[2:6])]
-    wanted = []
+    expected = []
     for text in texts:
-        read: Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
-        assert int(read[0, -1]) == tokenizer.eos_token_id
+        source: Tensor = tokenizer(text, return_tensors="pt")["input_ids"]
+        assert int(source[0, -1]) == tokenizer.eos_token_id
         ids = [tokenizer.pad_token_id]
         while len(ids) < 9 and tokenizer.eos_token_id not in ids:
-            ids.append(int(model(input_ids=read, decoder_input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        wanted.append(tokenizer.decode(ids[1:], skip_special_tokens=True).strip())
-    assert len(set(wanted)) > 1
-    assert answers(model, tokenizer, [chat_of(text) for text in texts], Sampling(max_new_tokens=8)) == wanted
+            ids.append(int(model(input_ids=source, decoder_input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(tokenizer.decode(ids[1:], skip_special_tokens=True).strip())
+    assert len(set(expected)) > 1
+    assert answers(model, tokenizer, [chat_of(text) for text in texts], Sampling(max_new_tokens=8)) == expected

@@ -1,9 +1,10 @@
-"""A base and an adapter make W + alpha / rank · B A, rounded once; several adapters are added up as PEFT does.
+"""A base and an adapter merge to W + alpha / rank · B A, rounded once; adapters are combined as by PEFT.
 
-The references are made in float64 from what lies in the files.
+The references are computed in float64 from the stored files.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def base_at(directory: Path, family: str = "llama", dtype: torch.dtype = torch.f
 
 
 def adapter_at(directory: Path, base: Path, seed: int = 1, **changes: Any) -> Path:
-    """A LoRA adapter at random values, as PEFT saves it."""
+    """A LoRA adapter with random values, saved by PEFT."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     family = model.config.model_type
     torch.manual_seed(seed)
@@ -74,28 +75,28 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["llama in fp32", "llama in bf16", "gpt2 in fp32", "gpt2 in bf16"])
-def test_a_merged_weight_is_the_formulas_sum_rounded_once_to_what_the_base_is_stored_in(
+def test_a_merged_weight_is_the_sum_rounded_once_to_the_stored_dtype(
     name: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     family, _, precision = name.split()
     adapter = adapter_at(tmp_path / "adapter", bases[name])
     merged = merge(str(adapter), tmp_path / "merged")
     assert (merged.into, merged.trained_loss, merged.ways) == ("original", None, ())
-    found = load_file(merged.path / "model.safetensors")
+    actual = load_file(merged.path / "model.safetensors")
     stored = load_file(bases[name] / "model.safetensors")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    assert {each.dtype for each in found.values()} == {dtype}
+    assert {each.dtype for each in actual.values()} == {dtype}
     for layer in LAYERS[family]:
         added = SCALE * delta(adapter, layer)
-        added = added.T if family == "gpt2" else added  # as its family stores it
-        wanted = stored[f"{layer}.weight"].double() + added
-        own = found[f"{layer}.weight"]
-        torch.testing.assert_close(own.double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
-        if dtype == torch.bfloat16:  # and the nearest number of that format, but where fp32 lies on the other side
-            assert (own == wanted.to(dtype)).double().mean() > 0.99
-    changed = {key for key in stored if not torch.equal(stored[key], found[key])}
+        added = added.T if family == "gpt2" else added  # as the family stores it
+        expected = stored[f"{layer}.weight"].double() + added
+        own = actual[f"{layer}.weight"]
+        torch.testing.assert_close(own.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+        if dtype == torch.bfloat16:  # the nearest bf16 value, except where rounding to fp32 first crosses a midpoint
+            assert (own == expected.to(dtype)).double().mean() > 0.99
+    changed = {key for key in stored if not torch.equal(stored[key], actual[key])}
     assert {key.split(".")[-2] for key in changed} == set(TARGETS[family])
-    assert set(found) == set(stored)
+    assert set(actual) == set(stored)
     assert AutoTokenizer.from_pretrained(merged.path).chat_template == byte_tokenizer().chat_template
 
 
@@ -105,8 +106,8 @@ def test_a_merged_model_in_memory_is_in_fp32_whatever_the_base(bases: dict[str, 
     assert {each.dtype for each in model.parameters()} == {torch.float32}
     layer = LAYERS["llama"][0]
     stored = load_file(bases["llama in bf16"] / "model.safetensors")[f"{layer}.weight"].double()
-    wanted = stored + SCALE * delta(adapter, layer)
-    torch.testing.assert_close(model.get_submodule(layer).weight.double(), wanted, rtol=1e-6, atol=1e-7)
+    expected = stored + SCALE * delta(adapter, layer)
+    torch.testing.assert_close(model.get_submodule(layer).weight.double(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_trained_embeddings_and_heads_are_merged_too(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -121,54 +122,52 @@ def test_trained_embeddings_and_heads_are_merged_too(bases: dict[str, Path], tmp
     assert not any("modules_to_save" in name for name, _ in model.named_parameters())
 
 
-def test_what_is_too_large_for_a_precision_is_refused_by_name_and_nothing_is_left(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_weight_too_large_for_the_precision_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     name = next(each for each in tensors if "1.self_attn.q_proj.lora_B" in each)
     save_file({**tensors, name: tensors[name] * 1e6}, file)
-    with pytest.raises(UserError, match=r"layers.1.self_attn.q_proj.weight is too large for fp16. Set bf16."):
+    with pytest.raises(UserError, match=r"layers.1.self_attn.q_proj.weight is too large for fp16. Use bf16."):
         merge(str(adapter), tmp_path / "merged", "fp16")
     assert not list(tmp_path.glob("*merged*"))
     assert not list(tmp_path.glob(".merged*"))
     merge(str(adapter), tmp_path / "merged", "bf16")
 
 
-def test_what_would_not_be_finite_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
-    """PEFT's own check asks for the adapter's part alone; the sum may be too large where neither is."""
+def test_a_weight_that_is_not_finite_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
+    """PEFT only checks the adapter's part, but the sum can overflow even if neither part does."""
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    usable = ModelReference.find(str(adapter))
-    model = merged_model(usable)
+    reference = ModelReference.find(str(adapter))
+    model = merged_model(reference)
     with torch.no_grad():
         model.model.norm.weight[3] = float("inf")
     with pytest.raises(UserError, match=r"model.norm.weight is too large for the precision that the base is stored in"):
-        save_merged(model, usable, tmp_path / "merged")
+        save_merged(model, reference, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_sum_that_does_not_answer_as_the_adapter_does_is_refused(
+def test_a_merged_model_with_other_logits_than_the_adapters_is_refused(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())  # as if PEFT forgot to add it
-    with pytest.raises(UserError, match=r"does not answer as the adapter does\. Serve the adapter\."):
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())  # as if PEFT did not add it
+    with pytest.raises(UserError, match=r"does not give the adapter's logits\. Serve the adapter\."):
         merge(str(adapter), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("Not so.\nMore."), "cannot be merged: Not so."),
         (TypeError(), "cannot be merged: TypeError"),
-        (NotImplementedError("x"), "PEFT has no merging for this method. Serve the adapter."),
-        (AttributeError("x"), "PEFT has no merging for this method. Serve the adapter."),
+        (NotImplementedError("x"), "PEFT cannot merge this method. Serve the adapter."),
+        (AttributeError("x"), "PEFT cannot merge this method. Serve the adapter."),
     ],
 )
-def test_what_peft_cannot_merge_is_refused_in_a_line(
-    error: Exception, said: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_peft_merge_errors_are_refused_in_one_line(
+    error: Exception, message: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise error
@@ -177,12 +176,10 @@ def test_what_peft_cannot_merge_is_refused_in_a_line(
     monkeypatch.setattr(LoraModel, "merge_and_unload", fails)
     with pytest.raises(UserError) as refused:
         merge(str(adapter), tmp_path / "merged")
-    assert str(refused.value) == f"{adapter} cannot be merged: {said.removeprefix('cannot be merged: ')}"
+    assert str(refused.value) == f"{adapter} cannot be merged: {message.removeprefix('cannot be merged: ')}"
 
 
-def test_a_model_without_an_adapter_and_an_output_that_is_there_are_refused(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_merging_without_an_adapter_or_to_an_existing_output_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
     base = bases["llama in fp32"]
     with pytest.raises(UserError, match="has no adapter, so there is nothing to merge"):
         merge(str(base), tmp_path / "merged")
@@ -190,25 +187,23 @@ def test_a_model_without_an_adapter_and_an_output_that_is_there_are_refused(
         merged_model(ModelReference.find(str(base)))
     adapter = adapter_at(tmp_path / "adapter", base)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    for taken in (tmp_path / "file", tmp_path / "adapter"):
-        with pytest.raises(UserError, match="is there already"):
-            merge(str(adapter), taken)
-        with pytest.raises(UserError, match="is there already"):
-            save_merged(AutoModelForCausalLM.from_pretrained(base), ModelReference.find(str(adapter)), taken)
+    for existing in (tmp_path / "file", tmp_path / "adapter"):
+        with pytest.raises(UserError, match="already exists"):
+            merge(str(adapter), existing)
+        with pytest.raises(UserError, match="already exists"):
+            save_merged(AutoModelForCausalLM.from_pretrained(base), ModelReference.find(str(adapter)), existing)
     with pytest.raises(UserError, match=r"file/merged cannot be written: Not a directory"):
         merge(str(adapter), tmp_path / "file" / "merged")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_broken_off_merge_is_begun_anew_and_makes_the_directories_above(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_interrupted_merge_restarts_and_creates_parent_directories(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    left = tmp_path / "deep" / ".merged.partial"
-    left.mkdir(parents=True)
-    (left / "half.safetensors").write_text("", encoding="utf-8")
+    partial = tmp_path / "deep" / ".merged.partial"
+    partial.mkdir(parents=True)
+    (partial / "half.safetensors").write_text("", encoding="utf-8")
     merged = merge(str(adapter), tmp_path / "deep" / "merged")
-    assert not left.exists()
+    assert not partial.exists()
     assert not (merged.path / "half.safetensors").exists()
 
 
@@ -216,9 +211,9 @@ def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Pat
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"], target_modules=["q_proj"])
     ending = Ending("vectors", pooling="last", normalized=False)
     write_steps(adapter, ending, 32, 64, None)
-    usable = ModelReference(ModelReference.find(str(adapter)).base, adapter, ending, adapter)
+    reference = ModelReference(ModelReference.find(str(adapter)).base, adapter, ending, adapter)
     model = AutoModelForCausalLM.from_pretrained(bases["llama in fp32"])
-    path = save_merged(model, usable, tmp_path / "merged")
+    path = save_merged(model, reference, tmp_path / "merged")
     assert Ending.beside(path) == ending
     pooling = json.loads((path / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     assert (pooling["pooling_mode_lasttoken"], pooling["pooling_mode_mean_tokens"]) == (True, False)
@@ -232,16 +227,16 @@ def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Pat
 @pytest.fixture(scope="module")
 def three(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directory = tmp_path_factory.mktemp("three")
-    found = [adapter_at(directory / f"{seed}", bases["llama in fp32"], seed) for seed in (1, 2, 3)]
-    byte_tokenizer().save_pretrained(found[0])
-    return found
+    adapters = [adapter_at(directory / f"{seed}", bases["llama in fp32"], seed) for seed in (1, 2, 3)]
+    byte_tokenizer().save_pretrained(adapters[0])
+    return adapters
 
 
 def by_peft(base: Path, adapters: list[Path], how: str, weights: list[float], **more: float) -> dict[str, Tensor]:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapters[0], "0")
     torch.manual_seed(0)
-    for place, adapter in enumerate(adapters[1:], 1):
-        model.load_adapter(adapter, str(place))
+    for index, adapter in enumerate(adapters[1:], 1):
+        model.load_adapter(adapter, str(index))
     model.add_weighted_adapter([str(n) for n in range(len(adapters))], weights, "both", combination_type=how, **more)
     return {
         f"{layer}.{part}": getattr(model.get_base_model().get_submodule(layer), part)["both"].weight.detach()
@@ -253,17 +248,17 @@ def by_peft(base: Path, adapters: list[Path], how: str, weights: list[float], **
 @pytest.mark.parametrize(
     "how", ["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "ties_svd", "magnitude_prune"]
 )
-def test_every_way_of_combining_is_pefts_with_these_weights_and_this_density(
+def test_combining_equals_peft_with_the_given_weights_and_density(
     how: Any, three: list[Path], bases: dict[str, Path], tmp_path: Path
 ) -> None:
     names = [str(each) for each in three[:2]]
     made = combine(names, tmp_path / "both", how, [0.3, 1.4], 0.3)
     assert made == tmp_path / "both"
     more = {"density": 0.3} if how in PRUNED else {}
-    wanted = by_peft(bases["llama in fp32"], three[:2], how, [0.3, 1.4], **more)
-    found = load_file(made / "adapter_model.safetensors")
-    for name, tensor in wanted.items():
-        own = found[f"base_model.model.{name}.weight"]
+    expected = by_peft(bases["llama in fp32"], three[:2], how, [0.3, 1.4], **more)
+    actual = load_file(made / "adapter_model.safetensors")
+    for name, tensor in expected.items():
+        own = actual[f"base_model.model.{name}.weight"]
         if "svd" in how:
             own, tensor = own.abs(), tensor.abs()
         torch.testing.assert_close(own, tensor, rtol=1e-4, atol=1e-5)
@@ -271,19 +266,19 @@ def test_every_way_of_combining_is_pefts_with_these_weights_and_this_density(
     assert AutoTokenizer.from_pretrained(made).get_vocab() == byte_tokenizer().get_vocab()
 
 
-def test_cat_is_the_exact_mean_by_default_and_linear_has_the_papers_sum(three: list[Path], tmp_path: Path) -> None:
+def test_cat_is_the_exact_mean_by_default_and_linear_sums_a_and_b(three: list[Path], tmp_path: Path) -> None:
     names = [str(each) for each in three]
     layer = LAYERS["llama"][0]
     made = combine(names, tmp_path / "mean")
     config = json.loads((made / "adapter_config.json").read_text(encoding="utf-8"))
     scale = config["lora_alpha"] / config["r"]
-    wanted = sum(SCALE * delta(each, layer) for each in three) / 3
-    torch.testing.assert_close(scale * delta(made, layer), wanted, rtol=1e-5, atol=1e-6)
+    expected = sum(SCALE * delta(each, layer) for each in three) / 3
+    torch.testing.assert_close(scale * delta(made, layer), expected, rtol=1e-5, atol=1e-6)
     made = combine(names[:2], tmp_path / "linear", "linear", [0.25, 1.0])
     parts = [load_file(each / "adapter_model.safetensors") for each in (*three[:2], made)]
     for part in "AB":
-        first, second, found = (each[f"base_model.model.{layer}.lora_{part}.weight"].double() for each in parts)
-        torch.testing.assert_close(found, SCALE**0.5 * (0.5 * first + second), rtol=1e-5, atol=1e-6)
+        first, second, actual = (each[f"base_model.model.{layer}.lora_{part}.weight"].double() for each in parts)
+        torch.testing.assert_close(actual, SCALE**0.5 * (0.5 * first + second), rtol=1e-5, atol=1e-6)
 
 
 def test_dares_drops_are_drawn_from_the_seed(three: list[Path], tmp_path: Path) -> None:
@@ -293,30 +288,30 @@ def test_dares_drops_are_drawn_from_the_seed(three: list[Path], tmp_path: Path) 
     assert files[0] == files[1] != files[2]
 
 
-def test_what_cannot_be_combined_is_refused_with_what_it_lacks(
+def test_adapters_that_cannot_be_combined_are_refused_with_a_reason(
     three: list[Path], bases: dict[str, Path], tmp_path: Path
 ) -> None:
     names = [str(each) for each in three]
-    stranger = str(adapter_at(tmp_path / "stranger", bases["another"]))
+    foreign = str(adapter_at(tmp_path / "foreign", bases["another"]))
     cases: list[tuple[list[str], dict[str, Any], str]] = [
-        ([names[0], stranger], {}, f"stranger is an adapter of {bases['another']}, and {names[0]} one of"),
-        (names, {"weights": [0.5, 0.5]}, "There are 2 weights for 3 adapters. Give one each."),
+        ([names[0], foreign], {}, f"foreign is an adapter of {bases['another']}, and {names[0]} one of"),
+        (names, {"weights": [0.5, 0.5]}, "There are 2 weights for 3 adapters. Give one for each adapter."),
         (names[:1], {}, "two adapters or more"),
         ([names[0], str(bases["another"])], {}, "another has no adapter"),
-        (names, {"how": "mean"}, "--how mean is not known. Give one of linear, cat, svd, ties"),
-        (names, {"density": 0.0}, "--density 0 is not a share"),
-        (names, {"density": 1.01}, "--density 1.01 is not a share"),
-        (names, {"density": -0.5}, "--density -0.5 is not a share"),
+        (names, {"how": "mean"}, "--how mean does not exist. Use one of linear, cat, svd, ties"),
+        (names, {"density": 0.0}, "--density 0 is not in (0, 1]"),
+        (names, {"density": 1.01}, "--density 1.01 is not in (0, 1]"),
+        (names, {"density": -0.5}, "--density -0.5 is not in (0, 1]"),
     ]
-    for given, options, said in cases:
-        with pytest.raises(UserError, match=said.replace("(", r"\(")):
-            combine(given, tmp_path / "out", **options)
+    for inputs, options, message in cases:
+        with pytest.raises(UserError, match=re.escape(message)):
+            combine(inputs, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
     other = str(adapter_at(tmp_path / "other", bases["llama in fp32"], r=2))
-    with pytest.raises(UserError, match="PEFT cannot add these adapters up by linear: "):
+    with pytest.raises(UserError, match="PEFT cannot combine these adapters with linear: "):
         combine([names[0], other], tmp_path / "out", "linear")
-    assert combine(names[:2], tmp_path / "whole", "ties", density=1.0).exists()
-    with pytest.raises(UserError, match="is there already"):
-        combine(names, tmp_path / "whole")
+    assert combine(names[:2], tmp_path / "combined", "ties", density=1.0).exists()
+    with pytest.raises(UserError, match="already exists"):
+        combine(names, tmp_path / "combined")
     with pytest.raises(UserError, match="cannot be written"):
-        combine(names, tmp_path / "whole" / "adapter_config.json" / "deep")
+        combine(names, tmp_path / "combined" / "adapter_config.json" / "deep")

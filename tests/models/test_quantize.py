@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits: loaded layer by layer, and the same model as its whole weights, rounded."""
+"""A quantized base is loaded layer by layer, and equals the original model with rounded weights."""
 
 import subprocess
 import sys
@@ -24,25 +24,25 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("weights", ["int8", "nf4", "fp4"])
-def test_a_quantized_base_is_the_whole_one_with_its_blocks_matrices_rounded(
+def test_a_quantized_base_is_the_original_with_the_blocks_matrices_rounded(
     weights: str, family: str, bases: Path
 ) -> None:
-    whole = AutoModelForCausalLM.from_pretrained(bases / family, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(bases / family, dtype=torch.float32)
     model = load_model(Base(path=str(bases / family), weights=weights), torch.float32)  # type: ignore[arg-type]
     rounded = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
     assert len(rounded) == {"llama": 14, "gpt2": 8}[family], "every linear layer of two blocks, and no head"
     for name in rounded:
-        layer, original = model.get_submodule(name), whole.get_submodule(name)
-        stored = original.weight if family == "llama" else original.weight.T
+        layer, original_layer = model.get_submodule(name), original.get_submodule(name)
+        stored = original_layer.weight if family == "llama" else original_layer.weight.T
         expected = dequantize(quantize(stored.detach(), weights, weights != "int8"), torch.float32)  # type: ignore[arg-type]
         torch.testing.assert_close(layer.weight, expected)
         with torch.no_grad():
-            original.weight.copy_(expected if family == "llama" else expected.T)
+            original_layer.weight.copy_(expected if family == "llama" else expected.T)
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
-        torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(input_ids=ids).logits, original(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
         again = made_whole(model)(input_ids=ids).logits
-    torch.testing.assert_close(again, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again, original(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_casting_a_model_leaves_its_scales_as_they_are(bases: Path) -> None:
@@ -78,8 +78,8 @@ print(most - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
 @pytest.mark.long
-def test_a_checkpoint_is_never_in_memory_whole_while_it_is_quantized(bases: Path, tmp_path: Path) -> None:
-    """A checkpoint of 16 bits that would not fit is never in memory: its tensors are read and quantized one by one."""
+def test_a_checkpoint_is_never_entirely_in_memory_while_it_is_quantized(bases: Path, tmp_path: Path) -> None:
+    """A 16-bit checkpoint can be larger than memory, since its tensors are read and quantized one by one."""
     config = LlamaConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=512
     )
@@ -94,5 +94,5 @@ def test_a_checkpoint_is_never_in_memory_whole_while_it_is_quantized(bases: Path
     )  # fmt: skip
     held = quantized_bytes(load_model(Base(path=str(tmp_path / "large"), weights="nf4"), torch.bfloat16))
     assert held < 0.3 * stored
-    # The C library keeps some tens of megabytes that it was given back; benchmarks/quantized_memory.py has the figures.
+    # The C library keeps some tens of megabytes of freed memory; benchmarks/quantized_memory.py measures it.
     assert int(done.stdout.splitlines()[-1]) < held + 0.45 * stored, "the checkpoint itself was in memory"

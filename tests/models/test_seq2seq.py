@@ -1,4 +1,4 @@
-"""An encoder–decoder learns what its own forward pass computes, and answers as it was taught."""
+"""An encoder–decoder is trained with the loss of its own forward pass, and generates the answers that it learned."""
 
 import json
 
@@ -21,7 +21,7 @@ from tunesmith.training.stages import train
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
-def test_the_loss_and_gradients_are_those_of_each_pair_alone(family, tied):
+def test_loss_and_gradients_equal_those_of_each_pair_alone(family, tied):
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(config_of(family, tie_word_embeddings=tied)).double().eval()
     if family == "bart":
@@ -36,18 +36,20 @@ def test_the_loss_and_gradients_are_those_of_each_pair_alone(family, tied):
     ]
     batch = collate(TokenTable.build(rows), range(3))
     expected = []
-    for read, written in pairs:
-        logits = model(input_ids=read[None], labels=written[None]).logits[0]
-        expected.append(torch.nn.functional.cross_entropy(logits, written, reduction="sum"))
+    for source, target in pairs:
+        logits = model(input_ids=source[None], labels=target[None]).logits[0]
+        expected.append(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
     ours = next_token_loss(model, batch)
     torch.testing.assert_close(ours, sum(expected), rtol=1e-9, atol=1e-9)
-    each = [part.sum() for part in next_token_losses(model, batch).split(batch.loss_tokens_per_row)]
-    torch.testing.assert_close(torch.stack(each), torch.stack(expected).detach(), rtol=1e-9, atol=1e-9)
+    row_losses = [losses.sum() for losses in next_token_losses(model, batch).split(batch.loss_tokens_per_row)]
+    torch.testing.assert_close(torch.stack(row_losses), torch.stack(expected).detach(), rtol=1e-9, atol=1e-9)
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(ours, list(named.values()), allow_unused=True, materialize_grads=True)
-    wanted = torch.autograd.grad(sum(expected), list(named.values()), allow_unused=True, materialize_grads=True)
-    for name, one, other in zip(named, found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9, msg=name)
+    gradients = torch.autograd.grad(ours, list(named.values()), allow_unused=True, materialize_grads=True)
+    expected_gradients = torch.autograd.grad(
+        sum(expected), list(named.values()), allow_unused=True, materialize_grads=True
+    )
+    for name, gradient, expected_gradient in zip(named, gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-9, msg=name)
 
 
 @pytest.fixture(params=list(ENCODER_DECODERS))
@@ -79,23 +81,25 @@ def recipe_of(base, tmp_path, **more):
     }
 
 
-def test_it_learns_pairs_by_heart_and_writes_them_after_it_was_saved(base, tmp_path):
+def test_it_memorizes_pairs_and_generates_them_after_saving(base, tmp_path):
     run = train(recipe_of(base, tmp_path), tmp_path / "run")
-    usable = ModelReference.find(str(run.directory))
-    model = usable.model(torch.float32, torch.device("cpu"))
-    asked = [({"role": "user", "content": f"w{n}"},) for n in range(8)]
-    assert answers(model, usable.tokenizer(), asked, Sampling(max_new_tokens=8)) == [f"w{n + 1} w{n}" for n in range(8)]
+    reference = ModelReference.find(str(run.directory))
+    model = reference.model(torch.float32, torch.device("cpu"))
+    chats = [({"role": "user", "content": f"w{n}"},) for n in range(8)]
+    assert answers(model, reference.tokenizer(), chats, Sampling(max_new_tokens=8)) == [
+        f"w{n + 1} w{n}" for n in range(8)
+    ]
 
 
-def test_what_reads_and_writes_apart_is_refused_where_one_model_writes_on(base, tmp_path):
+def test_an_encoder_decoder_is_refused_for_a_decoder_objective(base, tmp_path):
     with pytest.raises(
-        UserError, match=r"is an encoder-decoder, which reads, then writes; .* Set objective: seq2seq, or another base"
+        UserError, match=r"is an encoder-decoder; objective: instruction .* Set objective: seq2seq, or another base"
     ):
         train(recipe_of(base, tmp_path, objective="instruction"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_row_of_several_turns_is_refused_by_its_place(base, tmp_path):
+def test_a_row_with_several_turns_is_refused_by_its_number(base, tmp_path):
     recipe = recipe_of(base, tmp_path)
     rows = tmp_path / "rows.jsonl"
     turns = [{"role": role, "content": "w1"} for role in ("user", "assistant", "user", "assistant")]

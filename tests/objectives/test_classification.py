@@ -1,4 +1,4 @@
-"""A class for each text: learnt, written in the ecosystem's format; rows that cannot be learnt are named."""
+"""Text classification: training, the saved format, and errors that name malformed rows."""
 
 import json
 from pathlib import Path
@@ -50,40 +50,45 @@ def recipe_of(base: Path, rows: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_a_trained_classifier_is_read_by_transformers_and_tells_the_classes(
+def test_trained_classifier_loads_in_transformers_and_predicts_the_classes(
     family: str, bases: Path, rows: Path, tmp_path: Path
 ) -> None:
     run = tunesmith.train(recipe_of(bases / family, rows, steps=30, learning_rate=3e-3), tmp_path / "run")
-    found = tunesmith.evaluate(run.directory)
-    assert found["tuned"]["metrics"]["accuracy"]["value"] > 0.9
+    result = tunesmith.evaluate(run.directory)
+    assert result["tuned"]["metrics"]["accuracy"]["value"] > 0.9
     theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
     assert theirs.config.id2label == {0: "no", 1: "yes"}
     inputs = tokenizer("good film w3 w3", return_tensors="pt")
     probabilities = torch.softmax(theirs(input_ids=inputs["input_ids"]).logits[0], -1)
-    usable = ModelReference.find(str(run.directory))
+    reference = ModelReference.find(str(run.directory))
     ours = tell(
-        usable.model(torch.float32, torch.device("cpu")), usable.tokenizer(), usable.ending, ["good film w3 w3"]
+        reference.model(torch.float32, torch.device("cpu")),
+        reference.tokenizer(),
+        reference.ending,
+        ["good film w3 w3"],
     )[0]
     assert ours[0].label == theirs.config.id2label[int(probabilities.argmax())]
     assert ours[0].value == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-def test_a_new_head_on_a_frozen_body_learns_the_same_from_features_computed_once(
+def test_cached_features_of_a_frozen_body_train_the_same_head(
     bases: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(bases / "bert", rows, method="layers", learning_rate=1e-2)
-    kept = tunesmith.train(recipe, tmp_path / "kept")
+    cached = tunesmith.train(recipe, tmp_path / "cached")
     monkeypatch.setattr("tunesmith.engine.trainable.body_is_frozen", lambda model: False)
-    anew = tunesmith.train(recipe, tmp_path / "anew")
+    uncached = tunesmith.train(recipe, tmp_path / "uncached")
 
     def losses(run: Any) -> list[float]:
         return [event["loss"] for event in run.events() if event["event"] == "evaluation"]
 
-    np.testing.assert_allclose(losses(kept), losses(anew), rtol=1e-4)
-    assert losses(kept)[-1] < losses(kept)[0]
-    seconds = {run: sum(event["seconds"] for event in run.events() if event["event"] == "step") for run in (kept, anew)}
-    assert seconds[kept] > 0
+    np.testing.assert_allclose(losses(cached), losses(uncached), rtol=1e-4)
+    assert losses(cached)[-1] < losses(cached)[0]
+    seconds = {
+        run: sum(event["seconds"] for event in run.events() if event["event"] == "step") for run in (cached, uncached)
+    }
+    assert seconds[cached] > 0
 
 
 def test_labels_come_from_the_training_rows_or_from_the_recipe(bases: Path, rows: Path) -> None:
@@ -92,11 +97,11 @@ def test_labels_come_from_the_training_rows_or_from_the_recipe(bases: Path, rows
     named = Recipe.load(recipe_of(bases / "bert", rows, objective={"labels": ["yes", "no"]}))
     assert resolve(named).objective.labels == ["yes", "no"]
     wrong = Recipe.load(recipe_of(bases / "bert", rows, objective={"labels": ["yes", "maybe"]}))
-    with pytest.raises(UserError, match=r"reviews.csv row 1: its label 'no' is none of objective.labels"):
+    with pytest.raises(UserError, match=r"reviews.csv row 1: its label 'no' is not in objective.labels"):
         prepare(wrong, load_tokenizer(wrong.base))
 
 
-def test_a_text_that_is_cut_keeps_the_tokens_that_it_ends_with_and_its_class(bases: Path, tmp_path: Path) -> None:
+def test_truncated_text_keeps_its_special_tokens_and_its_class(bases: Path, tmp_path: Path) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(
         "".join(json.dumps({"text": "w1 " * 30, "label": label}) + "\n" for label in ("a", "b")), encoding="utf-8"
@@ -113,47 +118,45 @@ def test_a_text_that_is_cut_keeps_the_tokens_that_it_ends_with_and_its_class(bas
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"text": "  ", "label": "a"}, "the text is empty"),
         ({"text": "w1", "label": None}, "label"),
-        ({"text": "w1", "label": ["a"]}, "not a class's name or number"),
+        ({"text": "w1", "label": ["a"]}, "not a class name or number"),
         ({"text": 3, "label": "a"}, "text is"),
     ],
 )
-def test_a_row_without_text_or_class_is_malformed_and_named(
-    row: dict[str, Any], said: str, bases: Path, tmp_path: Path
+def test_row_without_text_or_class_is_rejected_with_its_number(
+    row: dict[str, Any], message: str, bases: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.jsonl"
     good = [{"text": f"w{n}", "label": "ab"[n % 2]} for n in range(4)]
-    file.write_text("".join(json.dumps(each) + "\n" for each in [*good, row]), encoding="utf-8")
-    with pytest.raises(UserError, match=said) as refused:
+    file.write_text("".join(json.dumps(one) + "\n" for one in [*good, row]), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as refused:
         resolve(Recipe.load(recipe_of(bases / "bert", file)))
     assert "row 5" in str(refused.value)
 
 
-def test_an_encoder_is_refused_for_answers_and_one_class_for_a_classifier(
-    bases: Path, rows: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r".bert. is an encoder, which reads; objective: text is for a decoder"):
+def test_encoder_for_text_generation_and_single_class_are_refused(bases: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r".bert. is an encoder; objective: text needs a decoder"):
         tunesmith.train(
             {"base": str(bases / "bert"), "data": {"train": str(rows), "format": "text"}, "objective": "text"},
             tmp_path / "r",
         )
     file = tmp_path / "one.jsonl"
     file.write_text('{"text": "w1", "label": "a"}\n' * 3, encoding="utf-8")
-    with pytest.raises(UserError, match="two classes or more, and the training rows hold only 'a'"):
+    with pytest.raises(UserError, match="two classes or more, but the training rows have only 'a'"):
         tunesmith.train(recipe_of(bases / "bert", file), tmp_path / "r")
 
 
-def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: Path) -> None:
+def test_class_weights_scale_the_training_loss_only(bases: Path, tmp_path: Path) -> None:
     file = tmp_path / "rare.csv"
     file.write_text("text,label\n" + "".join(f"w{n},{'rare' if n % 10 == 0 else 'often'}\n" for n in range(100)))
     recipe = Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": "balanced"}))
-    found = resolve(recipe).objective
-    assert found.class_weights == pytest.approx({"often": 100 / (2 * 90), "rare": 100 / (2 * 10)})
+    balanced = resolve(recipe).objective
+    assert balanced.class_weights == pytest.approx({"often": 100 / (2 * 90), "rare": 100 / (2 * 10)})
     named = resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"rare": 3.0}}))).objective
-    model = load_model(recipe.base, torch.float32, ending=found.ending)
+    model = load_model(recipe.base, torch.float32, ending=balanced.ending)
     use_document_attention(model)
     table = prepare(resolve(recipe), load_tokenizer(recipe.base)).train
     batch = collate(table, range(20))
@@ -161,29 +164,30 @@ def test_rare_classes_weigh_more_where_that_is_asked_for(bases: Path, tmp_path: 
     classes = batch.labels[:, 0].long()
     expected = torch.nn.functional.cross_entropy(class_logits(model, batch), classes, weight, reduction="sum")
     torch.testing.assert_close(named.loss(model, batch), expected)
-    assert named.losses(model, batch).sum() != expected, "evaluation weighs all rows alike"
-    with pytest.raises(UserError, match=r"class_weights: 'seldom' is no class\. Known: often, rare"):
+    assert named.losses(model, batch).sum() != expected, "evaluation uses no class weights"
+    with pytest.raises(UserError, match=r"class_weights: 'seldom' is not a class\. The classes are: often, rare"):
         resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"seldom": 3.0}})))
 
 
-def test_macro_f1_and_calibration_are_the_textbooks(bases: Path, rows: Path, tmp_path: Path) -> None:
+def test_macro_f1_and_calibration_error_equal_their_definitions(bases: Path, rows: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     probabilities, expected = generator.dirichlet(np.ones(5), 300), generator.integers(0, 5, 300)
-    said, sure = probabilities.argmax(1), probabilities.max(1)
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     predictions = Predictions(
-        [each[None] for each in probabilities], [np.array([[each]]) for each in expected], tuple("abcde")
+        [row[None] for row in probabilities], [np.array([[label]]) for label in expected], tuple("abcde")
     )
-    found = {
+    metrics = {
         name: PREDICTION_METRICS[name].of(predictions)(np.arange(300)) for name in ("macro_f1", "calibration_error")
     }
-    assert found["macro_f1"] == pytest.approx(f1_score(expected, said, average="macro"))
-    bins = [(sure >= low / 15) & (sure < (low + 1) / 15) for low in range(15)]
-    gaps = [each.mean() * abs((said == expected)[each].mean() - sure[each].mean()) for each in bins if each.any()]
-    assert found["calibration_error"] == pytest.approx(sum(gaps))
+    assert metrics["macro_f1"] == pytest.approx(f1_score(expected, predicted, average="macro"))
+    bins = [(confidence >= low / 15) & (confidence < (low + 1) / 15) for low in range(15)]
+    correct = predicted == expected
+    gaps = [inside.mean() * abs(correct[inside].mean() - confidence[inside].mean()) for inside in bins if inside.any()]
+    assert metrics["calibration_error"] == pytest.approx(sum(gaps))
     run = tunesmith.train(recipe_of(bases / "bert", rows, steps=30, learning_rate=3e-3), tmp_path / "run")
-    found = tunesmith.evaluate(run.directory)
+    result = tunesmith.evaluate(run.directory)
     for side in ("base", "tuned"):
-        low, high = found[side]["metrics"]["macro_f1"]["interval"]
-        assert low <= found[side]["metrics"]["macro_f1"]["value"] <= high
-    assert found["differences"]["macro_f1"]["value"] > 0
-    assert found["tuned"]["metrics"]["calibration_error"]["better"] == -1
+        low, high = result[side]["metrics"]["macro_f1"]["interval"]
+        assert low <= result[side]["metrics"]["macro_f1"]["value"] <= high
+    assert result["differences"]["macro_f1"]["value"] > 0
+    assert result["tuned"]["metrics"]["calibration_error"]["better"] == -1

@@ -1,4 +1,4 @@
-"""A student learns a teacher's distribution as the textbook has it, or its answers, which a file of questions gets."""
+"""Distillation: a student learns a teacher's distribution, or the answers that the teacher generates for a file."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,9 @@ CPU = torch.device("cpu")
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
-def test_the_loss_is_hintons(rows: int, vocabulary: int, temperature: float, share: float, seed: int) -> None:
+def test_distillation_loss_equals_hintons_formula(
+    rows: int, vocabulary: int, temperature: float, share: float, seed: int
+) -> None:
     torch.manual_seed(seed)
     student, teacher = torch.randn(2, rows, vocabulary, dtype=torch.float64)
     labels = torch.randint(vocabulary, (rows,))
@@ -49,8 +51,8 @@ def test_the_loss_is_hintons(rows: int, vocabulary: int, temperature: float, sha
 
 
 @pytest.fixture
-def taught(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Path:
-    """A teacher that knows the rows."""
+def teacher_directory(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Path:
+    """A teacher that was trained on the rows."""
     recipe = {
         "base": str(tiny_model),
         "data": {"train": str(write_rows()), "held_out": 0.0},
@@ -70,26 +72,28 @@ def student_of(tiny_model: Path, rows: Path, teacher: Path, **objective: Any) ->
     }
 
 
-def test_a_student_comes_to_say_what_its_teacher_says_from_the_teacher_alone(
-    taught: Path, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+def test_student_learns_its_teachers_answers_from_probabilities_alone(
+    teacher_directory: Path, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipe = student_of(tiny_model, write_rows(), taught)
+    recipe = student_of(tiny_model, write_rows(), teacher_directory)
     run = tunesmith.train(recipe, tmp_path / "run")
     question = [({"role": "user", "content": "What is 7 + 7?"},)]
-    said = []
-    for name in (taught, run.directory):
-        usable = ModelReference.find(str(name))
-        said += answers(usable.model(torch.float32, CPU), usable.tokenizer(), question, Sampling(max_new_tokens=30))
-    assert said[0] == said[1]
-    assert said[1].startswith("It is")
-    found = tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
-    assert found["tuned"]["loss"] < found["base"]["loss"] - 1
+    generated = []
+    for name in (teacher_directory, run.directory):
+        reference = ModelReference.find(str(name))
+        generated += answers(
+            reference.model(torch.float32, CPU), reference.tokenizer(), question, Sampling(max_new_tokens=30)
+        )
+    assert generated[0] == generated[1]
+    assert generated[1].startswith("It is")
+    result = tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
+    assert result["tuned"]["loss"] < result["base"]["loss"] - 1
 
 
-def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
-    taught: Path, tiny_model: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_loss_and_gradient_on_packed_rows_equal_those_of_full_logits(
+    teacher_directory: Path, tiny_model: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe.load(student_of(tiny_model, write_rows(), taught, temperature=2.0, label_share=0.25))
+    recipe = Recipe.load(student_of(tiny_model, write_rows(), teacher_directory, temperature=2.0, label_share=0.25))
     table = prepare(recipe, load_tokenizer(recipe.base)).train
     model = load_model(recipe.base, torch.float32)
     use_document_attention(model)
@@ -99,14 +103,14 @@ def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
     assert batch.loss_tokens > 16 < CHUNK
     ours = recipe.objective.loss(model, batch)
     ours.backward()
-    plain, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (tiny_model, taught / "model"))
+    plain, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_model, teacher_directory / "model"))
     expected = torch.zeros(())
     for row in range(5):
-        ids, loss_mask = (torch.tensor(each) for each in table[row])
+        ids, loss_mask = (torch.tensor(array) for array in table[row])
         with torch.no_grad():
-            wanted = teacher(input_ids=ids[None].long()).logits[0, :-1][loss_mask[1:]]
-        said = plain(input_ids=ids[None].long()).logits[0, :-1][loss_mask[1:]]
-        expected = expected + distillation_loss(said, wanted, ids[1:][loss_mask[1:]].long(), 2.0, 0.25)
+            teacher_logits = teacher(input_ids=ids[None].long()).logits[0, :-1][loss_mask[1:]]
+        logits = plain(input_ids=ids[None].long()).logits[0, :-1][loss_mask[1:]]
+        expected = expected + distillation_loss(logits, teacher_logits, ids[1:][loss_mask[1:]].long(), 2.0, 0.25)
     expected.backward()
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     for (name, own), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -117,35 +121,40 @@ def test_the_loss_over_packed_rows_and_its_gradient_are_those_of_whole_logits(
 
 
 def _logits(model: Any, table: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the first five rows: (learnt, vocabulary) and (learnt,)."""
+    """Logits (loss tokens, vocabulary) and labels (loss tokens,) of the first five rows."""
     rows = [(torch.tensor(ids).long(), torch.tensor(loss_mask)) for ids, loss_mask in (table[row] for row in range(5))]
     logits = torch.cat([model(input_ids=ids[None]).logits[0, :-1][loss_mask[1:]] for ids, loss_mask in rows])
     labels = torch.cat([ids[1:][loss_mask[1:]] for ids, loss_mask in rows])
     return logits, labels
 
 
-def test_a_teacher_of_other_tokens_is_refused_with_the_other_way(
+def test_teacher_with_another_vocabulary_is_refused_with_an_alternative(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     make_bases(tmp_path, ["bert"])
     recipe = student_of(tiny_model, write_rows(), tmp_path / "bert")
-    with pytest.raises(UserError, match=r"another vocabulary than the student.*Learn its answers: tunesmith answer"):
+    with pytest.raises(
+        UserError,
+        match=r"different vocabulary from the student.*Train on the teacher's answers instead: tunesmith answer",
+    ):
         tunesmith.train(recipe, tmp_path / "run")
 
 
-def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, tmp_path: Path) -> None:
-    asked = tmp_path / "asked.jsonl"
+def test_answer_writes_every_answer_and_resumes_after_an_interruption(teacher_directory: Path, tmp_path: Path) -> None:
+    source = tmp_path / "questions.jsonl"
     rows: list[dict[str, Any]] = [{"question": f"What is {n} + {n}?"} for n in range(4)]
     rows += [{"question": "What is 9 + 9?", "answer": "I will not say."}]
     rows += [{"messages": [{"role": "user", "content": "What is 3 + 3?"}]}]
-    asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    whole = answer(str(taught), asked, tmp_path / "whole.jsonl", Sampling(max_new_tokens=30))
-    assert (whole.rows, whole.empty) == (6, 0)
-    found = [json.loads(line) for line in whole.path.read_text(encoding="utf-8").splitlines()]
-    assert [row["question"] for row in found] == [row.get("question") or row["messages"][0]["content"] for row in rows]
-    assert all(row["answer"].startswith("It is") for row in found)
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    complete = answer(str(teacher_directory), source, tmp_path / "complete.jsonl", Sampling(max_new_tokens=30))
+    assert (complete.rows, complete.empty) == (6, 0)
+    answered = [json.loads(line) for line in complete.path.read_text(encoding="utf-8").splitlines()]
+    assert [row["question"] for row in answered] == [
+        row.get("question") or row["messages"][0]["content"] for row in rows
+    ]
+    assert all(row["answer"].startswith("It is") for row in answered)
 
-    lines = whole.path.read_text(encoding="utf-8").splitlines(True)
+    lines = complete.path.read_text(encoding="utf-8").splitlines(True)
     partial = tmp_path / ".again.jsonl.partial"
 
     def kill(event: dict[str, Any]) -> None:
@@ -153,34 +162,44 @@ def test_a_file_of_questions_is_answered_and_a_killed_run_goes_on(taught: Path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[kill])
-    about = partial.read_text(encoding="utf-8").split("\n")[0] + "\n"
-    cut = json.dumps({"question": "a line\u2028 that goes on", "answer": "yes"}, ensure_ascii=False)
-    partial.write_text(about + "".join(lines[:2]) + cut + "\n" + lines[3][:20], encoding="utf-8")
-    told: list[Any] = []
-    again = answer(str(taught), asked, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[told.append])
-    assert told[0]["done"] == 3, "three whole lines, and one that was cut"
+        answer(
+            str(teacher_directory), source, tmp_path / "again.jsonl", Sampling(max_new_tokens=30), subscribers=[kill]
+        )
+    header = partial.read_text(encoding="utf-8").split("\n")[0] + "\n"
+    cut = json.dumps({"question": "a line\u2028 that continues", "answer": "yes"}, ensure_ascii=False)
+    partial.write_text(header + "".join(lines[:2]) + cut + "\n" + lines[3][:20], encoding="utf-8")
+    events: list[Any] = []
+    again = answer(
+        str(teacher_directory),
+        source,
+        tmp_path / "again.jsonl",
+        Sampling(max_new_tokens=30),
+        subscribers=[events.append],
+    )
+    assert events[0]["done"] == 3, "three complete lines, and one that was cut off"
     partial.write_text(again.path.read_text(encoding="utf-8").replace(cut, lines[2].strip()), encoding="utf-8")
     partial.replace(again.path)
-    assert again.path.read_text(encoding="utf-8") == whole.path.read_text(encoding="utf-8")
+    assert again.path.read_text(encoding="utf-8") == complete.path.read_text(encoding="utf-8")
     assert not list(tmp_path.glob(".again*"))
 
-    with pytest.raises(UserError, match="is there already"):
-        answer(str(taught), asked, whole.path)
+    with pytest.raises(UserError, match="exists already"):
+        answer(str(teacher_directory), source, complete.path)
     (tmp_path / ".other.jsonl.partial").write_text(json.dumps({"model": "x", "rows": 6}) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="holds answers of another run"):
-        answer(str(taught), asked, tmp_path / "other.jsonl")
+    with pytest.raises(UserError, match="has answers from another run"):
+        answer(str(teacher_directory), source, tmp_path / "other.jsonl")
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
-        answer(str(taught), asked, tmp_path / "nowhere" / "other.jsonl")
+        answer(str(teacher_directory), source, tmp_path / "nowhere" / "other.jsonl")
     more = [{"id": 7, "question": "What is 3 + 3?"}, {"instruction": "Add.", "input": "3 + 3", "system": "Be brief."}]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), encoding="utf-8")
-    said = answer(str(taught), tmp_path / "more.jsonl", tmp_path / "said.jsonl", Sampling(max_new_tokens=4))
-    turns = [json.loads(line)["messages"] for line in said.path.read_text(encoding="utf-8").splitlines()]
-    assert [[turn["role"] for turn in each] for each in turns] == [
+    chats = answer(
+        str(teacher_directory), tmp_path / "more.jsonl", tmp_path / "chats.jsonl", Sampling(max_new_tokens=4)
+    )
+    turns = [json.loads(line)["messages"] for line in chats.path.read_text(encoding="utf-8").splitlines()]
+    assert [[turn["role"] for turn in chat] for chat in turns] == [
         ["user", "assistant"],
         ["system", "user", "assistant"],
     ]
     (tmp_path / "odd.jsonl").write_text('{"text": "Nothing is asked."}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"odd.jsonl row 1 asks nothing: it is raw text"):
-        answer(str(taught), tmp_path / "odd.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(UserError, match=r"odd.jsonl row 1 has no question: it is raw text"):
+        answer(str(teacher_directory), tmp_path / "odd.jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

@@ -1,4 +1,4 @@
-"""Operations are tried with several threads, as a run has them."""
+"""Tests of operations run with several threads, as training does."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    """Kernels part their work among threads; one alone would not show what they do at the edges."""
+    """Kernels split their work among threads; a single thread would not test the boundaries."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -1,4 +1,4 @@
-"""The native kernels are held to the same definitions: in bf16 and fp32, beside float64 on the same numbers."""
+"""The native kernels in bf16 and fp32 equal the references in float64 on the same numbers."""
 
 import shutil
 import sys
@@ -28,38 +28,41 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -
     return (torch.randn(*shape, generator=generator) * scale).to(dtype)
 
 
-def assert_held(
+def assert_close_to_float64(
     fast: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     inputs: Sequence[Tensor],
     slack: float = 4.0,
-    least: float = 1e-3,
+    floor: float = 1e-3,
 ) -> None:
-    """Values and gradients as of float64, to a few units of the inputs' own precision in the largest, which counts as
-    `least` where it is smaller, since what cancels on the way leaves something."""
-    ours = [each.clone().requires_grad_() for each in inputs]
-    exact = [each.double().requires_grad_() for each in inputs]
+    """Check values and gradients against float64.
+
+    The tolerance is `slack` units of the inputs' precision, relative to the largest expected value, or to `floor` if
+    that is larger, since cancellation leaves rounding errors.
+    """
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
     out, expected = fast(*ours), reference(*exact)
     up = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype)
     grads = torch.autograd.grad(out, ours, up.to(out.dtype))
     expected_grads = torch.autograd.grad(expected, exact, up.double())
     eps = torch.finfo(inputs[0].dtype).eps
-    slack *= 1 if inputs[0].dtype == torch.bfloat16 else 16  # what is computed in fp32 itself adds up
-    for found, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
-        room = slack * eps * max(least, float(wanted.detach().abs().max()))
-        torch.testing.assert_close(found.double(), wanted, rtol=slack * eps, atol=room)
+    slack *= 1 if inputs[0].dtype == torch.bfloat16 else 16  # fp32 inputs are computed in fp32, so errors accumulate
+    for actual, reference_value in zip((out, *grads), (expected, *expected_grads), strict=True):
+        tolerance = slack * eps * max(floor, float(reference_value.detach().abs().max()))
+        torch.testing.assert_close(actual.double(), reference_value, rtol=slack * eps, atol=tolerance)
 
 
-def test_the_kernels_are_there_where_a_compiler_is() -> None:
+def test_kernels_are_built_if_there_is_a_compiler() -> None:
     assert sys.platform != "linux" or shutil.which("cc") is None or native.library() is not None
 
 
 @built
 @few
 @given(rows=st.integers(1, 70), hidden=st.sampled_from([5, 64, 769]), dtype=dtypes)
-def test_rms_norm(rows: int, hidden: int, dtype: torch.dtype) -> None:
+def test_rms_norm_equals_float64(rows: int, hidden: int, dtype: torch.dtype) -> None:
     inputs = [random(2, rows, hidden, dtype=dtype), random(hidden, dtype=dtype, seed=3)]
-    assert_held(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: _norm(x, w), inputs, slack=8)
+    assert_close_to_float64(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: _norm(x, w), inputs, slack=8)
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -75,9 +78,9 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     dtype=dtypes,
     scale=st.sampled_from([0.01, 1.0, 100.0]),
 )
-def test_the_gated_middle(rows: int, inner: int, activation: Activation, dtype: torch.dtype, scale: float) -> None:
+def test_gated_equals_float64(rows: int, inner: int, activation: Activation, dtype: torch.dtype, scale: float) -> None:
     inputs = [random(rows, inner, dtype=dtype, scale=scale), random(rows, inner, dtype=dtype, seed=1)]
-    assert_held(
+    assert_close_to_float64(
         lambda gate, up: gated(gate, up, activation), lambda gate, up: gated_reference(gate, up, activation), inputs
     )
 
@@ -85,12 +88,12 @@ def test_the_gated_middle(rows: int, inner: int, activation: Activation, dtype: 
 @built
 @few
 @given(tokens=st.integers(1, 70), heads=st.integers(1, 3), half=st.sampled_from([1, 4, 33]), dtype=dtypes)
-def test_rotary_embedding(tokens: int, heads: int, half: int, dtype: torch.dtype) -> None:
+def test_rotary_embedding_equals_float64(tokens: int, heads: int, half: int, dtype: torch.dtype) -> None:
     angles = torch.rand(1, tokens, half) * 6
     cos, sin = (torch.cat([part, part], -1).to(dtype) for part in (angles.cos(), angles.sin()))
-    laid = random(1, tokens, heads, 2 * half, dtype=dtype).transpose(1, 2)  # as a projection leaves it
-    assert_held(
-        lambda x: rotary(x, cos, sin), lambda x: rotary_reference(x, cos.double(), sin.double()), [laid], slack=8
+    x = random(1, tokens, heads, 2 * half, dtype=dtype).transpose(1, 2)  # the layout of a projection's output
+    assert_close_to_float64(
+        lambda x: rotary(x, cos, sin), lambda x: rotary_reference(x, cos.double(), sin.double()), [x], slack=8
     )
 
 
@@ -103,17 +106,17 @@ def test_rotary_embedding(tokens: int, heads: int, half: int, dtype: torch.dtype
     scale=st.sampled_from([1.0, 0.25]),
     spread=st.sampled_from([0.1, 3.0]),
 )
-def test_cross_entropy(rows: int, vocab: int, dtype: torch.dtype, scale: float, spread: float) -> None:
-    """Beside float64 on the logits as they are in the given precision, of which the loss is made."""
-    hidden = torch.eye(vocab, dtype=dtype)[torch.arange(rows) % vocab]  # so the logits are the weight's own numbers
+def test_cross_entropy_equals_float64(rows: int, vocab: int, dtype: torch.dtype, scale: float, spread: float) -> None:
+    """The float64 reference uses the logits as rounded to the tested precision."""
+    hidden = torch.eye(vocab, dtype=dtype)[torch.arange(rows) % vocab]  # so that the logits are elements of the weight
     weight = random(vocab, vocab, dtype=dtype, scale=spread)
     labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(rows))
-    assert_held(
+    assert_close_to_float64(
         lambda w: linear_cross_entropy(hidden, Head(w, scale=scale), labels).to(dtype),
         lambda w: cross_entropy_reference(hidden.double(), Head(w, scale=scale), labels),
         [weight],
         slack=8,
-        least=spread * scale,  # a logit's own size, next to which a loss may be nothing
+        floor=spread * scale,  # the size of a logit; a loss may be far smaller
     )
 
 
@@ -129,7 +132,7 @@ def test_cross_entropy(rows: int, vocab: int, dtype: torch.dtype, scale: float, 
     causal=st.booleans(),
     before=st.sampled_from([0, 5]),
 )
-def test_document_attention(
+def test_document_attention_equals_float64(
     amx: bool,
     lengths: list[int],
     kv_heads: int,
@@ -156,14 +159,14 @@ def test_document_attention(
     assert library is not None
     library.allow_amx(amx)
     try:
-        assert_held(fast, reference, [q, k, v, *prefix])
+        assert_close_to_float64(fast, reference, [q, k, v, *prefix])
     finally:
         library.allow_amx(True)
 
 
 @built
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_dropout_zeroes_its_share_scales_the_rest_and_goes_back_the_same_way(dtype: torch.dtype) -> None:
+def test_dropout_zeroes_its_share_and_the_gradient_uses_the_same_mask(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.ones(300, 1000, dtype=dtype, requires_grad=True)
     out = dropout(x, 0.1)
@@ -173,17 +176,17 @@ def test_dropout_zeroes_its_share_scales_the_rest_and_goes_back_the_same_way(dty
     (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
     assert torch.equal(grad, out.detach())
     columns = (out == 0).double().mean(0)
-    assert float(columns.std()) == pytest.approx((0.09 / 300) ** 0.5, rel=0.1)  # places do not repeat from row to row
+    assert float(columns.std()) == pytest.approx((0.09 / 300) ** 0.5, rel=0.1)  # no row repeats another's mask
     assert not torch.equal(dropout(x, 0.1) == 0, out == 0)
     torch.manual_seed(0)
     assert torch.equal(dropout(x, 0.1), out)
 
 
 @built
-def test_attention_drops_its_share_of_probabilities_and_its_gradient_knows_which() -> None:
+def test_attention_dropout_zeroes_its_share_and_gradients_use_the_same_mask() -> None:
     lengths, dtype = [40, 70], torch.bfloat16
     q, k = (random(1, 110, 2, 32, dtype=dtype, seed=each).transpose(1, 2) for each in (0, 1))
-    # With one-hot values the output shows the probabilities themselves, 32 keys at a time.
+    # With one-hot values the output is the probabilities themselves, 32 keys at a time.
     v = torch.zeros(1, 2, 110, 32, dtype=dtype)
     for token in range(110):
         v[:, :, token, token % 32] = 1
@@ -194,34 +197,33 @@ def test_attention_drops_its_share_of_probabilities_and_its_gradient_knows_which
         return document_attention(q, k, v, lengths, 0.2, dropout=0.25, causal=False)
 
     torch.manual_seed(3)
-    out, whole = attend(), document_attention(q, k, v, lengths, 0.2, causal=False)
+    out, without_dropout = attend(), document_attention(q, k, v, lengths, 0.2, causal=False)
     assert torch.equal(out, attend())
     first = out[0, :, :32].detach().float()  # 32 of 40 keys: some columns hold one key, some two
     single = first[..., 8:]
     assert float((single == 0).float().mean()) == pytest.approx(0.25, abs=0.06)
-    there = single != 0
-    torch.testing.assert_close(
-        single[there], (whole[0, :, :32, 8:].detach().float() / 0.75)[there], rtol=0.03, atol=1e-3
-    )
-    # The gradient of v along a direction is the change of the output that it makes, dropped places included.
+    kept = single != 0
+    scaled = without_dropout[0, :, :32, 8:].detach().float() / 0.75
+    torch.testing.assert_close(single[kept], scaled[kept], rtol=0.03, atol=1e-3)
+    # The output is linear in v, so v's gradient times v is the output; the dropped elements must match.
     up = random(1, 2, 110, 32, dtype=dtype, seed=5)
     grads = torch.autograd.grad(out, [q, k, v], up)
     assert float((grads[2] * v).double().sum()) == pytest.approx(float((out * up).double().sum()), rel=0.02, abs=0.3)
     step = 0.05
-    for which, grad in ((q, grads[0]), (k, grads[1])):
-        direction = random(*which.shape, dtype=dtype, seed=7)
+    for tensor, grad in ((q, grads[0]), (k, grads[1])):
+        direction = random(*tensor.shape, dtype=dtype, seed=7)
         with torch.no_grad():
             change = 0.0
             for sign in (1, -1):
-                which += sign * step * direction
+                tensor += sign * step * direction
                 change += sign * float((attend() * up).double().sum())
-                which -= sign * step * direction
+                tensor -= sign * step * direction
         assert change / (2 * step) == pytest.approx(float((grad * direction).double().sum()), rel=0.15, abs=0.5)
 
 
 @built
-def test_a_number_that_is_none_stays_none() -> None:
-    """A loss that is not finite must be seen, not rounded to a number."""
+def test_nan_stays_nan() -> None:
+    """A non-finite loss must stay visible."""
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.tensor([[1.0, float("nan"), 2.0]], dtype=dtype)
         assert rms_norm(x, torch.ones(3, dtype=dtype), 1e-5).isnan().all()
@@ -229,14 +231,16 @@ def test_a_number_that_is_none_stays_none() -> None:
         assert linear_cross_entropy(torch.ones(1, 1, dtype=dtype), Head(x.T.contiguous()), torch.tensor([0])).isnan()
 
 
-def test_without_the_library_everything_is_done_by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_pytorch_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = random(3, 64, dtype=torch.bfloat16)
-    there = rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-5)
+    native_result = rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-5)
     monkeypatch.setenv("TUNESMITH_NATIVE", "0")
     native.library.cache_clear()
     try:
         assert native.library() is None
-        torch.testing.assert_close(rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-5), there, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(
+            rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-5), native_result, rtol=0.02, atol=0.02
+        )
     finally:
         monkeypatch.undo()
         native.library.cache_clear()

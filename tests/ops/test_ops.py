@@ -1,4 +1,4 @@
-"""Every fast operation is held to its plain definition: values and gradients, float64, random shapes."""
+"""Every fast operation equals its plain reference: values and gradients, in float64, on random shapes."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def assert_same(ours: Tensor, reference: Tensor, inputs: list[Tensor], tolerance
 
 @few
 @given(rows=st.integers(1, 64), hidden=st.sampled_from([1, 7, 64, 768]), eps=st.sampled_from([1e-6, 1e-2]))
-def test_rms_norm_equals_its_definition_and_its_gradient(rows: int, hidden: int, eps: float) -> None:
+def test_rms_norm_and_its_gradient_equal_the_reference(rows: int, hidden: int, eps: float) -> None:
     x, weight = random(2, rows, hidden), random(hidden, seed=3)
     assert_same(rms_norm(x, weight, eps), rms_norm_reference(x, weight, eps), [x, weight])
 
@@ -49,7 +49,7 @@ def test_rms_norm_equals_its_definition_and_its_gradient(rows: int, hidden: int,
     rank=st.integers(1, 9),
     bias=st.booleans(),
 )
-def test_lora_linear_equals_its_definition_and_its_gradient(
+def test_lora_linear_and_its_gradient_equal_the_reference(
     rows: int, inner: int, outer: int, rank: int, bias: bool
 ) -> None:
     x, weight = random(1, rows, inner), random(outer, inner, seed=1).detach()
@@ -63,62 +63,64 @@ def test_lora_linear_equals_its_definition_and_its_gradient(
     tokens=st.integers(1, 20),
     outs=st.lists(st.sampled_from([1, 12]), min_size=1, max_size=3),
     ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
-    made=st.booleans(),
+    recompute=st.booleans(),
 )
-def test_layers_at_one_input_equal_each_by_itself(tokens: int, outs: list[int], ranks: list[int], made: bool) -> None:
+def test_layers_that_share_an_input_equal_single_layers(
+    tokens: int, outs: list[int], ranks: list[int], recompute: bool
+) -> None:
     source = random(tokens, 8)
-    weights = [random(out, 8, seed=each).detach() for each, out in enumerate(outs)]
+    weights = [random(out, 8, seed=layer).detach() for layer, out in enumerate(outs)]
     low = [
-        (random(rank, 8, seed=10 + each), random(out, rank, seed=20 + each))
-        for each, (out, rank) in enumerate(zip(outs, ranks, strict=False))
+        (random(rank, 8, seed=10 + layer), random(out, rank, seed=20 + layer))
+        for layer, (out, rank) in enumerate(zip(outs, ranks, strict=False))
     ]
     x = source * 2
-    if made:
-        x.made_from = MadeFrom(lambda given: given.detach() * 2, (source,))  # type: ignore[attr-defined]
+    if recompute:
+        x.made_from = MadeFrom(lambda tensor: tensor.detach() * 2, (source,))  # type: ignore[attr-defined]
     parts = [LinearParts(w, None, a, b, 0.7) for w, (a, b) in zip(weights, low, strict=True)]
     ours = torch.cat(lora_linears(x, parts), -1)
     reference = [lora_linear_reference(source * 2, w, None, a, b, 0.7) for w, (a, b) in zip(weights, low, strict=True)]
-    assert_same(ours, torch.cat(reference, -1), [source, *(each for pair in low for each in pair)])
+    assert_same(ours, torch.cat(reference, -1), [source, *(tensor for pair in low for tensor in pair)])
 
 
-def test_lora_linear_stores_its_input_its_parameters_and_the_small_product_alone() -> None:
+def test_lora_linear_stores_only_its_input_its_parameters_and_x_a() -> None:
     saved: list[Tensor] = []
     x, weight, a, b = random(5, 8), random(6, 8).detach(), random(2, 8), random(6, 2)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         lora_linear(x, weight, None, a, b, 1.0)
-    beside = [t for t in saved if id(t) not in {id(each) for each in (x, weight, a, b)}]
-    assert [tuple(t.shape) for t in beside] == [(5, 2)]
+    others = [t for t in saved if id(t) not in {id(tensor) for tensor in (x, weight, a, b)}]
+    assert [tuple(t.shape) for t in others] == [(5, 2)]
 
 
-def test_an_input_that_can_be_made_again_is_not_stored() -> None:
+def test_input_that_can_be_recomputed_is_not_stored() -> None:
     saved: list[Tensor] = []
     source, weight, a, b = random(5, 8), random(6, 8).detach(), random(2, 8), random(6, 2)
     x = source.detach() * 2
-    x.made_from = MadeFrom(lambda given: given * 2, (source,))  # type: ignore[attr-defined]
+    x.made_from = MadeFrom(lambda tensor: tensor * 2, (source,))  # type: ignore[attr-defined]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         lora_linears(x, [LinearParts(weight, None, a, b)])
     assert x.data_ptr() not in {t.data_ptr() for t in saved}
 
 
-def test_a_layer_without_an_addition_is_refused_beside_one_with_it() -> None:
+def test_layer_without_lora_is_refused_among_layers_with_lora() -> None:
     a, b = torch.ones(1, 3), torch.ones(2, 1)
     x, weight = torch.ones(1, 3), torch.ones(2, 3)
-    for half in (LinearParts(weight), LinearParts(weight, None, a, None), LinearParts(weight, None, None, b)):
+    for incomplete in (LinearParts(weight), LinearParts(weight, None, a, None), LinearParts(weight, None, None, b)):
         with pytest.raises(ValueError, match="without A and B"):
-            lora_linears(x, [LinearParts(weight, None, a, b), half])
+            lora_linears(x, [LinearParts(weight, None, a, b), incomplete])
 
 
-def test_lora_linear_asks_for_no_input_gradient_below_the_lowest_trained_layer() -> None:
+def test_lora_linear_has_no_input_gradient_if_the_input_needs_none() -> None:
     x, weight, a, b = random(5, 8).detach(), random(6, 8).detach(), random(2, 8), random(6, 2)
     y = lora_linear(x, weight, None, a, b, 1.0)
     assert y.grad_fn is not None
-    ((own, _),) = y.grad_fn.next_functions  # beneath the view of its shape
-    assert own.next_functions[0][0] is None
+    ((function, _),) = y.grad_fn.next_functions  # the function before the final view
+    assert function.next_functions[0][0] is None
 
 
 @few
 @given(rows=st.integers(1, 20), inner=st.sampled_from([1, 9, 64]), activation=st.sampled_from(["silu", "gelu_tanh"]))
-def test_the_gated_middle_equals_its_definition_and_its_gradient(rows: int, inner: int, activation: Activation) -> None:
+def test_gated_and_its_gradient_equal_the_reference(rows: int, inner: int, activation: Activation) -> None:
     gate, up = random(2, rows, inner), random(2, rows, inner, seed=1)
     assert_same(gated(gate, up, activation), gated_reference(gate, up, activation), [gate, up])
 
@@ -131,25 +133,25 @@ def test_the_gated_middle_equals_its_definition_and_its_gradient(rows: int, inne
     bias=st.booleans(),
     trained=st.booleans(),
 )
-def test_the_layer_after_the_gated_middle_equals_its_definition_and_its_gradient(
+def test_gated_linear_and_its_gradient_equal_the_reference(
     rows: int, inner: int, rank: int, bias: bool, trained: bool
 ) -> None:
     gate, up, weight = random(1, rows, inner), random(1, rows, inner, seed=1), random(7, inner, seed=2)
     weight = weight if trained else weight.detach()
     b0 = random(7, seed=3) if bias else None
     a, b = (random(rank, inner, seed=4), random(7, rank, seed=5)) if rank else (None, None)
-    middle = gated_reference(gate, up, "silu")
-    expected = torch.nn.functional.linear(middle, weight, b0)
+    x = gated_reference(gate, up, "silu")
+    expected = torch.nn.functional.linear(x, weight, b0)
     if a is not None and b is not None:
-        expected = lora_linear_reference(middle, weight, b0, a, b, 0.7)
+        expected = lora_linear_reference(x, weight, b0, a, b, 0.7)
     ours = gated_linear(gate, up, "silu", LinearParts(weight, b0, a, b, 0.7))
-    moving = [each for each in (gate, up, weight, b0, a, b) if each is not None and each.requires_grad]
-    assert_same(ours, expected, moving)
+    inputs = [tensor for tensor in (gate, up, weight, b0, a, b) if tensor is not None and tensor.requires_grad]
+    assert_same(ours, expected, inputs)
 
 
 @few
 @given(tokens=st.integers(1, 9), heads=st.integers(1, 3), half=st.sampled_from([1, 4, 16]))
-def test_rotary_embedding_equals_its_definition_and_its_gradient(tokens: int, heads: int, half: int) -> None:
+def test_rotary_embedding_and_its_gradient_equal_the_reference(tokens: int, heads: int, half: int) -> None:
     x = random(1, heads, tokens, 2 * half)
     angles = torch.rand(1, tokens, half, dtype=torch.float64)
     cos, sin = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
@@ -168,7 +170,7 @@ def test_rotary_embedding_equals_its_definition_and_its_gradient(tokens: int, he
     smoothing=st.sampled_from([0.0, 0.1]),
     z_loss=st.sampled_from([0.0, 0.01]),
 )
-def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
+def test_chunked_cross_entropy_and_its_gradient_equal_the_reference(
     rows: int,
     hidden: int,
     vocab: int,
@@ -187,10 +189,10 @@ def test_chunked_cross_entropy_equals_the_textbook_and_its_gradient(
         patch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * chunk)
         patch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
         ours = linear_cross_entropy(h, head, labels, smoothing, z_loss)
-        each = row_losses(h, head, labels)
+        per_row = row_losses(h, head, labels)
     inputs = [h, weight] if b is None else [h, weight, b]
     assert_same(ours, cross_entropy_reference(h, head, labels, smoothing, z_loss), inputs)
-    torch.testing.assert_close(each.sum(), cross_entropy_reference(h, head, labels).detach())
+    torch.testing.assert_close(per_row.sum(), cross_entropy_reference(h, head, labels).detach())
 
 
 def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,14 +200,14 @@ def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * 64)
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
     shapes: list[int] = []
-    real = cross_entropy.logits_of
+    original = cross_entropy.logits_of
 
-    def watched(*args: object) -> Tensor:
-        out = real(*args)  # type: ignore[arg-type]
+    def record(*args: object) -> Tensor:
+        out = original(*args)  # type: ignore[arg-type]
         shapes.append(out.shape[0])
         return out
 
-    monkeypatch.setattr(cross_entropy, "logits_of", watched)
+    monkeypatch.setattr(cross_entropy, "logits_of", record)
     linear_cross_entropy(random(rows, hidden), Head(random(vocab, hidden)), torch.zeros(rows, dtype=torch.int64))
     assert shapes == [64] * 4
 
@@ -219,9 +221,9 @@ def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPat
     causal=st.booleans(),
     before=st.sampled_from([0, 1, 5]),
     softcap=st.sampled_from([None, 0.7]),
-    sinking=st.booleans(),
+    with_sinks=st.booleans(),
 )
-def test_document_attention_equals_masked_attention_and_its_gradient(
+def test_document_attention_and_its_gradient_equal_masked_attention(
     lengths: list[int],
     kv_heads: int,
     groups: int,
@@ -229,13 +231,13 @@ def test_document_attention_equals_masked_attention_and_its_gradient(
     causal: bool,
     before: int,
     softcap: float | None,
-    sinking: bool,
+    with_sinks: bool,
 ) -> None:
     tokens = sum(lengths)
     q = random(1, kv_heads * groups, tokens, 8)
     k, v = random(1, kv_heads, tokens, 8, seed=1), random(1, kv_heads, tokens, 8, seed=2)
     prefix = (random(1, kv_heads, before, 8, seed=3), random(1, kv_heads, before, 8, seed=4)) if before else None
-    sinks = random(kv_heads * groups, seed=5) if sinking else None
+    sinks = random(kv_heads * groups, seed=5) if with_sinks else None
     assert_same(
         document_attention(q, k, v, lengths, 0.3, window, 0.0, causal, prefix, softcap, sinks),
         document_attention_reference(q, k, v, lengths, 0.3, window, causal, prefix, softcap, sinks),

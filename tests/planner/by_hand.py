@@ -1,4 +1,4 @@
-"""Steps, workloads and plans with figures of one's own, so that what is made of them can be worked out by hand."""
+"""Steps, batch plans and plans with made-up figures, so that expected results can be computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,24 @@ def shape(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
 
 
 def product(rows: int, inner: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Operation:
-    given = shape(rows, inner, dtype=dtype), shape(inner, columns, dtype=dtype)
-    return Operation("aten.mm.default", given, (), (shape(rows, columns, dtype=dtype),))
+    arguments = shape(rows, inner, dtype=dtype), shape(inner, columns, dtype=dtype)
+    return Operation("aten.mm.default", arguments, (), (shape(rows, columns, dtype=dtype),))
 
 
 def addition(numbers: int, dtype: torch.dtype = torch.bfloat16) -> Operation:
-    given = shape(numbers, dtype=dtype)
-    return Operation("aten.add.Tensor", (given, given), (), (given,))
+    tensor = shape(numbers, dtype=dtype)
+    return Operation("aten.add.Tensor", (tensor, tensor), (), (tensor,))
 
 
 def a_step(**changed: Any) -> Step:
-    """One whose every figure is different."""
+    """A step in which every figure is different."""
     figures: dict[str, Any] = {
         "parts": {"weights": 5_000, "adapters": 70, "activations": 900, "workspace": 33, "loss": 41},
         "slack": 17,
-        "evaluating": {"weights": 5_000, "adapters": 70, "workspace": 61, "loss": 29},
-        "learning": {product(64, 32, 16): 6.0, addition(1000): 4.0},
-        "updating": {addition(500, torch.float32): 3.0},
-        "judging": {product(64, 32, 16): 2.0, product(64, 32, 48): 1.0},
+        "evaluation_parts": {"weights": 5_000, "adapters": 70, "workspace": 61, "loss": 29},
+        "forward_backward": {product(64, 32, 16): 6.0, addition(1000): 4.0},
+        "optimizer": {addition(500, torch.float32): 3.0},
+        "evaluation": {product(64, 32, 16): 2.0, product(64, 32, 48): 1.0},
         "parameters": 2_500,
         "trained": 35,
         "blocks": 6,
@@ -57,8 +57,8 @@ def a_step(**changed: Any) -> Step:
 
 
 def a_recipe(base: dict[str, Any] | str | Path = "embedded", **parts: Any) -> Recipe:
-    given = {"path": str(base)} if isinstance(base, str | Path) else base
-    return Recipe.model_validate({"base": given, "data": {"train": "rows.jsonl"}, **parts})
+    base_fields = {"path": str(base)} if isinstance(base, str | Path) else base
+    return Recipe.model_validate({"base": base_fields, "data": {"train": "rows.jsonl"}, **parts})
 
 
 def a_batch_plan(recipe: Recipe | None = None, lengths: tuple[int, ...] = (100, 60, 90, 200, 50)) -> BatchPlan:
@@ -75,5 +75,5 @@ def a_plan(
     memory: Memory | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Plan:
-    found = memory or Memory({"program": 700, "weights": 5_000, "gradients": 1_300}, {"training": 7_000})
-    return Plan(found, step or a_step(), device, checkpointed, batch_plan or a_batch_plan(), available, dtype)
+    memory = memory or Memory({"program": 700, "weights": 5_000, "gradients": 1_300}, {"training": 7_000})
+    return Plan(memory, step or a_step(), device, checkpointed, batch_plan or a_batch_plan(), available, dtype)

@@ -1,4 +1,4 @@
-"""What is held in each phase of a run, when its adapter is merged and when it serves: by hand, from given figures."""
+"""Memory in each phase of a run, during merging, and during serving: computed by hand from made-up figures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 # --- training, evaluating, loading -----------------------------------------------------------------------------------
 
 
-def test_each_phase_is_the_program_and_its_own_parts_and_the_peak_is_the_largest() -> None:
+def test_each_phase_adds_the_program_to_its_parts_and_the_largest_is_the_peak() -> None:
     plan = plan_of(a_step(), a_batch_plan(), BF16, GPU, None, 2)
     assert plan.memory.peaks == {
         "loading": 700_000 + 5_000,
@@ -41,9 +41,9 @@ def test_each_phase_is_the_program_and_its_own_parts_and_the_peak_is_the_largest
     assert (plan.checkpointed, plan.device, plan.dtype) == (2, GPU, BF16)
 
 
-def test_a_plan_shows_the_phase_that_holds_most_whichever_it_is() -> None:
-    judged = a_step(evaluating={"weights": 5_000, "loss": 9_000}, parts={"weights": 5_000, "loss": 41})
-    plan = plan_of(judged, a_batch_plan(), BF16, GPU, None, 0)
+def test_a_plan_shows_the_parts_of_the_phase_with_the_highest_peak() -> None:
+    evaluated = a_step(evaluation_parts={"weights": 5_000, "loss": 9_000}, parts={"weights": 5_000, "loss": 41})
+    plan = plan_of(evaluated, a_batch_plan(), BF16, GPU, None, 0)
     assert plan.memory.parts == {"program": 700_000, "weights": 5_000, "loss workspace": 9_000}
     quantized = a_batch_plan(a_recipe({"path": "embedded", "weights": "nf4"}))
     plan = plan_of(a_step(), quantized, BF16, CPU_ELSEWHERE, None, 0)
@@ -52,7 +52,7 @@ def test_a_plan_shows_the_phase_that_holds_most_whichever_it_is() -> None:
     assert plan.memory.peak_bytes == plan.memory.peaks["loading"] > plan.memory.peaks["training"]
 
 
-def test_trained_weights_count_with_the_others() -> None:
+def test_trained_weights_count_as_weights() -> None:
     step = a_step(parts={"weights": 400, "trained weights": 4_600, "gradients": 800}, slack=0)
     plan = plan_of(step, a_batch_plan(), BF16, GPU, None, 0)
     assert plan.memory.parts["weights"] == 5_000
@@ -60,7 +60,7 @@ def test_trained_weights_count_with_the_others() -> None:
     assert plan.memory.peaks["loading"] == 705_000
 
 
-def test_a_plan_fits_within_what_is_left_or_what_the_device_has() -> None:
+def test_a_plan_fits_into_the_available_memory_or_else_the_devices() -> None:
     needed = 706_061
     for available, fits in ((needed, True), (needed - 1, False), (None, True)):
         plan = plan_of(a_step(), a_batch_plan(), BF16, GPU, available, 0)
@@ -70,8 +70,8 @@ def test_a_plan_fits_within_what_is_left_or_what_the_device_has() -> None:
     assert not plan_of(a_step(), a_batch_plan(), BF16, small, None, 0).fits
 
 
-def test_on_this_processor_first_use_and_code_for_each_shape_and_width_stay_with_the_run() -> None:
-    step = a_step()  # two products in 16 bits, one of them in learning and judging
+def test_this_cpu_adds_first_use_and_kernel_code_per_shape_and_width() -> None:
+    step = a_step()  # two 16-bit products, one of them in both forward–backward and evaluation
     recipe = a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False})
     batch_plan = a_batch_plan(recipe)  # 160, 90, 200 and 50 tokens: one or two times 128
     assert batch_plan.layout(True).widths == {1, 2}
@@ -83,40 +83,40 @@ def test_on_this_processor_first_use_and_code_for_each_shape_and_width_stay_with
     assert plan.memory.peaks["evaluating"] - 5_160 - program == 30 * 2**20 + 4_400_000 + heap
     assert plan.memory.peaks["training"] - 6_061 - program == 30 * 2**20 + 4_400_000 + heap
     many = {product(64, 32, columns): 1.0 for columns in range(1, 600)}
-    plan = plan_of(a_step(learning=many, judging={}), batch_plan, BF16, CPU_HERE, None, 0)
+    plan = plan_of(a_step(forward_backward=many, evaluation={}), batch_plan, BF16, CPU_HERE, None, 0)
     program = plan.memory.peaks["loading"] - loading
     assert plan.memory.peaks["training"] - 6_061 - program == 30 * 2**20 + 1_126_400_000 + heap
 
 
-def test_only_products_in_16_bits_make_code_and_each_but_once() -> None:
+def test_only_16_bit_products_compile_code_and_each_only_once() -> None:
     step = a_step(
-        learning={product(64, 32, 16): 6.0, product(64, 32, 16, FP32): 1.0, addition(1000): 4.0},
-        judging={product(64, 32, 16): 2.0, product(64, 32, 48): 1.0},
-        updating={product(64, 32, 99): 1.0},
+        forward_backward={product(64, 32, 16): 6.0, product(64, 32, 16, FP32): 1.0, addition(1000): 4.0},
+        evaluation={product(64, 32, 16): 2.0, product(64, 32, 48): 1.0},
+        optimizer={product(64, 32, 99): 1.0},
     )
     assert step.products == 2
 
 
-def test_attention_keeps_scores_where_a_softmax_is_over_four_dimensions() -> None:
-    def learning(*sizes: int, name: str = "aten._softmax.default") -> dict[Operation, float]:
+def test_a_softmax_over_four_dimensions_means_stored_attention_scores() -> None:
+    def with_softmax(*sizes: int, name: str = "aten._softmax.default") -> dict[Operation, float]:
         return {addition(8): 1.0, Operation(name, (shape(*sizes),), (), (shape(*sizes),)): 2.0}
 
-    assert a_step(learning=learning(1, 6, 40, 40)).scores
-    assert not a_step(learning=learning(40, 99)).scores  # a loss's
-    assert not a_step(learning=learning(1, 6, 40, 40, name="aten.add.Tensor")).scores
+    assert a_step(forward_backward=with_softmax(1, 6, 40, 40)).scores
+    assert not a_step(forward_backward=with_softmax(40, 99)).scores  # a loss's
+    assert not a_step(forward_backward=with_softmax(1, 6, 40, 40, name="aten.add.Tensor")).scores
 
 
 @pytest.mark.parametrize(
     ("base", "device", "held"),
     [
         pytest.param({}, GPU, {}, id="a GPU: the host maps the files"),
-        pytest.param({}, CPU_HERE, {}, id="a CPU uses what lies in the file"),
+        pytest.param({}, CPU_HERE, {}, id="a CPU uses the file's memory"),
         pytest.param({"weights": "int8"}, CPU_HERE, {"stored weights": 6_000, "quantizing": 24_000}, id="quantized"),
         pytest.param({"weights": "nf4"}, GPU, {}, id="quantized for a GPU"),
-        pytest.param({"from_scratch": True}, CPU_HERE, {}, id="nothing is read"),
+        pytest.param({"from_scratch": True}, CPU_HERE, {}, id="no weights are read"),
     ],
 )
-def test_while_weights_are_read_their_files_are_held_where_other_weights_are_made_of_them(
+def test_loading_holds_the_files_only_while_converting_weights_on_a_cpu(
     base: dict[str, Any], device: Any, held: dict[str, int], tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
@@ -125,11 +125,11 @@ def test_while_weights_are_read_their_files_are_held_where_other_weights_are_mad
     (tmp_path / "other.bin").write_bytes(b"x" * 9_000)
     parts = {"weights": 300, "trained weights": 2_700, "quantization constants": 11, "reference models": 77}
     step = a_step(parts={**parts, "activations": 900}, parameters=3_000)
-    found = while_loading(a_recipe({"path": str(tmp_path), **base}).base, step, BF16, device)
-    assert found == {"weights": 3_000, "quantization constants": 11, "reference models": 77, **held}
+    loading = while_loading(a_recipe({"path": str(tmp_path), **base}).base, step, BF16, device)
+    assert loading == {"weights": 3_000, "quantization constants": 11, "reference models": 77, **held}
 
 
-def test_files_stay_mapped_beside_weights_that_are_turned_or_of_another_precision(tmp_path: Path) -> None:
+def test_files_stay_mapped_beside_transposed_or_converted_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(b"x" * 10_000)
     base = a_recipe(tmp_path).base
@@ -138,7 +138,7 @@ def test_files_stay_mapped_beside_weights_that_are_turned_or_of_another_precisio
         (5_000, True, BF16, 10_000),
         (5_000, False, FP32, 10_000),
         (2_500, False, FP32, 0),
-        (4_900, False, BF16, 0),  # 2 % of headers and tied weights are no other precision
+        (4_900, False, BF16, 0),  # up to 2 % of headers and tied weights do not count as another precision
         (4_899, False, BF16, 10_000),
         (5_100, False, BF16, 0),
         (5_101, False, BF16, 10_000),
@@ -147,13 +147,13 @@ def test_files_stay_mapped_beside_weights_that_are_turned_or_of_another_precisio
         assert mapped_bytes(base, step, dtype) == mapped, (parameters, turned, dtype)
 
 
-def test_quantizing_takes_twenty_bytes_a_number_of_a_piece_or_of_the_largest_matrix() -> None:
+def test_quantizing_takes_20_bytes_per_number_of_a_chunk_or_the_largest_matrix() -> None:
     base = a_recipe({"path": "embedded", "weights": "fp4"}).base
     for largest, numbers in ((1_200, 1_200), (PIECE + 1, PIECE), (PIECE - 1, PIECE - 1)):
         assert while_loading(base, a_step(largest=largest), BF16, CPU_HERE)["quantizing"] == 20 * numbers
 
 
-def test_files_that_are_not_here_have_the_precision_that_the_config_names(tmp_path: Path) -> None:
+def test_missing_files_are_assumed_to_have_the_configs_precision(tmp_path: Path) -> None:
     for dtype, size in (("float32", 4), ("bfloat16", 2), (None, 4)):
         LlamaConfig(dtype=dtype).save_pretrained(tmp_path)
         base = a_recipe(tmp_path).base
@@ -161,7 +161,7 @@ def test_files_that_are_not_here_have_the_precision_that_the_config_names(tmp_pa
         assert stored_dtype(base).itemsize == size
 
 
-# --- afterwards ------------------------------------------------------------------------------------------------------
+# --- merging and serving ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_files_that_are_not_here_have_the_precision_that_the_config_names(tmp_pa
                 hidden_size=96, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3, head_dim=20
             ),
             2 * 5 * 3 * 20 * 100,
-            id="a width of its own",
+            id="an explicit head_dim",
         ),
-        pytest.param(GPT2Config(n_embd=96, n_layer=3, n_head=4), 2 * 3 * 4 * 24 * 100, id="every head has its own"),
+        pytest.param(GPT2Config(n_embd=96, n_layer=3, n_head=4), 2 * 3 * 4 * 24 * 100, id="multi-head attention"),
         pytest.param(
             MistralConfig(
                 hidden_size=96, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
@@ -190,56 +190,56 @@ def test_files_that_are_not_here_have_the_precision_that_the_config_names(tmp_pa
         ),
     ],
 )  # fmt: skip
-def test_keys_and_values_are_two_a_layer_for_each_head_and_token(config: Any, expected: int) -> None:
+def test_a_key_and_a_value_are_cached_per_layer_head_and_token(config: Any, expected: int) -> None:
     for itemsize in (2, 4):
         assert key_value_bytes(config, 100, itemsize) == expected * itemsize
 
 
-def test_only_layers_with_a_window_keep_no_more_than_it() -> None:
+def test_only_sliding_window_layers_are_limited_to_their_window() -> None:
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     config = LlamaConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2)
     config.layer_types, config.sliding_window = kinds, 30
     assert key_value_bytes(config, 100, 2) == 2 * 2 * 16 * 2 * (30 + 100 + 30)
-    assert key_value_bytes(config, 20, 2) == 2 * 2 * 16 * 2 * (20 + 20 + 20)  # a text within the window
+    assert key_value_bytes(config, 20, 2) == 2 * 2 * 16 * 2 * (20 + 20 + 20)  # a text shorter than the window
 
 
-def test_serving_holds_weights_adapters_and_keys_and_values_of_every_answer() -> None:
+def test_serving_holds_weights_adapters_and_the_cache_of_every_answer() -> None:
     recipe = a_recipe(HERE / "smollm2-135m")  # 30 layers, 3 heads of keys, 64 wide
     parts = {"weights": 4_000, "trained weights": 1_000, "quantization constants": 11, "adapters": 70, "optimizer": 99}
     evaluating = {"weights": 5_000, "workspace": 61, "loss": 29, "activations": 500}
-    plan = a_plan(a_step(parts=parts, evaluating=evaluating), GPU, a_batch_plan(recipe))
+    plan = a_plan(a_step(parts=parts, evaluation_parts=evaluating), GPU, a_batch_plan(recipe))
     assert serving_memory(plan, context=100, concurrency=3) == {
         "program": 700_000, "weights": 5_000, "quantization constants": 11, "adapters": 70,
         "key–value cache": 3 * 2 * 30 * 3 * 64 * 100 * 2, "workspace": 90,
     }  # fmt: skip
-    whole = serving_memory(replace(plan, dtype=FP32), context=100, concurrency=1)
-    assert whole["key–value cache"] == 2 * 30 * 3 * 64 * 100 * 4
+    in_fp32 = serving_memory(replace(plan, dtype=FP32), context=100, concurrency=1)
+    assert in_fp32["key–value cache"] == 2 * 30 * 3 * 64 * 100 * 4
     here = serving_memory(replace(plan, device=CPU_HERE), context=100, concurrency=1)
     assert here["program"] == 700_000 + FIRST_USE
 
 
-def test_serving_takes_what_loading_takes_where_that_is_more() -> None:
+def test_serving_needs_at_least_what_loading_needs() -> None:
     recipe = a_recipe({"path": str(HERE / "smollm2-135m"), "weights": "nf4"})
     step = a_step(largest=10**6, parts={"weights": 5_000, "adapters": 70, "reference models": 10**9})
-    found = serving_memory(a_plan(step, CPU_HERE, a_batch_plan(recipe)), context=8, concurrency=1)
-    assert set(found) == {"program", "weights", "quantization constants", "stored weights", "quantizing"}
-    assert found["quantizing"] == 20 * 10**6  # no teacher is loaded to serve
+    serving = serving_memory(a_plan(step, CPU_HERE, a_batch_plan(recipe)), context=8, concurrency=1)
+    assert set(serving) == {"program", "weights", "quantization constants", "stored weights", "quantizing"}
+    assert serving["quantizing"] == 20 * 10**6  # no teacher is loaded to serve
 
 
-def test_merging_holds_the_model_in_fp32_its_files_the_adapter_and_the_hosts_program(tmp_path: Path) -> None:
+def test_merging_holds_fp32_weights_files_adapter_and_the_hosts_program(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(b"x" * 6_000)
 
     def merging(device: Any, **parts: Any) -> dict[str, int] | None:
         return merging_memory(a_plan(a_step(), device, a_batch_plan(a_recipe(tmp_path, **parts))))
 
-    here = merging(CPU_HERE)
-    assert here == {"program": 700_000 + FIRST_USE, "weights": 10_000, "stored weights": 6_000, "adapters": 140}
-    there = merging(GPU)
-    assert there is not None
-    assert there["program"] - FIRST_USE == pytest.approx(program_bytes(), rel=0.2)  # the host's, not the GPU's
-    assert {name: there[name] for name in here if name != "program"} == {
-        name: here[name] for name in here if name != "program"
+    on_cpu = merging(CPU_HERE)
+    assert on_cpu == {"program": 700_000 + FIRST_USE, "weights": 10_000, "stored weights": 6_000, "adapters": 140}
+    for_gpu = merging(GPU)
+    assert for_gpu is not None
+    assert for_gpu["program"] - FIRST_USE == pytest.approx(program_bytes(), rel=0.2)  # the host's, not the GPU's
+    assert {name: for_gpu[name] for name in on_cpu if name != "program"} == {
+        name: on_cpu[name] for name in on_cpu if name != "program"
     }
     for method, merged in (
         ("ia3", True),
@@ -257,17 +257,15 @@ def test_merging_holds_the_model_in_fp32_its_files_the_adapter_and_the_hosts_pro
     ("available", "cards"),
     [
         pytest.param(7_000, 1, id="it fits"),
-        pytest.param(6_999, 2, id="a byte too little for one"),
-        pytest.param(1_300 + 2_850, 2, id="half of what is shared out fits beside its own"),
-        pytest.param(1_300 + 2_849, 3, id="a byte less than half"),
-        pytest.param(1_300 + 1, 5_700, id="a byte each"),
-        pytest.param(1_300, 0, id="no room beside its own"),
-        pytest.param(900, 0, id="not even its own"),
+        pytest.param(6_999, 2, id="one byte too few for one card"),
+        pytest.param(1_300 + 2_850, 2, id="half of the sharded tensors fits"),
+        pytest.param(1_300 + 2_849, 3, id="one byte less than half"),
+        pytest.param(1_300 + 1, 5_700, id="one byte per card"),
+        pytest.param(1_300, 0, id="no room for a shard"),
+        pytest.param(900, 0, id="no room for a card's own tensors"),
     ],
 )
-def test_weights_gradients_and_optimizer_are_shared_out_and_the_rest_is_each_cards_own(
-    available: int, cards: int
-) -> None:
+def test_weights_gradients_and_optimizer_are_sharded_over_cards(available: int, cards: int) -> None:
     parts = {
         "program": 700, "activations": 600, "weights": 3_000, "quantization constants": 200, "gradients": 1_000,
         "optimizer": 1_500,
@@ -278,7 +276,7 @@ def test_weights_gradients_and_optimizer_are_shared_out_and_the_rest_is_each_car
 # --- devices ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_is_in_bytes_flops_and_dollars() -> None:
+def test_known_devices_are_in_bytes_flops_and_dollars() -> None:
     card = known_devices()["h100"]
     assert card.memory_bytes == int(79.2 * 2**30)
     assert card.flops == {"bf16": 989e12, "fp32": 67e12}
@@ -289,7 +287,7 @@ def test_the_table_is_in_bytes_flops_and_dollars() -> None:
     assert (apple.name, apple.kind, apple.price) == ("m2-max-64gb", "mps", None)
 
 
-def test_every_device_of_the_table_has_rates_that_can_be() -> None:
+def test_every_known_device_has_plausible_rates() -> None:
     for name, card in known_devices().items():
         assert name == card.name == name.lower()
         assert 10 * 2**30 < card.memory_bytes < 200 * 2**30, name
@@ -300,12 +298,12 @@ def test_every_device_of_the_table_has_rates_that_can_be() -> None:
         assert (card.is_here, card.is_this_cpu) == (False, False)
 
 
-def test_a_device_without_bf16_takes_fp32() -> None:
+def test_a_device_without_bf16_uses_fp32() -> None:
     assert device_named("t4").dtype == FP32
     assert device_named("l4").dtype == BF16
 
 
-def test_each_kind_of_device_has_the_allocator_that_is_its_own() -> None:
+def test_each_kind_of_device_has_its_own_allocator() -> None:
     from tunesmith.engine.allocator import arena
     from tunesmith.planner.allocators import reserved, spanned
 
@@ -316,14 +314,14 @@ def test_each_kind_of_device_has_the_allocator_that_is_its_own() -> None:
     assert CPU_HERE.holds is (resident if arena() is None else spanned)
 
 
-def test_this_processor_is_measured_and_not_looked_up() -> None:
+def test_this_cpu_is_measured_and_not_looked_up() -> None:
     import psutil
 
-    found = this_device(torch.device("cpu"))
+    device = this_device(torch.device("cpu"))
     assert device_named("here").is_here
-    assert (found.name, found.kind, found.flops) == ("this CPU", "cpu", {})
-    assert found.memory_bytes == psutil.virtual_memory().total
-    assert found.program_bytes == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
-    assert (found.is_here, found.is_this_cpu, CPU_ELSEWHERE.is_this_cpu) == (True, True, False)
+    assert (device.name, device.kind, device.flops) == ("this CPU", "cpu", {})
+    assert device.memory_bytes == psutil.virtual_memory().total
+    assert device.program_bytes == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+    assert (device.is_here, device.is_this_cpu, CPU_ELSEWHERE.is_this_cpu) == (True, True, False)
     assert not replace(CPU_HERE, kind="cuda").is_this_cpu
-    assert found.dtype in (FP32, BF16)
+    assert device.dtype in (FP32, BF16)

@@ -1,4 +1,4 @@
-"""A run is held to its plan: refused before it loads, within its limit, and alive when memory runs out all the same."""
+"""A run follows its plan: refused before loading, kept within its limit, and able to continue when memory runs out."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def recipe_for(base: Path, rows: Path, **train: Any) -> dict[str, Any]:
     return {"base": str(base), "data": {"train": str(rows), "held_out": 0.1, "max_length": 64}, "train": settings}
 
 
-def test_a_base_that_does_not_fit_is_refused_before_a_weight_of_it_is_read(tmp_path: Path, write_rows: Any) -> None:
+def test_a_base_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path: Path, write_rows: Any) -> None:
     huge = tmp_path / "huge"
     shutil.copytree(HERE / "llama-3-70b", huge)  # a config without any weights
     for file in tunesmith.embedded_base().glob("*token*"):
@@ -35,7 +35,7 @@ def test_a_base_that_does_not_fit_is_refused_before_a_weight_of_it_is_read(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_says_what_was_foretold_and_what_was_measured_in_one_shape(
+def test_a_run_reports_prediction_and_measurement_in_the_same_format(
     tiny_model: Path, tmp_path: Path, write_rows: Any
 ) -> None:
     run = tunesmith.train(recipe_for(tiny_model, write_rows()), tmp_path / "run")
@@ -43,10 +43,10 @@ def test_a_run_says_what_was_foretold_and_what_was_measured_in_one_shape(
     (plan,) = (event for event in events if event["event"] == "plan")
     (forecast,) = (event for event in events if event["event"] == "forecast")
     assert forecast == {"event": "forecast", **plan["predicted"]}
-    for told in (plan["predicted"], plan["measured"]):
-        assert told["memory"]["peak_bytes"] == sum(told["memory"]["parts"].values())
-        assert set(told["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
-        assert {"fits", "device"} <= set(told)
+    for side in (plan["predicted"], plan["measured"]):
+        assert side["memory"]["peak_bytes"] == sum(side["memory"]["parts"].values())
+        assert set(side["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
+        assert {"fits", "device"} <= set(side)
 
 
 RUN = """
@@ -59,9 +59,7 @@ print(plan["predicted"]["memory"]["peak_bytes"], plan["measured"]["memory"]["pea
 
 
 @pytest.mark.long
-def test_the_peak_is_what_was_foretold_whatever_the_process_that_started_the_run_holds(
-    tmp_path: Path, write_rows: Any
-) -> None:
+def test_the_predicted_peak_is_right_however_large_the_parent_process(tmp_path: Path, write_rows: Any) -> None:
     ballast = torch.ones(2**28)  # a gigabyte
     recipe = recipe_for(Path("embedded"), write_rows(200), tokens_per_step=2048, precision="fp32")
     command = [sys.executable, "-c", RUN, json.dumps(recipe), str(tmp_path / "run")]
@@ -72,24 +70,24 @@ def test_the_peak_is_what_was_foretold_whatever_the_process_that_started_the_run
     assert predicted == pytest.approx(measured, rel=0.08 if arena() is not None else 0.15)
 
 
-def test_a_run_within_a_limit_learns_the_same_and_says_what_it_gave_up(
+def test_a_memory_limit_keeps_the_losses_and_its_choices_are_reported(
     tiny_model: Path, tmp_path: Path, write_rows: Any
 ) -> None:
     rows = write_rows()
-    free = tunesmith.train(recipe_for(tiny_model, rows), tmp_path / "free")
-    kept = tunesmith.train(recipe_for(tiny_model, rows, memory_limit="64GB"), tmp_path / "kept")
+    unlimited = tunesmith.train(recipe_for(tiny_model, rows), tmp_path / "unlimited")
+    limited = tunesmith.train(recipe_for(tiny_model, rows, memory_limit="64GB"), tmp_path / "limited")
 
     def losses(run: Any) -> list[float]:
         return [event["loss"] for event in run.events() if event["event"] == "step"]
 
-    assert losses(kept) == pytest.approx(losses(free), rel=1e-6)
-    told = next(event for event in kept.events() if event["event"] == "memory")
-    assert (told["checkpointed"], told["blocks"], told["tokens_per_batch"]) == (0, 2, 512)
+    assert losses(limited) == pytest.approx(losses(unlimited), rel=1e-6)
+    memory = next(event for event in limited.events() if event["event"] == "memory")
+    assert (memory["checkpointed"], memory["blocks"], memory["tokens_per_batch"]) == (0, 2, 512)
     with pytest.raises(UserError, match=r"train.memory_limit: 0.01 GB are too few.* Set memory_limit: "):
         tunesmith.train(recipe_for(tiny_model, rows, memory_limit="10MB"), tmp_path / "none")
 
 
-def test_a_batch_is_halved_between_rows() -> None:
+def test_a_batch_is_split_in_two_between_rows() -> None:
     assert split_in_two([7, 8, 9], [10, 10, 20]) == ([7, 8], [9])
     assert split_in_two([7, 8], [100, 1]) == ([7], [8])
     assert split_in_two([1, 2, 3, 4], [5, 5, 5, 5]) == ([1, 2], [3, 4])
@@ -116,8 +114,8 @@ print(json.dumps([event for event in run.events()]))
 
 
 @pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
-def test_a_run_that_memory_fails_goes_on_with_half_as_much_at_once(tmp_path: Path, write_rows: Any) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="address space limits need Linux")
+def test_a_run_that_is_out_of_memory_continues_with_half_the_batch(tmp_path: Path, write_rows: Any) -> None:
     recipe = {
         "base": "embedded",
         "data": {"train": str(write_rows(300)), "held_out": 0.1, "max_length": 64},
@@ -130,22 +128,20 @@ def test_a_run_that_memory_fails_goes_on_with_half_as_much_at_once(tmp_path: Pat
         assert done.returncode == 0, done.stderr[-800:]
         return json.loads(done.stdout.splitlines()[-1])
 
-    short, free = events(100_000_000, "short"), events(64_000_000_000, "free")
-    said = [event["message"] for event in short if event["event"] == "warning"]
-    assert any("Memory ran out with" in message for message in said), said
+    short, ample = events(100_000_000, "short"), events(64_000_000_000, "ample")
+    warnings = [event["message"] for event in short if event["event"] == "warning"]
+    assert any("Memory ran out with" in message for message in warnings), warnings
 
-    def steps(told: list[dict[str, Any]]) -> list[tuple[float, int]]:
-        return [(event["loss"], event["tokens"]) for event in told if event["event"] == "step"]
+    def steps(run_events: list[dict[str, Any]]) -> list[tuple[float, int]]:
+        return [(event["loss"], event["tokens"]) for event in run_events if event["event"] == "step"]
 
-    for (loss, tokens), (expected, whole) in zip(steps(short), steps(free), strict=True):
-        assert tokens == whole  # the step is as large as it was to be
+    for (loss, tokens), (expected, planned) in zip(steps(short), steps(ample), strict=True):
+        assert tokens == planned  # the step keeps its size
         assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_plan_asks_for_no_numbers_that_later_steps_would_see(
-    tiny_model: Path, tmp_path: Path, write_rows: Any
-) -> None:
-    """Planning leaves nothing behind: two runs in one process are the same bytes."""
+def test_planning_draws_no_random_numbers_of_the_run(tiny_model: Path, tmp_path: Path, write_rows: Any) -> None:
+    """Planning has no side effects: two runs in one process give the same bytes."""
     recipe = recipe_for(tiny_model, write_rows())
     one, other = (tunesmith.train(recipe, tmp_path / name) for name in ("one", "other"))
     files = [run.directory / "adapter" / "adapter_model.safetensors" for run in (one, other)]

@@ -1,4 +1,4 @@
-"""A real run of a tiny model, trained once and copied for each test."""
+"""A run of a tiny model, trained once and copied for each test."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Plots are well-formed, show what they were given, and say what they leave out."""
+"""Charts are well-formed SVG, show their data, and report what they leave out."""
 
 import math
 import random
@@ -16,21 +16,21 @@ NUMBERS = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)
 
 
 def svg_of(chart: str) -> ElementTree.Element:
-    found = re.search(r"<svg.*</svg>", chart, re.DOTALL)
-    assert found is not None
-    return ElementTree.fromstring(found[0])
+    match = re.search(r"<svg.*</svg>", chart, re.DOTALL)
+    assert match is not None
+    return ElementTree.fromstring(match[0])
 
 
 @given(ys=st.lists(NUMBERS, min_size=1, max_size=80), zero=st.booleans())
-def test_every_curve_stays_within_its_picture(ys: list[float], zero: bool) -> None:
+def test_every_curve_stays_within_its_chart(ys: list[float], zero: bool) -> None:
     chart = line_chart("t", "x", "y", [Line("n", list(enumerate(ys)), "raw")], from_zero=zero)
     if not any(map(math.isfinite, ys)):
         assert chart == ""
         return
     for path in svg_of(chart).iter("path"):
-        places = [float(each) for each in re.findall(r"-?[\d.]+", path.attrib["d"])]
-        assert all(0 <= x <= WIDTH for x in places[::2])
-        assert all(0 <= y <= HEIGHT for y in places[1::2])
+        coordinates = [float(each) for each in re.findall(r"-?[\d.]+", path.attrib["d"])]
+        assert all(0 <= x <= WIDTH for x in coordinates[::2])
+        assert all(0 <= y <= HEIGHT for y in coordinates[1::2])
 
 
 def test_names_are_escaped_and_charts_without_data_are_empty() -> None:
@@ -51,7 +51,7 @@ def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
     assert path.attrib["d"].count("M") == 2
 
 
-def test_a_spike_does_not_squeeze_the_curve_and_is_told() -> None:
+def test_a_spike_does_not_squeeze_the_curve_and_is_reported() -> None:
     points = [(float(step), 1 + step % 7 / 10) for step in range(500)]
     points[250] = (250.0, 1000.0)
     chart = line_chart("t", "x", "y", [Line("n", points, "raw")])
@@ -71,7 +71,7 @@ def test_thinning_keeps_the_highest_and_the_lowest(length: int, seed: int) -> No
     assert (min(kept), max(kept)) == (min(ys), max(ys))
 
 
-def test_held_out_points_carry_their_interval_and_their_value() -> None:
+def test_held_out_points_show_their_interval_and_value() -> None:
     held = [{"event": "evaluation", "step": step, "loss": 2.5, "loss_interval": [2.25, 2.75]} for step in (0, 10, 20)]
     root = svg_of(curves([], held, "nats")[0])
     assert len([path for path in root.iter("path") if "whisker" in path.attrib["class"]]) == 3
@@ -79,5 +79,5 @@ def test_held_out_points_carry_their_interval_and_their_value() -> None:
     assert tips == [f"held out, 95 % interval: 2.5 at step {step}" for step in (0, 10, 20)]
 
 
-def test_smoothing_passes_over_what_is_not_finite() -> None:
+def test_smoothing_skips_values_that_are_not_finite() -> None:
     assert smoothed([(0, 2.0), (1, math.nan), (2, math.inf), (3, 2.0)]) == [(0, 2.0), (1, 2.0), (2, 2.0), (3, 2.0)]

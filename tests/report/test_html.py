@@ -1,4 +1,4 @@
-"""The page of a run: nothing of it breaks on odd runs, and nothing of the user's data becomes markup."""
+"""The page of a run: unusual runs do not break it, and the user's data never becomes markup."""
 
 import json
 import random
@@ -47,15 +47,15 @@ def add(run: Path, **event: Any) -> None:
         file.write(json.dumps(event) + "\n")
 
 
-def test_the_page_holds_curves_counts_and_costs_and_asks_for_nothing_from_elsewhere(run: Path) -> None:
+def test_the_page_shows_curves_counts_and_costs_and_loads_nothing_external(run: Path) -> None:
     page = page_of(run)
     assert titles(page) == ["Loss", "Learning rate", "Gradient norm", "Speed", "Lengths of the examples"]
     assert "Finished: 12 steps in" in page
-    assert all(said in page for said in ("peak memory", "rows read", "malformed rows, left out", "The recipe"))
+    assert all(text in page for text in ("peak memory", "rows read", "malformed rows, left out", "The resolved recipe"))
     assert not re.search(r"""\s(src|href)\s*=|@import|url\(|<script|<link""", page)
 
 
-def test_what_a_row_says_never_becomes_markup(run: Path) -> None:
+def test_text_from_rows_never_becomes_markup(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(evaluation(HOSTILE)), encoding="utf-8")
     with (run / "recipe.yaml").open("a", encoding="utf-8") as file:
         file.write(f"# {HOSTILE}\n")
@@ -67,40 +67,40 @@ def test_what_a_row_says_never_becomes_markup(run: Path) -> None:
     assert page.count("&lt;script&gt;") == 5 + 3 + 1 + 2 + 1 + 3
 
 
-def test_the_evaluation_stands_base_beside_tuned_with_intervals_and_a_verdict(run: Path) -> None:
+def test_the_evaluation_compares_base_and_tuned_with_intervals_and_a_verdict(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")
     page = page_of(run)
     assert "It worked: held-out loss 1.000 before, 0.500 after (difference −0.500 [−0.600, −0.400])" in page
     assert "1,200 held-out rows" in page
     assert '<td class="n better" data-of="difference">−0.500' in page
-    assert '<td class="n " data-of="difference">+12.5 points [−10.0, +35.0]' in page, "its interval holds 0"
+    assert '<td class="n " data-of="difference">+12.5 points [−10.0, +35.0]' in page, "its interval contains 0"
     assert titles(page)[:2] == ["Held-out loss, lower is better", "An answer."]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.1, 0.2, "It did harm"), (-0.1, 0.1, "No difference is proven")]
+    ("low", "high", "verdict"), [(0.1, 0.2, "It made things worse"), (-0.1, 0.1, "No significant difference")]
 )
-def test_a_run_that_did_not_help_is_told_so(run: Path, low: float, high: float, verdict: str) -> None:
+def test_the_verdict_says_when_a_run_did_not_help(run: Path, low: float, high: float, verdict: str) -> None:
     result = evaluation()
     result["differences"]["loss"] = {"value": (low + high) / 2, "interval": [low, high]}
     (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
     assert verdict in page_of(run)
 
 
-def test_runs_that_broke_off_or_never_began_have_a_page_too(run: Path) -> None:
+def test_aborted_and_unstarted_runs_have_a_page_too(run: Path) -> None:
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    for kept in (lines[:-1], lines[:6], lines[:1], []):
-        metrics.write_text("".join(kept) + ('{"event": "st' if kept else ""), encoding="utf-8")
+    for remaining in (lines[:-1], lines[:6], lines[:1], []):
+        metrics.write_text("".join(remaining) + ('{"event": "st' if remaining else ""), encoding="utf-8")
         page = page_of(run)
         assert "</html>" in page
         assert "Finished" not in page
     metrics.unlink()
     (run / "provenance.json").unlink()
-    assert "Nothing has happened" in page_of(run)
+    assert "This run has not started yet" in page_of(run)
 
 
-def test_fields_that_are_missing_leave_a_question_mark_and_not_a_broken_page(run: Path) -> None:
+def test_missing_fields_do_not_break_the_page(run: Path) -> None:
     metrics = run / "metrics.jsonl"
     events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     draw = random.Random(0)
@@ -112,34 +112,34 @@ def test_fields_that_are_missing_leave_a_question_mark_and_not_a_broken_page(run
         assert "</html>" in page_of(run)
 
 
-def test_losses_that_are_not_finite_leave_a_gap_and_not_a_broken_page(run: Path) -> None:
+def test_losses_that_are_not_finite_leave_a_gap_in_the_chart(run: Path) -> None:
     metrics = run / "metrics.jsonl"
     text = metrics.read_text(encoding="utf-8")
     text = re.sub(r'"loss": [\d.]+, "grad_norm": [\d.]+', '"loss": "nan", "grad_norm": "inf"', text, count=3)
     metrics.write_text(text, encoding="utf-8")
     (run / "evaluation.json").write_text(json.dumps(evaluation(tuned_loss="nan")), encoding="utf-8")
-    pictures = "".join(re.findall(r"<svg.*?</svg>", page_of(run), re.DOTALL))
-    assert "nan" not in pictures
-    assert "inf" not in pictures
+    charts = "".join(re.findall(r"<svg.*?</svg>", page_of(run), re.DOTALL))
+    assert "nan" not in charts
+    assert "inf" not in charts
 
 
-def test_foretold_time_is_set_against_the_measured_one_only_when_all_steps_were_taken(run: Path) -> None:
+def test_predicted_and_measured_total_time_are_compared_only_for_a_complete_run(run: Path) -> None:
     assert "time of all steps" in page_of(run)
     metrics = run / "metrics.jsonl"
     text = metrics.read_text(encoding="utf-8").replace('"total_steps": 12', '"total_steps": 24')
     metrics.write_text(text.replace('"reason": "done"', '"reason": "interrupted"'), encoding="utf-8")
     page = page_of(run)
     assert "time of all steps" not in page
-    assert "time a step" in page
+    assert "time per step" in page
     assert "Ended by interrupted" not in page
     assert "Interrupted after 12 of 24 steps" in page
 
 
-def test_what_was_foretold_for_the_whole_run_stays_when_it_was_resumed(run: Path) -> None:
+def test_the_first_forecast_stays_when_a_run_is_resumed(run: Path) -> None:
     add(run, event="forecast", memory={"peak_bytes": 77.77e9})
     assert "77.77 GB" not in page_of(run)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)

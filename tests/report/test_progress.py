@@ -1,4 +1,4 @@
-"""The terminal tells what happens, in lines that fit, whatever an event lacks."""
+"""The terminal shows every event, in lines that fit, even if an event lacks fields."""
 
 import io
 import re
@@ -62,7 +62,7 @@ def whole_run(first: int = 0) -> list[Event]:
     ]
 
 
-def told(events: list[Event], terminal: bool = False) -> list[str]:
+def printed(events: list[Event], terminal: bool = False) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=terminal, color_system=None, legacy_windows=False)
     with Progress(console) as progress:
@@ -71,68 +71,68 @@ def told(events: list[Event], terminal: bool = False) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_in_a_file_there_is_a_plain_line_each_tenth_of_the_way_with_the_time_left() -> None:
-    lines = [line for line in told(whole_run()) if line.startswith("step ")]
+def test_outside_a_terminal_there_is_a_line_with_the_time_left_each_tenth() -> None:
+    lines = [line for line in printed(whole_run()) if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == [f"{number}/100" for number in range(10, 101, 10)]
     assert lines[4].endswith("loss 2.000  1,024 tok/s  1 min 40 s left")
 
 
-def test_every_kind_of_event_is_told_within_eighty_columns() -> None:
-    lines = told(whole_run())
+def test_every_kind_of_event_is_printed_within_80_columns() -> None:
+    lines = printed(whole_run())
     assert all(len(line) <= 80 for line in lines)
     text = "\n".join(lines)
-    for said in (
-        "base      embedded, 8.2 M weights",
-        "lora, which trains 983,040 weights (12%)",
-        "1,200 rows (messages): 1,100 to learn from, 60 held out",
-        "52,000, of which 13,000 (25%) are learnt",
+    for expected in (
+        "base      embedded, 8.2 M parameters",
+        "lora, which trains 983,040 parameters (12%)",
+        "1,200 rows (messages): 1,100 for training, 60 held out",
+        "52,000, of which 13,000 (25%) are loss tokens",
         "40 malformed rows left out",
         "faq.jsonl row 7: not JSON",
         "2.06 GB of memory: activations 2.00 GB, weights 16 MB",
-        "3 min 20 s for 100 steps, 1,000 tokens a second",
+        "3 min 20 s for 100 steps, 1,000 tokens per second",
         "step 100: loss 2.346 (95 %: 2.300–2.400), perplexity 10.4, 500 rows",
         "step 9: the loss was not finite (a row 1, b row 2)",
         "the disk is nearly full",
-        "2.10 GB; foretold 2.06 GB (+2%)",
-        "3 min 20 s; foretold 3 min 20 s (+0%)",
+        "2.10 GB; predicted 2.06 GB (+2%)",
+        "3 min 20 s; predicted 3 min 20 s (+0%)",
         "100 steps in 3 min 30 s",
         "runs/x/adapter",
     ):
-        assert said in text
+        assert expected in text
 
 
 def test_a_terminal_has_a_live_bar_that_stays_within_its_width() -> None:
-    lines = told(whole_run(), terminal=True)
+    lines = printed(whole_run(), terminal=True)
     assert any("━" in line and "100/100" in line and "loss 2.000" in line for line in lines)
     assert not any(line.startswith("step ") for line in lines)
     shown = [part for line in lines for part in re.split(r"\r|\x1b\[[0-9?]*[A-Za-z]", line)]
     assert all(len(part) <= 80 for part in shown)
 
 
-def test_a_resumed_run_goes_on_from_its_step_and_compares_its_own_time_alone() -> None:
+def test_a_resumed_run_continues_at_its_step_and_compares_only_its_own_time() -> None:
     predicted = {**PREDICTED, "time": {**PREDICTED["time"], "total_seconds": 100.0}}
     events = [{**event, "predicted": predicted} if "predicted" in event else event for event in whole_run(first=50)]
-    lines = told(events)
+    lines = printed(events)
     assert "resumed   after step 50 of 100" in lines
     assert next(line.split()[1] for line in lines if line.startswith("step ")) == "55/100"
-    assert "took      1 min 40 s; foretold 1 min 40 s (+0%)" in lines, "not the 210 s of both sittings"
+    assert "took      1 min 40 s; predicted 1 min 40 s (+0%)" in lines, "not the 210 s of both parts"
 
 
-def test_a_resumed_runs_bar_begins_where_it_stood() -> None:
-    bar = next(line for line in told(whole_run(first=50)[:3], terminal=True) if "50/100" in line)
+def test_a_resumed_runs_bar_starts_at_its_step() -> None:
+    bar = next(line for line in printed(whole_run(first=50)[:3], terminal=True) if "50/100" in line)
     assert 10 < bar.count("━") < 40
 
 
-def test_an_interrupted_run_is_compared_by_the_step() -> None:
+def test_an_interrupted_run_is_compared_by_time_per_step() -> None:
     events = whole_run()
     stopped = [*events[:14], events[-2], {**events[-1], "reason": "interrupted", "step": 10, "output": None}]
-    lines = told(stopped)
-    assert "took      2.0 s; foretold 2.0 s (+0%) a step" in lines
+    lines = printed(stopped)
+    assert "took      2.0 s; predicted 2.0 s (+0%) per step" in lines
     assert any(line.startswith("ended     interrupted after 10 steps") for line in lines)
 
 
-def test_a_loss_that_is_not_finite_does_not_spoil_the_shown_one() -> None:
-    lines = told([START, *(step(n, loss=float("nan") if n == 10 else 2.0) for n in range(1, 11))])
+def test_a_loss_that_is_not_finite_does_not_change_the_smoothed_loss() -> None:
+    lines = printed([START, *(step(n, loss=float("nan") if n == 10 else 2.0) for n in range(1, 11))])
     assert lines[-1].startswith("step 10/100")
     assert "loss 2.000" in lines[-1]
 
@@ -143,22 +143,22 @@ def test_a_missing_field_never_stops_a_run(data: st.DataObject) -> None:
         {key: value for key, value in event.items() if key == "event" or data.draw(st.booleans())}
         for event in [*whole_run()[:7], *whole_run()[-7:], {"event": "unheard of"}]
     ]
-    told(kept, terminal=data.draw(st.booleans()))
+    printed(kept, terminal=data.draw(st.booleans()))
 
 
-def test_a_real_runs_events_are_told(run: Path) -> None:
-    lines = told(Run.open(run).events())
+def test_a_real_runs_events_are_printed(run: Path) -> None:
+    lines = printed(Run.open(run).events())
     assert len([line for line in lines if line.startswith("step ")]) == 10
     assert lines[-1].startswith("written ")
 
 
-def test_what_looks_like_markup_is_printed_as_it_is() -> None:
-    said = "[bold]faq[/bold].jsonl [/] row 3"
-    assert any(said in line for line in told([{"event": "warning", "message": said}], terminal=True))
+def test_text_that_looks_like_markup_is_printed_unchanged() -> None:
+    text = "[bold]faq[/bold].jsonl [/] row 3"
+    assert any(text in line for line in printed([{"event": "warning", "message": text}], terminal=True))
 
 
-def test_each_run_of_a_chain_is_compared_with_its_own_plan() -> None:
+def test_each_run_of_a_pipeline_is_compared_with_its_own_plan() -> None:
     def took(events: list[Event]) -> list[str]:
-        return [line for line in told(events) if line.startswith("took")]
+        return [line for line in printed(events) if line.startswith("took")]
 
     assert took([*whole_run(), *whole_run()]) == 2 * took(whole_run())

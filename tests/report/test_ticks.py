@@ -1,4 +1,4 @@
-"""An axis can be read: its marks are round, and no two say the same."""
+"""Ticks of an axis are round numbers, and no two have the same label."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,11 +21,11 @@ def test_no_two_ticks_have_the_same_label(low: float, share: float, scale: float
     assert len(set(labels)) == len(labels)
 
 
-def test_an_axis_that_counts_has_no_halves() -> None:
+def test_an_axis_that_counts_has_integer_ticks() -> None:
     assert round_ticks(0, 2, least=1) == [0, 1, 2]
 
 
-def test_labels_are_as_short_as_tells_them_apart() -> None:
+def test_labels_are_as_short_as_possible_while_distinct() -> None:
     assert tick_labels([0, 250, 500]) == ["0", "250", "500"]
     assert tick_labels([0.0, 0.05, 0.1]) == ["0", "0.05", "0.10"]
     assert tick_labels([4.455, 4.46, 4.465]) == ["4.455", "4.460", "4.465"]

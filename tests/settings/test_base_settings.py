@@ -1,4 +1,4 @@
-"""Every field of a recipe's `base` section does what its documentation says: which files are read, and what of them."""
+"""Every field of a recipe's `base` section does what its documentation says: what is read, and from which files."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ NAMES = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_pr
 
 
 def small_llama(directory: Path, hidden: int, template: str = CHATML, dtype: torch.dtype = torch.float32) -> Path:
-    """A Llama of one block and a tokenizer of bytes in a directory."""
+    """Save a Llama of one block and a byte tokenizer."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     config = LlamaConfig(
@@ -61,26 +61,26 @@ def stored(directory: Path) -> dict[str, Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-def recipe_for(base: Any, **more: Any) -> Recipe:
-    return Recipe.load({"base": base, "data": {"train": "rows.jsonl"}, "train": {"steps": 1}, **more})
+def recipe_for(base: Any, **sections: Any) -> Recipe:
+    return Recipe.load({"base": base, "data": {"train": "rows.jsonl"}, "train": {"steps": 1}, **sections})
 
 
 # path
 
 
 @shows("base.path")
-def test_path_is_a_directory_whose_weights_and_tokenizer_are_read(tiny_model: Path) -> None:
+def test_path_can_be_a_directory_with_weights_and_tokenizer(tiny_model: Path) -> None:
     model = load_model(Base(path=str(tiny_model)), torch.float32)
     weights = stored(tiny_model)
-    found = {name: value for name, value in model.state_dict().items() if name in weights}
-    assert set(found) == set(weights)
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    loaded = {name: value for name, value in model.state_dict().items() if name in weights}
+    assert set(loaded) == set(weights)
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
     assert not model.training
     assert load_tokenizer(Base(path=str(tiny_model))).get_vocab() == byte_tokenizer().get_vocab()
 
 
 @shows("base.path")
-def test_path_is_the_embedded_base_unasked_and_a_string_is_short_for_it(tiny_model: Path) -> None:
+def test_path_is_the_embedded_base_by_default_and_base_can_be_a_string(tiny_model: Path) -> None:
     assert locate(Base()) == locate(Base(path="embedded")) == str(embedded_base())
     assert (embedded_base() / "model.safetensors").exists()
     assert recipe_for(str(tiny_model)).base == recipe_for({"path": str(tiny_model)}).base
@@ -88,11 +88,11 @@ def test_path_is_the_embedded_base_unasked_and_a_string_is_short_for_it(tiny_mod
 
 
 @shows("base.path")
-def test_path_is_a_run_whose_model_is_read_and_an_adapter_s_run_is_to_be_merged_first(tmp_path: Path) -> None:
+def test_path_can_be_a_run_with_a_model_but_not_with_an_adapter(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text("data: {train: rows.jsonl}\n")
-    with pytest.raises(UserError, match=r"is a run that has not finished. tunesmith train --resume"):
+    with pytest.raises(UserError, match=r"is a run that has not finished. Resume it: tunesmith train --resume"):
         locate(Base(path=str(run)))
     (run / "adapter").mkdir()
     with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith merge"):
@@ -104,41 +104,41 @@ def test_path_is_a_run_whose_model_is_read_and_an_adapter_s_run_is_to_be_merged_
 
 @shows("base.path")
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
-        ("./nothing", "does not exist. Give a model's directory, a hub name, or embedded"),
+        ("./nothing", "does not exist. Give a model directory, a hub name, or embedded"),
         ("/nothing/here", "does not exist"),
         ("~/nothing", "does not exist"),
         ("a/b/c", "does not exist"),
-        (".", "holds no config.json, so it is not a model's directory"),
+        (".", "contains no config.json, so it is not a model directory"),
     ],
 )
 def test_a_path_without_a_model_is_refused(
-    path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         locate(Base(path=path))
-    assert locate(Base(path="owner/name")) == "owner/name", "what may be a hub name is left as it is"
+    assert locate(Base(path="owner/name")) == "owner/name", "a possible hub name stays as it is"
     assert locate(Base(path="name")) == "name"
 
 
 @shows("base.path", "base.adapter", "base.chat_template")
-def test_relative_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_resolved_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     beside = tmp_path / "beside"
     for name in ("model", "adapter"):
         (beside / name).mkdir(parents=True)
     (beside / "own.jinja").write_text("x")
     base = {"path": "model", "adapter": "adapter", "chat_template": "own.jinja"}
-    found = Recipe.from_values({"base": base, "data": {"train": "rows.jsonl"}}, "recipe", beside).base
-    assert (found.path, found.adapter, found.chat_template) == (
+    resolved = Recipe.from_values({"base": base, "data": {"train": "rows.jsonl"}}, "recipe", beside).base
+    assert (resolved.path, resolved.adapter, resolved.chat_template) == (
         str(beside / "model"),
         beside / "adapter",
         beside / "own.jinja",
     )
     (tmp_path / "embedded").mkdir()
-    assert recipe_for("embedded").base.path == "embedded", "never a directory of that name"
+    assert recipe_for("embedded").base.path == "embedded", "never a directory with that name"
     assert recipe_for("./embedded").base.path == str(tmp_path / "embedded")
 
 
@@ -147,7 +147,7 @@ def test_relative_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypa
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub's repository owner/name as it lies in the cache once it has been fetched: branches main and v2."""
+    """The hub repository owner/name in the download cache, with branches main and v2."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "hub" / "models--owner--name"
@@ -163,7 +163,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("revision", "branch", "commit", "hidden"),
     [(None, "main", "a", 8), ("main", "main", "a", 8), ("v2", "v2", "b", 16), ("b" * 40, "v2", "b", 16)],
 )
-def test_revision_is_the_branch_or_commit_that_everything_is_read_of(
+def test_everything_is_read_from_the_given_branch_or_commit(
     revision: str | None, branch: str, commit: str, hidden: int, hub: Path
 ) -> None:
     Ending("tags", ("A", "B")).write(hub / ("b" * 40))
@@ -182,11 +182,11 @@ def test_revision_is_the_branch_or_commit_that_everything_is_read_of(
 
 
 @shows("base.revision")
-def test_a_weight_in_several_files_is_read_of_the_revision_too(hub: Path) -> None:
+def test_weights_in_several_files_are_read_from_the_given_revision(hub: Path) -> None:
     directory = hub / ("b" * 40)
     weights = stored(directory)
     (directory / "model.safetensors").unlink()
-    files = {name: f"model-{place % 2}.safetensors" for place, name in enumerate(sorted(weights))}
+    files = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(sorted(weights))}
     for file in sorted(set(files.values())):
         part = {name: weights[name].contiguous() for name in weights if files[name] == file}
         save_file(part, directory / file, metadata={"format": "pt"})
@@ -198,7 +198,7 @@ def test_a_weight_in_several_files_is_read_of_the_revision_too(hub: Path) -> Non
 
 
 @shows("base.revision")
-def test_a_revision_that_is_not_there_is_one_line(hub: Path) -> None:
+def test_an_unknown_revision_gives_a_one_line_error(hub: Path) -> None:
     for read in (load_tokenizer, config_of, lambda base: load_model(base, torch.float32)):
         with pytest.raises(UserError, match=r"base: owner/name: its (tokenizer|config|model) could not be loaded"):
             read(Base(path="owner/name", revision="v3"))
@@ -208,48 +208,48 @@ def test_a_revision_that_is_not_there_is_one_line(hub: Path) -> None:
 
 
 def nearest(weight: Tensor, code: tuple[float, ...]) -> Tensor:
-    """Each block of 64 divided by its largest magnitude, and each number at the nearest of the code's points."""
+    """Scale each block of 64 by its largest magnitude, and round each number to the nearest point of the code."""
     blocks = weight.double().reshape(-1, 64)
     scales = blocks.abs().amax(1, keepdim=True)
     points = torch.tensor(code, dtype=torch.float64)
-    places = ((blocks / scales)[..., None] - points).abs().argmin(-1)
-    return (points[places] * scales).reshape(weight.shape)
+    indices = ((blocks / scales)[..., None] - points).abs().argmin(-1)
+    return (points[indices] * scales).reshape(weight.shape)
 
 
 def in_eight_bits(weight: Tensor) -> Tensor:
-    """Each row divided by its largest magnitude and rounded to n / 127."""
+    """Scale each row by its largest magnitude, and round to n / 127."""
     scales = weight.double().abs().amax(1, keepdim=True)
     return torch.round(weight.double() / scales * 127) / 127 * scales
 
 
 @shows("base.weights")
 @pytest.mark.parametrize("weights", ["int8", "nf4", "fp4"])
-def test_quantized_weights_are_the_stored_ones_at_the_points_of_their_code(weights: Any, tiny_model: Path) -> None:
+def test_quantized_weights_are_the_stored_ones_rounded_to_the_code(weights: Any, tiny_model: Path) -> None:
     model = load_model(Base(path=str(tiny_model), weights=weights, double_quantization=False), torch.float32)
-    whole = stored(tiny_model)
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
+    original = stored(tiny_model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     assert set(layers) == {
-        f"model.layers.{place}.{part}.{name}" for place in (0, 1) for part, names in NAMES.items() for name in names
+        f"model.layers.{index}.{part}.{name}" for index in (0, 1) for part, names in NAMES.items() for name in names
     }
     for name, layer in layers.items():
-        weight = whole[f"{name}.weight"]
-        wanted = (
+        weight = original[f"{name}.weight"]
+        expected = (
             in_eight_bits(weight) if weights == "int8" else nearest(weight, NF4_CODE if weights == "nf4" else FP4_CODE)
         )
-        torch.testing.assert_close(layer.weight.double(), wanted, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(layer.weight.double(), expected, rtol=1e-5, atol=1e-7)
         assert (layer.weight - weight).abs().max() > 0
     for name, value in model.named_parameters():
-        assert torch.equal(value, whole[name]), f"{name} lies in no block's linear layer"
+        assert torch.equal(value, original[name]), f"{name} is not in a linear layer of a block"
     with fake_tensors():
-        without_numbers = fake_model(Base(path=str(tiny_model), weights=weights), torch.float32)
-    kept = {name for name, each in without_numbers.named_modules() if isinstance(each, QuantizedLinear)}
-    assert kept == set(layers)
-    assert {each.quantized.format for each in layers.values()} == {weights}
+        fake = fake_model(Base(path=str(tiny_model), weights=weights), torch.float32)
+    fake_layers = {name for name, module in fake.named_modules() if isinstance(module, QuantizedLinear)}
+    assert fake_layers == set(layers)
+    assert {layer.quantized.format for layer in layers.values()} == {weights}
 
 
 @shows("base.weights")
 @pytest.mark.parametrize(
-    ("weights", "precision", "wanted"),
+    ("weights", "precision", "dtype"),
     [
         ("fp32", "auto", torch.float32),
         ("bf16", "auto", torch.bfloat16),
@@ -259,21 +259,21 @@ def test_quantized_weights_are_the_stored_ones_at_the_points_of_their_code(weigh
         ("nf4", "bf16", torch.bfloat16),
     ],
 )
-def test_whole_weights_are_held_in_the_precision_that_either_section_names(
-    weights: str, precision: str, wanted: torch.dtype, tiny_model: Path
+def test_unquantized_weights_have_the_precision_of_either_section(
+    weights: str, precision: str, dtype: torch.dtype, tiny_model: Path
 ) -> None:
     train = {"steps": 1, "precision": precision}
     recipe = recipe_for({"path": str(tiny_model), "weights": weights}, train=train)
-    assert dtype_of(recipe.precision, CPU) == wanted
+    assert dtype_of(recipe.precision, CPU) == dtype
     model = load_model(recipe.base, dtype_of(recipe.precision, CPU))
-    assert {each.dtype for each in model.parameters()} == {wanted}
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     name = "model.embed_tokens.weight"
-    assert torch.equal(model.get_parameter(name), stored(tiny_model)[name].to(wanted))
+    assert torch.equal(model.get_parameter(name), stored(tiny_model)[name].to(dtype))
 
 
 @shows("base.weights")
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"base": {"weights": "fp32"}, "train": {"precision": "bf16"}}, "would have every layer cast its weights"),
         ({"base": {"weights": "bf16"}, "train": {"precision": "fp32"}}, "would have every layer cast its weights"),
@@ -282,10 +282,10 @@ def test_whole_weights_are_held_in_the_precision_that_either_section_names(
         ({"base": {"weights": "fp8"}}, "base.weights: input should be 'auto', 'fp32', 'bf16', 'int8', 'nf4' or 'fp4'"),
     ],
 )
-def test_weights_that_go_with_nothing_else_asked_for_are_refused(values: dict[str, Any], told: str) -> None:
+def test_weights_that_conflict_with_other_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         Recipe.load({"data": {"train": "rows.jsonl"}, **values})
-    assert told in str(error.value)
+    assert message in str(error.value)
     for weights in ("auto", "fp32", "bf16"):
         recipe = recipe_for({"weights": weights, "from_scratch": True}, method="full")
         assert not recipe.base.quantized
@@ -293,23 +293,23 @@ def test_weights_that_go_with_nothing_else_asked_for_are_refused(values: dict[st
 
 @shows("base.double_quantization")
 @pytest.mark.parametrize("weights", ["nf4", "fp4"])
-def test_double_quantization_holds_the_scales_in_eight_bits_too(weights: Any, tiny_model: Path) -> None:
+def test_double_quantization_stores_the_scales_in_eight_bits(weights: Any, tiny_model: Path) -> None:
     name = "model.layers.1.mlp.gate_proj"
-    whole = stored(tiny_model)[f"{name}.weight"]  # (64, 32): 32 blocks
-    exact = whole.reshape(-1, 64).abs().amax(1)
+    original = stored(tiny_model)[f"{name}.weight"]  # (64, 32): 32 blocks
+    exact = original.reshape(-1, 64).abs().amax(1)
     for double in (False, True):
         base = Base(path=str(tiny_model), weights=weights, double_quantization=double)
         layer = load_model(base, torch.float32).get_submodule(name)
         assert isinstance(layer, QuantizedLinear)
         assert layer.quantized.bytes == 2048 // 2 + (32 + 4 + 4 if double else 32 * 4)
         scales = layer.weight.reshape(-1, 64).abs().amax(1)
-        if double:  # its code has 256 points, the coarsest of them 1 / 64 of the widest apart
+        if double:  # its code has 256 points; the largest distance between them is 1 / 64 of the range
             assert 0 < (scales - exact).abs().max() <= (exact - exact.mean()).abs().max() / 64
         else:
             torch.testing.assert_close(scales, exact, rtol=1e-6, atol=0)
         with fake_tensors():
-            without_numbers = fake_model(base, torch.float32).get_submodule(name)
-        assert without_numbers.quantized.bytes == layer.quantized.bytes
+            fake = fake_model(base, torch.float32).get_submodule(name)
+        assert fake.quantized.bytes == layer.quantized.bytes
     assert Base().double_quantization, "its default"
 
 
@@ -318,7 +318,7 @@ def test_double_quantization_holds_the_scales_in_eight_bits_too(weights: Any, ti
 
 @shows("base.from_scratch")
 @pytest.mark.parametrize("seed", [0, 7])
-def test_from_scratch_draws_new_weights_from_the_seed_and_reads_no_file(
+def test_from_scratch_initializes_weights_from_the_seed_and_reads_no_file(
     seed: int, tiny_model: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
@@ -326,10 +326,10 @@ def test_from_scratch_draws_new_weights_from_the_seed_and_reads_no_file(
     base = Base(path=str(tmp_path / "model"), from_scratch=True)
     model = load_model(base, torch.bfloat16, seed)
     torch.manual_seed(seed)
-    wanted = AutoModelForCausalLM.from_config(config_of(base)).to(torch.bfloat16).state_dict()
-    found = model.state_dict()
-    assert set(found) == set(wanted)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected = AutoModelForCausalLM.from_config(config_of(base)).to(torch.bfloat16).state_dict()
+    initialized = model.state_dict()
+    assert set(initialized) == set(expected)
+    assert all(torch.equal(initialized[name], expected[name]) for name in expected)
     assert not model.training
     with pytest.raises(UserError, match="its model could not be loaded"):
         load_model(base.model_copy(update={"from_scratch": False}), torch.bfloat16)
@@ -341,7 +341,7 @@ def test_from_scratch_draws_new_weights_from_the_seed_and_reads_no_file(
 
 
 @shows("base.adapter")
-def test_adapter_is_what_the_method_goes_on_from(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_method_starts_from_the_adapters_weights(tiny_model: Path, tmp_path: Path) -> None:
     lora = {"kind": "lora", "rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]}
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     before = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
@@ -351,21 +351,21 @@ def test_adapter_is_what_the_method_goes_on_from(tiny_model: Path, tmp_path: Pat
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     before.save_pretrained(tmp_path / "adapter")
-    wanted = {name: each for name, each in before.named_parameters() if each.requires_grad}
+    expected = {name: parameter for name, parameter in before.named_parameters() if parameter.requires_grad}
     base = {"path": str(tiny_model), "adapter": str(tmp_path / "adapter")}
     model = trainable_model(recipe_for(base, method=lora), torch.float32, CPU)
-    found = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    assert set(found) == set(wanted)
-    assert len(found) == 8
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    anew = trainable_model(recipe_for(str(tiny_model), method=lora), torch.float32, CPU)
-    assert all(not each.any() for name, each in anew.named_parameters() if "lora_B" in name)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(trained) == set(expected)
+    assert len(trained) == 8
+    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+    fresh = trainable_model(recipe_for(str(tiny_model), method=lora), torch.float32, CPU)
+    assert all(not parameter.any() for name, parameter in fresh.named_parameters() if "lora_B" in name)
     with pytest.raises(UserError, match=r"base.adapter: .* was not made by this method on this base"):
         trainable_model(recipe_for(base, method={**lora, "rank": 5}), torch.float32, CPU)
 
 
 @shows("base.adapter")
-def test_an_adapter_s_bytes_are_of_what_tells_one_base_from_another(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_base_includes_its_adapter(tiny_model: Path, tmp_path: Path) -> None:
     import hashlib
 
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
@@ -381,7 +381,7 @@ def test_an_adapter_s_bytes_are_of_what_tells_one_base_from_another(tiny_model: 
 
 
 @shows("base.chat_template")
-def test_chat_template_replaces_the_base_s_own(tiny_model: Path, tmp_path: Path) -> None:
+def test_chat_template_replaces_the_bases_own(tiny_model: Path, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "größer?"}]
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}«{{ m.role }}» {{ m.content }}{% endfor %}", encoding="utf-8")
@@ -410,7 +410,7 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 
 
 def with_code(directory: Path) -> Path:
-    """A model in a directory, or on the hub, whose classes lie beside it."""
+    """A model whose classes are in a Python file beside it."""
     small_llama(directory, 8)
     (directory / "own_code.py").write_text(CODE)
     for file, changes in (
@@ -434,7 +434,7 @@ def with_code(directory: Path) -> Path:
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers copies code that ships with models here before it runs it."""
+    """A temporary directory for the code that transformers copies before it runs it."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
 
@@ -450,28 +450,28 @@ READS: dict[str, Callable[[Base], Any]] = {
 
 @shows("base.trust_remote_code")
 @pytest.mark.parametrize("name", READS)
-def test_code_that_ships_with_a_model_is_run_only_where_it_is_trusted(name: str, tmp_path: Path, modules: None) -> None:
+def test_code_of_a_model_runs_only_if_it_is_trusted(name: str, tmp_path: Path, modules: None) -> None:
     directory = with_code(tmp_path / "model")
-    found = READS[name](Base(path=str(directory), trust_remote_code=True))
+    loaded = READS[name](Base(path=str(directory), trust_remote_code=True))
     kind = {"the config": "OwnConfig", "the tokenizer": "OwnTokenizer"}.get(name, "OwnForCausalLM")
-    assert kind in {each.__name__ for each in type(found).__mro__}
+    assert kind in {cls.__name__ for cls in type(loaded).__mro__}
     with pytest.raises(UserError, match=r"could not be loaded: .*(custom code|does not recognize)"):
         READS[name](Base(path=str(directory)))
 
 
 @shows("base.trust_remote_code")
-def test_a_trusted_decoder_is_a_decoder_to_every_part(tmp_path: Path, modules: None) -> None:
+def test_a_trusted_decoder_is_accepted_as_a_decoder(tmp_path: Path, modules: None) -> None:
     directory = with_code(tmp_path / "model")
     recipe = recipe_for({"path": str(directory), "trust_remote_code": True})
     refuse_other_kinds(recipe.base, recipe.objective)
     with fake_tensors():
-        imagined = fake_model(recipe.base, torch.float32)
-    assert type(imagined).__name__ == "OwnForCausalLM"
+        fake = fake_model(recipe.base, torch.float32)
+    assert type(fake).__name__ == "OwnForCausalLM"
     with pytest.raises(UserError, match="could not be loaded"), fake_tensors():
         fake_model(Base(path=str(directory)), torch.float32)
 
 
 @shows("base.trust_remote_code")
-def test_a_trusted_model_on_the_hub_is_told_by_its_commit(hub: Path, modules: None) -> None:
+def test_the_fingerprint_of_a_trusted_hub_model_is_its_commit(hub: Path, modules: None) -> None:
     with_code(hub / ("a" * 40))
     assert fingerprint(Base(path="owner/name", trust_remote_code=True)) == {"commit": "a" * 40}

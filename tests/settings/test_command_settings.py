@@ -1,4 +1,4 @@
-"""Every option and argument of every command does what its help says, through the command as it is typed."""
+"""Every option and argument of every command does what its help says, tested through the command line."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -40,13 +40,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def written(file: Path, rows: list[dict[str, Any]]) -> Path:
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
-def done(*arguments: Any, given: str = "") -> str:
-    """What a command that succeeds writes to its standard output."""
+def run_command(*arguments: Any, given: str = "") -> str:
+    """The standard output of a command that succeeds."""
     result = typed(*map(str, arguments), given=given)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -57,7 +57,7 @@ def done(*arguments: Any, given: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that writes letters by known scores, whatever the precision."""
+    """A model that writes letters with known scores, the same in every precision."""
     directory = tmp_path_factory.mktemp("letters") / "model"
     letters_model().save_pretrained(directory)
     TOKENIZER.save_pretrained(directory)
@@ -70,20 +70,20 @@ OPTIONS = "--max-new-tokens 13 --temperature 0.9 --top-p 0.6 --repetition-penalt
 
 @pytest.fixture(scope="module")
 def by_hand(letters: Path) -> Callable[[Any, Sampling], str]:
-    """What follows a chat, or a text as it is, where every option is passed on."""
+    """The expected continuation of a chat or of raw text with all sampling options."""
     scores = scores_of(AutoModelForCausalLM.from_pretrained(letters, dtype=torch.float32))
 
-    def drawn(asked: Any, sampling: Sampling) -> str:
-        ids: Any = TOKENIZER(asked) if isinstance(asked, str) else None
+    def continuation(prompt: Any, sampling: Sampling) -> str:
+        ids: Any = TOKENIZER(prompt) if isinstance(prompt, str) else None
         if ids is None:
-            ids = TOKENIZER.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
+            ids = TOKENIZER.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
         return str(TOKENIZER.decode(drawn_by_hand(scores, ids["input_ids"], sampling)))
 
-    return drawn
+    return continuation
 
 
 def each_left_out(default: Sampling) -> Iterator[Sampling]:
-    """The options that are typed, but for one."""
+    """`SAMPLING` with one option after the other at its default."""
     for name in Sampling.__dataclass_fields__:
         yield replace(SAMPLING, **{name: getattr(default, name)})
 
@@ -101,28 +101,28 @@ def user(text: str) -> dict[str, Any]:
     "tunesmith generate --repetition-penalty",
     "tunesmith generate --seed",
 )
-def test_generate_writes_what_the_model_and_every_option_make_of_each_prompt(letters: Path, by_hand: Any) -> None:
+def test_generate_applies_every_sampling_option_to_each_prompt(letters: Path, by_hand: Any) -> None:
     chats = [[user("What is 2 + 2?")], [user("Why?")]]
-    wanted = "".join(by_hand(chat, SAMPLING) + "\n" for chat in chats)
-    assert done("generate", letters, "What is 2 + 2?", "Why?", *OPTIONS) == wanted
-    assert done("generate", letters, *OPTIONS, given=" Why?\n") == by_hand(chats[1], SAMPLING) + "\n"
+    expected = "".join(by_hand(chat, SAMPLING) + "\n" for chat in chats)
+    assert run_command("generate", letters, "What is 2 + 2?", "Why?", *OPTIONS) == expected
+    assert run_command("generate", letters, *OPTIONS, given=" Why?\n") == by_hand(chats[1], SAMPLING) + "\n"
     assert all(by_hand(chats[0], other) != by_hand(chats[0], SAMPLING) for other in each_left_out(Sampling()))
-    plain = done("generate", letters, "Why?")
+    plain = run_command("generate", letters, "Why?")
     assert plain == by_hand(chats[1], Sampling()) + "\n"
     assert len(plain) == 257
 
 
 @shows("tunesmith generate --raw", "tunesmith generate --system")
-def test_generate_goes_on_from_raw_text_or_puts_a_system_turn_first(letters: Path, by_hand: Any) -> None:
+def test_generate_continues_raw_text_or_puts_a_system_prompt_first(letters: Path, by_hand: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}, user("Why?")]
-    found = {
-        "raw": done("generate", letters, "Why?", "--raw", *OPTIONS),
-        "system": done("generate", letters, "Why?", "--system", "Be brief.", *OPTIONS),
-        "plain": done("generate", letters, "Why?", *OPTIONS),
+    outputs = {
+        "raw": run_command("generate", letters, "Why?", "--raw", *OPTIONS),
+        "system": run_command("generate", letters, "Why?", "--system", "Be brief.", *OPTIONS),
+        "plain": run_command("generate", letters, "Why?", *OPTIONS),
     }
-    asked = {"raw": "Why?", "system": system, "plain": [user("Why?")]}
-    assert found == {name: by_hand(each, SAMPLING) + "\n" for name, each in asked.items()}
-    assert len(set(found.values())) == 3
+    prompts = {"raw": "Why?", "system": system, "plain": [user("Why?")]}
+    assert outputs == {name: by_hand(prompt, SAMPLING) + "\n" for name, prompt in prompts.items()}
+    assert len(set(outputs.values())) == 3
 
 
 @shows(
@@ -134,20 +134,20 @@ def test_generate_goes_on_from_raw_text_or_puts_a_system_turn_first(letters: Pat
     "tunesmith chat --repetition-penalty",
     "tunesmith chat --seed",
 )
-def test_chat_answers_every_turn_by_its_options_and_knows_the_turns_before(letters: Path, by_hand: Any) -> None:
+def test_chat_applies_its_options_and_keeps_the_conversation(letters: Path, by_hand: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}]
     first = by_hand([*system, user("Hi")], SAMPLING)
     second = by_hand([*system, user("Hi"), {"role": "assistant", "content": first}, user("So?")], SAMPLING)
     again = by_hand([*system, user("So?")], SAMPLING)
-    out = done("chat", letters, "--system", "Be brief.", *OPTIONS, given="Hi\nSo?\n/new\nSo?\n\nnever\n")
+    out = run_command("chat", letters, "--system", "Be brief.", *OPTIONS, given="Hi\nSo?\n/new\nSo?\n\nnever\n")
     head, *turns = out.split("> ")
-    assert head == f"Talking with {letters}. /new begins again, an empty line ends.\n"
+    assert head == f"Chatting with {letters}. /new starts a new conversation, an empty line ends.\n"
     assert turns == [f"{first}\n", f"{second}\n", "", f"{again}\n", ""]
     assert second != again
     assert first != by_hand([user("Hi")], SAMPLING)
     defaults = Sampling(temperature=0.7, top_p=0.9)
     assert all(by_hand([*system, user("Hi")], other) != first for other in each_left_out(defaults))
-    assert done("chat", letters, given="Hi\n\n").split("> ")[1] == by_hand([user("Hi")], defaults) + "\n"
+    assert run_command("chat", letters, given="Hi\n\n").split("> ")[1] == by_hand([user("Hi")], defaults) + "\n"
 
 
 @shows(
@@ -161,20 +161,22 @@ def test_chat_answers_every_turn_by_its_options_and_knows_the_turns_before(lette
     "tunesmith answer --seed",
     "tunesmith answer --batch-size",
 )
-def test_answer_writes_a_file_of_what_every_option_makes_of_each_row(letters: Path, by_hand: Any, here: Path) -> None:
-    asked = ["Why is that?", "Hm?", "So and so?"]
-    source = written(here / "asked.jsonl", [{"question": each, "answer": "gone"} for each in asked])
-    said = done("answer", letters, source, "--output", "out.jsonl", *OPTIONS, "--batch-size", "2")
-    assert said == "Wrote 3 answers to out.jsonl.\n"
+def test_answer_applies_every_option_and_writes_one_answer_per_row(letters: Path, by_hand: Any, here: Path) -> None:
+    questions = ["Why is that?", "Hm?", "So and so?"]
+    source = write_rows(here / "asked.jsonl", [{"question": question, "answer": "gone"} for question in questions])
+    out = run_command("answer", letters, source, "--output", "out.jsonl", *OPTIONS, "--batch-size", "2")
+    assert out == "Wrote 3 answers to out.jsonl.\n"
     rows = [json.loads(line) for line in (here / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     model = AutoModelForCausalLM.from_pretrained(letters, dtype=torch.float32)
-    chats = [[user(each)] for each in asked]
+    chats = [[user(question)] for question in questions]
     by_batch = [answers(model, TOKENIZER, chats, SAMPLING, size) for size in (2, 1, 3)]
-    assert rows == [{"question": each, "answer": text} for each, text in zip(asked, by_batch[0], strict=True)]
+    assert rows == [
+        {"question": question, "answer": text} for question, text in zip(questions, by_batch[0], strict=True)
+    ]
     assert by_batch[0] not in by_batch[1:]
 
-    source = written(here / "one.jsonl", [{"question": asked[0]}])
-    done("answer", letters, source, "--output", "one_out.jsonl", *OPTIONS)
+    source = write_rows(here / "one.jsonl", [{"question": questions[0]}])
+    run_command("answer", letters, source, "--output", "one_out.jsonl", *OPTIONS)
     (row,) = (json.loads(line) for line in (here / "one_out.jsonl").read_text(encoding="utf-8").splitlines())
     assert row["answer"] == by_hand(chats[0], SAMPLING)
     assert all(by_hand(chats[0], other) != row["answer"] for other in each_left_out(Sampling()))
@@ -185,7 +187,7 @@ def test_answer_writes_a_file_of_what_every_option_makes_of_each_row(letters: Pa
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`classes`, a classifier in transformers' format, and `vectors`, a model of vectors in sentence-transformers'."""
+    """`classes`, a classifier in transformers' format, and `vectors`, an embedding model in sentence-transformers'."""
     directory = tmp_path_factory.mktemp("reading")
     tokenizer = word_tokenizer()
     config = config_of("bert", len(tokenizer), initializer_range=0.3)
@@ -205,33 +207,35 @@ TEXTS = ["good film w3", "bad w7 w8 w1", "it is w2"]
 
 @shows("tunesmith classify model", "tunesmith classify texts")
 @torch.no_grad()
-def test_classify_tells_each_texts_class_as_transformers_does(reading: Path) -> None:
+def test_classify_predicts_the_same_classes_as_transformers(reading: Path) -> None:
     dtype = dtype_of("auto", CPU)
     model = AutoModelForSequenceClassification.from_pretrained(reading / "classes", dtype=dtype)
-    lines = done("classify", reading / "classes", *TEXTS).splitlines()
-    assert lines == done("classify", reading / "classes", given="\n".join([TEXTS[0], " ", *TEXTS[1:]])).splitlines()
+    lines = run_command("classify", reading / "classes", *TEXTS).splitlines()
+    assert (
+        lines == run_command("classify", reading / "classes", given="\n".join([TEXTS[0], " ", *TEXTS[1:]])).splitlines()
+    )
     for line, text in zip(lines, TEXTS, strict=True):
         probabilities = (
             model(input_ids=word_tokenizer()(text, return_tensors="pt")["input_ids"]).logits[0].float().softmax(-1)
         )
-        label, sure, said = line.split("\t")
-        assert (label, said) == (("no", "perhaps", "yes")[int(probabilities.argmax())], text)
-        assert float(sure) == pytest.approx(float(probabilities.max()), abs=0.0051)
+        label, probability, printed = line.split("\t")
+        assert (label, printed) == (("no", "perhaps", "yes")[int(probabilities.argmax())], text)
+        assert float(probability) == pytest.approx(float(probabilities.max()), abs=0.0051)
     assert len({line.split("\t")[1] for line in lines}) == 3
 
 
 @shows("tunesmith embed model", "tunesmith embed texts")
 @torch.no_grad()
-def test_embed_makes_the_vector_of_each_text_that_its_model_makes(reading: Path) -> None:
+def test_embed_writes_the_pooled_and_normalized_vector_of_each_text(reading: Path) -> None:
     model = AutoModel.from_pretrained(reading / "vectors", dtype=dtype_of("auto", CPU))
-    out = done("embed", reading / "vectors", *TEXTS)
-    assert out == done("embed", reading / "vectors", given="\n\n".join(TEXTS))
+    out = run_command("embed", reading / "vectors", *TEXTS)
+    assert out == run_command("embed", reading / "vectors", given="\n\n".join(TEXTS))
     for line, text in zip(out.splitlines(), TEXTS, strict=True):
         states = model(input_ids=word_tokenizer()(text, return_tensors="pt")["input_ids"]).last_hidden_state[0].float()
         vector = torch.nn.functional.normalize(states.mean(0), dim=0)
-        found = json.loads(line)
-        assert found["text"] == text
-        torch.testing.assert_close(torch.tensor(found["vector"]), vector, rtol=0, atol=1e-6)
+        row = json.loads(line)
+        assert row["text"] == text
+        torch.testing.assert_close(torch.tensor(row["vector"]), vector, rtol=0, atol=1e-6)
 
 
 # Adapters: merge, combine
@@ -239,7 +243,7 @@ def test_embed_makes_the_vector_of_each_text_that_its_model_makes(reading: Path)
 
 @pytest.fixture(scope="module")
 def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two adapters of rank 4 on one base, at random values."""
+    """Two adapters of rank 4 on the same base, with random values."""
     directory = tmp_path_factory.mktemp("adapters")
     for name, seed in (("one", 1), ("two", 2)):
         torch.manual_seed(seed)
@@ -253,8 +257,8 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 WEIGHT = "model.layers.1.mlp.down_proj"
 
 
-def parts_of(adapter: Path) -> tuple[Tensor, Tensor]:
-    """A and B of one layer."""
+def lora_matrices(adapter: Path) -> tuple[Tensor, Tensor]:
+    """A and B of the layer `WEIGHT`."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     a, b = (tensors[f"base_model.model.{WEIGHT}.lora_{part}.weight"].double() for part in "AB")
     return a, b
@@ -265,21 +269,21 @@ def parts_of(adapter: Path) -> tuple[Tensor, Tensor]:
     ("precision", "dtype"),
     [(None, torch.float32), ("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)],
 )
-def test_merge_writes_the_sum_in_the_precision_named_or_the_bases(
+def test_merge_writes_the_sum_in_the_given_precision_or_the_bases(
     precision: str | None, dtype: torch.dtype, adapters: list[Path], tiny_model: Path, here: Path
 ) -> None:
-    named = [] if precision is None else ["--precision", precision]
-    assert done("merge", adapters[1], "--output", "merged", *named) == "Wrote merged.\n"
+    option = [] if precision is None else ["--precision", precision]
+    assert run_command("merge", adapters[1], "--output", "merged", *option) == "Wrote merged.\n"
     weight = load_file(tiny_model / "model.safetensors")[f"{WEIGHT}.weight"].double()
-    a, b = parts_of(adapters[1])
-    found = load_file(here / "merged" / "model.safetensors")
-    assert {each.dtype for each in found.values()} == {dtype}
+    a, b = lora_matrices(adapters[1])
+    merged = load_file(here / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in merged.values()} == {dtype}
     torch.testing.assert_close(
-        found[f"{WEIGHT}.weight"].double(), weight + 1.5 * b @ a, rtol=torch.finfo(dtype).eps, atol=1e-6
+        merged[f"{WEIGHT}.weight"].double(), weight + 1.5 * b @ a, rtol=torch.finfo(dtype).eps, atol=1e-6
     )
     refused = typed("merge", str(adapters[1]), "--output", "other", "--precision", "int8")
     assert refused.returncode == 2
-    assert "--precision int8 is not known. Give fp32, bf16, fp16." in refused.stderr
+    assert "--precision int8 does not exist. Use one of fp32, bf16, fp16." in refused.stderr
 
 
 @shows(
@@ -289,7 +293,7 @@ def test_merge_writes_the_sum_in_the_precision_named_or_the_bases(
     "tunesmith combine --weights",
     "tunesmith combine --density",
 )
-def test_combine_adds_the_adapters_up_as_peft_does_by_every_option(
+def test_combine_gives_the_same_adapters_as_peft_with_every_option(
     adapters: list[Path], tiny_model: Path, here: Path
 ) -> None:
     def theirs(how: str, weights: list[float], **more: float) -> tuple[Tensor, Tensor]:
@@ -300,18 +304,18 @@ def test_combine_adds_the_adapters_up_as_peft_does_by_every_option(
         layer = model.get_base_model().get_submodule(WEIGHT)
         return layer.lora_A["both"].weight.double(), layer.lora_B["both"].weight.double()
 
-    made = {
+    cases = {
         "default": [],
         "ties": ["--how", "ties", "--weights", "0.3,1.4", "--density", "0.25"],
         "thin": ["--how", "ties", "--weights", "0.3,1.4"],
-        "alike": ["--how", "ties", "--density", "0.25"],
+        "equal": ["--how", "ties", "--density", "0.25"],
     }
-    for name, options in made.items():
-        assert done("combine", *adapters, "--output", name, *options) == f"Wrote {name}.\n"
-    torch.testing.assert_close(parts_of(here / "default"), theirs("cat", [0.5, 0.5]))
-    torch.testing.assert_close(parts_of(here / "ties"), theirs("ties", [0.3, 1.4], density=0.25))
-    torch.testing.assert_close(parts_of(here / "thin"), theirs("ties", [0.3, 1.4], density=0.5))
-    torch.testing.assert_close(parts_of(here / "alike"), theirs("ties", [0.5, 0.5], density=0.25))
+    for name, options in cases.items():
+        assert run_command("combine", *adapters, "--output", name, *options) == f"Wrote {name}.\n"
+    torch.testing.assert_close(lora_matrices(here / "default"), theirs("cat", [0.5, 0.5]))
+    torch.testing.assert_close(lora_matrices(here / "ties"), theirs("ties", [0.3, 1.4], density=0.25))
+    torch.testing.assert_close(lora_matrices(here / "thin"), theirs("ties", [0.3, 1.4], density=0.5))
+    torch.testing.assert_close(lora_matrices(here / "equal"), theirs("ties", [0.5, 0.5], density=0.25))
     refused = typed("combine", *map(str, adapters), "--output", "none", "--weights", "0.3;1.4")
     assert (refused.returncode, "--weights 0.3;1.4 is not a list of numbers" in refused.stderr) == (2, True)
 
@@ -325,7 +329,7 @@ def recipe(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(24)]
     values = {
         "base": str(letters),
-        "data": {"train": str(written(directory / "rows.jsonl", rows)), "held_out": 0.25, "cache": False},
+        "data": {"train": str(write_rows(directory / "rows.jsonl", rows)), "held_out": 0.25, "cache": False},
         "method": {"kind": "lora", "rank": 2, "target_modules": ["down_proj"]},
         "train": {"steps": 3, "tokens_per_step": 256, "learning_rate": 0.001, "precision": "fp32"},
     }
@@ -335,7 +339,7 @@ def recipe(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(recipe: Path) -> Path:
-    """Trained by the command, with one field replaced, and interrupted after its first step."""
+    """A run with one field set, interrupted after its first step."""
 
     def interrupt(event: dict[str, Any]) -> None:
         if event["event"] == "checkpoint":
@@ -353,54 +357,54 @@ def steps_of(directory: Path) -> list[int]:
 
 
 @shows("tunesmith train recipe", "tunesmith train --run", "tunesmith train --set")
-def test_train_carries_out_the_recipe_with_fields_replaced_in_the_directory_named(recipe: Path, here: Path) -> None:
-    done("train", recipe, "--run", "mine", "--set", "train.steps=1", "--set", "train.learning_rate=0.02")
-    found, asked = Recipe.load(here / "mine" / "recipe.yaml"), Recipe.load(recipe)
+def test_train_runs_the_recipe_with_overrides_in_the_given_directory(recipe: Path, here: Path) -> None:
+    run_command("train", recipe, "--run", "mine", "--set", "train.steps=1", "--set", "train.learning_rate=0.02")
+    resolved, original = Recipe.load(here / "mine" / "recipe.yaml"), Recipe.load(recipe)
     assert steps_of(here / "mine") == [1]
-    assert (found.train.steps, found.train.learning_rate) == (1, 0.02)
-    assert (found.base.path, found.method.rank, found.data.held_out) == (asked.base.path, 2, 0.25)
-    assert [each.name for each in here.iterdir() if each.is_dir() and each.name != "cache"] == ["mine"]
-    for more in (["--run", "other"], ["--set", "train.steps=2"]):
-        refused = typed("train", "--resume", "mine", *more)
-        assert (refused.returncode, "belong to a new one" in refused.stderr) == (2, True)
+    assert (resolved.train.steps, resolved.train.learning_rate) == (1, 0.02)
+    assert (resolved.base.path, resolved.method.rank, resolved.data.held_out) == (original.base.path, 2, 0.25)
+    assert [path.name for path in here.iterdir() if path.is_dir() and path.name != "cache"] == ["mine"]
+    for options in (["--run", "other"], ["--set", "train.steps=2"]):
+        refused = typed("train", "--resume", "mine", *options)
+        assert (refused.returncode, "takes no --set and no --run" in refused.stderr) == (2, True)
 
 
 @shows("tunesmith train --resume", "tunesmith evaluate run", "tunesmith evaluate --rows")
 @shows("tunesmith evaluate --max-new-tokens", "tunesmith evaluate --repetition-penalty")
-def test_a_run_is_gone_on_with_and_then_evaluated_as_asked(run: Path, by_hand: Any) -> None:
+def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, by_hand: Any) -> None:
     assert steps_of(run) == [1]
-    done("train", "--resume", run)
+    run_command("train", "--resume", run)
     assert steps_of(run) == [1, 2, 3]
     assert (run / "adapter").exists()
 
-    out = done("evaluate", run, "--rows", "3", "--max-new-tokens", "6", "--repetition-penalty", "1.7")
-    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert (found["rows"], found["generated_rows"], len(found["samples"])) == (6, 3, 3)
+    out = run_command("evaluate", run, "--rows", "3", "--max-new-tokens", "6", "--repetition-penalty", "1.7")
+    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 3, 3)
     options = Sampling(6, repetition_penalty=1.7)
-    for sample in found["samples"]:
+    for sample in evaluation["samples"]:
         chat = [user(sample["prompt"])]
         assert sample["base"] == by_hand(chat, options)
         assert sample["base"] != by_hand(chat, Sampling(6))
         assert len(sample["tuned"]) == 6
     assert f"Written to {run}/evaluation.json and {run}/report.html" in out
-    done("evaluate", run)
-    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert (found["rows"], found["generated_rows"], len(found["samples"])) == (6, 6, 5)
-    assert found["samples"][0]["base"] == by_hand([user(found["samples"][0]["prompt"])], Sampling(128))
+    run_command("evaluate", run)
+    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 6, 5)
+    assert evaluation["samples"][0]["base"] == by_hand([user(evaluation["samples"][0]["prompt"])], Sampling(128))
 
 
-@shows("tunesmith runs folder", "tunesmith runs --json")
-def test_runs_lists_those_of_the_folder_for_people_or_machines(here: Path) -> None:
+@shows("tunesmith runs directory", "tunesmith runs --json")
+def test_runs_lists_a_directory_as_a_table_or_json(here: Path) -> None:
     for directory, name in (("runs", "first"), ("elsewhere", "second")):
-        place = here / directory / name
-        place.mkdir(parents=True)
-        (place / "recipe.yaml").write_text(f"base: b-{name}\nmethod: full\n", encoding="utf-8")
-        written(place / "metrics.jsonl", [{"event": "step", "step": 3, "total_steps": 7, "loss": 2.5, "seconds": 4.0}])
+        run = here / directory / name
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text(f"base: b-{name}\nmethod: full\n", encoding="utf-8")
+        write_rows(run / "metrics.jsonl", [{"event": "step", "step": 3, "total_steps": 7, "loss": 2.5, "seconds": 4.0}])
     for directory, name, other in (([], "first", "second"), (["elsewhere"], "second", "first")):
-        (found,) = json.loads(done("runs", *directory, "--json"))
-        assert (found["name"], found["base"], found["method"]) == (name, f"b-{name}", "full")
-        assert (found["step"], found["total_steps"], found["loss"]) == (3, 7, 2.5)
-        table = done("runs", *directory)
+        (listed,) = json.loads(run_command("runs", *directory, "--json"))
+        assert (listed["name"], listed["base"], listed["method"]) == (name, f"b-{name}", "full")
+        assert (listed["step"], listed["total_steps"], listed["loss"]) == (3, 7, 2.5)
+        table = run_command("runs", *directory)
         assert name in table
         assert other not in table
         assert "2.500" in table
@@ -417,17 +421,17 @@ def test_runs_lists_those_of_the_folder_for_people_or_machines(here: Path) -> No
     "tunesmith data show --base",
     "tunesmith data show --set",
 )
-def test_data_show_shows_the_rows_asked_for_as_the_base_reads_them(letters: Path, here: Path) -> None:
-    rows = written(here / "rows.jsonl", [{"question": f"Q{n}?", "answer": f"A{n}."} for n in range(1, 8)])
+def test_data_show_prints_the_selected_rows_as_the_base_reads_them(letters: Path, here: Path) -> None:
+    rows = write_rows(here / "rows.jsonl", [{"question": f"Q{n}?", "answer": f"A{n}."} for n in range(1, 8)])
 
     def shown(*options: Any, source: Path = rows) -> list[str]:
-        out = done("data", "show", source, "--base", letters, *options)
+        out = run_command("data", "show", source, "--base", letters, *options)
         return [line for line in out.splitlines() if line.strip()]
 
     text = ["<|im_start|>user", "Q1?<|im_end|><|im_start|>assistant", "«A1.<|im_end|>»"]
     length = len(TOKENIZER("\n".join(text).replace("«", "").replace("»", ""))["input_ids"])
     first = shown("--rows", 1)
-    assert first[0].startswith(f"rows.jsonl row 1 · {length} tokens, 4 learnt ")
+    assert first[0].startswith(f"rows.jsonl row 1 · {length} tokens, 4 with loss ")
     assert first[1:] == text
     assert [line.split(" ·")[0] for line in shown() if line.startswith("rows.jsonl")] == [
         f"rows.jsonl row {n}" for n in (1, 2, 3)
@@ -437,61 +441,61 @@ def test_data_show_shows_the_rows_asked_for_as_the_base_reads_them(letters: Path
         "rows.jsonl row 5",
         "rows.jsonl row 6",
     ]
-    apart = shown("--rows", 1, "--tokens")
-    assert apart[2] == "·Q·1·?·<|im_end|>·<|im_start|>·a·s·s·i·s·t·a·n·t·↵"
-    whole = shown("--rows", 1, "--set", "objective={kind: instruction, learn: all}")
-    assert whole[1].startswith("«")
+    separated = shown("--rows", 1, "--tokens")
+    assert separated[2] == "·Q·1·?·<|im_end|>·<|im_start|>·a·s·s·i·s·t·a·n·t·↵"
+    everything = shown("--rows", 1, "--set", "objective={kind: instruction, learn: all}")
+    assert everything[1].startswith("«")
     (here / "recipe.yaml").write_text(json.dumps({"base": str(letters), "data": {"train": str(rows)}}))
-    named = shown("--rows", 1, source=here / "recipe.yaml")
-    assert named == first
-    other = done("data", "show", rows, "--rows", 1)  # the embedded base's tokens are larger
+    from_recipe = shown("--rows", 1, source=here / "recipe.yaml")
+    assert from_recipe == first
+    other = run_command("data", "show", rows, "--rows", 1)  # the embedded base's tokens are larger
     assert int(other.split("row 1 · ")[1].split()[0]) < length
 
 
 @shows("tunesmith methods --base", "tunesmith methods --json")
-def test_methods_counts_what_each_trains_on_the_base(tiny_model: Path) -> None:
-    found = json.loads(done("methods", "--base", tiny_model, "--json"))
+def test_methods_counts_the_trained_parameters_on_the_base(tiny_model: Path) -> None:
+    listing = json.loads(run_command("methods", "--base", tiny_model, "--json"))
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    trained = {each["kind"]: each["trained_parameters"] for each in found["methods"]}
-    assert (found["base"], found["parameters"]) == (str(tiny_model), model.num_parameters())
+    trained = {method["kind"]: method["trained_parameters"] for method in listing["methods"]}
+    assert (listing["base"], listing["parameters"]) == (str(tiny_model), model.num_parameters())
     assert trained["full"] == model.num_parameters()
-    a_block = 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
-    assert trained["lora"] == 2 * a_block
-    table = done("methods", "--base", tiny_model)
+    per_block = 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    assert trained["lora"] == 2 * per_block
+    table = run_command("methods", "--base", tiny_model)
     assert f"On {tiny_model}" in " ".join(table.split()).replace(" /", "/") or str(tiny_model.name) in table
-    assert json.loads(done("methods", "--json"))["base"] == "embedded"
+    assert json.loads(run_command("methods", "--json"))["base"] == "embedded"
 
 
 @shows("tunesmith schema --markdown", "tunesmith schema --output")
-def test_schema_is_json_or_a_page_on_the_terminal_or_in_a_file(here: Path) -> None:
+def test_schema_prints_or_writes_json_or_markdown(here: Path) -> None:
     schema, page = json.dumps(recipe_schema(), indent=2) + "\n", recipe_reference()
     assert json.loads(schema)["properties"]["train"]
     assert page.startswith("# The recipe\n")
-    assert (done("schema"), done("schema", "--markdown")) == (schema, page)
-    assert done("schema", "--output", "schema.json") == ""
-    assert done("schema", "--markdown", "--output", "page.md") == ""
+    assert (run_command("schema"), run_command("schema", "--markdown")) == (schema, page)
+    assert run_command("schema", "--output", "schema.json") == ""
+    assert run_command("schema", "--markdown", "--output", "page.md") == ""
     assert (here / "schema.json").read_text(encoding="utf-8") == schema
     assert (here / "page.md").read_text(encoding="utf-8") == page
 
 
 @shows("tunesmith init data", "tunesmith init --output", "tunesmith init --base")
-def test_init_writes_a_recipe_for_the_files_and_the_base(letters: Path, here: Path) -> None:
+def test_init_writes_a_recipe_with_the_given_files_and_base(letters: Path, here: Path) -> None:
     for name, count in (("one.jsonl", 30), ("two.jsonl", 12)):
-        written(here / name, [{"question": f"Q{n}?", "answer": "Yes."} for n in range(count)])
-    out = done("init", "one.jsonl", "two.jsonl", "--output", "first.yaml", "--base", letters)
-    assert "42 rows of the form question_answer" in out
+        write_rows(here / name, [{"question": f"Q{n}?", "answer": "Yes."} for n in range(count)])
+    out = run_command("init", "one.jsonl", "two.jsonl", "--output", "first.yaml", "--base", letters)
+    assert "42 rows in the format question_answer" in out
     assert "Wrote first.yaml. Next: tunesmith train first.yaml" in out
-    found = Recipe.load(here / "first.yaml")
-    assert found.base.path == str(letters)
-    assert [Path(each).name for each in found.data.train] == ["one.jsonl", "two.jsonl"]
-    done("init", "one.jsonl")
+    suggested = Recipe.load(here / "first.yaml")
+    assert suggested.base.path == str(letters)
+    assert [Path(path).name for path in suggested.data.train] == ["one.jsonl", "two.jsonl"]
+    run_command("init", "one.jsonl")
     assert Recipe.load(here / "recipe.yaml").base.path == "embedded"
 
 
 @shows("tunesmith --version")
-def test_the_version_is_printed_and_nothing_else_is_done() -> None:
-    assert done("--version") == f"tunesmith {tunesmith.__version__}\n"
-    assert done("--version", "runs", "nowhere") == f"tunesmith {tunesmith.__version__}\n"
+def test_version_prints_the_version_and_runs_no_command() -> None:
+    assert run_command("--version") == f"tunesmith {tunesmith.__version__}\n"
+    assert run_command("--version", "runs", "nowhere") == f"tunesmith {tunesmith.__version__}\n"
 
 
 # Planning
@@ -508,36 +512,38 @@ SMALL = ["--set", "data.max_length=64", "--set", "train.tokens_per_step=256"]
     "tunesmith plan --context",
     "tunesmith plan --concurrency",
 )
-def test_plan_counts_weights_and_what_answers_hold_on_the_device_named(tiny_model: Path) -> None:
+def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(tiny_model: Path) -> None:
     serving = ["--context", "100000", "--concurrency", "3"]
-    found = json.loads(done("plan", tiny_model, "--device", "l4", *SMALL, "--set", "method=full", "--json", *serving))
+    planned = json.loads(
+        run_command("plan", tiny_model, "--device", "l4", *SMALL, "--set", "method=full", "--json", *serving)
+    )
     weights = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
-    assert found["device"] == "l4"
-    assert found["memory"]["parts"]["weights"] == pytest.approx(2 * weights, rel=0.01)
-    assert found["memory"]["parts"]["gradients"] == pytest.approx(4 * weights, rel=0.01)  # of fp32 masters
-    assert found["serving"]["key–value cache"] == 3 * 100000 * (2 * 2 * 2 * 8 * 2)
-    assert found["merging"] is None
-    text = done("plan", tiny_model, "--device", "h100", *SMALL, *serving)
+    assert planned["device"] == "l4"
+    assert planned["memory"]["parts"]["weights"] == pytest.approx(2 * weights, rel=0.01)
+    assert planned["memory"]["parts"]["gradients"] == pytest.approx(4 * weights, rel=0.01)  # of fp32 masters
+    assert planned["serving"]["key–value cache"] == 3 * 100000 * (2 * 2 * 2 * 8 * 2)
+    assert planned["merging"] is None
+    text = run_command("plan", tiny_model, "--device", "h100", *SMALL, *serving)
     assert "h100: 85" in text
-    assert "3 answers at once of 100,000 tokens" in text
-    plain = done("plan", tiny_model, "--device", "h100", *SMALL)
-    assert "an answer of 4,096 tokens" in plain
+    assert "3 concurrent requests of 100,000 tokens" in text
+    plain = run_command("plan", tiny_model, "--device", "h100", *SMALL)
+    assert "one request of 4,096 tokens" in plain
 
 
 @shows("tunesmith plan --recipe", "tunesmith plan --data", "tunesmith plan --price", "tunesmith plan --chart")
-def test_plan_of_a_recipe_has_its_rows_or_others_its_cost_and_a_chart(recipe: Path, here: Path) -> None:
-    more = written(here / "more.jsonl", [{"question": f"Why {n}?", "answer": "So " * 40} for n in range(50)])
-    asked = ["plan", "--recipe", recipe, "--device", "l4", "--set", "train.steps=null", "--set", "train.epochs=2"]
-    alone, other = (json.loads(done(*asked, "--json", *each)) for each in ([], ["--data", more]))
-    for found, rows in ((alone, None), (other, more)):
+def test_plan_of_a_recipe_uses_its_rows_or_others_and_shows_cost_and_chart(recipe: Path, here: Path) -> None:
+    other_rows = write_rows(here / "more.jsonl", [{"question": f"Why {n}?", "answer": "So " * 40} for n in range(50)])
+    command = ["plan", "--recipe", recipe, "--device", "l4", "--set", "train.steps=null", "--set", "train.epochs=2"]
+    alone, other = (json.loads(run_command(*command, "--json", *data)) for data in ([], ["--data", other_rows]))
+    for printed, rows in ((alone, None), (other, other_rows)):
         plan = tunesmith.plan(recipe=recipe, data=rows, device="l4", overrides=["train.steps=null", "train.epochs=2"])
-        assert found["memory"] == json.loads(json.dumps(plan.to_dict()["memory"]))
-        assert found["time"]["total_seconds"] == pytest.approx(plan.time.total_seconds)
+        assert printed["memory"] == json.loads(json.dumps(plan.to_dict()["memory"]))
+        assert printed["time"]["total_seconds"] == pytest.approx(plan.time.total_seconds)
     assert other["time"]["total_seconds"] > 2 * alone["time"]["total_seconds"]
-    text = done(*asked, "--price", 1e9, "--chart", "chart.html")
+    text = run_command(*command, "--price", 1e9, "--chart", "chart.html")
     dollars = float(text.split("cost")[1].split()[0].removeprefix("$").replace(",", ""))
     assert dollars == pytest.approx(1e9 * alone["time"]["total_seconds"] / 3600, rel=1e-4)
-    own = done(*asked)
+    own = run_command(*command)
     assert float(own.split("cost")[1].split()[0].removeprefix("$")) == 0.0
     page = (here / "chart.html").read_text(encoding="utf-8")
     assert "<svg" in page
@@ -546,23 +552,34 @@ def test_plan_of_a_recipe_has_its_rows_or_others_its_cost_and_a_chart(recipe: Pa
 
 
 @shows("tunesmith plan --fit")
-def test_plan_proposes_what_fits_into_the_memory_named(tiny_model: Path) -> None:
-    asked = ["plan", tiny_model, "--device", "l4", *SMALL, "--set", "base.weights=nf4", "--set", "method=lora", "--fit"]
-    text = done(*asked, "3GB")
+def test_plan_proposes_a_recipe_that_fits_the_given_memory(tiny_model: Path) -> None:
+    command = [
+        "plan",
+        tiny_model,
+        "--device",
+        "l4",
+        *SMALL,
+        "--set",
+        "base.weights=nf4",
+        "--set",
+        "method=lora",
+        "--fit",
+    ]
+    text = run_command(*command, "3GB")
     assert "llama within 3GB" in text
     assert "gives up  nothing" in text
     assert "lora on" in text
-    for limit, said in (("600MB", "0.6 GB hold no recipe"), ("much", "much is no amount of memory")):
-        refused = typed(*map(str, asked), limit)
-        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+    for limit, message in (("600MB", "fits into 0.6 GB"), ("much", "much is not an amount of memory")):
+        refused = typed(*map(str, command), limit)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
 
 
 @shows("tunesmith plan --devices", "tunesmith plan --price")
-def test_plan_lists_every_known_device_at_the_price_named(tiny_model: Path) -> None:
-    lines = done("plan", tiny_model, *SMALL, "--devices", "--price", "36e9").splitlines()
-    found = {line.split()[0]: line.split() for line in lines if line.split()}
+def test_plan_lists_every_known_device_at_the_given_price(tiny_model: Path) -> None:
+    lines = run_command("plan", tiny_model, *SMALL, "--devices", "--price", "36e9").splitlines()
+    cells = {line.split()[0]: line.split() for line in lines if line.split()}
     for device in known_devices():
-        cards, speed, dollars = found[device][-3:]
+        cards, speed, dollars = cells[device][-3:]
         assert cards == "1"
         assert float(dollars[1:].replace(",", "")) == pytest.approx(1e13 / float(speed.replace(",", "")), rel=1e-4)
 
@@ -570,18 +587,18 @@ def test_plan_lists_every_known_device_at_the_price_named(tiny_model: Path) -> N
 # The demo
 
 
-@shows("tunesmith demo --folder", "tunesmith demo --set")
-def test_the_demo_lies_in_the_folder_named_with_its_fields_replaced(
+@shows("tunesmith demo --directory", "tunesmith demo --set")
+def test_the_demo_runs_in_the_given_directory_with_overrides(
     letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    things = [
+    objects = [
         Documented(f"m{n}", f"m{n}.f", "function", "(x)", f"Return the value of {n} and then stop.") for n in range(60)
     ]
-    monkeypatch.setattr("tunesmith.demo.docstrings.documented", lambda: iter(things))
+    monkeypatch.setattr("tunesmith.demo.docstrings.documented", lambda: iter(objects))
     settings = [f"base={letters}", "train.steps=1", "train.tokens_per_step=512", "train.precision=fp32"]
-    out = done("demo", "--folder", "mine", *(part for each in settings for part in ("--set", each)))
-    found = Recipe.load(here / "mine" / "run" / "recipe.yaml")
-    assert (found.base.path, found.train.steps, found.method.rank) == (str(letters), 1, 32)
+    out = run_command("demo", "--directory", "mine", *(part for setting in settings for part in ("--set", setting)))
+    resolved = Recipe.load(here / "mine" / "run" / "recipe.yaml")
+    assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 32)
     assert (here / "mine" / "run" / "evaluation.json").exists()
     assert steps_of(here / "mine" / "run") == [1]
     assert not (here / "runs").exists()

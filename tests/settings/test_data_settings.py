@@ -1,4 +1,4 @@
-"""Every field of a recipe's `data` section does what its documentation says: which rows, which tokens, which side."""
+"""Every field of a recipe's `data` section does what its documentation says: which rows, tokens and split."""
 
 import hashlib
 import json
@@ -23,19 +23,19 @@ TOKENIZER = byte_tokenizer()
 
 
 def chat(question: str, answer: str) -> str:
-    """As ChatML has it."""
+    """A question and its answer in ChatML."""
     return f"<|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n{answer}<|im_end|>"
 
 
 def ids_of(text: str) -> list[int]:
-    found: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def loss_mask_of(question: str, answer: str) -> list[bool]:
-    """The answer and its end are learnt, what stands before is not."""
-    loss_mask = len(ids_of(f"{answer}<|im_end|>"))
-    return [False] * (len(ids_of(chat(question, answer))) - loss_mask) + [True] * loss_mask
+    """True for the answer and its end token, False for the prompt."""
+    count = len(ids_of(f"{answer}<|im_end|>"))
+    return [False] * (len(ids_of(chat(question, answer))) - count) + [True] * count
 
 
 def pairs(*numbers: int) -> list[dict[str, str]]:
@@ -54,7 +54,7 @@ Prepare = Callable[..., Prepared]
 
 @pytest.fixture
 def prepared(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
-    """The tables of a recipe with these values in its data section; relative paths are below the test's directory."""
+    """The token tables of a recipe with these values in `data`; relative paths start at the test's directory."""
     monkeypatch.chdir(tmp_path)
 
     def make(objective: Any = "instruction", seed: int = 0, **data: Any) -> Prepared:
@@ -79,21 +79,21 @@ def questions(table: TokenTable) -> list[str]:
 
 @shows("data.train")
 @pytest.mark.parametrize(
-    ("given", "numbers"),
+    ("paths", "numbers"),
     [
         pytest.param("b.jsonl", [3, 4], id="a file"),
-        pytest.param(["b.jsonl", "a.jsonl"], [3, 4, 1, 2], id="files in the order given"),
+        pytest.param(["b.jsonl", "a.jsonl"], [3, 4, 1, 2], id="files in the given order"),
         pytest.param("*.jsonl", [1, 2, 3, 4], id="a glob, sorted"),
-        pytest.param("deeper", [5, 6, 7], id="a directory and what is below it"),
+        pytest.param("deeper", [5, 6, 7], id="a directory with its subdirectories"),
         pytest.param(["deeper/more/d.csv", "a.jsonl"], [7, 1, 2], id="files of several kinds"),
     ],
 )
-def test_train_names_the_rows_that_are_learnt(given: Any, numbers: list[int], prepared: Prepare) -> None:
+def test_train_selects_the_training_rows(paths: Any, numbers: list[int], prepared: Prepare) -> None:
     write(Path("b.jsonl"), pairs(3, 4))
     write(Path("a.jsonl"), pairs(1, 2))
     write(Path("deeper/c.jsonl"), pairs(5, 6))
     write(Path("deeper/more/d.csv"), ["question,answer", "q7,a7"])
-    found = prepared(train=given)
+    found = prepared(train=paths)
     assert texts(found.train) == [chat(f"q{number}", f"a{number}") for number in numbers]
     assert [found.train[row][0].tolist() for row in range(len(numbers))] == [
         ids_of(chat(f"q{number}", f"a{number}")) for number in numbers
@@ -104,24 +104,25 @@ def test_train_names_the_rows_that_are_learnt(given: Any, numbers: list[int], pr
 
 
 def share_of(question: str) -> float:
-    """Where in [0, 1) the row stands whose first user turn this is."""
-    said = json.dumps([{"role": "user", "content": question}], sort_keys=True, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") / 2**64
+    """The hash, in [0, 1), of a row with this first user turn."""
+    key = json.dumps([{"role": "user", "content": question}], sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 @shows("data.held_out")
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.9])
-def test_held_out_is_a_share_by_the_hash_of_what_is_asked(share: float, prepared: Prepare) -> None:
-    asked = [f"question {number}" for number in range(120)]
-    write(Path("rows.jsonl"), [{"question": each, "answer": f"a{at}"} for at, each in enumerate(asked)])
+def test_held_out_is_a_share_by_the_hash_of_the_question(share: float, prepared: Prepare) -> None:
+    all_questions = [f"question {number}" for number in range(120)]
+    rows = [{"question": question, "answer": f"a{index}"} for index, question in enumerate(all_questions)]
+    write(Path("rows.jsonl"), rows)
     found = prepared(held_out=share)
-    assert questions(found.held_out) == [each for each in asked if share_of(each) < share]
-    assert questions(found.train) == [each for each in asked if share_of(each) >= share]
+    assert questions(found.held_out) == [question for question in all_questions if share_of(question) < share]
+    assert questions(found.train) == [question for question in all_questions if share_of(question) >= share]
     assert found.report.held_out_rows == len(found.held_out)
 
 
 @shows("data.held_out")
-def test_held_out_paths_are_all_held_out_and_the_training_rows_all_learnt(prepared: Prepare) -> None:
+def test_rows_of_held_out_paths_are_held_out_and_all_training_rows_are_kept(prepared: Prepare) -> None:
     write(Path("rows.jsonl"), pairs(*range(30)))
     write(Path("other.jsonl"), pairs(50, 51))
     write(Path("more.csv"), ["question,answer", "q60,a60"])
@@ -133,23 +134,23 @@ def test_held_out_paths_are_all_held_out_and_the_training_rows_all_learnt(prepar
 
 @shows("data.folds", "data.fold")
 @pytest.mark.parametrize(("folds", "number"), [(3, 1), (3, 3), (4, 2)])
-def test_a_fold_holds_every_so_manyth_row_out_by_its_hash(folds: int, number: int, prepared: Prepare) -> None:
-    asked = [f"question {number}" for number in range(22)]
-    write(Path("rows.jsonl"), [{"question": each, "answer": "a"} for each in asked])
-    held_out = sorted(asked, key=share_of)[number - 1 :: folds]
+def test_a_fold_holds_out_every_nth_row_by_its_hash(folds: int, number: int, prepared: Prepare) -> None:
+    all_questions = [f"question {number}" for number in range(22)]
+    write(Path("rows.jsonl"), [{"question": question, "answer": "a"} for question in all_questions])
+    held_out = sorted(all_questions, key=share_of)[number - 1 :: folds]
     found = prepared(held_out=0.05, folds=folds, fold=number)
-    assert questions(found.held_out) == [each for each in asked if each in held_out]
-    assert questions(found.train) == [each for each in asked if each not in held_out]
-    whole = prepared(held_out=0.05, folds=folds)
-    assert (questions(whole.train), len(whole.held_out)) == (asked, 0), "without a number it learns all of them"
+    assert questions(found.held_out) == [question for question in all_questions if question in held_out]
+    assert questions(found.train) == [question for question in all_questions if question not in held_out]
+    last = prepared(held_out=0.05, folds=folds)
+    assert (questions(last.train), len(last.held_out)) == (all_questions, 0), "the last run trains on all rows"
 
 
 @shows("data.folds", "data.fold")
-def test_folds_are_so_many_runs_and_one_on_all_rows_and_a_fold_is_a_single_run() -> None:
+def test_folds_are_one_run_each_and_one_on_all_rows() -> None:
     data = {"train": "rows.jsonl", "folds": 3}
-    chain = Pipeline.load({"data": data})
-    assert chain is not None
-    assert [recipe.data.fold for recipe in chain.recipes] == [1, 2, 3, None]
+    pipeline = Pipeline.load({"data": data})
+    assert pipeline is not None
+    assert [recipe.data.fold for recipe in pipeline.recipes] == [1, 2, 3, None]
     assert Pipeline.load({"data": {**data, "fold": 2}}) is None
     assert Pipeline.load({"data": {"train": "rows.jsonl"}}) is None
 
@@ -157,12 +158,12 @@ def test_folds_are_so_many_runs_and_one_on_all_rows_and_a_fold_is_a_single_run()
 @shows("data.folds")
 def test_more_folds_than_rows_are_refused(prepared: Prepare) -> None:
     write(Path("rows.jsonl"), pairs(1, 2, 1))
-    with pytest.raises(UserError, match=r"data\.folds: 3 parts are more than there are different rows"):
+    with pytest.raises(UserError, match=r"data\.folds: 3 is more than the number of distinct rows"):
         prepared(held_out=0.05, folds=3, fold=3)
 
 
 @shows("data.held_out", "data.folds", "data.fold")
-def test_the_held_out_rows_themselves_are_those_of_the_held_out_table(
+def test_held_out_examples_are_the_rows_of_the_held_out_table(
     prepared: Prepare, tiny_model: Path, tmp_path: Path
 ) -> None:
     write(Path("rows.jsonl"), pairs(*range(40)))
@@ -175,7 +176,7 @@ def test_the_held_out_rows_themselves_are_those_of_the_held_out_table(
         assert len(rows) > 1
 
 
-# What of a row
+# Which parts of a row
 
 
 BOTH = {"instruction": "I", "output": "O", "question": "Q", "answer": "A", "text": "T", "frage": "F"}
@@ -185,13 +186,11 @@ BOTH = {"instruction": "I", "output": "O", "question": "Q", "answer": "A", "text
 @pytest.mark.parametrize(
     ("objective", "data", "text"),
     [
-        pytest.param("instruction", {}, chat("I", "O"), id="told by the columns, the first form that fits"),
+        pytest.param("instruction", {}, chat("I", "O"), id="detected from the columns, the first format that fits"),
         pytest.param("instruction", {"format": "alpaca"}, chat("I", "O"), id="alpaca"),
         pytest.param("instruction", {"format": "question_answer"}, chat("Q", "A"), id="question_answer"),
         pytest.param("text", {"format": "text"}, "T<|endoftext|>", id="text"),
-        pytest.param(
-            "instruction", {"columns": {"question": "frage"}}, chat("F", "A"), id="a column in another's place"
-        ),
+        pytest.param("instruction", {"columns": {"question": "frage"}}, chat("F", "A"), id="another column"),
         pytest.param(
             "instruction", {"columns": {"question": "text", "answer": "frage"}}, chat("T", "F"), id="two columns"
         ),
@@ -199,12 +198,12 @@ BOTH = {"instruction": "I", "output": "O", "question": "Q", "answer": "A", "text
             "instruction",
             {"format": "alpaca", "columns": {"instruction": "Q2", "output": "frage", "input": "A2"}},
             chat("two\nthree", "F"),
-            id="columns of a named form",
+            id="columns of a given format",
         ),
         pytest.param("text", {"format": "text", "columns": {"text": "frage"}}, "F<|endoftext|>", id="a column of text"),
     ],
 )
-def test_form_and_columns_say_which_columns_are_asked_answered_and_read(
+def test_format_and_columns_select_the_columns_of_question_and_answer(
     objective: str, data: dict[str, Any], text: str, prepared: Prepare
 ) -> None:
     write(Path("rows.jsonl"), [{**BOTH, "Q2": "two", "A2": "three"}])
@@ -216,45 +215,49 @@ def test_form_and_columns_say_which_columns_are_asked_answered_and_read(
 
 
 LONG_QUESTION, LONG_ANSWER = "q" * 20, "".join(chr(65 + number % 26) for number in range(60))
-WHOLE = ids_of(chat(LONG_QUESTION, LONG_ANSWER))
-MARKS = loss_mask_of(LONG_QUESTION, LONG_ANSWER)
+FULL_IDS = ids_of(chat(LONG_QUESTION, LONG_ANSWER))
+FULL_MASK = loss_mask_of(LONG_QUESTION, LONG_ANSWER)
 
 
 def pieces(limit: int) -> list[tuple[list[int], list[bool]]]:
-    """Each begins with the last token of the one before, which is not learnt again; those without anything to learn
-    are left out."""
-    found = []
-    for start in range(0, len(WHOLE) - 1, limit - 1):
-        marks = [False, *MARKS[start + 1 : start + limit]]
-        if any(marks):
-            found.append((WHOLE[start : start + limit], marks))
-    return found
+    """Each starts with the last token of the previous one, which has no loss again; pieces without loss tokens are left
+    out."""
+    kept = []
+    for start in range(0, len(FULL_IDS) - 1, limit - 1):
+        mask = [False, *FULL_MASK[start + 1 : start + limit]]
+        if any(mask):
+            kept.append((FULL_IDS[start : start + limit], mask))
+    return kept
 
 
 @shows("data.max_length", "data.overflow")
-@pytest.mark.parametrize("limit", [len(WHOLE) - 1, 76, 64])
+@pytest.mark.parametrize("limit", [len(FULL_IDS) - 1, 76, 64])
 @pytest.mark.parametrize("overflow", ["auto", "refuse", "truncate", "split", "drop"])
-def test_over_long_rows_are_refused_truncated_split_or_dropped(overflow: str, limit: int, prepared: Prepare) -> None:
+def test_rows_over_max_length_are_refused_truncated_split_or_dropped(
+    overflow: str, limit: int, prepared: Prepare
+) -> None:
     write(Path("rows.jsonl"), [*pairs(1), {"question": LONG_QUESTION, "answer": LONG_ANSWER}])
     if overflow in ("auto", "refuse"):
-        with pytest.raises(UserError, match=rf"longer than data.max_length \({limit} .*row 2 \({len(WHOLE)} tokens\)"):
+        with pytest.raises(
+            UserError, match=rf"longer than data.max_length \({limit} .*row 2 \({len(FULL_IDS)} tokens\)"
+        ):
             prepared(max_length=limit, overflow=overflow)
         return
     found = prepared(max_length=limit, overflow=overflow)
-    first, *rest = [(ids.tolist(), marks.tolist()) for ids, marks in found.train]
+    first, *rest = [(ids.tolist(), mask.tolist()) for ids, mask in found.train]
     assert first == (ids_of(chat("q1", "a1")), loss_mask_of("q1", "a1"))
-    assert rest == {"truncate": [(WHOLE[:limit], MARKS[:limit])], "split": pieces(limit), "drop": []}[overflow]
+    assert rest == {"truncate": [(FULL_IDS[:limit], FULL_MASK[:limit])], "split": pieces(limit), "drop": []}[overflow]
     counts = (found.report.truncated, found.report.split, found.report.dropped)
     assert counts == {"truncate": (1, 0, 0), "split": (0, 1, 0), "drop": (0, 0, 1)}[overflow]
-    assert found.report.longest == len(WHOLE)
+    assert found.report.longest == len(FULL_IDS)
 
 
 @shows("data.max_length", "data.overflow")
 @pytest.mark.parametrize("overflow", ["auto", "refuse", "truncate", "split", "drop"])
-def test_a_row_of_just_max_length_is_kept_whole_and_raw_text_is_split_unasked(overflow: str, prepared: Prepare) -> None:
+def test_a_row_of_exactly_max_length_is_kept_and_raw_text_is_split_by_default(overflow: str, prepared: Prepare) -> None:
     write(Path("rows.jsonl"), [{"question": LONG_QUESTION, "answer": LONG_ANSWER}])
-    found = prepared(max_length=len(WHOLE), overflow=overflow)
-    assert [(ids.tolist(), marks.tolist()) for ids, marks in found.train] == [(WHOLE, MARKS)]
+    found = prepared(max_length=len(FULL_IDS), overflow=overflow)
+    assert [(ids.tolist(), mask.tolist()) for ids, mask in found.train] == [(FULL_IDS, FULL_MASK)]
     Path("book.txt").write_text("abcdefghijklmnopqrst", encoding="utf-8")
     assert texts(prepared("text", train="book.txt", max_length=9).train) == [
         "abcdefghi",
@@ -263,14 +266,12 @@ def test_a_row_of_just_max_length_is_kept_whole_and_raw_text_is_split_unasked(ov
     ]
 
 
-# What is forgiven
+# Malformed and unusable rows
 
 
 @shows("data.max_malformed")
 @pytest.mark.parametrize(("share", "refused"), [(0.0, True), (0.19, True), (0.2, False), (0.5, False), (None, True)])
-def test_max_malformed_is_the_share_of_bad_rows_above_which_data_are_refused(
-    share: float | None, refused: bool, prepared: Prepare
-) -> None:
+def test_data_are_refused_above_max_malformed(share: float | None, refused: bool, prepared: Prepare) -> None:
     write(Path("rows.jsonl"), [*pairs(1, 2, 3, 4), "{", *pairs(5), '{"question": 1, "answer": "a"}', *pairs(6, 7, 8)])
     data = {} if share is None else {"max_malformed": share}
     if refused:
@@ -280,11 +281,14 @@ def test_max_malformed_is_the_share_of_bad_rows_above_which_data_are_refused(
         found = prepared(**data)
         assert questions(found.train) == [f"q{number}" for number in range(1, 9)]
         assert (found.report.malformed, found.report.rows) == (2, 10)
-        assert [each.split(":")[0] for each in found.report.malformed_rows] == ["rows.jsonl row 5", "rows.jsonl row 7"]
+        assert [reason.split(":")[0] for reason in found.report.malformed_rows] == [
+            "rows.jsonl row 5",
+            "rows.jsonl row 7",
+        ]
 
 
 @shows("data.max_malformed")
-def test_one_bad_row_of_a_hundred_is_forgiven_unasked(prepared: Prepare) -> None:
+def test_one_malformed_row_of_a_hundred_is_accepted_by_default(prepared: Prepare) -> None:
     write(Path("rows.jsonl"), [*pairs(*range(99)), "{"])
     assert prepared().report.malformed == 1
     write(Path("rows.jsonl"), [*pairs(*range(98)), "{"])
@@ -293,23 +297,23 @@ def test_one_bad_row_of_a_hundred_is_forgiven_unasked(prepared: Prepare) -> None
 
 
 @shows("data.skip_unusable")
-def test_skip_unusable_leaves_rows_out_that_the_template_cannot_show(prepared: Prepare) -> None:
+def test_skip_unusable_leaves_out_rows_that_the_template_cannot_render(prepared: Prepare) -> None:
     rows = [*pairs(1), {"question": "q2", "answer": "<|im_end|>"}, *pairs(3), {"question": "<|pad|>", "answer": "a"}]
     write(Path("rows.jsonl"), rows)
     for data in ({}, {"skip_unusable": False}):
-        with pytest.raises(UserError, match=r"2 of 4 rows cannot be learnt from"):
+        with pytest.raises(UserError, match=r"2 of 4 rows cannot be trained on"):
             prepared(**data)
     found = prepared(skip_unusable=True)
     assert questions(found.train) == ["q1", "q3"]
     assert found.report.unusable == 2
-    assert [each.split(":")[0] for each in found.report.unusable_rows] == ["rows.jsonl row 2", "rows.jsonl row 4"]
+    assert [reason.split(":")[0] for reason in found.report.unusable_rows] == ["rows.jsonl row 2", "rows.jsonl row 4"]
 
 
-# How they are laid out, repeated and kept
+# Packing, replay and cache
 
 
 @shows("data.pack")
-def test_pack_lays_many_rows_into_one_batch_and_without_it_each_goes_alone(prepared: Prepare, tiny_model: Path) -> None:
+def test_pack_puts_many_rows_into_a_batch_and_without_it_each_is_alone(prepared: Prepare, tiny_model: Path) -> None:
     write(Path("rows.jsonl"), pairs(*range(6)))
     table = prepared().train
     (length,) = set(table.lengths.tolist())
@@ -327,7 +331,7 @@ def test_pack_lays_many_rows_into_one_batch_and_without_it_each_goes_alone(prepa
 
 @shows("data.replay", "data.replay_share")
 @pytest.mark.parametrize(("share", "seed"), [(None, 0), (0.25, 0), (0.6, 7)])
-def test_replay_adds_rows_drawn_by_the_seed_until_their_tokens_make_up_the_share(
+def test_replay_adds_random_rows_until_they_reach_replay_share(
     share: float | None, seed: int, prepared: Prepare
 ) -> None:
     write(Path("rows.jsonl"), pairs(*range(20)))
@@ -335,15 +339,15 @@ def test_replay_adds_rows_drawn_by_the_seed_until_their_tokens_make_up_the_share
     write(Path("general.jsonl"), lines)
     plain = prepared(cache=False)
     pool = prepared("text", train="general.jsonl", cache=False).train
-    given = {} if share is None else {"replay_share": share}
-    found = prepared(seed=seed, replay="general.jsonl", **given)
+    options = {} if share is None else {"replay_share": share}
+    found = prepared(seed=seed, replay="general.jsonl", **options)
     count = len(plain.train)
     assert texts(found.train)[:count] == texts(plain.train)
-    wanted = len(plain.train.ids) * (share or 0.1) / (1 - (share or 0.1))
+    target = len(plain.train.ids) * (share or 0.1) / (1 - (share or 0.1))
     order = np.random.default_rng(seed).permutation(60)
-    taken = next(number for number in range(1, 61) if sum(pool.lengths[order[:number]]) >= wanted)
-    assert texts(found.train)[count:] == [f"{lines[place]['text']}<|endoftext|>" for place in order[:taken]]
-    assert all(marks.all() for _, marks in list(found.train)[count:]), "raw text is learnt whole"
+    taken = next(number for number in range(1, 61) if sum(pool.lengths[order[:number]]) >= target)
+    assert texts(found.train)[count:] == [f"{lines[index]['text']}<|endoftext|>" for index in order[:taken]]
+    assert all(mask.all() for _, mask in list(found.train)[count:]), "every token of raw text has a loss"
     replayed = int(pool.lengths[order[:taken]].sum())
     report = found.report
     assert (report.replay_rows, report.replayed, report.replayed_tokens) == (60, taken, replayed)
@@ -351,7 +355,7 @@ def test_replay_adds_rows_drawn_by_the_seed_until_their_tokens_make_up_the_share
 
 
 @shows("data.replay")
-def test_replayed_chats_are_learnt_as_the_objective_learns_and_read_in_a_form_of_their_own(prepared: Prepare) -> None:
+def test_replayed_chats_have_their_own_format_and_the_objectives_loss_mask(prepared: Prepare) -> None:
     write(Path("rows.jsonl"), [{"frage": f"q{number}", "antwort": f"a{number}"} for number in range(8)])
     turns = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "reply"}]
     write(Path("chats.jsonl"), [{"messages": turns}])
@@ -359,11 +363,11 @@ def test_replayed_chats_are_learnt_as_the_objective_learns_and_read_in_a_form_of
     found = prepared(format="question_answer", columns=columns, replay="chats.jsonl", replay_share=0.05)
     assert texts(found.train)[8:] == [chat("earlier", "reply")]
     assert found.train[8][1].tolist() == loss_mask_of("earlier", "reply")
-    assert prepared(format="question_answer", columns=columns).report.replayed == 0, "none is the default"
+    assert prepared(format="question_answer", columns=columns).report.replayed == 0, "the default is no replay"
 
 
 @shows("data.cache")
-def test_cache_keeps_the_tokens_for_the_next_run_and_without_it_nothing_is_written_or_read(
+def test_cache_keeps_tokens_for_the_next_run_and_off_reads_and_writes_nothing(
     prepared: Prepare, tmp_path: Path
 ) -> None:
     write(Path("rows.jsonl"), pairs(*range(5)))

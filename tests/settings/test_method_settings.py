@@ -1,4 +1,4 @@
-"""Every setting of every method does what its documentation says: which weights move, and what they compute."""
+"""Every setting of every method does what its documentation says: which weights train, and what they compute."""
 
 import re
 from collections.abc import Callable
@@ -43,11 +43,11 @@ LINEARS = {
 NORMS = {"input_layernorm", "post_attention_layernorm"}
 
 
-def block(*places: int) -> set[str]:
-    """Every parameter of these blocks of a Llama."""
+def block(*indices: int) -> set[str]:
+    """The names of all parameters in these blocks of a Llama."""
     inside = [f"{name}.weight" for name in (*LINEARS, *NORMS)]
     inside += [f"self_attn.{name}_proj.bias" for name in "qkvo"]
-    return {f"model.layers.{place}.{name}" for place in places for name in inside}
+    return {f"model.layers.{index}.{name}" for index in indices for name in inside}
 
 
 EVERY_NORM_AND_BIAS = {
@@ -63,7 +63,7 @@ EVERY_NORM_AND_BIAS = {
     "method.layers.head",
 )
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         pytest.param({"last": 1}, block(2) | {"model.norm.weight"}, id="the last block"),
         pytest.param({"last": 2}, block(1, 2) | {"model.norm.weight"}, id="the last two of three"),
@@ -72,7 +72,7 @@ EVERY_NORM_AND_BIAS = {
             {"patterns": [r"layers\.(0|2)\.mlp\.up", "q_proj.bias"]},
             {f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 2)}
             | {f"model.layers.{n}.self_attn.q_proj.bias" for n in range(3)},
-            id="patterns found anywhere in a name",
+            id="patterns that match anywhere in a name",
         ),
         pytest.param({"norms_and_biases": True}, EVERY_NORM_AND_BIAS, id="norms and biases"),
         pytest.param({"embeddings": True}, {"model.embed_tokens.weight"}, id="embeddings"),
@@ -82,33 +82,33 @@ EVERY_NORM_AND_BIAS = {
             block(2)
             | EVERY_NORM_AND_BIAS
             | {"model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.down_proj.weight"},
-            id="all together",
+            id="all combined",
         ),
     ],
 )
-def test_exactly_the_chosen_weights_move(values: dict[str, Any], wanted: set[str]) -> None:
+def test_exactly_the_chosen_weights_are_trained(values: dict[str, Any], expected: set[str]) -> None:
     model = small_model()
     method = method_of("layers", **values)
     count = method.trained_parameters(model)
-    assert moving(method.apply(model, seed=0)) == wanted
-    assert count == sum(each.numel() for name, each in model.named_parameters() if name in wanted)
+    assert moving(method.apply(model, seed=0)) == expected
+    assert count == sum(parameter.numel() for name, parameter in model.named_parameters() if name in expected)
 
 
 @shows("method.layers.head", "method.layers.embeddings")
 @pytest.mark.parametrize("chosen", ["head", "embeddings"])
-def test_a_head_that_is_tied_to_the_embeddings_moves_with_them(chosen: str) -> None:
+def test_a_head_tied_to_the_embeddings_trains_with_them(chosen: str) -> None:
     model = small_model("qwen2")
     assert moving(method_of("layers", **{chosen: True}).apply(model, seed=0)) == {"model.embed_tokens.weight"}
     assert model.lm_head.weight.requires_grad
 
 
 def lora(model: Any, **values: Any) -> Any:
-    """With A and B at random values, unless they start at values of their own."""
+    """The model with LoRA, A and B at random values."""
     return randomize(method_of("lora", **values).apply(model, seed=0))
 
 
-def layer_of(model: Any, name: str = "self_attn.q_proj", place: int = 1) -> Any:
-    return model.get_base_model().get_submodule(f"model.layers.{place}.{name}")
+def layer_of(model: Any, name: str = "self_attn.q_proj", index: int = 1) -> Any:
+    return model.get_base_model().get_submodule(f"model.layers.{index}.{name}")
 
 
 def parts_of(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,28 +128,36 @@ def inputs_of(layer: Any, rows: int = 5) -> Tensor:
         pytest.param({"rank": 5, "alpha": 4.0}, "self_attn.k_proj", 5, 0.8, id="another rank and alpha"),
         pytest.param({}, "mlp.up_proj", 16, 2.0, id="the defaults"),
         pytest.param(
-            {"rank": 9, "alpha": 6.0, "rank_stabilized": True}, "mlp.down_proj", 9, 2.0, id="alpha over the root"
+            {"rank": 9, "alpha": 6.0, "rank_stabilized": True},
+            "mlp.down_proj",
+            9,
+            2.0,
+            id="alpha over the root of the rank",
         ),
         pytest.param(
             {"rank": 4, "alpha": 6.0, "ranks": {"down_proj": 10}},
             "mlp.down_proj",
             10,
             1.5,
-            id="another rank, one scale",
+            id="another rank, same scale",
         ),
         pytest.param(
-            {"rank": 4, "alpha": 6.0, "ranks": {"down_proj": 10}}, "mlp.up_proj", 4, 1.5, id="others keep their rank"
+            {"rank": 4, "alpha": 6.0, "ranks": {"down_proj": 10}},
+            "mlp.up_proj",
+            4,
+            1.5,
+            id="other layers keep their rank",
         ),
         pytest.param(
             {"rank": 4, "alpha": 6.0, "ranks": {r"1\.self_attn\.[qk]_proj": 2}},
             "self_attn.k_proj",
             2,
             1.5,
-            id="a rank by an expression",
+            id="a rank by a regular expression",
         ),
     ],
 )
-def test_a_layer_adds_its_scaled_product_of_low_rank(
+def test_a_lora_layer_adds_its_scaled_low_rank_product(
     values: dict[str, Any], name: str, rank: int, scale: float
 ) -> None:
     layer = layer_of(lora(small_model(), **values), name)
@@ -161,7 +169,7 @@ def test_a_layer_adds_its_scaled_product_of_low_rank(
 
 
 @shows("method.lora.dropout")
-def test_dropout_zeroes_a_share_of_the_additions_inputs_in_training_alone() -> None:
+def test_dropout_zeroes_a_share_of_the_lora_inputs_in_training_only() -> None:
     model = lora(small_model(), rank=4, alpha=6.0, dropout=0.25).eval()
     layer = layer_of(model)
     weight, a, b = parts_of(layer)
@@ -170,25 +178,25 @@ def test_dropout_zeroes_a_share_of_the_additions_inputs_in_training_alone() -> N
     torch.testing.assert_close(layer(x), plain + 1.5 * x @ a.T @ b.T)
     layer.train()
     torch.manual_seed(11)
-    found = layer(x)
+    actual = layer(x)
     torch.manual_seed(11)
     dropped = functional.dropout(x, 0.25)
     assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.05)
-    torch.testing.assert_close(found, plain + 1.5 * dropped @ a.T @ b.T)
+    torch.testing.assert_close(actual, plain + 1.5 * dropped @ a.T @ b.T)
 
 
 @shows("method.lora.target_modules")
 @pytest.mark.parametrize(
-    ("target", "wanted"),
+    ("target", "expected"),
     [
         pytest.param("all-linear", LINEARS, id="all"),
         pytest.param("attention", {name for name in LINEARS if "attn" in name}, id="attention"),
         pytest.param("feed-forward", {name for name in LINEARS if "mlp" in name}, id="feed-forward"),
-        pytest.param(["q_proj", "mlp.down_proj"], {"self_attn.q_proj", "mlp.down_proj"}, id="endings of names"),
-        pytest.param(r"model\.layers\.\d\.mlp\.(up|gate)_proj", {"mlp.up_proj", "mlp.gate_proj"}, id="whole names"),
+        pytest.param(["q_proj", "mlp.down_proj"], {"self_attn.q_proj", "mlp.down_proj"}, id="suffixes of names"),
+        pytest.param(r"model\.layers\.\d\.mlp\.(up|gate)_proj", {"mlp.up_proj", "mlp.gate_proj"}, id="full names"),
     ],
 )
-def test_lora_sits_on_exactly_the_chosen_layers(target: Any, wanted: set[str]) -> None:
+def test_lora_is_on_exactly_the_chosen_layers(target: Any, expected: set[str]) -> None:
     method = method_of("lora", rank=2, target_modules=target)
     model = small_model()
     count = method.trained_parameters(model)
@@ -196,23 +204,23 @@ def test_lora_sits_on_exactly_the_chosen_layers(target: Any, wanted: set[str]) -
     names = {
         re.sub(r"^.*layers\.(\d)\.(.*)\.lora_([AB])\.default\.weight$", r"\1 \2 \3", n) for n in moving(peft_model)
     }
-    assert names == {f"{place} {name} {side}" for place in range(3) for name in wanted for side in "AB"}
-    assert count == sum(each.numel() for each in peft_model.parameters() if each.requires_grad)
+    assert names == {f"{index} {name} {side}" for index in range(3) for name in expected for side in "AB"}
+    assert count == sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
 
 
 @shows("method.lora.target_modules")
-def test_an_expression_chooses_among_blocks_and_heads_by_whole_names() -> None:
+def test_a_regular_expression_selects_layers_by_their_full_names() -> None:
     peft_model = method_of("lora", rank=2, target_modules=r".*layers\.2\.mlp\.up_proj|lm_head").apply(small_model(), 0)
-    found = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in moving(peft_model)}
-    assert found == {"model.layers.2.mlp.up_proj", "lm_head"}
+    names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in moving(peft_model)}
+    assert names == {"model.layers.2.mlp.up_proj", "lm_head"}
 
 
 def mixtral() -> Any:
-    return small_model("mixtral", dtype=torch.float32)  # PyTorch's grouped products know no fp64
+    return small_model("mixtral", dtype=torch.float32)  # PyTorch's grouped matrix products do not support fp64
 
 
 @shows("method.lora.experts")
-def test_experts_get_a_product_of_low_rank_of_their_own_as_in_peft() -> None:
+def test_each_expert_gets_its_own_low_rank_product_as_in_peft() -> None:
     plain = moving(method_of("lora", rank=4, alpha=6.0).apply(mixtral(), seed=0))
     assert not any(".experts." in name for name in plain)
     peft_model = lora(mixtral(), rank=4, alpha=6.0, experts=True)
@@ -226,7 +234,7 @@ def test_experts_get_a_product_of_low_rank_of_their_own_as_in_peft() -> None:
             target_parameters=tensors,
         ),
     )
-    ours = {name: each for name, each in peft_model.named_parameters() if each.requires_grad}
+    ours = {name: parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
     assert set(ours) == moving(theirs)
     assert sum(".experts." in name for name in ours) == 3 * 2 * 2
     theirs.load_state_dict(peft_model.state_dict())
@@ -239,16 +247,16 @@ def test_experts_get_a_product_of_low_rank_of_their_own_as_in_peft() -> None:
 
 
 @shows("method.lora.dora")
-def test_dora_scales_each_output_to_a_length_that_is_learnt() -> None:
+def test_dora_scales_each_output_to_a_trained_magnitude() -> None:
     model = lora(small_model(), rank=4, alpha=6.0, dora=True)
     layer = layer_of(model, "mlp.down_proj")
     weight, a, b = parts_of(layer)
-    length = layer.lora_magnitude_vector["default"].weight
-    assert length.requires_grad
-    assert length.shape == (layer.out_features,)
-    whole = weight + 1.5 * b @ a
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    assert magnitude.requires_grad
+    assert magnitude.shape == (layer.out_features,)
+    merged = weight + 1.5 * b @ a
     x = inputs_of(layer)
-    expected = x @ (length[:, None] * whole / whole.norm(dim=1, keepdim=True)).T
+    expected = x @ (magnitude[:, None] * merged / merged.norm(dim=1, keepdim=True)).T
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
     fresh = method_of("lora", rank=4, dora=True).apply(small_model(), seed=0)
     layer = layer_of(fresh, "mlp.down_proj")
@@ -258,7 +266,7 @@ def test_dora_scales_each_output_to_a_length_that_is_learnt() -> None:
 
 @shows("method.lora.initialization")
 @pytest.mark.parametrize("start", ["zero", "gaussian", "orthogonal", "pissa"])
-def test_a_and_b_start_where_peft_starts_them(start: str) -> None:
+def test_a_and_b_are_initialized_as_in_peft(start: str) -> None:
     values = {"rank": 4, "alpha": 6.0, "target_modules": ["q_proj", "down_proj"]}
     ours = method_of("lora", initialization=start, **values).apply(small_model(dtype=torch.float32), seed=5)
     torch.manual_seed(5)
@@ -287,7 +295,7 @@ def test_a_and_b_start_where_peft_starts_them(start: str) -> None:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bases on the disk; the second is stored with its matrices turned."""
+    """Bases on disk; GPT-2 stores its matrices transposed."""
     directory = tmp_path_factory.mktemp("stored")
     for family in ("llama", "gpt2"):
         torch.manual_seed(0)
@@ -300,29 +308,29 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("family", "rank", "alpha", "names"),
     [
         ("llama", 4, 6.0, ["model.layers.1.self_attn.v_proj", "model.layers.1.mlp.up_proj"]),
-        ("llama", 26, 10.0, ["model.layers.1.self_attn.v_proj"]),  # whose matrix has but 16 rows
+        ("llama", 26, 10.0, ["model.layers.1.self_attn.v_proj"]),  # this matrix has only 16 rows
         ("gpt2", 4, 6.0, ["transformer.h.1.attn.c_proj", "transformer.h.1.mlp.c_fc"]),
     ],
 )
-def test_loftq_starts_as_the_largest_part_of_what_quantization_took(
+def test_loftq_starts_at_the_best_low_rank_fit_of_the_quantization_error(
     family: str, rank: int, alpha: float, names: list[str], stored: dict[str, Path]
 ) -> None:
-    whole = load_model(Base(path=str(stored[family])), torch.float32)
+    original = load_model(Base(path=str(stored[family])), torch.float32)
     model = load_model(Base(path=str(stored[family]), weights="nf4"), torch.float32)
     method = method_of("lora", rank=rank, alpha=alpha, initialization="loftq", target_modules=names)
     peft_model = method.apply(model, seed=0).get_base_model()
     for name in names:
-        kept, a, b = (each.double() for each in parts_of(peft_model.get_submodule(name)))
-        lost = whole.get_submodule(name).weight.double() - kept
-        u, s, v = torch.linalg.svd(lost, full_matrices=False)
-        best = (lost - (u[:, :rank] * s[:rank]) @ v[:rank]).norm()
-        assert best < 0.9 * lost.norm()
-        assert (lost - alpha / rank * b @ a).norm() <= 1.02 * best + 1e-5 * lost.norm()
+        quantized, a, b = (part.double() for part in parts_of(peft_model.get_submodule(name)))
+        error = original.get_submodule(name).weight.double() - quantized
+        u, s, v = torch.linalg.svd(error, full_matrices=False)
+        best = (error - (u[:, :rank] * s[:rank]) @ v[:rank]).norm()
+        assert best < 0.9 * error.norm()
+        assert (error - alpha / rank * b @ a).norm() <= 1.02 * best + 1e-5 * error.norm()
         torch.testing.assert_close(a.norm(dim=1)[: len(s)], b.norm(dim=0)[: len(s)], rtol=1e-4, atol=1e-5)
 
 
 @shows("method.lora.b_learning_rate_ratio")
-def test_b_learns_at_its_own_rate() -> None:
+def test_b_has_its_own_learning_rate() -> None:
     recipe = Recipe.load(
         {
             "data": {"train": "rows.jsonl"},
@@ -340,7 +348,8 @@ def test_b_learns_at_its_own_rate() -> None:
 def bottlenecks(model: Any) -> dict[str, Any]:
     from tunesmith.models.bottleneck import BottleneckLayer
 
-    return {name: each for name, each in model.get_base_model().named_modules() if isinstance(each, BottleneckLayer)}
+    modules = model.get_base_model().named_modules()
+    return {name: module for name, module in modules if isinstance(module, BottleneckLayer)}
 
 
 @shows("method.adapter.reduction", "method.adapter.non_linearity", "method.adapter.scale", "method.adapter.placement")
@@ -353,71 +362,75 @@ def bottlenecks(model: Any) -> dict[str, Any]:
         pytest.param({"non_linearity": "gelu"}, 2, functional.gelu, 1.0, id="gelu"),
         pytest.param({"non_linearity": "silu", "scale": 0.3}, 2, functional.silu, 0.3, id="silu, scaled"),
         pytest.param({"placement": "houlsby", "scale": 2.5}, 2, functional.relu, 2.5, id="houlsby"),
-        pytest.param({"placement": "parallel", "reduction": 4}, 8, functional.relu, 4.0, id="parallel is scaled by 4"),
-        pytest.param({"placement": "parallel", "scale": 0.7}, 2, functional.relu, 0.7, id="unless it is named"),
+        pytest.param(
+            {"placement": "parallel", "reduction": 4}, 8, functional.relu, 4.0, id="parallel has scale 4 by default"
+        ),
+        pytest.param(
+            {"placement": "parallel", "scale": 0.7}, 2, functional.relu, 0.7, id="parallel with another scale"
+        ),
     ],
 )
-def test_an_adapter_adds_its_formula_at_its_place(
+def test_a_bottleneck_adapter_computes_its_formula_at_its_placement(
     values: dict[str, Any], inner: int, function: Callable[[Tensor], Tensor], scale: float
 ) -> None:
     peft_model = randomize(method_of("adapter", **values).apply(small_model(), seed=0))
-    found = bottlenecks(peft_model)
-    ends = {"mlp.down_proj"} | ({"self_attn.o_proj"} if values.get("placement") == "houlsby" else set())
-    assert set(found) == {f"model.layers.{place}.{name}" for place in range(3) for name in ends}
+    adapters = bottlenecks(peft_model)
+    targets = {"mlp.down_proj"} | ({"self_attn.o_proj"} if values.get("placement") == "houlsby" else set())
+    assert set(adapters) == {f"model.layers.{index}.{name}" for index in range(3) for name in targets}
     decoder = peft_model.get_base_model().model.layers[1]
     h = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for name in ends:
-        layer = found[f"model.layers.1.{name}"]
+    for name in targets:
+        layer = adapters[f"model.layers.1.{name}"]
         down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
         assert down.weight.shape == (inner, 32)
         assert up.weight.shape == (32, inner)
     mlp = decoder.mlp
-    layer = found["model.layers.1.mlp.down_proj"]
+    layer = adapters["model.layers.1.mlp.down_proj"]
     y = layer.get_base_layer()(functional.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
-    read = h if values.get("placement") == "parallel" else y
+    source = h if values.get("placement") == "parallel" else y
     middle = function(
-        functional.linear(read, layer.bottleneck_down["default"].weight, layer.bottleneck_down["default"].bias)
+        functional.linear(source, layer.bottleneck_down["default"].weight, layer.bottleneck_down["default"].bias)
     )
     added = functional.linear(middle, layer.bottleneck_up["default"].weight, layer.bottleneck_up["default"].bias)
     torch.testing.assert_close(mlp(h), y + scale * added, rtol=1e-12, atol=1e-12)
 
 
-def started(tiny_model: Path, kind: str, **values: Any) -> tuple[Any, Any]:
-    """The base, and the method put on it."""
+def applied(tiny_model: Path, kind: str, **values: Any) -> tuple[Any, Any]:
+    """The base, and the base with the method applied."""
     base = load_model(Base(path=str(tiny_model)), torch.float32)
     use_document_attention(base)
     return base, method_of(kind, **values).apply(base, seed=4)
 
 
 def ids_of(tiny_model: Path, text: str) -> list[int]:
-    found: list[int] = AutoTokenizer.from_pretrained(tiny_model)(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: list[int] = AutoTokenizer.from_pretrained(tiny_model)(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @shows("method.prompt.tokens", "method.prompt.start", "method.ptuning.tokens", "method.ptuning.start")
 @pytest.mark.parametrize(
-    ("tokens", "start", "wanted"),
+    ("tokens", "start", "full_text"),
     [
-        pytest.param(5, "abcde", "abcde", id="as long"),
-        pytest.param(3, "abcde", "abc", id="cut"),
+        pytest.param(5, "abcde", "abcde", id="same length"),
+        pytest.param(3, "abcde", "abc", id="truncated"),
         pytest.param(7, "abc", "abcabca", id="repeated"),
         pytest.param(6, "abc", "abcabc", id="repeated evenly"),
     ],
 )
 @pytest.mark.parametrize("kind", ["prompt", "ptuning"])
-def test_a_prompt_starts_as_the_embeddings_of_its_text(
-    kind: str, tokens: int, start: str, wanted: str, tiny_model: Path
+def test_a_prompt_is_initialized_with_the_embeddings_of_its_text(
+    kind: str, tokens: int, start: str, full_text: str, tiny_model: Path
 ) -> None:
-    base, peft_model = started(tiny_model, kind, tokens=tokens, start=start)
-    expected = base.get_input_embeddings().weight[ids_of(tiny_model, wanted)]
+    base, peft_model = applied(tiny_model, kind, tokens=tokens, start=start)
+    expected = base.get_input_embeddings().weight[ids_of(tiny_model, full_text)]
     torch.testing.assert_close(peft_model.get_prompt(1)[0], expected, rtol=1e-4, atol=1e-5)
     assert method_of(kind, tokens=tokens).virtual_tokens == tokens
 
 
 @shows("method.prompt.start", "method.ptuning.start", "method.prefix.start")
 @pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix"])
-def test_without_a_text_what_stands_before_the_rows_is_drawn_from_the_vocabulary(kind: str, tiny_model: Path) -> None:
-    base, peft_model = started(tiny_model, kind, tokens=6)
+def test_without_a_text_prompts_and_prefixes_start_from_random_tokens(kind: str, tiny_model: Path) -> None:
+    base, peft_model = applied(tiny_model, kind, tokens=6)
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(base.get_input_embeddings().num_embeddings, (6,), generator=generator)
     if kind == "prefix":
@@ -429,14 +442,14 @@ def test_without_a_text_what_stands_before_the_rows_is_drawn_from_the_vocabulary
 
 @shows("method.ptuning.inner_size")
 @pytest.mark.parametrize(("values", "inner"), [({"inner_size": 11}, 11), ({}, 32)])
-def test_ptunings_network_is_as_wide_as_it_is_named(values: dict[str, int], inner: int, tiny_model: Path) -> None:
-    _, peft_model = started(tiny_model, "ptuning", tokens=4, **values)
-    shapes = [tuple(each.shape) for each in peft_model.prompt_encoder["default"].parameters()]
+def test_the_ptuning_encoder_has_the_given_inner_size(values: dict[str, int], inner: int, tiny_model: Path) -> None:
+    _, peft_model = applied(tiny_model, "ptuning", tokens=4, **values)
+    shapes = [tuple(parameter.shape) for parameter in peft_model.prompt_encoder["default"].parameters()]
     assert shapes == [(4, 32), (inner, 32), (inner,), (inner, inner), (inner,), (32, inner), (32,)]
 
 
 def assert_prefix(peft_model: Any, expected: list[tuple[Tensor, Tensor]]) -> None:
-    """Of each layer, keys and values (1, heads, tokens, dim)."""
+    """Compare keys and values (1, heads, tokens, dim) of each layer."""
     layers = peft_model.get_prompt(1).layers
     assert len(layers) == len(expected)
     for layer, (keys, values) in zip(layers, expected, strict=True):
@@ -446,58 +459,59 @@ def assert_prefix(peft_model: Any, expected: list[tuple[Tensor, Tensor]]) -> Non
 
 @shows("method.prefix.start", "method.prefix.tokens")
 @pytest.mark.parametrize(
-    ("tokens", "start", "wanted"), [(5, "abcde", "abcde"), (3, "abcde", "abc"), (8, "xyz", "xyzxyzxy")]
+    ("tokens", "start", "full_text"), [(5, "abcde", "abcde"), (3, "abcde", "abc"), (8, "xyz", "xyzxyzxy")]
 )
-def test_a_prefix_starts_as_the_texts_keys_and_values_in_the_familys_own_cache(
-    tokens: int, start: str, wanted: str, tiny_model: Path
+def test_a_prefix_starts_with_the_keys_and_values_of_its_text(
+    tokens: int, start: str, full_text: str, tiny_model: Path
 ) -> None:
-    base, peft_model = started(tiny_model, "prefix", tokens=tokens, start=start)
-    cache = own_forward(base)(input_ids=torch.tensor([ids_of(tiny_model, wanted)]), use_cache=True).past_key_values
+    base, peft_model = applied(tiny_model, "prefix", tokens=tokens, start=start)
+    cache = own_forward(base)(input_ids=torch.tensor([ids_of(tiny_model, full_text)]), use_cache=True).past_key_values
     assert_prefix(peft_model, [(layer.keys, layer.values) for layer in cache.layers])
     assert method_of("prefix", tokens=tokens).virtual_tokens == tokens
 
 
 @shows("method.prefix.projection", "method.prefix.projection_size", "method.prefix.tokens")
 @pytest.mark.parametrize(("values", "inner"), [({"projection_size": 9}, 9), ({}, 16)])
-def test_a_projected_prefix_is_made_by_a_network_of_that_width(
-    values: dict[str, int], inner: int, tiny_model: Path
-) -> None:
-    _, peft_model = started(tiny_model, "prefix", tokens=7, projection=True, **values)
+def test_a_prefix_projection_has_the_given_inner_size(values: dict[str, int], inner: int, tiny_model: Path) -> None:
+    _, peft_model = applied(tiny_model, "prefix", tokens=7, projection=True, **values)
     encoder = peft_model.prompt_encoder["default"]
     first, last = encoder.transform[0], encoder.transform[2]
     assert encoder.embedding.weight.shape == (7, 16)  # kv heads × dim
     assert (first.in_features, first.out_features) == (16, inner)
     assert (last.in_features, last.out_features) == (inner, 2 * 2 * 16)  # layers × keys and values
-    made = last(torch.tanh(first(encoder.embedding.weight))).view(7, 2, 2, 2, 8)  # tokens, layers, k and v, heads, dim
-    assert_prefix(peft_model, [(each[0][None], each[1][None]) for each in made.permute(1, 2, 3, 0, 4)])
-    _, direct = started(tiny_model, "prefix", tokens=7)
-    assert [tuple(each.shape) for each in direct.parameters() if each.requires_grad] == [(7, 64)]
+    projected = last(torch.tanh(first(encoder.embedding.weight))).view(
+        7, 2, 2, 2, 8
+    )  # tokens, layers, k and v, heads, dim
+    assert_prefix(peft_model, [(layer[0][None], layer[1][None]) for layer in projected.permute(1, 2, 3, 0, 4)])
+    _, direct = applied(tiny_model, "prefix", tokens=7)
+    assert [tuple(parameter.shape) for parameter in direct.parameters() if parameter.requires_grad] == [(7, 64)]
 
 
 @shows("method.peft.peft_type", "method.peft.config")
 @pytest.mark.parametrize(
-    ("peft_type", "config", "wanted"),
+    ("peft_type", "config", "expected"),
     [
         pytest.param("VERA", {"r": 6}, {"vera_lambda_b": (32,), "vera_lambda_d": (6,)}, id="VeRA"),
         pytest.param("loha", {"r": 3, "alpha": 9}, {"hada_w1_a": (32, 3), "hada_w2_b": (3, 32)}, id="LoHa in any case"),
         pytest.param("LOHA", {"r": 5}, {"hada_w1_a": (32, 5), "hada_w2_b": (5, 32)}, id="another rank"),
     ],
 )
-def test_any_method_of_pefts_is_taken_with_its_own_settings(
-    peft_type: str, config: dict[str, Any], wanted: dict[str, tuple[int, ...]]
+def test_any_peft_method_works_with_its_own_settings(
+    peft_type: str, config: dict[str, Any], expected: dict[str, tuple[int, ...]]
 ) -> None:
     method = method_of("peft", peft_type=peft_type, config={**config, "target_modules": ["q_proj"]})
     model = small_model()
     count = method.trained_parameters(model)
     peft_model = method.apply(model, seed=0)
-    shapes = {re.split(r"\.|_lambda", name)[-1]: tuple(each.shape) for name, each in peft_model.named_parameters()}
-    found = {name: each for name, each in peft_model.named_parameters() if each.requires_grad}
+    parameters = dict(peft_model.named_parameters())
+    shapes = {re.split(r"\.|_lambda", name)[-1]: tuple(parameter.shape) for name, parameter in parameters.items()}
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     assert peft_model.active_peft_config.peft_type.value == peft_type.upper()
-    for part, shape in wanted.items():
-        of_part = [tuple(each.shape) for name, each in found.items() if part in name]
+    for part, shape in expected.items():
+        of_part = [tuple(parameter.shape) for name, parameter in trained.items() if part in name]
         assert of_part == [shape] * 3, (part, shapes)
-    assert all("q_proj" in name for name in found)
-    assert count == sum(each.numel() for each in found.values())
+    assert all("q_proj" in name for name in trained)
+    assert count == sum(parameter.numel() for parameter in trained.values())
     if config.get("alpha"):
         layer = peft_model.get_base_model().model.layers[1].self_attn.q_proj
         assert layer.scaling["default"] == 3.0

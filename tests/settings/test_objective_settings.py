@@ -1,4 +1,4 @@
-"""Every setting of every objective does what its documentation says, by formulas worked from the model's own logits."""
+"""Every setting of every objective does what its documentation says: formulas computed from the model's logits."""
 
 import json
 from itertools import chain
@@ -31,25 +31,25 @@ HEADS = ("classification", "multi_label", "regression", "token_classification")
 
 
 def rendered(objective: Any, **example: Any) -> list[Any]:
-    found: list[Any] = objective.render(Renderer(byte_tokenizer()), Example(Source("rows", 3), **example))
-    return found
+    renderings: list[Any] = objective.render(Renderer(byte_tokenizer()), Example(Source("rows", 3), **example))
+    return renderings
 
 
 # Written text
 
 
 def answers_alone(model: Any) -> tuple[Tensor, Tensor, Batch]:
-    """Each learnt position's logits (learnt, vocabulary) and token (learnt,); and the batch."""
+    """Logits (loss tokens, vocabulary) and target ids (loss tokens,) of all loss positions, and the batch."""
     if model.config.is_encoder_decoder:
         pairs = [(torch.tensor(ids[:2]), torch.tensor(ids[2:])) for ids in ROWS]
-        logits = [model(input_ids=read[None], labels=written[None]).logits[0] for read, written in pairs]
+        logits = [model(input_ids=source[None], labels=target[None]).logits[0] for source, target in pairs]
         batch = batch_of(loss_mask=[range(2, len(ids)) for ids in ROWS])
-        return torch.cat(logits), torch.cat([written for _, written in pairs]), batch
+        return torch.cat(logits), torch.cat([target for _, target in pairs]), batch
     loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
     logits = [
-        each[[place - 1 for place in places]] for each, places in zip(logits_alone(model), loss_mask, strict=True)
+        row[[index - 1 for index in indices]] for row, indices in zip(logits_alone(model), loss_mask, strict=True)
     ]
-    labels = [ids[place] for ids, places in zip(ROWS, loss_mask, strict=True) for place in places]
+    labels = [ids[index] for ids, indices in zip(ROWS, loss_mask, strict=True) for index in indices]
     return torch.cat(logits), torch.tensor(labels), batch_of(loss_mask=loss_mask)
 
 
@@ -62,22 +62,22 @@ def answers_alone(model: Any) -> tuple[Tensor, Tensor, Batch]:
 )
 @pytest.mark.parametrize(("smoothing", "z"), [(0.3, 0.0), (0.0, 0.07), (0.2, 0.05), (0.0, 0.0)])
 @pytest.mark.parametrize(("kind", "family"), [("instruction", "llama"), ("text", "gpt2"), ("seq2seq", "bart")])
-def test_smoothing_and_z_loss_are_learnt_by_their_formula_and_not_judged(
+def test_label_smoothing_and_z_loss_are_in_the_training_loss_only(
     kind: str, family: str, smoothing: float, z: float
 ) -> None:
     model = small_model(family)
     logits, labels, batch = answers_alone(model)
-    surprise = -torch.log_softmax(logits, -1)
-    own = surprise.gather(1, labels[:, None])[:, 0]
-    expected = (1 - smoothing) * own + smoothing * surprise.mean(1) + z * torch.logsumexp(logits, -1) ** 2
+    losses = -torch.log_softmax(logits, -1)
+    own = losses.gather(1, labels[:, None])[:, 0]
+    expected = (1 - smoothing) * own + smoothing * losses.mean(1) + z * torch.logsumexp(logits, -1) ** 2
     objective = objective_of(kind, label_smoothing=smoothing, z_loss=z)
     torch.testing.assert_close(objective.loss(model, batch), expected.sum(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(objective.losses(model, batch), own, rtol=1e-6, atol=1e-6)
 
 
 CHAT = tuple(
-    {"role": role, "content": said}
-    for role, said in (
+    {"role": role, "content": content}
+    for role, content in (
         ("user", "What is 2 + 2?"),
         ("assistant", "Four."),
         ("user", "And 3 + 3?"),
@@ -88,7 +88,7 @@ CHAT = tuple(
 
 @shows("objective.instruction.learn", "objective.distillation.learn")
 @pytest.mark.parametrize(
-    ("learn", "wanted"),
+    ("learn", "expected"),
     [
         ({}, ["Four.<|im_end|>", "Six.<|im_end|>"]),
         ({"learn": "assistant"}, ["Four.<|im_end|>", "Six.<|im_end|>"]),
@@ -103,18 +103,18 @@ CHAT = tuple(
     ],
 )
 @pytest.mark.parametrize("kind", ["instruction", "distillation"])
-def test_the_named_turns_are_learnt_and_no_others(kind: str, learn: dict[str, str], wanted: list[str]) -> None:
+def test_learn_selects_the_turns_with_loss(kind: str, learn: dict[str, str], expected: list[str]) -> None:
     objective = objective_of(kind, **learn, **({"teacher": "nowhere"} if kind == "distillation" else {}))
-    (found,) = rendered(objective, messages=CHAT)
-    assert [found.text[start:end] for start, end in found.loss_mask] == wanted
+    (rendering,) = rendered(objective, messages=CHAT)
+    assert [rendering.text[start:end] for start, end in rendering.loss_spans] == expected
 
 
 @shows("objective.text.concatenate")
-def test_documents_are_laid_end_to_end_where_that_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+def test_concatenate_joins_documents_and_splits_them_at_max_length(tiny_model: Path, tmp_path: Path) -> None:
     texts = ["one two", "three", "a longer text than those", "four"]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    found = {}
+    pieces = {}
     for joined in (False, True):
         recipe = Recipe.load(
             {
@@ -124,18 +124,18 @@ def test_documents_are_laid_end_to_end_where_that_is_asked_for(tiny_model: Path,
             }
         )
         tokenizer = load_tokenizer(recipe.base)
-        found[joined] = [tokenizer.decode(ids) for ids, _ in prepare(recipe, tokenizer).train]
+        pieces[joined] = [tokenizer.decode(ids) for ids, _ in prepare(recipe, tokenizer).train]
     end = "<|endoftext|>"
-    whole = [character for text in texts for character in [*text, end]]
-    assert found[True] == ["".join(whole[start : start + 16]) for start in range(0, len(whole) - 1, 15)]
-    assert found[False] == ["one two" + end, "three" + end, "a longer text th", "han those" + end, "four" + end]
+    characters = [character for text in texts for character in [*text, end]]
+    assert pieces[True] == ["".join(characters[start : start + 16]) for start in range(0, len(characters) - 1, 15)]
+    assert pieces[False] == ["one two" + end, "three" + end, "a longer text th", "han those" + end, "four" + end]
 
 
 # A head over classes, labels, values or tags
 
 
 def of_texts(kind: str) -> tuple[Any, Tensor]:
-    """A Bert with a head of three outputs, of one for values; and its own scores of each row (rows, outputs)."""
+    """A Bert with a head of three outputs (regression: one), and its scores of each row (rows, outputs)."""
     problem = {"multi_label": "multi_label_classification", "regression": "regression"}.get(
         kind, "single_label_classification"
     )
@@ -147,47 +147,47 @@ def of_texts(kind: str) -> tuple[Any, Tensor]:
 @shows("objective.classification.class_weights", "objective.classification.label_smoothing")
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("weights", [None, {"bold": 3.0}, {"calm": 0.5, "dry": 2.5}])
-def test_a_classs_loss_is_weighed_and_smoothed_by_the_formula(
+def test_class_weights_and_label_smoothing_follow_their_formula(
     weights: dict[str, float] | None, smoothing: float
 ) -> None:
     model, logits = of_texts("classification")
     objective = objective_of("classification", labels=NAMES, class_weights=weights, label_smoothing=smoothing)
     classes = torch.tensor([1, 2, 0, 1])
-    batch = batch_of(told=[[float(each)] for each in classes])
-    surprise = -torch.log_softmax(logits, -1)  # (rows, classes)
+    batch = batch_of(told=[[float(label)] for label in classes])
+    losses = -torch.log_softmax(logits, -1)  # (rows, classes)
     weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
-    own = surprise.gather(1, classes[:, None])[:, 0]
-    expected = (1 - smoothing) * weight[classes] * own + smoothing * (weight * surprise).mean(1)
+    own = losses.gather(1, classes[:, None])[:, 0]
+    expected = (1 - smoothing) * weight[classes] * own + smoothing * (weight * losses).mean(1)
     torch.testing.assert_close(objective.loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-5, atol=1e-5)
 
 
 @shows("objective.multi_label.class_weights")
 @pytest.mark.parametrize("weights", [None, {"bold": 3.0}, {"calm": 0.5, "dry": 2.5}])
-def test_a_label_that_holds_is_weighed_by_the_formula(weights: dict[str, float] | None) -> None:
+def test_weights_of_positive_labels_follow_their_formula(weights: dict[str, float] | None) -> None:
     model, z = of_texts("multi_label")
     objective = objective_of("multi_label", labels=NAMES, class_weights=weights)
-    told = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
-    y = torch.tensor(told, dtype=torch.float64)
+    targets = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+    y = torch.tensor(targets, dtype=torch.float64)
     weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
-    holds, holds_not = -torch.log(torch.sigmoid(z)), -torch.log(1 - torch.sigmoid(z))
-    batch = batch_of(told=told)
-    expected = (weight * y * holds + (1 - y) * holds_not).mean(1).sum()
+    positive, negative = -torch.log(torch.sigmoid(z)), -torch.log(1 - torch.sigmoid(z))
+    batch = batch_of(told=targets)
+    expected = (weight * y * positive + (1 - y) * negative).mean(1).sum()
     torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
-    plain = (y * holds + (1 - y) * holds_not).mean(1)
+    plain = (y * positive + (1 - y) * negative).mean(1)
     torch.testing.assert_close(objective.losses(model, batch).double(), plain, rtol=1e-5, atol=1e-5)
 
 
 def examples_of(labels: list[Any]) -> list[Example]:
-    return [Example(Source("rows", place + 1), text="w", label=each) for place, each in enumerate(labels)]
+    return [Example(Source("rows", index + 1), text="w", label=label) for index, label in enumerate(labels)]
 
 
 @shows("objective.classification.class_weights", "objective.multi_label.class_weights")
-def test_balanced_weights_are_those_of_the_formulas() -> None:
+def test_balanced_class_weights_follow_their_formula() -> None:
     rows = examples_of(["b"] * 6 + ["a"] * 3 + ["c"])
-    found = objective_of("classification", class_weights="balanced").resolve(lambda: rows)
-    assert found.labels == ["a", "b", "c"]
-    assert found.class_weights == pytest.approx({"a": 10 / (3 * 3), "b": 10 / (3 * 6), "c": 10 / (3 * 1)})
+    resolved = objective_of("classification", class_weights="balanced").resolve(lambda: rows)
+    assert resolved.labels == ["a", "b", "c"]
+    assert resolved.class_weights == pytest.approx({"a": 10 / (3 * 3), "b": 10 / (3 * 6), "c": 10 / (3 * 1)})
     named = objective_of("classification", class_weights="balanced", labels=["c", "b", "a", "d"]).resolve(lambda: rows)
     assert named.labels == ["c", "b", "a", "d"]
     assert named.class_weights == pytest.approx({"a": 10 / 9, "b": 10 / 18, "c": 10 / 3})
@@ -204,30 +204,30 @@ def test_balanced_weights_are_those_of_the_formulas() -> None:
     "objective.few_shot.labels",
 )
 @pytest.mark.parametrize("kind", ["classification", "multi_label", "token_classification", "few_shot"])
-def test_labels_stand_in_the_order_that_they_are_named_in_else_sorted(kind: str) -> None:
+def test_labels_have_the_given_order_and_are_sorted_by_default(kind: str) -> None:
     def example(name: str) -> dict[str, Any]:
         if kind == "token_classification":
             return {"text": "ab", "spans": ((0, 1, name), (1, 2, "bold"))}
         return {"text": "ab", "label": (name, "bold") if kind == "multi_label" else name}
 
     rows = [Example(Source("rows", n), **example(name)) for n, name in enumerate(["dry", "calm", "bold"] * 2)]
-    of_rows = objective_of(kind).resolve(lambda: rows)
+    from_rows = objective_of(kind).resolve(lambda: rows)
     named = objective_of(kind, labels=NAMES).resolve(lambda: rows)
-    assert of_rows.ending.labels == ("bold", "calm", "dry")
+    assert from_rows.ending.labels == ("bold", "calm", "dry")
     assert named.ending.labels == ("calm", "bold", "dry")
-    targets = [rendered(each, **example("calm"))[0].targets for each in (of_rows, named)]
-    wanted: Any = {
+    targets = [rendered(resolved, **example("calm"))[0].targets for resolved in (from_rows, named)]
+    expected: Any = {
         "multi_label": [(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)],
         "token_classification": [(1.0, 0.0), (0.0, 1.0)],
     }
-    assert targets == wanted.get(kind, [(1,), (0,)])
-    with pytest.raises(UserError, match=r"rows row 3: .*'wet' is none of objective.labels \(calm, bold, dry\)\."):
+    assert targets == expected.get(kind, [(1,), (0,)])
+    with pytest.raises(UserError, match=r"rows row 3: .*'wet' is not in objective.labels \(calm, bold, dry\)\."):
         rendered(named, **example("wet"))
 
 
 @shows(*(f"objective.{kind}.head_learning_rate" for kind in HEADS))
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_new_head_learns_at_its_own_rate(kind: str) -> None:
+def test_a_new_head_has_its_own_learning_rate(kind: str) -> None:
     values: dict[str, Any] = {"spread": 2.5, "mean": 3.0} if kind == "regression" else {"labels": NAMES}
     recipe = Recipe.load(
         {
@@ -239,7 +239,8 @@ def test_a_new_head_learns_at_its_own_rate(kind: str) -> None:
     model = small_model("bert", recipe.objective.ending)
     peft_model = recipe.method.apply(model, seed=0)
     peak, factor = learning_rates(recipe, peft_model)
-    heads = {name for name, each in peft_model.named_parameters() if each.requires_grad and ".classifier." in name}
+    trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
+    heads = {name for name in trained if ".classifier." in name}
     assert len(heads) == 2
     for name in heads:
         assert peak * factor(name) == pytest.approx(0.007 * (2.5 if kind == "regression" else 1.0), rel=1e-12)
@@ -249,17 +250,17 @@ def test_a_new_head_learns_at_its_own_rate(kind: str) -> None:
 
 
 @shows("objective.regression.mean", "objective.regression.spread")
-def test_a_head_over_values_starts_at_their_mean_and_learns_in_their_spreads() -> None:
+def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_spread() -> None:
     model, _ = of_texts("regression")
     before = model.classifier.weight.detach().clone()
     objective = objective_of("regression", mean=-4.5, spread=2.5).resolve(list)
     objective.begin(model, Base())
     torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
     assert model.classifier.bias.tolist() == [-4.5]
-    told = [-7.0, -2.5, 1.0, -5.0]
-    batch = batch_of(told=[[each] for each in told])
+    targets = [-7.0, -2.5, 1.0, -5.0]
+    batch = batch_of(told=[[target] for target in targets])
     values = torch.stack(logits_alone(model))[:, 0]
-    expected = ((values - torch.tensor(told, dtype=torch.float64)) / 2.5) ** 2
+    expected = ((values - torch.tensor(targets, dtype=torch.float64)) / 2.5) ** 2
     torch.testing.assert_close(objective.losses(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(objective.loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(objective.outputs(model, batch)[:, 0].double(), values, rtol=1e-5, atol=1e-5)
@@ -275,30 +276,32 @@ def test_a_head_over_values_starts_at_their_mean_and_learns_in_their_spreads() -
         ({"mean": 0.0, "spread": 7.0}, 0.0, 7.0),
     ],
 )
-def test_mean_and_spread_are_the_rows_where_they_are_not_named(
+def test_mean_and_spread_are_computed_from_the_rows_by_default(
     values: dict[str, float], mean: float, spread: float
 ) -> None:
-    found = objective_of("regression", **values).resolve(lambda: examples_of([2.0, 2.0, 4.0, 5.0, 7.0]))
-    assert (found.mean, found.spread) == pytest.approx((mean, np.std([2, 2, 4, 5, 7]) if spread == 2.0 else spread))
-    assert found.output_scale == found.spread
+    resolved = objective_of("regression", **values).resolve(lambda: examples_of([2.0, 2.0, 4.0, 5.0, 7.0]))
+    assert (resolved.mean, resolved.spread) == pytest.approx(
+        (mean, np.std([2, 2, 4, 5, 7]) if spread == 2.0 else spread)
+    )
+    assert resolved.output_scale == resolved.spread
 
 
 # Vectors
 
 PARTS = [[[5, 9, 13], [21, 30]], [[7, 8, 33], [11, 40, 12, 6]], [[22, 6], [35, 3, 9], [50, 51, 17]]]
-"""Anchor, positive and, of the last row, a negative."""
+"""Anchor and positive; the last row also has a negative."""
 
 
 def of_pairs() -> Batch:
     ends = [np.cumsum([len(part) for part in row]) - 1 for row in PARTS]
-    return batch_of([list(chain(*row)) for row in PARTS], [each.tolist() for each in ends], [[] for _ in PARTS])
+    return batch_of([list(chain(*row)) for row in PARTS], [indices.tolist() for indices in ends], [[] for _ in PARTS])
 
 
 def pooled(model: Any, texts: list[list[int]], how: str) -> Tensor:
-    """(texts, hidden) of length one."""
+    """Pooled vectors (texts, hidden), normalized to length 1."""
     states = states_alone(model, texts)
-    of = {"mean": lambda h: h.mean(0), "first": lambda h: h[0], "last": lambda h: h[-1]}[how]
-    return torch.stack([functional.normalize(of(each), dim=0) for each in states])
+    pool = {"mean": lambda h: h.mean(0), "first": lambda h: h[0], "last": lambda h: h[-1]}[how]
+    return torch.stack([functional.normalize(pool(h), dim=0) for h in states])
 
 
 @shows("objective.embedding.temperature", "objective.embedding.pooling")
@@ -308,14 +311,14 @@ def pooled(model: Any, texts: list[list[int]], how: str) -> Tensor:
     + [({"pooling": how, "temperature": 0.2}, how, 0.2) for how in ("first", "last")],
 )
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_the_contrastive_loss_is_that_of_the_formula(
+def test_the_contrastive_loss_follows_its_formula(
     family: str, values: dict[str, Any], pooling: str, tau: float
 ) -> None:
     objective = objective_of("embedding", **values)
     model = small_model(family, objective.ending)
     vectors = [pooled(model, row, pooling) for row in PARTS]
-    documents = torch.cat([each[1:] for each in vectors])  # 0, 1, 2 the positives, 3 the negative
-    losses = torch.stack([-torch.log_softmax(documents @ own[0] / tau, 0)[place] for place, own in enumerate(vectors)])
+    documents = torch.cat([row[1:] for row in vectors])  # 0, 1 and 2 are the positives, 3 is the negative
+    losses = torch.stack([-torch.log_softmax(documents @ own[0] / tau, 0)[row] for row, own in enumerate(vectors)])
     batch = of_pairs()
     torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
@@ -324,11 +327,11 @@ def test_the_contrastive_loss_is_that_of_the_formula(
 
 
 @shows("objective.embedding.query_prefix", "objective.embedding.document_prefix")
-def test_each_side_of_a_pair_gets_its_own_prefix() -> None:
+def test_queries_and_documents_have_their_own_prefix() -> None:
     objective = objective_of("embedding", query_prefix="query: ", document_prefix="passage: ")
-    (found,) = rendered(objective, text="Where?", others=("There.", "Nowhere."))
-    assert found.parts == ("query: Where?", "passage: There.", "passage: Nowhere.")
-    assert (found.text, found.targets) == ("", ())
+    (rendering,) = rendered(objective, text="Where?", others=("There.", "Nowhere."))
+    assert rendering.parts == ("query: Where?", "passage: There.", "passage: Nowhere.")
+    assert (rendering.text, rendering.targets) == ("", ())
     (plain,) = rendered(objective_of("embedding"), text="Where?", others=("There.",))
     assert plain.parts == ("Where?", "There.")
 
@@ -343,21 +346,19 @@ def test_each_side_of_a_pair_gets_its_own_prefix() -> None:
         ({"pooling": "last", "temperature": 0.3}, "last", 0.3),
     ],
 )
-def test_rows_are_compared_by_classes_as_the_formula_has_it(values: dict[str, Any], pooling: str, tau: float) -> None:
+def test_the_supervised_contrastive_loss_follows_its_formula(values: dict[str, Any], pooling: str, tau: float) -> None:
     objective = objective_of("few_shot", labels=NAMES, **values)
     model = small_model("bert", objective.ending)
     rows = [*ROWS, [14, 15], [18, 19, 20, 23]]
-    classes = [0, 1, 0, 1, 0, 2]  # the last is alone of its class
+    classes = [0, 1, 0, 1, 0, 2]  # the last row is the only one of its class
     vectors = pooled(model, rows, pooling)
     expected = []
-    for place, own in enumerate(vectors):
-        others = [other for other in range(6) if other != place]
+    for row, own in enumerate(vectors):
+        others = [other for other in range(6) if other != row]
         scores = torch.log_softmax(vectors[others] @ own / tau, 0)
-        bucket_by_length = [scores[n] for n, other in enumerate(others) if classes[other] == classes[place]]
-        expected.append(
-            -torch.stack(bucket_by_length).mean() if bucket_by_length else torch.zeros((), dtype=torch.float64)
-        )
-    batch = batch_of(rows, told=[[float(each)] for each in classes])
+        same_class = [scores[n] for n, other in enumerate(others) if classes[other] == classes[row]]
+        expected.append(-torch.stack(same_class).mean() if same_class else torch.zeros((), dtype=torch.float64))
+    batch = batch_of(rows, told=[[float(label)] for label in classes])
     losses = torch.stack(expected)
     torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
@@ -370,17 +371,17 @@ def test_rows_are_compared_by_classes_as_the_formula_has_it(values: dict[str, An
 
 @pytest.fixture(scope="module")
 def teachers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two models of the student's vocabulary and other weights."""
-    folders = []
+    """Two models with the student's vocabulary and other weights."""
+    directories = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
-        folders.append(tmp_path_factory.mktemp("teachers") / str(seed))
-        model.save_pretrained(folders[-1])
-        byte_tokenizer().save_pretrained(folders[-1])
-    return folders
+        directories.append(tmp_path_factory.mktemp("teachers") / str(seed))
+        model.save_pretrained(directories[-1])
+        byte_tokenizer().save_pretrained(directories[-1])
+    return directories
 
 
 @shows("objective.distillation.teacher", "objective.distillation.temperature", "objective.distillation.label_share")
@@ -394,7 +395,7 @@ def teachers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         (0, {"label_share": 1.0}, 1.0, 1.0),
     ],
 )
-def test_a_student_learns_what_its_teacher_says_by_the_formula(
+def test_the_distillation_loss_follows_its_formula(
     which: int, values: dict[str, float], t: float, share: float, teachers: list[Path], tiny_model: Path
 ) -> None:
     model = load_model(Base(path=str(tiny_model)), torch.float32)
@@ -403,19 +404,19 @@ def test_a_student_learns_what_its_teacher_says_by_the_formula(
     objective.begin(model, Base(path=str(tiny_model)))
     loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
     teacher = AutoModelForCausalLM.from_pretrained(teachers[which])
-    said, wanted = (
+    student_logits, teacher_logits = (
         torch.cat(
-            [each[[p - 1 for p in places]] for each, places in zip(logits_alone(m), loss_mask, strict=True)]
+            [row[[i - 1 for i in indices]] for row, indices in zip(logits_alone(m), loss_mask, strict=True)]
         ).double()
         for m in (model, teacher)
     )
-    labels = torch.tensor([ids[place] for ids, places in zip(ROWS, loss_mask, strict=True) for place in places])
-    own = -torch.log_softmax(said, -1).gather(1, labels[:, None])[:, 0]
-    p, q = torch.softmax(wanted / t, -1), torch.softmax(said / t, -1)
+    labels = torch.tensor([ids[index] for ids, indices in zip(ROWS, loss_mask, strict=True) for index in indices])
+    own = -torch.log_softmax(student_logits, -1).gather(1, labels[:, None])[:, 0]
+    p, q = torch.softmax(teacher_logits / t, -1), torch.softmax(student_logits / t, -1)
     expected = (1 - share) * t**2 * (p * (p / q).log()).sum() + share * own.sum()
     batch = batch_of(loss_mask=loss_mask)
     torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-4, atol=1e-5)
     assert objective.reads == (str(teachers[which]),)
-    (held,) = objective.reference_models
-    assert not any(each.requires_grad for each in held.parameters())
+    (loaded,) = objective.reference_models
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())

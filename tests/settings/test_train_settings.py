@@ -1,4 +1,4 @@
-"""Every field of `train` does what its description says, to the formula or to the library's own answer."""
+"""Every field of `train` does what its description says, compared with formulas and with libraries."""
 
 import json
 import math
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 
 
 def table_of(lengths: list[int]) -> TokenTable:
-    """Rows of random ids, the second half of each learnt."""
+    """Rows of random ids; the second half of each row has a loss."""
     generator = np.random.default_rng(0)
     rows = []
     for number, length in enumerate(lengths):
@@ -68,7 +68,7 @@ def recipe_of(tiny_model: Path, method: Any = "full", data: dict[str, Any] | Non
 
 
 def batches_of(lengths: list[int] = LENGTHS, pack: bool = True, **train: Any) -> tuple[Batches, int]:
-    """The batches and the steps of a run over rows of these lengths."""
+    """The batches and the number of steps of a run over rows of these lengths."""
     recipe = Recipe.load({"data": {"train": "rows.jsonl", "pack": pack}, "train": train})
     layout = BatchPlan.of(recipe, table_of(lengths)).layout(True)
     return layout.batches, layout.steps
@@ -84,12 +84,12 @@ def rows_of(batches: Batches, first: int, last: int) -> list[int]:
 
 @shows("train.steps")
 @pytest.mark.parametrize("steps", [3, 777])
-def test_steps_is_how_many_steps_a_run_takes_whatever_the_rows(steps: int) -> None:
+def test_steps_is_the_number_of_steps_for_any_data(steps: int) -> None:
     assert batches_of(steps=steps)[1] == steps
 
 
 @shows("train.epochs")
-def test_epochs_is_how_often_each_row_is_seen_and_a_part_is_that_share_of_the_steps() -> None:
+def test_epochs_counts_passes_over_the_rows_also_fractions() -> None:
     batches, steps = batches_of(epochs=2.5, tokens_per_step=300)
     sizes = [len(batches.epoch(epoch)) for epoch in range(3)]
     assert steps == sizes[0] + sizes[1] + round(sizes[2] / 2)
@@ -99,30 +99,30 @@ def test_epochs_is_how_often_each_row_is_seen_and_a_part_is_that_share_of_the_st
 
 
 @shows("train.epochs", "train.steps")
-def test_three_epochs_are_the_default_where_neither_length_is_named() -> None:
+def test_three_epochs_are_the_default_without_steps_and_epochs() -> None:
     batches, steps = batches_of(tokens_per_step=300)
     assert np.bincount(rows_of(batches, 0, steps)).tolist() == [3] * 400
-    with pytest.raises(UserError, match="give steps or epochs, not both"):
+    with pytest.raises(UserError, match="set steps or epochs, not both"):
         batches_of(steps=3, epochs=2)
 
 
-# How much at once
+# Tokens per step and batch
 
 
 @shows("train.tokens_per_step")
-@pytest.mark.parametrize(("asked", "pack"), [(700, True), (330, True), (330, False), (1999, False)])
-def test_steps_are_of_the_tokens_asked_on_average_and_each_to_half_a_batch(asked: int, pack: bool) -> None:
-    batches, steps = batches_of(LENGTHS * 5, pack, epochs=2, tokens_per_step=asked, tokens_per_batch=120)
+@pytest.mark.parametrize(("target", "pack"), [(700, True), (330, True), (330, False), (1999, False)])
+def test_a_step_has_tokens_per_step_to_within_half_a_batch(target: int, pack: bool) -> None:
+    batches, steps = batches_of(LENGTHS * 5, pack, epochs=2, tokens_per_step=target, tokens_per_batch=120)
     most = 120 if pack else max(LENGTHS)  # tokens of the largest batch
-    last = {len(batches.epoch(0)) - 1, steps - 1}  # what is left of an epoch is a step of its own
+    last = {len(batches.epoch(0)) - 1, steps - 1}  # the rest of an epoch is a step of its own
     sizes = [batches.tokens_in(step, step + 1) for step in range(steps) if step not in last]
-    assert all(abs(size - asked) <= most / 2 for size in sizes)
-    assert np.mean(sizes) == pytest.approx(asked, abs=most / 2 if pack else most / 20)
+    assert all(abs(size - target) <= most / 2 for size in sizes)
+    assert np.mean(sizes) == pytest.approx(target, abs=most / 2 if pack else most / 20)
 
 
 @shows("train.tokens_per_batch")
 @pytest.mark.parametrize("most", [64, 100])
-def test_no_batch_is_of_more_tokens_than_asked_but_a_row_that_is_longer_alone(most: int) -> None:
+def test_no_batch_exceeds_tokens_per_batch_except_a_single_longer_row(most: int) -> None:
     lengths = [*LENGTHS, 150, 170]
     batches, steps = batches_of(lengths, epochs=1, tokens_per_step=700, tokens_per_batch=most)
     sizes = [(sum(lengths[row] for row in rows), len(rows)) for step in range(steps) for rows in batches.step(step)]
@@ -133,7 +133,7 @@ def test_no_batch_is_of_more_tokens_than_asked_but_a_row_that_is_longer_alone(mo
 
 
 @shows("train.tokens_per_batch")
-def test_a_batch_is_by_default_a_whole_step_but_at_most_2048_tokens() -> None:
+def test_a_batch_is_a_full_step_by_default_but_at_most_2048_tokens() -> None:
     assert Train(tokens_per_step=512).tokens_at_once == 512
     assert Train(tokens_per_step=5000).tokens_at_once == 2048
     assert Train(tokens_per_step=5000, tokens_per_batch=77).tokens_at_once == 77
@@ -143,7 +143,7 @@ def test_a_batch_is_by_default_a_whole_step_but_at_most_2048_tokens() -> None:
 
 
 @shows("train.learning_rate")
-def test_learning_rate_is_the_peak_in_place_of_the_methods_own(tiny_model: Path) -> None:
+def test_learning_rate_replaces_the_methods_default_peak(tiny_model: Path) -> None:
     recipe = recipe_of(tiny_model, learning_rate=0.0123)
     model = trainable_model(recipe, torch.float32, CPU)
     peak, factor = learning_rates(recipe, model)
@@ -154,7 +154,7 @@ def test_learning_rate_is_the_peak_in_place_of_the_methods_own(tiny_model: Path)
 
 
 @shows("train.learning_rate")
-def test_weights_move_by_the_learning_rate_times_the_gradient(tmp_path: Path) -> None:
+def test_an_sgd_step_is_the_learning_rate_times_the_gradient(tmp_path: Path) -> None:
     points = [(2.0, 3.0), (1.0, 5.0)]
     loop, _ = loop_over(tmp_path, points, rate=0.07, steps=2)
     loop.step()
@@ -167,14 +167,14 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float], Any]] = {
     "linear": lambda rule, final: get_linear_schedule_with_warmup(rule, 13, 80),
     "constant": lambda rule, final: get_constant_schedule_with_warmup(rule, 13),
 }
-"""transformers' own of 80 steps, 13 of which are warm-up."""
+"""The schedules of transformers, with 80 steps, 13 of them warmup."""
 
 
 @shows("train.schedule", "train.warmup_ratio", "train.min_lr_ratio")
 @pytest.mark.parametrize(
     ("schedule", "final"), [("cosine", 0.0), ("cosine", 0.3), ("linear", 0.0), ("constant", 0.0), ("constant", 0.3)]
 )
-def test_the_learning_rate_of_every_step_is_that_of_transformers(schedule: str, final: float) -> None:
+def test_the_learning_rate_of_every_step_is_the_same_as_in_transformers(schedule: str, final: float) -> None:
     rule = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = SCHEDULES[schedule](rule, final)
     train = Train(steps=80, schedule=schedule, warmup_ratio=0.16, min_lr_ratio=final)  # 12.8 steps
@@ -185,14 +185,14 @@ def test_the_learning_rate_of_every_step_is_that_of_transformers(schedule: str, 
 
 
 @shows("train.min_lr_ratio")
-def test_a_linear_schedule_falls_evenly_to_its_share() -> None:
+def test_a_linear_schedule_falls_evenly_to_min_lr_ratio() -> None:
     train = Train(steps=12, schedule="linear", warmup_ratio=1 / 6, min_lr_ratio=0.25)
-    found = [learning_rate(train, 4.0, step, 12) for step in range(1, 13)]
-    assert found == pytest.approx([2.0, 4.0, 3.7, 3.4, 3.1, 2.8, 2.5, 2.2, 1.9, 1.6, 1.3, 1.0], rel=1e-12)
+    rates = [learning_rate(train, 4.0, step, 12) for step in range(1, 13)]
+    assert rates == pytest.approx([2.0, 4.0, 3.7, 3.4, 3.1, 2.8, 2.5, 2.2, 1.9, 1.6, 1.3, 1.0], rel=1e-12)
 
 
 @shows("train.schedule")
-def test_schedule_free_keeps_its_rate_and_defaults_are_cosine_to_a_tenth_after_3_percent() -> None:
+def test_schedule_free_is_constant_and_the_default_is_cosine_to_a_tenth() -> None:
     free = Train(steps=10, optimizer="schedule_free", warmup_ratio=0.2, schedule="linear")
     assert [learning_rate(free, 3.0, step, 10) for step in range(1, 11)] == [1.5] + [3.0] * 9
     rates = [learning_rate(Train(steps=100), 1.0, step, 100) for step in range(1, 101)]
@@ -202,10 +202,10 @@ def test_schedule_free_keeps_its_rate_and_defaults_are_cosine_to_a_tenth_after_3
 
 @shows("train.warmup_ratio")
 @pytest.mark.parametrize(("share", "steps", "warm"), [(0.03, 50, 2), (0.5, 7, 4), (1.0, 6, 6), (0.0, 5, 0)])
-def test_warm_up_is_the_share_of_the_steps_rounded_up(share: float, steps: int, warm: int) -> None:
+def test_warmup_is_the_share_of_the_steps_rounded_up(share: float, steps: int, warm: int) -> None:
     train = Train(steps=steps, schedule="constant", warmup_ratio=share)
-    found = [learning_rate(train, 0.6, step, steps) for step in range(1, steps + 1)]
-    assert found == pytest.approx([0.6 * min(1.0, step / max(1, warm)) for step in range(1, steps + 1)], rel=1e-12)
+    rates = [learning_rate(train, 0.6, step, steps) for step in range(1, steps + 1)]
+    assert rates == pytest.approx([0.6 * min(1.0, step / max(1, warm)) for step in range(1, steps + 1)], rel=1e-12)
 
 
 # The optimizer
@@ -217,7 +217,7 @@ Group = dict[str, Any]
 
 
 def muon(groups: list[Group], **more: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the block's matrix, AdamW for all else."""
+    """Muon for the block's matrix, AdamW for everything else."""
     inside, outside, plain = groups
     rule = torch.optim.Muon([inside], lr=RATE, adjust_lr_fn="match_rms_adamw")
     return [rule, torch.optim.AdamW([outside, plain], lr=RATE, **more)]
@@ -234,12 +234,12 @@ THEIRS: dict[str, Callable[[list[Group]], list[torch.optim.Optimizer]]] = {
     ],
     "muon": lambda groups: muon(groups, betas=BETAS, eps=ANOTHER_EPS),
 }
-"""The libraries' own, with the settings; on a CPU, AdamW in place of what is CUDA's alone."""
+"""The libraries' optimizers with the same settings; on a CPU, AdamW replaces those that need CUDA."""
 
 
 @shows("train.optimizer", "train.betas", "train.eps", "train.weight_decay", "train.max_grad_norm")
 @pytest.mark.parametrize("optimizer", THEIRS)
-def test_each_optimizer_with_its_settings_is_the_librarys_own_over_several_steps(optimizer: str) -> None:
+def test_each_optimizer_takes_the_same_steps_as_its_library(optimizer: str) -> None:
     torch.manual_seed(0)
     ours, theirs = TwoLayers(), TwoLayers()
     theirs.load_state_dict(ours.state_dict())
@@ -254,10 +254,10 @@ def test_each_optimizer_with_its_settings_is_the_librarys_own_over_several_steps
     for step in range(6):
         x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
         ours(x).square().sum().backward()
-        found = masters.step(RATE, 7, 0.9)
+        norm = masters.step(RATE, 7, 0.9)
         (theirs(x).square().sum() / 7).backward()
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), 0.9)
-        assert found == pytest.approx(float(expected), rel=1e-5)
+        assert norm == pytest.approx(float(expected), rel=1e-5)
         for rule in rules:
             rule.step()
             rule.zero_grad()
@@ -269,38 +269,38 @@ def test_each_optimizer_with_its_settings_is_the_librarys_own_over_several_steps
 
 
 @shows("train.weight_decay")
-def test_weight_decay_shrinks_matrices_alone_by_its_share_of_the_rate() -> None:
+def test_weight_decay_shrinks_only_matrices_in_proportion_to_the_rate() -> None:
     model = TwoLayers()
-    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     masters = MasterWeights(model.named_parameters(), Train(steps=1, weight_decay=3.0))
     masters.step(0.05, 1, 1.0)  # no gradient at all
-    for name, each in model.named_parameters():
-        share = 1 - 0.05 * 3.0 if each.ndim == 2 else 1.0
-        torch.testing.assert_close(each.detach(), before[name] * share, msg=name)
+    for name, parameter in model.named_parameters():
+        share = 1 - 0.05 * 3.0 if parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * share, msg=name)
 
 
 @shows("train.max_grad_norm")
 @pytest.mark.parametrize(("most", "share"), [(2.5, 2.5 / 12), (40.0, 1.0)])
 def test_a_gradient_is_scaled_down_to_the_norm_and_never_up(tmp_path: Path, most: float, share: float) -> None:
-    loop, told = loop_over(tmp_path, [(2.0, 6.0)], rate=0.1, max_grad_norm=most)  # gradient −12 at w = 0
+    loop, events = loop_over(tmp_path, [(2.0, 6.0)], rate=0.1, max_grad_norm=most)  # gradient −12 at w = 0
     loop.step()
     assert weight_of(loop) == pytest.approx(0.1 * 12 * share, rel=1e-5)
-    assert told[0]["grad_norm"] == pytest.approx(12.0, rel=1e-6)
+    assert events[0]["grad_norm"] == pytest.approx(12.0, rel=1e-6)
 
 
 @shows("train.ema_decay")
 @pytest.mark.parametrize("decay", [0.3, 0.97])
-def test_the_moving_average_is_its_formula_and_is_what_is_evaluated_and_kept(tmp_path: Path, decay: float) -> None:
+def test_the_moving_average_follows_its_formula_and_is_evaluated_and_saved(tmp_path: Path, decay: float) -> None:
     points = [(1.0, 4.0), (2.0, 1.0), (1.5, 3.0), (0.5, 8.0)] * 3
-    loop, told = loop_over(tmp_path, points, rate=0.2, steps=12, held_out=[(2.0, 3.0)], ema_decay=decay)
+    loop, events = loop_over(tmp_path, points, rate=0.2, steps=12, held_out=[(2.0, 3.0)], ema_decay=decay)
     average = 0.0
     for number, w in enumerate(descent([[point] for point in points], 0.2), 1):
         loop.step()
         now = min(decay, (1 + number) / (10 + number))
         average = now * average + (1 - now) * w
     loop.evaluate()
-    assert weight_of(loop) == pytest.approx(w, rel=1e-5)  # training goes on from the weights themselves
-    assert told[-1]["loss"] == pytest.approx(0.5 * (2.0 * average - 3.0) ** 2, rel=1e-4)
+    assert weight_of(loop) == pytest.approx(w, rel=1e-5)  # training continues from the weights, not from their average
+    assert events[-1]["loss"] == pytest.approx(0.5 * (2.0 * average - 3.0) ** 2, rel=1e-4)
     loop.masters.finish()
     assert weight_of(loop) == pytest.approx(average, rel=1e-5)
 
@@ -311,10 +311,10 @@ def test_layer_decay_lowers_the_rate_with_each_block_from_the_output(tiny_model:
     recipe = recipe_of(tiny_model, method, learning_rate=0.01, layer_decay=0.7)
     model = trainable_model(recipe, torch.float32, CPU)
     _, factor = learning_rates(recipe, model)
-    away = {".layers.1.": 1, ".layers.0.": 2, "embed_tokens": 3}
-    trained = [name for name, each in model.named_parameters() if each.requires_grad]
+    distance = {".layers.1.": 1, ".layers.0.": 2, "embed_tokens": 3}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for name in trained:
-        power = next((count for part, count in away.items() if part in name), 0)
+        power = next((count for part, count in distance.items() if part in name), 0)
         ratio = 4.0 if ".lora_B." in name else 1.0
         assert factor(name) == pytest.approx(0.7**power * ratio, rel=1e-12), name
     masters = MasterWeights(model.named_parameters(), recipe.train, factor)
@@ -324,18 +324,18 @@ def test_layer_decay_lowers_the_rate_with_each_block_from_the_output(tiny_model:
 
 
 @shows("train.neftune_alpha")
-def test_neftune_noise_is_uniform_within_alpha_over_the_root_of_each_rows_size(tiny_model: Path) -> None:
+def test_neftune_noise_is_uniform_and_scaled_with_the_size_of_each_row(tiny_model: Path) -> None:
     model = trainable_model(recipe_of(tiny_model, neftune_alpha=7.0), torch.float32, CPU)
     batch = collate(table_of([5, 60]), [0, 1])
-    given = {
+    inputs = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "document_lengths": batch.lengths,
     }
     seen: list[torch.Tensor] = []
     model.get_input_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.detach()))
-    model.train()(**given)
-    model.eval()(**given)
+    model.train()(**inputs)
+    model.eval()(**inputs)
     for part, length in zip((seen[0] - seen[1])[0].split(batch.lengths), [4, 59], strict=False):
         most = 7.0 / math.sqrt(length * 32)
         assert 0.95 * most < part.abs().max() <= most * (1 + 1e-5)
@@ -344,17 +344,17 @@ def test_neftune_noise_is_uniform_within_alpha_over_the_root_of_each_rows_size(t
     assert torch.equal(seen[1], model.get_input_embeddings().weight[batch.input_ids])
 
 
-# Order and chance
+# Order and randomness
 
 
 @shows("train.shuffle")
-def test_without_shuffling_rows_come_in_the_files_order_in_every_epoch() -> None:
+def test_without_shuffling_every_epoch_has_the_order_of_the_file() -> None:
     batches, steps = batches_of(epochs=2, shuffle=False, tokens_per_step=300, tokens_per_batch=100)
     assert rows_of(batches, 0, steps) == [*range(400), *range(400)]
 
 
 @shows("train.shuffle", "train.seed")
-def test_each_epochs_order_is_drawn_from_the_seed_and_the_epochs_number() -> None:
+def test_the_order_of_an_epoch_depends_on_the_seed_and_its_number() -> None:
     batches, steps = batches_of(pack=False, epochs=2, seed=5, tokens_per_step=300)
     expected = []
     for epoch in range(2):
@@ -365,26 +365,26 @@ def test_each_epochs_order_is_drawn_from_the_seed_and_the_epochs_number() -> Non
 
 
 @shows("train.seed")
-def test_new_weights_and_dropout_are_drawn_from_the_seed(tiny_model: Path) -> None:
+def test_new_weights_and_dropout_depend_on_the_seed(tiny_model: Path) -> None:
     model = trainable_model(recipe_of(tiny_model, {"kind": "lora", "rank": 4}, seed=23), torch.float32, CPU)
-    assert torch.initial_seed() == 23  # what dropout is drawn from afterwards
+    assert torch.initial_seed() == 23  # the seed of dropout afterwards
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     torch.manual_seed(23)
     with quiet_peft():
         theirs = get_peft_model(plain, LoraConfig(r=4, target_modules=r".*_proj"))
     expected = dict(theirs.named_parameters())
-    drawn = [name for name, each in model.named_parameters() if each.requires_grad and "lora_A" in name]
-    assert len(drawn) == 14
-    for name in drawn:
+    new = [name for name, each in model.named_parameters() if each.requires_grad and "lora_A" in name]
+    assert len(new) == 14
+    for name in new:
         assert torch.equal(model.get_parameter(name), expected[name]), name
 
 
-# Where and how precisely
+# Device and precision
 
 
 @shows("train.precision")
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
-def test_precision_is_that_of_the_model_and_masters_are_fp32(
+def test_the_model_has_the_given_precision_and_master_weights_are_fp32(
     tiny_model: Path, precision: str, dtype: torch.dtype
 ) -> None:
     recipe = recipe_of(tiny_model, precision=precision)
@@ -401,15 +401,15 @@ def test_precision_is_that_of_the_model_and_masters_are_fp32(
     ("small", "large", "dtype"),
     [(1.2, 1.4, torch.float32), (1.2, 1.7, torch.bfloat16), (0.6, 1.6, torch.bfloat16), (0.4, 9.0, torch.float32)],
 )
-def test_automatic_precision_is_bf16_where_it_is_half_as_fast_again(
+def test_automatic_precision_is_bf16_if_it_is_at_least_1_5_times_as_fast(
     monkeypatch: pytest.MonkeyPatch, small: float, large: float, dtype: torch.dtype
 ) -> None:
-    """The best of five products in bf16 takes a second; what those in fp32 take is given, small matrices first."""
+    """The fastest of five bf16 products takes one second; `small` and `large` are the seconds of fp32 products."""
     now = 0.0
     seconds = [3.0, 1.0, 2.0, 1.5, 5.0]
     ticks = iter([tick for slower in (1.0, small, 1.0, large) for each in seconds for tick in (each * slower, 0.0)])
 
-    def clock() -> float:
+    def fake_time() -> float:
         nonlocal now
         value = now
         now += next(ticks)
@@ -418,13 +418,13 @@ def test_automatic_precision_is_bf16_where_it_is_half_as_fast_again(
     sides: list[int] = []
 
     def ones(*shape: int, **options: Any) -> torch.Tensor:
-        """Small ones, since nobody looks at the products."""
+        """Small matrices, because the products are not used."""
         sides.extend(shape)
         return torch.full((2, 2), 1.0, **options)
 
     bf16_speedup.cache_clear()
     monkeypatch.setattr("torch.ones", ones)
-    monkeypatch.setattr("tunesmith.engine.precision.time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr("tunesmith.engine.precision.time", SimpleNamespace(perf_counter=fake_time))
     try:
         assert dtype_of("auto", CPU) == dtype
         assert bf16_speedup("cpu") == pytest.approx(small if small < 0.5 else large)
@@ -435,7 +435,7 @@ def test_automatic_precision_is_bf16_where_it_is_half_as_fast_again(
 
 
 @shows("train.device")
-def test_device_is_the_one_named_or_a_gpu_if_there_is_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_device_is_the_given_one_or_a_gpu_if_available(tiny_model: Path, tmp_path: Path) -> None:
     assert device_of("cpu") == CPU
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 9, encoding="utf-8")
@@ -449,11 +449,11 @@ def test_device_is_the_one_named_or_a_gpu_if_there_is_one(tiny_model: Path, tmp_
 
 
 @shows("train.gradient_checkpointing")
-@pytest.mark.parametrize(("asked", "passes"), [(True, 2), (False, 1)])
-def test_gradient_checkpointing_runs_every_block_twice_and_keeps_its_input_alone(
-    tiny_model: Path, asked: bool, passes: int
+@pytest.mark.parametrize(("enabled", "passes"), [(True, 2), (False, 1)])
+def test_gradient_checkpointing_recomputes_every_block_and_stores_its_input_only(
+    tiny_model: Path, enabled: bool, passes: int
 ) -> None:
-    recipe = recipe_of(tiny_model, gradient_checkpointing=asked)
+    recipe = recipe_of(tiny_model, gradient_checkpointing=enabled)
     model = trainable_model(recipe, torch.float32, CPU).train()
     runs = [0, 0]
     for index, block in enumerate(blocks(plain_model(model))):
@@ -463,50 +463,52 @@ def test_gradient_checkpointing_runs_every_block_twice_and_keeps_its_input_alone
 
         block.self_attn.register_forward_pre_hook(count)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.shape) or each, lambda each: each):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
         loss = recipe.objective.loss(model, collate(table_of([50, 60]), [0, 1]))
     loss.backward()
     assert runs == [passes, passes]
-    inner = [shape for shape in kept if shape[-1:] == (64,) and shape[-2:-1] == (128,)]  # the feed-forward's
-    assert (len(inner) == 0) == asked
+    inner = [shape for shape in kept if shape[-1:] == (64,) and shape[-2:-1] == (128,)]  # in the feed-forward layer
+    assert (len(inner) == 0) == enabled
 
 
 @shows("train.memory_limit")
-def test_a_memory_limit_is_read_in_its_unit_and_what_it_takes_is_computed_twice(tiny_model: Path) -> None:
+def test_a_memory_limit_is_parsed_and_turns_on_activation_checkpointing(tiny_model: Path) -> None:
     written = {"12GB": 12 * 10**9, "1.5GiB": 3 * 2**29, "900MiB": 900 * 2**20, "640 KB": 640_000}
     assert {text: Train(memory_limit=text).memory_bytes for text in written} == written
     assert Train().memory_bytes is None
     batch_plan = BatchPlan.of(recipe_of(tiny_model, tokens_per_step=8192, tokens_per_batch=8192), table_of(LENGTHS))
     here = this_device(CPU)
-    once = plan_run(batch_plan, torch.float32, here)
-    limit = round(1.05 * (once.memory.peak_bytes - 2**20))
-    found = plan_within(batch_plan, torch.float32, here, limit)
-    assert found.memory.peak_bytes <= limit / 1.05 < once.memory.peak_bytes
-    assert (found.checkpointed, found.batch_plan.tokens_per_batch) == (1, 8192)
+    unlimited = plan_run(batch_plan, torch.float32, here)
+    limit = round(1.05 * (unlimited.memory.peak_bytes - 2**20))
+    limited = plan_within(batch_plan, torch.float32, here, limit)
+    assert limited.memory.peak_bytes <= limit / 1.05 < unlimited.memory.peak_bytes
+    assert (limited.checkpointed, limited.batch_plan.tokens_per_batch) == (1, 8192)
 
 
 @shows("train.offload_activations")
-def test_offloading_keeps_what_backward_needs_on_the_host_and_only_of_a_gpu(tmp_path: Path) -> None:
-    asked, _ = loop_over(tmp_path, [(1.0, 2.0)], offload_activations=True)
-    asked.device = torch.device("cuda")
+def test_activations_are_offloaded_to_the_host_only_from_a_gpu(tmp_path: Path) -> None:
+    offloading, _ = loop_over(tmp_path, [(1.0, 2.0)], offload_activations=True)
+    offloading.device = torch.device("cuda")
     other, _ = loop_over(tmp_path, [(1.0, 2.0)])
     other.device = torch.device("cuda")
-    assert isinstance(asked._kept_activations(), torch.autograd.graph.save_on_cpu)
+    assert isinstance(offloading._kept_activations(), torch.autograd.graph.save_on_cpu)
     assert not isinstance(other._kept_activations(), torch.autograd.graph.save_on_cpu)
-    asked.device = CPU
-    assert not isinstance(asked._kept_activations(), torch.autograd.graph.save_on_cpu)
+    offloading.device = CPU
+    assert not isinstance(offloading._kept_activations(), torch.autograd.graph.save_on_cpu)
 
 
 # Checkpoints and evaluations
 
 
-def made_at(told: list[Event], kind: str) -> list[int]:
-    return [event["step"] for event in named(told, kind)]
+def steps_with(events: list[Event], kind: str) -> list[int]:
+    return [event["step"] for event in named(events, kind)]
 
 
 def fitted(directory: Path, steps: int = 11, **settings: Any) -> list[Event]:
-    """What a run tells whose held-out loss never falls, so that the first is the best."""
-    loop, told = loop_over(
+    """The events of a run whose held-out loss never falls, so that the first evaluation is the best."""
+    loop, events = loop_over(
         directory,
         [(1.0, 2.0)] * steps,
         steps=steps,
@@ -515,56 +517,56 @@ def fitted(directory: Path, steps: int = 11, **settings: Any) -> list[Event]:
         **settings,
     )
     loop.fit(SimpleNamespace(asked=False))
-    return told
+    return events
 
 
 @shows("train.checkpoint_every")
 @pytest.mark.parametrize(("every", "steps"), [(4, [4, 8, 11]), (None, list(range(1, 12))), (50, [11])])
-def test_checkpoints_are_so_many_steps_apart_and_one_is_at_the_end(
+def test_checkpoints_are_checkpoint_every_steps_apart_and_at_the_end(
     tmp_path: Path, every: int | None, steps: list[int]
 ) -> None:
-    assert made_at(fitted(tmp_path, checkpoint_every=every), "checkpoint") == steps
+    assert steps_with(fitted(tmp_path, checkpoint_every=every), "checkpoint") == steps
 
 
 @shows("train.keep_checkpoints")
-@pytest.mark.parametrize(("keep", "left"), [(1, ["step-000011"]), (3, ["step-000009", "step-000010", "step-000011"])])
-def test_so_many_of_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, left: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("keep", "expected"), [(1, ["step-000011"]), (3, ["step-000009", "step-000010", "step-000011"])]
+)
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, expected: list[str]) -> None:
     fitted(tmp_path, checkpoint_every=1, keep_checkpoints=keep)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == expected
 
 
 @shows("train.evaluate_every")
 @pytest.mark.parametrize(("every", "steps"), [(4, [0, 4, 8, 11]), (None, list(range(12))), (50, [0, 11])])
-def test_evaluations_are_so_many_steps_apart_with_one_before_and_one_at_the_end(
+def test_evaluations_are_evaluate_every_steps_apart_and_at_start_and_end(
     tmp_path: Path, every: int | None, steps: list[int]
 ) -> None:
-    assert made_at(fitted(tmp_path, evaluate_every=every), "evaluation") == steps
+    assert steps_with(fitted(tmp_path, evaluate_every=every), "evaluation") == steps
 
 
 @shows("train.checkpoint_every", "train.evaluate_every")
-def test_both_are_a_tenth_of_the_run_by_default(tmp_path: Path) -> None:
-    told = fitted(tmp_path, steps=25)
-    assert made_at(told, "evaluation") == [*range(0, 25, 2), 25]
-    assert made_at(told, "checkpoint") == [*range(2, 25, 2), 25]
+def test_checkpoints_and_evaluations_are_a_tenth_of_the_run_apart_by_default(tmp_path: Path) -> None:
+    events = fitted(tmp_path, steps=25)
+    assert steps_with(events, "evaluation") == [*range(0, 25, 2), 25]
+    assert steps_with(events, "checkpoint") == [*range(2, 25, 2), 25]
 
 
 @shows("train.evaluate_rows")
 @pytest.mark.parametrize(("most", "count"), [(7, 7), (500, 40)])
-def test_an_evaluation_takes_so_many_held_out_rows_the_same_ones_each_time(
-    tmp_path: Path, most: int, count: int
-) -> None:
+def test_every_evaluation_uses_the_same_evaluate_rows_held_out_rows(tmp_path: Path, most: int, count: int) -> None:
     held_out = [(1.0, float(number)) for number in range(40)]
-    loop, told = loop_over(tmp_path, [(1.0, 2.0)], held_out=held_out, evaluate_rows=most)
+    loop, events = loop_over(tmp_path, [(1.0, 2.0)], held_out=held_out, evaluate_rows=most)
     loop.evaluate()
     loop.evaluate()
     rows = np.random.default_rng(0).permutation(40)[:count]
-    for event in told:
+    for event in events:
         assert (event["rows"], event["loss_tokens"]) == (count, count)
         assert event["loss"] == pytest.approx(np.mean(0.5 * rows.astype(float) ** 2), rel=1e-6)
 
 
 def stopped_at(directory: Path, losses: list[float], **stopping: Any) -> tuple[int, str, int | None]:
-    """The last step, why, and the best one, of a run of nine steps whose held-out losses are these."""
+    """The last step, the reason and the best step of a run of nine steps with these held-out losses."""
     loop, _ = loop_over(
         directory,
         [(1.0, 2.0)] * 9,
@@ -589,7 +591,7 @@ def stopped_at(directory: Path, losses: list[float], **stopping: Any) -> tuple[i
         (4, 2.1, (9, "done", 6)),
     ],
 )
-def test_patience_is_how_many_evaluations_in_a_row_may_bring_no_lower_loss(
+def test_a_run_stops_after_patience_evaluations_without_improvement(
     tmp_path: Path, patience: int, last: float, expected: tuple[int, str, int]
 ) -> None:
     losses = [5.0, 4.0, 4.5, 3.0, 3.5, 3.2, 2.0, 2.5, 2.2, last]
@@ -601,19 +603,19 @@ def test_patience_is_how_many_evaluations_in_a_row_may_bring_no_lower_loss(
     ("delta", "expected"),
     [(0.0, (9, "done", 8)), (0.25, (9, "done", 7)), (0.5, (9, "early stopping", 6)), (0.75, (6, "early stopping", 3))],
 )
-def test_min_delta_is_how_much_lower_than_the_best_counts_as_better(
+def test_min_delta_is_the_smallest_decrease_that_counts_as_an_improvement(
     tmp_path: Path, delta: float, expected: tuple[int, str, int]
 ) -> None:
     losses = [8.0, 7.9, 7.8, 7.0, 6.75, 6.5, 6.25, 6.125, 5.875, 5.9]
     assert stopped_at(tmp_path, losses, patience=3, min_delta=delta) == expected
 
 
-# A whole run
+# A full run
 
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Four steps with TensorBoard."""
+    """A run of four steps with TensorBoard."""
     directory = tmp_path_factory.mktemp("train")
     rows = directory / "rows.jsonl"
     lines = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(40)]

@@ -1,4 +1,4 @@
-"""The command line: one file a verb; each parses, calls and prints, and holds no logic."""
+"""The command line, one file per verb. Each parses, calls and prints, and has no other logic."""
 
 import logging
 import os
@@ -51,22 +51,22 @@ app.add_typer(data, name="data")
 
 @app.callback(invoke_without_command=True)
 def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if show:
         from tunesmith import __version__
 
         Console().print(f"tunesmith {__version__}", highlight=False)
         raise typer.Exit
-    # Anonymous usage counting by libraries is off unless the user's environment says otherwise.
+    # Libraries send no usage statistics, unless the user's environment turns them on.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # On a CPU bitsandbytes says at its import which faster kernels could be downloaded.
+    # On a CPU, bitsandbytes logs at import which faster kernels could be downloaded.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 our fault, 2 the user's to mend, 130 interrupted and resumable."""
+    """Exit codes: 0 done, 1 a bug of ours, 2 a problem that the user can fix, 130 interrupted and resumable."""
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`tunesmith data show`: rows as the model will read them."""
+"""`tunesmith data show`: rows as the model reads them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.data.show import Shown
 
-data = typer.Typer(help="Look at the data: what was read, and what will be learnt of it.", no_args_is_help=True)
+data = typer.Typer(help="Look at the data: what was read, and which tokens have a loss.", no_args_is_help=True)
 
 TOKEN_COLORS = ("", "on grey30")
 LOSS_STYLE = "bold green"
@@ -21,7 +21,7 @@ LOSS_STYLE = "bold green"
 
 @data.callback()
 def _group() -> None:
-    """Keeps `show` a verb of its own, also while it is the only one."""
+    """Keeps `show` a subcommand although it is the only one."""
 
 
 @data.command()
@@ -29,13 +29,13 @@ def show(
     source: Annotated[Path, typer.Argument(help="A recipe, or a data file.")],
     rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
     start: Annotated[int, typer.Option(help="The first row to show, from 1.", min=1)] = 1,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Show where each token ends.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show token boundaries.")] = False,
     base: Annotated[
-        str, typer.Option(help="Whose tokenizer and chat template, if SOURCE is a data file.")
+        str, typer.Option(help="Whose tokenizer and chat template to use, if SOURCE is a data file.")
     ] = "embedded",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the recipe.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Set a field of the recipe.")] = None,
 ) -> None:
-    """Show rows as the model reads them, what is learnt in green (where there is no color: between « and »)."""
+    """Show rows as the model reads them. Loss tokens are green (without color: between « and »)."""
     with quick_imports():
         import tunesmith.data.show
         from tunesmith.models.load import load_tokenizer
@@ -43,10 +43,12 @@ def show(
     console = Console(highlight=False)
     recipe = _recipe(source, base, overrides or [])
     for shown in tunesmith.data.show.show(recipe, load_tokenizer(recipe.base), rows, start):
-        console.rule(f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} learnt", align="left")
-        console.print(_painted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
+        console.rule(
+            f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} with loss", align="left"
+        )
+        console.print(_highlighted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
         if shown.fault is not None:
-            console.print(f"cannot be learnt from: {shown.fault}", style="bold red", markup=False)
+            console.print(f"cannot be trained on: {shown.fault}", style="bold red", markup=False)
 
 
 def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
@@ -57,13 +59,13 @@ def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
     if (source / "recipe.yaml").exists():
         return Recipe.load(source / "recipe.yaml", overrides)
     values: dict[str, Any] = {"base": base, "data": {"train": str(source)}}
-    if not any(each.startswith("objective") for each in overrides):
+    if not any(override.startswith("objective") for override in overrides):
         values["objective"] = {"kind": _objective(str(source))}
     return Recipe.load(values, overrides)
 
 
 def _objective(source: str) -> str:
-    """What a file's form is learnt by, if nobody says: raw text as text, all else as instructions."""
+    """The default objective for a file's format: `text` for raw text, `instruction` for everything else."""
     from itertools import islice
 
     from tunesmith.data.read import Row, read
@@ -73,7 +75,7 @@ def _objective(source: str) -> str:
     return "text" if detect(first) == "text" else "instruction"
 
 
-def _painted(shown: "Shown", tokens: bool, colored: bool) -> Text:
+def _highlighted(shown: "Shown", tokens: bool, colored: bool) -> Text:
     text = Text()
     inside = False
     for number, piece in enumerate(shown.pieces):
@@ -81,9 +83,9 @@ def _painted(shown: "Shown", tokens: bool, colored: bool) -> Text:
             text.append("«" if piece.has_loss else "»")
         inside = piece.has_loss
         style = LOSS_STYLE if piece.has_loss else "dim"
-        ground = TOKEN_COLORS[number % 2] if tokens and colored else ""
+        background = TOKEN_COLORS[number % 2] if tokens and colored else ""
         visible = piece.text.replace("\n", "↵\n" if tokens else "\n")
-        text.append(visible, f"{style} {ground}".strip())
+        text.append(visible, f"{style} {background}".strip())
         if tokens and not colored:
             text.append("·")
     if inside and not colored:

@@ -12,9 +12,9 @@ from tunesmith.cli.quick import quick_imports
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     rows: Annotated[
-        int, typer.Option(help="How many held-out rows to write answers to; the loss takes all.", min=1)
+        int, typer.Option(help="How many held-out rows to generate answers for; the loss uses all.", min=1)
     ] = 200,
-    max_new_tokens: Annotated[int, typer.Option(help="Cut an answer after so many tokens.", min=1)] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens in an answer.", min=1)] = 128,
     repetition_penalty: Annotated[
         float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)
     ] = 1.0,
@@ -27,8 +27,8 @@ def evaluate(
         from tunesmith.report.table import evaluation_table, samples_table
 
     console = Console(highlight=False)
-    with Spinner(console) as waiting:
-        result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [waiting])
+    with Spinner(console) as spinner:
+        result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [spinner])
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"]))
     console.print(f"Written to {run}/evaluation.json and {write_report(run)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`tunesmith init DATA`: a commented first recipe."""
+"""`tunesmith init DATA`: a suggested recipe with comments."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ def init(
 ) -> None:
     """Look at the data and write a recipe, with the reason for each value."""
     if output.exists():
-        raise UserError(f"{output} is there already. Name another file with --output.")
+        raise UserError(f"{output} already exists. Choose another file with --output.")
     with quick_imports():
         from tunesmith.config.suggestion import suggest
         from tunesmith.run import atomic_write
@@ -30,11 +30,9 @@ def init(
         raise UserError(f"{output} cannot be written: {error.strerror}.") from None
     console = Console(highlight=False)
     console.print(
-        f"{seen.rows:,} rows of the form {seen.format}; of those looked at, half are longer than "
-        f"{seen.median_length:,} tokens, the longest has {int(seen.lengths.max()):,}."
+        f"{seen.rows:,} rows in the format {seen.format}. Sampled rows have a median of {seen.median_length:,} tokens; "
+        f"the longest has {int(seen.lengths.max()):,}."
     )
     if seen.malformed or seen.unusable:
-        console.print(
-            f"{seen.malformed:,} rows are malformed, {seen.unusable:,} cannot be learnt from.", style="yellow"
-        )
+        console.print(f"{seen.malformed:,} rows are malformed, {seen.unusable:,} cannot be trained on.", style="yellow")
     console.print(f"Wrote {output}. Next: tunesmith train {output}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`tunesmith methods`: which there are, what each trains on a base, and when to choose it."""
+"""`tunesmith methods`: all methods, how many parameters each trains on a base, and when to choose it."""
 
 import json
 from typing import Annotated
@@ -11,17 +11,17 @@ from tunesmith.cli.quick import quick_imports
 
 def methods(
     base: Annotated[
-        str, typer.Option(help="Count what each trains on this base; no weight of it is read.")
+        str, typer.Option(help="Count the trained parameters on this base; none of its weights are read.")
     ] = "embedded",
-    as_json: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods: formula, numbers trained, learning rate, and when to choose each."""
+    """List the methods: formula, trained parameters, learning rate, and when to choose each."""
     with quick_imports():
         from tunesmith.methods.catalog import catalog
         from tunesmith.report.table import methods_table
 
-    found = catalog(base)
+    rows = catalog(base)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(methods_table(found))
+        Console(highlight=False).print(methods_table(rows))

@@ -1,4 +1,4 @@
-"""Importing large libraries without looking for garbage among what they make."""
+"""Faster imports of large libraries: no garbage collection while they load."""
 
 import gc
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Within the block Python's cyclic garbage collector rests: torch, transformers and PEFT make hundreds of thousands
-    of objects that stay, and to look through them again and again takes an eighth of their import."""
+    """Turn Python's cyclic garbage collector off within the block. torch, transformers and PEFT create hundreds of
+    thousands of objects that stay; scanning them again and again takes an eighth of the import time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -8,12 +8,12 @@ import typer
 
 
 def schema(
-    markdown: Annotated[bool, typer.Option("--markdown", help="A page for readers instead.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page instead.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", help="A file to write it to; default: standard output.")
+        Path | None, typer.Option("--output", help="The file to write; default: standard output.")
     ] = None,
 ) -> None:
-    """Print the JSON schema of a recipe: editors complete and check recipes by it."""
+    """Print the JSON schema of a recipe. Editors use it to complete and check recipes."""
     from tunesmith.config.schema import recipe_reference, recipe_schema
     from tunesmith.run import atomic_write
 

@@ -12,17 +12,17 @@ from tunesmith.errors import UserError
 
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe, a YAML file.")] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="The run's directory; default: a new one in runs/.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="The run directory; default: a new one in runs/.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Replace a field: --set train.learning_rate=1e-4.")
+        list[str] | None, typer.Option("--set", help="Set a field: --set train.learning_rate=1e-4.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run instead.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume this run instead.")] = None,
 ) -> None:
-    """Train as the recipe says, or go on with an interrupted run."""
+    """Train a recipe, or resume an interrupted run."""
     if (recipe is None) == (resume is None):
-        raise UserError("Give a recipe to start a run, or --resume RUN to go on with one.")
+        raise UserError("Give a recipe to start a run, or --resume RUN to resume one.")
     if resume is not None and (overrides or run):
-        raise UserError("--resume goes on with a run as it is; --set and --run belong to a new one.")
+        raise UserError("--resume continues a run with its own recipe, so it takes no --set and no --run.")
     with quick_imports():
         import tunesmith.training.stages as training
         from tunesmith.report.html import write_report
@@ -38,5 +38,5 @@ def train(
     for stage in finished.stages:
         write_report(stage)
     if not finished.finished:
-        console.print(f"Interrupted; everything is saved. Go on with: tunesmith train --resume {finished.whole}")
+        console.print(f"Interrupted; everything is saved. Resume: tunesmith train --resume {finished.whole}")
         raise typer.Exit(130)

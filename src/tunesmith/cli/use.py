@@ -1,4 +1,4 @@
-"""`tunesmith generate`, `chat`, `answer`, `classify`, `embed`, `merge` and `combine`: putting a model to use."""
+"""`tunesmith generate`, `chat`, `answer`, `classify`, `embed`, `merge` and `combine`: use a model."""
 
 import sys
 from pathlib import Path
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from tunesmith.models.model_reference import ModelReference
 
 
-ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model's directory, a hub name, or embedded.")]
-System = Annotated[str | None, typer.Option(help="What the system's turn says.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Cut an answer after so many tokens.", min=1)]
-Temperature = Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model has it.", min=0)]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.", min=0, max=1)]
+ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")]
+System = Annotated[str | None, typer.Option(help="The system prompt.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The most tokens in an answer.", min=1)]
+Temperature = Annotated[
+    float, typer.Option(help="0: always the most likely token; 1: the model's probabilities.", min=0)
+]
+TopP = Annotated[
+    float, typer.Option(help="Sample from the most likely tokens with this total probability.", min=0, max=1)
+]
 RepetitionPenalty = Annotated[float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)]
-Seed = Annotated[int, typer.Option(help="Of the draws.")]
+Seed = Annotated[int, typer.Option(help="Random seed of sampling.")]
 
 
 def generate(
     model: ModelName,
-    prompts: Annotated[list[str] | None, typer.Argument(help="Questions; without any, one is read from stdin.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Go on from the text as it is, without the chat template.")
-    ] = False,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Questions; default: one from stdin.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     system: System = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -38,17 +40,17 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
 ) -> None:
-    """Answer questions, with the rendering that the model was trained with."""
+    """Answer questions, with the same rendering as in training."""
     with quick_imports():
         from tunesmith.models.generate import Sampling, stream
 
-    asked = prompts or [sys.stdin.read().strip()]
-    if not any(asked):
-        raise UserError("Nothing was asked. Give a question as an argument, or on stdin.")
+    questions = prompts or [sys.stdin.read().strip()]
+    if not any(questions):
+        raise UserError("There is no question. Give a question as an argument, or on stdin.")
     loaded, tokenizer = _load(model)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    for prompt in asked:
-        text = prompt if raw else _prompt(loaded, tokenizer, _begun(system), prompt)
+    for prompt in questions:
+        text = prompt if raw else _prompt(loaded, tokenizer, _conversation(system), prompt)
         stream(loaded, tokenizer, text, sampling, _write)
         _write("\n")
 
@@ -62,37 +64,39 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
 ) -> None:
-    """Talk with a model. An empty line, or Ctrl-D, ends it; /new begins again."""
+    """Chat with a model. An empty line or Ctrl-D ends it; /new starts a new conversation."""
     with quick_imports():
         from tunesmith.models.generate import Sampling, stream
 
     console = Console(highlight=False)
     loaded, tokenizer = _load(model)
-    messages = _begun(system)
+    messages = _conversation(system)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    console.print(f"Talking with {model}. /new begins again, an empty line ends.", style="dim", markup=False)
-    while asked := _asked(console):
-        if asked == "/new":
-            messages = _begun(system)
+    console.print(
+        f"Chatting with {model}. /new starts a new conversation, an empty line ends.", style="dim", markup=False
+    )
+    while question := _read_question(console):
+        if question == "/new":
+            messages = _conversation(system)
             continue
-        text = _prompt(loaded, tokenizer, messages, asked)
+        text = _prompt(loaded, tokenizer, messages, question)
         answer = stream(loaded, tokenizer, text, sampling, _write)
         _write("\n")
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer.strip() or "…"}]
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip() or "…"}]
 
 
 def answer(
     model: ModelName,
-    source: Annotated[Path, typer.Argument(help="A file of questions, or of questions with answers to be replaced.")],
+    source: Annotated[Path, typer.Argument(help="A file of questions; answers in it are replaced.")],
     output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(help="Rows that are answered at once.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 32,
 ) -> None:
-    """Answer a file of questions, for a smaller model to learn from. Killed, it goes on where it stood."""
+    """Answer a file of questions, for example as training data of a smaller model. Resumes if it was killed."""
     with quick_imports():
         import tunesmith.evaluation.answering
         from tunesmith.models.generate import Sampling
@@ -100,18 +104,20 @@ def answer(
 
     console = Console(highlight=False)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    with Spinner(console) as waiting:
-        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [waiting])
-    left_out = f" {done.empty:,} had no answer and are left out." if done.empty else ""
+    with Spinner(console) as spinner:
+        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [spinner])
+    left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
 
 
 def merge(
-    run: Annotated[str, typer.Argument(help="A run's or an adapter's directory.")],
+    run: Annotated[str, typer.Argument(help="A run directory or an adapter directory.")],
     output: Annotated[Path, typer.Option("--output", help="The directory to write the model to.")],
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as the base is stored.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; default: the stored precision of the base.")
+    ] = None,
 ) -> None:
-    """Fold an adapter into its base: one model, in Hugging Face's format, that needs neither Tunesmith nor PEFT."""
+    """Merge an adapter into its base: one model in Hugging Face's format, which needs neither Tunesmith nor PEFT."""
     with quick_imports():
         import tunesmith.evaluation.merging
         from tunesmith.report.table import merge_table
@@ -124,15 +130,15 @@ def merge(
 
 
 def combine(
-    adapters: Annotated[list[str], typer.Argument(help="Runs' or adapters' directories, of one base.")],
+    adapters: Annotated[list[str], typer.Argument(help="Run or adapter directories with the same base.")],
     output: Annotated[Path, typer.Option("--output", help="The directory to write the adapter to.")],
     how: Annotated[
         str, typer.Option(help="linear, cat, svd, ties, dare_linear, dare_ties, ties_svd or magnitude_prune.")
     ] = "cat",
-    weights: Annotated[str | None, typer.Option(help="One each, as 0.7,0.3; default: alike.")] = None,
-    density: Annotated[float, typer.Option(help="Share of entries that the pruning ways keep.")] = 0.5,
+    weights: Annotated[str | None, typer.Option(help="One per adapter, as 0.7,0.3; default: equal.")] = None,
+    density: Annotated[float, typer.Option(help="Share of entries that the pruning methods keep.")] = 0.5,
 ) -> None:
-    """Make one adapter of several: a weighted sum (cat: exact), TIES, DARE or SVD, through PEFT."""
+    """Combine adapters into one: a weighted sum (cat: exact), TIES, DARE or SVD, with PEFT."""
     with quick_imports():
         import tunesmith.models.combine
 
@@ -145,57 +151,58 @@ def combine(
 
 
 def classify(
-    model: Annotated[str, typer.Argument(help="A run or a directory of a model that tells something of texts.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one a line from stdin.")] = None,
+    model: Annotated[str, typer.Argument(help="A run or a model directory that classifies, scores or tags texts.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; default: one per line from stdin.")] = None,
 ) -> None:
-    """Tell the class, the labels, the value or the entities of texts, with probabilities."""
+    """Predict the class, the labels, the value or the entities of texts, with probabilities."""
     with quick_imports():
         from tunesmith.models.predict import tell
 
-    usable, loaded = _load_any(model)
-    head = usable.head()
-    if usable.ending.kind == "vocabulary" or (usable.ending.kind == "vectors" and head is None):
-        does, verb = ("writes text", "generate") if usable.ending.kind == "vocabulary" else ("makes vectors", "embed")
-        raise UserError(f"{model} {does} and tells no classes. tunesmith {verb} {model}")
-    asked = _texts(texts)
-    for text, found in zip(asked, tell(loaded, usable.tokenizer(), usable.ending, asked, head), strict=True):
-        named = ", ".join(map(str, found)) or "-"
-        sure = "" if usable.ending.problem == "regression" else ", ".join(f"{each.value:.2f}" for each in found) + "\t"
-        _write(f"{named}\t{sure}{text}\n")
+    reference, loaded = _load_any(model)
+    head = reference.head()
+    if reference.ending.kind == "vocabulary" or (reference.ending.kind == "vectors" and head is None):
+        output, verb = ("text", "generate") if reference.ending.kind == "vocabulary" else ("vectors", "embed")
+        raise UserError(f"{model} writes {output} and predicts no classes. Use it with: tunesmith {verb} {model}")
+    lines = _texts(texts)
+    predicted = tell(loaded, reference.tokenizer(), reference.ending, lines, head)
+    for text, predictions in zip(lines, predicted, strict=True):
+        labels = ", ".join(map(str, predictions)) or "-"
+        probabilities = ", ".join(f"{prediction.value:.2f}" for prediction in predictions)
+        _write("\t".join([labels, *([] if reference.ending.problem == "regression" else [probabilities]), text]) + "\n")
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="A run or a directory of a model that makes vectors.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one a line from stdin.")] = None,
+    model: Annotated[str, typer.Argument(help="A run or a model directory that embeds texts.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; default: one per line from stdin.")] = None,
 ) -> None:
-    """Make a vector of each text: a line of JSON each."""
+    """Embed each text as a vector, printed as a line of JSON."""
     import json
 
     with quick_imports():
         from tunesmith.models.predict import vector_of
 
-    usable, loaded = _load_any(model)
-    if usable.ending.kind != "vectors":
-        raise UserError(f"{model} makes no vectors. Train one with objective: {{kind: embedding}}.")
-    tokenizer = usable.tokenizer()
+    reference, loaded = _load_any(model)
+    if reference.ending.kind != "vectors":
+        raise UserError(f"{model} does not embed texts. Train a model with objective: {{kind: embedding}}.")
+    tokenizer = reference.tokenizer()
     for text in _texts(texts):
-        vector = vector_of(loaded, tokenizer, usable.ending, text).tolist()
-        _write(json.dumps({"text": text, "vector": [round(each, 7) for each in vector]}, ensure_ascii=False) + "\n")
+        vector = vector_of(loaded, tokenizer, reference.ending, text).tolist()
+        _write(json.dumps({"text": text, "vector": [round(value, 7) for value in vector]}, ensure_ascii=False) + "\n")
 
 
 def _texts(texts: list[str] | None) -> list[str]:
-    asked = texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not asked:
-        raise UserError("No text was given. Give texts as arguments, or one a line on stdin.")
-    return asked
+    lines = texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not lines:
+        raise UserError("There is no text. Give texts as arguments, or one per line on stdin.")
+    return lines
 
 
 def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    usable, model = _load_any(name)
-    if usable.ending.kind != "vocabulary":
-        verb = "embed" if usable.ending.kind == "vectors" and not usable.ending.labels else "classify"
-        raise UserError(f"{name} reads and writes no text. tunesmith {verb} {name}")
-    return model, usable.tokenizer()
+    reference, model = _load_any(name)
+    if reference.ending.kind != "vocabulary":
+        verb = "embed" if reference.ending.kind == "vectors" and not reference.ending.labels else "classify"
+        raise UserError(f"{name} does not write text. Use it with: tunesmith {verb} {name}")
+    return model, reference.tokenizer()
 
 
 def _load_any(name: str) -> "tuple[ModelReference, PreTrainedModel]":
@@ -203,30 +210,30 @@ def _load_any(name: str) -> "tuple[ModelReference, PreTrainedModel]":
         from tunesmith.engine.precision import device_of, dtype_of
         from tunesmith.models.model_reference import ModelReference
 
-    usable = ModelReference.find(name)
+    reference = ModelReference.find(name)
     device = device_of("auto")
-    precision = "fp32" if usable.ending.problem == "regression" else "auto"
-    return usable, usable.model(dtype_of(precision, device), device)
+    precision = "fp32" if reference.ending.problem == "regression" else "auto"
+    return reference, reference.model(dtype_of(precision, device), device)
 
 
-def _begun(system: str | None) -> list[dict[str, Any]]:
+def _conversation(system: str | None) -> list[dict[str, Any]]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
 def _prompt(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], asked: str
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], question: str
 ) -> str:
     from tunesmith.data.render import Renderer
     from tunesmith.data.template import UnusableError
     from tunesmith.models.generate import prompt_of
 
     try:
-        return prompt_of(model, Renderer(tokenizer), [*messages, {"role": "user", "content": asked}])
+        return prompt_of(model, Renderer(tokenizer), [*messages, {"role": "user", "content": question}])
     except UnusableError as error:
-        raise UserError(f"This cannot be asked: {error}.") from None
+        raise UserError(f"The chat template cannot render this question: {error}.") from None
 
 
-def _asked(console: Console) -> str:
+def _read_question(console: Console) -> str:
     try:
         return console.input("[bold]> [/]").strip()
     except EOFError:

@@ -1,4 +1,4 @@
-"""A recipe of several runs: stages, each of which goes on from the last one's weights; or folds, each from the base."""
+"""A recipe of several runs: stages, where each starts from the previous one's weights; or folds, each from the base."""
 
 import re
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class Pipeline:
     """Runs by name, in order.
 
     Attributes:
-        names: of the runs.
-        recipes: of the runs; of stages the base is the first one's.
-        folded: the recipe that folds are of; None of stages.
+        names: one for each run.
+        recipes: one for each run; all stages have the first one's base.
+        folded: the recipe that the folds come from; None for stages.
     """
 
     names: tuple[str, ...]
@@ -29,13 +29,13 @@ class Pipeline:
 
     @classmethod
     def load(cls, source: Recipe | dict[str, Any] | str | Path, overrides: Sequence[str] = ()) -> "Pipeline | None":
-        """The chain that a file, a dict or a recipe describes; None if it is of a single run.
+        """The pipeline that a file, a dict or a recipe describes; None if it describes a single run.
 
-        `stages` is a list of recipes with a `name` each; what stands beside it holds for every stage that does not say
-        otherwise, section by section. Overrides are for all stages.
+        `stages` is a list of recipes, each with a `name`. A section beside `stages` applies to every stage that does
+        not have that section itself. Overrides apply to all stages.
 
         Raises:
-            UserError: naming the stage and the field.
+            UserError: a stage or a field is wrong; the message names it.
         """
         if isinstance(source, Recipe):
             return cls._of_folds(Recipe.load(source, list(overrides)))
@@ -49,17 +49,19 @@ class Pipeline:
         if unknown:
             raise UserError(f"{where}: {unknown[0]} is not a field beside stages. Known: {', '.join(SECTIONS)}.")
         if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-            raise UserError(f"{where}: stages is a list of recipes, each with a name.")
+            raise UserError(f"{where}: stages must be a list of recipes, each with a name.")
         common = {key: value for key, value in values.items() if key != "stages"}
         names, recipes = [], []
         for number, stage in enumerate(stages, 1):
             name = str(stage.get("name") or f"stage{number}")
             if not re.fullmatch(r"[\w.-]+", name) or name in names:
-                raise UserError(f"{where}: stage {number}: name {name!r} is taken, or not of letters, digits, - and _.")
+                raise UserError(
+                    f"{where}: stage {number}: name {name!r} is taken, or is not of letters, digits, ., - and _"
+                )
             if (stage.get("data") or common.get("data") or {}).get("folds"):
-                raise UserError(f"{where}: stage {name}: data.folds are of a recipe without stages. Remove folds.")
+                raise UserError(f"{where}: stage {name}: data.folds needs a recipe without stages. Remove folds.")
             if number > 1 and "base" in stage:
-                raise UserError(f"{where}: stage {name}: its base is what the stage before it leaves. Remove base.")
+                raise UserError(f"{where}: stage {name}: its base is the previous stage's model. Remove base.")
             merged = {**common, **{key: value for key, value in stage.items() if key != "name"}}
             for override in overrides:
                 set_field(merged, override)
@@ -69,7 +71,7 @@ class Pipeline:
 
     @classmethod
     def _of_folds(cls, recipe: Recipe) -> "Pipeline | None":
-        """A run for each part that is held out, and one on all rows."""
+        """One run for each held-out part, and one on all rows; None without folds."""
         if recipe.data.folds is None or recipe.data.fold is not None:
             return None
         numbers = range(1, recipe.data.folds + 1)
@@ -77,7 +79,7 @@ class Pipeline:
         return cls((*(f"fold{number}" for number in numbers), "whole"), (*parts, recipe), recipe)
 
     def to_yaml(self) -> str:
-        """As YAML that `load` reads back."""
+        """The pipeline as YAML that `load` reads back."""
         if self.folded is not None:
             return to_yaml(_values(self.folded))
         pairs = zip(self.names, self.recipes, strict=True)
@@ -88,7 +90,7 @@ class Pipeline:
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:
-    """All fields, but for the one that waits for the base to be known."""
+    """All fields, except a `max_length` that the recipe leaves to the base."""
     values = recipe.model_dump(mode="json")
     if "max_length" not in recipe.data.model_fields_set:
         del values["data"]["max_length"]

@@ -1,8 +1,8 @@
 """What a run is: every field, its unit, its default and the reason for the default.
 
-A recipe is the product of four independent choices (base, data, method, objective) and of how long and how fast to
-train. It is strict: a field that does not exist is refused with the nearest name. `method` and `objective` are looked
-up by `kind` (see `tunesmith.config.registry`).
+A recipe combines four independent choices (base, data, method, objective) with how long and how fast to train. It is
+strict: an unknown field is an error that suggests the nearest name. `method` and `objective` are looked up by `kind`
+(see `tunesmith.config.registry`).
 """
 
 import difflib
@@ -24,48 +24,48 @@ from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
 from tunesmith.errors import UserError
 
 MEMORY = r"^(\d+(?:\.\d+)?)\s*([KMG])(i?)B$"
-"""How an amount of memory is written: `12GB`, `900MiB`."""
+"""The format of an amount of memory: `12GB`, `900MiB`."""
 
 
 def bytes_in(memory: str) -> int | None:
-    """An amount of memory in bytes; None where it is not written as `MEMORY` has it."""
-    found = re.fullmatch(MEMORY, memory)
-    if found is None:
+    """An amount of memory in bytes; None if it does not match `MEMORY`."""
+    match = re.fullmatch(MEMORY, memory)
+    if match is None:
         return None
-    number, unit, binary = found.groups()
+    number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** ("KMG".index(unit) + 1))
 
 
 class Base(Strict):
-    """Which model the run starts from, and how its weights are held. `base: embedded` is short for
+    """Which model the run starts from, and how its weights are stored. `base: embedded` is short for
     `base: {path: embedded}`."""
 
     path: str = "embedded"
-    """`embedded` (the small one that ships with Tunesmith), a directory, a run's directory, or a hub name."""
+    """`embedded` (the small model that ships with Tunesmith), a directory, a run directory, or a hub name."""
 
     revision: str | None = None
-    """The hub revision (branch, tag or commit). Default: the newest, which is then written into the run."""
+    """The hub revision (branch, tag or commit). Default: the newest; its commit is recorded in the run."""
 
     weights: Literal["auto", "fp32", "bf16", "int8", "nf4", "fp4"] = "auto"
-    """How the weights are held in memory. `int8`, `nf4` and `fp4` quantize the blocks' linear layers, which are then
-    frozen (Dettmers et al. 2022, 2023); the rest is as `train.precision` says. Default: as `train.precision` says."""
+    """How the weights are stored in memory. `int8`, `nf4` and `fp4` quantize the blocks' linear layers, which are then
+    frozen (Dettmers et al. 2022, 2023); all other weights follow `train.precision`. Default: as `train.precision`."""
 
     double_quantization: bool = True
-    """In nf4 and fp4, also quantize the blocks' scales: 4.13 bits a weight in place of 4.5, at no loss that Dettmers
-    et al. (2023, table 3) could measure."""
+    """With nf4 and fp4, also quantize the blocks' scales: 4.13 bits per weight instead of 4.5, with no loss that
+    Dettmers et al. (2023, table 3) could measure."""
 
     from_scratch: bool = False
-    """Start from the architecture alone, with random weights, for pretraining; then no weight file is read."""
+    """Start from the architecture alone, with random weights, for pretraining. No weight file is read."""
 
     adapter: Path | None = None
-    """A PEFT adapter of this base whose weights the method goes on from; the method must be the one that made it.
-    Default: the method starts anew."""
+    """A PEFT adapter of this base. The method starts from its weights, and must be the method that made it.
+    Default: newly initialized weights."""
 
     chat_template: Path | None = None
-    """A Jinja file that replaces the base's chat template. Default: the base's own, since it learnt with that."""
+    """A Jinja file that replaces the base's chat template. Default: the base's own, which it was trained with."""
 
     trust_remote_code: bool = False
-    """Run Python code that ships with the model. Off, since such code can do anything."""
+    """Run Python code that ships with the model. Off, because such code can do anything."""
 
     @property
     def quantized(self) -> bool:
@@ -76,63 +76,64 @@ class Data(Strict):
     """Where the examples come from, and how they become tokens."""
 
     train: list[str] = Field(min_length=1)
-    """A path, a glob, a directory, a hub data set (`hf://owner/name`), or a list of them."""
+    """A path, a glob, a directory, a hub data set (`hf://owner/name`), or a list of these."""
 
     held_out: float | list[str] = 0.05
-    """A share of the training rows in [0, 1), chosen by content hash so that a grown file never moves a row across;
-    or paths. 5 %: enough to see over-fitting in a few thousand rows, little taken from training."""
+    """A share of the training rows in [0, 1), or paths. The share is chosen by content hash, so that no row changes
+    sides when the file grows. 5 %: enough to see overfitting in a few thousand rows, and little lost for training."""
 
     folds: int | None = Field(default=None, ge=2, le=100)
-    """Train so many times, each on all but a part of the rows, and once more on all, which is what is used; `evaluate`
-    then judges every row by the model that has not seen it (Stone 1974). For rows too few to hold any out; in place of
-    `held_out`. Default: once."""
+    """Cross-validation: train this many times, each time with another part of the rows held out, and once more on all
+    rows; that last model is the one to use. `evaluate` scores every row with the model that has not seen it (Stone
+    1974). For data with too few rows to hold any out. Replaces `held_out`. Default: one run, no cross-validation."""
 
     fold: int | None = Field(default=None, ge=1)
-    """Which of the `folds` parts is held out, from 1. Default: each in turn."""
+    """Which of the `folds` parts is held out, counted from 1. Default: each in turn."""
 
     format: str = "auto"
-    """The rows' form: `messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`; or one that
-    tells something of a text, as the objective takes it. Default: detected from the columns, and stated."""
+    """The rows' format: `messages`, `sharegpt`, `alpaca`, `prompt_completion`, `question_answer`, `text`; or a format
+    with targets (classes, values, tags, pairs) that the objective accepts. Default: detected from the columns, and
+    reported."""
 
     columns: dict[str, str] = Field(default={})
-    """Names of the columns that play a part, where they are not the usual ones: `{question: q, answer: reply}`."""
+    """Names of the columns to read, where they are not the usual ones: `{question: q, answer: reply}`."""
 
     max_length: int = Field(default=1024, ge=8)
-    """The longest example, in tokens. 1,024 holds most question–answer rows, and memory grows with it; where it is not
-    given and the base has fewer positions, it is what the base has."""
+    """The longest example, in tokens. 1,024 is enough for most question–answer rows, and memory grows with it. If it is
+    not set and the base has fewer positions, it is the base's number of positions."""
 
     overflow: Literal["auto", "refuse", "truncate", "split", "drop"] = "auto"
-    """What to do with an example over `max_length`; always counted. Default: `refuse` for instructions (a cut answer
-    teaches the model to stop anywhere), `split` for raw text."""
+    """What to do with an example longer than `max_length`; such examples are always counted. Default: `refuse` for
+    instructions (a truncated answer teaches the model to stop anywhere), `split` for raw text."""
 
     max_malformed: float = Field(default=0.01, ge=0, le=1)
-    """The share of malformed rows above which the data are refused. 1 %: a few bad lines in a big file are life, more
-    is a wrong form. They are counted and listed in either case."""
+    """The largest accepted share of malformed rows. 1 %: a few bad lines in a big file are normal; more of them mean a
+    wrong format. They are counted and listed in either case."""
 
     skip_unusable: bool = False
-    """Leave out rows that the chat template cannot show or that would teach nothing. Off: they are refused by name,
-    since they mostly tell of a wrong form or template. They are counted and listed in either case."""
+    """Leave out rows that the chat template cannot render or that have no loss tokens. Off: such a row is an error that
+    names it, because it usually means a wrong format or template. They are counted and listed in either case."""
 
     pack: bool = True
-    """Lay many examples into one batch, with attention and positions kept apart exactly. Off: one at a time."""
+    """Pack many examples into one sequence, with exactly separate attention and positions. Off: one per batch."""
 
     replay: list[str] = Field(default=[])
-    """Paths of other rows, general text or chats of before, of which some are learnt among the training rows against
-    forgetting (Robins 1995; Scialom et al. 2022). Raw text among them is learnt as text. Default: none."""
+    """Paths of other rows, such as general text or earlier chats. Some of them are mixed into training, against
+    forgetting (Robins 1995; Scialom et al. 2022). Raw text among them is trained on as text. Default: none."""
 
     replay_share: float = Field(default=0.1, gt=0, lt=1)
-    """How much of all training tokens is replayed, where `replay` names some. 10 %: a little of it kept most of what
-    was known (Ibrahim et al. 2024, section 6)."""
+    """The replayed share of all training tokens, if `replay` is set. 10 %: a small share kept most of the earlier
+    knowledge (Ibrahim et al. 2024, section 6)."""
 
     cache: bool = True
-    """Keep the tokenized rows for the next run, under a key of everything that made them."""
+    """Cache the tokenized rows for the next run. The cache key covers everything that determines them."""
 
     @model_validator(mode="after")
     def _folds_or_paths(self) -> "Data":
         if self.folds is not None and self.held_out != type(self).model_fields["held_out"].default:
-            raise ValueError("folds hold every training row out once; leave data.held_out away, or folds")
+            raise ValueError("folds hold every training row out once. Remove data.held_out, or folds")
         if self.fold is not None and (self.folds is None or self.fold > self.folds):
-            raise ValueError(f"fold: {self.fold} is none of folds: {self.folds}")
+            raise ValueError(f"fold: {self.fold} is not one of folds: {self.folds}")
         return self
 
     @field_validator("train", "replay", mode="before")
@@ -151,50 +152,50 @@ class Data(Strict):
 
 
 class EarlyStopping(Strict):
-    """Stop when a held-out metric no longer gets better."""
+    """Stop when a held-out metric no longer improves."""
 
     metric: Literal["loss"] = "loss"
-    """The metric of the `evaluation` event that is watched: the held-out loss, in nats a learnt token."""
+    """The watched metric of the `evaluation` event: the held-out loss, in nats per loss token."""
 
     patience: int = Field(default=3, ge=1)
-    """Evaluations without improvement before stopping. 3: one or two are often noise."""
+    """Evaluations without improvement before the run stops. 3: one or two are often noise."""
 
     min_delta: float = Field(default=0.0, ge=0)
-    """How much lower (nats) counts as better. 0: any improvement."""
+    """The smallest decrease (nats) that counts as an improvement. 0: any decrease."""
 
 
 class Train(Strict):
     """How long, how fast, how precisely."""
 
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps. Give this or `epochs`."""
+    """Optimizer steps. Set this or `epochs`, not both."""
 
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the data. Default: 3 where `steps` is not given, usual for a few thousand instructions."""
+    """Passes over the data. Default: 3 if `steps` is not set, the usual number for a few thousand instructions."""
 
     tokens_per_step: int = Field(default=2048, ge=1)
-    """Real tokens (no padding) in an optimizer step, about. 2,048: some ten to twenty answers, enough for a steady
-    direction with LoRA on small data."""
+    """Approximate number of tokens (without padding) in an optimizer step. 2,048: about ten to twenty answers, enough
+    for a stable gradient direction with LoRA on small data."""
 
     tokens_per_batch: int | None = Field(default=None, ge=8)
-    """Most tokens in memory at once (a longer example goes alone); a step adds up as many batches as it needs.
-    Default: the step's tokens, at most 2,048, past which a CPU gets no faster."""
+    """The most tokens in one batch (a longer example is a batch of its own). A step accumulates as many batches as it
+    needs. Default: `tokens_per_step`, at most 2,048; larger batches are not faster on a CPU."""
 
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate. Default: the method's own."""
+    """Peak learning rate. Default: the method's."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after warm-up: `cosine` and `linear` to `min_lr_ratio`, or not at all."""
+    """How the rate falls after warmup: `cosine` and `linear` fall to `min_lr_ratio`, `constant` does not fall."""
 
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    """Share of the steps over which the rate rises linearly from nothing. 3 %: AdamW's variance estimate settles."""
+    """Share of the steps over which the rate rises linearly from zero. 3 %: AdamW's variance estimate stabilizes."""
 
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """The last step's rate as a share of the peak. 10 %: the end still learns, and a longer run can go on from it."""
+    """The last step's rate as a share of the peak. 10 %: the last steps still learn, and a longer run can continue."""
 
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled decay per unit of learning rate, not applied to norms and biases. 0: small data, short runs,
-    and an adapter's decay pulls toward the base, which is seldom wanted unasked."""
+    """AdamW's decoupled decay per unit of learning rate; not applied to norms and biases. 0: data are small and runs
+    short, and the decay of an adapter pulls toward the base, which is rarely a good default."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's first and second moments (Kingma & Ba 2015)."""
@@ -203,74 +204,77 @@ class Train(Strict):
     """AdamW's guard against division by zero (Kingma & Ba 2015)."""
 
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """The gradient is scaled down to this Euclidean norm. 1: the field's habit; it only bites at spikes."""
+    """A larger gradient is scaled down to this Euclidean norm. 1: the usual value; it only affects spikes."""
 
     shuffle: bool = True
-    """A new order each epoch, from the seed. Off: the file's order, for curricula and comparisons."""
+    """A new row order each epoch, from the seed. Off: the order of the file, for curricula and comparisons."""
 
     seed: int = 0
-    """Of the order, of new weights and of dropout."""
+    """Seed of the row order, of new weights and of dropout."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of weights and activations in forward and backward; what is trained has fp32 master weights in any case.
-    Default: bf16 where this processor multiplies matrices faster in it (measured once), else fp32."""
+    """Precision of weights and activations in forward and backward. Trained weights always have fp32 master weights.
+    Default: bf16 if this device multiplies matrices faster in it (measured once), else fp32."""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1` …. Default: a GPU if there is one."""
+    """`cpu`, `cuda`, `cuda:1` …. Default: a GPU if one is available."""
 
     gradient_checkpointing: bool = False
-    """Keep each block's input alone and compute the rest again in the backward pass: a fraction of the activations'
-    memory for about a third more time (Chen et al. 2016). Off: short rows on a laptop fit without."""
+    """Activation checkpointing: store only each block's input and recompute the rest in the backward pass. It needs a
+    fraction of the activation memory and about a third more time (Chen et al. 2016). Off: short rows fit on a laptop
+    without it."""
 
     memory_limit: str | None = Field(default=None, pattern=MEMORY)
-    """Most memory for the run, `12GB` or `900MiB`: the process's on a CPU, PyTorch's on a GPU. As many blocks as it
-    takes, the first ones, compute their activations twice, and where that is not enough batches are halved; the step
-    stays as it is. Default: none is set, and nothing is computed twice unasked."""
+    """The most memory for the run, `12GB` or `900MiB`: of the process on a CPU, of PyTorch on a GPU. Activation
+    checkpointing is turned on for as many blocks as needed, starting with the first; if that is not enough, batches are
+    split in two. The optimizer step stays the same. Default: no limit, and no activation checkpointing."""
 
     offload_activations: bool = False
-    """On a GPU: what the forward pass keeps for the backward pass waits in the host's memory. For rows too long even
-    with every block computed twice; slower by what the bus takes. On a CPU there is nowhere to go, which is said."""
+    """On a GPU: keep the activations in host memory between the forward and the backward pass. For rows that are too
+    long even with activation checkpointing of every block. It costs the time of the transfers. On a CPU it has no
+    effect, and the run warns."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon", "schedule_free"] = (
         "adamw"
     )
-    """`adamw` (Loshchilov & Hutter 2019) with its moments in fp32: what methods' rates are chosen for. In 8 bits
-    (Dettmers et al. 2022), and paged (moments move to the host's memory when the GPU's is short): those are CUDA's, and
-    elsewhere plain AdamW does the work, which is said. `adafactor` (Shazeer & Stern 2018) keeps a row and a column of
-    moments a matrix; `lion` (Chen et al. 2023) one moment, at a fifth of the rate; `muon` (Jordan et al. 2024)
-    orthogonalizes the step of matrices within blocks, at AdamW's size; `schedule_free` (Defazio et al. 2024) averages
-    in place of `schedule`. Lion and schedule-free come with `tunesmith[optimizers]`."""
+    """`adamw` (Loshchilov & Hutter 2019) with fp32 moments: the methods' default rates are chosen for it. `adamw_8bit`
+    keeps the moments in 8 bits (Dettmers et al. 2022); `paged_adamw_8bit` also moves them to host memory when GPU
+    memory is short. Both need CUDA; elsewhere plain AdamW is used, and the run warns. `adafactor` (Shazeer & Stern
+    2018) keeps one row and one column of moments per matrix; `lion` (Chen et al. 2023) one moment, at a fifth of the
+    rate; `muon` (Jordan et al. 2024) orthogonalizes the step of the blocks' matrices, at AdamW's step size;
+    `schedule_free` (Defazio et al. 2024) averages weights instead of following `schedule`. Lion and schedule-free need
+    `tunesmith[optimizers]`."""
 
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Evaluate and keep a moving average of the weights, average ← d · average + (1 − d) · weights after each step, d
-    smaller in the first ones (Polyak & Juditsky 1992). Off: a falling rate averages already."""
+    """Evaluate and save a moving average of the weights: average ← d · average + (1 − d) · weights after each step,
+    with a smaller d in the first steps (Polyak & Juditsky 1992). Off: a falling rate already averages."""
 
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """What the rate is multiplied by for each block further from the output (Clark et al. 2020, ELECTRA, appendix B:
-    0.8 for encoders). 1: adapters learn alike in all blocks, and for whole encoders the method's rate is small."""
+    """Factor on the rate for each block further from the output (Clark et al. 2020, ELECTRA, appendix B: 0.8 for
+    encoders). 1: adapters train equally well in all blocks, and the rate for fully trained encoders is small."""
 
     neftune_alpha: float | None = Field(default=None, gt=0)
-    """α of noise on the embeddings while training, uniform in ±α / √(tokens · hidden) of each row (Jain et al. 2023:
-    5 to 15). Off: it lengthens answers, which should be asked for."""
+    """NEFTune's α: noise on the embeddings during training, uniform in ±α / √(tokens · hidden) of each row (Jain et
+    al. 2023: 5 to 15). Off: it makes answers longer, which should be a deliberate choice."""
 
     checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints. Default: a tenth of the run, so that a kill loses at most that."""
+    """Steps between checkpoints. Default: a tenth of the run, so that a killed run loses at most that."""
 
     keep_checkpoints: int = Field(default=1, ge=1)
-    """How many of the newest to keep, besides the best."""
+    """How many of the newest checkpoints to keep, besides the best."""
 
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations on held-out rows. Default: a tenth of the run."""
 
     evaluate_rows: int = Field(default=500, ge=1)
-    """Most held-out rows in an evaluation during the run, the same ones each time. 500: an interval of a few
-    per cent, at little cost. `tunesmith evaluate` takes all."""
+    """The most held-out rows in an evaluation during the run; the same rows each time. 500: an interval of a few
+    percent, at little cost. `tunesmith evaluate` uses all of them."""
 
     early_stopping: EarlyStopping | None = None
-    """Stop when the held-out loss no longer falls. Off by default: a short run should end where it was told to."""
+    """Stop when the held-out loss no longer falls. Off by default: a short run should take all its steps."""
 
     tensorboard: bool = False
-    """Also write TensorBoard events into the run's directory (needs the extra `tunesmith[tensorboard]`)."""
+    """Also write TensorBoard events into the run directory (needs the extra `tunesmith[tensorboard]`)."""
 
     @property
     def memory_bytes(self) -> int | None:
@@ -288,7 +292,7 @@ class Train(Strict):
         if isinstance(values, dict):
             steps, epochs = values.get("steps"), values.get("epochs")
             if steps is not None and epochs is not None:
-                raise ValueError("give steps or epochs, not both")
+                raise ValueError("set steps or epochs, not both")
             if steps is None and epochs is None:
                 return {**values, "epochs": 3.0}
         return values
@@ -301,43 +305,43 @@ class Recipe(Strict):
     """Which model the run starts from."""
 
     data: Data
-    """What it learns from: files, their form and columns, lengths, the held-out share."""
+    """The training data: files, their format and columns, lengths, the held-out share."""
 
     method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, "lora")())
-    """Which weights move. LoRA on all linear layers: about the quality of full fine-tuning at a third of its memory
-    (Hu et al. 2021, section 4.2)."""
+    """Which weights are trained. LoRA on all linear layers: about the quality of full fine-tuning at a third of its
+    memory (Hu et al. 2021, section 4.2)."""
 
     objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: named_kind(OBJECTIVES, "instruction")())
-    """What is learnt. `instruction`: the assistant's answers."""
+    """What the model is trained to do. `instruction`: write the assistant's answers."""
 
     train: Train = Train()
     """How long, how fast, how precisely."""
 
     @model_validator(mode="after")
-    def _goes_together(self) -> "Recipe":
-        told, formats = self.objective.ending.kind != "vocabulary", self.objective.formats
+    def _check_combination(self) -> "Recipe":
+        has_targets, formats = self.objective.ending.kind != "vocabulary", self.objective.formats
         if formats and self.data.format not in ("auto", *formats):
             raise ValueError(
-                f"objective: {self.objective.kind} is learnt of rows of the form {' or '.join(formats)}, not data.format: "
+                f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not data.format: "
                 f"{self.data.format}"
             )
         if self.objective.ending.kind == "vectors" and not self.data.pack:
             raise ValueError(
-                f"data.pack: false takes one row at a time, and objective: {self.objective.kind} compares rows with "
-                "each other"
+                f"data.pack: false gives the model one row at a time, and objective: {self.objective.kind} compares "
+                "rows with each other. Set data.pack: true"
             )
         if self.data.folds is not None and self.train.early_stopping is not None:
             raise ValueError(
-                "data.folds: the last run learns from all rows and holds none out, so train.early_stopping would stop "
-                "the others alone. Set train.steps"
+                "data.folds: the last run trains on all rows and holds none out, so train.early_stopping would stop "
+                "only the other runs. Set train.steps"
             )
-        if told and self.data.overflow == "split":
+        if has_targets and self.data.overflow == "split":
             raise ValueError(
-                f"data.overflow: split cuts a text from what is told of it. objective: {self.objective.kind} takes "
+                f"data.overflow: split would separate a text from its target. objective: {self.objective.kind} takes "
                 "truncate, drop or refuse"
             )
-        if self.data.replay and (told or self.objective.bases != ("decoder",)):
-            raise ValueError(f"data.replay is of written text, and objective: {self.objective.kind} learns none")
+        if self.data.replay and (has_targets or self.objective.bases != ("decoder",)):
+            raise ValueError(f"data.replay needs a decoder that writes text, not objective: {self.objective.kind}")
         if self.base.quantized and self.method.trains_base:
             raise ValueError(
                 f"method {self.method.kind} moves the base's own matrices, and base.weights: {self.base.weights} holds "
@@ -345,25 +349,25 @@ class Recipe(Strict):
             )
         if self.base.quantized and self.base.from_scratch:
             raise ValueError(
-                f"base.from_scratch makes random weights, which would be frozen in {self.base.weights} for good. Set "
-                "base.weights: bf16"
+                f"base.from_scratch makes random weights, and base.weights: {self.base.weights} would keep them "
+                "frozen. Set base.weights: bf16"
             )
         if self.base.weights in ("fp32", "bf16") and self.train.precision not in ("auto", self.base.weights):
             raise ValueError(
                 f"base.weights: {self.base.weights} with train.precision: {self.train.precision} would have every "
-                "layer cast its weights. Set one of them, or both alike"
+                "layer cast its weights. Set only one of them, or both to the same value"
             )
         return self
 
     @property
     def precision(self) -> Literal["auto", "bf16", "fp32"]:
-        """Of activations and of weights that are not quantized: as either section names it."""
+        """Of activations and of weights that are not quantized, from `base.weights` or `train.precision`."""
         weights = self.base.weights
         if weights in ("fp32", "bf16"):
             return weights
-        # bf16 has three digits, too few for values of a size of their own
-        exact = self.train.precision == "auto" and self.objective.ending.problem == "regression"
-        return "fp32" if exact else self.train.precision
+        # bf16 has about three decimal digits: too few for regression targets in their own unit.
+        needs_fp32 = self.train.precision == "auto" and self.objective.ending.problem == "regression"
+        return "fp32" if needs_fp32 else self.train.precision
 
     @field_validator("base", mode="before")
     @classmethod
@@ -382,12 +386,12 @@ class Recipe(Strict):
 
     @classmethod
     def load(cls, source: "Recipe | dict[str, Any] | str | Path", overrides: list[str] | None = None) -> "Recipe":
-        """Read a recipe from a YAML file (or take a dict), apply `key.path=value` overrides, and check it.
+        """Read a recipe from a YAML file (or a dict), apply `key.path=value` overrides, and check it.
 
-        Relative paths in a file are looked up beside the file, else in the working directory, and become absolute.
+        Relative paths in a file are resolved beside the file, else in the working directory, and become absolute.
 
         Raises:
-            UserError: naming the file, the field and what to do.
+            UserError: the recipe is invalid; the message names the file, the field and what to do.
         """
         if isinstance(source, Recipe):
             return source if not overrides else cls.load(source.model_dump(mode="json"), overrides)
@@ -397,17 +401,22 @@ class Recipe(Strict):
             path = Path(source)
             values, where, directory = read_yaml(path), path.name, path.parent.resolve()
         if "stages" in values:
-            raise UserError(f"{where} has stages, and one recipe is wanted here. tunesmith train takes all of them.")
+            raise UserError(f"{where} has stages, but only a single recipe works here. Use tunesmith train for stages.")
         for override in overrides or []:
             set_field(values, override)
         return cls.from_values(values, where, directory)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], where: str, directory: Path) -> "Recipe":
-        """Check a recipe's values, whose relative paths are looked up in `directory`; `where` names them in errors.
+        """Check a recipe's values and resolve their relative paths in `directory`.
+
+        Args:
+            values: the sections of the recipe.
+            where: the name of the recipe in error messages.
+            directory: where relative paths are looked up first.
 
         Raises:
-            UserError: naming the field and what to do.
+            UserError: a value is invalid; the message names the field and what to do.
         """
         try:
             recipe = cls.model_validate(values)
@@ -417,7 +426,7 @@ class Recipe(Strict):
         return recipe._with_absolute_paths(directory)
 
     def to_yaml(self) -> str:
-        """The recipe with every field, as YAML that `load` reads back to an equal recipe."""
+        """The recipe with every field, as YAML that `load` reads back as an equal recipe."""
         return to_yaml(self.model_dump(mode="json"))
 
     def _with_absolute_paths(self, directory: Path) -> "Recipe":
@@ -448,7 +457,7 @@ class Recipe(Strict):
 
 
 def _by_kind(value: Any, registry: dict[str, str], base: type[Strict]) -> Any:
-    """Turn `{kind: lora, ...}` or `lora` into the class that the registry names."""
+    """Turn `{kind: lora, ...}` or `lora` into an instance of the class that the registry names."""
     if isinstance(value, base):
         return value
     if isinstance(value, str):
@@ -481,7 +490,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
 
 
 def _explain(details: ErrorDetails) -> str:
-    """One of pydantic's errors, as: which field, what is wrong, what was given."""
+    """One of pydantic's errors as a line: which field, what is wrong, which value it has."""
     location = details["loc"]
     parts = [str(part) for part in location if not (isinstance(part, str) and "[" in part)]
     name = ".".join(parts)
@@ -493,10 +502,10 @@ def _explain(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if message[1:2].islower():
         message = message[0].lower() + message[1:]
-    given = details["input"]
-    shown = (
+    value = details["input"]
+    suffix = (
         ""
-        if isinstance(given, dict | list) or "not known" in message or "cannot be" in message
-        else f" (it is {given!r})"
+        if isinstance(value, dict | list) or "not known" in message or "cannot be" in message
+        else f" (it is {value!r})"
     )
-    return f"{name}: {message}{shown}" if name else message
+    return f"{name}: {message}{suffix}" if name else message

@@ -1,6 +1,6 @@
-"""The two choices that are open to additions: what a method is, what an objective is, and which there are.
+"""The two extension points: the base classes of methods and objectives, and the registries of both.
 
-Both are looked up by `kind` in the registries below; a new one is one file and one line here.
+Both are looked up by `kind`. A new one takes one file and one line here.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ METHODS = {
     "ia3": "tunesmith.methods.ia3:IA3",
     "peft": "tunesmith.methods.peft:Peft",
 }
-"""Which weights move: `kind` → the class, imported when first asked for."""
+"""Which weights are trained: `kind` → the class, imported on first use."""
 
 OBJECTIVES = {
     "instruction": "tunesmith.objectives.instruction:Instruction",
@@ -37,76 +37,75 @@ OBJECTIVES = {
     "few_shot": "tunesmith.objectives.few_shot:FewShot",
     "distillation": "tunesmith.objectives.distillation:Distillation",
 }
-"""What is learnt: `kind` → the class, imported when first asked for."""
-
+"""What the model is trained to do: `kind` → the class, imported on first use."""
 
 BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
-"""What a base is made for: to write on, to read, or to read and then write."""
+"""The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
 
 
 class Strict(BaseModel):
-    """Refuses unknown fields and documents each field from the string beneath it."""
+    """A model that refuses unknown fields and takes each field's description from the string below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class MethodConfig(Strict, ABC):
-    """Which weights move. Subclasses live in `tunesmith.methods`, one file each."""
+    """Which weights are trained. Subclasses are in `tunesmith.methods`, one file each."""
 
     kind: str
 
     formula: ClassVar[str]
-    """What it computes, in a line."""
+    """What it computes, in one line."""
 
     choose: ClassVar[str]
-    """When to choose it, and its known weakness, in a sentence or two."""
+    """When to choose it, and its known weakness, in one or two sentences."""
 
     share_for_classes: ClassVar[float] = 1.0
-    """What its learning rate is multiplied by for classes: a row gives one label where a text gives a hundred tokens,
-    so directions are rougher, and methods that move matrices of many numbers want smaller steps."""
+    """Factor on its learning rate for classification. A row has one label where a text has a hundred tokens, so
+    gradients are noisier, and methods that train large matrices need smaller steps."""
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions of the model's context that it takes for itself."""
+        """Positions of the model's context that the method uses for itself."""
         return 0
 
     @property
     def is_resumable(self) -> bool:
-        """Whether what it leaves is an adapter that training can go on with."""
+        """Whether it saves an adapter that a later run can continue training."""
         return not self.trains_base
 
     @property
     def trains_base(self) -> bool:
-        """Whether it changes matrices of the base itself, which then cannot be held quantized."""
+        """Whether it changes matrices of the base itself, which then cannot be quantized."""
         return False
 
     @abstractmethod
     def apply(self, model: Any, seed: int) -> Any:
-        """Return the model with exactly the method's weights requiring gradients.
+        """Return the model with gradients required for exactly the method's weights.
 
         Args:
             model: a `transformers.PreTrainedModel`.
-            seed: of the method's own initial weights.
+            seed: for the method's own initial weights.
 
         Raises:
-            UserError: the method and this model do not go together.
+            UserError: the method does not work with this model.
         """
 
     @abstractmethod
     def learning_rate(self, parameters: int) -> float:
-        """The peak learning rate where the recipe names none, for a base of so many weights."""
+        """The default peak learning rate for a base with this many parameters."""
 
     def learning_rate_factor(self, parameter: str) -> float:
-        """What the rate is multiplied by for the parameter of that name."""
+        """Factor on the learning rate of the parameter with this name."""
         return 1.0
 
     @abstractmethod
     def trained_parameters(self, model: Any) -> int:
-        """How many numbers it trains on a model of this shape (which may have no weights), a new head not counted."""
+        """The number of trained parameters on this model (which may be a fake model), without a new head."""
 
 
 class ObjectiveConfig(Strict, ABC):
-    """What is learnt. Subclasses live in `tunesmith.objectives`, one file each."""
+    """What the model is trained to do. Subclasses are in `tunesmith.objectives`, one file each."""
 
     kind: str
 
@@ -114,25 +113,25 @@ class ObjectiveConfig(Strict, ABC):
     """What `data.overflow: auto` means for this objective."""
 
     formats: ClassVar[tuple[str, ...]] = ()
-    """The forms of rows that it takes, where they tell something of a text; empty: chats and raw texts."""
+    """The row formats with targets that it accepts; empty: chats and raw text."""
 
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
-    """The kinds of base that can learn it."""
+    """The kinds of base that it can train."""
 
-    loss_unit: ClassVar[str] = "nats a learnt token"
-    """What its loss is counted in, for reports."""
+    loss_unit: ClassVar[str] = "nats per loss token"
+    """The unit of its loss, for reports."""
 
     rate_share: ClassVar[float] = 1.0
-    """What the method's learning rate is multiplied by, where what the base knows already is what is wanted of it."""
+    """Factor on the method's learning rate; below 1 where the base already has most of what the objective needs."""
 
     @property
     def ending(self) -> Ending:
-        """What its model ends in."""
+        """The head of its model."""
         return VOCABULARY
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What its outputs are judged by, as `tunesmith.evaluation.prediction_metrics` names them; empty where it writes text."""
+        """The metrics of its outputs, named as in `tunesmith.evaluation.prediction_metrics`; empty for written text."""
         return ()
 
     @property
@@ -142,74 +141,77 @@ class ObjectiveConfig(Strict, ABC):
 
     @property
     def reference_models(self) -> tuple[Any, ...]:
-        """Those of them that are held beside the one that learns, once it has begun."""
+        """Those of `reads` that stay loaded beside the trained model, after `begin`."""
         return ()
 
     @property
     def output_scale(self) -> float:
-        """The size of a step in what a new head says."""
+        """The scale of a new head's outputs, in the unit of the targets."""
         return 1.0
 
     @property
     def joins_rows(self) -> bool:
-        """Whether rows are laid end to end and cut anew, without regard to where each ends."""
+        """Whether rows are concatenated and split again at `max_length`, regardless of row boundaries."""
         return False
 
     def head_learning_rate_at(self, hidden: int) -> float:
-        """The learning rate of a new head, which reads that many numbers."""
+        """The learning rate of a new head with `hidden` inputs."""
         raise NotImplementedError
 
     def resolve(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
-        """The same with everything that only the training rows can tell; `read` goes over their examples."""
+        """A copy with everything resolved that depends on the training rows; `read` iterates over their examples."""
         return self
 
     def check(self, table: Any) -> None:
-        """Look at the training rows' `TokenTable`, before anything is loaded.
+        """Check the training rows' `TokenTable`, before anything is loaded.
 
         Raises:
-            UserError: what is left of the rows cannot be learnt from.
+            UserError: the remaining rows cannot be used for training.
         """
 
     def begin(self, model: Any, base: Any) -> None:
-        """Before the method is applied: set what the objective itself puts on the model, or beside it.
+        """Before the method is applied: set up what the objective needs on the model, or beside it.
 
         Raises:
-            UserError: they do not go together.
+            UserError: the objective does not work with this model.
         """
 
     def finish(self, model: Any, vectors: Callable[[], tuple[Any, Any]]) -> Any:
-        """After the last step: a head on the model's vectors (`torch.nn.Linear`), where the objective learns one so.
+        """After the last step: fit a head (`torch.nn.Linear`) on the model's vectors, if the objective needs one.
 
         Args:
-            model: as it was trained.
-            vectors: gives those of all training rows (rows, hidden) and what is told of them (rows, values).
+            model: the trained model.
+            vectors: returns the vectors of all training rows (rows, hidden) and their targets (rows, values).
         """
         return None
 
     @abstractmethod
     def render(self, renderer: Any, example: Any) -> list[Any]:
-        """Turn an `Example` into the `Rendering`s whose learnt spans this objective trains on."""
+        """Turn an `Example` into `Rendering`s, whose loss spans this objective trains on."""
 
     @abstractmethod
     def loss(self, model: Any, batch: Any) -> Any:
-        """Turn a `Batch` into the *sum* of the losses of its learnt units (nats): a scalar tensor."""
+        """The *sum* of the losses over the loss positions of a `Batch` (nats): a scalar tensor."""
 
     @abstractmethod
     def losses(self, model: Any, batch: Any) -> Any:
-        """The loss of each learnt unit (learnt,), in the batch's order, without gradients: for evaluation."""
+        """The loss at each loss position, (loss positions,), in the order of the batch, without gradients."""
 
     def outputs(self, model: Any, batch: Any, head: Any = None) -> Any:
-        """What the model says at each mark, where it does not write text: probabilities, values or vectors (marks, k).
+        """The model's predictions at each loss position, if it does not write text: probabilities, values or vectors.
 
         Args:
             model: in evaluation mode.
-            batch: of rows.
-            head: what `finish` gave, where it gives one.
+            batch: the rows.
+            head: the result of `finish`, if it returns one.
+
+        Returns:
+            (loss positions, k).
         """
         raise NotImplementedError
 
 
 def named_kind(registry: dict[str, str], kind: str) -> Any:
-    """The class that the registry names, imported now."""
+    """Import and return the class that the registry names."""
     module, name = registry[kind].split(":")
     return getattr(import_module(module), name)

@@ -1,4 +1,4 @@
-"""What a recipe may hold, for editors (JSON schema) and for readers (Markdown), from the recipe's own fields."""
+"""The fields of a recipe, for editors (JSON schema) and for readers (Markdown), from the recipe's own classes."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors; methods and objectives are spelled out by `kind`."""
+    """The JSON schema of a recipe, for editors, with every method and objective by `kind`."""
     union: Any = {
         "method": tuple(named_kind(METHODS, kind) for kind in METHODS),
         "objective": tuple(named_kind(OBJECTIVES, kind) for kind in OBJECTIVES),
     }
     fields: Any = {}
     for name, classes in union.items():
-        described = Recipe.model_fields[name].description
+        description = Recipe.model_fields[name].description
         kind = classes[0]
-        for each in classes[1:]:
-            kind = kind | each
-        fields[name] = (kind, Field(default=None, discriminator="kind", description=described))
+        for other in classes[1:]:
+            kind = kind | other
+        fields[name] = (kind, Field(default=None, discriminator="kind", description=description))
     model: Any = create_model("Recipe", __base__=Recipe, **fields)
     schema: dict[str, Any] = model.model_json_schema()
     schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
@@ -40,9 +40,9 @@ def recipe_reference() -> str:
     """Every field with its default and the reason for it, as the page `docs/recipe.md`."""
     parts = [
         "# The recipe",
-        "A recipe says what a run is. Only `data.train` is needed; every other field has a default. A field that does "
-        "not exist is refused, with the nearest name. `--set train.learning_rate=1e-4` replaces a field from the "
-        "command line. `tunesmith schema` prints the JSON schema, for editors.",
+        "A recipe describes a run. Only `data.train` is required; every other field has a default. An unknown field is "
+        "an error that suggests the nearest name. `--set train.learning_rate=1e-4` sets a field from the command line. "
+        "`tunesmith schema` prints the JSON schema, for editors.",
     ]
     for title, model in (("base", Base), ("data", Data), ("train", Train), ("train.early_stopping", EarlyStopping)):
         parts.append(_fields(title, model))
@@ -52,18 +52,18 @@ def recipe_reference() -> str:
 
 
 def _fields(title: str, model: type[BaseModel]) -> str:
-    """A heading, the model's own words, and a line for each field."""
+    """A heading, the docstring of the class, and a line for each field."""
     lines = [f"## `{title}`", "", " ".join((model.__doc__ or "").split()), ""]
     for name, field in model.model_fields.items():
         if name == "kind":
             continue
-        default = "needed" if field.default is PydanticUndefined else f"default: `{_plain(field.default)}`"
+        default = "required" if field.default is PydanticUndefined else f"default: `{_plain(field.default)}`"
         lines.append(f"- **`{name}`** ({default}): {' '.join((field.description or '').split())}")
     return "\n".join(lines)
 
 
 def _plain(value: Any) -> str:
-    """A default as one would write it in YAML."""
+    """A default value as YAML."""
     words = {None: "null", True: "true", False: "false"}
     if isinstance(value, bool) or value is None:
         return words[value]

@@ -1,4 +1,4 @@
-"""A first recipe from a look at the data: every value with its unit and the reason for it in *these* rows."""
+"""A suggested recipe from the data: every value with its unit and the reason for it in *these* rows."""
 
 import math
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.model_reference import ModelReference
 
-LOOKED_AT = 2000  # rows that are rendered and tokenized; the rest are counted
-WANTED_HELD_OUT = 300
+SAMPLED = 2000  # rows that are rendered and tokenized; the rest are only counted
+TARGET_HELD_OUT = 300
 STEPS = (20, 2000)
 TOKENS_PER_STEP = 2048
-SMALL = 50_000_000  # weights, below which a model takes larger steps
+SMALL = 50_000_000  # parameters; a smaller model trains with a larger learning rate
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at the data showed.
+    """Statistics of the data.
 
     Attributes:
-        form: as detected.
-        rows: in all.
-        malformed: among them.
-        lengths: (looked at,) tokens of each example as it is rendered.
-        unusable: of those looked at, how many the chat template cannot show.
+        format: the detected row format.
+        rows: the number of rows, malformed ones included.
+        malformed: how many of them are malformed.
+        lengths: (sampled,) tokens of each rendered example.
+        unusable: how many sampled rows the chat template cannot render.
     """
 
     format: str
@@ -52,35 +52,35 @@ class Seen:
 
     @property
     def tokens(self) -> int:
-        """Of all rows, by those looked at."""
+        """Of all rows, extrapolated from the sampled ones."""
         return round(float(self.lengths.mean()) * (self.rows - self.malformed))
 
 
 def look(paths: Sequence[str], base: str) -> Seen:
-    """Read all rows, render and tokenize the first two thousand.
+    """Read all rows; render and tokenize the first two thousand.
 
     Raises:
-        UserError: the files or the base cannot be read, or no row can be learnt from.
+        UserError: the files or the base cannot be read, or no row is usable.
     """
     renderer = Renderer(load_tokenizer(Base(path=base)))
     rows = read(paths, Path.cwd())
-    first = list(islice(rows, LOOKED_AT))
+    first = list(islice(rows, SAMPLED))
     format = detect([row for row in first[:100] if isinstance(row, Row)])
     objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(format)}}).objective
     lengths: list[int] = []
     malformed = unusable = 0
-    why = ""
+    first_reason = ""
     for row in first:
         example = row if isinstance(row, Malformed) else to_example(row, format)
         if isinstance(example, Malformed):
             malformed += 1
-            why = why or f"{example.source}: {example.reason}"
+            first_reason = first_reason or f"{example.source}: {example.reason}"
             continue
         try:
             renderings = objective.render(renderer, example)
         except UnusableError as error:
             unusable += 1
-            why = why or f"{example.source}: {error}"
+            first_reason = first_reason or f"{example.source}: {error}"
             continue
         lengths += [len(ids) for ids, _ in renderer.tokenize_many(renderings)]
     rest = 0
@@ -88,27 +88,27 @@ def look(paths: Sequence[str], base: str) -> Seen:
         rest += 1
         malformed += isinstance(row, Malformed)
     if not lengths:
-        raise UserError(f"None of the first {len(first):,} rows can be learnt from. {why}")
+        raise UserError(f"None of the first {len(first):,} rows can be used for training. {first_reason}")
     return Seen(format, len(first) + rest, malformed, np.asarray(lengths), unusable)
 
 
 def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
-    """A commented recipe for these files, and what was seen of them.
+    """A commented recipe for these files, and the statistics it is based on.
 
     Raises:
-        UserError: as `look`.
+        UserError: as `look` raises.
     """
     seen = look(paths, base)
     share, kept = _held_out(seen.rows)
     limit = _max_length(seen.lengths)
     over = int((seen.lengths > limit).sum())
     steps, passes = _steps(round(seen.tokens * (1 - share)))
-    rate, why = ("1e-3", "a small model takes larger steps than a large one") if _is_small(base) else ("2e-4", "usual")
-    longest = f"tokens; the longest seen has {int(seen.lengths.max()):,}"
-    longer_rows = f"; {over:,} of {len(seen.lengths):,} rows looked at are longer" if over else ""
+    rate, why = ("1e-3", "a small model needs a larger rate than a large one") if _is_small(base) else ("2e-4", "usual")
+    longest = f"tokens; the longest sampled row has {int(seen.lengths.max()):,}"
+    longer_rows = f"; {over:,} of {len(seen.lengths):,} sampled rows are longer" if over else ""
     lines = [
         (
-            f"# By `tunesmith init`, from {seen.rows:,} rows ({seen.format}), some {_rounded(seen.tokens):,} tokens.",
+            f"# By `tunesmith init`, from {seen.rows:,} rows ({seen.format}), about {_rounded(seen.tokens):,} tokens.",
             "",
         ),
         ("# Look:  tunesmith data show recipe.yaml --tokens", ""),
@@ -118,26 +118,26 @@ def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
         ("", ""),
         ("data:", ""),
         (f"  train: {_paths(paths)}", ""),
-        (f"  held_out: {share:g}", f"share of the rows kept for testing: about {kept:,}"),
+        (f"  held_out: {share:g}", f"share of the rows kept for evaluation: about {kept:,}"),
         (f"  max_length: {limit}", longest + longer_rows),
         *([("  overflow: drop", "or refuse, truncate, split; always counted")] if over else []),
-        *([("  skip_unusable: true", "some rows do not fit the chat template; counted")] if seen.unusable else []),
+        *([("  skip_unusable: true", "the chat template cannot render some rows; counted")] if seen.unusable else []),
         ("", ""),
-        ("method:", "which weights move; or {kind: full}"),
+        ("method:", "which weights are trained; or {kind: full}"),
         ("  kind: lora", ""),
-        ("  rank: 16", "room for what is learnt; more for much new behavior"),
-        ("  alpha: 32", "strength: the addition is scaled by alpha / rank"),
+        ("  rank: 16", "capacity of the adapter; more for much new behavior"),
+        ("  alpha: 32", "the adapter's output is scaled by alpha / rank"),
         ("  target_modules: all-linear", ""),
         ("", ""),
         (f"objective: {{kind: {_objective(seen.format)}}}", _loss_on(seen.format)),
         ("", ""),
         ("train:", ""),
         (f"  steps: {steps}", passes),
-        (f"  tokens_per_step: {TOKENS_PER_STEP}", "real tokens, no padding"),
+        (f"  tokens_per_step: {TOKENS_PER_STEP}", "without padding"),
         (f"  learning_rate: {rate}", f"peak; {why}"),
         ("  schedule: cosine", "falls to a tenth of the peak"),
         ("  seed: 0", ""),
-        ("  precision: auto", "bf16 where this machine is faster in it"),
+        ("  precision: auto", "bf16 if this machine is faster with it"),
     ]
     return "".join(f"{field:<30}# {reason}\n" if reason else f"{field}\n" for field, reason in lines), seen
 
@@ -147,24 +147,24 @@ def _objective(format: str) -> str:
 
 
 def _loss_on(format: str) -> str:
-    return "the next token of the text" if format == "text" else "the answers; prompts are read, not learnt"
+    return "loss on every token of the text" if format == "text" else "loss on the answers only, not on the prompts"
 
 
 def _held_out(rows: int) -> tuple[float, int]:
-    """A round share that keeps about three hundred rows, at least 1 % and at most 20 %."""
-    share = min(0.2, max(0.01, WANTED_HELD_OUT / max(1, rows)))
+    """A rounded share that holds out about three hundred rows, at least 1 % and at most 20 %."""
+    share = min(0.2, max(0.01, TARGET_HELD_OUT / max(1, rows)))
     share = float(f"{share:.1g}")
     return share, round(share * rows)
 
 
 def _max_length(lengths: NDArray[np.int64]) -> int:
-    """The first of the usual lengths that holds 99 % of the rows; of raw text, whose rest is split, at most 1,024."""
-    wanted = float(np.quantile(lengths, 0.99))
-    return next((each for each in LENGTHS if each >= wanted), LENGTHS[-1])
+    """The smallest of the usual lengths that covers 99 % of the rows."""
+    needed = float(np.quantile(lengths, 0.99))
+    return next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
 
 
 def _steps(tokens: int) -> tuple[int, str]:
-    """Three passes, within bounds, and that in words."""
+    """The steps of three passes over the data, within bounds, and a comment about them."""
     steps = min(STEPS[1], max(STEPS[0], math.ceil(3 * tokens / TOKENS_PER_STEP)))
     passes = steps * TOKENS_PER_STEP / max(1, tokens)
     return steps, f"optimizer steps; about {passes:.2g} passes over the rows"
@@ -188,6 +188,6 @@ def _paths(paths: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As YAML reads it back: plain where it is plainly a path or a name."""
+    """The text as YAML: plain if it is clearly a path or a name, else quoted."""
     plain = all(character.isalnum() or character in "/._-~" for character in text) and text[:1].isalnum()
     return text if plain and not text.isdigit() else "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Recipes as YAML: numbers as people write them, no key twice, errors with their line."""
+"""Recipes as YAML: numbers as people write them, no duplicate keys, errors with their line."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from tunesmith.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (`1e-4` is one, `1_000` is not octal-like magic) and no duplicate keys."""
+    """Reads numbers as YAML 1.2 does (`1e-4` is a number), and refuses duplicate keys."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -28,9 +28,9 @@ _Loader.add_implicit_resolver(
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise yaml.MarkedYAMLError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
+    duplicate = next((key for key in keys if keys.count(key) > 1), None)
+    if duplicate is not None:
+        raise yaml.MarkedYAMLError(problem=f"{duplicate} is given twice", problem_mark=node.start_mark)
     return dict(loader.construct_mapping(node, deep=True))
 
 
@@ -38,7 +38,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.1 readers see numbers too (1.0e-04, not 1e-04)."""
+    """Writes floats so that YAML 1.1 readers read them as numbers too (1.0e-04, not 1e-04)."""
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -48,15 +48,15 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # so that a text that reads as a number is quoted
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # so that text that looks like a number is quoted
 _Dumper.add_representer(float, _represent_float)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the file.
+    """Read the mapping in the file.
 
     Raises:
-        UserError: there is no such file, or it is no mapping in YAML.
+        UserError: the file does not exist, or is not a YAML mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,8 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path.name}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{path.name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
         raise UserError(
             f"{path.name}: a recipe is a mapping with at least data.train; this is {type(values).__name__}."
@@ -83,28 +83,30 @@ def set_field(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override}: write KEY=VALUE, for example train.learning_rate=1e-4.")
     *parents, last = key.strip().split(".")
-    place = values
+    section = values
     for parent in parents:
-        inner = place.get(parent)
+        inner = section.get(parent)
         if inner is None:
             inner = {}
         elif isinstance(inner, str) and parent in ("base", "method", "objective"):
             inner = {"path" if parent == "base" else "kind": inner}
         elif not isinstance(inner, dict):
             raise UserError(f"--set {override}: {parent} has no fields.")
-        place[parent] = dict(inner)
-        place = place[parent]
+        section[parent] = dict(inner)
+        section = section[parent]
     try:
-        place[last] = yaml.load(text, Loader=_Loader)
+        section[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML.") from None
-    if parents == ["train"] and last in ("steps", "epochs") and place[last] is not None:
-        place.pop({"steps": "epochs", "epochs": "steps"}[last], None)
+    if parents == ["train"] and last in ("steps", "epochs") and section[last] is not None:
+        section.pop({"steps": "epochs", "epochs": "steps"}[last], None)
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """The values as YAML that `read_yaml` reads back as they are."""
+    """The values as YAML that `read_yaml` reads back unchanged."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
-    if any(mark in text for mark in "\x85\u2028\u2029"):  # line ends to YAML, written bare by PyYAML: escape them
+    if any(
+        mark in text for mark in "\x85\u2028\u2029"
+    ):  # PyYAML writes them unescaped, and YAML reads them as line ends
         text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False, default_flow_style=False)
     return text

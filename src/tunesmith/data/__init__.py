@@ -1,1 +1,1 @@
-"""The way of one example: read → form → split → render → tokenize → pack."""
+"""The data pipeline: read → detect the row format → split → render → tokenize → pack."""

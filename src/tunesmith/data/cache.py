@@ -1,4 +1,4 @@
-"""Tokenized rows kept for the next run, under a key of everything that made them; so a stale hit cannot be.
+"""A cache of tokenized rows. The key covers everything that decides the tokens, so a stale hit is impossible.
 
 The key covers the bytes of the data files and their names, the tokenizer with its template, the recipe's data section
 and objective, the source code of this package's data path and objectives, and the versions of the libraries that
@@ -21,14 +21,14 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.tokens import TokenTable
 
 _ARRAYS = ("ids", "loss_mask", "offsets", "file", "row")
-_TOLD = ("targets", "target_offsets")
-"""Of tables that have them."""
+_TARGET_ARRAYS = ("targets", "target_offsets")
+"""Only tables with targets have them."""
 
 
 def cache_directory() -> Path:
     """`$TUNESMITH_CACHE`, else `tunesmith` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    if named := os.environ.get("TUNESMITH_CACHE"):
-        return Path(named)
+    if path := os.environ.get("TUNESMITH_CACHE"):
+        return Path(path)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
 
 
@@ -51,8 +51,10 @@ def cache_key(fingerprints: dict[str, str], tokenizer: PreTrainedTokenizerBase, 
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of its vocabulary, special tokens and chat template; of a tokenizer that has not been used yet, since
-    that can change how it cuts and pads."""
+    """SHA-256 of its vocabulary, special tokens and chat template.
+
+    Take it before the first use of the tokenizer: use can change its truncation and padding.
+    """
     return hashlib.sha256(json.dumps(_parts_of(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -76,14 +78,14 @@ def _code_fingerprint() -> str:
 
 
 def save(directory: Path, tables: Iterable[tuple[str, TokenTable]], report: dict[str, Any]) -> None:
-    """Write named tables and the report so that `directory` appears whole or not at all."""
+    """Write the named tables and the report atomically: `directory` appears complete or not at all."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".partial-"))
     try:
         files = {}
         for name, table in tables:
             files[name] = table.files
-            for array in (*_ARRAYS, *(_TOLD if table.targets is not None else ())):
+            for array in (*_ARRAYS, *(_TARGET_ARRAYS if table.targets is not None else ())):
                 np.save(partial / f"{name}.{array}.npy", getattr(table, array), allow_pickle=False)
         (partial / "report.json").write_text(json.dumps({"files": files, "report": report}), encoding="utf-8")
         if not directory.exists():
@@ -93,14 +95,14 @@ def save(directory: Path, tables: Iterable[tuple[str, TokenTable]], report: dict
 
 
 def load(directory: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str, Any]] | None:
-    """The tables (memory-mapped) and the report, or None if they are not there whole."""
+    """The tables (memory-mapped) and the report, or None if the entry is missing or incomplete."""
     try:
         stored = json.loads((directory / "report.json").read_text(encoding="utf-8"))
         tables = []
         for name in names:
             arrays = {
                 array: np.load(directory / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False)
-                for array in (*_ARRAYS, *_TOLD)
+                for array in (*_ARRAYS, *_TARGET_ARRAYS)
                 if array in _ARRAYS or (directory / f"{name}.{array}.npy").exists()
             }
             tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))

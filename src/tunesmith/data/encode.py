@@ -1,4 +1,4 @@
-"""Texts to token ids by the tokenizer's own library; word by word where a word's tokens do not depend on others."""
+"""Texts to token ids with the tokenizer's own library; word by word where a word's tokens do not depend on others."""
 
 import json
 import re
@@ -14,10 +14,11 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE
 
 WORDS = 2**17
-"""Words that are remembered: some 40 MB; then all are forgotten."""
+"""Words in the cache, about 40 MB; when it is full, it is cleared."""
 
 WORD = re.compile(r"(?s:.)[^ ]*(?: (?<![\w!-~] )[^ ]*)*")
-"""Up to a space that follows what every regular expression takes for no white space; with the space before it."""
+"""A word, with the space before it. It ends before a space that follows a character that no regular expression takes
+for white space."""
 
 ALTERNATIVES = frozenset(
     [
@@ -38,15 +39,15 @@ ALTERNATIVES = frozenset(
         *(r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+"),
     ]
 )
-"""The alternatives of which well-known tokenizers' regular expressions are made (GPT-2, cl100k, o200k, Llama 3, Qwen).
+"""The alternatives in the regular expressions of well-known tokenizers (GPT-2, cl100k, o200k, Llama 3, Qwen).
 
-None matches a space behind something that is no white space, or looks back, or looks ahead of anything but white space
-and a word's end. So a match of any of them ends where a `WORD` does, and what stands behind it is matched as if nothing
-stood before: words can be tokenized apart.
+None matches a space after a character that is not white space, or looks behind, or looks ahead at anything but white
+space and the end of a word. So a match of any of them ends where a `WORD` does, and the text after it matches as if
+nothing came before it: words can be tokenized independently.
 """
 
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `ByteLevel` splits by, by itself."""
+"""The pattern that `ByteLevel` uses by default."""
 
 
 class Encoded(Protocol):
@@ -56,71 +57,72 @@ class Encoded(Protocol):
     def ids(self) -> Sequence[int] | NDArray[np.int32]: ...
 
     def at(self, char: int) -> tuple[int, bool]:
-        """The first token that begins at the character or behind it; and whether the one before ends just there."""
+        """The index of the first token that begins at or after the character; and whether the token before it ends
+        exactly there."""
 
 
 class TextEncoder:
-    """Tokenizes texts as they stand: nothing is added, nothing cut off.
+    """Tokenizes texts as they are: no special tokens are added, nothing is truncated.
 
     Args:
-        backend: of the tokenizers library.
-        split_special: whether special tokens' texts are read as characters, as in raw text, not as the tokens.
+        backend: from the tokenizers library.
+        split_special: read the text of a special token as plain characters, as in raw text.
     """
 
     def __init__(self, backend: Tokenizer, split_special: bool = False) -> None:
         self._backend = backend
         self._split_special = split_special
         added = [each for each in backend.get_added_tokens_decoder().values() if not (split_special and each.special)]
-        self._words_apart = _goes_by_words(backend) and not any(
+        self._splits_words = _can_split_words(backend) and not any(
             each.lstrip or each.rstrip or each.single_word or each.normalized for each in added
         )
         contents = sorted((each.content for each in added), key=len, reverse=True)
         self._added = re.compile(f"({'|'.join(map(re.escape, contents))})") if contents else None
-        self._known = _Known({}, {})
+        self._cache = _WordCache({}, {})
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Each text's tokens, exactly as the library has them for the whole text."""
-        if not self._words_apart:
-            return [_Whole(each) for each in self._by_library(texts)]
+        """Each text's tokens, exactly as the library gives them for the full text."""
+        if not self._splits_words:
+            return [_OneCall(each) for each in self._by_library(texts)]
         words = [self._words_of(text) if _is_normal(text) else None for text in texts]
-        known = self._learn(words)
+        cache = self._look_up(words)
         rest = iter(self._by_library([text for text, each in zip(texts, words, strict=True) if each is None]))
-        return [_Whole(next(rest)) if each is None else _Joined(each, known) for each in words]
+        return [_OneCall(next(rest)) if each is None else _Joined(each, cache) for each in words]
 
     def _words_of(self, text: str) -> list[str]:
         if self._added is None:
             return WORD.findall(text)
         words: list[str] = []
-        for place, part in enumerate(self._added.split(text)):
-            if place % 2:
+        for index, part in enumerate(self._added.split(text)):
+            if index % 2:
                 words.append(part)
             else:
                 words.extend(WORD.findall(part))
         return words
 
-    def _learn(self, texts: Sequence[list[str] | None]) -> "_Known":
-        """All of these words, and those remembered."""
+    def _look_up(self, texts: Sequence[list[str] | None]) -> "_WordCache":
+        """The word cache, with all of these words in it."""
         words = set(chain.from_iterable(text for text in texts if text is not None))
-        if len(self._known.ids) > WORDS:
-            self._known = _Known({}, {})
-        ids, offsets = self._known
+        if len(self._cache.ids) > WORDS:
+            self._cache = _WordCache({}, {})
+        ids, offsets = self._cache
         new = [word for word in words if word not in ids]
         for word, encoding in zip(new, self._by_library(new), strict=True):
             ids[word] = np.asarray(encoding.ids, np.int32).tobytes()
             offsets[word] = encoding.offsets
-        return self._known
+        return self._cache
 
     def _by_library(self, texts: Sequence[str]) -> list[Encoding]:
-        """On all cores, other threads running."""
+        """On all cores, while other threads keep running."""
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = self._split_special
-        found: list[Encoding] = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return found
+        encodings: list[Encoding] = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
 
 
-class _Whole:
-    """A whole text's tokens, by the library."""
+class _OneCall:
+    """A text's tokens, from one call of the library."""
 
     def __init__(self, encoding: Encoding) -> None:
         self._encoding = encoding
@@ -128,18 +130,18 @@ class _Whole:
 
     def at(self, char: int) -> tuple[int, bool]:
         token = self._encoding.char_to_token(char)
-        if token is not None and self._place(token)[0] == char and (char == 0 or self._place(token - 1)[1] == char):
+        if token is not None and self._span(token)[0] == char and (char == 0 or self._span(token - 1)[1] == char):
             return token, True
-        offsets = self._encoding.offsets  # some tokenizers leave characters out: look at every token's place
+        offsets = self._encoding.offsets  # some tokenizers skip characters: look at every token's position
         index = sum(begin < char for begin, _ in offsets)
         return index, char == 0 or max((end for _, end in offsets[:index]), default=0) == char
 
-    def _place(self, token: int) -> tuple[int, int]:
+    def _span(self, token: int) -> tuple[int, int]:
         return (self._encoding.token_to_chars(token) if token >= 0 else None) or (-1, -1)
 
 
-class _Known(NamedTuple):
-    """Words' tokens: ids as int32, and the characters that each token begins and ends at."""
+class _WordCache(NamedTuple):
+    """Words' tokens: ids as int32 bytes, and the (start, end) of each token in characters."""
 
     ids: dict[str, bytes]
     offsets: dict[str, list[tuple[int, int]]]
@@ -148,24 +150,24 @@ class _Known(NamedTuple):
 class _Joined:
     """A text's tokens, word by word."""
 
-    def __init__(self, words: list[str], known: _Known) -> None:
-        self._words, self._offsets = words, known.offsets
-        self._parts = [known.ids[word] for word in words]
+    def __init__(self, words: list[str], cache: _WordCache) -> None:
+        self._words, self._offsets = words, cache.offsets
+        self._parts = [cache.ids[word] for word in words]
         self.ids = np.frombuffer(b"".join(self._parts), np.int32)
 
     def at(self, char: int) -> tuple[int, bool]:
         ends = list(accumulate(map(len, self._words)))
-        place = bisect_right(ends, char)
-        start = ends[place - 1] if place else 0
-        inside = self._offsets[self._words[place]] if char > start else []
+        word = bisect_right(ends, char)
+        start = ends[word - 1] if word else 0
+        inside = self._offsets[self._words[word]] if char > start else []
         within = sum(begin < char - start for begin, _ in inside)
-        index = len(b"".join(self._parts[:place])) // 4 + within
+        index = len(b"".join(self._parts[:word])) // 4 + within
         if char == 0 or within:
             return index, char == 0 or inside[within - 1][1] == char - start
-        return index, char == start and self._is_full(self._words[place - 1])
+        return index, char == start and self._is_full(self._words[word - 1])
 
     def _is_full(self, word: str) -> bool:
-        """Whether the word's last token reaches to its end."""
+        """Whether the word's last token ends where the word ends."""
         offsets = self._offsets[word]
         return bool(offsets) and offsets[-1][1] == len(word)
 
@@ -174,15 +176,15 @@ def _is_normal(text: str) -> bool:
     return text.isascii() or unicodedata.is_normalized("NFC", text)
 
 
-def _goes_by_words(backend: Tokenizer) -> bool:
-    """Whether words can be tokenized apart: byte-level BPE behind a known pre-tokenizer."""
+def _can_split_words(backend: Tokenizer) -> bool:
+    """Whether words can be tokenized independently: byte-level BPE after a known pre-tokenizer."""
     model = backend.model
     if not isinstance(model, BPE) or model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
     if backend.normalizer is not None and _state(backend.normalizer) != {"type": "NFC"}:
         return False
     if backend.post_processor is not None and '"trim_offsets":true' in _json(backend.post_processor):
-        return False  # a token's place would depend on what stands before it
+        return False  # a token's offsets would depend on the text before it
     *before, last = _sequence(_state(backend.pre_tokenizer)) if backend.pre_tokenizer is not None else [{}]
     if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
         return False
@@ -196,7 +198,7 @@ def _goes_by_words(backend: Tokenizer) -> bool:
 
 
 def _json(part: Any) -> str:
-    """A part of a tokenizer as `tokenizer.json` has it."""
+    """A component of a tokenizer, as in `tokenizer.json`."""
     return part.__getstate__().decode("utf-8")  # type: ignore[no-any-return]
 
 
@@ -210,11 +212,11 @@ def _sequence(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _alternatives(pattern: str) -> Iterator[str]:
-    """The pattern's parts between `|` outside of brackets."""
+    """The parts of the pattern between `|` outside brackets."""
     depth, start = 0, 0
-    for place, symbol in enumerate(pattern):
+    for index, symbol in enumerate(pattern):
         depth += (symbol in "([") - (symbol in ")]")
         if symbol == "|" and depth == 0:
-            yield pattern[start:place]
-            start = place + 1
+            yield pattern[start:index]
+            start = index + 1
     yield pattern[start:]

@@ -1,15 +1,15 @@
-"""What a row of the user's data becomes, and where it came from."""
+"""A row of the user's data as an example, and its source."""
 
 from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
-"""One turn of a chat: `role`, `content`, and whatever else the template knows (`tool_calls`, `reasoning_content`)."""
+"""One turn of a chat: `role`, `content`, and the other keys that the template takes, such as `tool_calls`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a row stands, as a person would look it up: the file's path as given and the 1-based row."""
+    """Where a row is, as a person would look it up: the file's path as given, and the 1-based row number."""
 
     file: str
     row: int
@@ -20,15 +20,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One thing to learn from: a chat (`messages`), or text (`text`), raw or with what is to be told of it.
+    """One example: a chat (`messages`), or a text (`text`), raw or labeled.
 
     Attributes:
-        source: the row that it was read from.
+        source: the row it comes from.
         messages: the chat, in order; None for raw text.
         text: the raw text; None for a chat.
-        label: the text's class by name, its classes, or its value; None where it has none.
-        spans: (start, end, tag) of each word of the text, in characters; None where words have no tags.
-        others: texts that belong to the text: one that means the same or answers it, then some that do not.
+        label: the text's class name, its class names, or its value; None if it has none.
+        spans: (start, end, tag) of each word of the text, in characters; None if words have no tags.
+        others: for a pair: the positive text, which means the same or answers it, then the negatives.
         tools: JSON schemas of the tools that the chat may call, as chat templates take them.
     """
 
@@ -43,7 +43,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A row that could not be understood, and why; it is counted and reported, never dropped in silence."""
+    """A row that could not be parsed, and why. It is counted and reported, never dropped silently."""
 
     source: Source
     reason: str

@@ -1,4 +1,4 @@
-"""From what the user names (a file, a directory, a glob, a hub data set) to the files to read, in a fixed order."""
+"""From the paths in the recipe (a file, a directory, a glob, a hub data set) to the files to read, in a fixed order."""
 
 import difflib
 import glob
@@ -12,12 +12,12 @@ from tunesmith.data.hub import HubDataSet
 from tunesmith.errors import UserError
 
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-"""Endings of files that hold rows; each also with `.gz`."""
+"""Extensions of files that hold rows; each also with `.gz`."""
 
 TEXTS = (".txt", ".md")
-"""Endings of files that are documents themselves; each also with `.gz`."""
+"""Extensions of files that are documents; each also with `.gz`."""
 
-_ELSEWHERE = {
+_ADVICE = {
     ".xlsx": "Save the sheet as CSV (UTF-8).",
     ".xls": "Save the sheet as CSV (UTF-8).",
     ".zip": "Unpack it first.",
@@ -36,46 +36,46 @@ class DataFile:
     """One file to read.
 
     Attributes:
-        path: where it lies, absolute.
-        name: the path as it was given, or as found in the directory or by the glob that was given.
+        path: absolute.
+        name: the path as given, or as found in the given directory or by the given glob.
         shown: `name`, shortened to what the user would type in the base directory.
-        asked_for: named itself, rather than found in a directory or by a glob.
+        is_named: the user named the file itself, not a directory or glob that it is in.
     """
 
     path: Path
     name: str
     shown: str
-    asked_for: bool
+    is_named: bool
 
     @property
-    def ending(self) -> str:
-        """The kind of file, such as `.csv`, whether packed or not."""
-        return _ending(self.path)
+    def extension(self) -> str:
+        """Such as `.csv`, without `.gz`."""
+        return _extension(self.path)
 
     @property
-    def packed(self) -> bool:
+    def is_gzip(self) -> bool:
         return self.path.suffix.lower() == ".gz"
 
 
 def find(paths: Sequence[str], base_dir: Path) -> list[DataFile | HubDataSet]:
-    """What the paths name, in the order given; what a directory or glob holds is sorted by path.
+    """The files of the paths, in the order given; the files of a directory or glob are sorted by path.
 
-    A directory is searched through all levels for known endings; names that begin with a dot are passed over.
+    A directory is searched recursively for known extensions; names that begin with a dot are skipped.
 
     Raises:
-        UserError: nothing there, nothing readable in it, or a file named twice.
+        UserError: a path does not exist, holds no readable file, or names a file twice.
     """
     base_dir = base_dir.absolute()
-    found = [each for given in paths for each in _find_one(str(given), base_dir)]
+    found = [file for path in paths for file in _find_one(str(path), base_dir)]
     seen: dict[str, str] = {}
-    for each in found:
+    for file in found:
         shown, identity = (
-            (each.shown, str(each.path.resolve())) if isinstance(each, DataFile) else (str(each), str(each))
+            (file.shown, str(file.path.resolve())) if isinstance(file, DataFile) else (str(file), str(file))
         )
         if identity in seen:
             raise UserError(
-                f"{shown} is named twice among the data (also as {seen[identity]}), so its rows would be learnt twice, "
-                "or be both learnt and held out. Name it once."
+                f"{shown} is named twice among the data (also as {seen[identity]}), so its rows would be trained on "
+                "twice, or be both trained on and held out. Name it once."
             )
         seen[identity] = shown
     return found
@@ -92,7 +92,7 @@ def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
     elif path.is_dir():
         yield from _in_directory(path, given, base_dir)
     elif path.exists():
-        yield _file(path, given, base_dir, asked_for=True)
+        yield _file(path, given, base_dir, is_named=True)
     elif glob.has_magic(given):
         yield from _by_glob(path, given, base_dir)
     elif _may_be_on_the_hub(given, path):
@@ -102,26 +102,26 @@ def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
 
 
 def _in_directory(directory: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
-    known = [path for path in _walk(directory) if _ending(path) in (*TABLES, *TEXTS)]
+    known = [path for path in _walk(directory) if _extension(path) in (*TABLES, *TEXTS)]
     if not known:
         raise UserError(
-            f"{given} holds no file with a known ending ({', '.join((*TABLES, *TEXTS))}; each also with .gz)."
+            f"{given} holds no file with a known extension ({', '.join((*TABLES, *TEXTS))}; each also with .gz)."
         )
-    tables = [path for path in known if _ending(path) in TABLES]
-    texts = [path for path in known if _ending(path) in TEXTS]
+    tables = [path for path in known if _extension(path) in TABLES]
+    texts = [path for path in known if _extension(path) in TEXTS]
     if tables and texts:
         raise UserError(
             f"{given} holds both rows ({tables[0].name}{_more(tables)}) and documents ({texts[0].name}{_more(texts)}). "
-            f"Name the ones you mean, for example {given.rstrip('/')}/**/*{_ending(tables[0])}."
+            f"Name the ones you mean, for example {given.rstrip('/')}/**/*{_extension(tables[0])}."
         )
     for path in known:
-        yield _file(path, given, base_dir, asked_for=False)
+        yield _file(path, given, base_dir, is_named=False)
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    """Files at all levels, sorted by path, hidden ones left out; links to directories are followed once."""
-    for root, folders, files in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """Files at all levels, sorted by path, without hidden ones; links to directories inside are not followed."""
+    for root, directories, files in os.walk(directory):
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 
@@ -131,25 +131,23 @@ def _by_glob(pattern: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
     if not files:
         fixed = Path(*[part for part in pattern.parts if not glob.has_magic(part)])
         hint = f" {_shown(fixed, base_dir)} is there." if fixed.is_dir() else _nearest(fixed, base_dir)
-        raise UserError(f"{given}: no file fits this pattern.{hint}")
+        raise UserError(f"{given}: no file matches this pattern.{hint}")
     for match in files:
-        yield _file(match, given, base_dir, asked_for=False)
+        yield _file(match, given, base_dir, is_named=False)
 
 
-def _file(path: Path, given: str, base_dir: Path, asked_for: bool) -> DataFile:
+def _file(path: Path, given: str, base_dir: Path, is_named: bool) -> DataFile:
     shown = _shown(path, base_dir)
-    ending = _ending(path)
-    if ending not in (*TABLES, *TEXTS):
-        advice = _ELSEWHERE.get(path.suffix.lower(), "Rename it to what it holds.")
-        raise UserError(
-            f"{shown}: {repr(ending) if ending else 'no ending'} does not say what the file holds. Known: "
-            f"{', '.join((*TABLES, *TEXTS))}, each also with .gz. {advice}"
-        )
+    extension = _extension(path)
+    if extension not in (*TABLES, *TEXTS):
+        advice = _ADVICE.get(path.suffix.lower(), "Rename it to what it holds.")
+        problem = f"{extension!r} is not a known extension" if extension else "it has no extension"
+        raise UserError(f"{shown}: {problem}. Known: {', '.join((*TABLES, *TEXTS))}, each also with .gz. {advice}")
     name = str(path) if Path(given).expanduser().is_absolute() else os.path.relpath(path, base_dir)
-    return DataFile(path, name, shown, asked_for)
+    return DataFile(path, name, shown, is_named)
 
 
-def _ending(path: Path) -> str:
+def _extension(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
@@ -158,19 +156,22 @@ def _shown(path: Path, base_dir: Path) -> str:
 
 
 def _may_be_on_the_hub(given: str, path: Path) -> bool:
-    """`owner/name` that is not plainly a misspelled path."""
+    """`owner/name` that is not obviously a misspelled path."""
     owner_and_name = re.fullmatch(r"[\w.-]+/[\w.-]+(:[^@/]+)?(@[^/]+)?", given)
     return (
-        bool(owner_and_name) and given[0] != "." and _ending(path) not in (*TABLES, *TEXTS) and not path.parent.exists()
+        bool(owner_and_name)
+        and given[0] != "."
+        and _extension(path) not in (*TABLES, *TEXTS)
+        and not path.parent.exists()
     )
 
 
 def _nearest(path: Path, base_dir: Path) -> str:
-    """The first part of the path that is missing, and the name beside it that is most like it."""
+    """The first missing part of the path, and the most similar name in its directory."""
     while not path.parent.exists():
         path = path.parent
-    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
     if near:
         return f" Did you mean {_shown(path.parent / near[0], base_dir)}?"
     return f" Looked for {path.name} in {path.parent}; a hub data set is hf://owner/name."

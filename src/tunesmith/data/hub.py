@@ -11,7 +11,7 @@ from tunesmith.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class HubDataSet:
-    """`hf://owner/name[:config][@split]`; the split is `train` where none is named."""
+    """`hf://owner/name[:config][@split]`; the default split is `train`."""
 
     repository: str
     config: str | None
@@ -32,10 +32,10 @@ class HubDataSet:
 
 
 def commit(data_set: HubDataSet) -> str:
-    """The commit at the head of the data set's repository: it stands for the content.
+    """The commit at the head of the data set's repository: it identifies the content.
 
     Raises:
-        UserError: the hub is not reached, or has no such data set.
+        UserError: the hub cannot be reached, or has no such data set.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -44,7 +44,7 @@ def commit(data_set: HubDataSet) -> str:
         return str(HfApi().dataset_info(data_set.repository).sha)
     except RepositoryNotFoundError:
         raise UserError(
-            f"{data_set}: neither a path here nor a data set on the hub that you may read. If it is a path, look at "
+            f"{data_set}: neither a local path nor a data set on the hub that you may read. If it is a path, check "
             "its spelling; if it is private, run `hf auth login`."
         ) from None
     except Exception as error:
@@ -52,10 +52,10 @@ def commit(data_set: HubDataSet) -> str:
 
 
 def stream(data_set: HubDataSet) -> Iterator[dict[str, Any]]:
-    """The rows in order, fetched as they are asked for, at the commit that `commit` names.
+    """The rows in order, fetched lazily, at the commit that `commit` returns.
 
     Raises:
-        UserError: `datasets` is not installed, or the hub, the config or the split is not there.
+        UserError: `datasets` is not installed, or the hub cannot be reached, or the config or the split does not exist.
     """
     if importlib.util.find_spec("datasets") is None:
         raise UserError(f'{data_set} is read through `datasets`, which is not installed: pip install "tunesmith[hub]"')
@@ -72,9 +72,9 @@ def stream(data_set: HubDataSet) -> Iterator[dict[str, Any]]:
 
 
 def _unreachable(data_set: HubDataSet, error: Exception) -> UserError:
-    """The libraries beneath raise errors of a dozen families; their own words say most."""
+    """One error for the many types that the libraries raise, with the first line of their message."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"{data_set} cannot be read from the hub: {first} Look at the name, config (:name) and split (@name), and at "
+        f"{data_set} cannot be read from the hub: {first} Check the name, config (:name) and split (@name), and "
         "the network; or download the files and name them."
     )

@@ -1,4 +1,4 @@
-"""Where the rows are in a JSON file: the shapes that exporters write."""
+"""Where the rows are in a JSON file: the layouts that exporters write."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ _TURN = ({"role", "content"}, {"from", "value"})
 def rows_of(value: Any, name: str) -> list[Any]:
     """The rows of a parsed file.
 
-    A list is the rows. An object may hold them as its one list of objects (`{"data": [...], "version": 1}`), may hold
-    them by their ids (`{"a1": {...}, "a2": {...}}`), or may be the one row itself.
+    A list is the rows. An object may hold them in its only list of objects (`{"data": [...], "version": 1}`), may map
+    ids to them (`{"a1": {...}, "a2": {...}}`), or may be a single row.
 
     Raises:
         UserError: the file holds columns rather than rows, or no rows at all.
@@ -39,7 +39,7 @@ def _is_turn(row: dict[str, Any]) -> bool:
 
 
 def _holds_columns(inner: list[Any]) -> bool:
-    """`{"question": [...], "answer": [...]}`, or by pandas `{"question": {"0": ..., "1": ...}, ...}`."""
+    """`{"question": [...], "answer": [...]}`, or from pandas `{"question": {"0": ..., "1": ...}, ...}`."""
     scalars = [each for each in inner if isinstance(each, list) and each and not isinstance(each[0], dict)]
     if scalars and len(scalars) == len(inner) and len({len(each) for each in scalars}) == 1:
         return True

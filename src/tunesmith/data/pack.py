@@ -1,8 +1,8 @@
-"""Packing: many tokenized examples in one batch, without padding and without mixing.
+"""Packing: many tokenized examples in one batch, without padding and without attention between them.
 
-A batch is documents laid end to end in one row. Attention stays inside each document, positions start at zero in each,
-and a document's last learnt token is predicted from its own past alone, so that each gives the loss and gradients that
-it would give by itself.
+A batch is one row of concatenated documents. Attention stays inside each document, positions start at zero in each,
+and every loss token is predicted from its own document alone. So each document gives the same loss and gradients as it
+would alone.
 """
 
 import bisect
@@ -18,28 +18,28 @@ from torch import Tensor
 from tunesmith.data.tokens import TokenTable
 
 WIDTH_STEP = 128
-"""Widths are a multiple of it: a matrix product of a shape that has not been seen before costs a CPU milliseconds of
-code generation and a megabyte that is kept, for each of a model's layer shapes. It adds 64 tokens on average."""
+"""Widths are a multiple of it. On a CPU, the first matrix product of a new shape costs milliseconds of code generation
+and a megabyte that stays allocated, for each layer shape of the model. Rounding up adds 64 tokens on average."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Documents laid end to end. What follows a document's last learnt token is left out: nothing depends on it.
+    """Concatenated documents. The tokens after a document's last loss token are left out: nothing depends on them.
 
-    A last document of which nothing is learnt may fill the width up to a round one.
+    A last document without loss tokens may fill the width up to a multiple of `WIDTH_STEP`.
 
     Attributes:
         input_ids: (1, width) int64.
         position_ids: (1, width) int64, from zero in each document.
-        lengths: of the documents, the filling one included, in order; they add up to width.
-        loss_positions: (marked,) int64: where something is learnt: the next token; a word's tag; on a text's last
-            token, what is told of the text.
-        labels: (marked,) int64: those next tokens; or (marked, values) float32: what is told there.
-        rows: which rows of the table they are.
-        tokens: real tokens in the rows, those left out included.
+        lengths: tokens of each document, in order, the padding document included; they add up to width.
+        loss_positions: (loss positions,) int64: positions whose output has a loss: it predicts the next token, a
+            word's tag, or, on a text's last token, the text's label.
+        labels: (loss positions,) int64 next tokens; or (loss positions, values) float32 targets.
+        rows: indices of the rows in the table.
+        tokens: real tokens in the rows, including those left out.
         loss_tokens_per_row: units of loss of each row, in order.
-        documents_per_row: of each row, in order: its texts, where they are read apart.
-        features: (rows, hidden) where a frozen body's states are known already; then nothing else is laid out.
+        documents_per_row: documents of each row, in order; more than one if its texts are encoded separately.
+        features: (rows, hidden) precomputed hidden states of a frozen body; the tensors of tokens are then empty.
     """
 
     input_ids: Tensor
@@ -59,12 +59,12 @@ class Batch:
 
     @property
     def documents(self) -> int:
-        """Without the one that fills up."""
+        """Without the padding document."""
         return sum(self.documents_per_row)
 
 
 def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-    """Lay the given rows of the table end to end, and fill up to a multiple of `WIDTH_STEP`."""
+    """Concatenate the given rows of the table, and pad to a multiple of `WIDTH_STEP`."""
     if table.features is not None:
         return _features_alone(table, rows, device)
     ids, loss_positions, lengths, loss_tokens_per_row, documents_per_row = [], [], [], [], []
@@ -80,11 +80,11 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
             units = len(marks)
         else:
             marks = np.flatnonzero(loss_mask)
-            told = table.targets_of(row)
-            apart = len(told) == 0  # nothing is told of texts that are compared
-            ends = marks + 1 if apart else np.array([len(all_ids)])
-            labels.append(told.reshape(len(marks), -1))
-            units = 1 if apart else len(marks)
+            targets = table.targets_of(row)
+            is_contrastive = len(targets) == 0  # texts that are compared have no targets
+            ends = marks + 1 if is_contrastive else np.array([len(all_ids)])
+            labels.append(targets.reshape(len(marks), -1))
+            units = 1 if is_contrastive else len(marks)
         own = np.diff(ends, prepend=0).tolist()
         ids.append(all_ids[: ends[-1]])
         positions.extend(np.arange(length) for length in own)
@@ -116,13 +116,13 @@ def collate(table: TokenTable, rows: Sequence[int], device: torch.device | str =
 
 
 def _features_alone(table: TokenTable, rows: Sequence[int], device: torch.device | str) -> Batch:
-    """A batch of rows whose hidden states are known."""
-    nothing = torch.zeros(1, 0, dtype=torch.int64, device=device)
+    """A batch of rows whose hidden states are precomputed."""
+    empty = torch.zeros(1, 0, dtype=torch.int64, device=device)
     return Batch(
-        nothing,
-        nothing,
+        empty,
+        empty,
         [],
-        nothing[0],
+        empty[0],
         torch.from_numpy(np.stack([table.targets_of(row) for row in rows])).to(device),
         tuple(rows),
         sum(int(table.lengths[row]) for row in rows),
@@ -141,7 +141,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
     Returns:
         Bins of item indices. At most 11/9 of the optimum plus one; with documents much shorter than the bin, within
-        a per cent or two of full.
+        one or two percent of full.
     """
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (space left, bin), ascending
@@ -160,7 +160,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def best_fit_balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """As few bins as `best_fit` needs, but evenly filled, so that an epoch does not end in a step of a few tokens."""
+    """As few bins as `best_fit` needs, but evenly filled, so that an epoch does not end with a step of a few tokens."""
     bins = best_fit(lengths, capacity)
     room = sum(lengths) / len(bins)
     while (room := room * 1.01) < capacity:
@@ -184,25 +184,26 @@ def next_fit(lengths: Sequence[int], capacity: int, padded: bool = False) -> lis
 
 
 def bucket_by_length(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Items of like length together, longest first, each bin within the capacity when they are padded."""
+    """Bins of items of similar length, longest first; each bin is within the capacity when its items are padded."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [[order[place] for place in bin] for bin in next_fit([lengths[item] for item in order], capacity, True)]
+    return [[order[index] for index in bin] for bin in next_fit([lengths[item] for item in order], capacity, True)]
 
 
 def pack_any_order(lengths: Sequence[int], capacity: int, padded: bool) -> list[list[int]]:
-    """Bins for one pass in any order, of rows that are packed or padded."""
+    """Bins for one pass whose order does not matter, with packed or padded rows."""
     return bucket_by_length(lengths, capacity) if padded else best_fit(lengths, capacity)
 
 
 def width(lengths: Sequence[int], padded: bool) -> int:
-    """Tokens that a batch of rows of these lengths takes: end to end, or each filled up to the longest."""
+    """Tokens in a batch of rows of these lengths: concatenated, or each padded to the longest."""
     return max(lengths) * len(lengths) if padded else sum(lengths)
 
 
 class Batches:
-    """Which rows each optimizer step takes, for any step, from the seed alone: resuming needs no cursor but the step.
+    """Which rows each optimizer step takes. The seed decides it for any step: only the step number is needed to
+    resume.
 
-    A step is a list of packed row lists, added up before the update.
+    A step is a list of batches, each a list of rows, whose gradients are accumulated before the update.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class Batches:
         return self._epochs[index]
 
     def step(self, index: int) -> list[list[int]]:
-        """The batches of the optimizer step `index`, counted from zero over all epochs."""
+        """The batches of the optimizer step `index`, counted from zero across epochs."""
         epoch = 0
         while index >= len(self.epoch(epoch)):
             index -= len(self.epoch(epoch))
@@ -241,11 +242,11 @@ class Batches:
         return self.epoch(epoch)[index]
 
     def steps_in(self, epochs: float) -> int:
-        """Optimizer steps in so many passes, at least one."""
-        whole = int(epochs)
-        steps = sum(len(self.epoch(index)) for index in range(whole))
-        if epochs > whole:
-            steps += round((epochs - whole) * len(self.epoch(whole)))
+        """Optimizer steps in that many epochs, at least one."""
+        full = int(epochs)
+        steps = sum(len(self.epoch(index)) for index in range(full))
+        if epochs > full:
+            steps += round((epochs - full) * len(self.epoch(full)))
         return max(1, steps)
 
     def tokens_in(self, first: int, last: int) -> int:
@@ -261,19 +262,19 @@ class Batches:
         if not self._pack:
             bins = [[item] for item in range(len(order))]
         elif self._shuffle:
-            make = bucket_by_length if self.padded else best_fit_balanced
-            bins = make(lengths, self._tokens_per_batch)
+            make_bins = bucket_by_length if self.padded else best_fit_balanced
+            bins = make_bins(lengths, self._tokens_per_batch)
             generator.shuffle(bins)
         else:
             bins = next_fit(lengths, self._tokens_per_batch, self.padded)
         steps: list[list[list[int]]] = []
-        pack_any_order = self._tokens_per_step
+        tokens_in_step = self._tokens_per_step
         for items in bins:
             tokens = sum(lengths[item] for item in items)
-            # A step closes where stopping is nearer to the wanted tokens than going on.
-            if pack_any_order + tokens / 2 > self._tokens_per_step:
+            # Start a new step where that is closer to `tokens_per_step` than adding the batch would be.
+            if tokens_in_step + tokens / 2 > self._tokens_per_step:
                 steps.append([])
-                pack_any_order = 0
+                tokens_in_step = 0
             steps[-1].append([int(order[item]) for item in items])
-            pack_any_order += tokens
+            tokens_in_step += tokens
         return steps

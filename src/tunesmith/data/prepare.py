@@ -1,4 +1,4 @@
-"""From the recipe's files to token tables: read → form → split → render → tokenize → check, with everything counted."""
+"""From the recipe's files to token tables: read → detect the format → split → render → tokenize → check, and count."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,22 +12,23 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed
-from tunesmith.data.length_policy import fit
+from tunesmith.data.length_policy import apply_length_policy
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
-from tunesmith.data.row_formats import detect, fitting, to_example
+from tunesmith.data.row_formats import detect, format_for, to_example
 from tunesmith.data.split import fold, is_held_out
 from tunesmith.data.tokenize import Chunk, Renders, Tokenizer
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 
 DETECT_ROWS = 100
+"""Rows from which the row format is detected."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token tables of both sides, what was counted, and the SHA-256 of every file that they came from."""
+    """Token tables of both sides, the counts, and the SHA-256 of every file that they come from."""
 
     train: TokenTable
     held_out: TokenTable
@@ -36,11 +37,11 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-    """Token tables for the recipe's data, from the cache if everything that makes them is unchanged.
+    """Token tables for the recipe's data, from the cache if everything that decides them is unchanged.
 
     Raises:
-        UserError: too many malformed rows, over-long examples where they are refused, rows that would teach nothing or
-            the wrong thing, an empty side; each with its rows.
+        UserError: too many malformed rows, examples over `data.max_length` if the policy is to refuse, rows that would
+            teach nothing or the wrong thing, or no training rows. The message names the rows.
     """
     recipe = resolve(recipe)
     held_out = recipe.data.held_out
@@ -52,74 +53,74 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         "replay_seed": recipe.train.seed if recipe.data.replay else None,
     }
     directory = cache.cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
-    usable = recipe.data.cache and all(fingerprints.values())
-    if usable and (found := cache.load(directory, ("train", "held_out"))) is not None:
-        (train, kept_out), report = found
-        return Prepared(train, kept_out, DataReport(**{**report, "cached": True}), fingerprints)
-    train, kept_out, counted = _tokenize_all(recipe, tokenizer)
-    if usable:
-        cache.save(directory, (("train", train), ("held_out", kept_out)), asdict(counted))
-    return Prepared(train, kept_out, counted, fingerprints)
+    is_cacheable = recipe.data.cache and all(fingerprints.values())
+    if is_cacheable and (entry := cache.load(directory, ("train", "held_out"))) is not None:
+        (train, held_out_table), report = entry
+        return Prepared(train, held_out_table, DataReport(**{**report, "cached": True}), fingerprints)
+    train, held_out_table, counts = _tokenize_all(recipe, tokenizer)
+    if is_cacheable:
+        cache.save(directory, (("train", train), ("held_out", held_out_table)), asdict(counts))
+    return Prepared(train, held_out_table, counts, fingerprints)
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with everything in its objective that only the training rows can tell: the classes' names.
+    """The recipe, with what its objective derives from the training rows: the class names.
 
     Raises:
-        UserError: the rows do not tell, or cannot be read.
+        UserError: the rows do not give it, or cannot be read.
     """
     objective = recipe.objective.resolve(lambda: examples(recipe, recipe.data.train, DataReport()))
     return recipe.model_copy(update={"objective": objective})
 
 
 def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterator[Example]:
-    """The rows of the paths as examples; malformed ones are counted in the report, and refused past the allowed share.
+    """The rows of the paths as examples. Malformed rows are counted in the report.
 
     Raises:
-        UserError: too many are malformed, or the files cannot be read.
+        UserError: more rows than `data.max_malformed` allows are malformed, or a file cannot be read.
     """
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
     format = recipe.data.format
-    whole = [row for row in first if isinstance(row, Row)]
+    well_formed = [row for row in first if isinstance(row, Row)]
     if format == "auto" and recipe.objective.formats:
-        format = fitting(whole, recipe.objective.formats, recipe.data.columns)
+        format = format_for(well_formed, recipe.objective.formats, recipe.data.columns)
     if format == "auto":
-        format = detect(whole, recipe.data.columns)
+        format = detect(well_formed, recipe.data.columns)
     report.format = format
-    read_here = 0
+    rows_read = 0
     bad: list[Malformed] = []
     for row in chain(first, rows):
-        read_here += 1
+        rows_read += 1
         example = row if isinstance(row, Malformed) else to_example(row, format, recipe.data.columns)
         if isinstance(example, Malformed):
             bad.append(example)
         else:
             yield example
-    report.rows += read_here
+    report.rows += rows_read
     report.malformed += len(bad)
     shown = [f"{each.source}: {each.reason}" for each in bad[:SHOWN]]
     report.malformed_rows = (report.malformed_rows + shown)[:SHOWN]
-    if len(bad) > recipe.data.max_malformed * read_here:
+    if len(bad) > recipe.data.max_malformed * rows_read:
         more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
         raise UserError(
-            f"{len(bad):,} of {read_here:,} rows are malformed, more than data.max_malformed "
-            f"({recipe.data.max_malformed:.0%}) allows. Mend them, or raise that share (they are then left out and "
+            f"{len(bad):,} of {rows_read:,} rows are malformed, more than data.max_malformed "
+            f"({recipe.data.max_malformed:.0%}) allows. Fix them, or raise that share (they are then left out and "
             "counted):\n  " + "\n  ".join(shown) + more
         )
 
 
 def held_out_examples(recipe: Recipe) -> list[Example]:
-    """The held-out rows themselves, in order."""
+    """The held-out rows as examples, in order."""
     held_out = recipe.data.held_out
     if isinstance(held_out, list):
         return list(examples(recipe, held_out, DataReport()))
-    kept_out = _share(recipe, held_out)
-    return [each for each in examples(recipe, recipe.data.train, DataReport()) if is_held_out(each, kept_out)]
+    share = _share(recipe, held_out)
+    return [example for example in examples(recipe, recipe.data.train, DataReport()) if is_held_out(example, share)]
 
 
 def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
-    """What of the training rows is held out."""
+    """The held-out share of the training rows; with `data.folds`, the keys of the held-out rows."""
     data = recipe.data
     if data.folds is None:
         return share
@@ -127,7 +128,7 @@ def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
         return 0.0
     part = fold(examples(recipe, data.train, DataReport()), data.fold, data.folds)
     if not part:
-        raise UserError(f"data.folds: {data.folds} parts are more than there are different rows. Set fewer.")
+        raise UserError(f"data.folds: {data.folds} is more than the number of distinct rows. Set fewer.")
     return part
 
 
@@ -147,22 +148,24 @@ def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
                 builder.extend(side)
             _count(chunk, report)
     _refuse_unusable(recipe, report)
-    table, kept_out_table = (fit(recipe, side.table(), report, renderer.closing_tokens) for side in builders)
-    if len(table) == 0:
+    train, held_out_table = (
+        apply_length_policy(recipe, side.table(), report, renderer.closing_tokens) for side in builders
+    )
+    if len(train) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
-    recipe.objective.check(table)
+    recipe.objective.check(train)
     if recipe.data.replay:
-        table = with_replay(recipe, renderer, table, report)
-    report.examples, report.held_out_rows = len(table), len(kept_out_table)
-    report.tokens, report.loss_tokens = len(table.ids), table.loss_tokens
-    report.held_out_tokens, report.held_out_loss_tokens = len(kept_out_table.ids), kept_out_table.loss_tokens
-    report.length_histogram = _histogram(table.lengths)
-    return table, kept_out_table, report
+        train = with_replay(recipe, renderer, train, report)
+    report.examples, report.held_out_rows = len(train), len(held_out_table)
+    report.tokens, report.loss_tokens = len(train.ids), train.loss_tokens
+    report.held_out_tokens, report.held_out_loss_tokens = len(held_out_table.ids), held_out_table.loss_tokens
+    report.length_histogram = _histogram(train.lengths)
+    return train, held_out_table, report
 
 
 @dataclass(frozen=True)
 class _Replayed:
-    """What an objective makes of a replayed row: of raw text the whole, whatever else it learns."""
+    """Renders replayed rows: raw text with loss on all tokens, chats as the objective does."""
 
     objective: Renders
 
@@ -173,35 +176,37 @@ class _Replayed:
 
 
 def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: DataReport) -> TokenTable:
-    """The training rows, and behind them so many replayed ones, drawn by `train.seed`, as make up their share.
+    """Append replayed rows, drawn with `train.seed`, until they are `data.replay_share` of all training tokens.
 
     Raises:
-        UserError: the replayed rows cannot be read or learnt from, or are too few.
+        UserError: the replayed rows cannot be read, cannot be trained on, or are too few.
     """
-    anew = recipe.data.model_copy(update={"format": "auto", "columns": {}, "overflow": "split"})
-    recipe = recipe.model_copy(update={"data": anew})
-    counted = DataReport()
+    replay_data = recipe.data.model_copy(update={"format": "auto", "columns": {}, "overflow": "split"})
+    recipe = recipe.model_copy(update={"data": replay_data})
+    counts = DataReport()
     builder = TableBuilder()
-    for chunk in Tokenizer(_Replayed(recipe.objective), renderer, 0.0).all(examples(recipe, anew.replay, counted)):
+    for chunk in Tokenizer(_Replayed(recipe.objective), renderer, 0.0).all(
+        examples(recipe, replay_data.replay, counts)
+    ):
         builder.extend(chunk.sides[0])
-        _count(chunk, counted)
-    _refuse_unusable(recipe, counted)
-    pool = fit(recipe, builder.table(), counted)
+        _count(chunk, counts)
+    _refuse_unusable(recipe, counts)
+    pool = apply_length_policy(recipe, builder.table(), counts)
     share = recipe.data.replay_share
-    wanted = share / (1 - share) * len(table.ids)
+    target = share / (1 - share) * len(table.ids)
     order = np.random.default_rng(recipe.train.seed).permutation(len(pool))
-    taken = int(np.searchsorted(np.cumsum(pool.lengths[order]), wanted)) + 1
-    if len(pool.ids) < wanted:
+    drawn = int(np.searchsorted(np.cumsum(pool.lengths[order]), target)) + 1
+    if len(pool.ids) < target:
         raise UserError(
-            f"data.replay holds {len(pool.ids):,} tokens, and data.replay_share: {share} asks for {wanted:,.0f} beside "
+            f"data.replay holds {len(pool.ids):,} tokens, and data.replay_share: {share} needs {target:,.0f} for the "
             f"{len(table.ids):,} of data.train. Give more rows, or lower the share."
         )
     builder = TableBuilder()
     builder.extend(table)
-    for row in order[:taken].tolist():
+    for row in order[:drawn].tolist():
         builder.add(*pool[row], pool.source(row))
-    report.replay_rows, report.replayed = len(pool), taken
-    report.replayed_tokens = int(pool.lengths[order[:taken]].sum())
+    report.replay_rows, report.replayed = len(pool), drawn
+    report.replayed_tokens = int(pool.lengths[order[:drawn]].sum())
     return builder.table()
 
 
@@ -215,19 +220,19 @@ def _count(chunk: Chunk, report: DataReport) -> None:
 
 def _refuse_unusable(recipe: Recipe, report: DataReport) -> None:
     """Raises:
-    UserError: there are such rows, and the recipe does not say to leave them out.
+    UserError: there are unusable rows, and `data.skip_unusable` is false.
     """
     unusable, shown = report.unusable, report.unusable_rows
     if unusable and not recipe.data.skip_unusable:
         more = f"\n  and {unusable - len(shown):,} more" if unusable > len(shown) else ""
         raise UserError(
-            f"{unusable:,} of {report.rows:,} rows cannot be learnt from. Mend them, or set "
+            f"{unusable:,} of {report.rows:,} rows cannot be trained on. Fix them, or set "
             "data.skip_unusable: true (they are then left out and counted):\n  " + "\n  ".join(shown) + more
         )
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Counts of examples by length, in about sixteen bins with round edges."""
+    """(upper edge, examples) by length in tokens, in about sixteen bins with round edges."""
     longest = int(lengths.max())
     width = next(
         step

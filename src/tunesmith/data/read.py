@@ -1,9 +1,9 @@
-"""Rows from the files that people have, one at a time, each with the file and row that a person would look up.
+"""Rows from data files, one at a time, each with its file and row number.
 
-A row's number is 1-based. It is the line in JSONL, the record below the header in CSV and TSV (whatever line breaks its
-quoted fields hold), the place in the list in JSON, the row in Parquet and hub data sets, the document in plain text.
-Blank lines are counted and are no rows. JSONL, CSV, TSV, Parquet, text and hub data sets are streamed: memory does not
-grow with the file. JSON is read whole, as its grammar wants; packed Parquet is unpacked in memory.
+A row number is 1-based. It counts lines in JSONL, records after the header in CSV and TSV (quoted fields may hold line
+breaks), list items in JSON, rows in Parquet and hub data sets, documents in plain text. Blank lines are counted but are
+not rows. JSONL, CSV, TSV, Parquet, text and hub data sets are streamed: memory does not grow with the file. A JSON file
+is read in full, as its grammar requires; gzipped Parquet is decompressed in memory.
 """
 
 import csv
@@ -27,9 +27,10 @@ from tunesmith.data.json_rows import rows_of
 from tunesmith.errors import UserError
 
 LARGEST_FIELD = 64_000_000
-"""Characters in a CSV field past which a quote was surely left open."""
+"""Characters in a CSV field; a longer field means that a quote was never closed."""
 
-PARQUET_ROWS = 256  # at a time
+PARQUET_ROWS = 256
+"""Rows per batch."""
 
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,7 +39,7 @@ _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it stands in the file: its columns, or the text itself; and where it stands."""
+    """A row as it is in the file: its columns, or the text itself; and its source."""
 
     values: dict[str, Any] | str
     source: Source
@@ -48,19 +49,20 @@ def read(paths: Sequence[str], base_dir: Path) -> Iterator[Row | Malformed]:
     """All rows of the paths, in order.
 
     Args:
-        paths: files, directories, globs, or hub data sets (`hf://owner/name[:config][@split]`, or `owner/name` where no
+        paths: files, directories, globs, or hub data sets (`hf://owner/name[:config][@split]`, or `owner/name` if no
             such path exists).
-        base_dir: what relative paths are relative to.
+        base_dir: the directory that relative paths start from.
 
     Raises:
-        UserError: at once for a path that is not there or cannot be data; while reading for a file that is empty,
-            broken or not of the kind that its name says. Single bad rows are `Malformed` and do not stop the reading.
+        UserError: immediately for a path that does not exist or cannot be data; while reading for a file that is empty,
+            broken or not of the type that its extension names. A single bad row is `Malformed` and does not stop
+            reading.
     """
     return _read_all(find(paths, base_dir), ", ".join(map(str, paths)))
 
 
 def fingerprint(paths: Sequence[str], base_dir: Path) -> dict[str, str]:
-    """SHA-256 (hex) of each file's bytes, by the file's path as given; for a hub data set `commit:` and its head."""
+    """SHA-256 (hex) of each file's bytes, by the file's path as given; for a hub data set, `commit:` and its commit."""
     prints: dict[str, str] = {}
     for each in find(paths, base_dir):
         if isinstance(each, DataFile):
@@ -71,20 +73,20 @@ def fingerprint(paths: Sequence[str], base_dir: Path) -> dict[str, str]:
     return prints
 
 
-def _read_all(found: Sequence[DataFile | hub.HubDataSet], asked: str) -> Iterator[Row | Malformed]:
+def _read_all(files: Sequence[DataFile | hub.HubDataSet], paths: str) -> Iterator[Row | Malformed]:
     any_rows = False
-    for each in found:
+    for each in files:
         rows = 0
         for row in _read_file(each) if isinstance(each, DataFile) else _read_hub(each):
             rows += 1
             yield row
         any_rows |= rows > 0
-        if not rows and (isinstance(each, hub.HubDataSet) or each.asked_for):
+        if not rows and (isinstance(each, hub.HubDataSet) or each.is_named):
             raise UserError(
                 f"{each.shown if isinstance(each, DataFile) else each} holds no rows. Name a file that does."
             )
     if not any_rows:
-        raise UserError(f"{asked}: none of the {len(found):,} files holds a row. Name files that do.")
+        raise UserError(f"{paths}: none of the {len(files):,} files holds a row. Name files that do.")
 
 
 def _read_hub(data_set: hub.HubDataSet) -> Iterator[Row]:
@@ -94,33 +96,33 @@ def _read_hub(data_set: hub.HubDataSet) -> Iterator[Row]:
 
 def _read_file(file: DataFile) -> Iterator[Row | Malformed]:
     with _with_plain_errors(file), _open(file) as stream:
-        match file.ending:
+        match file.extension:
             case ".jsonl" | ".ndjson":
                 yield from _read_json_lines(stream, file.shown)
             case ".json":
                 yield from _read_json(stream, file.shown)
             case ".csv" | ".tsv":
-                yield from _read_delimited(stream, file.shown, "\t" if file.ending == ".tsv" else ",")
+                yield from _read_delimited(stream, file.shown, "\t" if file.extension == ".tsv" else ",")
             case ".parquet":
-                yield from _read_parquet(BytesIO(stream.read()) if file.packed else stream, file.shown)
+                yield from _read_parquet(BytesIO(stream.read()) if file.is_gzip else stream, file.shown)
             case _:
                 yield from _read_text(stream, file.shown)
 
 
 @contextmanager
 def _with_plain_errors(file: DataFile) -> Iterator[None]:
-    """What the file system or gzip objects to, as an error that names the file."""
+    """Turn errors of the file system and gzip into an error that names the file."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{file.shown} is cut short or is not gzip ({error}). Copy or download it again.") from error
+        raise UserError(f"{file.shown} is truncated or is not gzip ({error}). Copy or download it again.") from error
     except OSError as error:
         raise UserError(f"{file.shown} cannot be read: {error.strerror or error}.") from error
 
 
 def _open(file: DataFile) -> IO[bytes]:
-    """The file's bytes, unpacked, past a UTF-8 byte order mark."""
-    stream = cast(IO[bytes], gzip.GzipFile(file.path, "rb")) if file.packed else file.path.open("rb")
+    """The file's bytes, decompressed, after any UTF-8 byte order mark."""
+    stream = cast(IO[bytes], gzip.GzipFile(file.path, "rb")) if file.is_gzip else file.path.open("rb")
     start = stream.read(3)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         stream.close()
@@ -139,7 +141,7 @@ def _read_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
 
 
 def _parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
-    """One line of JSONL, which begins at byte `position` of the file."""
+    """One line of JSONL, at byte `position` of the file."""
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -147,7 +149,7 @@ def _parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
     except json.JSONDecodeError as error:
         if source.row == 1 and line.lstrip().startswith(b"["):
             raise UserError(
-                f"{source.file} begins as a JSON list, not as one object a line. Rename it to .json."
+                f"{source.file} begins as a JSON list, not with one object per line. Rename it to .json."
             ) from None
         return Malformed(source, f"not valid JSON: {error.msg} (character {error.pos + 1:,} of the line)")
     except (ValueError, RecursionError) as error:
@@ -156,15 +158,15 @@ def _parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
 
 
 def _checked(values: Any, source: Source, escapes: bool) -> Row | Malformed:
-    """A row, if the value is an object or a text, and holds no half of a surrogate pair, which no tokenizer takes.
+    """A row, if the value is an object or a text without lone surrogates, which no tokenizer accepts.
 
-    Only JSON's escapes can write one, so it is looked for where `escapes` says that there may be one.
+    Only a JSON escape can write a lone surrogate, so it is searched for only if `escapes` is true.
     """
     if not isinstance(values, dict | str):
         kind = {list: "a list", bool: "true or false", type(None): "null"}.get(type(values), "a number")
         return Malformed(source, f"{kind}, not an object with named columns")
     if escapes and _SURROGATE.search(json.dumps(values, ensure_ascii=False)):
-        return Malformed(source, r"holds half of a surrogate pair (such as \ud83d alone), which is no character")
+        return Malformed(source, r"holds half of a surrogate pair (such as \ud83d alone), which is not a character")
     return Row(values, source)
 
 
@@ -175,7 +177,7 @@ def _not_utf8(source: Source, position: int) -> Malformed:
 
 
 def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
-    """A list of rows, or an object around one; a file of one object a line is read as JSONL, whatever its name."""
+    """A list of rows, or an object around one; a file with one object per line is read as JSONL, whatever its name."""
     start = stream.tell()
     content = stream.read()
     try:
@@ -192,8 +194,8 @@ def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
             yield from _read_json_lines(stream, name)
             return
         raise UserError(
-            f"{name} is not valid JSON: {error.msg} at line {error.lineno:,}, character {error.colno:,}. Mend it "
-            "there; if it was cut short, copy it again."
+            f"{name} is not valid JSON: {error.msg} at line {error.lineno:,}, character {error.colno:,}. Fix it "
+            "there; if the file is truncated, copy it again."
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not valid JSON: {error}") from None
@@ -207,8 +209,8 @@ def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
 
 
 def _read_delimited(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row | Malformed]:
-    """CSV (RFC 4180) or TSV, columns named by the first record; a CSV without a comma in it may use ; or tab."""
-    # The csv module has one limit for the whole process, and its default of 131,072 is less than a long document.
+    """CSV (RFC 4180) or TSV; the first record names the columns. If it has no comma, a CSV file may use ; or tab."""
+    # The csv module has one limit per process; its default of 131,072 is less than a long document.
     csv.field_size_limit(LARGEST_FIELD)
     position = stream.tell()
     bad_byte: int | None = None
@@ -248,9 +250,7 @@ def _read_delimited(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Ro
         if bad_byte is not None:
             yield _not_utf8(source, bad_byte)
         elif len(fields) != len(columns):
-            yield Malformed(
-                source, f"{len(fields)} fields, where the header names {len(columns)} ({', '.join(columns)})"
-            )
+            yield Malformed(source, f"{len(fields)} fields, but the header names {len(columns)} ({', '.join(columns)})")
         else:
             yield Row(dict(zip(columns, fields, strict=True)), source)
 
@@ -266,19 +266,19 @@ def _header(records: Iterator[list[str]], name: str) -> list[str]:
         columns = next((record for record in records if record), [])
     except csv.Error as error:
         raise UserError(f"{name}: the first line, which names the columns, is broken: {_quoting(error)}.") from None
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
-        raise UserError(f"{name}: the first line names column {twice!r} twice. Give each column a name of its own.")
+    duplicate = next((column for column in columns if columns.count(column) > 1), None)
+    if duplicate is not None:
+        raise UserError(f"{name}: the first line names column {duplicate!r} twice. Give each column its own name.")
     return columns
 
 
 def _quoting(error: csv.Error) -> str:
-    words = str(error)
-    if words == "unexpected end of data":
-        return "a quote is opened here and never closed, so all that follows belongs to it"
-    if "field larger" in words:
+    message = str(error)
+    if message == "unexpected end of data":
+        return "a quote is opened here and never closed, so the rest of the file belongs to it"
+    if "field larger" in message:
         return f"a field of more than {LARGEST_FIELD:,} characters: a quote is opened here and never closed"
-    return f"broken quoting ({words}); a quote within a quoted field is written twice"
+    return f"broken quoting ({message}); inside a quoted field, write a quote twice"
 
 
 def _read_parquet(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
@@ -292,9 +292,9 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
                 number += 1
                 yield Row(values, Source(name, number))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} cannot be read as Parquet after row {number:,}: {why.rstrip('.')}. Write or copy it again."
+            f"{name} cannot be read as Parquet after row {number:,}: {reason.rstrip('.')}. Write or copy it again."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""From an example to text with its learnt spans, and from there to tokens: in training and in use alike."""
+"""From an example to text with its loss spans, and from there to tokens: the same in training and in inference."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ from tunesmith.errors import UserError
 
 Learn = Literal["assistant", "last", "all"]
 Tokenized = tuple[NDArray[np.int32], NDArray[np.bool_]]
-"""Ids (n,), and which of them are learnt (n,)."""
+"""Ids (n,) and loss mask (n,)."""
 
 ENDS_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>")
-"""What models write after a document, where their end-of-sequence ends a chat's turn instead."""
+"""The tokens that end a document in models whose end-of-sequence token ends a chat turn."""
 
 WHITE_SPACE = (" ", "\n", "\n\n")
-"""What templates write after a turn's end."""
+"""The white space that templates write after the end of a turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A text as the model reads it.
+    """A text, as the model reads it.
 
     Attributes:
-        text: with the template's special tokens; of a raw document, the document alone.
-        learnt: spans of the text that are learnt, in order, apart from each other.
-        targets: what is learnt where it is not next tokens: a tag for each of the spans `loss_mask`; or, where there are
-            none, what is told of the whole text. The tokenizer's own special tokens go around the text.
-        parts: texts that are read apart from each other and learnt together, in place of `text`; each with the
-            tokenizer's own special tokens around it.
-        source: what is read before the text is written, apart from it: an encoder's text. The tokenizer's own special
-            tokens go around both.
-        document: raw text: nothing in it is read as a special token, and the tokenizer's own beginning and the end of
-            the document go around it.
+        text: with the template's special tokens; for a raw document, only the document.
+        loss_spans: spans of the text that have loss, in order, without overlap.
+        document: whether it is raw text: nothing in it is read as a special token, and the tokenizer adds its own
+            beginning-of-sequence and end-of-document tokens.
+        targets: for heads that do not predict the next token: a tag for each of `loss_spans`, or, if there are none,
+            the label of the full text. The tokenizer adds its own special tokens.
+        parts: texts that are encoded separately and compared, in place of `text`. The tokenizer adds its own special
+            tokens to each.
+        source: an encoder–decoder's input; `text` is then its output. The tokenizer adds its own special tokens to
+            both.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Renderer:
     """Renders and tokenizes for one tokenizer.
 
     Args:
-        tokenizer: with a chat template, unless only raw text is to be rendered.
+        tokenizer: needs a chat template, unless only raw text is rendered.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,64 +86,63 @@ class Renderer:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UserError(
-                f"{type(self.tokenizer).__name__} is written in Python and cannot say which characters a token is of. "
-                "Set base to one with a tokenizer.json."
+                f"{type(self.tokenizer).__name__} is written in Python and does not map tokens to characters. "
+                "Set base to a model with a tokenizer.json."
             )
         return TextEncoder(backend, split_special)
 
     @cached_property
     def white_space_tokens(self) -> frozenset[int]:
-        """Ids of tokens that are nothing but white space."""
+        """Ids of tokens that are only white space."""
         return frozenset(
             i for token in WHITE_SPACE for i in self.tokenizer(token, add_special_tokens=False)["input_ids"]
         )
 
     def render(self, example: Example, learn: Learn = "assistant") -> list[Rendering]:
-        """The example as one text; or as several, where the template writes an earlier turn otherwise than it was
-        asked for.
+        """The example as one text; or as several, if the template rewrites earlier turns once a later turn follows.
 
-        Reasoning models' templates take the reasoning out of all turns but the last, so that what the model has to
-        write in an earlier turn stands only in the chat that ends with it: such a turn is a rendering of its own.
+        The templates of reasoning models remove the reasoning from all turns except the last. What the model has to
+        write in an earlier turn is then only in the chat that ends with that turn, so the turn gets its own rendering.
 
         Raises:
-            UnusableError: the template cannot show the example, or leaves part of it out.
+            UnusableError: the template cannot render the example, or leaves part of it out.
         """
         if example.text is not None:
             return [Rendering(example.text, ((0, len(example.text)),), document=True)]
-        messages, wanted = _up_to_last_loss(example.messages or (), learn)
+        messages, turns = _up_to_last_loss(example.messages or (), learn)
         _refuse_special_tokens(messages, self.template.special_tokens)
         if learn == "all":
             text = self.template.text(messages, example.tools)
             renderings = [Rendering(text, ((0, len(text.rstrip())),))]
         else:
-            renderings = self._assistant_turns(messages, example.tools, wanted)
-        _refuse_losses(messages, example.tools, renderings, learn)
+            renderings = self._assistant_turns(messages, example.tools, turns)
+        _refuse_left_out(messages, example.tools, renderings, learn)
         return renderings
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
-        """The text that the model is to go on from: what stands before the answer in training."""
+        """The text that the model continues: the same text as before the answer in training."""
         return self.template.prompt(messages, tools)
 
     @property
     def stop_tokens(self) -> list[int]:
-        """Ids after which an answer is over, or a text, where there is no template."""
-        turns_end = self.template.ends if self.tokenizer.chat_template else ()
-        ends = {self.tokenizer.convert_tokens_to_ids(token) for token in turns_end}
+        """Ids that end an answer; without a chat template, ids that end a text."""
+        turn_ends = self.template.ends if self.tokenizer.chat_template else ()
+        ends = {self.tokenizer.convert_tokens_to_ids(token) for token in turn_ends}
         return sorted({*ends, self.tokenizer.eos_token_id, self.end_of_document} - {None})
 
     def tokenize_many(self, renderings: Sequence[Rendering]) -> list[Tokenized]:
-        """Ids and learnt marks of each rendering; no token is shared by a prompt and its answer.
+        """Ids and loss mask of each rendering; no token is shared by a prompt and its answer.
 
-        Of a text with a class or value the last token is marked, of one with tags each word's first; of parts laid end
-        to end each one's last.
+        The loss mask of a text with a class or value is set on its last token; of a text with tags, on each word's
+        first token; of concatenated parts, on the last token of each.
         """
-        ways: dict[_Way, list[Rendering]] = {}
-        for each in renderings:
-            ways.setdefault(self._way(each), []).append(each)
-        found = {way: way(these) for way, these in ways.items()}
-        return [next(found[self._way(each)]) for each in renderings]
+        groups: dict[_Tokenize, list[Rendering]] = {}
+        for rendering in renderings:
+            groups.setdefault(self._tokenize_function(rendering), []).append(rendering)
+        results = {tokenize: tokenize(group) for tokenize, group in groups.items()}
+        return [next(results[self._tokenize_function(rendering)]) for rendering in renderings]
 
-    def _way(self, rendering: Rendering) -> "_Way":
+    def _tokenize_function(self, rendering: Rendering) -> "_Tokenize":
         if rendering.parts:
             return self._tokenize_parts
         if rendering.targets is not None:
@@ -154,28 +153,28 @@ class Renderer:
 
     @cached_property
     def closing_tokens(self) -> int:
-        """How many tokens the tokenizer puts behind a text of its own accord: an encoder's `[SEP]`."""
+        """How many tokens the tokenizer adds after a text by itself: an encoder's `[SEP]`."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer("a")["input_ids"]
-        before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0)
-        return len(whole) - before - len(plain)
+        full = self.tokenizer("a")["input_ids"]
+        start = next((index for index in range(len(full)) if full[index : index + len(plain)] == plain), 0)
+        return len(full) - start - len(plain)
 
-    def _assistant_turns(self, messages: Sequence[Message], tools: Tools, wanted: Sequence[int]) -> list[Rendering]:
+    def _assistant_turns(self, messages: Sequence[Message], tools: Tools, indices: Sequence[int]) -> list[Rendering]:
         only = sum(message["role"] == "assistant" for message in messages) == 1
-        turns = [self.template.turn(messages[: place + 1], tools, only) for place in wanted]
+        turns = [self.template.turn(messages[: index + 1], tools, only) for index in indices]
         text = turns[-1].text
-        together: list[Span] = []
-        apart: list[Rendering] = []
+        loss_spans: list[Span] = []
+        separate: list[Rendering] = []
         for turn in turns:
             if text.startswith(turn.text[: turn.spans[-1][1]]):
-                together.extend(turn.spans)
+                loss_spans.extend(turn.spans)
             else:
-                apart.append(Rendering(turn.text, turn.spans))
-        return [*apart, Rendering(text, tuple(together))]
+                separate.append(Rendering(turn.text, turn.spans))
+        return [*separate, Rendering(text, tuple(loss_spans))]
 
     def _tokenize_chats(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
-        """Each text in one piece, as a server tokenizes it, unless a token would hold a prompt's end and an answer's
-        beginning: then in two, since the server's prompt ends there too."""
+        """Each text in one piece, as a server tokenizes it. If a token would span the end of a prompt and the
+        start of its answer, the text is split there, because the server's prompt ends there too."""
         for rendering, encoded in zip(renderings, self._chats.encode([each.text for each in renderings]), strict=True):
             loss_mask = _loss_mask_of(encoded, rendering.loss_spans)
             if loss_mask is None:
@@ -192,8 +191,8 @@ class Renderer:
                 rendering.text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
             ids.extend(piece["input_ids"])
-            places = np.asarray(piece["offset_mapping"], np.int64).reshape(-1, 2) + start
-            loss_mask.append(_within(places, rendering.loss_spans))
+            offsets = np.asarray(piece["offset_mapping"], np.int64).reshape(-1, 2) + start
+            loss_mask.append(_within(offsets, rendering.loss_spans))
         return np.asarray(ids, np.int32), np.concatenate(loss_mask)
 
     def _tokenize_labeled(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
@@ -224,11 +223,11 @@ class Renderer:
             yield ids, loss_mask
 
     def _tokenize_pairs(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
-        """What is read, then what is written: `models.forward` parts them again."""
-        read = self.tokenizer([str(each.source) for each in renderings], split_special_tokens=True, verbose=False)
+        """The encoder's input, then the decoder's output: `models.forward` splits them again."""
+        inputs = self.tokenizer([str(each.source) for each in renderings], split_special_tokens=True, verbose=False)
         texts = [each.text for each in renderings]
-        written = self.tokenizer(text_target=texts, split_special_tokens=True, verbose=False)
-        for source, answer in zip(read["input_ids"], written["input_ids"], strict=True):
+        outputs = self.tokenizer(text_target=texts, split_special_tokens=True, verbose=False)
+        for source, answer in zip(inputs["input_ids"], outputs["input_ids"], strict=True):
             ids = np.asarray([*source, *answer], np.int32)
             yield ids, np.arange(len(ids)) >= len(source)
 
@@ -240,22 +239,22 @@ class Renderer:
             yield ids, loss_mask
 
 
-_Way = Callable[[Sequence[Rendering]], Iterator[Tokenized]]
+_Tokenize = Callable[[Sequence[Rendering]], Iterator[Tokenized]]
 
 
 def source_text(messages: Sequence[Message]) -> str:
-    """What an encoder reads of a question: the system's and the user's words, a paragraph each.
+    """The input of an encoder: the content of the system and user messages, one paragraph each.
 
     Raises:
-        UnusableError: somebody has answered already: an encoder–decoder has no turns.
+        UnusableError: there is an answer already: an encoder–decoder has no turns.
     """
     if any(message["role"] not in ("system", "developer", "user") for message in messages):
-        raise UnusableError("it has several turns, and an encoder–decoder reads one text and writes one")
+        raise UnusableError("it has several turns, but an encoder–decoder reads one text and writes one")
     return "\n\n".join(str(message["content"]) for message in messages)
 
 
 def _loss_mask_of(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.bool_] | None:
-    """Which tokens begin within the spans; None where a span begins within a token."""
+    """Which tokens begin inside the spans; None if a span begins inside a token."""
     loss_mask = np.zeros(len(encoded.ids), np.bool_)
     for start, end in spans:
         first, clean = encoded.at(start)
@@ -265,56 +264,56 @@ def _loss_mask_of(encoded: Encoded, spans: Sequence[Span]) -> NDArray[np.bool_] 
     return loss_mask
 
 
-def _within(places: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
-    loss_mask = np.zeros(len(places), np.bool_)
+def _within(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    loss_mask = np.zeros(len(offsets), np.bool_)
     for start, end in spans:
-        loss_mask |= (places[:, 0] >= start) & (places[:, 0] < end)
+        loss_mask |= (offsets[:, 0] >= start) & (offsets[:, 0] < end)
     return loss_mask
 
 
 def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) -> None:
-    """A special token within what someone says would be read as the template's own: a second BOS, an early end."""
+    """A special token in the content would be read as one of the template: a second BOS, an early end of turn."""
     for number, message in enumerate(messages, 1):
-        for said in (message.get("content"), message.get("reasoning_content")):
-            found = next((token for token in special if isinstance(said, str) and token in said), None)
-            if found is not None:
+        for text in (message.get("content"), message.get("reasoning_content")):
+            control = next((token for token in special if isinstance(text, str) and token in text), None)
+            if control is not None:
                 raise UnusableError(
-                    f"turn {number} ({message['role']}) holds {found}, which the tokenizer reads as a control token, "
-                    "not as text. Give the turns alone; the chat template adds such tokens"
+                    f"turn {number} ({message['role']}) holds {control}, which the tokenizer reads as a control token, "
+                    "not as text. Remove it; the chat template adds such tokens"
                 )
 
 
 def _up_to_last_loss(messages: Sequence[Message], learn: Learn) -> tuple[Sequence[Message], list[int]]:
-    """The chat up to the last turn that is learnt, and where such turns stand; what comes after teaches nothing.
+    """The chat up to the last turn with loss, and the indices of such turns; later turns have no effect.
 
     Raises:
-        UnusableError: every answer is marked as not to be learnt.
+        UnusableError: every answer has weight 0.
     """
-    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    marked = [place for place, message in enumerate(messages) if not message.get("learn", True)]
-    if not marked or learn == "all":
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    without_loss = [index for index, message in enumerate(messages) if not message.get("learn", True)]
+    if not without_loss or learn == "all":
         return messages, answers if learn == "assistant" else answers[-1:]
-    wanted = [place for place in (answers if learn == "assistant" else answers[-1:]) if place not in marked]
-    if not wanted:
-        raise UnusableError("none of its answers is to be learnt, by their weights")
+    turns = [index for index in (answers if learn == "assistant" else answers[-1:]) if index not in without_loss]
+    if not turns:
+        raise UnusableError("all of its answers have weight 0, so there is nothing to learn")
     bare = [{key: value for key, value in message.items() if key != "learn"} for message in messages]
-    return bare[: wanted[-1] + 1], wanted
+    return bare[: turns[-1] + 1], turns
 
 
-def _refuse_losses(messages: Sequence[Message], tools: Tools, renderings: Sequence[Rendering], learn: Learn) -> None:
-    """What is said must stand in the text, but for white space: templates leave out what they have no place for."""
-    shown = ["".join(each.text.split()) for each in renderings]
-    last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
-    for place, message in enumerate(messages):
-        if message["role"] == "tool" or (learn == "last" and message["role"] == "assistant" and place != last):
+def _refuse_left_out(messages: Sequence[Message], tools: Tools, renderings: Sequence[Rendering], learn: Learn) -> None:
+    """All content must be in the text, up to white space: templates drop what they do not support."""
+    rendered = ["".join(rendering.text.split()) for rendering in renderings]
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    for index, message in enumerate(messages):
+        if message["role"] == "tool" or (learn == "last" and message["role"] == "assistant" and index != last):
             continue
         calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        for said in (message.get("content"), message.get("reasoning_content"), *calls):
-            if isinstance(said, str) and not any("".join(said.split()) in text for text in shown):
+        for content in (message.get("content"), message.get("reasoning_content"), *calls):
+            if isinstance(content, str) and not any("".join(content.split()) in text for text in rendered):
                 raise UnusableError(
-                    f"the chat template leaves out part of turn {place + 1} ({message['role']}): {said.strip()[:40]!r}."
-                    " Remove it, or set base.chat_template to one that shows it"
+                    f"the chat template leaves out part of turn {index + 1} ({message['role']}): "
+                    f"{content.strip()[:40]!r}. Remove it, or set base.chat_template to one that includes it"
                 )
     for tool in tools or ():
-        if not any(tool["function"]["name"] in text for text in shown):
-            raise UnusableError(f"the chat template has no place for tools ({tool['function']['name']})")
+        if not any(tool["function"]["name"] in text for text in rendered):
+            raise UnusableError(f"the chat template does not support tools ({tool['function']['name']})")

@@ -1,27 +1,29 @@
-"""What is counted on the way from rows to tokens: nothing is left out without a number and a place."""
+"""Counts of the data pipeline, from rows to tokens: every row that is left out is counted and named."""
 
 from dataclasses import dataclass, field
 
 SHOWN = 5
-"""Rows that are named in a message or kept in a report."""
+"""Rows to name in a message or keep in a report."""
 
 
 @dataclass
 class DataReport:
-    """What the data held and what was done with it; goes into the `data` event as it is.
+    """What was in the data and what was done with it. The `data` event has these fields.
 
     Attributes:
-        form: the rows' form, as detected or named.
-        rows: read, malformed ones included.
-        malformed: that could not be understood; `malformed_rows` names the first few with reasons.
-        unusable: that the chat template cannot show or that would teach nothing; `unusable_rows` names the first few.
-        separate_turns: earlier turns that are examples of their own, since the template rewrites them in later ones.
+        format: the row format, detected or set in the recipe.
+        rows: rows read, including malformed ones.
+        malformed: rows that could not be parsed; `malformed_rows` names the first few with reasons.
+        unusable: rows that the chat template cannot render or that would teach nothing; `unusable_rows` names the
+            first few.
+        separate_turns: earlier turns that became examples of their own, because the template rewrites them once a later
+            turn follows.
         held_out_rows: examples kept out of training.
-        examples: to train on, after splitting and dropping.
+        examples: training examples, after splitting and dropping.
         truncated, split, dropped: examples over `data.max_length`, by what was done with them.
-        joined: rows that documents laid end to end were cut into.
-        replayed, replayed_tokens: rows of `data.replay` among the training examples; `replay_rows` were there.
-        unlearnable: pieces of split examples without a learnt token, left out.
+        joined: rows of `data.max_length` tokens that concatenated documents were cut into.
+        replayed, replayed_tokens: rows of `data.replay` among the training examples, out of `replay_rows`.
+        unlearnable: pieces of split examples without a loss token, left out.
         tokens, loss_tokens: in the training examples.
         held_out_tokens, held_out_loss_tokens: in the held-out ones.
         longest: tokens of the longest example before any cut.

@@ -1,4 +1,4 @@
-"""A form of rows, and what reading one needs."""
+"""A row format, and helpers to read one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Any
 from tunesmith.data.turns import NotUnderstoodError, in_words
 
 Values = Mapping[str, Any]
-"""A row by the parts that its columns play (`question`), not by the columns' own names (`Frage`)."""
+"""A row's values by field of the format (`question`), not by column name in the file (`Frage`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """A form of rows.
+    """A row format.
 
     Attributes:
-        described: in words, for messages.
-        columns: sets of columns, in order of preference; a row that has all of one of them is of this form. The first
-            set is what the form's parts are called.
-        optional: columns that it takes too.
-        read: from the row's parts to what an `Example` holds.
-        objective: the one that takes it, which must be asked for by name; None where most do.
-        detected: whether its columns tell it where no objective asks for it.
+        described: a plural noun for messages.
+        columns: sets of columns, in order of preference; a row that has all columns of one set is in this format. The
+            first set gives the names of the format's fields.
+        optional: further columns that it reads.
+        read: from the row's values by field to the keyword arguments of an `Example`.
+        objective: the objective that the recipe must set to use it; None if most objectives read it.
+        detected: whether it is detected from the columns when the objective does not ask for it.
     """
 
     described: str
@@ -32,43 +32,43 @@ class RowFormat:
     detected: bool = True
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def fields(self) -> tuple[str, ...]:
         return (*self.columns[0], *self.optional)
 
 
-def needed(values: Values, part: str) -> Any:
-    """What the row has in that part.
+def required(values: Values, field: str) -> Any:
+    """The value of the field.
 
     Raises:
-        NotUnderstoodError: it has nothing there.
+        NotUnderstoodError: the row has none.
     """
-    value = values.get(part)
+    value = values.get(field)
     if value is None:
-        raise NotUnderstoodError(f"{part} is missing")
+        raise NotUnderstoodError(f"{field} is missing")
     return value
 
 
-def text_of(values: Values, part: str, default: str | None = None) -> str:
-    """The text that the row has in that part.
+def text_of(values: Values, field: str, default: str | None = None) -> str:
+    """The text in the field.
 
     Raises:
-        NotUnderstoodError: it has none there, or something else.
+        NotUnderstoodError: the field is missing and has no default, or is not text.
     """
-    value = values.get(part)
+    value = values.get(field)
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise NotUnderstoodError(f"{part} is {in_words(value)}" + ("" if value is None else ", not a text"))
+        raise NotUnderstoodError(f"{field} is {in_words(value)}" + ("" if value is None else ", not a text"))
     return value
 
 
-def said(values: Values, part: str) -> str:
-    """The text in that part, which says something.
+def nonempty_text(values: Values, field: str) -> str:
+    """The text in the field.
 
     Raises:
-        NotUnderstoodError: as above, or it is empty.
+        NotUnderstoodError: the field is missing, not text, or empty.
     """
-    text = text_of(values, part)
+    text = text_of(values, field)
     if not text.strip():
-        raise NotUnderstoodError(f"the {part} is empty")
+        raise NotUnderstoodError(f"the {field} is empty")
     return text

@@ -1,7 +1,7 @@
-"""The forms that rows come in: told by their columns, or named by the recipe, and each made into an `Example`.
+"""The row formats: detected from the columns or set in the recipe; each turns a row into an `Example`.
 
-A form is one function and one line in `FORMATS`. Column names are matched whatever their case. Texts are taken as they
-stand: nothing is stripped.
+A format is one function and one entry in `FORMATS`. Column names match regardless of case. Texts are not changed:
+nothing is stripped.
 """
 
 import difflib
@@ -11,40 +11,41 @@ from typing import Any
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.read import Row
-from tunesmith.data.row_format import RowFormat, Values, needed, text_of
+from tunesmith.data.row_format import RowFormat, Values, required, text_of
 from tunesmith.data.turns import NotUnderstoodError, chat, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
 
 def _messages(values: Values) -> dict[str, Any]:
-    """`messages`: [{role, content, ...}], with `tools`; a `system` column goes before them."""
-    return _chat(values, turns_of(needed(values, "messages"), "messages"))
+    """`messages`: [{role, content, ...}], with `tools`; a `system` column becomes the first message."""
+    return _chat(values, turns_of(required(values, "messages"), "messages"))
 
 
 def _sharegpt(values: Values) -> dict[str, Any]:
     """`conversations`: [{from, value}], with `system` and `tools` (ShareGPT; calls as in LLaMA-Factory)."""
-    return _chat(values, turns_of(needed(values, "conversations"), "conversations"))
+    return _chat(values, turns_of(required(values, "conversations"), "conversations"))
 
 
 def _alpaca(values: Values) -> dict[str, Any]:
     """`instruction`, `input`, `output`, `system`, `history`: [[question, answer], ...] (Taori et al. 2023).
 
-    The input, where there is one, follows the instruction on a line of its own.
+    The input, if there is one, follows the instruction on its own line.
     """
-    instruction, more = text_of(values, "instruction"), text_of(values, "input", "")
+    instruction, more_input = text_of(values, "instruction"), text_of(values, "input", "")
     earlier = [turn for pair in _history(values) for turn in _exchange(*pair)]
-    asked = f"{instruction}\n{more}" if more else instruction
-    return _chat(values, [*earlier, *_exchange(asked, text_of(values, "output"))])
+    question = f"{instruction}\n{more_input}" if more_input else instruction
+    return _chat(values, [*earlier, *_exchange(question, text_of(values, "output"))])
 
 
 def _prompt_completion(values: Values) -> dict[str, Any]:
     """`prompt` and `completion`: two texts, which become a question and an answer; or two lists of turns."""
-    prompt, completion = needed(values, "prompt"), needed(values, "completion")
+    prompt, completion = required(values, "prompt"), required(values, "completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return _chat(values, _exchange(prompt, completion))
     if isinstance(prompt, str) or isinstance(completion, str):
         raise NotUnderstoodError(
-            f"prompt is {in_words(prompt)} and completion is {in_words(completion)}; both must be texts, or both turns"
+            f"prompt is {in_words(prompt)} and completion is {in_words(completion)}; "
+            "both must be texts, or both lists of turns"
         )
     answer = turns_of(completion, "completion")
     if not any(turn["role"] == "assistant" for turn in answer):
@@ -53,7 +54,7 @@ def _prompt_completion(values: Values) -> dict[str, Any]:
 
 
 def _question_answer(values: Values) -> dict[str, Any]:
-    """`question`, `answer`, with `context` (which goes before the question, a blank line between) and `system`."""
+    """`question`, `answer`, with `context` (placed before the question, with a blank line between) and `system`."""
     context = text_of(values, "context", "")
     question = text_of(values, "question")
     return _chat(values, _exchange(f"{context}\n\n{question}" if context else question, text_of(values, "answer")))
@@ -86,79 +87,88 @@ FORMATS: dict[str, RowFormat] = {
     ),
     **LABELED,
 }
-"""Every form by the name that `data.format` takes; where a row fits several, the first."""
+"""Every row format by the value of `data.format`; if a row matches several, the first is used."""
 
 _PREFERENCE = {"chosen", "rejected", "kto_tag"}
 _ONE_TURN = ({"role", "content"}, {"from", "value"})
 
 
 def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
-    """The form of the rows, from the columns that have a value in them.
+    """The name of the row format, from the columns that have a value.
 
     Args:
-        rows: the first rows, a hundred say.
-        columns: part → column, as `data.columns` names them.
+        rows: the first rows, for example a hundred.
+        columns: field → column, from `data.columns`.
 
     Raises:
-        UserError: no form fits, several do, or the rows are of a kind that has no objective yet.
+        UserError: no format matches, several do, or no objective trains on such rows yet.
     """
     if not rows:
         raise UserError(
-            "None of the first rows could be read, so their form cannot be told. Mend them, or set data.format."
+            "None of the first rows could be read, so their format cannot be detected. Fix them, or set data.format."
         )
-    named = _named_parts(columns or {}, rows)
-    fits: dict[str, Source] = {}
+    from_columns = _format_of_columns(columns or {}, rows)
+    matches: dict[str, Source] = {}
     for row in rows:
         _refuse_other_kinds(row)
-        format = named if named is not None else _format_of(row)
+        format = from_columns if from_columns is not None else _format_of(row)
         if format is not None:
-            fits.setdefault(format, row.source)
-    if not fits:
+            matches.setdefault(format, row.source)
+    if not matches:
         raise _unknown(rows)
-    if len(fits) > 1:
-        found = ", ".join(f"{FORMATS[name].described} ({source})" for name, source in fits.items())
+    if len(matches) > 1:
+        formats = ", ".join(f"{FORMATS[name].described} ({source})" for name, source in matches.items())
         raise UserError(
-            f"The rows are of several forms: {found}. Train on files of one form, or set data.format to one of "
-            f"{', '.join(fits)}; rows of another are then malformed."
+            f"The rows have several formats: {formats}. Train on files of one format, or set data.format to one of "
+            f"{', '.join(matches)}; rows in another format are then malformed."
         )
-    format = next(iter(fits))
-    _refuse_unasked(FORMATS[format], rows)
+    format = next(iter(matches))
+    _refuse_without_objective(FORMATS[format], rows)
     return format
 
 
-def fitting(rows: Sequence[Row], formats: Sequence[str], named: Mapping[str, str]) -> str:
-    """Of the forms that an objective takes, the first that has the parts that `data.columns` names, else the first
-    whose columns the rows have; the first of all if none."""
-    by_parts = [format for format in formats if named and set(named) <= set(FORMATS[format].parts)]
-    formats = by_parts or formats
-    columns = {column.lower() for column in _columns_of(rows)}
-    return next((format for format in formats if _sets_in(columns, FORMATS[format])), formats[0])
+def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str, str]) -> str:
+    """The row format to use, among the formats that the objective accepts.
+
+    Args:
+        rows: the first rows.
+        formats: the names that the objective accepts, in order of preference.
+        columns: field → column, from `data.columns`.
+
+    Returns:
+        The first format that has all fields of `columns` and whose columns the rows have; else the first that has the
+        fields; else the first whose columns the rows have; else the first.
+    """
+    with_fields = [format for format in formats if columns and set(columns) <= set(FORMATS[format].fields)]
+    formats = with_fields or formats
+    present = {column.lower() for column in _columns_of(rows)}
+    return next((format for format in formats if _sets_in(present, FORMATS[format])), formats[0])
 
 
 def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) -> Example | Malformed:
-    """The row as an example, or why it is none.
+    """The row as an example, or the reason why it is malformed.
 
     Args:
         row: as read.
-        form: a name in `FORMATS`.
-        columns: part → column, as `data.columns` names them.
+        format: a name in `FORMATS`.
+        columns: field → column, from `data.columns`.
 
     Raises:
-        UserError: the form, or a part that `columns` names, is not known.
+        UserError: the format, or a field in `columns`, is not known.
     """
     kind = format_named(format)
     try:
-        values = _parts(row, kind, format, columns or {})
+        values = _fields(row, kind, format, columns or {})
         return Example(row.source, **kind.read(values))
     except NotUnderstoodError as error:
         return Malformed(row.source, str(error))
 
 
 def format_named(format: str) -> RowFormat:
-    """The form of that name.
+    """The row format of that name.
 
     Raises:
-        UserError: there is none.
+        UserError: the name is not known.
     """
     if format not in FORMATS:
         near = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
@@ -173,7 +183,7 @@ def _format_of(row: Row) -> str | None:
     present = {str(column).lower() for column, value in row.values.items() if value is not None}
     if any(present >= turn for turn in _ONE_TURN):
         raise UserError(
-            f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a whole conversation: gather "
+            f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a full conversation: put "
             "the turns in a column `messages`."
         )
     return next((name for name, format in FORMATS.items() if format.detected and _sets_in(present, format)), None)
@@ -183,107 +193,107 @@ def _sets_in(present: set[str], format: RowFormat) -> list[tuple[str, ...]]:
     return [names for names in format.columns if present.issuperset(names)]
 
 
-def _parts(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row's values by the parts they play: as `columns` names them, else by the form's usual column names."""
+def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row's values by field: from `columns`, else from the format's usual column names."""
     if isinstance(row.values, str):
-        if format.parts != ("text",):
-            raise NotUnderstoodError(f"plain text, where the other rows have columns ({', '.join(format.columns[0])})")
+        if format.fields != ("text",):
+            raise NotUnderstoodError(f"plain text, but the other rows have columns ({', '.join(format.columns[0])})")
         return {"text": row.values}
-    _check_parts(columns, name)
+    _check_fields(columns, name)
     missing = [column for column in columns.values() if column not in row.values]
     if missing:
         raise NotUnderstoodError(f"no column {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
-    own = {str(column).lower(): value for column, value in row.values.items()}
-    usual = _usual_names({column for column, value in own.items() if value is not None}, format, columns)
-    parts = {part: own[column] for part, column in usual.items() if column in own}
-    parts.update({part: own[part] for part in format.optional if part in own})
-    if "system" in format.optional and "system" not in parts and "system_prompt" in own:
-        parts["system"] = own["system_prompt"]
-    parts.update({part: row.values[column] for part, column in columns.items()})
-    absent = [part for part in format.columns[0] if part not in parts]
+    by_name = {str(column).lower(): value for column, value in row.values.items()}
+    usual = _usual_names({column for column, value in by_name.items() if value is not None}, format, columns)
+    fields = {field: by_name[column] for field, column in usual.items() if column in by_name}
+    fields.update({field: by_name[field] for field in format.optional if field in by_name})
+    if "system" in format.optional and "system" not in fields and "system_prompt" in by_name:
+        fields["system"] = by_name["system_prompt"]
+    fields.update({field: row.values[column] for field, column in columns.items()})
+    absent = [field for field in format.columns[0] if field not in fields]
     if absent:
         raise NotUnderstoodError(f"no column {absent[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
-    return parts
+    return fields
 
 
 def _usual_names(present: set[str], format: RowFormat, columns: Mapping[str, str]) -> dict[str, str]:
-    """Part → column in lower case, by the one set of usual names that the row has."""
-    open_parts = [part for part in format.columns[0] if part not in columns]
-    fitting = {tuple(zip(format.columns[0], names, strict=True)) for names in _sets_in(present, format)}
-    if len(fitting) > 1 and open_parts:
-        choices = " or ".join(", ".join(f"{part}: {name}" for part, name in each) for each in sorted(fitting))
-        raise UserError(
-            f"Several columns could be {' and '.join(open_parts)}. Say which in data.columns: {{{choices}}}."
-        )
-    return dict(next(iter(fitting))) if fitting else {part: part for part in format.columns[0]}
+    """Field → column in lower case, from the only set of usual names that the row has."""
+    unnamed = [field for field in format.columns[0] if field not in columns]
+    matches = {tuple(zip(format.columns[0], names, strict=True)) for names in _sets_in(present, format)}
+    if len(matches) > 1 and unnamed:
+        choices = " or ".join(", ".join(f"{field}: {name}" for field, name in match) for match in sorted(matches))
+        raise UserError(f"Several columns could be {' and '.join(unnamed)}. Name one in data.columns: {{{choices}}}.")
+    return dict(next(iter(matches))) if matches else {field: field for field in format.columns[0]}
 
 
-def _named_parts(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
-    """The form whose parts `data.columns` names; None where it names none that tells."""
+def _format_of_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
+    """The format whose fields `data.columns` names; None if the fields do not identify one."""
     if not columns:
         return None
-    seen = _columns_of(rows)
-    for part, column in columns.items():
-        if column not in seen:
-            near = difflib.get_close_matches(column, seen, n=1, cutoff=0.5)
+    present = _columns_of(rows)
+    for field, column in columns.items():
+        if column not in present:
+            near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"data.columns.{part}: the rows have no column {column!r} (they have {', '.join(seen)}).{hint}"
+                f"data.columns.{field}: the rows have no column {column!r} (they have {', '.join(present)}).{hint}"
             )
-    predictions = [name for name, format in FORMATS.items() if set(columns) & set(format.columns[0])]
-    for name in predictions:
-        if set(columns) <= set(FORMATS[name].parts):
+    candidates = [name for name, format in FORMATS.items() if set(columns) & set(format.columns[0])]
+    for name in candidates:
+        if set(columns) <= set(FORMATS[name].fields):
             return name
-    if predictions:
-        _check_parts(columns, predictions[0])
+    if candidates:
+        _check_fields(columns, candidates[0])
     return None
 
 
-def _check_parts(columns: Mapping[str, str], format: str) -> None:
-    parts = FORMATS[format].parts
-    for part in columns:
-        if part not in parts:
-            near = difflib.get_close_matches(part, parts, n=1, cutoff=0.5)
+def _check_fields(columns: Mapping[str, str], format: str) -> None:
+    fields = FORMATS[format].fields
+    for field in columns:
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"data.columns.{part}: the form {format} has no such part; it has {', '.join(parts)}.{hint}"
+                f"data.columns.{field}: the format {format} has no such field; it has {', '.join(fields)}.{hint}"
             )
 
 
 def _refuse_other_kinds(row: Row) -> None:
-    """Preference data, told by their columns."""
+    """Refuse preference data, detected from its columns."""
     present = {str(column).lower() for column in row.values} if isinstance(row.values, dict) else set()
-    judged = isinstance(row.values, dict) and isinstance(row.values.get("label"), bool)
+    is_rated = isinstance(row.values, dict) and isinstance(row.values.get("label"), bool)
     answers = present & {"messages", "conversations", "completion", "output", "answer", "response"}
-    if present >= {"chosen", "rejected"} or "kto_tag" in present or (judged and answers):
-        seen = ", ".join(sorted(present & _PREFERENCE) or ["label"])
+    if present >= {"chosen", "rejected"} or "kto_tag" in present or (is_rated and answers):
+        shown = ", ".join(sorted(present & _PREFERENCE) or ["label"])
         raise UserError(
-            f"{row.source}: this is preference data (columns: {seen}); an objective that learns from preferences is "
-            "not available yet. To learn from the better answers, write them as chat messages."
+            f"{row.source}: this is preference data (columns: {shown}); an objective for preferences is "
+            "not available yet. To train on the better answers, write them as chat messages."
         )
 
 
-def _refuse_unasked(format: RowFormat, rows: Sequence[Row]) -> None:
-    """Texts of which something is told: what is to be learnt of them must be asked for by name."""
+def _refuse_without_objective(format: RowFormat, rows: Sequence[Row]) -> None:
+    """Refuse labeled texts: they need an objective that the recipe must name."""
     if format.objective is None:
         return
-    seen = {column.lower(): column for column in _columns_of(rows)}
-    sets = [[seen[name] for name in names] for names in _sets_in(set(seen), format)]
-    as_answers = alone = ""
+    present = {column.lower(): column for column in _columns_of(rows)}
+    sets = [[present[name] for name in names] for names in _sets_in(set(present), format)]
+    as_answers = as_text = ""
     if sets and format.objective == "classification":
-        as_answers = f"; to learn to answer with it, data.columns: {{question: {sets[0][0]}, answer: {sets[0][1]}}}"
-        alone = "; to learn the texts alone, data.format: text"
+        as_answers = (
+            f"; to generate the class as an answer, set data.columns: {{question: {sets[0][0]}, answer: {sets[0][1]}}}"
+        )
+        as_text = "; to train on the texts only, set data.format: text"
     raise UserError(
-        f"{rows[0].source}: these are {format.described} (columns: {', '.join(seen.values())}). To learn that, set "
-        f"objective: {{kind: {format.objective}}}{as_answers}{alone}."
+        f"{rows[0].source}: these are {format.described} (columns: {', '.join(present.values())}). To train on them, "
+        f"set objective: {{kind: {format.objective}}}{as_answers}{as_text}."
     )
 
 
 def _unknown(rows: Sequence[Row]) -> UserError:
     known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
     return UserError(
-        f"{rows[0].source.file}: no known form has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name those "
-        f"that play a part, for example data.columns: {{question: ..., answer: ...}}, or give them "
+        f"{rows[0].source.file}: no known format has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name the "
+        f"columns to read, for example data.columns: {{question: ..., answer: ...}}, or give them "
         f"usual names ({known})."
     )
 
@@ -296,7 +306,7 @@ def _chat(values: Values, messages: list[Message]) -> dict[str, Any]:
     system = text_of(values, "system", "")
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     if first and messages[0]["role"] in ("system", "developer"):
-        raise NotUnderstoodError("a system column, and a system turn too")
+        raise NotUnderstoodError("it has both a system column and a system turn")
     return {"messages": chat([*first, *messages]), "tools": tools_of(values.get("tools"))}
 
 

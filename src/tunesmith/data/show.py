@@ -1,4 +1,4 @@
-"""Rows as the model will read them: token by token, and which of them are learnt."""
+"""Rows as the model will read them, token by token, with the loss mask."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tunesmith.data.template import UnusableError
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token's text (or that of a few, where one holds only part of a character), and whether it is learnt."""
+    """A token's text, and whether it has loss. Tokens that hold only part of a character are joined."""
 
     text: str
     has_loss: bool
@@ -28,10 +28,10 @@ class Shown:
 
     Attributes:
         source: the row.
-        pieces: its tokens, in order; put end to end they are the text.
-        tokens: how many there are.
-        loss_tokens: how many of them are learnt.
-        fault: why it cannot be learnt from, if so.
+        pieces: its tokens, in order; concatenated, they are the text.
+        tokens: number of tokens.
+        loss_tokens: number of tokens with loss.
+        fault: why it cannot be trained on; None if it can.
     """
 
     source: str
@@ -42,7 +42,7 @@ class Shown:
 
 
 def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: int = 1) -> Iterator[Shown]:
-    """Rows of the recipe's training data from the `start`th (1-based, malformed ones left out), rendered, tokenized.
+    """Rows of the recipe's training data from the `start`th (1-based, without malformed ones), rendered, tokenized.
 
     Raises:
         UserError: the data cannot be read.
@@ -57,17 +57,17 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
             continue
         for rendering, tokenized in zip(renderings, renderer.tokenize_many(renderings), strict=True):
             ids, loss_mask = tokenized
-            wrong = fault(renderer, rendering, tokenized)
+            reason = fault(renderer, rendering, tokenized)
             pieces = _pieces(tokenizer, tokenized)
-            if rendering.targets and not rendering.loss_spans:  # the marked last token stands for what is told of all
+            if rendering.targets and not rendering.loss_spans:  # the loss of the last token is the label of the text
                 pieces = (
                     *_pieces(tokenizer, (ids, loss_mask & False)),
-                    Piece(f" {_told(example.label)}", has_loss=True),
+                    Piece(f" {_label_text(example.label)}", has_loss=True),
                 )
-            yield Shown(str(example.source), pieces, len(ids), int(loss_mask.sum()), wrong)
+            yield Shown(str(example.source), pieces, len(ids), int(loss_mask.sum()), reason)
 
 
-def _told(label: object) -> str:
+def _label_text(label: object) -> str:
     return (", ".join(label) or "(none)") if isinstance(label, tuple) else str(label)
 
 

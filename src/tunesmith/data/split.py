@@ -1,6 +1,6 @@
-"""Which examples are kept out of training: decided by what they say, never by where they stand.
+"""Which examples are held out: decided by a hash of their content, not by their position.
 
-So a file that grows never moves a row from one side to the other, and duplicates stay on one side.
+So a row never changes sides when the file grows, and duplicates stay on one side.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from tunesmith.data.example import Example
 
 
 def is_held_out(example: Example, share: float | frozenset[bytes]) -> bool:
-    """Whether the example belongs to the held-out share, or its key to the keys that are held out.
+    """Whether the example is held out.
 
-    h / 2⁶⁴ < share, where h is the first 8 bytes of the SHA-256 of the text; or, of a chat, of its system turns before
-    the first user turn and that first user turn. So rows that ask the same and are answered differently never stand on
-    both sides, nor do conversations that begin alike.
+    h / 2⁶⁴ < share, where h is the first 8 bytes of the SHA-256 of the text; or, of a chat, of the system turns before
+    the first user turn and that user turn. So rows with the same question and different answers are on one side, and
+    so are conversations that begin the same.
 
     Args:
-        example: its source plays no part.
-        share: of all distinct beginnings, in [0, 1]; or those beginnings' keys.
+        example: its source is ignored.
+        share: the held-out share of all distinct keys, in [0, 1]; or the held-out keys themselves.
     """
     if isinstance(share, frozenset):
         return _key(example) in share
@@ -31,13 +31,13 @@ def is_held_out(example: Example, share: float | frozenset[bytes]) -> bool:
 
 
 def fold(examples: Iterable[Example], number: int, folds: int) -> frozenset[bytes]:
-    """The keys of the examples in one of so many parts, which are alike in size and, of texts with a class, in how many
-    of each they hold (Kohavi 1995, section 2.2).
+    """The keys of the examples in one fold. Folds have similar sizes and, for texts with a class, similar class counts
+    (Kohavi 1995, section 2.2).
 
     Args:
-        examples: all of them.
-        number: which part, from 1.
-        folds: how many.
+        examples: all examples.
+        number: which fold, from 1.
+        folds: how many folds.
     """
     keys: dict[bytes, Any] = {}
     for example in examples:
@@ -50,17 +50,14 @@ def fold(examples: Iterable[Example], number: int, folds: int) -> frozenset[byte
 
 
 def _key(example: Example) -> bytes:
-    """SHA-256 of what decides the side."""
+    """SHA-256 of the content that decides the side."""
     if example.messages is None:
         key: Any = example.text
     else:
-        asked = next((at for at, turn in enumerate(example.messages) if turn["role"] == "user"), None)
-        key = [turn for turn in example.messages[: None if asked is None else asked + 1] if _asks(turn, asked)]
+        first_user = next((index for index, turn in enumerate(example.messages) if turn["role"] == "user"), None)
+        turns = example.messages[: None if first_user is None else first_user + 1]
+        key = [turn for turn in turns if first_user is None or turn["role"] in ("system", "developer", "user")]
     return _digest(key)
-
-
-def _asks(turn: dict[str, Any], asked: int | None) -> bool:
-    return asked is None or turn["role"] in ("system", "developer", "user")
 
 
 def _digest(value: Any) -> bytes:

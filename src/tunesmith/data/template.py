@@ -1,8 +1,8 @@
-"""The base's own chat template: the text that it makes of a chat, and where in it the assistant's turns lie.
+"""The base's own chat template: it renders a chat as text and finds the assistant's turns in that text.
 
-Stock templates seldom say which part is the assistant's. It follows from the template itself: the prompt for turn k is
-what the template gives for the turns before it with `add_generation_prompt`; what it gives with turn k as the last one
-must begin with that prompt; and what follows, up to the token that ends the turn, is what the model has to write.
+Stock templates seldom mark the assistant's part. It follows from the template itself: the prompt for turn k is the text
+of the turns before it, rendered with `add_generation_prompt`; the text rendered with turn k as the last turn must begin
+with that prompt; and the rest, up to the token that ends the turn, is what the model has to write.
 """
 
 import re
@@ -23,7 +23,7 @@ Span = tuple[int, int]
 """Characters [start, end) of a text."""
 
 DATE = datetime(2025, 1, 1)
-"""What templates that write the date are told: the same rows must give the same tokens tomorrow."""
+"""The date for templates that write one: the same rows must give the same tokens on any day."""
 
 
 Tools = Sequence[dict[str, Any]] | None
@@ -33,12 +33,12 @@ _ANSWER: Message = {"role": "assistant", "content": "Tunesmith's own answer."}
 
 
 class UnusableError(ValueError):
-    """Why an example cannot be learnt from through this template; it is reported with the example's row."""
+    """Why an example cannot be rendered or trained on; it is reported with the example's row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An assistant's turn as the last one of its chat: the text so far, and what of it the model has to write."""
+    """An assistant turn as the last turn of its chat: the text so far, and the spans that the model has to write."""
 
     text: str
     spans: tuple[Span, ...]
@@ -54,8 +54,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.chat_template:
             raise UserError(
-                "The base has no chat template, so it is not known how its prompts look. Set base.chat_template to a "
-                "Jinja file, or learn raw text: objective: {kind: text}."
+                "The base has no chat template, so the format of its prompts is unknown. Set base.chat_template to "
+                "a Jinja file, or train on raw text: objective: {kind: text}."
             )
         self._tokenizer = tokenizer
         self._sources: dict[bool, str] = {}
@@ -66,19 +66,19 @@ class ChatTemplate:
         return self._render(messages, tools)[0]
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
-        """The chat as text, up to where the assistant begins to write: in training, in evaluation and in use."""
-        return self._render(messages, tools, add_generation_prompt=True)[0].removesuffix(self.left_off)
+        """The chat as text, up to where the assistant begins to write: the same in training and inference."""
+        return self._render(messages, tools, add_generation_prompt=True)[0].removesuffix(self._prompt_only)
 
     def turn(self, messages: Sequence[Message], tools: Tools = None, only: bool = False) -> Turn:
-        """The last message, the assistant's.
+        """The last message, which is the assistant's.
 
         Args:
-            messages: the chat up to it.
-            tools: that it may call.
-            only: it is the only assistant's turn of the chat.
+            messages: the chat, up to and including this turn.
+            tools: the tools that it may call.
+            only: whether it is the only assistant turn of the chat.
 
         Raises:
-            UnusableError: the template has no prompt for it, or does not end it.
+            UnusableError: the template has no prompt for the turn, or does not end it.
         """
         text, marks = self._marked(messages, tools)
         own = marks if only or not marks else marks[len(self._marked(messages[:-1], tools)[1]) :]
@@ -87,8 +87,8 @@ class ChatTemplate:
         prompt = self.prompt(messages[:-1], tools)
         if not text.startswith(prompt):
             raise UnusableError(
-                f"the chat template ends its prompt with {prompt[-40:]!r}, but the answered chat does not begin so. "
-                "Bring the answer to that form, or set base.chat_template to one with {% generation %} marks"
+                f"the chat template ends its prompt with {prompt[-40:]!r}, but the chat with the answer does not begin "
+                "with it. Change the answer, or set base.chat_template to one with {% generation %} marks"
             )
         end = self._end_of_turn(text[len(prompt) :])
         if end is None:
@@ -96,56 +96,57 @@ class ChatTemplate:
         return Turn(text, ((len(prompt), len(prompt) + end),))
 
     @cached_property
-    def left_off(self) -> str:
-        """What the template puts at the end of its prompt and never before an answer (DeepSeek-R1's `<think>`)."""
-        begun = self._render(_QUESTION, None, add_generation_prompt=True)[0]
+    def _prompt_only(self) -> str:
+        """The text that the template puts at the end of a prompt but not before an answer (DeepSeek-R1's `<think>`)."""
+        prompt = self._render(_QUESTION, None, add_generation_prompt=True)[0]
         answered = self.text([*_QUESTION, _ANSWER])
-        return begun[len(_shared_beginning(begun, answered)) :]
+        return prompt[len(_common_prefix(prompt, answered)) :]
 
     @cached_property
     def ends(self) -> frozenset[str]:
-        """The special token that ends an assistant's turn whatever follows it; the end-of-sequence where none does."""
+        """The special token that ends an assistant turn whatever follows it; without one, the end-of-sequence token."""
         last, inner = self._probe
-        _, _, after = _shared_beginning(last, inner).partition(_ANSWER["content"])
-        found = {after.rfind(token): token for token in self.special_tokens if token in after}
-        if found:
-            return frozenset({found[max(found)]})
+        _, _, after = _common_prefix(last, inner).partition(_ANSWER["content"])
+        by_position = {after.rfind(token): token for token in self.special_tokens if token in after}
+        if by_position:
+            return frozenset({by_position[max(by_position)]})
         return frozenset({str(self._tokenizer.eos_token), *([] if self._end_of_turn(last, ()) else [self._opening])})
 
     @cached_property
     def _opening(self) -> str:
-        """The special token that opens the user's turn: where an answer ends with nothing else, it is the sign to stop
+        """The special token that opens the user's turn. If an answer has no end token of its own, the model stops there
         (GLM-4.5).
 
         Raises:
-            UnusableError: there is none either.
+            UnusableError: there is no such token either.
         """
         last, inner = self._probe
         rest = inner.removeprefix(last)
         token = next((token for token in self.special_tokens if rest.startswith(token)), None)
         if token is None:
             raise UnusableError(
-                "the chat template ends the answer with no special token, so the model would never learn to stop. Set "
-                "base.chat_template to one that does"
+                "the chat template ends the answer without a special token, so the model would never learn to stop. "
+                "Set base.chat_template to one that has it"
             )
         return token
 
     @cached_property
     def _probe(self) -> tuple[str, str]:
-        """What follows the prompt of a short question: with the answer at the chat's end, and with another question."""
+        """The text after the prompt of a short question: the answer alone, and the answer with another question."""
         prompt = self.prompt(_QUESTION)
         last = self.text([*_QUESTION, _ANSWER])
         inner = self.text([*_QUESTION, _ANSWER, *_QUESTION])
         return last.removeprefix(prompt), inner.removeprefix(prompt)
 
     def _end_of_turn(self, tail: str, ends: Collection[str] | None = None) -> int | None:
-        """Where the turn ends in what follows its prompt: after the first of its last special tokens that is an end."""
+        """Where the turn ends in the text after its prompt: after the first of the trailing special tokens that is an
+        end."""
         ends = self.ends if ends is None else ends
         last = list(self._last_special_tokens(tail))[::-1]
         return next((end for token, end in last if token in ends), last[0][1] if last else None)
 
     def _with_end(self, text: str, end: int) -> int:
-        """A mark's end, moved past the token that ends the turn where the mark stops short of it."""
+        """A span's end, moved past the token that ends the turn if the span stops before it."""
         if next(self._last_special_tokens(text[:end]), None) is not None:
             return end
         rest = text[end:]
@@ -154,14 +155,14 @@ class ChatTemplate:
         return end if token is None else end + after + len(token)
 
     def _last_special_tokens(self, text: str) -> Iterator[tuple[str, int]]:
-        """Special tokens with nothing but white space after them, from the last one backwards, each with its end."""
+        """Special tokens followed only by white space, from the last one backwards, each with its end."""
         text = text.rstrip()
         while token := next((token for token in self.special_tokens if text.endswith(token)), None):
             yield token, len(text)
             text = text[: -len(token)].rstrip()
 
     def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
-        """The chat as text, and the spans within `{% generation %}`; those that touch are one. None where none is."""
+        """The chat as text, and the spans within `{% generation %}`; adjacent spans are merged."""
         if "generation" not in self._source(tools) or not messages:
             return self.text(messages, tools) if messages else "", []
         text, spans = self._render(messages, tools, return_assistant_tokens_mask=True)
@@ -174,7 +175,7 @@ class ChatTemplate:
         return text, merged
 
     def _source(self, tools: Tools) -> str:
-        with_tools = tools is not None  # a tokenizer may have a template of its own for them
+        with_tools = tools is not None  # a tokenizer may have a separate template for tools
         if with_tools not in self._sources:
             source = str(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
             dated = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(DATE.strftime(call[2])), source)
@@ -191,12 +192,14 @@ class ChatTemplate:
                 **options,
             )
         except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise UnusableError(f"the chat template refuses it: {error}") from None
+            raise UnusableError(f"the chat template rejects it: {error}") from None
         return texts[0], [] if not spans else list(spans[0])
 
 
-def _shared_beginning(one: str, other: str) -> str:
-    length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _common_prefix(one: str, other: str) -> str:
+    length = next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
     return one[:length]
 
 

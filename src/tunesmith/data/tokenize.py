@@ -1,4 +1,4 @@
-"""Many examples to tokens: chunk by chunk, in processes of their own where there are many, in order."""
+"""Examples to tokens, chunk by chunk and in order; many examples in worker processes."""
 
 import ctypes
 import gc
@@ -23,32 +23,32 @@ from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import Tokens, TokenTable
 
 ROWS = 512
-"""Rows of a chunk: enough for the tokenizer to use all cores, little memory."""
+"""Rows of a chunk: enough for the tokenizer to use all cores, few enough to need little memory."""
 
 ROWS_ALONE = 2_048
-"""Rows that are done before other processes are asked to help."""
+"""Rows that this process tokenizes before it starts worker processes."""
 
 CHUNKS_AHEAD = 2
-"""Chunks that are under way for each process, beyond the one that is waited for."""
+"""Chunks queued per worker, beyond the one whose result is awaited."""
 
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
 
 
 class Renders(Protocol):
-    """An objective, as far as it says what of an example is read and learnt."""
+    """The part of an objective that renders an example."""
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]: ...
 
 
 @dataclass
 class Chunk:
-    """Some rows' tokens.
+    """The tokens of some rows.
 
     Attributes:
-        sides: the tokens of those to train on, and of those held out.
-        unusable: rows that cannot be learnt from, and why.
-        separate_turns: earlier turns that are examples of their own.
+        sides: the token tables of the training and the held-out rows.
+        unusable: rows that cannot be trained on, and why.
+        separate_turns: earlier turns that became examples of their own.
         longest: tokens of the longest example.
     """
 
@@ -63,9 +63,9 @@ class Tokenizer:
     """Renders, tokenizes and checks.
 
     Attributes:
-        objective: what it learns of an example.
+        objective: renders the examples.
         renderer: for the base's tokenizer.
-        held_out: the share of examples that is held out, 0 if none of these is, 1 if all are; or those examples' keys.
+        held_out: the held-out share of the examples, 0 for none, 1 for all; or the keys of the held-out examples.
     """
 
     objective: Renders
@@ -73,7 +73,7 @@ class Tokenizer:
     held_out: float | frozenset[bytes]
 
     def chunk(self, examples: Sequence[Example]) -> Chunk:
-        """The examples' tokens, looked at before any cut hides what is wrong."""
+        """The examples' tokens, checked before truncation can hide a fault."""
         unusable: list[tuple[Source, str]] = []
         rows: list[tuple[Rendering, Source, bool]] = []
         separate_turns = 0
@@ -91,8 +91,8 @@ class Tokenizer:
         for (rendering, source, side), tokenized in zip(rows, tokens, strict=True):
             reason = fault(self.renderer, rendering, tokenized)
             if reason is None:
-                told = () if rendering.targets is None else (rendering.targets,)
-                kept[side].append((*tokenized, source, *told))
+                targets = () if rendering.targets is None else (rendering.targets,)
+                kept[side].append((*tokenized, source, *targets))
             else:
                 unusable.append((source, reason))
         longest = max((len(row[0]) for side in kept for row in side), default=0)
@@ -100,7 +100,7 @@ class Tokenizer:
         return Chunk((train, held_out), unusable, separate_turns, longest)
 
     def all(self, examples: Iterable[Example]) -> Iterator[Chunk]:
-        """Chunk by chunk, in order: here at first, then on all cores, if they are many."""
+        """The chunks in order: the first ones from this process, many more from workers on all cores."""
         chunks = _chunks(iter(examples))
         for _, chunk in zip(range(ROWS_ALONE // ROWS), chunks, strict=False):
             yield self.chunk(chunk)
@@ -109,14 +109,14 @@ class Tokenizer:
         if cores == 1:
             yield from map(self.chunk, chain(further, chunks))
             return
-        with _helpers(self, cores) as pool:
-            under_way = deque(pool.submit(_help, chunk) for chunk in further)
+        with _workers(self, cores) as pool:
+            pending = deque(pool.submit(_tokenize_chunk, chunk) for chunk in further)
             for chunk in chunks:
-                under_way.append(pool.submit(_help, chunk))
-                if len(under_way) > cores * CHUNKS_AHEAD:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                pending.append(pool.submit(_tokenize_chunk, chunk))
+                if len(pending) > cores * CHUNKS_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
 
 def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
@@ -125,18 +125,18 @@ def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
 
 
 def _cores() -> int:
-    """That may be used for processes forked from this one; 1 where there can be none, or forking is not safe."""
+    """Cores for forked workers; 1 if this process cannot fork, or forking is not safe."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" and not current_process().daemon else 1
 
 
 @contextmanager
-def _helpers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that tokenize; they end with this one, however it ends."""
-    gc.freeze()  # here and there, garbage is looked for among what is new
-    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_helping, (tokenizer, os.getpid()))
+def _workers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that tokenize; they end with this process, however it ends."""
+    gc.freeze()  # the garbage collector then checks only new objects, in this process and in the workers
+    pool = ProcessPoolExecutor(count, get_context("fork"), _start_worker, (tokenizer, os.getpid()))
     try:
         with warnings.catch_warnings():
-            # They use no lock that another thread could hold, which is what is warned of from Python 3.12 on.
+            # Since Python 3.12, a fork beside threads warns of locks that they may hold. The workers use no such lock.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             yield pool
     finally:
@@ -144,20 +144,20 @@ def _helpers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
         gc.unfreeze()
 
 
-_helped: Tokenizer
-"""In a helper: what it tokenizes with, as it was when the helper was forked."""
+_worker_tokenizer: Tokenizer
+"""In a worker: the tokenizer, as it was when the worker was forked."""
 
 
-def _begin_helping(tokenizer: Tokenizer, parent: int) -> None:
-    global _helped
-    _helped = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
+def _start_worker(tokenizer: Tokenizer, parent: int) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 
 
-def _help(examples: Sequence[Example]) -> Chunk:
-    return _helped.chunk(examples)
+def _tokenize_chunk(examples: Sequence[Example]) -> Chunk:
+    return _worker_tokenizer.chunk(examples)

@@ -1,4 +1,4 @@
-"""Tokenized examples as flat arrays: what is packed, cached and counted."""
+"""Tokenized examples as flat arrays, which are packed, cached and counted."""
 
 import tempfile
 from array import array
@@ -12,26 +12,27 @@ from numpy.typing import NDArray
 from tunesmith.data.example import Source
 
 Targets = tuple[float, ...]
-"""What is learnt at a row's learnt tokens where it is not the next token: classes' numbers, values."""
+"""The targets of a row's loss positions if they are not the next tokens: class indices, values."""
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source, *tuple[Targets, ...]]
-"""One example: ids (n,), which of them are learnt (n,), its row, and its targets if it has some."""
+"""One example: ids (n,), loss mask (n,), its row, and its targets if it has some."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Rows of token ids with what is learnt of each, and where each came from.
+    """Rows of token ids, each with its loss mask, targets and source.
 
     Attributes:
-        ids: (tokens,) int32, all rows end to end.
-        learnt: (tokens,) bool.
+        ids: (tokens,) int32, all rows concatenated.
+        loss_mask: (tokens,) bool.
         offsets: (rows + 1,) int64: row i is ids[offsets[i]:offsets[i + 1]].
         files: the files' names; `file` indexes them.
         file: (rows,) int32.
         row: (rows,) int64, 1-based within the file.
-        targets: float32, all rows' targets end to end; None where the next token is learnt.
+        targets: float32, all rows' targets concatenated; None if the next token is the target.
         target_offsets: (rows + 1,) int64: row i has targets[target_offsets[i]:target_offsets[i + 1]].
-        features: (rows, hidden) of a frozen body, where it has been computed once for all; then the ids are not read.
+        features: (rows, hidden) float32 hidden states of a frozen body, if they are precomputed; the ids are then not
+            read.
     """
 
     ids: NDArray[np.int32]
@@ -67,8 +68,8 @@ class TokenTable:
 
     @property
     def loss_tokens(self) -> int:
-        """Tokens at which something is learnt, or rows, of texts that are compared; of next tokens, all but a row's
-        first, which has none before it."""
+        """Units of loss: tokens with loss, or rows if texts are compared. When the next token is the target, a row's
+        first token has no loss, because no token comes before it."""
         if self.targets is not None:
             return int(np.count_nonzero(self.loss_mask)) if len(self.targets) else len(self)
         starts = self.offsets[:-1][self.lengths > 0]
@@ -77,11 +78,11 @@ class TokenTable:
     def rows(self) -> Iterator[Tokens]:
         """Each row with its source, and its targets if it has some."""
         for index in range(len(self)):
-            told = () if self.targets is None else (tuple(self.targets_of(index).tolist()),)
-            yield (*self[index], self.source(index), *told)
+            targets = () if self.targets is None else (tuple(self.targets_of(index).tolist()),)
+            yield (*self[index], self.source(index), *targets)
 
     def targets_of(self, index: int) -> NDArray[np.float32]:
-        """What is learnt of the row where it is not next tokens."""
+        """(values,) the row's targets; only for tables with targets."""
         assert self.targets is not None
         assert self.target_offsets is not None
         return self.targets[self.target_offsets[index] : self.target_offsets[index + 1]]
@@ -91,11 +92,11 @@ class TokenTable:
 
 
 SPOOL = 2**22
-"""Entries that are kept in memory; more go to a temporary file, which nobody sees and the system removes."""
+"""Entries kept in memory; further ones go to an unnamed temporary file, which the system removes."""
 
 
 class TableBuilder:
-    """A `TokenTable` row by row, in memory that does not grow with the tokens: twenty bytes a row, and `SPOOL`."""
+    """Builds a `TokenTable` row by row. Its memory does not grow with the tokens: 20 bytes per row, and `SPOOL`."""
 
     def __init__(self) -> None:
         self._ids = _Spool(np.dtype(np.int32))
@@ -106,7 +107,7 @@ class TableBuilder:
         self._files: dict[str, int] = {}
         self._targets = _Spool(np.dtype(np.float32))
         self._target_offsets = array("q", [0])
-        self._told = False
+        self._has_targets = False
 
     def add(
         self, ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], source: Source, targets: Targets | None = None
@@ -117,7 +118,7 @@ class TableBuilder:
         self._file.append(self._files.setdefault(source.file, len(self._files)))
         self._row.append(source.row)
         if targets is not None:
-            self._told = True
+            self._has_targets = True
             self._targets.add(np.asarray(targets, np.float32))
             self._target_offsets.append(self._target_offsets[-1] + len(targets))
 
@@ -130,26 +131,26 @@ class TableBuilder:
         self._file.extend(np.asarray(files, np.int32)[table.file].tolist())
         self._row.extend(table.row.tolist())
         if table.targets is not None and table.target_offsets is not None:
-            self._told = True
+            self._has_targets = True
             self._targets.add(table.targets)
             self._target_offsets.extend((table.target_offsets[1:] + self._target_offsets[-1]).tolist())
 
     def table(self) -> TokenTable:
-        """All rows so far; nothing may be added afterwards."""
+        """All rows so far; do not add rows afterwards."""
         return TokenTable(
-            self._ids.whole(),
-            self._loss_mask.whole(),
+            self._ids.array(),
+            self._loss_mask.array(),
             np.array(self._offsets, np.int64),
             tuple(self._files),
             np.array(self._file, np.int32),
             np.array(self._row, np.int64),
-            self._targets.whole() if self._told else None,
-            np.array(self._target_offsets, np.int64) if self._told else None,
+            self._targets.array() if self._has_targets else None,
+            np.array(self._target_offsets, np.int64) if self._has_targets else None,
         )
 
 
 class _Spool:
-    """Arrays end to end, in a temporary file from `SPOOL` entries on."""
+    """Concatenated arrays, in a temporary file from `SPOOL` entries on."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
@@ -166,7 +167,7 @@ class _Spool:
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as what is mapped from it
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it must live as long as the memory map
         self._file.write(self._joined().tobytes())
         self._spooled += self._count
         self._parts, self._count = [], 0
@@ -174,7 +175,7 @@ class _Spool:
     def _joined(self) -> NDArray[Any]:
         return np.concatenate(self._parts) if self._parts else np.zeros(0, self._dtype)
 
-    def whole(self) -> NDArray[Any]:
+    def array(self) -> NDArray[Any]:
         if self._file is None:
             return self._joined()
         self._flush()

@@ -1,6 +1,6 @@
-"""The turns of a chat, from the ways in which people write them to the one that chat templates take.
+"""The turns of a chat, from the variants in data files to the format that chat templates take.
 
-Roles and keys are given their usual names; what a turn says is not altered.
+Roles and keys get their usual names; the content of a turn is not changed.
 """
 
 import json
@@ -26,22 +26,22 @@ ROLES = {
     "function_response": "tool",
     "observation": "tool",
 }
-"""A role as files have it → as templates have it. What a `function_call` says is the call itself, as JSON."""
+"""Role in files → role in templates. The content of a `function_call` is the call itself, as JSON."""
 
 
 class NotUnderstoodError(ValueError):
-    """What is wrong with a row; it becomes a `Malformed` before it leaves the data path."""
+    """Why a row cannot be parsed; the data pipeline turns it into a `Malformed`."""
 
 
 def turns_of(value: Any, column: str) -> list[Message]:
-    """The turns that a column holds, as a list or as that list in JSON (as CSV files have it).
+    """The turns in a column, as a list or as that list in JSON (as in CSV files).
 
-    A turn is `{role, content}` or ShareGPT's `{from, value}`; both are told by the keys that are there. Keys without a
-    value (as Parquet gives every turn all keys) are left out, text in parts is joined, and `tool_calls` are brought to
+    A turn is `{role, content}` or ShareGPT's `{from, value}`, as its keys show. Keys without a value are dropped
+    (Parquet gives every turn all keys), text in parts is joined, and `tool_calls` become
     `{type: function, function: {name, arguments: object}}`, which templates write as JSON themselves.
 
     Raises:
-        NotUnderstoodError: naming the turn.
+        NotUnderstoodError: a turn cannot be parsed; the message names it.
     """
     turns = parsed(value, column)
     if not isinstance(turns, list):
@@ -52,19 +52,19 @@ def turns_of(value: Any, column: str) -> list[Message]:
 
 
 def chat(messages: list[Message]) -> tuple[Message, ...]:
-    """The conversation, if there is something to learn in it.
+    """The conversation, if every assistant turn has content.
 
     Raises:
-        NotUnderstoodError: no assistant turn, or one that says nothing and calls nothing.
+        NotUnderstoodError: there is no assistant turn, or one has no text and no tool call.
     """
     answers = [turn for turn in messages if turn["role"] == "assistant"]
     if not answers:
         raise NotUnderstoodError("no assistant turn, so there is no answer to learn from")
     for number, turn in enumerate(messages, 1):
-        says = turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")
-        if turn["role"] == "assistant" and not says:
+        has_content = turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")
+        if turn["role"] == "assistant" and not has_content:
             raise NotUnderstoodError(
-                "the answer is empty" if len(answers) == 1 else f"turn {number}, an assistant's, is empty"
+                "the answer is empty" if len(answers) == 1 else f"turn {number} (assistant) is empty"
             )
     return tuple(messages)
 
@@ -72,7 +72,7 @@ def chat(messages: list[Message]) -> tuple[Message, ...]:
 def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
     """The tools that a chat may call, as JSON schemas `{type: function, function: {name, description, parameters}}`.
 
-    Taken from a list or its JSON; a bare `{name, parameters}` is wrapped. None for no tools.
+    Read from a list or its JSON; a bare `{name, parameters}` is wrapped. None if there are no tools.
     """
     tools = parsed(value, "tools") if value else None
     if not tools:
@@ -85,7 +85,7 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
 
 
 def parsed(value: Any, what: str) -> Any:
-    """The value, or what it says as JSON if it is a text."""
+    """The value; if it is a text, the text parsed as JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -95,7 +95,7 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def in_words(value: Any) -> str:
-    """A value's kind, for a person: `a number (42)`."""
+    """The type of a value, for messages: `a number (42)`."""
     match value:
         case None:
             return "missing"
@@ -135,18 +135,18 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _has_loss(turn: dict[str, Any], where: str) -> bool:
-    """Whether the turn is to be learnt; the keys that say so are taken out: OpenAI's `weight`, others' `train`."""
+    """Whether the turn has loss. Removes the keys that decide it: OpenAI's `weight`, others' `train`."""
     has_loss = True
     for name in ("weight", "train", "training", "learn"):
-        said = turn.pop(name, 1)
-        if said not in (0, 1):
-            raise NotUnderstoodError(f"the {name} of {where} is {in_words(said)}, not 0 or 1")
-        has_loss = has_loss and bool(said)
+        value = turn.pop(name, 1)
+        if value not in (0, 1):
+            raise NotUnderstoodError(f"the {name} of {where} is {in_words(value)}, not 0 or 1")
+        has_loss = has_loss and bool(value)
     return has_loss
 
 
 def _text(content: Any, where: str) -> str:
-    """The content as one text; the parts of OpenAI's `[{type: text, text: ...}]` put end to end."""
+    """The content as one text; the parts of OpenAI's `[{type: text, text: ...}]` are concatenated."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

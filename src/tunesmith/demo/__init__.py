@@ -1,1 +1,1 @@
-"""The demonstration: questions and answers that every Python installation brings along."""
+"""The demo: questions and answers from the documentation that every Python installation has."""

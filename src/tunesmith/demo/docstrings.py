@@ -1,8 +1,8 @@
-"""Question–answer pairs from the documentation of the Python installation at hand: real input, everywhere.
+"""Question–answer pairs from the documentation of the running Python: real data on every machine.
 
-The question names a thing of the standard library, with its module and signature; the answer says of what kind it is
-and what it does, in the first sentence of its docstring. Modules are held out whole, by the hash of the top-level
-name, so that no class, function or near relation of a held-out module is ever learnt.
+The question names an object of the standard library, with its module and signature. The answer is the kind of the
+object and the first sentence of its docstring. Entire modules are held out, by the hash of the top-level name, so that
+nothing of a held-out module, nor of its package, is in the training data.
 
     python -m tunesmith.demo.docstrings --out FILE
 """
@@ -21,7 +21,7 @@ from tunesmith.run import atomic_write
 
 HELD_OUT_SHARE = 0.075  # of modules; about a tenth of the pairs, from some fifteen modules
 LONGEST_ANSWER = 30  # words
-LONGEST_SIGNATURE = 120  # characters; beyond that, names without their defaults
+LONGEST_SIGNATURE = 120  # characters; longer ones are shown without defaults
 
 QUESTION = "What is `{}`?"
 ANSWER = "{kind}. {sentence}"
@@ -29,12 +29,12 @@ ANSWER = "{kind}. {sentence}"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question about one documented thing and its answer.
+    """A question about one documented object, and its answer.
 
     Attributes:
-        question: with the qualified name and signature.
-        answer: the thing's kind, and one sentence.
-        module: where the thing lives: `xml.dom.minidom`.
+        question: contains the qualified name and signature.
+        answer: the object's kind, and one sentence.
+        module: the object's module: `xml.dom.minidom`.
         name: its qualified name: `xml.dom.minidom.parse`.
     """
 
@@ -45,12 +45,12 @@ class Pair:
 
 
 def pairs(left_out: Counter[str] | None = None) -> list[Pair]:
-    """All pairs that this Python's standard library gives, in a fixed order.
+    """All pairs from the standard library of the running Python, in a fixed order.
 
     Args:
-        left_out: if given, counts what was documented and made no pair, by reason.
+        left_out: if given, counts the documented objects that gave no pair, by reason.
     """
-    found = []
+    kept = []
     seen: set[str] = set()
     reasons = left_out if left_out is not None else Counter()
     for thing in documented():
@@ -61,13 +61,13 @@ def pairs(left_out: Counter[str] | None = None) -> list[Pair]:
             reasons[reason] += 1
         else:
             seen.add(thing.name)
-            said = ANSWER.format(kind=thing.kind.capitalize(), sentence=answer)
-            found.append(Pair(question(thing), said, thing.module, thing.name))
-    return found
+            full_answer = ANSWER.format(kind=thing.kind.capitalize(), sentence=answer)
+            kept.append(Pair(question(thing), full_answer, thing.module, thing.name))
+    return kept
 
 
 def question(thing: Documented) -> str:
-    """What one would ask about it: ``What is `shutil.copyfile(src, dst, *, follow_symlinks=True)`?``"""
+    """The question about it: ``What is `shutil.copyfile(src, dst, *, follow_symlinks=True)`?``"""
     signature = thing.signature or _signature_in_text(thing)
     if len(signature) > LONGEST_SIGNATURE:
         without_defaults = re.sub(r"=(?:\([^()]*\)|'[^']*'|[^,()])*", "", signature)
@@ -78,9 +78,9 @@ def question(thing: Documented) -> str:
 
 def _signature_in_text(thing: Documented) -> str:
     """C code often has its signature in the docstring's first line: B.count(sub[, start]) -> int."""
-    own = thing.name.rpartition(".")[2]
-    found = re.match(rf"(?:\w+\.)?{re.escape(own)}(\((?:[^()]|\([^()]*\))*\))", thing.docstring.lstrip())
-    return found[1] if found and thing.kind in ("function", "method") else ""
+    name = thing.name.rpartition(".")[2]
+    match = re.match(rf"(?:\w+\.)?{re.escape(name)}(\((?:[^()]|\([^()]*\))*\))", thing.docstring.lstrip())
+    return match[1] if match and thing.kind in ("function", "method") else ""
 
 
 _MARKUP = (
@@ -105,9 +105,9 @@ _NOT_AN_ANSWER = re.compile(
 
 
 def summary(thing: Documented) -> tuple[str | None, str]:
-    """The docstring's first sentence on one line (PEP 257's summary), and, where there is none, the reason.
+    """The docstring's first sentence on one line (PEP 257's summary), or None with the reason.
 
-    A signature at its beginning and markup are taken away; a capital and a full stop are added where missing.
+    A leading signature and markup are removed; a capital letter and a period are added if missing.
     """
     text = _plain(_first_paragraph(thing.docstring))
     text = _SIGNATURE_PREFIX.sub("", text)
@@ -131,7 +131,7 @@ def summary(thing: Documented) -> tuple[str | None, str]:
 
 
 def _first_paragraph(docstring: str) -> str:
-    """Its lines up to the first blank one, joined; lines that only repeat the signature are passed over."""
+    """The lines up to the first blank line, joined; leading lines that only repeat the signature are skipped."""
     lines: list[str] = []
     for line in docstring.strip().splitlines():
         if not lines and (not line.strip() or _SIGNATURE_LINE.match(line.strip())):
@@ -154,31 +154,31 @@ def is_held_out(module: str, share: float = HELD_OUT_SHARE) -> bool:
     return int.from_bytes(hashlib.sha256(top.encode()).digest()[:8], "big") / 2**64 < share
 
 
-def split(found: Iterable[Pair], share: float = HELD_OUT_SHARE) -> tuple[list[Pair], list[Pair], int]:
-    """Training pairs, held-out pairs, and how many of those were removed: their answer is learnt elsewhere."""
+def split(all_pairs: Iterable[Pair], share: float = HELD_OUT_SHARE) -> tuple[list[Pair], list[Pair], int]:
+    """Training pairs, held-out pairs, and the number of held-out pairs removed because training has the same answer."""
     sides: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair in found:
+    for pair in all_pairs:
         sides[is_held_out(pair.module, share)].append(pair)
-    trained_on = {pair.answer.casefold() for pair in sides[0]}
-    kept = [pair for pair in sides[1] if pair.answer.casefold() not in trained_on]
+    trained_answers = {pair.answer.casefold() for pair in sides[0]}
+    kept = [pair for pair in sides[1] if pair.answer.casefold() not in trained_answers]
     return sides[0], kept, len(sides[1]) - len(kept)
 
 
 def write_pairs(directory: str | Path, share: float = HELD_OUT_SHARE) -> tuple[Path, Path, dict[str, int]]:
-    """Write `train.jsonl` and `held_out.jsonl` into the folder.
+    """Write `train.jsonl` and `held_out.jsonl` into `directory`.
 
     Returns:
-        Both paths, and counts: documented things, pairs, train, held_out, train_modules, held_out_modules
-        (top-level ones), held_out_removed (their answer is learnt elsewhere), and what was left out, by reason.
+        Both paths, and counts: documented, pairs, train, held_out, train_modules, held_out_modules
+        (top-level ones), held_out_removed (training has the same answer), and what was left out, by reason.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     left_out: Counter[str] = Counter()
-    found = pairs(left_out)
-    train, held_out, removed = split(found, share)
+    kept = pairs(left_out)
+    train, held_out, removed = split(kept, share)
     counts = {
-        "documented": len(found) + left_out.total(),
-        "pairs": len(found),
+        "documented": len(kept) + left_out.total(),
+        "pairs": len(kept),
         "train": len(train),
         "held_out": len(held_out),
         "train_modules": len({pair.module.partition(".")[0] for pair in train}),
@@ -192,9 +192,9 @@ def write_pairs(directory: str | Path, share: float = HELD_OUT_SHARE) -> tuple[P
     return files[0], files[1], counts
 
 
-def _write(file: Path, found: Iterable[Pair]) -> None:
+def _write(file: Path, rows: Iterable[Pair]) -> None:
     with atomic_write(file) as out:
-        out.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found)
+        out.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The demo's folder and recipe: a recipe like any other, written beside its data."""
+"""The demo's directory and recipe: an ordinary recipe, written beside its data."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,18 @@ from tunesmith.errors import UserError
 from tunesmith.run import atomic_write
 
 RECIPE = """\
-# What `tunesmith demo` trains: the first sentence of a docstring, from the thing's name and signature.
+# What `tunesmith demo` trains: the first sentence of a docstring, from the object's name and signature.
 base: embedded
 data:
   train: train.jsonl         # question, answer; from this Python's standard library
-  held_out: [held_out.jsonl] # modules that train.jsonl has nothing of
+  held_out: [held_out.jsonl] # modules that are not in train.jsonl
   max_length: 256            # tokens
 method: {kind: lora, rank: 32, alpha: 64, target_modules: all-linear}
 objective: {kind: instruction}
 train:
   steps: 160
   tokens_per_step: 4096
-  learning_rate: 2e-3        # a small model takes, and needs, larger steps than a large one
+  learning_rate: 2e-3        # a small model needs a larger rate than a large one
   evaluate_every: 40
   evaluate_rows: 200
   seed: 0
@@ -27,30 +27,30 @@ train:
 
 
 def new_directory(directory: Path | None) -> Path:
-    """The folder as given, or the first of runs/demo, runs/demo-2, … that is not there yet.
+    """Create `directory`, by default the first of runs/demo, runs/demo-2, … that does not exist.
 
     Raises:
-        UserError: the given one holds something, or cannot be made.
+        UserError: it exists and is not empty, or cannot be created.
     """
     numbered = (Path("runs") / ("demo" if number == 1 else f"demo-{number}") for number in range(1, 1_000_000))
-    place = next(each for each in numbered if not each.exists()) if directory is None else directory
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{place} is there already and is not an empty directory. Name another one with --folder.")
+    path = next(path for path in numbered if not path.exists()) if directory is None else directory
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty directory. Choose another one with --directory.")
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{place} cannot be made: {error.strerror}. Name another one with --folder.") from None
-    return place
+        raise UserError(f"{path} cannot be created: {error.strerror}. Choose another one with --directory.") from None
+    return path
 
 
-def demo_recipe(place: Path) -> tuple[Path, dict[str, int], dict[str, str]]:
-    """Write data and recipe into the folder.
+def demo_recipe(directory: Path) -> tuple[Path, dict[str, int], dict[str, str]]:
+    """Write data and recipe into `directory`.
 
     Returns:
         The recipe's path, the counts of `write_pairs`, and one of the training rows.
     """
-    train, _, counts = write_pairs(place)
-    recipe = place / "recipe.yaml"
+    train, _, counts = write_pairs(directory)
+    recipe = directory / "recipe.yaml"
     with atomic_write(recipe) as file:
         file.write(RECIPE)
     rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]

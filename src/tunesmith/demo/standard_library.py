@@ -1,7 +1,7 @@
-"""What the Python installation at hand documents of its own standard library.
+"""The docstrings of the running Python's standard library.
 
-Modules written in Python are parsed, not imported, so that nothing of theirs runs. What is written in C has no
-source to parse; it is read from the modules in `IMPORTED`, whose import has no effect beyond itself.
+Modules written in Python are parsed, not imported, so that none of their code runs. Objects written in C have no
+source to parse; they are read from the modules in `IMPORTED`, whose import has no side effects.
 """
 
 import ast
@@ -37,19 +37,19 @@ IMPORTED = tuple(
     sqlite3 ssl statistics string struct sys syslog termios threading time tokenize types unicodedata warnings
     weakref zlib zoneinfo""".split()
 )
-"""Public modules that hold things written in C and can be imported without side effects, where they exist."""
+"""Public modules with objects written in C that can be imported without side effects, if they exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """One public thing and its docstring.
+    """One public object and its docstring.
 
     Attributes:
-        module: dotted name of the module, as one would import it.
-        name: as one would write it after importing the module: `shutil.copyfile`; `str.join` for builtins.
-        kind: what it is.
-        signature: parameters in brackets, without self; None where there is none or it is not known.
-        docstring: as written, indentation removed.
+        module: dotted name of the module, as in an import.
+        name: as in code after importing the module: `shutil.copyfile`; `str.join` for builtins.
+        kind: the kind of object.
+        signature: parameters in parentheses, without self; None if there is none or it is unknown.
+        docstring: without indentation.
     """
 
     module: str
@@ -65,9 +65,9 @@ def documented() -> Iterator[Documented]:
     for top in sorted(sys.stdlib_module_names):
         if top.startswith("_") or top in SKIPPED:
             continue
-        found = PathFinder.find_spec(top, [stdlib])
-        if found is not None and found.origin is not None and found.origin.endswith(".py"):
-            yield from _from_source(top, Path(found.origin))
+        spec = PathFinder.find_spec(top, [stdlib])
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            yield from _from_source(top, Path(spec.origin))
     written_in_c: set[int] = set()
     for module in IMPORTED:
         try:
@@ -77,19 +77,19 @@ def documented() -> Iterator[Documented]:
 
 
 def _from_source(module: str, file: Path) -> Iterator[Documented]:
-    """A module and, if it is a package, all beneath it; what its `__init__` re-exports bears the package's name."""
+    """A module and, for a package, its submodules; objects that `__init__` re-exports get the package's name."""
     public = _reexported(file) if file.name == "__init__.py" else {}
     yield from _parse(module, file, {})
     if file.name == "__init__.py":
-        for found in sorted(pkgutil.iter_modules([str(file.parent)]), key=lambda each: each.name):
-            if found.name.startswith("_") or found.name in SKIPPED_PARTS:
+        for submodule in sorted(pkgutil.iter_modules([str(file.parent)]), key=lambda info: info.name):
+            if submodule.name.startswith("_") or submodule.name in SKIPPED_PARTS:
                 continue
-            name = f"{module}.{found.name}"
-            if found.ispkg:
-                yield from _from_source(name, file.parent / found.name / "__init__.py")
-            elif (beneath := file.parent / f"{found.name}.py").exists():
-                shown = public.get(found.name, {})
-                yield from _parse(name, beneath, {each: f"{module}.{as_}" for each, as_ in shown.items()})
+            name = f"{module}.{submodule.name}"
+            if submodule.ispkg:
+                yield from _from_source(name, file.parent / submodule.name / "__init__.py")
+            elif (source := file.parent / f"{submodule.name}.py").exists():
+                exported = public.get(submodule.name, {})
+                yield from _parse(name, source, {own: f"{module}.{shown_as}" for own, shown_as in exported.items()})
 
 
 def _reexported(init: Path) -> dict[str, dict[str, str]]:
@@ -97,16 +97,16 @@ def _reexported(init: Path) -> dict[str, dict[str, str]]:
     names: dict[str, dict[str, str]] = {}
     for node in _tree(init).body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            beneath = init.parent / f"{node.module}.py"
+            source = init.parent / f"{node.module}.py"
             for alias in node.names:
-                every = _exported(_tree(beneath)) if alias.name == "*" and beneath.exists() else [alias.name]
-                for name in every:
+                imported = _exported(_tree(source)) if alias.name == "*" and source.exists() else [alias.name]
+                for name in imported:
                     names.setdefault(node.module, {})[name] = alias.asname or name
     return names
 
 
 def _exported(tree: ast.Module) -> list[str]:
-    """The names in `__all__`, where it is written out."""
+    """The names in `__all__`, if it is a literal list."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             try:
@@ -133,17 +133,17 @@ def _parse(module: str, file: Path, public: dict[str, str]) -> Iterator[Document
 
 
 def _public_definitions(body: list[ast.stmt]) -> Iterator[Definition]:
-    """Functions and classes with public names, also under `if` and `try`; of one defined twice, the first."""
+    """Functions and classes with public names, also under `if` and `try`; the first of several with one name."""
     seen: set[str] = set()
-    waiting = list(body)
-    while waiting:
-        node = waiting.pop(0)
+    pending = list(body)
+    while pending:
+        node = pending.pop(0)
         if isinstance(node, Definition):
             if not node.name.startswith("_") and node.name not in seen:
                 seen.add(node.name)
                 yield node
         elif isinstance(node, ast.If | ast.Try):
-            waiting = node.body + node.orelse + waiting
+            pending = node.body + node.orelse + pending
 
 
 def _definition(module: str, name: str, node: Definition, *, in_class: bool) -> Iterator[Documented]:
@@ -152,20 +152,20 @@ def _definition(module: str, name: str, node: Definition, *, in_class: bool) -> 
         marks = {ast.unparse(decorator).split("(")[0].split(".")[-1] for decorator in node.decorator_list}
         if text and not marks & {"overload", "setter", "deleter"}:
             is_property = bool(marks & {"property", "cached_property"})
-            is_row_format = any("SpecialForm" in mark for mark in marks)  # typing.Optional is not called
+            is_special_form = any("SpecialForm" in mark for mark in marks)  # typing.Optional is not called
             bound = in_class and "staticmethod" not in marks
-            signature = None if is_property or is_row_format else _arguments(node.args, bound=bound)
+            signature = None if is_property or is_special_form else _arguments(node.args, bound=bound)
             kind: Kind = "attribute" if is_property else "method" if in_class else "function"
             yield Documented(module, name, kind, signature, text)
     else:
         text = ast.get_docstring(node)
-        makers = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
-        maker = makers.get("__init__") or makers.get("__new__")
+        methods = {member.name: member for member in node.body if isinstance(member, ast.FunctionDef)}
+        constructor = methods.get("__init__") or methods.get("__new__")
         if text:
-            signature = _arguments(maker.args, bound=True) if maker is not None else None
+            signature = _arguments(constructor.args, bound=True) if constructor is not None else None
             yield Documented(module, name, _class_kind(name), signature, text)
-        for each in _public_definitions(node.body):
-            yield from _definition(module, f"{name}.{each.name}", each, in_class=True)
+        for member in _public_definitions(node.body):
+            yield from _definition(module, f"{name}.{member.name}", member, in_class=True)
 
 
 def _class_kind(name: str) -> Kind:
@@ -176,9 +176,9 @@ def _arguments(arguments: ast.arguments, *, bound: bool) -> str:
     """The parameters as written, without annotations and without self."""
     plain = ast.parse(f"def f({ast.unparse(arguments)}): pass").body[0]
     assert isinstance(plain, ast.FunctionDef)
-    for each in ast.walk(plain.args):
-        if isinstance(each, ast.arg):
-            each.annotation = None
+    for node in ast.walk(plain.args):
+        if isinstance(node, ast.arg):
+            node.annotation = None
     if bound and (first := plain.args.posonlyargs or plain.args.args):
         del first[0]
         plain.args.defaults = plain.args.defaults[-(len(plain.args.posonlyargs) + len(plain.args.args)) :]
@@ -186,7 +186,7 @@ def _arguments(arguments: ast.arguments, *, bound: bool) -> str:
 
 
 def _from_objects(module: str, seen: set[int]) -> Iterator[Documented]:
-    """The public things of an importable module that are written in C, and not seen in another one."""
+    """The public objects of an importable module that are written in C and not in `seen`."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         imported = import_module(module)
     prefix = "" if module == "builtins" else f"{module}."
@@ -197,8 +197,8 @@ def _from_objects(module: str, seen: set[int]) -> Iterator[Documented]:
         if not hasattr(imported, name):
             continue
         thing: Any = getattr(imported, name)
-        its_own = exported is not None or getattr(thing, "__module__", None) in (module, f"_{module}")
-        if name.startswith("_") or id(thing) in seen or not its_own or not _is_in_c(thing):
+        is_own = exported is not None or getattr(thing, "__module__", None) in (module, f"_{module}")
+        if name.startswith("_") or id(thing) in seen or not is_own or not _is_in_c(thing):
             continue
         own_name = str(getattr(thing, "__name__", name))
         if own_name != name and getattr(imported, own_name, None) is thing:
@@ -246,7 +246,7 @@ def _object(module: str, name: str, kind: Kind, thing: Any) -> Iterator[Document
 
 
 def _text_signature(thing: Any) -> str | None:
-    """C's own signature, without the bound first parameter, as `inspect` would show it."""
+    """The signature of a C function, without the bound first parameter, as `inspect` shows it."""
     text = getattr(thing, "__text_signature__", None)
     if not text or not text.startswith("("):
         return None

@@ -1,1 +1,1 @@
-"""The loop, the optimizer, schedules, checkpoints. It knows no method, no objective and no data format by name."""
+"""The loop, the optimizer, schedules, checkpoints. It does not know any method, objective or data format by name."""

@@ -1,5 +1,5 @@
-"""Where a run's tensors on a CPU come from: an arena of our own (arena.cpp), or the C library, told to keep what a step
-frees for the next step."""
+"""The allocator of a run's CPU tensors: our own arena (arena.cpp), or the C library, set to keep freed memory for the
+next step."""
 
 import ctypes
 import hashlib
@@ -28,62 +28,63 @@ _LARGEST_THRESHOLD = 32 * 2**20  # glibc refuses more
 
 @contextmanager
 def keeping_freed_memory() -> Iterator[None]:
-    """Within the block, new tensors reuse what earlier ones have left, without faulting pages in and with few gaps.
+    """Within the context, new tensors reuse the memory that earlier ones freed, without page faults and with few gaps.
 
-    They come from the arena, where it can be compiled. Elsewhere glibc's thresholds are raised, for good: by default it
-    gives large blocks back to the kernel on every free, and zeroing the fresh pages costs a tenth to a fifth of a step.
-    Does nothing where the C library is another one.
+    They come from the arena if it can be compiled. Otherwise glibc's thresholds are raised permanently: by default,
+    glibc returns large blocks to the kernel on every free, and zeroing fresh pages costs a tenth to a fifth of a step.
+    With a C library other than glibc, this does nothing.
     """
-    own = arena()
-    if own is None:
+    library = arena()
+    if library is None:
         if _has_glibc():
             libc = ctypes.CDLL(None)
             libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         yield
         return
-    _count_users(own, 1)
+    _count_users(library, 1)
     try:
         yield
     finally:
-        _count_users(own, -1)
+        _count_users(library, -1)
         give_back_freed_memory()
 
 
 _users, _users_lock = 0, threading.Lock()
 
 
-def _count_users(own: ctypes.CDLL, more: int) -> None:
-    """The arena is in use as long as anyone uses it, in whatever thread."""
+def _count_users(library: ctypes.CDLL, change: int) -> None:
+    """The arena stays active while any thread uses it."""
     global _users
     with _users_lock:
-        _users += more
-        own.arena_use(int(_users > 0))
+        _users += change
+        library.arena_use(int(_users > 0))
 
 
 def give_back_freed_memory() -> None:
-    """Hand what is kept for the next step back to the kernel, so that what is held can be measured."""
-    own = arena()
-    if own is not None:
-        own.arena_trim()
+    """Return memory that is kept for the next step to the kernel, so that the memory in use can be measured."""
+    library = arena()
+    if library is not None:
+        library.arena_trim()
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
 def arena() -> ctypes.CDLL | None:
-    """The compiled arena, not yet in use; None on other systems than Linux, without a C++ compiler, or with
-    `TUNESMITH_ARENA=0` in the environment.
+    """The compiled arena, not yet active. None on systems other than Linux, without a C++ compiler, if compiling fails,
+    or with `TUNESMITH_ARENA=0` in the environment.
 
-    It is compiled once for each version of PyTorch, whose headers it needs, in two or three seconds, and kept beside
-    its source, or in the cache's folder where that may not be written to. None as well where that fails.
+    It is compiled once per version of PyTorch, because it needs PyTorch's headers. This takes two or three seconds. The
+    library is kept next to its source, or in the cache directory if the source directory is not writable.
     """
     if sys.platform != "linux" or os.environ.get("TUNESMITH_ARENA") == "0":
         return None
     source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     name = f"arena-{torch.__version__}-{platform.machine()}-{source}.so"
-    beside, kept = SOURCE.with_name(name), cache_directory() / name
-    library = beside if beside.exists() or (os.access(SOURCE.parent, os.W_OK) and not kept.exists()) else kept
+    next_to_source, cached = SOURCE.with_name(name), cache_directory() / name
+    use_source_directory = next_to_source.exists() or (os.access(SOURCE.parent, os.W_OK) and not cached.exists())
+    library = next_to_source if use_source_directory else cached
     try:
         if not library.exists():
             _compile(library)
@@ -99,11 +100,11 @@ def _compile(library: Path) -> None:
     torch_directory = Path(torch.__file__).parent
     abi = int(torch.compiled_with_cxx11_abi())
     flags = ["-O2", "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-    places = [f"-I{torch_directory / 'include'}", f"-L{torch_directory / 'lib'}", "-lc10"]
+    paths = [f"-I{torch_directory / 'include'}", f"-L{torch_directory / 'lib'}", "-lc10"]
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as directory:  # several processes may do this at once
+    with tempfile.TemporaryDirectory(dir=library.parent) as directory:  # several processes may compile at the same time
         new = Path(directory, library.name)
-        command = [*shlex.split(compiler), *flags, str(SOURCE), *places, "-o", str(new)]
+        command = [*shlex.split(compiler), *flags, str(SOURCE), *paths, "-o", str(new)]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         new.rename(library)
 

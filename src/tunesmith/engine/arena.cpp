@@ -1,11 +1,11 @@
-// Memory of tensors on a CPU: PyTorch's `c10::Allocator`, over one stretch of addresses that grows.
+// Allocator for CPU tensors: a `c10::Allocator` of PyTorch over one address range that grows.
 //
-// A training step asks for the same few hundred pieces again and again. PyTorch takes them from the C library,
-// aligned, and glibc serves an aligned request from a gap that is longer than the piece alone: what a piece has left, one
-// of its own size does not fit into, and the heap grows past what is held at once (benchmarks/arena.py). Here all sizes are
-// multiples of the alignment, so that it fits. The smallest gap that is large enough is taken, neighboring gaps become
-// one, and pages stay until they are asked for back, so that a step faults none in. `planner.allocators.Arena` does the
-// same on paper.
+// A training step allocates the same few hundred pieces again and again. PyTorch takes them from the C library with an
+// alignment, and glibc serves an aligned request from a gap that is longer than the piece itself. So a piece does not
+// fit into the gap that a piece of its own size left, and the heap grows past the memory in use (benchmarks/arena.py).
+// Here all sizes are multiples of the alignment, so that it fits. The smallest gap that is large enough is taken,
+// neighboring gaps are merged, and pages stay resident until `arena_trim`, so that a step causes no page faults.
+// `planner.allocators.Arena` simulates the same policy.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -29,15 +29,15 @@
 namespace {
 
 constexpr size_t ALIGNED = 64;
-constexpr size_t GROWTH = size_t{64} << 20;  // addresses at a time; a page counts when it is first written to
-constexpr size_t APART = size_t{1} << 30;    // pieces that are mapped by themselves, and unmapped
-constexpr uintptr_t FIRST = uintptr_t{16} << 40, ELSEWHERE = uintptr_t{4} << 40;  // addresses that nobody else takes
+constexpr size_t GROWTH = size_t{64} << 20;  // bytes of address space per growth; a page uses memory once it is written
+constexpr size_t APART = size_t{1} << 30;    // pieces from this size on get a mapping of their own, unmapped when freed
+constexpr uintptr_t FIRST = uintptr_t{16} << 40, ELSEWHERE = uintptr_t{4} << 40;  // addresses that nothing else uses
 constexpr int PLACES = 16;
 
-// Before each piece and each gap.
+// Precedes each piece and each gap.
 struct alignas(ALIGNED) Header {
-  size_t size;    // of what follows
-  Header* before; // its neighbor's; null for the first of a stretch
+  size_t size;    // bytes of the piece or gap that follows
+  Header* before; // header of the previous neighbor; null for the first of a range
   enum : uint32_t { GAP, TAKEN, ALONE, END } state;
 
   char* data() { return reinterpret_cast<char*>(this + 1); }
@@ -57,8 +57,8 @@ class Arena final : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return &give; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
-  // Pages of gaps go back to the system, and are zeros when they are next written to; behind the last piece addresses go
-  // back too.
+  // Returns the pages of gaps to the system; they read as zeros when they are used again. Addresses behind the last
+  // piece are unmapped.
   void trim() {
     std::lock_guard<std::mutex> guard(lock);
     const uintptr_t page = sysconf(_SC_PAGESIZE);
@@ -72,8 +72,8 @@ class Arena final : public c10::Allocator {
 
  private:
   std::set<std::pair<size_t, Header*>> gaps_;
-  Header* end_ = nullptr;  // of the stretch that grows
-  int64_t held_ = 0;      // bytes of pieces
+  Header* end_ = nullptr;  // of the range that grows
+  int64_t held_ = 0;      // bytes of allocated pieces
 
   void* take(size_t bytes);
   Header* alone(size_t size);
@@ -99,7 +99,7 @@ void* Arena::take(size_t bytes) {
     piece = alone(size);
   } else {
     auto found = gaps_.lower_bound({size, nullptr});
-    // The last gap, up to where addresses end, is taken when there is no other.
+    // The last gap, which ends where the range ends, is used only if no other gap fits.
     if (found != gaps_.end() && found->second->after() == end_ && std::next(found) != gaps_.end()) ++found;
     if (found == gaps_.end() && grow(size)) found = gaps_.lower_bound({size, nullptr});
     if (found != gaps_.end()) {
@@ -136,7 +136,7 @@ void Arena::give(void* data) {
   own.put(piece);
 }
 
-// A gap, and its neighbors if they are gaps too, become one.
+// Inserts a gap, merged with its neighbors if they are gaps too.
 void Arena::put(Header* gap) {
   gap->state = Header::GAP;
   Header* after = gap->after();
@@ -173,7 +173,7 @@ Header* Arena::alone(size_t size) {
   return piece;
 }
 
-// Room for a piece of that size behind the last one; false where the system refuses.
+// Makes room for a piece of that size behind the last one; false if the system refuses.
 bool Arena::grow(size_t size) {
   const size_t page = sysconf(_SC_PAGESIZE);
   const size_t least = (size + 3 * sizeof(Header) + page - 1) / page * page;
@@ -200,7 +200,7 @@ bool Arena::grow(size_t size) {
   return false;
 }
 
-// The last gap ends with its first page.
+// Shortens the last gap to its first page.
 void Arena::shorten(uintptr_t page) {
   Header* gap = end_ == nullptr ? nullptr : end_->before;
   if (gap == nullptr || gap->state != Header::GAP) return;
@@ -217,7 +217,7 @@ void Arena::shorten(uintptr_t page) {
   put(gap);
 }
 
-// Addresses right behind those that there are, or else anywhere.
+// Maps addresses directly behind the current range, or elsewhere if they are taken.
 void* Arena::stretch(size_t length) {
   constexpr int kind = MAP_PRIVATE | MAP_ANONYMOUS, use = PROT_READ | PROT_WRITE;
   if (end_ != nullptr) {
@@ -240,7 +240,8 @@ void* Arena::stretch(size_t length) {
 
 extern "C" {
 
-// Whether PyTorch's new tensors are to be here, or where they were before; those that there are stay where they are.
+// Makes PyTorch allocate new CPU tensors here (1) or with the allocator it had before (0). Existing tensors stay where
+// they are.
 void arena_use(int here) {
   static const int at_fork = pthread_atfork(
       [] { arena().lock.lock(); }, [] { arena().lock.unlock(); }, [] { arena().lock.unlock(); });

@@ -1,4 +1,4 @@
-"""Which rows go together in a run's batches, and which batch is the heaviest of all."""
+"""Which rows a run batches together, and which batch is the largest."""
 
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -8,8 +8,8 @@ from tunesmith.data.pack import WIDTH_STEP, Batches, width
 from tunesmith.data.tokens import TokenTable
 
 SCORES = 768
-"""In a document so long, the scores that attention keeps take about as much as all else that a block keeps: heads are
-64 wide, and a pass keeps two or three scores of each pair."""
+"""Tokens of a document for which the stored attention scores take about as much memory as everything else that a block
+stores: heads are 64 wide, and a pass stores two or three scores per pair of tokens."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Layout:
     Attributes:
         batches: which rows each step takes.
         steps: optimizer steps of the run.
-        heaviest: the rows of the batch that takes most tokens, of all in the run.
-        largest_by_scores: the same where attention keeps a score for each pair of a document's tokens.
-        widths: the different widths of its batches, in `WIDTH_STEP`s.
+        largest_batch: the rows of the batch with the most tokens in the run.
+        largest_by_scores: the same if attention stores a score for each pair of a document's tokens.
+        widths: the distinct widths of its batches, in `WIDTH_STEP`s.
     """
 
     batches: Batches
@@ -31,19 +31,19 @@ class Layout:
     widths: frozenset[int]
 
     def largest_of(self, scores: bool) -> list[int]:
-        """The batch that takes most memory, where attention keeps scores or not."""
+        """The batch that takes the most memory, with or without stored attention scores."""
         return self.largest_by_scores if scores else self.largest_batch
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A recipe's training rows, and how many tokens go at once.
+    """A recipe's training rows, and how many tokens a batch holds.
 
     Attributes:
-        recipe: with its objective settled.
+        recipe: with its objective resolved.
         table: its training rows.
-        tokens_per_batch: most tokens that go at once.
-        known: whether the rows are the run's own, and not like them.
+        tokens_per_batch: the most tokens in a batch.
+        known: whether these are the run's actual rows; False if they only stand for similar rows.
     """
 
     recipe: Recipe
@@ -58,15 +58,15 @@ class BatchPlan:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, which cannot be taken apart."""
+        """Tokens of the longest row, which cannot be split."""
         return int(self.table.lengths.max())
 
     def over(self, table: TokenTable) -> "BatchPlan":
-        """The same over another table of the same rows: one that knows what a frozen body makes of them."""
+        """The same plan for another table of the same rows: one that holds the features of a frozen body."""
         return self if table is self.table else replace(self, table=table)
 
     def layout(self, packed: bool) -> Layout:
-        """Its batches, where rows are packed or padded; made once."""
+        """Its batches, with rows packed or padded; cached."""
         if packed not in self._layouts:
             self._layouts[packed] = self._make_layout(packed)
         return self._layouts[packed]
@@ -84,13 +84,13 @@ class BatchPlan:
         )
         steps = train.steps or batches.steps_in(train.epochs or 1.0)
         lengths = self.table.lengths.tolist()
-        most, most_by_scores = (0.0, [0]), (0.0, [0])
+        largest, largest_by_scores = (0.0, [0]), (0.0, [0])
         widths = set()
         for rows in (rows for step in range(steps) for rows in batches.step(step)):
-            own = [lengths[row] for row in rows]
-            tokens = width(own, batches.padded)
+            row_lengths = [lengths[row] for row in rows]
+            tokens = width(row_lengths, batches.padded)
             widths.add(-(-tokens // WIDTH_STEP))
-            most = max(most, (tokens, rows), key=itemgetter(0))
-            pairs = tokens * max(own) if batches.padded else sum(length * length for length in own)
-            most_by_scores = max(most_by_scores, (tokens + pairs / SCORES, rows), key=itemgetter(0))
-        return Layout(batches, steps, most[1], most_by_scores[1], frozenset(widths))
+            largest = max(largest, (tokens, rows), key=itemgetter(0))
+            pairs = tokens * max(row_lengths) if batches.padded else sum(length * length for length in row_lengths)
+            largest_by_scores = max(largest_by_scores, (tokens + pairs / SCORES, rows), key=itemgetter(0))
+        return Layout(batches, steps, largest[1], largest_by_scores[1], frozenset(widths))

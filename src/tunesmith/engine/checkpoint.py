@@ -1,8 +1,8 @@
-"""Checkpoints: everything that the next step depends on, written so that a kill at any moment leaves a whole one.
+"""Checkpoints: everything that the next step depends on, written so that a kill at any moment leaves a complete one.
 
 A checkpoint is a directory `step-000050` with `state.safetensors` (masters, AdamW's moments, random states) and
-`loop.json` (step, best evaluation, where metrics.jsonl stood). It is written under another name, flushed to disk, and
-takes its name in one move: a directory with that name is complete.
+`loop.json` (step, best evaluation, size of metrics.jsonl). It is written under another name, flushed to disk, and
+renamed in one operation, so a directory with that name is always complete.
 """
 
 import json
@@ -22,17 +22,17 @@ from tunesmith.errors import UserError
 
 @dataclass
 class LoopState:
-    """Where the loop stands after a step; everything in it is plain JSON.
+    """The state of the loop after a step, as plain JSON values.
 
     Attributes:
         step: optimizer steps done.
-        best_loss: the lowest held-out loss so far, in nats a learnt token.
-        best_step: the step that gave it.
-        evaluations_without_gain: since then.
-        skipped_in_a_row: steps whose loss or gradient was not finite, up to now without a good one between.
-        tokens: real tokens read.
-        seconds: spent in steps.
-        threads: that PyTorch used; another number may round sums differently.
+        best_loss: the lowest held-out loss so far, in nats per loss token.
+        best_step: the step with that loss.
+        evaluations_without_gain: evaluations since then without an improvement.
+        skipped_in_a_row: consecutive steps up to now whose loss or gradient was not finite.
+        tokens: tokens read, without padding.
+        seconds: time spent in steps.
+        threads: threads that PyTorch used; with another number, sums may round differently.
         metrics_bytes: size of metrics.jsonl when the checkpoint was written.
     """
 
@@ -46,14 +46,14 @@ class LoopState:
     threads: int = 0
     metrics_bytes: int = 0
     most_tokens: int = 0
-    """Tokens that may go at once, since memory ran out with more; 0: as planned."""
+    """The most tokens per batch, since memory ran out with more; 0: as planned."""
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:
-    """Write `folder/step-NNNNNN` and remove older ones past `keep`, never the best.
+    """Write `directory/step-NNNNNN` and remove all but the newest `keep` checkpoints and the best one.
 
     Raises:
-        UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
+        UserError: the disk is full or not writable; earlier checkpoints are unchanged.
     """
     final = directory / f"step-{state.step:06d}"
     partial = directory / f".step-{state.step:06d}.partial"
@@ -72,8 +72,8 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: LoopStat
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"The checkpoint of step {state.step:,} could not be written to {directory}: {error}. Earlier checkpoints are "
-            f"whole. Make room, then: tunesmith train --resume {directory.parent}"
+            f"The checkpoint of step {state.step:,} could not be written to {directory}: {error}. Earlier checkpoints "
+            f"are intact. Free some disk space, then run: tunesmith train --resume {directory.parent}"
         ) from None
     _prune(directory, state, keep)
     return final
@@ -86,17 +86,17 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], LoopState]:
-    """Read a checkpoint and put the random states back.
+    """Read a checkpoint and restore the random states.
 
     Raises:
-        UserError: a part of it is missing or damaged.
+        UserError: a file is missing or damaged.
     """
     try:
         tensors = load_file(path / "state.safetensors")
         state = LoopState(**json.loads((path / "loop.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{path} is damaged ({error}). Remove that directory to go on from the checkpoint before it."
+            f"{path} is damaged ({error}). Remove that directory to resume from the checkpoint before it."
         ) from None
     torch.set_rng_state(tensors.pop("random.cpu"))
     on_gpu = tensors.pop("random.cuda", None)
@@ -127,6 +127,6 @@ def _flush(path: Path) -> None:
 
 
 def read_loop_state(path: Path) -> dict[str, Any]:
-    """`loop.json` alone, for those who only ask how far a run is."""
+    """Only `loop.json`, to report how far a run is."""
     values: dict[str, Any] = json.loads((path / "loop.json").read_text(encoding="utf-8"))
     return values

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C stops at once."""
+"""On Ctrl-C or SIGTERM the loop finishes its step and saves; a second Ctrl-C stops immediately."""
 
 import signal
 import threading
@@ -8,14 +8,14 @@ from types import FrameType
 
 
 class Interruption:
-    """Whether someone asked to stop."""
+    """Whether an interrupt was requested."""
 
     asked = False
 
 
 @contextmanager
 def listen_for_interrupts() -> Iterator[Interruption]:
-    """Within the block the first SIGINT or SIGTERM only sets `asked`; outside the main thread it changes nothing."""
+    """Within the context, the first SIGINT or SIGTERM only sets `asked`. Does nothing outside the main thread."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption

@@ -1,4 +1,4 @@
-"""The training loop: gradients of a step's batches are summed, divided once by its learnt tokens, and applied."""
+"""The training loop: a step sums its batches' gradients, divides once by its loss tokens, and updates the weights."""
 
 import math
 import time
@@ -26,7 +26,7 @@ from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
 from tunesmith.run import Events
 
-SKIPS_BEFORE_STOPPING = 3  # one bad batch is an accident; three in a row are the run
+SKIPS_BEFORE_STOPPING = 3  # one bad batch can be an accident; three in a row mean that the run is broken
 
 
 @dataclass
@@ -34,17 +34,19 @@ class Loop:
     """What a run's steps need; `fit` runs them.
 
     Attributes:
-        model: with the trained parameters requiring gradients.
-        objective: gives the loss.
+        model: its trained parameters require gradients.
+        objective: computes the loss.
         batches: which rows each step takes.
-        held_out: the rows that are never learnt; may be empty.
+        held_out: the rows that are never trained on; may be empty.
         masters: the trained weights and their optimizer.
-        train: how long and how fast.
-        total_steps: the run's length.
+        train: the training settings.
+        total_steps: optimizer steps of the run.
         peak_learning_rate: after warm-up.
-        folder: the run's directory.
-        events: where everything that happens is told.
-        state: where the loop stands.
+        tokens_per_batch: the most tokens in a batch.
+        directory: the run's directory.
+        events: receives every event of the run.
+        device: where the model is.
+        state: the progress so far.
     """
 
     model: PreTrainedModel
@@ -62,7 +64,10 @@ class Loop:
     state: LoopState = field(default_factory=LoopState)
 
     def fit(self, interruption: Interruption) -> str:
-        """Run from `state.step` to the end; return why it ended: done, early stopping or interrupted.
+        """Run from `state.step` to the end.
+
+        Returns:
+            Why it ended: "done", "early stopping" or "interrupted".
 
         Raises:
             UserError: losses or gradients stay non-finite, or a checkpoint cannot be written.
@@ -74,7 +79,7 @@ class Loop:
         if self.state.step == 0 and self.state.best_step is None:
             self.evaluate()
             if self.train.early_stopping is not None and self.state.best_step == 0:
-                self.checkpoint()  # what is left if nothing gets better
+                self.checkpoint()  # the result if no evaluation improves on the start
         while self.state.step < self.total_steps:
             self.step()
             last = self.state.step == self.total_steps
@@ -91,10 +96,10 @@ class Loop:
         return "done"
 
     def step(self) -> None:
-        """One optimizer step. When memory runs out in it, it begins anew with half as many tokens at once.
+        """One optimizer step. If memory runs out, the step starts again with half as many tokens per batch.
 
         Raises:
-            UserError: losses or gradients stay non-finite, or a single row is too much.
+            UserError: losses or gradients stay non-finite, or memory runs out with a single row.
         """
         while True:
             try:
@@ -102,15 +107,14 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
-            self.split_in_two(
-                max(self.batches_of_step(), key=self.tokens_of)
-            )  # here, where the failed pass holds nothing
+            # Outside the except block, where the failed pass no longer holds tensors.
+            self.split_in_two(max(self.batches_of_step(), key=self.tokens_of))
 
     def split_in_two(self, rows: list[int]) -> None:
-        """Memory ran out with these rows: from now on half as many tokens go at once; a step adds up the same rows.
+        """Memory ran out with these rows: use half as many tokens per batch from now on. A step keeps the same rows.
 
         Raises:
-            UserError: it is a single row.
+            UserError: there is only one row.
         """
         tokens = self.tokens_of(rows)
         if len(rows) == 1:
@@ -126,11 +130,14 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         give_back_freed_memory()
-        said = f"Memory ran out with {tokens:,} tokens at once; from now on {tokens // 2:,}, and as many batches a step"
-        self.events.emit("warning", message=f"{said} as that takes.", step=self.state.step)
+        message = (
+            f"Memory ran out with {tokens:,} tokens in a batch. From now on a batch holds at most {tokens // 2:,}, and "
+            "a step takes more batches for the same rows."
+        )
+        self.events.emit("warning", message=message, step=self.state.step)
 
     def tokens_of(self, rows: list[int]) -> int:
-        """Real tokens of the rows."""
+        """Tokens of the rows, without padding."""
         return int(self.batches.table.lengths[rows].sum())
 
     def batches_of_step(self) -> list[list[int]]:
@@ -138,14 +145,14 @@ class Loop:
         return [part for rows in self.batches.step(self.state.step) for part in self.batches_within(rows)]
 
     def batches_within(self, rows: list[int]) -> list[list[int]]:
-        """A batch's rows; halved, and halved again, where that is over what memory has been seen to hold."""
+        """A batch's rows, split in two repeatedly while they exceed `state.most_tokens`."""
         if not self.state.most_tokens or len(rows) == 1 or self.tokens_of(rows) <= self.state.most_tokens:
             return [rows]
-        one, other = split_in_two(rows, self.batches.table.lengths[rows].tolist())
-        return [*self.batches_within(one), *self.batches_within(other)]
+        first, second = split_in_two(rows, self.batches.table.lengths[rows].tolist())
+        return [*self.batches_within(first), *self.batches_within(second)]
 
     def _step(self) -> None:
-        """A non-finite loss or gradient leaves the weights as they are."""
+        """One attempt at a step. A non-finite loss or gradient leaves the weights unchanged."""
         started = time.perf_counter()
         number = self.state.step + 1
         loss = 0.0
@@ -186,13 +193,17 @@ class Loop:
         self._watch_for_nan(loss, norm, batches)
 
     def _kept_activations(self) -> AbstractContextManager[Any]:
-        """Where what the backward pass needs is kept meanwhile."""
+        """The context that decides where activations are stored until the backward pass."""
         if self.train.offload_activations and self.device.type == "cuda":
             return torch.autograd.graph.save_on_cpu(pin_memory=True)
         return nullcontext()
 
     def evaluate(self) -> bool:
-        """Measure the held-out loss; True if early stopping says that it is enough."""
+        """Measure the held-out loss.
+
+        Returns:
+            Whether early stopping ends the run.
+        """
         if len(self.held_out) == 0:
             return False
         started = time.perf_counter()
@@ -222,7 +233,7 @@ class Loop:
         return patience is not None and self.state.evaluations_without_gain >= patience.patience
 
     def checkpoint(self) -> None:
-        """Save everything that the next step depends on."""
+        """Save everything that the next step depends on, and emit the event."""
         metrics = self.directory / "metrics.jsonl"
         self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
         path = save_checkpoint(
@@ -235,19 +246,19 @@ class Loop:
             self.state.skipped_in_a_row = 0
             return
         self.state.skipped_in_a_row += 1
-        blamed = batches[-1:] if not math.isfinite(loss) else batches
-        sources = [str(self.batches.table.source(row)) for batch in blamed for row in batch.rows]
+        suspects = batches[-1:] if not math.isfinite(loss) else batches
+        sources = [str(self.batches.table.source(row)) for batch in suspects for row in batch.rows]
         reason = "the loss" if not math.isfinite(loss) else "the gradient"
         self.events.emit(
             "skipped",
             step=self.state.step,
-            reason=f"{reason} was not finite; the weights were left as they are",
+            reason=f"{reason} was not finite; the weights are unchanged",
             rows=sources,
         )
         if self.state.skipped_in_a_row >= SKIPS_BEFORE_STOPPING:
             shown = ", ".join(sources[:5]) + (f" and {len(sources) - 5:,} more" if len(sources) > 5 else "")
             raise UserError(
                 f"{reason} was not finite in {SKIPS_BEFORE_STOPPING} steps in a row up to step {self.state.step:,}, so "
-                f"the run stopped; no weight was touched by them. The last batch held {shown}. Look at those rows, "
-                "lower train.learning_rate, or set train.precision: fp32."
+                f"the run stopped. Those steps did not change the weights. The last batch held {shown}. Check those "
+                "rows, lower train.learning_rate, or set train.precision: fp32."
             )

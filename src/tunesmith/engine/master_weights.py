@@ -1,7 +1,7 @@
 """fp32 master weights in one flat vector, whatever the precision of the model (Micikevicius et al. 2018).
 
-The model's weights are working copies. Each gradient is added into a flat fp32 vector the moment it is complete and
-freed, so that accumulation loses nothing to rounding and at most one layer's gradient exists in working precision.
+The model's weights are working copies. As soon as a gradient is complete, it is added to a flat fp32 vector and freed.
+So accumulation happens in fp32, and at most one layer's gradient exists in the working precision.
 """
 
 import math
@@ -16,14 +16,14 @@ from tunesmith.config.recipe import Train
 from tunesmith.engine.optimizers import BY_MATRIX, make_optimizers, parameters_of
 
 GROUP_STATE = ("step", "weight_sum", "lr_max")
-"""What some rules keep for a whole group, besides their settings."""
+"""State that some optimizers keep per parameter group, besides their settings."""
 
 
 class MasterWeights:
-    """fp32 masters of the trained parameters, their summed gradients, and what updates them.
+    """fp32 masters of the trained parameters, their summed gradients, and their optimizers.
 
-    With AdamW 16 bytes a trained parameter: master, gradient and two moments; a moving average is 4 more. The working
-    copy comes on top, except in fp32, where the model's own parameter is a view of its master.
+    With AdamW this takes 16 bytes per trained parameter: master, gradient and two moments; a moving average adds 4. The
+    working copy adds its own size, except in fp32, where the model's parameter is a view of its master.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class MasterWeights:
         """Args:
         named_parameters: those that require gradients are trained.
         train: the optimizer and its settings.
-        rate_factor: what the learning rate is multiplied by for a parameter of that name.
-        is_hidden: whether the parameter of that name lies within a block; only Muon asks.
+        rate_factor: the factor on the learning rate, by parameter name.
+        is_hidden: whether the parameter with that name is inside a block; used by Muon only.
         """
         trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-        # Norms and biases are not decayed, and are no matrices.
+        # Norms and biases have no weight decay, and are not matrices.
         settings = {
             name: (rate_factor(name), parameter.ndim >= 2, parameter.ndim == 2 and is_hidden(name))
             for name, parameter in trained
         }
-        trained.sort(key=lambda pair: settings[pair[0]], reverse=True)  # those of one setting lie side by side
+        trained.sort(key=lambda pair: settings[pair[0]], reverse=True)  # parameters with equal settings are contiguous
         self.parameters = [parameter for _, parameter in trained]
         self.names = [name for name, _ in trained]
         sizes = [parameter.numel() for parameter in self.parameters]
@@ -82,11 +82,11 @@ class MasterWeights:
         self.updates = 0
 
     def step(self, learning_rate: float, loss_tokens: int, max_grad_norm: float) -> float:
-        """Divide the summed gradient by the learnt tokens, clip it, update, and publish to the model.
+        """Divide the summed gradient by the loss tokens, clip it, take an optimizer step, and publish to the model.
 
         Returns:
-            The norm of the mean gradient before clipping. If it is not finite nothing has been changed; in any case
-            the summed gradient is zero again.
+            The norm of the mean gradient before clipping. If it is not finite, the weights are unchanged. The summed
+            gradient is zero afterwards in any case.
         """
         norm = float(torch.linalg.vector_norm(self.grad)) / loss_tokens
         if math.isfinite(norm):
@@ -97,7 +97,7 @@ class MasterWeights:
                 rule.step()
             self.updates += 1
             if self.average is not None and self.ema_decay is not None:
-                # Early on over fewer updates, else the start would weigh for 1 / (1 − decay) of them.
+                # Average over fewer updates early on; else the start would dominate for 1 / (1 − decay) updates.
                 decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
                 self.average.lerp_(self.flat, 1 - decay)
             self.publish()
@@ -106,11 +106,11 @@ class MasterWeights:
 
     @property
     def evaluates_others(self) -> bool:
-        """Whether the weights to be used are not those that are trained: an average of them."""
+        """Whether evaluation uses an average of the weights instead of the trained weights themselves."""
         return self.average is not None or any(hasattr(rule, "eval") for rule in self.rules)
 
     def take_average(self) -> None:
-        """Let the masters be the weights that are to be used; training cannot go on from them."""
+        """Replace the masters by the weights for evaluation and saving. Training cannot continue from them."""
         if self.average is not None:
             self.flat.copy_(self.average)
         for rule in self.rules:
@@ -119,8 +119,8 @@ class MasterWeights:
         self.publish()
 
     def finish(self) -> None:
-        """Let the model have the weights that are to be used, and let go of all that only learning needs: saving takes
-        memory of its own."""
+        """Give the model its final weights and free everything that only training needs, since saving takes memory
+        of its own."""
         self.take_average()
         for hook in self._hooks:
             hook.remove()
@@ -129,7 +129,7 @@ class MasterWeights:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the model has the weights that are to be used."""
+        """Within the context, the model has the weights for evaluation."""
         if not self.evaluates_others:
             yield
             return
@@ -141,18 +141,18 @@ class MasterWeights:
             for rule in self.rules:
                 if hasattr(rule, "eval"):
                     rule.train()  # type: ignore[attr-defined]
-            self.flat.copy_(trained)  # to the bit
+            self.flat.copy_(trained)  # bit for bit
             self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the model's working copies."""
+        """Copy the masters, rounded, into the model's working copies."""
         for view, parameter in zip(self.views, self.parameters, strict=True):
             if parameter.data_ptr() != view.data_ptr():
                 parameter.copy_(view)
 
     def unrounded(self) -> dict[str, Tensor]:
-        """The masters by parameter name, fp32, sharing memory with this object."""
+        """The fp32 masters by parameter name; they share memory with this object."""
         return dict(zip(self.names, self.views, strict=True))
 
     def state(self) -> dict[str, Tensor]:
@@ -170,18 +170,18 @@ class MasterWeights:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take up a `state` again; the model's working copies follow."""
+        """Load the tensors of `state`, and publish them to the model."""
         with torch.no_grad():
             self.flat.copy_(tensors["master"])
             if self.average is not None:
                 self.average.copy_(tensors["average"])
         self.updates = int(tensors["updates"])
         for index, (rule, parameter) in enumerate(parameters_of(self.rules)):
-            found = _under(tensors, f"update.{index}.")
-            state: dict[str, Any] = {name: value.to(self.flat.device, copy=True) for name, value in found.items()}
+            saved = _under(tensors, f"update.{index}.")
+            state: dict[str, Any] = {name: value.to(self.flat.device, copy=True) for name, value in saved.items()}
             if "step" in state and not isinstance(rule, torch.optim.AdamW):
-                state["step"] = int(state["step"])  # others count in plain numbers
-            rule.state.pop(parameter, None)  # of later steps, where an earlier one is gone back to
+                state["step"] = int(state["step"])  # the other optimizers count in plain ints
+            rule.state.pop(parameter, None)  # of later steps, when an earlier checkpoint is restored
             if state:
                 rule.state[parameter] = state
         for index, group in enumerate(self._groups()):
@@ -197,14 +197,14 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _with_gradient(numbers: Tensor, grad: Tensor) -> nn.Parameter:
-    parameter = nn.Parameter(numbers)
+def _with_gradient(values: Tensor, grad: Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(values)
     parameter.grad = grad
     return parameter
 
 
 def _add_into(total: Tensor) -> Callable[[Tensor], None]:
-    """A hook that moves a finished gradient into its place in the flat sum."""
+    """A hook that adds a finished gradient to its slice of the flat sum."""
 
     def add(parameter: Tensor) -> None:
         if parameter.grad is not None:

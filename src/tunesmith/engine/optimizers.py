@@ -1,4 +1,4 @@
-"""The rules by which weights are updated, from the libraries that keep them."""
+"""Optimizers, each from the library that maintains it."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,28 +12,28 @@ from tunesmith.config.recipe import Train
 from tunesmith.errors import UserError
 
 Group = dict[str, Any]
-"""`params`, `weight_decay`, `rate_factor`, and `hidden`: whether they are matrices within the blocks."""
+"""`params`, `weight_decay`, `rate_factor`, and `hidden`: whether the parameters are matrices inside the blocks."""
 
 BY_MATRIX = ("adafactor", "muon")
-"""Rules that look at rows and columns; the others take all numbers alike, and get them as one vector."""
+"""Optimizers that depend on rows and columns. The others treat every element alike, and get one flat vector."""
 
 ON_CUDA_ALONE = ("adamw_8bit", "paged_adamw_8bit")
 
 RATES = {"lion": 0.2}
-"""What a method's default rate, which is AdamW's, is multiplied by: Lion's steps are of full size in every number, and
-its authors take three to ten times smaller ones (Chen et al. 2023, section 5)."""
+"""Factors on a method's default learning rate, which is for AdamW. Lion's update has full size in every element, and
+its authors recommend rates three to ten times smaller (Chen et al. 2023, section 5)."""
 
 
 def is_elsewhere(train: Train, device: torch.device) -> bool:
-    """Whether the recipe's rule is not to be had on this device, so that AdamW does its work."""
+    """Whether the recipe's optimizer is not available on this device, so that AdamW replaces it."""
     return train.optimizer in ON_CUDA_ALONE and device.type != "cuda"
 
 
 def make_optimizers(groups: Sequence[Group], train: Train, device: torch.device) -> list[Optimizer]:
-    """The recipe's optimizer over the groups; Muon has AdamW beside it, for what is no matrix within a block.
+    """The recipe's optimizer for the groups. Muon comes with AdamW for parameters that are not matrices inside a block.
 
     Raises:
-        UserError: it is in a package that is not installed.
+        UserError: it needs a package that is not installed.
     """
     name = "adamw" if is_elsewhere(train, device) else train.optimizer
     if name == "muon":
@@ -50,8 +50,8 @@ def make_optimizers(groups: Sequence[Group], train: Train, device: torch.device)
     if name in ON_CUDA_ALONE:
         import bitsandbytes.optim
 
-        kind = getattr(bitsandbytes.optim, "PagedAdamW8bit" if name == "paged_adamw_8bit" else "AdamW8bit")
-        return [kind(groups, lr=0.0, betas=train.betas, eps=train.eps)]
+        optimizer_class = getattr(bitsandbytes.optim, "PagedAdamW8bit" if name == "paged_adamw_8bit" else "AdamW8bit")
+        return [optimizer_class(groups, lr=0.0, betas=train.betas, eps=train.eps)]
     return [_adamw(groups, train)]
 
 
@@ -75,5 +75,5 @@ def _from_pytorch_optimizer(name: str, groups: Sequence[Group], train: Train) ->
 
 
 def parameters_of(rules: Sequence[Optimizer]) -> list[tuple[Optimizer, nn.Parameter]]:
-    """Every parameter with its rule, in order."""
-    return [(rule, each) for rule in rules for group in rule.param_groups for each in group["params"]]
+    """Every parameter with its optimizer, in order."""
+    return [(rule, parameter) for rule in rules for group in rule.param_groups for parameter in group["params"]]

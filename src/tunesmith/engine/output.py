@@ -1,4 +1,4 @@
-"""What a finished run leaves: an adapter in PEFT's format or a model in Hugging Face's, with its tokenizer."""
+"""Save a finished run's result: an adapter in PEFT's format or a model in Hugging Face's, with its tokenizer."""
 
 import shutil
 from pathlib import Path
@@ -30,13 +30,13 @@ def save_output(
     recipe: Recipe,
     head: nn.Linear | None = None,
 ) -> Path:
-    """Write `adapter/` (fp32 masters) or `model/` (as the base is stored, or in the working precision where that is
-    narrower); it appears whole or not at all.
+    """Write `adapter/` (fp32 masters) or `model/` (in the base's stored dtype, or in the working precision if that is
+    narrower). The write is atomic.
 
-    A model of vectors also gets what sentence-transformers reads it by, with the head on them if there is one.
+    An embedding model also gets the files that sentence-transformers reads, including its head if it has one.
 
     Raises:
-        UserError: it cannot be written; the run's checkpoints are whole.
+        UserError: it cannot be written; the run's checkpoints are intact.
     """
     is_adapter = isinstance(model, PeftModel)
     final = run.directory / ("adapter" if is_adapter else "model")
@@ -48,8 +48,8 @@ def save_output(
             parameter.data = master
     else:
         stored = stored_dtype(recipe.base)
-        wanted = stored if stored.itemsize < model.dtype.itemsize else model.dtype
-        model = as_stored(made_whole(model, wanted).to(wanted))
+        dtype = stored if stored.itemsize < model.dtype.itemsize else model.dtype
+        model = as_stored(made_whole(model, dtype).to(dtype))
     try:
         with no_progress_bars():
             model.save_pretrained(partial)
@@ -64,7 +64,7 @@ def save_output(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"{final} could not be written: {error}. The last checkpoint is whole. Make room, then: "
+            f"{final} could not be written: {error}. The last checkpoint is intact. Free some disk space, then run: "
             f"tunesmith train --resume {run.directory}"
         ) from None
     return final

@@ -1,4 +1,4 @@
-"""Which number format forward and backward use: measured on this device, not guessed from its name."""
+"""The dtype of the forward and backward passes, measured on this device instead of guessed from its name."""
 
 import time
 from functools import cache
@@ -11,10 +11,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` is a GPU if there is one.
+    """The device with that name; `auto` is a GPU if there is one.
 
     Raises:
-        UserError: the device named is not there.
+        UserError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +27,7 @@ def device_of(name: str) -> torch.device:
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where matrix products are at least half as fast again in it, else fp32."""
+    """`auto` is bf16 if matrix products are more than 1.5 times as fast in it, else fp32."""
     if precision != "auto":
         return _DTYPES[precision]
     return torch.bfloat16 if bf16_speedup(device.type) > 1.5 else torch.float32
@@ -35,8 +35,8 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 @cache
 def bf16_speedup(device_type: str) -> float:
-    """How much faster a 768 × 768 × 768 product is in bf16 than in fp32, by the best of five. Where a small one is
-    much slower (a CPU without bf16 instructions), that is the answer: a large one would take a second."""
+    """How many times faster a 768 × 768 × 768 product is in bf16 than in fp32, best of five runs. If a small product is
+    much slower (a CPU without bf16 instructions), its ratio is returned: a large product would take a second."""
     small = _speedup(384, device_type)
     return small if small < 0.5 else _speedup(768, device_type)
 

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, seed, data, base, git state; enough to do it again or to see why it differs."""
+"""A run's provenance: versions, seed, data, base, git state; enough to repeat it or to see why it differs."""
 
 import platform
 import subprocess
@@ -17,11 +17,11 @@ _PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safete
 
 
 def provenance(recipe: Recipe, data: dict[str, str], tokenizer: str) -> dict[str, Any]:
-    """Plain JSON values.
+    """The run's provenance as plain JSON values.
 
     Args:
         recipe: as resolved.
-        data: SHA-256 of each data file by name.
+        data: SHA-256 of each data file, by name.
         tokenizer: its fingerprint.
     """
     return {
@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The commit of the repository that the run was started in, and whether it had changes; None outside one."""
+    """The commit of the repository that the run started in, and whether it had changes. None outside a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -13,7 +13,7 @@ SCALARS = {
 
 
 class TensorBoard:
-    """A subscriber that writes scalars of steps (`train/…`) and evaluations (`held_out/…`) into a folder.
+    """A subscriber that writes scalars of steps (`train/…`) and evaluations (`held_out/…`) into a directory.
 
     Raises:
         UserError: tensorboard is not installed.

@@ -1,4 +1,4 @@
-"""From a recipe to a model of which exactly the method's weights move, and what follows from which do."""
+"""Build a recipe's model, in which only the method's weights are trained, and derive settings from those weights."""
 
 import re
 from collections import defaultdict
@@ -30,12 +30,14 @@ PeftModel = import_peft().PeftModel
 
 
 def base_parameters(model: PreTrainedModel) -> int:
-    """Of the base alone: what an adapter adds is trained, and what it leaves is not."""
+    """Parameters of the base, without those that an adapter adds: they are the trained ones."""
     peft_model = isinstance(model, PeftModel)
     quantized = sum(
-        each.in_features * each.out_features for each in model.modules() if isinstance(each, QuantizedLinear)
+        module.in_features * module.out_features for module in model.modules() if isinstance(module, QuantizedLinear)
     )
-    return quantized + sum(int(each.numel()) for each in model.parameters() if not (peft_model and each.requires_grad))
+    return quantized + sum(
+        int(parameter.numel()) for parameter in model.parameters() if not (peft_model and parameter.requires_grad)
+    )
 
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -44,7 +46,11 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
 
 
 def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
-    """A base as it was loaded, or imagined, with everything that a run puts on it."""
+    """A loaded or fake base, with everything that a run adds to it.
+
+    Raises:
+        UserError: the model does not support a setting of the recipe.
+    """
     use_document_attention(model)
     use_fused_ops(model)
     if not is_fake(model):
@@ -55,18 +61,20 @@ def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         load_adapter_weights(peft_model, recipe.base.adapter)
     if recipe.train.neftune_alpha is not None:
         if has_prompt(peft_model) and not has_prefix(peft_model):
-            raise UserError(f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave it out.")
+            raise UserError(
+                f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave out train.neftune_alpha."
+            )
         add_neftune(peft_model, recipe.train.neftune_alpha)
-    if recipe.train.gradient_checkpointing:  # after PEFT, whose own forward cannot have it beside a prefix
+    if recipe.train.gradient_checkpointing:  # after PEFT: its forward refuses a prefix with it
         enable_activation_checkpointing(peft_model, len(blocks(model)))
     return peft_model
 
 
 def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Hold what is known of the model's end to its own forward pass.
+    """Check our computation of the model's head against the model's own forward pass.
 
     Raises:
-        UserError: it ends otherwise, or cannot be run in its precision.
+        UserError: they differ, or the model cannot run in its precision.
     """
     try:
         if recipe.objective.ending.kind == "vocabulary":
@@ -83,48 +91,48 @@ def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
 
 
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
-    """The peak learning rate, and what it is multiplied by for a parameter of that name."""
+    """The peak learning rate, and the factor on it by parameter name."""
     share = recipe.method.share_for_classes if recipe.objective.ending.kind != "vocabulary" else 1.0
     share *= recipe.objective.rate_share * RATES.get(recipe.train.optimizer, 1.0)
-    own = recipe.method.learning_rate(base_parameters(model)) * share
-    peak = recipe.train.learning_rate or float(f"{own:.1e}")
-    new = getattr(plain_model(model), "new_modules", ())  # within the body: at its rate
+    default = recipe.method.learning_rate(base_parameters(model)) * share
+    peak = recipe.train.learning_rate or float(f"{default:.1e}")
+    new = getattr(plain_model(model), "new_modules", ())  # inside the body, trained at the body's rate
     heads = [name for name in head_names(plain_model(model)) if name not in new]
     last = {id(parameter) for parameter in last_linear(model).parameters()} if heads else set()
-    says = {name for name, parameter in model.named_parameters() if id(parameter) in last}
-    away = from_output(model) if recipe.train.layer_decay < 1 else defaultdict(int)
+    output_layer = {name for name, parameter in model.named_parameters() if id(parameter) in last}
+    distances = from_output(model) if recipe.train.layer_decay < 1 else defaultdict(int)
 
     def factor(parameter: str) -> float:
         if any(f".{head}." in f".{parameter}" for head in heads):
             rate = recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size)
-            return rate * (recipe.objective.output_scale if parameter in says else 1.0) / peak
-        return recipe.method.learning_rate_factor(parameter) * recipe.train.layer_decay ** away[parameter]
+            return rate * (recipe.objective.output_scale if parameter in output_layer else 1.0) / peak
+        return recipe.method.learning_rate_factor(parameter) * recipe.train.layer_decay ** distances[parameter]
 
     return peak, factor
 
 
 def from_output(model: PreTrainedModel) -> dict[str, int]:
-    """How far each parameter is from the output: 0 behind the blocks, 1 in the last of them, …, and one more than there
-    are blocks before the first."""
-    places = _places(model)
+    """Each parameter's distance from the output: 0 after the blocks, 1 in the last block, …, and the number of blocks
+    + 1 before the first."""
+    block_index = _block_index(model)
     count = len(blocks(plain_model(model)))
-    found: dict[str, int] = {}
+    distances: dict[str, int] = {}
     seen = False
     for name, _ in model.named_parameters():
-        place = places(name)
-        seen = seen or place is not None
-        found[name] = count - place if place is not None else 0 if seen else count + 1
-    return found
+        index = block_index(name)
+        seen = seen or index is not None
+        distances[name] = count - index if index is not None else 0 if seen else count + 1
+    return distances
 
 
 def is_hidden(model: PreTrainedModel) -> Callable[[str], bool]:
-    """Whether the parameter of that name lies within a block."""
-    places = _places(model)
-    return lambda name: places(name) is not None
+    """Whether a parameter, by its name, is inside a block."""
+    block_index = _block_index(model)
+    return lambda name: block_index(name) is not None
 
 
-def _places(model: PreTrainedModel) -> Callable[[str], int | None]:
-    """The place of the block that a parameter of that name lies in, counted over all stacks; None in no block."""
+def _block_index(model: PreTrainedModel) -> Callable[[str], int | None]:
+    """The index of a parameter's block, by the parameter's name, counted over all stacks; None outside the blocks."""
     starts: dict[str, int] = {}
     count = 0
     for name, stack in stacks(plain_model(model)):
@@ -132,35 +140,35 @@ def _places(model: PreTrainedModel) -> Callable[[str], int | None]:
         count += len(stack)
     pattern = re.compile(rf"(?:^|\.)({'|'.join(map(re.escape, starts))})\.(\d+)\.")
 
-    def place(parameter: str) -> int | None:
+    def index(parameter: str) -> int | None:
         match = pattern.search(parameter)
         return None if match is None else starts[match[1]] + int(match[2])
 
-    return place
+    return index
 
 
 def with_room(recipe: Recipe) -> Recipe:
-    """The recipe with rows no longer than the base has positions, where those are learnt and there are none beyond.
+    """The recipe with `max_length` capped at the base's positions, if the base has learned position embeddings.
 
     Raises:
-        UserError: the recipe asks for longer ones.
+        UserError: the recipe sets a larger `max_length`.
     """
     positions = learned_positions(recipe.base)
-    taken = recipe.method.virtual_tokens
-    if positions is None or recipe.data.max_length + taken <= positions:
+    virtual_tokens = recipe.method.virtual_tokens
+    if positions is None or recipe.data.max_length + virtual_tokens <= positions:
         return recipe
-    room = positions - taken
+    room = positions - virtual_tokens
     if "max_length" not in recipe.data.model_fields_set:
         return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": room})})
-    beside = f" beside the method's {taken} virtual tokens" if taken else ""
+    extra = f" plus the method's {virtual_tokens} virtual tokens" if virtual_tokens else ""
     raise UserError(
-        f"data.max_length: {recipe.data.max_length:,} tokens{beside} are more than the {positions:,} positions that "
+        f"data.max_length: {recipe.data.max_length:,} tokens{extra} are more than the {positions:,} positions that "
         f"{recipe.base.path} has. Set data.max_length: {room}."
     )
 
 
 def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:
-    """Where nothing but a head over classes moves, what the body makes of each row is computed once."""
+    """If only a classification head is trained, compute the body's features of each row once."""
     if not body_is_frozen(model):
         return prepared
     budget = recipe.train.tokens_at_once

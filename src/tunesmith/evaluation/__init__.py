@@ -1,1 +1,1 @@
-"""Whether it worked: the tuned model beside its base on held-out rows, each figure with its uncertainty."""
+"""Evaluation: the tuned model beside its base on held-out rows, each figure with a confidence interval."""

@@ -1,4 +1,4 @@
-"""A file of questions to a file of a model's answers: for looking at them, and for a smaller model to learn from."""
+"""Answer a file of questions with a model, to inspect the answers or to train a smaller model on them."""
 
 import hashlib
 import json
@@ -20,23 +20,23 @@ from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Subscriber, atomic_write
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
-"""Columns that ask, in a row that has no answer."""
+"""Columns that hold the question, in a row that has no answer."""
 
 ANSWERS = {"answer", "response", "completion", "output", "solution", "a", "messages", "conversations"}
-"""Columns that answer, or hold both."""
+"""Columns that hold the answer, or both question and answer."""
 
 ROWS = 256
-"""Rows that are answered before they are written: sorted by length, so that batches hold little padding."""
+"""Rows that are answered, sorted by length to avoid padding, before they are written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What `answer` did.
+    """The result of `answer`.
 
     Attributes:
-        path: the file.
-        rows: that were answered.
-        empty: rows to which the model said nothing; they are left out.
+        path: the output file.
+        rows: how many rows were answered and written.
+        empty: how many rows got an empty answer; they are not written.
     """
 
     path: Path
@@ -52,79 +52,87 @@ def answer(
     batch_size: int = 32,
     subscribers: Sequence[Subscriber] = (),
 ) -> Answered:
-    """Let a model answer every row's last question; write its answers in place of the rows' own, if any: as questions
-    and answers where that is all there is, else as chats.
+    """Generate an answer to the last question of every row, and write the questions with these answers.
 
-    A run that was killed goes on behind the last answer that it wrote.
+    Answers in the rows are replaced. The output has `question` and `answer` if every row is a single question, and
+    `messages` otherwise. After an interruption, the same call resumes after the last answer that was written.
 
     Args:
-        model: a run, an adapter, a model's directory or a hub name.
-        source: rows of any form that chats come in, with or without answers.
-        output: a JSONL file, which must not exist; it appears when it is whole.
-        sampling: how tokens are chosen.
-        batch_size: rows at once.
-        subscribers: told of `progress` events (what, done, total).
+        model: a run, an adapter, a model directory or a hub name.
+        source: rows in any chat format, with or without answers.
+        output: a JSONL file, which must not exist. It appears only when it is complete.
+        sampling: how tokens are sampled.
+        batch_size: rows per batch.
+        subscribers: receive `progress` events (what, done, total).
+
+    Returns:
+        The path, and how many rows were answered or left out.
 
     Raises:
-        UserError: the model does not write, a row asks nothing, or the output is there already.
+        UserError: the model does not generate text, a row has no question, or the output exists already.
     """
     target = Path(output)
     if target.exists():
-        raise UserError(f"{target} is there already. Name a file that is not.")
-    usable = ModelReference.find(model)
-    if usable.ending.kind != "vocabulary":
-        raise UserError(f"{model} writes no text, so it answers nothing. Name a model that does.")
+        raise UserError(f"{target} exists already. Use another output path.")
+    reference = ModelReference.find(model)
+    if reference.ending.kind != "vocabulary":
+        raise UserError(f"{model} does not generate text, so it cannot answer. Use a causal language model instead.")
     chats = list(_chats(str(source)))
     partial = target.with_name(f".{target.name}.partial")
     try:
-        done, empty = _so_far(partial, {"model": model, "sampling": asdict(sampling), "rows": _digest(chats)})
+        done, empty = _answered_so_far(partial, {"model": model, "sampling": asdict(sampling), "rows": _digest(chats)})
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     events = Events(*subscribers)
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
-    loaded = usable.model(dtype_of("auto", device), device)
+    loaded = reference.model(dtype_of("auto", device), device)
     use_cached_attention(plain_model(loaded))
-    tokenizer = usable.tokenizer()
-    plain = all(len(chat) == 1 for chat in chats)
-    waiting = iter(chats[done:])
-    while part := list(islice(waiting, ROWS)):
-        here = replace(sampling, seed=sampling.seed + done)
-        said = answers(loaded, tokenizer, part, here, batch_size)
+    tokenizer = reference.tokenizer()
+    single = all(len(chat) == 1 for chat in chats)
+    remaining = iter(chats[done:])
+    while part := list(islice(remaining, ROWS)):
+        part_sampling = replace(sampling, seed=sampling.seed + done)
+        texts = answers(loaded, tokenizer, part, part_sampling, batch_size)
         with partial.open("a", encoding="utf-8") as file:
-            for chat, text in zip(part, said, strict=True):
-                file.write(json.dumps(_answered(chat, text, plain) if text else {}, ensure_ascii=False) + "\n")
-        done, empty = done + len(part), empty + said.count("")
+            for chat, text in zip(part, texts, strict=True):
+                file.write(json.dumps(_answered_row(chat, text, single) if text else {}, ensure_ascii=False) + "\n")
+        done, empty = done + len(part), empty + texts.count("")
         events.emit("progress", what="answers", done=done, total=len(chats))
-    whole = [line for line in _lines(partial)[1:] if line != "{}"]
+    answered = [line for line in _lines(partial)[1:] if line != "{}"]
     with atomic_write(target) as out:
-        out.writelines(line + "\n" for line in whole)
+        out.writelines(line + "\n" for line in answered)
     partial.unlink()
-    return Answered(target, len(whole), empty)
+    return Answered(target, len(answered), empty)
 
 
-def _answered(chat: Sequence[Message], text: str, plain: bool) -> dict[str, Any]:
-    if plain:
+def _answered_row(chat: Sequence[Message], text: str, single: bool) -> dict[str, Any]:
+    if single:
         return {"question": chat[0]["content"], "answer": text}
     return {"messages": [*chat, {"role": "assistant", "content": text}]}
 
 
-def _so_far(partial: Path, about: dict[str, Any]) -> tuple[int, int]:
-    """How many rows an earlier run answered, and how many of them with nothing; its first line says whose they are.
+def _answered_so_far(partial: Path, header: dict[str, Any]) -> tuple[int, int]:
+    """Read what an interrupted run wrote. The first line of the file identifies its model, sampling and rows.
+
+    Returns:
+        How many rows were answered, and how many of these answers are empty.
 
     Raises:
-        UserError: they are of another model, sampled otherwise, or of other rows.
+        UserError: the file comes from another model, other sampling options or other rows.
     """
-    first, *lines = _lines(partial) if partial.exists() else [json.dumps(about)]
-    if first != json.dumps(about):
-        raise UserError(f"{partial} holds answers of another run ({first[:200]}). Remove it, or name another output.")
-    with atomic_write(partial) as out:  # without a line that was cut while it was written
+    first, *lines = _lines(partial) if partial.exists() else [json.dumps(header)]
+    if first != json.dumps(header):
+        raise UserError(
+            f"{partial} has answers from another run ({first[:200]}). Remove it, or use another output path."
+        )
+    with atomic_write(partial) as out:  # drops a line that was cut off while it was written
         out.writelines(line + "\n" for line in (first, *lines))
     return len(lines), lines.count("{}")
 
 
 def _lines(file: Path) -> list[str]:
-    """Those that are whole; only a line feed ends one, as JSONL has it."""
+    """The complete lines. Only a line feed ends a line, as in JSONL."""
     return file.read_text(encoding="utf-8").split("\n")[:-1]
 
 
@@ -133,33 +141,33 @@ def _digest(chats: Sequence[Sequence[Message]]) -> str:
 
 
 def _chats(source: str) -> Iterator[tuple[Message, ...]]:
-    """Each row up to its last question."""
+    """The messages of each row up to its last question."""
     for row in read([source], Path.cwd()):
         if isinstance(row, Malformed):
-            raise UserError(f"{row.source}: {row.reason}. Mend it, so that every row gets its answer.")
-        asking = _with_answer(row)
-        example = to_example(asking, detect([asking]))
+            raise UserError(f"{row.source}: {row.reason}. Fix it: every row must have a question.")
+        row = _with_answer(row)
+        example = to_example(row, detect([row]))
         if isinstance(example, Malformed) or example.messages is None:
-            raise UserError(f"{row.source} asks nothing: {getattr(example, 'reason', 'it is raw text')}.")
+            raise UserError(f"{row.source} has no question: {getattr(example, 'reason', 'it is raw text')}.")
         if example.tools:
-            raise UserError(f"{row.source} has tools to call, which are not called here. Remove such rows.")
-        last = max(place for place, turn in enumerate(example.messages) if turn["role"] == "assistant")
+            raise UserError(f"{row.source} has tools, and answer does not call tools. Remove such rows.")
+        last = max(index for index, turn in enumerate(example.messages) if turn["role"] == "assistant")
         yield example.messages[:last]
 
 
 def _with_answer(row: Row) -> Row:
-    """The row with an answer to be replaced, where it has none."""
+    """The row with a placeholder answer, if it has none."""
     if isinstance(row.values, str):
         return row
     values: dict[str, Any] = dict(row.values)
     turns = values.get("messages")
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user":
         return Row({**values, "messages": [*turns, {"role": "assistant", "content": "…"}]}, row.source)
-    own = {str(column).lower(): value for column, value in values.items() if value is not None}
-    asked = next((column for column in QUESTIONS if column in own), None)
-    if asked is None or own.keys() & ANSWERS:
+    columns = {str(column).lower(): value for column, value in values.items() if value is not None}
+    question = next((column for column in QUESTIONS if column in columns), None)
+    if question is None or columns.keys() & ANSWERS:
         return row
-    if asked == "instruction":
-        return Row({**own, "output": "…"}, row.source)
-    beside = {column: own[column] for column in ("context", "system") if column in own}
-    return Row({"question": own[asked], "answer": "…"} | beside, row.source)
+    if question == "instruction":
+        return Row({**columns, "output": "…"}, row.source)
+    context = {column: columns[column] for column in ("context", "system") if column in columns}
+    return Row({"question": columns[question], "answer": "…"} | context, row.source)

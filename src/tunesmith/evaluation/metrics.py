@@ -1,4 +1,4 @@
-"""Scores of a written answer against the expected one, from 0 to 1, and the uncertainty of their mean."""
+"""Scores of a generated answer against the expected one, from 0 to 1, and confidence intervals of their mean."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Score = Callable[[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A score, its name for a table, and what it says, for those who have not met it."""
+    """A score, its name in tables, and an explanation for readers who do not know it."""
 
     described: str
     explained: str
@@ -25,60 +25,75 @@ class Metric:
 
 
 def exact_match(answer: str, expected: str) -> float:
-    """1 if both say the same, but for case, white space and a last full stop."""
+    """1 if both are equal, ignoring case, white space and final periods."""
     return float(_plain(answer) == _plain(expected))
 
 
 def first_word(answer: str, expected: str) -> float:
-    """1 if both begin with the same word, but for case and punctuation."""
+    """1 if both start with the same word, ignoring case and punctuation."""
     return float(bool(_words(answer)) and _words(answer)[:1] == _words(expected)[:1])
 
 
 def rouge_l(answer: str, expected: str) -> float:
-    """F1 of the longest common subsequence of words, stemmed (Lin 2004), by the rouge-score package."""
+    """ROUGE-L: F1 of the longest common subsequence of stemmed words (Lin 2004), by the rouge-score package."""
     return float(_rouge().score(expected, answer)["rougeL"].fmeasure)
 
 
 METRICS = {
     "rouge_l": Metric("word overlap", "words shared with the expected answer, in order (ROUGE-L F1)", rouge_l),
-    "first_word": Metric("first word right", "answers that begin with the expected answer's first word", first_word),
-    "exact_match": Metric("exactly right", "answers that say what is expected, word for word", exact_match),
+    "first_word": Metric("first word correct", "answers that start with the expected answer's first word", first_word),
+    "exact_match": Metric("exact match", "answers that equal the expected answer, word for word", exact_match),
 }
-"""Of written answers, by name, for evaluation.json and the report."""
+"""Metrics of generated answers by name, for evaluation.json and the report."""
 
 
-def drawn_again(value: Callable[[NDArray[np.int64]], float], rows: int) -> tuple[float, NDArray[np.float64]]:
-    """A figure of all rows, and of as many bootstrap draws of them, the same ones for every figure of so many rows."""
-    drawn = np.random.default_rng(0).integers(0, rows, (RESAMPLES, rows))
-    return value(np.arange(rows)), np.array([value(each) for each in drawn])
+def bootstrap(figure: Callable[[NDArray[np.int64]], float], rows: int) -> tuple[float, NDArray[np.float64]]:
+    """A figure over all rows, and over each bootstrap resample of them.
+
+    The resamples depend only on the number of rows, so that figures of two models on the same rows are paired.
+
+    Args:
+        figure: maps row indices to the figure.
+        rows: how many rows there are.
+
+    Returns:
+        The figure over all rows, and over each resample (resamples,).
+    """
+    resamples = np.random.default_rng(0).integers(0, rows, (RESAMPLES, rows))
+    return figure(np.arange(rows)), np.array([figure(resample) for resample in resamples])
 
 
 def interval_of(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of bootstrap draws."""
+    """The middle 95 % of the bootstrap resamples."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
 def mean_with_interval(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """The mean over rows and its 95 % interval: of shares of hits Wilson's, which knows that few rows without a miss
-    prove little; else by bootstrap (Efron 1979, percentiles)."""
+    """The mean over rows and its 95 % interval.
+
+    For scores that are all 0 or 1 it is Wilson's interval, which stays wide for a few rows without an error. Otherwise
+    it is the percentile bootstrap (Efron 1979).
+    """
     if np.isin(values, (0.0, 1.0)).all():
         return float(values.mean()), wilson(float(values.mean()), len(values))
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    resamples = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[resamples].mean(1), [0.025, 0.975])
     return float(values.mean()), (float(low), float(high))
 
 
 def change_with_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """The mean of after − before over rows and its 95 % interval; both turn their signs where the sides are exchanged,
-    so where no row is better, or none worse, the interval is as wide as Wilson's."""
+    """The mean of after − before over rows and its 95 % interval.
+
+    Swapping the sides flips the sign of both. If no row is better, or none is worse, it is as wide as Wilson's.
+    """
     value, (low, high) = mean_with_interval(after - before)
-    _, (turned_low, turned_high) = mean_with_interval(before - after)
-    return value, (min(low, -turned_high), max(high, -turned_low))
+    _, (swapped_low, swapped_high) = mean_with_interval(before - after)
+    return value, (min(low, -swapped_high), max(high, -swapped_low))
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
-    """95 % score interval of a share of so many rows (Wilson 1927)."""
+    """The 95 % score interval of a share of `rows` rows (Wilson 1927)."""
     squared = 1.959964**2
     middle = (share + squared / (2 * rows)) / (1 + squared / rows)
     half = (squared * (share * (1 - share) / rows + squared / (4 * rows**2))) ** 0.5 / (1 + squared / rows)
@@ -86,8 +101,8 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
 
 
 def scores(metric: Metric, answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
-    """(rows,) of the metric's scores."""
-    return np.array([metric.score(answer, wanted) for answer, wanted in zip(answers, expected, strict=True)])
+    """The metric's score of each row (rows,)."""
+    return np.array([metric.score(answer, target) for answer, target in zip(answers, expected, strict=True)])
 
 
 def _plain(text: str) -> str:

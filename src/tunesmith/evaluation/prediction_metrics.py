@@ -1,4 +1,4 @@
-"""Figures of what a model tells of held-out texts: each from all rows together, with intervals over rows."""
+"""Metrics of a model's predictions for held-out texts, each computed over all rows together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,43 +11,44 @@ from tunesmith.models.predict import THRESHOLD, spans_of
 
 Rows = NDArray[np.int64]
 Figure = Callable[[Rows], float]
-"""The rows' figure; rows may stand several times, as bootstrap draws have them."""
+"""Maps row indices to a metric's value over these rows. Rows may repeat, as in a bootstrap resample."""
 
 CLOSE = 1e-6
-"""Cosines no further apart are of the same text."""
+"""Cosine similarities that differ by less than this count as equal."""
 
 BINS = 15
-"""Of confidences, as Guo et al. (2017) have them."""
+"""The number of confidence bins, as in Guo et al. (2017)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model says of rows, and what is told of them.
+    """A model's outputs for some rows, with the targets.
 
     Attributes:
-        said: of each row (marks, outputs): probabilities, values, or the vectors of its texts.
-        told: of each row (marks, values): what is right; of texts that are compared, nothing.
-        labels: the outputs' names.
-        models: of each row, which model said it; vectors of several are not compared.
+        outputs: per row (positions, outputs): probabilities, values, or the vectors of its texts.
+        targets: per row (positions, values): the correct class, labels, value or tags; no values for embeddings.
+        labels: the names of the outputs.
+        models: per row, the index of the model that made the prediction; vectors of different models are not compared.
+            Empty if there is one model.
     """
 
-    said: Sequence[NDArray[np.float32]]
-    told: Sequence[NDArray[np.float32]]
+    outputs: Sequence[NDArray[np.float32]]
+    targets: Sequence[NDArray[np.float32]]
     labels: tuple[str, ...]
     models: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionMetric:
-    """A figure of all rows together.
+    """A metric over all rows together.
 
     Attributes:
-        described: its name for a table.
-        explained: what it says, for those who have not met it.
-        better: 1 where more is better, −1 where less is.
-        of: prepares a telling; the result gives the figure of any rows.
-        unit: `%` for a share, empty for what has a size of its own.
-        of_hits: whether it is the share of rows that are hit, each a hit or a miss.
+        described: its name in tables.
+        explained: an explanation for readers who do not know it.
+        better: 1 if higher is better, −1 if lower is better.
+        of: maps predictions to a function that computes the metric over any rows.
+        unit: `%` for a share, empty otherwise.
+        of_hits: whether it is the share of rows that are correct, each row being either correct or not.
     """
 
     described: str
@@ -59,116 +60,115 @@ class PredictionMetric:
 
 
 def _classes(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """(rows,) each: the likeliest class, its probability, the right class."""
-    said = np.concatenate(predictions.said).astype(np.float64)
-    return said.argmax(1), said.max(1), np.concatenate(predictions.told)[:, 0].astype(np.int64)
+    """(rows,) each: the predicted class, its probability, the target class."""
+    probabilities = np.concatenate(predictions.outputs).astype(np.float64)
+    targets = np.concatenate(predictions.targets)[:, 0].astype(np.int64)
+    return probabilities.argmax(1), probabilities.max(1), targets
 
 
 def accuracy(predictions: Predictions) -> Figure:
-    likeliest, _, right = _classes(predictions)
-    hits = (likeliest == right).astype(np.float64)
+    predicted, _, targets = _classes(predictions)
+    hits = (predicted == targets).astype(np.float64)
     return lambda rows: float(hits[rows].mean())
 
 
 def macro_f1(predictions: Predictions) -> Figure:
-    """The mean over the classes that are said or right of 2 TP / (2 TP + FP + FN)."""
-    likeliest, _, right = _classes(predictions)
-    classes = int(max(likeliest.max(), right.max())) + 1
+    """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur among predictions or targets."""
+    all_predicted, _, all_targets = _classes(predictions)
+    classes = int(max(all_predicted.max(), all_targets.max())) + 1
 
     def value(rows: Rows) -> float:
-        said, wanted = likeliest[rows], right[rows]
-        both = np.bincount(said, minlength=classes) + np.bincount(wanted, minlength=classes)  # 2 TP + FP + FN
-        hits = np.bincount(said[said == wanted], minlength=classes)
-        return float(np.mean(2 * hits[both > 0] / both[both > 0]))
+        predicted, targets = all_predicted[rows], all_targets[rows]
+        counts = np.bincount(predicted, minlength=classes) + np.bincount(targets, minlength=classes)  # 2 TP + FP + FN
+        hits = np.bincount(predicted[predicted == targets], minlength=classes)
+        return float(np.mean(2 * hits[counts > 0] / counts[counts > 0]))
 
     return value
 
 
 def calibration_error(predictions: Predictions) -> Figure:
     """Expected calibration error (Guo et al. 2017, eq. 3): Σ share of bin · |accuracy − mean confidence| in it."""
-    likeliest, sure, right = _classes(predictions)
-    return _calibration(sure, likeliest == right)
+    predicted, confidence, targets = _classes(predictions)
+    return _calibration(confidence, predicted == targets)
 
 
-def _calibration(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> Figure:
-    places = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
-    surplus = sure - right
-    return lambda rows: float(
-        np.abs(np.bincount(places[rows].ravel(), surplus[rows].ravel())).sum() / surplus[rows].size
-    )
+def _calibration(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Figure:
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gaps = confidence - correct
+    return lambda rows: float(np.abs(np.bincount(bins[rows].ravel(), gaps[rows].ravel())).sum() / gaps[rows].size)
 
 
 def _labels(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(rows, labels) each: probabilities, and which labels are right."""
-    return np.concatenate(predictions.said).astype(np.float64), np.concatenate(predictions.told) > 0.5
+    """(rows, labels) each: the probabilities, and whether each label is present."""
+    return np.concatenate(predictions.outputs).astype(np.float64), np.concatenate(predictions.targets) > 0.5
 
 
 def exact_labels(predictions: Predictions) -> Figure:
-    sure, right = _labels(predictions)
-    hits = ((sure >= THRESHOLD) == right).all(1).astype(np.float64)
+    probabilities, targets = _labels(predictions)
+    hits = ((probabilities >= THRESHOLD) == targets).all(1).astype(np.float64)
     return lambda rows: float(hits[rows].mean())
 
 
 def micro_f1(predictions: Predictions) -> Figure:
     """2 TP / (2 TP + FP + FN) over all labels of all rows."""
-    sure, right = _labels(predictions)
-    said = sure >= THRESHOLD
-    return _f1((said & right).sum(1), said.sum(1), right.sum(1))
+    probabilities, targets = _labels(predictions)
+    predicted = probabilities >= THRESHOLD
+    return _f1((predicted & targets).sum(1), predicted.sum(1), targets.sum(1))
 
 
-def _f1(hits: NDArray[np.int64], said: NDArray[np.int64], right: NDArray[np.int64]) -> Figure:
-    """From each row's counts."""
+def _f1(hits: NDArray[np.int64], predicted: NDArray[np.int64], targets: NDArray[np.int64]) -> Figure:
+    """F1 from the counts of each row (rows,)."""
 
     def value(rows: Rows) -> float:
-        both = int(said[rows].sum() + right[rows].sum())
-        return 2 * int(hits[rows].sum()) / both if both else 1.0
+        count = int(predicted[rows].sum() + targets[rows].sum())
+        return 2 * int(hits[rows].sum()) / count if count else 1.0
 
     return value
 
 
 def macro_f1_of_labels(predictions: Predictions) -> Figure:
-    """The mean over the labels that are said or right of 2 TP / (2 TP + FP + FN)."""
-    sure, right = _labels(predictions)
-    said = sure >= THRESHOLD
+    """The mean of 2 TP / (2 TP + FP + FN) over the labels that occur among predictions or targets."""
+    probabilities, targets = _labels(predictions)
+    predicted = probabilities >= THRESHOLD
 
     def value(rows: Rows) -> float:
-        both = said[rows].sum(0) + right[rows].sum(0)
-        hits = (said[rows] & right[rows]).sum(0)
-        return float(np.mean(2 * hits[both > 0] / both[both > 0])) if both.any() else 1.0
+        counts = predicted[rows].sum(0) + targets[rows].sum(0)
+        hits = (predicted[rows] & targets[rows]).sum(0)
+        return float(np.mean(2 * hits[counts > 0] / counts[counts > 0])) if counts.any() else 1.0
 
     return value
 
 
 def calibration_of_labels(predictions: Predictions) -> Figure:
-    """`calibration_error` of every label by itself, as a class that holds or does not."""
-    sure, right = _labels(predictions)
-    return _calibration(np.maximum(sure, 1 - sure), (sure >= THRESHOLD) == right)
+    """`calibration_error` with every label of every row as a binary classification."""
+    probabilities, targets = _labels(predictions)
+    return _calibration(np.maximum(probabilities, 1 - probabilities), (probabilities >= THRESHOLD) == targets)
 
 
 def _values(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.concatenate(predictions.said)[:, 0].astype(np.float64), np.concatenate(predictions.told)[:, 0].astype(
-        np.float64
-    )
+    """(rows,) each: the predicted values and the targets."""
+    predicted, targets = np.concatenate(predictions.outputs)[:, 0], np.concatenate(predictions.targets)[:, 0]
+    return predicted.astype(np.float64), targets.astype(np.float64)
 
 
 def root_mean_square_error(predictions: Predictions) -> Figure:
-    said, right = _values(predictions)
-    squares = np.square(said - right)
+    predicted, targets = _values(predictions)
+    squares = np.square(predicted - targets)
     return lambda rows: float(np.sqrt(squares[rows].mean()))
 
 
 def correlation(predictions: Predictions) -> Figure:
-    """Pearson's, 0 where either side does not vary."""
-    said, right = _values(predictions)
-    return lambda rows: _correlation(said[rows], right[rows])
+    """Pearson's correlation; 0 if the predictions or the targets are constant."""
+    predicted, targets = _values(predictions)
+    return lambda rows: _correlation(predicted[rows], targets[rows])
 
 
 def rank_correlation(predictions: Predictions) -> Figure:
-    """Spearman's: Pearson's of the ranks, ties at their mean."""
+    """Spearman's correlation: Pearson's of the ranks, where ties get their mean rank."""
     from scipy.stats import rankdata
 
-    said, right = _values(predictions)
-    return lambda rows: _correlation(rankdata(said[rows]), rankdata(right[rows]))
+    predicted, targets = _values(predictions)
+    return lambda rows: _correlation(rankdata(predicted[rows]), rankdata(targets[rows]))
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -178,42 +178,47 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def entity_f1(predictions: Predictions) -> Figure:
-    """2 TP / (2 TP + FP + FN) over entities; one is right if its words and its label are (Tjong Kim Sang & De Meulder
-    2003)."""
-    said = [set(spans_of([predictions.labels[place] for place in each.argmax(-1)])) for each in predictions.said]
-    right = [set(spans_of([predictions.labels[int(place)] for place in each[:, 0]])) for each in predictions.told]
-    hits = np.array([len(ours & theirs) for ours, theirs in zip(said, right, strict=True)])
-    return _f1(hits, np.array([len(each) for each in said]), np.array([len(each) for each in right]))
+    """2 TP / (2 TP + FP + FN) over entities. An entity is correct if its words and its label are (Tjong Kim Sang & De
+    Meulder 2003)."""
+    labels = predictions.labels
+    predicted = [set(spans_of([labels[tag] for tag in row.argmax(-1)])) for row in predictions.outputs]
+    targets = [set(spans_of([labels[int(tag)] for tag in row[:, 0]])) for row in predictions.targets]
+    hits = np.array([len(found & expected) for found, expected in zip(predicted, targets, strict=True)])
+    return _f1(hits, np.array([len(row) for row in predicted]), np.array([len(row) for row in targets]))
 
 
 def tag_accuracy(predictions: Predictions) -> Figure:
-    pairs = list(zip(predictions.said, predictions.told, strict=True))
-    hits = np.array([(said.argmax(-1) == told[:, 0]).sum() for said, told in pairs])
-    words = np.array([len(told) for _, told in pairs])
+    pairs = list(zip(predictions.outputs, predictions.targets, strict=True))
+    hits = np.array([(outputs.argmax(-1) == targets[:, 0]).sum() for outputs, targets in pairs])
+    words = np.array([len(targets) for _, targets in pairs])
     return lambda rows: float(hits[rows].sum() / words[rows].sum())
 
 
 def ranks(predictions: Predictions) -> NDArray[np.int64]:
-    """(rows,) where each anchor's own positive stands among all positives and negatives, from 1; texts as near as it
-    are behind it, and what belongs to the same anchor in another row is passed over."""
-    models = np.asarray(predictions.models) if len(predictions.models) else np.zeros(len(predictions.said), np.int64)
-    found = np.zeros(len(predictions.said), np.int64)
+    """(rows,) the rank of each anchor's own positive among all positives and negatives, from 1.
+
+    A text with the same similarity ranks behind the positive. Positives that another row has for the same anchor are
+    skipped.
+    """
+    count = len(predictions.outputs)
+    models = np.asarray(predictions.models) if len(predictions.models) else np.zeros(count, np.int64)
+    result = np.zeros(count, np.int64)
     for model in np.unique(models):
         rows = np.flatnonzero(models == model).tolist()
-        found[rows] = _ranks([predictions.said[row].astype(np.float64) for row in rows])
-    return found
+        result[rows] = _ranks([predictions.outputs[row].astype(np.float64) for row in rows])
+    return result
 
 
-def _ranks(said: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
-    anchors, positives = (np.stack([each[place] for each in said]) for place in (0, 1))
-    negatives = np.concatenate([each[2:] for each in said])
-    own = (anchors * positives).sum(1)
-    nearer = []
-    for start in range(0, len(said), 256):
-        part, limit = anchors[start : start + 256], own[start : start + 256, None] + CLOSE
-        another = part @ anchors.T < 1 - CLOSE
-        nearer.append(((part @ positives.T > limit) & another).sum(1) + (part @ negatives.T > limit).sum(1))
-    return 1 + np.concatenate(nearer)
+def _ranks(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
+    anchors, positives = (np.stack([row[text] for row in vectors]) for text in (0, 1))
+    negatives = np.concatenate([row[2:] for row in vectors])
+    similarities = (anchors * positives).sum(1)
+    closer = []
+    for start in range(0, len(vectors), 256):
+        part, limit = anchors[start : start + 256], similarities[start : start + 256, None] + CLOSE
+        other_anchor = part @ anchors.T < 1 - CLOSE
+        closer.append(((part @ positives.T > limit) & other_anchor).sum(1) + (part @ negatives.T > limit).sum(1))
+    return 1 + np.concatenate(closer)
 
 
 def _mean_of_ranks(score: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Callable[[Predictions], Figure]:
@@ -225,38 +230,39 @@ def _mean_of_ranks(score: Callable[[NDArray[np.int64]], NDArray[Any]]) -> Callab
 
 
 PREDICTION_METRICS = {
-    "accuracy": PredictionMetric("accuracy", "texts whose class is told rightly", 1, accuracy, of_hits=True),
-    "macro_f1": PredictionMetric("macro F1", "F1 of each class, all alike", 1, macro_f1),
+    "accuracy": PredictionMetric("accuracy", "texts whose class is predicted correctly", 1, accuracy, of_hits=True),
+    "macro_f1": PredictionMetric("macro F1", "mean of the F1 of each class", 1, macro_f1),
     "calibration_error": PredictionMetric(
-        "calibration error", "how far a told probability is from how often it is right", -1, calibration_error
+        "calibration error", "how far a predicted probability is from how often it is right", -1, calibration_error
     ),
     "exact_labels": PredictionMetric(
-        "all labels right", "texts of which every label is told rightly", 1, exact_labels, of_hits=True
+        "exact match", "texts with every label predicted correctly", 1, exact_labels, of_hits=True
     ),
     "micro_f1": PredictionMetric("micro F1", "F1 over all labels of all texts", 1, micro_f1),
-    "macro_f1_of_labels": PredictionMetric("macro F1", "F1 of each label, all alike", 1, macro_f1_of_labels),
+    "macro_f1_of_labels": PredictionMetric("macro F1", "mean of the F1 of each label", 1, macro_f1_of_labels),
     "calibration_of_labels": PredictionMetric(
-        "calibration error", "how far a told probability is from how often it is right", -1, calibration_of_labels
+        "calibration error", "how far a predicted probability is from how often it is right", -1, calibration_of_labels
     ),
     "root_mean_square_error": PredictionMetric(
-        "root mean square error", "how far off values are, in their own unit", -1, root_mean_square_error, ""
+        "root mean square error", "typical size of the error, in the unit of the values", -1, root_mean_square_error, ""
     ),
-    "correlation": PredictionMetric("correlation", "Pearson's, of told and right values", 1, correlation, ""),
-    "rank_correlation": PredictionMetric("rank correlation", "Spearman's, of told and right values", 1, rank_correlation, ""),
-    "entity_f1": PredictionMetric("entity F1", "F1 over entities, words and label both right", 1, entity_f1),
-    "tag_accuracy": PredictionMetric("tag accuracy", "words whose tag is told rightly", 1, tag_accuracy),
+    "correlation": PredictionMetric("correlation", "Pearson's, of predictions and targets", 1, correlation, ""),
+    "rank_correlation": PredictionMetric(
+        "rank correlation", "Spearman's, of predictions and targets", 1, rank_correlation, ""
+    ),
+    "entity_f1": PredictionMetric("entity F1", "F1 over entities, with words and label both correct", 1, entity_f1),
+    "tag_accuracy": PredictionMetric("tag accuracy", "words whose tag is predicted correctly", 1, tag_accuracy),
     "found_first": PredictionMetric(
-        "found first", "texts whose own counterpart is the nearest", 1,
-        _mean_of_ranks(lambda found: (found == 1) * 1.0), of_hits=True,
-
+        "recall@1", "queries whose own document is the nearest", 1,
+        _mean_of_ranks(lambda rank: (rank == 1) * 1.0), of_hits=True,
     ),
     "found_in_ten": PredictionMetric(
-        "found in ten", "texts whose counterpart is among the ten nearest", 1,
-        _mean_of_ranks(lambda found: (found <= 10) * 1.0), of_hits=True,
+        "recall@10", "queries whose own document is among the ten nearest", 1,
+        _mean_of_ranks(lambda rank: (rank <= 10) * 1.0), of_hits=True,
     ),
     "reciprocal_rank": PredictionMetric(
-        "reciprocal rank", "1 / rank of a text's own counterpart, on average", 1,
-        _mean_of_ranks(lambda found: 1.0 / found), "",
+        "mean reciprocal rank", "mean of 1 / rank of a query's own document", 1,
+        _mean_of_ranks(lambda rank: 1.0 / rank), "",
     ),
 }  # fmt: skip
-"""By the names that objectives give in `metrics`."""
+"""Prediction metrics by name, as objectives list them in `metrics`."""

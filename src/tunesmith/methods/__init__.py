@@ -1,4 +1,4 @@
-"""Which weights move: one file a method. `tunesmith.config.registry.METHODS` lists them."""
+"""Methods, which define the weights that are trained: one file each. `tunesmith.config.registry.METHODS` lists them."""
 
 from tunesmith.models.lean import import_peft
 

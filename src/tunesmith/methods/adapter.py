@@ -1,13 +1,13 @@
-"""Bottleneck adapters: a small network with a residual, put into each block and near the identity at the start,
+"""Bottleneck adapters: a small network with a residual connection in each block, which starts as the identity,
 h ← h + s · W_up f(W_down h).
 
 `houlsby` puts one after attention and one after the feed-forward (Houlsby et al. 2019), `pfeiffer` one after the
-feed-forward (Pfeiffer et al. 2021), each on the sub-layer's output before its residual; `parallel` adds to the
-feed-forward's output what it makes of the feed-forward's input (He et al. 2022, table 6).
-Trains  layers × k × (2 × hidden × inner + inner + hidden)  numbers, with inner = hidden / reduction and k = 2 for
+feed-forward (Pfeiffer et al. 2021), each on the sub-layer's output before its residual. `parallel` reads the
+feed-forward's input and adds to the feed-forward's output (He et al. 2022, table 6).
+Trains  layers × k × (2 × hidden × inner + inner + hidden)  parameters, with inner = hidden / reduction and k = 2 for
 houlsby, else 1.
-Choose it for encoders and where non-linear room is wanted at little cost. It cannot be merged, so each block's pass
-takes two small products longer.
+Choose it for encoders, and for non-linear capacity at little cost. It cannot be merged, so each block computes two more
+small matrix products.
 """
 
 from typing import ClassVar, Literal
@@ -23,25 +23,26 @@ from tunesmith.models.bottleneck import BottleneckConfig
 
 
 class Adapter(MethodConfig):
-    """Small networks with a residual in each block (Houlsby et al. 2019; Pfeiffer et al. 2021; He et al. 2022)."""
+    """Small networks with a residual connection in each block (Houlsby et al. 2019; Pfeiffer et al. 2021; He et al.
+    2022)."""
 
     kind: Literal["adapter"] = "adapter"
 
     reduction: int = Field(default=16, ge=1)
-    """The bottleneck is the hidden size divided by this, at least one. 16: Pfeiffer et al. (2021)."""
+    """The bottleneck size is the hidden size divided by this, but at least 1. 16: Pfeiffer et al. (2021)."""
 
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
-    """Where they sit. `pfeiffer`: half of houlsby's numbers at about its quality (Pfeiffer et al. 2021)."""
+    """Where the adapters are. `pfeiffer`: half of houlsby's parameters at about its quality (Pfeiffer et al. 2021)."""
 
     non_linearity: Literal["relu", "gelu", "silu"] = "relu"
-    """Within the bottleneck. `relu`: Pfeiffer et al. and He et al."""
+    """The activation in the bottleneck. `relu`: Pfeiffer et al. and He et al."""
 
     scale: float | None = Field(default=None, gt=0)
-    """The addition is multiplied by it. Default: 4 for `parallel` (He et al. 2022, table 5), else 1."""
+    """Factor of the adapter's output. Default: 4 for `parallel` (He et al. 2022, table 5), else 1."""
 
     formula: ClassVar[str] = "h ← h + s · W_up f(W_down h) in each block"
     choose: ClassVar[str] = (
-        "Encoders, and non-linear room at little cost. Cannot be merged: two small products a block."
+        "Encoders, and non-linear capacity at little cost. Cannot be merged: two more small products in each block."
     )
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
@@ -66,9 +67,9 @@ class Adapter(MethodConfig):
     def trained_parameters(self, model: PreTrainedModel) -> int:
         total = 0
         for block in block_layers(model):
-            ends = [block.feed_forward_out, *([block.attention_out] if self.placement == "houlsby" else [])]
-            for end in ends:
-                inputs = block.feed_forward_in[0].inputs if self.placement == "parallel" else end.outputs
-                inner = max(1, end.outputs // self.reduction)
-                total += inputs * inner + inner + inner * end.outputs + end.outputs
+            targets = [block.feed_forward_out, *([block.attention_out] if self.placement == "houlsby" else [])]
+            for target in targets:
+                inputs = block.feed_forward_in[0].inputs if self.placement == "parallel" else target.outputs
+                inner = max(1, target.outputs // self.reduction)
+                total += inputs * inner + inner + inner * target.outputs + target.outputs
         return total

@@ -1,4 +1,4 @@
-"""Every method with what it would train on a base, from the base's shape alone."""
+"""All methods, with the number of parameters that each would train on a base."""
 
 from typing import Any
 
@@ -11,22 +11,26 @@ from tunesmith.models.load import skeleton
 
 
 def catalog(base: str) -> dict[str, Any]:
-    """Plain values: base, parameters, methods (kind, formula, trained_parameters, learning_rate, choose), peft_types.
+    """List the methods for a base, as plain values.
 
     Args:
-        base: a model's directory, a hub name, or `embedded`; its config is read, its weights are not.
+        base: a model directory, a hub name, or `embedded`. Only its config is read.
+
+    Returns:
+        base, parameters, methods (kind, formula, settings, trained_parameters, learning_rate, choose), peft_types and
+        refused_peft_types.
 
     Raises:
-        UserError: it is not there.
+        UserError: the base does not exist.
     """
     model = skeleton(Base(path=base))
     parameters = sum(int(parameter.numel()) for parameter in model.parameters())
-    listed = []
+    methods = []
     for kind in METHODS:
         if kind == "peft":
             continue
         method = named_kind(METHODS, kind).model_validate({"last": 2} if kind == "layers" else {})
-        listed.append(
+        methods.append(
             {
                 "kind": kind,
                 "formula": method.formula,
@@ -36,11 +40,11 @@ def catalog(base: str) -> dict[str, Any]:
                 "choose": method.choose,
             }
         )
-    names = sorted(each.value for each in PEFT_TYPE_TO_CONFIG_MAPPING)
+    names = sorted(peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING)
     return {
         "base": base,
         "parameters": parameters,
-        "methods": listed,
+        "methods": methods,
         "peft_types": [name for name in names if name not in (*OWN, *REFUSED, "BOTTLENECK")],
         "refused_peft_types": REFUSED,
     }

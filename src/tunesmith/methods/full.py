@@ -1,7 +1,7 @@
-"""Full fine-tuning: every weight moves.
+"""Full fine-tuning: every weight is trained.
 
-Trains all P parameters: 16 bytes each for master, gradient and AdamW's moments, besides the working copy.
-Choose it when examples are many and the new behavior is far from the base's, or for pretraining. It forgets most.
+Trains all P parameters. Master weights, gradients and AdamW's moments take 16 bytes for each, besides the working copy.
+Choose it for many examples and behavior that is far from the base's, or for pretraining. It forgets the most.
 """
 
 from typing import ClassVar, Literal
@@ -14,12 +14,14 @@ from tunesmith.models.heads import head_parameters
 
 
 class Full(MethodConfig):
-    """Every weight moves: much data, behavior far from the base's, or pretraining."""
+    """Trains every weight: for much data, behavior that is far from the base's, or pretraining."""
 
     kind: Literal["full"] = "full"
 
     formula: ClassVar[str] = "W ← W − ΔW for every weight"
-    choose: ClassVar[str] = "Much data, or behavior far from the base's. Takes most memory and forgets most."
+    choose: ClassVar[str] = (
+        "Much data, or behavior that is far from the base's. Takes the most memory and forgets the most."
+    )
     share_for_classes: ClassVar[float] = 0.3
 
     @property

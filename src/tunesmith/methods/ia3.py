@@ -1,9 +1,9 @@
-"""IA3 (Liu et al. 2022, eq. 1): keys, values and the feed-forward's inner activation are each multiplied by a learnt
+"""IA3 (Liu et al. 2022, eq. 1): keys, values and the feed-forward's inner activation are each multiplied by a trained
 vector,  k ← l_k ⊙ k,  v ← l_v ⊙ v,  W₂ (l_ff ⊙ f(W₁ x)).
 
-Trains  layers × (2 × kv_dim + mlp_dim)  numbers, all starting at one (of a layer that makes queries with keys and
-values, all its outputs).
-Choose it when examples are few and many adapters must be kept; it has little room for new knowledge or style.
+Trains  layers × (2 × kv_dim + mlp_dim)  parameters, all starting at one. A fused layer that also computes queries has a
+factor for each of its outputs.
+Choose it for few examples and many adapters. It has little capacity for new knowledge or style.
 """
 
 from typing import ClassVar, Literal
@@ -17,12 +17,12 @@ from tunesmith.models.architecture import block_layers
 
 
 class IA3(MethodConfig):
-    """Learnt factors of keys, values and inner activations (Liu et al. 2022): tiny, for few examples."""
+    """Trained factors of keys, values and inner activations (Liu et al. 2022): tiny, for few examples."""
 
     kind: Literal["ia3"] = "ia3"
 
     formula: ClassVar[str] = "k ← l_k ⊙ k, v ← l_v ⊙ v, W₂ (l_ff ⊙ f(W₁ x))"
-    choose: ClassVar[str] = "Few examples and many adapters to keep. Little room for new knowledge or style."
+    choose: ClassVar[str] = "Few examples and many adapters. Little capacity for new knowledge or style."
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         parts = block_layers(model)
@@ -32,7 +32,7 @@ class IA3(MethodConfig):
         return wrap_with_peft(model, config, seed)
 
     def learning_rate(self, parameters: int) -> float:
-        """Vectors that start at one need larger steps than matrices that start small: Liu et al. use 3e-3 for 11 B."""
+        """Vectors that start at one need larger rates than matrices that start small: Liu et al. use 3e-3 for 11 B."""
         return by_size(parameters, small=1e-1, large=5e-3)
 
     def trained_parameters(self, model: PreTrainedModel) -> int:

@@ -1,10 +1,11 @@
-"""Some of the base's own weights move, the rest are frozen: top blocks, chosen names, norms and biases, the head.
+"""Some of the base's own weights are trained and the rest are frozen: top blocks, chosen names, norms and biases, the
+head.
 
-Trains the P' chosen parameters. `last: N` with few rows is the classic transfer (Yosinski et al. 2014: the lower a
-layer, the more general what it knows); `last: 0` on a classifier is feature extraction, a new head on a frozen body
-(Donahue et al. 2014), whose features are computed once; norms and biases alone are BitFit (Ben Zaken et al. 2022).
-Choose it where an adapter cannot be served, or for a classifier on few rows. What is below the lowest layer that moves
-costs no backward pass; what a task needs from the lower layers it cannot change.
+Trains the P' chosen parameters. `last: N` with few rows is the classic transfer learning (Yosinski et al. 2014: lower
+layers are more general). `last: 0` on a classifier is feature extraction, a new head on a frozen body (Donahue et al.
+2014), whose features are computed once. Norms and biases alone are BitFit (Ben Zaken et al. 2022).
+Choose it if an adapter cannot be served, or for a classifier on few rows. Layers below the lowest trained one need no
+backward pass, but they cannot adapt to the task either.
 """
 
 import re
@@ -22,30 +23,28 @@ from tunesmith.models.heads import head_names
 
 
 class Layers(MethodConfig):
-    """Chosen weights of the base move: the top blocks, names by pattern, norms and biases, embeddings, the head."""
+    """Trains chosen weights of the base: the top blocks, names by pattern, norms and biases, embeddings, the head."""
 
     kind: Literal["layers"] = "layers"
 
     last: int = Field(default=0, ge=0)
-    """How many of the topmost blocks move, with what comes after them but the head. 0: none."""
+    """How many of the top blocks are trained, together with the layers after them except the head. 0: none."""
 
     patterns: list[str] = Field(default=[])
-    """Regular expressions; a parameter moves if one is found in its name: `['layers\\.(0|1)\\.mlp']`."""
+    """Regular expressions. A parameter is trained if one matches anywhere in its name: `['layers\\.(0|1)\\.mlp']`."""
 
     norms_and_biases: bool = False
-    """Every norm's gain and shift and every bias moves (BitFit)."""
+    """Train every norm's weight and bias, and every other bias (BitFit)."""
 
     embeddings: bool = False
-    """The token embeddings move; where the head is tied to them, it moves too."""
+    """Train the token embeddings, and the head if it is tied to them."""
 
     head: bool = False
-    """The layer over the vocabulary moves; where it is tied to the embeddings, they move too. A new head over classes
-    always does."""
+    """Train the language model head, and the embeddings if they are tied to it. A new classification head is always
+    trained."""
 
     formula: ClassVar[str] = "W ← W − ΔW for the chosen weights, the rest frozen"
-    choose: ClassVar[str] = (
-        "A classifier on few rows, or where adapters cannot be served. Lower layers stay as they are."
-    )
+    choose: ClassVar[str] = "A classifier on few rows, or if adapters cannot be served. Lower layers stay as they are."
     share_for_classes: ClassVar[float] = 0.3
 
     @model_validator(mode="after")
@@ -67,7 +66,7 @@ class Layers(MethodConfig):
 
     def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """Raises:
-        UserError: a pattern fits no parameter, there are fewer blocks than `last`, or nothing would move.
+        UserError: a pattern matches no parameter, there are fewer blocks than `last`, or nothing would be trained.
         """
         chosen = self._chosen(model)
         frozen(model)
@@ -77,7 +76,7 @@ class Layers(MethodConfig):
             parameter.requires_grad_(True)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(
-                "method: {kind: layers} says of no weight that it moves. Set last: 2, patterns, norms_and_biases, "
+                "method: {kind: layers} selects no weight to train. Set last: 2, patterns, norms_and_biases, "
                 "embeddings or head."
             )
         return model
@@ -95,13 +94,13 @@ class Layers(MethodConfig):
         named = list(model.named_parameters())
         chosen = {id(parameter) for part in self._parts(model) for parameter in part.parameters()}
         for pattern in self.patterns:
-            found = {id(parameter) for name, parameter in named if re.search(pattern, name)}
-            if not found:
+            matched = {id(parameter) for name, parameter in named if re.search(pattern, name)}
+            if not matched:
                 raise UserError(
-                    f"method.patterns: {pattern!r} is found in no parameter's name of {type(model).__name__}; such as "
-                    f"{named[len(named) // 2][0]}."
+                    f"method.patterns: {pattern!r} matches no parameter name of {type(model).__name__}. One of its "
+                    f"names: {named[len(named) // 2][0]}."
                 )
-            chosen |= found
+            chosen |= matched
         if self.norms_and_biases:
             chosen |= {id(parameter) for _, parameter in named if parameter.ndim == 1}
         return [(name, parameter) for name, parameter in named if id(parameter) in chosen]
@@ -109,12 +108,12 @@ class Layers(MethodConfig):
     def _parts(self, model: PreTrainedModel) -> list[nn.Module]:
         parts: list[nn.Module] = []
         if self.last:
-            found = blocks(model)
-            if self.last > len(found):
+            all_blocks = blocks(model)
+            if self.last > len(all_blocks):
                 raise UserError(
-                    f"method.last: {self.last} blocks are to move, and {type(model).__name__} has {len(found)}."
+                    f"method.last: {self.last} blocks to train, but {type(model).__name__} has {len(all_blocks)}."
                 )
-            parts += [*found[-self.last :], *_after(model, stacks(model)[-1][1])]
+            parts += [*all_blocks[-self.last :], *_after(model, stacks(model)[-1][1])]
         if self.embeddings:
             parts.append(model.get_input_embeddings())
         if self.head and model.get_output_embeddings() is not None:
@@ -123,12 +122,12 @@ class Layers(MethodConfig):
 
 
 def _after(model: PreTrainedModel, stack: nn.ModuleList) -> list[nn.Module]:
-    """The body's modules that come after the stack of blocks: a last norm, a pooler."""
+    """The body's modules after the stack of blocks: a final norm, a pooler."""
     for owner in model.modules():
         children = list(owner.children())
         if any(child is stack for child in children):
-            place = next(index for index, child in enumerate(children) if child is stack)
-            after = [child for child in children[place + 1 :] if not isinstance(child, nn.ModuleList)]
+            index = next(index for index, child in enumerate(children) if child is stack)
+            after = [child for child in children[index + 1 :] if not isinstance(child, nn.ModuleList)]
             return [*after, *([model.base_model.pooler] if getattr(model.base_model, "pooler", None) else [])]
     return []
 

@@ -1,10 +1,10 @@
-"""LoRA (Hu et al. 2021): each chosen weight W gets a trained addition of low rank, W + (alpha / rank) · B A.
+"""LoRA (Hu et al. 2021): each chosen weight W gets a trained low-rank update, W + (alpha / rank) · B A.
 
-Trains  Σ rank × (in + out)  numbers over the chosen linear layers (DoRA: + out each); B starts at zero, so the model
-starts as the base.
-Choose it unless there is a reason not to: near full fine-tuning's quality on data of instruction size at a third of
-its memory (section 4.2 there), and many adapters can share one base. A low rank has less room for much new knowledge.
-On a base in nf4 this is QLoRA (Dettmers et al. 2023).
+Trains  Σ rank × (in + out)  parameters over the chosen linear layers (DoRA: + out for each). B starts at zero, so the
+model starts as the base.
+Choose it by default: on instruction data it is close to full fine-tuning in quality at a third of the memory (section
+4.2 there), and many adapters can share one base. A low rank has less capacity for much new knowledge.
+With a base in nf4, this is QLoRA (Dettmers et al. 2023).
 """
 
 import re
@@ -30,54 +30,57 @@ from tunesmith.ops.lora_linear import LinearParts, lora_linears
 
 
 class LoRA(MethodConfig):
-    """W + (alpha / rank) · B A for each chosen linear layer (Hu et al. 2021): the default for instructions."""
+    """W + (alpha / rank) · B A for each chosen linear layer (Hu et al. 2021): the default for instruction data."""
 
     kind: Literal["lora"] = "lora"
 
     rank: int = Field(default=16, ge=1)
-    """Columns of B and rows of A. 16: on data of a few thousand rows more seldom helps."""
+    """Columns of B and rows of A. 16: on a few thousand rows, more rarely helps."""
 
     alpha: float = Field(default=32.0, gt=0)
-    """The addition is scaled by alpha / rank. Twice the rank: the field's habit, and what learning rates assume."""
+    """The update is scaled by alpha / rank. Twice the rank is common practice, and the default learning rates assume
+    it."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the addition's inputs that are zeroed in training. 0: early stopping guards small data at no cost."""
+    """Fraction of the update's inputs that are zeroed in training. 0: early stopping prevents overfitting on small data
+    at no cost."""
 
     target_modules: str | list[str] = "all-linear"
-    """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression for whole
-    names, or endings of names: `[q_proj, v_proj]`. All: attention alone is measurably worse at the same size
-    (Dettmers et al. 2023, section 4)."""
+    """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression that matches
+    full names, or a list of name suffixes: `[q_proj, v_proj]`. `all-linear`: attention alone is measurably worse at the
+    same size (Dettmers et al. 2023, section 4)."""
 
     experts: bool = False
-    """Also adapt experts, whose weights are tensors of three dimensions and no layers. Each pass then forms their whole
-    sum W + (alpha / rank) · B A, in time and memory that go with all experts. Off: attention, and what all tokens pass,
-    is mostly enough, and costs little."""
+    """Also train experts, whose weights are three-dimensional tensors and not layers. Each pass then computes the full
+    matrices W + (alpha / rank) · B A, which takes time and memory for all experts. Off: attention and the layers that
+    all tokens pass through are usually enough, at little cost."""
 
     rank_stabilized: bool = False
-    """Scale by alpha / √rank instead (Kalajdzievski 2023), for ranks of 64 and more."""
+    """Scale by alpha / √rank instead (Kalajdzievski 2023), for ranks of 64 or more."""
 
     dora: bool = False
-    """Learn each output's magnitude apart from its direction (Liu et al. 2024): closer to full fine-tuning at low
-    ranks, at a third more time."""
+    """Train each output's magnitude separately from its direction (Liu et al. 2024): closer to full fine-tuning at low
+    ranks, but takes a third more time."""
 
     initialization: Literal["zero", "gaussian", "orthogonal", "pissa", "loftq"] = "zero"
-    """Where A and B start. `zero`: A uniform (Kaiming), B zero. `gaussian`: A normal, B zero. `orthogonal`: both from
-    one orthogonal matrix, the base corrected. `pissa`: W's largest singular vectors, the base keeping the rest (Meng
-    et al. 2024). `loftq`: what quantization took from W, for a quantized base (Li et al. 2023)."""
+    """How A and B start. `zero`: A uniform (Kaiming), B zero. `gaussian`: A normal, B zero. `orthogonal`: both from one
+    orthogonal matrix, and the base is corrected. `pissa`: W's largest singular vectors, and the base keeps the rest
+    (Meng et al. 2024). `loftq`: the quantization error of W, for a quantized base (Li et al. 2023)."""
 
     b_learning_rate_ratio: float = Field(default=1.0, gt=0)
-    """B's learning rate over A's. LoRA+ (Hayou et al. 2024) takes 16; 1: plain LoRA."""
+    """B's learning rate divided by A's. 16: LoRA+ (Hayou et al. 2024). 1: plain LoRA."""
 
     ranks: dict[str, int] = Field(default={})
-    """Other ranks for layers whose names a regular expression ends: `{down_proj: 64}`; alpha / rank stays as it is."""
+    """Other ranks for layers whose names end with a match of a regular expression: `{down_proj: 64}`. alpha / rank does
+    not change."""
 
     formula: ClassVar[str] = "W + (alpha / rank) · B A"
-    choose: ClassVar[str] = "The default. Less room than full fine-tuning for much new knowledge."
+    choose: ClassVar[str] = "The default. Less capacity than full fine-tuning for much new knowledge."
     share_for_classes: ClassVar[float] = 0.3
 
     @property
     def trains_base(self) -> bool:
-        """PiSSA and orthogonal starts take out of the base's matrices what they put into A and B."""
+        """PiSSA and orthogonal initialization subtract the initial B A from the base's matrices."""
         return self.initialization in ("pissa", "orthogonal")
 
     @property
@@ -85,11 +88,11 @@ class LoRA(MethodConfig):
         return self.initialization in ("zero", "gaussian")
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
-        """Wrap the model by PEFT, with the fused layer registered through PEFT's hook for custom modules.
+        """Wrap the model with PEFT, with the fused layer registered through PEFT's hook for custom modules.
 
         Raises:
-            UserError: no module's name fits `target_modules` or `ranks`, LoftQ is asked of a base that is whole, or
-                `experts` of one that has none, or beside what they cannot have.
+            UserError: no layer's name matches `target_modules` or `ranks`, LoftQ is set for a base that is not
+                quantized, or `experts` for a base without experts or together with unsupported fields.
         """
         chosen = self._chosen(model)
         self._check_experts(model)
@@ -97,7 +100,8 @@ class LoRA(MethodConfig):
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
         if self.initialization == "loftq" and not quantized:
             raise UserError(
-                "method.initialization: loftq makes up for quantization. Set base.weights: nf4, or zero here."
+                "method.initialization: loftq corrects quantization error, and this base is not quantized. "
+                "Set base.weights: nf4, or initialization: zero."
             )
         config = LoraConfig(
             r=self.rank,
@@ -113,11 +117,11 @@ class LoRA(MethodConfig):
             bias="none",
         )
         config._register_custom_module({nn.Linear: FusedLoraLinear})
-        together = _read_together(model)
+        groups = _same_input_layers(model)
         peft_model = wrap_with_peft(model, config, seed)
-        _share_inputs(peft_model.get_base_model(), together)
+        _share_inputs(peft_model.get_base_model(), groups)
         if self.initialization == "loftq" and not is_fake(model):
-            _make_up_for_quantization(peft_model)
+            _initialize_loftq(peft_model)
         return peft_model
 
     def learning_rate(self, parameters: int) -> float:
@@ -142,10 +146,12 @@ class LoRA(MethodConfig):
         if not self.experts:
             return
         if not _experts(model):
-            raise UserError(f"method.experts: {type(model).__name__} has no experts in tensors. Leave it out.")
+            raise UserError(
+                f"method.experts: {type(model).__name__} has no expert weight tensors. Remove method.experts."
+            )
         if self.dropout or self.dora or self.initialization != "zero":
             raise UserError(
-                "method.experts: W + B A is formed whole, with no dropout, dora or initialization of its own."
+                "method.experts: W + B A is computed as one matrix, without dropout, dora or a special initialization."
             )
 
     def _chosen(self, model: PreTrainedModel) -> list[Linear]:
@@ -158,13 +164,13 @@ class LoRA(MethodConfig):
         layers = list(linears(model))
         if isinstance(self.target_modules, str):
             pattern = self.target_modules
-            found = [layer for layer in layers if re.fullmatch(pattern, layer.name)]
-            if not found:
-                raise _no_such_module(model, f"no linear layer of {type(model).__name__} is fully matched by", pattern)
-            return found
+            matched = [layer for layer in layers if re.fullmatch(pattern, layer.name)]
+            if not matched:
+                raise _no_such_layer(model, "full name that matches", pattern)
+            return matched
         for target in self.target_modules:
             if not any(_ends(re.escape(target), layer.name) for layer in layers):
-                raise _no_such_module(model, f"no module of {type(model).__name__} ends in", target)
+                raise _no_such_layer(model, "name that ends in", target)
         return [
             layer for layer in layers if any(_ends(re.escape(target), layer.name) for target in self.target_modules)
         ]
@@ -172,16 +178,18 @@ class LoRA(MethodConfig):
     def _ranks(self, chosen: list[Linear]) -> dict[str, int]:
         for name in self.ranks:
             if not any(_ends(name, layer.name) for layer in chosen):
-                raise UserError(f"method.ranks: {name!r} ends no chosen layer's name; such as {chosen[0].name}.")
+                raise UserError(
+                    f"method.ranks: {name!r} matches no chosen layer's name. One of them: {chosen[0].name}."
+                )
         return self.ranks
 
 
 def _experts(model: PreTrainedModel) -> dict[str, tuple[int, int, int]]:
-    """Endings of the names of the blocks' tensors of three dimensions, one for each of many experts: their shapes."""
+    """Names of the blocks' three-dimensional tensors, which hold a matrix for each expert, with their shapes."""
     return {
         f"{name}.{parameter}": (tensor.shape[0], tensor.shape[1], tensor.shape[2])
         for name, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn")  # convolutions have three dimensions too
+        if not type(module).__module__.startswith("torch.nn")  # convolutions also have three dimensions
         for parameter, tensor in module.named_parameters(recurse=False)
         if tensor.ndim == 3 and any(name.startswith(f"{stack}.") for stack, _ in stacks(model))
     }
@@ -191,89 +199,92 @@ def _ends(pattern: str, name: str) -> bool:
     return re.search(rf"(^|\.)({pattern})$", name) is not None
 
 
-def _no_such_module(model: PreTrainedModel, what: str, target: str) -> UserError:
-    inside = sorted({layer.name.split(".")[-1] for layer in linears_in_blocks(model)})
-    return UserError(f"method.target_modules: {what} {target!r}. Its linear layers: {', '.join(inside)}.")
+def _no_such_layer(model: PreTrainedModel, what: str, target: str) -> UserError:
+    names = sorted({layer.name.split(".")[-1] for layer in linears_in_blocks(model)})
+    return UserError(
+        f"method.target_modules: no linear layer of {type(model).__name__} has a {what} {target!r}. Its linear layers: "
+        f"{', '.join(names)}."
+    )
 
 
-def _read_together(model: PreTrainedModel) -> list[list[str]]:
-    """Names of the linear layers that read one tensor: those of a block's attention but its last, and those that its
-    feed-forward begins with. Before adapters are put on."""
+def _same_input_layers(model: PreTrainedModel) -> list[list[str]]:
+    """Groups of names of linear layers that read the same tensor: a block's attention layers except the output
+    projection, and its feed-forward's input layers. Call it before adding adapters."""
     try:
-        found = block_layers(model)
-    except UserError:  # parts that cannot be told apart
+        parts = block_layers(model)
+    except UserError:  # the parts of a block cannot be identified
         return []
-    inward = [[each.name for each in block.attention if each is not block.attention_out] for block in found]
-    return inward + [[each.name for each in block.feed_forward_in] for block in found]
+    attention = [[layer.name for layer in block.attention if layer is not block.attention_out] for block in parts]
+    return attention + [[layer.name for layer in block.feed_forward_in] for block in parts]
 
 
-def _share_inputs(model: PreTrainedModel, together: list[list[str]]) -> None:
-    """Let adapted layers that read one tensor compute together."""
-    for names in together:
+def _share_inputs(model: PreTrainedModel, groups: list[list[str]]) -> None:
+    """Let LoRA layers that read the same tensor compute their outputs together."""
+    for names in groups:
         layers = [model.get_submodule(name) for name in names]
-        fused = [each for each in layers if isinstance(each, FusedLoraLinear)]
-        for size in {each.in_features for each in fused}:
-            bucket_by_length = [each for each in fused if each.in_features == size]
-            shared = SharedInput(bucket_by_length)
-            for each in bucket_by_length if len(bucket_by_length) > 1 else []:
-                each.shared = shared
-    for _ in range(2):  # what is read apart is seen now, not in the first step
+        fused = [layer for layer in layers if isinstance(layer, FusedLoraLinear)]
+        for size in {layer.in_features for layer in fused}:
+            same_size = [layer for layer in fused if layer.in_features == size]
+            shared = SharedInput(same_size)
+            for layer in same_size if len(same_size) > 1 else []:
+                layer.shared = shared
+    for _ in range(2):  # layers that read different tensors are detected now, not in the first step
         rehearse(model)
 
 
 @torch.no_grad()
-def _make_up_for_quantization(model: PeftModel) -> None:
-    """B A · scaling ← the part of rank r of W − Q(W) that is largest (LoftQ's algorithm 1, one step: Q stays)."""
+def _initialize_loftq(model: PeftModel) -> None:
+    """B A · scaling ← the best rank-r approximation of W − Q(W) (LoftQ's algorithm 1, one step, with Q unchanged)."""
     for name, layer in model.get_base_model().named_modules():
         if not isinstance(layer, FusedLoraLinear) or not isinstance(layer.get_base_layer(), QuantizedLinear):
             continue
         base = layer.get_base_layer()
         adapter = layer.active_adapters[0]
-        whole = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantized.codes.device).float()
+        weight = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantized.codes.device).float()
         if base.turned:
-            whole = whole.T  # GPT-2 stores (in, out), which a square matrix's shape does not show
+            weight = weight.T  # GPT-2 stores (in, out), which the shape of a square matrix does not show
         rank = layer.r[adapter]
-        u, s, v = torch.svd_lowrank(whole - base.weight.float(), q=min(rank + 8, *whole.shape), niter=4)
+        u, s, v = torch.svd_lowrank(weight - base.weight.float(), q=min(rank + 8, *weight.shape), niter=4)
         root = (s[:rank] / layer.scaling[adapter]).sqrt()
-        found = len(root)  # a rank beyond the matrix's own leaves the rest of B at zero
-        layer.lora_B[adapter].weight.data[:, :found] = u[:, :rank] * root
-        layer.lora_A[adapter].weight.data[:found] = (v[:, :rank] * root).T
+        count = len(root)  # if the rank exceeds the matrix's, the rest of B stays at zero
+        layer.lora_B[adapter].weight.data[:, :count] = u[:, :rank] * root
+        layer.lora_A[adapter].weight.data[:count] = (v[:, :rank] * root).T
 
 
 class SharedInput:
-    """Layers that read the same tensor one after another (queries, keys and values; gate and up): all are computed when
-    the first is asked, and the others find theirs made.
+    """Layers that read the same tensor one after another (queries, keys and values; gate and up). The first call
+    computes the outputs of all, and the other calls return theirs.
 
-    Whether they do is seen, not known: should one be asked for another tensor meanwhile, each goes alone from then on.
+    If one of them is called with a different tensor in between, all of them compute separately from then on.
     """
 
     def __init__(self, layers: Sequence["FusedLoraLinear"]) -> None:
         self._layers = list(layers)
         self._x: Tensor | None = None
-        self._made: dict[FusedLoraLinear, Tensor] = {}
+        self._outputs: dict[FusedLoraLinear, Tensor] = {}
 
-    def of(self, layer: "FusedLoraLinear", x: Tensor) -> Tensor | None:
-        """The layer's value at x; None where it has to make it itself."""
-        if self._made and (self._x is not x or layer not in self._made):
-            self._layers, self._x, self._made = [], None, {}
-        if not self._made and self._layers:
+    def output_of(self, layer: "FusedLoraLinear", x: Tensor) -> Tensor | None:
+        """The layer's output for x; None if the layer must compute it itself."""
+        if self._outputs and (self._x is not x or layer not in self._outputs):
+            self._layers, self._x, self._outputs = [], None, {}
+        if not self._outputs and self._layers:
             parts = [each.parts(x.dtype) for each in self._layers]
             if None in parts:
                 return None
-            made = lora_linears(x, [each for each in parts if each])
-            self._x, self._made = x, dict(zip(self._layers, made, strict=True))
-        found = self._made.pop(layer, None)
-        if not self._made:
+            outputs = lora_linears(x, [each for each in parts if each])
+            self._x, self._outputs = x, dict(zip(self._layers, outputs, strict=True))
+        output = self._outputs.pop(layer, None)
+        if not self._outputs:
             self._x = None
-        return found
+        return output
 
     def forget(self) -> None:
-        """The pass was broken off: what it made and nobody has asked for would keep all of its activations."""
-        self._x, self._made = None, {}
+        """Drop the outputs of an aborted pass, since unused ones would keep all of its activations in memory."""
+        self._x, self._outputs = None, {}
 
 
 class FusedLoraLinear(PeftLoraLinear):
-    """PEFT's LoRA layer, whose plain case (one adapter, no dropout, no variant) runs through `lora_linear`."""
+    """PEFT's LoRA layer, which computes the plain case (one adapter, no dropout, no variant) with `lora_linears`."""
 
     shared: SharedInput | None = None
 
@@ -282,16 +293,16 @@ class FusedLoraLinear(PeftLoraLinear):
         if layer is None:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
-        found = self.shared.of(self, x) if self.shared is not None else None
-        return lora_linears(x, [layer])[0] if found is None else found
+        output = self.shared.output_of(self, x) if self.shared is not None else None
+        return lora_linears(x, [layer])[0] if output is None else output
 
     def forget_pass(self) -> None:
-        """After a pass that was broken off."""
+        """Drop the shared outputs of an aborted pass."""
         if self.shared is not None:
             self.shared.forget()
 
     def parts(self, dtype: torch.dtype) -> LinearParts | None:
-        """The numbers of the plain case on inputs of that precision; None where there is more to it."""
+        """The weights of the plain case for inputs of that dtype; None in any other case."""
         if not self._is_plain(dtype):
             return None
         name = self.active_adapters[0]

@@ -1,7 +1,7 @@
 """Any other method that PEFT registers, by its PEFT name: `method: {kind: peft, peft_type: VERA, config: {r: 64}}`.
 
-Formula, size and weakness are the method's own: see PEFT's documentation. What was tried here on every kind of base,
-and what is refused and why, is in docs/matrix.md.
+For each method's formula, size and weaknesses, see PEFT's documentation. docs/matrix.md lists the methods that were
+tested on each kind of base, and those that are refused, with the reasons.
 """
 
 import dataclasses
@@ -21,54 +21,53 @@ from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import linears_in_blocks, norms, short_names
 
 REFUSED = {
-    "ADALORA": "it moves ranks between layers by calls from PEFT's own training loop; use lora",
-    "MULTITASK_PROMPT_TUNING": "every row must say which of several tasks it is of, which no data form does",
-    "POLY": "every row must say which of several tasks it is of, which no data form does",
+    "ADALORA": "it reallocates ranks between layers with calls in the training loop; use lora",
+    "MULTITASK_PROMPT_TUNING": "every row must name one of several tasks, and no row format does",
+    "POLY": "every row must name one of several tasks, and no row format does",
     "LILY": "its router averages over all tokens of a batch, so rows packed together would change each other",
-    "XLORA": "it mixes adapters that have been trained before, and is none by itself",
-    "CPT": "it needs the token ids and types of its examples written out in the recipe",
-    "SHADOW": "it trains a second network beside the base through a forward pass of its own",
-    "ADAPTION_PROMPT": "it exchanges whole attention modules, which would mix packed documents; use prefix",
+    "XLORA": "it mixes adapters that are already trained and is not an adapter itself",
+    "CPT": "it needs the token ids and types of its examples in the recipe",
+    "SHADOW": "it trains a second network next to the base with its own forward pass",
+    "ADAPTION_PROMPT": "it replaces attention modules, so packed documents would attend to each other; use prefix",
 }
-"""Methods of PEFT's that cannot be trained here, and why."""
+"""PEFT methods that cannot be trained here, with the reasons."""
 
-PLACED = ("TRAINABLE_TOKENS",)
-"""Methods of PEFT's that find their own place in a model."""
+SELF_TARGETING = ("TRAINABLE_TOKENS",)
+"""PEFT methods that choose their own target modules."""
 
 OWN = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "ptuning"}
-"""Methods that have a kind of their own, with defaults that were tried."""
+"""PEFT methods that have their own kind here, with tested defaults."""
 
 
 class Peft(MethodConfig):
-    """Any method that PEFT registers, by its PEFT name, with PEFT's own settings."""
+    """Any method that PEFT registers, by its PEFT name, with PEFT's own configuration."""
 
     kind: Literal["peft"] = "peft"
 
     peft_type: str
-    """PEFT's name of the method: `VERA`, `OFT`, `LOHA` …"""
+    """PEFT's name for the method: `VERA`, `OFT`, `LOHA` …"""
 
     config: dict[str, Any] = Field(default={})
-    """Fields of PEFT's configuration of that method. `target_modules` defaults to PEFT's choice for the family, else to
-    all linear layers of the blocks."""
+    """Fields of PEFT's configuration for that method. `target_modules` defaults to PEFT's choice for the family, or to
+    all linear layers of the blocks if PEFT has none."""
 
     formula: ClassVar[str] = "as the PEFT method defines it"
-    choose: ClassVar[str] = "To try a published method that has no kind of its own here. Defaults are PEFT's."
+    choose: ClassVar[str] = "To try a published method that has no kind of its own here. The defaults are PEFT's."
 
     @field_validator("peft_type")
     @classmethod
     def _known(cls, name: str) -> str:
         name = name.upper()
-        known = [each.value for each in PEFT_TYPE_TO_CONFIG_MAPPING]
+        known = [peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING]
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             raise ValueError(
-                f"PEFT knows no method {name}. "
-                + (f"Did you mean {near[0]}?" if near else "Known: " + ", ".join(known))
+                f"PEFT has no method {name}. " + (f"Did you mean {near[0]}?" if near else "It has: " + ", ".join(known))
             )
         if name in REFUSED:
             raise ValueError(f"{name} cannot be trained here: {REFUSED[name]}")
         if name in OWN:
-            raise ValueError(f"{name} has a kind of its own: method: {{kind: {OWN[name]}}}")
+            raise ValueError(f"{name} has its own kind here. Set method: {{kind: {OWN[name]}}}")
         return name
 
     @model_validator(mode="after")
@@ -83,22 +82,22 @@ class Peft(MethodConfig):
 
     @property
     def _class(self) -> type:
-        found: type = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
-        return found
+        config_class: type = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
+        return config_class
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         options = dict(self.config)
         fields = {field.name for field in dataclasses.fields(self._class)}
-        chosen = "target_modules" in options or self._chosen_by_peft(model) or self.peft_type in PLACED
-        if "target_modules" in fields and not chosen:
+        has_targets = "target_modules" in options or self._chosen_by_peft(model) or self.peft_type in SELF_TARGETING
+        if "target_modules" in fields and not has_targets:
             on_norms = self.peft_type == "LN_TUNING"
             options["target_modules"] = norms(model) if on_norms else short_names(model, linears_in_blocks(model))
         try:
             config = self._class(**options)
         except ImportError as error:
-            raise UserError(f"method: PEFT's {self.peft_type} needs a package that is not here: {error}") from None
+            raise UserError(f"method: PEFT's {self.peft_type} needs a package that is not installed: {error}") from None
         except (ValueError, TypeError) as error:
-            raise UserError(f"method.config: PEFT's {self._class.__name__} refuses it: {error}") from None
+            raise UserError(f"method.config: PEFT's {self._class.__name__} rejects it: {error}") from None
         return wrap_with_peft(model, config, seed)
 
     def learning_rate(self, parameters: int) -> float:
@@ -109,10 +108,11 @@ class Peft(MethodConfig):
         from tunesmith.models.heads import head_parameters
 
         peft_model = self.apply(deepcopy(model), seed=0)
-        moving = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
-        return int(moving - head_parameters(model))
+        trained = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
+        return int(trained - head_parameters(model))
 
     def _chosen_by_peft(self, model: PreTrainedModel) -> bool:
+        """Whether PEFT has default target modules for the model's family."""
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(self.peft_type))

@@ -1,10 +1,10 @@
-"""Prefix tuning (Li & Liang 2021, eq. 3): every layer's attention sees n learnt keys and values before the text,
+"""Prefix tuning (Li & Liang 2021, eq. 3): every layer's attention sees n trained keys and values before the text,
 softmax(q [P_k; K]ᵀ) [P_v; V].
 
-Trains  n × layers × 2 × kv_dim  numbers; with `projection`, an MLP that makes them in training and is dropped after it:
-n × d + (d + 1) × h + (h + 1) × layers × 2 × d  with d = kv_dim, h = `projection_size`.
-Choose it when the base must stay untouched and a task be switched within a batch. It takes n positions of the
-context, its learning depends on where it starts (hence `start`), and it seldom reaches LoRA.
+Trains  n × layers × 2 × kv_dim  parameters. With `projection`, an MLP computes them in training and is dropped after
+it:  n × d + (d + 1) × h + (h + 1) × layers × 2 × d  with d = kv_dim, h = `projection_size`.
+Choose it if the base must not change and tasks must be switched within a batch. It takes n positions of the context,
+its training depends on the initialization (hence `start`), and it rarely reaches LoRA's quality.
 """
 
 from typing import ClassVar, Literal
@@ -22,29 +22,29 @@ from tunesmith.models.prompts import keys_and_values
 
 
 class Prefix(MethodConfig):
-    """Learnt keys and values before the text in every layer (Li & Liang 2021)."""
+    """Trained keys and values before the text in every layer (Li & Liang 2021)."""
 
     kind: Literal["prefix"] = "prefix"
 
     tokens: int = Field(default=20, ge=1)
-    """Length of the prefix, in positions. 20: of use in short data; Li & Liang take 10 to 200."""
+    """Length of the prefix, in positions. 20: suits short texts; Li & Liang use 10 to 200."""
 
     projection: bool = False
-    """Make the prefix by an MLP while training, as the paper does against instability from random starts. Off: a
-    prefix that starts as real tokens' keys and values trains well directly."""
+    """Compute the prefix with an MLP in training, as the paper does against the instability of random initialization.
+    Off: a prefix that starts as the keys and values of real tokens trains well directly."""
 
     projection_size: int | None = Field(default=None, ge=1)
-    """Width of that MLP. Default: keys' own."""
+    """Hidden size of that MLP. Default: the size of the keys."""
 
     start: str | None = None
-    """A text whose keys and values the prefix starts as. Default: tokens drawn from the vocabulary."""
+    """A text whose keys and values initialize the prefix. Default: random tokens of the vocabulary."""
 
     formula: ClassVar[str] = "softmax(q [P_k; K]ᵀ) [P_v; V] in every layer"
-    choose: ClassVar[str] = "The base stays untouched, tasks switch within a batch. Takes context; seldom reaches LoRA."
+    choose: ClassVar[str] = "The base stays unchanged, tasks switch within a batch. Takes context; rarely reaches LoRA."
 
     @property
     def is_resumable(self) -> bool:
-        return not self.projection  # the network that made the prefix is not kept
+        return not self.projection  # the MLP that computes the prefix is not saved
 
     @property
     def virtual_tokens(self) -> int:
@@ -66,7 +66,7 @@ class Prefix(MethodConfig):
             embedding = peft_model.prompt_encoder[peft_model.active_adapter].embedding.weight
             if torch.cat(rows, 1).shape != embedding.shape:
                 raise UserError(
-                    f"method: prefix makes keys and values of one size, and {type(model).__name__}'s differ. Use lora."
+                    f"method: prefix needs keys and values of one size, and {type(model).__name__}'s differ. Use lora."
                 )
             embedding.data.copy_(torch.cat(rows, 1))
         return peft_model
@@ -80,8 +80,8 @@ class Prefix(MethodConfig):
         config = model.config.get_text_config()
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         kv_dim = heads * int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        numbers = int(config.num_hidden_layers) * 2 * kv_dim
+        per_token = int(config.num_hidden_layers) * 2 * kv_dim
         if not self.projection:
-            return self.tokens * numbers
+            return self.tokens * per_token
         inner = self.projection_size or kv_dim
-        return self.tokens * kv_dim + (kv_dim + 1) * inner + (inner + 1) * numbers
+        return self.tokens * kv_dim + (kv_dim + 1) * inner + (inner + 1) * per_token

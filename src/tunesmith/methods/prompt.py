@@ -1,8 +1,8 @@
-"""Prompt tuning (Lester et al. 2021): n learnt embeddings stand before the text's own, [P; E(x)].
+"""Prompt tuning (Lester et al. 2021): n trained embeddings before the text's own, [P; E(x)].
 
-Trains  n × hidden  numbers, the fewest of all methods.
-Choose it for large models (it reaches full fine-tuning from about ten billion weights on, figure 1 there) and many
-tasks. On small models it learns little, and from random numbers less: it starts as words.
+Trains  n × hidden  parameters, the fewest of all methods.
+Choose it for large models (it reaches full fine-tuning from about ten billion parameters on, figure 1 there) and many
+tasks. On small models it learns little, and even less from a random initialization, so it starts as real tokens.
 """
 
 from typing import ClassVar, Literal
@@ -19,19 +19,19 @@ from tunesmith.methods.wrapping import by_size, wrap_with_peft
 
 
 class Prompt(MethodConfig):
-    """Learnt embeddings before the text (Lester et al. 2021): for large models and many tasks."""
+    """Trained embeddings before the text (Lester et al. 2021): for large models and many tasks."""
 
     kind: Literal["prompt"] = "prompt"
 
     tokens: int = Field(default=20, ge=1)
-    """Length of the prompt, in positions. 20: longer gains little (Lester et al. 2021, figure 3a)."""
+    """Length of the prompt, in positions. 20: more gains little (Lester et al. 2021, figure 3a)."""
 
     start: str | None = None
-    """A text that the prompt starts as, repeated or cut to its length: best a description of the task. Default: tokens
-    drawn from the vocabulary."""
+    """A text that initializes the prompt, repeated or truncated to its length; best is a description of the task.
+    Default: random tokens of the vocabulary."""
 
     formula: ClassVar[str] = "[P; E(x)]"
-    choose: ClassVar[str] = "Large models, many tasks, fewest numbers to keep. Learns little on small models."
+    choose: ClassVar[str] = "Large models, many tasks, fewest parameters to store. Learns little on small models."
 
     @property
     def virtual_tokens(self) -> int:
@@ -52,15 +52,15 @@ class Prompt(MethodConfig):
 
 
 def start_tokens(model: PreTrainedModel, count: int, text: str | None) -> Tensor:
-    """(count,) ids: the text's, repeated or cut; or, without one, drawn from the vocabulary.
+    """(count,) ids: the text's, repeated or truncated; without a text, random ones.
 
     Raises:
-        UserError: the text has no token.
+        UserError: the text has no tokens.
     """
     embeddings = model.get_input_embeddings()
     if text is None:
         return torch.randint(embeddings.num_embeddings, (count,)).to(model.device)
     ids = AutoTokenizer.from_pretrained(model.name_or_path)(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise UserError("method.start: the text is empty. Describe the task in a sentence, or leave it out.")
+        raise UserError("method.start: the text is empty. Describe the task in a sentence, or remove method.start.")
     return torch.tensor((ids * (count // len(ids) + 1))[:count], device=model.device)

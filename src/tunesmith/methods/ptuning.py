@@ -1,9 +1,8 @@
-"""P-tuning (Liu et al. 2021): n embeddings before the text, made by a small network while training,  [g(P); E(x)].
+"""P-tuning (Liu et al. 2021): n embeddings before the text, computed by a small MLP in training,  [g(P); E(x)].
 
-Trains  n × d + (d + 1) × h + (h + 1) × h + (h + 1) × d  numbers with d = hidden, h = `inner_size`; what is kept is n
-× d.
-Choose it where prompt tuning learns too slowly: the network makes its embeddings move together. It too is for larger
-models.
+Trains  n × d + (d + 1) × h + (h + 1) × h + (h + 1) × d  parameters with d = hidden, h = `inner_size`; n × d of them are
+saved.
+Choose it if prompt tuning learns too slowly: the MLP updates its embeddings together. It also is for larger models.
 """
 
 from typing import Any, ClassVar, Literal
@@ -21,7 +20,7 @@ from tunesmith.methods.wrapping import by_size, wrap_with_peft
 
 
 class PTuning(MethodConfig):
-    """Learnt embeddings before the text, made by an MLP while training (Liu et al. 2021)."""
+    """Trained embeddings before the text, computed by an MLP in training (Liu et al. 2021)."""
 
     kind: Literal["ptuning"] = "ptuning"
 
@@ -29,18 +28,18 @@ class PTuning(MethodConfig):
     """Length of the prompt, in positions."""
 
     inner_size: int | None = Field(default=None, ge=1)
-    """Width of the MLP. Default: the model's hidden size."""
+    """Hidden size of the MLP. Default: the model's hidden size."""
 
     start: str | None = None
-    """A text whose embeddings the network gives at first. Default: tokens drawn from the vocabulary; PEFT's own random
-    start hardly learns on small models (docs/methods.md)."""
+    """A text whose embeddings the MLP outputs at the start. Default: random tokens of the vocabulary. PEFT's own random
+    initialization hardly learns on small models (docs/methods.md)."""
 
     formula: ClassVar[str] = "[g(P); E(x)], g an MLP"
-    choose: ClassVar[str] = "Where prompt tuning learns too slowly. Larger models; more to train than it keeps."
+    choose: ClassVar[str] = "If prompt tuning learns too slowly. Larger models; trains more parameters than it saves."
 
     @property
     def is_resumable(self) -> bool:
-        return False  # the network that made the prompt is not kept
+        return False  # the MLP that computes the prompt is not saved
 
     @property
     def virtual_tokens(self) -> int:
@@ -51,7 +50,7 @@ class PTuning(MethodConfig):
         start = model.get_input_embeddings()(start_tokens(model, self.tokens, self.start)).detach().float()
         config = PromptEncoderConfig(num_virtual_tokens=self.tokens, encoder_hidden_size=self.inner_size)
         peft_model = wrap_with_peft(model, config, seed)
-        _make_give(peft_model.prompt_encoder[peft_model.active_adapter], start)
+        _fit_last_layer(peft_model.prompt_encoder[peft_model.active_adapter], start)
         return peft_model
 
     def learning_rate(self, parameters: int) -> float:
@@ -64,14 +63,14 @@ class PTuning(MethodConfig):
 
 
 @torch.no_grad()
-def _make_give(encoder: Any, start: Tensor) -> None:
-    """Solve the network's last layer so that it gives `start` (tokens, hidden), as near as its width allows."""
+def _fit_last_layer(encoder: Any, start: Tensor) -> None:
+    """Solve for the MLP's last layer so that its output is as close to `start` (tokens, hidden) as its size allows."""
     network = encoder.mlp_head
-    if isinstance(network, ModulesToSaveWrapper):  # where a classifier's own module is called head, PEFT wraps this too
+    if isinstance(network, ModulesToSaveWrapper):  # if a classifier's module is named head, PEFT wraps this MLP too
         network = network.modules_to_save[network.active_adapter]
     inner, last = network[:-1], network[-1]
     hidden = inner.float()(encoder.embedding.weight.float()).cpu()  # (tokens, inner)
-    wanted = (start - start.mean(0)).cpu()
+    centered = (start - start.mean(0)).cpu()
     last.bias.copy_(start.mean(0))
-    last.weight.copy_(torch.linalg.lstsq(hidden, wanted, driver="gelsd").solution.T)
+    last.weight.copy_(torch.linalg.lstsq(hidden, centered, driver="gelsd").solution.T)
     encoder.to(encoder.embedding.weight.dtype)

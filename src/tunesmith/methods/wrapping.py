@@ -1,4 +1,4 @@
-"""What all methods that PEFT carries out share: wrapping the model, and a new head that moves with them."""
+"""Code shared by all methods that use PEFT: wrapping the model, and training a new head together with the adapter."""
 
 import math
 from inspect import signature
@@ -13,16 +13,15 @@ from tunesmith.models.load import quiet_peft
 
 
 def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
-    """The model in PEFT's wrapper: what the configuration adds moves, in the model's own precision, and so does a head
-    that is new.
+    """Wrap the model with PEFT. The added weights are trained, in the model's own dtype, and so is a new head.
 
     Raises:
-        UserError: PEFT cannot put this method on this model.
+        UserError: PEFT cannot apply this method to this model.
     """
     head = head_names(model)
     config.task_type = task_type(model)
     if isinstance(config, PromptLearningConfig):
-        _fit_to(model, config)
+        _set_sizes(model, config)
     if head and hasattr(config, "modules_to_save"):
         config.modules_to_save = [*(config.modules_to_save or []), *head]
     torch.manual_seed(seed)
@@ -31,7 +30,9 @@ def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> Pef
             peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"method: {config.peft_type.value} cannot be put on {type(model).__name__}: {first}") from error
+        raise UserError(
+            f"method: {config.peft_type.value} cannot be applied to {type(model).__name__}: {first}"
+        ) from error
     if not any(parameter.requires_grad for parameter in peft_model.parameters()):
         raise UserError(f"method: {config.peft_type.value} finds nothing to train on {type(model).__name__}.")
     for parameter in peft_model.parameters():
@@ -42,17 +43,17 @@ def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> Pef
 
 def refuse_two_stacks(model: PreTrainedModel, method: str) -> None:
     """Raises:
-    UserError: the model is an encoder–decoder, and it would be open where the method's tokens stand.
+    UserError: the model is an encoder–decoder, where it is undefined which stack gets the method's tokens.
     """
     if model.config.is_encoder_decoder:
-        raise UserError(f"method: {method} is for models of one stack, and {type(model).__name__} has two. Use lora.")
+        raise UserError(f"method: {method} does not support encoder-decoders such as {type(model).__name__}. Use lora.")
 
 
-def _fit_to(model: PreTrainedModel, config: PromptLearningConfig) -> None:
-    """Give a prompt the sizes that PEFT looks for under names that not every family has.
+def _set_sizes(model: PreTrainedModel, config: PromptLearningConfig) -> None:
+    """Set the sizes that PEFT otherwise reads from config fields that not every family has.
 
     Raises:
-        UserError: the model has no place for it.
+        UserError: the model does not support the method.
     """
     kind = config.peft_type.value
     refuse_two_stacks(model, kind)
@@ -63,21 +64,21 @@ def _fit_to(model: PreTrainedModel, config: PromptLearningConfig) -> None:
         config.token_dim = model.get_input_embeddings().embedding_dim
         return
     config.token_dim = sizes.hidden_size
-    takes = signature(model.base_model.forward).parameters
-    if "past_key_values" not in takes:
-        raise UserError(f"method: {kind} needs keys and values of before, and {type(model).__name__} takes none.")
+    accepted = signature(model.base_model.forward).parameters
+    if "past_key_values" not in accepted:
+        raise UserError(f"method: {kind} needs a cache of keys and values, and {type(model).__name__} accepts none.")
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with nothing that moves."""
+    """The model with all parameters frozen."""
     return model.requires_grad_(False)
 
 
 def by_size(parameters: int, small: float, large: float) -> float:
-    """A learning rate between that of a model of ten million weights and that of one of a billion.
+    """A learning rate between that for ten million parameters (`small`) and that for a billion (`large`).
 
-    Geometric in the number of weights, constant outside; larger models want smaller steps (Kaplan et al. 2020, appendix
-    D.6). Two digits.
+    Interpolated geometrically in the number of parameters, constant outside that range, and rounded to two digits.
+    Larger models need smaller steps (Kaplan et al. 2020, appendix D.6).
     """
-    share = min(1.0, max(0.0, (math.log10(max(1, parameters)) - 7) / 2))
-    return float(f"{small ** (1 - share) * large**share:.1e}")
+    fraction = min(1.0, max(0.0, (math.log10(max(1, parameters)) - 7) / 2))
+    return float(f"{small ** (1 - fraction) * large**fraction:.1e}")

@@ -1,1 +1,1 @@
-"""Models: loading, families, forward passes that compute only what is needed, generation, merging."""
+"""Models: loading, families, forward passes, generation and merging."""

@@ -1,4 +1,4 @@
-"""What a family's blocks are made of, found by shape and place and not by a list of names."""
+"""The parts of a family's transformer blocks, found by the layers' sizes and order instead of a list of names."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _KEY_VALUE = re.compile(r"(^|_)(k|v|key|value)(_|$)|qkv|query_key_value|c_attn|k
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer by its name within the model, and its sizes."""
+    """A linear layer: its name within the model, and its input and output sizes."""
 
     name: str
     inputs: int
@@ -25,15 +25,15 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block's linear layers by the part they play.
+    """One block's linear layers, grouped by role.
 
     Attributes:
-        attention: all of attention's, in the order of the model's definition.
-        key_value: those that make keys or values; one that makes queries with them counts too.
-        attention_out: the one that attention ends with.
-        feed_forward: all others.
-        feed_forward_in: those of them that read the block's stream.
-        feed_forward_out: the one that writes back to it.
+        attention: all attention layers, in the order of the model's definition.
+        key_value: attention layers that compute keys or values, including a fused one that also computes queries.
+        attention_out: the attention's output projection.
+        feed_forward: all other linear layers.
+        feed_forward_in: feed-forward layers that read the residual stream.
+        feed_forward_out: the feed-forward layer that writes to the residual stream.
     """
 
     attention: tuple[Linear, ...]
@@ -45,12 +45,12 @@ class Block:
 
 
 def stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The stacks of transformer blocks with their names: one, or the encoder's and then the decoder's.
+    """The names and modules of the stacks of transformer blocks: one stack, or the encoder's and then the decoder's.
 
-    A stack is the longest list of modules of one class, the outermost of several.
+    A stack is the longest list of modules of one class. Of equally long lists, it is the outermost.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has no such list.
     """
     bodies: list[nn.Module] = [model]
     if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder:
@@ -61,26 +61,28 @@ def stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
 
 def _stack(body: nn.Module) -> nn.ModuleList:
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    bucket_by_length = [each for each in lists if len({type(block) for block in each}) == 1]
-    if not bucket_by_length:
-        raise UserError(f"{type(body).__name__} has no stack of blocks, so it cannot be adapted block by block.")
-    return max(bucket_by_length, key=len)  # the first of equals, which is the outermost
+    uniform = [modules for modules in lists if len({type(block) for block in modules}) == 1]
+    if not uniform:
+        raise UserError(
+            f"{type(body).__name__} has no stack of transformer blocks, so no method that works on blocks can be used."
+        )
+    return max(uniform, key=len)  # the first of equally long ones, which is the outermost
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks, in the order in which they run.
 
     Raises:
-        UserError: there are none.
+        UserError: the model has no stack of blocks.
     """
     return [block for _, stack in stacks(model) for block in stack]
 
 
 def block_layers(model: PreTrainedModel) -> list[Block]:
-    """Each block's linear layers by the part they play.
+    """Each block's linear layers, grouped by role.
 
     Raises:
-        UserError: a block has none of a kind that is looked for.
+        UserError: a block has no attention or feed-forward layers of the expected sizes.
     """
     return [
         _block(model, f"{name}.{index}", block) for name, stack in stacks(model) for index, block in enumerate(stack)
@@ -97,40 +99,40 @@ def linears(module: nn.Module, prefix: str = "") -> Iterator[Linear]:
 
 
 def linears_in_blocks(model: PreTrainedModel) -> list[Linear]:
-    """Every linear layer of the blocks, by its name within the model: not the head."""
+    """Every linear layer of the blocks, which excludes the head."""
     return [layer for name, stack in stacks(model) for layer in linears(stack, f"{name}.")]
 
 
 def norms(model: PreTrainedModel) -> list[str]:
-    """Names of every normalization."""
+    """Names of all normalization layers."""
     return [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
 
 
 def short_names(model: PreTrainedModel, chosen: list[Linear]) -> list[str]:
-    """The shortest endings of names that fit the chosen layers and no other linear layer: `q_proj`."""
-    wanted = {layer.name for layer in chosen}
-    others = [layer.name for layer in linears(model) if layer.name not in wanted]
-    found: list[str] = []
+    """The shortest name suffixes, such as `q_proj`, that match the chosen layers and no other linear layer."""
+    chosen_names = {layer.name for layer in chosen}
+    others = [layer.name for layer in linears(model) if layer.name not in chosen_names]
+    shortest: list[str] = []
     for name in (layer.name for layer in chosen):
         parts = name.split(".")
-        endings = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
-        fitting = (each for each in endings if not any(f".{other}".endswith(f".{each}") for other in others))
-        found.append(next(fitting, name))
-    return sorted(set(found))
+        suffixes = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        unique = (suffix for suffix in suffixes if not any(f".{other}".endswith(f".{suffix}") for other in others))
+        shortest.append(next(unique, name))
+    return sorted(set(shortest))
 
 
 def _block(model: PreTrainedModel, path: str, block: nn.Module) -> Block:
-    found = list(linears(block, f"{path}."))
-    attention = tuple(each for each in found if _ATTENTION.search(each.name.removeprefix(path)))
-    feed_forward = tuple(each for each in found if each not in attention)
+    layers = list(linears(block, f"{path}."))
+    attention = tuple(layer for layer in layers if _ATTENTION.search(layer.name.removeprefix(path)))
+    feed_forward = tuple(layer for layer in layers if layer not in attention)
     hidden = model.config.get_text_config().hidden_size
-    inward = tuple(each for each in feed_forward if each.inputs == hidden)
-    outward = [each for each in feed_forward if each.outputs == hidden]
-    ends = [each for each in attention if each.outputs == hidden]
-    if not (ends and inward and outward):
+    feed_forward_in = tuple(layer for layer in feed_forward if layer.inputs == hidden)
+    feed_forward_out = [layer for layer in feed_forward if layer.outputs == hidden]
+    attention_out = [layer for layer in attention if layer.outputs == hidden]
+    if not (attention_out and feed_forward_in and feed_forward_out):
         raise UserError(
-            f"{type(model).__name__}: the parts of a block ({type(block).__name__}) cannot be told apart, so a method "
-            "that puts something at a place within it cannot be used. Use lora, full or layers."
+            f"{type(model).__name__}: the attention and feed-forward layers of a block ({type(block).__name__}) cannot "
+            "be identified, so a method that needs them cannot be used. Use lora, full or layers."
         )
-    key_value = tuple(each for each in attention if _KEY_VALUE.search(each.name.rpartition(".")[2]))
-    return Block(attention, key_value, ends[-1], feed_forward, inward, outward[-1])
+    key_value = tuple(layer for layer in attention if _KEY_VALUE.search(layer.name.rpartition(".")[2]))
+    return Block(attention, key_value, attention_out[-1], feed_forward, feed_forward_in, feed_forward_out[-1])

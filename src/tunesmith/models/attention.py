@@ -1,4 +1,4 @@
-"""Document attention as one of transformers' attention implementations, through its own registration."""
+"""Document attention, registered as one of transformers' attention implementations."""
 
 from typing import Any
 
@@ -13,20 +13,21 @@ from tunesmith.models.fake_tensors import is_fake
 from tunesmith.ops.document_attention import Prefix, document_attention
 
 NAME = "tunesmith_documents"
-TRIED = (5, 9)
-"""Lengths of the documents that a family is tried on."""
+PROBE_LENGTHS = (5, 9)
+"""Lengths, in tokens, of the two documents that a family is tested on."""
 TOLERANCE = 0.05
-"""Of the hidden states' norm: many layers in bf16 differ by a hundredth, documents that mix by a third and more."""
+"""As a fraction of the hidden states' norm. Many layers in bf16 differ by a hundredth; documents that attend to each
+other differ by a third or more."""
 
 
 def use_document_attention(model: PreTrainedModel) -> bool:
-    """Make the model's attention keep packed documents apart, by the `document_lengths` given to its forward.
+    """Keep packed documents separate in the model's attention, by the `document_lengths` passed to its forward.
 
-    Whether a family can is not looked up but tried: two short documents, packed, must have the hidden states that each
-    has alone through the family's own attention.
+    There is no list of supported families. Each model is tested: two short packed documents must have the same hidden
+    states as each document alone with the family's own attention.
 
     Returns:
-        Whether it can. Where not, its own attention stays, and `models.prompts.model_inputs` pads.
+        Whether the model supports it. If not, it keeps its own attention, and `models.prompts.model_inputs` pads.
     """
     own = model.config._attn_implementation
     if own == NAME:
@@ -38,63 +39,65 @@ def use_document_attention(model: PreTrainedModel) -> bool:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
     training = model.training
     model.eval()
-    found = _keeps_documents_apart(model)
+    supported = _separates_documents(model)
     model.train(training)
-    if not found:
+    if not supported:
         model.set_attn_implementation(own)
-    return found
+    return supported
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether documents are packed for it; else they are padded."""
+    """Whether documents are packed for this model. Otherwise they are padded."""
     return bool(model.config._attn_implementation == NAME)
 
 
 def first_position(model: PreTrainedModel) -> int:
-    """The first token's position: RoBERTa and its kin count on from the padding's."""
+    """The position of the first token. RoBERTa and similar models count from the padding index."""
     embeddings = (layer for name, layer in model.named_modules() if name.endswith("position_embeddings"))
     padding = next((getattr(layer, "padding_idx", None) for layer in embeddings), None)
     return 0 if padding is None else padding + 1
 
 
 @torch.no_grad()
-def _keeps_documents_apart(model: PreTrainedModel) -> bool:
+def _separates_documents(model: PreTrainedModel) -> bool:
     body = model.base_model
     size = model.config.get_text_config().vocab_size
-    ids = (torch.arange(TRIED[0] + TRIED[1], device=model.device) * 7 + 3) % size
-    documents = ids.split(TRIED)
-    positions = torch.cat([torch.arange(length, device=model.device) for length in TRIED]) + first_position(model)
+    ids = (torch.arange(PROBE_LENGTHS[0] + PROBE_LENGTHS[1], device=model.device) * 7 + 3) % size
+    documents = ids.split(PROBE_LENGTHS)
+    positions = torch.cat([torch.arange(length, device=model.device) for length in PROBE_LENGTHS]) + first_position(
+        model
+    )
     try:
         if not is_fake(model):
-            alone = torch.cat([body(input_ids=each[None]).last_hidden_state[0] for each in documents]).float()
+            alone = torch.cat([body(input_ids=document[None]).last_hidden_state[0] for document in documents]).float()
         model.set_attn_implementation(NAME)
-        packed = body(input_ids=ids[None], position_ids=positions[None], document_lengths=list(TRIED))
+        packed = body(input_ids=ids[None], position_ids=positions[None], document_lengths=list(PROBE_LENGTHS))
     except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False  # it does not pass on what it is given, or computes something else
-    if is_fake(model):  # that it passes on where documents end is all that shapes can tell
+        return False  # it does not pass its arguments on to attention, or computes something else
+    if is_fake(model):  # without values, only the passing on of document_lengths can be tested
         return True
     difference = packed.last_hidden_state[0].float() - alone
     return bool(torch.linalg.vector_norm(difference) < TOLERANCE * torch.linalg.vector_norm(alone))
 
 
-def _layer(module: torch.nn.Module) -> int:
-    number = getattr(module, "layer_idx", None)
-    if number is None:
+def _layer_index(module: torch.nn.Module) -> int:
+    index = getattr(module, "layer_idx", None)
+    if index is None:
         raise UserError(
-            f"method: prefix has keys and values for each layer, and {type(module).__name__} does not know which "
-            "it is. Use lora."
+            f"method: prefix has keys and values for each layer, and {type(module).__name__} has no layer_idx. "
+            "Use lora."
         )
-    return int(number)
+    return int(index)
 
 
 def use_cached_attention(model: PreTrainedModel) -> None:
-    """Back to the family's ordinary attention, for generation with a cache."""
+    """Restore the family's standard attention, for generation with a key-value cache."""
     if packs(model):
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """No mask tensor: the boundaries say it all."""
+    """No mask tensor: `document_lengths` replaces it."""
 
 
 def _attend(
@@ -114,18 +117,20 @@ def _attend(
     seen_keys_and_values: list[Prefix] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """(batch, heads, tokens, dim) in, (batch, tokens, heads, dim) out, as transformers' attention functions go.
+    """(batch, heads, tokens, dim) in, (batch, tokens, heads, dim) out, like transformers' attention functions.
 
-    Beside transformers' own arguments come those that were given to the model: `document_lengths`; `document_prefix`,
-    the prefix of each layer; `seen_keys_and_values`, a list to which each layer adds its own.
+    In addition to transformers' arguments, it receives those passed to the model: `document_lengths`;
+    `document_prefix`, the prefix of each layer; `seen_keys_and_values`, a list to which each layer appends its own.
     """
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     if attention_mask is not None or others.get("position_bias") is not None:
-        raise UserError(f"{type(module).__name__} has a mask of its own, which document attention does not know.")
+        raise UserError(f"{type(module).__name__} has its own attention mask, which document attention cannot apply.")
     if document_lengths is None:
-        raise UserError(f"{type(module).__name__} did not pass on where documents end, so packed rows would mix.")
+        raise UserError(
+            f"{type(module).__name__} did not pass on document_lengths, so packed rows would attend to each other."
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    prefix = None if document_prefix is None else document_prefix[_layer(module)]
+    prefix = None if document_prefix is None else document_prefix[_layer_index(module)]
     if seen_keys_and_values is not None:
         seen_keys_and_values.append((key, value))
     out = document_attention(

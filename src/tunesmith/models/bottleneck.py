@@ -1,6 +1,6 @@
 """Bottleneck adapters as one of PEFT's methods, through its registration hook: `peft_type: BOTTLENECK`.
 
-Once this module is imported PEFT saves, loads, switches and disables them as any other adapter.
+After this module is imported, PEFT saves, loads, switches and disables them like any other adapter.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ NON_LINEARITIES = {"relu": functional.relu, "gelu": functional.gelu, "silu": fun
 
 
 def _peft_type(name: str) -> Any:
-    """PEFT's hook registers methods whose name is a member of its enumeration, so the name is made one."""
+    """Add the name to PEFT's enumeration, since its hook registers only names that are members."""
     if name not in PeftType.__members__:
         member = str.__new__(PeftType, name)
         member._name_, member._value_ = name, name
@@ -32,17 +32,17 @@ BOTTLENECK = _peft_type("BOTTLENECK")
 
 @dataclass
 class BottleneckConfig(PeftConfig):
-    """What `adapter_config.json` holds.
+    """The contents of `adapter_config.json`.
 
     Attributes:
-        target_modules: linear layers on whose output an adapter sits.
-        exclude_modules: of those, the ones left out.
-        reduction: hidden size over bottleneck.
+        target_modules: linear layers whose output gets an adapter.
+        exclude_modules: targets to leave out.
+        reduction: hidden size divided by bottleneck size.
         non_linearity: relu, gelu or silu.
-        scale: of the addition.
-        inputs_from: target → the linear layer whose input the adapter reads (parallel); empty: it reads the target's
-            output (sequential).
-        modules_to_save: modules besides that move and are saved whole.
+        scale: factor of the adapter's output.
+        inputs_from: target → the linear layer whose input the adapter reads (parallel). Empty: the adapter reads the
+            target's output (sequential).
+        modules_to_save: further modules that are trained and saved in full.
     """
 
     target_modules: list[str] | str | None = field(default=None)
@@ -61,9 +61,9 @@ class BottleneckConfig(PeftConfig):
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A linear layer with a bottleneck on its output: y + s · W_up f(W_down h), h being y, or what `source` reads.
+    """A linear layer with a bottleneck on its output: y + s · W_up f(W_down h), where h is y or the input of `source`.
 
-    W_up starts at zero, so that the model starts as the base; W_down as PyTorch's linear layers do.
+    W_up starts at zero, so that the model starts as the base. W_down starts like PyTorch's linear layers.
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
@@ -75,7 +75,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_down = nn.ModuleDict({})
         self.bottleneck_up = nn.ModuleDict({})
         self.configs: dict[str, BottleneckConfig] = {}
-        self.read: Tensor | None = None
+        self.source_input: Tensor | None = None
         self.source_size = self.out_features
         if source is not None:
             self.source_size = _sizes(source)[0]
@@ -96,26 +96,26 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _remember(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """The feed-forward's input, kept from its first layer to its last."""
-        self.read = arguments[0]
+        """Keep the feed-forward's input from its first layer until its last."""
+        self.source_input = arguments[0]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        read, self.read = self.read, None
+        source_input, self.source_input = self.source_input, None
         if self.disable_adapters:
             return y
         for name in self.active_adapters:
             if name in self.bottleneck_down:
                 config = self.configs[name]
                 down, up = self.bottleneck_down[name], self.bottleneck_up[name]
-                source = read if config.inputs_from and read is not None else y
+                source = source_input if config.inputs_from and source_input is not None else y
                 inner = NON_LINEARITIES[config.non_linearity](down(source.to(down.weight.dtype)))
                 y = y + config.scale * up(inner).to(y.dtype)
         return y
 
 
 class BottleneckModel(BaseTuner):
-    """Puts `BottleneckLayer` on the configuration's targets."""
+    """Replaces the configuration's targets with `BottleneckLayer`."""
 
     prefix: str = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
@@ -134,20 +134,20 @@ class BottleneckModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         if not isinstance(target, nn.Linear | Conv1D):
-            raise ValueError(f"{current_key} is no linear layer, and a bottleneck adapter sits on those alone")
-        read = peft_config.inputs_from.get(current_key)
-        source = None if read is None else self.model.get_submodule(read)
+            raise ValueError(f"{current_key} is not a linear layer, and a bottleneck adapter needs one")
+        source_name = peft_config.inputs_from.get(current_key)
+        source = None if source_name is None else self.model.get_submodule(source_name)
         layer = BottleneckLayer(target, adapter_name, peft_config, source)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
     def merge_and_unload(self, *_: Any, **__: Any) -> nn.Module:
-        raise ValueError("a bottleneck adapter is not linear, so it cannot be folded into the base's weights")
+        raise ValueError("a bottleneck adapter is not linear, so it cannot be merged into the base's weights")
 
 
 def _sizes(layer: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer."""
+    """Input and output size of a linear layer."""
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.weight.shape[1]
     return layer.in_features, layer.out_features

@@ -1,4 +1,4 @@
-"""Several adapters of one base into one, by PEFT's ways of adding them up."""
+"""Combine several adapters of one base into one, with PEFT's methods."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 How = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "ties_svd", "magnitude_prune"]
-"""`linear`: weighted sum of A's and of B's (equal ranks); `cat`: the exact weighted sum, ranks added up; `svd`: that
-sum cut back to the first adapter's rank; `ties`: trimmed and with one sign elected (Yadav et al. 2023);
-`dare_linear`, `dare_ties`: entries dropped at random and the rest scaled up first (Yu et al. 2024)."""
+"""`linear`: weighted sum of the A's and of the B's (equal ranks); `cat`: the exact weighted sum, whose rank is the sum
+of the ranks; `svd`: that sum truncated to the first adapter's rank; `ties`: trimmed, with one sign elected (Yadav et
+al. 2023); `dare_linear`, `dare_ties`: entries first dropped at random and the rest rescaled (Yu et al. 2024)."""
 
 PRUNED = ("ties", "dare_linear", "dare_ties", "ties_svd", "magnitude_prune")
-"""Ways that keep a share of the entries (`density`)."""
+"""Methods that keep a fraction of the entries (`density`)."""
 
 
 def combine(
@@ -32,39 +32,42 @@ def combine(
     density: float = 0.5,
     seed: int = 0,
 ) -> Path:
-    """Write one adapter that does what several do, weighted, in PEFT's format.
+    """Write the weighted combination of several adapters as one adapter in PEFT's format.
 
     Args:
-        names: runs' or adapters' directories, of one base.
+        names: run or adapter directories, all with the same base.
         output: the directory to write, which must not exist.
         how: see `How`.
-        weights: of each adapter; default: alike, adding up to one.
-        density: share of entries that the pruning ways keep, in (0, 1].
-        seed: of DARE's drops.
+        weights: one for each adapter. Default: equal weights that sum to one.
+        density: fraction of entries that the pruning methods keep, in (0, 1].
+        seed: of the entries that DARE drops.
+
+    Returns:
+        The output directory.
 
     Raises:
-        UserError: fewer than two, not adapters, of different bases, of a method that PEFT cannot add up, or `output` is
-            there already.
+        UserError: there are fewer than two names, one is not an adapter, the bases differ, PEFT cannot combine the
+            adapters, or `output` already exists.
     """
     target = Path(output)
     refuse_existing(target)
-    found = [ModelReference.find(name) for name in names]
-    _refuse_unfit(names, found, how, weights, density)
-    shares = list(weights) if weights is not None else [1 / len(names)] * len(names)
-    first = found[0]
+    references = [ModelReference.find(name) for name in names]
+    _refuse_invalid(names, references, how, weights, density)
+    factors = list(weights) if weights is not None else [1 / len(names)] * len(names)
+    first = references[0]
     model: PeftModel = first.model(torch.float32, torch.device("cpu"))
     own = model.active_adapter
     labels = [own]
     torch.manual_seed(seed)
     try:
         with quiet_peft():
-            for place, usable in enumerate(found[1:], 1):
-                labels.append(f"adapter{place}")
-                model.load_adapter(usable.adapter, labels[-1])
+            for index, reference in enumerate(references[1:], 1):
+                labels.append(f"adapter{index}")
+                model.load_adapter(reference.adapter, labels[-1])
             pruning = {"density": density} if how in PRUNED else {}
-            model.add_weighted_adapter(labels, shares, "combined", combination_type=how, **pruning)
+            model.add_weighted_adapter(labels, factors, "combined", combination_type=how, **pruning)
     except (ValueError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"PEFT cannot add these adapters up by {how}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"PEFT cannot combine these adapters with {how}: {str(error).splitlines()[0]}") from None
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -78,22 +81,26 @@ def combine(
     return target
 
 
-def _refuse_unfit(
-    names: Sequence[str], found: Sequence[ModelReference], how: str, weights: Sequence[float] | None, density: float
+def _refuse_invalid(
+    names: Sequence[str],
+    references: Sequence[ModelReference],
+    how: str,
+    weights: Sequence[float] | None,
+    density: float,
 ) -> None:
     if how not in get_args(How):
-        raise UserError(f"--how {how} is not known. Give one of {', '.join(get_args(How))}.")
+        raise UserError(f"--how {how} does not exist. Use one of {', '.join(get_args(How))}.")
     if len(names) < 2:
-        raise UserError("Combining takes two adapters or more. Name runs' or adapters' directories.")
-    for name, usable in zip(names, found, strict=True):
-        if usable.adapter is None:
-            raise UserError(f"{name} has no adapter. Name runs' or adapters' directories.")
-        if usable.base.path != found[0].base.path:
+        raise UserError("Combining needs two adapters or more. Give run or adapter directories.")
+    for name, reference in zip(names, references, strict=True):
+        if reference.adapter is None:
+            raise UserError(f"{name} has no adapter. Give run or adapter directories.")
+        if reference.base.path != references[0].base.path:
             raise UserError(
-                f"{name} is an adapter of {usable.base.path}, and {names[0]} one of {found[0].base.path}. Adapters "
-                "can be added up on one base alone."
+                f"{name} is an adapter of {reference.base.path}, and {names[0]} one of {references[0].base.path}. "
+                "Only adapters of the same base can be combined."
             )
     if weights is not None and len(weights) != len(names):
-        raise UserError(f"There are {len(weights)} weights for {len(names)} adapters. Give one each.")
+        raise UserError(f"There are {len(weights)} weights for {len(names)} adapters. Give one for each adapter.")
     if not 0 < density <= 1:
-        raise UserError(f"--density {density:g} is not a share in (0, 1].")
+        raise UserError(f"--density {density:g} is not in (0, 1].")

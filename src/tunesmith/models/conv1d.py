@@ -1,6 +1,6 @@
-"""GPT-2's layers hold their weights as (in, out); here they are linear layers while in use, and as stored when written.
+"""GPT-2's layers store their weights as (in, out). They are linear layers while in use, and are saved as stored.
 
-So methods that know linear layers alone work on that family too, and through the same fused code.
+So methods that support only linear layers work on that family too, with the same fused code.
 """
 
 from collections.abc import Callable
@@ -14,35 +14,35 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class TurnedLinear(nn.Linear):
-    """A linear layer that is stored as (in, out)."""
+    """A linear layer whose weight is stored transposed, as (in, out)."""
 
 
 def as_linear(model: Model) -> Model:
-    """Every `Conv1D` of the model as a linear layer."""
+    """Replace every `Conv1D` of the model with a linear layer, in place."""
 
     def linear(layer: Any) -> nn.Module:
         return TurnedLinear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
 
-    return _exchanged(model, Conv1D, linear)
+    return _replaced(model, Conv1D, linear)
 
 
 def as_stored(model: Model) -> Model:
-    """Every such layer as the `Conv1D` that its family stores."""
+    """Replace every `TurnedLinear` with the `Conv1D` that its family stores, in place."""
 
     def stored(layer: Any) -> nn.Module:
         made: nn.Module = Conv1D(0, 0)
         made.nf, made.nx = layer.out_features, layer.in_features
         return made
 
-    return _exchanged(model, TurnedLinear, stored)
+    return _replaced(model, TurnedLinear, stored)
 
 
-def _exchanged(model: Model, kind: type[nn.Module], other: Callable[[Any], nn.Module]) -> Model:
-    """Layers of a kind exchanged for others, which take weight, turned, and bias; those that were there let go of them,
-    so that no two models are held at once."""
+def _replaced(model: Model, kind: type[nn.Module], other: Callable[[Any], nn.Module]) -> Model:
+    """The model with layers of a kind replaced. The new layers take the bias and the transposed weight, and the old
+    ones drop theirs, so that the weights are never in memory twice."""
     made: dict[nn.Module, Any] = {}
-    places = [(parent, *child) for parent in model.modules() for child in parent.named_children()]
-    for parent, name, layer in places:
+    children = [(parent, *child) for parent in model.modules() for child in parent.named_children()]
+    for parent, name, layer in children:
         if not isinstance(layer, kind):
             continue
         if layer not in made:

@@ -1,8 +1,7 @@
-"""PyTorch's fake tensors, with less ado.
+"""A faster mode for PyTorch's fake tensors.
 
-A plan carries out thousands of operations on tensors without numbers. PyTorch's own mode takes some 200 µs for each,
-most of it to make a key for its cache and to see to sizes that nobody knows yet. Here there are none of those, and one
-device.
+A plan runs thousands of operations on fake tensors. PyTorch's own mode takes about 200 µs for each, mostly to build its
+cache key and to handle symbolic sizes. Here all sizes are known, and there is one device.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Shape(NamedTuple):
-    """What an operation sees of a tensor."""
+    """The properties of a tensor that determine an operation's result: sizes, strides and dtype."""
 
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
@@ -39,52 +38,52 @@ class Shape(NamedTuple):
 
 
 class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """What an operation makes of its arguments' shapes is found out once for all; PyTorch's own mode sees to what is
-    unusual."""
+    """Computes an operation's result for given argument shapes once and caches it. PyTorch's own mode handles unusual
+    operations."""
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
         if function is torch.ops.prim.device.default:
             return arguments[0].fake_device
         kind = _kind(function)
-        given = (*arguments, *keywords.values())
-        if kind != "unusual" and "device" not in keywords and _all_fake(given):
+        values = (*arguments, *keywords.values())
+        if kind != "unusual" and "device" not in keywords and _all_fake(values):
             try:
                 if kind == "maker":
-                    types_given = tuple(map(type, given))
-                    made = _results(function, tuple(keywords), _told(given), types_given, torch.get_default_dtype())
-                    return self._fake_result(made, given)
+                    value_types = tuple(map(type, values))
+                    result = _results(function, tuple(keywords), _key(values), value_types, torch.get_default_dtype())
+                    return self._fake_result(result, values)
                 with in_kernel_invocation_manager(self):
                     return self._fake_result(function(*arguments, **keywords))
-            except NotImplementedError:  # its kernel for shapes leads to one that wants numbers
+            except NotImplementedError:  # its meta kernel calls one that needs values
                 pass
         return super().__torch_dispatch__(function, types, arguments, keywords)
 
-    def _fake_result(self, found: Any, given: Sequence[Any] = ()) -> Any:
-        """What was made or told of as tensors of this mode, or the arguments that came back."""
-        if isinstance(found, _Argument):
-            return given[found.place]
-        if isinstance(found, Shape):
-            found = torch.empty_strided(found.sizes, found.strides, dtype=found.dtype, device="meta")
-        elif isinstance(found, list | tuple):
-            return type(found)(self._fake_result(each, given) for each in found)
-        return FakeTensor(self, found, CPU) if isinstance(found, Tensor) else found
+    def _fake_result(self, result: Any, arguments: Sequence[Any] = ()) -> Any:
+        """The result as fake tensors of this mode; where an operation returns an argument, that argument."""
+        if isinstance(result, _Argument):
+            return arguments[result.position]
+        if isinstance(result, Shape):
+            result = torch.empty_strided(result.sizes, result.strides, dtype=result.dtype, device="meta")
+        elif isinstance(result, list | tuple):
+            return type(result)(self._fake_result(item, arguments) for item in result)
+        return FakeTensor(self, result, CPU) if isinstance(result, Tensor) else result
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, so PyTorch's compiler need not be kept out at every operation."""
+        """False: nothing is compiled here, so PyTorch need not disable its compiler for every operation."""
         return False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuickFakeMode":
-        """PEFT copies a new head deeply, and with its tensors their mode: a copy of that frees PyTorch's weak
-        references a second time, which breaks the heap."""
+        """The mode itself. PEFT deep-copies a new head and, with its tensors, their mode. A real copy would free
+        PyTorch's weak references twice, which corrupts the heap."""
         return self
 
 
 class _Argument(NamedTuple):
-    """A result that is an argument, written to."""
+    """A result that is one of the arguments, modified in place."""
 
-    place: int
+    position: int
 
 
 _aten = torch.ops.aten
@@ -93,15 +92,15 @@ _MAKERS = {
     *(_aten.empty_like.default, _aten.zeros_like.default, _aten.ones_like.default, _aten.new_empty.default),
     *(_aten.copy_.default, _aten.embedding.default),
 }
-"""Operations that PyTorch's fake mode treats apart, for sizes that nobody knows yet or for several devices."""
+"""Operations that PyTorch's fake mode handles specially, for symbolic sizes or several devices."""
 
 _LIFTS = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
-"""What `torch.tensor` ends with: something with numbers comes in."""
+"""The last operation of `torch.tensor`, whose argument has values."""
 
 
 @cache
 def _kind(function: Any) -> Literal["unusual", "view", "maker"]:
-    """Whether the operation's kernel for shapes says all of it, and makes views of an argument or something new."""
+    """`view` or `maker` if the operation's meta kernel is enough and it returns views or new tensors."""
     if function in _VIEWS:
         return "view"
     if function in _MAKERS:
@@ -109,27 +108,27 @@ def _kind(function: Any) -> Literal["unusual", "view", "maker"]:
     if function.namespace != "aten" or torch.Tag.inplace_view in function.tags:
         return "unusual"
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
-    special = any(asked(function) for asked, _ in op_implementations_checks)
+    special = any(applies(function) for applies, _ in op_implementations_checks)
     if composite or special or not has_meta(function) or function in _LIFTS:
         return "unusual"
-    aliases = [each.alias_info for each in function._schema.returns]
-    return "view" if any(each is not None and not each.is_write for each in aliases) else "maker"
+    aliases = [result.alias_info for result in function._schema.returns]
+    return "view" if any(alias is not None and not alias.is_write for alias in aliases) else "maker"
 
 
 def _all_fake(values: Iterable[Any]) -> bool:
-    """Whether there are tensors, and each is without numbers, on the CPU, and none a constant."""
-    tensors = [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
-    tensors = [each for each in tensors if isinstance(each, Tensor)]
+    """Whether there are tensors and all of them are fake, on the CPU, and not constants."""
+    items = [item for value in values for item in (value if isinstance(value, list | tuple) else (value,))]
+    tensors = [item for item in items if isinstance(item, Tensor)]
     return bool(tensors) and all(
-        isinstance(each, FakeTensor) and each.constant is None and each.fake_device == CPU for each in tensors
+        isinstance(tensor, FakeTensor) and tensor.constant is None and tensor.fake_device == CPU for tensor in tensors
     )
 
 
-def _told(value: Any) -> Any:
-    """Something that can be compared."""
+def _key(value: Any) -> Any:
+    """A hashable cache key of the value."""
     if isinstance(value, Tensor):
         return Shape.of(value)
-    return tuple(_told(each) for each in value) if isinstance(value, list | tuple) else value
+    return tuple(_key(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 _MODE = FakeTensorMode()
@@ -139,33 +138,35 @@ _MODE = FakeTensorMode()
 def _results(
     function: Any, names: tuple[str, ...], arguments: tuple[Any, ...], types: tuple[type, ...], default: torch.dtype
 ) -> Any:
-    """What the operation makes of such arguments, the last of which have names. `types` tells 1 from 1.0, which make
-    other things of whole numbers; `default` is PyTorch's own precision.
+    """The operation's result for such arguments, the last of which are keyword arguments with these names.
+
+    `types` distinguishes 1 from 1.0, which give different dtypes with integer tensors; `default` is PyTorch's default
+    dtype.
 
     Raises:
-        NotImplementedError: shapes alone do not tell.
+        NotImplementedError: the result depends on more than shapes.
     """
 
-    def given(value: Any) -> Any:
+    def argument_of(value: Any) -> Any:
         if isinstance(value, Shape):
-            made = torch.empty_strided(value.sizes, value.strides, dtype=value.dtype, device="meta")
-            return FakeTensor(_MODE, made, CPU)
-        return [given(each) for each in value] if isinstance(value, tuple) else value
+            meta = torch.empty_strided(value.sizes, value.strides, dtype=value.dtype, device="meta")
+            return FakeTensor(_MODE, meta, CPU)
+        return [argument_of(item) for item in value] if isinstance(value, tuple) else value
 
-    def told(value: Any) -> Any:
+    def described(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return type(value)(map(told, value))
+            return type(value)(map(described, value))
         if not isinstance(value, Tensor):
             return value
-        place = next((place for place, each in enumerate(values) if each is value), None)
-        if place is None:
+        index = next((index for index, argument in enumerate(values) if argument is value), None)
+        if index is None:
             return Shape.of(value)
-        if Shape.of(value) != arguments[place]:
-            raise NotImplementedError("what is written to has become larger")
-        return _Argument(place)
+        if Shape.of(value) != arguments[index]:
+            raise NotImplementedError("the operation resized its output argument")
+        return _Argument(index)
 
-    values = [given(each) for each in arguments]
-    unnamed = len(values) - len(names)
+    values = [argument_of(value) for value in arguments]
+    positional = len(values) - len(names)
     with torch.no_grad(), in_kernel_invocation_manager(_MODE):
-        found = function(*values[:unnamed], **dict(zip(names, values[unnamed:], strict=True)))
-    return told(found)
+        result = function(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+    return described(result)

@@ -1,6 +1,6 @@
-"""A model without numbers: shapes, precisions and devices alone (PyTorch's fake tensors), from a config.
+"""A fake model, built from a config: only shapes, dtypes and devices, no values (PyTorch's fake tensors).
 
-What asks a loaded model for numbers to find out what it is (`models.fused`) asks a small copy of the part instead.
+Code that tests a loaded model with real inputs (`models.fused`) tests a small copy of the part instead.
 """
 
 import copy
@@ -17,7 +17,7 @@ from tunesmith.models.fake_mode import QuickFakeMode
 from tunesmith.ops import native
 
 SMALL = (8, 12, 20, 28)
-"""Sizes that stand for a module's own in its small copy, one for each that differs."""
+"""Sizes that replace a module's own sizes in its small copy, one for each distinct size."""
 
 
 def is_materialized(tensor: Tensor) -> bool:
@@ -26,18 +26,17 @@ def is_materialized(tensor: Tensor) -> bool:
 
 
 def is_fake(model: PreTrainedModel) -> bool:
-    """Whether the model is one without numbers."""
+    """Whether the model's parameters have no values."""
     return not is_materialized(next(model.parameters()))
 
 
 @contextmanager
 def fake_tensors() -> Iterator[FakeTensorMode]:
-    """Within the block tensors are made without numbers, operations only work out shapes, and native kernels do
-    nothing."""
+    """In this context, new tensors have no values, operations only compute shapes, and native kernels do nothing."""
     quiet = native.report_instead_of_calling(lambda *_: None)
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what fails is told by the error
+    logger.setLevel(logging.CRITICAL)  # a failure is reported by its exception
     try:
         with QuickFakeMode(allow_non_fake_inputs=True) as mode, quiet, _parameters_can_be_converted():
             yield mode
@@ -47,14 +46,14 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
 
 @contextmanager
 def _parameters_can_be_converted() -> Iterator[None]:
-    """Within the block `module.to(dtype)` works on parameters without numbers: PyTorch swaps these, which it refuses
-    where weak references are, and its own fake mode keeps one of each."""
+    """In this context, `module.to(dtype)` works on fake parameters. PyTorch swaps such tensors, which fails for a
+    tensor that has weak references, and its fake mode keeps one to each."""
     swap = torch.utils.swap_tensors
 
-    def take(one: Tensor, other: Tensor) -> None:
+    def assign(one: Tensor, other: Tensor) -> None:
         one.data = other.data
 
-    torch.utils.swap_tensors = take
+    torch.utils.swap_tensors = assign
     try:
         yield
     finally:
@@ -63,23 +62,23 @@ def _parameters_can_be_converted() -> Iterator[None]:
 
 @contextmanager
 def real_numbers() -> Iterator[None]:
-    """Within the block everything is as it is outside `fake_tensors`."""
+    """In this context, tensors have values again, as outside `fake_tensors`."""
     with unset_fake_temporarily(), native.report_instead_of_calling(None):
         yield
 
 
 def small_copy(module: nn.Module) -> nn.Module:
-    """The same module with numbers, its parameters' sizes exchanged for `SMALL` ones, alike for alike.
+    """A copy of the module with real values, in which each distinct parameter size is replaced by one of `SMALL`.
 
     Raises:
-        ValueError: it has too many sizes, or parts whose sizes are not known here.
+        ValueError: it has too many distinct sizes, or submodules with parameters other than linear layers.
     """
     sizes: dict[int, int] = {}
 
     def small(size: int) -> int:
         if size not in sizes:
             if len(sizes) == len(SMALL):
-                raise ValueError("too many sizes")
+                raise ValueError("too many distinct sizes")
             sizes[size] = SMALL[len(sizes)]
         return sizes[size]
 
@@ -97,5 +96,5 @@ def small_copy(module: nn.Module) -> nn.Module:
             elif child is None or not any(True for _ in child.parameters()):
                 made._modules[name] = child
             else:
-                raise ValueError(f"{name} is no linear layer")
+                raise ValueError(f"{name} is not a linear layer")
     return made

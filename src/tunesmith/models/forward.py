@@ -1,4 +1,4 @@
-"""Forward passes that compute only what is needed: hidden states of packed documents, the head where it is learnt."""
+"""Forward passes that compute only what is needed: hidden states of packed documents, and the head at loss tokens."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,16 +15,16 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.ending import Pooling
 from tunesmith.errors import UserError
-from tunesmith.models.prompts import Inputs, model_inputs, padded, padded_places, plain_model
+from tunesmith.models.prompts import Inputs, model_inputs, padded, padded_positions, plain_model
 from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, logits_of, row_losses
 from tunesmith.ops.divergence import distillation_loss
 
 CHUNK = 512
-"""Positions whose logits exist at once where they are not formed by `ops.cross_entropy`."""
+"""Positions whose logits are in memory at the same time when `ops.cross_entropy` does not compute them."""
 
 
 def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
-    """Sum over the batch's learnt positions of −log p(next token), in nats: a scalar, fp32 or wider.
+    """Sum of −log p(next token) over the batch's loss positions, in nats: a scalar, fp32 or wider.
 
     `smoothing` and `z_loss` as in `tunesmith.ops.cross_entropy`.
     """
@@ -41,7 +41,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
 
 @torch.no_grad()
 def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """−log p(next token) at each learnt position (learnt,), in nats, in the batch's order; no gradients."""
+    """−log p(next token) at each loss position (loss tokens,), in nats, in the batch's order; no gradients."""
     hidden, labels = loss_hidden_states(model, batch)
     head = head_of(model)
     if head is not None:
@@ -56,21 +56,21 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
 def distilled_loss(
     model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, temperature: float, label_share: float
 ) -> Tensor:
-    """`tunesmith.ops.divergence.distillation_loss` over the batch's learnt positions, a chunk of them at a time."""
+    """`tunesmith.ops.divergence.distillation_loss` over the batch's loss positions, one chunk at a time."""
     with torch.no_grad():
-        taught, _ = loss_hidden_states(teacher, batch)
+        teacher_hidden, _ = loss_hidden_states(teacher, batch)
     hidden, labels = loss_hidden_states(model, batch)
 
-    def of_chunk(rows: Tensor, taught_rows: Tensor, targets: Tensor) -> Tensor:
+    def chunk_loss(student_rows: Tensor, teacher_rows: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = _all_logits(teacher, taught_rows)
-        said = _all_logits(model, rows)
-        both = min(said.shape[-1], wanted.shape[-1])  # one of them may be filled up to a round number
-        return distillation_loss(said[:, :both], wanted[:, :both], targets, temperature, label_share)
+            teacher_logits = _all_logits(teacher, teacher_rows)
+        logits = _all_logits(model, student_rows)
+        both = min(logits.shape[-1], teacher_logits.shape[-1])  # one vocabulary may be padded to a round size
+        return distillation_loss(logits[:, :both], teacher_logits[:, :both], targets, temperature, label_share)
 
     loss = hidden.new_zeros((), dtype=torch.float32)
-    for parts in zip(*(torch.split(each, CHUNK) for each in (hidden, taught, labels)), strict=True):
-        loss = loss + checkpoint(of_chunk, *parts, use_reentrant=False)
+    for chunk in zip(*(torch.split(rows, CHUNK) for rows in (hidden, teacher_hidden, labels)), strict=True):
+        loss = loss + checkpoint(chunk_loss, *chunk, use_reentrant=False)
     return loss
 
 
@@ -81,29 +81,29 @@ def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
 
 
 def loss_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The last hidden states where something is learnt (learnt, hidden), and what (learnt,)."""
+    """The last hidden states at the loss positions (loss tokens, hidden), and the labels there (loss tokens,)."""
     if plain_model(model).config.is_encoder_decoder:
-        return _written_hidden_states(plain_model(model), batch), batch.labels
+        return _decoder_hidden_states(plain_model(model), batch), batch.labels
     hidden, inputs = _hidden_states(model, batch)
     return hidden[inputs.places[batch.loss_positions]], batch.labels
 
 
 def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The last hidden state of each document's first token, virtual ones included, which encoders' heads read
-    (documents, hidden)."""
+    """The last hidden state of each document's first token (documents, hidden), which encoders' heads read. It may be a
+    virtual token."""
     hidden, inputs = _hidden_states(model, batch)
     return hidden[inputs.starts[: batch.documents]]
 
 
 def pooled(model: PreTrainedModel, batch: Batch, how: Pooling) -> Tensor:
-    """Each document's last hidden states in one (documents, hidden), fp32 or wider: their mean, the first, the last."""
+    """Each document's last hidden states pooled (documents, hidden), fp32 or wider: the mean, the first or the last."""
     hidden, inputs = _hidden_states(model, batch)
     lengths = batch.lengths[: batch.documents]
     return pool(hidden[inputs.places[: sum(lengths)]], lengths, how)
 
 
 def pool(hidden: Tensor, lengths: Sequence[int], how: Pooling) -> Tensor:
-    """Texts' hidden states, end to end (tokens, hidden), in one each (texts, hidden), fp32 or wider."""
+    """Pool concatenated hidden states (tokens, hidden) to one vector for each text (texts, hidden), fp32 or wider."""
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
     counts = torch.tensor(lengths, device=hidden.device)
     ends = counts.cumsum(0)
@@ -113,23 +113,24 @@ def pool(hidden: Tensor, lengths: Sequence[int], how: Pooling) -> Tensor:
     return hidden.new_zeros(len(counts), hidden.shape[1]).index_add(0, text, hidden) / counts[:, None]
 
 
-def _written_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The decoder's last hidden states, one for each learnt token, where the encoder reads what stands before them."""
+def _decoder_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The decoder's last hidden state for each loss token; the encoder reads the tokens before them."""
     answers = torch.split(batch.labels, batch.loss_tokens_per_row)
     documents = torch.split(batch.input_ids[0], batch.lengths)
-    pairs = list(zip(documents, answers, strict=False))  # the last document may be filling
+    pairs = list(zip(documents, answers, strict=False))  # the last document may be padding
     ids, mask = padded(model, [document[: len(document) - len(answer) + 1] for document, answer in pairs])
     first = batch.labels.new_tensor([model.config.decoder_start_token_id])
-    written, _ = padded(model, [torch.cat([first, answer[:-1]]) for answer in answers])
-    read = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    decoder_ids, _ = padded(model, [torch.cat([first, answer[:-1]]) for answer in answers])
+    encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     hidden: Tensor = model.get_decoder()(
-        input_ids=written, encoder_hidden_states=read, encoder_attention_mask=mask, use_cache=False
+        input_ids=decoder_ids, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
     ).last_hidden_state
-    return hidden.flatten(0, 1)[padded_places([len(each) for each in answers], written.shape[1], hidden.device)]
+    positions = padded_positions([len(answer) for answer in answers], decoder_ids.shape[1], hidden.device)
+    return hidden.flatten(0, 1)[positions]
 
 
 def _hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Inputs]:
-    """The body's last hidden states, all rows end to end (tokens, hidden), and how the batch was laid out."""
+    """The body's last hidden states, all rows concatenated (tokens, hidden), and the inputs that it was called with."""
     inputs = model_inputs(model, batch)
     body = plain_model(model).base_model
     if "use_cache" in signature(body.forward).parameters and "past_key_values" not in inputs.arguments:
@@ -139,7 +140,7 @@ def _hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Inputs
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """The last layer as numbers, or None where it is more than a plain linear layer (an adapted head, say)."""
+    """The weights of the head, or None if it is more than a plain linear layer, such as a head with an adapter."""
     plain = plain_model(model)
     layer = plain.get_output_embeddings()
     if type(layer) is not nn.Linear:
@@ -156,12 +157,12 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 @torch.no_grad()
 def rehearse(model: PreTrainedModel) -> None:
-    """One forward pass over a few tokens."""
+    """Run one forward pass over a few tokens."""
     loss_hidden_states(model, _few_tokens(plain_model(model))[0])
 
 
 def _few_tokens(model: PreTrainedModel) -> tuple[Batch, Tensor]:
-    """A batch of one row of six tokens, of which the last three are learnt; and the tokens."""
+    """A batch of one row of six tokens, of which the last three are loss tokens; and the tokens."""
     ids = np.arange(3, 9) % model.config.get_text_config().vocab_size
     row = (ids.astype(np.int32), np.arange(6) >= 3, Source("", 1))
     return collate(TokenTable.build([row]), [0], model.device), torch.from_numpy(ids)
@@ -169,10 +170,10 @@ def _few_tokens(model: PreTrainedModel) -> tuple[Batch, Tensor]:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Hold `head_of` to the model's own logits on a few tokens, once, since families end in different ways.
+    """Compare `head_of` with the model's own logits on a few tokens, once, since families' heads differ.
 
     Raises:
-        UserError: the family does something after its last layer that is not known here.
+        UserError: the family changes its logits after the last layer in an unknown way.
     """
     head = head_of(model)
     if head is None:
@@ -183,8 +184,8 @@ def check_head(model: PreTrainedModel) -> None:
     plain.eval()
     hidden, _ = loss_hidden_states(plain, batch)
     if plain.config.is_encoder_decoder:
-        read, written = torch.split(ids[None].to(plain.device), 3, 1)
-        logits = plain(input_ids=read, labels=written).logits[0]
+        source, target = torch.split(ids[None].to(plain.device), 3, 1)
+        logits = plain(input_ids=source, labels=target).logits[0]
     else:
         logits = plain(**model_inputs(plain, batch).arguments).logits[0, 2:5]
     own = torch.log_softmax(logits.float(), -1)
@@ -194,8 +195,8 @@ def check_head(model: PreTrainedModel) -> None:
     theirs = own.gather(-1, labels[:, None])[:, 0]
     if not torch.allclose(ours, theirs.to(ours.dtype), atol=0.05, rtol=0.02):
         raise UserError(
-            f"{type(plain).__name__} changes its logits after the last layer in a way that is not known here, so its "
-            "loss would be wrong. This family cannot be trained yet."
+            f"{type(plain).__name__} changes its logits after the last layer in an unknown way, so its loss would be "
+            "wrong. This family is not supported yet."
         )
 
 

@@ -1,6 +1,6 @@
-"""Exchanging parts of a loaded model for fused ones, where they give the same numbers.
+"""Replace parts of a loaded model with fused ones that give the same results.
 
-Families differ in small ways (Gemma's norm multiplies by 1 + w), so each part is asked, not its name.
+Families differ in small ways (Gemma's norm multiplies by 1 + w), so each part is tested on inputs, not matched by name.
 """
 
 import sys
@@ -23,7 +23,7 @@ from tunesmith.ops.rotary import rotary, rotary_reference
 
 
 def use_fused_ops(model: PreTrainedModel) -> None:
-    """Norms, dropout, gated feed-forwards and rotary embeddings by tunesmith.ops. Before any adapter is put on."""
+    """Run norms, dropout, gated feed-forwards and rotary embeddings with tunesmith.ops. Call before adding adapters."""
     use_fused_norms(model)
     use_fused_dropout(model)
     use_fused_feed_forwards(model)
@@ -31,7 +31,7 @@ def use_fused_ops(model: PreTrainedModel) -> None:
 
 
 class FusedRMSNorm(nn.Module):
-    """An RMSNorm whose weight has the same name and place as the module it stands in for."""
+    """An RMSNorm whose weight has the same parameter name as in the module that it replaces."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class FusedRMSNorm(nn.Module):
 
 
 def use_fused_norms(model: PreTrainedModel) -> int:
-    """Replace every RMSNorm of the model whose output `rms_norm` reproduces; return how many."""
+    """Replace every RMSNorm of the model whose output `rms_norm` reproduces. Returns how many."""
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -66,10 +66,10 @@ def _same_norm(norm: nn.Module, eps: float) -> bool:
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or len(list(norm.parameters())) != 1:
         return False
     with real_numbers():
-        asked = norm if is_materialized(weight) else small_copy(norm)
-        weight = next(asked.parameters())
+        module = norm if is_materialized(weight) else small_copy(norm)
+        weight = next(module.parameters())
         probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
-        return _close(asked(probe), rms_norm(probe, weight, eps))
+        return _close(module(probe), rms_norm(probe, weight, eps))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -78,14 +78,14 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 class FusedDropout(nn.Dropout):
-    """`nn.Dropout` through `tunesmith.ops.dropout`."""
+    """`nn.Dropout` by `tunesmith.ops.dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
 
 
 def use_fused_dropout(model: PreTrainedModel) -> int:
-    """Exchange every dropout for the fused one; return how many."""
+    """Replace every dropout with the fused one. Returns how many."""
     replaced = 0
     for module in model.modules():
         if type(module) is nn.Dropout and not module.inplace:
@@ -95,17 +95,17 @@ def use_fused_dropout(model: PreTrainedModel) -> int:
 
 
 def use_fused_feed_forwards(model: PreTrainedModel) -> int:
-    """Give every gated feed-forward, down(act(gate(x)) · up(x)), a forward that stores gate and up alone.
+    """Give every gated feed-forward, down(act(gate(x)) · up(x)), a forward that stores only gate and up.
 
-    A module is one if it has three linear layers and an activation, and computes that of them; one of each class is
-    asked. Its layers stay where they are, so that adapters find them. Returns how many.
+    A module qualifies if it has three linear layers and an activation and computes this formula. One module of each
+    class is tested. The layers stay in place, so that adapters find them. Returns how many.
     """
-    found: dict[type[nn.Module], tuple[str, str, str, Activation] | None] = {}
+    parts_of: dict[type[nn.Module], tuple[str, str, str, Activation] | None] = {}
     fused = 0
     for module in model.modules():
-        if type(module) not in found:
-            found[type(module)] = _gated_parts(module)
-        parts = found[type(module)]
+        if type(module) not in parts_of:
+            parts_of[type(module)] = _gated_parts(module)
+        parts = parts_of[type(module)]
         if parts is not None:
             module.forward = _gated_forward(module, *parts)
             fused += 1
@@ -114,19 +114,19 @@ def use_fused_feed_forwards(model: PreTrainedModel) -> int:
 
 def _gated_forward(module: nn.Module, gate: str, up: str, down: str, activation: Activation) -> Callable[..., Tensor]:
     def forward(x: Tensor) -> Tensor:
-        opened, passed = getattr(module, gate)(x), getattr(module, up)(x)
+        gate_out, up_out = getattr(module, gate)(x), getattr(module, up)(x)
         last = getattr(module, down)
         parts = _parts(last, x.dtype)
         if parts is None:
-            out: Tensor = last(gated(opened, passed, activation))
+            out: Tensor = last(gated(gate_out, up_out, activation))
             return out
-        return gated_linear(opened, passed, activation, parts)
+        return gated_linear(gate_out, up_out, activation, parts)
 
     return forward
 
 
 def _parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts | None:
-    """The layer's numbers if they are all there is to it."""
+    """The layer's weights, or None if the layer computes more than they define."""
     if type(layer) is QuantizedLinear:
         return LinearParts(layer.quantized, layer.bias)
     if type(layer) is nn.Linear:
@@ -137,7 +137,7 @@ def _parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts | None:
 
 @torch.no_grad()
 def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
-    """Names of the gate, the one beside it and the one after, and what is between; None if it isn't such a module."""
+    """Names of the gate, up and down layers, and the activation; None if the module is not a gated feed-forward."""
     children = dict(module.named_children())
     linears = {name: child for name, child in children.items() if isinstance(child, nn.Linear)}
     others = [child for child in children.values() if not isinstance(child, nn.Linear)]
@@ -154,7 +154,7 @@ def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
         probe = torch.linspace(-2, 3, 2 * inputs, device=weight.device).to(linears[gate].weight.dtype).view(2, -1)
         try:
             own = module(probe)
-        except Exception:  # it takes something else, so it is something else
+        except Exception:  # it takes other inputs, so it is not a feed-forward
             return None
         kinds: tuple[Activation, ...] = ("silu", "gelu_tanh")
         for activation in kinds:
@@ -165,32 +165,33 @@ def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
 
 
 ROTARY = "apply_rotary_pos_emb"
-"""What transformers' model files call the function that turns queries and keys."""
+"""The name in transformers' model files of the function that rotates queries and keys."""
 
 
 def use_fused_rotary(model: PreTrainedModel) -> bool:
-    """Exchange the family's rotary embedding for the fused one, where it gives the same numbers; whether it did.
+    """Replace the family's rotary embedding with the fused one if both give the same results. Returns whether they do.
 
-    The function is its file's, not the model's, so every model of the family in this process has it afterwards.
+    The function belongs to the model's Python module, so every model of the family in this process uses it from then
+    on.
     """
-    file = sys.modules[type(model).__module__]
-    own = getattr(file, ROTARY, None)
+    module = sys.modules[type(model).__module__]
+    own = getattr(module, ROTARY, None)
     if own is None or hasattr(own, "__wrapped__") or not _same_rotary(own):
         return own is not None and hasattr(own, "__wrapped__")
 
     @wraps(own)
-    def fused(*given: Any, **others: Any) -> Any:
-        if len(given) != 4 or others or not _fits(given[0], given[2]):
-            return own(*given, **others)
-        query, key, cos, sin = given
+    def fused(*arguments: Any, **keywords: Any) -> Any:
+        if len(arguments) != 4 or keywords or not _fits(arguments[0], arguments[2]):
+            return own(*arguments, **keywords)
+        query, key, cos, sin = arguments
         return rotary(query, cos, sin), rotary(key, cos, sin)
 
-    setattr(file, ROTARY, fused)
+    setattr(module, ROTARY, fused)
     return True
 
 
 def _fits(query: Tensor, cos: Tensor) -> bool:
-    """Whether they are of one document row, one width and one precision (some families turn in fp32)."""
+    """Whether the batch has one row and both have the same width and dtype (some families rotate in fp32)."""
     return query.shape[0] == 1 and query.shape[-1] == cos.shape[-1] and query.dtype == cos.dtype
 
 
@@ -200,7 +201,7 @@ def _same_rotary(own: Callable[..., Any]) -> bool:
         query, key = torch.linspace(-2, 3, 48).view(2, 1, 2, 3, 4)
         cos, sin = torch.linspace(-1, 1, 24).view(2, 1, 3, 4)
         try:
-            found = own(query, key, cos, sin)
-            return all(_close(a, rotary_reference(b, cos, sin)) for a, b in zip(found, (query, key), strict=True))
+            rotated = own(query, key, cos, sin)
+            return all(_close(a, rotary_reference(b, cos, sin)) for a, b in zip(rotated, (query, key), strict=True))
         except (TypeError, RuntimeError, ValueError, IndexError):
             return False

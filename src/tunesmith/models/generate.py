@@ -1,4 +1,4 @@
-"""Answers from a model, through the rendering that it was trained with."""
+"""Generate answers with a model, with the rendering that it was trained on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        max_new_tokens: at which an answer is cut.
-        temperature: of the softmax; 0 takes the likeliest token each time.
-        top_p: draw from the likeliest tokens that hold this much probability together (Holtzman et al. 2020).
-        repetition_penalty: divides the scores of tokens that have been there (Keskar et al. 2019, section 4.1); 1 does
+        max_new_tokens: maximum length of an answer, in tokens.
+        temperature: of the softmax; 0 always takes the most likely token.
+        top_p: sample from the most likely tokens that together have this probability (Holtzman et al. 2020).
+        repetition_penalty: divides the scores of tokens that already occurred (Keskar et al. 2019, section 4.1); 1 does
             nothing, 1.2 keeps small models out of loops.
-        seed: of the draws.
+        seed: of the sampling.
     """
 
     max_new_tokens: int = 256
@@ -52,26 +52,29 @@ def answers(
     Args:
         model: with attention that can use a cache (see `models.attention.use_cached_attention`).
         tokenizer: with a chat template.
-        chats: in any order; they are answered by length, since a batch is as long as its longest.
+        chats: in any order; batches are formed by length, since a batch is as long as its longest prompt.
         sampling: how tokens are chosen.
-        batch_size: chats at once.
-        done: told after each batch how many have been answered.
+        batch_size: chats in one batch.
+        done: called after each batch with the number of chats answered so far.
+
+    Returns:
+        The answers, in the order of the chats.
 
     Raises:
         UserError: a chat is as long as the model's context.
     """
     renderer = Renderer(tokenizer)
     prompts = [_ids(model, tokenizer, prompt_of(model, renderer, chat)) for chat in chats]
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    found = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
     torch.manual_seed(sampling.seed)
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        ends = _continue(model, renderer, [prompts[place] for place in places], sampling)
-        for place, ids in zip(places, ends, strict=True):
-            found[place] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        done(start + len(places))
-    return found
+        batch = order[start : start + batch_size]
+        continuations = _continue(model, renderer, [prompts[index] for index in batch], sampling)
+        for index, ids in zip(batch, continuations, strict=True):
+            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        done(start + len(batch))
+    return texts
 
 
 def stream(
@@ -81,28 +84,28 @@ def stream(
     sampling: Sampling,
     write: Callable[[str], None],
 ) -> str:
-    """Go on from the rendered prompt, and write the text as it comes; return it whole."""
+    """Continue the rendered prompt, writing the text as it is generated. Returns the complete text."""
     renderer = Renderer(tokenizer)
     ids = _ids(model, tokenizer, prompt)
     torch.manual_seed(sampling.seed)
-    (end,) = _continue(model, renderer, [ids], sampling, _Writer(tokenizer, write))
-    return str(tokenizer.decode(end, skip_special_tokens=True))
+    (continuation,) = _continue(model, renderer, [ids], sampling, _Writer(tokenizer, write))
+    return str(tokenizer.decode(continuation, skip_special_tokens=True))
 
 
 def prompt_of(model: PreTrainedModel, renderer: Renderer, chat: Sequence[Message]) -> str:
-    """What the model is given of a chat whose last message is the user's: through its template, if it has turns."""
+    """The model's input text for a chat whose last message is the user's; encoder-decoders use no chat template."""
     return source_text(chat) if model.config.is_encoder_decoder else renderer.prompt(chat)
 
 
 def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """The prompt's ids (tokens,); an encoder's text has its special tokens around it, a rendered one in it."""
-    found = tokenizer(prompt, add_special_tokens=model.config.is_encoder_decoder, return_tensors="pt")
-    ids: Tensor = found["input_ids"][0]
+    """The prompt's ids (tokens,). Special tokens are added for an encoder; a rendered chat already contains them."""
+    encoding = tokenizer(prompt, add_special_tokens=model.config.is_encoder_decoder, return_tensors="pt")
+    ids: Tensor = encoding["input_ids"][0]
     return ids
 
 
 class _Writer(TextStreamer):
-    """Hands on pieces of text as soon as they are whole characters."""
+    """Passes on pieces of text as soon as they are complete characters."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -112,7 +115,7 @@ class _Writer(TextStreamer):
         self._write(text)
 
 
-@torch.no_grad()  # not inference_mode: some of PEFT's methods keep tensors that they make on the way
+@torch.no_grad()  # not inference_mode: some of PEFT's methods keep tensors from the forward pass
 def _continue(
     model: PreTrainedModel,
     renderer: Renderer,
@@ -120,25 +123,25 @@ def _continue(
     sampling: Sampling,
     streamer: TextStreamer | None = None,
 ) -> list[Tensor]:
-    """The ids that follow each prompt, up to and without the token that ends the turn."""
+    """The ids that follow each prompt, without the token that ends the turn."""
     longest = max(len(prompt) for prompt in prompts)
-    writes_apart = model.config.is_encoder_decoder
+    is_encoder_decoder = model.config.is_encoder_decoder
     room = getattr(model.config, "max_position_embeddings", None)
     if room is not None and longest >= room:
         raise UserError(f"The chat has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
     options = sampling.options()
-    if room is not None and not writes_apart:
+    if room is not None and not is_encoder_decoder:
         options["max_new_tokens"] = min(options["max_new_tokens"], room - longest)
     stops = set(_as_list(model.generation_config.eos_token_id))
-    stops |= {renderer.tokenizer.eos_token_id} if writes_apart else set(renderer.stop_tokens)
+    stops |= {renderer.tokenizer.eos_token_id} if is_encoder_decoder else set(renderer.stop_tokens)
     pad = renderer.tokenizer.pad_token_id
     pad = min(stops) if pad is None else pad
     ids = torch.full((len(prompts), longest), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        place = slice(0, len(prompt)) if writes_apart else slice(longest - len(prompt), longest)
-        ids[row, place] = prompt
-        mask[row, place] = 1
+        columns = slice(0, len(prompt)) if is_encoder_decoder else slice(longest - len(prompt), longest)
+        ids[row, columns] = prompt
+        mask[row, columns] = 1
     out = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -146,7 +149,7 @@ def _continue(
         pad_token_id=pad,
         streamer=streamer,
         **options,
-    )[:, 1 if writes_apart else longest :].cpu()
+    )[:, 1 if is_encoder_decoder else longest :].cpu()
     ended = torch.isin(out, torch.tensor(sorted(stops)))
     lengths = [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
     return [row[:length] for row, length in zip(out, lengths, strict=True)]

@@ -1,6 +1,6 @@
-"""Importing PEFT without bitsandbytes, which it imports wherever it is installed: a second, and 50 MB that are kept.
+"""Import PEFT without bitsandbytes. PEFT imports it if it is installed, which takes a second and 50 MB of memory.
 
-PEFT needs it for bitsandbytes' own quantized layers alone; ours are others (`models.quantize`).
+PEFT needs it only for bitsandbytes' own quantized layers, which are not used here (see `models.quantize`).
 """
 
 import sys
@@ -12,21 +12,21 @@ from typing import Any
 
 @contextmanager
 def without_bitsandbytes() -> Iterator[None]:
-    """Within the block PEFT finds no bitsandbytes, unless it has been imported; afterwards it looks again."""
+    """In this context, PEFT finds no bitsandbytes, unless it was already imported. Afterwards PEFT checks again."""
     if "bitsandbytes" in sys.modules:
         yield
         return
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # what import takes for "is not there"
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # makes an import fail
     try:
         yield
     finally:
         del sys.modules["bitsandbytes"]
-        asked = sys.modules.get("peft.import_utils")
+        checks = sys.modules.get("peft.import_utils")
         for name in ("is_bnb_available", "is_bnb_4bit_available"):
-            getattr(getattr(asked, name, None), "cache_clear", lambda: None)()
+            getattr(getattr(checks, name, None), "cache_clear", lambda: None)()
 
 
 def import_peft() -> Any:
-    """PEFT, imported now if nobody has."""
+    """The PEFT module, imported on the first call."""
     with without_bitsandbytes():
         return import_module("peft")

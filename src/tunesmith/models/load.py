@@ -1,4 +1,4 @@
-"""Loading a base: the embedded one, a directory, a run, or a hub name; weights from safetensors alone."""
+"""Load a base: the embedded model, a directory, a run, or a hub name. Weights are read only from safetensors."""
 
 import json
 import warnings
@@ -35,7 +35,7 @@ from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import TurnedLinear, as_linear
 from tunesmith.models.lean import without_bitsandbytes
 from tunesmith.models.new_head import initialize_head
-from tunesmith.models.quantize import as_if_whole, quantize_fake, quantizing
+from tunesmith.models.quantize import quantize_fake, quantizing, without_quantization_marks
 from tunesmith.models.sentence import MODULES, stored_pooling
 from tunesmith.run import whole_run
 
@@ -49,7 +49,7 @@ def locate(base: Base) -> str:
     """The directory or hub name to load from.
 
     Raises:
-        UserError: something that looks like a path is not there, or holds no model.
+        UserError: a path does not exist, or contains no model.
     """
     if base.path == "embedded":
         return str(embedded_base())
@@ -62,17 +62,19 @@ def locate(base: Base) -> str:
                 f"base: {base.path} is a run with an adapter. Merge it first: "
                 f"tunesmith merge {base.path} --output DIR, then base: DIR."
             )
-        raise UserError(f"base: {base.path} is a run that has not finished. tunesmith train --resume {base.path}")
+        raise UserError(
+            f"base: {base.path} is a run that has not finished. Resume it: tunesmith train --resume {base.path}"
+        )
     if path.exists() and not (path / "config.json").exists():
-        raise UserError(f"base: {base.path} holds no config.json, so it is not a model's directory.")
+        raise UserError(f"base: {base.path} contains no config.json, so it is not a model directory.")
     looks_like_path = base.path.startswith((".", "/", "~")) or base.path.count("/") > 1
     if not path.exists() and looks_like_path:
-        raise UserError(f"base: {base.path} does not exist. Give a model's directory, a hub name, or embedded.")
+        raise UserError(f"base: {base.path} does not exist. Give a model directory, a hub name, or embedded.")
     return base.path
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the recipe's chat template in place of its own if one is given."""
+    """The base's tokenizer. A chat template in the recipe replaces its own."""
     tokenizer = tokenizer_at(locate(base), base)
     if base.chat_template is not None:
         try:
@@ -83,7 +85,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory (an adapter's, say) or at a hub name, under the base's terms of trust."""
+    """The tokenizer in a directory (such as an adapter's) or at a hub name, with the base's `trust_remote_code`."""
     try:
         return AutoTokenizer.from_pretrained(where, revision=base.revision, trust_remote_code=base.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -94,14 +96,14 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
     """The base on the CPU, in evaluation mode.
 
     Args:
-        base: what to load; with `from_scratch`, the architecture with new weights drawn from `seed`; with quantized
-            `weights`, the blocks' linear layers as `QuantizedLinear`, quantized one by one as they are read.
+        base: what to load. With `from_scratch`, the architecture with new weights, initialized from `seed`. With
+            quantized `weights`, the blocks' linear layers are `QuantizedLinear`, quantized one by one as they are read.
         dtype: of all weights that are not quantized.
         seed: of new weights.
-        ending: what the model is to end in.
+        ending: the head that the model gets.
 
     Raises:
-        UserError: it is not there, has no safetensors, wants its own code run, or cannot end so.
+        UserError: the base does not exist, has no safetensors, needs its own code to run, or has no such head.
     """
     where = locate(base)
     options: dict[str, Any] = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
@@ -112,40 +114,39 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
         if ending.has_head:
             config.num_labels = len(ending.labels)
             config.id2label = dict(enumerate(ending.labels))
-            config.label2id = {label: place for place, label in enumerate(ending.labels)}
+            config.label2id = {label: index for index, label in enumerate(ending.labels)}
         if ending.kind == "classes":
             config.problem_type = ending.problem
-        torch.manual_seed(seed)  # a new head's weights
+        torch.manual_seed(seed)  # for the weights of a new head
         if base.from_scratch:
             return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        options["ignore_mismatched_sizes"] = ending.has_head  # an old head over other classes
+        options["ignore_mismatched_sizes"] = ending.has_head  # the stored head may have other classes
         with no_progress_bars(), _no_missing_weights_table():
             if not base.quantized:
-                found, told = kind.from_pretrained(where, **options)
+                model, info = kind.from_pretrained(where, **options)
             else:
                 with quantizing(base.weights, base.double_quantization) as quantized:  # type: ignore[arg-type]
-                    found, told = kind.from_pretrained(where, **options, **quantized)
-                found = as_if_whole(found)
+                    model, info = kind.from_pretrained(where, **options, **quantized)
+                model = without_quantization_marks(model)
         if ending.has_head:
-            initialize_head(found, told["missing_keys"], ending_of(base) == ending, seed)
-        made = as_linear(found.eval())
+            initialize_head(model, info["missing_keys"], ending_of(base) == ending, seed)
+        model = as_linear(model.eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
-    if base.quantized or any(isinstance(layer, TurnedLinear) for layer in made.modules()):
-        _let_go_of_the_files(made)
-    return made
+    if base.quantized or any(isinstance(layer, TurnedLinear) for layer in model.modules()):
+        _unmap_files(model)
+    return model
 
 
-def _let_go_of_the_files(model: PreTrainedModel) -> None:
-    """Copy what still lies in the mapped files, where the rest has been made anew: one such tensor keeps a whole file
-    in memory."""
+def _unmap_files(model: PreTrainedModel) -> None:
+    """Copy the tensors that are still memory-mapped, since a single one keeps its entire file in memory."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
 
 
 def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
-    """The base's shape without its weights: every parameter is on the meta device. Reads its config alone."""
+    """The base without weights: every parameter is on the meta device. Reads only the config."""
     options = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
@@ -159,11 +160,13 @@ def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
 
 
 def fake_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, layers: int | None = None) -> Any:
-    """What `load_model` would give, without numbers, from the base's config alone; within `fake_tensors`.
+    """The model that `load_model` would return, with fake tensors. Reads only the config. Call it in `fake_tensors`.
 
     Args:
-        base, dtype, ending: as in `load_model`.
-        layers: how many of its blocks; default: all.
+        base: as in `load_model`.
+        dtype: as in `load_model`.
+        ending: as in `load_model`.
+        layers: number of blocks. Default: all.
     """
     options: dict[str, Any] = {"trust_remote_code": base.trust_remote_code}
     try:
@@ -174,8 +177,8 @@ def fake_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, laye
         if ending.kind == "classes":
             config.problem_type = ending.problem
         if layers is not None:
-            _cut(config.get_text_config(), layers)
-        if dtype == torch.float32:  # PyTorch's grouped products know no shapes in fp32
+            _truncate(config.get_text_config(), layers)
+        if dtype == torch.float32:  # PyTorch's grouped matrix products have no meta kernel in fp32
             options["experts_implementation"] = "batched_mm"
         model = as_linear(kind.from_config(config, dtype=dtype, **options).eval())
     except (OSError, ValueError) as error:
@@ -185,8 +188,8 @@ def fake_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, laye
     return model
 
 
-def _cut(config: PretrainedConfig, layers: int) -> None:
-    """Leave the first layers alone, in every list that has an entry for each."""
+def _truncate(config: PretrainedConfig, layers: int) -> None:
+    """Keep only the first layers, also in every list that has one entry for each layer."""
     all_layers = config.num_hidden_layers
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == all_layers:
@@ -195,10 +198,10 @@ def _cut(config: PretrainedConfig, layers: int) -> None:
 
 
 def learned_positions(base: Base) -> int | None:
-    """How many positions the base knows, where each has a learnt embedding; None where they are computed.
+    """The number of the base's learned position embeddings; None if its positions are computed (such as rotary).
 
     Raises:
-        UserError: the base is not there.
+        UserError: the base does not exist.
     """
     config = config_of(base).get_text_config()
     computed = any(hasattr(config, name) for name in ("rope_parameters", "rope_theta", "rope_scaling", "alibi"))
@@ -208,27 +211,25 @@ def learned_positions(base: Base) -> int | None:
 
 def refuse_other_kinds(base: Base, objective: ObjectiveConfig) -> None:
     """Raises:
-    UserError: the base was not made for what the objective teaches, or is not there.
+    UserError: the objective does not support this kind of base, or the base does not exist.
     """
     config = config_of(base)
     kind = _kind_of(config)
     if kind in objective.bases:
         return
     fitting = [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases]
-    others = " or ".join(f"{_article(each)}" for each in objective.bases)
+    supported = " or ".join(_with_article(kind) for kind in objective.bases)
     raise UserError(
-        f"base: {base.path} ({config.model_type}) is {_article(kind)}; objective: {objective.kind} is for "
-        f"{others}. Set objective: {' or '.join(fitting)}, or another base."
+        f"base: {base.path} ({config.model_type}) is {_with_article(kind)}; objective: {objective.kind} needs "
+        f"{supported}. Set objective: {' or '.join(fitting)}, or another base."
     )
 
 
-def _article(kind: BaseKind) -> str:
-    does = {"decoder": "which writes on", "encoder": "which reads", "encoder-decoder": "which reads, then writes"}
-    return f"{'a' if kind == 'decoder' else 'an'} {kind}, {does[kind]}"
+def _with_article(kind: BaseKind) -> str:
+    return f"{'a' if kind == 'decoder' else 'an'} {kind}"
 
 
 def _kind_of(config: PretrainedConfig) -> BaseKind:
-    """What a base was made for."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
     return "decoder" if _has_decoder(config) else "encoder"
@@ -238,7 +239,7 @@ def config_of(base: Base) -> PretrainedConfig:
     """The base's own config.
 
     Raises:
-        UserError: it is not there.
+        UserError: the base does not exist.
     """
     options = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
     try:
@@ -248,16 +249,16 @@ def config_of(base: Base) -> PretrainedConfig:
 
 
 def stored_dtype(base: Base) -> torch.dtype:
-    """The number format of its weights, as its config names it; fp32 where it names none."""
+    """The dtype of the base's weights according to its config; fp32 if the config has none."""
     named = config_of(base).dtype
     return named if isinstance(named, torch.dtype) else torch.float32
 
 
 def ending_of(base: Base) -> Ending:
-    """What a stored model ends in: a head that was trained, vectors (sentence-transformers' format), the vocabulary.
+    """The head of a stored model: a classification head, vectors (sentence-transformers' format), or the vocabulary.
 
     Raises:
-        UserError: it makes vectors in a way that is not known here.
+        UserError: it computes vectors in an unsupported way.
     """
     own = _stored_file(base, FILE)
     if own is not None:
@@ -277,37 +278,37 @@ def ending_of(base: Base) -> Ending:
 
 
 def _stored_file(base: Base, name: str) -> Path | None:
-    """A file of that name beside the model, in its directory or on the hub; None where there is none."""
+    """A file of that name next to the model, in its directory or on the hub; None if there is none."""
     where = Path(locate(base))
     if where.exists():
         return where / name if (where / name).exists() else None
-    found = cached_file(
+    file = cached_file(
         str(where), name, revision=base.revision, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
-    return None if found is None else Path(found)
+    return None if file is None else Path(file)
 
 
 def _commit_of(base: Base) -> str | None:
-    """The commit on the hub that the base's files are of; None for a directory."""
+    """The hub commit of the base's files; None for a directory."""
     file = cached_file(locate(base), "config.json", revision=base.revision, _raise_exceptions_for_missing_entries=False)
     commit: str | None = extract_commit_hash(file, None)
     return commit
 
 
 def stored_weight(model: PreTrainedModel, name: str) -> Tensor:
-    """The parameter of that name as it lies in the files that the model was loaded from.
+    """The parameter of that name as stored in the files that the model was loaded from.
 
     Raises:
-        UserError: it is not there by that name.
+        UserError: the files contain no parameter of that name.
     """
     for key in (name, name.removeprefix(f"{model.base_model_prefix}."), f"{model.base_model_prefix}.{name}"):
         for file in _weight_files(model):
             with safe_open(file, framework="pt") as tensors:
                 if key in tensors.keys():  # noqa: SIM118
-                    found: Tensor = tensors.get_tensor(key)
-                    return found
-    raise UserError(f"{model.name_or_path} stores no {name}, so what quantization took from it cannot be found.")
+                    weight: Tensor = tensors.get_tensor(key)
+                    return weight
+    raise UserError(f"{model.name_or_path} does not store {name}, so its quantization error cannot be computed.")
 
 
 def _weight_files(model: PreTrainedModel) -> list[str]:
@@ -328,10 +329,10 @@ def _class_for(config: PretrainedConfig, ending: Ending) -> Any:
     if ending.has_head:
         kind = AutoModelForSequenceClassification if ending.kind == "classes" else AutoModelForTokenClassification
         if type(config) not in kind._model_mapping and kind.__name__ not in getattr(config, "auto_map", {}):
-            over = "whole texts" if ending.kind == "classes" else "words"
+            task = "sequence" if ending.kind == "classes" else "token"
             raise UserError(
-                f"base: transformers has no head over {over} for {config.model_type}. Take another base"
-                + (", or objective: few_shot, which needs none." if ending.kind == "classes" else ".")
+                f"base: transformers has no {task} classification head for {config.model_type}. Use another base"
+                + (", or objective: few_shot, which needs no such head." if ending.kind == "classes" else ".")
             )
         return kind
     if ending.kind == "vectors" or _kind_of(config) == "encoder":
@@ -340,17 +341,18 @@ def _class_for(config: PretrainedConfig, ending: Ending) -> Any:
 
 
 def _has_decoder(config: PretrainedConfig) -> bool:
-    """Whether the family was made to write text: encoders have a causal twin in the library, which no one trains."""
+    """Whether the family was made to generate text. Encoders also have a causal class in transformers, which is not
+    used."""
     names = getattr(config, "architectures", None) or []
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})  # its own code says so
+        return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})  # its own code declares it
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return not masked or any("CausalLM" in name or "LMHead" in name for name in names) or bool(config.is_decoder)
 
 
 @contextmanager
 def _no_missing_weights_table() -> Iterator[None]:
-    """Within the block transformers does not list the weights of a new head, or of an old one that is not used."""
+    """In this context, transformers does not list the weights of a new head, or of a stored one that is not used."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -361,7 +363,7 @@ def _no_missing_weights_table() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Within the block transformers draws no bars of its own: the run's events are what is shown."""
+    """In this context, transformers shows no progress bars, since the run's events are shown instead."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -373,8 +375,8 @@ def no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Within the block PEFT does without bitsandbytes, and nothing is said of a property that it asks for and
-    transformers has renamed, or of its own correction of `fan_in_fan_out` for GPT-2's layers."""
+    """In this context, PEFT does not use bitsandbytes and does not warn about a property that transformers has renamed,
+    or about its own correction of `fan_in_fan_out` for GPT-2's layers."""
     with warnings.catch_warnings(), without_bitsandbytes():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
@@ -387,7 +389,7 @@ def _not_loaded(base: Base, what: str, error: Exception) -> UserError:
 
 
 def fingerprint(base: Base) -> dict[str, str]:
-    """What tells this base from another one of the same name: sizes and headers of its weights, or its hub commit."""
+    """Values that identify this base among others of the same name: its config and weight hashes, or its hub commit."""
     where = Path(locate(base))
     if not where.exists():
         return {"commit": str(_commit_of(base))}

@@ -1,4 +1,4 @@
-"""One model from a base and an adapter: W + (alpha / rank) · B A, for whatever reads no adapters."""
+"""Merge a base and an adapter into one model, W + (alpha / rank) · B A, for software that cannot load adapters."""
 
 import shutil
 from pathlib import Path
@@ -20,62 +20,66 @@ from tunesmith.models.sentence import STEPS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Into = Literal["original", "dequantized"]
-"""Which weights an adapter that was trained on a quantized base is added to: those that were stored, or those that it
-saw in training, made whole."""
+"""The weights that an adapter trained on a quantized base is added to: the stored ones, or the dequantized ones that
+it saw in training."""
 
 
-def merged_model(usable: ModelReference, into: Into = "original") -> PreTrainedModel:
-    """The adapter folded into its base, in fp32 on the CPU; the sum is rounded nowhere.
+def merged_model(reference: ModelReference, into: Into = "original") -> PreTrainedModel:
+    """The adapter merged into its base, in fp32 on the CPU, without rounding to a smaller format.
 
     Raises:
-        UserError: there is no adapter, its method is not one that a weight can hold, or a weight would not be finite.
+        UserError: there is no adapter, its method cannot be merged, or a merged weight would not be finite.
     """
-    if usable.adapter is None:
-        raise UserError(f"{usable.base.path} has no adapter, so there is nothing to merge. Name a run or an adapter.")
+    if reference.adapter is None:
+        raise UserError(
+            f"{reference.base.path} has no adapter, so there is nothing to merge. Name a run or an adapter."
+        )
     if into == "original":
-        usable = usable.whole()
-    model = usable.model(torch.float32, torch.device("cpu"))
+        reference = reference.with_stored_weights()
+    model = reference.model(torch.float32, torch.device("cpu"))
     if has_prompt(model):
         raise UserError(
-            f"{usable.adapter} cannot be merged: a prompt or prefix stands before the text and is part of no weight. "
-            "Serve the adapter."
+            f"{reference.adapter} cannot be merged: a prompt or prefix is not part of any weight. Serve the adapter."
         )
     made_whole(model)
-    trained = _logits(model)
+    expected = _logits(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
-        raise UserError(f"{usable.adapter} cannot be merged: {_reason(error)}") from error
-    _take_saved_modules(merged)
+        raise UserError(f"{reference.adapter} cannot be merged: {_reason(error)}") from error
+    _unwrap_saved_modules(merged)
     for name, parameter in merged.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise UserError(f"{usable.adapter} cannot be merged: {name} would hold numbers that are not finite.")
-    if (_logits(merged) - trained).abs().max() > 0.01 * (1 + trained.abs().max()):
+            raise UserError(f"{reference.adapter} cannot be merged: {name} would contain values that are not finite.")
+    if (_logits(merged) - expected).abs().max() > 0.01 * (1 + expected.abs().max()):
         raise UserError(
-            f"{usable.adapter} cannot be merged: what PEFT makes of it does not answer as the adapter does. "
+            f"{reference.adapter} cannot be merged: PEFT's merged model does not give the adapter's logits. "
             "Serve the adapter."
         )
     return merged
 
 
-def save_merged(model: PreTrainedModel, usable: ModelReference, output: Path, precision: str | None = None) -> Path:
-    """Write the model, rounded once, with its tokenizer in Hugging Face's format; it appears whole or not at all.
+def save_merged(model: PreTrainedModel, reference: ModelReference, output: Path, precision: str | None = None) -> Path:
+    """Write the model, rounded once, and its tokenizer in Hugging Face's format, completely or not at all.
 
     Args:
-        model: as `merged_model` gives it.
-        usable: what it was made of.
+        model: from `merged_model`.
+        reference: the base and adapter that were merged.
         output: the directory to write, which must not exist.
-        precision: of the written weights: fp32, bf16 or fp16; default: as the base is stored.
+        precision: of the written weights: fp32, bf16 or fp16. Default: as the base is stored.
+
+    Returns:
+        The output directory.
 
     Raises:
-        UserError: the output is there already or cannot be written, or a weight is too large for the precision.
+        UserError: the output already exists or cannot be written, or a weight is too large for the precision.
     """
     refuse_existing(output)
-    rounded = model.to(dtype_named(usable, precision))
+    rounded = model.to(dtype_named(reference, precision))
     for name, parameter in rounded.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(
-                f"{name} is too large for {precision or 'the precision that the base is stored in'}. Set bf16."
+                f"{name} is too large for {precision or 'the precision that the base is stored in'}. Use bf16."
             )
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -83,9 +87,9 @@ def save_merged(model: PreTrainedModel, usable: ModelReference, output: Path, pr
         partial.mkdir(parents=True)
         with no_progress_bars():
             as_stored(rounded).save_pretrained(partial)
-        usable.tokenizer().save_pretrained(partial)
-        if usable.ending.kind == "vectors":
-            _save_pooling(usable, partial)
+        reference.tokenizer().save_pretrained(partial)
+        if reference.ending.kind == "vectors":
+            _save_pooling(reference, partial)
         partial.rename(output)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,39 +97,39 @@ def save_merged(model: PreTrainedModel, usable: ModelReference, output: Path, pr
     return output
 
 
-def _save_pooling(usable: ModelReference, directory: Path) -> None:
-    """What makes vectors of the body's states, as it lies beside the adapter."""
-    usable.ending.write(directory)
-    assert usable.adapter is not None
-    for name in STEPS:
-        for found in usable.adapter.glob(name):
-            copy = shutil.copytree if found.is_dir() else shutil.copyfile
-            copy(found, directory / found.name)
+def _save_pooling(reference: ModelReference, directory: Path) -> None:
+    """Copy the files that define pooling from the adapter's directory."""
+    reference.ending.write(directory)
+    assert reference.adapter is not None
+    for pattern in STEPS:
+        for source in reference.adapter.glob(pattern):
+            copy = shutil.copytree if source.is_dir() else shutil.copyfile
+            copy(source, directory / source.name)
 
 
 def refuse_existing(output: Path) -> None:
     """Raises:
-    UserError: there is something of that name.
+    UserError: the output exists.
     """
     if output.exists():
-        raise UserError(f"{output} is there already. Name a directory that is not.")
+        raise UserError(f"{output} already exists. Choose another directory.")
 
 
-def dtype_named(usable: ModelReference, precision: str | None) -> torch.dtype:
-    """The number format of that name, or, without one, the base's own.
+def dtype_named(reference: ModelReference, precision: str | None) -> torch.dtype:
+    """The dtype of that name. Without a name, the dtype in which the base is stored.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the name is not one of `DTYPES`.
     """
     if precision is not None:
         if precision not in DTYPES:
-            raise UserError(f"--precision {precision} is not known. Give {', '.join(DTYPES)}.")
+            raise UserError(f"--precision {precision} does not exist. Use one of {', '.join(DTYPES)}.")
         return DTYPES[precision]
-    return stored_dtype(usable.base)
+    return stored_dtype(reference.base)
 
 
-def _take_saved_modules(merged: PreTrainedModel) -> None:
-    """Put trained modules (a head) in their places where PEFT's unloading of a method leaves its wrappers there."""
+def _unwrap_saved_modules(merged: PreTrainedModel) -> None:
+    """Replace PEFT's wrappers of trained modules (such as a head) that unloading left, with the modules themselves."""
     wrapper = import_peft().utils.ModulesToSaveWrapper
     for parent in list(merged.modules()):
         for name, child in list(parent.named_children()):
@@ -135,16 +139,16 @@ def _take_saved_modules(merged: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel) -> Tensor:
-    """Of a few tokens, to hold what was merged to what it was made of."""
+    """The logits (or hidden states) of a few tokens, to compare the model before and after merging."""
     ids = torch.arange(5, 21)[None] % plain_model(model).config.get_text_config().vocab_size
-    written = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **written)
-    found: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
-    return found.float()
+    decoder_inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder_inputs)
+    logits: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    return logits.float()
 
 
 def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, AttributeError | NotImplementedError):
-        return "PEFT has no merging for this method. Serve the adapter."
+        return "PEFT cannot merge this method. Serve the adapter."
     return text

@@ -1,4 +1,4 @@
-"""What a person names when they want answers (a run, an adapter, a model, a hub name), loaded ready to answer."""
+"""Model references: a run, an adapter, a model or a hub name that a user gives, loaded for inference."""
 
 import json
 from dataclasses import dataclass, replace
@@ -20,20 +20,20 @@ from tunesmith.run import whole_run
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A base, and the adapter on top of it if there is one."""
+    """A base, and its adapter if there is one."""
 
     base: Base
     adapter: Path | None = None
     ending: Ending = VOCABULARY
     directory: Path | None = None
-    """Where what was trained lies, if it lies in a directory."""
+    """The directory of the trained files, if there is one."""
 
     @classmethod
     def find(cls, name: str) -> "ModelReference":
-        """From a run's directory, an adapter's, a model's, a hub name, or `embedded`.
+        """Resolve a run, adapter or model directory, a hub name, or `embedded`.
 
         Raises:
-            UserError: there is no such thing, or the run has not finished.
+            UserError: nothing of that name exists, or the run has not finished.
         """
         path = whole_run(Path(name).expanduser())
         name = str(path) if (path / "recipe.yaml").exists() else name
@@ -49,31 +49,31 @@ class ModelReference:
         base = Base(path=name)
         return cls(base, ending=ending_of(base), directory=Path(locate(base)))
 
-    def whole(self) -> "ModelReference":
-        """The same with the base's weights as they are stored, where a run held them quantized."""
+    def with_stored_weights(self) -> "ModelReference":
+        """The same reference with the base's weights as stored, even if the run quantized them."""
         return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
 
     def head(self) -> nn.Linear | None:
-        """The head on its vectors, where it tells classes by them."""
+        """The classification head on the model's vectors, if it has one."""
         return None if self.directory is None else stored_head(self.directory)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one that was trained with: it lies beside the adapter, with its chat template."""
+        """The tokenizer of the training, stored next to the adapter with its chat template; otherwise the base's."""
         if self.adapter is not None and (self.adapter / "tokenizer_config.json").exists():
             return tokenizer_at(str(self.adapter), self.base)
         return load_tokenizer(self.base)
 
     def model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        """The model in evaluation mode; the adapter in fp32 beside a base in `dtype` is cast to `dtype`.
+        """The model in evaluation mode. An adapter stored in fp32 is cast to `dtype`.
 
         Raises:
-            UserError: it cannot be loaded, or the adapter is another base's.
+            UserError: the model cannot be loaded, or the adapter belongs to another base.
         """
         model = load_model(self.base, dtype, ending=self.ending)
         if self.adapter is not None:
             refuse_pickle(self.adapter)
             peft = import_peft()
-            import tunesmith.models.bottleneck  # noqa: F401  registers that method, so that PEFT reads its adapters
+            import tunesmith.models.bottleneck  # noqa: F401  registers the method, so that PEFT can load its adapters
 
             try:
                 with quiet_peft():
@@ -85,6 +85,6 @@ class ModelReference:
 
 
 def fingerprint_of(name: str) -> dict[str, str]:
-    """What tells this model from another one of the same name."""
-    usable = ModelReference.find(name)
-    return fingerprint(usable.base.model_copy(update={"adapter": usable.adapter}))
+    """Values that identify this model among others of the same name."""
+    reference = ModelReference.find(name)
+    return fingerprint(reference.base.model_copy(update={"adapter": reference.adapter}))

@@ -1,4 +1,4 @@
-"""What a model tells of texts that it reads: classes, a value, entities, a vector; through its own forward."""
+"""A model's predictions for texts: classes, a value, entities or a vector, computed by its own forward."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from tunesmith.models.heads import head_probabilities
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
 THRESHOLD = 0.5
-"""The probability from which on a label that is apart from the others is told."""
+"""The minimum probability at which an independent label is predicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One thing that is told of a text: a class and its probability, a value, or an entity with the words that it is
-    of and the least probability among their tags."""
+    """One prediction for a text: a class and its probability, a value, or an entity with its words and the smallest
+    probability among their tags."""
 
     label: str
     value: float
@@ -43,28 +43,31 @@ def tell(
     texts: Sequence[str],
     head: nn.Linear | None = None,
 ) -> list[list[Prediction]]:
-    """What the model tells of each text.
+    """The predictions for each text.
 
     Args:
-        model: in evaluation mode, with its ordinary attention; over-long texts are cut at its last position.
-        tokenizer: its own.
-        ending: what it ends in.
-        texts: to read.
-        head: over classes of vectors, where it ends in those.
+        model: in evaluation mode, with its standard attention. Texts longer than its context are truncated.
+        tokenizer: the model's own.
+        ending: the model's head.
+        texts: the inputs.
+        head: a classification head on vectors, if the model has one.
+
+    Returns:
+        A list of predictions for each text.
     """
-    found = []
+    predictions = []
     for text in texts:
         if ending.kind == "tags":
             spans = [match.span() for match in WORD.finditer(text)]
             tagged, probabilities = _tags(model, tokenizer, text, spans)
-            found.append(list(entities_of(text, tagged, probabilities, ending.labels)))
+            predictions.append(list(entities_of(text, tagged, probabilities, ending.labels)))
             continue
         if head is not None:
             output = functional.softmax(head(vector_of(model, tokenizer, ending, text).cpu()), -1)
         else:
             output = head_probabilities(model(**_inputs(model, tokenizer, text)).logits[0].float(), ending)
-        found.append(predictions_of(output.cpu().numpy()[None], ending))
-    return found
+        predictions.append(predictions_of(output.cpu().numpy()[None], ending))
+    return predictions
 
 
 @torch.no_grad()
@@ -77,52 +80,55 @@ def vector_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ending
 
 
 def predictions_of(output: NDArray[np.float32], ending: Ending) -> list[Prediction]:
-    """What one row's output (1, classes) tells; see `Prediction`."""
+    """The predictions of one row's output (1, classes); see `Prediction`."""
     values = output[0]
     if ending.problem == "regression":
         return [Prediction(f"{values[0]:.4g}", float(values[0]))]
     if ending.problem == "multi_label_classification":
-        return [Prediction(ending.labels[place], float(values[place])) for place in np.flatnonzero(values >= THRESHOLD)]
-    place = int(values.argmax())
-    return [Prediction(ending.labels[place], float(values[place]))]
+        return [Prediction(ending.labels[index], float(values[index])) for index in np.flatnonzero(values >= THRESHOLD)]
+    index = int(values.argmax())
+    return [Prediction(ending.labels[index], float(values[index]))]
 
 
 def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first word, one past the last, label) of each entity in a sequence of `B-x`, `I-x`, `O`; an `I-x` after
-    something else begins one, as conlleval has it (Tjong Kim Sang & Buchholz 2000). Other tags stand for themselves."""
-    found: list[tuple[int, int, str]] = []
-    for place, tag in enumerate(tags):
+    """(first word, one past the last, label) of each entity in a sequence of `B-x`, `I-x`, `O`.
+
+    An `I-x` after another tag starts an entity, as in conlleval (Tjong Kim Sang & Buchholz 2000). Any other tag is an
+    entity of one word.
+    """
+    spans: list[tuple[int, int, str]] = []
+    for index, tag in enumerate(tags):
         label = tag[2:] if tag.startswith(("B-", "I-")) else tag
-        if tag.startswith("I-") and found and found[-1][1:] == (place, label):
-            found[-1] = (found[-1][0], place + 1, label)
+        if tag.startswith("I-") and spans and spans[-1][1:] == (index, label):
+            spans[-1] = (spans[-1][0], index + 1, label)
         elif tag != OUTSIDE:
-            found.append((place, place + 1, label))
-    return found
+            spans.append((index, index + 1, label))
+    return spans
 
 
 def entities_of(
     text: str, spans: Sequence[tuple[int, int]], probabilities: NDArray[np.float32], labels: Sequence[str]
 ) -> Iterator[Prediction]:
-    """The entities that tags' probabilities (words, tags) make of a text's words."""
-    likeliest, sure = probabilities.argmax(-1), probabilities.max(-1)
-    for first, end, label in spans_of([labels[place] for place in likeliest]):
-        yield Prediction(label, float(sure[first:end].min()), text[spans[first][0] : spans[end - 1][1]])
+    """The entities in a text, from its words' tag probabilities (words, tags)."""
+    best, confidence = probabilities.argmax(-1), probabilities.max(-1)
+    for first, end, label in spans_of([labels[index] for index in best]):
+        yield Prediction(label, float(confidence[first:end].min()), text[spans[first][0] : spans[end - 1][1]])
 
 
 def _tags(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[tuple[int, int]]
 ) -> tuple[list[tuple[int, int]], NDArray[np.float32]]:
-    """The words that the model has room for, and each one's probabilities, told at its first token."""
+    """The words that fit into the model's context, and the tag probabilities at each one's first token."""
     inputs = _inputs(model, tokenizer, text, return_offsets_mapping=True)
     starts, ends = inputs.pop("offset_mapping")[0].T
     logits = model(**inputs).logits[0, -inputs["input_ids"].shape[1] :].float().cpu()
-    kept, places = [], []
+    kept, first_tokens = [], []
     for start, end in spans:
         inside = ((starts < ends) & (starts < end) & (ends > start)).nonzero()
         if len(inside):
             kept.append((start, end))
-            places.append(int(inside[0]))
-    return kept, functional.softmax(logits[places], -1).numpy()
+            first_tokens.append(int(inside[0]))
+    return kept, functional.softmax(logits[first_tokens], -1).numpy()
 
 
 def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, **more: Any) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Holding a base's linear layers in 4 or 8 bits: each is quantized as it is read, one after another."""
+"""Quantize a base's linear layers to 4 or 8 bits, one by one as they are read."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,17 +22,17 @@ METHOD = "tunesmith"
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer held as `Quantized`; `weight` is its whole matrix, made when asked for.
+    """A frozen linear layer stored as `Quantized`. Its `weight` property dequantizes the matrix on each access.
 
-    So whatever works on a linear layer's weight without training it (PEFT's methods, mostly) works on this one.
+    So code that uses a linear layer's weight without training it, such as most of PEFT's methods, works on this layer.
     """
 
     def __init__(self, weight: Quantized, bias: nn.Parameter | None, dtype: torch.dtype, turned: bool = False) -> None:
         """Args:
         weight: (out, in).
         bias: (out,) or None.
-        dtype: of products with it.
-        turned: whether its family stores it as (in, out).
+        dtype: of the dequantized weight.
+        turned: whether the family stores the weight as (in, out).
         """
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
@@ -44,7 +44,7 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(out, in) in `dtype`, without gradient; writing to it changes nothing."""
+        """(out, in) in `dtype`, without gradient. It is a copy, so writing to it has no effect."""
         return dequantize(self.quantized, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, {self.quantized.format}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
-        """The quantized parts follow to another device and keep their number formats, which are what they are."""
+        """Move the quantized parts to another device, but keep their dtypes."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.quantized.codes.device))
         self.dtype = probe.dtype
@@ -63,7 +63,7 @@ class QuantizedLinear(nn.Linear):
 
 
 def made_whole(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model with every quantized layer as the linear layer, in `dtype`, that it behaved as."""
+    """The model with every quantized layer replaced, in place, by a linear layer with its dequantized weight."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
@@ -76,39 +76,39 @@ def made_whole(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
 
 
 def quantized_bytes(model: nn.Module) -> int:
-    """Bytes that the model's quantized layers hold."""
+    """Size of the model's quantized layers in bytes."""
     return sum(module.quantized.bytes for module in model.modules() if isinstance(module, QuantizedLinear))
 
 
 @contextmanager
-def quantizing(form: Format, double_quantization: bool) -> Iterator[dict[str, Any]]:
-    """Arguments for `from_pretrained` that quantize, through transformers' hook for quantizers, while it loads.
+def quantizing(format: Format, double_quantization: bool) -> Iterator[dict[str, Any]]:
+    """Arguments for `from_pretrained` that quantize while it loads, through transformers' hook for quantizers.
 
-    transformers reads the file's tensors one by one when a quantizer is at work, so that no more than the quantized
-    model and one whole matrix are in memory.
+    With a quantizer, transformers reads the file's tensors one by one, so that only the quantized model and one
+    unquantized matrix are in memory.
     """
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config(METHOD)(_Config)
         register_quantizer(METHOD)(_Quantizer)
-    yield {"quantization_config": _Config(form, double_quantization)}
+    yield {"quantization_config": _Config(format, double_quantization)}
 
 
-def quantize_fake(model: PreTrainedModel, form: Format, double_quantization: bool) -> None:
-    """Put quantized layers without numbers in the places of the blocks' linear layers."""
-    with real_numbers():  # the code tables are kept once made, and must have numbers
-        dequantize(quantize(torch.ones(64, 64), form, double_quantization), model.dtype)
+def quantize_fake(model: PreTrainedModel, format: Format, double_quantization: bool) -> None:
+    """Replace the blocks' linear layers with quantized layers that have no values."""
+    with real_numbers():  # the code tables are cached, so they need real values
+        dequantize(quantize(torch.ones(64, 64), format, double_quantization), model.dtype)
     for block in blocks(model):
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    held = empty_quantized((child.out_features, child.in_features), form, double_quantization)
+                    weight = empty_quantized((child.out_features, child.in_features), format, double_quantization)
                     turned = isinstance(child, TurnedLinear)
-                    setattr(parent, name, QuantizedLinear(held, child.bias, model.dtype, turned))
+                    setattr(parent, name, QuantizedLinear(weight, child.bias, model.dtype, turned))
 
 
-def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:
-    """Take transformers' marks of quantization off: the layers behave as linear ones, and are not to be saved as
-    such."""
+def without_quantization_marks(model: PreTrainedModel) -> PreTrainedModel:
+    """Remove the attributes by which transformers marks a model as quantized. The layers behave as linear layers, and
+    the model is not saved as a quantized one."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.is_quantized = False
@@ -120,21 +120,21 @@ def as_if_whole(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _Config(QuantizationConfigMixin):
-    def __init__(self, form: Format, double_quantization: bool) -> None:
+    def __init__(self, format: Format, double_quantization: bool) -> None:
         self.quant_method = METHOD
-        self.form: Format = form
+        self.format: Format = format
         self.double_quantization = double_quantization
 
 
 class _Quantizer(HfQuantizer):
-    """Asked by transformers for each parameter as it is read."""
+    """Called by transformers for each parameter as it is read."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        inside = {id(module) for block in blocks(model) for module in block.modules()}
+        in_blocks = {id(module) for block in blocks(model) for module in block.modules()}
         self.layers = {
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and id(module) in inside
+            if isinstance(module, nn.Linear | Conv1D) and id(module) in in_blocks
         }
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
@@ -152,7 +152,7 @@ class _Quantizer(HfQuantizer):
 
 
 class _Quantize(ConversionOps):
-    """Puts a `QuantizedLinear` in the place of the layer whose weight was read."""
+    """Replaces the layer whose weight was read with a `QuantizedLinear`."""
 
     def __init__(self, config: _Config) -> None:
         self.config = config
@@ -165,7 +165,7 @@ class _Quantize(ConversionOps):
             path = name.removesuffix(".weight")
             layer = model.get_submodule(path)
             turned = isinstance(layer, Conv1D)
-            found = quantize(weight.T if turned else weight, self.config.form, self.config.double_quantization)
-            model.set_submodule(path, QuantizedLinear(found, layer.bias, model.dtype, turned))
+            quantized = quantize(weight.T if turned else weight, self.config.format, self.config.double_quantization)
+            model.set_submodule(path, QuantizedLinear(quantized, layer.bias, model.dtype, turned))
             (missing_keys or set()).discard(name)
         return {}

@@ -1,7 +1,8 @@
-"""sentence-transformers' format: the files that turn a body into a model of vectors, or of classes of them.
+"""sentence-transformers' format: the files that make a body an embedding model, or a classifier of embeddings.
 
-https://sbert.net/docs/package_reference/sentence_transformer/modules.html: `modules.json` names the steps; a folder
-each holds a step's settings. Steps here: the transformer, pooling, normalization, and a dense layer over classes.
+https://sbert.net/docs/package_reference/sentence_transformer/modules.html: `modules.json` lists the steps, and each
+step has a directory with its settings. Supported steps: the transformer, pooling, normalization, and a dense layer over
+classes.
 """
 
 import json
@@ -17,17 +18,17 @@ from tunesmith.errors import UserError
 
 MODULES = "modules.json"
 POOLING = {"mean": "pooling_mode_mean_tokens", "first": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
-"""A way to pool → the setting that says so, by the names that every version of the library reads."""
+"""Pooling → the setting that selects it, with names that every version of the library reads."""
 STEPS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*")
-"""What a folder of such a model holds besides the body, as patterns."""
+"""Glob patterns of the files in such a model's directory besides the body."""
 _TYPES = "sentence_transformers.models"
 
 
 def stored_pooling(file: Path) -> Ending:
-    """How a model makes vectors, by its `modules.json`.
+    """How a model computes vectors, according to its `modules.json`.
 
     Raises:
-        UserError: it pools in a way that is not known here, or does more.
+        UserError: its pooling is not supported, or it has other steps.
     """
     directory = file.parent
     steps = json.loads(file.read_text(encoding="utf-8"))
@@ -35,23 +36,33 @@ def stored_pooling(file: Path) -> Ending:
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown or "Pooling" not in kinds:
         raise UserError(
-            f"{directory}/{MODULES} has a step that is not known here: {', '.join(unknown) or 'no pooling'}."
+            f"{directory}/{MODULES} has steps that are not supported: {', '.join(unknown)}."
+            if unknown
+            else f"{directory}/{MODULES} has no pooling step, which is not supported."
         )
     if not (directory / kinds["Pooling"] / "config.json").exists():
         raise UserError(
-            f"{directory} lacks {kinds['Pooling']}/config.json. Download the whole model, and name its folder."
+            f"{directory} lacks {kinds['Pooling']}/config.json. Download the complete model and give its directory."
         )
     settings: dict[str, Any] = json.loads((directory / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     chosen = [how for how, name in POOLING.items() if settings.get(name)]
     named = {"cls": "first", "lasttoken": "last"}.get(str(settings.get("pooling_mode")), settings.get("pooling_mode"))
-    how = next((each for each in get_args(Pooling) if each == named or [each] == chosen), None)
+    how = next((pooling for pooling in get_args(Pooling) if pooling == named or [pooling] == chosen), None)
     if how is None:
-        raise UserError(f"{directory} pools otherwise than by the mean, the first or the last token.")
+        raise UserError(f"{directory} uses a pooling other than the mean, the first token or the last token.")
     return Ending("vectors", pooling=how, normalized="Normalize" in kinds)
 
 
 def write_steps(directory: Path, ending: Ending, hidden: int, max_length: int, head: nn.Linear | None) -> None:
-    """Beside a body (or its adapter) what makes sentence-transformers pool its states, and put the head on them."""
+    """Write, next to a body or its adapter, the files that make sentence-transformers pool its states and apply a head.
+
+    Args:
+        directory: of the body or adapter.
+        ending: the pooling and normalization.
+        hidden: size of the hidden states.
+        max_length: in tokens.
+        head: over classes, or None.
+    """
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if ending.normalized:
         steps.append(("2_Normalize", "Normalize"))
@@ -65,14 +76,14 @@ def write_steps(directory: Path, ending: Ending, hidden: int, max_length: int, h
     _write(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     _write(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     modules = [
-        {"idx": place, "name": str(place), "path": path, "type": f"{_TYPES}.{kind}"}
-        for place, (path, kind) in enumerate(steps)
+        {"idx": index, "name": str(index), "path": path, "type": f"{_TYPES}.{kind}"}
+        for index, (path, kind) in enumerate(steps)
     ]
     _write(directory / MODULES, modules)
 
 
 def stored_head(directory: Path) -> nn.Linear | None:
-    """The dense layer over classes that lies there; None where there is none."""
+    """The dense layer over classes in that directory; None if there is none."""
     file = next(directory.glob("*_Dense/model.safetensors"), None)
     if file is None:
         return None

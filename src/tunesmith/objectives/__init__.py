@@ -1,1 +1,1 @@
-"""What is learnt: one file an objective. `tunesmith.config.registry.OBJECTIVES` lists them."""
+"""Training objectives, one file each. `tunesmith.config.registry.OBJECTIVES` lists them."""

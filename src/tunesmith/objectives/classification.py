@@ -1,4 +1,4 @@
-"""A class for each text: one of several labels, on an encoder's first token or a decoder's last."""
+"""Text classification: one of several labels per text, from an encoder's first token or a decoder's last."""
 
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
@@ -13,29 +13,30 @@ from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.ending import Ending
 from tunesmith.models.heads import class_logits
-from tunesmith.objectives.labels import Weights, check_weights, found, place_of
+from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index
 from tunesmith.objectives.whole_text import NewHead
 
 
 class Classification(NewHead):
-    """loss = −log softmax(head(h))[label], with h the first token's last hidden state in an encoder (Devlin et al.
-    2019, section 4.1), the last token's in a decoder (Radford et al. 2018, section 3.2)."""
+    """loss = −log softmax(head(h))[label]. h is the last hidden state of the first token in an encoder (Devlin et al.
+    2019, section 4.1), and of the last token in a decoder (Radford et al. 2018, section 3.2)."""
 
     kind: Literal["classification"] = "classification"
 
     labels: list[str] | None = None
-    """The classes' names, in the order of the head's outputs. Default: all that the training rows hold, sorted."""
+    """The class names, in the order of the head's outputs. Default: every label in the training rows, sorted."""
 
     class_weights: Weights = None
-    """What each class's loss is multiplied by: by name, those not named by 1; or `best_fit_balanced`, rows / (classes · rows of
-    the class), for rare classes (King & Zeng 2001). Default: all alike, so that probabilities are the rows' own."""
+    """The factor on each class's loss: a mapping from class name to factor (1 for a class that is missing), or
+    `balanced` for rows / (classes · rows of the class), which helps rare classes (King & Zeng 2001). Default: 1 for
+    every class, so that the predicted probabilities match the class frequencies of the training rows."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """ε: learn (1 − ε) of the class and ε / classes of every other (Szegedy et al. 2016, section 7). 0: probabilities
-    are then as sure as the rows are."""
+    """ε: the target is (1 − ε) onehot + ε / classes (Szegedy et al. 2016, section 7). Default 0: smoothing would make
+    the predicted probabilities less confident than the rows are."""
 
     formats: ClassVar[tuple[str, ...]] = ("classification",)
-    loss_unit: ClassVar[str] = "nats a text"
+    loss_unit: ClassVar[str] = "nats per text"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -46,13 +47,13 @@ class Classification(NewHead):
         return Ending("classes", tuple(self.labels or ()))
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "Classification":
-        """With the labels that the training rows hold, where the recipe names none.
+        """Take the labels from the training rows, if the recipe names none, and compute balanced class weights.
 
         Raises:
-            UserError: they hold fewer than two.
+            UserError: the training rows have fewer than two labels, or a class weight names an unknown class.
         """
         if self.labels is None or self.class_weights == "balanced":
-            labels, counts = found((str(each.label) for each in read()), self.labels, 2, "A classifier")
+            labels, counts = count_labels((str(row.label) for row in read()), self.labels, 2, "A classifier")
             weights = self.class_weights
             if weights == "balanced":
                 weights = {name: counts.total() / (len(counts) * count) for name, count in sorted(counts.items())}
@@ -61,8 +62,8 @@ class Classification(NewHead):
         return self
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
-        place = place_of(str(example.label), self.labels or [], example.source)
-        return [Rendering(example.text or "", (), targets=(place,))]
+        target = label_index(str(example.label), self.labels or [], example.source)
+        return [Rendering(example.text or "", (), targets=(target,))]
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
@@ -73,5 +74,5 @@ class Classification(NewHead):
             logits, batch.labels[:, 0].long(), weight, reduction="sum", label_smoothing=self.label_smoothing
         )
 
-    def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return functional.cross_entropy(class_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")

@@ -1,6 +1,7 @@
-"""A smaller student learns what a teacher would have said: the whole distribution at every learnt token.
+"""Knowledge distillation: a smaller student learns a teacher's full distribution at every loss token.
 
-The teacher's answers alone, without its probabilities, are learnt as instructions are: `tunesmith answer` writes them.
+To train on the teacher's answers alone, without its probabilities, write them with `tunesmith answer` and use the
+`instruction` objective.
 """
 
 from typing import Any, Literal
@@ -25,22 +26,24 @@ from tunesmith.models.prompts import plain_model
 
 
 class Distillation(ObjectiveConfig):
-    """loss = Σ (1 − λ) T² KL(teacher ‖ student), both softened by T, − λ log p(xₜ | x₍<t₎), over the learnt tokens
-    (Hinton et al. 2015, section 2; of language models Sanh et al. 2019, section 2)."""
+    """loss = Σ (1 − λ) T² KL(teacher ‖ student), both softened by T, − λ log p(xₜ | x₍<t₎), over the loss tokens
+    (Hinton et al. 2015, section 2; for language models Sanh et al. 2019, section 2)."""
 
     kind: Literal["distillation"] = "distillation"
 
     teacher: str
-    """A run, an adapter, a model's directory or a hub name: of the student's vocabulary, and mostly larger."""
+    """A run, an adapter, a model directory or a hub name. It must have the student's vocabulary; it is usually larger
+    than the student."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """T, by which both models' logits are divided. 1: a language model's probabilities are soft as they are."""
+    """T: both models' logits are divided by it. Default 1: a language model's probabilities are soft enough."""
 
     label_share: float = Field(default=0.0, ge=0, le=1)
-    """λ: how much of the loss is of the rows' own tokens. 0: the teacher has seen rows like them."""
+    """λ: the share of the loss that comes from the rows' own tokens. Default 0: the teacher was trained on rows like
+    these."""
 
     learn: Learn = "assistant"
-    """Whose tokens: every assistant turn, the last one, or the whole conversation. Of raw texts: all."""
+    """Which tokens have a loss: every assistant turn, the last one, or the full conversation. In raw text, all do."""
 
     _teacher: Any = PrivateAttr(default=None)
 
@@ -53,24 +56,26 @@ class Distillation(ObjectiveConfig):
         return () if self._teacher is None else (self._teacher,)
 
     def begin(self, model: PreTrainedModel, base: Base) -> None:
-        """Load the teacher beside the student, in its precision.
+        """Load the teacher on the student's device, in the student's precision.
 
         Raises:
-            UserError: it has another vocabulary, or does not write.
+            UserError: the teacher has a different vocabulary, or does not generate text.
         """
-        usable = ModelReference.find(self.teacher)
-        if usable.ending.kind != "vocabulary":
-            raise UserError(f"objective.teacher: {self.teacher} writes no text. Name a model that does.")
-        if usable.tokenizer().get_vocab() != load_tokenizer(base).get_vocab():
+        reference = ModelReference.find(self.teacher)
+        if reference.ending.kind != "vocabulary":
             raise UserError(
-                f"objective.teacher: {self.teacher} has another vocabulary than the student, and probabilities of "
-                "other tokens cannot be compared. Learn its answers: "
+                f"objective.teacher: {self.teacher} does not generate text. Use a causal language model instead."
+            )
+        if reference.tokenizer().get_vocab() != load_tokenizer(base).get_vocab():
+            raise UserError(
+                f"objective.teacher: {self.teacher} has a different vocabulary from the student, so their "
+                "probabilities cannot be compared. Train on the teacher's answers instead: "
                 f"tunesmith answer {self.teacher} FILE --output answers.jsonl"
             )
         if is_fake(model):
-            teacher = fake_model(usable.base, model.dtype).requires_grad_(False)
+            teacher = fake_model(reference.base, model.dtype).requires_grad_(False)
         else:
-            teacher = usable.model(model.dtype, model.device).requires_grad_(False)
+            teacher = reference.model(model.dtype, model.device).requires_grad_(False)
         if use_document_attention(plain_model(teacher)):
             use_fused_ops(plain_model(teacher))
         self._teacher = teacher
@@ -82,5 +87,5 @@ class Distillation(ObjectiveConfig):
         return distilled_loss(model, self._teacher, batch, self.temperature, self.label_share)
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Of the rows' own tokens, as everywhere: a student is used as a language model."""
+        """The next-token loss on the rows' own tokens, so that a student compares with other language models."""
         return next_token_losses(model, batch)

@@ -1,4 +1,4 @@
-"""A vector for each text, near those of texts that belong to it: for search, for telling what is alike."""
+"""Text embedding: one vector per text, close to the vectors of matching texts, for search and similarity."""
 
 from typing import ClassVar, Literal
 
@@ -18,27 +18,27 @@ from tunesmith.models.heads import vectors
 
 class Embedding(ObjectiveConfig):
     """loss = −log exp(cos(a, p) / τ) / Σ exp(cos(a, c) / τ), over all positives and negatives c of the batch (van den
-    Oord et al. 2018, eq. 4, with negatives of the batch as in Henderson et al. 2017, section 4.4)."""
+    Oord et al. 2018, eq. 4, with in-batch negatives as in Henderson et al. 2017, section 4.4)."""
 
     kind: Literal["embedding"] = "embedding"
 
     temperature: float = Field(default=0.05, gt=0)
-    """τ, by which cosines are divided. 0.05: as sentence encoders are mostly trained (Gao et al. 2021)."""
+    """τ: cosine similarities are divided by it. Default 0.05, usual for sentence encoders (Gao et al. 2021)."""
 
     pooling: Pooling = "mean"
-    """What of a text's last hidden states its vector is: their mean, the first one, or the last one (for decoders)."""
+    """How a text's last hidden states become its vector: their mean, the first one, or the last one (for decoders)."""
 
     query_prefix: str = ""
-    """Put before every anchor, where a base has learnt with one: `query: `."""
+    """Text to put before every anchor, for a base that was trained with one, such as `query: `."""
 
     document_prefix: str = ""
-    """Put before every positive and negative."""
+    """Text to put before every positive and negative."""
 
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     formats: ClassVar[tuple[str, ...]] = ("pairs",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
-    rate_share: ClassVar[float] = 0.3  # a sentence encoder's vectors are good; tried on MiniLM at 8 and 64 rows a class
-    loss_unit: ClassVar[str] = "nats a pair"
+    rate_share: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
+    loss_unit: ClassVar[str] = "nats per pair"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -60,20 +60,24 @@ class Embedding(ObjectiveConfig):
         return self._losses(model, batch)
 
     def _losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        anchors, documents, right = roles(batch)
-        found = vectors(model, batch, self.ending)
-        scores = found[anchors] @ found[documents].T / self.temperature
-        also = _also_right(batch, anchors, documents, right)
-        scores = scores.masked_fill(also & ~functional.one_hot(right, len(documents)).bool(), -torch.inf)
-        return functional.cross_entropy(scores, right, reduction="none")
+        anchors, documents, targets = roles(batch)
+        embeddings = vectors(model, batch, self.ending)
+        scores = embeddings[anchors] @ embeddings[documents].T / self.temperature
+        positives = _positives(batch, anchors, documents, targets)
+        scores = scores.masked_fill(positives & ~functional.one_hot(targets, len(documents)).bool(), -torch.inf)
+        return functional.cross_entropy(scores, targets, reduction="none")
 
     def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
         return vectors(model, batch, self.ending)
 
 
 def roles(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of a batch's documents are anchors (rows,), which are not, and where among these each row's own positive
-    stands (rows,)."""
+    """Split a batch's texts into anchors and documents.
+
+    Returns:
+        The indices of the anchors (rows,), the indices of the documents (positives and negatives), and for each row
+        the index of its positive among the documents (rows,).
+    """
     counts = torch.tensor(batch.documents_per_row, device=batch.input_ids.device)
     anchors = counts.cumsum(0) - counts
     others = torch.ones(batch.documents, dtype=torch.bool, device=counts.device)
@@ -81,13 +85,15 @@ def roles(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return anchors, others.nonzero()[:, 0], anchors - torch.arange(len(counts), device=counts.device)
 
 
-def _also_right(batch: Batch, anchors: Tensor, documents: Tensor, right: Tensor) -> Tensor:
-    """(rows, documents) whether a document is the row's own positive again, or the positive of a row that asks the
-    same: what is right for one row is not wrong for another."""
-    texts: dict[tuple[int, ...], int] = {}
-    own = torch.split(batch.input_ids[0].cpu(), batch.lengths)[: batch.documents]
-    number = torch.tensor([texts.setdefault(tuple(each.tolist()), len(texts)) for each in own], device=anchors.device)
-    same = number[documents[right]][:, None] == number[documents]
-    asked = number[anchors][:, None] == number[anchors]  # (rows, rows)
-    same[:, right] |= asked
-    return same
+def _positives(batch: Batch, anchors: Tensor, documents: Tensor, targets: Tensor) -> Tensor:
+    """(rows, documents) bool: whether a document has the text of the row's positive, or is the positive of a row with
+    the same anchor. Such a document must not be a negative for this row."""
+    number_of: dict[tuple[int, ...], int] = {}
+    texts = torch.split(batch.input_ids[0].cpu(), batch.lengths)[: batch.documents]
+    numbers = torch.tensor(
+        [number_of.setdefault(tuple(text.tolist()), len(number_of)) for text in texts], device=anchors.device
+    )
+    positives = numbers[documents[targets]][:, None] == numbers[documents]
+    same_anchor = numbers[anchors][:, None] == numbers[anchors]  # (rows, rows)
+    positives[:, targets] |= same_anchor
+    return positives

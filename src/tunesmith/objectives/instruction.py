@@ -1,4 +1,4 @@
-"""Next token on the assistant's answers, each with its end-of-turn; the prompt is read, not learnt."""
+"""Instruction tuning: next-token loss on the assistant's answers and their end-of-turn tokens, not on the prompt."""
 
 from typing import Literal
 
@@ -9,17 +9,18 @@ from tunesmith.objectives.next_token import NextToken
 
 
 class Instruction(NextToken):
-    """loss = −Σ log p(xₜ | x₍<t₎) over the learnt tokens (Ouyang et al. 2022, the supervised stage)."""
+    """loss = −Σ log p(xₜ | x₍<t₎) over the loss tokens (Ouyang et al. 2022, the supervised stage)."""
 
     kind: Literal["instruction"] = "instruction"
 
     learn: Learn = "assistant"
-    """Whose tokens: every assistant turn, the last one, or the whole conversation. Every turn: no answer is wasted."""
+    """Which tokens have a loss: every assistant turn, the last one, or the full conversation. Default: every assistant
+    turn, so that no answer is wasted."""
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         if example.messages is None:
             raise UserError(
-                f"{example.source}: raw text has no answer to learn from. Set objective: {{kind: text}}, "
-                "or name the columns that hold question and answer in data.columns."
+                f"{example.source}: raw text has no answer to train on. Set objective: {{kind: text}}, "
+                "or name the question and answer columns in data.columns."
             )
         return renderer.render(example, learn=self.learn)

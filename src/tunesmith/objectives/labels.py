@@ -1,4 +1,4 @@
-"""The names that a head tells apart: found in the training rows, named by the recipe, weighed."""
+"""A head's labels: from the training rows or from the recipe, with their class weights."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,41 +10,54 @@ from tunesmith.errors import UserError
 Weights = Literal["balanced"] | dict[str, float] | None
 
 
-def found(names: Iterable[str], wanted: Sequence[str] | None, least: int, what: str) -> tuple[list[str], Counter[str]]:
-    """All names, sorted, or those wanted; and how often each stands in the training rows.
+def count_labels(
+    names: Iterable[str], labels: Sequence[str] | None, minimum: int, what: str
+) -> tuple[list[str], Counter[str]]:
+    """Collect the labels of the training rows and count them.
+
+    Args:
+        names: the label of every training row.
+        labels: the recipe's labels; None to take all labels of the rows, sorted.
+        minimum: how many labels there must be, 1 or 2.
+        what: the subject of the error message.
+
+    Returns:
+        The labels, and how often each occurs in the training rows.
 
     Raises:
-        UserError: there are fewer than `least`.
+        UserError: there are fewer than `minimum` labels.
     """
     counts = Counter(names)
-    labels = list(wanted) if wanted is not None else sorted(counts)
-    if len(labels) < least:
-        shown = f"only {labels[0]!r}" if labels else "none"
-        number = {1: "one class", 2: "two classes"}[least]
-        raise UserError(f"{what} needs {number} or more, and the training rows hold {shown}.")
-    return labels, counts
+    chosen = list(labels) if labels is not None else sorted(counts)
+    if len(chosen) < minimum:
+        shown = f"only {chosen[0]!r}" if chosen else "none"
+        number = {1: "one class", 2: "two classes"}[minimum]
+        raise UserError(f"{what} needs {number} or more, but the training rows have {shown}.")
+    return chosen, counts
 
 
 def check_weights(weights: Weights, labels: Sequence[str]) -> None:
-    """Raises:
-    UserError: a weight is of no class.
-    """
-    named: Mapping[str, float] = weights if isinstance(weights, dict) else {}
-    unknown = next((name for name in named if name not in labels), None)
-    if unknown is not None:
-        raise UserError(f"objective.class_weights: {unknown!r} is no class. Known: {', '.join(labels)}.")
-
-
-def place_of(label: str, labels: Sequence[str], source: Source, what: str = "its label") -> int:
-    """Where the name stands among the head's outputs.
+    """Check that every class weight names a class.
 
     Raises:
-        UserError: nowhere.
+        UserError: a weight names an unknown class.
+    """
+    factors: Mapping[str, float] = weights if isinstance(weights, dict) else {}
+    unknown = next((name for name in factors if name not in labels), None)
+    if unknown is not None:
+        raise UserError(f"objective.class_weights: {unknown!r} is not a class. The classes are: {', '.join(labels)}.")
+
+
+def label_index(label: str, labels: Sequence[str], source: Source, what: str = "its label") -> int:
+    """The index of the label among the head's outputs.
+
+    Raises:
+        UserError: the label is unknown.
     """
     if label not in labels:
         raise UserError(
-            f"{source}: {what} {label!r} is none of objective.labels ({', '.join(labels[:8])}"
-            f"{' …' if len(labels) > 8 else ''}). Mend the row, add the label, or leave labels out to take all "
-            "that the training rows hold."
+            f"{source}: {what} {label!r} is not in objective.labels ({', '.join(labels[:8])}"
+            f"{' …' if len(labels) > 8 else ''}). Fix the row, add the label, or remove objective.labels to use "
+            "every label in the training rows."
         )
     return labels.index(label)

@@ -1,4 +1,4 @@
-"""Any number of labels for each text: a probability for each, apart from the others."""
+"""Multi-label classification: any number of labels per text, each with an independent probability."""
 
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.ending import Ending
 from tunesmith.models.heads import class_logits
-from tunesmith.objectives.labels import Weights, check_weights, found, place_of
+from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index
 from tunesmith.objectives.whole_text import NewHead
 
 
@@ -23,14 +23,15 @@ class MultiLabel(NewHead):
     kind: Literal["multi_label"] = "multi_label"
 
     labels: list[str] | None = None
-    """The labels' names, in the order of the head's outputs. Default: all that the training rows hold, sorted."""
+    """The label names, in the order of the head's outputs. Default: every label in the training rows, sorted."""
 
     class_weights: Weights = None
-    """What a label's loss is multiplied by where it holds: by name, those not named by 1; or `best_fit_balanced`, rows without
-    it / rows with it, for rare labels. Default: 1, so that probabilities are the rows' own."""
+    """The factor on a label's loss in rows that have it: a mapping from label name to factor (1 for a label that is
+    missing), or `balanced` for rows without the label / rows with it, which helps rare labels. Default: 1, so that the
+    predicted probabilities match the label frequencies of the training rows."""
 
     formats: ClassVar[tuple[str, ...]] = ("multi_label",)
-    loss_unit: ClassVar[str] = "nats a label"
+    loss_unit: ClassVar[str] = "nats per label"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -41,14 +42,14 @@ class MultiLabel(NewHead):
         return Ending("classes", tuple(self.labels or ()), "multi_label_classification")
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "MultiLabel":
-        """With the labels that the training rows hold, where the recipe names none.
+        """Take the labels from the training rows, if the recipe names none, and compute balanced class weights.
 
         Raises:
-            UserError: they hold none.
+            UserError: the training rows have no label, or a class weight names an unknown label.
         """
         if self.labels is None or self.class_weights == "balanced":
-            rows = [each.label for each in read() if isinstance(each.label, tuple)]
-            labels, counts = found((name for row in rows for name in row), self.labels, 1, "A classifier")
+            rows = [example.label for example in read() if isinstance(example.label, tuple)]
+            labels, counts = count_labels((name for row in rows for name in row), self.labels, 1, "A classifier")
             weights = self.class_weights
             if weights == "balanced":
                 weights = {name: max(1, len(rows) - count) / count for name, count in sorted(counts.items())}
@@ -59,8 +60,8 @@ class MultiLabel(NewHead):
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         labels = self.labels or []
         names = example.label if isinstance(example.label, tuple) else ()
-        places = {place_of(name, labels, example.source, "one of its labels") for name in names}
-        return [Rendering(example.text or "", (), targets=tuple(float(n in places) for n in range(len(labels))))]
+        present = {label_index(name, labels, example.source, "one of its labels") for name in names}
+        return [Rendering(example.text or "", (), targets=tuple(float(n in present) for n in range(len(labels))))]
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
@@ -70,6 +71,6 @@ class MultiLabel(NewHead):
         losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, pos_weight=weight, reduction="none")
         return losses.mean(-1).sum()
 
-    def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(-1)

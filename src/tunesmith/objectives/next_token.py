@@ -1,4 +1,4 @@
-"""What objectives of written text share: the next token, where it is learnt."""
+"""The next-token loss that the text-generation objectives share."""
 
 from abc import ABC
 
@@ -12,15 +12,15 @@ from tunesmith.models.forward import next_token_loss, next_token_losses
 
 
 class NextToken(ObjectiveConfig, ABC):
-    """loss = −Σ log p(xₜ | x₍<t₎) over the learnt tokens. Evaluation takes this alone, without what regularizes."""
+    """loss = −Σ log p(xₜ | x₍<t₎) over the loss tokens. Evaluation uses only this: no smoothing, no z-loss."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """ε: learn (1 − ε) of the token and ε / vocabulary of every other (Szegedy et al. 2016, section 7). 0: a language
-    model's probabilities are used as they are, and smoothing flattens them."""
+    """ε: the target is (1 − ε) onehot + ε / vocabulary (Szegedy et al. 2016, section 7). Default 0: a language model's
+    probabilities are used as they are, and smoothing flattens them."""
 
     z_loss: float = Field(default=0.0, ge=0)
-    """λ of λ (log Z)² a token, Z being the softmax's sum (Chowdhery et al. 2022, section 5: 1e-4). 0: what drifts in
-    long pretraining does not in a fine-tuning."""
+    """λ: adds λ (log Z)² per token, where Z is the softmax's sum (Chowdhery et al. 2022, section 5: 1e-4). Default 0:
+    logits drift in long pretraining, not in fine-tuning."""
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return next_token_loss(model, batch, self.label_smoothing, self.z_loss)

@@ -1,4 +1,4 @@
-"""A value for each text: a rating, a similarity, a price."""
+"""Text regression: one value per text, such as a rating, a similarity or a price."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -19,26 +19,27 @@ from tunesmith.models.heads import class_logits, last_linear
 from tunesmith.objectives.whole_text import NewHead
 
 FAR = 10.0
-"""Spreads from 0 past which a head without a bias does not come to the values' mean."""
+"""How many spreads the mean may be from 0: beyond this, a head without a bias does not reach the mean of the values."""
 
 
 class Regression(NewHead):
     """loss = ((head(h) − y) / s)², with s the spread of the training rows' values and h as in `classification`.
 
-    The head begins at the values' mean and spread, with a rate to match: AdamW then does what it would on values of
-    mean 0 and spread 1, and the model gives values as the rows have them. Decoders' heads have no bias and begin at 0.
+    The head starts at the mean and spread of the values, with a learning rate to match. AdamW then behaves as on values
+    of mean 0 and spread 1, and the model predicts values in the rows' own unit. A decoder's head has no bias and starts
+    at 0.
     """
 
     kind: Literal["regression"] = "regression"
 
     mean: float | None = None
-    """Where the head begins. Default: the mean of the training rows' values."""
+    """The head's initial output. Default: the mean of the training rows' values."""
 
     spread: float | None = Field(default=None, gt=0)
-    """The size of one step of the values. Default: their standard deviation in the training rows."""
+    """The scale of the values. Default: their standard deviation in the training rows."""
 
     formats: ClassVar[tuple[str, ...]] = ("regression",)
-    loss_unit: ClassVar[str] = "squared spreads a text"
+    loss_unit: ClassVar[str] = "squared spreads per text"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -49,16 +50,18 @@ class Regression(NewHead):
         return Ending("classes", ("value",), "regression")
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "Regression":
-        """With the training rows' mean and spread.
+        """Compute the mean and spread of the training rows, unless the recipe sets them.
 
         Raises:
-            UserError: all rows have one value.
+            UserError: all rows have the same value.
         """
         if self.mean is not None and self.spread is not None:
             return self
-        values = [each.label for each in read() if isinstance(each.label, float)]
+        values = [example.label for example in read() if isinstance(example.label, float)]
         if len(set(values)) < 2:
-            raise UserError("Regression needs rows of different values, and the training rows hold one value or none.")
+            raise UserError(
+                "Regression needs rows with different values, but the training rows have one value or none."
+            )
         mean, spread = statistics.fmean(values), statistics.pstdev(values)
         return self.model_copy(
             update={"mean": mean if self.mean is None else self.mean, "spread": self.spread or spread}
@@ -68,9 +71,9 @@ class Regression(NewHead):
         head = last_linear(model)
         if head.bias is None and abs(self.mean or 0.0) > FAR * (self.spread or 1.0):
             raise UserError(
-                f"objective: regression: the values lie around {self.mean:,.4g} and differ by {self.spread:,.3g}, "
-                f"and {type(model).__name__}'s head has no bias to begin there. Subtract {self.mean:,.4g} from the "
-                "scores, or use an encoder."
+                f"objective: regression: the values have mean {self.mean:,.4g} and spread {self.spread:,.3g}, but "
+                f"{type(model).__name__}'s head has no bias, so it cannot start there. Subtract {self.mean:,.4g} from "
+                "the scores, or use an encoder."
             )
         with torch.no_grad():
             head.weight.mul_(self.spread or 1.0)
@@ -85,5 +88,5 @@ class Regression(NewHead):
         assert isinstance(example.label, float)
         return [Rendering(example.text or "", (), targets=(example.label,))]
 
-    def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return ((class_logits(model, batch).float() - batch.labels) / (self.spread or 1.0)).square()[:, 0]

@@ -1,4 +1,4 @@
-"""Sequence to sequence: an encoder reads the question, a decoder learns to write the answer (T5, BART)."""
+"""Sequence to sequence: an encoder reads the question, a decoder learns to generate the answer (T5, BART)."""
 
 from typing import ClassVar, Literal
 
@@ -10,8 +10,8 @@ from tunesmith.objectives.next_token import NextToken
 
 
 class Seq2Seq(NextToken):
-    """loss = −Σ log p(yₜ | y₍<t₎, x) over the answer's tokens and its end, of the text x (Raffel et al. 2020, section
-    2.1; Lewis et al. 2020, section 3.3)."""
+    """loss = −Σ log p(yₜ | y₍<t₎, x) over the answer's tokens and its end token, given the text x (Raffel et al. 2020,
+    section 2.1; Lewis et al. 2020, section 3.3)."""
 
     kind: Literal["seq2seq"] = "seq2seq"
 
@@ -20,9 +20,9 @@ class Seq2Seq(NextToken):
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         if example.messages is None:
             raise UserError(
-                f"{example.source}: raw text has no answer to learn from. Name the columns that hold question and "
-                "answer in data.columns."
+                f"{example.source}: raw text has no answer to train on. Name the question and answer columns in "
+                "data.columns."
             )
-        *asked, answer = example.messages
-        said = str(answer["content"])
-        return [Rendering(said, ((0, len(said)),), source=source_text(asked))]
+        *prompt, answer = example.messages
+        target = str(answer["content"])
+        return [Rendering(target, ((0, len(target)),), source=source_text(prompt))]

@@ -1,4 +1,4 @@
-"""Next token on raw text: continued pretraining for a domain, or pretraining from nothing."""
+"""Next-token loss on raw text: continued pretraining on a domain, or pretraining from scratch."""
 
 from typing import ClassVar, Literal
 
@@ -8,17 +8,18 @@ from tunesmith.objectives.next_token import NextToken
 
 
 class Text(NextToken):
-    """loss = −Σ log p(xₜ | x₍<t₎) over all tokens of a document and its end (Radford et al. 2018, eq. 1).
+    """loss = −Σ log p(xₜ | x₍<t₎) over all tokens of a document and its end token (Radford et al. 2018, eq. 1).
 
-    Documents are never mixed: attention stays inside each, also when many are packed into one batch. Chats are
-    rendered through the template and learnt as text.
+    Attention stays within each document, also when many are packed into one batch. Chats are rendered through the chat
+    template and trained on as text.
     """
 
     kind: Literal["text"] = "text"
 
     concatenate: bool = False
-    """Lay documents end to end into rows of `data.max_length` that look across documents' ends, as many pretraining
-    recipes do (Brown et al. 2020, section 2.2). Off: what stands before a document says nothing of it."""
+    """Concatenate documents into rows of `data.max_length`, with attention across document boundaries, as many
+    pretraining recipes do (Brown et al. 2020, section 2.2). Default false: the preceding document carries no
+    information about the next one."""
 
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "split"
 

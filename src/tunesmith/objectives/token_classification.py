@@ -1,4 +1,4 @@
-"""A tag for each word: named entities, parts of speech."""
+"""Token classification: one tag per word, such as named entities or parts of speech."""
 
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
@@ -14,27 +14,27 @@ from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.ending import Ending
 from tunesmith.models.heads import tag_logits
-from tunesmith.objectives.labels import found, place_of
+from tunesmith.objectives.labels import count_labels, label_index
 from tunesmith.objectives.whole_text import NewHead
 
 
 class TokenClassification(NewHead):
-    """loss = −Σ log softmax(head(h))[tag] over words, h being the last hidden state of a word's first token (Devlin et
-    al. 2019, section 5.3)."""
+    """loss = −Σ log softmax(head(h))[tag] over words, where h is the last hidden state of a word's first token (Devlin
+    et al. 2019, section 5.3)."""
 
     kind: Literal["token_classification"] = "token_classification"
 
     labels: list[str] | None = None
-    """The tags' names, in the order of the head's outputs: for entities `O`, `B-…`, `I-…` (Ramshaw & Marcus 1995).
-    Default: all that the training rows hold, sorted."""
+    """The tag names, in the order of the head's outputs: for entities `O`, `B-…`, `I-…` (Ramshaw & Marcus 1995).
+    Default: every tag in the training rows, sorted."""
 
     formats: ClassVar[tuple[str, ...]] = ("words", "entities")
     bases: ClassVar[tuple[BaseKind, ...]] = ("encoder",)
-    loss_unit: ClassVar[str] = "nats a word"
+    loss_unit: ClassVar[str] = "nats per word"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """By entities, where tags make some."""
+        """Entity F1 comes first if the tags are `B-` tags."""
         entities = any(label.startswith("B-") for label in self.labels or ())
         return ("entity_f1", "tag_accuracy") if entities else ("tag_accuracy",)
 
@@ -43,22 +43,23 @@ class TokenClassification(NewHead):
         return Ending("tags", tuple(self.labels or ()))
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "TokenClassification":
-        """With the tags that the training rows hold, where the recipe names none.
+        """Take the tags from the training rows, if the recipe names none.
 
         Raises:
-            UserError: they hold fewer than two.
+            UserError: the training rows have fewer than two tags.
         """
         if self.labels is not None:
             return self
-        labels, _ = found((tag for each in read() for *_, tag in each.spans or ()), None, 2, "A tagger")
+        tags = (tag for example in read() for *_, tag in example.spans or ())
+        labels, _ = count_labels(tags, None, 2, "A tagger")
         return self.model_copy(update={"labels": labels})
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         spans = example.spans or ()
-        tags = tuple(float(place_of(tag, self.labels or [], example.source, "a tag")) for *_, tag in spans)
+        tags = tuple(float(label_index(tag, self.labels or [], example.source, "a tag")) for *_, tag in spans)
         return [Rendering(example.text or "", tuple((start, end) for start, end, _ in spans), targets=tags)]
 
-    def plain_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return functional.cross_entropy(tag_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")
 
     def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:

@@ -1,1 +1,1 @@
-"""The few operations where the time and memory go; a plain reference beside each fast version."""
+"""The operations that take most of the time and memory, each with a plain reference beside the fast version."""

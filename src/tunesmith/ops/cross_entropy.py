@@ -1,7 +1,7 @@
-"""Cross-entropy straight from hidden states, a chunk of rows at a time, so that the full logits never exist.
+"""Fused linear cross-entropy, computed from hidden states in chunks of rows: the full logits never exist.
 
-With z = f(h Wᵀ + b), where f scales and soft-caps as the family does: loss = Σᵢ log Σⱼ exp zᵢⱼ − zᵢ,yᵢ.
-The gradient of a chunk is (softmax(z) − onehot(y)) · f′, formed in place while its logits are at hand, as in
+With z = f(h Wᵀ + b), where f is the model family's scale and soft cap: loss = Σᵢ log Σⱼ exp zᵢⱼ − zᵢ,yᵢ.
+The gradient of a chunk is (softmax(z) − onehot(y)) · f′, computed in place while the chunk's logits exist, as in
 Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, section 3.2).
 """
 
@@ -14,12 +14,12 @@ from torch.nn.functional import linear, pad
 
 from tunesmith.ops import cuda, native
 
-CHUNK_BYTES = 16 * 2**20  # of logits in a chunk: larger ones miss the caches
-CHUNK_ROWS = 256  # at least: for fewer, a product's time goes into rearranging the head's weight
+CHUNK_BYTES = 16 * 2**20  # of logits per chunk; larger chunks do not fit the caches
+CHUNK_ROWS = 256  # at least; with fewer, most of a matmul's time goes into reordering the head's weight
 
 ROWS = 64
-"""A chunk's rows are a multiple of it, the last one's filled up with zeros: a product of a shape that has not been seen
-before costs a CPU milliseconds of code generation and a megabyte that is kept."""
+"""The rows of a chunk are a multiple of this; the last chunk is padded with zeros. On a CPU, a matmul of a new shape
+costs milliseconds of code generation and a megabyte that is never freed."""
 
 
 class Head(NamedTuple):
@@ -34,14 +34,14 @@ class Head(NamedTuple):
 def cross_entropy_reference(
     hidden: Tensor, head: Head, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
-    """The definition. `linear_cross_entropy` is held to this.
+    """The definition. `linear_cross_entropy` is tested against this.
 
     Args:
         hidden: (rows, hidden).
         head: the last layer.
         labels: (rows,) int64, each in [0, vocab).
-        smoothing: ε of label smoothing: the target is (1 − ε) onehot + ε / vocab (Szegedy et al. 2016, section 7).
-        z_loss: λ of λ (log Σⱼ exp zⱼ)², which keeps logits from drifting (Chowdhery et al. 2022, section 5).
+        smoothing: ε of label smoothing; the target is (1 − ε) onehot + ε / vocab (Szegedy et al. 2016, section 7).
+        z_loss: λ; adds λ (log Σⱼ exp zⱼ)² per row, which keeps logits from drifting (Chowdhery et al. 2022, section 5).
 
     Returns:
         Scalar: the sum over rows, in nats.
@@ -59,28 +59,38 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`cross_entropy_reference` in chunks of about `CHUNK_BYTES` of logits.
 
-    Gradients of `hidden`, `head.weight` and `head.bias` are formed in the forward pass, each only where asked for.
+    The forward pass computes the gradients of `hidden`, `head.weight` and `head.bias`, each only if it is required.
+
+    Args:
+        hidden: (rows, hidden).
+        head: the last layer.
+        labels: (rows,) int64, each in [0, vocab).
+        smoothing: ε of label smoothing.
+        z_loss: λ of the z-loss.
+
+    Returns:
+        Scalar: the sum over rows, in nats.
     """
     loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, head, labels, smoothing, z_loss)
     return loss
 
 
 def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
-    """Each row's own loss (rows,), fp32 or wider, without gradients: for evaluation."""
+    """The loss of each row (rows,), fp32 or wider, without gradients, for evaluation."""
     losses = []
     with torch.no_grad():
-        for rows, targets, real in _chunks(hidden, labels, head.weight):
-            losses.append(_losses_and_gradient(rows, head, targets, wants_gradient=False)[0][:real])
+        for rows, targets, count in _chunks(hidden, labels, head.weight):
+            losses.append(_losses_and_gradient(rows, head, targets, needs_gradient=False)[0][:count])
     return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
 
 def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Rows and their labels, filled up to a multiple of `ROWS`, and how many of them are real."""
-    least = CHUNK_ROWS * (4 if weight.is_cuda else 1)  # a GPU's thousands of cores want more at once
-    size = max(least, CHUNK_BYTES // (weight.element_size() * weight.shape[0]) // ROWS * ROWS)
+    """Rows and their labels, padded to a multiple of `ROWS`, and how many rows are not padding."""
+    minimum = CHUNK_ROWS * (4 if weight.is_cuda else 1)  # a GPU needs larger chunks to use all of its cores
+    size = max(minimum, CHUNK_BYTES // (weight.element_size() * weight.shape[0]) // ROWS * ROWS)
     for rows, targets in zip(hidden.split(size), labels.split(size), strict=True):
-        missing = -len(rows) % ROWS
-        yield pad(rows, (0, 0, 0, missing)), pad(targets, (0, missing)), len(rows)
+        padding = -len(rows) % ROWS
+        yield pad(rows, (0, 0, 0, padding)), pad(targets, (0, padding)), len(rows)
 
 
 def logits_of(rows: Tensor, head: Head) -> Tensor:
@@ -108,30 +118,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss: float,
     ) -> Tensor:
         head = Head(weight, bias, head.scale, head.softcap)
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        loss = hidden.new_zeros((), dtype=wide)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias and bias is not None else None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        wide_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        loss = hidden.new_zeros((), dtype=wide_dtype)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide_dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide_dtype) if needs_bias and bias is not None else None
         start = 0
-        for rows, targets, real in _chunks(hidden, labels, weight):
-            wants_gradient = wants_hidden or wants_weight or wants_bias
+        for rows, targets, count in _chunks(hidden, labels, weight):
+            needs_gradient = needs_hidden or needs_weight or needs_bias
             if smoothing or z_loss:
-                losses, g = _smoothed_losses_and_gradient(rows, head, targets, wants_gradient, smoothing, z_loss)
+                losses, g = _smoothed_losses_and_gradient(rows, head, targets, needs_gradient, smoothing, z_loss)
             else:
-                losses, g = _losses_and_gradient(rows, head, targets, wants_gradient)
-            loss += losses[:real].sum()
+                losses, g = _losses_and_gradient(rows, head, targets, needs_gradient)
+            loss += losses[:count].sum()
             if g is not None:
-                g[real:] = 0
+                g[count:] = 0
                 if grad_hidden is not None:
-                    grad_hidden[start : start + real] = (g @ weight)[:real]
+                    grad_hidden[start : start + count] = (g @ weight)[:count]
                 if grad_weight is not None:
                     grad_weight += g.T @ rows
                 if grad_bias is not None:
                     grad_bias += g.sum(0)
-            del g  # before the next chunk's logits are made
-            start += real
+            del g  # free it before the next chunk's logits exist
+            start += count
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return loss
@@ -140,31 +150,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
-        up = grads[0]
+        grad = grads[0]
         return (
-            None if grad_hidden is None else grad_hidden * up.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * up).to(weight_dtype),
-            None if grad_bias is None else (grad_bias * up).to(bias_dtype),
+            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * grad).to(weight_dtype),
+            None if grad_bias is None else (grad_bias * grad).to(bias_dtype),
             *[None] * 4,
         )
 
 
 def _losses_and_gradient(
-    rows: Tensor, head: Head, targets: Tensor, wants_gradient: bool
+    rows: Tensor, head: Head, targets: Tensor, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Each row's loss (rows,), and ∂loss/∂(h Wᵀ + b) (rows, vocab) in the rows' precision where it is wanted."""
+    """Each row's loss (rows,), and ∂loss/∂(h Wᵀ + b) (rows, vocab) in the rows' dtype if it is needed."""
     if head.softcap is None and native.takes(rows, head.weight):
         z = linear(rows, head.weight, head.bias)
         losses = rows.new_empty(len(rows), dtype=torch.float32)
-        native.call("cross_entropy", z.dtype, z, targets, losses, *z.shape, head.scale, wants_gradient)
-        return losses, z if wants_gradient else None
+        native.call("cross_entropy", z.dtype, z, targets, losses, *z.shape, head.scale, needs_gradient)
+        return losses, z if needs_gradient else None
     if head.softcap is None and head.scale == 1.0 and rows.is_cuda and cuda.liger("cross_entropy"):
-        return cuda.losses_and_gradient(linear(rows, head.weight, head.bias), targets, wants_gradient)
-    return _smoothed_losses_and_gradient(rows, head, targets, wants_gradient)
+        return cuda.losses_and_gradient(linear(rows, head.weight, head.bias), targets, needs_gradient)
+    return _smoothed_losses_and_gradient(rows, head, targets, needs_gradient)
 
 
 def _smoothed_losses_and_gradient(
-    rows: Tensor, head: Head, targets: Tensor, wants_gradient: bool, smoothing: float = 0.0, z_loss: float = 0.0
+    rows: Tensor, head: Head, targets: Tensor, needs_gradient: bool, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """`_losses_and_gradient` with smoothed labels and λ (log Z)²: ∂/∂z = p (1 + 2 λ log Z) − (1 − ε) onehot − ε / V."""
     z = logits_of(rows, head)
@@ -173,7 +183,7 @@ def _smoothed_losses_and_gradient(
     losses = -(1 - smoothing) * log_p.gather(-1, targets[:, None])[:, 0] + z_loss * log_z[:, 0].square()
     if smoothing:
         losses -= smoothing * log_p.mean(-1)
-    if not wants_gradient:
+    if not needs_gradient:
         return losses, None
     g = log_p.exp_()
     if smoothing or z_loss:
@@ -183,7 +193,7 @@ def _smoothed_losses_and_gradient(
 
 
 def _through_head(g: Tensor, z: Tensor, head: Head) -> Tensor:
-    """∂loss/∂(h Wᵀ + b) of ∂loss/∂z, in its memory."""
+    """∂loss/∂(h Wᵀ + b) from ∂loss/∂z, computed in place."""
     if head.softcap is not None:
-        g.mul_(1 - (z / head.softcap).square())  # d tanh
+        g.mul_(1 - (z / head.softcap).square())  # derivative of tanh
     return g if head.scale == 1.0 else g.mul_(head.scale)

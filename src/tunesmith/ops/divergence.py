@@ -1,4 +1,4 @@
-"""What a student's logits miss of a teacher's (Hinton et al. 2015)."""
+"""The distillation loss between a student's and a teacher's logits (Hinton et al. 2015)."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -14,16 +14,18 @@ def distillation_loss(
     Args:
         student, teacher: logits (rows, vocab), fp32 or wider.
         labels: (rows,) int64.
-        temperature: T.
-        label_share: λ.
+        temperature: T, divides both models' logits.
+        label_share: λ, the share of the loss on the labels.
 
     Returns:
         Scalar: the sum over rows, in nats.
     """
     loss = student.new_zeros(())
     if label_share < 1:
-        softened, wanted = (functional.log_softmax(each / temperature, -1) for each in (student, teacher))
-        divergence = functional.kl_div(softened, wanted, reduction="sum", log_target=True)
+        student_log_p, teacher_log_p = (
+            functional.log_softmax(logits / temperature, -1) for logits in (student, teacher)
+        )
+        divergence = functional.kl_div(student_log_p, teacher_log_p, reduction="sum", log_target=True)
         loss = loss + (1 - label_share) * temperature**2 * divergence
     if label_share > 0:
         loss = loss + label_share * functional.cross_entropy(student, labels, reduction="sum")

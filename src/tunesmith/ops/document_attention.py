@@ -1,6 +1,6 @@
-"""Attention over documents laid end to end, each attending to itself alone (and to a prefix that all of them share).
+"""Attention over packed documents: tokens attend only within their own document, and to a prefix that all share.
 
-softmax(q kᵀ · scale + mask) v  per document (Vaswani et al. 2017, eq. 1), which is what each document would get alone.
+softmax(q kᵀ · scale + mask) v  per document (Vaswani et al. 2017, eq. 1), the same as for each document by itself.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 from tunesmith.ops import cuda, native
 
 Prefix = tuple[Tensor, Tensor]
-"""Keys (1, kv_heads, prefix, dim) and values (1, kv_heads, prefix, value_dim) that stand before every document."""
+"""Keys (1, kv_heads, prefix, dim) and values (1, kv_heads, prefix, value_dim) that come before every document."""
 
 
 def document_attention_reference(
@@ -28,19 +28,19 @@ def document_attention_reference(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """The definition, with one explicit mask over the whole row. `document_attention` is held to this.
+    """The definition, with one explicit mask over the full row. `document_attention` is tested against this.
 
     Args:
         q: (1, heads, tokens, dim).
         k: (1, kv_heads, tokens, dim); heads is a multiple of kv_heads (grouped queries, Ainslie et al. 2023).
         v: (1, kv_heads, tokens, value_dim).
-        lengths: of the documents, in order; they add up to tokens.
+        lengths: tokens of each document, in order; they add up to tokens.
         scale: multiplies q kᵀ.
-        window: how near a token must be to be seen: distance < window, itself at 0; None for all.
-        causal: whether a token sees those after it (encoders) or not (decoders).
-        prefix: what stands before every document, seen from within the window.
+        window: a token attends to tokens at a distance < window (itself: 0); None for no limit.
+        causal: whether a token attends only to itself and earlier tokens (decoders), or to later ones too (encoders).
+        prefix: keys and values before every document, subject to the window.
         softcap: scores become softcap · tanh(scores / softcap) (Gemma team 2024, section 2).
-        sinks: (heads,) a score each that takes part in the softmax and has no value (Agarwal et al. 2025, gpt-oss).
+        sinks: (heads,), one score per head that enters the softmax but has no value (Agarwal et al. 2025, gpt-oss).
 
     Returns:
         (1, heads, tokens, value_dim).
@@ -64,8 +64,8 @@ def document_attention_reference(
 
 
 LENGTH_STEP = 32
-"""Within the kernel, lengths are a multiple of it: each new one costs a CPU milliseconds of code generation, and
-megabytes that are kept."""
+"""Documents are padded to a multiple of this for PyTorch's kernel. Each new length costs a CPU milliseconds of code
+generation, and megabytes that are never freed."""
 
 
 def document_attention(
@@ -81,13 +81,20 @@ def document_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """`document_attention_reference` without a mask over the row, which never exists.
+    """`document_attention_reference` without the mask over the full row.
 
-    In bf16 through the native kernel on a CPU and through FlashAttention on CUDA, which take documents as they lie.
-    Elsewhere through PyTorch's kernel for rows of one length: documents are filled up to a multiple of `LENGTH_STEP`,
-    behind their end, where no causal token looks, and those of one length go together; rows are looked up as
-    embeddings are, whose backward pass adds up what was looked up twice. Soft caps, sinks and windows
-    that look both ways go by the definition, document by document. `dropout` is the share of probabilities zeroed.
+    In bf16, a native kernel (CPU) or FlashAttention (CUDA) handles packed documents directly. Otherwise PyTorch's
+    kernel runs on padded documents: each is padded at its end, which no causal token sees, to a multiple of
+    `LENGTH_STEP`, and documents of the same padded length form one batch. The rows are gathered with `embedding`, whose
+    backward pass adds up rows that were gathered twice. Soft caps, sinks, and windows in both directions use the
+    definition on these batches.
+
+    Args:
+        q, k, v, lengths, scale, window, causal, prefix, softcap, sinks: as in `document_attention_reference`.
+        dropout: the share of attention probabilities to zero.
+
+    Returns:
+        (1, heads, tokens, value_dim).
     """
     plain = softcap is None and sinks is None and not (window and (prefix or not causal))
     by_native = native.takes(q, k, v) and _fits_native(q, v)
@@ -95,8 +102,8 @@ def document_attention(
         k, v, before = _after_prefix(k, v, lengths, prefix)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
         if by_native:
-            laid = document_layout(lengths, before)
-            out: Tensor = _DocumentAttention.apply(q, k, v, laid, scale, window, causal, dropout)
+            documents = document_layout(lengths, before)
+            out: Tensor = _DocumentAttention.apply(q, k, v, documents, scale, window, causal, dropout)
         else:
             out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
         return out.transpose(0, 1)[None]
@@ -124,26 +131,29 @@ def document_attention(
             if mask is None:
                 mask = torch.ones(length, length, dtype=torch.bool, device=q.device)
                 mask = mask.tril() if causal else mask
-            key, value = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (key, value))
+            key, value = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (key, value))
             out = _attend(query, key, value, scale, mask, dropout, softcap, sinks)
         outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (documents · length, heads · value_dim)
     rows = embedding(back, outs[0] if len(outs) == 1 else torch.cat(outs))
-    found: Tensor = rows.unflatten(-1, (q.shape[1], -1)).transpose(0, 1)[None]
-    return found
+    output: Tensor = rows.unflatten(-1, (q.shape[1], -1)).transpose(0, 1)[None]
+    return output
 
 
 def _by_length(lengths: list[int], device: torch.device) -> tuple[list[tuple[Tensor, list[int]]], Tensor]:
-    """Documents that are of one length when filled up: for each such group where its tokens lie in the row (documents,
-    length), behind a document's end its last token again, and the documents' own lengths; and where each token of the
-    row lies in all groups, one after another (tokens,)."""
+    """Group documents by padded length.
+
+    Returns:
+        For each group, the row indices of its tokens (documents, length), where padding repeats the document's last
+        token, and the documents' lengths; then each token's index in the concatenation of all groups (tokens,).
+    """
     own = np.array(lengths)
     ends = own.cumsum()
-    pack_any_order = -(-own // LENGTH_STEP) * LENGTH_STEP
+    padded = -(-own // LENGTH_STEP) * LENGTH_STEP
     back = np.empty(ends[-1], np.int64)
     groups = []
     before = 0
-    for length in dict.fromkeys(pack_any_order.tolist()):
-        (documents,) = np.nonzero(pack_any_order == length)
+    for length in dict.fromkeys(padded.tolist()):
+        (documents,) = np.nonzero(padded == length)
         at = (ends - own)[documents, None] + np.arange(length)
         inside = at < ends[documents, None]
         back[at[inside]] = before + np.flatnonzero(inside)
@@ -163,16 +173,16 @@ def _attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """softmax(scores) v with each step spelled out; `seen` says which keys each query sees."""
+    """softmax(scores) v, step by step. `seen` marks the keys that each query attends to."""
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~seen, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)], -1)
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    shares = torch.softmax(scores, -1, dtype=wide)[..., : k.shape[2]].to(q.dtype)
-    return torch.nn.functional.dropout(shares, dropout) @ v
+    wide_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    probabilities = torch.softmax(scores, -1, dtype=wide_dtype)[..., : k.shape[2]].to(q.dtype)
+    return torch.nn.functional.dropout(probabilities, dropout) @ v
 
 
 def _fits_native(q: Tensor, v: Tensor) -> bool:
@@ -180,7 +190,7 @@ def _fits_native(q: Tensor, v: Tensor) -> bool:
 
 
 def document_layout(lengths: list[int], before: int) -> Tensor:
-    """`Document` of native/attention.h, a row each: where queries start, how many, where keys start, how many."""
+    """(documents, 4): `Document` of native/attention.h per row: first query, query count, first key, key count."""
     documents = []
     start = 0
     for number, length in enumerate(lengths):
@@ -190,18 +200,18 @@ def document_layout(lengths: list[int], before: int) -> Tensor:
 
 
 def _after_prefix(k: Tensor, v: Tensor, lengths: list[int], prefix: Prefix | None) -> tuple[Tensor, Tensor, int]:
-    """Keys and values with the prefix before each document's own, and its length."""
+    """Keys and values with the prefix before each document's own, and the length of the prefix."""
     if prefix is None:
         return k, v, 0
     k, v = (
-        torch.cat([part for document in whole.split(lengths, 2) for part in (own, document)], 2)
-        for own, whole in zip(prefix, (k, v), strict=True)
+        torch.cat([part for document in row.split(lengths, 2) for part in (shared, document)], 2)
+        for shared, row in zip(prefix, (k, v), strict=True)
     )
     return k, v, prefix[0].shape[2]
 
 
 class _DocumentAttention(torch.autograd.Function):
-    """The kernels of native/attention.h. Stores q, k, v and one number a token and head; scores are computed again."""
+    """The kernels of native/attention.h. Stores q, k, v and a number per token and head; backward recomputes scores."""
 
     @staticmethod
     def forward(
@@ -215,7 +225,7 @@ class _DocumentAttention(torch.autograd.Function):
         causal: bool,
         dropout: float,
     ) -> Tensor:
-        q, k, v = (each if each.stride(2) == 1 else each.contiguous() for each in (q, k, v))
+        q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
         out = q.new_empty(q.shape)
         log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
         seed = native.random_seed() if dropout else 0
@@ -229,35 +239,37 @@ class _DocumentAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, documents, log_sums = ctx.saved_tensors
         grad = grads[0] if grads[0].stride(2) == 1 else grads[0].contiguous()
-        to = [torch.empty(each.shape, dtype=each.dtype) for each in (q, k, v)]
-        native.call_attention("attention_backward", ctx.shape, documents, len(documents), q, k, v, log_sums, grad, *to)
-        return *to, None, None, None, None, None
+        grads_qkv = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
+        native.call_attention(
+            "attention_backward", ctx.shape, documents, len(documents), q, k, v, log_sums, grad, *grads_qkv
+        )
+        return *grads_qkv, None, None, None, None, None
 
 
 def _mask(
     lengths: list[int],
-    pack_any_order: int,
+    padded: int,
     window: int | None,
     causal: bool,
     prefix: Prefix | None,
     device: torch.device,
 ) -> Tensor | None:
-    """Which keys each query may see, broadcast to (documents, heads, filled, prefix + filled) bool; None if the
-    kernel's own causal mask, or none at all, says the same."""
+    """Which keys each query attends to, broadcastable to (documents, heads, padded, prefix + padded) bool. None if the
+    kernel's own causal mask, or no mask, does the same."""
     before = 0 if prefix is None else prefix[0].shape[2]
-    reach = before + pack_any_order if window is None else window
-    narrow = before + pack_any_order > reach
-    at = torch.arange(pack_any_order, device=device)
+    reach = before + padded if window is None else window
+    narrow = before + padded > reach
+    at = torch.arange(padded, device=device)
     distance = at[:, None] - at[None, :]
     seen: Tensor | None = None
     if causal and (prefix is not None or narrow):
-        seen = ((distance >= 0) & (distance < reach))[None, None]  # (1, 1, filled, filled)
-    elif not causal and (narrow or any(length < pack_any_order for length in lengths)):
-        seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, filled)
-        # What stands behind a document's end sees itself, so that its softmax is of something.
+        seen = ((distance >= 0) & (distance < reach))[None, None]  # (1, 1, padded, padded)
+    elif not causal and (narrow or any(length < padded for length in lengths)):
+        seen = (at < torch.tensor(lengths, device=device)[:, None])[:, None, None]  # (documents, 1, 1, padded)
+        # Padding attends to itself, so that its softmax is not over an empty set.
         seen = (seen & (distance.abs() < reach)) | (distance == 0) if narrow else seen
     if seen is None or prefix is None:
         return seen
-    near = at[:, None] + before - torch.arange(before, device=device) < reach  # (filled, prefix)
-    seen = seen.expand(-1, -1, pack_any_order, -1)
+    near = at[:, None] + before - torch.arange(before, device=device) < reach  # (padded, prefix)
+    seen = seen.expand(-1, -1, padded, -1)
     return torch.cat([near.expand(len(seen), 1, -1, -1), seen], -1)

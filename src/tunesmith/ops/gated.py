@@ -1,4 +1,4 @@
-"""The gated feed-forward's middle (Shazeer 2020, "GLU variants improve transformer"): act(gate) · up."""
+"""The activation of a gated MLP (Shazeer 2020, "GLU variants improve transformer"): act(gate) · up."""
 
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ Activation = Literal["silu", "gelu_tanh"]
 
 
 def gated_reference(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """The definition. `gated` is held to this.
+    """The definition. `gated` is tested against this.
 
     Args:
         gate: (..., inner).
         up: (..., inner).
-        activation: SwiGLU's, or GeGLU's with GELU by its tanh approximation.
+        activation: `silu` for SwiGLU, or `gelu_tanh` for GeGLU with the tanh approximation of GELU.
 
     Returns:
         (..., inner).
@@ -28,34 +28,34 @@ def gated_reference(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 
 
 def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """`gated_reference`, storing gate and up alone, each way in one pass over memory where the native kernels are."""
+    """`gated_reference`, storing only gate and up. The native kernels make one pass over memory in each direction."""
     out: Tensor = _Gated.apply(gate, up, activation)
     return out
 
 
 def gated_backward(gate: Tensor, up: Tensor, grad: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """∂gate and ∂up, given ∂out."""
+    """The gradients of gate and up, given that of the output."""
     if native.takes(gate, up, grad):
         gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
-        to = torch.empty_like(gate), torch.empty_like(up)
-        native.call("gated_backward", gate.dtype, gate, up, grad, *to, gate.numel(), activation == "gelu_tanh")
-        return to
+        outs = torch.empty_like(gate), torch.empty_like(up)
+        native.call("gated_backward", gate.dtype, gate, up, grad, *outs, gate.numel(), activation == "gelu_tanh")
+        return outs
     if (kernels := _liger(gate, activation)) is not None:
         backward = kernels.swiglu_backward if activation == "silu" else kernels.geglu_backward
-        to_gate, to_up = backward(gate.clone(), up.clone(), grad.contiguous())[:2]  # written in place
-        return to_gate, to_up
+        grad_gate, grad_up = backward(gate.clone(), up.clone(), grad.contiguous())[:2]  # the kernel works in place
+        return grad_gate, grad_up
     with torch.enable_grad():
         inputs = gate.detach().requires_grad_(), up.detach().requires_grad_()
         out = gated_reference(*inputs, activation)
-    to_gate, to_up = torch.autograd.grad(out, inputs, grad)
-    return to_gate, to_up
+    grad_gate, grad_up = torch.autograd.grad(out, inputs, grad)
+    return grad_gate, grad_up
 
 
 def gated_forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """The value, without gradients."""
+    """act(gate) · up, without gradients."""
     if (kernels := _liger(gate, activation)) is not None:
-        made: Tensor = (kernels.swiglu_forward if activation == "silu" else kernels.geglu_forward)(gate, up)[-1]
-        return made
+        out: Tensor = (kernels.swiglu_forward if activation == "silu" else kernels.geglu_forward)(gate, up)[-1]
+        return out
     if not native.takes(gate, up):
         return gated_reference(gate, up, activation)
     gate, up = gate.contiguous(), up.contiguous()
@@ -65,7 +65,7 @@ def gated_forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 
 
 def _liger(gate: Tensor, activation: Activation) -> Any:
-    """liger-kernel's module for the activation, where it takes the tensor."""
+    """liger-kernel's module for the activation; None if it does not support the tensor."""
     if not gate.is_cuda or gate.dtype == torch.float64:
         return None
     return cuda.liger("swiglu" if activation == "silu" else "geglu")
@@ -85,9 +85,18 @@ class _Gated(torch.autograd.Function):
 
 
 def gated_linear(gate: Tensor, up: Tensor, activation: Activation, layer: LinearParts) -> Tensor:
-    """The layer at `gated(gate, up)`, which is not stored but made again for the backward pass.
+    """The layer applied to `gated(gate, up)`, which is not stored but recomputed in the backward pass.
 
-    The layer's weight and bias get gradients where they ask for them; a quantized weight has none.
+    The layer's weight and bias get gradients if they require them; a quantized weight never does.
+
+    Args:
+        gate: (..., inner).
+        up: (..., inner).
+        activation: as in `gated`.
+        layer: the linear layer, from inner to out.
+
+    Returns:
+        (..., out).
     """
     out: Tensor = _GatedLinear.apply(gate, up, activation, *layer)
     return out
@@ -116,10 +125,10 @@ class _GatedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, stored, a, b = ctx.saved_tensors
         layer = LinearParts(ctx.quantized if stored is None else stored, None, a, b, ctx.scaling)
-        wanted = ctx.needs_input_grad
-        middle = gated_forward(gate, up, ctx.activation)
-        found = linear_backward(middle, layer, grads[0], [wanted[0] or wanted[1], *wanted[3:7]])
-        to_gate = to_up = None
-        if found.x is not None:
-            to_gate, to_up = gated_backward(gate, up, found.x, ctx.activation)
-        return to_gate, to_up, None, found.weight, found.bias, found.a, found.b, None
+        needed = ctx.needs_input_grad
+        x = gated_forward(gate, up, ctx.activation)
+        gradients = linear_backward(x, layer, grads[0], [needed[0] or needed[1], *needed[3:7]])
+        grad_gate = grad_up = None
+        if gradients.x is not None:
+            grad_gate, grad_up = gated_backward(gate, up, gradients.x, ctx.activation)
+        return grad_gate, grad_up, None, gradients.weight, gradients.bias, gradients.a, gradients.b, None

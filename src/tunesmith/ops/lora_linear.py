@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank addition (Hu et al. 2021, eq. 3): y = x Wᵀ + b + s · (x Aᵀ) Bᵀ."""
+"""A linear layer with LoRA (Hu et al. 2021, eq. 3): y = x Wᵀ + b + s · (x Aᵀ) Bᵀ."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from tunesmith.ops.quantized import Quantized, dequantize
 def lora_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> Tensor:
-    """The definition. `lora_linear` is held to this.
+    """The definition. `lora_linear` is tested against this.
 
     Args:
         x: (..., in).
@@ -29,7 +29,7 @@ def lora_linear_reference(
 
 
 class LinearParts(NamedTuple):
-    """A linear layer's numbers: frozen `weight` and `bias`, and what a low-rank addition trains beside them."""
+    """A linear layer's `weight` and `bias`, and the LoRA matrices `a` and `b`, if it has them."""
 
     weight: Tensor | Quantized  # (out, in)
     bias: Tensor | None = None  # (out,)
@@ -39,7 +39,7 @@ class LinearParts(NamedTuple):
 
 
 class MadeFrom(NamedTuple):
-    """How to make a layer's input again, so that it need not be stored: `make(*inputs)`."""
+    """How to recompute a layer's input instead of storing it: `make(*inputs)`."""
 
     make: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
@@ -48,26 +48,44 @@ class MadeFrom(NamedTuple):
 def lora_linear(
     x: Tensor, weight: Tensor | Quantized, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> Tensor:
-    """`lora_linear_reference`, storing x, which its neighbors store too, and x Aᵀ, which is small.
+    """`lora_linear_reference`, storing only x, which its neighbors store too, and x Aᵀ, which is small.
 
-    Autograd over the definition also keeps the unscaled product. `weight` and `bias` get no gradient. A quantized
-    weight is made whole for the forward and again for the backward pass (Dettmers et al. 2023, eq. 5).
+    Autograd over the reference also keeps the unscaled product. `weight` and `bias` get no gradient. A quantized
+    weight is dequantized in the forward pass and again in the backward pass (Dettmers et al. 2023, eq. 5).
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,) or None.
+        a: (rank, in).
+        b: (out, rank).
+        scaling: s.
+
+    Returns:
+        (..., out).
     """
     return lora_linears(x, [LinearParts(weight, bias, a, b, scaling)])[0]
 
 
 def lora_linears(x: Tensor, layers: Sequence[LinearParts]) -> tuple[Tensor, ...]:
-    """`lora_linear` of several layers at one input: their A's are one product, and so are its gradients.
+    """`lora_linear` for several layers that share an input: one matmul for all their A matrices, also in backward.
 
-    Where x says how it is made (`x.made_from`, a `MadeFrom`), it is made again for the backward pass and not stored.
+    If `x.made_from` is set (a `MadeFrom`), x is not stored but recomputed in the backward pass.
+
+    Args:
+        x: (..., in).
+        layers: each with `a` and `b`.
+
+    Returns:
+        Each layer's output (..., out).
 
     Raises:
-        ValueError: a layer has no low-rank addition.
+        ValueError: a layer lacks `a` or `b`.
     """
     low_rank = []
     for layer in layers:
         if layer.a is None or layer.b is None:
-            raise ValueError("a layer without A and B is no LoRA layer")
+            raise ValueError("a layer without A and B is not a LoRA layer")
         low_rank += [layer.a, layer.b]
     frozen = [layer._replace(a=None, b=None) for layer in layers]
     outs: tuple[Tensor, ...] = _LoRALinears.apply(x, getattr(x, "made_from", None), frozen, *low_rank)
@@ -75,16 +93,16 @@ def lora_linears(x: Tensor, layers: Sequence[LinearParts]) -> tuple[Tensor, ...]
 
 
 def linear_forward(x: Tensor, layer: LinearParts) -> Tensor:
-    """The layer's value at x (..., in), without gradients."""
+    """The layer's output (..., out) for x (..., in), without gradients."""
     rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
-    y = torch.nn.functional.linear(rows, whole(layer.weight, x.dtype), layer.bias)  # (tokens, out)
+    y = torch.nn.functional.linear(rows, full_weight(layer.weight, x.dtype), layer.bias)  # (tokens, out)
     if layer.a is not None and layer.b is not None:
         y.addmm_(rows @ layer.a.T, layer.b.T, alpha=layer.scaling)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class LinearGradients(NamedTuple):
-    """What `linear_backward` found; None where it was not asked for."""
+    """The result of `linear_backward`; None for a gradient that is not needed."""
 
     x: Tensor | None
     weight: Tensor | None
@@ -93,24 +111,24 @@ class LinearGradients(NamedTuple):
     b: Tensor | None
 
 
-def linear_backward(x: Tensor, layer: LinearParts, grad: Tensor, wanted: Sequence[bool]) -> LinearGradients:
-    """The gradients of x, weight, bias, a and b, each where it is wanted, given that of the layer's value."""
+def linear_backward(x: Tensor, layer: LinearParts, grad: Tensor, needed: Sequence[bool]) -> LinearGradients:
+    """The gradients of x, weight, bias, a and b, each if it is needed, given the gradient of the layer's output."""
     rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
     grad = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
     grad_x = grad_low = None
     if layer.a is not None and layer.b is not None:
         grad_low = (grad @ layer.b).mul_(layer.scaling)  # (tokens, rank)
-    if wanted[0]:
-        grad_x = grad @ whole(layer.weight, grad.dtype)
+    if needed[0]:
+        grad_x = grad @ full_weight(layer.weight, grad.dtype)
         if grad_low is not None and layer.a is not None:
             grad_x.addmm_(grad_low, layer.a)
         grad_x = grad_x.view_as(x)
     return LinearGradients(
         grad_x,
-        grad.T @ rows if wanted[1] else None,
-        grad.sum(0) if wanted[2] else None,
-        grad_low.T @ rows if wanted[3] and grad_low is not None else None,
-        (grad.T @ (rows @ layer.a.T)).mul_(layer.scaling) if wanted[4] and layer.a is not None else None,
+        grad.T @ rows if needed[1] else None,
+        grad.sum(0) if needed[2] else None,
+        grad_low.T @ rows if needed[3] and grad_low is not None else None,
+        (grad.T @ (rows @ layer.a.T)).mul_(layer.scaling) if needed[4] and layer.a is not None else None,
     )
 
 
@@ -124,10 +142,10 @@ class _LoRALinears(torch.autograd.Function):
         low = rows @ all_a.T  # (tokens, ranks)
         outs = []
         for layer, part, b in zip(layers, _parts(low, low_rank), low_rank[1::2], strict=True):
-            y = torch.nn.functional.linear(rows, whole(layer.weight, x.dtype), layer.bias)  # (tokens, out)
-            outs.append(y.addmm_(part, b.T, alpha=layer.scaling))  # no view: callers may write into it
+            y = torch.nn.functional.linear(rows, full_weight(layer.weight, x.dtype), layer.bias)  # (tokens, out)
+            outs.append(y.addmm_(part, b.T, alpha=layer.scaling))  # not a view: callers may write into it
         ctx.make = None if made_from is None else made_from.make
-        ctx.layers = layers  # frozen: no gradient, no version to watch
+        ctx.layers = layers  # frozen, so autograd need not track them
         ctx.shape = x.shape
         ctx.save_for_backward(low, *low_rank, *((x,) if made_from is None else made_from.inputs))
         return tuple(outs)
@@ -141,9 +159,9 @@ class _LoRALinears(torch.autograd.Function):
             torch.mul(grad @ b, layer.scaling, out=part)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grads[0] @ whole(ctx.layers[0].weight, low.dtype)
+            grad_x = grads[0] @ full_weight(ctx.layers[0].weight, low.dtype)
             for layer, grad in zip(ctx.layers[1:], grads[1:], strict=True):
-                grad_x.addmm_(grad, whole(layer.weight, low.dtype))
+                grad_x.addmm_(grad, full_weight(layer.weight, low.dtype))
             grad_x = grad_x.addmm_(grad_low, torch.cat(low_rank[::2])).view(ctx.shape)
         grads_low_rank: list[Tensor | None] = [None] * len(low_rank)
         if any(ctx.needs_input_grad[3:]):
@@ -158,10 +176,10 @@ class _LoRALinears(torch.autograd.Function):
 
 
 def _parts(low: Tensor, low_rank: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Each layer's own columns of (tokens, ranks)."""
+    """Split (tokens, ranks) into each layer's columns."""
     return tuple(low.split([len(a) for a in low_rank[::2]], 1))
 
 
-def whole(weight: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
-    """The weight in full, for one product."""
+def full_weight(weight: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
+    """The weight, dequantized if it is quantized."""
     return dequantize(weight, dtype) if isinstance(weight, Quantized) else weight

@@ -9,7 +9,7 @@ from tunesmith.ops import cuda, native
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The definition, in fp32 or wider. `rms_norm` is held to this.
+    """The definition, in fp32 or wider. `rms_norm` is tested against this.
 
     Args:
         x: (..., hidden), any float dtype.
@@ -24,10 +24,18 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm_reference`, storing x and one number a row.
+    """`rms_norm_reference`, storing only x and one scale per row.
 
-    Autograd over the definition keeps three fp32 copies of x: 12 × hidden bytes a token, against none here beyond x,
+    Autograd over the reference keeps three fp32 copies of x, 12 × hidden bytes per token. This keeps nothing beyond x,
     which the residual stream keeps anyway.
+
+    Args:
+        x: (..., hidden), any float dtype.
+        weight: (hidden,).
+        eps: added to the mean square before the root.
+
+    Returns:
+        (..., hidden), in x's dtype.
     """
     kernels = cuda.liger("rms_norm") if x.is_cuda and x.dtype != torch.float64 else None
     out: Tensor = (
@@ -41,15 +49,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if native.takes(x, weight):
             x = x.contiguous()
             out: Tensor = torch.empty_like(x)
-            scale = x.new_empty(*x.shape[:-1], 1, dtype=wide)
+            scale = x.new_empty(*x.shape[:-1], 1, dtype=wide_dtype)
             native.call("rms_norm", x.dtype, x, weight, out, scale, scale.numel(), x.shape[-1], eps)
             ctx.save_for_backward(x, weight, scale)
             return out
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)  # one pass, no squared copy
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype)  # one pass, no squared copy
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, weight, scale)
         out = (x * scale).to(x.dtype)
@@ -63,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
         grad = grads[0]
         if native.takes(x, weight, grad):
             return *_native_backward(x, weight, scale, grad.contiguous(), ctx.needs_input_grad[1]), None
-        normed = x * scale  # (..., hidden), wide
+        normed = x * scale  # (..., hidden), fp32 or wider_dtype
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (grad * normed.to(grad.dtype)).reshape(-1, x.shape[-1]).sum(0, dtype=scale.dtype)
@@ -71,16 +79,16 @@ class _RMSNorm(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             inner = grad * weight  # (..., hidden)
-            along = (inner * normed).mean(-1, keepdim=True)  # (..., 1)
-            grad_x = normed.mul_(-along).add_(inner).mul_(scale).to(x.dtype)
+            mean = (inner * normed).mean(-1, keepdim=True)  # (..., 1)
+            grad_x = normed.mul_(-mean).add_(inner).mul_(scale).to(x.dtype)
         return grad_x, grad_weight, None
 
 
 def _native_backward(
-    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, wants_weight: bool
+    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same in one pass; the weight's gradient is summed by thread, in fp32."""
+    """The backward pass in one pass over memory. Each thread sums the weight's gradient in fp32."""
     grad_x = torch.empty_like(x)
-    sums = scale.new_zeros(torch.get_num_threads(), x.shape[-1]) if wants_weight else None
+    sums = scale.new_zeros(torch.get_num_threads(), x.shape[-1]) if needs_weight else None
     native.call("rms_norm_backward", x.dtype, x, weight, scale, grad, grad_x, sums, scale.numel(), x.shape[-1])
     return grad_x, None if sums is None else sums.sum(0).to(weight.dtype)

@@ -1,1 +1,1 @@
-"""Memory and time before the fact."""
+"""Predicts a run's memory and time before it starts."""

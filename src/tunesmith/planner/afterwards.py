@@ -1,5 +1,5 @@
-"""What a tuned model holds when its adapter is merged, and when it answers: weights, and keys and values of what has
-been read (Pope et al. 2022)."""
+"""Memory of a tuned model after training: while its adapter is merged, and while it serves. Serving needs the weights
+and the keys and values of the tokens read so far (Pope et al. 2022)."""
 
 from transformers import PretrainedConfig
 
@@ -11,13 +11,16 @@ from tunesmith.planner.plan import FIRST_USE, Plan
 FP32 = 4
 
 MERGED = ("lora", "ia3", "peft")
-"""Methods whose adapters are sums or products that a weight can hold."""
+"""Methods whose adapters can be folded into the weights."""
 
 
 def merging_memory(plan: Plan) -> dict[str, int] | None:
-    """Bytes by part on the host, where the sum is made in fp32 (`models.merge`): the whole model and the files that it
-    is read from, which stay mapped while merged weights take the place of those that lie in them. None where nothing is
-    merged."""
+    """Host bytes by part. Merging computes in fp32 (`models.merge`): it holds the full model and its memory-mapped
+    files, which stay mapped while merged weights replace those that use the file's memory.
+
+    Returns:
+        None if the method is not merged.
+    """
     recipe, step = plan.batch_plan.recipe, plan.step
     if recipe.method.kind not in MERGED:
         return None
@@ -27,22 +30,26 @@ def merging_memory(plan: Plan) -> dict[str, int] | None:
 
 
 def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]:
-    """Bytes by part when most are held: while the tuned model is loaded, or while it answers so many at once, each with
-    so many tokens read and written.
+    """Bytes by part at the peak: while the tuned model is loaded, or while it serves.
 
-    Keys and values: 2 · layers · kv_heads · head_dim · tokens · bytes a number, for each answer; a layer with a sliding
-    window keeps no more than its window.
+    Keys and values: 2 · layers · kv_heads · head_dim · tokens · bytes per number, for each answer. A layer with a
+    sliding window keeps at most its window.
+
+    Args:
+        plan: of the run.
+        context: tokens per answer, read and written.
+        concurrency: answers served in parallel.
     """
     step, device, base = plan.step, plan.device, plan.batch_plan.recipe.base
     program = {"program": device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)}
     held = {name: step.parts[name] for name in ("weights", "quantization constants", "adapters") if name in step.parts}
     held["weights"] = held.get("weights", 0) + step.parts.get("trained weights", 0)
-    each = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
-    workspace = sum(step.evaluating.get(name, 0) for name in ("workspace", "loss"))
-    answering = held | {"key–value cache": each * concurrency, "workspace": workspace}
+    per_answer = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
+    workspace = sum(step.evaluation_parts.get(name, 0) for name in ("workspace", "loss"))
+    serving = held | {"key–value cache": per_answer * concurrency, "workspace": workspace}
     loading = while_loading(base, step, plan.dtype, device)
     del loading["reference models"]
-    return program | max(loading, answering, key=_total)
+    return program | max(loading, serving, key=_total)
 
 
 def _total(parts: dict[str, int]) -> int:
@@ -50,12 +57,18 @@ def _total(parts: dict[str, int]) -> int:
 
 
 def key_value_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
-    """Of one text of so many tokens."""
+    """Bytes of the keys and values of one text.
+
+    Args:
+        config: of the model.
+        tokens: length of the text.
+        itemsize: bytes per number.
+    """
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     window = getattr(text, "sliding_window", None) or tokens
-    # Mistral names no kinds, and has its window in every layer, as transformers' cache takes it
+    # Mistral's config has no layer_types and uses its window in every layer, as transformers' cache assumes
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
-    seen = sum(min(window, tokens) if kind == "sliding_attention" else tokens for kind in kinds)
-    return int(2 * heads * width * seen * itemsize)
+    cached = sum(min(window, tokens) if kind == "sliding_attention" else tokens for kind in kinds)
+    return int(2 * heads * width * cached * itemsize)

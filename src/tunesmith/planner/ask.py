@@ -1,4 +1,5 @@
-"""`tunesmith plan` and `tunesmith.plan`: from a base's name or a recipe to its plan, here or on other devices."""
+"""`tunesmith plan` and `tunesmith.plan`: from a base's name or a recipe to its plan, on this machine or other
+devices."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +27,10 @@ from tunesmith.planner.shapes import with_known_shape
 from tunesmith.planner.step import rows_like
 
 NO_ROWS = "(none)"
-"""What stands for `data.train` where a plan is asked for without rows."""
+"""Placeholder for `data.train` in a plan without rows."""
 
 CHARACTERS = 4
-"""A token, about, in English: for rows whose base's tokenizer is not on this machine."""
+"""Characters per token, roughly, in English: used if the base's tokenizer is not on this machine."""
 
 USUAL: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -40,7 +41,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "prefix": {"method": "prefix"},
     "ia3": {"method": "ia3"},
 }
-"""What is planned for a base of which no recipe tells more."""
+"""Methods that are planned for a base without a recipe."""
 
 
 def plan(
@@ -50,22 +51,22 @@ def plan(
     overrides: Sequence[str] = (),
     device: str = "here",
 ) -> Plan:
-    """Foretell a run's memory and time; no weight is read.
+    """Predict a run's memory and time; no weights are read.
 
     Args:
-        base: a directory, a hub name, or a shipped shape (`llama-3-8b`); in place of the recipe's.
+        base: a directory, a hub name, or a shipped config (`llama-3-8b`); replaces the recipe's.
         recipe: a `Recipe`, a dict, or a YAML file's path; default: LoRA on instructions.
-        data: rows, in place of the recipe's; without any, one step of rows of `data.max_length` stands for them.
+        data: rows; replaces the recipe's. Without any rows, one step of rows of `data.max_length` is planned.
         overrides: `key.path=value` strings that replace fields of the recipe.
-        device: `here`, or one of `planner/devices.json`.
+        device: `here`, or a name from `planner/devices.json`.
 
     Raises:
-        UserError: what the user can mend, in one line.
+        UserError: what the user can fix, in one line.
     """
-    asked = recipe_of(base, recipe, data, overrides)
-    where = device_named(device)
-    available = available_memory(torch.device(where.kind)) if where.is_here else None
-    return plan_run(batch_plan_of(asked), precision(asked, where), where, available)
+    full_recipe = recipe_of(base, recipe, data, overrides)
+    target = device_named(device)
+    available = available_memory(torch.device(target.kind)) if target.is_here else None
+    return plan_run(batch_plan_of(full_recipe), precision(full_recipe, target), target, available)
 
 
 def recipe_of(
@@ -74,25 +75,33 @@ def recipe_of(
     data: str | Path | None,
     overrides: Sequence[str],
 ) -> Recipe:
-    """The recipe with the base and the rows that were named."""
+    """The recipe, with the given base and rows.
+
+    Raises:
+        UserError: neither a base nor a recipe is given, or the recipe is not valid.
+    """
     if base is None and recipe is None:
         raise UserError("Name a base (tunesmith plan llama-3-8b) or give --recipe.")
-    given = Recipe.load({"data": {"train": NO_ROWS}} if recipe is None else recipe, list(overrides))
+    loaded = Recipe.load({"data": {"train": NO_ROWS}} if recipe is None else recipe, list(overrides))
     changes: dict[str, Any] = {}
     if data is not None:
-        changes["data"] = given.data.model_copy(update={"train": [str(data)]})
-    found = given.base if base is None else given.base.model_copy(update={"path": base})
-    return given.model_copy(update={**changes, "base": with_known_shape(found)})
+        changes["data"] = loaded.data.model_copy(update={"train": [str(data)]})
+    named = loaded.base if base is None else loaded.base.model_copy(update={"path": base})
+    return loaded.model_copy(update={**changes, "base": with_known_shape(named)})
 
 
 def precision(recipe: Recipe, device: Device) -> torch.dtype:
-    """Of the run there."""
+    """The run's dtype on a device."""
     return device.dtype if recipe.precision == "auto" else dtype_of(recipe.precision, torch.device("cpu"))
 
 
 def batch_plan_of(recipe: Recipe) -> BatchPlan:
-    """The rows that the recipe trains on: tokenized, where its tokenizer is here; else by their characters; or, where
-    it names none, one step of the longest."""
+    """The rows that the recipe trains on. Their lengths come from the tokenizer, or are estimated from characters if
+    the tokenizer is not on this machine. Without rows: one step of rows of the maximum length.
+
+    Raises:
+        UserError: the base does not suit the objective, or the rows cannot be used.
+    """
     refuse_other_kinds(recipe.base, recipe.objective)
     if recipe.data.train == [NO_ROWS]:
         resolved = with_room(recipe)
@@ -112,7 +121,7 @@ def batch_plan_of(recipe: Recipe) -> BatchPlan:
 
 
 def _by_characters(recipe: Recipe) -> TokenTable:
-    """Rows as long as their texts are in tokens, about."""
+    """Rows with the estimated token counts of their texts."""
 
     def lengths() -> Iterator[int]:
         for example in examples(recipe, recipe.data.train, DataReport()):
@@ -124,22 +133,22 @@ def _by_characters(recipe: Recipe) -> TokenTable:
 
 
 def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
-    """The base with each usual method, by name; the error where one cannot be put on it."""
+    """Plans of the base with each common method, by name; the error where a method does not support the base."""
     refuse_other_kinds(recipe.base, recipe.objective)
-    found: dict[str, Plan | UserError] = {}
+    plans: dict[str, Plan | UserError] = {}
     available = available_memory(torch.device(device.kind)) if device.is_here else None
     for name, changes in USUAL.items():
         try:
-            asked = recipe.model_copy(
+            variant = recipe.model_copy(
                 update={
                     "method": named_kind(METHODS, changes["method"])(),
                     "base": recipe.base.model_copy(update={"weights": changes.get("base.weights", "auto")}),
                 }
             )
-            found[name] = plan_run(batch_plan_of(asked), precision(asked, device), device, available)
+            plans[name] = plan_run(batch_plan_of(variant), precision(variant, device), device, available)
         except UserError as error:
-            found[name] = error
-    return found
+            plans[name] = error
+    return plans
 
 
 @dataclass(frozen=True)
@@ -147,9 +156,9 @@ class Proposal:
     """The best recipe that fits.
 
     Attributes:
-        plan: of it.
-        given_up: what it has not that was asked for, in words.
-        overrides: what turns the recipe that was asked for into it.
+        plan: of that recipe.
+        given_up: how it differs from the original recipe, in words.
+        overrides: `key.path=value` strings that turn the original recipe into it.
     """
 
     plan: Plan
@@ -158,48 +167,55 @@ class Proposal:
 
 
 def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
-    """Give up first what costs time alone, then what costs least of what can be learnt.
+    """Find the best recipe that fits: first give up what only costs time, then what reduces quality least.
+
+    Args:
+        recipe: the original.
+        device: of the run.
+        limit: bytes.
 
     Raises:
-        UserError: nothing does.
+        UserError: no recipe fits.
     """
     given_up: list[str] = []
     overrides: list[str] = []
-    for asked, told, override in _ladder(recipe):
-        given_up += told
+    for variant, loss, override in _ladder(recipe):
+        given_up += loss
         overrides += override
         try:
-            found = plan_within(batch_plan_of(asked), precision(asked, device), device, limit)
+            fitting = plan_within(batch_plan_of(variant), precision(variant, device), device, limit)
         except UserError as error:
             refused = error
             continue
-        if found.checkpointed:
+        if fitting.checkpointed:
             given_up.append(
-                f"{found.checkpointed} of {found.step.blocks} blocks are computed twice: up to a third more time"
+                f"{fitting.checkpointed} of {fitting.step.blocks} blocks are checkpointed: up to a third more time"
             )
-        usual = asked.train.tokens_at_once
-        if found.batch_plan.tokens_per_batch < usual:
-            given_up.append(f"{found.batch_plan.tokens_per_batch:,} tokens go at once in place of {usual:,}")
-            overrides.append(f"train.tokens_per_batch={found.batch_plan.tokens_per_batch}")
-        if found.checkpointed:
+        usual = variant.train.tokens_at_once
+        if fitting.batch_plan.tokens_per_batch < usual:
+            given_up.append(f"{fitting.batch_plan.tokens_per_batch:,} tokens per batch instead of {usual:,}")
+            overrides.append(f"train.tokens_per_batch={fitting.batch_plan.tokens_per_batch}")
+        if fitting.checkpointed:
             overrides.append(f"train.memory_limit={limit / 1e9:.4g}GB")
-        return Proposal(found, tuple(given_up), tuple(overrides))
-    raise UserError(f"{limit / 1e9:.1f} GB hold no recipe for {recipe.base.path} ({refused}). Take a smaller base.")
+        return Proposal(fitting, tuple(given_up), tuple(overrides))
+    raise UserError(
+        f"No recipe for {recipe.base.path} fits into {limit / 1e9:.1f} GB ({refused}). Use a smaller base model."
+    )
 
 
 def _ladder(recipe: Recipe) -> Iterator[tuple[Recipe, list[str], list[str]]]:
-    """Ever smaller recipes, with what each step gives up and how it is written."""
+    """Recipes of decreasing size, with what each step gives up and its overrides."""
     yield recipe, [], []
     if recipe.method.trains_base or recipe.method.kind in ("full", "layers"):
         recipe = recipe.model_copy(update={"method": named_kind(METHODS, "lora")()})
         yield (
             recipe,
-            ["LoRA in place of moving the base's own weights: less room for much new knowledge"],
+            ["LoRA instead of training the base's own weights: less capacity for new knowledge"],
             ["method=lora"],
         )
     if not recipe.base.quantized and not recipe.method.trains_base:
         recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"weights": "nf4"})})
-        yield recipe, ["the frozen base in 4 bits (QLoRA): seldom worse, some slower"], ["base.weights=nf4"]
+        yield recipe, ["the frozen base in 4 bits (QLoRA): rarely worse, somewhat slower"], ["base.weights=nf4"]
     while recipe.data.max_length > 256:
         length = recipe.data.max_length // 2
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": length})})
@@ -211,9 +227,9 @@ class OnDevice:
     """A run on a device of the table.
 
     Attributes:
-        device: which.
-        plan: of the run there.
-        cards: how many such are needed, the run's tensors shared out among them.
+        device: of the run.
+        plan: of the run on it.
+        cards: devices needed, with the run's tensors sharded over them.
     """
 
     device: Device
@@ -224,26 +240,26 @@ class OnDevice:
 def on_devices(recipe: Recipe) -> list[OnDevice]:
     """The run on every device of the table."""
     batch_plan = batch_plan_of(recipe)
-    known: dict[tuple[str, torch.dtype], Plan] = {}
-    found = []
+    plans: dict[tuple[str, torch.dtype], Plan] = {}
+    rows = []
     for device in known_devices().values():
         dtype = precision(recipe, device)
-        first = known.get((device.kind, dtype))
+        first = plans.get((device.kind, dtype))
         if first is None:
-            first = known[device.kind, dtype] = plan_run(batch_plan, dtype, device)
+            first = plans[device.kind, dtype] = plan_run(batch_plan, dtype, device)
         own = plan_of(first.step, batch_plan, dtype, device, None, first.checkpointed)
-        found.append(OnDevice(device, own, cards_needed(own)))
-    return found
+        rows.append(OnDevice(device, own, cards_needed(own)))
+    return rows
 
 
 def cards_needed(plan: Plan) -> int:
-    """How many such devices, where weights, gradients and optimizer are shared out among them (Rajbhandari et al. 2020,
-    stage 3), and each takes a batch of its own; 0 where no number does."""
-    shared = sum(
+    """How many of the plan's device are needed, with weights, gradients and optimizer states sharded over them
+    (Rajbhandari et al. 2020, stage 3) and a batch on each; 0 if no number is enough."""
+    sharded = sum(
         plan.memory.parts.get(name, 0) for name in ("weights", "quantization constants", "gradients", "optimizer")
     )
-    own = plan.memory.peak_bytes - shared
+    own = plan.memory.peak_bytes - sharded
     if plan.fits:
         return 1
     room = plan.available - own
-    return ceil(shared / room) if room > 0 else 0
+    return ceil(sharded / room) if room > 0 else 0

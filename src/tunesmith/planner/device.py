@@ -1,4 +1,4 @@
-"""What a device has: memory and rates, of this machine measured, of others from their makers' data sheets."""
+"""A device's memory and rates: measured on this machine, taken from data sheets for others."""
 
 import json
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from tunesmith.planner.allocators import Passes, reserved, resident, spanned
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run goes.
+    """The device of a run.
 
     Attributes:
-        name: as it is called on the command line.
+        name: as on the command line.
         kind: `cpu`, `cuda` or `mps`.
-        memory_bytes: all it has.
-        flops: of dense matrix products, by precision, a second.
+        memory_bytes: total.
+        flops: per second, of dense matrix products, by precision.
         bytes_per_second: to and from its memory.
-        program_bytes: what Python, its libraries and the driver hold there.
-        price: US dollars an hour, to rent; None where it is not rented.
+        program_bytes: held by Python, its libraries and the driver.
+        price: US dollars per hour, to rent; None if it is not for rent.
         source: of the figures.
     """
 
@@ -41,24 +41,24 @@ class Device:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this machine's, whose rates are measured."""
+        """Whether it belongs to this machine, where rates are measured."""
         return not self.flops
 
     @property
     def is_this_cpu(self) -> bool:
-        """Whether what foretelling takes stays with the run."""
+        """Whether the memory that the prediction uses stays in the run's process."""
         return self.is_here and self.kind == "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
-        """What `train.precision: auto` takes there."""
+        """The dtype that `train.precision: auto` resolves to there."""
         if self.is_here:
             return dtype_of("auto", torch.device(self.kind))
         return torch.bfloat16 if "bf16" in self.flops else torch.float32
 
     @property
     def holds(self) -> Callable[[Passes], int]:
-        """What its allocator has of the system."""
+        """Simulates its allocator: the peak bytes that it holds from the system."""
         if self.kind == "cuda":
             return reserved
         return spanned if self.is_this_cpu and arena() is not None else resident
@@ -69,40 +69,39 @@ DEVICES = Path(__file__).with_name("devices.json")
 
 @cache
 def known_devices() -> dict[str, Device]:
-    """Those of devices.json, by name."""
-    told = json.loads(DEVICES.read_text(encoding="utf-8"))["devices"]
+    """The devices of devices.json, by name."""
+    entries = json.loads(DEVICES.read_text(encoding="utf-8"))["devices"]
     return {
-        each["name"]: Device(
-            each["name"],
-            each["kind"],
-            int(each["memory_gib"] * 2**30),
-            {precision: rate * 1e12 for precision, rate in each["tflops"].items()},
-            each["gigabytes_per_second"] * 1e9,
-            int(each["program_gib"] * 2**30),
-            each.get("price"),
-            each["source"],
+        entry["name"]: Device(
+            entry["name"],
+            entry["kind"],
+            int(entry["memory_gib"] * 2**30),
+            {precision: rate * 1e12 for precision, rate in entry["tflops"].items()},
+            entry["gigabytes_per_second"] * 1e9,
+            int(entry["program_gib"] * 2**30),
+            entry.get("price"),
+            entry["source"],
         )
-        for each in told
+        for entry in entries
     }
 
 
 def device_named(name: str) -> Device:
-    """One of the table, or `here`.
+    """A device of the table, or this machine's for `here`.
 
     Raises:
         UserError: it is not in the table.
     """
     if name == "here":
         return this_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    found = known_devices()
-    if name.lower() not in found:
-        raise UserError(f"--device: {name} is not known. Known: here, {', '.join(found)}.")
-    return found[name.lower()]
+    devices = known_devices()
+    if name.lower() not in devices:
+        raise UserError(f"--device: {name} is not known. Known: here, {', '.join(devices)}.")
+    return devices[name.lower()]
 
 
 def this_device(device: torch.device) -> Device:
-    """The one that this process runs on; its rates are not told here but measured operation by operation
-    (`planner.clock`)."""
+    """The device of this process. Its rates are not listed here but measured per operation (`planner.op_timer`)."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         torch.zeros(1, device=device)
@@ -114,5 +113,5 @@ def this_device(device: torch.device) -> Device:
 
 
 def program_bytes() -> int:
-    """What this process holds of Python and its libraries."""
+    """Resident bytes of this process: Python and its libraries."""
     return int(psutil.Process().memory_info().rss)

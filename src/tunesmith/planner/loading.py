@@ -1,4 +1,4 @@
-"""What is held while a base's weights are read."""
+"""Memory while a base's weights are loaded."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from tunesmith.planner.device import Device
 from tunesmith.planner.step import Step
 
 QUANTIZING = 20
-"""Bytes for each number of a piece while bitsandbytes' CPU code quantizes it (measured: 14 to 23)."""
+"""Bytes per number of a chunk while bitsandbytes' CPU code quantizes it (measured: 14 to 23)."""
 
 
 def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) -> dict[str, int]:
-    """Bytes by part. On a CPU files stay mapped while a weight of theirs is in use; for a GPU the host maps them."""
+    """Bytes by part. On a CPU a file stays mapped while one of its weights is in use; for a GPU the host maps it."""
     held = {part: step.parts.get(part, 0) for part in ("weights", "quantization constants", "reference models")}
     held["weights"] += step.parts.get("trained weights", 0)
     if base.from_scratch or device.kind != "cpu":
@@ -28,16 +28,16 @@ def while_loading(base: Base, step: Step, dtype: torch.dtype, device: Device) ->
 
 
 def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
-    """Of the files that lie in memory beside the weights that are made of them: all, where those are quantized, turned,
-    or of another precision than the files; none else, since weights are used where they lie in their file."""
+    """Bytes of the files that are mapped beside the weights made from them. All files count if the weights are
+    quantized, transposed, or of another precision than the files; otherwise none, since the weights use the file's
+    memory directly."""
     stored = stored_bytes(base, step)
     same = step.parameters * dtype.itemsize
     return stored if base.quantized or step.turned or abs(stored - same) > 0.02 * stored else 0
 
 
 def stored_bytes(base: Base, step: Step) -> int:
-    """Of the base's weights in its files; where these are not on this machine, in the precision that its config
-    names."""
+    """Bytes of the base's weight files; if they are not on this machine, computed from the precision in its config."""
     directory = Path(locate(base))
     files = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
     if files:

@@ -1,4 +1,4 @@
-"""What a run takes, measured: its heaviest batch before the first step, its peak of memory, its steps."""
+"""Measures a run: its largest batch before the first step, its peak memory, its steps."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch
 
-SHORT = 2.0  # seconds of a pass that is timed once more
+SHORT = 2.0  # seconds of a pass that is timed a second time
 
 
 def largest_batch_first(
@@ -26,24 +26,24 @@ def largest_batch_first(
     steps_left: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Forward and backward over the heaviest batch before the first step, timed, so that memory runs out now or never;
-    gradients are left where the hooks put them.
+    """Time forward and backward of the largest batch before the first step, so that a lack of memory shows now and not
+    later. Gradients stay where the hooks put them.
 
     Args:
         model: ready to train.
         objective: gives the loss.
-        batch: the heaviest.
-        tokens_left: real tokens that the run will still read.
-        steps_left: optimizer steps that the run will still take.
-        device: where it runs.
+        batch: the largest of the run.
+        tokens_left: non-padding tokens that the run has yet to read.
+        steps_left: optimizer steps that the run has yet to take.
+        device: of the run.
 
     Returns:
-        A plan's `time`, from this pass.
+        A plan's `time`, extrapolated from this pass.
     """
     random_state = torch.get_rng_state()
     model.train()
     seconds = _timed(model, objective, batch, device)
-    if seconds < SHORT:  # the first pass also builds kernels and faults pages in
+    if seconds < SHORT:  # the first pass also builds kernels and causes page faults
         seconds = min(seconds, _timed(model, objective, batch, device))
     torch.set_rng_state(random_state)
     per_token = seconds / batch.tokens
@@ -55,7 +55,7 @@ def largest_batch_first(
 
 
 def measured(seconds: float, steps: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    """What it took, in the shape of a plan."""
+    """Measured memory and time, in the same format as a plan."""
     parts = measured_parts(device)
     return {
         "memory": {"peak_bytes": sum(parts.values()), "parts": parts},
@@ -70,33 +70,32 @@ def measured(seconds: float, steps: int, tokens: int, device: torch.device) -> d
 
 
 def measured_parts(device: torch.device) -> dict[str, int]:
-    """Most bytes held so far: the process's resident set; of a GPU what PyTorch gave to tensors, what it had of the
-    system beyond that, and what the driver and the program hold."""
+    """Peak bytes so far. On a CPU: the process's resident set. On a GPU: what PyTorch allocated to tensors, what it
+    reserved beyond that, and what the driver and the program hold."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         program = total - free - torch.cuda.memory_reserved(device)
         return {"allocated": allocated, "allocator slack": reserved - allocated, "program": program}
-    return {"resident": _most_resident()}
+    return {"resident": _peak_resident()}
 
 
-def _most_resident() -> int:
-    """Bytes. Not by getrusage(2) where there is another way: what it tells of a process begins with what its parent
-    had when it was started, and is never forgotten."""
+def _peak_resident() -> int:
+    """Bytes. getrusage(2) is only the fallback: its peak starts at the parent's resident set and cannot be reset."""
     with suppress(OSError, ValueError, IndexError):
-        told = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]  # proc(5)
-        return int(told.split()[0]) * 1024
+        status = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]  # proc(5)
+        return int(status.split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far, all parts."""
+    """Peak bytes so far, the sum of all parts."""
     return sum(measured_parts(device).values())
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count from now on, where the system can."""
+    """Reset the peak that `peak_memory` reports, if the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -104,7 +103,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process may hold: what is free, what it holds already, and no more than its control group has."""
+    """Bytes that this process may hold: free memory plus its own resident set, at most its cgroup's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     memory = psutil.virtual_memory()

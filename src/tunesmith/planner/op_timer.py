@@ -1,5 +1,6 @@
-"""How long operations take: on this machine each is done and timed, with tensors of the same shapes; on others by the
-rates of their table, whichever of products and memory takes longer (Williams et al. 2009, the roofline)."""
+"""Times operations on this machine: each is run and timed with tensors of the same shapes. Operations that are too
+large to run are estimated from measured rates, by the slower of arithmetic and memory (Williams et al. 2009, the
+roofline)."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,41 +19,41 @@ from tunesmith.ops.document_attention import document_layout
 from tunesmith.planner.trace import PRODUCTS, AttentionParameters, Operation
 
 OVERHEAD = 45e-6
-"""Seconds of Python and autograd around an operation on a CPU, beside its own call: what was missing of a model whose
-operations are small (benchmarks/plan_accuracy.py, llama-5m)."""
+"""Seconds of Python and autograd around an operation on a CPU, on top of its own call: the difference found on a model
+with small operations (benchmarks/plan_accuracy.py, llama-5m)."""
 
 NEAR = 2 * 2**20
-"""Bytes that the operation before has left in a core's own cache."""
+"""Bytes that the previous operation leaves in a core's own cache."""
 
 CACHES = 64 * 2**20
-"""Bytes that are written between two timings: more than a core's share of its processor's caches."""
+"""Bytes written between two timings to evict caches: more than a core's share of the processor's caches."""
 
 LARGE, LARGE_FLOPS = 2**29, 2e11
-"""Bytes and arithmetic of operations that are not tried."""
+"""Bytes and FLOPs above which operations are not run."""
 
 SLOW, SLOW_FLOPS = 1.0, 1e10
-"""Seconds of a product that is not tried either, since it has the rate of its like; and arithmetic below which none
-takes so long."""
+"""Seconds above which a matrix product is not run either, since it has the same rate as smaller ones; and FLOPs below
+which none takes so long."""
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 3, 12, 4.0
-"""How often operations are timed: at least, at most, and for about how many seconds if all are new; what else the
-machine does comes and goes within seconds."""
+"""Rounds of timing: at least, at most, and for about how many seconds if all operations are new. Other load on the
+machine comes and goes within seconds."""
 
 SHORT, LONG = 0.02, 1.0
-"""Seconds of an operation that is timed twice in a round, and of one that has been timed enough."""
+"""Seconds of an operation that is timed twice per round, and total seconds after which it has been timed enough."""
 
 
 @dataclass
 class OpTimer:
-    """Times operations on a device of this machine, each kind once. Our kernels for CPUs stand for their like on a
-    GPU, by rates.
+    """Times operations on a device of this machine, each kind once. On a GPU our CPU kernels are estimated by rates
+    instead.
 
     Attributes:
-        lengths: of the documents that attention goes over.
-        device: where.
-        seconds: what was measured.
-        rates: arithmetic and bytes a second, where they were asked for.
-        between: what is written between two timings, while there are any.
+        lengths: of the documents in attention, in tokens.
+        device: where operations run.
+        seconds: measured, by operation.
+        rates: FLOPs and bytes per second, by dtype, once they were needed.
+        between: written between two timings; empty when none are made.
     """
 
     lengths: Sequence[int]
@@ -64,52 +65,56 @@ class OpTimer:
     @classmethod
     @lru_cache(maxsize=1)
     def of(cls, lengths: tuple[int, ...], device: torch.device, threads: int) -> "OpTimer":
-        """The same one for plans of the same rows, which mostly have operations in common, with as many threads."""
+        """One shared timer for plans of the same rows and thread count, since they have most operations in common."""
         return cls(lengths, device)
 
     @keeping_freed_memory()  # as a run does
     def total(self, operations: Mapping[Operation, float], recorded: bool = True) -> float:
-        """Seconds of all of them, one after another; `recorded`: with modules and autograd around them, as in a pass,
-        and not one by one, as in an optimizer's step."""
-        if new := [each for each in operations if each not in self.seconds]:
-            self._learn(new, ENOUGH * len(new) / len(operations))
-        around = OVERHEAD if recorded else 0.0
-        return sum(count * (self.seconds[each] + around) for each, count in operations.items())
+        """Seconds of all operations, one after another.
 
-    def _learn(self, operations: Sequence[Operation], enough: float) -> None:
-        """Time each kind in rounds over all of them, for about so many seconds, so that what else the machine does for
-        a second is not taken for what an operation takes."""
+        Args:
+            operations: with their counts.
+            recorded: with the overhead of modules and autograd, as in a pass; without it, as in an optimizer step.
+        """
+        if new := [operation for operation in operations if operation not in self.seconds]:
+            self._measure(new, ENOUGH * len(new) / len(operations))
+        overhead = OVERHEAD if recorded else 0.0
+        return sum(count * (self.seconds[operation] + overhead) for operation, count in operations.items())
+
+    def _measure(self, operations: Sequence[Operation], enough: float) -> None:
+        """Time operations in rounds over all of them, for about `enough` seconds, so that a second of other load on the
+        machine does not distort a single operation."""
         self.between = torch.zeros(CACHES // 4)
-        timed: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
+        timings: dict[Operation, list[float]] = {each: [] for each in operations if not self._is_large(each)}
         started = time.perf_counter()
         for number in range(MOST_ROUNDS):
             if number >= ROUNDS and time.perf_counter() - started > enough:
                 break
-            for each, found in timed.items():
-                if sum(found) < LONG:
-                    found += self._timings(each)
-        for each in operations:
-            taken = timed.get(each)
-            self.seconds[each] = median(taken) if taken else self._by_rates(each)
+            for operation, seconds in timings.items():
+                if sum(seconds) < LONG:
+                    seconds += self._timings(operation)
+        for operation in operations:
+            measured = timings.get(operation)
+            self.seconds[operation] = median(measured) if measured else self._by_rates(operation)
         self.between = torch.empty(0)
 
     def _is_large(self, operation: Operation) -> bool:
-        """Whether it takes too long or too much memory to be tried, or is a CPU's kernel on a GPU."""
-        elsewhere = self.device.type != "cpu" and "." not in operation.name
-        if operation.moved > LARGE or operation.flops > LARGE_FLOPS or elsewhere:
+        """Whether it takes too long or too much memory to run, or is a CPU kernel on a GPU."""
+        is_cpu_kernel_on_gpu = self.device.type != "cpu" and "." not in operation.name
+        if operation.moved > LARGE or operation.flops > LARGE_FLOPS or is_cpu_kernel_on_gpu:
             return True
         if operation.flops < SLOW_FLOPS or not operation.name.startswith(PRODUCTS):
             return False
         return operation.flops > SLOW * self._rates(operation.precision)[0]
 
     def _by_rates(self, operation: Operation) -> float:
-        """Seconds of one that is not tried: whichever of arithmetic and memory takes longer, at the rates of smaller
+        """Seconds of an operation that is not run: the slower of arithmetic and memory, at the rates of smaller
         ones."""
         flops, memory = self._rates(operation.precision)
         return max(operation.flops / flops, operation.moved / memory)
 
     def _rates(self, dtype: torch.dtype) -> tuple[float, float]:
-        """Arithmetic and bytes a second, by a product and an addition of usual size."""
+        """FLOPs and bytes per second, measured on a matrix product and an addition of typical size."""
         if dtype not in self.rates:
             side = 2048
             a = torch.full((side, side), 0.01, dtype=dtype, device=self.device)
@@ -122,34 +127,34 @@ class OpTimer:
 
     @torch.no_grad()
     def _timings(self, operation: Operation) -> list[float]:
-        """Seconds of one, tried twice if it is short; none where it cannot be done by itself."""
-        act = self._torch(operation) if "." in operation.name else self._kernel(operation)
+        """Seconds of one operation, timed twice if it is short; empty if it cannot run on its own."""
+        call = self._torch(operation) if "." in operation.name else self._kernel(operation)
         cold = operation.moved > NEAR
         try:
-            act()  # the first one makes code for the shape
-            once = self._timed(act, cold)
-            return [once, self._timed(act, cold)] if once < SHORT else [once]
+            call()  # the first call compiles code for the shape
+            first = self._timed(call, cold)
+            return [first, self._timed(call, cold)] if first < SHORT else [first]
         except (RuntimeError, IndexError, ValueError, TypeError):
             return []
 
-    def _timed(self, act: Any, cold: bool = True) -> float:
-        """If cold, with nothing of its tensors in the caches, as is the case after the other operations of a step."""
+    def _timed(self, call: Any, cold: bool = True) -> float:
+        """If cold, evict its tensors from the caches first, as the other operations of a step would."""
         if cold:
             self.between.add_(1)
         self._wait()
         started = time.perf_counter()
-        act()
+        call()
         self._wait()
         return time.perf_counter() - started
 
     def _kernel(self, operation: Operation) -> Any:
-        given = [self._like(each) for each in operation.arguments]
+        arguments = [self._like(each) for each in operation.arguments]
         if isinstance(operation.arguments[0], AttentionParameters):
-            given[1] = self._documents(operation)
-        return lambda: native.call_named(operation.name, *given)
+            arguments[1] = self._documents(operation)
+        return lambda: native.call_named(operation.name, *arguments)
 
     def _documents(self, operation: Operation) -> Tensor:
-        """The batch's documents, or as many of one length where a method puts something before each."""
+        """The batch's documents, or as many of equal length if a method puts a prefix before each."""
         _, _, count, queries, keys = operation.arguments[:5]
         tokens = queries.sizes[0]
         lengths = list(self.lengths)
@@ -158,15 +163,15 @@ class OpTimer:
         return document_layout(lengths, (keys.sizes[0] - tokens) // count)
 
     def _torch(self, operation: Operation) -> Any:
-        """A call of it, on new tensors."""
+        """A call of the operation on new tensors."""
         library, packet, overload = operation.name.split(".")
         function = getattr(getattr(getattr(torch.ops, library), packet), overload)
-        given = [self._like(each) for each in operation.arguments]
-        named = {name: self._like(value) for name, value in operation.keywords}
-        return lambda: function(*given, **named)
+        arguments = [self._like(each) for each in operation.arguments]
+        keywords = {name: self._like(value) for name, value in operation.keywords}
+        return lambda: function(*arguments, **keywords)
 
     def _like(self, value: Any) -> Any:
-        """A tensor with numbers for a shape, a list for a tuple, this device for the one that was imagined."""
+        """A real tensor for a shape, a list for a tuple, this device for the fake one."""
         if isinstance(value, AttentionParameters):
             return native.Shape(*value)
         if isinstance(value, Shape):
@@ -176,8 +181,8 @@ class OpTimer:
         return self.device if isinstance(value, torch.device) else value
 
     def _tensor(self, shape: Shape) -> Tensor:
-        """Filled with small numbers: pages that were never written to cost nothing to read, and zeros are no fair
-        load."""
+        """Filled with small numbers: reading pages that were never written costs nothing, and zeros are not a
+        representative load."""
         tensor = torch.empty_strided(shape.sizes, shape.strides, dtype=shape.dtype, device=self.device)
         return tensor.fill_(0.01) if shape.dtype.is_floating_point else tensor.zero_()
 

@@ -1,5 +1,4 @@
-"""A run's memory and time, foretold from its recipe: the one function that the command, the trainer and the reports
-ask."""
+"""Predicts a run's memory and time from its recipe. The command, the trainer and the reports all use this function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,24 +18,24 @@ from tunesmith.planner.roofline import seconds_on
 from tunesmith.planner.step import FEW_LAYERS, Step, step_of
 
 KERNEL_BYTES = 1.1e6
-"""What oneDNN keeps of code for each shape of a product in 16 bits that it has met (measured: 0.9 to 1.3 MB)."""
+"""Bytes of code that oneDNN caches for each shape of a 16-bit matrix product (measured: 0.9 to 1.3 MB)."""
 
 FIRST_USE = 30 * 2**20
-"""What loading and the first step take beside tensors: Python's objects for the model and the rows, 10 to 16 MiB, the
-matrix library's buffers, 5 to 10, pages of libraries' files, 5 to 7 (measured region by region, 5 M and 30 M)."""
+"""Bytes that loading and the first step take beside tensors: Python objects of the model and the rows, 10 to 16 MiB;
+the matrix library's buffers, 5 to 10; pages of library files, 5 to 7 (measured region by region, 5 M and 30 M
+parameters)."""
 
 GLIBC = 30 * 2**20
-"""What glibc's heap grows by when steps of other sizes have passed (fitted to fp32 runs)."""
+"""Bytes that glibc's heap grows by after steps of other sizes (fitted to fp32 runs)."""
 
 MANY_LAYERS = 24
-"""In glibc's heap, where gaps are a larger part, so many blocks are carried out each."""
+"""Blocks that are simulated one by one in glibc's heap, where gaps are a larger part."""
 
 MOST_KERNELS = 1024
-"""So many it keeps (oneDNN's primitive cache)."""
+"""Capacity of oneDNN's primitive cache."""
 
 SHOWN_AS = {"trained weights": "weights", "workspace": "activations", "loss": "loss workspace"}
-"""Parts of the trace by the names that they have in a plan. What a pass needs at once and does not keep counts as
-activations."""
+"""Names in a plan, by the trace's part. Temporary memory of a pass counts as activations."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Memory:
     """Bytes.
 
     Attributes:
-        parts: by name, when most are held.
-        peaks: the most that is held in each phase: loading, evaluating, training.
+        parts: at the peak, by name.
+        peaks: of each phase: loading, evaluating, training.
     """
 
     parts: dict[str, int]
@@ -58,12 +57,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Time:
-    """Of the steps alone, without evaluations.
+    """Time of the training steps, without evaluations.
 
     Attributes:
-        seconds_per_step: on average.
-        tokens_per_second: real tokens, forward, backward and update.
-        total_seconds: of all steps; None where no rows tell how many there are.
+        seconds_per_step: mean.
+        tokens_per_second: non-padding tokens, through forward, backward and optimizer step.
+        total_seconds: of all steps; None if there are no rows to count them by.
     """
 
     seconds_per_step: float
@@ -73,15 +72,15 @@ class Time:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take on a device.
+    """The predicted memory and time of a run on a device.
 
     Attributes:
         memory: at its peak and by phase.
-        step: what was found out about one step.
-        device: where.
-        recomputed: how many blocks compute their activations twice.
-        workload: the rows, and how many tokens go at once.
-        available: bytes that the run may take.
+        step: the simulated step.
+        device: of the run.
+        checkpointed: blocks with activation checkpointing.
+        batch_plan: the rows, and the tokens per batch.
+        available: bytes that the run may use.
         dtype: of everything that is not quantized.
     """
 
@@ -99,21 +98,22 @@ class Plan:
 
     @property
     def largest_batch(self) -> list[int]:
-        """The rows of the batch that takes most memory."""
+        """The rows of the batch that needs the most memory."""
         return self.batch_plan.layout(self.step.packed).largest_of(self.step.scores)
 
     @cached_property
     def time(self) -> Time:
-        """Measured operation by operation on this machine's CPU; by the table's rates elsewhere."""
+        """From operations timed one by one on this machine; from the table's rates on other devices."""
         layout = self.batch_plan.layout(self.step.packed)
         batches, steps = layout.batches, layout.steps
         lengths = batches.table.lengths
         seconds = seconds_on(self.device, self._timer)
-        batch = seconds(self.step.learning, True) / sum(int(lengths[row]) for row in self.largest_batch)  # a token
-        update = seconds(self.step.updating, False)
+        batch_tokens = sum(int(lengths[row]) for row in self.largest_batch)
+        per_token = seconds(self.step.forward_backward, True) / batch_tokens
+        optimizer = seconds(self.step.optimizer, False)
         tokens = batches.tokens_in(0, steps)
-        a_step = batch * tokens / steps + update
-        return Time(a_step, tokens / steps / a_step, a_step * steps if self.batch_plan.known else None)
+        per_step = per_token * tokens / steps + optimizer
+        return Time(per_step, tokens / steps / per_step, per_step * steps if self.batch_plan.known else None)
 
     @property
     def _timer(self) -> OpTimer:
@@ -122,12 +122,12 @@ class Plan:
         return OpTimer.of(lengths, torch.device(kind), torch.get_num_threads())
 
     def to_dict(self, timed: bool = True) -> dict[str, Any]:
-        """As `tunesmith plan --json` prints it, and as the event `plan` has it."""
+        """The format of `tunesmith plan --json` and of the `plan` event."""
         memory = {"peak_bytes": self.memory.peak_bytes, "parts": self.memory.parts, "peaks": self.memory.peaks}
-        found: dict[str, Any] = {"memory": memory, "fits": self.fits, "device": self.device.name}
+        result: dict[str, Any] = {"memory": memory, "fits": self.fits, "device": self.device.name}
         if timed:
-            found["time"] = vars(self.time)
-        return found
+            result["time"] = vars(self.time)
+        return result
 
 
 def plan_run(
@@ -137,17 +137,17 @@ def plan_run(
     available: int | None = None,
     checkpointed: int | None = None,
 ) -> Plan:
-    """Foretell a run; no weight is read.
+    """Predict a run's memory and time; no weights are read.
 
     Args:
-        workload: the recipe, its objective settled, and the rows.
+        batch_plan: the recipe, with its objective resolved, and the rows.
         dtype: of everything that is not quantized.
-        device: where it is to run.
-        available: bytes that it may take; default: all that the device has.
-        recomputed: how many blocks compute their activations twice; default: as the recipe says.
+        device: of the run.
+        available: bytes that it may use; default: all of the device's memory.
+        checkpointed: blocks with activation checkpointing; default: as in the recipe.
 
     Raises:
-        UserError: base, method and objective do not go together, or the family cannot be carried out without numbers.
+        UserError: base, method and objective are not compatible, or the architecture does not run on fake tensors.
     """
 
     def rows(packed: bool, scores: bool) -> tuple[TokenTable, list[int]]:
@@ -163,7 +163,7 @@ def plan_run(
 def plan_of(
     step: Step, batch_plan: BatchPlan, dtype: torch.dtype, device: Device, available: int | None, checkpointed: int
 ) -> Plan:
-    """The plan of a run of which one step is known; arguments as in `plan_run`."""
+    """The plan of a run from its simulated step; other arguments as in `plan_run`."""
     program = used = device.program_bytes
     if device.is_this_cpu:
         shapes = min(MOST_KERNELS, step.products * len(batch_plan.layout(step.packed).widths))
@@ -171,18 +171,18 @@ def plan_of(
         used = program + FIRST_USE + round(KERNEL_BYTES * shapes) + (GLIBC if device.holds is resident else 0)
     phases = {
         "loading": {"program": program} | while_loading(batch_plan.recipe.base, step, dtype, device),
-        "evaluating": {"program": used} | _named(step.evaluating),
+        "evaluating": {"program": used} | _named(step.evaluation_parts),
         "training": {"program": used} | _named(step.parts) | {"allocator slack": step.slack},
     }
     peaks = {name: sum(parts.values()) for name, parts in phases.items()}
-    most = max(phases, key=lambda name: peaks[name])
+    largest = max(phases, key=lambda name: peaks[name])
     room = device.memory_bytes if available is None else available
-    return Plan(Memory(phases[most], peaks), step, device, checkpointed, batch_plan, room, dtype)
+    return Plan(Memory(phases[largest], peaks), step, device, checkpointed, batch_plan, room, dtype)
 
 
 def _named(parts: Mapping[str, int]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    named: dict[str, int] = {}
     for part, count in parts.items():
         name = SHOWN_AS.get(part, part)
-        found[name] = found.get(name, 0) + count
-    return found
+        named[name] = named.get(name, 0) + count
+    return named

@@ -1,5 +1,5 @@
-"""How long operations take on a device that is not here: whichever of its arithmetic and its memory takes longer, for
-each operation (Williams et al. 2009), at the share of the rates on paper that well-written code reaches."""
+"""Estimates how long operations take on another device: for each operation the slower of arithmetic and memory
+(Williams et al. 2009), at the fraction of the data sheet's rates that well-written code reaches."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,23 +10,24 @@ from tunesmith.planner.op_timer import OpTimer
 from tunesmith.planner.trace import Operation
 
 REACHED_BY_PRODUCTS = 0.65
-"""Of the dense rate on paper, by large products: A100 and H100 runs of MLPerf and PaLM-like training report model
-utilizations of 0.4 to 0.6, of which products alone are the faster part (Korthikanti et al. 2022, table 5)."""
+"""Fraction of the data sheet's dense rate that large matrix products reach: A100 and H100 runs of MLPerf and PaLM-like
+training report model FLOPs utilizations of 0.4 to 0.6, and products alone are faster (Korthikanti et al. 2022, table
+5)."""
 
 REACHED_BY_MEMORY = 0.8
-"""Of the bandwidth on paper: what stream benchmarks reach on GPUs."""
+"""Fraction of the data sheet's bandwidth that stream benchmarks reach on GPUs."""
 
 LAUNCH = 5e-6
-"""Seconds that a GPU's kernel takes at least, launched from Python."""
+"""Minimum seconds of a GPU kernel launched from Python."""
 
 Seconds = Callable[[Mapping[Operation, float], bool], float]
-"""Of operations, with autograd around them or not."""
+"""Seconds of operations; the flag adds autograd's overhead."""
 
 
-def seconds_on(device: Device, clock: OpTimer) -> Seconds:
-    """What gives the seconds of operations there: the clock on this machine, else the roofline."""
+def seconds_on(device: Device, timer: OpTimer) -> Seconds:
+    """A function that gives the seconds of operations on a device: timed on this machine, else by the roofline."""
     if device.is_here:
-        return clock.total
+        return timer.total
 
     def seconds(operations: Mapping[Operation, float], _: bool) -> float:
         return sum(count * of(operation, device) for operation, count in operations.items())

@@ -1,4 +1,5 @@
-"""A run's step without numbers: the model imagined, its heaviest batch, the update; memory and operations by phase."""
+"""Simulates one step of a run on fake tensors: the model, its largest batch, the optimizer step. Records memory and
+operations by phase."""
 
 import gc
 from collections import Counter
@@ -33,42 +34,42 @@ from tunesmith.planner.allocators import Passes
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
 
 FEW_LAYERS = 12
-"""Models of more blocks are carried out with few of them, twice, and the rest is read off the line through both."""
+"""Models with more blocks are simulated twice with few of them; the rest is extrapolated linearly."""
 
 GAPS_GROWTH = 0.65
-"""The allocator's gaps do not lie on that line: they grow with this power of the number of blocks, as fits SmolLM2
-135M, Gemma 3 1B and Qwen 2.5 3B best (few blocks beside all, blocks computed once and twice)."""
+"""The allocator's gaps do not grow linearly but with this power of the number of blocks: the best fit for SmolLM2 135M,
+Gemma 3 1B and Qwen 2.5 3B (few blocks against all, with and without activation checkpointing)."""
 
 EIGHT_BITS = 2 * (1 + 4 / 256)
-"""Bytes a number that both of AdamW's moments take in 8 bits: a code each, and an fp32 scale for 256 of them (Dettmers
-et al. 2022, section 2.1)."""
+"""Bytes per parameter of AdamW's two moments in 8 bits: one code each, and an fp32 scale per 256 codes (Dettmers et al.
+2022, section 2.1)."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch and one update take.
+    """Memory and operations of one batch and one optimizer step.
 
     Attributes:
-        parts: bytes by part when most are held.
-        slack: what the allocator has of the system beyond them.
-        evaluating: bytes by part when most are held without gradients.
-        learning: how often each operation is done, forward and backward, for the batch.
-        updating: in the optimizer's step.
-        judging: in the loss of the batch without gradients.
+        parts: bytes by part at the peak.
+        slack: bytes that the allocator holds from the system beyond the parts.
+        evaluation_parts: bytes by part at the peak without gradients.
+        forward_backward: count of each operation in forward and backward of the batch.
+        optimizer: count of each operation in the optimizer step.
+        evaluation: count of each operation in the batch's loss without gradients.
         parameters: of the base.
-        trained: numbers that move.
+        trained: trainable parameters.
         blocks: of the model.
         packed: whether rows are packed.
-        largest: numbers of the largest matrix in the blocks.
-        turned: whether matrices lie the other way round in the base's files (`models.conv1d`).
+        largest: elements of the largest matrix in the blocks.
+        turned: whether matrices are transposed in the base's files (`models.conv1d`).
     """
 
     parts: dict[str, int]
     slack: int
-    evaluating: dict[str, int]
-    learning: dict[Operation, float]
-    updating: dict[Operation, float]
-    judging: dict[Operation, float]
+    evaluation_parts: dict[str, int]
+    forward_backward: dict[Operation, float]
+    optimizer: dict[Operation, float]
+    evaluation: dict[Operation, float]
     parameters: int
     trained: int
     blocks: int
@@ -78,20 +79,20 @@ class Step:
 
     @property
     def scores(self) -> bool:
-        """Whether attention keeps a score for each pair of tokens."""
-        return any("softmax" in each.name and len(each.results[0].sizes) == 4 for each in self.learning)
+        """Whether attention stores a score for each pair of tokens."""
+        return any("softmax" in each.name and len(each.results[0].sizes) == 4 for each in self.forward_backward)
 
     @property
     def products(self) -> int:
-        """How many different products of matrices in 16 bits it does, for each of which a CPU's library makes code."""
-        done = {**self.learning, **self.judging}
-        return sum(each.name.startswith(PRODUCTS) and each.precision.itemsize == 2 for each in done)
+        """Distinct 16-bit matrix products, for each of which a CPU's matrix library compiles code."""
+        operations = {**self.forward_backward, **self.evaluation}
+        return sum(each.name.startswith(PRODUCTS) and each.precision.itemsize == 2 for each in operations)
 
 
 Holds = Callable[[Passes], int]
 
 Rows = Callable[[bool, bool], tuple[TokenTable, list[int]]]
-"""Gives a table and the rows of it that are the batch, when told whether rows are packed, and whether attention keeps
+"""Returns a table and the indices of the batch's rows. Arguments: whether rows are packed; whether attention stores
 scores."""
 
 
@@ -103,18 +104,18 @@ def step_of(
     checkpointed: int | None = None,
     few_layers: int = FEW_LAYERS,
 ) -> Step:
-    """Carry out one step of the recipe without numbers.
+    """Simulate one step of the recipe on fake tensors.
 
     Args:
-        recipe: with its objective settled.
-        rows: of the heaviest batch.
-        dtype: of what is not quantized.
-        holds: what the device's allocator has of the system for them.
-        recomputed: how many blocks compute their activations twice; default: as the recipe says.
-        few_layers: blocks of which all are carried out.
+        recipe: with its objective resolved.
+        rows: of the largest batch.
+        dtype: of everything that is not quantized.
+        holds: simulates the device's allocator.
+        checkpointed: blocks with activation checkpointing; default: as in the recipe.
+        few_layers: most blocks that are simulated one by one.
 
     Raises:
-        UserError: base, method and objective do not go together, or the family cannot be carried out so.
+        UserError: base, method and objective are not compatible, or the architecture does not run on fake tensors.
     """
     config = config_of(recipe.base)
     counts = _few_layers(config, few_layers)
@@ -122,30 +123,31 @@ def step_of(
         return _with_its_largest_batch(recipe, rows, dtype, holds, None, checkpointed)
     fewer, more = counts
     layers = config.get_text_config().num_hidden_layers
-    some = checkpointed is not None and 0 < checkpointed < layers
-    twice = [None if checkpointed is None else 0 if some else min(checkpointed, count) for count in counts]
-    low = _with_its_largest_batch(recipe, rows, dtype, holds, fewer, twice[0])
-    high = _carried_out(recipe, rows, dtype, holds, more, twice[1], scores=low.scores)
-    whole = _along(low, low, high, (layers - fewer) / (more - fewer), layers)
-    if checkpointed is None or not some:
-        return whole
+    is_partial = checkpointed is not None and 0 < checkpointed < layers
+    partly = [None if checkpointed is None else 0 if is_partial else min(checkpointed, count) for count in counts]
+    low = _with_its_largest_batch(recipe, rows, dtype, holds, fewer, partly[0])
+    high = _simulated(recipe, rows, dtype, holds, more, partly[1], scores=low.scores)
+    full = _extrapolated(low, low, high, (layers - fewer) / (more - fewer), layers)
+    if checkpointed is None or not is_partial:
+        return full
     period = more - fewer
-    first_twice = _carried_out(recipe, rows, dtype, holds, more, period, scores=low.scores)
-    return _along(whole, high, first_twice, checkpointed / period, layers)
+    high_checkpointed = _simulated(recipe, rows, dtype, holds, more, period, scores=low.scores)
+    return _extrapolated(full, high, high_checkpointed, checkpointed / period, layers)
 
 
 def _with_its_largest_batch(
     recipe: Recipe, rows: Rows, dtype: torch.dtype, holds: Holds, layers: int | None, checkpointed: int | None
 ) -> Step:
-    """Which batch takes most memory depends on attention, of which the first one tells."""
-    step = _carried_out(recipe, rows, dtype, holds, layers, checkpointed, scores=False)
+    """Which batch needs the most memory depends on attention, which the first simulation shows."""
+    step = _simulated(recipe, rows, dtype, holds, layers, checkpointed, scores=False)
     if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
         return step
-    return _carried_out(recipe, rows, dtype, holds, layers, checkpointed, scores=True)
+    return _simulated(recipe, rows, dtype, holds, layers, checkpointed, scores=True)
 
 
 def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:
-    """Two numbers of blocks, whole repetitions of the family's pattern; None where all are to be carried out."""
+    """Two numbers of blocks, multiples of the period of the architecture's layer pattern; None to simulate all
+    blocks."""
     text = config.get_text_config()
     layers = getattr(text, "num_hidden_layers", 0)
     if config.is_encoder_decoder or layers <= few:
@@ -154,13 +156,13 @@ def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:
     period = next(
         size
         for size in range(1, layers + 1)
-        if all(each[place] == each[place % size] for each in lists for place in range(layers))
+        if all(each[index] == each[index % size] for each in lists for index in range(layers))
     )
     fewer = -(-2 // period) * period
     return (fewer, fewer + period) if fewer + period < layers else None
 
 
-def _carried_out(
+def _simulated(
     recipe: Recipe,
     rows: Rows,
     dtype: torch.dtype,
@@ -169,25 +171,25 @@ def _carried_out(
     checkpointed: int | None,
     scores: bool,
 ) -> Step:
-    gc.freeze()  # garbage is looked for among what is made here alone
+    gc.freeze()  # limits garbage collection to objects made here
     try:
         with fake_tensors():
             model = made_trainable(recipe, fake_model(recipe.base, dtype, recipe.objective.ending, layers))
             if checkpointed is not None:
                 enable_activation_checkpointing(model, checkpointed)
-            return _Rehearsal(recipe, model, _batch(model, rows, scores), holds).step()
+            return _Simulation(recipe, model, _batch(model, rows, scores), holds).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
-            f"base: {recipe.base.path}: a step of it cannot be foretold, since its forward pass asks for numbers "
-            f"({str(error).splitlines()[0]})."
+            f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs real "
+            f"values ({str(error).splitlines()[0]})."
         ) from error
     finally:
         gc.collect()
         gc.unfreeze()
 
 
-class _Rehearsal:
-    """A model without numbers, its optimizer and its batch, watched."""
+class _Simulation:
+    """A fake model, its optimizer and its batch, traced."""
 
     def __init__(self, recipe: Recipe, model: PreTrainedModel, batch: Batch, holds: Holds) -> None:
         self.recipe = recipe
@@ -202,11 +204,11 @@ class _Rehearsal:
         self.masters = MasterWeights(
             model.named_parameters(), plain if self.in_eight_bits else recipe.train, lambda _: 1.0, *hidden
         )
-        moving = [each for each in model.parameters() if each.requires_grad]
+        trainable = [each for each in model.parameters() if each.requires_grad]
         self._hold(model, "weights")
         for other in recipe.objective.reference_models:
             self._hold(other, "reference models")
-        self.watch.hold(moving, "trained weights" if recipe.method.kind == "full" else "adapters")
+        self.watch.hold(trainable, "trained weights" if recipe.method.kind == "full" else "adapters")
         self.watch.hold([self.masters.flat], "optimizer")
         self.watch.hold([self.masters.grad], "gradients")
         if self.masters.average is not None:
@@ -222,44 +224,45 @@ class _Rehearsal:
                 self.watch.hold([each for each in constants if each is not None], "quantization constants")
 
     def step(self) -> Step:
-        """Evaluation, the batch, the update; and, for the allocator, the batch once more, beside the new moments."""
-        judging, held = self._phase(self._evaluate)
+        """Evaluation, forward and backward, the optimizer step; then, for the allocator, forward and backward again,
+        now beside the optimizer states."""
+        evaluation, evaluation_parts = self._phase(self._evaluate)
         first = len(self.trace.events)
-        learning, _ = self._phase(self._learn)
+        forward_backward, _ = self._phase(self._forward_backward)
         last = len(self.trace.events)
-        updating, _ = self._phase(self._update)
+        optimizer, _ = self._phase(self._step_optimizer)
         events = self.trace.events
-        forward, back = events[first : self.turn], events[self.turn : last]
-        once_more = again(forward + back)
-        passes = [(events[:first], False), (forward, True), (back + events[last:], False)]
-        passes += [(once_more[: len(forward)], True), (once_more[len(forward) :], False)]
+        forward, backward = events[first : self.turn], events[self.turn : last]
+        repeated = again(forward + backward)
+        passes = [(events[:first], False), (forward, True), (backward + events[last:], False)]
+        passes += [(repeated[: len(forward)], True), (repeated[len(forward) :], False)]
         second = len(events)
-        events += once_more
+        events += repeated
         parts = self.trace.peak(second)
         plain = plain_model(self.model)
         return Step(
             parts,
             max(0, self.holds(passes) - sum(parts.values())),
-            held,
-            learning,
-            updating,
-            judging,
+            evaluation_parts,
+            forward_backward,
+            optimizer,
+            evaluation,
             base_parameters(self.model),
             len(self.masters.flat),
             len(blocks(plain)),
             packs(plain),
-            max(_numbers(layer) for block in blocks(plain) for layer in block.modules()),
+            max(_largest_matrix(layer) for block in blocks(plain) for layer in block.modules()),
             any(isinstance(layer, TurnedLinear) for layer in self.model.modules()),
         )
 
-    def _phase(self, act: Callable[[], None]) -> tuple[dict[Operation, float], dict[str, int]]:
-        """Its operations, and the bytes by part when it holds most."""
+    def _phase(self, run: Callable[[], None]) -> tuple[dict[Operation, float], dict[str, int]]:
+        """Its operations, and the bytes by part at its peak."""
         before = len(self.trace.events)
         self.trace.operations = Counter()
-        act()
+        run()
         return dict(self.trace.operations), self.trace.peak(before)
 
-    def _learn(self) -> None:
+    def _forward_backward(self) -> None:
         self.model.train()
         with self.watch.on(), _mark_loss_memory(self.model, self.watch):
             loss = self.recipe.objective.loss(self.model, self.batch)
@@ -271,7 +274,7 @@ class _Rehearsal:
         with self.watch.on(), torch.no_grad(), _mark_loss_memory(self.model, self.watch):
             self.recipe.objective.losses(self.model, self.batch)
 
-    def _update(self) -> None:
+    def _step_optimizer(self) -> None:
         with self.watch.on(), self.watch.counting_as("optimizer"), torch.no_grad():
             if self.in_eight_bits:
                 self.moments = torch.empty(int(EIGHT_BITS * len(self.masters.flat)), dtype=torch.uint8)
@@ -293,10 +296,10 @@ def _batch(model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
 
 
 def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
-    """Rows of these lengths, all of which is learnt, for what the objective teaches.
+    """Rows of these lengths with targets for the objective's head; every token of a text row counts in the loss.
 
     Raises:
-        UserError: only real rows can tell.
+        UserError: the objective needs real rows.
     """
     ending = recipe.objective.ending
     if ending.kind == "vocabulary":
@@ -305,14 +308,14 @@ def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
         )
     if ending.kind != "classes":
         raise UserError(f"objective: {recipe.objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
-    told = (0.0,) * (1 if ending.problem != "multi_label_classification" else len(ending.labels))
+    target = (0.0,) * (1 if ending.problem != "multi_label_classification" else len(ending.labels))
     return TokenTable.build(
-        (np.zeros(length, np.int32), np.arange(length) == length - 1, Source("", 1), told) for length in lengths
+        (np.zeros(length, np.int32), np.arange(length) == length - 1, Source("", 1), target) for length in lengths
     )
 
 
-def _numbers(layer: nn.Module) -> int:
-    """Of its own largest matrix."""
+def _largest_matrix(layer: nn.Module) -> int:
+    """Elements of the layer's own largest matrix."""
     if isinstance(layer, QuantizedLinear):
         return layer.in_features * layer.out_features
     return max((each.numel() for each in layer.parameters(recurse=False)), default=0)
@@ -320,21 +323,21 @@ def _numbers(layer: nn.Module) -> int:
 
 @contextmanager
 def _mark_loss_memory(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
-    """Within the block what is made behind the model's body, and before the backward pass is back there, is the
-    loss's."""
+    """Within the block, memory that is allocated between the end of the model's body and the backward pass's return to
+    it counts as the loss's."""
     plain = plain_model(model)
     body: nn.Module = plain.get_decoder() if plain.config.is_encoder_decoder else plain.base_model
 
-    def back(_: Tensor) -> None:
+    def enter_body_backward(_: Tensor) -> None:
         watch.part = "workspace"
 
-    def behind(_: nn.Module, __: object, out: object) -> None:
+    def leave_body(_: nn.Module, __: object, out: object) -> None:
         watch.part = "loss"
         hidden = getattr(out, "last_hidden_state", None)
         if hidden is not None and hidden.requires_grad:
-            hidden.register_hook(back)
+            hidden.register_hook(enter_body_backward)
 
-    hook = body.register_forward_hook(behind)
+    hook = body.register_forward_hook(leave_body)
     try:
         yield
     finally:
@@ -345,26 +348,26 @@ def _mark_loss_memory(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
 Key = TypeVar("Key")
 
 
-def _along(start: Step, low: Step, high: Step, share: float, blocks: int) -> Step:
-    """The step of a model that is `share` times as far from `start` as `high` is from `low`."""
+def _extrapolated(start: Step, low: Step, high: Step, factor: float, blocks: int) -> Step:
+    """`start` + `factor` · (`high` − `low`), for every count of a step."""
 
-    def number(begun: float, one: float, other: float) -> int:
-        return round(begun + share * (other - one))
+    def number(first: float, one: float, other: float) -> int:
+        return round(first + factor * (other - one))
 
-    def counted(begun: Mapping[Key, float], one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
-        keys = {**begun, **one, **other}
-        return {key: begun.get(key, 0) + share * (other.get(key, 0) - one.get(key, 0)) for key in keys}
+    def counts(first: Mapping[Key, float], one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
+        keys = {**first, **one, **other}
+        return {key: first.get(key, 0) + factor * (other.get(key, 0) - one.get(key, 0)) for key in keys}
 
     def bytes_of(*parts: Mapping[str, int]) -> dict[str, int]:
-        return {part: round(count) for part, count in counted(*parts).items()}
+        return {part: round(count) for part, count in counts(*parts).items()}
 
     return Step(
         bytes_of(start.parts, low.parts, high.parts),
         round(high.slack * (blocks / high.blocks) ** GAPS_GROWTH),
-        bytes_of(start.evaluating, low.evaluating, high.evaluating),
-        counted(start.learning, low.learning, high.learning),
-        counted(start.updating, low.updating, high.updating),
-        counted(start.judging, low.judging, high.judging),
+        bytes_of(start.evaluation_parts, low.evaluation_parts, high.evaluation_parts),
+        counts(start.forward_backward, low.forward_backward, high.forward_backward),
+        counts(start.optimizer, low.optimizer, high.optimizer),
+        counts(start.evaluation, low.evaluation, high.evaluation),
         number(start.parameters, low.parameters, high.parameters),
         number(start.trained, low.trained, high.trained),
         blocks,

@@ -1,7 +1,8 @@
-"""One step of a run, carried out on tensors without numbers: every byte that it holds, every operation that it does.
+"""Traces one step of a run on fake tensors: every allocation and every operation.
 
-The code that is watched is the run's own (the family's forward pass, our operations, autograd, the optimizer), so
-nothing is modelled: a tensor counts from the operation that makes it until its last reference is gone.
+The traced code is the run's own (the architecture's forward pass, our operations, autograd, the optimizer), so nothing
+is
+modeled: a tensor counts from the operation that creates it until its last reference is gone.
 """
 
 import weakref
@@ -20,11 +21,11 @@ from tunesmith.models.fake_mode import Shape
 from tunesmith.ops import native
 
 PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
-"""What the names of products of matrices begin with."""
+"""Prefixes of the names of matrix products."""
 
 
 class AttentionParameters(NamedTuple):
-    """The fields of `native.Shape`, which cannot be compared itself."""
+    """The fields of `native.Shape`, in a form that can be compared and hashed."""
 
     kv_heads: int
     group: int
@@ -38,13 +39,13 @@ class AttentionParameters(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation with the shapes that it works on.
+    """An operation with the shapes of its arguments.
 
     Attributes:
         name: `aten::mm`, or a native kernel's name in the library.
         arguments: in order; tensors as `Shape`s, lists as tuples.
         keywords: by name, in order.
-        results: shapes of what it makes.
+        results: shapes of its results.
     """
 
     name: str
@@ -54,29 +55,31 @@ class Operation:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of products and attention; what else there is, is bound by memory."""
+        """Multiplications and additions of matrix products and attention; 0 for all else, which is memory-bound."""
         if self.name.startswith(PRODUCTS):
             left, right = [each for each in self.arguments if isinstance(each, Shape)][-2:]
             return 2.0 * left.numbers * right.sizes[-1]
         if self.arguments and isinstance(self.arguments[0], AttentionParameters):
             queries, keys = self.arguments[3:5]
             tokens, heads, dim = queries.sizes
-            seen = keys.sizes[0] / max(1, self.arguments[2])  # a document's keys, on average
+            mean_keys = keys.sizes[0] / max(1, self.arguments[2])  # per document
             causal = 0.5 if self.arguments[0].causal else 1.0
-            passes = 2.5 if self.name == "attention_backward" else 1.0  # five products for two (Dao 2023, section 3)
-            return float(4.0 * tokens * heads * dim * seen * causal * passes)
+            passes = (
+                2.5 if self.name == "attention_backward" else 1.0
+            )  # five products instead of two (Dao 2023, section 3)
+            return float(4.0 * tokens * heads * dim * mean_keys * causal * passes)
         return 0.0
 
     @property
     def moved(self) -> int:
-        """Bytes read and written at least once."""
+        """Bytes that are read or written at least once."""
         return sum(each.bytes for each in _shapes((*self.arguments, *self.results)))
 
     @property
     def precision(self) -> torch.dtype:
-        """Of the first numbers that it reads."""
-        kinds = (shape.dtype for shape in _shapes(self.arguments) if shape.dtype.is_floating_point)
-        return next(kinds, torch.float32)
+        """The dtype of its first floating-point argument."""
+        dtypes = (shape.dtype for shape in _shapes(self.arguments) if shape.dtype.is_floating_point)
+        return next(dtypes, torch.float32)
 
 
 def _shapes(values: Iterable[object]) -> Iterator[Shape]:
@@ -89,7 +92,7 @@ def _shapes(values: Iterable[object]) -> Iterator[Shape]:
 
 @dataclass(slots=True)
 class Held:
-    """A piece of memory: its bytes, and which part of the plan it is of."""
+    """An allocation: its bytes, and its part in the plan."""
 
     bytes: int
     part: str
@@ -97,53 +100,53 @@ class Held:
 
 @dataclass
 class Trace:
-    """What one pass did.
+    """The memory and operations of a pass.
 
     Attributes:
-        events: every piece of memory as it comes (True) and goes (False), in order.
-        operations: how often each was done.
+        events: allocations (True) and frees (False), in order.
+        operations: with their counts.
     """
 
     events: list[tuple[bool, Held]] = field(default_factory=list)
     operations: Counter[Operation] = field(default_factory=Counter)
 
     def peak(self, first: int = 0) -> dict[str, int]:
-        """Bytes by part at the moment, from that event on, when most are held."""
-        held = most = place = 0
-        for index, (comes, piece) in enumerate(self.events):
-            held += piece.bytes if comes else -piece.bytes
+        """Bytes by part at the peak, from event `first` on."""
+        held = most = peak = 0
+        for index, (is_allocation, piece) in enumerate(self.events):
+            held += piece.bytes if is_allocation else -piece.bytes
             if index >= first - 1 and held > most:
-                most, place = held, index
+                most, peak = held, index
         parts: Counter[str] = Counter()
-        for comes, piece in self.events[: place + 1]:
-            parts[piece.part] += piece.bytes if comes else -piece.bytes
+        for is_allocation, piece in self.events[: peak + 1]:
+            parts[piece.part] += piece.bytes if is_allocation else -piece.bytes
         return {part: count for part, count in parts.items() if count}
 
 
 def again(events: Sequence[tuple[bool, Held]]) -> list[tuple[bool, Held]]:
-    """The same events once more: of what comes, other pieces; of what goes, those, or what had stayed."""
+    """Repeat the events with new allocations. Frees of allocations from before the events are left out."""
     copies: dict[int, Held] = {}
-    found = []
-    for comes, piece in events:
-        if comes:
+    repeated = []
+    for is_allocation, piece in events:
+        if is_allocation:
             copies[id(piece)] = Held(piece.bytes, piece.part)
-        if comes or id(piece) in copies:
-            found.append((comes, copies[id(piece)]))
-    return found
+        if is_allocation or id(piece) in copies:
+            repeated.append((is_allocation, copies[id(piece)]))
+    return repeated
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes a `Trace`. `part` is what new memory counts as; a workspace that autograd keeps is `activations`."""
+    """Records a `Trace`. New memory counts as `part`; a workspace that autograd saves counts as `activations`."""
 
     def __init__(self, trace: Trace, part: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
         self.part = part
-        self._kept: dict[int, tuple[torch.UntypedStorage, Held]] = {}  # as long as the watch
-        self._passing: dict[int, tuple[weakref.ref[torch.UntypedStorage], Held]] = {}
+        self._kept: dict[int, tuple[torch.UntypedStorage, Held]] = {}  # until the mode itself is gone
+        self._temporary: dict[int, tuple[weakref.ref[torch.UntypedStorage], Held]] = {}
 
     def hold(self, tensors: Iterable[Tensor], part: str) -> None:
-        """Count tensors that are there already, and stay."""
+        """Count tensors that exist already and stay."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._kept:
@@ -153,7 +156,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def counting_as(self, part: str) -> Iterator[None]:
-        """Within the block new memory is of that part."""
+        """Within the block, new memory counts as that part."""
         before, self.part = self.part, part
         try:
             yield
@@ -162,7 +165,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def on(self) -> Iterator["Watch"]:
-        """Within the block everything is written down; native kernels are named and not called."""
+        """Within the block, everything is recorded; native kernels are reported instead of called."""
 
         def keep(tensor: Tensor) -> Tensor:
             piece = self._piece(tensor, self.part)
@@ -182,19 +185,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
         keywords = keywords or {}
-        found = function(*arguments, **keywords)
-        made = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
-        for tensor in made:
+        result = function(*arguments, **keywords)
+        tensors = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        for tensor in tensors:
             self._piece(tensor, self.part)
-        if made and not getattr(function, "is_view", False):
-            results = tuple(Shape.of(each) for each in made)
-            self._note(Operation(str(function), _plain(arguments), _plain_items(keywords), results))
-        return found
+        if tensors and not getattr(function, "is_view", False):
+            shapes = tuple(Shape.of(each) for each in tensors)
+            self._record(Operation(str(function), _plain(arguments), _plain_items(keywords), shapes))
+        return result
 
     def _kernel(self, name: str, arguments: tuple[Any, ...]) -> None:
-        self._note(Operation(name, _plain(arguments)))
+        self._record(Operation(name, _plain(arguments)))
 
-    def _note(self, operation: Operation) -> None:
+    def _record(self, operation: Operation) -> None:
         self.trace.operations[operation] += 1
 
     def _piece(self, tensor: Tensor, part: str) -> Held:
@@ -202,18 +205,18 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self._kept:
             return self._kept[key][1]
-        if key not in self._passing:
-            self._passing[key] = (weakref.ref(storage, lambda _: self._let_go(key)), Held(storage.nbytes(), part))
-            self.trace.events.append((True, self._passing[key][1]))
-        return self._passing[key][1]
+        if key not in self._temporary:
+            self._temporary[key] = (weakref.ref(storage, lambda _: self._free(key)), Held(storage.nbytes(), part))
+            self.trace.events.append((True, self._temporary[key][1]))
+        return self._temporary[key][1]
 
-    def _let_go(self, key: int) -> None:
-        """The last that had a hand on this memory, a tensor or the graph, is gone."""
-        self.trace.events.append((False, self._passing.pop(key)[1]))
+    def _free(self, key: int) -> None:
+        """The last reference to this memory, a tensor or the graph, is gone."""
+        self.trace.events.append((False, self._temporary.pop(key)[1]))
 
 
 def _plain(value: Any) -> Any:
-    """Something that can be compared: shapes for tensors, tuples for lists."""
+    """A hashable value: shapes for tensors, tuples for lists."""
     if isinstance(value, Tensor):
         return Shape.of(value)
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""What a person sees of a run: in the terminal while it goes, and in one page afterwards."""
+"""Reports for people: a run's progress in the terminal, and one HTML page afterwards."""

@@ -1,6 +1,6 @@
 """Plots as SVG: curves, dots with intervals, bars. Drawn from numbers alone; tooltips are `<title>`s, without scripts.
 
-The frames are narrow, so that their writing stays readable when a phone shows them at full width.
+The charts are narrow, so that their text stays readable when a phone shows them at full width.
 """
 
 import math
@@ -15,10 +15,10 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 12, 24, 38
 """Margins around the frame, for labels."""
 
 MOST_POINTS = 600
-"""Of a curve: more than the frame has pixels would only make the page heavy."""
+"""Points of a curve: more than the chart has pixels would only make the page larger."""
 
 MOST_TIPS = 60
-"""Points of a curve that say their value when pointed at."""
+"""Points of a curve that show their value in a tooltip."""
 
 Point = tuple[float, float]
 Interval = tuple[float, float]
@@ -30,10 +30,10 @@ class Line:
 
     Attributes:
         name: for the legend and the tooltips.
-        points: (x, y), in order; where y is not finite the curve has a gap.
+        points: (x, y), in order; a y that is not finite leaves a gap.
         style: a CSS class of the page: `raw`, `smooth` or `held`.
         intervals: (low, high) around each point, drawn as a whisker; empty for none.
-        dots: whether each point is marked.
+        dots: whether each point is marked with a dot.
     """
 
     name: str
@@ -44,18 +44,21 @@ class Line:
 
 
 def line_chart(
-    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, from_zero: bool = False, whole: bool = True
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, from_zero: bool = False, integer_x: bool = True
 ) -> str:
-    """A caption and an SVG of the curves over a common frame. Empty where no point is finite.
+    """A caption and an SVG of the curves in one chart.
 
-    Rare spikes of a `raw` curve may leave the frame, and the caption says how many.
+    Rare spikes of a `raw` curve may leave the frame; the caption gives their number.
 
     Args:
         title: caption and accessible name.
         x_label, y_label: of the axes, with units.
         lines: drawn in this order.
-        from_zero: the y axis begins at 0.
-        whole: x has no tick between whole numbers.
+        from_zero: the y axis starts at 0.
+        integer_x: ticks of the x axis are integers.
+
+    Returns:
+        Empty if no point is finite.
     """
     lines = [line for line in lines if any(math.isfinite(y) for _, y in line.points)]
     if not lines:
@@ -67,7 +70,7 @@ def line_chart(
         ys += without_spikes(finite) if line.style == "raw" else finite
     frame = Frame.around(xs, [*ys, 0.0] if from_zero else ys)
     beyond = sum(not frame.y_low <= y <= frame.y_high for line in lines for _, y in line.points if math.isfinite(y))
-    parts = [frame.axes(x_label, y_label, least_x_step=1.0 if whole else 0.0)]
+    parts = [frame.axes(x_label, y_label, least_x_step=1.0 if integer_x else 0.0)]
     parts += [part for line in lines for part in _curve(frame, line, x_label)]
     keys = [(line.name, line.style) for line in lines] if len(lines) > 1 else []
     note = f"{beyond:,} beyond the frame, drawn at its edge" if beyond else ""
@@ -75,53 +78,56 @@ def line_chart(
 
 
 def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, float]]) -> str:
-    """A caption and an SVG of bars, each with a label beneath. Empty where there are none."""
+    """A caption and an SVG of labeled bars. Empty if there are none."""
     if not bars:
         return ""
     frame = Frame.around([0, len(bars)], [0, *(value for _, value in bars)])
     parts = [frame.axes(x_label, y_label, x_ticks=False)]
     every = math.ceil(len(bars) / 8)
-    for place, (label, value) in enumerate(bars):
-        (x, y), (_, base) = frame.place((place + 0.08, value)), frame.place((place, 0))
-        width = frame.place((place + 0.92, 0))[0] - x
+    for index, (label, value) in enumerate(bars):
+        (x, y), (_, base) = frame.to_pixels((index + 0.08, value)), frame.to_pixels((index, 0))
+        width = frame.to_pixels((index + 0.92, 0))[0] - x
         parts.append(
             f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(0.0, base - y):.1f}">'
             f"<title>{escape(x_label)} {escape(label)}: {value:,.6g} {escape(y_label)}</title></rect>"
         )
-        if place % every == 0:
+        if index % every == 0:
             at = f'x="{x + width / 2:.1f}" y="{base + 15:.1f}" text-anchor="middle"'
             parts.append(f"<text {at}>{escape(label)}</text>")
     return _caption(title) + _svg(f"{title}: {y_label} by {x_label}", HEIGHT, parts)
 
 
 def interval_chart(
-    title: str, unit: str, rows: Sequence[tuple[str, float, Interval, str]], scale: float = 1.0, places: int = 3
+    title: str, unit: str, rows: Sequence[tuple[str, float, Interval, str]], scale: float = 1.0, decimals: int = 3
 ) -> str:
-    """A caption and an SVG of one dot with its interval a row, over a common axis. Empty where nothing is finite.
+    """A caption and an SVG with one dot and its interval per row, over a common axis.
 
     Args:
         title: caption and accessible name.
-        unit: said under the axis.
+        unit: label of the axis.
         rows: (name, value, (low, high), CSS class).
-        scale: values are multiplied by it, for example 100 for per cent.
-        places: decimal places in the tooltips.
+        scale: factor for the values, for example 100 for percent.
+        decimals: decimal places in the tooltips.
+
+    Returns:
+        Empty if nothing is finite.
     """
     rows = [row for row in rows if all(map(math.isfinite, (row[1], *row[2])))]
     if not rows:
         return ""
-    reach = [scale * each for _, value, interval, _ in rows for each in (value, *interval)]
+    values = [scale * each for _, value, interval, _ in rows for each in (value, *interval)]
     height = 24 * len(rows) + 46
-    frame = Frame.around(reach if any(reach) else [0.0, 1.0], [0.0, 1.0], room_x=0.06)
+    frame = Frame.around(values if any(values) else [0.0, 1.0], [0.0, 1.0], room_x=0.06)
     parts = []
     for x, label in _labeled(round_ticks(frame.x_low, frame.x_high)):
-        at = frame.place((x, 0))[0]
+        at = frame.to_pixels((x, 0))[0]
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 40}"/>')
         parts.append(f'<text x="{at:.1f}" y="{height - 24}" text-anchor="middle">{label}</text>')
-    for place, (name, value, interval, style) in enumerate(rows):
-        y = 18 + 24 * place
-        middle, low, high = (frame.place((scale * each, 0))[0] for each in (value, *interval))
-        told = [f"{scale * each:.{places}f}" for each in (value, *interval)]
-        tip = f"<title>{escape(name)}: {told[0]} {escape(unit)}, 95 %: {told[1]} to {told[2]}</title>"
+    for row, (name, value, interval, style) in enumerate(rows):
+        y = 18 + 24 * row
+        middle, low, high = (frame.to_pixels((scale * each, 0))[0] for each in (value, *interval))
+        texts = [f"{scale * each:.{decimals}f}" for each in (value, *interval)]
+        tip = f"<title>{escape(name)}: {texts[0]} {escape(unit)}, 95 %: {texts[1]} to {texts[2]}</title>"
         parts.append(
             f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text><g class="{style}">{tip}'
             f'<path class="span" d="M{low:.1f} {y}H{high:.1f}"/><circle cx="{middle:.1f}" cy="{y}" r="5"/></g>'
@@ -132,7 +138,7 @@ def interval_chart(
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """From values to pixels."""
+    """Maps values to pixels."""
 
     x_low: float
     x_high: float
@@ -141,15 +147,15 @@ class Frame:
 
     @classmethod
     def around(cls, xs: Sequence[float], ys: Sequence[float], room_x: float = 0.0) -> "Frame":
-        """A little larger than the values, but exactly from 0 where they begin there."""
+        """A little larger than the range of the values, but starting exactly at 0 if they do."""
         x_low, x_high = min(xs), max(xs)
         beside = (x_high - x_low) * room_x or (abs(x_high) * 0.1 or 1.0 if x_high == x_low else 0.0)
         y_low, y_high = min(ys), max(ys)
         above = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
         return cls(x_low - beside, x_high + beside, y_low if y_low == 0 else y_low - above, y_high + above)
 
-    def place(self, point: Point) -> Point:
-        """Within the frame: what lies beyond it is drawn on its edge."""
+    def to_pixels(self, point: Point) -> Point:
+        """Pixels (x, y) of a point; points beyond the frame are moved to its edge."""
         across = (point[0] - self.x_low) / (self.x_high - self.x_low)
         up = min(1.0, max(0.0, (point[1] - self.y_low) / (self.y_high - self.y_low)))
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
@@ -157,11 +163,11 @@ class Frame:
     def axes(self, x_label: str, y_label: str, x_ticks: bool = True, least_x_step: float = 0.0) -> str:
         parts = []
         for y, label in _labeled(round_ticks(self.y_low, self.y_high)):
-            at = self.place((self.x_low, y))[1]
+            at = self.to_pixels((self.x_low, y))[1]
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
         for x, label in _labeled(round_ticks(self.x_low, self.x_high, least=least_x_step)) if x_ticks else ():
-            at = self.place((x, self.y_low))[0]
+            at = self.to_pixels((x, self.y_low))[0]
             parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{label}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
@@ -170,7 +176,7 @@ class Frame:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about so many points: of each stretch its lowest and its highest, so that no spike is lost."""
+    """About `most` points or fewer: the lowest and the highest of each stretch, so that no spike is lost."""
     if len(points) <= most:
         return list(points)
     width = math.ceil(2 * len(points) / most)
@@ -184,7 +190,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def without_spikes(values: Sequence[float]) -> list[float]:
-    """All but those of the highest hundredth that would squeeze the rest into the lower half of the frame."""
+    """All values except those of the top percent that would squeeze the rest into the lower half of the frame."""
     ordered = sorted(values)
     usual = ordered[: max(2, math.ceil(len(ordered) * 0.99))]
     span = usual[-1] - usual[0]
@@ -195,13 +201,13 @@ def _curve(frame: Frame, line: Line, x_label: str) -> list[str]:
     parts = []
     for (x, _), interval in zip(line.points, line.intervals, strict=False):
         if all(map(math.isfinite, interval)):
-            (at, low), (_, high) = (frame.place((x, each)) for each in interval)
+            (at, low), (_, high) = (frame.to_pixels((x, each)) for each in interval)
             caps = f"M{at - 3:.1f} {low:.1f}h6M{at - 3:.1f} {high:.1f}h6"
             parts.append(f'<path class="whisker {line.style}" d="M{at:.1f} {low:.1f}V{high:.1f}{caps}"/>')
     pen, path = "M", []
     for point in thinned(line.points):
         if math.isfinite(point[1]):
-            at, height = frame.place(point)
+            at, height = frame.to_pixels(point)
             path.append(f"{pen}{at:.1f} {height:.1f}")
         pen = "L" if math.isfinite(point[1]) else "M"
     parts.append(f'<path class="{line.style}" d="{"".join(path)}"/>')
@@ -209,15 +215,15 @@ def _curve(frame: Frame, line: Line, x_label: str) -> list[str]:
 
 
 def _points(frame: Frame, line: Line, x_label: str) -> list[str]:
-    """Dots where asked for or where the curve is a single point; otherwise unseen ones, for their tooltips."""
+    """Visible dots if `line.dots` or if the curve is a single point; otherwise invisible ones, for the tooltips."""
     finite = [point for point in line.points if math.isfinite(point[1])]
-    seen = line.dots or len(finite) == 1
-    if line.style == "raw" and not seen:
+    visible = line.dots or len(finite) == 1
+    if line.style == "raw" and not visible:
         return []
-    look = f'class="{line.style} dot" r="2.6"' if seen else 'class="hit" r="7"'
+    look = f'class="{line.style} dot" r="2.6"' if visible else 'class="hit" r="7"'
     parts = []
-    for x, y in finite[:: 1 if seen else math.ceil(len(finite) / MOST_TIPS)]:
-        at, height = frame.place((x, y))
+    for x, y in finite[:: 1 if visible else math.ceil(len(finite) / MOST_TIPS)]:
+        at, height = frame.to_pixels((x, y))
         tip = f"{escape(line.name)}: {y:.4g} at {escape(x_label)} {x:,.10g}"
         parts.append(f'<circle {look} cx="{at:.1f}" cy="{height:.1f}"><title>{tip}</title></circle>')
     return parts
@@ -229,8 +235,8 @@ def _labeled(ticks: Sequence[float]) -> list[tuple[float, str]]:
 
 def _caption(title: str, keys: Sequence[tuple[str, str]] = (), note: str = "") -> str:
     legend = "".join(f'<span class="key {style}">{escape(name)}</span>' for name, style in keys)
-    said = f'<span class="note">{escape(note)}</span>' if note else ""
-    return f"<figcaption><b>{escape(title)}</b>{legend}{said}</figcaption>"
+    aside = f'<span class="note">{escape(note)}</span>' if note else ""
+    return f"<figcaption><b>{escape(title)}</b>{legend}{aside}</figcaption>"
 
 
 def _svg(title: str, height: int, parts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`evaluation.json` made ready for the page: base beside tuned in figures, a plot for each metric, samples."""
+"""Prepares `evaluation.json` for the page: a table of base and tuned, a chart for each metric, samples."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any
 
 from tunesmith.report.charts import interval_chart
 from tunesmith.report.formatting import LOSS_UNIT, figure, number
-from tunesmith.report.table import loss_in_words, writes
+from tunesmith.report.table import describe_loss, writes_text
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One line of the table; each figure with its 95 % interval.
+    """A row of the table; each figure with its 95 % interval.
 
     Attributes:
-        name: what is measured.
-        base, tuned, difference: said; empty where they were not measured.
-        judgment: `better`, `worse` or `` where the interval of the difference holds 0.
+        name: of the metric.
+        base, tuned, difference: formatted; empty if not measured.
+        judgment: `better`, `worse`, or empty if the interval of the difference contains 0.
     """
 
     name: str
@@ -31,9 +31,9 @@ class Comparison:
     """What the page shows of an evaluation.
 
     Attributes:
-        about: what was measured on, in a sentence.
-        verdict: what came of it, in a sentence.
-        measures: the table.
+        about: the evaluated rows, in a sentence.
+        verdict: the result, in a sentence.
+        measures: rows of the table.
         charts: SVG, one for each metric.
         samples: as in the file.
     """
@@ -46,14 +46,14 @@ class Comparison:
 
 
 def compared(result: dict[str, Any]) -> Comparison:
-    """What `tunesmith evaluate` wrote, made ready; what is missing in it is left out."""
+    """Prepare what `tunesmith evaluate` wrote; missing fields are left out."""
     base, tuned, differences = (result.get(side, {}) for side in ("base", "tuned", "differences"))
     losses = [{"value": side.get("loss"), "interval": side.get("loss_interval")} for side in (base, tuned)]
     measures = [
-        _measure(loss_in_words(result), losses[0], losses[1], differences.get("loss"), -1),
+        _measure(describe_loss(result), losses[0], losses[1], differences.get("loss"), -1),
         *(
             [_measure("perplexity", _perplexity(base), _perplexity(tuned), None, -1, "{:,.1f}")]
-            if writes(result)
+            if writes_text(result)
             else []
         ),
     ]
@@ -62,16 +62,16 @@ def compared(result: dict[str, Any]) -> Comparison:
         before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
         described = str(before.get("described") or after.get("described") or name)
         better, share = before.get("better", 1), before.get("unit", "%") == "%"
-        form, scale, places = ("{:.1f}%", 100, 1) if share else ("{:.3f}", 1, 3)
-        measures.append(_measure(described, before, after, differences.get(name), better, form, scale))
+        template, scale, decimals = ("{:.1f}%", 100, 1) if share else ("{:.3f}", 1, 3)
+        measures.append(_measure(described, before, after, differences.get(name), better, template, scale))
         title = described[:1].upper() + described[1:]
-        charts.append(_chart(title, "%" if share else "", before, after, scale, places))
+        charts.append(_chart(title, "%" if share else "", before, after, scale, decimals))
     rows, loss_tokens = (figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens"))
     written = figure(result.get("generated_rows"), "{:,.0f}")
     return Comparison(
-        about=f"Loss over {rows} held-out rows ({loss_tokens} learnt tokens); answers written to {written} of them."
-        if writes(result)
-        else f"Over {rows} held-out rows ({loss_tokens} marks at which something is told).",
+        about=f"Loss over {rows} held-out rows ({loss_tokens} loss tokens); answers generated for {written} of them."
+        if writes_text(result)
+        else f"Over {rows} held-out rows ({loss_tokens} predictions).",
         verdict=_verdict(base, tuned, measures[0]),
         measures=measures,
         charts=[chart for chart in charts if chart],
@@ -85,51 +85,57 @@ def _measure(
     tuned: dict[str, Any],
     difference: dict[str, Any] | None,
     better: int,
-    form: str = "{:.3f}",
+    template: str = "{:.3f}",
     scale: float = 1.0,
 ) -> Measure:
-    """`better` is 1 where more is better, −1 where less is."""
-    found = difference or {}
-    low, high = sorted(better * number(each) for each in _ends(found))
+    """`better` is 1 if higher is better, −1 if lower is."""
+    difference = difference or {}
+    low, high = sorted(better * number(each) for each in _ends(difference))
     judgment = "better" if low > 0 else "worse" if high < 0 else ""
-    signed = form.replace(":", ":+").replace("%", " points")
-    return Measure(name, _said(base, form, scale), _said(tuned, form, scale), _said(found, signed, scale), judgment)
+    signed = template.replace(":", ":+").replace("%", " points")
+    return Measure(
+        name,
+        _formatted(base, template, scale),
+        _formatted(tuned, template, scale),
+        _formatted(difference, signed, scale),
+        judgment,
+    )
 
 
-def _said(found: dict[str, Any], form: str, scale: float) -> str:
-    if found.get("value") is None:
+def _formatted(score: dict[str, Any], template: str, scale: float) -> str:
+    if score.get("value") is None:
         return ""
-    value, low, high = (figure(scale * number(each), form) for each in (found["value"], *_ends(found)))
+    value, low, high = (figure(scale * number(each), template) for each in (score["value"], *_ends(score)))
     bare = [end.removesuffix("%").removesuffix(" points") for end in (low, high)]
-    within = f" [{bare[0]}, {bare[1]}]" if found.get("interval") else ""
+    within = f" [{bare[0]}, {bare[1]}]" if score.get("interval") else ""
     return (value + within).replace("-", "−")
 
 
 def _perplexity(side: dict[str, Any]) -> dict[str, Any]:
-    """Perplexity is the exponential of the loss, and so are the ends of its interval."""
+    """Perplexity is the exponential of the loss; the same holds for the ends of its interval."""
     interval = [math.exp(min(number(each), 700.0)) for each in _ends({"interval": side.get("loss_interval")})]
     return {"value": side.get("perplexity"), "interval": interval if side.get("loss_interval") else None}
 
 
-def _ends(found: dict[str, Any]) -> tuple[Any, Any]:
-    low, high = found.get("interval") or (math.nan, math.nan)
+def _ends(score: dict[str, Any]) -> tuple[Any, Any]:
+    low, high = score.get("interval") or (math.nan, math.nan)
     return low, high
 
 
 def _chart(
-    title: str, unit: str, base: dict[str, Any], tuned: dict[str, Any], scale: float = 1.0, places: int = 3
+    title: str, unit: str, base: dict[str, Any], tuned: dict[str, Any], scale: float = 1.0, decimals: int = 3
 ) -> str:
     rows = []
     for name, side in (("base", base), ("tuned", tuned)):
         low, high = _ends(side)
         rows.append((name, number(side.get("value")), (number(low), number(high)), name))
-    return interval_chart(title, unit, rows, scale, places)
+    return interval_chart(title, unit, rows, scale, decimals)
 
 
 def _verdict(base: dict[str, Any], tuned: dict[str, Any], loss: Measure) -> str:
     if not loss.base or not loss.tuned:
-        return "The evaluation holds no losses."
+        return "The evaluation has no losses."
     by = f" (difference {loss.difference})" if loss.difference else ""
-    moved = f"held-out loss {figure(base.get('loss'))} before, {figure(tuned.get('loss'))} after{by}"
-    how = {"better": "It worked", "worse": "It did harm"}.get(loss.judgment, "No difference is proven")
-    return f"{how}: {moved}."
+    change = f"held-out loss {figure(base.get('loss'))} before, {figure(tuned.get('loss'))} after{by}"
+    outcome = {"better": "It worked", "worse": "It made things worse"}.get(loss.judgment, "No significant difference")
+    return f"{outcome}: {change}."

@@ -1,4 +1,4 @@
-"""The curves of a run, from its events: loss, learning rate, gradient norm, speed; and how long its examples are."""
+"""Charts of a run, from its events: loss, learning rate, gradient norm, speed, and the lengths of its examples."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,17 @@ from tunesmith.report.formatting import number
 from tunesmith.run import Event
 
 SMOOTHED_SHARE = 0.03
-"""The smoothed loss looks back over about this share of the run."""
+"""Fraction of the run over which the loss is smoothed."""
 
 
 def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> list[str]:
-    """The charts that have something to show, by optimizer step; `unit` is what the loss is counted in."""
+    """The charts that have data, by optimizer step.
+
+    Args:
+        steps: `step` events.
+        evaluations: `evaluation` events.
+        unit: of the loss.
+    """
     losses = _points(steps, "loss")
     held_out = Line(
         "held out, 95 % interval",
@@ -36,35 +42,35 @@ def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> l
         line_chart(
             "Learning rate",
             "step",
-            "of AdamW, after warm-up and schedule",
+            "of AdamW, after warmup and schedule",
             [Line("learning rate", _points(steps, "learning_rate"), "smooth")],
             from_zero=True,
         ),
-        _both("Gradient norm", "norm before clipping", _points(steps, "grad_norm")),
-        _both("Speed", "real tokens a second", speeds),
+        _raw_and_smoothed("Gradient norm", "norm before clipping", _points(steps, "grad_norm")),
+        _raw_and_smoothed("Speed", "non-padding tokens per second", speeds),
     ]
     return [chart for chart in charts if chart]
 
 
 def lengths(data: Event) -> str:
-    """A histogram of the examples' lengths; empty where the event has none."""
+    """A histogram of the examples' lengths; empty if the event has none."""
     bars = [(f"{edge:,}", float(examples)) for edge, examples in data.get("length_histogram", ())]
     return bar_chart("Lengths of the examples", "tokens, up to", "examples", bars)
 
 
 def smoothed(points: Sequence[Point], share: float = SMOOTHED_SHARE) -> list[Point]:
-    """An exponential mean over about a share of the points; over a value that is not finite it stays as it was."""
+    """An exponential moving average over about a share of the points; values that are not finite do not change it."""
     weight = 1 / max(1, round(len(points) * share))
-    out: list[Point] = []
+    averages: list[Point] = []
     mean = math.nan
     for x, y in points:
         if math.isfinite(y):
             mean = y if math.isnan(mean) else mean + weight * (y - mean)
-        out.append((x, mean))
-    return out
+        averages.append((x, mean))
+    return averages
 
 
-def _both(title: str, unit: str, points: Sequence[Point]) -> str:
+def _raw_and_smoothed(title: str, unit: str, points: Sequence[Point]) -> str:
     lines = [Line("each step", points, "raw"), Line("smoothed", smoothed(points), "smooth")]
     return line_chart(title, "step", unit, lines, from_zero=True)
 
@@ -78,6 +84,6 @@ def _at(event: Event) -> float | None:
     return at if math.isfinite(at) else None
 
 
-def _interval(found: Sequence[object] | None) -> tuple[float, float]:
-    low, high = found or (math.nan, math.nan)
+def _interval(ends: Sequence[object] | None) -> tuple[float, float]:
+    low, high = ends or (math.nan, math.nan)
     return number(low), number(high)

@@ -1,27 +1,27 @@
-"""Quantities as a person says them. What is missing is `?`; what is not finite is said as it is (`nan`, `inf`)."""
+"""Formats quantities for people. Missing values are `?`; values that are not finite are `nan` or `inf`."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-LOSS_UNIT = "nats a learnt token"
-"""What a loss is counted in, where a run does not say."""
+LOSS_UNIT = "nats per loss token"
+"""Unit of the loss of a run whose events do not give it."""
 
 
 def number(value: Any) -> float:
-    """A metric as `metrics.jsonl` holds it: NaN and infinities are strings there; what is missing is NaN."""
+    """A metric of `metrics.jsonl` as a float: NaN and infinities are strings there; a missing value is NaN."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
 
 
-def figure(value: Any, form: str = "{:.3f}") -> str:
+def figure(value: Any, template: str = "{:.3f}") -> str:
     """The number in a format, for example `2.346`."""
     if value is None:
         return "?"
-    found = number(value)
-    return form.format(found) if math.isfinite(found) else str(found)
+    parsed = number(value)
+    return template.format(parsed) if math.isfinite(parsed) else str(parsed)
 
 
 def size(value: Any) -> str:
@@ -49,10 +49,10 @@ def duration(value: Any) -> str:
     seconds = number(value)
     if not math.isfinite(seconds):
         return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
@@ -60,26 +60,26 @@ def duration(value: Any) -> str:
 
 
 def off_by(predicted: Any, measured: Any) -> str:
-    """How far the measured value lies from the foretold one: `+4%`, `−12%`, from double on `3.1 times`."""
+    """How far the measured value is from the predicted one: `+4%`, `−12%`; from double on `3.1 times`."""
     before, after = number(predicted), number(measured)
     if not (math.isfinite(before) and math.isfinite(after) and before > 0):
         return ""
     return f"{after / before:,.1f} times" if after >= 2 * before else f"{after / before - 1:+.0%}".replace("-", "−")
 
 
-def _or_unknown(value: Any, unit: float, form: str) -> str:
-    return form.format(number(value) / unit) if math.isfinite(number(value)) else "?"
+def _or_unknown(value: Any, unit: float, template: str) -> str:
+    return template.format(number(value) / unit) if math.isfinite(number(value)) else "?"
 
 
-def base_said(start: Mapping[str, Any]) -> str:
-    """`llama, 7.24 B weights held in nf4`, of a `start` event."""
-    held = start.get("weights")
-    how = f" held in {held}" if held not in (None, start.get("precision"), "float32", "bfloat16") else ""
-    return f"{start.get('base', '?')}, {count(start.get('parameters'))} weights{how}"
+def describe_base(start: Mapping[str, Any]) -> str:
+    """`llama, 7.24 B parameters in nf4`, of a `start` event."""
+    stored = start.get("weights")
+    precision = f" in {stored}" if stored not in (None, start.get("precision"), "float32", "bfloat16") else ""
+    return f"{start.get('base', '?')}, {count(start.get('parameters'))} parameters{precision}"
 
 
-def method_said(start: Mapping[str, Any]) -> str:
-    """`lora, which trains 40 M weights (0.5%)`, of a `start` event."""
-    trained, every = start.get("trained_parameters"), start.get("parameters")
-    share = figure(100 * number(trained) / number(every), " ({:.3g}%)") if every and trained is not None else ""
-    return f"{start.get('method', '?')}, which trains {count(trained)} weights{share}"
+def describe_method(start: Mapping[str, Any]) -> str:
+    """`lora, which trains 40 M parameters (0.5%)`, of a `start` event."""
+    trained, total = start.get("trained_parameters"), start.get("parameters")
+    share = figure(100 * number(trained) / number(total), " ({:.3g}%)") if total and trained is not None else ""
+    return f"{start.get('method', '?')}, which trains {count(trained)} parameters{share}"

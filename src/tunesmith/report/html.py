@@ -1,4 +1,4 @@
-"""A run as one page: its outcome, curves, what its data held, what was foretold and measured, samples, provenance."""
+"""A run as one HTML page: outcome, charts, data, predicted and measured cost, samples, provenance."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ from tunesmith.report.comparison import Comparison, compared
 from tunesmith.report.curves import curves, lengths
 from tunesmith.report.formatting import (
     LOSS_UNIT,
-    base_said,
     count,
+    describe_base,
+    describe_method,
     duration,
     figure,
-    method_said,
     number,
     off_by,
     size,
@@ -26,34 +26,40 @@ from tunesmith.run import Event, Run, atomic_write
 COUNTS = {
     "rows": "rows read",
     "malformed": "malformed rows, left out",
-    "unusable": "rows that cannot be learnt from, left out",
-    "separate_turns": "earlier turns made examples of their own",
-    "truncated": "examples cut to the maximum length",
+    "unusable": "unusable rows, left out",
+    "separate_turns": "earlier turns turned into separate examples",
+    "truncated": "examples truncated to the maximum length",
     "split": "examples split at the maximum length",
-    "dropped": "over-long examples, left out",
-    "joined": "rows cut from documents laid end to end",
+    "dropped": "examples over the maximum length, left out",
+    "joined": "rows cut from concatenated documents",
     "replayed": "of them from replayed rows",
     "replayed_tokens": "their tokens",
-    "unlearnable": "pieces without anything to learn, left out",
-    "examples": "examples to learn from",
+    "unlearnable": "pieces without loss tokens, left out",
+    "examples": "training examples",
     "tokens": "their tokens",
-    "loss_tokens": "of which are learnt",
-    "held_out_rows": "examples held out",
+    "loss_tokens": "of which are loss tokens",
+    "held_out_rows": "held-out examples",
     "held_out_tokens": "their tokens",
-    "held_out_loss_tokens": "of which are learnt",
+    "held_out_loss_tokens": "of which are loss tokens",
     "longest": "tokens in the longest example, before any cut",
 }
-"""What is said of the counts in a `data` event, in this order."""
+"""Labels of the counts in a `data` event, in this order."""
 
 ALWAYS = {"rows", "malformed", "examples", "tokens", "loss_tokens", "held_out_rows"}
-"""Counts that are shown at zero too: it is good to know that none was malformed."""
+"""Counts that are shown even at zero: it is good to know that no row was malformed."""
 
 
 def write_report(directory: Path) -> Path:
-    """Write `report.html` into the run's directory from what lies in it; a run that was cut short will do.
+    """Write `report.html` into the run's directory, from the files in it; the run need not be finished.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: the folder is not a run.
+        UserError: the directory is not a run.
     """
     run = Run.open(directory)
     pages = Environment(
@@ -80,8 +86,8 @@ def _shown(run: Run) -> dict[str, Any]:
         "facts": _facts(kinds, run, provenance),
         "figures": [Markup(chart) for chart in curves(kinds.get("step", []), kinds.get("evaluation", []), unit)],
         "counts": [
-            (said, _with_share(data, name))
-            for name, said in COUNTS.items()
+            (label, _with_share(data, name))
+            for name, label in COUNTS.items()
             if data.get(name) or name in ALWAYS & {*data}
         ],
         "format": data.get("format"),
@@ -104,26 +110,26 @@ def _last(kinds: dict[str, list[Event]], kind: str) -> Event:
 
 
 def _outcome(kinds: dict[str, list[Event]], comparison: Comparison | None) -> str:
-    """The run in a sentence: how far it came, and what that did to the held-out loss."""
+    """The run in a sentence: how far it got, and how the held-out loss changed."""
     start, step, end = (_last(kinds, kind) for kind in ("start", "step", "end"))
     if not start and not step:
-        return "Nothing has happened in this run yet."
+        return "This run has not started yet."
     steps, total = step.get("step") or 0, step.get("total_steps", start.get("total_steps"))
-    how = f"{count(steps)} of {count(total)} steps"
+    done = f"{count(steps)} of {count(total)} steps"
     if not end:
-        said = f"Not finished: {how} so far"
+        outcome = f"Not finished: {done} so far"
     elif end.get("reason") == "done":
-        said = f"Finished: {count(end.get('step'))} steps in {duration(end.get('seconds'))}"
+        outcome = f"Finished: {count(end.get('step'))} steps in {duration(end.get('seconds'))}"
     else:
         reason = str(end.get("reason", "ended")).capitalize()
-        said = f"{reason} after {how} in {duration(end.get('seconds'))}"
+        outcome = f"{reason} after {done} in {duration(end.get('seconds'))}"
     held_out = [event.get("loss") for event in kinds.get("evaluation", [])]
     if comparison:
-        return f"{said}. {comparison.verdict}"
+        return f"{outcome}. {comparison.verdict}"
     if len(held_out) > 1:
         unit = start.get("loss_unit", LOSS_UNIT)
-        return f"{said}; held-out loss from {figure(held_out[0])} to {figure(held_out[-1])} {unit}."
-    return f"{said}."
+        return f"{outcome}; held-out loss from {figure(held_out[0])} to {figure(held_out[-1])} {unit}."
+    return f"{outcome}."
 
 
 def _facts(kinds: dict[str, list[Event]], run: Run, provenance: dict[str, Any]) -> list[tuple[str, str]]:
@@ -131,54 +137,54 @@ def _facts(kinds: dict[str, list[Event]], run: Run, provenance: dict[str, Any]) 
     if not start:
         return []
     return [
-        ("base", base_said(start)),
-        ("method", method_said(start)),
+        ("base", describe_base(start)),
+        ("method", describe_method(start)),
         ("objective", str(start.get("objective", "?"))),
         ("device", f"{start.get('device', '?')}, in {start.get('precision', '?')}"),
-        ("begun", str(provenance.get("created", "?")).replace("T", " ")),
+        ("started", str(provenance.get("created", "?")).replace("T", " ")),
         ("output", f"{run.output.name}/" if run.output else "none yet"),
     ]
 
 
 def _with_share(data: Event, name: str) -> str:
-    """The count; with its share where it is a part of the rows or of the tokens."""
-    whole = {
+    """The count, with its share if it is a part of the rows or of the tokens."""
+    total_name = {
         "malformed": "rows",
         "unusable": "rows",
         "loss_tokens": "tokens",
         "held_out_loss_tokens": "held_out_tokens",
     }.get(name)
-    said = figure(data[name], "{:,.0f}")
-    of = number(data.get(whole)) if whole else 0.0
-    return said + (figure(100 * number(data[name]) / of, " ({:.3g}%)") if of and data[name] else "")
+    text = figure(data[name], "{:,.0f}")
+    total = number(data.get(total_name)) if total_name else 0.0
+    return text + (figure(100 * number(data[name]) / total, " ({:.3g}%)") if total and data[name] else "")
 
 
 def _forecast(kinds: dict[str, list[Event]]) -> Event:
-    """Of the whole run, also where it was resumed: the first."""
+    """The first forecast, which covers the full run even if it was resumed."""
     return kinds.get("forecast", [{}])[0]
 
 
 def _costs(kinds: dict[str, list[Event]]) -> list[tuple[str, ...]]:
-    """(what, foretold, measured, how far off); the whole time only where the run went all the way."""
+    """(what, predicted, measured, off by); the total time only if all steps were taken."""
     predicted, measured = _forecast(kinds), _last(kinds, "plan").get("measured", {})
     if not predicted and not measured:
         return []
     step = _last(kinds, "step")
     rows: list[tuple[str, str, str, Any]] = [
         ("peak memory", "memory", "peak_bytes", size),
-        ("time a step", "time", "seconds_per_step", lambda value: figure(value, "{:.3g} s")),
-        ("tokens a second", "time", "tokens_per_second", count),
+        ("time per step", "time", "seconds_per_step", lambda value: figure(value, "{:.3g} s")),
+        ("tokens per second", "time", "tokens_per_second", count),
     ]
     if not measured or step.get("step") == step.get("total_steps"):
         rows.append(("time of all steps", "time", "total_seconds", duration))
-    told = []
-    for what, group, name, said in rows:
+    costs = []
+    for what, group, name, formatted in rows:
         before, after = predicted.get(group, {}).get(name), measured.get(group, {}).get(name)
-        shown = ("" if value is None else said(value) for value in (before, after))
-        told.append((what, *shown, off_by(before, after)))
-    return told
+        values = ("" if value is None else formatted(value) for value in (before, after))
+        costs.append((what, *values, off_by(before, after)))
+    return costs
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return fields

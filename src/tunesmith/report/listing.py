@@ -1,4 +1,4 @@
-"""The runs in a folder, each in a line: for the terminal and for machines."""
+"""Lists the runs in a directory: for the terminal and as JSON."""
 
 import json
 import time
@@ -12,23 +12,23 @@ from tunesmith.report.formatting import number
 from tunesmith.run import Event, Run
 
 STILL_WRITING = 120.0
-"""Seconds since the last event within which an unfinished run is taken to be running: longer than most steps."""
+"""An unfinished run counts as running for this many seconds after its last event: longer than most steps."""
 
 State = Literal["done", "running", "interrupted", "begun", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A run at a glance.
+    """Summary of a run.
 
     Attributes:
-        name: of its directory, from the listed folder.
-        begun: when, as ISO 8601 with the time zone; None where nothing tells.
-        base, method: what the recipe says; "?" where it cannot be read.
-        state: `done`; `running`, if something was written just now; `interrupted`, which `--resume` goes on from;
-            `begun`, before the first step; or `unreadable`.
-        step, total_steps: how far it is; 0 and None before the first step.
-        loss: of the last step, in nats a learnt token; "nan" and "inf" as in `metrics.jsonl`.
+        name: path of its directory, relative to the listed directory.
+        begun: start time, as ISO 8601 with the time zone; None if unknown.
+        base, method: from the recipe; "?" if it cannot be read.
+        state: `done`; `running`, if its last event is recent; `interrupted`, which `--resume` can continue; `begun`,
+            before the first step; or `unreadable`.
+        step, total_steps: progress; 0 and None before the first step.
+        loss: of the last step, in the run's loss unit; "nan" and "inf" as in `metrics.jsonl`.
         held_out_loss: of the last evaluation.
         seconds: of training so far.
     """
@@ -46,31 +46,33 @@ class Listed:
 
 
 def list_runs(directory: Path) -> list[Listed]:
-    """Every run in the folder, at most two levels down, by name.
+    """All runs in a directory, at most two levels down, sorted by name.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such directory.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory. Runs lie in runs/ unless --run says otherwise; name theirs.")
+        raise UserError(
+            f"{directory} is not a directory. Runs are in runs/ unless --run was set; give their directory."
+        )
     recipes = sorted(
         {*directory.glob("recipe.yaml"), *directory.glob("*/recipe.yaml"), *directory.glob("*/*/recipe.yaml")}
     )
-    places = [recipe.parent for recipe in recipes if _is_run(recipe.parent)]
-    return [_listed(place, str(place.relative_to(directory)) if place != directory else place.name) for place in places]
+    runs = [recipe.parent for recipe in recipes if _is_run(recipe.parent)]
+    return [_listed(run, str(run.relative_to(directory)) if run != directory else run.name) for run in runs]
 
 
-def _is_run(place: Path) -> bool:
-    """A recipe beside which nothing of a run lies is somebody's own recipe."""
-    return any((place / name).exists() for name in ("provenance.json", "metrics.jsonl", "checkpoints"))
+def _is_run(directory: Path) -> bool:
+    """A recipe without any other files of a run is a user's own recipe."""
+    return any((directory / name).exists() for name in ("provenance.json", "metrics.jsonl", "checkpoints"))
 
 
-def _listed(place: Path, name: str) -> Listed:
-    run = Run(place)
+def _listed(directory: Path, name: str) -> Listed:
+    run = Run(directory)
     try:
-        recipe = read_yaml(place / "recipe.yaml")
+        recipe = read_yaml(directory / "recipe.yaml")
         events = run.events()
-        begun = _begun(place)
+        begun = _start_time(directory)
     except (UserError, OSError, ValueError):
         return Listed(name, None, "?", "?", "unreadable")
     last = {event["event"]: event for event in events}
@@ -78,8 +80,8 @@ def _listed(place: Path, name: str) -> Listed:
     return Listed(
         name,
         begun,
-        Path(_named(recipe.get("base", "embedded"), "path")).name,
-        _named(recipe.get("method", "lora"), "kind"),
+        Path(_name_in(recipe.get("base", "embedded"), "path")).name,
+        _name_in(recipe.get("method", "lora"), "kind"),
         _state(run, events),
         step=step.get("step", 0),
         total_steps=step.get("total_steps", last.get("start", {}).get("total_steps")),
@@ -99,14 +101,14 @@ def _state(run: Run, events: list[Event]) -> State:
     return "interrupted" if "step" in kinds else "begun"
 
 
-def _begun(place: Path) -> str | None:
-    path = place / "provenance.json"
+def _start_time(directory: Path) -> str | None:
+    path = directory / "provenance.json"
     if not path.exists():
         return None
     created = json.loads(path.read_text(encoding="utf-8")).get("created")
     return None if created is None else str(created)
 
 
-def _named(value: Any, field: str) -> str:
-    """A recipe's choice is a word or a mapping that holds it."""
+def _name_in(value: Any, field: str) -> str:
+    """A recipe names a base or a method by a string, or in a field of a mapping."""
     return str(value.get(field, "?")) if isinstance(value, dict) else str(value)

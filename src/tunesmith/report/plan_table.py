@@ -1,4 +1,4 @@
-"""A plan in the terminal and as a page: what memory is made of, how long it takes, where it fits."""
+"""A plan in the terminal and as an HTML page: memory by part, time, and the devices that it fits."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -29,10 +29,10 @@ COLORS = {
     "allocator slack": "#bbbbbb",
     "program": "#777777",
 }
-"""Parts of memory (Tol 2021, the bright scheme, which color-blind readers can tell apart)."""
+"""Colors of the parts of memory (Tol 2021, the bright scheme, which color-blind readers can distinguish)."""
 
 LEAST_SHOWN = 500_000
-"""Bytes of a part that has a line."""
+"""Bytes above which a part has a row."""
 
 BAR = 40
 """Characters of the longest bar."""
@@ -54,16 +54,16 @@ def parts_table(title: str, parts: Mapping[str, int]) -> Table:
 
 
 def methods_plan_table(plans: Mapping[str, Plan | UserError]) -> Table:
-    """Each method with what it trains, takes, and whether it fits; over the bars' common scale."""
+    """Each method: trainable parameters, memory, whether it fits, speed; all bars have the same scale."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method")
     for title in ("trains", "memory", "fits", "tokens/s"):
         table.add_column(title, justify="right")
-    table.add_column("made of")
+    table.add_column("memory by part")
     most = max((plan.memory.peak_bytes for plan in plans.values() if isinstance(plan, Plan)), default=1)
     for name, plan in plans.items():
         if isinstance(plan, UserError):
-            table.add_row(name, "", "", "–", "", "cannot be put on it")
+            table.add_row(name, "", "", "–", "", "not supported by this base")
             continue
         fits = Text("yes", "green") if plan.fits else Text("no", "red")
         speed = count(plan.time.tokens_per_second)
@@ -72,14 +72,14 @@ def methods_plan_table(plans: Mapping[str, Plan | UserError]) -> Table:
 
 
 def legend(plans: Sequence[Plan]) -> Text:
-    """What the bars' colors stand for."""
-    found = Text()
+    """The meaning of the bars' colors."""
+    text = Text()
     names = {part for plan in plans for part, held in plan.memory.parts.items() if held}
     for name in COLORS:
         if name in names:
-            found.append("█ ", COLORS[name])
-            found.append(f"{name}  ")
-    return found
+            text.append("█ ", COLORS[name])
+            text.append(f"{name}  ")
+    return text
 
 
 def _bar(plan: Plan, most: int, width: int = 18) -> Text:
@@ -90,31 +90,41 @@ def _bar(plan: Plan, most: int, width: int = 18) -> Text:
     return bar
 
 
-def devices_table(found: Sequence[OnDevice], price: float | None) -> Table:
-    """The run on every device of the table."""
+def devices_table(rows: Sequence[OnDevice], price: float | None) -> Table:
+    """The run on each device.
+
+    Args:
+        rows: the run's plan on each device.
+        price: US dollars per hour, instead of the devices' own.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("device", no_wrap=True)
-    known = all(each.plan.batch_plan.known for each in found)
+    known = all(row.plan.batch_plan.known for row in rows)
     for title in ("has", "needs", "cards", "tokens/s", *(("all steps", "cost") if known else ("$/M tokens",))):
         table.add_column(title, justify="right", no_wrap=True)
-    for each in found:
-        plan, device = each.plan, each.device
-        cards = "–" if each.cards == 0 else f"{each.cards:,}"
+    for row in rows:
+        plan, device = row.plan, row.device
+        cards = "–" if row.cards == 0 else f"{row.cards:,}"
         time = plan.time
         total = time.total_seconds
-        told = [count(time.tokens_per_second), *([duration(total)] if known else []), cost(plan, price)]
+        cells = [count(time.tokens_per_second), *([duration(total)] if known else []), cost(plan, price)]
         table.add_row(
             device.name,
             size(device.memory_bytes),
             size(plan.memory.peak_bytes),
-            Text(cards, "" if each.cards == 1 else "red"),
-            *(told if each.cards == 1 else [""] * len(told)),
+            Text(cards, "" if row.cards == 1 else "red"),
+            *(cells if row.cards == 1 else [""] * len(cells)),
         )
     return table
 
 
 def cost(plan: Plan, price: float | None) -> str:
-    """US dollars for all steps, at a price an hour; for a million tokens where no rows say how many there are."""
+    """US dollars for all steps; per million tokens if the number of steps is unknown. Empty without a price.
+
+    Args:
+        plan: of the run.
+        price: US dollars per hour, instead of the device's own.
+    """
     hourly = plan.device.price if price is None else price
     if hourly is None:
         return ""
@@ -125,7 +135,7 @@ def cost(plan: Plan, price: float | None) -> str:
 
 
 def plan_page(plans: Mapping[str, Plan], title: str) -> str:
-    """A page with one bar chart: what the memory of each plan is made of."""
+    """An HTML page with one bar chart: the memory of each plan by part."""
     most = max(plan.memory.peak_bytes for plan in plans.values())
     width, left, height = 720, 150, 34 * len(plans) + 60
     bars = []
@@ -134,13 +144,13 @@ def plan_page(plans: Mapping[str, Plan], title: str) -> str:
         bars.append(f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
         for part in COLORS:
             held = plan.memory.parts.get(part, 0)
-            long = (width - left - 90) * held / most
+            length = (width - left - 90) * held / most
             if held > 0:
                 tip = f"<title>{escape(name)}: {escape(part)} {size(held)}</title>"
                 bars.append(
-                    f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="22" fill="{COLORS[part]}">{tip}</rect>'
+                    f'<rect x="{at:.1f}" y="{y}" width="{length:.1f}" height="22" fill="{COLORS[part]}">{tip}</rect>'
                 )
-                at += long
+                at += length
         bars.append(f'<text x="{at + 6:.1f}" y="{y + 15}">{size(plan.memory.peak_bytes)}</text>')
     names = [part for part in COLORS if any(plan.memory.parts.get(part, 0) for plan in plans.values())]
     keys = "".join(f'<span><i style="background:{COLORS[part]}"></i>{escape(part)}</span>' for part in names)
@@ -156,20 +166,20 @@ def plan_page(plans: Mapping[str, Plan], title: str) -> str:
 
 
 def summary(plan: Plan) -> dict[str, Any]:
-    """The lines above a plan's parts, by name."""
+    """The lines above the table of a plan's parts, by name."""
     recipe = plan.batch_plan.recipe
     weights = recipe.base.weights if recipe.base.quantized else str(plan.dtype).removeprefix("torch.")
-    twice = f", {plan.checkpointed} of {plan.step.blocks} blocks computed twice" if plan.checkpointed else ""
+    checkpointed = f", {plan.checkpointed} of {plan.step.blocks} blocks checkpointed" if plan.checkpointed else ""
     time = plan.time
-    told = {
+    lines = {
         "method": f"{recipe.method.kind} on {count(plan.step.parameters)} parameters in {weights}, training "
         f"{count(plan.step.trained)}",
-        "batch": f"{plan.batch_plan.tokens_per_batch:,} tokens at once, the longest row {plan.batch_plan.longest:,}{twice}",
+        "batch": f"{plan.batch_plan.tokens_per_batch:,} tokens, the longest row {plan.batch_plan.longest:,}"
+        f"{checkpointed}",
         "on": f"{plan.device.name}: {size(plan.available)}, so it {'fits' if plan.fits else 'does not fit'}",
-        "speed": f"{count(time.tokens_per_second)} tokens a second, {time.seconds_per_step:.3g} s a step",
+        "speed": f"{count(time.tokens_per_second)} tokens per second, {time.seconds_per_step:.3g} s per step",
     }
     if time.total_seconds is not None:
-        told["all steps"] = (
-            f"{duration(time.total_seconds)} for {plan.batch_plan.layout(plan.step.packed).steps:,} steps"
-        )
-    return told
+        steps = plan.batch_plan.layout(plan.step.packed).steps
+        lines["all steps"] = f"{duration(time.total_seconds)} for {steps:,} steps"
+    return lines

@@ -1,4 +1,4 @@
-"""A run in the terminal: what it is, what it will take, how far it is, what it took."""
+"""Shows a run in the terminal: its settings, its predicted cost, its progress, its measured cost."""
 
 import math
 from types import TracebackType
@@ -10,21 +10,32 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from tunesmith.report.formatting import base_said, count, duration, figure, method_said, number, off_by, size, sizes
+from tunesmith.report.formatting import (
+    count,
+    describe_base,
+    describe_method,
+    duration,
+    figure,
+    number,
+    off_by,
+    size,
+    sizes,
+)
 from tunesmith.run import Event
 
 SMOOTHING = 0.9
-"""Of the shown loss: the weight of what was before, a step."""
+"""Smoothing factor of the shown loss, per step."""
 
 RECENT = 0.95
-"""Of tokens and seconds, from which speed and time left are told: some twenty steps count."""
+"""Decay per step of the tokens and seconds behind speed and time left: about the last twenty steps count."""
 
 LINES = 10
-"""So many progress lines where the output is no terminal."""
+"""Number of progress lines if the output is not a terminal."""
 
 
 class Progress:
-    """Subscribes to a run's events: lines for what happens, and a live bar; in a file, a line each tenth of the way."""
+    """A subscriber that prints a run's events and a live progress bar; outside a terminal, a line each tenth of the
+    way."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -32,12 +43,12 @@ class Progress:
             TextColumn("training"),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[steps]}", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[told]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
             expand=True,
         )
-        self._shown = {
+        self._handlers = {
             "start": self._start,
             "data": self._data,
             "memory": self._memory,
@@ -50,10 +61,10 @@ class Progress:
             "end": self._end,
         }
         self._task: TaskID | None = None
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        """Begin anew, as each run of a chain does."""
+    def _reset(self) -> None:
+        """Start over, as each run of a pipeline does."""
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._task = None
@@ -70,68 +81,68 @@ class Progress:
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        shown = self._shown.get(event["event"])
-        if shown is not None:
-            shown(event)
+        handler = self._handlers.get(event["event"])
+        if handler is not None:
+            handler(event)
 
     def _start(self, event: Event) -> None:
-        self._forget()
+        self._reset()
         self._total = event.get("total_steps") or 0
         self._first = self._done = self._line_at = event.get("step") or 0
-        self._say("run", str(event.get("run", "?")))
-        self._say("base", base_said(event))
+        self._print("run", str(event.get("run", "?")))
+        self._print("base", describe_base(event))
         rate = event.get("learning_rate")
-        self._say("method", method_said(event) + ("" if rate is None else f", at a rate of {rate:.2g}"))
-        self._say("objective", str(event.get("objective", "?")))
-        self._say("on", f"{event.get('device', '?')}, in {event.get('precision', '?')}")
+        self._print("method", describe_method(event) + ("" if rate is None else f", learning rate {rate:.2g}"))
+        self._print("objective", str(event.get("objective", "?")))
+        self._print("on", f"{event.get('device', '?')}, in {event.get('precision', '?')}")
         if self._first:
-            self._say("resumed", f"after step {self._first:,} of {self._total:,}", style="bold")
+            self._print("resumed", f"after step {self._first:,} of {self._total:,}", style="bold")
 
     def _data(self, event: Event) -> None:
         rows = f"{count(event.get('rows'))} rows ({event.get('format', '?')})"
-        kept = f"{count(event.get('examples'))} to learn from, {count(event.get('held_out_rows'))} held out"
-        self._say("data", f"{rows}: {kept}{', from the cache' if event.get('cached') else ''}")
+        split = f"{count(event.get('examples'))} for training, {count(event.get('held_out_rows'))} held out"
+        self._print("data", f"{rows}: {split}{', from the cache' if event.get('cached') else ''}")
         tokens, loss_tokens = event.get("tokens"), event.get("loss_tokens")
         share = figure(number(loss_tokens) / number(tokens), " ({:.0%})") if tokens else ""
-        self._say("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are learnt")
-        for what, said in COUNTED.items():
-            if event.get(what):
-                self._say("", f"{count(event[what])} {said}", style="yellow")
+        self._print("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are loss tokens")
+        for name, label in COUNTED.items():
+            if event.get(name):
+                self._print("", f"{count(event[name])} {label}", style="yellow")
         for row in (*event.get("malformed_rows", ()), *event.get("unusable_rows", ())):
-            self._say("", str(row), style="yellow")
+            self._print("", str(row), style="yellow")
 
     def _memory(self, event: Event) -> None:
-        twice, blocks = event.get("checkpointed") or 0, event.get("blocks") or 0
-        told = f"{twice} of {blocks} blocks computed twice" if twice else "nothing computed twice"
+        checkpointed, blocks = event.get("checkpointed") or 0, event.get("blocks") or 0
+        how = f"{checkpointed} of {blocks} blocks checkpointed" if checkpointed else "no activation checkpointing"
         limit = size(event.get("limit_bytes") or 0)
-        self._say("within", f"{limit}: {told}, {event.get('tokens_per_batch') or 0:,} tokens at once")
+        self._print("within", f"{limit}: {how}, {event.get('tokens_per_batch') or 0:,} tokens per batch")
 
     def _forecast(self, event: Event) -> None:
         memory, time = event.get("memory", {}), event.get("time", {})
-        listed = sizes(memory.get("parts", {}))
-        self._say("will need", f"{size(memory.get('peak_bytes'))} of memory{': ' + listed if listed else ''}")
-        speed = f"{count(time.get('tokens_per_second'))} tokens a second"
+        parts = sizes(memory.get("parts", {}))
+        self._print("will need", f"{size(memory.get('peak_bytes'))} of memory{': ' + parts if parts else ''}")
+        speed = f"{count(time.get('tokens_per_second'))} tokens per second"
         left = f"{self._total - self._first:,} steps"
-        self._say("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")
+        self._print("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")
         self._begin()
 
     def _plan(self, event: Event) -> None:
-        """What was foretold beside what was measured, over the steps of this sitting alone."""
+        """Predicted and measured cost, over the steps since the start or the last resume."""
         self._bars.stop()
         predicted, measured = event.get("predicted", {}), event.get("measured", {})
         memory, planned_memory = (each.get("memory", {}).get("peak_bytes") for each in (measured, predicted))
-        self._say("needed", _beside(memory, planned_memory, size))
+        self._print("needed", _beside(memory, planned_memory, size))
         steps = self._done - self._first
         planned = predicted.get("time", {})
         if self._done == self._total:
-            self._say("took", _beside(self._spent, planned.get("total_seconds"), duration))
+            self._print("took", _beside(self._spent, planned.get("total_seconds"), duration))
         elif steps:
-            self._say("took", _beside(self._spent / steps, planned.get("seconds_per_step"), duration) + " a step")
+            self._print("took", _beside(self._spent / steps, planned.get("seconds_per_step"), duration) + " per step")
 
     def _begin(self) -> None:
         if self._task is None:
             self._task = self._bars.add_task(
-                "training", total=self._total, completed=self._first, told="", steps=f"{self._first}/{self._total}"
+                "training", total=self._total, completed=self._first, status="", steps=f"{self._first}/{self._total}"
             )
             self._bars.start()
 
@@ -151,14 +162,14 @@ class Progress:
         speed = self._tokens / self._seconds if self._seconds else math.nan
         left = duration(self._seconds / self._weight * (self._total - self._done))
         steps = f"{self._done}/{self._total}"
-        told = f"loss {figure(self._loss)}  {count(speed)} tok/s  {left} left"
-        self._bars.update(self._task, completed=self._done, total=self._total, told=told, steps=steps)
+        status = f"loss {figure(self._loss)}  {count(speed)} tok/s  {left} left"
+        self._bars.update(self._task, completed=self._done, total=self._total, status=status, steps=steps)
         if not self._console.is_terminal and self._line_is_due():
             self._line_at = self._done
-            self._say(f"step {steps}", f" {told}")
+            self._print(f"step {steps}", f" {status}")
 
     def _line_is_due(self) -> bool:
-        """At each whole tenth of what this sitting has to do, and at the end."""
+        """At each tenth of the steps since the start or the last resume, and at the end."""
         planned = max(1, self._total - self._first)
         tenths = (self._done - self._first) * LINES // planned
         return tenths > (self._line_at - self._first) * LINES // planned or self._done == self._total
@@ -167,7 +178,7 @@ class Progress:
         low, high = event.get("loss_interval") or (None, None)
         within = "" if low is None else f" (95 %: {figure(low)}–{figure(high)})"
         perplexity = f"perplexity {figure(event['perplexity'], '{:,.1f}')}, " if "perplexity" in event else ""
-        self._say(
+        self._print(
             "held out",
             f"step {count(event.get('step'))}: loss {figure(event.get('loss'))}{within}, {perplexity}"
             f"{count(event.get('rows'))} rows",
@@ -177,47 +188,47 @@ class Progress:
         rows = [str(row) for row in event.get("rows", ())]
         more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
         named = f" ({', '.join(rows[:3])}{more})" if rows else ""
-        self._say("skipped", f"step {count(event.get('step'))}: {event.get('reason', '?')}{named}", style="red")
+        self._print("skipped", f"step {count(event.get('step'))}: {event.get('reason', '?')}{named}", style="red")
 
     def _warning(self, event: Event) -> None:
-        self._say("warning", str(event.get("message", "?")), style="yellow")
+        self._print("warning", str(event.get("message", "?")), style="yellow")
 
     def _end(self, event: Event) -> None:
         self._bars.stop()
         how = f"{count(event.get('step'))} steps in {duration(event.get('seconds'))}"
         if event.get("reason", "done") == "done":
-            self._say("done", how, style="bold green")
+            self._print("done", how, style="bold green")
         else:
-            self._say("ended", f"{event['reason']} after {how}", style="bold yellow")
+            self._print("ended", f"{event['reason']} after {how}", style="bold yellow")
         if event.get("output"):
-            self._say("written", str(event["output"]))
+            self._print("written", str(event["output"]))
 
-    def _say(self, name: str, what: str, style: str = "") -> None:
-        """A name and what it is; in a terminal the second column keeps its own margin, elsewhere a line stays one."""
+    def _print(self, name: str, text: str, style: str = "") -> None:
+        """A name and a text; in a terminal long texts wrap within their column, elsewhere they stay on one line."""
         if not self._console.is_terminal:
-            self._console.print(Text(f"{name:<10}{what}"), soft_wrap=True)
+            self._console.print(Text(f"{name:<10}{text}"), soft_wrap=True)
             return
         line = Table.grid(Column(width=10, style="dim"), Column(overflow="fold"))
-        line.add_row(Text(name), Text(what, style=style))
+        line.add_row(Text(name), Text(text, style=style))
         self._console.print(line)
 
 
-def _beside(measured: Any, predicted: Any, said: Any) -> str:
+def _beside(measured: Any, predicted: Any, formatted: Any) -> str:
     if predicted is None:
-        return str(said(measured))
+        return str(formatted(measured))
     off = off_by(predicted, measured)
-    return f"{said(measured)}; foretold {said(predicted)}{f' ({off})' if off else ''}"
+    return f"{formatted(measured)}; predicted {formatted(predicted)}{f' ({off})' if off else ''}"
 
 
 COUNTED = {
     "malformed": "malformed rows left out",
-    "unusable": "rows left out that cannot be learnt from",
-    "truncated": "examples cut to data.max_length",
+    "unusable": "unusable rows left out",
+    "truncated": "examples truncated to data.max_length",
     "split": "examples split at data.max_length",
     "dropped": "examples over data.max_length left out",
-    "unlearnable": "pieces of split examples without anything to learn left out",
-    "joined": "rows that documents laid end to end were cut into",
+    "unlearnable": "pieces of split examples without loss tokens left out",
+    "joined": "rows cut from concatenated documents",
     "replayed": "rows of data.replay among the examples",
-    "separate_turns": "earlier turns made examples of their own, since the chat template rewrites them later",
+    "separate_turns": "earlier turns turned into separate examples, since the chat template rewrites them later",
 }
-"""What is said of the counts in a `data` event that a person should see when they are not zero."""
+"""Labels of the counts in a `data` event that the user should see if they are not zero."""

@@ -1,4 +1,4 @@
-"""A bar for what takes a while: the `progress` events (what, done, total) as they come."""
+"""Progress bars for longer operations, from their `progress` events (what, done, total)."""
 
 from types import TracebackType
 
@@ -9,7 +9,7 @@ from tunesmith.run import Event
 
 
 class Spinner:
-    """A subscriber and a context manager: a line for each `what`, with the time left; gone when all is done."""
+    """A subscriber and a context manager: a bar with the time left for each `what`; removed at the end."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(

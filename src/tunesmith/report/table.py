@@ -1,4 +1,4 @@
-"""Tables in the terminal: an evaluation with its intervals and samples, ways of merging, the methods."""
+"""Tables in the terminal: an evaluation with intervals and samples, ways of merging, the methods."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Interval = Sequence[float]
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:
-    """Loss, perplexity and metrics of both sides and their difference, each with its 95 % interval.
+    """Loss, perplexity and metrics of base and tuned model and their difference, each with its 95 % interval.
 
     Args:
         result: what `tunesmith.evaluation.compare.evaluate` returns.
@@ -22,8 +22,8 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{result['rows']:,} held-out rows"
-        + (f"; answers to {result['generated_rows']:,} of them" if writes(result) else "")
-        + ". In brackets: 95 % intervals over rows. A difference whose interval leaves out 0 is real."
+        + (f"; answers to {result['generated_rows']:,} of them" if writes_text(result) else "")
+        + ". In brackets: 95 % intervals over rows. A difference is significant if its interval does not contain 0."
         + (" Word overlap: ROUGE-L." if "rouge_l" in result["differences"] else ""),
         caption_justify="left",
     )
@@ -31,35 +31,35 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         table.add_column(title, justify="left" if not title else "right")
     base, tuned, differences = result["base"], result["tuned"], result["differences"]
     table.add_row(
-        loss_in_words(result),
+        describe_loss(result),
         *(_figure(side["loss"], side["loss_interval"], "{:.2f}") for side in (base, tuned)),
         _difference(differences["loss"], "{:+.2f}", better=-1),
     )
-    if writes(result):
+    if writes_text(result):
         table.add_row("perplexity", *(f"{side['perplexity']:,.1f}" for side in (base, tuned)), "")
     for name, before in base["metrics"].items():
         after = tuned["metrics"][name]
-        form = "{:.0%}" if before.get("unit", "%") == "%" else "{:.2f}"
+        template = "{:.0%}" if before.get("unit", "%") == "%" else "{:.2f}"
         table.add_row(
             before["described"],
-            *(_figure(each["value"], each["interval"], form) for each in (before, after)),
-            _difference(differences[name], form.replace(":", ":+"), better=before.get("better", 1)),
+            *(_figure(score["value"], score["interval"], template) for score in (before, after)),
+            _difference(differences[name], template.replace(":", ":+"), better=before.get("better", 1)),
         )
     return table
 
 
-def writes(result: dict[str, Any]) -> bool:
-    """Whether an evaluation is of models that write text, and not of what they tell of texts."""
+def writes_text(result: dict[str, Any]) -> bool:
+    """Whether the evaluated models generate text, rather than predict something about texts."""
     return "perplexity" in result.get("base", {}) or "perplexity" in result.get("tuned", {})
 
 
-def loss_in_words(result: dict[str, Any]) -> str:
-    """What the loss is counted by."""
+def describe_loss(result: dict[str, Any]) -> str:
+    """The loss with its unit."""
     return f"loss ({result.get('loss_unit', LOSS_UNIT)})"
 
 
 def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
-    """For each sample the question, then the expected answer, the base's and the tuned model's beneath one another."""
+    """For each sample: the question, the expected answer, the base's answer and the tuned model's."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -76,60 +76,59 @@ def merge_table(trained_loss: float, ways: Sequence[Any], chosen: str) -> Table:
     """What each way of merging costs.
 
     Args:
-        trained_loss: held-out, of the model as it was trained (nats a learnt unit).
+        trained_loss: held-out loss of the model as it was trained (nats per loss token or prediction).
         ways: with `into`, `loss` and `divergence`.
-        chosen: the way that was written.
+        chosen: `into` of the way that was saved.
     """
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption="Held-out loss in nats a learnt unit; divergence: KL(trained ‖ merged), in nats. "
-        "The base was quantized in training.",
+        caption="Held-out loss and divergence, KL(trained ‖ merged), in nats. The base was quantized in training.",
         caption_justify="left",
     )
-    for title in ("added to", "loss", "beside trained", "divergence", ""):
-        table.add_column(title, justify="left" if title in ("added to", "") else "right")
+    for title in ("merged into", "loss", "vs. trained", "divergence", ""):
+        table.add_column(title, justify="left" if title in ("merged into", "") else "right")
     for way in ways:
-        mark = "written" if way.into == chosen else ""
+        mark = "saved" if way.into == chosen else ""
         change = f"{way.loss - trained_loss:+.4f}"
         table.add_row(f"{way.into} weights", f"{way.loss:.4f}", change, f"{way.divergence:.2g}", mark)
     return table
 
 
-def methods_table(found: dict[str, Any]) -> Table:
+def methods_table(catalog: dict[str, Any]) -> Table:
     """What `tunesmith.methods.catalog.catalog` returns, at eighty columns."""
-    offered = ", ".join(found["peft_types"])
+    peft_types = ", ".join(catalog["peft_types"])
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         show_lines=True,
-        title=f"On {found['base']} ({count(found['parameters'])} weights), with each method's defaults",
+        title=f"On {catalog['base']} ({count(catalog['parameters'])} parameters), with each method's defaults",
         title_justify="left",
-        caption=f"And by PEFT's names, as method: {{kind: peft, peft_type: …}}: {offered}. docs/matrix.md shows what "
-        "works at which precision.",
+        caption=f"Also by PEFT's names, as method: {{kind: peft, peft_type: …}}: {peft_types}. docs/matrix.md shows "
+        "what works at which precision.",
         caption_justify="left",
     )
     table.add_column("kind", no_wrap=True, style="bold")
     table.add_column("trains", justify="right", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
-    table.add_column("what, and when to choose it")
-    for method in found["methods"]:
-        said = Text.assemble((method["formula"], "italic"), "\n", method["choose"])
-        table.add_row(method["kind"], count(method["trained_parameters"]), f"{method['learning_rate']:.0e}", said)
+    table.add_column("what it does, and when to choose it")
+    for method in catalog["methods"]:
+        text = Text.assemble((method["formula"], "italic"), "\n", method["choose"])
+        table.add_row(method["kind"], count(method["trained_parameters"]), f"{method['learning_rate']:.0e}", text)
     return table
 
 
-def _figure(value: float, interval: Interval, form: str) -> str:
-    low, high = (form.format(each).removesuffix("%") for each in interval)
-    return f"{form.format(value)} [{low}, {high}]"
+def _figure(value: float, interval: Interval, template: str) -> str:
+    low, high = (template.format(each).removesuffix("%") for each in interval)
+    return f"{template.format(value)} [{low}, {high}]"
 
 
-def _difference(found: dict[str, Any], form: str, better: int) -> Text:
-    """Green where it is better beyond its interval, red where it is worse."""
-    low, high = (better * each for each in found["interval"])
+def _difference(score: dict[str, Any], template: str, better: int) -> Text:
+    """Green if significantly better, red if significantly worse."""
+    low, high = (better * each for each in score["interval"])
     low, high = sorted((low, high))
     style = "bold green" if low > 0 else "bold red" if high < 0 else ""
-    return Text(_figure(found["value"], found["interval"], form), style=style)
+    return Text(_figure(score["value"], score["interval"], template), style=style)
 
 
 def _short(text: str, length: int = 300) -> str:

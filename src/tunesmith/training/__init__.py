@@ -1,1 +1,1 @@
-"""Training as the user asks for it: one run, or several in a row."""
+"""Training a recipe: one run, or a pipeline of runs."""

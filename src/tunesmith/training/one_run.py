@@ -1,4 +1,4 @@
-"""A run from its recipe to its adapter or model: the story, at one level."""
+"""A run from its recipe to its saved adapter or model."""
 
 import json
 import shutil
@@ -54,34 +54,34 @@ def train_run(
     overrides: Sequence[str],
     subscribers: Sequence[Subscriber],
 ) -> Run:
-    """Start a run; arguments and errors as `training.stages.train` has them."""
-    asked = Recipe.load(recipe, list(overrides))
-    refuse_other_kinds(asked.base, asked.objective)
-    resolved = with_room(resolve(asked))
+    """Start a run. Arguments and errors are those of `training.stages.train`."""
+    requested = Recipe.load(recipe, list(overrides))
+    refuse_other_kinds(requested.base, requested.objective)
+    resolved = with_room(resolve(requested))
     tokenizer = load_tokenizer(resolved.base)
-    known = tokenizer_fingerprint(tokenizer)
+    fingerprint = tokenizer_fingerprint(tokenizer)
     prepared = prepare(resolved, tokenizer)
-    place = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
-    place.write_json("provenance.json", provenance(resolved, prepared.fingerprints, known))
+    new_run = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
+    new_run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
     try:
-        return _execute(resolved, place, tokenizer, prepared, subscribers)
+        return _execute(resolved, new_run, tokenizer, prepared, subscribers)
     except UserError:
-        if not (place.directory / "metrics.jsonl").exists():  # refused before anything happened
-            shutil.rmtree(place.directory)
+        if not (new_run.directory / "metrics.jsonl").exists():  # refused before it started
+            shutil.rmtree(new_run.directory)
         raise
 
 
 def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
-    """Go on with a run; errors as `training.stages.resume` has them."""
-    place = Run.open(run)
-    if place.finished:
-        raise UserError(f"{run} has finished; nothing is left to do. To train on from its weights, name it as base.")
-    recipe = Recipe.load(place.directory / "recipe.yaml")
+    """Resume a run. Errors are those of `training.stages.resume`."""
+    old_run = Run.open(run)
+    if old_run.finished:
+        raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
+    recipe = Recipe.load(old_run.directory / "recipe.yaml")
     tokenizer = load_tokenizer(recipe.base)
-    known = tokenizer_fingerprint(tokenizer)
+    fingerprint = tokenizer_fingerprint(tokenizer)
     prepared = prepare(recipe, tokenizer)
-    _refuse_changes(place, recipe, prepared, known)
-    return _execute(recipe, place, tokenizer, prepared, subscribers)
+    _refuse_changes(old_run, recipe, prepared, fingerprint)
+    return _execute(recipe, old_run, tokenizer, prepared, subscribers)
 
 
 @keeping_freed_memory()
@@ -95,10 +95,10 @@ def _execute(
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
     give_back_freed_memory()
-    forget_peak(device)  # of reading the rows: what is foretold, and measured, begins here
+    forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
     plan = _plan(recipe, run, prepared, dtype, device)
     model = trainable_model(recipe, dtype, device)
-    give_back_freed_memory()  # of weights as they were stored
+    give_back_freed_memory()  # memory of the weights as they were stored
     prepared = with_known_features(recipe, model, prepared, device)
     batch_plan = BatchPlan.of(recipe, prepared.train) if plan is None else plan.batch_plan
     loop = _loop(recipe, run, model, prepared, batch_plan.over(prepared.train), device)
@@ -114,30 +114,31 @@ def _execute(
         loop.events.subscribe(subscriber)
     _emit_start(loop, recipe, run, prepared, dtype)
     if plan is not None and recipe.train.memory_bytes is not None:
-        plan = _hold(loop, plan)
-        told = {
-            "checkpointed": plan.checkpointed,
-            "blocks": plan.step.blocks,
-            "tokens_per_batch": loop.tokens_per_batch,
-        }
-        loop.events.emit("memory", limit_bytes=recipe.train.memory_bytes, **told)
+        plan = _stay_within_limit(loop, plan)
+        loop.events.emit(
+            "memory",
+            limit_bytes=recipe.train.memory_bytes,
+            checkpointed=plan.checkpointed,
+            blocks=plan.step.blocks,
+            tokens_per_batch=loop.tokens_per_batch,
+        )
     if plan is None:
-        said = f"The memory that {type(plain_model(model)).__name__} takes here cannot be foretold (docs/planning.md)."
-        loop.events.emit("warning", message=said)
+        name = type(plain_model(model)).__name__
+        loop.events.emit("warning", message=f"Cannot predict the memory that {name} takes here (docs/planning.md).")
     predicted = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
     largest_batch = batch_plan.layout(not loop.batches.padded).largest_batch if plan is None else plan.largest_batch
     forecast = {**predicted, "time": _largest_batch_first(loop, largest_batch)}
     loop.events.emit("forecast", **forecast)
-    give_back_freed_memory()  # what the matrix library keeps from the first pass has left gaps around it
+    give_back_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
     output = None
     if reason != "interrupted":
-        _take_best(recipe, run, loop)
+        _restore_best(recipe, run, loop)
         loop.masters.finish()
         output = save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
-    took = measured(loop.state.seconds, loop.state.step, loop.state.tokens, device)
-    loop.events.emit("plan", predicted=forecast, measured=took)
+    actual = measured(loop.state.seconds, loop.state.step, loop.state.tokens, device)
+    loop.events.emit("plan", predicted=forecast, measured=actual)
     loop.events.emit(
         "end",
         reason=reason,
@@ -149,7 +150,7 @@ def _execute(
 
 
 def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
-    """What is trained on what, and what the recipe asks for that is done otherwise here."""
+    """Emit what is trained and on what data, and warn about settings that work differently here."""
     loop.events.emit(
         "start",
         run=str(run.directory),
@@ -168,25 +169,29 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
     )
     loop.events.emit("data", **asdict(prepared.report))
     if is_elsewhere(recipe.train, loop.device):
-        said = f"train.optimizer: {recipe.train.optimizer} is CUDA's; on {loop.device.type} plain AdamW does the work."
-        loop.events.emit("warning", message=said)
+        message = f"train.optimizer: {recipe.train.optimizer} needs CUDA; on {loop.device.type}, AdamW is used instead."
+        loop.events.emit("warning", message=message)
     if recipe.train.offload_activations and loop.device.type != "cuda":
-        loop.events.emit("warning", message="train.offload_activations: on a CPU they are in its memory already.")
+        message = "train.offload_activations has no effect on a CPU: activations are already in its memory."
+        loop.events.emit("warning", message=message)
     plain = plain_model(loop.model)
     if recipe.data.pack and not packs(plain):
-        said = f"{type(plain).__name__}'s attention cannot be told where documents end: rows are padded."
-        loop.events.emit("warning", message=said)
-    alone = [rows for step in loop.batches.epoch(0) for rows in step if len(rows) == 1]
-    if recipe.objective.ending.kind == "vectors" and alone:
-        said = f"{len(alone):,} batches hold one row, which has none to be compared with and teaches nothing. Raise "
-        loop.events.emit("warning", message=said + "train.tokens_per_batch, or lower data.max_length.")
+        message = f"{type(plain).__name__}'s attention does not support packed documents: rows are padded instead."
+        loop.events.emit("warning", message=message)
+    single_rows = [rows for step in loop.batches.epoch(0) for rows in step if len(rows) == 1]
+    if recipe.objective.ending.kind == "vectors" and single_rows:
+        message = (
+            f"{len(single_rows):,} batches hold a single row. It has no other row to compare with, so these batches "
+            "train nothing. Raise train.tokens_per_batch, or lower data.max_length."
+        )
+        loop.events.emit("warning", message=message)
 
 
 def _finished_head(loop: Loop) -> nn.Linear | None:
-    """What the objective learns on the finished model's vectors, if it does."""
+    """The head that the objective fits on the trained model's vectors, if it has one."""
     rows = partial(rows_with_vectors, loop.objective, loop.model, loop.batches.table, loop.tokens_per_batch)
-    found: nn.Linear | None = loop.objective.finish(loop.model, rows)
-    return found
+    head: nn.Linear | None = loop.objective.finish(loop.model, rows)
+    return head
 
 
 def _loop(
@@ -214,23 +219,25 @@ def _loop(
 
 
 def _plan(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, device: torch.device) -> Plan | None:
-    """What the run will take, foretold before anything is loaded; with `train.memory_limit`, how it stays within. None
-    where it cannot be foretold; whether it can be done is then seen in doing it.
+    """Predict the run's memory and time before anything is loaded; with `train.memory_limit`, find a plan within it.
 
-    A resumed run takes the batches that it had, since they decide what is learnt when.
+    A resumed run keeps the batch size that it had, because the batches decide which rows each step takes.
+
+    Returns:
+        The plan, or None if memory cannot be predicted. The run is then tried without a plan.
 
     Raises:
-        UserError: it does not fit, with what would.
+        UserError: the run does not fit; the message names a recipe that does.
     """
     batch_plan = BatchPlan.of(recipe, prepared.train)
-    before = next((event for event in run.events() if event["event"] == "memory"), None)
-    if before is not None:
-        batch_plan = replace(batch_plan, tokens_per_batch=before["tokens_per_batch"])
-    where, available = this_device(device), available_memory(device)
+    earlier = next((event for event in run.events() if event["event"] == "memory"), None)
+    if earlier is not None:
+        batch_plan = replace(batch_plan, tokens_per_batch=earlier["tokens_per_batch"])
+    planner_device, available = this_device(device), available_memory(device)
     if recipe.train.memory_bytes is not None:
-        return plan_within(batch_plan, dtype, where, recipe.train.memory_bytes)
+        return plan_within(batch_plan, dtype, planner_device, recipe.train.memory_bytes)
     try:
-        plan = plan_run(batch_plan, dtype, where, available)
+        plan = plan_run(batch_plan, dtype, planner_device, available)
     except UserError:
         return None
     if not plan.fits:
@@ -238,14 +245,17 @@ def _plan(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, devi
     return plan
 
 
-def _hold(loop: Loop, plan: Plan) -> Plan:
-    """Take the plan's choice, and the heaviest batch: where more is measured than was foretold, plan for less.
+def _stay_within_limit(loop: Loop, plan: Plan) -> Plan:
+    """Apply the plan and run its largest batch. If that exceeds the limit, plan again for a smaller one.
+
+    Returns:
+        The plan that stays within the limit.
 
     Raises:
         UserError: the limit is too low for the longest row.
     """
     limit = loop.train.memory_bytes or 0
-    room = limit
+    target = limit
     while True:
         loop.tokens_per_batch = plan.batch_plan.tokens_per_batch
         loop.batches = plan.batch_plan.over(loop.batches.table).layout(plan.step.packed).batches
@@ -254,15 +264,15 @@ def _hold(loop: Loop, plan: Plan) -> Plan:
         give_back_freed_memory()
         forget_peak(loop.device)
         _largest_batch_first(loop, plan.largest_batch)
-        over = peak_memory(loop.device) - limit
-        if over <= 0:
+        excess = peak_memory(loop.device) - limit
+        if excess <= 0:
             return plan
-        room -= over
-        plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, room)
+        target -= excess
+        plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, target)
 
 
 def _largest_batch_first(loop: Loop, largest_batch: list[int]) -> dict[str, Any]:
-    """The time that the steps will take, from a pass over these rows, whose gradient is thrown away.
+    """Predict the run's time from a pass over these rows, whose gradient is discarded.
 
     Raises:
         UserError: memory runs out even with a single row.
@@ -286,8 +296,8 @@ def _largest_batch_first(loop: Loop, largest_batch: list[int]) -> dict[str, Any]
         loop.split_in_two(rows)
 
 
-def _take_best(recipe: Recipe, run: Run, loop: Loop) -> None:
-    """With early stopping, the weights that are kept are the best ones, not the last."""
+def _restore_best(recipe: Recipe, run: Run, loop: Loop) -> None:
+    """With early stopping, restore the best weights instead of the last ones."""
     best = run.directory / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
     if recipe.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
         tensors, _ = load_checkpoint(best)
@@ -300,24 +310,24 @@ def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared, tokenizer: str
     for name in sorted({*before["data"], *now["data"]}):
         if before["data"].get(name) != now["data"].get(name):
             raise UserError(
-                f"{name} has changed since {run.directory} began, so it cannot be resumed to the same result. Put the "
-                "file back as it was, or start a new run."
+                f"{name} has changed since {run.directory} started, so resuming would give another result. Restore the "
+                "file, or start a new run."
             )
     if before["base"] != now["base"]:
         raise UserError(
-            f"base: {recipe.base.path} has changed since {run.directory} began, so it cannot be resumed to the same "
-            "result. Put the weights back as they were, or start a new run."
+            f"base: {recipe.base.path} has changed since {run.directory} started, so resuming would give another "
+            "result. Restore the weights, or start a new run."
         )
     if before.get("tokenizer", tokenizer) != tokenizer:
         raise UserError(
-            f"base: the tokenizer or chat template of {recipe.base.path} has changed since {run.directory} began, so it "
-            "cannot be resumed to the same result. Put it back as it was, or start a new run."
+            f"base: the tokenizer or chat template of {recipe.base.path} has changed since {run.directory} started, so "
+            "resuming would give another result. Restore it, or start a new run."
         )
     if before.get("models", {}) != now["models"]:
-        raise UserError(f"objective.teacher has changed since {run.directory} began. Put it back, or start a new run.")
-    told = any(event["event"] == "checkpoint" for event in run.events())
-    if told and latest_checkpoint(run.directory / "checkpoints") is None:
+        raise UserError(f"objective.teacher has changed since {run.directory} started. Restore it, or start a new run.")
+    had_checkpoints = any(event["event"] == "checkpoint" for event in run.events())
+    if had_checkpoints and latest_checkpoint(run.directory / "checkpoints") is None:
         raise UserError(
-            f"{run.directory}/checkpoints is empty, though checkpoints were written: they have been deleted, and there is "
-            "nothing to go on from. Put them back, or start a new run."
+            f"{run.directory}/checkpoints is empty, but the run wrote checkpoints: they were deleted, so the run "
+            "cannot be resumed. Restore them, or start a new run."
         )

@@ -1,7 +1,7 @@
-"""Training as it is asked for: one run, or several in a row, each from the last one's weights, or each on other rows.
+"""Train one run, or a pipeline of runs: stages, each from the previous one's weights, or folds, each on other rows.
 
-A stage is a run like any other, in a directory of its own within the chain's: for intermediate-task fine-tuning (Phang
-et al. 2018), a domain before a task (Gururangan et al. 2020), an adapter grown with arriving data.
+A stage is an ordinary run, in its own directory inside the pipeline's. Stages serve intermediate-task fine-tuning
+(Phang et al. 2018), a domain before a task (Gururangan et al. 2020), or an adapter trained further as data arrive.
 """
 
 import shutil
@@ -24,89 +24,87 @@ def train(
     overrides: Sequence[str] = (),
     subscribers: Sequence[Subscriber] = (),
 ) -> Run:
-    """Start a run, or a chain of runs if the recipe has `stages`.
+    """Start a run, or a pipeline of runs if the recipe has `stages` or `folds`.
 
     Args:
         recipe: a `Recipe`, a dict, or a YAML file's path.
         run: the directory, which must not hold a run yet; default: a new one under `runs/`.
         overrides: `key.path=value` strings that replace fields of the recipe, or of all stages.
-        subscribers: told of every event, besides metrics.jsonl.
+        subscribers: called with every event, in addition to metrics.jsonl.
 
     Returns:
-        The run, the last one of a chain; `run.finished` is False if it was interrupted, and `resume` goes on.
+        The run; for a pipeline, its last run. If it was interrupted, `run.finished` is False; `resume` continues it.
 
     Raises:
-        UserError: what the user can mend, in one line.
+        UserError: an error that the user can fix, in one line.
     """
-    chain = Pipeline.load(recipe, overrides)
-    if chain is None:
+    pipeline = Pipeline.load(recipe, overrides)
+    if pipeline is None:
         return train_run(recipe, run, overrides, subscribers)
-    what = "-".join(chain.names) if chain.folded is None else f"{chain.folded.method.kind}-folds"
-    directory = new_directory(run, chain.recipes[0].base.path, what)
+    name = "-".join(pipeline.names) if pipeline.folded is None else f"{pipeline.folded.method.kind}-folds"
+    directory = new_directory(run, pipeline.recipes[0].base.path, name)
     with atomic_write(directory / CHAIN) as file:
-        file.write(chain.to_yaml())
+        file.write(pipeline.to_yaml())
     try:
-        return _execute(chain, directory, subscribers)
+        return _execute(pipeline, directory, subscribers)
     except UserError:
-        if last_stage(directory) == directory:  # the first stage was refused before anything happened
+        if last_stage(directory) == directory:  # the first stage was refused before it started
             shutil.rmtree(directory)
         raise
 
 
 def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
-    """Go on with a run or a chain from its last checkpoint, to the same weights as if nothing had stopped it.
+    """Resume a run or a pipeline from its last checkpoint, with the same final weights as without the interruption.
 
     Raises:
-        UserError: it is neither, has finished, or its data or base have changed since.
+        UserError: the directory is neither, the run has finished, or its data or base have changed since.
     """
     directory = Path(run).absolute()
-    chain = Pipeline.load(directory / CHAIN) if (directory / CHAIN).exists() else None
-    return resume_run(run, subscribers) if chain is None else _execute(chain, directory, subscribers)
+    pipeline = Pipeline.load(directory / CHAIN) if (directory / CHAIN).exists() else None
+    return resume_run(run, subscribers) if pipeline is None else _execute(pipeline, directory, subscribers)
 
 
-def _execute(chain: Pipeline, directory: Path, subscribers: Sequence[Subscriber]) -> Run:
-    """Every stage that has not finished, in order; up to the one that is interrupted."""
-    places = [directory / f"{number}-{name}" for number, name in enumerate(chain.names, 1)]
-    if all((place / "recipe.yaml").exists() and Run.open(place).finished for place in places):
-        raise UserError(
-            f"{directory} has finished; nothing is left to do. To train on from its weights, name it as base."
-        )
-    before: Run | None = None
-    for place, recipe in zip(places, chain.recipes, strict=True):
-        if not (place / "recipe.yaml").exists():
-            stage = recipe if before is None or chain.folded is not None else _from_weights_of(before, recipe)
-            before = train_run(stage, place, (), subscribers)
-        elif not Run.open(place).finished:
-            before = resume_run(place, subscribers)
+def _execute(pipeline: Pipeline, directory: Path, subscribers: Sequence[Subscriber]) -> Run:
+    """Run every stage that has not finished, in order, until one is interrupted."""
+    stage_directories = [directory / f"{number}-{name}" for number, name in enumerate(pipeline.names, 1)]
+    if all((path / "recipe.yaml").exists() and Run.open(path).finished for path in stage_directories):
+        raise UserError(f"{directory} has finished. To continue from its weights, start a new run with it as base.")
+    previous: Run | None = None
+    for path, recipe in zip(stage_directories, pipeline.recipes, strict=True):
+        if not (path / "recipe.yaml").exists():
+            stage = recipe if previous is None or pipeline.folded is not None else _from_weights_of(previous, recipe)
+            previous = train_run(stage, path, (), subscribers)
+        elif not Run.open(path).finished:
+            previous = resume_run(path, subscribers)
         else:
-            before = Run.open(place)
-        if not before.finished:
+            previous = Run.open(path)
+        if not previous.finished:
             break
-    assert before is not None
-    return before
+    assert previous is not None
+    return previous
 
 
-def _from_weights_of(before: Run, recipe: Recipe) -> Recipe:
-    """The recipe with the earlier run's weights for its base: the model that it wrote; its adapter, to go on with,
-    where both have the same method; or the base with the adapter merged.
+def _from_weights_of(previous: Run, recipe: Recipe) -> Recipe:
+    """The recipe with the previous run's weights as its base. The base is the model that the previous run saved; or the
+    previous base and adapter, to be trained further, if both have the same method; or the base with the adapter merged.
 
     Raises:
-        UserError: the adapter can neither be gone on with nor be merged.
+        UserError: the adapter can neither be trained further nor merged.
     """
-    assert before.output is not None
-    earlier = Recipe.load(before.directory / "recipe.yaml")
-    if before.output.name == "model":
-        base = recipe.base.model_copy(update={"path": str(before.directory), "from_scratch": False, "adapter": None})
+    assert previous.output is not None
+    earlier = Recipe.load(previous.directory / "recipe.yaml")
+    if previous.output.name == "model":
+        base = recipe.base.model_copy(update={"path": str(previous.directory), "from_scratch": False, "adapter": None})
     elif (
         earlier.method == recipe.method
         and recipe.method.is_resumable
         and earlier.objective.ending == recipe.objective.ending
     ):
-        base = earlier.base.model_copy(update={"adapter": before.output})
+        base = earlier.base.model_copy(update={"adapter": previous.output})
     else:
-        merged = before.directory / "merged"
+        merged = previous.directory / "merged"
         if not merged.exists():
-            usable = ModelReference.find(str(before.directory))
-            save_merged(merged_model(usable), usable, merged)
+            reference = ModelReference.find(str(previous.directory))
+            save_merged(merged_model(reference), reference, merged)
         base = recipe.base.model_copy(update={"path": str(merged), "from_scratch": False, "adapter": None})
     return recipe.model_copy(update={"base": base})

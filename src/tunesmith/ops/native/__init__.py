@@ -1,6 +1,6 @@
-"""The compiled kernels, where the install could build them (hatch_build.py). Elsewhere PyTorch's own operations do.
+"""The compiled CPU kernels, if the install could build them (hatch_build.py). Otherwise PyTorch's operations run.
 
-`TUNESMITH_NATIVE=0` in the environment turns them off.
+Set the environment variable `TUNESMITH_NATIVE=0` to turn them off.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ class Rows(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Rows":
-        """(tokens, heads, dim), dim without gaps."""
+        """Point to a (tokens, heads, dim) tensor; dim must be contiguous."""
         assert tensor.stride(2) == 1
         return cls(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
@@ -71,8 +71,8 @@ _witness: Witness | None = None
 
 @contextmanager
 def report_instead_of_calling(witness: Witness | None) -> Iterator[None]:
-    """Within the block no kernel runs; the witness is told its name and arguments, for tensors without numbers. With
-    None they run."""
+    """Within the block, call the witness with each kernel's name and arguments instead of running the kernel; for fake
+    tensors. With None, kernels run."""
     global _witness
     before, _witness = _witness, witness
     try:
@@ -82,51 +82,51 @@ def report_instead_of_calling(witness: Witness | None) -> Iterator[None]:
 
 
 def runs() -> bool:
-    """Whether kernels are called, and not told alone."""
+    """Whether kernels run, and are not only reported."""
     return _witness is None
 
 
 def random_seed() -> int:
-    """For a kernel's own random numbers, of PyTorch's stream, which a run keeps."""
+    """A seed for a kernel's own random numbers. It comes from PyTorch's generator, whose state checkpoints keep."""
     return 0 if _witness is not None else int(torch.randint(2**32, ()))
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the elementwise kernels can read these: on the CPU, all in bf16 or all in fp32."""
+    """Whether the elementwise kernels support these tensors: on the CPU, all in bf16 or all in fp32."""
     first = tensors[0]
     return (
         first.dtype in _SUFFIX
-        and all(each.dtype == first.dtype and each.device.type == "cpu" for each in tensors)
+        and all(tensor.dtype == first.dtype and tensor.device.type == "cpu" for tensor in tensors)
         and library() is not None
     )
 
 
 def gives(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels that make tensors can make them of this dtype, there."""
+    """Whether the dequantization kernels can write tensors of this dtype on this device."""
     return dtype in _SUFFIX and device.type == "cpu" and library() is not None
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """One of elementwise.h, on PyTorch's threads; tensors stand for their first element, None for a null pointer."""
+    """Call a kernel of elementwise.h on PyTorch's threads. A tensor passes its data pointer, None a null pointer."""
     call_named(name + _SUFFIX[dtype], *arguments)
 
 
 def call_attention(name: str, *arguments: Any) -> None:
-    """One of attention.h, in bf16."""
+    """Call a kernel of attention.h, in bf16."""
     call_named(name, *arguments)
 
 
 def call_named(name: str, *arguments: Any) -> None:
-    """A kernel by its name in the library."""
+    """Call a kernel by its name in the library."""
     if _witness is not None:
         _witness(name, arguments)
         return
     function = getattr(_loaded(), name)
-    given = [_as(kind, value) for kind, value in zip(function.argtypes, arguments, strict=False)]
-    function(*given, torch.get_num_threads())
+    converted = [_to_c(kind, value) for kind, value in zip(function.argtypes, arguments, strict=False)]
+    function(*converted, torch.get_num_threads())
 
 
-def _as(kind: Any, value: Any) -> Any:
+def _to_c(kind: Any, value: Any) -> Any:
     if isinstance(value, Shape):
         return ctypes.byref(value)
     if not isinstance(value, Tensor):
@@ -135,28 +135,29 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _loaded() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found
+    loaded = library()
+    assert loaded is not None
+    return loaded
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, on the same threads as PyTorch's; None where there are none."""
+    """The compiled kernels, on PyTorch's own threads; None if they are not available."""
     if os.environ.get("TUNESMITH_NATIVE") == "0" or not LIBRARY.exists():
         return None
     own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
     own += sorted((Path(torch.__file__).parent.parent / "torch.libs").glob("libgomp*"))
     try:
-        ctypes.CDLL(str(own[0]) if own else "libgomp.so.1", ctypes.RTLD_GLOBAL)  # a second pool would fight the first
-        found = ctypes.CDLL(str(LIBRARY))
+        # RTLD_GLOBAL, so that the kernels use PyTorch's thread pool; a second one would compete with it.
+        ctypes.CDLL(str(own[0]) if own else "libgomp.so.1", ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(str(LIBRARY))
     except OSError:  # built on another system
         return None
     for name, arguments in _ARGUMENTS.items():
         for suffix in _SUFFIX.values():
-            getattr(found, name + suffix).argtypes = [*arguments, _INT]
-            getattr(found, name + suffix).restype = None
+            getattr(loaded, name + suffix).argtypes = [*arguments, _INT]
+            getattr(loaded, name + suffix).restype = None
     for name, arguments in _ATTENTION_ARGUMENTS.items():
-        getattr(found, name).argtypes = [*arguments, _INT]
-        getattr(found, name).restype = None
-    return found
+        getattr(loaded, name).argtypes = [*arguments, _INT]
+        getattr(loaded, name).restype = None
+    return loaded

@@ -1,28 +1,28 @@
-/* Attention over packed documents in bf16: forward, and backward from the row's log-sum alone (Dao 2023, alg. 1 and 2,
- * with whole rows of scores at hand, since documents are short).
+/* Attention over packed documents in bf16. The backward pass needs only each row's log-sum-exp (Dao 2023, alg. 1 and 2,
+ * but with full rows of scores in memory, since documents are short).
  *
- * Matrix products go tile by tile: C (32·m × 32·n, fp32) += A (rows, bf16) · B, with B in the order that AMX and
- * AVX-512's bf16 dot product take (Intel 64 manual, TDPBF16PS): tiles of 16 pairs of rows by 16 columns, a pair's two
- * numbers side by side. Without AMX the same tiles go through fp32. */
+ * Matrix products run tile by tile: C (32·m × 32·n, fp32) += A (rows, bf16) · B. B has the layout of AMX's and
+ * AVX-512's bf16 dot product (Intel 64 manual, TDPBF16PS): tiles of 16 pairs of rows by 16 columns, a pair's two numbers
+ * side by side. Without AMX the same tiles are computed in fp32. */
 
 #define TILE 512 /* numbers in a tile of B: 32 rows, 16 columns */
-#define BLOCK 32 /* queries that go together; keys are filled up to a multiple */
+#define BLOCK 32 /* queries per block; keys are padded to a multiple of it */
 
 typedef struct {
     int64_t kv_heads, group, dim; /* heads of keys and values; heads of queries to each; dim a multiple of 32 */
     float scale;
-    int64_t window; /* latest keys that each query sees; 0: all */
+    int64_t window; /* each query attends to this many of the latest keys; 0: to all */
     int causal;
-    float dropped; /* share of probabilities that is dropped, by the seed */
+    float dropped; /* dropout share of the probabilities */
     int64_t seed;
 } Shape;
 
-/* One document: where its queries and keys start, and how many; the queries are the last of the keys. */
+/* One document: the start and number of its queries and of its keys; the queries belong to the last keys. */
 typedef struct {
     int64_t q, q_length, k, k_length;
 } Document;
 
-/* (token, head, dim) by strides in numbers; dim is without gaps. */
+/* (token, head, dim) with strides in elements; dim is contiguous. */
 typedef struct {
     const bf16 *at;
     int64_t token, head;
@@ -30,7 +30,7 @@ typedef struct {
 
 static int amx_allowed = 1;
 
-/* For tests: with 0, products go the way of processors without AMX. */
+/* For tests: with 0, products use the code for processors without AMX. */
 void allow_amx(int allowed) { amx_allowed = allowed; }
 
 CLONED static void product_plain(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c,
@@ -73,12 +73,12 @@ static int has_amx(void) {
     return known && amx_allowed;
 }
 
-/* Others (oneDNN) keep a configuration in the same registers: it is put back at the end. */
+/* Other libraries (oneDNN) keep a configuration in the same registers: it is restored at the end. */
 WITH_AMX static void tiles_begin(TileConfig *before) {
     static const TileConfig own = {
         .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_storeconfig(before);
-    __asm__ volatile("" ::"r"(before) : "memory"); /* the compiler does not know what the instruction writes */
+    __asm__ volatile("" ::"r"(before) : "memory"); /* the compiler does not know that the instruction writes here */
     _tile_loadconfig(&own);
 }
 
@@ -126,14 +126,14 @@ static void tiles_end(const TileConfig *before) { (void)before; }
 #define product_amx product_plain
 #endif
 
-/* C (32 × 32·columns) (+)= A (32 × 32·steps) · B; a step of B is `b_stride` numbers, two tiles to 32 columns. */
+/* C (32 × 32·columns) (+)= A (32 × 32·steps) · B; a step of B is `b_stride` numbers, two tiles per 32 columns. */
 static void product(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c, int64_t c_stride,
                     int64_t columns, int64_t steps, int add, int amx) {
     for (int64_t n = 0; n < columns; n++)
         (amx ? product_amx : product_plain)(a, a_stride, b + 2 * n * TILE, b_stride, c + 32 * n, c_stride, steps, add);
 }
 
-/* The tiles of X (rows × dim) as B: pairs are of rows. Rows past the end are zero. */
+/* X (rows × dim) in tiles, as B: a pair is two rows. Rows past the end are zero. */
 CLONED static void tiles_of(const bf16 *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim, bf16 *out) {
     for (int64_t at = 0; at < filled; at += 2) {
         const bf16 *low = x + at * stride, *high = low + stride;
@@ -147,7 +147,7 @@ CLONED static void tiles_of(const bf16 *x, int64_t stride, int64_t rows, int64_t
     }
 }
 
-/* The tiles of Xᵀ (dim × rows) as B: pairs are of dims. A step of 32 dims is 32 · filled numbers. */
+/* Xᵀ (dim × rows) in tiles, as B: a pair is two dims. A step of 32 dims is 32 · filled numbers. */
 CLONED static void tiles_of_transpose(const bf16 *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim,
                                       bf16 *out) {
     for (int64_t n = 0; n < filled; n++) {
@@ -160,7 +160,7 @@ CLONED static void tiles_of_transpose(const bf16 *x, int64_t stride, int64_t row
     }
 }
 
-/* 32 rows of X, zero past the end, and their transpose (dim × 32) where it is wanted. */
+/* 32 rows of X, zero past the end, and their transpose (dim × 32) unless `turned` is NULL. */
 CLONED static void block_of(const bf16 *x, int64_t stride, int64_t rows, int64_t dim, bf16 *out, bf16 *turned) {
     for (int64_t i = 0; i < BLOCK; i++)
         for (int64_t n = 0; n < dim; n++) out[i * dim + n] = i < rows ? x[i * stride + n] : 0;
@@ -173,7 +173,7 @@ typedef struct {
     int64_t first, end;
 } Range;
 
-/* The keys that a query sees. */
+/* The keys that a query attends to. */
 INLINE Range seen_by(const Shape *shape, const Document *document, int64_t query) {
     int64_t at = query + document->k_length - document->q_length;
     Range range = {0, document->k_length};
@@ -182,13 +182,13 @@ INLINE Range seen_by(const Shape *shape, const Document *document, int64_t query
     return range;
 }
 
-/* Whole blocks of keys that some query of the block sees. */
+/* The blocks of keys that at least one query of the block attends to. */
 INLINE Range blocks_seen(const Shape *shape, const Document *document, int64_t from, int64_t rows) {
     Range first = seen_by(shape, document, from), last = seen_by(shape, document, from + rows - 1);
     return (Range){first.first / BLOCK, (last.end + BLOCK - 1) / BLOCK};
 }
 
-/* Numbers of one query times what dropout multiplies them by. */
+/* Multiplies one query's row by its dropout factors. */
 CLONED static void drop(float *x, Range seen, const Shape *shape, uint32_t stream) {
     const uint32_t threshold = (uint32_t)(shape->dropped * 4294967296.0);
     const float scale = 1.0f / (1.0f - shape->dropped);
@@ -200,7 +200,7 @@ INLINE uint32_t stream_of(const Shape *shape, int64_t token, int64_t head) {
     return mixed((uint32_t)token ^ mixed((uint32_t)head ^ mixed((uint32_t)shape->seed)));
 }
 
-/* Scores of one query, from `from` on, into probabilities; the log of the sum of their exponentials. */
+/* Writes one query's probabilities p[from..until) from its scores and returns the log-sum-exp of the scores. */
 CLONED static float softmax_row(const float *scores, int64_t from, int64_t until, Range seen, const Shape *shape,
                                 uint32_t stream, bf16 *p, float *room) {
     const float scale = shape->scale;
@@ -242,7 +242,7 @@ static int64_t longest(const Document *documents, int64_t count) {
 
 static int64_t filled(int64_t length) { return (length + BLOCK - 1) / BLOCK * BLOCK; }
 
-/* q: (tokens, heads, dim), k, v: (tokens, kv_heads, dim), by strides; out: (tokens, heads, dim) without gaps;
+/* q: (tokens, heads, dim), k, v: (tokens, kv_heads, dim), with strides; out: (tokens, heads, dim), contiguous;
  * log_sums: (tokens, heads). */
 void attention(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v, bf16 *out,
                float *log_sums, int threads) {
@@ -291,7 +291,8 @@ void attention(const Shape *shape, const Document *documents, int64_t count, Row
     }
 }
 
-/* Of one query: its probabilities again, and the scores' gradient P ∘ (dP − Σ P ∘ dP) · scale in place of dP. */
+/* For one query: recomputes its probabilities, and overwrites dP with the scores' gradient
+ * P ∘ (dP − Σ P ∘ dP) · scale. */
 CLONED static void softmax_row_backward(float *scores, float *grad, int64_t from, int64_t until, Range seen,
                                         const Shape *shape, uint32_t stream, float log_sum) {
     const float scale = shape->scale;
@@ -305,12 +306,12 @@ CLONED static void softmax_row_backward(float *scores, float *grad, int64_t from
     }
 #pragma omp simd
     for (int64_t i = seen.first; i < seen.end; i++) grad[i] = scores[i] * (grad[i] - along) * scale;
-    if (shape->dropped > 0) drop(scores, seen, shape, stream); /* as the values had them */
+    if (shape->dropped > 0) drop(scores, seen, shape, stream); /* as they multiplied the values */
     for (int64_t i = from; i < seen.first; i++) scores[i] = grad[i] = 0.0f;
     for (int64_t i = seen.end; i < until; i++) scores[i] = grad[i] = 0.0f;
 }
 
-/* Two rows of numbers, (until − from) long, as a row of pairs of the tiles of B. */
+/* Two rows of length until − from, as one row of pairs in the tiles of B. */
 CLONED static void pair_of_rows(const float *low, const float *high, int64_t from, int64_t until, bf16 *tiles) {
     for (int64_t n = from; n < until; n += 16)
         for (int64_t i = 0; i < 16; i++) {
@@ -324,15 +325,15 @@ CLONED static void round_row(const float *x, int64_t from, int64_t until, bf16 *
     for (int64_t i = from; i < until; i++) out[i] = to_bf16(x[i]);
 }
 
-/* X (dim × stride) in fp32, turned, into rows of bf16. */
+/* Transposes X (dim × stride) from fp32 into rows of bf16. */
 CLONED static void store_turned(const float *x, int64_t stride, int64_t rows, int64_t dim, bf16 *out,
                                 int64_t out_stride) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t n = 0; n < dim; n++) out[i * out_stride + n] = to_bf16(x[n * stride + i]);
 }
 
-/* grad: of out, (tokens, heads, dim) by strides. grad_q (tokens, heads, dim), grad_k and grad_v (tokens, kv_heads, dim)
- * without gaps. */
+/* grad: gradient of out, (tokens, heads, dim), with strides. grad_q (tokens, heads, dim), grad_k and grad_v
+ * (tokens, kv_heads, dim) are contiguous. */
 void attention_backward(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v,
                         const float *log_sums, Rows grad, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, int threads) {
     const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;

@@ -1,7 +1,8 @@
-/* Included once for bf16 and once for fp32: T is the type in memory, GET and PUT read and write it, NAME names. */
+/* Included once for bf16 and once for fp32: T is the type in memory, GET and PUT convert from and to it, NAME adds the
+ * suffix. */
 
-/* One row of logits: the loss of its label, and in place the gradient scale · (softmax − onehot) where it is wanted.
- * `room` holds a row in fp32. */
+/* One row of logits: returns the loss of its label; if wants_grad, overwrites the row with the gradient
+ * scale · (softmax − onehot). `room` is scratch space for one row in fp32. */
 CLONED static float NAME(cross_entropy_row)(T *z, int64_t label, int64_t vocab, float scale, int wants_grad,
                                             float *room) {
     float most = -INFINITY, sum = 0.0f;
@@ -56,7 +57,7 @@ void NAME(rms_norm)(const T *x, const T *w, T *y, float *scales, int64_t rows, i
         scales[row] = NAME(rms_norm_row)(x + row * hidden, w, y + row * hidden, hidden, eps);
 }
 
-/* ∂x = scale · (g·w − n · mean(g·w·n)) with n = x · scale; ∂w += g · n where it is wanted. */
+/* ∂x = scale · (g·w − n · mean(g·w·n)) with n = x · scale; ∂w += g · n unless grad_w is NULL. */
 CLONED static void NAME(rms_norm_row_backward)(const T *x, const T *w, float scale, const T *g, T *grad_x,
                                                float *grad_w, int64_t hidden) {
     float along = 0.0f;
@@ -70,7 +71,7 @@ CLONED static void NAME(rms_norm_row_backward)(const T *x, const T *w, float sca
         for (int64_t i = 0; i < hidden; i++) grad_w[i] += GET(g[i]) * GET(x[i]) * scale;
 }
 
-/* grad_w: NULL, or (threads, hidden) zeros, a sum for each thread. */
+/* grad_w: NULL, or (threads, hidden) zeros, one sum per thread. */
 void NAME(rms_norm_backward)(const T *x, const T *w, const float *scales, const T *g, T *grad_x, float *grad_w,
                              int64_t rows, int64_t hidden, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -79,7 +80,7 @@ void NAME(rms_norm_backward)(const T *x, const T *w, const float *scales, const 
                                     grad_w ? grad_w + thread_number() * hidden : NULL, hidden);
 }
 
-/* act(gate) · up, act being SiLU, or GELU by tanh (Hendrycks & Gimpel 2016, eq. 2), which is g · σ(2 u). */
+/* act(gate) · up, where act is SiLU, or GELU by tanh (Hendrycks & Gimpel 2016, eq. 2), which is g · σ(2 u). */
 CLONED static void NAME(gated_piece)(const T *restrict gate, const T *restrict up, T *restrict out, int64_t n, int gelu) {
     if (gelu)
 #pragma omp simd
@@ -96,7 +97,7 @@ CLONED static void NAME(gated_piece)(const T *restrict gate, const T *restrict u
         }
 }
 
-/* ∂gate into `gate`'s place and ∂up into `up`'s may be written: each element is read before. */
+/* grad_gate may alias gate, and grad_up may alias up: each element is read before it is written. */
 CLONED static void NAME(gated_piece_backward)(const T *gate, const T *up, const T *grad, T *grad_gate, T *grad_up,
                                               int64_t n, int gelu) {
     if (gelu)
@@ -139,7 +140,8 @@ CLONED static void NAME(dropout_piece)(const T *x, T *y, int64_t n, uint32_t str
     for (int64_t i = 0; i < n; i++) y[i] = PUT(GET(x[i]) * kept(stream, i, threshold, scale));
 }
 
-/* y = x with a share of it dropped and the rest scaled up; with the same seed the same places, so its own gradient. */
+/* y = x with a share of elements zeroed and the rest scaled up. The same seed drops the same elements, so this function
+ * is also its own backward pass. */
 void NAME(dropout)(const T *x, T *y, int64_t n, int64_t seed, float share, int threads) {
     const uint32_t threshold = (uint32_t)(share * 4294967296.0);
     const float scale = 1.0f / (1.0f - share);
@@ -150,7 +152,7 @@ void NAME(dropout)(const T *x, T *y, int64_t n, int64_t seed, float share, int t
 }
 #undef PIECE
 
-/* One token's heads: pairs (i, i + dim / 2) turned by the token's angles, or back. */
+/* One token's heads: rotates the pairs (i, i + dim / 2) by the token's angles, or back. */
 CLONED static void NAME(rotary_token)(const T *x, const T *cos, const T *sin, T *y, int64_t heads, int64_t stride_head,
                                       int64_t dim, int back) {
     int64_t half = dim / 2;
@@ -174,7 +176,7 @@ CLONED static void NAME(rotary_token)(const T *x, const T *cos, const T *sin, T 
     }
 }
 
-/* x: (tokens, heads, dim) by strides; cos, sin: (tokens, dim); y: (tokens, heads, dim). */
+/* x: (tokens, heads, dim) with strides; cos, sin: (tokens, dim); y: (tokens, heads, dim). */
 void NAME(rotary)(const T *x, const T *cos, const T *sin, T *y, int64_t tokens, int64_t heads, int64_t dim,
                   int64_t stride_token, int64_t stride_head, int back, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -1,6 +1,6 @@
-/* The passes over memory that PyTorch makes several of, each made once. Python's side, with the definitions that these
- * are held to, is in tunesmith/ops. Every function takes the number of threads to use; arrays are row-major and, but
- * where strides are given, without gaps. bf16 is read into fp32, computed there, and rounded to nearest even once. */
+/* Fused operations: one pass over memory where PyTorch makes several. The Python side, with the reference that each is
+ * tested against, is in tunesmith/ops. Every function takes the number of threads to use. Arrays are row-major and
+ * contiguous unless strides are given. bf16 is read into fp32, computed there, and rounded once to nearest even. */
 
 #include "numbers.h"
 

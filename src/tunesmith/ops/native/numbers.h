@@ -1,4 +1,4 @@
-/* bf16, an exponential that vectorizes, and how a function is compiled for several processors at once. */
+/* bf16, an exponential that vectorizes, and macros that compile a function for several processors. */
 
 #ifndef NUMBERS_H
 #define NUMBERS_H
@@ -42,9 +42,9 @@ INLINE bf16 to_bf16(float f) {
 }
 
 /* exp(x) to 2 units in the last place of fp32: 2^n · e^r with |r| ≤ ln 2 / 2 (Cody & Waite 1980; Cephes' polynomial).
- * Beyond ±80 it stays at 2e-35 and 6e34, clear of subnormal numbers, which cost a hundred times as much; NaN stays. */
+ * x is clamped to ±80 (results 2e-35 to 6e34): subnormal numbers would be a hundred times slower. NaN stays NaN. */
 INLINE float exp_of(float x) {
-    const float magic = 12582912.0f; /* 1.5 · 2^23: adding it rounds to an integer, which its low bits then are */
+    const float magic = 12582912.0f; /* 1.5 · 2^23: adding it rounds to an integer, which is then in the low bits */
     x = x < -80.0f ? -80.0f : x;
     x = x > 80.0f ? 80.0f : x;
     bits n = {.f = x * 1.44269504088896341f + magic};
@@ -61,7 +61,7 @@ INLINE float exp_of(float x) {
     return p * scale.f;
 }
 
-/* 32 bits well mixed (Wellons 2018, "lowbias32"): a random number from a counter, the same whenever it is asked for. */
+/* A 32-bit hash (Wellons 2018, "lowbias32"): a reproducible random number from a counter. */
 INLINE uint32_t mixed(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
@@ -70,8 +70,8 @@ INLINE uint32_t mixed(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-/* What a number is multiplied by where a share of them is dropped (Srivastava et al. 2014): nothing, or 1 / (1 − share).
- * `stream` tells rows apart. */
+/* The dropout factor of one element (Srivastava et al. 2014): 0 if it is dropped, else `scale` = 1 / (1 − share).
+ * `stream` differs per row. */
 INLINE float kept(uint32_t stream, int64_t at, uint32_t threshold, float scale) {
     return mixed((uint32_t)at + stream) >= threshold ? scale : 0.0f;
 }

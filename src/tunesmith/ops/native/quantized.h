@@ -1,5 +1,5 @@
-/* Weights of 4 and 8 bits made whole: two numbers a byte, the first in the high half, blocks of 64 of one scale.
- * A block's 16 possible values are made first, and looked up. */
+/* Dequantizes 4-bit and 8-bit weights. 4 bits: two numbers per byte, the first in the high half, one scale per block of
+ * 64. A block's 16 possible values are computed first, then looked up. */
 
 #define QUANTIZED_BLOCK 64
 
@@ -16,26 +16,26 @@ CLONED static void block_plain_fp32(const uint8_t *codes, const float *values, f
 
 static int has_avx512(void) { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
 
-/* 64 numbers: 32 bytes, 16 values of 16 bits in a register. */
+/* 64 numbers: 32 bytes of codes, and 16 values of 16 bits in a register. */
 WITH_AVX512 static void block_avx512_bf16(const uint8_t *codes, const bf16 *values, bf16 *out) {
     const __m512i table = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)values));
     const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
     const __m512i first = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table);
     const __m512i second = _mm512_permutexvar_epi16(_mm512_and_si512(bytes, _mm512_set1_epi16(15)), table);
     const __m512i low = _mm512_unpacklo_epi16(first, second), high = _mm512_unpackhi_epi16(first, second);
-    /* unpack works within quarters: put them in order */
+    /* unpack works within 128-bit lanes: put the lanes in order */
     const __m512i order = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), rest = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi64(low, order, high));
     _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi64(low, rest, high));
 }
 
-/* 64 numbers, 16 values of 32 bits in a register. */
+/* 64 numbers: 16 values of 32 bits in a register. */
 WITH_AVX512 static void block_avx512_fp32(const uint8_t *codes, const float *values, float *out) {
     const __m512 table = _mm512_loadu_ps(values);
     for (int i = 0; i < 4; i++) {
         const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + 8 * i)));
         const __m512i pairs = _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
-        /* each byte's two codes side by side: spread 8 to 16 places */
+        /* put each byte's two codes side by side: spread 8 elements to 16 */
         const __m512i places = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
         __m512i spread = _mm512_permutexvar_epi32(places, pairs);
         spread = _mm512_mask_srli_epi32(spread, 0xaaaa, spread, 16);

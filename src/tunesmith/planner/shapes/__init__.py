@@ -1,4 +1,4 @@
-"""Well-known models by their configs alone, as their makers published them, so that a plan needs no network."""
+"""Configs of well-known models, as published by their makers, so that a plan needs no network."""
 
 import json
 from functools import cache
@@ -12,20 +12,20 @@ HERE = Path(__file__).parent
 @cache
 def known_shapes() -> dict[str, list[str]]:
     """Hub names by short name."""
-    found: dict[str, list[str]] = json.loads((HERE / "hub_names.json").read_text(encoding="utf-8"))
-    return found
+    names: dict[str, list[str]] = json.loads((HERE / "hub_names.json").read_text(encoding="utf-8"))
+    return names
 
 
 def with_known_shape(base: Base) -> Base:
-    """The base by its shipped config, where it is named so and is no directory here; otherwise as it is."""
+    """The base with the shipped config of that name; unchanged if there is none, or if a directory has that name."""
     if Path(base.path).exists():
         return base
-    for name, on_hub in known_shapes().items():
-        if base.path.lower() in (name, *(each.lower() for each in on_hub)):
+    for name, hub_names in known_shapes().items():
+        if base.path.lower() in (name, *(hub_name.lower() for hub_name in hub_names)):
             return base.model_copy(update={"path": str(HERE / name)})
     return base
 
 
 def shown_name(path: str) -> str:
-    """A base as the user knows it."""
+    """The base's name for display: the short name of a shipped config, else its path."""
     return Path(path).name if Path(path).parent == HERE else path

@@ -1,0 +1,220 @@
+"""Each benchmark script runs, on shapes and data that take seconds."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SHAPE = {
+    "kind": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 8192,
+}  # fmt: skip
+CHATS = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(60)]
+
+Script = Callable[[str], Any]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
+    """Imports a script; what it would write into `benchmarks/` or a shared temporary directory goes to `tmp_path`."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    data = tmp_path / "data"
+    write(data / "gsm8k" / "train.jsonl", *map(json.dumps, CHATS))
+    write(data / "gsm8k" / "test.jsonl", *map(json.dumps, CHATS[:8]))
+    write(data / "wikitext2" / "valid.txt", *("The tower is old and made of stone. " * 20 for _ in range(4)))
+    write(data / "wikitext2" / "test.txt", *("The river is long and runs to the sea. " * 20 for _ in range(4)))
+    legal = {str(n): {"original_text": f"Party {n} shall pay.", "reference_summary": f"{n} pays."} for n in range(10)}
+    write(data / "legal_summarization" / "all.json", json.dumps(legal))
+    for label, word in (("neg", "bad"), ("pos", "good")):
+        write(data / "rotten_tomatoes" / f"rt-polarity.{label}", *(f"a {word} film, number {n}" for n in range(20)))
+
+    def imported(name: str) -> Any:
+        module = import_module(name)
+        for constant, value in (("DATA", data), ("WORK", tmp_path / "work"), ("RAW", tmp_path / "raw")):
+            if hasattr(module, constant):
+                monkeypatch.setattr(module, constant, value)
+        (tmp_path / "work").mkdir(exist_ok=True)
+        return module
+
+    return imported
+
+
+def write(file: Path, *lines: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def test_every_script_prints_its_help_or_is_a_module_of_others(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in sorted(BENCHMARKS.glob("*.py")):
+        module = script(file.stem)
+        assert module.__doc__, file.name
+        if "ArgumentParser" in file.read_text(encoding="utf-8"):
+            monkeypatch.setattr(sys, "argv", [file.name, "--help"])
+            with pytest.raises(SystemExit) as ended:
+                module.main()
+            assert ended.value.code == 0
+            assert "usage" in capsys.readouterr().out, file.name
+
+
+@pytest.mark.parametrize("name", ["few_quality", "stage_quality", "distillation_quality"])
+def test_a_stored_table_is_the_one_that_its_stored_results_give(name: str, script: Script) -> None:
+    module = script(name)
+    stored = (BENCHMARKS / "results" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in module.table(module.done()).splitlines() if line.startswith("|")]
+    assert rows == [line for line in stored if line.startswith("|")]
+    assert len(rows) > 3
+
+
+def test_matrix_rate_gives_a_rate(script: Script) -> None:
+    assert script("matrix_rate").rate((8, 8, 8), torch.float32, "cpu", seconds=0.0) > 0
+
+
+def test_startup_times_a_command_and_refuses_one_that_fails(script: Script, tmp_path: Path) -> None:
+    module = script("startup")
+    assert module.seconds_of([sys.executable, "-c", "pass"], module.OWN, tmp_path) > 0
+    with pytest.raises((SystemExit, RuntimeError)):
+        module.seconds_of([sys.executable, "-c", "raise SystemExit(3)"], module.OWN, tmp_path)
+
+
+@pytest.mark.long
+def test_data_speed_counts_the_tokens_that_the_library_has(script: Script, tmp_path: Path) -> None:
+    module = script("data_speed")
+    rows = module.make_rows(write(tmp_path / "source.jsonl", *map(json.dumps, CHATS)), 70, tmp_path)
+    theirs, ours = module.encode(rows), module.prepared(rows)
+    assert ours["tokens"] == theirs["tokens"] > 70
+    table = module.table({"rows": {"70": {"prepare": ours, "encode_batch": theirs}}})
+    assert table.splitlines()[-1].startswith("| 70 |")
+
+
+@pytest.fixture(scope="module")
+def random_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gpu_speed's tiny model."""
+    directory = tmp_path_factory.mktemp("mistral")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import_module("gpu_speed").make_model(directory, "tiny", "cpu")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("trainer", "method"),
+    [
+        ("tunesmith", "lora"),
+        pytest.param("tunesmith", "qlora", marks=pytest.mark.long),
+        pytest.param("peft", "lora", marks=pytest.mark.long),
+    ],
+)
+def test_gpu_speed_trains_on_a_cpu_too(
+    trainer: str, method: str, random_mistral: Path, script: Script, tmp_path: Path
+) -> None:
+    options = argparse.Namespace(
+        model=random_mistral,
+        trainer=trainer,
+        method=method,
+        device="cpu",
+        length=32,
+        steps=4,
+        out=tmp_path / "out.json",
+    )
+    script("gpu_speed").work(options)
+    found = json.loads(options.out.read_text(encoding="utf-8"))
+    assert len(found["seconds"]) == 3
+    assert found["tokens_per_second"] > 0
+
+
+@pytest.mark.long
+def test_quantized_memory_loads_and_trains(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("quantized_memory")
+    sizes = {name: size for name, size in SHAPE.items() if name != "kind"}
+    monkeypatch.setattr(module, "SHAPE", {**module.SHAPE, **sizes})
+    monkeypatch.setattr(module, "WIDTH", 32)
+    try:
+        module.make(tmp_path / "model")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    loaded, trained = (act(str(tmp_path / "model"), "nf4") for act in (module.loading, module.training))
+    assert loaded["arithmetic"] > 0
+    assert trained["tokens_per_second"] > 0
+
+
+@pytest.fixture
+def planned(script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, dict[str, Any]]:
+    """plan_accuracy with one tiny run, its base and its rows in `tmp_path`."""
+    module = script("plan_accuracy")
+    monkeypatch.setitem(module.BASES, "llama-5m", SHAPE)
+    module.write_text(tmp_path)
+    module.make_base("llama-5m", tmp_path)
+    return module, {"base": "llama-5m", "method": "lora", "length": 32, "twice": False, "optimizer": "adamw"}
+
+
+@pytest.mark.long
+def test_plan_accuracy_and_arena_set_a_run_beside_its_plan(
+    planned: tuple[Any, dict[str, Any]], script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, run = planned
+    module.one_run(run, tmp_path)
+    found = json.loads(capsys.readouterr().out.split("RESULT ")[1].splitlines()[0])
+    assert min(*found["memory"], found["measured"], found["after"]) > 0
+    arena = script("arena")
+    peak, seconds = arena.measured(run, tmp_path, with_arena=True)
+    assert min(peak, seconds) > 0
+    assert arena.summary([[peak, seconds]] * 3) == {"peak_bytes": peak, "seconds": seconds}
+
+
+@pytest.mark.long
+def test_afterwards_memory_reads_the_plan_and_the_peak(
+    planned: tuple[Any, dict[str, Any]], script: Script, tmp_path: Path
+) -> None:
+    accuracy, run = planned
+    module = script("afterwards_memory")
+    base = module.stored_in_fp32(tmp_path / "llama-5m")
+    recipe = accuracy.recipe_of(run, base, tmp_path / "text.jsonl")
+    file = write(tmp_path / "recipe.json", json.dumps(recipe))
+    plan = module.predicted(file)
+    assert sum(plan["merging"].values()) > 0
+    assert sum(plan["serving"].values()) > 0
+    assert module.peak_of("schema") > 0
+
+
+@pytest.mark.long
+def test_the_quality_scripts_run_a_trial(script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    methods = script("method_quality")
+    for module in (methods, script("stage_quality"), script("distillation_quality")):
+        monkeypatch.setattr(module, "STEPS", 5)
+    trial = methods.trial("gsm8k", "lora", None, 0)
+    assert trial["after"] < trial["before"]
+    assert trial["general"] > 0
+
+    stages = script("stage_quality")
+    stages.write_data()
+    assert stages.trial("slices", "five slices in turn, with replay", 0)["task"] > 0
+
+    distillation = script("distillation_quality")
+    for constant, value in (("ROWS", 20), ("QUESTIONS", 4), ("TESTED", 4), ("TEACHER_STEPS", 2)):
+        monkeypatch.setattr(distillation, constant, value)
+    distillation.write_data()
+    distillation.teacher()
+    for way in distillation.WAYS:
+        assert distillation.trial(way, 0)["loss"] > 0
+
+    encoder = script("encoder_quality")
+    monkeypatch.setattr(encoder, "TASKS", {"rotten tomatoes": (20, 8, 1)})
+    for by in encoder.BY:
+        assert 0 <= encoder.trial(by, "rotten tomatoes", "full", None, 0)["accuracy"] <= 1
+
+    few = script("few_quality")
+    monkeypatch.setattr(few, "TESTED", 8)
+    monkeypatch.setattr(few, "EPOCHS", {4: 1})
+    for way in few.WAYS:
+        if way != "SetFit":  # it runs in an environment of its own
+            assert 0 <= few.trial("rotten tomatoes", way, 4, 0)["accuracy"] <= 1
