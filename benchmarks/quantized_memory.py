@@ -106,7 +106,7 @@ def training(directory: str, weights: str) -> dict[str, Any]:
     from tunesmith.data.example import Source
     from tunesmith.data.pack import collate
     from tunesmith.data.tokens import TokenTable
-    from tunesmith.engine.allocator import keeping_freed_memory
+    from tunesmith.engine.allocator import keep_freed_memory
     from tunesmith.engine.master_weights import MasterWeights
     from tunesmith.methods.lora import LoRA
     from tunesmith.models.attention import use_document_attention
@@ -116,7 +116,7 @@ def training(directory: str, weights: str) -> dict[str, Any]:
     ids = torch.randint(5, SHAPE["vocab_size"], (WIDTH,)).int().numpy()
     batch = collate(TokenTable.build([(ids, ids > 0, Source("", 1))]), [0])
     seconds = []
-    with keeping_freed_memory(), Peak() as peak:
+    with keep_freed_memory(), Peak() as peak:
         model = load(directory, weights)
         mapped = sum(each.numel() * each.element_size() for each in model.parameters())
         use_document_attention(model)

@@ -358,7 +358,7 @@ def recipe_of(cell: Cell, directory: Path) -> dict[str, Any]:
     )
     objective = {"kind": cell.objective}
     if cell.objective == "distillation":  # its own teacher, so that the other half of the loss is the one that falls
-        objective |= {"teacher": str(directory / cell.family), "label_share": 0.5}
+        objective |= {"teacher": str(directory / cell.family), "label_weight": 0.5}
     return {
         "base": {"path": str(directory / cell.family), "weights": cell.weights},
         "data": {"train": train_file, "held_out": [held_out_file], "max_length": 128, "cache": False},

@@ -179,7 +179,7 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
 
 def preload() -> None:
     """Import slow third-party modules, so that forked processes have them."""
-    import_module("tunesmith.models.lean").import_peft()
+    import_module("tunesmith.models.peft_import").import_peft()
     for name in PRELOADED:
         import_module(name)
     import torch

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.merging import merge
     from tunesmith.models.load import embedded_base
-    from tunesmith.planner.ask import plan
+    from tunesmith.planner.request import plan
     from tunesmith.run import Run
     from tunesmith.training.stages import resume, train
 
@@ -28,7 +28,7 @@ _MODULES = {
     "evaluate": "tunesmith.evaluation.compare",
     "merge": "tunesmith.evaluation.merging",
     "embedded_base": "tunesmith.models.load",
-    "plan": "tunesmith.planner.ask",
+    "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
     "train": "tunesmith.training.stages",

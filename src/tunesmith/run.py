@@ -101,26 +101,26 @@ class MetricsFile:
             file.write(json.dumps(jsonable(event), ensure_ascii=False) + "\n")
 
 
-CHAIN = "stages.yaml"
+PIPELINE_FILE = "stages.yaml"
 """The file in the directory of a pipeline of runs; a single run has `recipe.yaml` instead."""
 
 
 def last_stage(directory: Path) -> Path:
     """The directory of the last started stage, if `directory` is a pipeline's; else `directory` itself."""
-    if not (directory / CHAIN).exists():
+    if not (directory / PIPELINE_FILE).exists():
         return directory
     started = _started(directory)
     return started[-1] if started else directory
 
 
-def whole_run(directory: Path) -> Path:
+def resolve_run(directory: Path) -> Path:
     """The directory of a pipeline's last run; any other directory itself.
 
     Raises:
         UserError: not all runs of the pipeline have started.
     """
-    if (directory / CHAIN).exists():
-        values = read_yaml(directory / CHAIN)
+    if (directory / PIPELINE_FILE).exists():
+        values = read_yaml(directory / PIPELINE_FILE)
         runs = len(values["stages"]) if "stages" in values else values["data"]["folds"] + 1
         started = len(_started(directory))
         if started < runs:
@@ -147,7 +147,7 @@ def new_directory(directory: str | Path | None, base: str, what: str) -> Path:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base).name).strip("-").lower()
         directory = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{what}"
     path = Path(directory).absolute()
-    if (path / "recipe.yaml").exists() or (path / CHAIN).exists():
+    if (path / "recipe.yaml").exists() or (path / PIPELINE_FILE).exists():
         raise UserError(
             f"{directory} already contains a run. Resume it: tunesmith train --resume {directory}. "
             "Or choose another directory."
@@ -201,7 +201,7 @@ class Run:
     @property
     def whole(self) -> Path:
         """The directory of the pipeline that the run belongs to, or its own."""
-        return self.directory.parent if (self.directory.parent / CHAIN).exists() else self.directory
+        return self.directory.parent if (self.directory.parent / PIPELINE_FILE).exists() else self.directory
 
     @property
     def stages(self) -> list[Path]:

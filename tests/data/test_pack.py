@@ -149,7 +149,7 @@ def test_a_family_without_packing_gets_padded_rows_with_an_attention_mask() -> N
         [7, 8] + padding * 14, [60, 61, 62] + padding * 13, [5, 9, 13] + padding * 13,
     ]  # fmt: skip
     assert inputs.arguments["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (2, 3, 3)]
-    assert inputs.places.tolist() == [0, 1, 16, 17, 18, 32, 33, 34]
+    assert inputs.positions.tolist() == [0, 1, 16, 17, 18, 32, 33, 34]
     assert inputs.starts.tolist() == [0, 16, 32]
 
 
@@ -196,9 +196,9 @@ def test_best_fit_puts_the_longest_item_into_the_fullest_bin_with_room(lengths: 
     bins: Bins = []
     for item in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
         room = [capacity - sum(lengths[other] for other in items) for items in bins]
-        with_room = [index for index in range(len(bins)) if room[index] >= lengths[item]]
-        if with_room:
-            bins[min(with_room, key=lambda index: (room[index], index))].append(item)
+        roomy = [index for index in range(len(bins)) if room[index] >= lengths[item]]
+        if roomy:
+            bins[min(roomy, key=lambda index: (room[index], index))].append(item)
         else:
             bins.append([item])
     assert best_fit(lengths, capacity) == bins

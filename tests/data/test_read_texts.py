@@ -122,7 +122,7 @@ def test_a_document_has_the_bos_of_the_tokenizer_and_an_end_of_document(adds_bos
         )
     renderer = Renderer(tokenizer)
     first = [bos] if adds_bos else []
-    assert renderer.begin_of_document == first
+    assert renderer.bos_of_document == first
     (rendering,) = renderer.render(Example(HERE, text="ab <|eot_id|>"))
     ((ids, loss_mask),) = renderer.tokenize_many([rendering])
     inner = tokenizer("ab <|eot_id|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]

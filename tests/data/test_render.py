@@ -12,7 +12,7 @@ from tunesmith.data.check import fault
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
-from tunesmith.data.turns import NotUnderstoodError, turns_of
+from tunesmith.data.turns import MalformedRowError, turns_of
 from tunesmith.errors import UserError
 
 QUESTION, ANSWER = "What is two and two?", "It is four."
@@ -223,7 +223,7 @@ def test_turns_of_weight_0_have_no_loss_and_turns_after_the_last_loss_are_cut():
     assert "c?" not in rendering.text
     with pytest.raises(UnusableError, match="all of its answers have weight 0"):
         renderer.render(example, learn="last")
-    with pytest.raises(NotUnderstoodError, match=r"the weight of turn 1 of messages is a number \(0.5\), not 0 or 1"):
+    with pytest.raises(MalformedRowError, match=r"the weight of turn 1 of messages is a number \(0.5\), not 0 or 1"):
         turns_of([{"role": "assistant", "content": "x", "weight": 0.5}], "messages")
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.engine import allocator
-from tunesmith.engine.allocator import arena, give_back_freed_memory, keeping_freed_memory
+from tunesmith.engine.allocator import arena, keep_freed_memory, release_freed_memory
 
 pytestmark = pytest.mark.skipif(arena() is None, reason="needs Linux and a C++ compiler")
 
@@ -25,7 +25,7 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def _in_use() -> Iterator[None]:
-    with keeping_freed_memory():
+    with keep_freed_memory():
         yield
 
 
@@ -56,15 +56,15 @@ import json, sys
 import torch
 from tunesmith.engine.allocator import arena
 from tunesmith.planner.allocators import spanned
-from tunesmith.planner.trace import Held
+from tunesmith.planner.trace import Allocation
 
 steps = json.loads(sys.stdin.read())
 arena().arena_use(1)
 first = torch.empty(64, dtype=torch.uint8)  # at the start of the arena
 start, held, events, largest = first.data_ptr() - 64, {}, [], 0
-events.append((True, Held(64, "workspace")))
+events.append((True, Allocation(64, "workspace")))
 for number, (size, dropped) in enumerate(steps):
-    held[number] = torch.empty(size, dtype=torch.uint8), Held(size, "workspace")
+    held[number] = torch.empty(size, dtype=torch.uint8), Allocation(size, "workspace")
     largest = max(largest, held[number][0].data_ptr() + -(-size // 64) * 64 - start)
     events.append((True, held[number][1]))
     if dropped in held:
@@ -89,13 +89,13 @@ def test_freed_memory_stays_resident_until_it_is_given_back() -> None:
     def resident() -> int:
         return int(psutil.Process().memory_info().rss)
 
-    give_back_freed_memory()
+    release_freed_memory()
     before = resident()
     pieces = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(20)]
     held = resident()
     pieces.clear()
     kept = resident()
-    give_back_freed_memory()
+    release_freed_memory()
     assert held > before + 150 * MIB
     assert kept > held - 20 * MIB
     assert resident() < before + 20 * MIB
@@ -114,12 +114,12 @@ def test_large_pieces_have_their_own_mapping_and_are_unmapped_when_freed() -> No
 def test_outside_the_context_tensors_use_pytorchs_own_allocator() -> None:
     code = """
 import torch
-from tunesmith.engine.allocator import arena, keeping_freed_memory
+from tunesmith.engine.allocator import arena, keep_freed_memory
 def is_in_arena():
     return torch.ones(1000).data_ptr() // 2**40 < 80  # the C library's heap is at 85 TiB, its mappings at 127
 
-with keeping_freed_memory():
-    with keeping_freed_memory():
+with keep_freed_memory():
+    with keep_freed_memory():
         kept = torch.ones(1000)
         inner = is_in_arena()
     between = is_in_arena()
@@ -171,11 +171,11 @@ def test_there_is_no_arena_if_it_cannot_be_compiled(
 def test_without_the_arena_the_c_librarys_heap_is_used_and_predicted() -> None:
     code = """
 import torch
-from tunesmith.engine.allocator import arena, keeping_freed_memory
+from tunesmith.engine.allocator import arena, keep_freed_memory
 from tunesmith.planner.allocators import resident
 from tunesmith.planner.device import device_named
 assert arena() is None and device_named("here").holds is resident
-with keeping_freed_memory():
+with keep_freed_memory():
     print(int(torch.ones(10).sum()))
 """
     environment = {**os.environ, "TUNESMITH_ARENA": "0"}

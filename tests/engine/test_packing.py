@@ -26,7 +26,7 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses, pooled
 from tunesmith.models.heads import check_new_head, class_logits, tag_logits
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import tell
+from tunesmith.models.predict import predict
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
 """Families that PyTorch's own attention (SDPA) does not support."""
@@ -179,4 +179,4 @@ def test_positions_that_start_after_the_padding_index_reduce_max_length(tmp_path
     assert Recipe.load(run.directory / "recipe.yaml").data.max_length == 512 - first
     reference = ModelReference.find(str(run.directory))
     model = reference.model(torch.float32, torch.device("cpu"))
-    assert tell(model, reference.tokenizer(), reference.ending, ["w1 " * 700])
+    assert predict(model, reference.tokenizer(), reference.ending, ["w1 " * 700])

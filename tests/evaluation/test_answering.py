@@ -18,7 +18,7 @@ from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import QUESTIONS, answer
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.sentence import write_steps
+from tunesmith.models.sentence_transformers_format import write_steps
 
 TOKENIZER = byte_tokenizer()
 SAMPLING = Sampling(max_new_tokens=6, temperature=1.0, repetition_penalty=1.3, seed=7)

@@ -436,7 +436,7 @@ def test_multi_label_metrics_equal_scikit_learn(rows: NDArray[np.int64]) -> None
     probabilities[:, 3], targets[:, 3] = 0.1, False  # a label that never occurs is left out of the mean
     probabilities[0, 0] = 0.5  # a label is predicted from 0.5 on
     predictions, predicted = label_predictions(probabilities, targets), probabilities >= 0.5
-    assert PREDICTION_METRICS["exact_labels"].of(predictions)(rows) == pytest.approx(
+    assert PREDICTION_METRICS["exact_match_of_labels"].of(predictions)(rows) == pytest.approx(
         accuracy_score(targets[rows], predicted[rows])
     )
     micro = f1_score(targets[rows], predicted[rows], average="micro")
@@ -447,10 +447,10 @@ def test_multi_label_metrics_equal_scikit_learn(rows: NDArray[np.int64]) -> None
 
 def test_rows_without_labels_and_without_predicted_labels_are_correct() -> None:
     nothing = label_predictions([[0.1] * 4, [0.2] * 4], [[False] * 4] * 2)
-    for name in ("micro_f1", "macro_f1_of_labels", "exact_labels"):
+    for name in ("micro_f1", "macro_f1_of_labels", "exact_match_of_labels"):
         assert PREDICTION_METRICS[name].of(nothing)(np.arange(2)) == 1.0
     too_much = label_predictions([[0.5, 0.1, 0.1, 0.1]], [[False] * 4])
-    for name in ("micro_f1", "macro_f1_of_labels", "exact_labels"):
+    for name in ("micro_f1", "macro_f1_of_labels", "exact_match_of_labels"):
         assert PREDICTION_METRICS[name].of(too_much)(np.arange(1)) == 0.0
 
 
@@ -532,7 +532,8 @@ def ranks_by_hand(rows: list[NDArray[np.float64]], indices: list[int]) -> list[i
 def mean_rank_figures(predictions: Predictions, rows: Any = None) -> tuple[float, float, float]:
     rows = np.arange(len(predictions.outputs)) if rows is None else np.array(rows)
     first, ten, reciprocal = (
-        PREDICTION_METRICS[name].of(predictions)(rows) for name in ("found_first", "found_in_ten", "reciprocal_rank")
+        PREDICTION_METRICS[name].of(predictions)(rows)
+        for name in ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
     )
     return first, ten, reciprocal
 
@@ -550,24 +551,26 @@ def test_positive_is_ranked_among_all_positives_and_negatives() -> None:
 
 def test_equally_near_texts_rank_behind_the_positive() -> None:
     tied = vector_predictions(on_the_circle(0, 10), on_the_circle(5, 10), on_the_circle(180, 0))
-    found = PREDICTION_METRICS["reciprocal_rank"].of(tied)  # from 5°, 0° and 10° are equally near, as are both at 10°
+    found = PREDICTION_METRICS["mean_reciprocal_rank"].of(
+        tied
+    )  # from 5°, 0° and 10° are equally near, as are both at 10°
     assert [found(np.array([row])) for row in range(3)] == pytest.approx([1 / 2, 1, 1 / 3])
 
 
 def test_rank_10_counts_for_recall_at_10_and_rank_11_does_not() -> None:
     others = [on_the_circle(180 + angle, angle) for angle in range(1, 10)]
     tenth = vector_predictions(on_the_circle(0, 11), *others)
-    assert PREDICTION_METRICS["found_in_ten"].of(tenth)(np.array([0])) == 1.0
+    assert PREDICTION_METRICS["recall_at_10"].of(tenth)(np.array([0])) == 1.0
     eleventh = vector_predictions(on_the_circle(0, 11, 10.5), *others)
-    assert PREDICTION_METRICS["found_in_ten"].of(eleventh)(np.array([0])) == 0.0
-    assert PREDICTION_METRICS["reciprocal_rank"].of(eleventh)(np.array([0])) == pytest.approx(1 / 11)
+    assert PREDICTION_METRICS["recall_at_10"].of(eleventh)(np.array([0])) == 0.0
+    assert PREDICTION_METRICS["mean_reciprocal_rank"].of(eleventh)(np.array([0])) == pytest.approx(1 / 11)
 
 
 def test_ranks_of_many_rows_equal_those_counted_one_by_one() -> None:
     draw = np.random.default_rng(1)
     rows = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in draw.normal(size=(270, 3, 4))]
     rows[269][0] = rows[3][0]  # one anchor in two rows, in two blocks of 256
-    found = PREDICTION_METRICS["reciprocal_rank"].of(vector_predictions(*rows))
+    found = PREDICTION_METRICS["mean_reciprocal_rank"].of(vector_predictions(*rows))
     indices = [0, 3, 100, 254, 255, 256, 257, 269]
     assert [1 / found(np.array([row])) for row in indices] == pytest.approx(ranks_by_hand(rows, indices))
 
@@ -575,8 +578,8 @@ def test_ranks_of_many_rows_equal_those_counted_one_by_one() -> None:
 def test_vectors_of_different_models_are_not_compared() -> None:
     rows = (on_the_circle(0, 30), on_the_circle(90, 20), on_the_circle(0, 60, 40))
     predictions = vector_predictions(*rows, models=(0, 1, 0))
-    assert PREDICTION_METRICS["reciprocal_rank"].of(predictions)(np.array([1])) == 1.0
-    found = PREDICTION_METRICS["reciprocal_rank"].of(predictions)
+    assert PREDICTION_METRICS["mean_reciprocal_rank"].of(predictions)(np.array([1])) == 1.0
+    found = PREDICTION_METRICS["mean_reciprocal_rank"].of(predictions)
     assert [found(np.array([row])) for row in range(3)] == pytest.approx([1, 1, 1 / 2])
 
 
@@ -586,7 +589,7 @@ GOOD_AND_BAD: dict[str, tuple[Predictions, Predictions]] = {
         (class_predictions([[1.0, 0.0], [0.0, 1.0]], [0, 1]), class_predictions([[1.0, 0.0], [0.9, 0.1]], [1, 1])),
     ),
     **dict.fromkeys(
-        ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
+        ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
         (label_predictions([[1.0, 0, 0, 1]], [[1, 0, 0, 1]]), label_predictions([[1.0, 0, 1, 1]], [[0, 1, 0, 1]])),
     ),
     **dict.fromkeys(
@@ -597,7 +600,7 @@ GOOD_AND_BAD: dict[str, tuple[Predictions, Predictions]] = {
         ("entity_f1", "tag_accuracy"), (tag_predictions(("B-A O", "B-A O")), tag_predictions(("O O", "B-A O")))
     ),
     **dict.fromkeys(
-        ("found_first", "found_in_ten", "reciprocal_rank"),
+        ("recall_at_1", "recall_at_10", "mean_reciprocal_rank"),
         (
             vector_predictions(on_the_circle(0, 1), on_the_circle(90, 91)),
             vector_predictions(on_the_circle(0, 180, *range(20)), on_the_circle(90, 270)),
@@ -613,8 +616,8 @@ def test_metric_declares_its_direction_and_unit(name: str) -> None:
     good, bad = (metric.of(predictions)(np.arange(len(predictions.outputs))) for predictions in GOOD_AND_BAD[name])
     assert abs(metric.better) == 1
     assert metric.better * (good - bad) > 0
-    has_own_size = {"root_mean_square_error", "correlation", "rank_correlation", "reciprocal_rank"}
+    has_own_size = {"root_mean_square_error", "correlation", "rank_correlation", "mean_reciprocal_rank"}
     assert metric.unit == ("" if name in has_own_size else "%")
     if metric.unit == "%":
         assert (good, 0 <= bad <= 1) == (1.0 if metric.better == 1 else 0.0, True)
-    assert metric.of_hits == (name in {"accuracy", "exact_labels", "found_first", "found_in_ten"})
+    assert metric.of_hits == (name in {"accuracy", "exact_match_of_labels", "recall_at_1", "recall_at_10"})

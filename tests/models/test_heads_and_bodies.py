@@ -36,7 +36,7 @@ from tunesmith.models.adapters import load_adapter_weights, refuse_pickle
 from tunesmith.models.architecture import block_layers, blocks, linears, linears_in_blocks, norms, short_names, stacks
 from tunesmith.models.attention import packs, use_document_attention
 from tunesmith.models.bottleneck import BottleneckConfig, BottleneckLayer
-from tunesmith.models.conv1d import TurnedLinear, as_linear, as_stored
+from tunesmith.models.conv1d import TransposedLinear, as_linear, as_stored
 from tunesmith.models.forward import (
     check_head,
     first_hidden_states,
@@ -44,7 +44,7 @@ from tunesmith.models.forward import (
     next_token_loss,
     next_token_losses,
     pool,
-    rehearse,
+    run_probe,
 )
 from tunesmith.models.heads import (
     body_is_frozen,
@@ -71,7 +71,7 @@ from tunesmith.models.prompts import (
     plain_model,
     virtual_tokens,
 )
-from tunesmith.models.sentence import stored_head, stored_pooling, write_steps
+from tunesmith.models.sentence_transformers_format import stored_head, stored_pooling, write_steps
 
 CPU = torch.device("cpu")
 CLASSES = Ending("classes", ("calm", "bold", "dry"))
@@ -330,7 +330,7 @@ def test_neftune_noise_is_uniform_within_each_rows_bound_and_only_in_training(fa
     model.base_model(**inputs.arguments, use_cache=False)
     model.train()
     model.base_model(**inputs.arguments, use_cache=False)
-    plain, noisy = (each.flatten(0, 1)[inputs.places] for each in embeddings)
+    plain, noisy = (each.flatten(0, 1)[inputs.positions] for each in embeddings)
     weight = model.get_input_embeddings().weight
     documents = batch_of().lengths[:4]
     ids = batch_of().input_ids[0]
@@ -472,7 +472,7 @@ def test_transposed_layers_compute_the_same_and_convert_back() -> None:
         turned = as_linear(stored)
         assert turned is stored
         linear = stored.transformer.h[1].mlp.c_fc
-        assert isinstance(linear, TurnedLinear)
+        assert isinstance(linear, TransposedLinear)
         assert (linear.in_features, linear.out_features) == (32, 48)
         assert linear.weight.is_contiguous()
         assert not linear.weight.requires_grad
@@ -494,7 +494,7 @@ def test_a_transposed_layer_used_twice_stays_shared() -> None:
     pair = nn.Sequential(nn.Sequential(layer), nn.Sequential(nn.ReLU(), layer))
     as_linear(pair)  # type: ignore[type-var]
     assert pair[0][0] is pair[1][1]
-    assert isinstance(pair[0][0], TurnedLinear)
+    assert isinstance(pair[0][0], TransposedLinear)
 
 
 # sentence-transformers' format
@@ -781,5 +781,5 @@ def test_a_rehearsal_is_one_pass_without_gradients() -> None:
     model = small_model().requires_grad_(True)
     has_gradients: list[bool] = []
     model.base_model.register_forward_hook(lambda _, __, out: has_gradients.append(out.last_hidden_state.requires_grad))
-    rehearse(model)
+    run_probe(model)
     assert has_gradients == [False]

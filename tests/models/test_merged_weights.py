@@ -24,7 +24,7 @@ from tunesmith.evaluation.merging import merge
 from tunesmith.models.combine import PRUNED, combine
 from tunesmith.models.merge import merged_model, save_merged
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.sentence import write_steps
+from tunesmith.models.sentence_transformers_format import write_steps
 
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
 LAYERS = {

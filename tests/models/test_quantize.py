@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.config.recipe import Base
 from tunesmith.models.load import load_model
-from tunesmith.models.quantize import QuantizedLinear, made_whole, quantized_bytes
+from tunesmith.models.quantize import QuantizedLinear, dequantized_model, quantized_bytes
 from tunesmith.ops.quantized import dequantize, quantize
 
 
@@ -41,7 +41,7 @@ def test_a_quantized_base_is_the_original_with_the_blocks_matrices_rounded(
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, original(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
-        again = made_whole(model)(input_ids=ids).logits
+        again = dequantized_model(model)(input_ids=ids).logits
     torch.testing.assert_close(again, original(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ from tunesmith.models.attention import use_document_attention
 from tunesmith.models.heads import class_logits
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import tell
+from tunesmith.models.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_trained_classifier_loads_in_transformers_and_predicts_the_classes(
     inputs = tokenizer("good film w3 w3", return_tensors="pt")
     probabilities = torch.softmax(theirs(input_ids=inputs["input_ids"]).logits[0], -1)
     reference = ModelReference.find(str(run.directory))
-    ours = tell(
+    ours = predict(
         reference.model(torch.float32, torch.device("cpu")),
         reference.tokenizer(),
         reference.ending,

@@ -93,11 +93,11 @@ def test_student_learns_its_teachers_answers_from_probabilities_alone(
 def test_loss_and_gradient_on_packed_rows_equal_those_of_full_logits(
     teacher_directory: Path, tiny_model: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe.load(student_of(tiny_model, write_rows(), teacher_directory, temperature=2.0, label_share=0.25))
+    recipe = Recipe.load(student_of(tiny_model, write_rows(), teacher_directory, temperature=2.0, label_weight=0.25))
     table = prepare(recipe, load_tokenizer(recipe.base)).train
     model = load_model(recipe.base, torch.float32)
     use_document_attention(model)
-    recipe.objective.begin(model, recipe.base)
+    recipe.objective.set_up(model, recipe.base)
     batch = collate(table, range(5))
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", 16)
     assert batch.loss_tokens > 16 < CHUNK

@@ -49,7 +49,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
     },
     "multi_label": {
         "formats": ("multi_label",),
-        "metrics": ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
+        "metrics": ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
         "loss_unit": "nats per label",
     },
     "regression": {
@@ -65,15 +65,15 @@ PROPERTIES: dict[str, dict[str, Any]] = {
     },
     "embedding": {
         "formats": ("pairs",),
-        "metrics": ("found_first", "found_in_ten", "reciprocal_rank"),
+        "metrics": ("recall_at_1", "recall_at_10", "mean_reciprocal_rank"),
         "loss_unit": "nats per pair",
-        "rate_share": 0.3,
+        "rate_factor": 0.3,
     },
     "few_shot": {
         "formats": ("classification",),
         "metrics": ("accuracy", "macro_f1", "calibration_error"),
         "loss_unit": "nats per text",
-        "rate_share": 0.3,
+        "rate_factor": 0.3,
     },
     "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
 }
@@ -82,10 +82,10 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_objective_declares_its_rows_bases_and_metrics(kind: str) -> None:
     objective = objective_of(kind, **({"teacher": "t"} if kind == "distillation" else {}))
-    common = {"formats": (), "metrics": (), "bases": ("decoder", "encoder"), "overflow": "truncate", "rate_share": 1.0}
-    expected = {**common, "joins_rows": False, "output_scale": 1.0, **PROPERTIES[kind]}
+    common = {"formats": (), "metrics": (), "bases": ("decoder", "encoder"), "overflow": "truncate", "rate_factor": 1.0}
+    expected = {**common, "concatenates_rows": False, "output_scale": 1.0, **PROPERTIES[kind]}
     assert {name: getattr(objective, name) for name in expected} == expected
-    assert objective.reads == (("t",) if kind == "distillation" else ())
+    assert objective.reference_paths == (("t",) if kind == "distillation" else ())
     assert objective.reference_models == ()
 
 
@@ -99,7 +99,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "token_classification": {"head_learning_rate": None, "labels": None},
     "embedding": {"temperature": 0.05, "pooling": "mean", "query_prefix": "", "document_prefix": ""},
     "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
-    "distillation": {"teacher": "t", "temperature": 1.0, "label_share": 0.0, "learn": "assistant"},
+    "distillation": {"teacher": "t", "temperature": 1.0, "label_weight": 0.0, "learn": "assistant"},
 }
 
 
@@ -126,8 +126,8 @@ def test_objective_defaults_are_those_of_its_paper(kind: str) -> None:
         ("embedding.pooling", "max", "last"),
         ("few_shot.temperature", 0.0, 0.5),
         ("distillation.temperature", 0.0, 0.5),
-        ("distillation.label_share", -0.1, 0.0),
-        ("distillation.label_share", 1.1, 1.0),
+        ("distillation.label_weight", -0.1, 0.0),
+        ("distillation.label_weight", 1.1, 1.0),
         ("token_classification.lables", [], None),
     ],
 )
@@ -346,8 +346,8 @@ def test_evaluation_has_no_gradients_and_training_has() -> None:
 def test_objective_without_a_head_has_no_outputs_and_no_head_learning_rate() -> None:
     objective = objective_of("instruction")
     assert objective.ending == VOCABULARY
-    assert objective.finish(None, lambda: pytest.fail("no vectors are needed")) is None
-    assert objective.begin(None, None) is None
+    assert objective.fit_head(None, lambda: pytest.fail("no vectors are needed")) is None
+    assert objective.set_up(None, None) is None
     assert objective.resolve(list) is objective
     with pytest.raises(NotImplementedError):
         objective.outputs(None, None)
@@ -365,12 +365,12 @@ def value_model(family: str) -> Any:
 def test_head_without_bias_is_scaled_and_values_far_from_0_are_refused() -> None:
     model = value_model("llama")
     before = model.score.weight.detach().clone()
-    objective_of("regression", mean=25.0, spread=2.5).begin(model, Base())  # exactly ten spreads away
+    objective_of("regression", mean=25.0, spread=2.5).set_up(model, Base())  # exactly ten spreads away
     torch.testing.assert_close(model.score.weight.detach(), 2.5 * before)
     for mean in (25.1, -25.1):
         with pytest.raises(UserError, match=rf"the values have mean {mean} and spread 2.5, .* Subtract {mean}"):
-            objective_of("regression", mean=mean, spread=2.5).begin(value_model("llama"), Base())
-    objective_of("regression", mean=1e6, spread=2.5).begin(value_model("bert"), Base())
+            objective_of("regression", mean=mean, spread=2.5).set_up(value_model("llama"), Base())
+    objective_of("regression", mean=1e6, spread=2.5).set_up(value_model("bert"), Base())
 
 
 @pytest.mark.parametrize("values", [{}, {"mean": 0.0, "spread": 1.0}])
@@ -378,7 +378,7 @@ def test_head_for_values_around_0_starts_at_0(values: dict[str, float]) -> None:
     model = value_model("bert")
     before = model.classifier.weight.detach().clone()
     objective = objective_of("regression", **values)
-    objective.begin(model, Base())
+    objective.set_up(model, Base())
     assert model.classifier.bias.tolist() == [0.0]
     torch.testing.assert_close(model.classifier.weight.detach(), before)
     assert objective.output_scale == 1.0
@@ -387,7 +387,7 @@ def test_head_for_values_around_0_starts_at_0(values: dict[str, float]) -> None:
 def test_only_the_last_layer_of_a_deep_head_is_initialized() -> None:
     model = value_model("roberta")
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
-    objective_of("regression", mean=-3.0, spread=0.25).begin(model, Base())
+    objective_of("regression", mean=-3.0, spread=0.25).set_up(model, Base())
     for name, each in model.named_parameters():
         expected = before[name] * (0.25 if name == "classifier.out_proj.weight" else 1.0)
         expected = torch.full_like(expected, -3.0) if name == "classifier.out_proj.bias" else expected
@@ -508,7 +508,7 @@ def test_class_with_one_row_is_fitted_with_strength_1() -> None:
 def test_few_shot_fits_a_head_and_outputs_its_probabilities() -> None:
     objective = objective_of("few_shot", labels=NAMES)
     points, targets = clusters(3, 30, 2.0)
-    head = objective.finish(None, lambda: (points, targets[:, None].astype(np.float32)))
+    head = objective.fit_head(None, lambda: (points, targets[:, None].astype(np.float32)))
     expected = fitted_head(points, targets, 3)
     torch.testing.assert_close(head.weight, expected.weight)
     torch.testing.assert_close(head.bias, expected.bias)
@@ -530,7 +530,7 @@ def test_teacher_that_does_not_generate_text_is_refused(tmp_path: Any) -> None:
     with pytest.raises(
         UserError, match=f"objective.teacher: {tmp_path} does not generate text. Use a causal language model instead."
     ):
-        objective_of("distillation", teacher=str(tmp_path)).begin(small_model(), Base())
+        objective_of("distillation", teacher=str(tmp_path)).set_up(small_model(), Base())
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 512])
@@ -539,7 +539,7 @@ def test_distillation_loss_is_hintons_for_any_chunk_size_and_vocabulary_size(
 ) -> None:
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", chunk)
     student, teacher = small_model(), small_model("gpt2", vocab_size=70)
-    objective = objective_of("distillation", teacher="t", temperature=2.5, label_share=0.3)
+    objective = objective_of("distillation", teacher="t", temperature=2.5, label_weight=0.3)
     objective._teacher = teacher
     student_logits, teacher_logits = (
         torch.cat([logits[:-1, :64] for logits in logits_alone(model)]) for model in (student, teacher)

@@ -7,7 +7,7 @@ import torch
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.models.fake_mode import Shape
+from tunesmith.models.fake_mode import TensorSpec
 from tunesmith.planner.device import Device
 from tunesmith.planner.plan import Memory, Plan
 from tunesmith.planner.step import Step, rows_like
@@ -18,13 +18,13 @@ CPU_ELSEWHERE = Device("a-cpu", "cpu", 20_000_000, {"fp32": 2e11}, 4e9, 700_000)
 CPU_HERE = Device("this CPU", "cpu", 20_000_000, {}, 0.0, 700_000)
 
 
-def shape(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+def shape(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> TensorSpec:
     strides = []
     stride = 1
     for size in reversed(sizes):
         strides.insert(0, stride)
         stride *= size
-    return Shape(sizes, tuple(strides), dtype)
+    return TensorSpec(sizes, tuple(strides), dtype)
 
 
 def product(rows: int, inner: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Operation:

@@ -18,8 +18,12 @@ from tunesmith.config.recipe import Base, Recipe
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError
-from tunesmith.planner import ask, fitting
-from tunesmith.planner.ask import (
+from tunesmith.planner import fitting, request
+from tunesmith.planner.device import Device, known_devices
+from tunesmith.planner.fitting import LEAST_TOKENS, MARGIN, _between, _halved, plan_within, refusal
+from tunesmith.planner.measure import available_memory
+from tunesmith.planner.plan import Plan, plan_run
+from tunesmith.planner.request import (
     NO_ROWS,
     USUAL,
     _ladder,
@@ -31,11 +35,7 @@ from tunesmith.planner.ask import (
     recipe_of,
     usual_plans,
 )
-from tunesmith.planner.device import Device, known_devices
-from tunesmith.planner.fitting import LEAST_TOKENS, MARGIN, _between, _halved, plan_within, refusal
-from tunesmith.planner.measure import available_memory
-from tunesmith.planner.plan import Plan, plan_run
-from tunesmith.planner.shapes import HERE, shown_name, with_known_shape
+from tunesmith.planner.shapes import HERE, shown_name, with_known_config
 from tunesmith.planner.step import _extrapolated, _few_layers, rows_like, step_of
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -80,7 +80,7 @@ def cached_plans() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "plan_run", cached_plan)
-        patch.setattr(ask, "plan_run", cached_plan)
+        patch.setattr(request, "plan_run", cached_plan)
         yield
 
 
@@ -105,8 +105,8 @@ def test_base_data_and_overrides_replace_the_recipes_fields(tmp_path: Path) -> N
 def test_a_shipped_config_is_shown_by_its_short_name_and_a_path_unchanged() -> None:
     assert shown_name(str(HERE / "gpt2-xl")) == "gpt2-xl"
     assert shown_name("/models/gpt2-xl") == "/models/gpt2-xl"
-    assert with_known_shape(Base(path="META-LLAMA/Llama-2-7b-hf")).path == str(HERE / "llama-2-7b")
-    assert with_known_shape(Base(path="llama-2-7b-other")).path == "llama-2-7b-other"
+    assert with_known_config(Base(path="META-LLAMA/Llama-2-7b-hf")).path == str(HERE / "llama-2-7b")
+    assert with_known_config(Base(path="llama-2-7b-other")).path == "llama-2-7b-other"
 
 
 def test_auto_precision_comes_from_the_device_and_any_other_from_the_recipe() -> None:
@@ -192,7 +192,7 @@ def test_each_smaller_recipe_gives_up_one_more_thing_in_a_fixed_order() -> None:
         ("lora", "nf4", 275, ["data.max_length=275"]),
         ("lora", "nf4", 137, ["data.max_length=137"]),
     ]
-    losses = [given_up for _, given_up, _ in _ladder(full)]
+    losses = [tradeoffs for _, tradeoffs, _ in _ladder(full)]
     assert losses[3] == ["rows of at most 550 tokens"]
     assert [len(each) for each in losses] == [0, 1, 1, 1, 1, 1]
 
@@ -216,20 +216,20 @@ def test_nothing_is_given_up_that_the_recipe_does_not_have(parts: dict[str, Any]
 def test_a_proposal_lists_the_overrides_that_turn_the_recipe_into_it(deep: Path) -> None:
     settings = ["method=ia3", "data.max_length=256", "train.tokens_per_step=512"]
     recipe = recipe_of(str(deep), None, None, settings)
-    usual = ask.plan_run(batch_plan_of(recipe), BF16, BARE).memory.peak_bytes
+    usual = request.plan_run(batch_plan_of(recipe), BF16, BARE).memory.peak_bytes
     unchanged = best_that_fits(recipe, BARE, ceil((usual + 1) * MARGIN))
-    assert (unchanged.given_up, unchanged.overrides, unchanged.plan.checkpointed) == ((), (), 0)
+    assert (unchanged.tradeoffs, unchanged.overrides, unchanged.plan.checkpointed) == ((), (), 0)
     limit = ceil(usual * 0.8)
     low = best_that_fits(recipe, BARE, limit)
     overridden = recipe_of(str(deep), None, None, [*settings, *low.overrides])
     assert low.plan.memory.peak_bytes * MARGIN <= limit + MARGIN
     assert low.plan.checkpointed > 0
-    assert f"{low.plan.checkpointed} of 4 blocks are checkpointed: up to a third more time" in low.given_up
+    assert f"{low.plan.checkpointed} of 4 blocks are checkpointed: up to a third more time" in low.tradeoffs
     assert overridden.base.weights == low.plan.batch_plan.recipe.base.weights
-    assert overridden.train.tokens_at_once == low.plan.batch_plan.tokens_per_batch
+    assert overridden.train.max_batch_tokens == low.plan.batch_plan.tokens_per_batch
     assert overridden.train.memory_limit == f"{limit / 1e9:.4g}GB"
     tokens = low.plan.batch_plan.tokens_per_batch
-    assert (f"{tokens:,} tokens per batch instead of 512" in low.given_up) == (tokens < 512)
+    assert (f"{tokens:,} tokens per batch instead of 512" in low.tradeoffs) == (tokens < 512)
     with pytest.raises(UserError, match=r"^No recipe for .* fits into 0\.0 GB .*Use a smaller base model\.$"):
         best_that_fits(recipe, BARE, 1_000)
 
@@ -249,7 +249,7 @@ def by_count(deep: Path) -> dict[int, Plan]:
     """The same run with each number of checkpointed blocks, on a device that holds nothing else."""
     settings = ["method=ia3", "data.max_length=512", "train.tokens_per_step=1024"]
     batch_plan = batch_plan_of(recipe_of(str(deep), None, None, settings))
-    return {count: ask.plan_run(batch_plan, BF16, BARE, None, count) for count in range(5)}
+    return {count: request.plan_run(batch_plan, BF16, BARE, None, count) for count in range(5)}
 
 
 def test_as_few_blocks_as_possible_are_checkpointed(by_count: dict[int, Plan]) -> None:

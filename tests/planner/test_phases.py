@@ -11,12 +11,12 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from tunesmith.models.load import stored_dtype
 from tunesmith.ops.quantized import PIECE
-from tunesmith.planner.afterwards import key_value_bytes, merging_memory, serving_memory
+from tunesmith.planner.after_training import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.allocators import resident
-from tunesmith.planner.ask import cards_needed
 from tunesmith.planner.device import device_named, known_devices, program_bytes, this_device
 from tunesmith.planner.loading import mapped_bytes, stored_bytes, while_loading
 from tunesmith.planner.plan import FIRST_USE, Memory, plan_of
+from tunesmith.planner.request import cards_needed
 from tunesmith.planner.shapes import HERE
 from tunesmith.planner.trace import Operation
 

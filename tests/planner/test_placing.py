@@ -19,7 +19,7 @@ from tunesmith.planner.allocators import (
     resident,
     spanned,
 )
-from tunesmith.planner.trace import Held
+from tunesmith.planner.trace import Allocation
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 few = settings(max_examples=60, deadline=None)
@@ -29,7 +29,7 @@ def up(size: int, step: int) -> int:
     return (size + step - 1) // step * step
 
 
-def peaks_after(allocator: Allocator, *steps: tuple[str, Held]) -> list[int]:
+def peaks_after(allocator: Allocator, *steps: tuple[str, Allocation]) -> list[int]:
     """The allocator's peak after each step: "+" allocates a piece, "-" frees it."""
     peaks = []
     for action, piece in steps:
@@ -38,8 +38,8 @@ def peaks_after(allocator: Allocator, *steps: tuple[str, Held]) -> list[int]:
     return peaks
 
 
-def piece(size: int, part: str = "workspace") -> Held:
-    return Held(size, part)
+def piece(size: int, part: str = "workspace") -> Allocation:
+    return Allocation(size, part)
 
 
 # --- gaps ----------------------------------------------------------------------------------------------------------
@@ -302,8 +302,8 @@ class Sequence:
     steps: list[Step]
 
     def passes(self) -> Passes:
-        pieces = [Held(size, "activations" if kept else "workspace") for size, kept in zip(self.sizes, self.kept)]  # noqa: B905
-        passes: list[tuple[list[tuple[bool, Held]], bool]] = [([], self.steps[0].graph)]
+        pieces = [Allocation(size, "activations" if kept else "workspace") for size, kept in zip(self.sizes, self.kept)]  # noqa: B905
+        passes: list[tuple[list[tuple[bool, Allocation]], bool]] = [([], self.steps[0].graph)]
         for step in self.steps:
             passes[-1][0].append((step.is_allocation, pieces[step.number]))
             passes[-1] = (passes[-1][0], step.graph)

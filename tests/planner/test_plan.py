@@ -9,10 +9,10 @@ import pytest
 import tunesmith
 from tunesmith.config.recipe import Base
 from tunesmith.errors import UserError
-from tunesmith.planner.afterwards import key_value_bytes, merging_memory, serving_memory
-from tunesmith.planner.ask import best_that_fits, on_devices, recipe_of
+from tunesmith.planner.after_training import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.device import device_named, known_devices
-from tunesmith.planner.shapes import HERE, known_shapes, with_known_shape
+from tunesmith.planner.request import best_that_fits, on_devices, recipe_of
+from tunesmith.planner.shapes import HERE, known_configs, with_known_config
 
 PUBLISHED = {
     "gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "llama-2-7b": 6_738_415_616, "llama-65b": 65_285_660_672,
@@ -36,13 +36,13 @@ def test_a_shipped_config_has_as_many_parameters_as_its_model(name: str) -> None
 def test_a_shipped_config_is_found_by_its_hub_name_and_a_directory_has_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, hub_names in known_shapes().items():
+    for name, hub_names in known_configs().items():
         assert (HERE / name / "config.json").exists()
         for alias in (name, *hub_names):
-            assert with_known_shape(Base(path=alias)).path == str(HERE / name)
+            assert with_known_config(Base(path=alias)).path == str(HERE / name)
     monkeypatch.chdir(tmp_path)
     Path("gpt2").mkdir()
-    assert with_known_shape(Base(path="gpt2")).path == "gpt2"
+    assert with_known_config(Base(path="gpt2")).path == "gpt2"
 
 
 @pytest.mark.long
@@ -108,7 +108,7 @@ def test_a_proposal_fits_and_lists_what_it_gives_up() -> None:
     proposal = best_that_fits(recipe, device_named("rtx-4060-ti"), 16_000_000_000)
     assert proposal.plan.memory.peak_bytes <= 16e9
     assert "method=lora" in proposal.overrides
-    assert any("LoRA instead of" in difference for difference in proposal.given_up)
+    assert any("LoRA instead of" in difference for difference in proposal.tradeoffs)
     overrides = [override for override in proposal.overrides if "memory_limit" not in override]
     planned = tunesmith.plan("llama-3-8b", overrides=overrides, device="rtx-4060-ti")
     assert planned.step.trained == proposal.plan.step.trained

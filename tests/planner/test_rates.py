@@ -301,9 +301,9 @@ def test_memory_counts_from_its_operation_until_its_last_reference_is_gone() -> 
 
 
 def test_the_peak_is_searched_from_an_event_on() -> None:
-    from tunesmith.planner.trace import Held, again
+    from tunesmith.planner.trace import Allocation, again
 
-    first, second, third = Held(100, "a"), Held(40, "b"), Held(30, "a")
+    first, second, third = Allocation(100, "a"), Allocation(40, "b"), Allocation(30, "a")
     trace = Trace([(True, first), (True, second), (False, first), (True, third), (False, second)])
     assert trace.peak() == {"a": 100, "b": 40}
     assert trace.peak(3) == {"b": 40, "a": 30}

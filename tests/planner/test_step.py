@@ -23,7 +23,7 @@ from tunesmith.models.prompts import plain_model
 from tunesmith.planner.allocators import CachingAllocator, reserved, resident
 from tunesmith.planner.shapes import HERE
 from tunesmith.planner.step import Step, rows_like, step_of
-from tunesmith.planner.trace import Held, Trace, Watch
+from tunesmith.planner.trace import Allocation, Trace, Watch
 
 LENGTHS = [240, 144, 384]
 UNPREDICTABLE: set[str] = set()
@@ -173,19 +173,19 @@ def test_checkpointing_holds_less_and_computes_more(tiny_model: Path) -> None:
 
 
 def test_a_gap_is_too_small_for_its_old_size_while_slivers_are_filled() -> None:
-    first, kept, second = (Held(2**20, part) for part in ("workspace", "activations", "workspace"))
+    first, kept, second = (Allocation(2**20, part) for part in ("workspace", "activations", "workspace"))
     events = [(True, first), (True, kept), (False, first), (True, second)]
     for makes_graph, pieces in ((True, 3), (False, 2)):
         assert resident([(events, makes_graph)]) == pytest.approx(pieces * 2**20, rel=0.01)
 
 
 def test_pytorchs_allocator_reserves_segments_as_in_its_source() -> None:
-    small, large, huge = Held(1000, "workspace"), Held(2 * 2**20, "workspace"), Held(31 * 2**20 + 5, "workspace")
+    small, large, huge = (Allocation(size, "workspace") for size in (1000, 2 * 2**20, 31 * 2**20 + 5))
     assert reserved([([(True, small)], False)]) == 2 * 2**20
     assert reserved([([(True, large)], False)]) == 20 * 2**20
     assert reserved([([(True, huge)], False)]) == 32 * 2**20
     allocator = CachingAllocator()
-    for piece in (large, Held(19 * 2**20, "workspace")):
+    for piece in (large, Allocation(19 * 2**20, "workspace")):
         allocator.allocate(piece)
     # 19 MiB do not fit behind 2; they are over 10 and get their own segment, rounded up
     assert allocator.peak_bytes == 40 * 2**20

@@ -26,7 +26,7 @@ def test_a_finished_run_is_listed_with_start_settings_and_final_losses(run: Path
     row = listed(run.parent)["mine"]
     assert (row.state, row.step, row.total_steps) == ("done", 12, 12)
     assert (row.base, row.method) == ("llama", "lora")
-    assert row.begun == json.loads((run / "provenance.json").read_text(encoding="utf-8"))["created"]
+    assert row.started == json.loads((run / "provenance.json").read_text(encoding="utf-8"))["created"]
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert row.loss == [event for event in events if event["event"] == "step"][-1]["loss"]
     assert row.held_out_loss == [event for event in events if event["event"] == "evaluation"][-1]["loss"]
@@ -43,7 +43,7 @@ def test_interrupted_running_and_new_runs_are_distinguished(run: Path) -> None:
     age(run)
     assert listed(run.parent)["mine"].state == "interrupted"
     metrics.unlink()
-    assert listed(run.parent)["mine"].state == "begun"
+    assert listed(run.parent)["mine"].state == "started"
 
 
 def test_unreadable_runs_are_listed_as_such_and_a_recipe_alone_is_no_run(run: Path) -> None:

@@ -44,7 +44,7 @@ def evaluated(number: int) -> Event:
     return {"event": "evaluation", "step": number, **measured}
 
 
-def whole_run(first: int = 0) -> list[Event]:
+def resolve_run(first: int = 0) -> list[Event]:
     steps = [step(number) for number in range(first + 1, 101)]
     data = {"event": "data", "format": "messages", "rows": 1200, "examples": 1100, "held_out_rows": 60, "malformed": 40}
     return [
@@ -72,13 +72,13 @@ def printed(events: list[Event], terminal: bool = False) -> list[str]:
 
 
 def test_outside_a_terminal_there_is_a_line_with_the_time_left_each_tenth() -> None:
-    lines = [line for line in printed(whole_run()) if line.startswith("step ")]
+    lines = [line for line in printed(resolve_run()) if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == [f"{number}/100" for number in range(10, 101, 10)]
     assert lines[4].endswith("loss 2.000  1,024 tok/s  1 min 40 s left")
 
 
 def test_every_kind_of_event_is_printed_within_80_columns() -> None:
-    lines = printed(whole_run())
+    lines = printed(resolve_run())
     assert all(len(line) <= 80 for line in lines)
     text = "\n".join(lines)
     for expected in (
@@ -102,7 +102,7 @@ def test_every_kind_of_event_is_printed_within_80_columns() -> None:
 
 
 def test_a_terminal_has_a_live_bar_that_stays_within_its_width() -> None:
-    lines = printed(whole_run(), terminal=True)
+    lines = printed(resolve_run(), terminal=True)
     assert any("━" in line and "100/100" in line and "loss 2.000" in line for line in lines)
     assert not any(line.startswith("step ") for line in lines)
     shown = [part for line in lines for part in re.split(r"\r|\x1b\[[0-9?]*[A-Za-z]", line)]
@@ -111,7 +111,7 @@ def test_a_terminal_has_a_live_bar_that_stays_within_its_width() -> None:
 
 def test_a_resumed_run_continues_at_its_step_and_compares_only_its_own_time() -> None:
     predicted = {**PREDICTED, "time": {**PREDICTED["time"], "total_seconds": 100.0}}
-    events = [{**event, "predicted": predicted} if "predicted" in event else event for event in whole_run(first=50)]
+    events = [{**event, "predicted": predicted} if "predicted" in event else event for event in resolve_run(first=50)]
     lines = printed(events)
     assert "resumed   after step 50 of 100" in lines
     assert next(line.split()[1] for line in lines if line.startswith("step ")) == "55/100"
@@ -119,12 +119,12 @@ def test_a_resumed_run_continues_at_its_step_and_compares_only_its_own_time() ->
 
 
 def test_a_resumed_runs_bar_starts_at_its_step() -> None:
-    bar = next(line for line in printed(whole_run(first=50)[:3], terminal=True) if "50/100" in line)
+    bar = next(line for line in printed(resolve_run(first=50)[:3], terminal=True) if "50/100" in line)
     assert 10 < bar.count("━") < 40
 
 
 def test_an_interrupted_run_is_compared_by_time_per_step() -> None:
-    events = whole_run()
+    events = resolve_run()
     stopped = [*events[:14], events[-2], {**events[-1], "reason": "interrupted", "step": 10, "output": None}]
     lines = printed(stopped)
     assert "took      2.0 s; predicted 2.0 s (+0%) per step" in lines
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_does_not_change_the_smoothed_loss() -> None:
 def test_a_missing_field_never_stops_a_run(data: st.DataObject) -> None:
     kept = [
         {key: value for key, value in event.items() if key == "event" or data.draw(st.booleans())}
-        for event in [*whole_run()[:7], *whole_run()[-7:], {"event": "unheard of"}]
+        for event in [*resolve_run()[:7], *resolve_run()[-7:], {"event": "unheard of"}]
     ]
     printed(kept, terminal=data.draw(st.booleans()))
 
@@ -161,4 +161,4 @@ def test_each_run_of_a_pipeline_is_compared_with_its_own_plan() -> None:
     def took(events: list[Event]) -> list[str]:
         return [line for line in printed(events) if line.startswith("took")]
 
-    assert took([*whole_run(), *whole_run()]) == 2 * took(whole_run())
+    assert took([*resolve_run(), *resolve_run()]) == 2 * took(resolve_run())

@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 from bytewise import CHATML, byte_tokenizer
-from effects import shows
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from settings_coverage import shows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -24,6 +24,7 @@ from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
 from tunesmith.models.fake_tensors import fake_tensors
 from tunesmith.models.load import (
+    check_base_kind,
     config_of,
     embedded_base,
     ending_of,
@@ -32,7 +33,6 @@ from tunesmith.models.load import (
     load_model,
     load_tokenizer,
     locate,
-    refuse_other_kinds,
     skeleton,
     stored_weight,
 )
@@ -463,7 +463,7 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(name: str, tmp_path: Path, m
 def test_a_trusted_decoder_is_accepted_as_a_decoder(tmp_path: Path, modules: None) -> None:
     directory = with_code(tmp_path / "model")
     recipe = recipe_for({"path": str(directory), "trust_remote_code": True})
-    refuse_other_kinds(recipe.base, recipe.objective)
+    check_base_kind(recipe.base, recipe.objective)
     with fake_tensors():
         fake = fake_model(recipe.base, torch.float32)
     assert type(fake).__name__ == "OwnForCausalLM"

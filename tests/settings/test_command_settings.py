@@ -11,11 +11,11 @@ import torch
 from bigram import drawn_by_hand, letters_model, scores_of
 from bytewise import byte_tokenizer
 from command import typed
-from effects import shows
 from families import config_of
 from matrix import word_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from settings_coverage import shows
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -26,7 +26,7 @@ from tunesmith.demo.standard_library import Documented
 from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
 from tunesmith.models.generate import Sampling, answers
-from tunesmith.models.sentence import write_steps
+from tunesmith.models.sentence_transformers_format import write_steps
 from tunesmith.planner.device import known_devices
 
 TOKENIZER = byte_tokenizer()

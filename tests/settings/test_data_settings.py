@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bytewise import byte_tokenizer
-from effects import shows
+from settings_coverage import shows
 
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe

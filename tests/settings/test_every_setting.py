@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from effects import SHOWN, settings_of_commands, settings_of_recipes
+from settings_coverage import SHOWN, settings_of_commands, settings_of_recipes
 
 HERE = Path(__file__).parent
 

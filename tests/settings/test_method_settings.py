@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from effects import shows
 from peft import LoraConfig, get_peft_model
+from settings_coverage import shows
 from small_models import (
     ROWS,
     batch_of,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bytewise import byte_tokenizer
-from effects import shows
+from settings_coverage import shows
 from small_models import ROWS, batch_of, logits_alone, objective_of, small_model, states_alone
 from torch import Tensor
 from torch.nn import functional
@@ -254,7 +254,7 @@ def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_spread() -> N
     model, _ = of_texts("regression")
     before = model.classifier.weight.detach().clone()
     objective = objective_of("regression", mean=-4.5, spread=2.5).resolve(list)
-    objective.begin(model, Base())
+    objective.set_up(model, Base())
     torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
     assert model.classifier.bias.tolist() == [-4.5]
     targets = [-7.0, -2.5, 1.0, -5.0]
@@ -384,15 +384,15 @@ def teachers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return directories
 
 
-@shows("objective.distillation.teacher", "objective.distillation.temperature", "objective.distillation.label_share")
+@shows("objective.distillation.teacher", "objective.distillation.temperature", "objective.distillation.label_weight")
 @pytest.mark.parametrize(
     ("which", "values", "t", "share"),
     [
         (0, {}, 1.0, 0.0),
         (1, {}, 1.0, 0.0),
         (0, {"temperature": 2.5}, 2.5, 0.0),
-        (1, {"temperature": 0.5, "label_share": 0.3}, 0.5, 0.3),
-        (0, {"label_share": 1.0}, 1.0, 1.0),
+        (1, {"temperature": 0.5, "label_weight": 0.3}, 0.5, 0.3),
+        (0, {"label_weight": 1.0}, 1.0, 1.0),
     ],
 )
 def test_the_distillation_loss_follows_its_formula(
@@ -401,7 +401,7 @@ def test_the_distillation_loss_follows_its_formula(
     model = load_model(Base(path=str(tiny_model)), torch.float32)
     use_document_attention(model)
     objective = objective_of("distillation", teacher=str(teachers[which]), **values)
-    objective.begin(model, Base(path=str(tiny_model)))
+    objective.set_up(model, Base(path=str(tiny_model)))
     loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
     teacher = AutoModelForCausalLM.from_pretrained(teachers[which])
     student_logits, teacher_logits = (
@@ -417,6 +417,6 @@ def test_the_distillation_loss_follows_its_formula(
     batch = batch_of(loss_mask=loss_mask)
     torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-4, atol=1e-5)
-    assert objective.reads == (str(teachers[which]),)
+    assert objective.reference_paths == (str(teachers[which]),)
     (loaded,) = objective.reference_models
     assert not any(parameter.requires_grad for parameter in loaded.parameters())

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import pytorch_optimizer
 import torch
-from effects import shows
 from peft import LoraConfig, get_peft_model
+from settings_coverage import shows
 from small_models import TwoLayers
 from torch import nn
 from toy_loop import SquaredErrors, descent, loop_over, named, weight_of
@@ -134,9 +134,9 @@ def test_no_batch_exceeds_tokens_per_batch_except_a_single_longer_row(most: int)
 
 @shows("train.tokens_per_batch")
 def test_a_batch_is_a_full_step_by_default_but_at_most_2048_tokens() -> None:
-    assert Train(tokens_per_step=512).tokens_at_once == 512
-    assert Train(tokens_per_step=5000).tokens_at_once == 2048
-    assert Train(tokens_per_step=5000, tokens_per_batch=77).tokens_at_once == 77
+    assert Train(tokens_per_step=512).max_batch_tokens == 512
+    assert Train(tokens_per_step=5000).max_batch_tokens == 2048
+    assert Train(tokens_per_step=5000, tokens_per_batch=77).max_batch_tokens == 77
 
 
 # The learning rate

@@ -34,10 +34,10 @@ def plan(
 ) -> None:
     """Predict memory, time and cost of a run, and where it fits, from the base's config alone."""
     with quick_imports():
-        from tunesmith.planner.afterwards import merging_memory, serving_memory
-        from tunesmith.planner.ask import best_that_fits, on_devices, plan, recipe_of, usual_plans
+        from tunesmith.planner.after_training import merging_memory, serving_memory
         from tunesmith.planner.device import device_named
         from tunesmith.planner.plan import Plan
+        from tunesmith.planner.request import best_that_fits, on_devices, plan, recipe_of, usual_plans
         from tunesmith.planner.shapes import shown_name
         from tunesmith.report import plan_table as report
         from tunesmith.report.formatting import size
@@ -51,12 +51,12 @@ def plan(
             planned = recipe_of(base, recipe, data, [*(overrides or []), "method=full"])
         best = best_that_fits(planned, device_named(device), _bytes(fit))
         if as_json:
-            result = best.plan.to_dict() | {"given_up": best.given_up, "set": best.overrides}
+            result = best.plan.to_dict() | {"tradeoffs": best.tradeoffs, "set": best.overrides}
             typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
             return
         console.print(f"[bold]{name} within {fit}[/]")
         _lines(console, report.summary(best.plan))
-        _lines(console, {"gives up": "; ".join(best.given_up) or "nothing"})
+        _lines(console, {"gives up": "; ".join(best.tradeoffs) or "nothing"})
         _lines(console, {"set": " ".join(f"--set {override}" for override in best.overrides) or "nothing"})
         console.print(report.parts_table("made of", best.plan.memory.parts))
         return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDE = 110
 """Terminal columns from which a run takes one line; a narrower terminal needs two."""
 
-STYLES = {"done": "green", "running": "cyan", "interrupted": "yellow", "begun": "dim", "unreadable": "red"}
+STYLES = {"done": "green", "running": "cyan", "interrupted": "yellow", "started": "dim", "unreadable": "red"}
 
 
 def runs(
@@ -45,7 +45,7 @@ def runs(
     for run in listed:
         table.add_row(
             Text(run.name),
-            Text((run.begun or "")[:16].replace("T", separator)),
+            Text((run.started or "")[:16].replace("T", separator)),
             Text("" if run.state == "unreadable" else f"{run.method} on{separator}{run.base}"),
             Text(_progress(run, separator), style=STYLES[run.state]),
             "" if run.loss is None else figure(run.loss),
@@ -59,8 +59,8 @@ def runs(
 
 
 def _progress(run: "Listed", separator: str) -> str:
-    if run.state in ("begun", "unreadable"):
-        return "started" if run.state == "begun" else run.state
+    if run.state in ("started", "unreadable"):
+        return "started" if run.state == "started" else run.state
     if run.state == "done":
         return f"done{separator}{run.step:,} steps"
     of = "" if run.total_steps is None else f"/{run.total_steps:,}"

@@ -156,7 +156,7 @@ def classify(
 ) -> None:
     """Predict the class, the labels, the value or the entities of texts, with probabilities."""
     with quick_imports():
-        from tunesmith.models.predict import tell
+        from tunesmith.models.predict import predict
 
     reference, loaded = _load_any(model)
     head = reference.head()
@@ -164,7 +164,7 @@ def classify(
         output, verb = ("text", "generate") if reference.ending.kind == "vocabulary" else ("vectors", "embed")
         raise UserError(f"{model} writes {output} and predicts no classes. Use it with: tunesmith {verb} {model}")
     lines = _texts(texts)
-    predicted = tell(loaded, reference.tokenizer(), reference.ending, lines, head)
+    predicted = predict(loaded, reference.tokenizer(), reference.ending, lines, head)
     for text, predictions in zip(lines, predicted, strict=True):
         labels = ", ".join(map(str, predictions)) or "-"
         probabilities = ", ".join(f"{prediction.value:.2f}" for prediction in predictions)

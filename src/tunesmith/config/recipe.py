@@ -282,7 +282,7 @@ class Train(Strict):
         return None if self.memory_limit is None else bytes_in(self.memory_limit)
 
     @property
-    def tokens_at_once(self) -> int:
+    def max_batch_tokens(self) -> int:
         """`tokens_per_batch`, or its default."""
         return self.tokens_per_batch or min(self.tokens_per_step, 2048)
 

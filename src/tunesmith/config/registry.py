@@ -60,7 +60,7 @@ class MethodConfig(Strict, ABC):
     choose: ClassVar[str]
     """When to choose it, and its known weakness, in one or two sentences."""
 
-    share_for_classes: ClassVar[float] = 1.0
+    classification_rate_factor: ClassVar[float] = 1.0
     """Factor on its learning rate for classification. A row has one label where a text has a hundred tokens, so
     gradients are noisier, and methods that train large matrices need smaller steps."""
 
@@ -121,7 +121,7 @@ class ObjectiveConfig(Strict, ABC):
     loss_unit: ClassVar[str] = "nats per loss token"
     """The unit of its loss, for reports."""
 
-    rate_share: ClassVar[float] = 1.0
+    rate_factor: ClassVar[float] = 1.0
     """Factor on the method's learning rate; below 1 where the base already has most of what the objective needs."""
 
     @property
@@ -135,7 +135,7 @@ class ObjectiveConfig(Strict, ABC):
         return ()
 
     @property
-    def reads(self) -> tuple[str, ...]:
+    def reference_paths(self) -> tuple[str, ...]:
         """Other models that it learns from."""
         return ()
 
@@ -150,7 +150,7 @@ class ObjectiveConfig(Strict, ABC):
         return 1.0
 
     @property
-    def joins_rows(self) -> bool:
+    def concatenates_rows(self) -> bool:
         """Whether rows are concatenated and split again at `max_length`, regardless of row boundaries."""
         return False
 
@@ -169,14 +169,14 @@ class ObjectiveConfig(Strict, ABC):
             UserError: the remaining rows cannot be used for training.
         """
 
-    def begin(self, model: Any, base: Any) -> None:
+    def set_up(self, model: Any, base: Any) -> None:
         """Before the method is applied: set up what the objective needs on the model, or beside it.
 
         Raises:
             UserError: the objective does not work with this model.
         """
 
-    def finish(self, model: Any, vectors: Callable[[], tuple[Any, Any]]) -> Any:
+    def fit_head(self, model: Any, vectors: Callable[[], tuple[Any, Any]]) -> Any:
         """After the last step: fit a head (`torch.nn.Linear`) on the model's vectors, if the objective needs one.
 
         Args:

@@ -29,7 +29,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DataStatistics:
     """Statistics of the data.
 
     Attributes:
@@ -56,7 +56,7 @@ class Seen:
         return round(float(self.lengths.mean()) * (self.rows - self.malformed))
 
 
-def look(paths: Sequence[str], base: str) -> Seen:
+def sample_data(paths: Sequence[str], base: str) -> DataStatistics:
     """Read all rows; render and tokenize the first two thousand.
 
     Raises:
@@ -89,16 +89,16 @@ def look(paths: Sequence[str], base: str) -> Seen:
         malformed += isinstance(row, Malformed)
     if not lengths:
         raise UserError(f"None of the first {len(first):,} rows can be used for training. {first_reason}")
-    return Seen(format, len(first) + rest, malformed, np.asarray(lengths), unusable)
+    return DataStatistics(format, len(first) + rest, malformed, np.asarray(lengths), unusable)
 
 
-def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, Seen]:
+def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStatistics]:
     """A commented recipe for these files, and the statistics it is based on.
 
     Raises:
-        UserError: as `look` raises.
+        UserError: as `sample_data` raises.
     """
-    seen = look(paths, base)
+    seen = sample_data(paths, base)
     share, kept = _held_out(seen.rows)
     limit = _max_length(seen.lengths)
     over = int((seen.lengths > limit).sum())

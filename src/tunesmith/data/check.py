@@ -62,5 +62,5 @@ def _every_span_ends(renderer: Renderer, ids: NDArray[np.int32], loss_mask: NDAr
 def _expected_bos(renderer: Renderer, rendering: Rendering) -> int:
     bos = renderer.tokenizer.bos_token_id
     if rendering.document:
-        return [*renderer.begin_of_document, renderer.end_of_document].count(bos)
+        return [*renderer.bos_of_document, renderer.end_of_document].count(bos)
     return rendering.text.count(str(renderer.tokenizer.bos_token))

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from tunesmith.data.row_format import RowFormat, Values, nonempty_text, required, text_of
-from tunesmith.data.turns import NotUnderstoodError, in_words, parsed
+from tunesmith.data.turns import MalformedRowError, in_words, parsed
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
@@ -43,7 +43,7 @@ def _regression(values: Values) -> dict[str, Any]:
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
-        raise NotUnderstoodError(f"score is {in_words(value)}, not a finite number")
+        raise MalformedRowError(f"score is {in_words(value)}, not a finite number")
     return {"text": nonempty_text(values, "text"), "label": score}
 
 
@@ -51,11 +51,11 @@ def _words(values: Values) -> dict[str, Any]:
     """`tokens` and `tags`: words and a tag for each, as in CoNLL files."""
     words, tags = (parsed(required(values, field), field) for field in ("tokens", "tags"))
     if not isinstance(words, list) or not isinstance(tags, list) or not all(isinstance(word, str) for word in words):
-        raise NotUnderstoodError("tokens is not a list of words, or tags is not a list")
+        raise MalformedRowError("tokens is not a list of words, or tags is not a list")
     if len(words) != len(tags):
-        raise NotUnderstoodError(f"it has {len(words)} tokens and {len(tags)} tags")
+        raise MalformedRowError(f"it has {len(words)} tokens and {len(tags)} tags")
     if not words:
-        raise NotUnderstoodError("it has no tokens")
+        raise MalformedRowError("it has no tokens")
     spans, start = [], 0
     for word, tag in zip(words, tags, strict=True):
         spans.append((start, start + len(word), _name(tag, "a tag")))
@@ -68,18 +68,18 @@ def _entities(values: Values) -> dict[str, Any]:
     first word of an entity, `I-` for its others, `O` outside (Ramshaw & Marcus 1995)."""
     text, entities = nonempty_text(values, "text"), parsed(required(values, "entities"), "entities")
     if not isinstance(entities, list):
-        raise NotUnderstoodError(f"entities is {in_words(entities)}, not a list")
+        raise MalformedRowError(f"entities is {in_words(entities)}, not a list")
     marks: dict[int, tuple[int, str]] = {}  # character → (the entity's start, its label)
     for each in entities:
         start, end, label = _entity(each, text)
         if any(character in marks for character in range(start, end)):
-            raise NotUnderstoodError(f"two entities overlap at {text[start:end]!r}")
+            raise MalformedRowError(f"two entities overlap at {text[start:end]!r}")
         marks.update(dict.fromkeys(range(start, end), (start, label)))
     spans, before = [], None
     for word in WORD.finditer(text):
         entities_of_word = {marks.get(character) for character in range(*word.span())}
         if len(entities_of_word) > 1:
-            raise NotUnderstoodError(f"an entity begins or ends inside the word {word.group()!r}")
+            raise MalformedRowError(f"an entity begins or ends inside the word {word.group()!r}")
         inside = entities_of_word.pop()
         prefix = "I" if inside == before else "B"
         spans.append((*word.span(), OUTSIDE if inside is None else f"{prefix}-{inside[1]}"))
@@ -95,7 +95,7 @@ def _pair(values: Values) -> dict[str, Any]:
         value = parsed(value, "negative")
     negatives = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) and text.strip() for text in negatives):
-        raise NotUnderstoodError("negative is neither a text nor a list of texts")
+        raise MalformedRowError("negative is neither a text nor a list of texts")
     return {"text": nonempty_text(values, "anchor"), "others": (nonempty_text(values, "positive"), *negatives)}
 
 
@@ -103,7 +103,7 @@ def _name(value: Any, what: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int) or not str(value).strip():
-        raise NotUnderstoodError(f"{what} is {in_words(value)}, not a class name or number")
+        raise MalformedRowError(f"{what} is {in_words(value)}, not a class name or number")
     return str(value).strip()
 
 
@@ -111,12 +111,12 @@ def _entity(each: Any, text: str) -> tuple[int, int, str]:
     if isinstance(each, list) and len(each) == 3:  # spaCy's tuples
         each = dict(zip(("start", "end", "label"), each, strict=True))
     if not isinstance(each, dict):
-        raise NotUnderstoodError(f"an entity is {in_words(each)}, not {{start, end, label}}")
+        raise MalformedRowError(f"an entity is {in_words(each)}, not {{start, end, label}}")
     start, end = each.get("start"), each.get("end")
     if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= len(text):
-        raise NotUnderstoodError(f"an entity's start and end ({start}, {end}) are not a span of the text")
+        raise MalformedRowError(f"an entity's start and end ({start}, {end}) are not a span of the text")
     if not text[start:end].strip():
-        raise NotUnderstoodError(f"the entity from {start} to {end} holds no word")
+        raise MalformedRowError(f"the entity from {start} to {end} holds no word")
     return start, end, _name(text_of(each, "label"), "an entity's label")
 
 

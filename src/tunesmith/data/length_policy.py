@@ -28,7 +28,7 @@ def apply_length_policy(recipe: Recipe, table: TokenTable, report: DataReport, c
         UserError: the policy is to refuse, or a truncated example has no loss token left.
     """
     limit = recipe.data.max_length
-    if recipe.objective.joins_rows:
+    if recipe.objective.concatenates_rows:
         return _joined(table, limit, report)
     policy = recipe.data.overflow if recipe.data.overflow != "auto" else recipe.objective.overflow
     head = recipe.objective.ending.kind

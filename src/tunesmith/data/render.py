@@ -67,7 +67,7 @@ class Renderer:
         )
         own = tokenizer("")["input_ids"]
         bos = tokenizer.bos_token_id
-        self.begin_of_document: list[int] = [bos] if bos is not None and own[:1] == [bos] else []
+        self.bos_of_document: list[int] = [bos] if bos is not None and own[:1] == [bos] else []
         self.control_tokens = frozenset(tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer))))
 
     @cached_property
@@ -233,9 +233,9 @@ class Renderer:
 
     def _tokenize_documents(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         for inner in self._documents.encode([each.text for each in renderings]):
-            ids = np.asarray([*self.begin_of_document, *inner.ids, self.end_of_document], np.int32)
+            ids = np.asarray([*self.bos_of_document, *inner.ids, self.end_of_document], np.int32)
             loss_mask = np.ones(len(ids), np.bool_)
-            loss_mask[: len(self.begin_of_document)] = False
+            loss_mask[: len(self.bos_of_document)] = False
             yield ids, loss_mask
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.turns import NotUnderstoodError, in_words
+from tunesmith.data.turns import MalformedRowError, in_words
 
 Values = Mapping[str, Any]
 """A row's values by field of the format (`question`), not by column name in the file (`Frage`)."""
@@ -40,11 +40,11 @@ def required(values: Values, field: str) -> Any:
     """The value of the field.
 
     Raises:
-        NotUnderstoodError: the row has none.
+        MalformedRowError: the row has none.
     """
     value = values.get(field)
     if value is None:
-        raise NotUnderstoodError(f"{field} is missing")
+        raise MalformedRowError(f"{field} is missing")
     return value
 
 
@@ -52,13 +52,13 @@ def text_of(values: Values, field: str, default: str | None = None) -> str:
     """The text in the field.
 
     Raises:
-        NotUnderstoodError: the field is missing and has no default, or is not text.
+        MalformedRowError: the field is missing and has no default, or is not text.
     """
     value = values.get(field)
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise NotUnderstoodError(f"{field} is {in_words(value)}" + ("" if value is None else ", not a text"))
+        raise MalformedRowError(f"{field} is {in_words(value)}" + ("" if value is None else ", not a text"))
     return value
 
 
@@ -66,9 +66,9 @@ def nonempty_text(values: Values, field: str) -> str:
     """The text in the field.
 
     Raises:
-        NotUnderstoodError: the field is missing, not text, or empty.
+        MalformedRowError: the field is missing, not text, or empty.
     """
     text = text_of(values, field)
     if not text.strip():
-        raise NotUnderstoodError(f"the {field} is empty")
+        raise MalformedRowError(f"the {field} is empty")
     return text

@@ -12,7 +12,7 @@ from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import RowFormat, Values, required, text_of
-from tunesmith.data.turns import NotUnderstoodError, chat, in_words, parsed, tools_of, turns_of
+from tunesmith.data.turns import MalformedRowError, chat, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
 
@@ -43,13 +43,13 @@ def _prompt_completion(values: Values) -> dict[str, Any]:
     if isinstance(prompt, str) and isinstance(completion, str):
         return _chat(values, _exchange(prompt, completion))
     if isinstance(prompt, str) or isinstance(completion, str):
-        raise NotUnderstoodError(
+        raise MalformedRowError(
             f"prompt is {in_words(prompt)} and completion is {in_words(completion)}; "
             "both must be texts, or both lists of turns"
         )
     answer = turns_of(completion, "completion")
     if not any(turn["role"] == "assistant" for turn in answer):
-        raise NotUnderstoodError("completion has no assistant turn, so there is no answer to learn from")
+        raise MalformedRowError("completion has no assistant turn, so there is no answer to learn from")
     return _chat(values, [*turns_of(prompt, "prompt"), *answer])
 
 
@@ -160,7 +160,7 @@ def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) 
     try:
         values = _fields(row, kind, format, columns or {})
         return Example(row.source, **kind.read(values))
-    except NotUnderstoodError as error:
+    except MalformedRowError as error:
         return Malformed(row.source, str(error))
 
 
@@ -197,12 +197,12 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
     """The row's values by field: from `columns`, else from the format's usual column names."""
     if isinstance(row.values, str):
         if format.fields != ("text",):
-            raise NotUnderstoodError(f"plain text, but the other rows have columns ({', '.join(format.columns[0])})")
+            raise MalformedRowError(f"plain text, but the other rows have columns ({', '.join(format.columns[0])})")
         return {"text": row.values}
     _check_fields(columns, name)
     missing = [column for column in columns.values() if column not in row.values]
     if missing:
-        raise NotUnderstoodError(f"no column {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
+        raise MalformedRowError(f"no column {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
     by_name = {str(column).lower(): value for column, value in row.values.items()}
     usual = _usual_names({column for column, value in by_name.items() if value is not None}, format, columns)
     fields = {field: by_name[column] for field, column in usual.items() if column in by_name}
@@ -212,7 +212,7 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
     fields.update({field: row.values[column] for field, column in columns.items()})
     absent = [field for field in format.columns[0] if field not in fields]
     if absent:
-        raise NotUnderstoodError(f"no column {absent[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
+        raise MalformedRowError(f"no column {absent[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
     return fields
 
 
@@ -306,7 +306,7 @@ def _chat(values: Values, messages: list[Message]) -> dict[str, Any]:
     system = text_of(values, "system", "")
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     if first and messages[0]["role"] in ("system", "developer"):
-        raise NotUnderstoodError("it has both a system column and a system turn")
+        raise MalformedRowError("it has both a system column and a system turn")
     return {"messages": chat([*first, *messages]), "tools": tools_of(values.get("tools"))}
 
 
@@ -319,5 +319,5 @@ def _history(values: Values) -> list[tuple[str, str]]:
     pairs = history if isinstance(history, list) else [history]
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise NotUnderstoodError("history is not a list of [question, answer] pairs")
+            raise MalformedRowError("history is not a list of [question, answer] pairs")
     return [(question, answer) for question, answer in pairs]

@@ -29,7 +29,7 @@ ROLES = {
 """Role in files → role in templates. The content of a `function_call` is the call itself, as JSON."""
 
 
-class NotUnderstoodError(ValueError):
+class MalformedRowError(ValueError):
     """Why a row cannot be parsed; the data pipeline turns it into a `Malformed`."""
 
 
@@ -41,13 +41,13 @@ def turns_of(value: Any, column: str) -> list[Message]:
     `{type: function, function: {name, arguments: object}}`, which templates write as JSON themselves.
 
     Raises:
-        NotUnderstoodError: a turn cannot be parsed; the message names it.
+        MalformedRowError: a turn cannot be parsed; the message names it.
     """
     turns = parsed(value, column)
     if not isinstance(turns, list):
-        raise NotUnderstoodError(f"{column} is {in_words(turns)}, not a list of turns")
+        raise MalformedRowError(f"{column} is {in_words(turns)}, not a list of turns")
     if not turns:
-        raise NotUnderstoodError(f"{column} is an empty list")
+        raise MalformedRowError(f"{column} is an empty list")
     return [_turn(turn, f"turn {number} of {column}") for number, turn in enumerate(turns, 1)]
 
 
@@ -55,15 +55,15 @@ def chat(messages: list[Message]) -> tuple[Message, ...]:
     """The conversation, if every assistant turn has content.
 
     Raises:
-        NotUnderstoodError: there is no assistant turn, or one has no text and no tool call.
+        MalformedRowError: there is no assistant turn, or one has no text and no tool call.
     """
     answers = [turn for turn in messages if turn["role"] == "assistant"]
     if not answers:
-        raise NotUnderstoodError("no assistant turn, so there is no answer to learn from")
+        raise MalformedRowError("no assistant turn, so there is no answer to learn from")
     for number, turn in enumerate(messages, 1):
         has_content = turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")
         if turn["role"] == "assistant" and not has_content:
-            raise NotUnderstoodError(
+            raise MalformedRowError(
                 "the answer is empty" if len(answers) == 1 else f"turn {number} (assistant) is empty"
             )
     return tuple(messages)
@@ -80,7 +80,7 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
     if isinstance(tools, dict):
         tools = [tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise NotUnderstoodError(f"tools is {in_words(tools)}, not a list of tool descriptions")
+        raise MalformedRowError(f"tools is {in_words(tools)}, not a list of tool descriptions")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
 
 
@@ -91,7 +91,7 @@ def parsed(value: Any, what: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise NotUnderstoodError(f"{what} is a text that is not valid JSON: {_short(value)}") from None
+        raise MalformedRowError(f"{what} is a text that is not valid JSON: {_short(value)}") from None
 
 
 def in_words(value: Any) -> str:
@@ -112,16 +112,16 @@ def in_words(value: Any) -> str:
 
 def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise NotUnderstoodError(f"{where} is {in_words(turn)}, not an object with role and content")
+        raise MalformedRowError(f"{where} is {in_words(turn)}, not an object with role and content")
     rest = {str(key): value for key, value in turn.items() if value is not None}
     if not _has_loss(rest, where):
         rest["learn"] = False
     name = rest.pop("role", None) if "role" in rest else rest.pop("from", None)
     if name is None:
-        raise NotUnderstoodError(f"{where} has no role; it has {', '.join(turn) or 'nothing'}")
+        raise MalformedRowError(f"{where} has no role; it has {', '.join(turn) or 'nothing'}")
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise NotUnderstoodError(f"{where} has the unknown role {name!r}; known: {', '.join(ROLES)}")
+        raise MalformedRowError(f"{where} has the unknown role {name!r}; known: {', '.join(ROLES)}")
     content = rest.pop("content", None) if "content" in rest else rest.pop("value", None)
     if name.lower() == "function_call":
         return {"role": role, "content": "", "tool_calls": _calls(parsed(content, where), where), **rest}
@@ -130,7 +130,7 @@ def _turn(turn: Any, where: str) -> Message:
         if not rest["tool_calls"]:
             del rest["tool_calls"]
     if content is None and not ("tool_calls" in rest or "reasoning_content" in rest):
-        raise NotUnderstoodError(f"{where} has no content; it has {', '.join(turn)}")
+        raise MalformedRowError(f"{where} has no content; it has {', '.join(turn)}")
     return {"role": role, "content": _text("" if content is None else content, where), **rest}
 
 
@@ -140,7 +140,7 @@ def _has_loss(turn: dict[str, Any], where: str) -> bool:
     for name in ("weight", "train", "training", "learn"):
         value = turn.pop(name, 1)
         if value not in (0, 1):
-            raise NotUnderstoodError(f"the {name} of {where} is {in_words(value)}, not 0 or 1")
+            raise MalformedRowError(f"the {name} of {where} is {in_words(value)}, not 0 or 1")
         has_loss = has_loss and bool(value)
     return has_loss
 
@@ -150,13 +150,13 @@ def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise NotUnderstoodError(f"the content of {where} is {in_words(content)}, not a text")
+        raise MalformedRowError(f"the content of {where} is {in_words(content)}, not a text")
     texts: list[str] = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else in_words(part)
-            raise NotUnderstoodError(f"the content of {where} has a part that is not text ({kind})")
+            raise MalformedRowError(f"the content of {where} has a part that is not text ({kind})")
         texts.append(text)
     return "".join(texts)
 
@@ -165,17 +165,15 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, list):
-        raise NotUnderstoodError(
-            f"the tool call in {where} is {in_words(calls)}, not an object with name and arguments"
-        )
+        raise MalformedRowError(f"the tool call in {where} is {in_words(calls)}, not an object with name and arguments")
     normal: list[dict[str, Any]] = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise NotUnderstoodError(f"the tool call in {where} is not an object with name and arguments")
+            raise MalformedRowError(f"the tool call in {where} is not an object with name and arguments")
         arguments = parsed(function.get("arguments") or {}, f"the tool call's arguments in {where}")
         if not isinstance(arguments, Mapping):
-            raise NotUnderstoodError(f"the tool call's arguments in {where} are {in_words(arguments)}, not an object")
+            raise MalformedRowError(f"the tool call's arguments in {where} are {in_words(arguments)}, not an object")
         identity = {"id": call["id"]} if "function" in call and call.get("id") is not None else {}
         described = {"name": function["name"], "arguments": dict(arguments)}
         normal.append({"type": "function", **identity, "function": described})

@@ -27,7 +27,7 @@ _LARGEST_THRESHOLD = 32 * 2**20  # glibc refuses more
 
 
 @contextmanager
-def keeping_freed_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within the context, new tensors reuse the memory that earlier ones freed, without page faults and with few gaps.
 
     They come from the arena if it can be compiled. Otherwise glibc's thresholds are raised permanently: by default,
@@ -47,7 +47,7 @@ def keeping_freed_memory() -> Iterator[None]:
         yield
     finally:
         _count_users(library, -1)
-        give_back_freed_memory()
+        release_freed_memory()
 
 
 _users, _users_lock = 0, threading.Lock()
@@ -61,7 +61,7 @@ def _count_users(library: ctypes.CDLL, change: int) -> None:
         library.arena_use(int(_users > 0))
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Return memory that is kept for the next step to the kernel, so that the memory in use can be measured."""
     library = arena()
     if library is not None:

@@ -54,7 +54,7 @@ class BatchPlan:
 
     @classmethod
     def of(cls, recipe: Recipe, table: TokenTable) -> "BatchPlan":
-        return cls(recipe, table, recipe.train.tokens_at_once)
+        return cls(recipe, table, recipe.train.max_batch_tokens)
 
     @property
     def longest(self) -> int:

@@ -28,7 +28,7 @@ class LoopState:
         step: optimizer steps done.
         best_loss: the lowest held-out loss so far, in nats per loss token.
         best_step: the step with that loss.
-        evaluations_without_gain: evaluations since then without an improvement.
+        evaluations_without_improvement: evaluations since then without an improvement.
         skipped_in_a_row: consecutive steps up to now whose loss or gradient was not finite.
         tokens: tokens read, without padding.
         seconds: time spent in steps.
@@ -39,7 +39,7 @@ class LoopState:
     step: int = 0
     best_loss: float | None = None
     best_step: int | None = None
-    evaluations_without_gain: int = 0
+    evaluations_without_improvement: int = 0
     skipped_in_a_row: int = 0
     tokens: int = 0
     seconds: float = 0.0

@@ -16,7 +16,7 @@ from tunesmith.config.recipe import Train
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, Batches, collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.allocator import give_back_freed_memory
+from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.interrupt import Interruption
@@ -125,11 +125,11 @@ class Loop:
         self.masters.grad.zero_()
         self.state.most_tokens = tokens // 2
         for module in self.model.modules():
-            if hasattr(module, "forget_pass"):
-                module.forget_pass()
+            if hasattr(module, "drop_pass"):
+                module.drop_pass()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        give_back_freed_memory()
+        release_freed_memory()
         message = (
             f"Memory ran out with {tokens:,} tokens in a batch. From now on a batch holds at most {tokens // 2:,}, and "
             "a step takes more batches for the same rows."
@@ -227,10 +227,10 @@ class Loop:
         best = math.inf if self.state.best_loss is None else self.state.best_loss
         if losses.loss < best - min_delta:
             self.state.best_loss, self.state.best_step = losses.loss, self.state.step
-            self.state.evaluations_without_gain = 0
+            self.state.evaluations_without_improvement = 0
         else:
-            self.state.evaluations_without_gain += 1
-        return patience is not None and self.state.evaluations_without_gain >= patience.patience
+            self.state.evaluations_without_improvement += 1
+        return patience is not None and self.state.evaluations_without_improvement >= patience.patience
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on, and emit the event."""

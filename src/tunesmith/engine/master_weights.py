@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.config.recipe import Train
-from tunesmith.engine.optimizers import BY_MATRIX, make_optimizers, parameters_of
+from tunesmith.engine.optimizers import MATRIX_OPTIMIZERS, make_optimizers, parameters_of
 
 GROUP_STATE = ("step", "weight_sum", "lr_max")
 """State that some optimizers keep per parameter group, besides their settings."""
@@ -69,7 +69,7 @@ class MasterWeights:
         for factor, decays, hidden in dict.fromkeys(settings[name] for name in self.names):
             count = sum(setting == (factor, decays, hidden) for setting in settings.values())
             end = start + sum(sizes[first : first + count])
-            if train.optimizer in BY_MATRIX:
+            if train.optimizer in MATRIX_OPTIMIZERS:
                 params = [_with_gradient(*pair) for pair in zip(self.views, grads, strict=True)][first : first + count]
             else:
                 params = [_with_gradient(self.flat[start:end], self.grad[start:end])]
@@ -105,7 +105,7 @@ class MasterWeights:
         return norm
 
     @property
-    def evaluates_others(self) -> bool:
+    def evaluates_average(self) -> bool:
         """Whether evaluation uses an average of the weights instead of the trained weights themselves."""
         return self.average is not None or any(hasattr(rule, "eval") for rule in self.rules)
 
@@ -130,7 +130,7 @@ class MasterWeights:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the context, the model has the weights for evaluation."""
-        if not self.evaluates_others:
+        if not self.evaluates_average:
             yield
             return
         trained = self.flat.clone()

@@ -14,19 +14,19 @@ from tunesmith.errors import UserError
 Group = dict[str, Any]
 """`params`, `weight_decay`, `rate_factor`, and `hidden`: whether the parameters are matrices inside the blocks."""
 
-BY_MATRIX = ("adafactor", "muon")
+MATRIX_OPTIMIZERS = ("adafactor", "muon")
 """Optimizers that depend on rows and columns. The others treat every element alike, and get one flat vector."""
 
-ON_CUDA_ALONE = ("adamw_8bit", "paged_adamw_8bit")
+CUDA_ONLY = ("adamw_8bit", "paged_adamw_8bit")
 
 RATES = {"lion": 0.2}
 """Factors on a method's default learning rate, which is for AdamW. Lion's update has full size in every element, and
 its authors recommend rates three to ten times smaller (Chen et al. 2023, section 5)."""
 
 
-def is_elsewhere(train: Train, device: torch.device) -> bool:
+def falls_back_to_adamw(train: Train, device: torch.device) -> bool:
     """Whether the recipe's optimizer is not available on this device, so that AdamW replaces it."""
-    return train.optimizer in ON_CUDA_ALONE and device.type != "cuda"
+    return train.optimizer in CUDA_ONLY and device.type != "cuda"
 
 
 def make_optimizers(groups: Sequence[Group], train: Train, device: torch.device) -> list[Optimizer]:
@@ -35,7 +35,7 @@ def make_optimizers(groups: Sequence[Group], train: Train, device: torch.device)
     Raises:
         UserError: it needs a package that is not installed.
     """
-    name = "adamw" if is_elsewhere(train, device) else train.optimizer
+    name = "adamw" if falls_back_to_adamw(train, device) else train.optimizer
     if name == "muon":
         hidden = [group for group in groups if group["hidden"]]
         others = [group for group in groups if not group["hidden"]]
@@ -47,7 +47,7 @@ def make_optimizers(groups: Sequence[Group], train: Train, device: torch.device)
         return [Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)]
     if name in ("lion", "schedule_free"):
         return [_from_pytorch_optimizer(name, groups, train)]
-    if name in ON_CUDA_ALONE:
+    if name in CUDA_ONLY:
         import bitsandbytes.optim
 
         optimizer_class = getattr(bitsandbytes.optim, "PagedAdamW8bit" if name == "paged_adamw_8bit" else "AdamW8bit")

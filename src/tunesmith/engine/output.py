@@ -12,11 +12,11 @@ from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.conv1d import as_stored
-from tunesmith.models.lean import import_peft
 from tunesmith.models.load import no_progress_bars, stored_dtype
+from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.quantize import made_whole
-from tunesmith.models.sentence import write_steps
+from tunesmith.models.quantize import dequantized_model
+from tunesmith.models.sentence_transformers_format import write_steps
 from tunesmith.run import Run
 
 PeftModel = import_peft().PeftModel
@@ -49,7 +49,7 @@ def save_output(
     else:
         stored = stored_dtype(recipe.base)
         dtype = stored if stored.itemsize < model.dtype.itemsize else model.dtype
-        model = as_stored(made_whole(model, dtype).to(dtype))
+        model = as_stored(dequantized_model(model, dtype).to(dtype))
     try:
         with no_progress_bars():
             model.save_pretrained(partial)

@@ -36,7 +36,7 @@ def provenance(recipe: Recipe, data: dict[str, str], tokenizer: str) -> dict[str
         "data": data,
         "base": fingerprint(recipe.base),
         "tokenizer": tokenizer,
-        "models": {name: fingerprint_of(name) for name in recipe.objective.reads},
+        "models": {name: fingerprint_of(name) for name in recipe.objective.reference_paths},
         "git": _git_state(),
     }
 

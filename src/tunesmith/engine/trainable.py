@@ -20,9 +20,9 @@ from tunesmith.models.fake_tensors import is_fake
 from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.heads import body_is_frozen, check_new_head, head_names, last_linear, with_features
-from tunesmith.models.lean import import_peft
 from tunesmith.models.load import learned_positions, load_model
 from tunesmith.models.neftune import add_neftune
+from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
 from tunesmith.models.quantize import QuantizedLinear
 
@@ -42,10 +42,10 @@ def base_parameters(model: PreTrainedModel) -> int:
 
 def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
-    return made_trainable(recipe, load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.ending).to(device))
+    return make_trainable(recipe, load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.ending).to(device))
 
 
-def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+def make_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
     """A loaded or fake base, with everything that a run adds to it.
 
     Raises:
@@ -55,7 +55,7 @@ def made_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
     use_fused_ops(model)
     if not is_fake(model):
         _check_ending(recipe, model)
-    recipe.objective.begin(model, recipe.base)
+    recipe.objective.set_up(model, recipe.base)
     peft_model = recipe.method.apply(model, recipe.train.seed)
     if recipe.base.adapter is not None and not is_fake(model):
         load_adapter_weights(peft_model, recipe.base.adapter)
@@ -92,8 +92,8 @@ def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
 
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and the factor on it by parameter name."""
-    share = recipe.method.share_for_classes if recipe.objective.ending.kind != "vocabulary" else 1.0
-    share *= recipe.objective.rate_share * RATES.get(recipe.train.optimizer, 1.0)
+    share = recipe.method.classification_rate_factor if recipe.objective.ending.kind != "vocabulary" else 1.0
+    share *= recipe.objective.rate_factor * RATES.get(recipe.train.optimizer, 1.0)
     default = recipe.method.learning_rate(base_parameters(model)) * share
     peak = recipe.train.learning_rate or float(f"{default:.1e}")
     new = getattr(plain_model(model), "new_modules", ())  # inside the body, trained at the body's rate
@@ -147,7 +147,7 @@ def _block_index(model: PreTrainedModel) -> Callable[[str], int | None]:
     return index
 
 
-def with_room(recipe: Recipe) -> Recipe:
+def cap_max_length(recipe: Recipe) -> Recipe:
     """The recipe with `max_length` capped at the base's positions, if the base has learned position embeddings.
 
     Raises:
@@ -171,6 +171,6 @@ def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepar
     """If only a classification head is trained, compute the body's features of each row once."""
     if not body_is_frozen(model):
         return prepared
-    budget = recipe.train.tokens_at_once
+    budget = recipe.train.max_batch_tokens
     train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))
     return replace(prepared, train=train, held_out=held_out)

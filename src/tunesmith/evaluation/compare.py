@@ -33,7 +33,7 @@ from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.predict import predictions_of, spans_of
 from tunesmith.models.prompts import plain_model
-from tunesmith.run import Events, Run, Subscriber, whole_run
+from tunesmith.run import Events, Run, Subscriber, resolve_run
 
 SAMPLES = 5
 
@@ -95,7 +95,7 @@ def evaluate(
     Raises:
         UserError: the run has not finished, or has no held-out rows.
     """
-    opened = Run.open(whole_run(Path(run).absolute()))
+    opened = Run.open(resolve_run(Path(run).absolute()))
     if not opened.finished:
         raise UserError(f"{run} has not finished. Resume it: tunesmith train --resume {run}")
     recipe = Recipe.load(opened.directory / "recipe.yaml")
@@ -196,7 +196,7 @@ def _side(
     device = device_of(recipe.train.device)
     model = reference.model(dtype_of(recipe.precision, device), device)
     if name == "base" and recipe.objective.ending.has_head:
-        recipe.objective.begin(model, recipe.base)  # initialize its untrained head
+        recipe.objective.set_up(model, recipe.base)  # initialize its untrained head
     table = prepared.held_out
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
     losses = _losses(model, recipe, table, device)
@@ -233,7 +233,7 @@ def _predictions(model: PreTrainedModel, reference: ModelReference, recipe: Reci
     budget = recipe.train.tokens_per_batch or 2048
     head = reference.head()
     if head is None:
-        head = objective.finish(model, lambda: rows_with_vectors(objective, model, prepared.train, budget))
+        head = objective.fit_head(model, lambda: rows_with_vectors(objective, model, prepared.train, budget))
     shape = (-1, 1) if objective.ending.kind == "tags" else (1, -1)
     targets = [table.targets_of(row).reshape(shape) for row in range(len(table))]
     return Predictions(outputs_of(objective, model, table, budget, head), targets, objective.ending.labels)

@@ -15,7 +15,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
-from tunesmith.engine.allocator import keeping_freed_memory
+from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.forward import loss_hidden_states
@@ -62,7 +62,7 @@ class Merged:
     ways: tuple[Way, ...] = ()
 
 
-@keeping_freed_memory()
+@keep_freed_memory()
 def merge(name: str, output: str | Path, precision: str | None = None) -> Merged:
     """Merge an adapter into its base and save one Hugging Face model, with its tokenizer.
 

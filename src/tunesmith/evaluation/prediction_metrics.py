@@ -103,7 +103,7 @@ def _labels(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.b
     return np.concatenate(predictions.outputs).astype(np.float64), np.concatenate(predictions.targets) > 0.5
 
 
-def exact_labels(predictions: Predictions) -> Figure:
+def exact_match_of_labels(predictions: Predictions) -> Figure:
     probabilities, targets = _labels(predictions)
     hits = ((probabilities >= THRESHOLD) == targets).all(1).astype(np.float64)
     return lambda rows: float(hits[rows].mean())
@@ -235,8 +235,8 @@ PREDICTION_METRICS = {
     "calibration_error": PredictionMetric(
         "calibration error", "how far a predicted probability is from how often it is right", -1, calibration_error
     ),
-    "exact_labels": PredictionMetric(
-        "exact match", "texts with every label predicted correctly", 1, exact_labels, of_hits=True
+    "exact_match_of_labels": PredictionMetric(
+        "exact match", "texts with every label predicted correctly", 1, exact_match_of_labels, of_hits=True
     ),
     "micro_f1": PredictionMetric("micro F1", "F1 over all labels of all texts", 1, micro_f1),
     "macro_f1_of_labels": PredictionMetric("macro F1", "mean of the F1 of each label", 1, macro_f1_of_labels),
@@ -252,15 +252,15 @@ PREDICTION_METRICS = {
     ),
     "entity_f1": PredictionMetric("entity F1", "F1 over entities, with words and label both correct", 1, entity_f1),
     "tag_accuracy": PredictionMetric("tag accuracy", "words whose tag is predicted correctly", 1, tag_accuracy),
-    "found_first": PredictionMetric(
+    "recall_at_1": PredictionMetric(
         "recall@1", "queries whose own document is the nearest", 1,
         _mean_of_ranks(lambda rank: (rank == 1) * 1.0), of_hits=True,
     ),
-    "found_in_ten": PredictionMetric(
+    "recall_at_10": PredictionMetric(
         "recall@10", "queries whose own document is among the ten nearest", 1,
         _mean_of_ranks(lambda rank: (rank <= 10) * 1.0), of_hits=True,
     ),
-    "reciprocal_rank": PredictionMetric(
+    "mean_reciprocal_rank": PredictionMetric(
         "mean reciprocal rank", "mean of 1 / rank of a query's own document", 1,
         _mean_of_ranks(lambda rank: 1.0 / rank), "",
     ),

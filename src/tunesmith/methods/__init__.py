@@ -1,5 +1,5 @@
 """Methods, which define the weights that are trained: one file each. `tunesmith.config.registry.METHODS` lists them."""
 
-from tunesmith.models.lean import import_peft
+from tunesmith.models.peft_import import import_peft
 
 import_peft()

@@ -22,7 +22,7 @@ class Full(MethodConfig):
     choose: ClassVar[str] = (
         "Much data, or behavior that is far from the base's. Takes the most memory and forgets the most."
     )
-    share_for_classes: ClassVar[float] = 0.3
+    classification_rate_factor: ClassVar[float] = 0.3
 
     @property
     def trains_base(self) -> bool:

@@ -45,7 +45,7 @@ class Layers(MethodConfig):
 
     formula: ClassVar[str] = "W ← W − ΔW for the chosen weights, the rest frozen"
     choose: ClassVar[str] = "A classifier on few rows, or if adapters cannot be served. Lower layers stay as they are."
-    share_for_classes: ClassVar[float] = 0.3
+    classification_rate_factor: ClassVar[float] = 0.3
 
     @model_validator(mode="after")
     def _known(self) -> "Layers":

@@ -23,7 +23,7 @@ from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import Linear, block_layers, linears, linears_in_blocks, short_names, stacks
 from tunesmith.models.fake_tensors import is_fake
-from tunesmith.models.forward import rehearse
+from tunesmith.models.forward import run_probe
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
@@ -76,7 +76,7 @@ class LoRA(MethodConfig):
 
     formula: ClassVar[str] = "W + (alpha / rank) · B A"
     choose: ClassVar[str] = "The default. Less capacity than full fine-tuning for much new knowledge."
-    share_for_classes: ClassVar[float] = 0.3
+    classification_rate_factor: ClassVar[float] = 0.3
 
     @property
     def trains_base(self) -> bool:
@@ -229,7 +229,7 @@ def _share_inputs(model: PreTrainedModel, groups: list[list[str]]) -> None:
             for layer in same_size if len(same_size) > 1 else []:
                 layer.shared = shared
     for _ in range(2):  # layers that read different tensors are detected now, not in the first step
-        rehearse(model)
+        run_probe(model)
 
 
 @torch.no_grad()
@@ -296,7 +296,7 @@ class FusedLoraLinear(PeftLoraLinear):
         output = self.shared.output_of(self, x) if self.shared is not None else None
         return lora_linears(x, [layer])[0] if output is None else output
 
-    def forget_pass(self) -> None:
+    def drop_pass(self) -> None:
         """Drop the shared outputs of an aborted pass."""
         if self.shared is not None:
             self.shared.forget()

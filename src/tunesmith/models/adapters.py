@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
-from tunesmith.models.lean import import_peft
+from tunesmith.models.peft_import import import_peft
 
 PROMPT = "prompt_embeddings"
 """PEFT's key for a prompt or prefix in a file. PEFT loads it correctly, but reports the key as unexpected."""

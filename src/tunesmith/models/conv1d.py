@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-class TurnedLinear(nn.Linear):
+class TransposedLinear(nn.Linear):
     """A linear layer whose weight is stored transposed, as (in, out)."""
 
 
@@ -21,20 +21,20 @@ def as_linear(model: Model) -> Model:
     """Replace every `Conv1D` of the model with a linear layer, in place."""
 
     def linear(layer: Any) -> nn.Module:
-        return TurnedLinear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
+        return TransposedLinear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
 
     return _replaced(model, Conv1D, linear)
 
 
 def as_stored(model: Model) -> Model:
-    """Replace every `TurnedLinear` with the `Conv1D` that its family stores, in place."""
+    """Replace every `TransposedLinear` with the `Conv1D` that its family stores, in place."""
 
     def stored(layer: Any) -> nn.Module:
         made: nn.Module = Conv1D(0, 0)
         made.nf, made.nx = layer.out_features, layer.in_features
         return made
 
-    return _replaced(model, TurnedLinear, stored)
+    return _replaced(model, TransposedLinear, stored)
 
 
 def _replaced(model: Model, kind: type[nn.Module], other: Callable[[Any], nn.Module]) -> Model:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 CPU = torch.device("cpu")
 
 
-class Shape(NamedTuple):
+class TensorSpec(NamedTuple):
     """The properties of a tensor that determine an operation's result: sizes, strides and dtype."""
 
     sizes: tuple[int, ...]
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Shape":
+    def of(cls, tensor: Tensor) -> "TensorSpec":
         return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
     @property
@@ -63,7 +63,7 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         """The result as fake tensors of this mode; where an operation returns an argument, that argument."""
         if isinstance(result, _Argument):
             return arguments[result.position]
-        if isinstance(result, Shape):
+        if isinstance(result, TensorSpec):
             result = torch.empty_strided(result.sizes, result.strides, dtype=result.dtype, device="meta")
         elif isinstance(result, list | tuple):
             return type(result)(self._fake_result(item, arguments) for item in result)
@@ -127,7 +127,7 @@ def _all_fake(values: Iterable[Any]) -> bool:
 def _key(value: Any) -> Any:
     """A hashable cache key of the value."""
     if isinstance(value, Tensor):
-        return Shape.of(value)
+        return TensorSpec.of(value)
     return tuple(_key(item) for item in value) if isinstance(value, list | tuple) else value
 
 
@@ -148,7 +148,7 @@ def _results(
     """
 
     def argument_of(value: Any) -> Any:
-        if isinstance(value, Shape):
+        if isinstance(value, TensorSpec):
             meta = torch.empty_strided(value.sizes, value.strides, dtype=value.dtype, device="meta")
             return FakeTensor(_MODE, meta, CPU)
         return [argument_of(item) for item in value] if isinstance(value, tuple) else value
@@ -160,8 +160,8 @@ def _results(
             return value
         index = next((index for index, argument in enumerate(values) if argument is value), None)
         if index is None:
-            return Shape.of(value)
-        if Shape.of(value) != arguments[index]:
+            return TensorSpec.of(value)
+        if TensorSpec.of(value) != arguments[index]:
             raise NotImplementedError("the operation resized its output argument")
         return _Argument(index)
 

@@ -54,7 +54,7 @@ def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def distilled_loss(
-    model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, temperature: float, label_share: float
+    model: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, temperature: float, label_weight: float
 ) -> Tensor:
     """`tunesmith.ops.divergence.distillation_loss` over the batch's loss positions, one chunk at a time."""
     with torch.no_grad():
@@ -66,7 +66,7 @@ def distilled_loss(
             teacher_logits = _all_logits(teacher, teacher_rows)
         logits = _all_logits(model, student_rows)
         both = min(logits.shape[-1], teacher_logits.shape[-1])  # one vocabulary may be padded to a round size
-        return distillation_loss(logits[:, :both], teacher_logits[:, :both], targets, temperature, label_share)
+        return distillation_loss(logits[:, :both], teacher_logits[:, :both], targets, temperature, label_weight)
 
     loss = hidden.new_zeros((), dtype=torch.float32)
     for chunk in zip(*(torch.split(rows, CHUNK) for rows in (hidden, teacher_hidden, labels)), strict=True):
@@ -85,7 +85,7 @@ def loss_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Te
     if plain_model(model).config.is_encoder_decoder:
         return _decoder_hidden_states(plain_model(model), batch), batch.labels
     hidden, inputs = _hidden_states(model, batch)
-    return hidden[inputs.places[batch.loss_positions]], batch.labels
+    return hidden[inputs.positions[batch.loss_positions]], batch.labels
 
 
 def first_hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -99,7 +99,7 @@ def pooled(model: PreTrainedModel, batch: Batch, how: Pooling) -> Tensor:
     """Each document's last hidden states pooled (documents, hidden), fp32 or wider: the mean, the first or the last."""
     hidden, inputs = _hidden_states(model, batch)
     lengths = batch.lengths[: batch.documents]
-    return pool(hidden[inputs.places[: sum(lengths)]], lengths, how)
+    return pool(hidden[inputs.positions[: sum(lengths)]], lengths, how)
 
 
 def pool(hidden: Tensor, lengths: Sequence[int], how: Pooling) -> Tensor:
@@ -156,7 +156,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 
 @torch.no_grad()
-def rehearse(model: PreTrainedModel) -> None:
+def run_probe(model: PreTrainedModel) -> None:
     """Run one forward pass over a few tokens."""
     loss_hidden_states(model, _few_tokens(plain_model(model))[0])
 

@@ -32,12 +32,12 @@ from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, nam
 from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
-from tunesmith.models.conv1d import TurnedLinear, as_linear
-from tunesmith.models.lean import without_bitsandbytes
+from tunesmith.models.conv1d import TransposedLinear, as_linear
 from tunesmith.models.new_head import initialize_head
+from tunesmith.models.peft_import import without_bitsandbytes
 from tunesmith.models.quantize import quantize_fake, quantizing, without_quantization_marks
-from tunesmith.models.sentence import MODULES, stored_pooling
-from tunesmith.run import whole_run
+from tunesmith.models.sentence_transformers_format import MODULES, stored_pooling
+from tunesmith.run import resolve_run
 
 
 def embedded_base() -> Path:
@@ -53,7 +53,7 @@ def locate(base: Base) -> str:
     """
     if base.path == "embedded":
         return str(embedded_base())
-    path = whole_run(Path(base.path))
+    path = resolve_run(Path(base.path))
     if (path / "recipe.yaml").exists():
         if (path / "model" / "config.json").exists():
             return str(path / "model")
@@ -134,7 +134,7 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
         model = as_linear(model.eval())
     except (OSError, ValueError) as error:
         raise _not_loaded(base, "model", error) from error
-    if base.quantized or any(isinstance(layer, TurnedLinear) for layer in model.modules()):
+    if base.quantized or any(isinstance(layer, TransposedLinear) for layer in model.modules()):
         _unmap_files(model)
     return model
 
@@ -209,7 +209,7 @@ def learned_positions(base: Base) -> int | None:
     return None if positions is None else positions - first_position(skeleton(base))
 
 
-def refuse_other_kinds(base: Base, objective: ObjectiveConfig) -> None:
+def check_base_kind(base: Base, objective: ObjectiveConfig) -> None:
     """Raises:
     UserError: the objective does not support this kind of base, or the base does not exist.
     """

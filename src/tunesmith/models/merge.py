@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.models.conv1d import as_stored
-from tunesmith.models.lean import import_peft
 from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prompt, plain_model
-from tunesmith.models.quantize import made_whole
-from tunesmith.models.sentence import STEPS
+from tunesmith.models.quantize import dequantized_model
+from tunesmith.models.sentence_transformers_format import STEPS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,7 +41,7 @@ def merged_model(reference: ModelReference, into: Into = "original") -> PreTrain
         raise UserError(
             f"{reference.adapter} cannot be merged: a prompt or prefix is not part of any weight. Serve the adapter."
         )
-    made_whole(model)
+    dequantized_model(model)
     expected = _logits(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)

@@ -12,10 +12,10 @@ from tunesmith.config.recipe import Base, Recipe
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.adapters import refuse_pickle
-from tunesmith.models.lean import import_peft
 from tunesmith.models.load import ending_of, fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
-from tunesmith.models.sentence import stored_head
-from tunesmith.run import whole_run
+from tunesmith.models.peft_import import import_peft
+from tunesmith.models.sentence_transformers_format import stored_head
+from tunesmith.run import resolve_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ModelReference:
         Raises:
             UserError: nothing of that name exists, or the run has not finished.
         """
-        path = whole_run(Path(name).expanduser())
+        path = resolve_run(Path(name).expanduser())
         name = str(path) if (path / "recipe.yaml").exists() else name
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():

@@ -36,7 +36,7 @@ class Prediction:
 
 
 @torch.no_grad()
-def tell(
+def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ending: Ending,

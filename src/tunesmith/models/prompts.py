@@ -34,7 +34,7 @@ class Inputs:
     """
 
     arguments: dict[str, Any]
-    places: Tensor
+    positions: Tensor
     starts: Tensor
 
 

@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.models.architecture import blocks
-from tunesmith.models.conv1d import TurnedLinear
+from tunesmith.models.conv1d import TransposedLinear
 from tunesmith.models.fake_tensors import real_numbers
 from tunesmith.ops.quantized import Format, Quantized, dequantize, empty_quantized, quantize, quantized_linear
 
@@ -62,12 +62,12 @@ class QuantizedLinear(nn.Linear):
         return self
 
 
-def made_whole(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def dequantized_model(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model with every quantized layer replaced, in place, by a linear layer with its dequantized weight."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
-                kind = TurnedLinear if child.turned else nn.Linear
+                kind = TransposedLinear if child.turned else nn.Linear
                 layer = kind(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
                 layer.weight = nn.Parameter(child.weight.to(dtype, copy=True), requires_grad=False)
                 layer.bias = child.bias
@@ -102,7 +102,7 @@ def quantize_fake(model: PreTrainedModel, format: Format, double_quantization: b
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
                     weight = empty_quantized((child.out_features, child.in_features), format, double_quantization)
-                    turned = isinstance(child, TurnedLinear)
+                    turned = isinstance(child, TransposedLinear)
                     setattr(parent, name, QuantizedLinear(weight, child.bias, model.dtype, turned))
 
 

@@ -38,7 +38,7 @@ class Distillation(ObjectiveConfig):
     temperature: float = Field(default=1.0, gt=0)
     """T: both models' logits are divided by it. Default 1: a language model's probabilities are soft enough."""
 
-    label_share: float = Field(default=0.0, ge=0, le=1)
+    label_weight: float = Field(default=0.0, ge=0, le=1)
     """λ: the share of the loss that comes from the rows' own tokens. Default 0: the teacher was trained on rows like
     these."""
 
@@ -48,14 +48,14 @@ class Distillation(ObjectiveConfig):
     _teacher: Any = PrivateAttr(default=None)
 
     @property
-    def reads(self) -> tuple[str, ...]:
+    def reference_paths(self) -> tuple[str, ...]:
         return (self.teacher,)
 
     @property
     def reference_models(self) -> tuple[PreTrainedModel, ...]:
         return () if self._teacher is None else (self._teacher,)
 
-    def begin(self, model: PreTrainedModel, base: Base) -> None:
+    def set_up(self, model: PreTrainedModel, base: Base) -> None:
         """Load the teacher on the student's device, in the student's precision.
 
         Raises:
@@ -84,7 +84,7 @@ class Distillation(ObjectiveConfig):
         return renderer.render(example, learn=self.learn)
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return distilled_loss(model, self._teacher, batch, self.temperature, self.label_share)
+        return distilled_loss(model, self._teacher, batch, self.temperature, self.label_weight)
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The next-token loss on the rows' own tokens, so that a student compares with other language models."""

@@ -37,12 +37,12 @@ class Embedding(ObjectiveConfig):
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     formats: ClassVar[tuple[str, ...]] = ("pairs",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
-    rate_share: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
+    rate_factor: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
     loss_unit: ClassVar[str] = "nats per pair"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("found_first", "found_in_ten", "reciprocal_rank")
+        return ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
 
     @property
     def ending(self) -> Ending:

@@ -50,7 +50,7 @@ class FewShot(ObjectiveConfig):
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     formats: ClassVar[tuple[str, ...]] = ("classification",)
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
-    rate_share: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
+    rate_factor: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
     loss_unit: ClassVar[str] = "nats per text"
 
     @property
@@ -104,7 +104,7 @@ class FewShot(ObjectiveConfig):
         losses = torch.logsumexp(others, 1, keepdim=True) - scores
         return losses.masked_fill(~same_class, 0.0).sum(1) / same_class.sum(1).clamp(min=1)
 
-    def finish(self, model: PreTrainedModel, vectors: Callable[[], tuple[Any, Any]]) -> nn.Linear:
+    def fit_head(self, model: PreTrainedModel, vectors: Callable[[], tuple[Any, Any]]) -> nn.Linear:
         embeddings, targets = vectors()
         return fitted_head(embeddings, targets[:, 0].astype(int), len(self.labels or ()))
 

@@ -35,7 +35,7 @@ class MultiLabel(NewHead):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("exact_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels")
+        return ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels")
 
     @property
     def ending(self) -> Ending:

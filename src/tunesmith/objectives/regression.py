@@ -67,7 +67,7 @@ class Regression(NewHead):
             update={"mean": mean if self.mean is None else self.mean, "spread": self.spread or spread}
         )
 
-    def begin(self, model: PreTrainedModel, base: Base) -> None:
+    def set_up(self, model: PreTrainedModel, base: Base) -> None:
         head = last_linear(model)
         if head.bias is None and abs(self.mean or 0.0) > FAR * (self.spread or 1.0):
             raise UserError(

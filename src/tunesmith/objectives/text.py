@@ -24,7 +24,7 @@ class Text(NextToken):
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "split"
 
     @property
-    def joins_rows(self) -> bool:
+    def concatenates_rows(self) -> bool:
         return self.concatenate
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:

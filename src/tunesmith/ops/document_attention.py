@@ -230,7 +230,7 @@ class _DocumentAttention(torch.autograd.Function):
         log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
         seed = native.random_seed() if dropout else 0
         group = q.shape[1] // k.shape[1]
-        ctx.shape = native.Shape(k.shape[1], group, q.shape[2], scale, window or 0, causal, dropout, seed)
+        ctx.shape = native.AttentionArguments(k.shape[1], group, q.shape[2], scale, window or 0, causal, dropout, seed)
         native.call_attention("attention", ctx.shape, documents, len(documents), q, k, v, out, log_sums)
         ctx.save_for_backward(q, k, v, documents, log_sums)
         return out

@@ -5,12 +5,12 @@ import bisect
 from collections.abc import Sequence
 from typing import Protocol
 
-from tunesmith.planner.trace import Held
+from tunesmith.planner.trace import Allocation
 
 KIB, MIB = 2**10, 2**20
 
 
-Events = Sequence[tuple[bool, Held]]
+Events = Sequence[tuple[bool, Allocation]]
 """Allocations (True) and frees (False), in order."""
 
 
@@ -20,9 +20,9 @@ class Allocator(Protocol):
     peak_bytes: int
     makes_graph: bool
 
-    def allocate(self, piece: Held) -> None: ...
+    def allocate(self, piece: Allocation) -> None: ...
 
-    def free(self, piece: Held) -> None: ...
+    def free(self, piece: Allocation) -> None: ...
 
     def end_pass(self) -> None:
         """A pass has ended; what was kept for it is freed."""
@@ -115,7 +115,7 @@ class Arena:
         self._ranges: dict[int, tuple[int, int]] = {}
         self.makes_graph = False
 
-    def allocate(self, piece: Held) -> None:
+    def allocate(self, piece: Allocation) -> None:
         size = -(-piece.bytes // self.ALIGNED) * self.ALIGNED + self.HEADER
         if piece.part in MAPPED or size - self.HEADER >= self.APART:
             self._apart += piece.bytes
@@ -124,7 +124,7 @@ class Arena:
         self._farthest = max(self._farthest, self._top)
         self.peak_bytes = max(self.peak_bytes, self._farthest + self._apart)
 
-    def free(self, piece: Held) -> None:
+    def free(self, piece: Allocation) -> None:
         if id(piece) not in self._ranges:
             self._apart -= piece.bytes
             return
@@ -168,7 +168,7 @@ class Heap:
         self._beside: dict[int, list[tuple[int, int]]] = {}
         self.makes_graph = False
 
-    def allocate(self, piece: Held) -> None:
+    def allocate(self, piece: Allocation) -> None:
         if piece.part == "activations":
             self._beside[id(piece)], self._slivers = self._slivers, []
         if piece.bytes >= self.APART or piece.part in MAPPED:
@@ -177,7 +177,7 @@ class Heap:
             self._ranges[id(piece)] = self._place(max(self.LEAST, -(-(piece.bytes + 8) // 16) * 16))
         self.peak_bytes = max(self.peak_bytes, self._top + self._apart)
 
-    def free(self, piece: Held) -> None:
+    def free(self, piece: Allocation) -> None:
         if id(piece) in self._ranges:
             self._put(*self._ranges.pop(id(piece)))
         else:
@@ -226,7 +226,7 @@ class CachingAllocator:
         self._gaps = {True: _Gaps(), False: _Gaps()}
         self._ranges: dict[int, tuple[int, int]] = {}
 
-    def allocate(self, piece: Held) -> None:
+    def allocate(self, piece: Allocation) -> None:
         size = max(512, -(-piece.bytes // 512) * 512)
         small = size <= self.SMALL
         start, end = self._gaps[small].best(size) or self._segment(size)
@@ -236,7 +236,7 @@ class CachingAllocator:
             end = start + size
         self._ranges[id(piece)] = (start, end)
 
-    def free(self, piece: Held) -> None:
+    def free(self, piece: Allocation) -> None:
         small = max(512, piece.bytes) <= self.SMALL
         self._gaps[small].put(*self._ranges.pop(id(piece)))
 

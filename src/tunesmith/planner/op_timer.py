@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.engine.allocator import keeping_freed_memory
-from tunesmith.models.fake_mode import Shape
+from tunesmith.engine.allocator import keep_freed_memory
+from tunesmith.models.fake_mode import TensorSpec
 from tunesmith.ops import native
 from tunesmith.ops.document_attention import document_layout
 from tunesmith.planner.trace import PRODUCTS, AttentionParameters, Operation
@@ -68,7 +68,7 @@ class OpTimer:
         """One shared timer for plans of the same rows and thread count, since they have most operations in common."""
         return cls(lengths, device)
 
-    @keeping_freed_memory()  # as a run does
+    @keep_freed_memory()  # as a run does
     def total(self, operations: Mapping[Operation, float], recorded: bool = True) -> float:
         """Seconds of all operations, one after another.
 
@@ -173,14 +173,14 @@ class OpTimer:
     def _like(self, value: Any) -> Any:
         """A real tensor for a shape, a list for a tuple, this device for the fake one."""
         if isinstance(value, AttentionParameters):
-            return native.Shape(*value)
-        if isinstance(value, Shape):
+            return native.AttentionArguments(*value)
+        if isinstance(value, TensorSpec):
             return self._tensor(value)
         if isinstance(value, tuple):
             return [self._like(each) for each in value]
         return self.device if isinstance(value, torch.device) else value
 
-    def _tensor(self, shape: Shape) -> Tensor:
+    def _tensor(self, shape: TensorSpec) -> Tensor:
         """Filled with small numbers: reading pages that were never written costs nothing, and zeros are not a
         representative load."""
         tensor = torch.empty_strided(shape.sizes, shape.strides, dtype=shape.dtype, device=self.device)

@@ -19,12 +19,12 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import enable_activation_checkpointing
-from tunesmith.engine.optimizers import ON_CUDA_ALONE
-from tunesmith.engine.trainable import base_parameters, is_hidden, made_trainable
+from tunesmith.engine.optimizers import CUDA_ONLY
+from tunesmith.engine.trainable import base_parameters, is_hidden, make_trainable
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
-from tunesmith.models.conv1d import TurnedLinear
+from tunesmith.models.conv1d import TransposedLinear
 from tunesmith.models.fake_tensors import fake_tensors
 from tunesmith.models.heads import body_is_frozen
 from tunesmith.models.load import config_of, fake_model
@@ -174,7 +174,7 @@ def _simulated(
     gc.freeze()  # limits garbage collection to objects made here
     try:
         with fake_tensors():
-            model = made_trainable(recipe, fake_model(recipe.base, dtype, recipe.objective.ending, layers))
+            model = make_trainable(recipe, fake_model(recipe.base, dtype, recipe.objective.ending, layers))
             if checkpointed is not None:
                 enable_activation_checkpointing(model, checkpointed)
             return _Simulation(recipe, model, _batch(model, rows, scores), holds).step()
@@ -199,7 +199,7 @@ class _Simulation:
         self.trace = Trace()
         self.watch = Watch(self.trace, "workspace")
         plain = recipe.train.model_copy(update={"optimizer": "adamw"})
-        self.in_eight_bits = recipe.train.optimizer in ON_CUDA_ALONE
+        self.in_eight_bits = recipe.train.optimizer in CUDA_ONLY
         hidden = [is_hidden(model)] if recipe.train.optimizer == "muon" else []
         self.masters = MasterWeights(
             model.named_parameters(), plain if self.in_eight_bits else recipe.train, lambda _: 1.0, *hidden
@@ -252,7 +252,7 @@ class _Simulation:
             len(blocks(plain)),
             packs(plain),
             max(_largest_matrix(layer) for block in blocks(plain) for layer in block.modules()),
-            any(isinstance(layer, TurnedLinear) for layer in self.model.modules()),
+            any(isinstance(layer, TransposedLinear) for layer in self.model.modules()),
         )
 
     def _phase(self, run: Callable[[], None]) -> tuple[dict[Operation, float], dict[str, int]]:

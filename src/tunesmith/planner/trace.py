@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tunesmith.models.fake_mode import Shape
+from tunesmith.models.fake_mode import TensorSpec
 from tunesmith.ops import native
 
 PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
@@ -25,7 +25,7 @@ PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
 
 
 class AttentionParameters(NamedTuple):
-    """The fields of `native.Shape`, in a form that can be compared and hashed."""
+    """The fields of `native.AttentionArguments`, in a form that can be compared and hashed."""
 
     kv_heads: int
     group: int
@@ -43,7 +43,7 @@ class Operation:
 
     Attributes:
         name: `aten::mm`, or a native kernel's name in the library.
-        arguments: in order; tensors as `Shape`s, lists as tuples.
+        arguments: in order; tensors as `TensorSpec`s, lists as tuples.
         keywords: by name, in order.
         results: shapes of its results.
     """
@@ -51,13 +51,13 @@ class Operation:
     name: str
     arguments: tuple[Any, ...]
     keywords: tuple[tuple[str, Any], ...] = ()
-    results: tuple[Shape, ...] = ()
+    results: tuple[TensorSpec, ...] = ()
 
     @property
     def flops(self) -> float:
         """Multiplications and additions of matrix products and attention; 0 for all else, which is memory-bound."""
         if self.name.startswith(PRODUCTS):
-            left, right = [each for each in self.arguments if isinstance(each, Shape)][-2:]
+            left, right = [each for each in self.arguments if isinstance(each, TensorSpec)][-2:]
             return 2.0 * left.numbers * right.sizes[-1]
         if self.arguments and isinstance(self.arguments[0], AttentionParameters):
             queries, keys = self.arguments[3:5]
@@ -82,16 +82,16 @@ class Operation:
         return next(dtypes, torch.float32)
 
 
-def _shapes(values: Iterable[object]) -> Iterator[Shape]:
+def _shapes(values: Iterable[object]) -> Iterator[TensorSpec]:
     for value in values:
-        if isinstance(value, Shape):
+        if isinstance(value, TensorSpec):
             yield value
         elif isinstance(value, tuple) and not isinstance(value, AttentionParameters):
             yield from _shapes(value)
 
 
 @dataclass(slots=True)
-class Held:
+class Allocation:
     """An allocation: its bytes, and its part in the plan."""
 
     bytes: int
@@ -107,7 +107,7 @@ class Trace:
         operations: with their counts.
     """
 
-    events: list[tuple[bool, Held]] = field(default_factory=list)
+    events: list[tuple[bool, Allocation]] = field(default_factory=list)
     operations: Counter[Operation] = field(default_factory=Counter)
 
     def peak(self, first: int = 0) -> dict[str, int]:
@@ -123,13 +123,13 @@ class Trace:
         return {part: count for part, count in parts.items() if count}
 
 
-def again(events: Sequence[tuple[bool, Held]]) -> list[tuple[bool, Held]]:
+def again(events: Sequence[tuple[bool, Allocation]]) -> list[tuple[bool, Allocation]]:
     """Repeat the events with new allocations. Frees of allocations from before the events are left out."""
-    copies: dict[int, Held] = {}
+    copies: dict[int, Allocation] = {}
     repeated = []
     for is_allocation, piece in events:
         if is_allocation:
-            copies[id(piece)] = Held(piece.bytes, piece.part)
+            copies[id(piece)] = Allocation(piece.bytes, piece.part)
         if is_allocation or id(piece) in copies:
             repeated.append((is_allocation, copies[id(piece)]))
     return repeated
@@ -142,15 +142,15 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
         self.part = part
-        self._kept: dict[int, tuple[torch.UntypedStorage, Held]] = {}  # until the mode itself is gone
-        self._temporary: dict[int, tuple[weakref.ref[torch.UntypedStorage], Held]] = {}
+        self._kept: dict[int, tuple[torch.UntypedStorage, Allocation]] = {}  # until the mode itself is gone
+        self._temporary: dict[int, tuple[weakref.ref[torch.UntypedStorage], Allocation]] = {}
 
     def hold(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count tensors that exist already and stay."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._kept:
-                self._kept[storage._cdata] = (storage, Held(storage.nbytes(), part))
+                self._kept[storage._cdata] = (storage, Allocation(storage.nbytes(), part))
                 self.trace.events.append((True, self._kept[storage._cdata][1]))
             self._kept[storage._cdata][1].part = part
 
@@ -190,7 +190,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             self._piece(tensor, self.part)
         if tensors and not getattr(function, "is_view", False):
-            shapes = tuple(Shape.of(each) for each in tensors)
+            shapes = tuple(TensorSpec.of(each) for each in tensors)
             self._record(Operation(str(function), _plain(arguments), _plain_items(keywords), shapes))
         return result
 
@@ -200,13 +200,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _record(self, operation: Operation) -> None:
         self.trace.operations[operation] += 1
 
-    def _piece(self, tensor: Tensor, part: str) -> Held:
+    def _piece(self, tensor: Tensor, part: str) -> Allocation:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._kept:
             return self._kept[key][1]
         if key not in self._temporary:
-            self._temporary[key] = (weakref.ref(storage, lambda _: self._free(key)), Held(storage.nbytes(), part))
+            self._temporary[key] = (weakref.ref(storage, lambda _: self._free(key)), Allocation(storage.nbytes(), part))
             self.trace.events.append((True, self._temporary[key][1]))
         return self._temporary[key][1]
 
@@ -218,11 +218,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _plain(value: Any) -> Any:
     """A hashable value: shapes for tensors, tuples for lists."""
     if isinstance(value, Tensor):
-        return Shape.of(value)
+        return TensorSpec.of(value)
     if isinstance(value, list | tuple):
         return tuple(_plain(each) for each in value)
-    if isinstance(value, native.Shape):
-        return AttentionParameters(*(getattr(value, name) for name, _ in native.Shape._fields_))
+    if isinstance(value, native.AttentionArguments):
+        return AttentionParameters(*(getattr(value, name) for name, _ in native.AttentionArguments._fields_))
     return value
 
 

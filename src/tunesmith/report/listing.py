@@ -14,7 +14,7 @@ from tunesmith.run import Event, Run
 STILL_WRITING = 120.0
 """An unfinished run counts as running for this many seconds after its last event: longer than most steps."""
 
-State = Literal["done", "running", "interrupted", "begun", "unreadable"]
+State = Literal["done", "running", "interrupted", "started", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Listed:
         name: path of its directory, relative to the listed directory.
         begun: start time, as ISO 8601 with the time zone; None if unknown.
         base, method: from the recipe; "?" if it cannot be read.
-        state: `done`; `running`, if its last event is recent; `interrupted`, which `--resume` can continue; `begun`,
+        state: `done`; `running`, if its last event is recent; `interrupted`, which `--resume` can continue; `started`,
             before the first step; or `unreadable`.
         step, total_steps: progress; 0 and None before the first step.
         loss: of the last step, in the run's loss unit; "nan" and "inf" as in `metrics.jsonl`.
@@ -34,7 +34,7 @@ class Listed:
     """
 
     name: str
-    begun: str | None
+    started: str | None
     base: str
     method: str
     state: State
@@ -72,14 +72,14 @@ def _listed(directory: Path, name: str) -> Listed:
     try:
         recipe = read_yaml(directory / "recipe.yaml")
         events = run.events()
-        begun = _start_time(directory)
+        started = _start_time(directory)
     except (UserError, OSError, ValueError):
         return Listed(name, None, "?", "?", "unreadable")
     last = {event["event"]: event for event in events}
     step = last.get("step", {})
     return Listed(
         name,
-        begun,
+        started,
         Path(_name_in(recipe.get("base", "embedded"), "path")).name,
         _name_in(recipe.get("method", "lora"), "kind"),
         _state(run, events),
@@ -98,7 +98,7 @@ def _state(run: Run, events: list[Event]) -> State:
     metrics = run.directory / "metrics.jsonl"
     if kinds and kinds[-1] != "end" and time.time() - metrics.stat().st_mtime < STILL_WRITING:
         return "running"
-    return "interrupted" if "step" in kinds else "begun"
+    return "interrupted" if "step" in kinds else "started"
 
 
 def _start_time(directory: Path) -> str | None:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.errors import UserError
-from tunesmith.planner.ask import OnDevice
 from tunesmith.planner.plan import Plan
+from tunesmith.planner.request import OnDevice
 from tunesmith.report.formatting import count, duration, size
 
 COLORS = {

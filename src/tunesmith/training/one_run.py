@@ -16,7 +16,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared, prepare, resolve
-from tunesmith.engine.allocator import give_back_freed_memory, keeping_freed_memory
+from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.held_out import rows_with_vectors
@@ -24,22 +24,22 @@ from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
-from tunesmith.engine.optimizers import is_elsewhere
+from tunesmith.engine.optimizers import falls_back_to_adamw
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import (
     base_parameters,
+    cap_max_length,
     is_hidden,
     learning_rates,
     trainable_model,
     with_known_features,
-    with_room,
 )
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
-from tunesmith.models.load import load_tokenizer, refuse_other_kinds
+from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.planner.device import this_device
 from tunesmith.planner.fitting import plan_within, refusal
@@ -56,8 +56,8 @@ def train_run(
 ) -> Run:
     """Start a run. Arguments and errors are those of `training.stages.train`."""
     requested = Recipe.load(recipe, list(overrides))
-    refuse_other_kinds(requested.base, requested.objective)
-    resolved = with_room(resolve(requested))
+    check_base_kind(requested.base, requested.objective)
+    resolved = cap_max_length(resolve(requested))
     tokenizer = load_tokenizer(resolved.base)
     fingerprint = tokenizer_fingerprint(tokenizer)
     prepared = prepare(resolved, tokenizer)
@@ -84,7 +84,7 @@ def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
     return _execute(recipe, old_run, tokenizer, prepared, subscribers)
 
 
-@keeping_freed_memory()
+@keep_freed_memory()
 def _execute(
     recipe: Recipe,
     run: Run,
@@ -94,11 +94,11 @@ def _execute(
 ) -> Run:
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
-    give_back_freed_memory()
+    release_freed_memory()
     forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
     plan = _plan(recipe, run, prepared, dtype, device)
     model = trainable_model(recipe, dtype, device)
-    give_back_freed_memory()  # memory of the weights as they were stored
+    release_freed_memory()  # memory of the weights as they were stored
     prepared = with_known_features(recipe, model, prepared, device)
     batch_plan = BatchPlan.of(recipe, prepared.train) if plan is None else plan.batch_plan
     loop = _loop(recipe, run, model, prepared, batch_plan.over(prepared.train), device)
@@ -129,7 +129,7 @@ def _execute(
     largest_batch = batch_plan.layout(not loop.batches.padded).largest_batch if plan is None else plan.largest_batch
     forecast = {**predicted, "time": _largest_batch_first(loop, largest_batch)}
     loop.events.emit("forecast", **forecast)
-    give_back_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
+    release_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
     output = None
@@ -168,7 +168,7 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
         step=loop.state.step,
     )
     loop.events.emit("data", **asdict(prepared.report))
-    if is_elsewhere(recipe.train, loop.device):
+    if falls_back_to_adamw(recipe.train, loop.device):
         message = f"train.optimizer: {recipe.train.optimizer} needs CUDA; on {loop.device.type}, AdamW is used instead."
         loop.events.emit("warning", message=message)
     if recipe.train.offload_activations and loop.device.type != "cuda":
@@ -190,7 +190,7 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
 def _finished_head(loop: Loop) -> nn.Linear | None:
     """The head that the objective fits on the trained model's vectors, if it has one."""
     rows = partial(rows_with_vectors, loop.objective, loop.model, loop.batches.table, loop.tokens_per_batch)
-    head: nn.Linear | None = loop.objective.finish(loop.model, rows)
+    head: nn.Linear | None = loop.objective.fit_head(loop.model, rows)
     return head
 
 
@@ -261,7 +261,7 @@ def _stay_within_limit(loop: Loop, plan: Plan) -> Plan:
         loop.batches = plan.batch_plan.over(loop.batches.table).layout(plan.step.packed).batches
         if plan.checkpointed:
             enable_activation_checkpointing(loop.model, plan.checkpointed)
-        give_back_freed_memory()
+        release_freed_memory()
         forget_peak(loop.device)
         _largest_batch_first(loop, plan.largest_batch)
         excess = peak_memory(loop.device) - limit

@@ -14,7 +14,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.models.merge import merged_model, save_merged
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.run import CHAIN, Run, Subscriber, atomic_write, last_stage, new_directory
+from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.training.one_run import resume_run, train_run
 
 
@@ -43,7 +43,7 @@ def train(
         return train_run(recipe, run, overrides, subscribers)
     name = "-".join(pipeline.names) if pipeline.folded is None else f"{pipeline.folded.method.kind}-folds"
     directory = new_directory(run, pipeline.recipes[0].base.path, name)
-    with atomic_write(directory / CHAIN) as file:
+    with atomic_write(directory / PIPELINE_FILE) as file:
         file.write(pipeline.to_yaml())
     try:
         return _execute(pipeline, directory, subscribers)
@@ -60,7 +60,7 @@ def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
         UserError: the directory is neither, the run has finished, or its data or base have changed since.
     """
     directory = Path(run).absolute()
-    pipeline = Pipeline.load(directory / CHAIN) if (directory / CHAIN).exists() else None
+    pipeline = Pipeline.load(directory / PIPELINE_FILE) if (directory / PIPELINE_FILE).exists() else None
     return resume_run(run, subscribers) if pipeline is None else _execute(pipeline, directory, subscribers)
 
 

@@ -20,8 +20,8 @@ _POINTER: Any = ctypes.c_void_p
 _LONG, _INT, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
-class Shape(ctypes.Structure):
-    """`Shape` of attention.h."""
+class AttentionArguments(ctypes.Structure):
+    """`AttentionArguments` of attention.h."""
 
     _fields_ = (
         ("kv_heads", _LONG),
@@ -127,7 +127,7 @@ def call_named(name: str, *arguments: Any) -> None:
 
 
 def _to_c(kind: Any, value: Any) -> Any:
-    if isinstance(value, Shape):
+    if isinstance(value, AttentionArguments):
         return ctypes.byref(value)
     if not isinstance(value, Tensor):
         return value

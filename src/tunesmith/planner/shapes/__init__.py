@@ -10,17 +10,17 @@ HERE = Path(__file__).parent
 
 
 @cache
-def known_shapes() -> dict[str, list[str]]:
+def known_configs() -> dict[str, list[str]]:
     """Hub names by short name."""
     names: dict[str, list[str]] = json.loads((HERE / "hub_names.json").read_text(encoding="utf-8"))
     return names
 
 
-def with_known_shape(base: Base) -> Base:
+def with_known_config(base: Base) -> Base:
     """The base with the shipped config of that name; unchanged if there is none, or if a directory has that name."""
     if Path(base.path).exists():
         return base
-    for name, hub_names in known_shapes().items():
+    for name, hub_names in known_configs().items():
         if base.path.lower() in (name, *(hub_name.lower() for hub_name in hub_names)):
             return base.model_copy(update={"path": str(HERE / name)})
     return base

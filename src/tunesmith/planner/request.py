@@ -16,14 +16,14 @@ from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.precision import dtype_of
-from tunesmith.engine.trainable import with_room
+from tunesmith.engine.trainable import cap_max_length
 from tunesmith.errors import UserError
-from tunesmith.models.load import load_tokenizer, refuse_other_kinds
+from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.planner.device import Device, device_named, known_devices
 from tunesmith.planner.fitting import plan_within
 from tunesmith.planner.measure import available_memory
 from tunesmith.planner.plan import Plan, plan_of, plan_run
-from tunesmith.planner.shapes import with_known_shape
+from tunesmith.planner.shapes import with_known_config
 from tunesmith.planner.step import rows_like
 
 NO_ROWS = "(none)"
@@ -87,7 +87,7 @@ def recipe_of(
     if data is not None:
         changes["data"] = loaded.data.model_copy(update={"train": [str(data)]})
     named = loaded.base if base is None else loaded.base.model_copy(update={"path": base})
-    return loaded.model_copy(update={**changes, "base": with_known_shape(named)})
+    return loaded.model_copy(update={**changes, "base": with_known_config(named)})
 
 
 def precision(recipe: Recipe, device: Device) -> torch.dtype:
@@ -102,9 +102,9 @@ def batch_plan_of(recipe: Recipe) -> BatchPlan:
     Raises:
         UserError: the base does not suit the objective, or the rows cannot be used.
     """
-    refuse_other_kinds(recipe.base, recipe.objective)
+    check_base_kind(recipe.base, recipe.objective)
     if recipe.data.train == [NO_ROWS]:
-        resolved = with_room(recipe)
+        resolved = cap_max_length(recipe)
         length = min(resolved.data.max_length, resolved.train.tokens_per_step)
         count = ceil(resolved.train.tokens_per_step / length)
         once = resolved.train.model_copy(update={"epochs": None, "steps": resolved.train.steps or 1})
@@ -112,7 +112,7 @@ def batch_plan_of(recipe: Recipe) -> BatchPlan:
         return replace(
             BatchPlan.of(resolved, rows_like(resolved, [length] * count)), known=recipe.train.steps is not None
         )
-    resolved = with_room(resolve(recipe))
+    resolved = cap_max_length(resolve(recipe))
     try:
         tokenizer = load_tokenizer(resolved.base)
     except UserError:
@@ -134,7 +134,7 @@ def _by_characters(recipe: Recipe) -> TokenTable:
 
 def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
     """Plans of the base with each common method, by name; the error where a method does not support the base."""
-    refuse_other_kinds(recipe.base, recipe.objective)
+    check_base_kind(recipe.base, recipe.objective)
     plans: dict[str, Plan | UserError] = {}
     available = available_memory(torch.device(device.kind)) if device.is_here else None
     for name, changes in USUAL.items():
@@ -157,12 +157,12 @@ class Proposal:
 
     Attributes:
         plan: of that recipe.
-        given_up: how it differs from the original recipe, in words.
+        tradeoffs: how it differs from the original recipe, in words.
         overrides: `key.path=value` strings that turn the original recipe into it.
     """
 
     plan: Plan
-    given_up: tuple[str, ...]
+    tradeoffs: tuple[str, ...]
     overrides: tuple[str, ...]
 
 
@@ -177,10 +177,10 @@ def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
     Raises:
         UserError: no recipe fits.
     """
-    given_up: list[str] = []
+    tradeoffs: list[str] = []
     overrides: list[str] = []
     for variant, loss, override in _ladder(recipe):
-        given_up += loss
+        tradeoffs += loss
         overrides += override
         try:
             fitting = plan_within(batch_plan_of(variant), precision(variant, device), device, limit)
@@ -188,16 +188,16 @@ def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
             refused = error
             continue
         if fitting.checkpointed:
-            given_up.append(
+            tradeoffs.append(
                 f"{fitting.checkpointed} of {fitting.step.blocks} blocks are checkpointed: up to a third more time"
             )
-        usual = variant.train.tokens_at_once
+        usual = variant.train.max_batch_tokens
         if fitting.batch_plan.tokens_per_batch < usual:
-            given_up.append(f"{fitting.batch_plan.tokens_per_batch:,} tokens per batch instead of {usual:,}")
+            tradeoffs.append(f"{fitting.batch_plan.tokens_per_batch:,} tokens per batch instead of {usual:,}")
             overrides.append(f"train.tokens_per_batch={fitting.batch_plan.tokens_per_batch}")
         if fitting.checkpointed:
             overrides.append(f"train.memory_limit={limit / 1e9:.4g}GB")
-        return Proposal(fitting, tuple(given_up), tuple(overrides))
+        return Proposal(fitting, tuple(tradeoffs), tuple(overrides))
     raise UserError(
         f"No recipe for {recipe.base.path} fits into {limit / 1e9:.1f} GB ({refused}). Use a smaller base model."
     )

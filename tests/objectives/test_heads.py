@@ -27,7 +27,7 @@ from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predicti
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.load import ending_of, load_model, load_tokenizer
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import spans_of, tell, vector_of
+from tunesmith.models.predict import predict, spans_of, vector_of
 from tunesmith.objectives.few_shot import fitted_head
 
 MINILM = str(Path(minilm).parent / "model")
@@ -66,9 +66,9 @@ def recipe_of(base: str | Path, rows: str, objective: Any, **train: Any) -> dict
 
 def predicted_by(run: Any, text: str) -> list[Any]:
     reference = ModelReference.find(str(run.directory))
-    return tell(reference.model(torch.float32, CPU), reference.tokenizer(), reference.ending, [text], reference.head())[
-        0
-    ]
+    return predict(
+        reference.model(torch.float32, CPU), reference.tokenizer(), reference.ending, [text], reference.head()
+    )[0]
 
 
 @pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.long), "llama"])
@@ -88,7 +88,9 @@ def test_multi_label_model_learns_its_labels_and_loads_in_transformers(
     )
     result = tunesmith.evaluate(run.directory)
     assert (
-        result["tuned"]["metrics"]["exact_labels"]["value"] > 0.9 > result["base"]["metrics"]["exact_labels"]["value"]
+        result["tuned"]["metrics"]["exact_match_of_labels"]["value"]
+        > 0.9
+        > result["base"]["metrics"]["exact_match_of_labels"]["value"]
     )
     theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
     assert theirs.config.problem_type == "multi_label_classification"
@@ -205,7 +207,7 @@ def test_embeddings_are_trained_and_equal_those_of_sentence_transformers(tmp_pat
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
         assert np.linalg.norm(ours, axis=1) == pytest.approx([1, 1], abs=1e-5)
     result = tunesmith.evaluate(full.directory)
-    assert 0.5 < result["tuned"]["metrics"]["reciprocal_rank"]["value"] <= 1
+    assert 0.5 < result["tuned"]["metrics"]["mean_reciprocal_rank"]["value"] <= 1
     assert result["tuned"]["loss"] < result["base"]["loss"]
     assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalized=True)
 
@@ -284,7 +286,7 @@ def test_prediction_metrics_equal_scikit_learn_and_scipy() -> None:
     assert PREDICTION_METRICS["rank_correlation"].of(values)(rows) == pytest.approx(rank_correlation)
     assert PREDICTION_METRICS["correlation"].of(values)(rows) == pytest.approx(np.corrcoef(predicted, expected)[0, 1])
     vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in generator.normal(size=(200, 2, 6))]
-    recall = PREDICTION_METRICS["found_in_ten"].of(Predictions(vectors, [np.zeros((2, 0))] * 200, ()))(rows)
+    recall = PREDICTION_METRICS["recall_at_10"].of(Predictions(vectors, [np.zeros((2, 0))] * 200, ()))(rows)
     scores = np.stack([v[0] for v in vectors]) @ np.stack([v[1] for v in vectors]).T
     assert recall == pytest.approx(np.mean((scores > np.diag(scores)[:, None]).sum(1) < 10))
 
@@ -364,10 +366,12 @@ def test_vectors_are_ranked_only_among_those_of_the_same_model() -> None:
     vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in generator.normal(size=(40, 2, 6))]
     models = [n % 2 for n in range(40)]
     targets = [np.zeros((2, 0))] * 40
-    both = PREDICTION_METRICS["reciprocal_rank"].of(Predictions(vectors, targets, (), models))
+    both = PREDICTION_METRICS["mean_reciprocal_rank"].of(Predictions(vectors, targets, (), models))
     for model in (0, 1):
         rows = [n for n in range(40) if n % 2 == model]
-        single = PREDICTION_METRICS["reciprocal_rank"].of(Predictions([vectors[n] for n in rows], targets[:20], ()))
+        single = PREDICTION_METRICS["mean_reciprocal_rank"].of(
+            Predictions([vectors[n] for n in rows], targets[:20], ())
+        )
         assert both(np.array(rows)) == pytest.approx(single(np.arange(20)))
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from effects import settings_of_recipes
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from pydantic import ValidationError
+from settings_coverage import settings_of_recipes
 from small_models import method_of, moving, randomize, small_model
 from torch.nn import functional
 
@@ -501,7 +501,7 @@ def test_an_aborted_pass_is_dropped_and_the_layers_stay_shared() -> None:
     assert shared._x is one
     assert set(shared._outputs) == {attention.k_proj, attention.v_proj}
     for layer in (attention.q_proj, attention.o_proj):
-        layer.forget_pass()
+        layer.drop_pass()
     assert shared._x is None
     assert shared._outputs == {}
     torch.testing.assert_close(attention.q_proj(other), PeftLoraLinear.forward(attention.q_proj, other))

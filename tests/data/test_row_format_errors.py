@@ -8,7 +8,7 @@ from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import text_of
 from tunesmith.data.row_formats import FORMATS, detect, format_for, format_named, to_example
-from tunesmith.data.turns import ROLES, NotUnderstoodError, in_words, parsed, tools_of, turns_of
+from tunesmith.data.turns import ROLES, MalformedRowError, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 
 
@@ -411,18 +411,18 @@ def test_in_words_describes_the_type_of_a_value(value: Any, words: str) -> None:
 def test_parsed_reads_json_texts_and_returns_other_values() -> None:
     assert parsed("[1]", "x") == [1]
     assert parsed([1], "x") == [1]
-    with pytest.raises(NotUnderstoodError, match=r"x is a text that is not valid JSON: '\[1'"):
+    with pytest.raises(MalformedRowError, match=r"x is a text that is not valid JSON: '\[1'"):
         parsed("[1", "x")
-    with pytest.raises(NotUnderstoodError, match="x is a text that is not valid JSON"):
+    with pytest.raises(MalformedRowError, match="x is a text that is not valid JSON"):
         parsed("[" * 100_000, "x")
 
 
 def test_a_missing_text_takes_its_default_and_a_wrong_type_does_not() -> None:
     assert text_of({"a": None}, "a", "d") == text_of({}, "a", "d") == "d"
     assert text_of({"a": ""}, "a", "d") == ""
-    with pytest.raises(NotUnderstoodError, match=r"^a is missing$"):
+    with pytest.raises(MalformedRowError, match=r"^a is missing$"):
         text_of({}, "a")
-    with pytest.raises(NotUnderstoodError, match=r"^a is a list, not a text$"):
+    with pytest.raises(MalformedRowError, match=r"^a is a list, not a text$"):
         text_of({"a": []}, "a", "d")
 
 

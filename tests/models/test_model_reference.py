@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.model_reference import ModelReference, fingerprint_of
-from tunesmith.models.predict import Prediction, entities_of, predictions_of, tell, vector_of
-from tunesmith.models.sentence import stored_head, write_steps
+from tunesmith.models.predict import Prediction, entities_of, predict, predictions_of, vector_of
+from tunesmith.models.sentence_transformers_format import stored_head, write_steps
 
 CPU = torch.device("cpu")
 
@@ -167,7 +167,7 @@ def test_words_are_tagged_at_their_first_token_within_the_context(tagger: Any) -
     probabilities = tagger(input_ids=tokens).logits[0].softmax(-1)
     labels = ("A", "B", "C")
     words = [("New", 0), ("York", 4), (",", 8), ("é", 10), ("and", 13)]  # é is two bytes
-    (predictions,) = tell(tagger, byte_tokenizer(), Ending("tags", labels), [text])
+    (predictions,) = predict(tagger, byte_tokenizer(), Ending("tags", labels), [text])
     kept = [(labels[int(probabilities[at].argmax())], float(probabilities[at].max()), word) for word, at in words]
     assert [(each.label, each.words) for each in predictions] == [(label, word) for label, _, word in kept]
     assert [each.value for each in predictions] == pytest.approx([value for _, value, _ in kept], abs=1e-5)
@@ -187,7 +187,7 @@ def test_a_vector_pools_the_texts_hidden_states(pooling: Any, normalized: bool) 
     ending = Ending("vectors", pooling=pooling, normalized=normalized)
     torch.testing.assert_close(vector_of(model, tokenizer, ending, "good film w3 w9"), expected, rtol=1e-4, atol=1e-5)
     head = torch.nn.Linear(len(expected), 3)
-    predictions = tell(
+    predictions = predict(
         model,
         tokenizer,
         Ending("vectors", ("a", "b", "c"), pooling=pooling, normalized=normalized),

@@ -15,7 +15,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.yaml_text import read_yaml
 from tunesmith.errors import UserError
 from tunesmith.run import (
-    CHAIN,
+    PIPELINE_FILE,
     Events,
     MetricsFile,
     Run,
@@ -23,7 +23,7 @@ from tunesmith.run import (
     jsonable,
     last_stage,
     new_directory,
-    whole_run,
+    resolve_run,
 )
 from tunesmith.training.stages import _from_weights_of as from_weights_of
 from tunesmith.training.stages import train
@@ -69,13 +69,13 @@ def test_a_pipeline_is_unchanged_after_writing_and_reading(tmp_path: Path) -> No
     pipeline = Pipeline.load(tmp_path / "pipeline.yaml")
     assert pipeline is not None
     (tmp_path / "again").mkdir()
-    (tmp_path / "again" / CHAIN).write_text(pipeline.to_yaml(), encoding="utf-8")
-    again = Pipeline.load(tmp_path / "again" / CHAIN)
+    (tmp_path / "again" / PIPELINE_FILE).write_text(pipeline.to_yaml(), encoding="utf-8")
+    again = Pipeline.load(tmp_path / "again" / PIPELINE_FILE)
     assert again == pipeline
     assert again is not None
     is_set = ["max_length" in recipe.data.model_fields_set for recipe in again.recipes]
     assert is_set == [False, True, True]  # a default that depends on the base stays unset
-    written = read_yaml(tmp_path / "again" / CHAIN)
+    written = read_yaml(tmp_path / "again" / PIPELINE_FILE)
     assert list(written) == ["base", "stages"]
     assert [stage.get("base") for stage in written["stages"]] == [None] * 3
 
@@ -170,7 +170,7 @@ def test_a_stage_after_a_merge_does_not_keep_the_adapter_of_the_base(
     trained = load_file(last.output / "model.safetensors")
     for name, tensor in merged.items():  # at most one step of 0.03 from its start
         assert (trained[name] - tensor).abs().max() <= 0.0301, name
-    assert whole_run(tmp_path / "pipeline") == last.directory
+    assert resolve_run(tmp_path / "pipeline") == last.directory
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,12 @@ def test_stages_are_ordered_by_number_and_the_last_started_one_is_opened(tmp_pat
     make_runs(directory, "10-j", "9-i-i", "2-b", "1-a")
     (directory / "11-not-started").mkdir()
     assert last_stage(directory) == directory  # without a pipeline file
-    (directory / CHAIN).write_text("stages: [{}, {}, {}, {}]\n", encoding="utf-8")
+    (directory / PIPELINE_FILE).write_text("stages: [{}, {}, {}, {}]\n", encoding="utf-8")
     assert last_stage(directory) == directory / "10-j"
     assert Run.open(directory).directory == directory / "10-j"
     assert Run.open(directory).whole == directory
     assert Run.open(directory / "2-b").stages == [directory / name for name in ("1-a", "2-b", "9-i-i", "10-j")]
-    assert whole_run(directory) == directory / "10-j"
+    assert resolve_run(directory) == directory / "10-j"
     assert Run(tmp_path / "alone").whole == tmp_path / "alone"
     assert Run(tmp_path / "alone").stages == [tmp_path / "alone"]
 
@@ -248,17 +248,17 @@ def test_stages_are_ordered_by_number_and_the_last_started_one_is_opened(tmp_pat
 @pytest.mark.parametrize(("text", "runs"), [("stages: [{}, {}, {}]\n", 3), ("data: {train: x, folds: 4}\n", 5)])
 def test_a_pipeline_with_stages_that_have_not_started_is_not_used(tmp_path: Path, text: str, runs: int) -> None:
     make_runs(tmp_path, "1-a", "2-b")
-    (tmp_path / CHAIN).write_text(text, encoding="utf-8")
+    (tmp_path / PIPELINE_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(
         UserError, match=rf"is not finished: 2 of its {runs} runs have started\. Resume it: tunesmith train --res"
     ):
-        whole_run(tmp_path)
+        resolve_run(tmp_path)
     make_runs(tmp_path, *(f"{number}-x" for number in range(3, runs + 1)))
-    assert whole_run(tmp_path) == tmp_path / f"{runs}-x"
+    assert resolve_run(tmp_path) == tmp_path / f"{runs}-x"
 
 
 def test_the_directory_of_an_empty_pipeline_is_its_own_last_stage(tmp_path: Path) -> None:
-    (tmp_path / CHAIN).write_text("stages: [{}]\n", encoding="utf-8")
+    (tmp_path / PIPELINE_FILE).write_text("stages: [{}]\n", encoding="utf-8")
     assert last_stage(tmp_path) == tmp_path
     with pytest.raises(UserError, match=r"is not a run: it has no recipe\.yaml"):
         Run.open(tmp_path)
@@ -283,7 +283,7 @@ def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run already contains a run\. Resume it: tunesmith train --resume"):
         new_directory(tmp_path / "run", "b", "m")
     (tmp_path / "pipeline").mkdir()
-    (tmp_path / "pipeline" / CHAIN).write_text("", encoding="utf-8")
+    (tmp_path / "pipeline" / PIPELINE_FILE).write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="pipeline already contains a run"):
         new_directory(tmp_path / "pipeline", "b", "m")
     (tmp_path / "other").mkdir()

@@ -25,12 +25,12 @@ from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_
 from tunesmith.engine.trainable import _check_ending as check_ending
 from tunesmith.engine.trainable import (
     base_parameters,
+    cap_max_length,
     from_output,
     is_hidden,
     learning_rates,
     trainable_model,
     with_known_features,
-    with_room,
 )
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
@@ -105,7 +105,7 @@ def test_only_the_last_layer_of_a_head_scales_its_rate_with_the_outputs(bert: Pa
     assert recipe.objective.output_scale == 40.0
     model = trainable_model(recipe, torch.float32, CPU)
     peak, factor = learning_rates(recipe, model)
-    assert peak == pytest.approx(8e-4 * 0.3 * recipe.objective.rate_share, rel=0.05)
+    assert peak == pytest.approx(8e-4 * 0.3 * recipe.objective.rate_factor, rel=0.05)
     scaled = {name for name, _ in model.named_parameters() if factor(name) > 1.5 * 0.02 / peak}
     assert scaled == {"classifier.weight", "classifier.bias"}
     assert factor("classifier.weight") * peak == pytest.approx(0.02 * 40.0, rel=1e-9)
@@ -220,24 +220,24 @@ def few_positions(tmp_path: Path, tiny_model: Path) -> Path:
 
 def test_max_length_is_capped_by_positions_minus_virtual_tokens(few_positions: Path) -> None:
     recipe = recipe_of(few_positions, "lora")
-    assert with_room(recipe).data.max_length == 48
+    assert cap_max_length(recipe).data.max_length == 48
     prompt = recipe_of(few_positions, {"kind": "prompt", "tokens": 20})
-    assert with_room(prompt).data.max_length == 28
+    assert cap_max_length(prompt).data.max_length == 28
 
     def with_max_length(method: Any, length: int) -> Recipe:
         data = {"train": "rows.jsonl", "max_length": length}
         return Recipe.load({"base": str(few_positions), "data": data, "method": method})
 
-    assert with_room(with_max_length("lora", 48)).data.max_length == 48
+    assert cap_max_length(with_max_length("lora", 48)).data.max_length == 48
     with pytest.raises(UserError, match=r"data\.max_length: 49 tokens are more than the 48 .* data\.max_length: 48\."):
-        with_room(with_max_length("lora", 49))
+        cap_max_length(with_max_length("lora", 49))
     with pytest.raises(UserError, match=r"29 tokens plus the method's 20 virtual tokens are .*data\.max_length: 28\."):
-        with_room(with_max_length({"kind": "prompt", "tokens": 20}, 29))
+        cap_max_length(with_max_length({"kind": "prompt", "tokens": 20}, 29))
 
 
 def test_max_length_is_not_capped_without_learned_positions(tiny_model: Path) -> None:
     recipe = Recipe.load({"base": str(tiny_model), "data": {"train": "rows.jsonl", "max_length": 5000}})
-    assert with_room(recipe) is recipe
+    assert cap_max_length(recipe) is recipe
 
 
 # Known features
@@ -276,7 +276,7 @@ def batch_plan(lengths: list[int], known: bool = True, **train: Any) -> BatchPla
         for number, length in enumerate(lengths)
     ]
     recipe = Recipe.load({"data": {"train": "rows.jsonl"}, "train": {"shuffle": False, **train}})
-    return BatchPlan(recipe, TokenTable.build(rows), recipe.train.tokens_at_once, known)
+    return BatchPlan(recipe, TokenTable.build(rows), recipe.train.max_batch_tokens, known)
 
 
 def test_the_largest_batch_is_found_by_tokens_and_by_attention_scores() -> None:

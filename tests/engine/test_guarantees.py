@@ -161,7 +161,7 @@ def test_a_nan_evaluation_is_never_the_best(tmp_path: Path) -> None:
     settings = {"evaluate_every": 1, "early_stopping": {"patience": 2}}
     loop, _ = loop_over(tmp_path, [(1.0, 2.0)] * 3, steps=3, objective=script, held_out=[(1.0, 1.0)], **settings)
     assert fit(loop) == "done"
-    assert (loop.state.best_step, loop.state.best_loss, loop.state.evaluations_without_gain) == (3, 2.0, 0)
+    assert (loop.state.best_step, loop.state.best_loss, loop.state.evaluations_without_improvement) == (3, 2.0, 0)
 
 
 # Counters restart
@@ -173,7 +173,7 @@ def test_patience_restarts_after_a_better_evaluation(tmp_path: Path) -> None:
     counts = []
     for _ in range(7):
         loop.evaluate()
-        counts.append(loop.state.evaluations_without_gain)
+        counts.append(loop.state.evaluations_without_improvement)
     assert counts == [0, 1, 0, 1, 0, 1, 2]
 
 
@@ -286,7 +286,7 @@ def test_another_error_in_a_step_is_not_mistaken_for_running_out_of_memory(tmp_p
 def test_layers_that_share_inputs_forget_a_failed_pass(tmp_path: Path) -> None:
     loop, _ = loop_over(tmp_path, POINTS, batch=2)
     forgotten = []
-    loop.model.forget_pass = lambda: forgotten.append(True)
+    loop.model.drop_pass = lambda: forgotten.append(True)
     loop.split_in_two([0, 1])
     assert forgotten == [True]
 
