@@ -28,6 +28,8 @@ OPERATORS: dict[type[ast.operator], str] = {
     ast.BitOr: "&",
 }
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "sum": "max", "zeros": "ones", "ones": "zeros"}
+UNSWAPPED = ("isinstance", "issubclass", "getattr", "min", "max")
+"""Functions whose first two arguments are not swapped: it would raise at once, or change nothing."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -222,15 +224,19 @@ class _Finder(ast.NodeVisitor):
         elif isinstance(value, str) and value and " " not in value:
             self.put(node, repr("XX" + value), "text changed")
 
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg != "strict":  # zip's check that lengths are equal, as they are
+            self.generic_visit(node)
+
     def visit_Call(self, node: ast.Call) -> None:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in CALLS and isinstance(node.func, ast.Name):
             self.put(node.func, CALLS[name], f"{name} to {CALLS[name]}")
         for keyword in node.keywords:
-            if keyword.arg is not None and not (name == "Field" and keyword.arg == "default"):
+            if keyword.arg not in (None, "strict") and not (name == "Field" and keyword.arg == "default"):
                 self.drop(node, keyword)
         plain = [each for each in node.args if not isinstance(each, ast.Starred | ast.GeneratorExp)]
-        if len(plain) >= 2 and plain[:2] == node.args[:2] and name not in ("isinstance", "issubclass", "getattr"):
+        if len(plain) >= 2 and plain[:2] == node.args[:2] and name not in UNSWAPPED:
             swapped = f"{self.text(plain[1])}, {self.text(plain[0])}"
             start, stop = plain[0], plain[1]
             assert stop.end_lineno is not None

@@ -48,6 +48,11 @@ def test_docstrings_annotations_messages_and_asserts_are_not_mutated(line: str) 
     assert mutations_of(line) <= {"pass"}
 
 
+def test_checks_of_equal_lengths_and_the_order_of_a_maximum_are_not_mutated() -> None:
+    assert mutations_of("c = zip(a, b, strict=True)") <= {"c = zip(b, a, strict=True)", "pass"}
+    assert mutations_of("c = max(a, b)") <= {"c = min(a, b)", "pass"}
+
+
 def test_a_mutation_changes_only_its_own_lines() -> None:
     file = SOURCES[len(SOURCES) // 2]
     source = file.read_text(encoding="utf-8")

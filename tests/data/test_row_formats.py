@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.read import Row
-from tunesmith.data.row_formats import detect, to_example
+from tunesmith.data.row_formats import FORMATS, detect, to_example
 from tunesmith.errors import UserError
 
 CHAT = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
@@ -115,3 +116,16 @@ def test_a_misspelled_format_gets_the_nearest_name() -> None:
     """Guards against https://github.com/hiyouga/LlamaFactory/issues/3665."""
     with pytest.raises(UserError, match=r"data.format: sharegtp is not known. Did you mean sharegpt\?"):
         to_example(row({}), "sharegtp")
+
+
+def test_formats_with_targets_name_the_objective_that_takes_them() -> None:
+    assert {name: format.objective for name, format in FORMATS.items() if format.objective is not None} == {
+        "classification": "classification",
+        "multi_label": "multi_label",
+        "regression": "regression",
+        "words": "token_classification",
+        "entities": "token_classification",
+        "pairs": "embedding",
+    }
+    for format in FORMATS.values():
+        assert format.objective is None or format.objective in OBJECTIVES

@@ -1,5 +1,7 @@
 """Worker processes give the same tokens in order, and end with their parent."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -48,6 +50,8 @@ def test_several_processes_give_the_same_tokens_as_one(tiny_model, tmp_path, mon
     monkeypatch.setattr(tokenize, "_cores", lambda: 3)
     together = prepare(recipe, tokenizer)
     assert started
+    assert multiprocessing.active_children() == []
+    assert gc.get_freeze_count() == 0
     assert asdict(together.report) == asdict(alone.report)
     assert (together.report.rows, together.report.unusable) == (ROWS, 1)
     for one, other in ((alone.train, together.train), (alone.held_out, together.held_out)):

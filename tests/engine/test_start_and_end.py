@@ -382,3 +382,13 @@ def test_a_run_that_fails_later_keeps_its_events(
     with pytest.raises(UserError, match="no more"):
         tunesmith.train(recipe, tmp_path / "run", subscribers=[refuse])
     assert [event["event"] for event in named(Run(tmp_path / "run").events(), "step")] == ["step"]
+
+
+@pytest.mark.parametrize(("steps", "evaluated"), [(43, range(0, 43, 4)), (3, range(4))])
+def test_without_settings_a_run_is_evaluated_and_saved_in_ten_parts(
+    steps: int, evaluated: range, tmp_path: Path
+) -> None:
+    loop, events = loop_over(tmp_path, [(1.0, 2.0)] * steps, steps=steps, held_out=[(1.0, 1.0)])
+    assert loop.fit(Interruption()) == "done"
+    assert [event["step"] for event in named(events, "evaluation")] == [*evaluated, *({steps} - {*evaluated})]
+    assert [event["step"] for event in named(events, "checkpoint")] == [*evaluated[1:], *({steps} - {*evaluated})]

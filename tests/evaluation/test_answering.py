@@ -16,7 +16,7 @@ from transformers import AutoModel
 import tunesmith.evaluation.answering
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
-from tunesmith.evaluation.answering import QUESTIONS, answer
+from tunesmith.evaluation.answering import ANSWERS, QUESTIONS, answer
 from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.sentence_transformers_format import write_steps
 
@@ -187,6 +187,15 @@ def test_every_question_column_is_found_in_rows_without_an_answer(column: str, m
     )
     rows = read(answer(model, source, tmp_path / "out.jsonl", replace(SAMPLING, max_new_tokens=1)).path)
     assert [row["question"] for row in rows] == ["Why?", "Who?"]
+
+
+@pytest.mark.parametrize("column", sorted(ANSWERS - {"messages", "conversations"}))
+def test_a_row_with_an_empty_answer_in_any_answer_column_is_refused(column: str, model: str, tmp_path: Path) -> None:
+    source = write_rows(
+        tmp_path / "questions.jsonl", [{"question": "Who?", "answer": "I."}, {"question": "Why?", column: ""}]
+    )
+    with pytest.raises(UserError, match=r"questions\.jsonl"):
+        answer(model, source, tmp_path / "out.jsonl", SAMPLING)
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,18 @@ def test_outcomes_are_classes_or_for_each_label_present_and_absent() -> None:
 def test_regression_has_one_outcome_which_cannot_diverge() -> None:
     log_p, _ = outcomes("regression", Ending("classes", ("value",), "regression"))
     assert log_p.tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(("objective", "batches"), [("instruction", [1] * 64), ("embedding", [64])])
+def test_64_held_out_rows_are_compared_alone_or_together_if_the_loss_compares_rows(
+    objective: str, batches: list[int], run: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(70)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {"train": str(run / "rows.jsonl"), "held_out": [str(tmp_path / "rows.jsonl")], "cache": False}
+    recipe = {"base": str(run / "base"), "data": data, "objective": objective}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    found = merging._held_out(tmp_path, ModelReference.find(str(run / "base")))
+    assert found[0] is not None
+    assert found[0].kind == objective
+    assert [len(batch.rows) for batch in found[1]] == batches

@@ -125,7 +125,7 @@ def test_every_combination_method_writes_an_adapter_that_loads(
     [
         ({"names": ["embedded"]}, "two adapters or more"),
         ({"names": ["embedded", "embedded"]}, "has no adapter"),
-        ({"names": ["embedded", "embedded"], "how": "average"}, "is not known"),
+        ({"names": ["embedded", "embedded"], "how": "average"}, "does not exist"),
     ],
 )
 def test_invalid_combination_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

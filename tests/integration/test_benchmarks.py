@@ -128,7 +128,7 @@ def test_gpu_speed_trains_on_a_cpu_too(
     )
     script("gpu_speed").work(options)
     found = json.loads(options.out.read_text(encoding="utf-8"))
-    assert len(found["seconds"]) == 3
+    assert len(found["seconds"]) >= 3
     assert found["tokens_per_second"] > 0
 
 

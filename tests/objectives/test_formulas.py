@@ -384,6 +384,12 @@ def test_head_for_values_around_0_starts_at_0(values: dict[str, float]) -> None:
     assert objective.output_scale == 1.0
 
 
+def test_without_a_spread_the_loss_is_the_squared_error() -> None:
+    model, batch = value_model("bert").eval(), batch_of(told=[[1.0], [2.0], [-3.0], [0.5]])
+    expected = (torch.stack(logits_alone(model))[:, 0] - torch.tensor([1.0, 2.0, -3.0, 0.5])).square()
+    torch.testing.assert_close(objective_of("regression").losses(model, batch), expected.float())
+
+
 def test_only_the_last_layer_of_a_deep_head_is_initialized() -> None:
     model = value_model("roberta")
     before = {name: each.detach().clone() for name, each in model.named_parameters()}

@@ -243,3 +243,14 @@ def test_document_attention_and_its_gradient_equal_masked_attention(
         document_attention_reference(q, k, v, lengths, 0.3, window, causal, prefix, softcap, sinks),
         [q, k, v, *(prefix or ()), *([] if sinks is None else [sinks])],
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_document_attention_takes_tensors_in_any_memory_layout(name: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    tensors = {each: torch.randn(1, 2, 7, 64, generator=generator).to(dtype) for each in ("q", "k", "v")}
+    apart = {**tensors, name: tensors[name].transpose(2, 3).contiguous().transpose(2, 3)}
+    assert apart[name].stride(3) != 1
+    found = document_attention(**apart, lengths=[4, 3], scale=0.1)
+    torch.testing.assert_close(found, document_attention(**tensors, lengths=[4, 3], scale=0.1))
