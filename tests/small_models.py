@@ -90,22 +90,22 @@ def own_forward(model: Any) -> Any:
 def batch_of(
     rows: Sequence[Sequence[int]] = ROWS,
     loss_mask: Sequence[Sequence[int]] | None = None,
-    told: Sequence[Sequence[float]] | None = None,
+    targets: Sequence[Sequence[float]] | None = None,
 ) -> Batch:
     """The rows in one batch.
 
     Args:
         rows: token ids.
         loss_mask: each row's loss positions. Default: all positions, or the last one if there are targets.
-        told: each row's targets, if they are not the next tokens.
+        targets: each row's targets, if they are not the next tokens.
     """
     table = []
     for number, ids in enumerate(rows):
         mask = np.zeros(len(ids), np.bool_)
-        positions = loss_mask[number] if loss_mask is not None else range(len(ids)) if told is None else [len(ids) - 1]
+        positions = loss_mask[number] if loss_mask is not None else range(len(ids)) if targets is None else [len(ids) - 1]
         mask[list(positions)] = True
         row: tuple[Any, ...] = (np.asarray(ids, np.int32), mask, Source("rows", number + 1))
-        table.append(row if told is None else (*row, tuple(told[number])))
+        table.append(row if targets is None else (*row, tuple(targets[number])))
     return collate(TokenTable.build(table), range(len(table)))
 
 

@@ -134,7 +134,7 @@ def outcomes(kind: str, ending: Ending) -> tuple[Tensor, Tensor]:
     """The log-probabilities that are compared for a model with a head, and the head's logits."""
     model = small_model("bert", ending, torch.float32)
     objective = objective_of(kind, labels=list(ending.labels)) if ending.labels[0] != "value" else objective_of(kind)
-    batch = batch_of(ROWS, told=[(0.0,) * (3 if kind == "multi_label" else 1)] * 2)
+    batch = batch_of(ROWS, targets=[(0.0,) * (3 if kind == "multi_label" else 1)] * 2)
     log_p = merging._log_probabilities(model, objective, batch)
     model.set_attn_implementation("eager")
     logits = torch.cat([model(input_ids=torch.tensor([row])).logits for row in ROWS])

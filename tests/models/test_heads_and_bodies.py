@@ -122,7 +122,7 @@ def test_language_model_heads_and_vectors_have_no_new_head(family: str, ending: 
 def test_sequence_classification_heads_run_on_packed_rows(family: str) -> None:
     layers = 1 if family == "albert" else 3
     model = small_model(family, CLASSES, layers=layers)
-    actual = class_logits(model, batch_of(told=[[0.0]] * 4))
+    actual = class_logits(model, batch_of(targets=[[0.0]] * 4))
     torch.testing.assert_close(actual, torch.stack(logits_alone(model)), rtol=1e-5, atol=2e-6)
     check_new_head(model)
     table = table_of(targets=True)
@@ -148,7 +148,7 @@ def table_of(targets: bool = False) -> TokenTable:
 def test_token_classification_heads_run_on_packed_rows(family: str) -> None:
     model = small_model(family, TAGS)
     words = [[1, 3], [2], [0, 1], [2, 5, 6]]
-    actual = tag_logits(model, batch_of(loss_mask=words, told=[[0.0] * len(each) for each in words]))
+    actual = tag_logits(model, batch_of(loss_mask=words, targets=[[0.0] * len(each) for each in words]))
     expected = [logits[positions] for logits, positions in zip(logits_alone(model), words, strict=True)]
     torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-7, atol=1e-7)
     check_new_head(model)
@@ -261,17 +261,17 @@ def test_each_text_is_pooled_separately() -> None:
 
 def test_vectors_are_normalized_if_configured() -> None:
     model = small_model("bert", VECTORS)
-    plain = vectors(model, batch_of(told=[[0.0]] * 4), Ending("vectors", normalized=False))
+    plain = vectors(model, batch_of(targets=[[0.0]] * 4), Ending("vectors", normalized=False))
     expected = torch.stack([states.mean(0) for states in states_alone(model, ROWS)])
     torch.testing.assert_close(plain, expected, rtol=1e-8, atol=1e-8)
-    actual = vectors(model, batch_of(told=[[0.0]] * 4), VECTORS)
+    actual = vectors(model, batch_of(targets=[[0.0]] * 4), VECTORS)
     torch.testing.assert_close(actual, functional.normalize(expected, dim=1), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta"])
 def test_first_hidden_states_are_those_of_each_rows_first_token(family: str) -> None:
     model = small_model(family, VECTORS)
-    actual = first_hidden_states(model, batch_of(told=[[0.0]] * 4))
+    actual = first_hidden_states(model, batch_of(targets=[[0.0]] * 4))
     expected = torch.stack([states[0] for states in states_alone(model, ROWS)])
     torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7)
 
@@ -598,7 +598,7 @@ def test_packed_rows_with_a_prompt_have_the_losses_of_peft_alone(family: str, ki
 @pytest.mark.parametrize("family", ["bert", "deberta"])
 def test_a_head_reads_the_first_virtual_token_as_in_peft(family: str) -> None:
     peft_model = randomize(method_of("prompt", tokens=3).apply(small_model(family, CLASSES), seed=0))
-    actual = class_logits(peft_model, batch_of(told=[[0.0]] * 4))
+    actual = class_logits(peft_model, batch_of(targets=[[0.0]] * 4))
     peft_model.get_base_model().set_attn_implementation("eager")
     expected = []
     for ids in ROWS:

@@ -307,7 +307,7 @@ def test_head_outputs_are_class_probabilities_label_probabilities_or_values(
     assert objective.ending == Ending("classes", labels, problem)
     model = small_model(family, objective.ending)
     logits = torch.stack(logits_alone(model))
-    batch = batch_of(told=[[0.0] * (len(labels) if kind == "multi_label" else 1)] * 4)
+    batch = batch_of(targets=[[0.0] * (len(labels) if kind == "multi_label" else 1)] * 4)
     outputs = objective.outputs(model, batch)
     torch.testing.assert_close(outputs.double(), activation(logits), rtol=1e-5, atol=1e-6)
     if kind == "classification":
@@ -319,7 +319,7 @@ def test_tag_probabilities_are_at_their_words_and_the_loss_is_the_formula() -> N
     model = small_model("bert", objective.ending)
     words = [[1, 3], [2], [0, 1], [2, 5, 6]]
     tags = [[2.0, 0.0], [1.0], [0.0, 2.0], [1.0, 1.0, 2.0]]
-    batch = batch_of(loss_mask=words, told=tags)
+    batch = batch_of(loss_mask=words, targets=tags)
     logits = torch.cat([row[positions] for row, positions in zip(logits_alone(model), words, strict=True)])
     torch.testing.assert_close(
         objective.outputs(model, batch).double(), torch.softmax(logits, -1), rtol=1e-5, atol=1e-6
@@ -385,7 +385,7 @@ def test_head_for_values_around_0_starts_at_0(values: dict[str, float]) -> None:
 
 
 def test_without_a_spread_the_loss_is_the_squared_error() -> None:
-    model, batch = value_model("bert").eval(), batch_of(told=[[1.0], [2.0], [-3.0], [0.5]])
+    model, batch = value_model("bert").eval(), batch_of(targets=[[1.0], [2.0], [-3.0], [0.5]])
     expected = (torch.stack(logits_alone(model))[:, 0] - torch.tensor([1.0, 2.0, -3.0, 0.5])).square()
     torch.testing.assert_close(objective_of("regression").losses(model, batch), expected.float())
 
@@ -451,11 +451,11 @@ def test_a_rows_positives_are_never_its_negatives(rows: list[list[list[int]]], p
 def test_few_shot_loss_is_0_for_one_row_and_for_two_rows_of_one_class() -> None:
     objective = objective_of("few_shot", labels=NAMES)
     model = small_model("bert", objective.ending).requires_grad_(True)
-    single = batch_of([ROWS[0]], told=[[1.0]])
+    single = batch_of([ROWS[0]], targets=[[1.0]])
     assert objective.losses(model, single).tolist() == [0.0]
     objective.loss(model, single).backward()
     assert all(each.grad is None or each.grad.abs().max() == 0 for each in model.parameters())
-    two = objective.losses(model, batch_of(ROWS[:2], told=[[1.0], [1.0]]))
+    two = objective.losses(model, batch_of(ROWS[:2], targets=[[1.0], [1.0]]))
     torch.testing.assert_close(two, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -519,7 +519,7 @@ def test_few_shot_fits_a_head_and_outputs_its_probabilities() -> None:
     torch.testing.assert_close(head.weight, expected.weight)
     torch.testing.assert_close(head.bias, expected.bias)
     model = small_model("bert", objective.ending, dtype=torch.float32)
-    batch = batch_of(told=[[0.0]] * 4)
+    batch = batch_of(targets=[[0.0]] * 4)
     own = torch.nn.Linear(32, 3)
     vectors = objective.outputs(model, batch)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))

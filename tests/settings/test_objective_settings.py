@@ -153,7 +153,7 @@ def test_class_weights_and_label_smoothing_follow_their_formula(
     model, logits = of_texts("classification")
     objective = objective_of("classification", labels=NAMES, class_weights=weights, label_smoothing=smoothing)
     classes = torch.tensor([1, 2, 0, 1])
-    batch = batch_of(told=[[float(label)] for label in classes])
+    batch = batch_of(targets=[[float(label)] for label in classes])
     losses = -torch.log_softmax(logits, -1)  # (rows, classes)
     weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
     own = losses.gather(1, classes[:, None])[:, 0]
@@ -171,7 +171,7 @@ def test_weights_of_positive_labels_follow_their_formula(weights: dict[str, floa
     y = torch.tensor(targets, dtype=torch.float64)
     weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
     positive, negative = -torch.log(torch.sigmoid(z)), -torch.log(1 - torch.sigmoid(z))
-    batch = batch_of(told=targets)
+    batch = batch_of(targets=targets)
     expected = (weight * y * positive + (1 - y) * negative).mean(1).sum()
     torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
     plain = (y * positive + (1 - y) * negative).mean(1)
@@ -258,7 +258,7 @@ def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_spread() -> N
     torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
     assert model.classifier.bias.tolist() == [-4.5]
     targets = [-7.0, -2.5, 1.0, -5.0]
-    batch = batch_of(told=[[target] for target in targets])
+    batch = batch_of(targets=[[target] for target in targets])
     values = torch.stack(logits_alone(model))[:, 0]
     expected = ((values - torch.tensor(targets, dtype=torch.float64)) / 2.5) ** 2
     torch.testing.assert_close(objective.losses(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
@@ -358,7 +358,7 @@ def test_the_supervised_contrastive_loss_follows_its_formula(values: dict[str, A
         scores = torch.log_softmax(vectors[others] @ own / tau, 0)
         same_class = [scores[n] for n, other in enumerate(others) if classes[other] == classes[row]]
         expected.append(-torch.stack(same_class).mean() if same_class else torch.zeros((), dtype=torch.float64))
-    batch = batch_of(rows, told=[[float(label)] for label in classes])
+    batch = batch_of(rows, targets=[[float(label)] for label in classes])
     losses = torch.stack(expected)
     torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)

@@ -141,7 +141,7 @@ class ObjectiveConfig(Strict, ABC):
 
     @property
     def reference_models(self) -> tuple[Any, ...]:
-        """Those of `reads` that stay loaded beside the trained model, after `begin`."""
+        """Those of `reference_paths` that stay loaded beside the trained model, after `set_up`."""
         return ()
 
     @property
@@ -203,7 +203,7 @@ class ObjectiveConfig(Strict, ABC):
         Args:
             model: in evaluation mode.
             batch: the rows.
-            head: the result of `finish`, if it returns one.
+            head: the result of `fit_head`, if it returns one.
 
         Returns:
             (loss positions, k).
