@@ -78,7 +78,7 @@ def make(directory: Path) -> None:
 def load(directory: str, weights: str) -> Any:
     import torch
 
-    from tunesmith.config.recipe import Base
+    from tunesmith.config.base import Base
     from tunesmith.models.load import load_model
 
     return load_model(Base(path=directory, weights=weights), torch.bfloat16)
@@ -102,7 +102,7 @@ def loading(directory: str, weights: str) -> dict[str, Any]:
 def training(directory: str, weights: str) -> dict[str, Any]:
     import torch
 
-    from tunesmith.config.recipe import Train
+    from tunesmith.config.train import Train
     from tunesmith.data.example import Source
     from tunesmith.data.pack import collate
     from tunesmith.data.tokens import TokenTable

@@ -102,7 +102,9 @@ def batch_of(
     table = []
     for number, ids in enumerate(rows):
         mask = np.zeros(len(ids), np.bool_)
-        positions = loss_mask[number] if loss_mask is not None else range(len(ids)) if targets is None else [len(ids) - 1]
+        positions = (
+            loss_mask[number] if loss_mask is not None else range(len(ids)) if targets is None else [len(ids) - 1]
+        )
         mask[list(positions)] = True
         row: tuple[Any, ...] = (np.asarray(ids, np.int32), mask, Source("rows", number + 1))
         table.append(row if targets is None else (*row, tuple(targets[number])))

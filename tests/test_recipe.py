@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tunesmith.config.recipe import Base, Data, EarlyStopping, Recipe, Train
+from tunesmith.config.base import Base
+from tunesmith.config.data import Data
+from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 from tunesmith.config.schema import recipe_schema
+from tunesmith.config.train import EarlyStopping, Train
 from tunesmith.errors import UserError
 
 MINIMAL = """\

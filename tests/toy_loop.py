@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith.config.recipe import Train
+from tunesmith.config.train import Train
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, Batches
 from tunesmith.data.tokens import TokenTable

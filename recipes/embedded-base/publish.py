@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from packages import PACKAGES
 
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.held_out import RowLosses, held_out_losses

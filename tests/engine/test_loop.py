@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tunesmith
-from tunesmith.config.recipe import Recipe, Train
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.train import Train
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import load_checkpoint

@@ -14,7 +14,8 @@ from matrix import make_bases
 from toy_loop import CPU
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaForCausalLM
 
-from tunesmith.config.recipe import Recipe, Train
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.train import Train
 from tunesmith.data.example import Source
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.report import DataReport

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 from transformers.optimization import Adafactor
 
-from tunesmith.config.recipe import Train
+from tunesmith.config.train import Train
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import from_output

@@ -12,7 +12,8 @@ from matrix import make_bases
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate

@@ -9,7 +9,7 @@ import torch
 from matrix import make_bases
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.models.load import load_model
 from tunesmith.models.quantize import QuantizedLinear, dequantized_model, quantized_bytes
 from tunesmith.ops.quantized import dequantize, quantize
@@ -58,7 +58,7 @@ def test_casting_a_model_leaves_its_scales_as_they_are(bases: Path) -> None:
 PEAK = """
 import resource, sys, torch
 from tunesmith.models.load import load_model
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 import peft, bitsandbytes
 tiny = load_model(Base(path=sys.argv[2], weights="nf4"), torch.bfloat16)
 def anonymous():

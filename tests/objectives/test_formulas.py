@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from small_models import ROWS, batch_of, logits_alone, objective_of, small_model
 from torch.nn import functional
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.config.registry import OBJECTIVES, ObjectiveConfig, named_kind
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer

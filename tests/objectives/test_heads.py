@@ -17,7 +17,8 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import tunesmith
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.labeled import WORD
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, resolve

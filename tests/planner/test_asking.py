@@ -14,7 +14,8 @@ from by_hand import CPU_HERE, GPU, a_recipe, a_step
 from transformers import BertConfig, LlamaConfig
 
 import tunesmith
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError

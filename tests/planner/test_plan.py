@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.errors import UserError
 from tunesmith.planner.after_training import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.device import device_named, known_devices

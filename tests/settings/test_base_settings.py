@@ -17,7 +17,8 @@ from settings_coverage import shows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
 from tunesmith.engine.trainable import trainable_model

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses

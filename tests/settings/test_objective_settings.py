@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Source
 from tunesmith.data.pack import Batch
 from tunesmith.data.prepare import prepare

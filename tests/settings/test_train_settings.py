@@ -25,7 +25,8 @@ from transformers import (
 from transformers.optimization import Adafactor
 
 import tunesmith
-from tunesmith.config.recipe import Recipe, Train
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.train import Train
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.tokens import TokenTable

@@ -113,7 +113,7 @@ def _lines(console: Console, lines: dict[str, str]) -> None:
 
 def _bytes(memory: str) -> int:
     """Parse the value of `--fit`, such as 16GB, to bytes."""
-    from tunesmith.config.recipe import bytes_in
+    from tunesmith.config.train import bytes_in
 
     size = bytes_in(memory)
     if size is None:

@@ -5,8 +5,11 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 from pydantic_core import PydanticUndefined
 
-from tunesmith.config.recipe import Base, Data, EarlyStopping, Recipe, Train
+from tunesmith.config.base import Base
+from tunesmith.config.data import Data
+from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.train import EarlyStopping, Train
 
 
 def recipe_schema() -> dict[str, Any]:

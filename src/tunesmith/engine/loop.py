@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.config.recipe import Train
 from tunesmith.config.registry import ObjectiveConfig
+from tunesmith.config.train import Train
 from tunesmith.data.pack import Batch, Batches, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.config.recipe import Train
+from tunesmith.config.train import Train
 from tunesmith.engine.optimizers import MATRIX_OPTIMIZERS, make_optimizers, parameters_of
 
 GROUP_STATE = ("step", "weight_sum", "lr_max")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tunesmith.config.recipe import Train
+from tunesmith.config.train import Train
 from tunesmith.errors import UserError
 
 Group = dict[str, Any]

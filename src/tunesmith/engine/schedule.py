@@ -2,7 +2,7 @@
 
 import math
 
-from tunesmith.config.recipe import Train
+from tunesmith.config.train import Train
 
 
 def learning_rate(train: Train, peak: float, step: int, total_steps: int) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.config.registry import METHODS, named_kind
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton

@@ -27,7 +27,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError

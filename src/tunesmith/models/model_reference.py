@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.recipe import Base, Recipe
+from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.adapters import refuse_pickle

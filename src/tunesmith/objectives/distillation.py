@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch

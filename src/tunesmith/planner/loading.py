@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 from tunesmith.models.load import locate, stored_dtype
 from tunesmith.ops.quantized import PIECE
 from tunesmith.planner.device import Device

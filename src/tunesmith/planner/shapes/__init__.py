@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from tunesmith.config.recipe import Base
+from tunesmith.config.base import Base
 
 HERE = Path(__file__).parent
 
