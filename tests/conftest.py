@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 from transformers import LlamaConfig, LlamaForCausalLM
+
+# A busy machine is no reason to fail.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -74,7 +74,7 @@ def test_words_have_the_same_tokens_and_offsets_as_the_full_text(name, normalize
     encoder = TextEncoder(backend, split_special)
     assert encoder._splits_words
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(TEXTS, max_size=4))
     def tokens_are_equal(texts):
         texts = [text for text in texts if text.encode("utf-8", "ignore").decode() == text]

@@ -134,7 +134,7 @@ def test_pieces_without_loss_tokens_are_left_out_and_counted() -> None:
     assert (report.split, report.unlearnable) == (1, 3), "7 to 14, 14 to 21, and 28 to 29"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(marks=st.lists(st.booleans(), min_size=1, max_size=60), limit=st.integers(8, 20))
 def test_split_pieces_cover_a_text_with_loss_once_per_token(marks: list[bool], limit: int) -> None:
     loss_positions = [index for index, marked in enumerate(marks) if marked]

@@ -178,7 +178,7 @@ PACKERS: dict[str, tuple[Callable[[Sequence[int], int], Bins], bool]] = {
 def test_every_item_is_in_one_bin_and_only_a_single_item_may_exceed_it(name: str) -> None:
     pack, padded = PACKERS[name]
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(LENGTHS.filter(len), CAPACITY)
     def all_items_fit(lengths: list[int], capacity: int) -> None:
         bins = pack(lengths, capacity)
@@ -190,7 +190,7 @@ def test_every_item_is_in_one_bin_and_only_a_single_item_may_exceed_it(name: str
     all_items_fit()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, CAPACITY)
 def test_best_fit_puts_the_longest_item_into_the_fullest_bin_with_room(lengths: list[int], capacity: int) -> None:
     bins: Bins = []
@@ -204,7 +204,7 @@ def test_best_fit_puts_the_longest_item_into_the_fullest_bin_with_room(lengths: 
     assert best_fit(lengths, capacity) == bins
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, CAPACITY, st.booleans())
 def test_next_fit_keeps_the_order_and_opens_a_bin_only_when_needed(
     lengths: list[int], capacity: int, padded: bool
@@ -215,7 +215,7 @@ def test_next_fit_keeps_the_order_and_opens_a_bin_only_when_needed(
         assert width([lengths[item] for item in (*items, first)], padded) > capacity
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, CAPACITY)
 def test_bucket_by_length_goes_from_longest_to_shortest_and_fills_bins(lengths: list[int], capacity: int) -> None:
     bins = bucket_by_length(lengths, capacity)
@@ -296,7 +296,7 @@ def test_the_order_of_an_epoch_depends_only_on_the_seed_and_the_epoch(seed: int,
     assert packed.epoch(epoch) == [[[int(order[item]) for item in items]] for items in bins]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
     tokens=st.integers(1, 300),

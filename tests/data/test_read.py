@@ -144,7 +144,7 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
     assert [row.values for row in read(["book.txt"], tmp_path) if isinstance(row, Row)] == ["One.\n\nTwo.\n"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     parts=st.lists(
         st.sampled_from(["é" * 997, "word " * 5000, "\n\n", "line\n" * 9000, "x" * 30_000]), min_size=1, max_size=12

@@ -230,7 +230,7 @@ def test_turns_of_weight_0_have_no_loss_and_turns_after_the_last_loss_are_cut():
 CONTENT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=40).filter(str.strip)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(["qwen2_5", "llama3", "gemma3", "phi3", "qwen3"]), question=CONTENT, answer=CONTENT)
 def test_the_prompt_is_a_prefix_and_the_rest_has_loss_for_any_content(name, question, answer):
     renderer = Renderer(RENDERERS.setdefault(name, stock(name)))

@@ -29,7 +29,7 @@ def _in_use() -> Iterator[None]:
         yield
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 300_000), st.integers(0, 9)), min_size=1, max_size=80))
 def test_live_tensors_keep_their_values_while_others_are_allocated_and_freed(steps: list[tuple[int, int]]) -> None:
     held: list[tuple[torch.Tensor, int]] = []

@@ -149,7 +149,7 @@ def test_bootstrap_of_a_mean_equals_the_interval_of_a_mean_over_rows() -> None:
 
 
 @given(values=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_interval_always_contains_its_own_value(values: list[float]) -> None:
     array = np.array(values)
     counts = np.arange(1, len(values) + 1) ** 3

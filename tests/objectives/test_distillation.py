@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
     share=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_distillation_loss_equals_hintons_formula(
     rows: int, vocabulary: int, temperature: float, share: float, seed: int
 ) -> None:

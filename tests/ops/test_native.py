@@ -18,7 +18,7 @@ from tunesmith.ops.gated import Activation, gated, gated_reference
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 from tunesmith.ops.rotary import rotary, rotary_reference
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 built = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
 dtypes = st.sampled_from([torch.bfloat16, torch.float32])
 

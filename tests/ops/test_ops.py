@@ -14,7 +14,7 @@ from tunesmith.ops.lora_linear import LinearParts, MadeFrom, lora_linear, lora_l
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 from tunesmith.ops.rotary import rotary, rotary_reference
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

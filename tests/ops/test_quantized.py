@@ -53,7 +53,7 @@ def test_fp4_has_the_values_of_a_float_with_2_exponent_bits_and_1_mantissa_bit()
     assert sorted(map(abs, FP4_CODE))[:2] == [0.0, 0.0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shape=shapes, format=st.sampled_from(FORMATS), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_dequantize_equals_the_reference_for_any_shape(
     shape: tuple[int, int], format: tuple[str, bool], dtype: torch.dtype
@@ -110,7 +110,7 @@ def test_non_finite_weight_is_refused_and_zeros_stay_zeros() -> None:
         assert not dequantize(quantize(torch.zeros(3, 64), format, double), torch.float32).any()  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shape=shapes, format=st.sampled_from(FORMATS), rows=st.integers(1, 9))
 def test_quantized_linear_and_its_gradients_equal_those_of_full_weights(
     shape: tuple[int, int], format: tuple[str, bool], rows: int

@@ -22,7 +22,7 @@ from tunesmith.planner.allocators import (
 from tunesmith.planner.trace import Allocation
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def up(size: int, step: int) -> int:
