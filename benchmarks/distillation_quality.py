@@ -99,7 +99,7 @@ def recipe_of(base: str, files: list[str], objective: dict[str, Any], steps: int
 def teacher() -> Path:
     """Train on all rows but the student's, and write its answers to some of those questions."""
     import tunesmith
-    from tunesmith.models.generate import Sampling
+    from tunesmith.inference.generate import Sampling
 
     directory = WORK / "teacher"
     if (directory / "recipe.yaml").exists() and not tunesmith.Run.open(directory).finished:

@@ -27,9 +27,9 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
-from tunesmith.evaluation.merging import merge
+from tunesmith.export.merge import merge
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.methods.peft import OWN
-from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.training.stages import resume, train
 

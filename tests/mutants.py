@@ -41,7 +41,9 @@ SOURCE = ROOT / "src" / "tunesmith"
 WORK = ROOT / ".mutants"
 TABLE = ROOT / "benchmarks" / "results" / "mutants.md"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
-DIRECTORIES = ("data", "engine", "evaluation", "methods", "models", "objectives", "ops", "planner", "training")
+DIRECTORIES = (
+    "data", "engine", "evaluation", "export", "inference", "methods", "models", "objectives", "ops", "planner", "training",
+)  # fmt: skip
 PRELOADED = (
     "torch",
     "transformers.models.auto",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tunesmith.errors import UserError
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
-    from tunesmith.evaluation.merging import merge
+    from tunesmith.export.merge import merge
     from tunesmith.models.load import embedded_base
     from tunesmith.planner.request import plan
     from tunesmith.run import Run
@@ -26,7 +26,7 @@ _MODULES = {
     "UserError": "tunesmith.errors",
     "answer": "tunesmith.evaluation.answering",
     "evaluate": "tunesmith.evaluation.compare",
-    "merge": "tunesmith.evaluation.merging",
+    "merge": "tunesmith.export.merge",
     "embedded_base": "tunesmith.models.load",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",

@@ -27,7 +27,7 @@ from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.models.generate import Sampling, answers
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.load import load_tokenizer
 
 

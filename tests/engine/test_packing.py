@@ -22,11 +22,11 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
 from tunesmith.data.pack import best_fit, bucket_by_length, collate, next_fit, width
 from tunesmith.data.tokens import TokenTable
+from tunesmith.inference.predict import predict
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses, pooled
 from tunesmith.models.heads import check_new_head, class_logits, tag_logits
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import predict
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
 """Families that PyTorch's own attention (SDPA) does not support."""

@@ -17,7 +17,7 @@ import tunesmith.evaluation.answering
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import ANSWERS, QUESTIONS, answer
-from tunesmith.models.generate import Sampling, answers
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.sentence_transformers_format import write_steps
 
 TOKENIZER = byte_tokenizer()

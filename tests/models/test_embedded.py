@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import tunesmith
 from tunesmith.data.render import Renderer
-from tunesmith.models.generate import Sampling, answers
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.model_reference import ModelReference
 
 

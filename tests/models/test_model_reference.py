@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 
 from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
+from tunesmith.inference.predict import Prediction, entities_of, predict, predictions_of, vector_of
 from tunesmith.models.model_reference import ModelReference, fingerprint_of
-from tunesmith.models.predict import Prediction, entities_of, predict, predictions_of, vector_of
 from tunesmith.models.sentence_transformers_format import stored_head, write_steps
 
 CPU = torch.device("cpu")

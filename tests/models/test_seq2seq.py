@@ -12,9 +12,9 @@ from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
-from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.training.stages import train
 

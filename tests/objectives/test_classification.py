@@ -17,11 +17,11 @@ from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.inference.predict import predict
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.heads import class_logits
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import predict
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import answer
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import CHUNK
-from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.ops.divergence import distillation_loss

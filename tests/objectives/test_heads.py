@@ -25,10 +25,10 @@ from tunesmith.data.prepare import prepare, resolve
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.inference.predict import predict, spans_of, vector_of
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.load import ending_of, load_model, load_tokenizer
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import predict, spans_of, vector_of
 from tunesmith.objectives.few_shot import fitted_head
 
 MINILM = str(Path(minilm).parent / "model")

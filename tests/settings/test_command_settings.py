@@ -25,7 +25,7 @@ from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.standard_library import Documented
 from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
-from tunesmith.models.generate import Sampling, answers
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.sentence_transformers_format import write_steps
 from tunesmith.planner.device import known_devices
 

@@ -42,7 +42,7 @@ def generate(
 ) -> None:
     """Answer questions, with the same rendering as in training."""
     with quick_imports():
-        from tunesmith.models.generate import Sampling, stream
+        from tunesmith.inference.generate import Sampling, stream
 
     questions = prompts or [sys.stdin.read().strip()]
     if not any(questions):
@@ -66,7 +66,7 @@ def chat(
 ) -> None:
     """Chat with a model. An empty line or Ctrl-D ends it; /new starts a new conversation."""
     with quick_imports():
-        from tunesmith.models.generate import Sampling, stream
+        from tunesmith.inference.generate import Sampling, stream
 
     console = Console(highlight=False)
     loaded, tokenizer = _load(model)
@@ -99,7 +99,7 @@ def answer(
     """Answer a file of questions, for example as training data of a smaller model. Resumes if it was killed."""
     with quick_imports():
         import tunesmith.evaluation.answering
-        from tunesmith.models.generate import Sampling
+        from tunesmith.inference.generate import Sampling
         from tunesmith.report.spinner import Spinner
 
     console = Console(highlight=False)
@@ -119,10 +119,10 @@ def merge(
 ) -> None:
     """Merge an adapter into its base: one model in Hugging Face's format, which needs neither Tunesmith nor PEFT."""
     with quick_imports():
-        import tunesmith.evaluation.merging
+        import tunesmith.export.merge
         from tunesmith.report.table import merge_table
 
-    merged = tunesmith.evaluation.merging.merge(run, output, precision)
+    merged = tunesmith.export.merge.merge(run, output, precision)
     console = Console(highlight=False)
     if merged.trained_loss is not None:
         console.print(merge_table(merged.trained_loss, merged.ways, merged.into))
@@ -140,13 +140,13 @@ def combine(
 ) -> None:
     """Combine adapters into one: a weighted sum (cat: exact), TIES, DARE or SVD, with PEFT."""
     with quick_imports():
-        import tunesmith.models.combine
+        import tunesmith.export.combine
 
     try:
         shares = None if weights is None else [float(part) for part in weights.split(",")]
     except ValueError:
         raise UserError(f"--weights {weights} is not a list of numbers such as 0.7,0.3.") from None
-    written = tunesmith.models.combine.combine(adapters, output, how, shares, density)  # type: ignore[arg-type]
+    written = tunesmith.export.combine.combine(adapters, output, how, shares, density)  # type: ignore[arg-type]
     Console(highlight=False).print(f"Wrote {written}.", soft_wrap=True)
 
 
@@ -156,7 +156,7 @@ def classify(
 ) -> None:
     """Predict the class, the labels, the value or the entities of texts, with probabilities."""
     with quick_imports():
-        from tunesmith.models.predict import predict
+        from tunesmith.inference.predict import predict
 
     reference, loaded = _load_any(model)
     head = reference.head()
@@ -179,7 +179,7 @@ def embed(
     import json
 
     with quick_imports():
-        from tunesmith.models.predict import vector_of
+        from tunesmith.inference.predict import vector_of
 
     reference, loaded = _load_any(model)
     if reference.ending.kind != "vectors":
@@ -225,7 +225,7 @@ def _prompt(
 ) -> str:
     from tunesmith.data.render import Renderer
     from tunesmith.data.template import UnusableError
-    from tunesmith.models.generate import prompt_of
+    from tunesmith.inference.generate import prompt_of
 
     try:
         return prompt_of(model, Renderer(tokenizer), [*messages, {"role": "user", "content": question}])

@@ -13,8 +13,8 @@ from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import detect, to_example
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
+from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.attention import use_cached_attention
-from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Subscriber, atomic_write

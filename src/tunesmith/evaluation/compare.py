@@ -28,10 +28,10 @@ from tunesmith.evaluation.metrics import (
     wilson,
 )
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.predict import predictions_of, spans_of
 from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.generate import Sampling, answers
 from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.predict import predictions_of, spans_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Run, Subscriber, resolve_run
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.models.predict import THRESHOLD, spans_of
+from tunesmith.inference.predict import THRESHOLD, spans_of
 
 Rows = NDArray[np.int64]
 Figure = Callable[[Rows], float]

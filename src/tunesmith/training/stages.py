@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
-from tunesmith.models.merge import merged_model, save_merged
+from tunesmith.export.merged_model import merged_model, save_merged
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.training.one_run import resume_run, train_run

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.errors import UserError
-from tunesmith.evaluation.merging import merge
-from tunesmith.models.combine import combine
+from tunesmith.export.combine import combine
+from tunesmith.export.merge import merge
 from tunesmith.models.model_reference import ModelReference
 
 CPU = torch.device("cpu")

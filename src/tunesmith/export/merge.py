@@ -17,9 +17,9 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
+from tunesmith.export.merged_model import Into, dtype_named, merged_model, refuse_existing, save_merged
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.forward import loss_hidden_states
-from tunesmith.models.merge import Into, dtype_named, merged_model, refuse_existing, save_merged
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
 

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.ending import Ending
 from tunesmith.errors import UserError
-from tunesmith.evaluation.merging import merge
-from tunesmith.models.combine import PRUNED, combine
-from tunesmith.models.merge import merged_model, save_merged
+from tunesmith.export.combine import PRUNED, combine
+from tunesmith.export.merge import merge
+from tunesmith.export.merged_model import merged_model, save_merged
 from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.sentence_transformers_format import write_steps
 

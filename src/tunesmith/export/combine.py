@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from tunesmith.errors import UserError
+from tunesmith.export.merged_model import refuse_existing
 from tunesmith.models.load import quiet_peft
-from tunesmith.models.merge import refuse_existing
 from tunesmith.models.model_reference import ModelReference
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.ending import Ending
-from tunesmith.evaluation import merging
-from tunesmith.evaluation.merging import merge
+from tunesmith.export import merge as merging
+from tunesmith.export.merge import merge
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.model_reference import ModelReference
 

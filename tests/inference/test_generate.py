@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from tunesmith.data.render import Renderer
 from tunesmith.errors import UserError
-from tunesmith.models.generate import Sampling, answers, stream
+from tunesmith.inference.generate import Sampling, answers, stream
 
 TOKENIZER = byte_tokenizer()
 SAMPLED = Sampling(max_new_tokens=16, temperature=0.8, top_p=0.7, repetition_penalty=1.3, seed=5)

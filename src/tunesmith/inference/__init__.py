@@ -1,0 +1,1 @@
+"""Using a model: text it generates, and what its head predicts."""
