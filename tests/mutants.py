@@ -42,8 +42,18 @@ WORK = ROOT / ".mutants"
 TABLE = ROOT / "benchmarks" / "results" / "mutants.md"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
 DIRECTORIES = (
-    "data", "engine", "evaluation", "export", "inference", "methods", "models", "objectives", "ops", "planner", "training",
-)  # fmt: skip
+    "data",
+    "engine",
+    "evaluation",
+    "export",
+    "inference",
+    "methods",
+    "models",
+    "objectives",
+    "ops",
+    "planner",
+    "training",
+)
 PRELOADED = (
     "torch",
     "transformers.models.auto",
