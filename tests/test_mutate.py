@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from mutants import equivalents
 from mutate import changes, mutants_of
 
-SOURCES = sorted((Path(__file__).parents[1] / "src" / "tunesmith").rglob("*.py"))
+ROOT = Path(__file__).parents[1] / "src" / "tunesmith"
+SOURCES = sorted(ROOT.rglob("*.py"))
 
 
 def mutations_of(line: str) -> set[str]:
@@ -61,3 +63,15 @@ def test_a_mutation_changes_only_its_own_lines() -> None:
         first, last = mutant.line - 1, mutant.end[0]
         assert after[:first] == before[:first]
         assert after[len(after) - (len(before) - last) :] == before[last:]
+
+
+def test_every_listed_equivalent_is_a_mutation_of_the_present_source() -> None:
+    for key in equivalents():
+        file, before, after = key.split(" | ", 2)
+        source = (ROOT / file).read_text(encoding="utf-8")
+        lines = source.splitlines()
+        numbers = {number for number, line in enumerate(lines, 1) if line.strip() == before}
+        assert numbers, f"{file} has no line {before}"
+        found = [mutant for mutant in mutants_of(source, file) if mutant.line in numbers and changes(mutant, source)]
+        made = {mutant.apply(source).splitlines()[mutant.line - 1].strip() for mutant in found}
+        assert after in made, f"{file}: {after}"
