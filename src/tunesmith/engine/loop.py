@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.registry import ObjectiveConfig
@@ -62,6 +63,20 @@ class Loop:
     events: Events
     device: torch.device
     state: LoopState = field(default_factory=LoopState)
+
+    def use_batches(self, batches: Batches, tokens_per_batch: int) -> None:
+        """Take these batches from now on.
+
+        Args:
+            batches: of the same rows.
+            tokens_per_batch: the most tokens in one of them.
+        """
+        self.batches, self.tokens_per_batch = batches, tokens_per_batch
+
+    def restore(self, tensors: dict[str, Tensor], state: LoopState) -> None:
+        """Continue from a checkpoint, as `checkpoint.load_checkpoint` returns it."""
+        self.state = state
+        self.masters.restore(tensors)
 
     def fit(self, interruption: Interruption) -> str:
         """Run from `state.step` to the end.

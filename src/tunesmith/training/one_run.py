@@ -1,9 +1,8 @@
 """A run from its recipe to its saved adapter or model."""
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
-from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
@@ -23,7 +21,6 @@ from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
-from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
 from tunesmith.engine.optimizers import falls_back_to_adamw
 from tunesmith.engine.output import save_output
 from tunesmith.engine.precision import device_of, dtype_of
@@ -41,11 +38,10 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.models.prompts import plain_model
-from tunesmith.planner.device import this_device
-from tunesmith.planner.fitting import plan_within, refusal
-from tunesmith.planner.measure import available_memory, forget_peak, largest_batch_first, measured, peak_memory
-from tunesmith.planner.plan import Plan, plan_run
+from tunesmith.planner.measure import forget_peak, measured
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
+from tunesmith.training.changes import refuse_changes
+from tunesmith.training.memory_guard import first_pass, plan_of_run
 
 
 def train_run(
@@ -80,7 +76,7 @@ def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
     tokenizer = load_tokenizer(recipe.base)
     fingerprint = tokenizer_fingerprint(tokenizer)
     prepared = prepare(recipe, tokenizer)
-    _refuse_changes(old_run, recipe, prepared, fingerprint)
+    refuse_changes(old_run, recipe, prepared, fingerprint)
     return _execute(recipe, old_run, tokenizer, prepared, subscribers)
 
 
@@ -92,51 +88,20 @@ def _execute(
     prepared: Prepared,
     subscribers: Sequence[Subscriber],
 ) -> Run:
+    """Plan, build, fit, save."""
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
     release_freed_memory()
     forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
-    plan = _plan(recipe, run, prepared, dtype, device)
-    model = trainable_model(recipe, dtype, device)
-    release_freed_memory()  # memory of the weights as they were stored
-    prepared = with_known_features(recipe, model, prepared, device)
+    plan = plan_of_run(recipe, run, prepared, dtype, device)
     batch_plan = BatchPlan.of(recipe, prepared.train) if plan is None else plan.batch_plan
-    loop = _loop(recipe, run, model, prepared, batch_plan.over(prepared.train), device)
-    checkpoint = latest_checkpoint(run.directory / "checkpoints")
-    if checkpoint is not None:
-        tensors, loop.state = load_checkpoint(checkpoint)
-        loop.masters.restore(tensors)
-    run.rewind(loop.state.metrics_bytes)
-    loop.events.subscribe(MetricsFile(run.directory / "metrics.jsonl"))
-    if recipe.train.tensorboard:
-        loop.events.subscribe(TensorBoard(run.directory / "tensorboard"))
-    for subscriber in subscribers:
-        loop.events.subscribe(subscriber)
+    loop = _build(recipe, run, prepared, batch_plan, dtype, device)
+    _subscribe(loop, recipe, run, subscribers)
     _emit_start(loop, recipe, run, prepared, dtype)
-    if plan is not None and recipe.train.memory_bytes is not None:
-        plan = _stay_within_limit(loop, plan)
-        loop.events.emit(
-            "memory",
-            limit_bytes=recipe.train.memory_bytes,
-            checkpointed=plan.checkpointed,
-            blocks=plan.step.blocks,
-            tokens_per_batch=loop.tokens_per_batch,
-        )
-    if plan is None:
-        name = type(plain_model(model)).__name__
-        loop.events.emit("warning", message=f"Cannot predict the memory that {name} takes here (docs/planning.md).")
-    predicted = {"device": str(device)} if plan is None else plan.to_dict(timed=False)
-    largest_batch = batch_plan.layout(not loop.batches.padded).largest_batch if plan is None else plan.largest_batch
-    forecast = {**predicted, "time": _largest_batch_first(loop, largest_batch)}
-    loop.events.emit("forecast", **forecast)
-    release_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
+    forecast = first_pass(loop, plan, batch_plan)
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
-    output = None
-    if reason != "interrupted":
-        _restore_best(recipe, run, loop)
-        loop.masters.finish()
-        output = save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
+    output = None if reason == "interrupted" else _save(loop, recipe, run, tokenizer)
     actual = measured(loop.state.seconds, loop.state.step, loop.state.tokens, device)
     loop.events.emit("plan", predicted=forecast, measured=actual)
     loop.events.emit(
@@ -147,6 +112,37 @@ def _execute(
         output=None if output is None else str(output),
     )
     return run
+
+
+def _build(
+    recipe: Recipe, run: Run, prepared: Prepared, batch_plan: BatchPlan, dtype: torch.dtype, device: torch.device
+) -> Loop:
+    """The loop with the model on the device; a resumed run's at its last checkpoint."""
+    model = trainable_model(recipe, dtype, device)
+    release_freed_memory()  # memory of the weights as they were stored
+    prepared = with_known_features(recipe, model, prepared, device)
+    loop = _loop(recipe, run, model, prepared, batch_plan.over(prepared.train), device)
+    checkpoint = latest_checkpoint(run.directory / "checkpoints")
+    if checkpoint is not None:
+        loop.restore(*load_checkpoint(checkpoint))
+    return loop
+
+
+def _subscribe(loop: Loop, recipe: Recipe, run: Run, subscribers: Sequence[Subscriber]) -> None:
+    """Subscribe what receives the run's events. Drop those after the last checkpoint first: they come again."""
+    run.rewind(loop.state.metrics_bytes)
+    loop.events.subscribe(MetricsFile(run.directory / "metrics.jsonl"))
+    if recipe.train.tensorboard:
+        loop.events.subscribe(TensorBoard(run.directory / "tensorboard"))
+    for subscriber in subscribers:
+        loop.events.subscribe(subscriber)
+
+
+def _save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Save the adapter or the model, and return where."""
+    _restore_best(recipe, run, loop)
+    loop.masters.finish()
+    return save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
 
 
 def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
@@ -218,116 +214,8 @@ def _loop(
     )
 
 
-def _plan(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, device: torch.device) -> Plan | None:
-    """Predict the run's memory and time before anything is loaded; with `train.memory_limit`, find a plan within it.
-
-    A resumed run keeps the batch size that it had, because the batches decide which rows each step takes.
-
-    Returns:
-        The plan, or None if memory cannot be predicted. The run is then tried without a plan.
-
-    Raises:
-        UserError: the run does not fit; the message names a recipe that does.
-    """
-    batch_plan = BatchPlan.of(recipe, prepared.train)
-    earlier = next((event for event in run.events() if event["event"] == "memory"), None)
-    if earlier is not None:
-        batch_plan = replace(batch_plan, tokens_per_batch=earlier["tokens_per_batch"])
-    planner_device, available = this_device(device), available_memory(device)
-    if recipe.train.memory_bytes is not None:
-        return plan_within(batch_plan, dtype, planner_device, recipe.train.memory_bytes)
-    try:
-        plan = plan_run(batch_plan, dtype, planner_device, available)
-    except UserError:
-        return None
-    if not plan.fits:
-        raise UserError(refusal(plan, dtype))
-    return plan
-
-
-def _stay_within_limit(loop: Loop, plan: Plan) -> Plan:
-    """Apply the plan and run its largest batch. If that exceeds the limit, plan again for a smaller one.
-
-    Returns:
-        The plan that stays within the limit.
-
-    Raises:
-        UserError: the limit is too low for the longest row.
-    """
-    limit = loop.train.memory_bytes or 0
-    target = limit
-    while True:
-        loop.tokens_per_batch = plan.batch_plan.tokens_per_batch
-        loop.batches = plan.batch_plan.over(loop.batches.table).layout(plan.step.packed).batches
-        if plan.checkpointed:
-            enable_activation_checkpointing(loop.model, plan.checkpointed)
-        release_freed_memory()
-        forget_peak(loop.device)
-        _largest_batch_first(loop, plan.largest_batch)
-        excess = peak_memory(loop.device) - limit
-        if excess <= 0:
-            return plan
-        target -= excess
-        plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, target)
-
-
-def _largest_batch_first(loop: Loop, largest_batch: list[int]) -> dict[str, Any]:
-    """Predict the run's time from a pass over these rows, whose gradient is discarded.
-
-    Raises:
-        UserError: memory runs out even with a single row.
-    """
-    while True:
-        rows = max(loop.batches_within(largest_batch), key=loop.tokens_of)
-        try:
-            time = largest_batch_first(
-                loop.model,
-                loop.objective,
-                collate(loop.batches.table, rows, loop.device),
-                tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
-                steps_left=loop.total_steps - loop.state.step,
-                device=loop.device,
-            )
-            loop.masters.grad.zero_()
-            return time
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-        loop.split_in_two(rows)
-
-
 def _restore_best(recipe: Recipe, run: Run, loop: Loop) -> None:
     """With early stopping, restore the best weights instead of the last ones."""
     best = run.directory / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
     if recipe.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
-        tensors, _ = load_checkpoint(best)
-        loop.masters.restore(tensors)
-
-
-def _refuse_changes(run: Run, recipe: Recipe, prepared: Prepared, tokenizer: str) -> None:
-    before = json.loads((run.directory / "provenance.json").read_text(encoding="utf-8"))
-    now = provenance(recipe, prepared.fingerprints, tokenizer)
-    for name in sorted({*before["data"], *now["data"]}):
-        if before["data"].get(name) != now["data"].get(name):
-            raise UserError(
-                f"{name} has changed since {run.directory} started, so resuming would give another result. Restore the "
-                "file, or start a new run."
-            )
-    if before["base"] != now["base"]:
-        raise UserError(
-            f"base: {recipe.base.path} has changed since {run.directory} started, so resuming would give another "
-            "result. Restore the weights, or start a new run."
-        )
-    if before.get("tokenizer", tokenizer) != tokenizer:
-        raise UserError(
-            f"base: the tokenizer or chat template of {recipe.base.path} has changed since {run.directory} started, so "
-            "resuming would give another result. Restore it, or start a new run."
-        )
-    if before.get("models", {}) != now["models"]:
-        raise UserError(f"objective.teacher has changed since {run.directory} started. Restore it, or start a new run.")
-    had_checkpoints = any(event["event"] == "checkpoint" for event in run.events())
-    if had_checkpoints and latest_checkpoint(run.directory / "checkpoints") is None:
-        raise UserError(
-            f"{run.directory}/checkpoints is empty, but the run wrote checkpoints: they were deleted, so the run "
-            "cannot be resumed. Restore them, or start a new run."
-        )
+        loop.masters.restore(load_checkpoint(best)[0])

@@ -1,0 +1,137 @@
+"""Keeps a run within its memory: a plan before anything is loaded, and the largest batch before the first step."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tunesmith.config.recipe import Recipe
+from tunesmith.data.pack import collate
+from tunesmith.data.prepare import Prepared
+from tunesmith.engine.allocator import release_freed_memory
+from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.loop import Loop
+from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
+from tunesmith.errors import UserError
+from tunesmith.models.prompts import plain_model
+from tunesmith.planner.device import this_device
+from tunesmith.planner.fitting import plan_within, refusal
+from tunesmith.planner.measure import available_memory, forget_peak, largest_batch_first, peak_memory
+from tunesmith.planner.plan import Plan, plan_run
+from tunesmith.run import Run
+
+
+def plan_of_run(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, device: torch.device) -> Plan | None:
+    """Predict the run's memory and time before anything is loaded; with `train.memory_limit`, find a plan within it.
+
+    A resumed run keeps the batch size that it had, because the batches decide which rows each step takes.
+
+    Returns:
+        The plan, or None if memory cannot be predicted. The run is then tried without a plan.
+
+    Raises:
+        UserError: the run does not fit; the message names a recipe that does.
+    """
+    batch_plan = BatchPlan.of(recipe, prepared.train)
+    earlier = next((event for event in run.events() if event["event"] == "memory"), None)
+    if earlier is not None:
+        batch_plan = replace(batch_plan, tokens_per_batch=earlier["tokens_per_batch"])
+    planner_device, available = this_device(device), available_memory(device)
+    if recipe.train.memory_bytes is not None:
+        return plan_within(batch_plan, dtype, planner_device, recipe.train.memory_bytes)
+    try:
+        plan = plan_run(batch_plan, dtype, planner_device, available)
+    except UserError:
+        return None
+    if not plan.fits:
+        raise UserError(refusal(plan, dtype))
+    return plan
+
+
+def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan) -> dict[str, Any]:
+    """Before the first step: a pass over the run's largest batch, within `train.memory_limit` if there is one.
+
+    Emits `memory` (with a limit) and `forecast`.
+
+    Args:
+        loop: the run's loop; gets smaller batches if the largest one exceeds the limit.
+        plan: of the run; None if its memory cannot be predicted.
+        batch_plan: the run's rows.
+
+    Returns:
+        The forecast: the plan's memory, and the time that the pass predicts.
+
+    Raises:
+        UserError: memory runs out with a single row, or the limit is too low for one.
+    """
+    limit = loop.train.memory_bytes
+    if plan is None:
+        name = type(plain_model(loop.model)).__name__
+        loop.events.emit("warning", message=f"Cannot predict the memory that {name} takes here (docs/planning.md).")
+        predicted: dict[str, Any] = {"device": str(loop.device)}
+        largest_batch = batch_plan.layout(not loop.batches.padded).largest_batch
+    else:
+        if limit is not None:
+            plan = _stay_within_limit(loop, plan, limit)
+            loop.events.emit(
+                "memory",
+                limit_bytes=limit,
+                checkpointed=plan.checkpointed,
+                blocks=plan.step.blocks,
+                tokens_per_batch=loop.tokens_per_batch,
+            )
+        predicted, largest_batch = plan.to_dict(timed=False), plan.largest_batch
+    forecast = {**predicted, "time": _time_of(loop, largest_batch)}
+    loop.events.emit("forecast", **forecast)
+    release_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
+    return forecast
+
+
+def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:
+    """Apply the plan and run its largest batch. If that exceeds the limit, plan again for a smaller one.
+
+    Returns:
+        The plan that stays within the limit.
+
+    Raises:
+        UserError: the limit is too low for the longest row.
+    """
+    target = limit
+    while True:
+        layout = plan.batch_plan.over(loop.batches.table).layout(plan.step.packed)
+        loop.use_batches(layout.batches, plan.batch_plan.tokens_per_batch)
+        if plan.checkpointed:
+            enable_activation_checkpointing(loop.model, plan.checkpointed)
+        release_freed_memory()
+        forget_peak(loop.device)
+        _time_of(loop, plan.largest_batch)
+        excess = peak_memory(loop.device) - limit
+        if excess <= 0:
+            return plan
+        target -= excess
+        plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, target)
+
+
+def _time_of(loop: Loop, largest_batch: list[int]) -> dict[str, Any]:
+    """Predict the run's time from a pass over these rows, whose gradient is discarded.
+
+    Raises:
+        UserError: memory runs out even with a single row.
+    """
+    while True:
+        rows = max(loop.batches_within(largest_batch), key=loop.tokens_of)
+        try:
+            time = largest_batch_first(
+                loop.model,
+                loop.objective,
+                collate(loop.batches.table, rows, loop.device),
+                tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
+                steps_left=loop.total_steps - loop.state.step,
+                device=loop.device,
+            )
+            loop.masters.grad.zero_()
+            return time
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        loop.split_in_two(rows)
