@@ -59,16 +59,19 @@ def test_a_stage_starts_from_the_previous_stages_weights(first, second, base_kin
     assert (base_kind == "merged") == (before.directory / "merged").exists()
 
 
-def test_a_pipeline_can_be_used_and_opened_by_its_directory(pipeline, tmp_path):
-    last = train(pipeline(FULL, LORA), tmp_path / "pipeline")
-    assert Run.open(tmp_path / "pipeline").directory == last.directory
-    assert last.whole == tmp_path / "pipeline"
-    assert last.stages == [tmp_path / "pipeline" / "1-s0", tmp_path / "pipeline" / "2-s1"]
-    reference = ModelReference.find(str(tmp_path / "pipeline"))
+def test_a_pipeline_is_named_after_its_stages_and_used_by_its_directory(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = train(pipeline(FULL, LORA))
+    directory = last.whole
+    assert directory.parent == tmp_path / "runs"
+    assert directory.name.endswith("-llama-s0-s1")
+    assert Run.open(directory).directory == last.directory
+    assert last.stages == [directory / "1-s0", directory / "2-s1"]
+    reference = ModelReference.find(str(directory))
     model = reference.model(torch.float32, torch.device("cpu"))
     assert answers(model, reference.tokenizer(), [({"role": "user", "content": "a"},)], Sampling(max_new_tokens=2))
     with pytest.raises(UserError, match="has finished"):
-        resume(tmp_path / "pipeline")
+        resume(directory)
 
 
 @pytest.mark.parametrize("stage", [pytest.param("1-s0", marks=pytest.mark.long), "2-s1"])
