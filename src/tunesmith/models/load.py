@@ -110,13 +110,7 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
     try:
         config = AutoConfig.from_pretrained(where, **options)
         config._commit_hash = _commit_of(base)
-        kind = _class_for(config, ending)
-        if ending.has_head:
-            config.num_labels = len(ending.labels)
-            config.id2label = dict(enumerate(ending.labels))
-            config.label2id = {label: index for index, label in enumerate(ending.labels)}
-        if ending.kind == "classes":
-            config.problem_type = ending.problem
+        kind = _set_up_head(config, ending)
         torch.manual_seed(seed)  # for the weights of a new head
         if base.from_scratch:
             return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
@@ -150,9 +144,7 @@ def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
     options = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
-        kind = _class_for(config, ending)
-        if ending.has_head:
-            config.num_labels = len(ending.labels)
+        kind = _set_up_head(config, ending)
         with torch.device("meta"):
             return as_linear(kind.from_config(config, **options).eval())
     except (OSError, ValueError) as error:
@@ -171,11 +163,7 @@ def fake_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, laye
     options: dict[str, Any] = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
-        kind = _class_for(config, ending)
-        if ending.has_head:
-            config.num_labels = len(ending.labels)
-        if ending.kind == "classes":
-            config.problem_type = ending.problem
+        kind = _set_up_head(config, ending)
         if layers is not None:
             _truncate(config.get_text_config(), layers)
         if dtype == torch.float32:  # PyTorch's grouped matrix products have no meta kernel in fp32
@@ -320,6 +308,22 @@ def _weight_files(model: PreTrainedModel) -> list[str]:
         return [cached_file(model.name_or_path, "model.safetensors", **options)]
     files = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return [cached_file(model.name_or_path, file, **options) for file in files]
+
+
+def _set_up_head(config: PretrainedConfig, ending: Ending) -> Any:
+    """Write the head's outputs into the config, and return the model class that has this head.
+
+    Raises:
+        UserError: the family has no such head.
+    """
+    kind = _class_for(config, ending)
+    if ending.has_head:
+        config.num_labels = len(ending.labels)
+        config.id2label = dict(enumerate(ending.labels))
+        config.label2id = {label: index for index, label in enumerate(ending.labels)}
+    if ending.kind == "classes":
+        config.problem_type = ending.problem
+    return kind
 
 
 def _class_for(config: PretrainedConfig, ending: Ending) -> Any:

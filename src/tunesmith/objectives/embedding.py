@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import BaseKind, ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.ending import Ending, Pooling
+from tunesmith.ending import Ending
 from tunesmith.models.heads import vectors
+from tunesmith.objectives.contrastive import Contrastive
 
 
-class Embedding(ObjectiveConfig):
+class Embedding(Contrastive):
     """loss = −log exp(cos(a, p) / τ) / Σ exp(cos(a, c) / τ), over all positives and negatives c of the batch (van den
     Oord et al. 2018, eq. 4, with in-batch negatives as in Henderson et al. 2017, section 4.4)."""
 
@@ -25,19 +25,13 @@ class Embedding(ObjectiveConfig):
     temperature: float = Field(default=0.05, gt=0)
     """τ: cosine similarities are divided by it. Default 0.05, usual for sentence encoders (Gao et al. 2021)."""
 
-    pooling: Pooling = "mean"
-    """How a text's last hidden states become its vector: their mean, the first one, or the last one (for decoders)."""
-
     query_prefix: str = ""
     """Text to put before every anchor, for a base that was trained with one, such as `query: `."""
 
     document_prefix: str = ""
     """Text to put before every positive and negative."""
 
-    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     formats: ClassVar[tuple[str, ...]] = ("pairs",)
-    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
-    rate_factor: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
     loss_unit: ClassVar[str] = "nats per pair"
 
     @property
@@ -52,23 +46,13 @@ class Embedding(ObjectiveConfig):
         documents = (self.document_prefix + text for text in example.others)
         return [Rendering("", (), targets=(), parts=(self.query_prefix + (example.text or ""), *documents))]
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self._losses(model, batch).sum()
-
-    @torch.no_grad()
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self._losses(model, batch)
-
-    def _losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def row_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         anchors, documents, targets = roles(batch)
         embeddings = vectors(model, batch, self.ending)
         scores = embeddings[anchors] @ embeddings[documents].T / self.temperature
         positives = _positives(batch, anchors, documents, targets)
         scores = scores.masked_fill(positives & ~functional.one_hot(targets, len(documents)).bool(), -torch.inf)
         return functional.cross_entropy(scores, targets, reduction="none")
-
-    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
-        return vectors(model, batch, self.ending)
 
 
 def roles(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import BaseKind, ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.tokens import TokenTable
-from tunesmith.ending import Ending, Pooling
+from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.models.heads import vectors
+from tunesmith.objectives.contrastive import Contrastive
 from tunesmith.objectives.labels import count_labels, label_index
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -31,7 +31,7 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 FOLDS = 4
 
 
-class FewShot(ObjectiveConfig):
+class FewShot(Contrastive):
     """loss = −mean over the batch's other rows p of row i's class of log exp(cos(i, p) / τ) / Σ exp(cos(i, a) / τ),
     over all other rows a (Khosla et al. 2020, eq. 2). A row that is alone in its class has no loss of its own. The head
     is a logistic regression on the vectors; cross-validation chooses its C."""
@@ -44,13 +44,7 @@ class FewShot(ObjectiveConfig):
     temperature: float = Field(default=0.1, gt=0)
     """τ: cosine similarities are divided by it (Khosla et al. 2020, section 4.4: 0.1)."""
 
-    pooling: Pooling = "mean"
-    """How a text's last hidden states become its vector: their mean, the first one, or the last one (for decoders)."""
-
-    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "truncate"
     formats: ClassVar[tuple[str, ...]] = ("classification",)
-    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder", "encoder")
-    rate_factor: ClassVar[float] = 0.3  # sentence encoders need small steps; tuned on MiniLM, 8 and 64 rows per class
     loss_unit: ClassVar[str] = "nats per text"
 
     @property
@@ -86,14 +80,7 @@ class FewShot(ObjectiveConfig):
         target = label_index(str(example.label), self.labels or [], example.source)
         return [Rendering(example.text or "", (), targets=(target,))]
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self._losses(model, batch).sum()
-
-    @torch.no_grad()
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self._losses(model, batch)
-
-    def _losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def row_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         embeddings = vectors(model, batch, self.ending)
         if len(embeddings) < 2:
             return embeddings.sum(1) * 0.0
