@@ -111,7 +111,8 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
         }
     )
     device = torch.device(options.device)
-    model = trainable_model(recipe, torch.bfloat16, device).train()
+    model, objective = trainable_model(recipe, torch.bfloat16, device)
+    model.train()
     masters = MasterWeights(model.named_parameters(), recipe.train)
     positions = torch.arange(options.length, device=device)
 
@@ -128,8 +129,8 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
             loss_tokens_per_row=[len(ids) - 1],
             documents_per_row=[1],
         )
-        loss = recipe.objective.loss(model, batch)
-        loss.backward()
+        loss = objective.loss(model, batch)
+        torch.autograd.backward(loss)
         masters.step(LEARNING_RATE, batch.loss_tokens, 1.0)
         return float(loss.detach()) / batch.loss_tokens
 
@@ -160,7 +161,7 @@ def learn_with_peft(options: argparse.Namespace, sequences: list[list[int]]) -> 
     def step(ids: list[int]) -> float:
         row = torch.tensor([ids], device=options.device)
         loss = model(input_ids=row, labels=row).loss
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -106,9 +106,9 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
 
     from tunesmith.config.recipe import Recipe
     from tunesmith.data.prepare import prepare
-    from tunesmith.engine.held_out import held_out_losses
+    from tunesmith.inference.held_out import held_out_losses
+    from tunesmith.inference.model_reference import ModelReference
     from tunesmith.models.attention import use_document_attention
-    from tunesmith.models.model_reference import ModelReference
     from tunesmith.models.prompts import plain_model
 
     text = DATA / "wikitext2" / part
@@ -120,7 +120,7 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
     loaded = reference.model(torch.float32, torch.device("cpu"))
     use_document_attention(plain_model(loaded))
     rows = range(min(FORGETTING_ROWS, len(table)))
-    return held_out_losses(loaded, recipe.objective, table, rows, 2048, torch.device("cpu")).loss
+    return held_out_losses(loaded, recipe.objective.build(), table, rows, 2048).loss
 
 
 def default_rate(name: str) -> float:

@@ -29,8 +29,8 @@ from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
 from tunesmith.export.merge import merge
 from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.methods.peft import OWN
-from tunesmith.models.model_reference import ModelReference
 from tunesmith.training.stages import resume, train
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "matrix.json"
@@ -414,7 +414,7 @@ def _attempt(cell: Cell, bases: Path, directory: Path, outcome: Outcome) -> None
     tolerance = 0.03 if cell.weights == "bf16" else 1e-3
     assert abs(loss - outcome.after) < tolerance * max(1.0, outcome.after), f"reloaded {loss}, trained {outcome.after}"
     outcome.shown.append("reloads")
-    if recipe.objective.ending.kind == "vocabulary":
+    if recipe.objective.head.generates_text:
         _generates(model, reference)
         outcome.shown.append("generates")
     if reference.adapter is not None:

@@ -8,31 +8,20 @@ import numpy as np
 import torch
 from families import ENCODER_DECODERS, config_of
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PretrainedConfig,
-)
+from transformers import PretrainedConfig
 
+from tunesmith.config.head import Head
 from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.ending import VOCABULARY, Ending
+from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.conv1d import as_linear
 
 ROWS = [[5, 9, 13, 21, 30], [7, 8, 33, 11, 40, 12, 6, 50], [22, 6, 35], [41, 9, 9, 17, 60, 3, 28]]
 """Token ids of four rows of different lengths, all below 64 and none of them the padding token."""
-
-_HEADS = {
-    "classes": AutoModelForSequenceClassification,
-    "tags": AutoModelForTokenClassification,
-    "vectors": AutoModel,
-}
 
 _LAYERS = {
     "gpt2": ("n_layer",),
@@ -44,16 +33,14 @@ _LAYERS = {
 """A family's config fields for its number of blocks, where they differ from `num_hidden_layers`."""
 
 
-def config_for(family: str, ending: Ending = VOCABULARY, layers: int = 3, **more: Any) -> PretrainedConfig:
+def config_for(family: str, head: Head | None = None, layers: int = 3, **more: Any) -> PretrainedConfig:
     """The family's small config with this number of layers and this head, and weights large enough to matter."""
     sizes = _LAYERS.get(family, ("num_hidden_layers",))
     config = config_of(family, 64, **dict.fromkeys(sizes, layers))
     if family not in ENCODER_DECODERS:
         config.initializer_range = 0.2
-    if ending.has_head:
-        config.num_labels = len(ending.labels)
-    if ending.kind == "classes":
-        config.problem_type = ending.problem
+    if head is not None:
+        head.configure(config)
     for name, value in more.items():
         setattr(config, name, value)
     return config
@@ -61,14 +48,14 @@ def config_for(family: str, ending: Ending = VOCABULARY, layers: int = 3, **more
 
 def small_model(
     family: str = "llama",
-    ending: Ending = VOCABULARY,
+    head: Head | None = None,
     dtype: torch.dtype = torch.float64,
     layers: int = 3,
     **more: Any,
 ) -> Any:
     """A model with random weights, also in biases and norms, and document attention if the family supports it."""
-    config = config_for(family, ending, layers, **more)
-    kind = _HEADS.get(ending.kind, AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM)
+    config = config_for(family, head, layers, **more)
+    kind = (head or (Seq2SeqLMHead() if family in ENCODER_DECODERS else CausalLMHead())).model_class(config)
     torch.manual_seed(0)
     model = as_linear(kind.from_config(config).eval())
     with torch.no_grad():

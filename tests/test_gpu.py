@@ -10,7 +10,7 @@ from matrix import Cell, make_bases, recipe_of, write_data
 
 import tunesmith
 from tunesmith.config.registry import OBJECTIVES
-from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
+from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import gated, gated_linear, gated_reference
 from tunesmith.ops.lora_linear import LinearParts
@@ -111,8 +111,8 @@ def test_gated_layers_on_the_gpu_match_their_reference(activation: Any) -> None:
 def test_cross_entropy_on_the_gpu_matches_its_reference() -> None:
     labels = torch.randint(1000, (300,))
     assert_equal_to_reference(
-        lambda h, w: linear_cross_entropy(h, Head(w), labels.to(h.device)).to(torch.float32),
-        lambda h, w: cross_entropy_reference(h, Head(w), labels),
+        lambda h, w: linear_cross_entropy(h, OutputLayer(w), labels.to(h.device)).to(torch.float32),
+        lambda h, w: cross_entropy_reference(h, OutputLayer(w), labels),
         [torch.randn(300, 64), torch.randn(1000, 64) / 8],
         slack=12,
     )

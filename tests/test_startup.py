@@ -135,7 +135,7 @@ def test_a_verb_imports_no_package_that_it_does_not_use(verb: tuple[str, ...], u
 
 
 def test_the_import_search_finds_what_a_verb_needs() -> None:
-    assert {"tunesmith.models.model_reference", "torch", "transformers"} <= _of_verb("use", "generate", "_load_any")
+    assert {"tunesmith.inference.model_reference", "torch", "transformers"} <= _of_verb("use", "generate", "_load_any")
     assert {"tunesmith.planner.plan", "peft"} <= _of_verb("train", "train")
     assert {"tunesmith.methods", "peft"} <= _of_verb("methods", "methods")
     assert "pydantic" in _of_verb("schema", "schema")

@@ -15,10 +15,10 @@ from tunesmith.models.load import load_tokenizer
 def textbook_loss(model: Any, recipe: Recipe) -> float:
     """The mean loss over the held-out rows, in nats per token, word, text or pair."""
     table = prepare(recipe, load_tokenizer(recipe.base)).held_out
-    kind = recipe.objective.ending.kind
-    if kind == "vocabulary":
+    kind = recipe.objective.head.kind
+    if recipe.objective.head.generates_text:
         return next_token(model, table)
-    if kind == "vectors":
+    if recipe.objective.compares_rows:
         contrastive = in_pairs if recipe.objective.kind == "embedding" else in_classes
         return contrastive(model, table, recipe.objective.temperature)
     losses = []
@@ -26,7 +26,7 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
         ids, loss_mask = (torch.tensor(array) for array in table[row])
         targets = torch.tensor(table.targets_of(row))
         logits = model(input_ids=ids[None].long(), attention_mask=torch.ones_like(ids[None])).logits.float()
-        if kind == "tags":
+        if kind == "token_classification":
             losses += functional.cross_entropy(
                 logits[0, -len(ids) :][loss_mask], targets.long(), reduction="none"
             ).tolist()

@@ -15,6 +15,8 @@ from tunesmith.data.pack import Batch, Batches
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
+from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.inference.held_out import measure_of
 from tunesmith.run import Event, Events
 
 CPU = torch.device("cpu")
@@ -35,6 +37,7 @@ class Slope(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([start]))
         self.config = SimpleNamespace(_attn_implementation="eager")
+        self.device = CPU
 
 
 class SquaredErrors:
@@ -45,8 +48,6 @@ class SquaredErrors:
         before: called before each loss with its number, from 1; the loss is multiplied by the result if it is not None.
         modes: for each evaluation, whether the model was in training mode.
     """
-
-    ending = SimpleNamespace(kind="vocabulary")
 
     def __init__(self, script: Sequence[float] = (), before: Any = None) -> None:
         self.script: Iterator[float] = iter(script)
@@ -108,6 +109,7 @@ def loop_over(
     """
     train = Train(steps=steps, **{**GRADIENT_DESCENT, "schedule": "constant", **settings})
     model = Slope(start)
+    losses = objective or SquaredErrors()
     events: list[Event] = []
     batches = Batches(
         table_of(points),
@@ -119,9 +121,9 @@ def loop_over(
     )
     loop = Loop(
         model=model,
-        objective=objective or SquaredErrors(),
+        objective=losses,
         batches=batches,
-        held_out=table_of(held_out),
+        held_out=measure_of(model, losses, CausalLMHead(), table_of(held_out), train.evaluate_rows),
         masters=MasterWeights(model.named_parameters(), train),
         train=train,
         total_steps=steps,

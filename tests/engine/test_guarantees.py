@@ -22,12 +22,12 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import Batches
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import LoopState, load_checkpoint, save_checkpoint
-from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
+from tunesmith.inference.held_out import held_out_losses, measure_of
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Event, Events, Run
@@ -297,7 +297,7 @@ def test_layers_that_share_inputs_forget_a_failed_pass(tmp_path: Path) -> None:
 def make_loop(recipe: Recipe, directory: Path, rows: int, steps: int = 3) -> tuple[Loop, list[Event]]:
     """A loop over the recipe's rows, `rows` of them per step."""
     prepared = prepare(recipe, load_tokenizer(recipe.base))
-    model = trainable_model(recipe, torch.float32, CPU)
+    model, objective = trainable_model(recipe, torch.float32, CPU)
     events: list[Event] = []
     tokens = int(prepared.train.lengths[:rows].sum())
     batches = Batches(
@@ -305,9 +305,9 @@ def make_loop(recipe: Recipe, directory: Path, rows: int, steps: int = 3) -> tup
     )
     loop = Loop(
         model=model,
-        objective=recipe.objective,
+        objective=objective,
         batches=batches,
-        held_out=prepared.held_out,
+        held_out=measure_of(model, objective, recipe.objective.head, prepared.held_out, None),
         masters=MasterWeights(model.named_parameters(), recipe.train),
         train=recipe.train,
         total_steps=steps,
@@ -380,13 +380,13 @@ def test_held_out_losses_use_evaluation_mode_and_restore_the_mode(
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
     model = loop.model.train(training)
-    rows = [3, 0, 2]
-    first, second = (held_out_losses(model, loop.objective, loop.held_out, rows, 1000, CPU) for _ in range(2))
+    rows, held_out = [3, 0, 2], loop.batches.table
+    first, second = (held_out_losses(model, loop.objective, held_out, rows, 1000) for _ in range(2))
     assert model.training == plain_model(model).training == training
     assert np.array_equal(first.sums, second.sums)
     model.eval()
     for index, row in enumerate(rows):
-        ids, loss_mask = (torch.from_numpy(array) for array in loop.held_out[row])
+        ids, loss_mask = (torch.from_numpy(array) for array in held_out[row])
         inputs = {"input_ids": ids.long()[None], "position_ids": torch.arange(len(ids))[None]}
         logits = model(**inputs, document_lengths=[len(ids)]).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[1:].long(), reduction="none")[loss_mask[1:]]
@@ -525,7 +525,7 @@ def save_random_masters(
     recipe: Recipe, dtype: torch.dtype, directory: Path
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The saved tensors of a run with random masters, and the masters by name."""
-    model = trainable_model(recipe, dtype, CPU)
+    model, _ = trainable_model(recipe, dtype, CPU)
     masters = MasterWeights(model.named_parameters(), recipe.train)
     masters.flat.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(2))
     masters.finish()

@@ -21,6 +21,7 @@ from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import trainable_model
+from tunesmith.inference.held_out import measure_of
 from tunesmith.models.load import load_tokenizer
 from tunesmith.run import Event, Events
 
@@ -42,10 +43,11 @@ def recipe_for(model: Path, rows: Path, **changes: Any) -> Recipe:
 def gradient_in_groups(recipe: Recipe, groups: list[list[int]]) -> list[torch.Tensor]:
     """The mean gradient over all rows in float64, summed over batches of the given rows."""
     prepared = prepare(recipe, load_tokenizer(recipe.base))
-    model = trainable_model(recipe, torch.float32, CPU).double()
+    model, _ = trainable_model(recipe, torch.float32, CPU)
+    model.double()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = [collate(prepared.train, rows) for rows in groups]
-    parts = [torch.autograd.grad(recipe.objective.loss(model, batch), trained) for batch in batches]
+    parts = [torch.autograd.grad(recipe.objective.build().loss(model, batch), trained) for batch in batches]
     loss_tokens = sum(batch.loss_tokens for batch in batches)
     return [torch.stack(gradients).sum(0) / loss_tokens for gradients in zip(*parts, strict=True)]
 
@@ -82,8 +84,8 @@ def test_a_step_divides_once_over_all_its_batches(
 def test_loss_of_a_run_equals_transformers_own_loss(tiny_model: Path, write_rows: Callable[..., Path]) -> None:
     recipe = recipe_for(tiny_model, write_rows())
     prepared = prepare(recipe, load_tokenizer(recipe.base))
-    model = trainable_model(recipe, torch.float32, CPU)
-    ours = recipe.objective.loss(model, batch := collate(prepared.train, range(8))).item() / batch.loss_tokens
+    model, _ = trainable_model(recipe, torch.float32, CPU)
+    ours = recipe.objective.build().loss(model, batch := collate(prepared.train, range(8))).item() / batch.loss_tokens
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     total, count = 0.0, 0
     for row in range(8):
@@ -148,14 +150,14 @@ def poisoned_loop(
     recipe: Recipe, directory: Path, steps: set[int], value: float, in_gradient: bool
 ) -> tuple[Loop, list[Event]]:
     prepared = prepare(recipe, load_tokenizer(recipe.base))
-    model = trainable_model(recipe, torch.float32, CPU)
+    model, objective = trainable_model(recipe, torch.float32, CPU)
     events: list[Event] = []
     batches = Batches(prepared.train, tokens_per_step=128, tokens_per_batch=128, pack=True, shuffle=True, seed=0)
     loop = Loop(
         model=model,
-        objective=Poisoned(recipe.objective, steps, value, in_gradient),  # type: ignore[arg-type]
+        objective=Poisoned(objective, steps, value, in_gradient),  # type: ignore[arg-type]
         batches=batches,
-        held_out=prepared.held_out,
+        held_out=measure_of(model, objective, recipe.objective.head, prepared.held_out, None),
         masters=MasterWeights(model.named_parameters(), recipe.train),
         train=recipe.train,
         total_steps=5,

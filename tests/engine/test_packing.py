@@ -22,11 +22,12 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
 from tunesmith.data.pack import best_fit, bucket_by_length, collate, next_fit, width
 from tunesmith.data.tokens import TokenTable
+from tunesmith.heads.sequence_classification import SequenceClassificationHead, class_logits
+from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.forward import check_head, next_token_loss, next_token_losses, pooled
-from tunesmith.models.heads import check_new_head, class_logits, tag_logits
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.forward import check_lm_head, next_token_loss, next_token_losses, pooled
 
 EAGER = {"bloom", "gemma2", "gpt_oss", "deberta", "deberta-v2"}
 """Families that PyTorch's own attention (SDPA) does not support."""
@@ -81,7 +82,7 @@ def twins(kind: type, family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 def test_packed_examples_have_the_same_loss_and_gradients_as_alone(family: str) -> None:
     """Guards against https://github.com/MeetKai/functionary/issues/265."""
     alone, packed = twins(AutoModelForCausalLM, family)
-    check_head(packed)
+    check_lm_head(packed)
     table = table_of([3, 17, 2, 9, 30])
     batch = collate(table, range(5))
 
@@ -125,8 +126,10 @@ def test_packed_texts_have_the_same_outputs_and_gradients_as_alone(
     family: str, kind: Any, head: Any, plain: Any
 ) -> None:
     alone, packed = twins(kind, family)
-    if head in (class_logits, tag_logits):
-        check_new_head(packed)
+    if head is class_logits:
+        SequenceClassificationHead().check(packed)
+    if head is tag_logits:
+        TokenClassificationHead().check(packed)
     rows = []
     for number, length in enumerate([4, 17, 3, 9, 30]):
         ids = (torch.arange(length) * 7 % 61 + 3).int().numpy()
@@ -179,4 +182,4 @@ def test_positions_that_start_after_the_padding_index_reduce_max_length(tmp_path
     assert Recipe.load(run.directory / "recipe.yaml").data.max_length == 512 - first
     reference = ModelReference.find(str(run.directory))
     model = reference.model(torch.float32, torch.device("cpu"))
-    assert predict(model, reference.tokenizer(), reference.ending, ["w1 " * 700])
+    assert predict(model, reference.tokenizer(), reference.head, ["w1 " * 700])

@@ -10,7 +10,7 @@ import torch
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Sampling, answers
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.run import Run
 from tunesmith.training.stages import resume, train
 

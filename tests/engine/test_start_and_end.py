@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ from tunesmith.engine.output import save_output
 from tunesmith.engine.provenance import provenance
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
+from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.models.load import load_tokenizer
 from tunesmith.run import Event, Run
 
@@ -305,25 +306,24 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_classification_loss_has_no_perplexity(tmp_path: Path) -> None:
-    classification, language_model = SquaredErrors([0.7]), SquaredErrors([0.7])
-    classification.ending = SimpleNamespace(kind="classes")
-    for objective, expected in ((classification, None), (language_model, math.exp(0.7))):
-        loop, events = loop_over(tmp_path, [(1.0, 2.0)], objective=objective, held_out=[(1.0, 1.0)])
-        loop.evaluate()
-        assert events[0].get("perplexity") == (None if expected is None else pytest.approx(expected, rel=1e-6))
+    loop, events = loop_over(tmp_path, [(1.0, 2.0)], objective=SquaredErrors([0.7]), held_out=[(1.0, 1.0)])
+    loop.evaluate()
+    assert events[0]["perplexity"] == pytest.approx(math.exp(0.7), rel=1e-6)
+    assert CausalLMHead().loss_figures(800.0) == {"perplexity": pytest.approx(math.exp(700.0))}, "not infinite"
+    assert SequenceClassificationHead(("no", "yes")).loss_figures(0.7) == {}
 
 
 def test_class_names_are_saved_beside_an_adapter_and_in_a_models_config(encoder: Path, tmp_path: Path) -> None:
     objective = {"kind": "classification", "labels": ["no", "yes", "so"]}
     for method, kind in (("lora", "adapter"), ("full", "model")):
         recipe = Recipe.load(recipe_of(encoder / "bert", encoder / "texts.jsonl", objective=objective, method=method))
-        model = trainable_model(recipe, torch.float32, torch.device("cpu"))
+        model, _ = trainable_model(recipe, torch.float32, torch.device("cpu"))
         masters = MasterWeights(model.named_parameters(), recipe.train)
         masters.finish()
         path = save_output(Run(tmp_path), model, masters, load_tokenizer(recipe.base), recipe)
         assert path == tmp_path / kind
-        assert (path / "ending.json").exists() == (kind == "adapter")
-        stored = path / ("ending.json" if kind == "adapter" else "config.json")
+        assert (path / "head.json").exists() == (kind == "adapter")
+        stored = path / ("head.json" if kind == "adapter" else "config.json")
         config = json.loads(stored.read_text(encoding="utf-8"))
         labels = config["labels"] if kind == "adapter" else list(config["id2label"].values())
         assert labels == ["no", "yes", "so"]
@@ -343,7 +343,7 @@ def test_a_contrastive_run_warns_about_batches_of_one_row(encoder: Path, tmp_pat
     )
     assert warnings.count(message) == 1
     assert run.output is not None
-    assert json.loads((run.output / "ending.json").read_text(encoding="utf-8"))["kind"] == "vectors"
+    assert json.loads((run.output / "head.json").read_text(encoding="utf-8"))["kind"] == "embedding"
     assert (run.output / "modules.json").exists()
 
 

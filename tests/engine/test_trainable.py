@@ -23,7 +23,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import SCORES, BatchPlan
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory, split_in_two
-from tunesmith.engine.trainable import _check_ending as check_ending
+from tunesmith.engine.trainable import _check_head as check_head_of
 from tunesmith.engine.trainable import (
     base_parameters,
     cap_max_length,
@@ -34,8 +34,8 @@ from tunesmith.engine.trainable import (
     with_known_features,
 )
 from tunesmith.errors import UserError
+from tunesmith.heads.sequence_classification import class_logits
 from tunesmith.models.architecture import blocks
-from tunesmith.models.heads import class_logits
 from tunesmith.models.prompts import plain_model
 
 LABELS = {"kind": "classification", "labels": ["no", "yes", "so"]}
@@ -62,7 +62,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_base_parameters_are_counted_without_what_the_method_adds(tiny_model: Path, weights: str, method: Any) -> None:
     if weights == "int8" and method == "full":
         pytest.skip("quantized weights are frozen")
-    model = trainable_model(recipe_of({"path": str(tiny_model), "weights": weights}, method), torch.float32, CPU)
+    model, _ = trainable_model(recipe_of({"path": str(tiny_model), "weights": weights}, method), torch.float32, CPU)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert base_parameters(model) == sum(parameter.numel() for parameter in base.parameters())
 
@@ -80,12 +80,12 @@ def test_a_methods_default_rate_is_multiplied_by_the_optimizers_factor(
     tiny_model: Path, method: str, optimizer: str, expected: float
 ) -> None:
     recipe = recipe_of(tiny_model, method, optimizer=optimizer)
-    assert learning_rates(recipe, trainable_model(recipe, torch.float32, CPU))[0] == expected
+    assert learning_rates(recipe, trainable_model(recipe, torch.float32, CPU)[0])[0] == expected
 
 
 def test_a_new_head_has_its_own_learning_rate(bert: Path) -> None:
     recipe = recipe_of(bert, "lora", LABELS, layer_decay=0.5)
-    model = trainable_model(recipe, torch.float32, CPU)
+    model, _ = trainable_model(recipe, torch.float32, CPU)
     peak, factor = learning_rates(recipe, model)
     assert peak == pytest.approx(5e-3 * 0.3, rel=1e-12)  # one label per row
     rates = {name: peak * factor(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -104,7 +104,7 @@ def test_only_the_last_layer_of_a_head_scales_its_rate_with_the_outputs(bert: Pa
     objective = {"kind": "regression", "mean": 5.0, "spread": 40.0}
     recipe = recipe_of(bert, "full", objective)
     assert recipe.objective.output_scale == 40.0
-    model = trainable_model(recipe, torch.float32, CPU)
+    model, _ = trainable_model(recipe, torch.float32, CPU)
     peak, factor = learning_rates(recipe, model)
     assert peak == pytest.approx(8e-4 * 0.3 * recipe.objective.rate_factor, rel=0.05)
     scaled = {name for name, _ in model.named_parameters() if factor(name) > 1.5 * 0.02 / peak}
@@ -198,7 +198,7 @@ def test_a_family_that_fails_in_the_given_precision_is_refused_by_name(tiny_mode
         else (RuntimeError, "no such product\nsecond line")
     )
     with pytest.raises(error, match=message):
-        check_ending(recipe_of(tiny_model, "full"), model)
+        check_head_of(recipe_of(tiny_model, "full"), model)
 
 
 def test_neftune_is_refused_if_the_method_makes_its_own_embeddings(tiny_model: Path) -> None:
@@ -254,8 +254,9 @@ def test_features_of_a_frozen_body_are_computed_once_for_both_tables(bert: Path)
 
     prepared = Prepared(table_of(7), table_of(3), DataReport(), {})
     recipe = recipe_of(bert, {"kind": "layers", "last": 0, "head": False}, LABELS)
-    model = trainable_model(recipe, torch.float32, CPU).train()
-    known = with_known_features(recipe, model, prepared, CPU)
+    model, _ = trainable_model(recipe, torch.float32, CPU)
+    model.train()
+    known = with_known_features(recipe, model, prepared)
     assert (known.train.features.shape, known.held_out.features.shape) == ((7, 32), (3, 32))
     from tunesmith.data.pack import collate
 
@@ -265,7 +266,7 @@ def test_features_of_a_frozen_body_are_computed_once_for_both_tables(bert: Path)
         actual, expected = (class_logits(model, collate(table, rows)) for table in (with_features, plain))
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     lora = recipe_of(bert, "lora", LABELS)
-    assert with_known_features(lora, trainable_model(lora, torch.float32, CPU), prepared, CPU) is prepared
+    assert with_known_features(lora, trainable_model(lora, torch.float32, CPU)[0], prepared) is prepared
 
 
 # The layout of batches
@@ -341,7 +342,8 @@ def test_a_layout_takes_all_its_settings_from_the_recipe() -> None:
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_only_the_first_blocks_are_recomputed(tiny_model: Path, first: int) -> None:
     recipe = recipe_of(tiny_model, "full")
-    model = trainable_model(recipe, torch.float32, CPU).train()
+    model, _ = trainable_model(recipe, torch.float32, CPU)
+    model.train()
     enable_activation_checkpointing(model, first)
     calls = [0, 0]
     for index, block in enumerate(blocks(plain_model(model))):

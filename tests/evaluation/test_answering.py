@@ -14,11 +14,10 @@ from families import config_of
 from transformers import AutoModel
 
 import tunesmith.evaluation.answering
-from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import ANSWERS, QUESTIONS, answer
+from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.generate import Sampling, answers
-from tunesmith.models.sentence_transformers_format import write_steps
 
 TOKENIZER = byte_tokenizer()
 SAMPLING = Sampling(max_new_tokens=6, temperature=1.0, repetition_penalty=1.3, seed=7)
@@ -226,7 +225,7 @@ def test_model_without_text_generation_and_existing_output_are_refused(model: st
     config = config_of("bert", len(TOKENIZER))
     AutoModel.from_config(config).save_pretrained(tmp_path / "vectors")
     TOKENIZER.save_pretrained(tmp_path / "vectors")
-    write_steps(tmp_path / "vectors", Ending("vectors"), config.hidden_size, 64, None)
+    write_steps(tmp_path / "vectors", "mean", True, config.hidden_size, 64)
     source = write_rows(tmp_path / "questions.jsonl", [{"question": "Why?"}])
     with pytest.raises(
         UserError, match=r"vectors does not generate text, so it cannot answer\. Use a causal language model"

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
-from tunesmith.engine.held_out import RowLosses
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.metrics import METRICS, exact_match, first_word, mean_with_interval, rouge_l, scores
+from tunesmith.inference.held_out import RowLosses
 from tunesmith.models.load import load_tokenizer
 
 

@@ -12,7 +12,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import binom, binomtest, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 
-from tunesmith.engine.held_out import RowLosses
 from tunesmith.evaluation.compare import Side, Task, summarize
 from tunesmith.evaluation.metrics import (
     METRICS,
@@ -26,6 +25,9 @@ from tunesmith.evaluation.metrics import (
     wilson,
 )
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.heads.sequence_classification import RegressionHead, SequenceClassificationHead
+from tunesmith.inference.held_out import RowLosses
 
 Values = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -175,7 +177,7 @@ def test_interval_of_a_calibration_error_is_extended_to_contain_its_value() -> N
     targets = (draw.random(200) > confidence).astype(float)
     predictions = Predictions([row[None] for row in outputs], [np.array([[target]]) for target in targets], ("a", "b"))
     side = Side(RowLosses(np.ones(200), np.ones(200, np.int64)), [], predictions)
-    figure = summarize(side, side, [], ["calibration_error"])["tuned"]["metrics"]["calibration_error"]
+    figure = summarize(side, side, [], SequenceClassificationHead(("a", "b")))["tuned"]["metrics"]["calibration_error"]
     value, draws = bootstrap(PREDICTION_METRICS["calibration_error"].of(predictions), 200)
     low, high = interval_of(draws)
     assert value < low, "the resamples alone"
@@ -228,7 +230,7 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
     base = Side(RowLosses(np.array([4.0, 6.0, 2.0]), counts), BASE)
     tuned = Side(RowLosses(np.array([1.0, 3.0, 0.5]), counts), TUNED)
     tasks = [task(number, expected) for number, expected in enumerate(EXPECTED)]
-    found = summarize(base, tuned, tasks)
+    found = summarize(base, tuned, tasks, CausalLMHead())
     assert (found["rows"], found["loss_tokens"], found["generated_rows"]) == (3, 6, 7)
     assert (found["base"]["loss"], found["tuned"]["loss"]) == pytest.approx((2.0, 0.75))
     assert (found["base"]["perplexity"], found["tuned"]["perplexity"]) == pytest.approx((np.exp(2.0), np.exp(0.75)))
@@ -283,17 +285,18 @@ def test_prediction_metrics_have_each_sides_figures_and_tuned_minus_base() -> No
     losses = RowLosses(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4, np.int64))
     texts = [["a", "b", "a", "c"], ["b", "b", "c", "c"]]
     tasks = [task(number, "b") for number in range(4)]
-    found = summarize(Side(losses, texts[0], before), Side(losses, texts[1], after), tasks, ["accuracy", "macro_f1"])
+    head = SequenceClassificationHead(("a", "b", "c"))
+    found = summarize(Side(losses, texts[0], before), Side(losses, texts[1], after), tasks, head)
     accuracy = {"described": "accuracy", "better": 1, "unit": "%"}
     for side, value in (("base", 0.25), ("tuned", 0.75)):
         figure = found[side]["metrics"]["accuracy"]
         theirs = binomtest(round(4 * value), 4).proportion_ci(method="wilson")
         assert figure == {"value": value, "interval": pytest.approx((theirs.low, theirs.high), abs=1e-6), **accuracy}
-        assert set(found[side]["metrics"]) == {"accuracy", "macro_f1"}, "no metrics of generated answers"
+        assert set(found[side]["metrics"]) == set(head.metrics), "no metrics of generated answers"
         assert "perplexity" not in found[side]
     f1 = [f1_score([1, 1, 2, 0], predicted, average="macro") for predicted in ([0, 1, 0, 2], [1, 1, 2, 2])]
     assert [found[side]["metrics"]["macro_f1"]["value"] for side in ("base", "tuned")] == pytest.approx(f1)
-    assert set(found["differences"]) == {"loss", "accuracy", "macro_f1"}
+    assert set(found["differences"]) == {"loss", "accuracy", "macro_f1", "calibration_error"}
     assert found["differences"]["accuracy"]["value"] == pytest.approx(0.5)
     assert found["differences"]["accuracy"]["interval"] == (0.0, 1.0)
     assert found["differences"]["macro_f1"]["value"] == pytest.approx(f1[1] - f1[0])
@@ -309,9 +312,9 @@ def test_differences_of_prediction_metrics_resample_the_same_rows() -> None:
     for predicted in (far, far, near):
         predictions = value_predictions(predicted, targets)
         sides.append(Side(RowLosses(np.ones(60), np.ones(60, np.int64)), [], predictions))
-    same = summarize(sides[0], sides[1], [], ["root_mean_square_error"])["differences"]["root_mean_square_error"]
+    same = summarize(sides[0], sides[1], [], RegressionHead())["differences"]["root_mean_square_error"]
     assert same == {"value": 0.0, "interval": (0.0, 0.0)}
-    found = summarize(sides[0], sides[2], [], ["root_mean_square_error"])
+    found = summarize(sides[0], sides[2], [], RegressionHead())
     error = found["base"]["metrics"]["root_mean_square_error"]
     assert found["tuned"]["metrics"]["root_mean_square_error"]["value"] == 0.0
     assert error == {"value": error["value"], "interval": error["interval"], "better": -1, "unit": ""} | {

@@ -17,7 +17,7 @@ import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.export.combine import combine
 from tunesmith.export.merge import merge
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.inference.model_reference import ModelReference
 
 CPU = torch.device("cpu")
 

@@ -11,18 +11,19 @@ from bytewise import byte_tokenizer
 from families import config_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from small_models import batch_of, objective_of, small_model
+from small_models import batch_of, small_model
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
-from tunesmith.ending import Ending
 from tunesmith.export import merge as merging
 from tunesmith.export.merge import merge
+from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
-from tunesmith.models.model_reference import ModelReference
 
 CPU = torch.device("cpu")
 
@@ -125,17 +126,16 @@ def test_without_held_out_rows_the_dequantized_weights_are_used(run: Path, tmp_p
     assert torch.equal(load_file(merged.path / "model.safetensors")[name], expected[name])
 
 
-CLASSES = Ending("classes", ("a", "b", "c"))
+CLASSES = SequenceClassificationHead(("a", "b", "c"))
 ROWS = [[5, 9, 13, 21, 2], [7, 8, 33, 11, 40, 2]]
 
 
 @torch.no_grad()
-def outcomes(kind: str, ending: Ending) -> tuple[Tensor, Tensor]:
+def outcomes(kind: str, head: Head) -> tuple[Tensor, Tensor]:
     """The log-probabilities that are compared for a model with a head, and the head's logits."""
-    model = small_model("bert", ending, torch.float32)
-    objective = objective_of(kind, labels=list(ending.labels)) if ending.labels[0] != "value" else objective_of(kind)
+    model = small_model("bert", head, torch.float32)
     batch = batch_of(ROWS, targets=[(0.0,) * (3 if kind == "multi_label" else 1)] * 2)
-    log_p = merging._log_probabilities(model, objective, batch)
+    log_p = head.log_probabilities(model, batch)
     model.set_attn_implementation("eager")
     logits = torch.cat([model(input_ids=torch.tensor([row])).logits for row in ROWS])
     return log_p, logits
@@ -144,13 +144,13 @@ def outcomes(kind: str, ending: Ending) -> tuple[Tensor, Tensor]:
 def test_outcomes_are_classes_or_for_each_label_present_and_absent() -> None:
     log_p, logits = outcomes("classification", CLASSES)
     torch.testing.assert_close(log_p, torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-5)
-    log_p, logits = outcomes("multi_label", Ending("classes", ("a", "b", "c"), "multi_label_classification"))
+    log_p, logits = outcomes("multi_label", MultiLabelHead(("a", "b", "c")))
     expected = torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)], -1).reshape(6, 2)
     torch.testing.assert_close(log_p, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_regression_has_one_outcome_which_cannot_diverge() -> None:
-    log_p, _ = outcomes("regression", Ending("classes", ("value",), "regression"))
+    log_p, _ = outcomes("regression", RegressionHead())
     assert log_p.tolist() == [[0.0], [0.0]]
 
 

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.ending import Ending
+from tunesmith.config.head import read_head
 from tunesmith.errors import UserError
 from tunesmith.export.combine import PRUNED, combine
 from tunesmith.export.merge import merge
 from tunesmith.export.merged_model import merged_model, save_merged
-from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.sentence_transformers_format import write_steps
+from tunesmith.heads.embedding import EmbeddingHead
+from tunesmith.heads.sentence_transformers_format import write_steps
+from tunesmith.inference.model_reference import ModelReference
 
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
 LAYERS = {
@@ -209,12 +210,12 @@ def test_an_interrupted_merge_restarts_and_creates_parent_directories(bases: dic
 
 def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"], target_modules=["q_proj"])
-    ending = Ending("vectors", pooling="last", normalized=False)
-    write_steps(adapter, ending, 32, 64, None)
-    reference = ModelReference(ModelReference.find(str(adapter)).base, adapter, ending, adapter)
+    head = EmbeddingHead(pooling="last", normalized=False)
+    write_steps(adapter, "last", False, 32, 64)
+    reference = ModelReference(ModelReference.find(str(adapter)).base, head, adapter, adapter)
     model = AutoModelForCausalLM.from_pretrained(bases["llama in fp32"])
     path = save_merged(model, reference, tmp_path / "merged")
-    assert Ending.beside(path) == ending
+    assert read_head(path) == head
     pooling = json.loads((path / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     assert (pooling["pooling_mode_lasttoken"], pooling["pooling_mode_mean_tokens"]) == (True, False)
     assert json.loads((path / "modules.json").read_text(encoding="utf-8"))[1]["path"] == "1_Pooling"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.export.merge import merge
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.ops.lora_linear import LinearParts
 
 CPU = torch.device("cpu")

@@ -13,17 +13,18 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tunesmith.config.base import Base
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
+from tunesmith.heads.new_head import head_parameters
+from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.methods.catalog import catalog
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
-from tunesmith.models.heads import head_parameters
 from tunesmith.models.load import load_model, skeleton
 
 VARIANTS: list[dict[str, Any]] = [
@@ -60,8 +61,8 @@ def method_of(values: dict[str, Any]) -> Any:
     return named_kind(METHODS, values["kind"]).model_validate(values)
 
 
-def loaded(path: Path, ending: Ending = VOCABULARY) -> Any:
-    model = load_model(Base(path=str(path)), torch.float32, ending=ending)
+def loaded(path: Path, head: Head | None = None) -> Any:
+    model = load_model(Base(path=str(path)), torch.float32, head=head)
     use_document_attention(model)
     return model
 
@@ -71,10 +72,10 @@ def loaded(path: Path, ending: Ending = VOCABULARY) -> Any:
 def test_a_methods_formula_gives_its_number_of_trained_parameters(
     values: dict[str, Any], family: str, bases: Path
 ) -> None:
-    ending = Ending("classes", ("a", "b", "c")) if family == "bert" else VOCABULARY
+    head = SequenceClassificationHead(("a", "b", "c")) if family == "bert" else None
     method = method_of(values)
-    formula = method.trained_parameters(skeleton(Base(path=str(bases / family)), ending))
-    model = loaded(bases / family, ending)
+    formula = method.trained_parameters(skeleton(Base(path=str(bases / family)), head))
+    model = loaded(bases / family, head)
     head = head_parameters(model)
     peft_model = method.apply(model, seed=0)
     assert formula == sum(each.numel() for each in peft_model.parameters() if each.requires_grad) - head
@@ -171,7 +172,9 @@ def test_loftq_starts_closer_to_the_unquantized_weights_than_qlora(bases: Path) 
     gaps = {}
     for start in ("zero", "loftq"):
         model = load_model(Base(path=str(bases / "llama"), weights="nf4"), torch.float32)
-        peft_model = method_of({"kind": "lora", "rank": 8, "initialization": start}).apply(model, seed=0)
+        method = method_of({"kind": "lora", "rank": 8, "initialization": start})
+        peft_model = method.apply(model, seed=0)
+        method.initialize(peft_model)
         layer = peft_model.get_base_model().model.layers[0].mlp.up_proj
         gaps[start] = (layer.get_base_layer().weight + layer.get_delta_weight("default") - original).norm().item()
     assert gaps["loftq"] < 0.8 * gaps["zero"]
@@ -261,7 +264,7 @@ def test_a_fresh_process_loads_a_bottleneck_adapter(bases: Path, tmp_path: Path)
     peft_model = method_of({"kind": "adapter"}).apply(loaded(bases / "llama"), seed=0)
     peft_model.save_pretrained(tmp_path)
     code = (
-        "import sys, torch; from tunesmith.models.model_reference import ModelReference; "
+        "import sys, torch; from tunesmith.inference.model_reference import ModelReference; "
         "ModelReference.find(sys.argv[1]).model(torch.float32, torch.device('cpu'))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)

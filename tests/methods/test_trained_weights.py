@@ -15,15 +15,16 @@ from torch.nn import functional
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS
-from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
+from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.heads.new_head import head_parameters
+from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.methods.catalog import catalog
 from tunesmith.methods.lora import FusedLoraLinear
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
-from tunesmith.models.heads import head_parameters
 
-CLASSES = Ending("classes", ("calm", "bold", "dry"))
+CLASSES = SequenceClassificationHead(("calm", "bold", "dry"))
 
 RATES = [
     ("full", {}, 8e-4, 2e-5),
@@ -85,7 +86,7 @@ def test_the_peak_rate_is_smaller_for_classes_and_for_vectors(method: Any, objec
     labels = {"labels": list(CLASSES.labels)} if objective.endswith(("classification", "multi_label")) else {}
     values = {"data": {"train": "rows.jsonl"}, "method": method, "objective": {"kind": objective, **labels}}
     recipe = Recipe.load(values)
-    model = small_model("llama" if objective == "instruction" else "bert", recipe.objective.ending)
+    model = small_model("llama" if objective == "instruction" else "bert", recipe.objective.head)
     model.name_or_path = "none"
     assert learning_rates(recipe, recipe.method.apply(model, seed=0))[0] == peak
     explicit = Recipe.load({**values, "train": {"learning_rate": 0.0123}})
@@ -106,7 +107,7 @@ def test_only_the_output_layer_of_a_regression_scales_with_the_spread() -> None:
             "train": {"learning_rate": 1e-3},
         }
     )
-    rates = rate_of(recipe, small_model("roberta", recipe.objective.ending).requires_grad_(True))
+    rates = rate_of(recipe, small_model("roberta", recipe.objective.head).requires_grad_(True))
     for name, rate in rates.items():
         expected = 0.05 if "out_proj" in name else 0.004 if name.startswith("classifier.") else 1e-3
         assert rate == pytest.approx(expected), name
@@ -121,7 +122,7 @@ def test_layer_decay_lowers_the_rate_of_lower_blocks_but_not_of_a_new_head() -> 
             "train": {"learning_rate": 1e-3, "layer_decay": 0.5},
         }
     )
-    rates = rate_of(recipe, small_model("bert", recipe.objective.ending).requires_grad_(True))
+    rates = rate_of(recipe, small_model("bert", recipe.objective.head).requires_grad_(True))
     for name, rate in rates.items():
         block = re.search(r"layer\.(\d)\.", name)
         depth = 3 - int(block[1]) if block else 4 if "embeddings" in name else 0
@@ -303,9 +304,9 @@ COUNTED = [
 @pytest.mark.parametrize(("kind", "values"), COUNTED, ids=str)
 @pytest.mark.parametrize("family", ["qwen3", "gpt_neox", "opt", "roberta"])
 def test_the_formula_gives_the_number_of_trained_parameters(family: str, kind: str, values: dict[str, Any]) -> None:
-    ending = CLASSES if family == "roberta" else VOCABULARY
+    head = CLASSES if family == "roberta" else CausalLMHead()
     more = {"num_key_value_heads": 1, "head_dim": 12} if family == "qwen3" else {}
-    model = small_model(family, ending, dtype=torch.float32, **more)
+    model = small_model(family, head, dtype=torch.float32, **more)
     method = method_of(kind, **values)
     counted = method.trained_parameters(model)
     head = head_parameters(model)

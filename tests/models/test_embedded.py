@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 import tunesmith
 from tunesmith.data.render import Renderer
 from tunesmith.inference.generate import Sampling, answers
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.inference.model_reference import ModelReference
 
 
 def test_transformers_loads_the_stored_model() -> None:

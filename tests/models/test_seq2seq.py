@@ -13,9 +13,9 @@ from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.forward import check_head, next_token_loss, next_token_losses
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.models.forward import check_lm_head, next_token_loss, next_token_losses
 from tunesmith.training.stages import train
 
 
@@ -27,7 +27,7 @@ def test_loss_and_gradients_equal_those_of_each_pair_alone(family, tied):
     if family == "bart":
         model.final_logits_bias.normal_()
     use_document_attention(model)
-    check_head(model)
+    check_lm_head(model)
     generator = torch.Generator().manual_seed(0)
     pairs = [torch.randint(3, 64, (n + m,), generator=generator).split([n, m]) for n, m in ((3, 5), (17, 2), (9, 20))]
     rows = [

@@ -17,11 +17,11 @@ from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.heads.sequence_classification import SequenceClassificationHead, class_logits
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.heads import class_logits
 from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.models.model_reference import ModelReference
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_trained_classifier_loads_in_transformers_and_predicts_the_classes(
     ours = predict(
         reference.model(torch.float32, torch.device("cpu")),
         reference.tokenizer(),
-        reference.ending,
+        reference.head,
         ["good film w3 w3"],
     )[0]
     assert ours[0].label == theirs.config.id2label[int(probabilities.argmax())]
@@ -77,7 +77,7 @@ def test_cached_features_of_a_frozen_body_train_the_same_head(
 ) -> None:
     recipe = recipe_of(bases / "bert", rows, method="layers", learning_rate=1e-2)
     cached = tunesmith.train(recipe, tmp_path / "cached")
-    monkeypatch.setattr("tunesmith.engine.trainable.body_is_frozen", lambda model: False)
+    monkeypatch.setattr(SequenceClassificationHead, "reads_features", lambda self, model: False)
     uncached = tunesmith.train(recipe, tmp_path / "uncached")
 
     def losses(run: Any) -> list[float]:
@@ -156,15 +156,15 @@ def test_class_weights_scale_the_training_loss_only(bases: Path, tmp_path: Path)
     balanced = resolve(recipe).objective
     assert balanced.class_weights == pytest.approx({"often": 100 / (2 * 90), "rare": 100 / (2 * 10)})
     named = resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"rare": 3.0}}))).objective
-    model = load_model(recipe.base, torch.float32, ending=balanced.ending)
+    model = load_model(recipe.base, torch.float32, head=balanced.head)
     use_document_attention(model)
     table = prepare(resolve(recipe), load_tokenizer(recipe.base)).train
     batch = collate(table, range(20))
     weight = torch.tensor([1.0, 3.0])
     classes = batch.labels[:, 0].long()
     expected = torch.nn.functional.cross_entropy(class_logits(model, batch), classes, weight, reduction="sum")
-    torch.testing.assert_close(named.loss(model, batch), expected)
-    assert named.losses(model, batch).sum() != expected, "evaluation uses no class weights"
+    torch.testing.assert_close(named.build().loss(model, batch), expected)
+    assert named.build().losses(model, batch).sum() != expected, "evaluation uses no class weights"
     with pytest.raises(UserError, match=r"class_weights: 'seldom' is not a class\. The classes are: often, rare"):
         resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"seldom": 3.0}})))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrix import make_bases
+from matrix import make_bases, word_tokenizer
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -20,10 +20,10 @@ from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import answer
 from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import CHUNK
 from tunesmith.models.load import load_model, load_tokenizer
-from tunesmith.models.model_reference import ModelReference
 from tunesmith.ops.divergence import distillation_loss
 
 CPU = torch.device("cpu")
@@ -97,11 +97,11 @@ def test_loss_and_gradient_on_packed_rows_equal_those_of_full_logits(
     table = prepare(recipe, load_tokenizer(recipe.base)).train
     model = load_model(recipe.base, torch.float32)
     use_document_attention(model)
-    recipe.objective.set_up(model, recipe.base)
+    objective = recipe.objective.build(model, recipe.base, ModelReference.find)
     batch = collate(table, range(5))
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", 16)
     assert batch.loss_tokens > 16 < CHUNK
-    ours = recipe.objective.loss(model, batch)
+    ours = objective.loss(model, batch)
     ours.backward()
     plain, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_model, teacher_directory / "model"))
     expected = torch.zeros(())
@@ -115,7 +115,7 @@ def test_loss_and_gradient_on_packed_rows_equal_those_of_full_logits(
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     for (name, own), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
-    assert recipe.objective.losses(model, batch).sum() == pytest.approx(
+    assert objective.losses(model, batch).sum() == pytest.approx(
         functional.cross_entropy(*_logits(plain, table), reduction="sum").item(), rel=1e-4
     )
 
@@ -131,8 +131,9 @@ def _logits(model: Any, table: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def test_teacher_with_another_vocabulary_is_refused_with_an_alternative(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
-    make_bases(tmp_path, ["bert"])
-    recipe = student_of(tiny_model, write_rows(), tmp_path / "bert")
+    make_bases(tmp_path, ["gpt2"])
+    word_tokenizer().save_pretrained(tmp_path / "gpt2")
+    recipe = student_of(tiny_model, write_rows(), tmp_path / "gpt2")
     with pytest.raises(
         UserError,
         match=r"different vocabulary from the student.*Train on the teacher's answers instead: tunesmith answer",

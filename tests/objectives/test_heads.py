@@ -22,14 +22,17 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.labeled import WORD
 from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, resolve
-from tunesmith.ending import Ending
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
-from tunesmith.inference.predict import predict, spans_of, vector_of
+from tunesmith.heads.embedding import EmbeddingHead
+from tunesmith.heads.sequence_classification import SequenceClassificationHead
+from tunesmith.heads.stored import stored_head
+from tunesmith.heads.token_classification import TokenClassificationHead, spans_of
+from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.predict import predict, vector_of
 from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.load import ending_of, load_model, load_tokenizer
-from tunesmith.models.model_reference import ModelReference
-from tunesmith.objectives.few_shot import fitted_head
+from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.objectives.few_shot import fitted_classifier
 
 MINILM = str(Path(minilm).parent / "model")
 """A real pretrained encoder, 22.7 M weights, from a Python package."""
@@ -68,7 +71,7 @@ def recipe_of(base: str | Path, rows: str, objective: Any, **train: Any) -> dict
 def predicted_by(run: Any, text: str) -> list[Any]:
     reference = ModelReference.find(str(run.directory))
     return predict(
-        reference.model(torch.float32, CPU), reference.tokenizer(), reference.ending, [text], reference.head()
+        reference.model(torch.float32, CPU), reference.tokenizer(), reference.head, [text], reference.classifier()
     )[0]
 
 
@@ -156,7 +159,7 @@ def test_truncation_drops_the_tags_of_the_dropped_words(bases: Path, tmp_path: P
     rows = [{"tokens": [f"w{n}" for n in range(20)], "ner_tags": ["O", "B-X"] * 10}] * 2
     recipe = resolve(Recipe.load(recipe_of(bases / "bert", write_rows(tmp_path, rows), "token_classification")))
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 10})})
-    assert recipe.objective.ending == Ending("tags", ("B-X", "O"))
+    assert recipe.objective.head == TokenClassificationHead(("B-X", "O"))
     prepared = prepare(recipe, load_tokenizer(recipe.base))
     ids, loss_mask = prepared.train[0]
     assert (len(ids), int(loss_mask.sum()), prepared.report.truncated) == (10, 8, 4)
@@ -204,13 +207,13 @@ def test_embeddings_are_trained_and_equal_those_of_sentence_transformers(tmp_pat
         theirs = sentence_encoder(str(path)).encode(texts)
         reference = ModelReference.find(str(path if run is None else run.directory))
         model, tokenizer = reference.model(torch.float32, CPU), reference.tokenizer()
-        ours = np.stack([vector_of(model, tokenizer, reference.ending, text).numpy() for text in texts])
+        ours = np.stack([vector_of(model, tokenizer, reference.head, text).numpy() for text in texts])
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
         assert np.linalg.norm(ours, axis=1) == pytest.approx([1, 1], abs=1e-5)
     result = tunesmith.evaluate(full.directory)
     assert 0.5 < result["tuned"]["metrics"]["mean_reciprocal_rank"]["value"] <= 1
     assert result["tuned"]["loss"] < result["base"]["loss"]
-    assert ending_of(Base(path=MINILM)) == Ending("vectors", pooling="mean", normalized=True)
+    assert stored_head(Base(path=MINILM)) == EmbeddingHead(pooling="mean", normalized=True)
 
 
 @pytest.mark.long
@@ -219,19 +222,19 @@ def test_contrastive_loss_equals_sentence_transformers_without_repeated_negative
     rows[3]["negative"] = "Nothing of the kind."
     recipe = Recipe.load(recipe_of(MINILM, write_rows(tmp_path, rows), "embedding"))
     table = prepare(recipe, load_tokenizer(recipe.base)).train
-    model = load_model(recipe.base, torch.float32, ending=recipe.objective.ending)
+    model = load_model(recipe.base, torch.float32, head=recipe.objective.head)
     use_document_attention(model)
-    own = recipe.objective.losses(model, collate(table, range(3)))
+    own = recipe.objective.build().losses(model, collate(table, range(3)))
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
     theirs = sentence_encoder(MINILM)
     features = [theirs.tokenize([row[part] for row in rows[:3]]) for part in ("anchor", "positive")]
     expected = MultipleNegativesRankingLoss(theirs, scale=20.0)(features, None)
     assert own.mean().item() == pytest.approx(expected.item(), rel=1e-4)
-    with_negative = recipe.objective.losses(model, collate(table, range(4)))
+    with_negative = recipe.objective.build().losses(model, collate(table, range(4)))
     assert with_negative[3] > 0
     assert (with_negative[:3] > own).all(), "a negative counts for every row of the batch"
-    twice = recipe.objective.losses(model, collate(table, [0, 1, 2, 0]))
+    twice = recipe.objective.build().losses(model, collate(table, [0, 1, 2, 0]))
     np.testing.assert_allclose(twice[:3].numpy()[0], own.numpy()[0], rtol=1e-4)
     assert twice[1] > own[1], "for the other rows the repeated text is a negative twice"
 
@@ -252,7 +255,7 @@ def test_few_shot_classifier_runs_in_sentence_transformers(tmp_path: Path) -> No
     logits = sentence_encoder(str(run.directory / "model")).encode(["The card still is not here"])
     probabilities = torch.softmax(torch.tensor(logits[0]), -1)
     assert float(probabilities.max()) == pytest.approx(ours.value, abs=1e-4)
-    assert ModelReference.find(str(run.directory)).ending.labels[int(probabilities.argmax())] == "card"
+    assert ModelReference.find(str(run.directory)).head.labels[int(probabilities.argmax())] == "card"
     with pytest.raises(UserError, match=r"1 of 3 classes have only one row, such as 'pin'"):
         resolve(Recipe.load(recipe_of(MINILM, write_rows(tmp_path, rows[:9], "less.jsonl"), "few_shot")))
 
@@ -262,13 +265,13 @@ def test_fitted_head_equals_scikit_learns_logistic_regression() -> None:
     for classes in (2, 4):
         targets = np.arange(80) % classes
         rows = generator.normal(size=(80, 5)) + targets[:, None]
-        head = fitted_head(rows, targets, classes)
+        head = fitted_classifier(rows, targets, classes)
         probabilities = torch.softmax(head(torch.tensor(rows, dtype=torch.float32)), -1).detach().numpy()
         fits = [
             LogisticRegression(C=c, max_iter=1000).fit(rows, targets).predict_proba(rows) for c in (0.1, 1, 10, 100)
         ]
         assert min(np.abs(probabilities - fit).max() for fit in fits) < 1e-4
-    rare = fitted_head(rows[targets != 3], targets[targets != 3], 4)
+    rare = fitted_classifier(rows[targets != 3], targets[targets != 3], 4)
     assert torch.softmax(rare(torch.zeros(1, 5)), -1)[0, 3] < 1e-6, "a class without rows has probability 0"
 
 
@@ -328,9 +331,9 @@ def test_head_is_reused_only_if_the_base_was_trained_with_the_same_labels(bases:
     rows = [{"text": f"{('bad', 'good')[n % 2]} film w{n % 5}", "label": ("no", "yes")[n % 2]} for n in range(20)]
     run = tunesmith.train(recipe_of(bases / "bert", write_rows(tmp_path, rows), "classification"), tmp_path / "run")
     stored = Base(path=str(run.directory))
-    same = load_model(stored, torch.float32, ending=Ending("classes", ("no", "yes")))
-    other = load_model(stored, torch.float32, ending=Ending("classes", ("left", "right")))
-    more = load_model(stored, torch.float32, ending=Ending("classes", ("a", "b", "c")))
+    same = load_model(stored, torch.float32, head=SequenceClassificationHead(("no", "yes")))
+    other = load_model(stored, torch.float32, head=SequenceClassificationHead(("left", "right")))
+    more = load_model(stored, torch.float32, head=SequenceClassificationHead(("a", "b", "c")))
     assert (same.classifier.bias != 0).any()
     assert (other.classifier.bias == 0).all()
     assert not torch.equal(same.classifier.weight, other.classifier.weight)
@@ -354,7 +357,7 @@ def test_characters_are_words_without_spaces_and_entities_end_at_words(bases: Pa
     text = "我在北京工作"
     row = {"text": text, "entities": [{"start": 2, "end": 4, "label": "LOC"}]}
     objective = resolve(Recipe.load(recipe_of(bases / "bert", write_rows(tmp_path, [row]), "token_classification")))
-    assert objective.objective.ending.labels == ("B-LOC", "I-LOC", "O")
+    assert objective.objective.head.labels == ("B-LOC", "I-LOC", "O")
     assert [match.group() for match in WORD.finditer("Ann's 北京, x2")] == ["Ann", "'", "s", "北", "京", ",", "x2"]
     within = {"text": "NewYork rocks", "entities": [{"start": 0, "end": 3, "label": "A"}]}
     recipe = Recipe.load(recipe_of(bases / "bert", write_rows(tmp_path, [within], "w.jsonl"), "token_classification"))
@@ -389,10 +392,10 @@ def test_vectors_with_a_prompt_are_the_same_in_training_and_inference(
     reference = ModelReference.find(str(run.directory))
     model, tokenizer = reference.model(torch.float32, CPU), reference.tokenizer()
     use_document_attention(model.get_base_model())
-    packed = resolved.objective.outputs(model, collate(table, range(2)))[0].detach()
+    packed = resolved.objective.head.outputs(model, collate(table, range(2)))[0].detach()
     use_cached_attention(model.get_base_model())
     torch.testing.assert_close(
-        vector_of(model, tokenizer, reference.ending, rows[0]["anchor"]), packed, atol=1e-4, rtol=0
+        vector_of(model, tokenizer, reference.head, rows[0]["anchor"]), packed, atol=1e-4, rtol=0
     )
 
 
@@ -403,9 +406,9 @@ def test_sentence_transformers_model_with_an_unknown_layer_is_refused(bases: Pat
     steps = json.loads((run.directory / "model" / "modules.json").read_text(encoding="utf-8"))
     steps.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
     (run.directory / "model" / "modules.json").write_text(json.dumps(steps), encoding="utf-8")
-    (run.directory / "model" / "ending.json").unlink()
+    (run.directory / "model" / "head.json").unlink()
     with pytest.raises(UserError, match="has steps that are not supported: Dense"):
-        ending_of(Base(path=str(run.directory / "model")))
+        stored_head(Base(path=str(run.directory / "model")))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.ops import native
-from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy
+from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_reference
@@ -112,8 +112,8 @@ def test_cross_entropy_equals_float64(rows: int, vocab: int, dtype: torch.dtype,
     weight = random(vocab, vocab, dtype=dtype, scale=spread)
     labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(rows))
     assert_close_to_float64(
-        lambda w: linear_cross_entropy(hidden, Head(w, scale=scale), labels).to(dtype),
-        lambda w: cross_entropy_reference(hidden.double(), Head(w, scale=scale), labels),
+        lambda w: linear_cross_entropy(hidden, OutputLayer(w, scale=scale), labels).to(dtype),
+        lambda w: cross_entropy_reference(hidden.double(), OutputLayer(w, scale=scale), labels),
         [weight],
         slack=8,
         floor=spread * scale,  # the size of a logit; a loss may be far smaller
@@ -228,7 +228,9 @@ def test_nan_stays_nan() -> None:
         x = torch.tensor([[1.0, float("nan"), 2.0]], dtype=dtype)
         assert rms_norm(x, torch.ones(3, dtype=dtype), 1e-5).isnan().all()
         assert gated(x, torch.ones_like(x), "silu").isnan().tolist() == [[False, True, False]]
-        assert linear_cross_entropy(torch.ones(1, 1, dtype=dtype), Head(x.T.contiguous()), torch.tensor([0])).isnan()
+        assert linear_cross_entropy(
+            torch.ones(1, 1, dtype=dtype), OutputLayer(x.T.contiguous()), torch.tensor([0])
+        ).isnan()
 
 
 def test_without_the_library_pytorch_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.ops import cross_entropy
-from tunesmith.ops.cross_entropy import Head, cross_entropy_reference, linear_cross_entropy, row_losses
+from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy, row_losses
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import Activation, gated, gated_linear, gated_reference
 from tunesmith.ops.lora_linear import LinearParts, MadeFrom, lora_linear, lora_linear_reference, lora_linears
@@ -184,7 +184,7 @@ def test_chunked_cross_entropy_and_its_gradient_equal_the_reference(
     h, weight = random(rows, hidden), random(vocab, hidden, seed=1)
     b = random(vocab, seed=2) if bias else None
     labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(rows))
-    head = Head(weight, b, scale, softcap)
+    head = OutputLayer(weight, b, scale, softcap)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * chunk)
         patch.setattr(cross_entropy, "CHUNK_ROWS", cross_entropy.ROWS)
@@ -208,7 +208,7 @@ def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPat
         return out
 
     monkeypatch.setattr(cross_entropy, "logits_of", record)
-    linear_cross_entropy(random(rows, hidden), Head(random(vocab, hidden)), torch.zeros(rows, dtype=torch.int64))
+    linear_cross_entropy(random(rows, hidden), OutputLayer(random(vocab, hidden)), torch.zeros(rows, dtype=torch.int64))
     assert shapes == [64] * 4
 
 

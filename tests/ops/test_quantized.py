@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from tunesmith.ops.lora_linear import lora_linear, lora_linear_reference
-from tunesmith.ops.quantized import (
-    FP4_CODE,
-    NF4_CODE,
-    dequantize,
-    dequantize_reference,
-    quantize,
-    quantized_linear,
-)
+from tunesmith.ops.quantized import FP4_CODE, NF4_CODE, dequantize, dequantize_reference, quantize, quantized_linear
 
 FORMATS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
 shapes = st.tuples(st.integers(1, 48), st.integers(1, 160))

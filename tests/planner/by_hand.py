@@ -7,8 +7,8 @@ import torch
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.models.fake_mode import TensorSpec
 from tunesmith.planner.device import Device
+from tunesmith.planner.fake_mode import TensorSpec
 from tunesmith.planner.plan import Memory, Plan
 from tunesmith.planner.step import Step, rows_like
 from tunesmith.planner.trace import Operation

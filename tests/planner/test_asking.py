@@ -26,7 +26,6 @@ from tunesmith.planner.measure import available_memory
 from tunesmith.planner.plan import Plan, plan_run
 from tunesmith.planner.request import (
     NO_ROWS,
-    USUAL,
     _ladder,
     batch_plan_of,
     best_that_fits,
@@ -326,11 +325,20 @@ def test_each_device_has_its_own_plan(tiny_model: Path) -> None:
 @pytest.mark.long
 def test_usual_plans_cover_every_method_and_weight_format(tiny_model: Path) -> None:
     plans = usual_plans(recipe_of(str(tiny_model), None, None, SHORT[1:]), GPU)
-    assert list(plans) == list(USUAL)
+    usual = {
+        "full": ("full", "auto"),
+        "lora": ("lora", "auto"),
+        "lora, int8 base": ("lora", "int8"),
+        "lora, nf4 base": ("lora", "nf4"),
+        "adapter": ("adapter", "auto"),
+        "prefix": ("prefix", "auto"),
+        "ia3": ("ia3", "auto"),
+    }
+    assert list(plans) == list(usual)
     for name, plan in plans.items():
         assert isinstance(plan, Plan), name
-        assert plan.batch_plan.recipe.method.kind == USUAL[name]["method"]
-        assert plan.batch_plan.recipe.base.weights == USUAL[name].get("base.weights", "auto")
+        recipe = plan.batch_plan.recipe
+        assert (recipe.method.kind, recipe.base.weights) == usual[name]
         assert plan.available == GPU.memory_bytes
 
 

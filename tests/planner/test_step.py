@@ -56,7 +56,7 @@ def predicted(recipe: Recipe, dtype: torch.dtype = torch.float32, **options: int
 
 def real_peak(recipe: Recipe, dtype: torch.dtype) -> int:
     """Peak bytes of a real forward and backward pass, beyond the weights."""
-    model = trainable_model(recipe, dtype, torch.device("cpu"))
+    model, objective = trainable_model(recipe, dtype, torch.device("cpu"))
     MasterWeights(model.named_parameters(), recipe.train)
     batch = collate(rows_like(recipe, LENGTHS), range(len(LENGTHS)))
     model.train()
@@ -64,7 +64,7 @@ def real_peak(recipe: Recipe, dtype: torch.dtype) -> int:
     watch = RealWatch(trace, "workspace")
     watch.hold([*model.parameters(), *model.buffers()], "weights")
     with watch.on():
-        recipe.objective.loss(model, batch).backward()
+        objective.loss(model, batch).backward()
     parts = trace.peak()
     return sum(held for part, held in parts.items() if part != "weights")
 
@@ -101,7 +101,7 @@ def test_an_architecture_is_simulated_as_trained_or_refused_by_name(family: str,
             predicted(recipe)
         return
     step = predicted(recipe)
-    model = trainable_model(recipe, torch.float32, torch.device("cpu"))
+    model, _ = trainable_model(recipe, torch.float32, torch.device("cpu"))
     assert step.packed == packs(plain_model(model))
     assert step.trained == sum(each.numel() for each in model.parameters() if each.requires_grad)
 

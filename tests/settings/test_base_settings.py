@@ -18,18 +18,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.config.base import Base
+from tunesmith.config.head import write_head
 from tunesmith.config.recipe import Recipe
-from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
-from tunesmith.models.fake_tensors import fake_tensors
+from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.heads.stored import stored_head
+from tunesmith.heads.token_classification import TokenClassificationHead
 from tunesmith.models.load import (
     check_base_kind,
     config_of,
     embedded_base,
-    ending_of,
-    fake_model,
     fingerprint,
     load_model,
     load_tokenizer,
@@ -39,6 +39,8 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.quantized import FP4_CODE, NF4_CODE
+from tunesmith.planner.fake_model import fake_model
+from tunesmith.planner.fake_tensors import fake_tensors
 
 CPU = torch.device("cpu")
 NAMES = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -167,7 +169,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_everything_is_read_from_the_given_branch_or_commit(
     revision: str | None, branch: str, commit: str, hidden: int, hub: Path
 ) -> None:
-    Ending("tags", ("A", "B")).write(hub / ("b" * 40))
+    write_head(TokenClassificationHead(("A", "B")), hub / ("b" * 40))
     base = Base(path="owner/name", revision=revision)
     assert load_tokenizer(base).chat_template == f"{branch}{CHATML}"
     assert config_of(base).hidden_size == skeleton(base).config.hidden_size == hidden
@@ -179,7 +181,7 @@ def test_everything_is_read_from_the_given_branch_or_commit(
     assert torch.equal(model.get_parameter(name), weights[name])
     assert torch.equal(stored_weight(model, name), weights[name])
     assert fingerprint(base) == {"commit": commit * 40}
-    assert ending_of(base) == (Ending("tags", ("A", "B")) if branch == "v2" else Ending())
+    assert stored_head(base) == (TokenClassificationHead(("A", "B")) if branch == "v2" else CausalLMHead())
 
 
 @shows("base.revision")
@@ -354,12 +356,12 @@ def test_the_method_starts_from_the_adapters_weights(tiny_model: Path, tmp_path:
     before.save_pretrained(tmp_path / "adapter")
     expected = {name: parameter for name, parameter in before.named_parameters() if parameter.requires_grad}
     base = {"path": str(tiny_model), "adapter": str(tmp_path / "adapter")}
-    model = trainable_model(recipe_for(base, method=lora), torch.float32, CPU)
+    model, _ = trainable_model(recipe_for(base, method=lora), torch.float32, CPU)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(trained) == set(expected)
     assert len(trained) == 8
     assert all(torch.equal(trained[name], expected[name]) for name in expected)
-    fresh = trainable_model(recipe_for(str(tiny_model), method=lora), torch.float32, CPU)
+    fresh, _ = trainable_model(recipe_for(str(tiny_model), method=lora), torch.float32, CPU)
     assert all(not parameter.any() for name, parameter in fresh.named_parameters() if "lora_B" in name)
     with pytest.raises(UserError, match=r"base.adapter: .* was not made by this method on this base"):
         trainable_model(recipe_for(base, method={**lora, "rank": 5}), torch.float32, CPU)

@@ -23,10 +23,9 @@ import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.standard_library import Documented
-from tunesmith.ending import Ending
 from tunesmith.engine.precision import dtype_of
+from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.generate import Sampling, answers
-from tunesmith.models.sentence_transformers_format import write_steps
 from tunesmith.planner.device import known_devices
 
 TOKENIZER = byte_tokenizer()
@@ -198,7 +197,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoModel.from_config(config).save_pretrained(directory / "vectors")
     for name in ("classes", "vectors"):
         tokenizer.save_pretrained(directory / name)
-    write_steps(directory / "vectors", Ending("vectors", pooling="mean"), config.hidden_size, 64, None)
+    write_steps(directory / "vectors", "mean", True, config.hidden_size, 64)
     return directory
 
 

@@ -319,7 +319,9 @@ def test_loftq_starts_at_the_best_low_rank_fit_of_the_quantization_error(
     original = load_model(Base(path=str(stored[family])), torch.float32)
     model = load_model(Base(path=str(stored[family]), weights="nf4"), torch.float32)
     method = method_of("lora", rank=rank, alpha=alpha, initialization="loftq", target_modules=names)
-    peft_model = method.apply(model, seed=0).get_base_model()
+    wrapped = method.apply(model, seed=0)
+    method.initialize(wrapped)
+    peft_model = wrapped.get_base_model()
     for name in names:
         quantized, a, b = (part.double() for part in parts_of(peft_model.get_submodule(name)))
         error = original.get_submodule(name).weight.double() - quantized

@@ -21,9 +21,11 @@ from tunesmith.data.example import Example, Source
 from tunesmith.data.pack import Batch
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
-from tunesmith.ending import Ending
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
+from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
+from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
 
@@ -72,8 +74,8 @@ def test_label_smoothing_and_z_loss_are_in_the_training_loss_only(
     own = losses.gather(1, labels[:, None])[:, 0]
     expected = (1 - smoothing) * own + smoothing * losses.mean(1) + z * torch.logsumexp(logits, -1) ** 2
     objective = objective_of(kind, label_smoothing=smoothing, z_loss=z)
-    torch.testing.assert_close(objective.loss(model, batch), expected.sum(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(objective.losses(model, batch), own, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.build().loss(model, batch), expected.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.build().losses(model, batch), own, rtol=1e-6, atol=1e-6)
 
 
 CHAT = tuple(
@@ -137,11 +139,8 @@ def test_concatenate_joins_documents_and_splits_them_at_max_length(tiny_model: P
 
 def of_texts(kind: str) -> tuple[Any, Tensor]:
     """A Bert with a head of three outputs (regression: one), and its scores of each row (rows, outputs)."""
-    problem = {"multi_label": "multi_label_classification", "regression": "regression"}.get(
-        kind, "single_label_classification"
-    )
-    labels = ("value",) if kind == "regression" else tuple(NAMES)
-    model = small_model("bert", Ending("classes", labels, problem))  # type: ignore[arg-type]
+    heads = {"multi_label": MultiLabelHead(tuple(NAMES)), "regression": RegressionHead()}
+    model = small_model("bert", heads.get(kind, SequenceClassificationHead(tuple(NAMES))))
     return model, torch.stack(logits_alone(model))
 
 
@@ -159,8 +158,8 @@ def test_class_weights_and_label_smoothing_follow_their_formula(
     weight = torch.tensor([(weights or {}).get(name, 1.0) for name in NAMES], dtype=torch.float64)
     own = losses.gather(1, classes[:, None])[:, 0]
     expected = (1 - smoothing) * weight[classes] * own + smoothing * (weight * losses).mean(1)
-    torch.testing.assert_close(objective.loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.build().loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.build().losses(model, batch).double(), own, rtol=1e-5, atol=1e-5)
 
 
 @shows("objective.multi_label.class_weights")
@@ -174,9 +173,9 @@ def test_weights_of_positive_labels_follow_their_formula(weights: dict[str, floa
     positive, negative = -torch.log(torch.sigmoid(z)), -torch.log(1 - torch.sigmoid(z))
     batch = batch_of(targets=targets)
     expected = (weight * y * positive + (1 - y) * negative).mean(1).sum()
-    torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.build().loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
     plain = (y * positive + (1 - y) * negative).mean(1)
-    torch.testing.assert_close(objective.losses(model, batch).double(), plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.build().losses(model, batch).double(), plain, rtol=1e-5, atol=1e-5)
 
 
 def examples_of(labels: list[Any]) -> list[Example]:
@@ -214,8 +213,8 @@ def test_labels_have_the_given_order_and_are_sorted_by_default(kind: str) -> Non
     rows = [Example(Source("rows", n), **example(name)) for n, name in enumerate(["dry", "calm", "bold"] * 2)]
     from_rows = objective_of(kind).resolve(lambda: rows)
     named = objective_of(kind, labels=NAMES).resolve(lambda: rows)
-    assert from_rows.ending.labels == ("bold", "calm", "dry")
-    assert named.ending.labels == ("calm", "bold", "dry")
+    assert from_rows.head.labels == ("bold", "calm", "dry")
+    assert named.head.labels == ("calm", "bold", "dry")
     targets = [rendered(resolved, **example("calm"))[0].targets for resolved in (from_rows, named)]
     expected: Any = {
         "multi_label": [(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)],
@@ -237,7 +236,7 @@ def test_a_new_head_has_its_own_learning_rate(kind: str) -> None:
             "train": {"learning_rate": 2e-4},
         }
     )
-    model = small_model("bert", recipe.objective.ending)
+    model = small_model("bert", recipe.objective.head)
     peft_model = recipe.method.apply(model, seed=0)
     peak, factor = learning_rates(recipe, peft_model)
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
@@ -255,16 +254,16 @@ def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_spread() -> N
     model, _ = of_texts("regression")
     before = model.classifier.weight.detach().clone()
     objective = objective_of("regression", mean=-4.5, spread=2.5).resolve(list)
-    objective.set_up(model, Base())
+    objective.initialize_head(model)
     torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
     assert model.classifier.bias.tolist() == [-4.5]
     targets = [-7.0, -2.5, 1.0, -5.0]
     batch = batch_of(targets=[[target] for target in targets])
     values = torch.stack(logits_alone(model))[:, 0]
     expected = ((values - torch.tensor(targets, dtype=torch.float64)) / 2.5) ** 2
-    torch.testing.assert_close(objective.losses(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(objective.loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(objective.outputs(model, batch)[:, 0].double(), values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.build().losses(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.build().loss(model, batch).double(), expected.sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(objective.head.outputs(model, batch)[:, 0].double(), values, rtol=1e-5, atol=1e-5)
 
 
 @shows("objective.regression.mean", "objective.regression.spread")
@@ -316,15 +315,15 @@ def test_the_contrastive_loss_follows_its_formula(
     family: str, values: dict[str, Any], pooling: str, tau: float
 ) -> None:
     objective = objective_of("embedding", **values)
-    model = small_model(family, objective.ending)
+    model = small_model(family, objective.head)
     vectors = [pooled(model, row, pooling) for row in PARTS]
     documents = torch.cat([row[1:] for row in vectors])  # 0, 1 and 2 are the positives, 3 is the negative
     losses = torch.stack([-torch.log_softmax(documents @ own[0] / tau, 0)[row] for row, own in enumerate(vectors)])
     batch = of_pairs()
-    torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(objective.outputs(model, batch), torch.cat(vectors), rtol=1e-6, atol=1e-6)
-    assert objective.ending == Ending("vectors", pooling=pooling)  # type: ignore[arg-type]
+    torch.testing.assert_close(objective.build().losses(model, batch), losses, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.build().loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.head.outputs(model, batch), torch.cat(vectors), rtol=1e-6, atol=1e-6)
+    assert objective.head == EmbeddingHead(pooling=pooling)  # type: ignore[arg-type]
 
 
 @shows("objective.embedding.query_prefix", "objective.embedding.document_prefix")
@@ -349,7 +348,7 @@ def test_queries_and_documents_have_their_own_prefix() -> None:
 )
 def test_the_supervised_contrastive_loss_follows_its_formula(values: dict[str, Any], pooling: str, tau: float) -> None:
     objective = objective_of("few_shot", labels=NAMES, **values)
-    model = small_model("bert", objective.ending)
+    model = small_model("bert", objective.head)
     rows = [*ROWS, [14, 15], [18, 19, 20, 23]]
     classes = [0, 1, 0, 1, 0, 2]  # the last row is the only one of its class
     vectors = pooled(model, rows, pooling)
@@ -361,10 +360,10 @@ def test_the_supervised_contrastive_loss_follows_its_formula(values: dict[str, A
         expected.append(-torch.stack(same_class).mean() if same_class else torch.zeros((), dtype=torch.float64))
     batch = batch_of(rows, targets=[[float(label)] for label in classes])
     losses = torch.stack(expected)
-    torch.testing.assert_close(objective.losses(model, batch), losses, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(objective.loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(objective.outputs(model, batch), vectors, rtol=1e-6, atol=1e-6)
-    assert objective.ending == Ending("vectors", tuple(NAMES), pooling=pooling)  # type: ignore[arg-type]
+    torch.testing.assert_close(objective.build().losses(model, batch), losses, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.build().loss(model, batch), losses.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(objective.head.outputs(model, batch), vectors, rtol=1e-6, atol=1e-6)
+    assert objective.head == EmbeddingClassifierHead(tuple(NAMES), pooling=pooling)  # type: ignore[arg-type]
 
 
 # A teacher
@@ -402,7 +401,7 @@ def test_the_distillation_loss_follows_its_formula(
     model = load_model(Base(path=str(tiny_model)), torch.float32)
     use_document_attention(model)
     objective = objective_of("distillation", teacher=str(teachers[which]), **values)
-    objective.set_up(model, Base(path=str(tiny_model)))
+    built = objective.build(model, Base(path=str(tiny_model)), ModelReference.find)
     loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
     teacher = AutoModelForCausalLM.from_pretrained(teachers[which])
     student_logits, teacher_logits = (
@@ -416,8 +415,8 @@ def test_the_distillation_loss_follows_its_formula(
     p, q = torch.softmax(teacher_logits / t, -1), torch.softmax(student_logits / t, -1)
     expected = (1 - share) * t**2 * (p * (p / q).log()).sum() + share * own.sum()
     batch = batch_of(loss_mask=loss_mask)
-    torch.testing.assert_close(objective.loss(model, batch).double(), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(objective.losses(model, batch).double(), own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(built.loss(model, batch).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(built.losses(model, batch).double(), own, rtol=1e-4, atol=1e-5)
     assert objective.reference_paths == (str(teachers[which]),)
-    (loaded,) = objective.reference_models
+    (loaded,) = built.reference_models
     assert not any(parameter.requires_grad for parameter in loaded.parameters())

@@ -146,7 +146,7 @@ def test_a_batch_is_a_full_step_by_default_but_at_most_2048_tokens() -> None:
 @shows("train.learning_rate")
 def test_learning_rate_replaces_the_methods_default_peak(tiny_model: Path) -> None:
     recipe = recipe_of(tiny_model, learning_rate=0.0123)
-    model = trainable_model(recipe, torch.float32, CPU)
+    model, _ = trainable_model(recipe, torch.float32, CPU)
     peak, factor = learning_rates(recipe, model)
     assert peak == 0.0123
     assert {factor(name) for name, _ in model.named_parameters()} == {1.0}
@@ -310,7 +310,7 @@ def test_the_moving_average_follows_its_formula_and_is_evaluated_and_saved(tmp_p
 @pytest.mark.parametrize("method", ["full", {"kind": "lora", "b_learning_rate_ratio": 4.0}])
 def test_layer_decay_lowers_the_rate_with_each_block_from_the_output(tiny_model: Path, method: Any) -> None:
     recipe = recipe_of(tiny_model, method, learning_rate=0.01, layer_decay=0.7)
-    model = trainable_model(recipe, torch.float32, CPU)
+    model, _ = trainable_model(recipe, torch.float32, CPU)
     _, factor = learning_rates(recipe, model)
     distance = {".layers.1.": 1, ".layers.0.": 2, "embed_tokens": 3}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -326,7 +326,7 @@ def test_layer_decay_lowers_the_rate_with_each_block_from_the_output(tiny_model:
 
 @shows("train.neftune_alpha")
 def test_neftune_noise_is_uniform_and_scaled_with_the_size_of_each_row(tiny_model: Path) -> None:
-    model = trainable_model(recipe_of(tiny_model, neftune_alpha=7.0), torch.float32, CPU)
+    model, _ = trainable_model(recipe_of(tiny_model, neftune_alpha=7.0), torch.float32, CPU)
     batch = collate(table_of([5, 60]), [0, 1])
     inputs = {
         "input_ids": batch.input_ids,
@@ -367,7 +367,7 @@ def test_the_order_of_an_epoch_depends_on_the_seed_and_its_number() -> None:
 
 @shows("train.seed")
 def test_new_weights_and_dropout_depend_on_the_seed(tiny_model: Path) -> None:
-    model = trainable_model(recipe_of(tiny_model, {"kind": "lora", "rank": 4}, seed=23), torch.float32, CPU)
+    model, _ = trainable_model(recipe_of(tiny_model, {"kind": "lora", "rank": 4}, seed=23), torch.float32, CPU)
     assert torch.initial_seed() == 23  # the seed of dropout afterwards
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     torch.manual_seed(23)
@@ -389,7 +389,7 @@ def test_the_model_has_the_given_precision_and_master_weights_are_fp32(
     tiny_model: Path, precision: str, dtype: torch.dtype
 ) -> None:
     recipe = recipe_of(tiny_model, precision=precision)
-    model = trainable_model(recipe, dtype_of(recipe.precision, CPU), CPU)
+    model, _ = trainable_model(recipe, dtype_of(recipe.precision, CPU), CPU)
     assert {each.dtype for each in model.parameters()} == {dtype}
     hidden = model.base_model(input_ids=torch.arange(6)[None], position_ids=torch.arange(6)[None], document_lengths=[6])
     assert hidden.last_hidden_state.dtype == dtype
@@ -455,7 +455,8 @@ def test_gradient_checkpointing_recomputes_every_block_and_stores_its_input_only
     tiny_model: Path, enabled: bool, passes: int
 ) -> None:
     recipe = recipe_of(tiny_model, gradient_checkpointing=enabled)
-    model = trainable_model(recipe, torch.float32, CPU).train()
+    model, _ = trainable_model(recipe, torch.float32, CPU)
+    model.train()
     runs = [0, 0]
     for index, block in enumerate(blocks(plain_model(model))):
 
@@ -467,7 +468,7 @@ def test_gradient_checkpointing_recomputes_every_block_and_stores_its_input_only
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
     ):
-        loss = recipe.objective.loss(model, collate(table_of([50, 60]), [0, 1]))
+        loss = recipe.objective.build().loss(model, collate(table_of([50, 60]), [0, 1]))
     loss.backward()
     assert runs == [passes, passes]
     inner = [shape for shape in kept if shape[-1:] == (64,) and shape[-2:-1] == (128,)]  # in the feed-forward layer

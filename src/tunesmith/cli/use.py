@@ -13,7 +13,7 @@ from tunesmith.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tunesmith.models.model_reference import ModelReference
+    from tunesmith.inference.model_reference import ModelReference
 
 
 ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")]
@@ -158,17 +158,13 @@ def classify(
     with quick_imports():
         from tunesmith.inference.predict import predict
 
-    reference, loaded = _load_any(model)
-    head = reference.head()
-    if reference.ending.kind == "vocabulary" or (reference.ending.kind == "vectors" and head is None):
-        output, verb = ("text", "generate") if reference.ending.kind == "vocabulary" else ("vectors", "embed")
-        raise UserError(f"{model} writes {output} and predicts no classes. Use it with: tunesmith {verb} {model}")
+    reference, loaded = _load_any(model, "classify", "does not classify texts")
     lines = _texts(texts)
-    predicted = predict(loaded, reference.tokenizer(), reference.ending, lines, head)
+    predicted = predict(loaded, reference.tokenizer(), reference.head, lines, reference.classifier())
     for text, predictions in zip(lines, predicted, strict=True):
         labels = ", ".join(map(str, predictions)) or "-"
         probabilities = ", ".join(f"{prediction.value:.2f}" for prediction in predictions)
-        _write("\t".join([labels, *([] if reference.ending.problem == "regression" else [probabilities]), text]) + "\n")
+        _write("\t".join([labels, *([probabilities] if reference.head.has_probabilities else []), text]) + "\n")
 
 
 def embed(
@@ -181,12 +177,10 @@ def embed(
     with quick_imports():
         from tunesmith.inference.predict import vector_of
 
-    reference, loaded = _load_any(model)
-    if reference.ending.kind != "vectors":
-        raise UserError(f"{model} does not embed texts. Train a model with objective: {{kind: embedding}}.")
+    reference, loaded = _load_any(model, "embed", "does not embed texts")
     tokenizer = reference.tokenizer()
     for text in _texts(texts):
-        vector = vector_of(loaded, tokenizer, reference.ending, text).tolist()
+        vector = vector_of(loaded, tokenizer, reference.head, text).tolist()
         _write(json.dumps({"text": text, "vector": [round(value, 7) for value in vector]}, ensure_ascii=False) + "\n")
 
 
@@ -198,21 +192,23 @@ def _texts(texts: list[str] | None) -> list[str]:
 
 
 def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    reference, model = _load_any(name)
-    if reference.ending.kind != "vocabulary":
-        verb = "embed" if reference.ending.kind == "vectors" and not reference.ending.labels else "classify"
-        raise UserError(f"{name} does not write text. Use it with: tunesmith {verb} {name}")
+    reference, model = _load_any(name, "generate", "does not write text")
     return model, reference.tokenizer()
 
 
-def _load_any(name: str) -> "tuple[ModelReference, PreTrainedModel]":
+def _load_any(name: str, verb: str, refusal: str) -> "tuple[ModelReference, PreTrainedModel]":
+    """The model, if its head works with the command; otherwise an error with the command that it works with."""
     with quick_imports():
         from tunesmith.engine.precision import device_of, dtype_of
-        from tunesmith.models.model_reference import ModelReference
+        from tunesmith.inference.model_reference import ModelReference
 
     reference = ModelReference.find(name)
+    if verb not in reference.head.verbs:
+        usual = next(iter(reference.head.verbs), None)
+        hint = f"Use it with: tunesmith {usual} {name}" if usual else "It has no head yet: train it with one first."
+        raise UserError(f"{name} {refusal}. {hint}")
     device = device_of("auto")
-    precision = "fp32" if reference.ending.problem == "regression" else "auto"
+    precision = "fp32" if reference.head.needs_fp32 else "auto"
     return reference, reference.model(dtype_of(precision, device), device)
 
 

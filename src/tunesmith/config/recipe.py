@@ -20,7 +20,15 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
-from tunesmith.config.registry import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, Strict, named_kind
+from tunesmith.config.registry import (
+    DEFAULT_METHOD,
+    METHODS,
+    OBJECTIVES,
+    MethodConfig,
+    ObjectiveConfig,
+    Strict,
+    named_kind,
+)
 from tunesmith.config.train import Train
 from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
 from tunesmith.errors import UserError
@@ -35,7 +43,7 @@ class Recipe(Strict):
     data: Data
     """The training data: files, their format and columns, lengths, the held-out share."""
 
-    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, "lora")())
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, DEFAULT_METHOD)())
     """Which weights are trained. LoRA on all linear layers: about the quality of full fine-tuning at a third of its
     memory (Hu et al. 2021, section 4.2)."""
 
@@ -47,13 +55,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check_combination(self) -> "Recipe":
-        has_targets, formats = self.objective.ending.kind != "vocabulary", self.objective.formats
+        formats = self.objective.formats
         if formats and self.data.format not in ("auto", *formats):
             raise ValueError(
                 f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not data.format: "
                 f"{self.data.format}"
             )
-        if self.objective.ending.kind == "vectors" and not self.data.pack:
+        if self.objective.compares_rows and not self.data.pack:
             raise ValueError(
                 f"data.pack: false gives the model one row at a time, and objective: {self.objective.kind} compares "
                 "rows with each other. Set data.pack: true"
@@ -63,12 +71,12 @@ class Recipe(Strict):
                 "data.folds: the last run trains on all rows and holds none out, so train.early_stopping would stop "
                 "only the other runs. Set train.steps"
             )
-        if has_targets and self.data.overflow == "split":
+        if formats and self.data.overflow == "split":
             raise ValueError(
                 f"data.overflow: split would separate a text from its target. objective: {self.objective.kind} takes "
                 "truncate, drop or refuse"
             )
-        if self.data.replay and (has_targets or self.objective.bases != ("decoder",)):
+        if self.data.replay and (formats or self.objective.bases != ("decoder",)):
             raise ValueError(f"data.replay needs a decoder that writes text, not objective: {self.objective.kind}")
         if self.base.quantized and self.method.trains_base:
             raise ValueError(
@@ -93,9 +101,7 @@ class Recipe(Strict):
         weights = self.base.weights
         if weights in ("fp32", "bf16"):
             return weights
-        # bf16 has about three decimal digits: too few for regression targets in their own unit.
-        needs_fp32 = self.train.precision == "auto" and self.objective.ending.problem == "regression"
-        return "fp32" if needs_fp32 else self.train.precision
+        return "fp32" if self.train.precision == "auto" and self.objective.head.needs_fp32 else self.train.precision
 
     @field_validator("base", mode="before")
     @classmethod

@@ -1,6 +1,6 @@
-"""The two extension points: the base classes of methods and objectives, and the registries of both.
+"""The extension points: the registries of methods, objectives and heads, and the base classes of the first two.
 
-Both are looked up by `kind`. A new one takes one file and one line here.
+All are looked up by `kind`. A new one takes one file and one line here.
 """
 
 from abc import ABC, abstractmethod
@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
-
-from tunesmith.ending import VOCABULARY, Ending
 
 METHODS = {
     "full": "tunesmith.methods.full:Full",
@@ -25,6 +23,8 @@ METHODS = {
 }
 """Which weights are trained: `kind` → the class, imported on first use."""
 
+DEFAULT_METHOD = "lora"
+
 OBJECTIVES = {
     "instruction": "tunesmith.objectives.instruction:Instruction",
     "text": "tunesmith.objectives.text:Text",
@@ -38,6 +38,19 @@ OBJECTIVES = {
     "distillation": "tunesmith.objectives.distillation:Distillation",
 }
 """What the model is trained to do: `kind` → the class, imported on first use."""
+
+HEADS = {
+    "none": "tunesmith.heads.no_head:NoHead",
+    "causal_lm": "tunesmith.heads.causal_lm:CausalLMHead",
+    "seq2seq_lm": "tunesmith.heads.seq2seq_lm:Seq2SeqLMHead",
+    "sequence_classification": "tunesmith.heads.sequence_classification:SequenceClassificationHead",
+    "multi_label_classification": "tunesmith.heads.sequence_classification:MultiLabelHead",
+    "regression": "tunesmith.heads.sequence_classification:RegressionHead",
+    "token_classification": "tunesmith.heads.token_classification:TokenClassificationHead",
+    "embedding": "tunesmith.heads.embedding:EmbeddingHead",
+    "embedding_classifier": "tunesmith.heads.embedding:EmbeddingClassifierHead",
+}
+"""What a model ends in (`tunesmith.config.head`): `kind` → the class, imported on first use."""
 
 BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 """The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
@@ -59,6 +72,15 @@ class MethodConfig(Strict, ABC):
 
     choose: ClassVar[str]
     """When to choose it, and its known weakness, in one or two sentences."""
+
+    adds_weights: ClassVar[bool] = True
+    """Whether it trains weights of its own beside the base's, and not the base's."""
+
+    is_mergeable: ClassVar[bool] = False
+    """Whether its adapter can be folded into the base's weights."""
+
+    usual_weights: ClassVar[tuple[str, ...]] = ()
+    """The values of `base.weights` with which it is planned for a base without a recipe."""
 
     classification_rate_factor: ClassVar[float] = 1.0
     """Factor on its learning rate for classification. A row has one label where a text has a hundred tokens, so
@@ -90,6 +112,9 @@ class MethodConfig(Strict, ABC):
         Raises:
             UserError: the method does not work with this model.
         """
+
+    def initialize(self, model: Any) -> None:  # most methods need nothing
+        """After `apply`: starting values that depend on those of the base."""
 
     @abstractmethod
     def learning_rate(self, parameters: int) -> float:
@@ -124,24 +149,17 @@ class ObjectiveConfig(Strict, ABC):
     rate_factor: ClassVar[float] = 1.0
     """Factor on the method's learning rate; below 1 where the base already has most of what the objective needs."""
 
-    @property
-    def ending(self) -> Ending:
-        """The head of its model."""
-        return VOCABULARY
+    compares_rows: ClassVar[bool] = False
+    """Whether a row's loss depends on the other rows of its batch."""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """The metrics of its outputs, named as in `tunesmith.evaluation.prediction_metrics`; empty for written text."""
-        return ()
+    @abstractmethod
+    def head(self) -> Any:
+        """What its model ends in: a `tunesmith.config.head.Head`."""
 
     @property
     def reference_paths(self) -> tuple[str, ...]:
         """Other models that it learns from."""
-        return ()
-
-    @property
-    def reference_models(self) -> tuple[Any, ...]:
-        """Those of `reference_paths` that stay loaded beside the trained model, after `set_up`."""
         return ()
 
     @property
@@ -169,46 +187,29 @@ class ObjectiveConfig(Strict, ABC):
             UserError: the remaining rows cannot be used for training.
         """
 
-    def set_up(self, model: Any, base: Any) -> None:
-        """Before the method is applied: set up what the objective needs on the model, or beside it.
+    def initialize_head(self, model: Any) -> None:  # most objectives need nothing
+        """Before the method is applied: give the model's new head the starting values that the rows suggest.
 
         Raises:
-            UserError: the objective does not work with this model.
+            UserError: the model's head cannot have them.
         """
-
-    def fit_head(self, model: Any, vectors: Callable[[], tuple[Any, Any]]) -> Any:
-        """After the last step: fit a head (`torch.nn.Linear`) on the model's vectors, if the objective needs one.
-
-        Args:
-            model: the trained model.
-            vectors: returns the vectors of all training rows (rows, hidden) and their targets (rows, values).
-        """
-        return None
 
     @abstractmethod
     def render(self, renderer: Any, example: Any) -> list[Any]:
         """Turn an `Example` into `Rendering`s, whose loss spans this objective trains on."""
 
     @abstractmethod
-    def loss(self, model: Any, batch: Any) -> Any:
-        """The *sum* of the losses over the loss positions of a `Batch` (nats): a scalar tensor."""
-
-    @abstractmethod
-    def losses(self, model: Any, batch: Any) -> Any:
-        """The loss at each loss position, (loss positions,), in the order of the batch, without gradients."""
-
-    def outputs(self, model: Any, batch: Any, head: Any = None) -> Any:
-        """The model's predictions at each loss position, if it does not write text: probabilities, values or vectors.
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> Any:
+        """Make the `tunesmith.objectives.objective.Objective` that computes the losses.
 
         Args:
-            model: in evaluation mode.
-            batch: the rows.
-            head: the result of `fit_head`, if it returns one.
+            model: the one to train. Without it, the objective only evaluates.
+            base: the `Base` that it was loaded from.
+            find: finds other models by name, as `inference.model_reference.ModelReference.find`.
 
-        Returns:
-            (loss positions, k).
+        Raises:
+            UserError: the objective does not work with this model.
         """
-        raise NotImplementedError
 
 
 def named_kind(registry: dict[str, str], kind: str) -> Any:

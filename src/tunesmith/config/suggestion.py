@@ -18,8 +18,8 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.row_formats import detect, to_example
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
-from tunesmith.models.model_reference import ModelReference
 
 SAMPLED = 2000  # rows that are rendered and tokenized; the rest are only counted
 TARGET_HELD_OUT = 300

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
 from tunesmith.data.report import SHOWN, DataReport
@@ -31,8 +32,8 @@ def apply_length_policy(recipe: Recipe, table: TokenTable, report: DataReport, c
     if recipe.objective.concatenates_rows:
         return _joined(table, limit, report)
     policy = recipe.data.overflow if recipe.data.overflow != "auto" else recipe.objective.overflow
-    head = recipe.objective.ending.kind
-    long = np.flatnonzero(_longest_text(table) > limit if head == "vectors" else table.lengths > limit)
+    head = recipe.objective.head
+    long = np.flatnonzero(head.text_lengths(table) > limit)
     if len(long) == 0:
         return table
     if policy == "refuse":
@@ -43,9 +44,7 @@ def apply_length_policy(recipe: Recipe, table: TokenTable, report: DataReport, c
             f"{shown}{more}. Raise data.max_length, or set data.overflow to truncate, split or drop "
             "(they are then counted)."
         )
-    if head != "vocabulary":
-        return TokenTable.build(_fit_labeled(table, limit, policy == "drop", head, report, closing))
-    return TokenTable.build(_fit_next_token(table, limit, policy, report))
+    return TokenTable.build(_fitted(table, set(long.tolist()), limit, policy, head, report, closing))
 
 
 def _joined(table: TokenTable, limit: int, report: DataReport) -> TokenTable:
@@ -58,55 +57,28 @@ def _joined(table: TokenTable, limit: int, report: DataReport) -> TokenTable:
     return TokenTable.build(pieces)
 
 
-def _longest_text(table: TokenTable) -> NDArray[np.int64]:
-    """(rows,) tokens of each row's longest text; the loss mask is set on the last token of each text."""
-    longest = [np.diff(np.flatnonzero(loss_mask), prepend=-1).max() for _, loss_mask in table]
-    return np.array(longest, np.int64)
-
-
-def _fit_labeled(
-    table: TokenTable, limit: int, drop: bool, head: str, report: DataReport, closing: int
+def _fitted(
+    table: TokenTable, long: set[int], limit: int, policy: str, head: Head, report: DataReport, closing: int
 ) -> Iterator[Tokens]:
-    """Labeled rows. A text over the limit loses tokens at its end, before the closing tokens. The loss mask stays on a
-    text's last token; words that are cut lose their tags."""
-    for ids, loss_mask, source, *targets in table.rows():
-        if head == "vectors":
-            texts = np.split(np.arange(len(ids)), np.flatnonzero(loss_mask)[:-1] + 1)
-        else:
-            texts = [np.arange(len(ids))]
-        if all(len(text) <= limit for text in texts):
-            yield ids, loss_mask, source, *targets
-        elif drop:
-            report.dropped += 1
-        else:
-            report.truncated += 1
-            texts = [np.delete(text, slice(limit - closing, len(text) - closing)) for text in texts]
-            kept = np.concatenate(texts)
-            if head != "tags":
-                marks = np.zeros(len(kept), np.bool_)
-                marks[np.cumsum([len(text) for text in texts]) - 1] = True
-                yield ids[kept], marks, source, *targets
-            elif loss_mask[kept].any():
-                yield ids[kept], loss_mask[kept], source, targets[0][: int(loss_mask[kept].sum())]
-            else:
-                report.unlearnable += 1
-
-
-def _fit_next_token(table: TokenTable, limit: int, policy: str, report: DataReport) -> Iterator[Tokens]:
+    """The rows, with those in `long` dropped, truncated or split."""
     without_loss: list[Source] = []
-    for ids, loss_mask, source, *_ in table.rows():
-        if len(ids) <= limit:
-            yield ids, loss_mask, source
+    for number, row in enumerate(table.rows()):
+        if number not in long:
+            yield row
         elif policy == "drop":
             report.dropped += 1
         elif policy == "truncate":
             report.truncated += 1
-            if loss_mask[1:limit].any():
-                yield ids[:limit], loss_mask[:limit], source
+            truncated = head.truncated(row, limit, closing)
+            if truncated is not None:
+                yield truncated
+            elif head.generates_text:
+                without_loss.append(row[2])
             else:
-                without_loss.append(source)
+                report.unlearnable += 1
         else:
             report.split += 1
+            ids, loss_mask, source, *_ = row
             yield from ((piece, marks, source) for _, piece, marks in _cut(ids, loss_mask, limit, report))
     if without_loss:
         shown = ", ".join(str(source) for source in without_loss[:SHOWN])

@@ -2,29 +2,26 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.config.train import Train
 from tunesmith.data.pack import Batch, Batches, collate
-from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
-from tunesmith.engine.held_out import held_out_losses
 from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import ran_out_of_memory, split_in_two
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
+from tunesmith.objectives.objective import Objective
 from tunesmith.run import Events
 
 SKIPS_BEFORE_STOPPING = 3  # one bad batch can be an accident; three in a row mean that the run is broken
@@ -38,7 +35,8 @@ class Loop:
         model: its trained parameters require gradients.
         objective: computes the loss.
         batches: which rows each step takes.
-        held_out: the rows that are never trained on; may be empty.
+        held_out: takes the most tokens in a batch, and returns the model's figures on the rows that are never trained
+            on, with at least a `loss`. None if there are no such rows.
         masters: the trained weights and their optimizer.
         train: the training settings.
         total_steps: optimizer steps of the run.
@@ -51,9 +49,9 @@ class Loop:
     """
 
     model: PreTrainedModel
-    objective: ObjectiveConfig
+    objective: Objective
     batches: Batches
-    held_out: TokenTable
+    held_out: Callable[[int], dict[str, Any]] | None
     masters: MasterWeights
     train: Train
     total_steps: int
@@ -181,7 +179,7 @@ class Loop:
                 loss += batch_loss.item()
                 if not math.isfinite(loss):
                     break
-                batch_loss.backward()
+                torch.autograd.backward(batch_loss)
         loss_tokens = sum(batch.loss_tokens for batch in batches)
         rate = learning_rate(self.train, self.peak_learning_rate, number, self.total_steps)
         if math.isfinite(loss):
@@ -219,29 +217,18 @@ class Loop:
         Returns:
             Whether early stopping ends the run.
         """
-        if len(self.held_out) == 0:
+        if self.held_out is None:
             return False
         started = time.perf_counter()
-        rows = np.random.default_rng(0).permutation(len(self.held_out))[: self.train.evaluate_rows].tolist()
         with self.masters.averaged():
-            losses = held_out_losses(
-                self.model, self.objective, self.held_out, rows, self.tokens_per_batch, self.device
-            )
-        self.events.emit(
-            "evaluation",
-            step=self.state.step,
-            loss=losses.loss,
-            **({"perplexity": losses.perplexity} if self.objective.ending.kind == "vocabulary" else {}),
-            loss_interval=losses.interval(),
-            rows=len(rows),
-            loss_tokens=int(losses.counts.sum()),
-            seconds=time.perf_counter() - started,
-        )
+            figures = self.held_out(self.tokens_per_batch)
+        seconds = time.perf_counter() - started
+        self.events.emit("evaluation", step=self.state.step, **figures, seconds=seconds)
         patience = self.train.early_stopping
         min_delta = patience.min_delta if patience else 0.0
         best = math.inf if self.state.best_loss is None else self.state.best_loss
-        if losses.loss < best - min_delta:
-            self.state.best_loss, self.state.best_step = losses.loss, self.state.step
+        if figures["loss"] < best - min_delta:
+            self.state.best_loss, self.state.best_step = figures["loss"], self.state.step
             self.state.evaluations_without_improvement = 0
         else:
             self.state.evaluations_without_improvement += 1

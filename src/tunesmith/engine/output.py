@@ -16,7 +16,6 @@ from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantize import dequantized_model
-from tunesmith.models.sentence_transformers_format import write_steps
 from tunesmith.run import Run
 
 PeftModel = import_peft().PeftModel
@@ -28,12 +27,12 @@ def save_output(
     masters: MasterWeights,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
-    head: nn.Linear | None = None,
+    classifier: nn.Linear | None = None,
 ) -> Path:
     """Write `adapter/` (fp32 masters) or `model/` (in the base's stored dtype, or in the working precision if that is
     narrower). The write is atomic.
 
-    An embedding model also gets the files that sentence-transformers reads, including its head if it has one.
+    An embedding model also gets the files that sentence-transformers reads, with its classifier if it has one.
 
     Raises:
         UserError: it cannot be written; the run's checkpoints are intact.
@@ -54,12 +53,7 @@ def save_output(
         with no_progress_bars():
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        ending = recipe.objective.ending
-        if ending.kind == "vectors":
-            hidden = plain_model(model).config.get_text_config().hidden_size
-            write_steps(partial, ending, hidden, recipe.data.max_length, head)
-        if ending.kind == "vectors" or (is_adapter and ending.has_head):
-            ending.write(partial)
+        recipe.objective.head.save(partial, model, recipe.data.max_length, classifier)
         partial.rename(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tunesmith.config.recipe import Recipe
+from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.models.load import fingerprint
-from tunesmith.models.model_reference import fingerprint_of
 
 _PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
 

@@ -13,18 +13,19 @@ from tunesmith.data.prepare import Prepared
 from tunesmith.engine.memory import enable_activation_checkpointing
 from tunesmith.engine.optimizers import RATES
 from tunesmith.errors import UserError
+from tunesmith.heads.new_head import head_names, last_linear
+from tunesmith.heads.sequence_classification import with_features
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.adapters import load_adapter_weights
 from tunesmith.models.architecture import blocks, stacks
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.fake_tensors import is_fake
-from tunesmith.models.forward import check_head
 from tunesmith.models.fused import use_fused_ops
-from tunesmith.models.heads import body_is_frozen, check_new_head, head_names, last_linear, with_features
 from tunesmith.models.load import learned_positions, load_model
 from tunesmith.models.neftune import add_neftune
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
 from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.objectives.objective import Objective
 
 PeftModel = import_peft().PeftModel
 
@@ -40,47 +41,63 @@ def base_parameters(model: PreTrainedModel) -> int:
     )
 
 
-def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The base with the method applied: frozen weights and working copies in `dtype`, on `device`."""
-    return make_trainable(recipe, load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.ending).to(device))
+def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Objective]:
+    """The base with the method applied, and the objective that trains it.
 
-
-def make_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
-    """A loaded or fake base, with everything that a run adds to it.
+    Args:
+        recipe: what to build.
+        dtype: of frozen weights and working copies.
+        device: of the model.
 
     Raises:
         UserError: the model does not support a setting of the recipe.
     """
+    model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.head).to(device)
     use_document_attention(model)
     use_fused_ops(model)
-    if not is_fake(model):
-        _check_ending(recipe, model)
-    recipe.objective.set_up(model, recipe.base)
-    peft_model = recipe.method.apply(model, recipe.train.seed)
-    if recipe.base.adapter is not None and not is_fake(model):
-        load_adapter_weights(peft_model, recipe.base.adapter)
+    _check_head(recipe, model)
+    trained, objective = make_trainable(recipe, model, ModelReference.find)
+    recipe.method.initialize(trained)
+    if recipe.base.adapter is not None:
+        load_adapter_weights(trained, recipe.base.adapter)
+    return trained, objective
+
+
+def make_trainable(
+    recipe: Recipe, model: PreTrainedModel, find: Callable[[str], ModelReference]
+) -> tuple[PreTrainedModel, Objective]:
+    """Add to a base what the recipe trains. Nothing here reads the base's values, so that the planner can simulate it.
+
+    Args:
+        recipe: what to build.
+        model: the base.
+        find: finds the models that the objective has beside it.
+
+    Raises:
+        UserError: the model does not support a setting of the recipe.
+    """
+    recipe.objective.initialize_head(model)
+    objective = recipe.objective.build(model, recipe.base, find)
+    trained = recipe.method.apply(model, recipe.train.seed)
     if recipe.train.neftune_alpha is not None:
-        if has_prompt(peft_model) and not has_prefix(peft_model):
+        if has_prompt(trained) and not has_prefix(trained):
             raise UserError(
                 f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave out train.neftune_alpha."
             )
-        add_neftune(peft_model, recipe.train.neftune_alpha)
+        add_neftune(trained, recipe.train.neftune_alpha)
     if recipe.train.gradient_checkpointing:  # after PEFT: its forward refuses a prefix with it
-        enable_activation_checkpointing(peft_model, len(blocks(model)))
-    return peft_model
+        enable_activation_checkpointing(trained, len(blocks(model)))
+    return trained, objective
 
 
-def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
+def _check_head(recipe: Recipe, model: PreTrainedModel) -> None:
     """Check our computation of the model's head against the model's own forward pass.
 
     Raises:
         UserError: they differ, or the model cannot run in its precision.
     """
     try:
-        if recipe.objective.ending.kind == "vocabulary":
-            check_head(model)
-        elif recipe.objective.ending.has_head:
-            check_new_head(model)
+        recipe.objective.head.check(model)
     except RuntimeError as error:
         if model.dtype == torch.float32:
             raise
@@ -92,7 +109,7 @@ def _check_ending(recipe: Recipe, model: PreTrainedModel) -> None:
 
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and the factor on it by parameter name."""
-    share = recipe.method.classification_rate_factor if recipe.objective.ending.kind != "vocabulary" else 1.0
+    share = recipe.method.classification_rate_factor if not recipe.objective.head.generates_text else 1.0
     share *= recipe.objective.rate_factor * RATES.get(recipe.train.optimizer, 1.0)
     default = recipe.method.learning_rate(base_parameters(model)) * share
     peak = recipe.train.learning_rate or float(f"{default:.1e}")
@@ -167,10 +184,10 @@ def cap_max_length(recipe: Recipe) -> Recipe:
     )
 
 
-def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared, device: torch.device) -> Prepared:
+def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared) -> Prepared:
     """If only a classification head is trained, compute the body's features of each row once."""
-    if not body_is_frozen(model):
+    if not recipe.objective.head.reads_features(model):
         return prepared
     budget = recipe.train.max_batch_tokens
-    train, held_out = (with_features(model, table, budget, device) for table in (prepared.train, prepared.held_out))
+    train, held_out = (with_features(model, table, budget) for table in (prepared.train, prepared.held_out))
     return replace(prepared, train=train, held_out=held_out)

@@ -14,8 +14,8 @@ from tunesmith.data.row_formats import detect, to_example
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention
-from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Subscriber, atomic_write
 
@@ -75,7 +75,7 @@ def answer(
     if target.exists():
         raise UserError(f"{target} exists already. Use another output path.")
     reference = ModelReference.find(model)
-    if reference.ending.kind != "vocabulary":
+    if not reference.head.generates_text:
         raise UserError(f"{model} does not generate text, so it cannot answer. Use a causal language model instead.")
     chats = list(_chats(str(source)))
     partial = target.with_name(f".{target.name}.partial")

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
-from tunesmith.ending import Ending
-from tunesmith.engine.held_out import RowLosses, held_out_losses, outputs_of, rows_with_vectors
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import (
@@ -29,9 +26,9 @@ from tunesmith.evaluation.metrics import (
 )
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.inference.generate import Sampling, answers
-from tunesmith.inference.predict import predictions_of, spans_of
+from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Run, Subscriber, resolve_run
 
@@ -109,7 +106,7 @@ def evaluate(
     else:
         trials = [_trial(opened.directory, rows, sampling, events)]
     base, tuned = Side.pooled([base for base, *_ in trials]), Side.pooled([tuned for _, tuned, _ in trials])
-    result = summarize(base, tuned, [task for *_, tasks in trials for task in tasks], recipe.objective.metrics)
+    result = summarize(base, tuned, [task for *_, tasks in trials for task in tasks], recipe.objective.head)
     result |= {"loss_unit": recipe.objective.loss_unit, "folds": recipe.data.folds if len(trials) > 1 else None}
     opened.write_json("evaluation.json", result)
     return result
@@ -125,27 +122,26 @@ def _trial(directory: Path, rows: int, sampling: Sampling, events: Events) -> tu
         raise UserError(
             f"{directory} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
         )
-    generates_text = recipe.objective.ending.kind == "vocabulary"
-    tasks = _tasks(recipe, rows) if generates_text else _texts(recipe, prepared.held_out)
+    tasks = _tasks(recipe, rows) if recipe.objective.head.generates_text else _texts(recipe, prepared.held_out)
     base_side, tuned_side = (
         _side(name, reference, recipe, tokenizer, prepared, tasks, sampling, events)
-        for name, reference in (("base", ModelReference(recipe.base, ending=recipe.objective.ending)), ("tuned", tuned))
+        for name, reference in (("base", ModelReference(recipe.base, recipe.objective.head)), ("tuned", tuned))
     )
     return base_side, tuned_side, tasks
 
 
-def summarize(base: Side, tuned: Side, tasks: Sequence[Task], prediction_metrics: Sequence[str] = ()) -> dict[str, Any]:
+def summarize(base: Side, tuned: Side, tasks: Sequence[Task], head: Head) -> dict[str, Any]:
     """Each side's figures with intervals, and the paired differences between the sides."""
     expected = [task.expected for task in tasks]
     differences = {"loss": _interval(base.losses.difference(tuned.losses))}
-    sides: dict[str, dict[str, Any]] = {"base": _loss(base), "tuned": _loss(tuned)}
+    sides: dict[str, dict[str, Any]] = {"base": _loss(base, head), "tuned": _loss(tuned, head)}
     for name, metric in METRICS.items() if tasks and base.predictions is None else ():
         by_side = {side: scores(metric, one.answers, expected) for side, one in (("base", base), ("tuned", tuned))}
         for side, values in by_side.items():
             sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
         differences[name] = _interval(change_with_interval(by_side["base"], by_side["tuned"]))
     if base.predictions is not None and tuned.predictions is not None:
-        _add_prediction_metrics(sides, differences, base.predictions, tuned.predictions, prediction_metrics)
+        _add_prediction_metrics(sides, differences, base.predictions, tuned.predictions, head.metrics)
     return {
         "rows": len(base.losses.sums),
         "loss_tokens": int(base.losses.counts.sum()),
@@ -195,16 +191,16 @@ def _side(
 ) -> Side:
     device = device_of(recipe.train.device)
     model = reference.model(dtype_of(recipe.precision, device), device)
-    if name == "base" and recipe.objective.ending.has_head:
-        recipe.objective.set_up(model, recipe.base)  # initialize its untrained head
+    if name == "base":
+        recipe.objective.initialize_head(model)
     table = prepared.held_out
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
-    losses = _losses(model, recipe, table, device)
+    losses = _losses(model, recipe, table)
     events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
-    if recipe.objective.ending.kind != "vocabulary":
+    head = recipe.objective.head
+    if not head.generates_text:
         predictions = _predictions(model, reference, recipe, prepared)
-        ending = recipe.objective.ending
-        texts = [_describe(output, ending) for output in predictions.outputs] if tasks else []
+        texts = [head.describe(output) for output in predictions.outputs] if tasks else []
         return Side(losses, texts, predictions)
     use_cached_attention(plain_model(model))
     texts = answers(
@@ -217,64 +213,38 @@ def _side(
     return Side(losses, texts)
 
 
-def _losses(model: PreTrainedModel, recipe: Recipe, table: TokenTable, device: torch.device) -> RowLosses:
+def _losses(model: PreTrainedModel, recipe: Recipe, table: TokenTable) -> RowLosses:
     use_document_attention(plain_model(model))
     budget = recipe.train.tokens_per_batch or 2048
-    return held_out_losses(model, recipe.objective, table, range(len(table)), budget, device)
+    return held_out_losses(model, recipe.objective.build(), table, range(len(table)), budget)
 
 
 def _predictions(model: PreTrainedModel, reference: ModelReference, recipe: Recipe, prepared: Prepared) -> Predictions:
     """The model's predictions for every held-out row.
 
-    If the objective has a head on vectors and the model has none (the base), one is fitted on the model's vectors of
-    the training rows.
+    If the objective has a classifier of vectors and the model has none (the base), one is fitted on the model's vectors
+    of the training rows.
     """
-    objective, table = recipe.objective, prepared.held_out
+    head, table = recipe.objective.head, prepared.held_out
     budget = recipe.train.tokens_per_batch or 2048
-    head = reference.head()
-    if head is None:
-        head = objective.fit_head(model, lambda: rows_with_vectors(objective, model, prepared.train, budget))
-    shape = (-1, 1) if objective.ending.kind == "tags" else (1, -1)
-    targets = [table.targets_of(row).reshape(shape) for row in range(len(table))]
-    return Predictions(outputs_of(objective, model, table, budget, head), targets, objective.ending.labels)
-
-
-def _describe(output: NDArray[np.float32], ending: Ending) -> str:
-    """A row's prediction as text, from its outputs (positions, outputs)."""
-    if ending.kind == "tags":
-        return _describe_tags(output.argmax(-1), ending)
-    return ", ".join(map(str, predictions_of(output, ending))) or "(none)"
-
-
-def _describe_target(target: NDArray[np.float32], ending: Ending) -> str:
-    """A row's target (values,) as text."""
-    if ending.kind == "tags":
-        return _describe_tags(target.astype(np.int64), ending)
-    if ending.problem == "single_label_classification":
-        return ending.labels[int(target[0])]
-    return _describe(target[None], ending)
-
-
-def _describe_tags(tags: NDArray[np.int64], ending: Ending) -> str:
-    spans = spans_of([ending.labels[int(tag)] for tag in tags])
-    return ", ".join(f"{label} ({_word_range(first + 1, end)})" for first, end, label in spans) or "(none)"
-
-
-def _word_range(first: int, last: int) -> str:
-    return f"word {first}" if first == last else f"words {first}–{last}"
+    classifier = reference.classifier() or recipe.objective.build().fit_classifier(
+        lambda: row_vectors(head, model, prepared.train, budget)
+    )
+    targets = [head.targets(table.targets_of(row)) for row in range(len(table))]
+    return Predictions(row_outputs(head, model, table, budget, classifier), targets, head.labels)
 
 
 def _texts(recipe: Recipe, table: TokenTable) -> list[Task]:
-    """Every held-out text with its target as text; none for embeddings, whose targets have no text form."""
-    ending = recipe.objective.ending
-    if ending.kind == "vectors" and not ending.labels:
-        return []
+    """Every held-out text with its target as text; none if targets have no text form."""
     texts = {str(example.source): str(example.text) for example in held_out_examples(recipe)}
-    sources = [str(table.source(row)) for row in range(len(table))]
-    return [
-        Task(({"role": "user", "content": texts[source]},), _describe_target(table.targets_of(row), ending), source)
-        for row, source in enumerate(sources)
-    ]
+    tasks = []
+    for row in range(len(table)):
+        source = str(table.source(row))
+        expected = recipe.objective.head.describe_target(table.targets_of(row))
+        if expected is None:
+            return []
+        tasks.append(Task(({"role": "user", "content": texts[source]},), expected, source))
+    return tasks
 
 
 def _tasks(recipe: Recipe, rows: int) -> list[Task]:
@@ -294,10 +264,10 @@ def _spread(total: int, count: int) -> list[int]:
     return [round(index) for index in np.linspace(0, total - 1, min(count, total))]
 
 
-def _loss(side: Side) -> dict[str, Any]:
+def _loss(side: Side, head: Head) -> dict[str, Any]:
     losses = side.losses
-    perplexity = {"perplexity": losses.perplexity} if side.predictions is None else {}
-    return {"loss": losses.loss, "loss_interval": losses.interval(), **perplexity, "metrics": {}}
+    figures = head.loss_figures(losses.loss)
+    return {"loss": losses.loss, "loss_interval": losses.interval(), **figures, "metrics": {}}
 
 
 def _interval(estimate: tuple[float, tuple[float, float]]) -> dict[str, Any]:

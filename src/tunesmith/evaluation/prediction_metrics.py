@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.inference.predict import THRESHOLD, spans_of
+from tunesmith.heads.sequence_classification import THRESHOLD
+from tunesmith.heads.token_classification import spans_of
 
 Rows = NDArray[np.int64]
 Figure = Callable[[Rows], float]

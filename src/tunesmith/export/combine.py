@@ -9,8 +9,8 @@ import torch
 
 from tunesmith.errors import UserError
 from tunesmith.export.merged_model import refuse_existing
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import quiet_peft
-from tunesmith.models.model_reference import ModelReference
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,9 +18,8 @@ from tunesmith.data.prepare import prepare
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.export.merged_model import Into, dtype_named, merged_model, refuse_existing, save_merged
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.forward import loss_hidden_states
-from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.prompts import plain_model
 
 ROWS = 64
@@ -133,7 +132,7 @@ def _held_out(run: Path, reference: ModelReference) -> tuple[ObjectiveConfig | N
     table = prepare(recipe, reference.tokenizer()).held_out
     rows = list(range(min(ROWS, len(table))))
     together = [rows] if rows else []  # the objective compares rows with each other
-    parts = together if recipe.objective.ending.kind == "vectors" else [[row] for row in rows]
+    parts = together if recipe.objective.compares_rows else [[row] for row in rows]
     return recipe.objective, [collate(table, part) for part in parts]
 
 
@@ -148,29 +147,14 @@ class _Measured:
 @torch.no_grad()
 def _measure(model: PreTrainedModel, objective: ObjectiveConfig, batches: Sequence[Batch]) -> _Measured:
     use_document_attention(plain_model(model))
+    losses_of = objective.build().losses
     losses, log_probabilities = [], []
     count = 0
     for batch in batches:
         if count >= POSITIONS:
             break
-        losses.append(objective.losses(model, batch))
-        log_probabilities.append(_log_probabilities(model, objective, batch))
+        losses.append(losses_of(model, batch))
+        log_probabilities.append(objective.head.log_probabilities(model, batch))
         count += len(losses[-1])
     use_cached_attention(plain_model(model))
     return _Measured(float(torch.cat(losses)[:POSITIONS].mean()), torch.cat(log_probabilities)[:POSITIONS])
-
-
-def _log_probabilities(model: PreTrainedModel, objective: ObjectiveConfig, batch: Batch) -> Tensor:
-    """(positions, outcomes) fp32. The outcomes are tokens or classes; for a label, present and absent. Values and
-    vectors have one outcome of probability 1, which cannot diverge."""
-    ending = objective.ending
-    if ending.kind == "vocabulary":
-        logits = plain_model(model).get_output_embeddings()(loss_hidden_states(model, batch)[0])
-        return torch.log_softmax(logits.float(), -1)
-    if ending.kind == "vectors" or ending.problem == "regression":
-        return torch.zeros(len(batch.rows), 1)
-    probabilities: Tensor = objective.outputs(model, batch).float().clamp(1e-7, 1.0)
-    if ending.problem == "multi_label_classification":
-        absent = (1 - probabilities).clamp(min=1e-7)
-        probabilities = torch.stack([probabilities, absent], -1).flatten(0, 1)
-    return torch.log(probabilities)

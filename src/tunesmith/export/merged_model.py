@@ -9,13 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.conv1d import as_stored
 from tunesmith.models.load import no_progress_bars, stored_dtype
-from tunesmith.models.model_reference import ModelReference
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.models.quantize import dequantized_model
-from tunesmith.models.sentence_transformers_format import STEPS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,23 +87,13 @@ def save_merged(model: PreTrainedModel, reference: ModelReference, output: Path,
         with no_progress_bars():
             as_stored(rounded).save_pretrained(partial)
         reference.tokenizer().save_pretrained(partial)
-        if reference.ending.kind == "vectors":
-            _save_pooling(reference, partial)
+        if reference.adapter is not None:
+            reference.head.copy(reference.adapter, partial)
         partial.rename(output)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
     return output
-
-
-def _save_pooling(reference: ModelReference, directory: Path) -> None:
-    """Copy the files that define pooling from the adapter's directory."""
-    reference.ending.write(directory)
-    assert reference.adapter is not None
-    for pattern in STEPS:
-        for source in reference.adapter.glob(pattern):
-            copy = shutil.copytree if source.is_dir() else shutil.copyfile
-            copy(source, directory / source.name)
 
 
 def refuse_existing(output: Path) -> None:

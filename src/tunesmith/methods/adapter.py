@@ -44,6 +44,7 @@ class Adapter(MethodConfig):
     choose: ClassVar[str] = (
         "Encoders, and non-linear capacity at little cost. Cannot be merged: two more small products in each block."
     )
+    usual_weights: ClassVar[tuple[str, ...]] = ("auto",)
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         parts = block_layers(model)

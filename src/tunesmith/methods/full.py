@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedModel
 
 from tunesmith.config.registry import MethodConfig
+from tunesmith.heads.new_head import head_parameters
 from tunesmith.methods.wrapping import by_size
-from tunesmith.models.heads import head_parameters
 
 
 class Full(MethodConfig):
@@ -22,6 +22,8 @@ class Full(MethodConfig):
     choose: ClassVar[str] = (
         "Much data, or behavior that is far from the base's. Takes the most memory and forgets the most."
     )
+    adds_weights: ClassVar[bool] = False
+    usual_weights: ClassVar[tuple[str, ...]] = ("auto",)
     classification_rate_factor: ClassVar[float] = 0.3
 
     @property

@@ -23,6 +23,8 @@ class IA3(MethodConfig):
 
     formula: ClassVar[str] = "k ← l_k ⊙ k, v ← l_v ⊙ v, W₂ (l_ff ⊙ f(W₁ x))"
     choose: ClassVar[str] = "Few examples and many adapters. Little capacity for new knowledge or style."
+    is_mergeable: ClassVar[bool] = True
+    usual_weights: ClassVar[tuple[str, ...]] = ("auto",)
 
     def apply(self, model: PreTrainedModel, seed: int) -> PeftModel:
         parts = block_layers(model)

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
+from tunesmith.heads.new_head import head_names
 from tunesmith.methods.wrapping import by_size, frozen
 from tunesmith.models.architecture import blocks, stacks
-from tunesmith.models.heads import head_names
 
 
 class Layers(MethodConfig):
@@ -45,6 +45,7 @@ class Layers(MethodConfig):
 
     formula: ClassVar[str] = "W ← W − ΔW for the chosen weights, the rest frozen"
     choose: ClassVar[str] = "A classifier on few rows, or if adapters cannot be served. Lower layers stay as they are."
+    adds_weights: ClassVar[bool] = False
     classification_rate_factor: ClassVar[float] = 0.3
 
     @model_validator(mode="after")

@@ -22,7 +22,6 @@ from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import Linear, block_layers, linears, linears_in_blocks, short_names, stacks
-from tunesmith.models.fake_tensors import is_fake
 from tunesmith.models.forward import run_probe
 from tunesmith.models.load import stored_weight
 from tunesmith.models.quantize import QuantizedLinear
@@ -76,6 +75,8 @@ class LoRA(MethodConfig):
 
     formula: ClassVar[str] = "W + (alpha / rank) · B A"
     choose: ClassVar[str] = "The default. Less capacity than full fine-tuning for much new knowledge."
+    is_mergeable: ClassVar[bool] = True
+    usual_weights: ClassVar[tuple[str, ...]] = ("auto", "int8", "nf4")
     classification_rate_factor: ClassVar[float] = 0.3
 
     @property
@@ -120,9 +121,11 @@ class LoRA(MethodConfig):
         groups = _same_input_layers(model)
         peft_model = wrap_with_peft(model, config, seed)
         _share_inputs(peft_model.get_base_model(), groups)
-        if self.initialization == "loftq" and not is_fake(model):
-            _initialize_loftq(peft_model)
         return peft_model
+
+    def initialize(self, model: PeftModel) -> None:
+        if self.initialization == "loftq":
+            _initialize_loftq(model)
 
     def learning_rate(self, parameters: int) -> float:
         """Ten times full fine-tuning's ("LoRA without regret", Schulman et al. 2025)."""

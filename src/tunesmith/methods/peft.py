@@ -53,6 +53,7 @@ class Peft(MethodConfig):
 
     formula: ClassVar[str] = "as the PEFT method defines it"
     choose: ClassVar[str] = "To try a published method that has no kind of its own here. The defaults are PEFT's."
+    is_mergeable: ClassVar[bool] = True
 
     @field_validator("peft_type")
     @classmethod
@@ -105,7 +106,7 @@ class Peft(MethodConfig):
 
     def trained_parameters(self, model: PreTrainedModel) -> int:
         """Counted on a copy, since each method has its own formula."""
-        from tunesmith.models.heads import head_parameters
+        from tunesmith.heads.new_head import head_parameters
 
         peft_model = self.apply(deepcopy(model), seed=0)
         trained = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)

@@ -41,6 +41,7 @@ class Prefix(MethodConfig):
 
     formula: ClassVar[str] = "softmax(q [P_k; K]ᵀ) [P_v; V] in every layer"
     choose: ClassVar[str] = "The base stays unchanged, tasks switch within a batch. Takes context; rarely reaches LoRA."
+    usual_weights: ClassVar[tuple[str, ...]] = ("auto",)
 
     @property
     def is_resumable(self) -> bool:

@@ -1,5 +1,6 @@
 """Document attention, registered as one of transformers' attention implementations."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,22 +10,27 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunesmith.errors import UserError
-from tunesmith.models.fake_tensors import is_fake
 from tunesmith.ops.document_attention import Prefix, document_attention
 
 NAME = "tunesmith_documents"
 PROBE_LENGTHS = (5, 9)
 """Lengths, in tokens, of the two documents that a family is tested on."""
+_UNSUPPORTED = (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+
 TOLERANCE = 0.05
 """As a fraction of the hidden states' norm. Many layers in bf16 differ by a hundredth; documents that attend to each
 other differ by a third or more."""
 
 
-def use_document_attention(model: PreTrainedModel) -> bool:
+def use_document_attention(model: PreTrainedModel, trial: Callable[[PreTrainedModel], bool] | None = None) -> bool:
     """Keep packed documents separate in the model's attention, by the `document_lengths` passed to its forward.
 
-    There is no list of supported families. Each model is tested: two short packed documents must have the same hidden
+    There is no list of supported families. Each model is tried: two short packed documents must have the same hidden
     states as each document alone with the family's own attention.
+
+    Args:
+        model: any.
+        trial: sets the attention and says whether it separates documents. Default: `separates_documents`.
 
     Returns:
         Whether the model supports it. If not, it keeps its own attention, and `models.prompts.model_inputs` pads.
@@ -39,7 +45,7 @@ def use_document_attention(model: PreTrainedModel) -> bool:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
     training = model.training
     model.eval()
-    supported = _separates_documents(model)
+    supported = (trial or separates_documents)(model)
     model.train(training)
     if not supported:
         model.set_attn_implementation(own)
@@ -59,25 +65,44 @@ def first_position(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def _separates_documents(model: PreTrainedModel) -> bool:
-    body = model.base_model
-    size = model.config.get_text_config().vocab_size
-    ids = (torch.arange(PROBE_LENGTHS[0] + PROBE_LENGTHS[1], device=model.device) * 7 + 3) % size
-    documents = ids.split(PROBE_LENGTHS)
-    positions = torch.cat([torch.arange(length, device=model.device) for length in PROBE_LENGTHS]) + first_position(
-        model
-    )
+def separates_documents(model: PreTrainedModel) -> bool:
+    """Set document attention, and compare the hidden states of two packed documents with each document's alone."""
+    documents = torch.split(_probe(model), list(PROBE_LENGTHS))
     try:
-        if not is_fake(model):
-            alone = torch.cat([body(input_ids=document[None]).last_hidden_state[0] for document in documents]).float()
-        model.set_attn_implementation(NAME)
-        packed = body(input_ids=ids[None], position_ids=positions[None], document_lengths=list(PROBE_LENGTHS))
-    except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False  # it does not pass its arguments on to attention, or computes something else
-    if is_fake(model):  # without values, only the passing on of document_lengths can be tested
-        return True
-    difference = packed.last_hidden_state[0].float() - alone
+        states = [model.base_model(input_ids=document[None]).last_hidden_state[0] for document in documents]
+    except _UNSUPPORTED:
+        return False
+    packed = packed_states(model)
+    if packed is None:
+        return False
+    alone = torch.cat(states).float()
+    difference = packed.float() - alone
     return bool(torch.linalg.vector_norm(difference) < TOLERANCE * torch.linalg.vector_norm(alone))
+
+
+@torch.no_grad()
+def packed_states(model: PreTrainedModel) -> Tensor | None:
+    """Set document attention, and compute the hidden states of two packed documents (tokens, hidden); None if the model
+    does not pass its arguments on to attention, or computes something else."""
+    positions = torch.cat([torch.arange(length, device=model.device) for length in PROBE_LENGTHS])
+    try:
+        model.set_attn_implementation(NAME)
+        out = model.base_model(
+            input_ids=_probe(model)[None],
+            position_ids=positions[None] + first_position(model),
+            document_lengths=list(PROBE_LENGTHS),
+        )
+    except _UNSUPPORTED:
+        return None
+    states: Tensor = out.last_hidden_state[0]
+    return states
+
+
+def _probe(model: PreTrainedModel) -> Tensor:
+    """The token ids of two short documents."""
+    size = model.config.get_text_config().vocab_size
+    ids: Tensor = (torch.arange(sum(PROBE_LENGTHS), device=model.device) * 7 + 3) % size
+    return ids
 
 
 def _layer_index(module: torch.nn.Module) -> int:

@@ -1,8 +1,9 @@
 """Forward passes that compute only what is needed: hidden states of packed documents, and the head at loss tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import signature
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,13 +12,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, collate
+from tunesmith.data.pack import Batch, collate, pack_any_order
 from tunesmith.data.tokens import TokenTable
-from tunesmith.ending import Pooling
 from tunesmith.errors import UserError
+from tunesmith.models.attention import packs
 from tunesmith.models.prompts import Inputs, model_inputs, padded, padded_positions, plain_model
-from tunesmith.ops.cross_entropy import Head, linear_cross_entropy, logits_of, row_losses
+from tunesmith.ops.cross_entropy import OutputLayer, linear_cross_entropy, logits_of, row_losses
 from tunesmith.ops.divergence import distillation_loss
+
+Pooling = Literal["mean", "first", "last"]
+"""How a text's hidden states become one vector: the mean over its tokens, its first token, or its last."""
 
 CHUNK = 512
 """Positions whose logits are in memory at the same time when `ops.cross_entropy` does not compute them."""
@@ -29,7 +33,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
     `smoothing` and `z_loss` as in `tunesmith.ops.cross_entropy`.
     """
     hidden, labels = loss_hidden_states(model, batch)
-    head = head_of(model)
+    head = output_layer_of(model)
     if head is not None:
         return linear_cross_entropy(hidden, head, labels, smoothing, z_loss)
     one_loss = partial(_head_loss, model, smoothing=smoothing, z_loss=z_loss)
@@ -43,7 +47,7 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
 def next_token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """−log p(next token) at each loss position (loss tokens,), in nats, in the batch's order; no gradients."""
     hidden, labels = loss_hidden_states(model, batch)
-    head = head_of(model)
+    head = output_layer_of(model)
     if head is not None:
         return row_losses(hidden, head, labels)
     parts = [
@@ -76,7 +80,7 @@ def distilled_loss(
 
 def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """(rows, vocabulary), fp32 or wider."""
-    head = head_of(model)
+    head = output_layer_of(model)
     return plain_model(model).get_output_embeddings()(rows).float() if head is None else logits_of(rows, head)
 
 
@@ -139,7 +143,7 @@ def _hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Inputs
     return out.last_hidden_state.flatten(0, 1), inputs
 
 
-def head_of(model: PreTrainedModel) -> Head | None:
+def output_layer_of(model: PreTrainedModel) -> OutputLayer | None:
     """The weights of the head, or None if it is more than a plain linear layer, such as a head with an adapter."""
     plain = plain_model(model)
     layer = plain.get_output_embeddings()
@@ -152,7 +156,31 @@ def head_of(model: PreTrainedModel) -> Head | None:
         scale *= plain.model_dim**-0.5
     bias = getattr(plain, "final_logits_bias", None)  # BART
     bias = layer.bias if bias is None else bias[0].to(layer.weight.dtype)
-    return Head(layer.weight, bias, scale, getattr(config, "final_logit_softcapping", None))
+    return OutputLayer(layer.weight, bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def evaluation_batches(
+    model: PreTrainedModel, table: TokenTable, rows: Sequence[int], tokens_per_batch: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of the rows, packed as in training but in any order, with the model in evaluation mode meanwhile.
+
+    Args:
+        model: on the device of the batches.
+        table: all rows.
+        rows: indices of those to evaluate.
+        tokens_per_batch: the most tokens in a batch.
+
+    Yields:
+        The positions of the batch's rows in `rows`, and the batch.
+    """
+    training = model.training
+    model.eval()
+    lengths = [int(table.lengths[row]) for row in rows]
+    try:
+        for items in pack_any_order(lengths, tokens_per_batch, padded=not packs(plain_model(model))):
+            yield items, collate(table, [rows[item] for item in items], model.device)
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -169,13 +197,13 @@ def _few_tokens(model: PreTrainedModel) -> tuple[Batch, Tensor]:
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Compare `head_of` with the model's own logits on a few tokens, once, since families' heads differ.
+def check_lm_head(model: PreTrainedModel) -> None:
+    """Compare `output_layer_of` with the model's own logits on a few tokens, once, since families' heads differ.
 
     Raises:
         UserError: the family changes its logits after the last layer in an unknown way.
     """
-    head = head_of(model)
+    head = output_layer_of(model)
     if head is None:
         return
     plain = plain_model(model)

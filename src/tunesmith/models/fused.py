@@ -5,6 +5,7 @@ Families differ in small ways (Gemma's norm multiplies by 1 + w), so each part i
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from itertools import permutations
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.models.fake_tensors import is_materialized, real_numbers, small_copy
 from tunesmith.models.quantize import QuantizedLinear
 from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_linear
@@ -21,13 +21,21 @@ from tunesmith.ops.lora_linear import LinearParts, MadeFrom
 from tunesmith.ops.rms_norm import rms_norm
 from tunesmith.ops.rotary import rotary, rotary_reference
 
+Trial = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+"""A context in which a module, or another one that computes the same, can be tried on inputs and its outputs read."""
 
-def use_fused_ops(model: PreTrainedModel) -> None:
-    """Run norms, dropout, gated feed-forwards and rotary embeddings with tunesmith.ops. Call before adding adapters."""
-    use_fused_norms(model)
+
+def use_fused_ops(model: PreTrainedModel, trial: Trial = nullcontext) -> None:
+    """Run norms, dropout, gated feed-forwards and rotary embeddings with tunesmith.ops. Call before adding adapters.
+
+    Args:
+        model: any.
+        trial: where parts are tried. Default: as they are.
+    """
+    use_fused_norms(model, trial)
     use_fused_dropout(model)
-    use_fused_feed_forwards(model)
-    use_fused_rotary(model)
+    use_fused_feed_forwards(model, trial)
+    use_fused_rotary(model, trial)
 
 
 class FusedRMSNorm(nn.Module):
@@ -48,25 +56,24 @@ class FusedRMSNorm(nn.Module):
             return rms_norm(hidden_states, weight, self.eps)
 
 
-def use_fused_norms(model: PreTrainedModel) -> int:
+def use_fused_norms(model: PreTrainedModel, trial: Trial = nullcontext) -> int:
     """Replace every RMSNorm of the model whose output `rms_norm` reproduces. Returns how many."""
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             eps = getattr(child, "variance_epsilon", None)
-            if type(child).__name__.endswith("RMSNorm") and eps is not None and _same_norm(child, eps):
+            if type(child).__name__.endswith("RMSNorm") and eps is not None and _same_norm(child, eps, trial):
                 setattr(parent, name, FusedRMSNorm(child.weight, eps))
                 replaced += 1
     return replaced
 
 
 @torch.no_grad()
-def _same_norm(norm: nn.Module, eps: float) -> bool:
+def _same_norm(norm: nn.Module, eps: float, trial: Trial) -> bool:
     weight = norm.weight
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or len(list(norm.parameters())) != 1:
         return False
-    with real_numbers():
-        module = norm if is_materialized(weight) else small_copy(norm)
+    with trial(norm) as module:
         weight = next(module.parameters())
         probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
         return _close(module(probe), rms_norm(probe, weight, eps))
@@ -94,7 +101,7 @@ def use_fused_dropout(model: PreTrainedModel) -> int:
     return replaced
 
 
-def use_fused_feed_forwards(model: PreTrainedModel) -> int:
+def use_fused_feed_forwards(model: PreTrainedModel, trial: Trial = nullcontext) -> int:
     """Give every gated feed-forward, down(act(gate(x)) · up(x)), a forward that stores only gate and up.
 
     A module qualifies if it has three linear layers and an activation and computes this formula. One module of each
@@ -104,7 +111,7 @@ def use_fused_feed_forwards(model: PreTrainedModel) -> int:
     fused = 0
     for module in model.modules():
         if type(module) not in parts_of:
-            parts_of[type(module)] = _gated_parts(module)
+            parts_of[type(module)] = _gated_parts(module, trial)
         parts = parts_of[type(module)]
         if parts is not None:
             module.forward = _gated_forward(module, *parts)
@@ -136,22 +143,26 @@ def _parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts | None:
 
 
 @torch.no_grad()
-def _gated_parts(module: nn.Module) -> tuple[str, str, str, Activation] | None:
+def _gated_parts(module: nn.Module, trial: Trial) -> tuple[str, str, str, Activation] | None:
     """Names of the gate, up and down layers, and the activation; None if the module is not a gated feed-forward."""
     children = dict(module.named_children())
-    linears = {name: child for name, child in children.items() if isinstance(child, nn.Linear)}
+    linears = [name for name, child in children.items() if isinstance(child, nn.Linear)]
     others = [child for child in children.values() if not isinstance(child, nn.Linear)]
     if len(linears) != 3 or len(others) != 1 or any(True for _ in others[0].parameters()):
         return None
-    weight = next(iter(linears.values())).weight
-    if not is_materialized(weight):
-        with real_numbers():
-            return _gated_parts(small_copy(module))
+    with trial(module) as tried:
+        return _tried_parts(tried, linears)
+
+
+def _tried_parts(module: nn.Module, names: list[str]) -> tuple[str, str, str, Activation] | None:
+    """Which of the three linear layers with these names is which, found by trying."""
+    linears: dict[str, nn.Linear] = {name: getattr(module, name) for name in names}
     for gate, up, down in permutations(linears):
         inputs, inner = linears[gate].in_features, linears[gate].out_features
         if linears[up].out_features != inner or linears[down].in_features != inner or inputs != linears[up].in_features:
             continue
-        probe = torch.linspace(-2, 3, 2 * inputs, device=weight.device).to(linears[gate].weight.dtype).view(2, -1)
+        weight = linears[gate].weight
+        probe = torch.linspace(-2, 3, 2 * inputs, device=weight.device).to(weight.dtype).view(2, -1)
         try:
             own = module(probe)
         except Exception:  # it takes other inputs, so it is not a feed-forward
@@ -168,7 +179,7 @@ ROTARY = "apply_rotary_pos_emb"
 """The name in transformers' model files of the function that rotates queries and keys."""
 
 
-def use_fused_rotary(model: PreTrainedModel) -> bool:
+def use_fused_rotary(model: PreTrainedModel, trial: Trial = nullcontext) -> bool:
     """Replace the family's rotary embedding with the fused one if both give the same results. Returns whether they do.
 
     The function belongs to the model's Python module, so every model of the family in this process uses it from then
@@ -176,7 +187,7 @@ def use_fused_rotary(model: PreTrainedModel) -> bool:
     """
     module = sys.modules[type(model).__module__]
     own = getattr(module, ROTARY, None)
-    if own is None or hasattr(own, "__wrapped__") or not _same_rotary(own):
+    if own is None or hasattr(own, "__wrapped__") or not _same_rotary(own, trial):
         return own is not None and hasattr(own, "__wrapped__")
 
     @wraps(own)
@@ -196,8 +207,8 @@ def _fits(query: Tensor, cos: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _same_rotary(own: Callable[..., Any]) -> bool:
-    with real_numbers():
+def _same_rotary(own: Callable[..., Any], trial: Trial) -> bool:
+    with trial(nn.Identity()):  # only for inputs with values
         query, key = torch.linspace(-2, 3, 48).view(2, 1, 2, 3, 4)
         cos, sin = torch.linspace(-1, 1, 24).view(2, 1, 3, 4)
         try:

@@ -15,8 +15,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,15 +26,13 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
 from tunesmith.config.base import Base
+from tunesmith.config.head import Head
 from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
-from tunesmith.ending import FILE, VOCABULARY, Ending
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.conv1d import TransposedLinear, as_linear
-from tunesmith.models.new_head import initialize_head
 from tunesmith.models.peft_import import without_bitsandbytes
-from tunesmith.models.quantize import quantize_fake, quantizing, without_quantization_marks
-from tunesmith.models.sentence_transformers_format import MODULES, stored_pooling
+from tunesmith.models.quantize import quantizing, without_quantization_marks
 from tunesmith.run import resolve_run
 
 
@@ -89,10 +85,10 @@ def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(where, revision=base.revision, trust_remote_code=base.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise _not_loaded(base, "tokenizer", error) from error
+        raise not_loaded(base, "tokenizer", error) from error
 
 
-def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = VOCABULARY) -> PreTrainedModel:
+def load_model(base: Base, dtype: torch.dtype, seed: int = 0, head: Head | None = None) -> PreTrainedModel:
     """The base on the CPU, in evaluation mode.
 
     Args:
@@ -100,7 +96,7 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
             quantized `weights`, the blocks' linear layers are `QuantizedLinear`, quantized one by one as they are read.
         dtype: of all weights that are not quantized.
         seed: of new weights.
-        ending: the head that the model gets.
+        head: what the model ends in; a new head that the base has stored keeps its weights. Default: as pretrained.
 
     Raises:
         UserError: the base does not exist, has no safetensors, needs its own code to run, or has no such head.
@@ -110,12 +106,13 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
     try:
         config = AutoConfig.from_pretrained(where, **options)
         config._commit_hash = _commit_of(base)
-        kind = _set_up_head(config, ending)
+        is_stored = head is not None and head.is_stored(config)
+        kind = model_class(config, head)
         torch.manual_seed(seed)  # for the weights of a new head
         if base.from_scratch:
             return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        options["ignore_mismatched_sizes"] = ending.has_head  # the stored head may have other classes
+        options["ignore_mismatched_sizes"] = head is not None and head.is_new  # the stored head may have other classes
         with no_progress_bars(), _no_missing_weights_table():
             if not base.quantized:
                 model, info = kind.from_pretrained(where, **options)
@@ -123,11 +120,11 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, ending: Ending = V
                 with quantizing(base.weights, base.double_quantization) as quantized:  # type: ignore[arg-type]
                     model, info = kind.from_pretrained(where, **options, **quantized)
                 model = without_quantization_marks(model)
-        if ending.has_head:
-            initialize_head(model, info["missing_keys"], ending_of(base) == ending, seed)
+        if head is not None:
+            head.initialize(model, info["missing_keys"], is_stored, seed)
         model = as_linear(model.eval())
     except (OSError, ValueError) as error:
-        raise _not_loaded(base, "model", error) from error
+        raise not_loaded(base, "model", error) from error
     if base.quantized or any(isinstance(layer, TransposedLinear) for layer in model.modules()):
         _unmap_files(model)
     return model
@@ -139,50 +136,16 @@ def _unmap_files(model: PreTrainedModel) -> None:
         parameter.data = parameter.data.clone()
 
 
-def skeleton(base: Base, ending: Ending = VOCABULARY) -> PreTrainedModel:
+def skeleton(base: Base, head: Head | None = None) -> PreTrainedModel:
     """The base without weights: every parameter is on the meta device. Reads only the config."""
     options = {"trust_remote_code": base.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
-        kind = _set_up_head(config, ending)
+        kind = model_class(config, head)
         with torch.device("meta"):
             return as_linear(kind.from_config(config, **options).eval())
     except (OSError, ValueError) as error:
-        raise _not_loaded(base, "model", error) from error
-
-
-def fake_model(base: Base, dtype: torch.dtype, ending: Ending = VOCABULARY, layers: int | None = None) -> Any:
-    """The model that `load_model` would return, with fake tensors. Reads only the config. Call it in `fake_tensors`.
-
-    Args:
-        base: as in `load_model`.
-        dtype: as in `load_model`.
-        ending: as in `load_model`.
-        layers: number of blocks. Default: all.
-    """
-    options: dict[str, Any] = {"trust_remote_code": base.trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(locate(base), revision=base.revision, **options)
-        kind = _set_up_head(config, ending)
-        if layers is not None:
-            _truncate(config.get_text_config(), layers)
-        if dtype == torch.float32:  # PyTorch's grouped matrix products have no meta kernel in fp32
-            options["experts_implementation"] = "batched_mm"
-        model = as_linear(kind.from_config(config, dtype=dtype, **options).eval())
-    except (OSError, ValueError) as error:
-        raise _not_loaded(base, "model", error) from error
-    if base.quantized:
-        quantize_fake(model, base.weights, base.double_quantization)  # type: ignore[arg-type]
-    return model
-
-
-def _truncate(config: PretrainedConfig, layers: int) -> None:
-    """Keep only the first layers, also in every list that has one entry for each layer."""
-    all_layers = config.num_hidden_layers
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == all_layers:
-            setattr(config, name, value[:layers])
-    config.num_hidden_layers = layers
+        raise not_loaded(base, "model", error) from error
 
 
 def learned_positions(base: Base) -> int | None:
@@ -202,7 +165,7 @@ def check_base_kind(base: Base, objective: ObjectiveConfig) -> None:
     UserError: the objective does not support this kind of base, or the base does not exist.
     """
     config = config_of(base)
-    kind = _kind_of(config)
+    kind = kind_of(config)
     if kind in objective.bases:
         return
     fitting = [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases]
@@ -217,7 +180,8 @@ def _with_article(kind: BaseKind) -> str:
     return f"{'a' if kind == 'decoder' else 'an'} {kind}"
 
 
-def _kind_of(config: PretrainedConfig) -> BaseKind:
+def kind_of(config: PretrainedConfig) -> BaseKind:
+    """Which kind of base this is the config of."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
     return "decoder" if _has_decoder(config) else "encoder"
@@ -233,7 +197,7 @@ def config_of(base: Base) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(locate(base), **options)
     except (OSError, ValueError) as error:
-        raise _not_loaded(base, "config", error) from error
+        raise not_loaded(base, "config", error) from error
 
 
 def stored_dtype(base: Base) -> torch.dtype:
@@ -242,30 +206,7 @@ def stored_dtype(base: Base) -> torch.dtype:
     return named if isinstance(named, torch.dtype) else torch.float32
 
 
-def ending_of(base: Base) -> Ending:
-    """The head of a stored model: a classification head, vectors (sentence-transformers' format), or the vocabulary.
-
-    Raises:
-        UserError: it computes vectors in an unsupported way.
-    """
-    own = _stored_file(base, FILE)
-    if own is not None:
-        return Ending.beside(own.parent)
-    steps = _stored_file(base, MODULES)
-    if steps is not None:
-        _stored_file(base, "1_Pooling/config.json")
-        return stored_pooling(steps)
-    config = config_of(base)
-    name = (config.architectures or [""])[0]
-    labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
-    if name.endswith("ForTokenClassification"):
-        return Ending("tags", labels)
-    if name.endswith("ForSequenceClassification"):
-        return Ending("classes", labels, config.problem_type or "single_label_classification")
-    return VOCABULARY
-
-
-def _stored_file(base: Base, name: str) -> Path | None:
+def stored_file(base: Base, name: str) -> Path | None:
     """A file of that name next to the model, in its directory or on the hub; None if there is none."""
     where = Path(locate(base))
     if where.exists():
@@ -310,38 +251,17 @@ def _weight_files(model: PreTrainedModel) -> list[str]:
     return [cached_file(model.name_or_path, file, **options) for file in files]
 
 
-def _set_up_head(config: PretrainedConfig, ending: Ending) -> Any:
-    """Write the head's outputs into the config, and return the model class that has this head.
+def model_class(config: PretrainedConfig, head: Head | None) -> Any:
+    """The auto class of the model; the head's settings are written into the config.
 
     Raises:
         UserError: the family has no such head.
     """
-    kind = _class_for(config, ending)
-    if ending.has_head:
-        config.num_labels = len(ending.labels)
-        config.id2label = dict(enumerate(ending.labels))
-        config.label2id = {label: index for index, label in enumerate(ending.labels)}
-    if ending.kind == "classes":
-        config.problem_type = ending.problem
-    return kind
-
-
-def _class_for(config: PretrainedConfig, ending: Ending) -> Any:
-    """Raises:
-    UserError: the family has no such head.
-    """
-    if ending.has_head:
-        kind = AutoModelForSequenceClassification if ending.kind == "classes" else AutoModelForTokenClassification
-        if type(config) not in kind._model_mapping and kind.__name__ not in getattr(config, "auto_map", {}):
-            task = "sequence" if ending.kind == "classes" else "token"
-            raise UserError(
-                f"base: transformers has no {task} classification head for {config.model_type}. Use another base"
-                + (", or objective: few_shot, which needs no such head." if ending.kind == "classes" else ".")
-            )
-        return kind
-    if ending.kind == "vectors" or _kind_of(config) == "encoder":
-        return AutoModel
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if head is not None:
+        head.configure(config)
+        return head.model_class(config)
+    pretrained = {"decoder": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM, "encoder": AutoModel}
+    return pretrained[kind_of(config)]
 
 
 def _has_decoder(config: PretrainedConfig) -> bool:
@@ -387,7 +307,8 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _not_loaded(base: Base, what: str, error: Exception) -> UserError:
+def not_loaded(base: Base, what: str, error: Exception) -> UserError:
+    """The error that says that a base's config, tokenizer or model could not be loaded, and why."""
     first = str(error).strip().split("\n")[0]
     return UserError(f"base: {base.path}: its {what} could not be loaded: {first}")
 

@@ -15,8 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.models.architecture import blocks
 from tunesmith.models.conv1d import TransposedLinear
-from tunesmith.models.fake_tensors import real_numbers
-from tunesmith.ops.quantized import Format, Quantized, dequantize, empty_quantized, quantize, quantized_linear
+from tunesmith.ops.quantized import Format, Quantized, dequantize, quantize, quantized_linear
 
 METHOD = "tunesmith"
 
@@ -91,19 +90,6 @@ def quantizing(format: Format, double_quantization: bool) -> Iterator[dict[str, 
         register_quantization_config(METHOD)(_Config)
         register_quantizer(METHOD)(_Quantizer)
     yield {"quantization_config": _Config(format, double_quantization)}
-
-
-def quantize_fake(model: PreTrainedModel, format: Format, double_quantization: bool) -> None:
-    """Replace the blocks' linear layers with quantized layers that have no values."""
-    with real_numbers():  # the code tables are cached, so they need real values
-        dequantize(quantize(torch.ones(64, 64), format, double_quantization), model.dtype)
-    for block in blocks(model):
-        for parent in list(block.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
-                    weight = empty_quantized((child.out_features, child.in_features), format, double_quantization)
-                    turned = isinstance(child, TransposedLinear)
-                    setattr(parent, name, QuantizedLinear(weight, child.bias, model.dtype, turned))
 
 
 def without_quantization_marks(model: PreTrainedModel) -> PreTrainedModel:

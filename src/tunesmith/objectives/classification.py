@@ -1,8 +1,9 @@
 """Text classification: one of several labels per text, from an encoder's first token or a decoder's last."""
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -11,13 +12,13 @@ from transformers import PreTrainedModel
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.ending import Ending
-from tunesmith.models.heads import class_logits
-from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index
-from tunesmith.objectives.whole_text import NewHead
+from tunesmith.heads.sequence_classification import SequenceClassificationHead, class_logits
+from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index, weights_of
+from tunesmith.objectives.new_head import NewHeadConfig
+from tunesmith.objectives.objective import Objective
 
 
-class Classification(NewHead):
+class Classification(NewHeadConfig):
     """loss = −log softmax(head(h))[label]. h is the last hidden state of the first token in an encoder (Devlin et al.
     2019, section 4.1), and of the last token in a decoder (Radford et al. 2018, section 3.2)."""
 
@@ -39,12 +40,8 @@ class Classification(NewHead):
     loss_unit: ClassVar[str] = "nats per text"
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "macro_f1", "calibration_error")
-
-    @property
-    def ending(self) -> Ending:
-        return Ending("classes", tuple(self.labels or ()))
+    def head(self) -> SequenceClassificationHead:
+        return SequenceClassificationHead(tuple(self.labels or ()))
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "Classification":
         """Take the labels from the training rows, if the recipe names none, and compute balanced class weights.
@@ -65,14 +62,23 @@ class Classification(NewHead):
         target = label_index(str(example.label), self.labels or [], example.source)
         return [Rendering(example.text or "", (), targets=(target,))]
 
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "ClassificationLoss":
+        return ClassificationLoss(weights_of(self.class_weights, self.labels), self.label_smoothing)
+
+
+class ClassificationLoss(Objective):
+    """Cross-entropy, with class weights and label smoothing in training."""
+
+    def __init__(self, weights: list[float] | None = None, smoothing: float = 0.0) -> None:
+        self.weights, self.smoothing = weights, smoothing
+
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
-        weight = None
-        if isinstance(self.class_weights, dict):
-            weight = logits.new_tensor([self.class_weights.get(label, 1.0) for label in self.labels or []])
+        weight = None if self.weights is None else logits.new_tensor(self.weights)
         return functional.cross_entropy(
-            logits, batch.labels[:, 0].long(), weight, reduction="sum", label_smoothing=self.label_smoothing
+            logits, batch.labels[:, 0].long(), weight, reduction="sum", label_smoothing=self.smoothing
         )
 
-    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return functional.cross_entropy(class_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")

@@ -4,25 +4,24 @@ To train on the teacher's answers alone, without its probabilities, write them w
 `instruction` objective.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.base import Base
+from tunesmith.config.head import Head
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Learn, Renderer, Rendering
 from tunesmith.errors import UserError
-from tunesmith.models.attention import use_document_attention
-from tunesmith.models.fake_tensors import is_fake
+from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.models.forward import distilled_loss, next_token_losses
-from tunesmith.models.fused import use_fused_ops
-from tunesmith.models.load import fake_model, load_tokenizer
-from tunesmith.models.model_reference import ModelReference
-from tunesmith.models.prompts import plain_model
+from tunesmith.models.load import load_tokenizer
+from tunesmith.objectives.objective import Objective
 
 
 class Distillation(ObjectiveConfig):
@@ -45,24 +44,29 @@ class Distillation(ObjectiveConfig):
     learn: Learn = "assistant"
     """Which tokens have a loss: every assistant turn, the last one, or the full conversation. In raw text, all do."""
 
-    _teacher: Any = PrivateAttr(default=None)
+    @property
+    def head(self) -> Head:
+        return CausalLMHead()
 
     @property
     def reference_paths(self) -> tuple[str, ...]:
         return (self.teacher,)
 
-    @property
-    def reference_models(self) -> tuple[PreTrainedModel, ...]:
-        return () if self._teacher is None else (self._teacher,)
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        return renderer.render(example, learn=self.learn)
 
-    def set_up(self, model: PreTrainedModel, base: Base) -> None:
+    def build(
+        self, model: PreTrainedModel | None = None, base: Base | None = None, find: Callable[[str], Any] | None = None
+    ) -> "DistillationLoss":
         """Load the teacher on the student's device, in the student's precision.
 
         Raises:
             UserError: the teacher has a different vocabulary, or does not generate text.
         """
-        reference = ModelReference.find(self.teacher)
-        if reference.ending.kind != "vocabulary":
+        if model is None or base is None or find is None:
+            return DistillationLoss(self)
+        reference = find(self.teacher)
+        if not reference.head.generates_text:
             raise UserError(
                 f"objective.teacher: {self.teacher} does not generate text. Use a causal language model instead."
             )
@@ -72,20 +76,20 @@ class Distillation(ObjectiveConfig):
                 "probabilities cannot be compared. Train on the teacher's answers instead: "
                 f"tunesmith answer {self.teacher} FILE --output answers.jsonl"
             )
-        if is_fake(model):
-            teacher = fake_model(reference.base, model.dtype).requires_grad_(False)
-        else:
-            teacher = reference.model(model.dtype, model.device).requires_grad_(False)
-        if use_document_attention(plain_model(teacher)):
-            use_fused_ops(plain_model(teacher))
-        self._teacher = teacher
+        return DistillationLoss(self, reference.packing_model(model.dtype, model.device))
 
-    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
-        return renderer.render(example, learn=self.learn)
+
+class DistillationLoss(Objective):
+    """The distance to the teacher's distribution. Evaluation is the next-token loss on the rows' own tokens, so that a
+    student compares with other language models; it needs no teacher."""
+
+    def __init__(self, config: Distillation, teacher: PreTrainedModel | None = None) -> None:
+        self.config = config
+        self.reference_models = () if teacher is None else (teacher,)
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return distilled_loss(model, self._teacher, batch, self.temperature, self.label_weight)
+        (teacher,) = self.reference_models
+        return distilled_loss(model, teacher, batch, self.config.temperature, self.config.label_weight)
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """The next-token loss on the rows' own tokens, so that a student compares with other language models."""
         return next_token_losses(model, batch)

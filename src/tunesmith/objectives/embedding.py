@@ -1,6 +1,6 @@
 """Text embedding: one vector per text, close to the vectors of matching texts, for search and similarity."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.ending import Ending
-from tunesmith.models.heads import vectors
+from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.objectives.contrastive import Contrastive
+from tunesmith.objectives.objective import SumOfLosses
 
 
 class Embedding(Contrastive):
@@ -35,20 +35,26 @@ class Embedding(Contrastive):
     loss_unit: ClassVar[str] = "nats per pair"
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
-
-    @property
-    def ending(self) -> Ending:
-        return Ending("vectors", pooling=self.pooling)
+    def head(self) -> EmbeddingHead:
+        return EmbeddingHead(pooling=self.pooling)
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         documents = (self.document_prefix + text for text in example.others)
         return [Rendering("", (), targets=(), parts=(self.query_prefix + (example.text or ""), *documents))]
 
-    def row_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "InBatchLoss":
+        return InBatchLoss(self.head, self.temperature)
+
+
+class InBatchLoss(SumOfLosses):
+    """Cross-entropy of each anchor's own positive among the documents of the batch."""
+
+    def __init__(self, head: EmbeddingHead, temperature: float) -> None:
+        self.head, self.temperature = head, temperature
+
+    def each_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         anchors, documents, targets = roles(batch)
-        embeddings = vectors(model, batch, self.ending)
+        embeddings = self.head.vectors(model, batch)
         scores = embeddings[anchors] @ embeddings[documents].T / self.temperature
         positives = _positives(batch, anchors, documents, targets)
         scores = scores.masked_fill(positives & ~functional.one_hot(targets, len(documents)).bool(), -torch.inf)

@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.tokens import TokenTable
-from tunesmith.ending import Ending
 from tunesmith.errors import UserError
-from tunesmith.models.heads import vectors
+from tunesmith.heads.embedding import EmbeddingClassifierHead
 from tunesmith.objectives.contrastive import Contrastive
 from tunesmith.objectives.labels import count_labels, label_index
+from tunesmith.objectives.objective import SumOfLosses
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Values of the logistic regression's C. Cross-validation chooses the best."""
@@ -48,12 +48,8 @@ class FewShot(Contrastive):
     loss_unit: ClassVar[str] = "nats per text"
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "macro_f1", "calibration_error")
-
-    @property
-    def ending(self) -> Ending:
-        return Ending("vectors", tuple(self.labels or ()), pooling=self.pooling)
+    def head(self) -> EmbeddingClassifierHead:
+        return EmbeddingClassifierHead(tuple(self.labels or ()), pooling=self.pooling)
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "FewShot":
         """Take the labels from the training rows, if the recipe names none.
@@ -80,8 +76,18 @@ class FewShot(Contrastive):
         target = label_index(str(example.label), self.labels or [], example.source)
         return [Rendering(example.text or "", (), targets=(target,))]
 
-    def row_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        embeddings = vectors(model, batch, self.ending)
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "SameClassLoss":
+        return SameClassLoss(self.head, self.temperature)
+
+
+class SameClassLoss(SumOfLosses):
+    """Cross-entropy of each row's class among the other rows of the batch."""
+
+    def __init__(self, head: EmbeddingClassifierHead, temperature: float) -> None:
+        self.head, self.temperature = head, temperature
+
+    def each_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        embeddings = self.head.vectors(model, batch)
         if len(embeddings) < 2:
             return embeddings.sum(1) * 0.0
         scores = embeddings @ embeddings.T / self.temperature
@@ -91,16 +97,12 @@ class FewShot(Contrastive):
         losses = torch.logsumexp(others, 1, keepdim=True) - scores
         return losses.masked_fill(~same_class, 0.0).sum(1) / same_class.sum(1).clamp(min=1)
 
-    def fit_head(self, model: PreTrainedModel, vectors: Callable[[], tuple[Any, Any]]) -> nn.Linear:
+    def fit_classifier(self, vectors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> nn.Linear:
         embeddings, targets = vectors()
-        return fitted_head(embeddings, targets[:, 0].astype(int), len(self.labels or ()))
-
-    def outputs(self, model: PreTrainedModel, batch: Batch, head: Any = None) -> Tensor:
-        embeddings = vectors(model, batch, self.ending)
-        return embeddings if head is None else functional.softmax(head(embeddings.cpu()), -1)
+        return fitted_classifier(embeddings, targets[:, 0].astype(int), len(self.head.labels))
 
 
-def fitted_head(embeddings: Any, classes: Any, count: int) -> nn.Linear:
+def fitted_classifier(embeddings: Any, classes: Any, count: int) -> nn.Linear:
     """Fit a logistic regression on vectors and return it as a linear layer.
 
     Cross-validation chooses C from `STRENGTHS` if every class has two rows or more; otherwise C is 1.
@@ -128,12 +130,12 @@ def fitted_head(embeddings: Any, classes: Any, count: int) -> nn.Linear:
         best = max(STRENGTHS, key=score)
     fitted = LogisticRegression(C=best, max_iter=1000).fit(embeddings, classes)
     weight, bias = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-    head = nn.Linear(weight.shape[1], count)
+    classifier = nn.Linear(weight.shape[1], count)
     with torch.no_grad():
-        head.weight.zero_()
-        head.bias.fill_(-1e4)  # probability 0 for a class without training rows
+        classifier.weight.zero_()
+        classifier.bias.fill_(-1e4)  # probability 0 for a class without training rows
         if len(weight) == 1:  # with two classes, scikit-learn fits one difference
             weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
         indices = torch.from_numpy(fitted.classes_).long()
-        head.weight[indices], head.bias[indices] = weight, bias
-    return head
+        classifier.weight[indices], classifier.bias[indices] = weight, bias
+    return classifier

@@ -48,6 +48,11 @@ def check_weights(weights: Weights, labels: Sequence[str]) -> None:
         raise UserError(f"objective.class_weights: {unknown!r} is not a class. The classes are: {', '.join(labels)}.")
 
 
+def weights_of(weights: Weights, labels: Sequence[str] | None) -> list[float] | None:
+    """The factor on each label's loss, 1 if it has none of its own; None if no label has one."""
+    return [weights.get(label, 1.0) for label in labels or ()] if isinstance(weights, dict) else None
+
+
 def label_index(label: str, labels: Sequence[str], source: Source, what: str = "its label") -> int:
     """The index of the label among the head's outputs.
 

@@ -1,8 +1,9 @@
 """Multi-label classification: any number of labels per text, each with an independent probability."""
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -10,13 +11,13 @@ from transformers import PreTrainedModel
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.ending import Ending
-from tunesmith.models.heads import class_logits
-from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index
-from tunesmith.objectives.whole_text import NewHead
+from tunesmith.heads.sequence_classification import MultiLabelHead, class_logits
+from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index, weights_of
+from tunesmith.objectives.new_head import NewHeadConfig
+from tunesmith.objectives.objective import Objective
 
 
-class MultiLabel(NewHead):
+class MultiLabel(NewHeadConfig):
     """loss = mean over labels of −y log σ(z) − (1 − y) log(1 − σ(z)), z = head(h) (Tsoumakas & Katakis 2007, binary
     relevance), with h as in `classification`."""
 
@@ -34,12 +35,8 @@ class MultiLabel(NewHead):
     loss_unit: ClassVar[str] = "nats per label"
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels")
-
-    @property
-    def ending(self) -> Ending:
-        return Ending("classes", tuple(self.labels or ()), "multi_label_classification")
+    def head(self) -> MultiLabelHead:
+        return MultiLabelHead(tuple(self.labels or ()))
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "MultiLabel":
         """Take the labels from the training rows, if the recipe names none, and compute balanced class weights.
@@ -63,14 +60,23 @@ class MultiLabel(NewHead):
         present = {label_index(name, labels, example.source, "one of its labels") for name in names}
         return [Rendering(example.text or "", (), targets=tuple(float(n in present) for n in range(len(labels))))]
 
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "MultiLabelLoss":
+        return MultiLabelLoss(weights_of(self.class_weights, self.labels))
+
+
+class MultiLabelLoss(Objective):
+    """Binary cross-entropy, the mean over labels, with class weights in training."""
+
+    def __init__(self, weights: list[float] | None = None) -> None:
+        self.weights = weights
+
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
-        weight = None
-        if isinstance(self.class_weights, dict):
-            weight = logits.new_tensor([self.class_weights.get(label, 1.0) for label in self.labels or []])
+        weight = None if self.weights is None else logits.new_tensor(self.weights)
         losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, pos_weight=weight, reduction="none")
         return losses.mean(-1).sum()
 
-    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = class_logits(model, batch).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(-1)

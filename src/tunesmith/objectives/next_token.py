@@ -1,14 +1,18 @@
 """The next-token loss that the text-generation objectives share."""
 
 from abc import ABC
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.config.head import Head
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch
+from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.models.forward import next_token_loss, next_token_losses
+from tunesmith.objectives.objective import Objective
 
 
 class NextToken(ObjectiveConfig, ABC):
@@ -22,8 +26,22 @@ class NextToken(ObjectiveConfig, ABC):
     """λ: adds λ (log Z)² per token, where Z is the softmax's sum (Chowdhery et al. 2022, section 5: 1e-4). Default 0:
     logits drift in long pretraining, not in fine-tuning."""
 
+    @property
+    def head(self) -> Head:
+        return CausalLMHead()
+
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "NextTokenLoss":
+        return NextTokenLoss(self.label_smoothing, self.z_loss)
+
+
+class NextTokenLoss(Objective):
+    """−log p(next token), with label smoothing and z-loss in training."""
+
+    def __init__(self, smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        self.smoothing, self.z_loss = smoothing, z_loss
+
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch, self.label_smoothing, self.z_loss)
+        return next_token_loss(model, batch, self.smoothing, self.z_loss)
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return next_token_losses(model, batch)

@@ -2,27 +2,27 @@
 
 import statistics
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.config.base import Base
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.ending import Ending
 from tunesmith.errors import UserError
-from tunesmith.models.heads import class_logits, last_linear
-from tunesmith.objectives.whole_text import NewHead
+from tunesmith.heads.new_head import last_linear
+from tunesmith.heads.sequence_classification import RegressionHead, class_logits
+from tunesmith.objectives.new_head import NewHeadConfig
+from tunesmith.objectives.objective import SumOfLosses
 
 FAR = 10.0
 """How many spreads the mean may be from 0: beyond this, a head without a bias does not reach the mean of the values."""
 
 
-class Regression(NewHead):
+class Regression(NewHeadConfig):
     """loss = ((head(h) − y) / s)², with s the spread of the training rows' values and h as in `classification`.
 
     The head starts at the mean and spread of the values, with a learning rate to match. AdamW then behaves as on values
@@ -42,12 +42,8 @@ class Regression(NewHead):
     loss_unit: ClassVar[str] = "squared spreads per text"
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("root_mean_square_error", "correlation", "rank_correlation")
-
-    @property
-    def ending(self) -> Ending:
-        return Ending("classes", ("value",), "regression")
+    def head(self) -> RegressionHead:
+        return RegressionHead()
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "Regression":
         """Compute the mean and spread of the training rows, unless the recipe sets them.
@@ -67,7 +63,7 @@ class Regression(NewHead):
             update={"mean": mean if self.mean is None else self.mean, "spread": self.spread or spread}
         )
 
-    def set_up(self, model: PreTrainedModel, base: Base) -> None:
+    def initialize_head(self, model: PreTrainedModel) -> None:
         head = last_linear(model)
         if head.bias is None and abs(self.mean or 0.0) > FAR * (self.spread or 1.0):
             raise UserError(
@@ -88,5 +84,15 @@ class Regression(NewHead):
         assert isinstance(example.label, float)
         return [Rendering(example.text or "", (), targets=(example.label,))]
 
-    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return ((class_logits(model, batch).float() - batch.labels) / (self.spread or 1.0)).square()[:, 0]
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "RegressionLoss":
+        return RegressionLoss(self.spread or 1.0)
+
+
+class RegressionLoss(SumOfLosses):
+    """Squared errors, in squared spreads."""
+
+    def __init__(self, spread: float) -> None:
+        self.spread = spread
+
+    def each_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return ((class_logits(model, batch).float() - batch.labels) / self.spread).square()[:, 0]

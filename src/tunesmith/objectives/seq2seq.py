@@ -2,10 +2,12 @@
 
 from typing import ClassVar, Literal
 
+from tunesmith.config.head import Head
 from tunesmith.config.registry import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer, Rendering, source_text
 from tunesmith.errors import UserError
+from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.objectives.next_token import NextToken
 
 
@@ -16,6 +18,10 @@ class Seq2Seq(NextToken):
     kind: Literal["seq2seq"] = "seq2seq"
 
     bases: ClassVar[tuple[BaseKind, ...]] = ("encoder-decoder",)
+
+    @property
+    def head(self) -> Head:
+        return Seq2SeqLMHead()
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         if example.messages is None:

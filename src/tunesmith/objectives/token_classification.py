@@ -1,9 +1,8 @@
 """Token classification: one tag per word, such as named entities or parts of speech."""
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -12,13 +11,13 @@ from tunesmith.config.registry import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
-from tunesmith.ending import Ending
-from tunesmith.models.heads import tag_logits
+from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
 from tunesmith.objectives.labels import count_labels, label_index
-from tunesmith.objectives.whole_text import NewHead
+from tunesmith.objectives.new_head import NewHeadConfig
+from tunesmith.objectives.objective import SumOfLosses
 
 
-class TokenClassification(NewHead):
+class TokenClassification(NewHeadConfig):
     """loss = −Σ log softmax(head(h))[tag] over words, where h is the last hidden state of a word's first token (Devlin
     et al. 2019, section 5.3)."""
 
@@ -33,14 +32,8 @@ class TokenClassification(NewHead):
     loss_unit: ClassVar[str] = "nats per word"
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Entity F1 comes first if the tags are `B-` tags."""
-        entities = any(label.startswith("B-") for label in self.labels or ())
-        return ("entity_f1", "tag_accuracy") if entities else ("tag_accuracy",)
-
-    @property
-    def ending(self) -> Ending:
-        return Ending("tags", tuple(self.labels or ()))
+    def head(self) -> TokenClassificationHead:
+        return TokenClassificationHead(tuple(self.labels or ()))
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "TokenClassification":
         """Take the tags from the training rows, if the recipe names none.
@@ -59,8 +52,12 @@ class TokenClassification(NewHead):
         tags = tuple(float(label_index(tag, self.labels or [], example.source, "a tag")) for *_, tag in spans)
         return [Rendering(example.text or "", tuple((start, end) for start, end, _ in spans), targets=tags)]
 
-    def unweighted_losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return functional.cross_entropy(tag_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")
+    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "TokenClassificationLoss":
+        return TokenClassificationLoss()
 
-    def outputs(self, model: PreTrainedModel, batch: Batch, head: object = None) -> Tensor:
-        return torch.softmax(tag_logits(model, batch).float(), -1)
+
+class TokenClassificationLoss(SumOfLosses):
+    """Cross-entropy at each word."""
+
+    def each_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return functional.cross_entropy(tag_logits(model, batch).float(), batch.labels[:, 0].long(), reduction="none")

@@ -22,7 +22,7 @@ ROWS = 64
 costs milliseconds of code generation and a megabyte that is never freed."""
 
 
-class Head(NamedTuple):
+class OutputLayer(NamedTuple):
     """The last layer: z = softcap · tanh(scale · (h Wᵀ + b) / softcap), or scale · (h Wᵀ + b) without a soft cap."""
 
     weight: Tensor  # (vocab, hidden)
@@ -32,7 +32,7 @@ class Head(NamedTuple):
 
 
 def cross_entropy_reference(
-    hidden: Tensor, head: Head, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
+    hidden: Tensor, head: OutputLayer, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
     """The definition. `linear_cross_entropy` is tested against this.
 
@@ -55,7 +55,7 @@ def cross_entropy_reference(
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head: Head, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
+    hidden: Tensor, head: OutputLayer, labels: Tensor, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
     """`cross_entropy_reference` in chunks of about `CHUNK_BYTES` of logits.
 
@@ -75,7 +75,7 @@ def linear_cross_entropy(
     return loss
 
 
-def row_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+def row_losses(hidden: Tensor, head: OutputLayer, labels: Tensor) -> Tensor:
     """The loss of each row (rows,), fp32 or wider, without gradients, for evaluation."""
     losses = []
     with torch.no_grad():
@@ -93,7 +93,7 @@ def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Te
         yield pad(rows, (0, 0, 0, padding)), pad(targets, (0, padding)), len(rows)
 
 
-def logits_of(rows: Tensor, head: Head) -> Tensor:
+def logits_of(rows: Tensor, head: OutputLayer) -> Tensor:
     """(rows, vocab) in fp32 or wider, scaled and soft-capped."""
     logits = linear(rows, head.weight, head.bias)
     if logits.dtype in (torch.bfloat16, torch.float16):
@@ -112,12 +112,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        head: Head,
+        head: OutputLayer,
         labels: Tensor,
         smoothing: float,
         z_loss: float,
     ) -> Tensor:
-        head = Head(weight, bias, head.scale, head.softcap)
+        head = OutputLayer(weight, bias, head.scale, head.softcap)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss = hidden.new_zeros((), dtype=wide_dtype)
@@ -160,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses_and_gradient(
-    rows: Tensor, head: Head, targets: Tensor, needs_gradient: bool
+    rows: Tensor, head: OutputLayer, targets: Tensor, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Each row's loss (rows,), and ∂loss/∂(h Wᵀ + b) (rows, vocab) in the rows' dtype if it is needed."""
     if head.softcap is None and native.takes(rows, head.weight):
@@ -174,7 +174,7 @@ def _losses_and_gradient(
 
 
 def _smoothed_losses_and_gradient(
-    rows: Tensor, head: Head, targets: Tensor, needs_gradient: bool, smoothing: float = 0.0, z_loss: float = 0.0
+    rows: Tensor, head: OutputLayer, targets: Tensor, needs_gradient: bool, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """`_losses_and_gradient` with smoothed labels and λ (log Z)²: ∂/∂z = p (1 + 2 λ log Z) − (1 − ε) onehot − ε / V."""
     z = logits_of(rows, head)
@@ -192,7 +192,7 @@ def _smoothed_losses_and_gradient(
     return losses, _through_head(g, z, head).to(rows.dtype)
 
 
-def _through_head(g: Tensor, z: Tensor, head: Head) -> Tensor:
+def _through_head(g: Tensor, z: Tensor, head: OutputLayer) -> Tensor:
     """∂loss/∂(h Wᵀ + b) from ∂loss/∂z, computed in place."""
     if head.softcap is not None:
         g.mul_(1 - (z / head.softcap).square())  # derivative of tanh

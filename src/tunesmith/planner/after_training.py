@@ -10,19 +10,16 @@ from tunesmith.planner.plan import FIRST_USE, Plan
 
 FP32 = 4
 
-MERGED = ("lora", "ia3", "peft")
-"""Methods whose adapters can be folded into the weights."""
-
 
 def merging_memory(plan: Plan) -> dict[str, int] | None:
-    """Host bytes by part. Merging computes in fp32 (`models.merge`): it holds the full model and its memory-mapped
+    """Host bytes by part. Merging computes in fp32 (`export.merge`): it holds the full model and its memory-mapped
     files, which stay mapped while merged weights replace those that use the file's memory.
 
     Returns:
         None if the method is not merged.
     """
     recipe, step = plan.batch_plan.recipe, plan.step
-    if recipe.method.kind not in MERGED:
+    if not recipe.method.is_mergeable:
         return None
     held = {"weights": FP32 * step.parameters, "stored weights": stored_bytes(recipe.base, step)}
     program = plan.device.program_bytes if plan.device.is_this_cpu else program_bytes()

@@ -11,15 +11,15 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch
+from tunesmith.objectives.objective import Objective
 
 SHORT = 2.0  # seconds of a pass that is timed a second time
 
 
 def largest_batch_first(
     model: PreTrainedModel,
-    objective: ObjectiveConfig,
+    objective: Objective,
     batch: Batch,
     *,
     tokens_left: int,
@@ -114,9 +114,9 @@ def available_memory(device: torch.device) -> int:
     return min(limits)
 
 
-def _timed(model: PreTrainedModel, objective: ObjectiveConfig, batch: Batch, device: torch.device) -> float:
+def _timed(model: PreTrainedModel, objective: Objective, batch: Batch, device: torch.device) -> float:
     started = time.perf_counter()
-    objective.loss(model, batch).backward()
+    torch.autograd.backward(objective.loss(model, batch))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started

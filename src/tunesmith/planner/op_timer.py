@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tunesmith.engine.allocator import keep_freed_memory
-from tunesmith.models.fake_mode import TensorSpec
 from tunesmith.ops import native
 from tunesmith.ops.document_attention import document_layout
+from tunesmith.planner.fake_mode import TensorSpec
 from tunesmith.planner.trace import PRODUCTS, AttentionParameters, Operation
 
 OVERHEAD = 45e-6

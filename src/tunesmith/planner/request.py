@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, named_kind
+from tunesmith.config.registry import DEFAULT_METHOD, METHODS, named_kind
 from tunesmith.data.prepare import examples, prepare, resolve
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
@@ -31,17 +31,6 @@ NO_ROWS = "(none)"
 
 CHARACTERS = 4
 """Characters per token, roughly, in English: used if the base's tokenizer is not on this machine."""
-
-USUAL: dict[str, dict[str, Any]] = {
-    "full": {"method": "full"},
-    "lora": {"method": "lora"},
-    "lora, int8 base": {"method": "lora", "base.weights": "int8"},
-    "lora, nf4 base": {"method": "lora", "base.weights": "nf4"},
-    "adapter": {"method": "adapter"},
-    "prefix": {"method": "prefix"},
-    "ia3": {"method": "ia3"},
-}
-"""Methods that are planned for a base without a recipe."""
 
 
 def plan(
@@ -137,12 +126,14 @@ def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
     check_base_kind(recipe.base, recipe.objective)
     plans: dict[str, Plan | UserError] = {}
     available = available_memory(torch.device(device.kind)) if device.is_here else None
-    for name, changes in USUAL.items():
+    usual = [(kind, weights) for kind in METHODS for weights in named_kind(METHODS, kind).usual_weights]
+    for kind, weights in usual:
+        name = kind if weights == "auto" else f"{kind}, {weights} base"
         try:
             variant = recipe.model_copy(
                 update={
-                    "method": named_kind(METHODS, changes["method"])(),
-                    "base": recipe.base.model_copy(update={"weights": changes.get("base.weights", "auto")}),
+                    "method": named_kind(METHODS, kind)(),
+                    "base": recipe.base.model_copy(update={"weights": weights}),
                 }
             )
             plans[name] = plan_run(batch_plan_of(variant), precision(variant, device), device, available)
@@ -206,13 +197,11 @@ def best_that_fits(recipe: Recipe, device: Device, limit: int) -> Proposal:
 def _ladder(recipe: Recipe) -> Iterator[tuple[Recipe, list[str], list[str]]]:
     """Recipes of decreasing size, with what each step gives up and its overrides."""
     yield recipe, [], []
-    if recipe.method.trains_base or recipe.method.kind in ("full", "layers"):
-        recipe = recipe.model_copy(update={"method": named_kind(METHODS, "lora")()})
-        yield (
-            recipe,
-            ["LoRA instead of training the base's own weights: less capacity for new knowledge"],
-            ["method=lora"],
-        )
+    if recipe.method.trains_base or not recipe.method.adds_weights:
+        smaller = named_kind(METHODS, DEFAULT_METHOD)
+        recipe = recipe.model_copy(update={"method": smaller()})
+        loss = f"{smaller.__name__} instead of training the base's own weights: less capacity for new knowledge"
+        yield recipe, [loss], [f"method={DEFAULT_METHOD}"]
     if not recipe.base.quantized and not recipe.method.trains_base:
         recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"weights": "nf4"})})
         yield recipe, ["the frozen base in 4 bits (QLoRA): rarely worse, somewhat slower"], ["base.weights=nf4"]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.master_weights import MasterWeights
@@ -25,12 +24,14 @@ from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
 from tunesmith.models.conv1d import TransposedLinear
-from tunesmith.models.fake_tensors import fake_tensors
-from tunesmith.models.heads import body_is_frozen
-from tunesmith.models.load import config_of, fake_model
+from tunesmith.models.fused import use_fused_ops
+from tunesmith.models.load import config_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.objectives.objective import Objective
 from tunesmith.planner.allocators import Passes
+from tunesmith.planner.fake_model import FakeReference, fake_model, pack_fake
+from tunesmith.planner.fake_tensors import fake_tensors, small_copy
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
 
 FEW_LAYERS = 12
@@ -174,10 +175,13 @@ def _simulated(
     gc.freeze()  # limits garbage collection to objects made here
     try:
         with fake_tensors():
-            model = make_trainable(recipe, fake_model(recipe.base, dtype, recipe.objective.ending, layers))
+            base = fake_model(recipe.base, dtype, recipe.objective.head, layers)
+            pack_fake(base)
+            use_fused_ops(base, small_copy)
+            model, objective = make_trainable(recipe, base, FakeReference.find)
             if checkpointed is not None:
                 enable_activation_checkpointing(model, checkpointed)
-            return _Simulation(recipe, model, _batch(model, rows, scores), holds).step()
+            return _Simulation(recipe, model, objective, _batch(recipe, model, rows, scores), holds).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
             f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs real "
@@ -191,9 +195,11 @@ def _simulated(
 class _Simulation:
     """A fake model, its optimizer and its batch, traced."""
 
-    def __init__(self, recipe: Recipe, model: PreTrainedModel, batch: Batch, holds: Holds) -> None:
-        self.recipe = recipe
+    def __init__(
+        self, recipe: Recipe, model: PreTrainedModel, objective: Objective, batch: Batch, holds: Holds
+    ) -> None:
         self.model = model
+        self.objective = objective
         self.holds = holds
         self.batch = batch
         self.trace = Trace()
@@ -206,9 +212,9 @@ class _Simulation:
         )
         trainable = [each for each in model.parameters() if each.requires_grad]
         self._hold(model, "weights")
-        for other in recipe.objective.reference_models:
+        for other in objective.reference_models:
             self._hold(other, "reference models")
-        self.watch.hold(trainable, "trained weights" if recipe.method.kind == "full" else "adapters")
+        self.watch.hold(trainable, "adapters" if recipe.method.adds_weights else "trained weights")
         self.watch.hold([self.masters.flat], "optimizer")
         self.watch.hold([self.masters.grad], "gradients")
         if self.masters.average is not None:
@@ -265,14 +271,14 @@ class _Simulation:
     def _forward_backward(self) -> None:
         self.model.train()
         with self.watch.on(), _mark_loss_memory(self.model, self.watch):
-            loss = self.recipe.objective.loss(self.model, self.batch)
+            loss = self.objective.loss(self.model, self.batch)
             self.turn = len(self.trace.events)
-            loss.backward()
+            torch.autograd.backward(loss)
 
     def _evaluate(self) -> None:
         self.model.eval()
         with self.watch.on(), torch.no_grad(), _mark_loss_memory(self.model, self.watch):
-            self.recipe.objective.losses(self.model, self.batch)
+            self.objective.losses(self.model, self.batch)
 
     def _step_optimizer(self) -> None:
         with self.watch.on(), self.watch.counting_as("optimizer"), torch.no_grad():
@@ -288,9 +294,9 @@ class _Simulation:
             self.masters.grad.zero_()
 
 
-def _batch(model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
+def _batch(recipe: Recipe, model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
     table, chosen = rows(packs(plain_model(model)), scores)
-    if body_is_frozen(model):
+    if recipe.objective.head.reads_features(model):
         table = replace(table, features=np.zeros((len(table), model.config.get_text_config().hidden_size), np.float32))
     return collate(table, chosen)
 
@@ -301,17 +307,10 @@ def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
     Raises:
         UserError: the objective needs real rows.
     """
-    ending = recipe.objective.ending
-    if ending.kind == "vocabulary":
-        return TokenTable.build(
-            (np.zeros(length, np.int32), np.ones(length, np.bool_), Source("", 1)) for length in lengths
-        )
-    if ending.kind != "classes":
+    table: TokenTable | None = recipe.objective.head.rows_of(lengths)
+    if table is None:
         raise UserError(f"objective: {recipe.objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
-    target = (0.0,) * (1 if ending.problem != "multi_label_classification" else len(ending.labels))
-    return TokenTable.build(
-        (np.zeros(length, np.int32), np.arange(length) == length - 1, Source("", 1), target) for length in lengths
-    )
+    return table
 
 
 def _largest_matrix(layer: nn.Module) -> int:

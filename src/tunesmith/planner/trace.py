@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tunesmith.models.fake_mode import TensorSpec
 from tunesmith.ops import native
+from tunesmith.planner.fake_mode import TensorSpec
 
 PRODUCTS = ("aten.mm.", "aten.addmm", "aten.bmm.", "aten.baddbmm")
 """Prefixes of the names of matrix products."""

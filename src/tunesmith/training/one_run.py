@@ -17,7 +17,6 @@ from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
-from tunesmith.engine.held_out import rows_with_vectors
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
@@ -35,9 +34,11 @@ from tunesmith.engine.trainable import (
     with_known_features,
 )
 from tunesmith.errors import UserError
+from tunesmith.inference.held_out import measure_of, row_vectors
 from tunesmith.models.attention import packs
 from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.models.prompts import plain_model
+from tunesmith.objectives.objective import Objective
 from tunesmith.planner.measure import forget_peak, measured
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
 from tunesmith.training.changes import refuse_changes
@@ -118,10 +119,10 @@ def _build(
     recipe: Recipe, run: Run, prepared: Prepared, batch_plan: BatchPlan, dtype: torch.dtype, device: torch.device
 ) -> Loop:
     """The loop with the model on the device; a resumed run's at its last checkpoint."""
-    model = trainable_model(recipe, dtype, device)
+    model, objective = trainable_model(recipe, dtype, device)
     release_freed_memory()  # memory of the weights as they were stored
-    prepared = with_known_features(recipe, model, prepared, device)
-    loop = _loop(recipe, run, model, prepared, batch_plan.over(prepared.train), device)
+    prepared = with_known_features(recipe, model, prepared)
+    loop = _loop(recipe, run, model, objective, prepared, batch_plan.over(prepared.train), device)
     checkpoint = latest_checkpoint(run.directory / "checkpoints")
     if checkpoint is not None:
         loop.restore(*load_checkpoint(checkpoint))
@@ -142,7 +143,7 @@ def _save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBa
     """Save the adapter or the model, and return where."""
     _restore_best(recipe, run, loop)
     loop.masters.finish()
-    return save_output(run, loop.model, loop.masters, tokenizer, recipe, _finished_head(loop))
+    return save_output(run, loop.model, loop.masters, tokenizer, recipe, _classifier(loop, recipe))
 
 
 def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
@@ -175,7 +176,7 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
         message = f"{type(plain).__name__}'s attention does not support packed documents: rows are padded instead."
         loop.events.emit("warning", message=message)
     single_rows = [rows for step in loop.batches.epoch(0) for rows in step if len(rows) == 1]
-    if recipe.objective.ending.kind == "vectors" and single_rows:
+    if recipe.objective.compares_rows and single_rows:
         message = (
             f"{len(single_rows):,} batches hold a single row. It has no other row to compare with, so these batches "
             "train nothing. Raise train.tokens_per_batch, or lower data.max_length."
@@ -183,15 +184,20 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
         loop.events.emit("warning", message=message)
 
 
-def _finished_head(loop: Loop) -> nn.Linear | None:
-    """The head that the objective fits on the trained model's vectors, if it has one."""
-    rows = partial(rows_with_vectors, loop.objective, loop.model, loop.batches.table, loop.tokens_per_batch)
-    head: nn.Linear | None = loop.objective.fit_head(loop.model, rows)
-    return head
+def _classifier(loop: Loop, recipe: Recipe) -> nn.Linear | None:
+    """The classifier that the objective fits on the trained model's vectors, if it has one."""
+    vectors = partial(row_vectors, recipe.objective.head, loop.model, loop.batches.table, loop.tokens_per_batch)
+    return loop.objective.fit_classifier(vectors)
 
 
 def _loop(
-    recipe: Recipe, run: Run, model: PreTrainedModel, prepared: Prepared, batch_plan: BatchPlan, device: torch.device
+    recipe: Recipe,
+    run: Run,
+    model: PreTrainedModel,
+    objective: Objective,
+    prepared: Prepared,
+    batch_plan: BatchPlan,
+    device: torch.device,
 ) -> Loop:
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
@@ -200,9 +206,9 @@ def _loop(
     masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
     return Loop(
         model=model,
-        objective=recipe.objective,
+        objective=objective,
         batches=layout.batches,
-        held_out=prepared.held_out,
+        held_out=measure_of(model, objective, recipe.objective.head, prepared.held_out, train.evaluate_rows),
         masters=masters,
         train=train,
         total_steps=layout.steps,

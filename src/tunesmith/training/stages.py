@@ -13,7 +13,7 @@ from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.export.merged_model import merged_model, save_merged
-from tunesmith.models.model_reference import ModelReference
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.training.one_run import resume_run, train_run
 
@@ -98,7 +98,7 @@ def _from_weights_of(previous: Run, recipe: Recipe) -> Recipe:
     elif (
         earlier.method == recipe.method
         and recipe.method.is_resumable
-        and earlier.objective.ending == recipe.objective.ending
+        and earlier.objective.head == recipe.objective.head
     ):
         base = earlier.base.model_copy(update={"adapter": previous.output})
     else:

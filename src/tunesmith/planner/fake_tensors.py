@@ -1,6 +1,6 @@
 """A fake model, built from a config: only shapes, dtypes and devices, no values (PyTorch's fake tensors).
 
-Code that tests a loaded model with real inputs (`models.fused`) tests a small copy of the part instead.
+Code that tries parts of a model on inputs (`models.fused`) gets a small copy of the part instead.
 """
 
 import copy
@@ -10,24 +10,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from transformers import PreTrainedModel
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from tunesmith.models.fake_mode import QuickFakeMode
 from tunesmith.ops import native
+from tunesmith.planner.fake_mode import QuickFakeMode
 
 SMALL = (8, 12, 20, 28)
 """Sizes that replace a module's own sizes in its small copy, one for each distinct size."""
-
-
-def is_materialized(tensor: Tensor) -> bool:
-    """Whether the tensor has values that can be read."""
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
-
-
-def is_fake(model: PreTrainedModel) -> bool:
-    """Whether the model's parameters have no values."""
-    return not is_materialized(next(model.parameters()))
 
 
 @contextmanager
@@ -67,8 +56,10 @@ def real_numbers() -> Iterator[None]:
         yield
 
 
-def small_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module with real values, in which each distinct parameter size is replaced by one of `SMALL`.
+@contextmanager
+def small_copy(module: nn.Module) -> Iterator[nn.Module]:
+    """In this context, tensors have values. Yields a copy of the module with values, in which each distinct parameter
+    size is replaced by one of `SMALL`.
 
     Raises:
         ValueError: it has too many distinct sizes, or submodules with parameters other than linear layers.
@@ -97,4 +88,4 @@ def small_copy(module: nn.Module) -> nn.Module:
                 made._modules[name] = child
             else:
                 raise ValueError(f"{name} is not a linear layer")
-    return made
+        yield made

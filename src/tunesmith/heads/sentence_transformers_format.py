@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunesmith.ending import Ending, Pooling
 from tunesmith.errors import UserError
+from tunesmith.models.forward import Pooling
 
 MODULES = "modules.json"
 POOLING = {"mean": "pooling_mode_mean_tokens", "first": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
@@ -24,8 +24,8 @@ STEPS = ("modules.json", "sentence_bert_config.json", "config_sentence_transform
 _TYPES = "sentence_transformers.models"
 
 
-def stored_pooling(file: Path) -> Ending:
-    """How a model computes vectors, according to its `modules.json`.
+def stored_pooling(file: Path) -> tuple[Pooling, bool]:
+    """How a model computes vectors, according to its `modules.json`: the pooling, and whether vectors are normalized.
 
     Raises:
         UserError: its pooling is not supported, or it has other steps.
@@ -50,29 +50,37 @@ def stored_pooling(file: Path) -> Ending:
     how = next((pooling for pooling in get_args(Pooling) if pooling == named or [pooling] == chosen), None)
     if how is None:
         raise UserError(f"{directory} uses a pooling other than the mean, the first token or the last token.")
-    return Ending("vectors", pooling=how, normalized="Normalize" in kinds)
+    return how, "Normalize" in kinds
 
 
-def write_steps(directory: Path, ending: Ending, hidden: int, max_length: int, head: nn.Linear | None) -> None:
-    """Write, next to a body or its adapter, the files that make sentence-transformers pool its states and apply a head.
+def write_steps(
+    directory: Path,
+    pooling: Pooling,
+    normalized: bool,
+    hidden: int,
+    max_length: int,
+    classifier: nn.Linear | None = None,
+) -> None:
+    """Write, next to a body or its adapter, the files that make sentence-transformers pool and classify its states.
 
     Args:
         directory: of the body or adapter.
-        ending: the pooling and normalization.
+        pooling: how a text's states become one vector.
+        normalized: whether vectors are scaled to length 1.
         hidden: size of the hidden states.
         max_length: in tokens.
-        head: over classes, or None.
+        classifier: from vectors to classes, if there is one.
     """
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if ending.normalized:
+    if normalized:
         steps.append(("2_Normalize", "Normalize"))
-    if head is not None:
+    if classifier is not None:
         steps.append((f"{len(steps)}_Dense", "Dense"))
-        _write_dense(directory / steps[-1][0], head)
+        _write_dense(directory / steps[-1][0], classifier)
     for path, _ in steps:
         (directory / path).mkdir(exist_ok=True)
-    pooling = {"word_embedding_dimension": hidden, **{name: how == ending.pooling for how, name in POOLING.items()}}
-    _write(directory / "1_Pooling" / "config.json", pooling)
+    settings = {"word_embedding_dimension": hidden, **{name: how == pooling for how, name in POOLING.items()}}
+    _write(directory / "1_Pooling" / "config.json", settings)
     _write(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     _write(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     modules = [
@@ -82,25 +90,28 @@ def write_steps(directory: Path, ending: Ending, hidden: int, max_length: int, h
     _write(directory / MODULES, modules)
 
 
-def stored_head(directory: Path) -> nn.Linear | None:
+def stored_classifier(directory: Path) -> nn.Linear | None:
     """The dense layer over classes in that directory; None if there is none."""
     file = next(directory.glob("*_Dense/model.safetensors"), None)
     if file is None:
         return None
     tensors = load_file(file)
     weight = tensors["linear.weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0])
+    classifier = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(tensors["linear.bias"])
-    return head
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(tensors["linear.bias"])
+    return classifier
 
 
-def _write_dense(directory: Path, head: nn.Linear) -> None:
+def _write_dense(directory: Path, classifier: nn.Linear) -> None:
     directory.mkdir()
-    settings = {"in_features": head.in_features, "out_features": head.out_features, "bias": True}
+    settings = {"in_features": classifier.in_features, "out_features": classifier.out_features, "bias": True}
     _write(directory / "config.json", {**settings, "activation_function": "torch.nn.modules.linear.Identity"})
-    tensors = {"linear.weight": head.weight.detach().contiguous(), "linear.bias": head.bias.detach().contiguous()}
+    tensors = {
+        "linear.weight": classifier.weight.detach().contiguous(),
+        "linear.bias": classifier.bias.detach().contiguous(),
+    }
     save_file(tensors, directory / "model.safetensors")
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.models import fake_mode
+from tunesmith.planner import fake_mode
 from tunesmith.planner.device import device_named
 from tunesmith.planner.plan import plan_run
 from tunesmith.planner.step import Step, rows_like

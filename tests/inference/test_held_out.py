@@ -1,20 +1,21 @@
 """Evaluation: losses and their intervals, the sign of differences, and outputs in the rows' order."""
 
-import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
-from toy_loop import CPU, Slope, SquaredErrors, table_of
+from torch import nn
+from toy_loop import Slope, SquaredErrors, table_of
 
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.held_out import RowLosses, held_out_losses, outputs_of, rows_with_vectors
+from tunesmith.heads.no_head import NoHead
+from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 
 
 def rows_of(seed: int, count: int = 60) -> RowLosses:
@@ -37,11 +38,9 @@ def scipys_interval(sums: NDArray[Any], counts: NDArray[Any]) -> Any:
     return pytest.approx((interval.low, interval.high), abs=0.06 * (interval.high - interval.low))
 
 
-def test_the_loss_is_per_token_over_all_rows_and_perplexity_its_exponential() -> None:
+def test_the_loss_is_per_token_over_all_rows() -> None:
     losses = RowLosses(np.array([6.0, 1.0]), np.array([2, 8]))  # not the mean of 3 and 1/8
     assert losses.loss == pytest.approx(0.7, rel=1e-12)
-    assert losses.perplexity == pytest.approx(math.exp(0.7), rel=1e-12)
-    assert RowLosses(np.array([9000.0]), np.array([3])).perplexity == math.exp(700.0)
 
 
 def test_an_interval_is_the_percentile_bootstrap_over_rows() -> None:
@@ -84,7 +83,7 @@ def test_row_losses_are_in_the_given_order_whatever_the_batches() -> None:
             assert not torch.is_grad_enabled()
             return super().losses(model, batch)
 
-    losses = held_out_losses(Slope(0.0), Watched(), table_of(points, lengths), rows, 60, CPU)
+    losses = held_out_losses(Slope(0.0), Watched(), table_of(points, lengths), rows, 60)
     assert losses.sums == pytest.approx([0.5 * row**2 for row in rows], rel=1e-6)
     assert losses.counts.tolist() == [1] * 6
     assert sorted(row for batch in seen for row in batch) == sorted(rows)
@@ -92,16 +91,15 @@ def test_row_losses_are_in_the_given_order_whatever_the_batches() -> None:
     assert len(seen) == 3
 
 
-class Prediction:
-    """An objective whose output at each loss position is twice the target."""
+class Doubled(NoHead):
+    """A head whose output at each loss position is twice the target."""
 
-    def __init__(self) -> None:
-        self.modes: list[bool] = []
-        self.heads: list[object] = []
+    modes: ClassVar[list[bool]] = []
+    classifiers: ClassVar[list[Any]] = []
 
-    def outputs(self, model: Any, batch: Batch, head: object = None) -> torch.Tensor:
+    def outputs(self, model: Any, batch: Batch, classifier: Any = None) -> torch.Tensor:
         self.modes.append(model.training)
-        self.heads.append(head)
+        self.classifiers.append(classifier)
         assert not torch.is_grad_enabled()
         return batch.labels * 2.0
 
@@ -122,25 +120,26 @@ def document_attention_model(training: bool) -> Any:
     """A model that already uses document attention, so that rows are packed."""
     model = Slope().train(training)
     model.config = SimpleNamespace(_attn_implementation="tunesmith_documents")
-    model.device = CPU
     return model
 
 
 def test_outputs_are_in_the_tables_order() -> None:
     counts = [2, 1, 3, 1, 2, 4]
-    table, objective, head = predictions_table(counts), Prediction(), object()
-    outputs = outputs_of(objective, document_attention_model(False), table, 24, head)
+    table, head, classifier = predictions_table(counts), Doubled(), nn.Linear(1, 1)
+    head.classifiers.clear()
+    outputs = row_outputs(head, document_attention_model(False), table, 24, classifier)
     assert [row_outputs.tolist() for row_outputs in outputs] == [
         [[2.0 * value] for value in table.targets_of(row).tolist()] for row in range(len(counts))
     ]
     assert outputs[0].dtype == np.float32
-    assert len(objective.heads) > 1
-    assert set(objective.heads) == {head}
+    assert len(head.classifiers) > 1
+    assert set(head.classifiers) == {classifier}
 
 
-def test_rows_with_vectors_uses_evaluation_mode_and_returns_the_targets() -> None:
-    table, objective = predictions_table([1, 1, 1, 1]), Prediction()
-    vectors, targets = rows_with_vectors(objective, document_attention_model(True), table, 16)
+def test_row_vectors_uses_evaluation_mode_and_returns_the_targets() -> None:
+    table, head = predictions_table([1, 1, 1, 1]), Doubled()
+    head.modes.clear()
+    vectors, targets = row_vectors(head, document_attention_model(True), table, 16)
     assert targets.tolist() == [[0.0], [1.0], [2.0], [3.0]]
     assert vectors.tolist() == [[0.0], [2.0], [4.0], [6.0]]
-    assert set(objective.modes) == {False}
+    assert set(head.modes) == {False}

@@ -9,25 +9,35 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.base import Base
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
-from tunesmith.ending import VOCABULARY, Ending
 from tunesmith.errors import UserError
+from tunesmith.heads.sentence_transformers_format import stored_classifier
+from tunesmith.heads.stored import head_of_adapter, stored_head
 from tunesmith.models.adapters import refuse_pickle
-from tunesmith.models.load import ending_of, fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.fused import use_fused_ops
+from tunesmith.models.load import fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
 from tunesmith.models.peft_import import import_peft
-from tunesmith.models.sentence_transformers_format import stored_head
+from tunesmith.models.prompts import plain_model
 from tunesmith.run import resolve_run
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A base, and its adapter if there is one."""
+    """A base, and its adapter if there is one.
+
+    Attributes:
+        base: which model.
+        head: what the model ends in.
+        adapter: the directory of the adapter.
+        directory: of the trained files, if there is one.
+    """
 
     base: Base
+    head: Head
     adapter: Path | None = None
-    ending: Ending = VOCABULARY
     directory: Path | None = None
-    """The directory of the trained files, if there is one."""
 
     @classmethod
     def find(cls, name: str) -> "ModelReference":
@@ -41,22 +51,23 @@ class ModelReference:
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
                 adapter = path / "adapter"
-                return cls(Recipe.load(path / "recipe.yaml").base, adapter, Ending.beside(adapter), adapter)
+                base = Recipe.load(path / "recipe.yaml").base
+                return cls(base, head_of_adapter(adapter, base), adapter, adapter)
             name = locate(Base(path=str(path)))
         elif (path / "adapter_config.json").exists():
             config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
             base = Base(path=config["base_model_name_or_path"], revision=config.get("revision"))
-            return cls(base, path, Ending.beside(path), path)
+            return cls(base, head_of_adapter(path, base), path, path)
         base = Base(path=name)
-        return cls(base, ending=ending_of(base), directory=Path(locate(base)))
+        return cls(base, stored_head(base), directory=Path(locate(base)))
 
     def with_stored_weights(self) -> "ModelReference":
         """The same reference with the base's weights as stored, even if the run quantized them."""
         return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
 
-    def head(self) -> nn.Linear | None:
-        """The classification head on the model's vectors, if it has one."""
-        return None if self.directory is None else stored_head(self.directory)
+    def classifier(self) -> nn.Linear | None:
+        """The classifier of the model's vectors, if it has one."""
+        return None if self.directory is None else stored_classifier(self.directory)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the training, stored next to the adapter with its chat template; otherwise the base's."""
@@ -70,7 +81,7 @@ class ModelReference:
         Raises:
             UserError: the model cannot be loaded, or the adapter belongs to another base.
         """
-        model = load_model(self.base, dtype, ending=self.ending)
+        model = load_model(self.base, dtype, head=self.head)
         if self.adapter is not None:
             refuse_pickle(self.adapter)
             peft = import_peft()
@@ -83,6 +94,17 @@ class ModelReference:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
         return model.to(device).eval()
+
+    def packing_model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """The model without gradients, beside one in training: it computes packed rows, if its family can.
+
+        Raises:
+            UserError: as `model`.
+        """
+        model = self.model(dtype, device).requires_grad_(False)
+        if use_document_attention(plain_model(model)):
+            use_fused_ops(plain_model(model))
+        return model
 
 
 def fingerprint_of(name: str) -> dict[str, str]:

@@ -1,0 +1,185 @@
+"""The third extension point: the base class of heads, and the file that stores which head a model has."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tunesmith.config.registry import HEADS, named_kind
+
+FILE = "head.json"
+"""Saved beside an adapter, which holds a head's weights but not its labels, and beside an embedding model."""
+
+
+@dataclass(frozen=True)
+class Head(ABC):
+    """What a model ends in. Subclasses are in `tunesmith.heads`, one file each.
+
+    Attributes:
+        labels: the names of its outputs, in order; empty if they have none.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    kind: ClassVar[str]
+    """Its name in `config.registry.HEADS`."""
+
+    verbs: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ()
+    """The commands that use a model with this head, the usual one first."""
+
+    is_new: ClassVar[bool] = False
+    """Whether the head has weights that the base lacks: they start at random and are always trained."""
+
+    has_probabilities: ClassVar[bool] = True
+    """Whether a prediction has a probability."""
+
+    needs_fp32: ClassVar[bool] = False
+    """Whether its outputs need more digits than bf16 has."""
+
+    @property
+    def generates_text(self) -> bool:
+        return "generate" in self.verbs
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of its outputs, named as in `tunesmith.evaluation.prediction_metrics`; empty for written text."""
+        return ()
+
+    # The model
+
+    @abstractmethod
+    def model_class(self, config: Any) -> Any:
+        """The auto class of transformers that builds models with this head.
+
+        Raises:
+            UserError: the family of this `PretrainedConfig` has no such head.
+        """
+
+    def is_stored(self, config: Any) -> bool:
+        """Whether a base with this `PretrainedConfig` has this head already, with the same outputs."""
+        return False
+
+    def configure(self, config: Any) -> None:  # noqa: B027  # most heads need nothing
+        """Write the head's settings into a `PretrainedConfig`."""
+
+    def initialize(self, model: Any, missing: Sequence[str], is_stored: bool, seed: int) -> None:  # noqa: B027
+        """Give a new head's weights their starting values.
+
+        Args:
+            model: the model as loaded.
+            missing: names of parameters that the base does not store.
+            is_stored: whether the base has this head already; then it is kept.
+            seed: of the weights.
+        """
+
+    def check(self, model: Any) -> None:  # noqa: B027
+        """Compare our computation of the head with the model's own forward pass on a few tokens; families differ.
+
+        Raises:
+            UserError: they differ, so training would be wrong.
+        """
+
+    # Rows
+
+    def text_lengths(self, table: Any) -> Any:
+        """(rows,) the number of tokens of each row's longest text, to which `data.max_length` applies."""
+        return table.lengths
+
+    def truncated(self, row: Any, limit: int, closing: int) -> Any:
+        """Cut the end of a row's text.
+
+        Args:
+            row: `data.tokens.Tokens`.
+            limit: the most tokens that a text keeps.
+            closing: how many tokens the tokenizer adds after a text; heads that read a whole text keep them.
+
+        Returns:
+            The row; None if no loss token is left.
+        """
+        raise NotImplementedError
+
+    def rows_of(self, lengths: Sequence[int]) -> Any:
+        """A `TokenTable` with rows of these lengths, for the planner; None if lengths do not say what rows cost."""
+        return None
+
+    def reads_features(self, model: Any) -> bool:
+        """Whether only the head is trained and reads one hidden state of each row, which is then computed once."""
+        return False
+
+    # Outputs
+
+    def outputs(self, model: Any, batch: Any, classifier: Any = None) -> Any:
+        """The model's outputs at each loss position: probabilities, values or vectors.
+
+        Args:
+            model: in evaluation mode.
+            batch: the rows.
+            classifier: a `torch.nn.Linear` that was fitted on the model's vectors, if there is one.
+
+        Returns:
+            (loss positions, k).
+        """
+        raise NotImplementedError
+
+    def targets(self, values: Any) -> Any:
+        """A row's targets (values,) as (loss positions, values)."""
+        return values.reshape(1, -1)
+
+    def log_probabilities(self, model: Any, batch: Any) -> Any:
+        """(positions, outcomes) fp32, to compare two models' predictions. Outputs without probabilities have a single
+        outcome of probability 1, which cannot differ."""
+        raise NotImplementedError
+
+    def loss_figures(self, loss: float) -> dict[str, float]:
+        """What is reported beside a loss per loss token."""
+        return {}
+
+    # Predictions
+
+    def predict(self, model: Any, tokenizer: Any, text: str, classifier: Any = None) -> list[Any]:
+        """The `heads.prediction.Prediction`s for a text, by the model's own forward pass."""
+        raise NotImplementedError
+
+    def vector(self, model: Any, tokenizer: Any, text: str) -> Any:
+        """The text's vector (hidden,), fp32, by the model's own forward pass."""
+        raise NotImplementedError
+
+    def describe(self, output: Any) -> str:
+        """A row's output (loss positions, k) in words."""
+        raise NotImplementedError
+
+    def describe_target(self, target: Any) -> str | None:
+        """A row's targets (values,) in words; None if they have none."""
+        return None
+
+    # Files
+
+    def save(self, directory: Path, model: Any, max_length: int, classifier: Any = None) -> None:  # noqa: B027
+        """Write what a saved model or adapter needs besides its weights, so that this head is found again.
+
+        Args:
+            directory: of the saved model or adapter.
+            model: the trained one.
+            max_length: of the training, in tokens.
+            classifier: a `torch.nn.Linear` that was fitted on the model's vectors, if there is one.
+        """
+
+    def copy(self, source: Path, target: Path) -> None:  # noqa: B027
+        """Copy what `save` wrote beside an adapter to the merged model, as far as it is needed there."""
+
+
+def write_head(head: Head, directory: Path) -> None:
+    """Write the head's file into a directory."""
+    (directory / FILE).write_text(json.dumps({"kind": head.kind, **asdict(head)}), encoding="utf-8")
+
+
+def read_head(directory: Path) -> Head | None:
+    """The head that a directory's file names; None if it has no such file."""
+    if not (directory / FILE).exists():
+        return None
+    values: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
+    kind = values.pop("kind")
+    head: Head = named_kind(HEADS, kind)(**{**values, "labels": tuple(values["labels"])})
+    return head
