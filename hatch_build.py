@@ -1,4 +1,5 @@
-"""Compiles tunesmith/ops/native on Linux if there is a C compiler; without one, the package is pure Python."""
+"""Compiles on Linux what needs a compiler: tunesmith/ops/native, and the arena if PyTorch is installed already. Without
+a compiler, the package is pure Python."""
 
 import os
 import platform
@@ -44,3 +45,15 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
         if version == "standard":  # an editable install finds it in the source directory
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-linux_{platform.machine()}"
+        self._build_arena()
+
+    def _build_arena(self) -> None:
+        """Compile the arena with the PyTorch of the environment to install into, which pip hides from a build."""
+        engine = Path(self.root) / "src" / "tunesmith" / "engine"
+        for old in engine.glob("arena-*.so"):
+            old.unlink()
+        script = engine / "build_arena.py"
+        visible = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([sys.executable, str(script)], env=visible, capture_output=True, text=True, check=False)
+        if done.returncode:
+            self.app.display_info("The arena was not built; the first run builds it, if there is a C++ compiler.")

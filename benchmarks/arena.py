@@ -1,68 +1,130 @@
-"""Benefit of the arena (src/tunesmith/engine/arena.cpp): a run's peak memory and speed, compared with the same run on
-glibc's heap.
+"""What the allocator costs: a run's peak memory and speed with the arena (src/tunesmith/engine/arena.cpp), compared with the
+same run on glibc's heap, jemalloc and mimalloc.
 
-    python benchmarks/arena.py    # three minutes; writes results/arena.json, .md
+    apt-get install libjemalloc2 libmimalloc2.0
+    python benchmarks/arena.py    # half an hour; writes results/arena.json, .md; finished runs are skipped
 
-Both alternate, each run in a separate process; glibc's thresholds are raised (`engine.allocator`), since it is slower
-without. Step times are medians of the steps after the first two.
+Runs alternate, each in a separate process. `glibc`: with the thresholds that `engine.allocator` raises where there is no
+arena. `glibc, one arena`: also with one heap for all threads, and 64 MiB more at each growth (glibc.malloc.* in
+GLIBC_TUNABLES). jemalloc and mimalloc are preloaded. Step times are medians of the steps after the first two.
 """
 
+import argparse
 import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from plan_accuracy import make_base, predicted_by, write_text
+from plan_accuracy import make_base, recipe_of, write_text
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "arena.json"
 NAMES = ("base", "method", "length", "twice", "optimizer")
 RUNS = (
+    ("llama-5m", "lora", 1024, False, "adamw"),
+    ("llama-5m", "full", 4096, True, "adamw"),
     ("gpt2-30m", "lora", 512, True, "adamw"),
     ("gpt2-30m", "full", 128, False, "adamw"),
+    ("gpt2-30m", "qlora", 1024, False, "adamw"),
+    ("llama-125m", "lora", 512, False, "adamw"),
 )
-TIMES = 1
+TIMES = 3
+TUNABLES = {"arena_max": 1, "mmap_threshold": 2**25, "trim_threshold": 2**31 - 1, "top_pad": 2**26}
+LIBRARIES = {"jemalloc": "libjemalloc.so.2", "mimalloc": "libmimalloc.so.2.0"}
 
 
-def measured(run: dict[str, Any], directory: Path, with_arena: bool) -> list[float]:
-    """Peak bytes, and seconds per step; each run tokenizes its rows anew."""
+def environments(directory: Path) -> dict[str, dict[str, str]]:
+    """Environment variables by allocator.
+
+    Args:
+        directory: where the preloaded libraries are.
+    """
+    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())
+    others = {name: {"TUNESMITH_ARENA": "0", "LD_PRELOAD": str(directory / file)} for name, file in LIBRARIES.items()}
+    return {
+        "arena": {"TUNESMITH_ARENA": "1"},
+        "glibc": {"TUNESMITH_ARENA": "0"},
+        "glibc, one arena": {"TUNESMITH_ARENA": "0", "GLIBC_TUNABLES": tunables},
+        **others,
+    }
+
+
+def measured(run: dict[str, Any], directory: Path, environment: dict[str, str]) -> list[float]:
+    """Peak bytes, and seconds per step, of a separate process; each run tokenizes its rows anew."""
     with tempfile.TemporaryDirectory() as temporary:
         shutil.rmtree(directory / "run", ignore_errors=True)
-        result = predicted_by(run, directory, TUNESMITH_CACHE=temporary, TUNESMITH_ARENA=str(int(with_arena)))
-    if result is None:
-        raise SystemExit(1)
-    return [result["memory"][1], statistics.median(result["steps"][2:])]
+        command = [sys.executable, __file__, "--run", json.dumps(run), "--directory", str(directory)]
+        environment = {**os.environ, "TUNESMITH_CACHE": temporary, **environment}
+        out = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if out.returncode:
+        raise SystemExit(out.stderr[-500:])
+    line = next(each for each in out.stdout.splitlines() if each.startswith("RESULT "))
+    peak, seconds = json.loads(line.removeprefix("RESULT "))
+    return [peak, seconds]
+
+
+def one_run(run: dict[str, Any], directory: Path) -> None:
+    """In a separate process: train, print peak bytes and seconds per step."""
+    import tunesmith
+
+    finished = tunesmith.train(recipe_of(run, directory / run["base"], directory / "text.jsonl"), directory / "run")
+    plan = next(event for event in finished.events() if event["event"] == "plan")
+    seconds = [event["seconds"] for event in finished.events() if event["event"] == "step"][2:]
+    print("RESULT " + json.dumps([plan["measured"]["memory"]["peak_bytes"], statistics.median(seconds)]))
 
 
 def summary(runs: list[list[float]]) -> dict[str, float]:
     return {"peak_bytes": max(each[0] for each in runs), "seconds": statistics.median(each[1] for each in runs)}
 
 
+def table(runs: list[dict[str, Any]]) -> str:
+    """Peak memory and seconds per step by allocator; × is relative to the arena."""
+    allocators = [name for name in runs[0] if name not in NAMES]
+    lines = [
+        f"| run | {' | '.join(allocators)} |",
+        f"|---|{'---:|' * len(allocators)}",
+    ]
+    for run in runs:
+        named = f"{run['base']}, {run['method']}, {run['length']} tokens{', checkpointed' if run['twice'] else ''}"
+        own, cells = summary(run[allocators[0]]), []
+        for name in allocators:
+            other = summary(run[name])
+            memory, seconds = (other[each] / own[each] for each in ("peak_bytes", "seconds"))
+            relative = "" if name == allocators[0] else f" (× {memory:.2f}, × {seconds:.2f})"
+            cells.append(f"{other['peak_bytes'] / 1e6:,.0f} MB, {other['seconds']:.2f} s{relative}")
+        lines.append(f"| {named} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    results = []
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--libraries", type=Path, default=Path("/usr/lib/x86_64-linux-gnu"), help="of the allocators")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        return one_run(json.loads(options.run), options.directory)
+    done = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = done.get("runs", []) if done.get("machine") == machine() else []
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         write_text(directory)
-        for each in RUNS:
+        for each in RUNS[len(results) :]:
             run: dict[str, Any] = dict(zip(NAMES, each, strict=True))
             make_base(run["base"], directory)
-            measurements: dict[bool, list[list[float]]] = {True: [], False: []}
-            for turn in range(2 * TIMES):
-                measurements[turn % 2 == 0].append(measured(run, directory, with_arena=turn % 2 == 0))
-            results.append(run | {"arena": summary(measurements[True]), "glibc": summary(measurements[False])})
-            print(results[-1], flush=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "runs": results}, indent=1) + "\n", encoding="utf-8")
-    lines = ["| run | peak, arena | glibc | | seconds per step, arena | glibc | |", "|---|---|---|---|---|---|---|"]
-    for run in results:
-        own, other = run["arena"], run["glibc"]
-        named = f"{run['base']}, {run['method']}, {run['length']} tokens{', checkpointed' if run['twice'] else ''}"
-        memory = f"{own['peak_bytes'] / 1e6:,.0f} MB | {other['peak_bytes'] / 1e6:,.0f} MB"
-        seconds = f"{own['seconds']:.2f} | {other['seconds']:.2f}"
-        ratios = [own[name] / other[name] for name in ("peak_bytes", "seconds")]
-        lines.append(f"| {named} | {memory} | × {ratios[0]:.2f} | {seconds} | × {ratios[1]:.2f} |")
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            measurements: dict[str, list[list[float]]] = {}
+            for name, environment in [*environments(options.libraries).items()] * TIMES:
+                measurements.setdefault(name, []).append(measured(run, directory, environment))
+            results.append(run | measurements)
+            print(table(results[-1:]), flush=True)
+            text = json.dumps({"machine": machine(), "runs": results}, indent=1)
+            RESULTS.write_text(text + "\n", encoding="utf-8")
+    RESULTS.with_suffix(".md").write_text(table(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -77,6 +78,39 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a directory beside `path` to write into; on success, flush its files to disk and rename it to `path`.
+
+    Args:
+        path: only one process may write it; what a killed one left is removed.
+        replace: whether `path` may exist; it is then removed at the last moment.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            _flush(file)
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Write a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def jsonable(value: Any) -> Any:

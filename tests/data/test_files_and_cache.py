@@ -313,13 +313,19 @@ def test_another_library_version_gives_another_key(package: str, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("file", "counts"), [("data/read.py", True), ("objectives/text.py", True), ("models/load.py", False)]
+    ("file", "counts"),
+    [
+        ("data/read.py", True),
+        ("objectives/text.py", True),
+        ("heads/embedding.py", True),
+        ("models/load.py", False),
+    ],
 )
-def test_changed_code_of_the_data_pipeline_or_objectives_gives_another_key(
+def test_changed_code_of_what_makes_token_tables_gives_another_key(
     file: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = Path(cache.__file__).parent.parent
-    for part in ("data", "objectives", "models"):
+    for part in ("data", "heads", "objectives", "models"):
         shutil.copytree(package / part, tmp_path / part, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     before = key_of()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "data" / "cache.py"))

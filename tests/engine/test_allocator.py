@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.engine import allocator
+from tunesmith.engine import build_arena
 from tunesmith.engine.allocator import arena, keep_freed_memory, release_freed_memory
 
 pytestmark = pytest.mark.skipif(arena() is None, reason="needs Linux and a C++ compiler")
@@ -85,10 +85,11 @@ def test_the_planner_predicts_the_address_range_of_the_arena() -> None:
     assert predicted < sum(sizes)
 
 
-def test_freed_memory_stays_resident_until_it_is_given_back() -> None:
-    def resident() -> int:
-        return int(psutil.Process().memory_info().rss)
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
 
+
+def test_freed_memory_stays_resident_until_it_is_given_back() -> None:
     release_freed_memory()
     before = resident()
     pieces = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(20)]
@@ -98,6 +99,16 @@ def test_freed_memory_stays_resident_until_it_is_given_back() -> None:
     release_freed_memory()
     assert held > before + 150 * MIB
     assert kept > held - 20 * MIB
+    assert resident() < before + 20 * MIB
+
+
+def test_the_end_of_the_context_gives_freed_memory_back() -> None:
+    release_freed_memory()
+    before = resident()
+    with keep_freed_memory():
+        pieces = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(20)]
+        pieces.clear()
+        assert resident() > before + 130 * MIB
     assert resident() < before + 20 * MIB
 
 
@@ -161,7 +172,7 @@ def test_there_is_no_arena_if_it_cannot_be_compiled(
 ) -> None:
     source = tmp_path / "arena.cpp"
     source.write_text("// another source, so that it is not compiled yet", encoding="utf-8")
-    monkeypatch.setattr(allocator, "SOURCE", source)
+    monkeypatch.setattr(build_arena, "SOURCE", source)
     monkeypatch.setenv("CXX", compiler)
     assert arena.__wrapped__() is None
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".so"] == []

@@ -1,6 +1,7 @@
 """A training step: sums gradients, divides once, clips, and skips non-finite losses and gradients."""
 
 import math
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_loop import loop_over
 from transformers import AutoModelForCausalLM
 
 import tunesmith
@@ -207,6 +209,17 @@ def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_minimum(schedule: s
     assert rates[9] == 1.0 == max(rates)
     assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)
     assert all(a >= b for a, b in pairwise(rates[9:]))
+
+
+def test_the_seconds_of_a_step_and_an_evaluation_are_those_of_the_call(tmp_path: Path) -> None:
+    loop, events = loop_over(tmp_path, [(1.0, 2.0)], held_out=[(1.0, 1.0)])
+    for kind, call in (("step", loop.step), ("evaluation", loop.evaluate)):
+        started = time.perf_counter()
+        call()
+        passed = time.perf_counter() - started
+        assert events[-1]["event"] == kind
+        assert 0 <= events[-1]["seconds"] <= passed
+    assert loop.state.seconds == events[0]["seconds"]  # of steps only
 
 
 def test_early_stopping_keeps_the_best_weights(

@@ -166,9 +166,14 @@ def test_plan_accuracy_and_arena_set_a_run_beside_its_plan(
     found = json.loads(capsys.readouterr().out.split("RESULT ")[1].splitlines()[0])
     assert min(*found["memory"], found["measured"], found["after"]) > 0
     arena = script("arena")
-    peak, seconds = arena.measured(run, tmp_path, with_arena=True)
+    glibc = arena.environments(tmp_path)["glibc, one arena"]
+    peak, seconds = arena.measured(run, tmp_path, glibc)
     assert min(peak, seconds) > 0
     assert arena.summary([[peak, seconds]] * 3) == {"peak_bytes": peak, "seconds": seconds}
+    runs = {"arena": [[2e6, 1.0]] * 3, "glibc": [[3e6, 0.5], [1e6, 0.9], [1e6, 0.8]]}
+    assert arena.table([run | runs]).splitlines()[2] == (
+        "| llama-5m, lora, 32 tokens | 2 MB, 1.00 s | 3 MB, 0.80 s (× 1.50, × 0.80) |"
+    )
 
 
 @pytest.mark.long

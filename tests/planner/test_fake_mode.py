@@ -97,3 +97,28 @@ def test_an_argument_written_in_place_is_returned_itself() -> None:
         tensor = torch.ones(3, dtype=torch.int64)
         assert tensor.add_(1) is tensor
         assert torch.mul(tensor, 2, out=(out := torch.empty(3, dtype=torch.int64))) is out
+
+
+@pytest.mark.parametrize("missing", ["has_meta", "op_implementations_checks"])
+def test_without_the_private_parts_of_pytorch_its_own_mode_is_used(
+    missing: str, bases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = step(bases / "llama", "lora", "auto")
+    assert type(fake_mode.new_fake_mode()) is fake_mode.QuickFakeMode
+    fake_mode._kind.cache_clear()
+    fake_mode._works.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.delattr(f"torch._subclasses.fake_impls.{missing}")
+        assert type(fake_mode.new_fake_mode()) is fake_mode.OwnFakeMode
+        assert step(bases / "llama", "lora", "auto") == quick
+    fake_mode._kind.cache_clear()
+    fake_mode._works.cache_clear()
+
+
+def test_where_the_quick_mode_gives_other_results_pytorchs_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mode._works.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(fake_mode, "_results", lambda *_: fake_mode.TensorSpec((1,), (1,), torch.float32))
+        assert type(fake_mode.new_fake_mode()) is fake_mode.OwnFakeMode
+    fake_mode._works.cache_clear()
+    assert type(fake_mode.new_fake_mode()) is fake_mode.QuickFakeMode

@@ -24,7 +24,6 @@ def demo(
         from tunesmith.evaluation.compare import evaluate
         from tunesmith.report.html import write_report
         from tunesmith.report.progress import Progress
-        from tunesmith.report.spinner import Spinner
         from tunesmith.report.table import evaluation_table, samples_table
         from tunesmith.training.stages import train
 
@@ -44,8 +43,8 @@ def demo(
         "3. Did it work?",
         "On modules that were not in the training data. The first word of an answer is the kind of thing.",
     )
-    with Spinner(console) as spinner:
-        result = evaluate(run.directory, 200, max_new_tokens=40, repetition_penalty=1.2, subscribers=[spinner])
+    with Progress(console) as progress:
+        result = evaluate(run.directory, 200, max_new_tokens=40, repetition_penalty=1.2, subscribers=[progress])
     report = write_report(run.directory)
     console.print(evaluation_table(result))
     _heading(

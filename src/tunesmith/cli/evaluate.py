@@ -23,12 +23,12 @@ def evaluate(
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.report.html import write_report
-        from tunesmith.report.spinner import Spinner
+        from tunesmith.report.progress import Progress
         from tunesmith.report.table import evaluation_table, samples_table
 
     console = Console(highlight=False)
-    with Spinner(console) as spinner:
-        result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [spinner])
+    with Progress(console) as progress:
+        result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [progress])
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"]))
     console.print(f"Written to {run}/evaluation.json and {write_report(run)}", soft_wrap=True)

@@ -100,12 +100,12 @@ def answer(
     with quick_imports():
         import tunesmith.evaluation.answering
         from tunesmith.inference.generate import Sampling
-        from tunesmith.report.spinner import Spinner
+        from tunesmith.report.progress import Progress
 
     console = Console(highlight=False)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    with Spinner(console) as spinner:
-        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [spinner])
+    with Progress(console) as progress:
+        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [progress])
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
 

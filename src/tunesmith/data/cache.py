@@ -69,10 +69,10 @@ def _parts_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _code_fingerprint() -> str:
-    """SHA-256 of the source of the data path and the objectives."""
+    """SHA-256 of the source of what makes token tables: the data path, objectives (rendering), heads (truncation)."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for file in sorted([*(package / "data").glob("*.py"), *(package / "objectives").glob("*.py")]):
+    for file in sorted(file for room in ("data", "heads", "objectives") for file in (package / room).glob("*.py")):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

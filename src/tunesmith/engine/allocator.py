@@ -2,25 +2,17 @@
 next step."""
 
 import ctypes
-import hashlib
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-
-import torch
 
 from tunesmith.data.cache import cache_directory
-
-SOURCE = Path(__file__).with_name("arena.cpp")
+from tunesmith.engine import build_arena
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_THRESHOLD = 32 * 2**20  # glibc refuses more
@@ -75,38 +67,23 @@ def arena() -> ctypes.CDLL | None:
     """The compiled arena, not yet active. None on systems other than Linux, without a C++ compiler, if compiling fails,
     or with `TUNESMITH_ARENA=0` in the environment.
 
-    It is compiled once per version of PyTorch, because it needs PyTorch's headers. This takes two or three seconds. The
-    library is kept next to its source, or in the cache directory if the source directory is not writable.
+    The installation compiles it next to its source. For another version of PyTorch it is compiled here, once, also in
+    the cache directory if the source directory is not writable.
     """
     if sys.platform != "linux" or os.environ.get("TUNESMITH_ARENA") == "0":
         return None
-    source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    name = f"arena-{torch.__version__}-{platform.machine()}-{source}.so"
-    next_to_source, cached = SOURCE.with_name(name), cache_directory() / name
-    use_source_directory = next_to_source.exists() or (os.access(SOURCE.parent, os.W_OK) and not cached.exists())
+    name = build_arena.file_name()
+    next_to_source, cached = build_arena.SOURCE.with_name(name), cache_directory() / name
+    use_source_directory = next_to_source.exists() or (
+        os.access(build_arena.SOURCE.parent, os.W_OK) and not cached.exists()
+    )
     library = next_to_source if use_source_directory else cached
     try:
         if not library.exists():
-            _compile(library)
+            build_arena.compile_arena(library)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _compile(library: Path) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not compiler:
-        raise OSError("no C++ compiler")
-    torch_directory = Path(torch.__file__).parent
-    abi = int(torch.compiled_with_cxx11_abi())
-    flags = ["-O2", "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-    paths = [f"-I{torch_directory / 'include'}", f"-L{torch_directory / 'lib'}", "-lc10"]
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as directory:  # several processes may compile at the same time
-        new = Path(directory, library.name)
-        command = [*shlex.split(compiler), *flags, str(SOURCE), *paths, "-o", str(new)]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-        new.rename(library)
 
 
 def _has_glibc() -> bool:

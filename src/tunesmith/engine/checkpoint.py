@@ -6,7 +6,6 @@ renamed in one operation, so a directory with that name is always complete.
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunesmith.errors import UserError
+from tunesmith.run import atomic_directory
 
 
 @dataclass
@@ -56,21 +56,11 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: LoopStat
         UserError: the disk is full or not writable; earlier checkpoints are unchanged.
     """
     final = directory / f"step-{state.step:06d}"
-    partial = directory / f".step-{state.step:06d}.partial"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save_file({**tensors, **_random_states()}, partial / "state.safetensors")
-        (partial / "loop.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-        for file in partial.iterdir():
-            _flush(file)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _flush(directory)
+        with atomic_directory(final, replace=True) as partial:
+            save_file({**tensors, **_random_states()}, partial / "state.safetensors")
+            (partial / "loop.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"The checkpoint of step {state.step:,} could not be written to {directory}: {error}. Earlier checkpoints "
             f"are intact. Free some disk space, then run: tunesmith train --resume {directory.parent}"
@@ -116,14 +106,6 @@ def _prune(directory: Path, state: LoopState, keep: int) -> None:
     for old in sorted(directory.glob("step-*"))[:-keep]:
         if old.name != f"step-{state.best_step or 0:06d}":
             shutil.rmtree(old)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_loop_state(path: Path) -> dict[str, Any]:

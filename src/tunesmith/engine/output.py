@@ -1,6 +1,5 @@
 """Save a finished run's result: an adapter in PEFT's format or a model in Hugging Face's, with its tokenizer."""
 
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quantize import dequantized_model
-from tunesmith.run import Run
+from tunesmith.run import Run, atomic_directory
 
 PeftModel = import_peft().PeftModel
 
@@ -39,8 +38,6 @@ def save_output(
     """
     is_adapter = isinstance(model, PeftModel)
     final = run.directory / ("adapter" if is_adapter else "model")
-    partial = run.directory / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     use_cached_attention(plain_model(model))
     if is_adapter:
         for parameter, master in zip(masters.parameters, masters.views, strict=True):
@@ -50,13 +47,11 @@ def save_output(
         dtype = stored if stored.itemsize < model.dtype.itemsize else model.dtype
         model = as_stored(dequantized_model(model, dtype).to(dtype))
     try:
-        with no_progress_bars():
+        with atomic_directory(final) as partial, no_progress_bars():
             model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        recipe.objective.head.save(partial, model, recipe.data.max_length, classifier)
-        partial.rename(final)
+            tokenizer.save_pretrained(partial)
+            recipe.objective.head.save(partial, model, recipe.data.max_length, classifier)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"{final} could not be written: {error}. The last checkpoint is intact. Free some disk space, then run: "
             f"tunesmith train --resume {run.directory}"

@@ -1,6 +1,5 @@
 """Combine several adapters of one base into one, with PEFT's methods."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -11,6 +10,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import quiet_peft
+from tunesmith.run import atomic_directory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,16 +68,15 @@ def combine(
             model.add_weighted_adapter(labels, factors, "combined", combination_type=how, **pruning)
     except (ValueError, AttributeError, NotImplementedError) as error:
         raise UserError(f"PEFT cannot combine these adapters with {how}: {str(error).splitlines()[0]}") from None
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial, selected_adapters=["combined"])
-        first.tokenizer().save_pretrained(partial / "combined")
-        (partial / "combined").rename(target)
+        with atomic_directory(target) as partial:
+            model.save_pretrained(partial, selected_adapters=["combined"])
+            first.tokenizer().save_pretrained(partial)
+            for file in (partial / "combined").iterdir():  # PEFT writes a named adapter into a directory of its name
+                file.rename(partial / file.name)
+            (partial / "combined").rmdir()
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

@@ -1,7 +1,6 @@
 """Merge an adapter. If the base was quantized in training, choose the weights to merge into by held-out loss."""
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,11 +116,9 @@ def _merge_better(
         ways.append(Way(into, merged.loss, divergence))
         gc.collect()
     best = min(ways, key=lambda way: way.loss)
-    path = save_merged(merged_model(reference, best.into), reference, target, precision)
-    result = Merged(path, best.into, trained.loss, tuple(ways))
-    report = {"into": best.into, "trained_loss": result.trained_loss, "ways": [asdict(way) for way in ways]}
-    (path / "merge.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return result
+    report = {"into": best.into, "trained_loss": trained.loss, "ways": [asdict(way) for way in ways]}
+    path = save_merged(merged_model(reference, best.into), reference, target, precision, report)
+    return Merged(path, best.into, trained.loss, tuple(ways))
 
 
 def _held_out(run: Path, reference: ModelReference) -> tuple[ObjectiveConfig | None, list[Batch]]:

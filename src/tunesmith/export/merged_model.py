@@ -1,8 +1,8 @@
 """Merge a base and an adapter into one model, W + (alpha / rank) · B A, for software that cannot load adapters."""
 
-import shutil
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from tunesmith.models.load import no_progress_bars, stored_dtype
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.models.quantize import dequantized_model
+from tunesmith.run import atomic_directory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,7 +59,13 @@ def merged_model(reference: ModelReference, into: Into = "original") -> PreTrain
     return merged
 
 
-def save_merged(model: PreTrainedModel, reference: ModelReference, output: Path, precision: str | None = None) -> Path:
+def save_merged(
+    model: PreTrainedModel,
+    reference: ModelReference,
+    output: Path,
+    precision: str | None = None,
+    report: dict[str, Any] | None = None,
+) -> Path:
     """Write the model, rounded once, and its tokenizer in Hugging Face's format, completely or not at all.
 
     Args:
@@ -66,6 +73,7 @@ def save_merged(model: PreTrainedModel, reference: ModelReference, output: Path,
         reference: the base and adapter that were merged.
         output: the directory to write, which must not exist.
         precision: of the written weights: fp32, bf16 or fp16. Default: as the base is stored.
+        report: what was measured, for `merge.json`.
 
     Returns:
         The output directory.
@@ -80,18 +88,15 @@ def save_merged(model: PreTrainedModel, reference: ModelReference, output: Path,
             raise UserError(
                 f"{name} is too large for {precision or 'the precision that the base is stored in'}. Use bf16."
             )
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        with no_progress_bars():
+        with atomic_directory(output) as partial, no_progress_bars():
             as_stored(rounded).save_pretrained(partial)
-        reference.tokenizer().save_pretrained(partial)
-        if reference.adapter is not None:
-            reference.head.copy(reference.adapter, partial)
-        partial.rename(output)
+            reference.tokenizer().save_pretrained(partial)
+            if reference.adapter is not None:
+                reference.head.copy(reference.adapter, partial)
+            if report is not None:
+                (partial / "merge.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
     return output
 

@@ -2,17 +2,21 @@
 
 A plan runs thousands of operations on fake tensors. PyTorch's own mode takes about 200 µs for each, mostly to build its
 cache key and to handle symbolic sizes. Here all sizes are known, and there is one device.
+
+This is the only file that uses private parts of PyTorch's fake tensors. `new_fake_mode` tries them once on a few
+operations; where they are missing or give other results than PyTorch's own mode, that mode is used.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_impls import has_meta, op_implementations_checks
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses import fake_impls, fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 CPU = torch.device("cpu")
 
@@ -37,7 +41,16 @@ class TensorSpec(NamedTuple):
         return self.numbers * self.dtype.itemsize
 
 
-class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+class OwnFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """PyTorch's own mode."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OwnFakeMode":
+        """The mode itself. PEFT deep-copies a new head and, with its tensors, their mode. A real copy would free
+        PyTorch's weak references twice, which corrupts the heap."""
+        return self
+
+
+class QuickFakeMode(OwnFakeMode):  # type: ignore[no-untyped-call]
     """Computes an operation's result for given argument shapes once and caches it. PyTorch's own mode handles unusual
     operations."""
 
@@ -53,7 +66,7 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
                     value_types = tuple(map(type, values))
                     result = _results(function, tuple(keywords), _key(values), value_types, torch.get_default_dtype())
                     return self._fake_result(result, values)
-                with in_kernel_invocation_manager(self):
+                with fake_tensor.in_kernel_invocation_manager(self):
                     return self._fake_result(function(*arguments, **keywords))
             except NotImplementedError:  # its meta kernel calls one that needs values
                 pass
@@ -74,10 +87,34 @@ class QuickFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         """False: nothing is compiled here, so PyTorch need not disable its compiler for every operation."""
         return False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "QuickFakeMode":
-        """The mode itself. PEFT deep-copies a new head and, with its tensors, their mode. A real copy would free
-        PyTorch's weak references twice, which corrupts the heap."""
-        return self
+
+def new_fake_mode() -> OwnFakeMode:
+    """The quick mode, if it works with this version of PyTorch, else PyTorch's own; both accept tensors with values."""
+    return (QuickFakeMode if _works() else OwnFakeMode)(allow_non_fake_inputs=True)
+
+
+_TRIALS: tuple[Callable[[], Any], ...] = (
+    lambda: torch.ones(3, dtype=torch.int64) * 2.0,
+    lambda: torch.split(torch.ones(4, 6).t().reshape(3, 8), 2),
+    lambda: torch.ones(3).add_(1).to(torch.bfloat16),
+    lambda: torch.nn.functional.embedding(torch.ones(2, 3, dtype=torch.int64), torch.ones(5, 4)).softmax(-1).max(1),
+    lambda: torch.nn.functional.scaled_dot_product_attention(x := torch.ones(1, 2, 5, 8), x, x, is_causal=True),
+)
+"""Operations of each kind that the quick mode handles."""
+
+
+@cache
+def _works() -> bool:
+    """Whether the quick mode gives the results of PyTorch's own on a few operations."""
+    try:
+        return all(_layouts(QuickFakeMode(), each) == _layouts(OwnFakeMode(), each) for each in _TRIALS)
+    except (AttributeError, TypeError, RuntimeError, ValueError):  # private parts that are missing or have changed
+        return False
+
+
+def _layouts(mode: FakeTensorMode, operation: Callable[[], Any]) -> list[TensorSpec]:
+    with mode:
+        return [TensorSpec.of(leaf) for leaf in tree_leaves(operation()) if isinstance(leaf, Tensor)]
 
 
 class _Argument(NamedTuple):
@@ -108,8 +145,8 @@ def _kind(function: Any) -> Literal["unusual", "view", "maker"]:
     if function.namespace != "aten" or torch.Tag.inplace_view in function.tags:
         return "unusual"
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
-    special = any(applies(function) for applies, _ in op_implementations_checks)
-    if composite or special or not has_meta(function) or function in _LIFTS:
+    special = any(applies(function) for applies, _ in fake_impls.op_implementations_checks)
+    if composite or special or not fake_impls.has_meta(function) or function in _LIFTS:
         return "unusual"
     aliases = [result.alias_info for result in function._schema.returns]
     return "view" if any(alias is not None and not alias.is_write for alias in aliases) else "maker"
@@ -167,6 +204,6 @@ def _results(
 
     values = [argument_of(value) for value in arguments]
     positional = len(values) - len(names)
-    with torch.no_grad(), in_kernel_invocation_manager(_MODE):
+    with torch.no_grad(), fake_tensor.in_kernel_invocation_manager(_MODE):
         result = function(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
     return described(result)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from tunesmith.ops import native
-from tunesmith.planner.fake_mode import QuickFakeMode
+from tunesmith.planner.fake_mode import new_fake_mode
 
 SMALL = (8, 12, 20, 28)
 """Sizes that replace a module's own sizes in its small copy, one for each distinct size."""
@@ -27,7 +27,7 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a failure is reported by its exception
     try:
-        with QuickFakeMode(allow_non_fake_inputs=True) as mode, quiet, _parameters_can_be_converted():
+        with new_fake_mode() as mode, quiet, _parameters_can_be_converted():
             yield mode
     finally:
         logger.setLevel(level)

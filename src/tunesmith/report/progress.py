@@ -1,4 +1,5 @@
-"""Shows a run in the terminal: its settings, its predicted cost, its progress, its measured cost."""
+"""Shows in the terminal what goes on: a run's settings, predicted cost, progress and measured cost, and bars for other
+long operations."""
 
 import math
 from types import TracebackType
@@ -35,12 +36,12 @@ LINES = 10
 
 class Progress:
     """A subscriber that prints a run's events and a live progress bar; outside a terminal, a line each tenth of the
-    way."""
+    way. Other operations have a bar for each `what` of their `progress` events; it is removed at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Bars(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[steps]}", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
@@ -59,7 +60,9 @@ class Progress:
             "skipped": self._skipped,
             "warning": self._warning,
             "end": self._end,
+            "progress": self._operation,
         }
+        self._operations: dict[str, TaskID] = {}
         self._task: TaskID | None = None
         self._reset()
 
@@ -78,6 +81,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for task in self._operations.values():
+            self._bars.remove_task(task)
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:
@@ -202,6 +207,16 @@ class Progress:
             self._print("ended", f"{event['reason']} after {how}", style="bold yellow")
         if event.get("output"):
             self._print("written", str(event["output"]))
+
+    def _operation(self, event: Event) -> None:
+        what, done, total = event["what"], event["done"], event["total"]
+        if what not in self._operations:
+            self._operations[what] = self._bars.add_task(what, total=total, status="", steps="")
+            self._bars.start()
+        task = self._operations[what]
+        self._bars.update(task, completed=done, total=total, steps=f"{done:,}/{total:,}")
+        left = next(each.time_remaining for each in self._bars.tasks if each.id == task)
+        self._bars.update(task, status="" if left is None or done == total else f"{duration(left)} left")
 
     def _print(self, name: str, text: str, style: str = "") -> None:
         """A name and a text; in a terminal long texts wrap within their column, elsewhere they stay on one line."""
