@@ -41,7 +41,7 @@ def rows_of(table: TokenTable) -> list[tuple[list[int], list[int], int, list[flo
 
 def apply(recipe: Recipe, *rows: Any, closing: int = 0) -> tuple[list[Any], DataReport]:
     report = DataReport()
-    return rows_of(apply_length_policy(recipe, TokenTable.build(rows), report, closing)), report
+    return rows_of(apply_length_policy(recipe.data, recipe.objective, TokenTable.build(rows), report, closing)), report
 
 
 SHORT = row(8, [6, 7], number=1)
@@ -139,9 +139,9 @@ def test_pieces_without_loss_tokens_are_left_out_and_counted() -> None:
 def test_split_pieces_cover_a_text_with_loss_once_per_token(marks: list[bool], limit: int) -> None:
     loss_positions = [index for index, marked in enumerate(marks) if marked]
     report = DataReport()
-    table = apply_length_policy(
-        recipe_for("split", limit=limit), TokenTable.build([row(len(marks), loss_positions, first=0)]), report
-    )
+    recipe = recipe_for("split", limit=limit)
+    rows = TokenTable.build([row(len(marks), loss_positions, first=0)])
+    table = apply_length_policy(recipe.data, recipe.objective, rows, report)
     read, predicted = set(), []
     for ids, positions, _, _ in rows_of(table):
         assert ids == list(range(ids[0], ids[0] + len(ids))), "a piece is a span of the text"
@@ -232,4 +232,4 @@ def test_a_table_without_long_rows_is_returned_unchanged() -> None:
         (recipe_for("refuse", "embedding"), [row(16, [7, 15], [])]),
     ):
         table = TokenTable.build(rows)
-        assert apply_length_policy(recipe, table, DataReport()) is table
+        assert apply_length_policy(recipe.data, recipe.objective, table, DataReport()) is table

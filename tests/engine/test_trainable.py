@@ -34,6 +34,7 @@ from tunesmith.engine.trainable import (
     with_known_features,
 )
 from tunesmith.errors import UserError
+from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.sequence_classification import class_logits
 from tunesmith.models.architecture import blocks
 from tunesmith.models.prompts import plain_model
@@ -198,7 +199,7 @@ def test_a_family_that_fails_in_the_given_precision_is_refused_by_name(tiny_mode
         else (RuntimeError, "no such product\nsecond line")
     )
     with pytest.raises(error, match=message):
-        check_head_of(recipe_of(tiny_model, "full"), model)
+        check_head_of(CausalLMHead(), model)
 
 
 def test_neftune_is_refused_if_the_method_makes_its_own_embeddings(tiny_model: Path) -> None:
@@ -256,7 +257,7 @@ def test_features_of_a_frozen_body_are_computed_once_for_both_tables(bert: Path)
     recipe = recipe_of(bert, {"kind": "layers", "last": 0, "head": False}, LABELS)
     model, _ = trainable_model(recipe, torch.float32, CPU)
     model.train()
-    known = with_known_features(recipe, model, prepared)
+    known = with_known_features(recipe.objective.head, model, prepared, recipe.train.max_batch_tokens)
     assert (known.train.features.shape, known.held_out.features.shape) == ((7, 32), (3, 32))
     from tunesmith.data.pack import collate
 
@@ -266,7 +267,9 @@ def test_features_of_a_frozen_body_are_computed_once_for_both_tables(bert: Path)
         actual, expected = (class_logits(model, collate(table, rows)) for table in (with_features, plain))
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     lora = recipe_of(bert, "lora", LABELS)
-    assert with_known_features(lora, trainable_model(lora, torch.float32, CPU)[0], prepared) is prepared
+    assert (
+        with_known_features(lora.objective.head, trainable_model(lora, torch.float32, CPU)[0], prepared, 64) is prepared
+    )
 
 
 # The layout of batches

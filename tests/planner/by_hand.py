@@ -63,7 +63,7 @@ def a_recipe(base: dict[str, Any] | str | Path = "embedded", **parts: Any) -> Re
 
 def a_batch_plan(recipe: Recipe | None = None, lengths: tuple[int, ...] = (100, 60, 90, 200, 50)) -> BatchPlan:
     recipe = recipe or a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False})
-    return BatchPlan.of(recipe, rows_like(recipe, list(lengths)))
+    return BatchPlan.of(recipe, rows_like(recipe.objective, list(lengths)))
 
 
 def a_plan(

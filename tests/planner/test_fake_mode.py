@@ -30,7 +30,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def step(base: Path, method: str, weights: str) -> Step:
     values: dict[str, Any] = {"base": {"path": str(base), "weights": weights}, "data": {"train": "rows.jsonl"}}
     recipe = Recipe.model_validate(values | {"method": method})
-    batch_plan = BatchPlan.of(recipe, rows_like(recipe, [240, 144, 384]))
+    batch_plan = BatchPlan.of(recipe, rows_like(recipe.objective, [240, 144, 384]))
     return plan_run(batch_plan, torch.bfloat16, device_named("here")).step
 
 

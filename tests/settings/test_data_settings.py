@@ -171,7 +171,7 @@ def test_held_out_examples_are_the_rows_of_the_held_out_table(
     for data in ({"held_out": 0.3}, {"held_out": ["other.jsonl"]}, {"held_out": 0.05, "folds": 4, "fold": 3}):
         table = prepared(**data).held_out
         values = {"train": "rows.jsonl", "held_out": 0.0, **data}
-        rows = held_out_examples(Recipe.load({"base": str(tiny_model), "data": values}))
+        rows = held_out_examples(Recipe.load({"base": str(tiny_model), "data": values}).data, ())
         assert [row.messages[0]["content"] for row in rows if row.messages] == questions(table)
         assert len(rows) > 1
 

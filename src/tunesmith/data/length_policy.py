@@ -5,19 +5,23 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.config.data import Data
 from tunesmith.config.head import Head
-from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.example import Source
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.errors import UserError
 
 
-def apply_length_policy(recipe: Recipe, table: TokenTable, report: DataReport, closing: int = 0) -> TokenTable:
+def apply_length_policy(
+    data: Data, objective: ObjectiveConfig, table: TokenTable, report: DataReport, closing: int = 0
+) -> TokenTable:
     """Apply `data.overflow` to the examples that are longer than `data.max_length`.
 
     Args:
-        recipe: sets the policy and the limit.
+        data: sets the policy and the limit.
+        objective: whether it concatenates rows, its usual policy, and its head.
         table: the rows of one side, training or held-out.
         report: its counts are updated.
         closing: how many tokens the tokenizer adds after a text; heads that do not predict the next token keep them.
@@ -28,11 +32,11 @@ def apply_length_policy(recipe: Recipe, table: TokenTable, report: DataReport, c
     Raises:
         UserError: the policy is to refuse, or a truncated example has no loss token left.
     """
-    limit = recipe.data.max_length
-    if recipe.objective.concatenates_rows:
+    limit = data.max_length
+    if objective.concatenates_rows:
         return _joined(table, limit, report)
-    policy = recipe.data.overflow if recipe.data.overflow != "auto" else recipe.objective.overflow
-    head = recipe.objective.head
+    policy = data.overflow if data.overflow != "auto" else objective.overflow
+    head = objective.head
     long = np.flatnonzero(head.text_lengths(table) > limit)
     if len(long) == 0:
         return table

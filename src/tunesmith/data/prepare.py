@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed
@@ -69,30 +70,37 @@ def resolve(recipe: Recipe) -> Recipe:
     Raises:
         UserError: the rows do not give it, or cannot be read.
     """
-    objective = recipe.objective.resolve(lambda: examples(recipe, recipe.data.train, DataReport()))
+    data, formats = recipe.data, recipe.objective.formats
+    objective = recipe.objective.resolve(lambda: examples(data, formats, data.train, DataReport()))
     return recipe.model_copy(update={"objective": objective})
 
 
-def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterator[Example]:
-    """The rows of the paths as examples. Malformed rows are counted in the report.
+def examples(data: Data, formats: Sequence[str], paths: Sequence[str], report: DataReport) -> Iterator[Example]:
+    """The rows of the paths as examples.
+
+    Args:
+        data: says how rows are read.
+        formats: the row formats with targets that the objective accepts; empty for chats and raw text.
+        paths: of the rows, such as `data.train`.
+        report: malformed rows are counted in it.
 
     Raises:
         UserError: more rows than `data.max_malformed` allows are malformed, or a file cannot be read.
     """
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
-    format = recipe.data.format
+    format = data.format
     well_formed = [row for row in first if isinstance(row, Row)]
-    if format == "auto" and recipe.objective.formats:
-        format = format_for(well_formed, recipe.objective.formats, recipe.data.columns)
+    if format == "auto" and formats:
+        format = format_for(well_formed, formats, data.columns)
     if format == "auto":
-        format = detect(well_formed, recipe.data.columns)
+        format = detect(well_formed, data.columns)
     report.format = format
     rows_read = 0
     bad: list[Malformed] = []
     for row in chain(first, rows):
         rows_read += 1
-        example = row if isinstance(row, Malformed) else to_example(row, format, recipe.data.columns)
+        example = row if isinstance(row, Malformed) else to_example(row, format, data.columns)
         if isinstance(example, Malformed):
             bad.append(example)
         else:
@@ -101,32 +109,30 @@ def examples(recipe: Recipe, paths: Sequence[str], report: DataReport) -> Iterat
     report.malformed += len(bad)
     shown = [f"{each.source}: {each.reason}" for each in bad[:SHOWN]]
     report.malformed_rows = (report.malformed_rows + shown)[:SHOWN]
-    if len(bad) > recipe.data.max_malformed * rows_read:
+    if len(bad) > data.max_malformed * rows_read:
         more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
         raise UserError(
             f"{len(bad):,} of {rows_read:,} rows are malformed, more than data.max_malformed "
-            f"({recipe.data.max_malformed:.0%}) allows. Fix them, or raise that share (they are then left out and "
+            f"({data.max_malformed:.0%}) allows. Fix them, or raise that share (they are then left out and "
             "counted):\n  " + "\n  ".join(shown) + more
         )
 
 
-def held_out_examples(recipe: Recipe) -> list[Example]:
-    """The held-out rows as examples, in order."""
-    held_out = recipe.data.held_out
-    if isinstance(held_out, list):
-        return list(examples(recipe, held_out, DataReport()))
-    share = _share(recipe, held_out)
-    return [example for example in examples(recipe, recipe.data.train, DataReport()) if is_held_out(example, share)]
+def held_out_examples(data: Data, formats: Sequence[str]) -> list[Example]:
+    """The held-out rows as examples, in order. Arguments are those of `examples`."""
+    if isinstance(data.held_out, list):
+        return list(examples(data, formats, data.held_out, DataReport()))
+    share = _share(data, formats, data.held_out)
+    return [example for example in examples(data, formats, data.train, DataReport()) if is_held_out(example, share)]
 
 
-def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
+def _share(data: Data, formats: Sequence[str], share: float) -> float | frozenset[bytes]:
     """The held-out share of the training rows; with `data.folds`, the keys of the held-out rows."""
-    data = recipe.data
     if data.folds is None:
         return share
     if data.fold is None:
         return 0.0
-    part = fold(examples(recipe, data.train, DataReport()), data.fold, data.folds)
+    part = fold(examples(data, formats, data.train, DataReport()), data.fold, data.folds)
     if not part:
         raise UserError(f"data.folds: {data.folds} is more than the number of distinct rows. Set fewer.")
     return part
@@ -135,21 +141,21 @@ def _share(recipe: Recipe, share: float) -> float | frozenset[bytes]:
 def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
     report = DataReport()
     renderer = Renderer(tokenizer)
-    held_out = recipe.data.held_out
+    data, formats, held_out = recipe.data, recipe.objective.formats, recipe.data.held_out
     builders = (TableBuilder(), TableBuilder())
     parts: list[tuple[list[str], float | frozenset[bytes]]] = (
-        [(recipe.data.train, 0.0), (held_out, 1.0)]
+        [(data.train, 0.0), (held_out, 1.0)]
         if isinstance(held_out, list)
-        else [(recipe.data.train, _share(recipe, held_out))]
+        else [(data.train, _share(data, formats, held_out))]
     )
     for paths, share in parts:
-        for chunk in Tokenizer(recipe.objective, renderer, share).all(examples(recipe, paths, report)):
+        for chunk in Tokenizer(recipe.objective, renderer, share).all(examples(data, formats, paths, report)):
             for builder, side in zip(builders, chunk.sides, strict=True):
                 builder.extend(side)
             _count(chunk, report)
-    _refuse_unusable(recipe, report)
+    _refuse_unusable(data, report)
     train, held_out_table = (
-        apply_length_policy(recipe, side.table(), report, renderer.closing_tokens) for side in builders
+        apply_length_policy(data, recipe.objective, side.table(), report, renderer.closing_tokens) for side in builders
     )
     if len(train) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
@@ -181,18 +187,17 @@ def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: D
     Raises:
         UserError: the replayed rows cannot be read, cannot be trained on, or are too few.
     """
-    replay_data = recipe.data.model_copy(update={"format": "auto", "columns": {}, "overflow": "split"})
-    recipe = recipe.model_copy(update={"data": replay_data})
+    data = recipe.data.model_copy(update={"format": "auto", "columns": {}, "overflow": "split"})
     counts = DataReport()
     builder = TableBuilder()
     for chunk in Tokenizer(_Replayed(recipe.objective), renderer, 0.0).all(
-        examples(recipe, replay_data.replay, counts)
+        examples(data, recipe.objective.formats, data.replay, counts)
     ):
         builder.extend(chunk.sides[0])
         _count(chunk, counts)
-    _refuse_unusable(recipe, counts)
-    pool = apply_length_policy(recipe, builder.table(), counts)
-    share = recipe.data.replay_share
+    _refuse_unusable(data, counts)
+    pool = apply_length_policy(data, recipe.objective, builder.table(), counts)
+    share = data.replay_share
     target = share / (1 - share) * len(table.ids)
     order = np.random.default_rng(recipe.train.seed).permutation(len(pool))
     drawn = int(np.searchsorted(np.cumsum(pool.lengths[order]), target)) + 1
@@ -218,12 +223,12 @@ def _count(chunk: Chunk, report: DataReport) -> None:
     report.unusable_rows = (report.unusable_rows + shown)[:SHOWN]
 
 
-def _refuse_unusable(recipe: Recipe, report: DataReport) -> None:
+def _refuse_unusable(data: Data, report: DataReport) -> None:
     """Raises:
     UserError: there are unusable rows, and `data.skip_unusable` is false.
     """
     unusable, shown = report.unusable, report.unusable_rows
-    if unusable and not recipe.data.skip_unusable:
+    if unusable and not data.skip_unusable:
         more = f"\n  and {unusable - len(shown):,} more" if unusable > len(shown) else ""
         raise UserError(
             f"{unusable:,} of {report.rows:,} rows cannot be trained on. Fix them, or set "

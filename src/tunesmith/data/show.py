@@ -49,7 +49,9 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
     """
     recipe = resolve(recipe)
     renderer = Renderer(tokenizer)
-    for example in islice(examples(recipe, recipe.data.train, DataReport()), start - 1, start - 1 + rows):
+    for example in islice(
+        examples(recipe.data, recipe.objective.formats, recipe.data.train, DataReport()), start - 1, start - 1 + rows
+    ):
         try:
             renderings = recipe.objective.render(renderer, example)
         except UnusableError as error:

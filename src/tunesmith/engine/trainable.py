@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared
 from tunesmith.engine.memory import enable_activation_checkpointing
@@ -55,7 +56,7 @@ def trainable_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) ->
     model = load_model(recipe.base, dtype, recipe.train.seed, recipe.objective.head).to(device)
     use_document_attention(model)
     use_fused_ops(model)
-    _check_head(recipe, model)
+    _check_head(recipe.objective.head, model)
     trained, objective = make_trainable(recipe, model, ModelReference.find)
     recipe.method.initialize(trained)
     if recipe.base.adapter is not None:
@@ -90,14 +91,14 @@ def make_trainable(
     return trained, objective
 
 
-def _check_head(recipe: Recipe, model: PreTrainedModel) -> None:
+def _check_head(head: Head, model: PreTrainedModel) -> None:
     """Check our computation of the model's head against the model's own forward pass.
 
     Raises:
         UserError: they differ, or the model cannot run in its precision.
     """
     try:
-        recipe.objective.head.check(model)
+        head.check(model)
     except RuntimeError as error:
         if model.dtype == torch.float32:
             raise
@@ -184,10 +185,9 @@ def cap_max_length(recipe: Recipe) -> Recipe:
     )
 
 
-def with_known_features(recipe: Recipe, model: PreTrainedModel, prepared: Prepared) -> Prepared:
+def with_known_features(head: Head, model: PreTrainedModel, prepared: Prepared, tokens_per_batch: int) -> Prepared:
     """If only a classification head is trained, compute the body's features of each row once."""
-    if not recipe.objective.head.reads_features(model):
+    if not head.reads_features(model):
         return prepared
-    budget = recipe.train.max_batch_tokens
-    train, held_out = (with_features(model, table, budget) for table in (prepared.train, prepared.held_out))
+    train, held_out = (with_features(model, table, tokens_per_batch) for table in (prepared.train, prepared.held_out))
     return replace(prepared, train=train, held_out=held_out)

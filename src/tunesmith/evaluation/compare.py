@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.data import Data
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import ObjectiveConfig
+from tunesmith.config.train import Train
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
@@ -122,7 +125,11 @@ def _trial(directory: Path, rows: int, sampling: Sampling, events: Events) -> tu
         raise UserError(
             f"{directory} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
         )
-    tasks = _tasks(recipe, rows) if recipe.objective.head.generates_text else _texts(recipe, prepared.held_out)
+    tasks = (
+        _tasks(recipe.data, rows)
+        if recipe.objective.head.generates_text
+        else _texts(recipe.data, recipe.objective, prepared.held_out)
+    )
     base_side, tuned_side = (
         _side(name, reference, recipe, tokenizer, prepared, tasks, sampling, events)
         for name, reference in (("base", ModelReference(recipe.base, recipe.objective.head)), ("tuned", tuned))
@@ -195,11 +202,12 @@ def _side(
         recipe.objective.initialize_head(model)
     table = prepared.held_out
     events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
-    losses = _losses(model, recipe, table)
+    use_document_attention(plain_model(model))
+    losses = held_out_losses(model, recipe.objective.build(), table, range(len(table)), _budget(recipe.train))
     events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
     head = recipe.objective.head
     if not head.generates_text:
-        predictions = _predictions(model, reference, recipe, prepared)
+        predictions = _predictions(model, reference, recipe.objective, prepared, _budget(recipe.train))
         texts = [head.describe(output) for output in predictions.outputs] if tasks else []
         return Side(losses, texts, predictions)
     use_cached_attention(plain_model(model))
@@ -213,42 +221,42 @@ def _side(
     return Side(losses, texts)
 
 
-def _losses(model: PreTrainedModel, recipe: Recipe, table: TokenTable) -> RowLosses:
-    use_document_attention(plain_model(model))
-    budget = recipe.train.tokens_per_batch or 2048
-    return held_out_losses(model, recipe.objective.build(), table, range(len(table)), budget)
+def _budget(train: Train) -> int:
+    """The most tokens in a batch."""
+    return train.tokens_per_batch or 2048
 
 
-def _predictions(model: PreTrainedModel, reference: ModelReference, recipe: Recipe, prepared: Prepared) -> Predictions:
+def _predictions(
+    model: PreTrainedModel, reference: ModelReference, objective: ObjectiveConfig, prepared: Prepared, budget: int
+) -> Predictions:
     """The model's predictions for every held-out row.
 
     If the objective has a classifier of vectors and the model has none (the base), one is fitted on the model's vectors
     of the training rows.
     """
-    head, table = recipe.objective.head, prepared.held_out
-    budget = recipe.train.tokens_per_batch or 2048
-    classifier = reference.classifier() or recipe.objective.build().fit_classifier(
+    head, table = objective.head, prepared.held_out
+    classifier = reference.classifier() or objective.build().fit_classifier(
         lambda: row_vectors(head, model, prepared.train, budget)
     )
     targets = [head.targets(table.targets_of(row)) for row in range(len(table))]
     return Predictions(row_outputs(head, model, table, budget, classifier), targets, head.labels)
 
 
-def _texts(recipe: Recipe, table: TokenTable) -> list[Task]:
+def _texts(data: Data, objective: ObjectiveConfig, table: TokenTable) -> list[Task]:
     """Every held-out text with its target as text; none if targets have no text form."""
-    texts = {str(example.source): str(example.text) for example in held_out_examples(recipe)}
+    texts = {str(example.source): str(example.text) for example in held_out_examples(data, objective.formats)}
     tasks = []
     for row in range(len(table)):
         source = str(table.source(row))
-        expected = recipe.objective.head.describe_target(table.targets_of(row))
+        expected = objective.head.describe_target(table.targets_of(row))
         if expected is None:
             return []
         tasks.append(Task(({"role": "user", "content": texts[source]},), expected, source))
     return tasks
 
 
-def _tasks(recipe: Recipe, rows: int) -> list[Task]:
-    chats = [example for example in held_out_examples(recipe) if example.messages is not None]
+def _tasks(data: Data, rows: int) -> list[Task]:
+    chats = [example for example in held_out_examples(data, ()) if example.messages is not None]
     return [_task(chats[index]) for index in _spread(len(chats), rows)]
 
 

@@ -99,7 +99,8 @@ def batch_plan_of(recipe: Recipe) -> BatchPlan:
         once = resolved.train.model_copy(update={"epochs": None, "steps": resolved.train.steps or 1})
         resolved = resolved.model_copy(update={"train": once})
         return replace(
-            BatchPlan.of(resolved, rows_like(resolved, [length] * count)), known=recipe.train.steps is not None
+            BatchPlan.of(resolved, rows_like(resolved.objective, [length] * count)),
+            known=recipe.train.steps is not None,
         )
     resolved = cap_max_length(resolve(recipe))
     try:
@@ -113,12 +114,12 @@ def _by_characters(recipe: Recipe) -> TokenTable:
     """Rows with the estimated token counts of their texts."""
 
     def lengths() -> Iterator[int]:
-        for example in examples(recipe, recipe.data.train, DataReport()):
+        for example in examples(recipe.data, recipe.objective.formats, recipe.data.train, DataReport()):
             messages = example.messages or ({"content": example.text},)
             text = sum(len(str(message.get("content") or "")) for message in messages)
             yield max(2, min(recipe.data.max_length, ceil(text / CHARACTERS)))
 
-    return rows_like(recipe, list(lengths()))
+    return rows_like(recipe.objective, list(lengths()))
 
 
 def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.master_weights import MasterWeights
@@ -181,7 +183,9 @@ def _simulated(
             model, objective = make_trainable(recipe, base, FakeReference.find)
             if checkpointed is not None:
                 enable_activation_checkpointing(model, checkpointed)
-            return _Simulation(recipe, model, objective, _batch(recipe, model, rows, scores), holds).step()
+            return _Simulation(
+                recipe, model, objective, _batch(recipe.objective.head, model, rows, scores), holds
+            ).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
             f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs real "
@@ -294,22 +298,22 @@ class _Simulation:
             self.masters.grad.zero_()
 
 
-def _batch(recipe: Recipe, model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
+def _batch(head: Head, model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
     table, chosen = rows(packs(plain_model(model)), scores)
-    if recipe.objective.head.reads_features(model):
+    if head.reads_features(model):
         table = replace(table, features=np.zeros((len(table), model.config.get_text_config().hidden_size), np.float32))
     return collate(table, chosen)
 
 
-def rows_like(recipe: Recipe, lengths: list[int]) -> TokenTable:
+def rows_like(objective: ObjectiveConfig, lengths: list[int]) -> TokenTable:
     """Rows of these lengths with targets for the objective's head; every token of a text row counts in the loss.
 
     Raises:
         UserError: the objective needs real rows.
     """
-    table: TokenTable | None = recipe.objective.head.rows_of(lengths)
+    table: TokenTable | None = objective.head.rows_of(lengths)
     if table is None:
-        raise UserError(f"objective: {recipe.objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
+        raise UserError(f"objective: {objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
     return table
 
 

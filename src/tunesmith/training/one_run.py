@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.prepare import Prepared, prepare, resolve
@@ -97,7 +98,7 @@ def _execute(
     plan = plan_of_run(recipe, run, prepared, dtype, device)
     batch_plan = BatchPlan.of(recipe, prepared.train) if plan is None else plan.batch_plan
     loop = _build(recipe, run, prepared, batch_plan, dtype, device)
-    _subscribe(loop, recipe, run, subscribers)
+    _subscribe(loop, run, subscribers)
     _emit_start(loop, recipe, run, prepared, dtype)
     forecast = first_pass(loop, plan, batch_plan)
     with listen_for_interrupts() as interruption:
@@ -121,7 +122,7 @@ def _build(
     """The loop with the model on the device; a resumed run's at its last checkpoint."""
     model, objective = trainable_model(recipe, dtype, device)
     release_freed_memory()  # memory of the weights as they were stored
-    prepared = with_known_features(recipe, model, prepared)
+    prepared = with_known_features(recipe.objective.head, model, prepared, recipe.train.max_batch_tokens)
     loop = _loop(recipe, run, model, objective, prepared, batch_plan.over(prepared.train), device)
     checkpoint = latest_checkpoint(run.directory / "checkpoints")
     if checkpoint is not None:
@@ -129,11 +130,11 @@ def _build(
     return loop
 
 
-def _subscribe(loop: Loop, recipe: Recipe, run: Run, subscribers: Sequence[Subscriber]) -> None:
+def _subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
     """Subscribe what receives the run's events. Drop those after the last checkpoint first: they come again."""
     run.rewind(loop.state.metrics_bytes)
     loop.events.subscribe(MetricsFile(run.directory / "metrics.jsonl"))
-    if recipe.train.tensorboard:
+    if loop.train.tensorboard:
         loop.events.subscribe(TensorBoard(run.directory / "tensorboard"))
     for subscriber in subscribers:
         loop.events.subscribe(subscriber)
@@ -141,9 +142,9 @@ def _subscribe(loop: Loop, recipe: Recipe, run: Run, subscribers: Sequence[Subsc
 
 def _save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Save the adapter or the model, and return where."""
-    _restore_best(recipe, run, loop)
+    _restore_best(run, loop)
     loop.masters.finish()
-    return save_output(run, loop.model, loop.masters, tokenizer, recipe, _classifier(loop, recipe))
+    return save_output(run, loop.model, loop.masters, tokenizer, recipe, _classifier(loop, recipe.objective.head))
 
 
 def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
@@ -184,9 +185,9 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
         loop.events.emit("warning", message=message)
 
 
-def _classifier(loop: Loop, recipe: Recipe) -> nn.Linear | None:
+def _classifier(loop: Loop, head: Head) -> nn.Linear | None:
     """The classifier that the objective fits on the trained model's vectors, if it has one."""
-    vectors = partial(row_vectors, recipe.objective.head, loop.model, loop.batches.table, loop.tokens_per_batch)
+    vectors = partial(row_vectors, head, loop.model, loop.batches.table, loop.tokens_per_batch)
     return loop.objective.fit_classifier(vectors)
 
 
@@ -220,8 +221,8 @@ def _loop(
     )
 
 
-def _restore_best(recipe: Recipe, run: Run, loop: Loop) -> None:
+def _restore_best(run: Run, loop: Loop) -> None:
     """With early stopping, restore the best weights instead of the last ones."""
     best = run.directory / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
-    if recipe.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
+    if loop.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
         loop.masters.restore(load_checkpoint(best)[0])
