@@ -33,7 +33,7 @@ from matrix import (
 from tunesmith.config.registry import OBJECTIVES
 
 
-def page(outcomes: dict[Cell, Outcome]) -> str:
+def page(outcomes: dict[Cell, Outcome], date: str) -> str:
     """docs/matrix.md: a row per method, a column per precision, and the reasons below."""
     import peft
     import transformers
@@ -55,7 +55,7 @@ def page(outcomes: dict[Cell, Outcome]) -> str:
         "it also merges into full weights with the same loss. A number refers to a reason below.",
         "",
         f"PyTorch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, PEFT {peft.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}; {len(outcomes):,} cells, "
+        f"{date}; {len(outcomes):,} cells, "
         f"{sum(outcome.refused is None for outcome in outcomes.values()):,} of which work.",
         "",
         "| method | " + " | ".join(WEIGHTS) + " |",
@@ -161,16 +161,17 @@ def _general(reason: str) -> str:
     """The reason without the parts that differ between models."""
     reason = re.sub(r"\bbase\.weights: (int8|nf4|fp4)\b", "base.weights: …", reason)
     reason = re.sub(r"(Turned|Quantized)?Linear\([^)]*\)", r"\1Linear", reason)
-    reason = re.sub(r"put on \w+", "put on this model", reason)
-    reason = re.sub(r"whole texts for [\w-]+", "whole texts for this family", reason)
+    reason = re.sub(r"cannot be applied to \w+", "cannot be applied to this model", reason)
+    reason = re.sub(r"classification head for [\w-]+", "classification head for this family", reason)
     reason = re.sub(
         r"\b[A-Z]\w+(For(CausalLM|SequenceClassification|TokenClassification|ConditionalGeneration)|Model)",
-        "This model",
+        "this model",
         reason,
     )
     reason = re.sub(r"\(\w+(Layer|Block)\)", "(its class)", reason)
-    reason = re.sub(r"^method: \w+ (is for|needs)", r"This method \1", reason)
-    return re.sub(r"/[^ ]*/adapter", "The adapter", reason)
+    reason = re.sub(r"^method: \w+ (does not support|needs)", r"This method \1", reason)
+    reason = re.sub(r"/[^ ]*/adapter", "The adapter", reason)
+    return reason.replace("this model", "This model", 1) if reason.startswith("this model") else reason
 
 
 def main() -> None:
@@ -178,13 +179,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="kinds of method to run again; other cells are taken from the record")
     parser.add_argument("--failed", action="store_true", help="run the failed cells again")
+    parser.add_argument(
+        "--messages", action="store_true", help="run again what is refused, and a cell for each reason not to merge"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "matrix.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         bases = Path(directory)
         make_bases(bases, EVERY_FAMILY)
         write_data(bases)
-        recorded = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only or arguments.failed else {}
+        uses_record = arguments.only or arguments.failed or arguments.messages
+        recorded = json.loads(RECORD.read_text(encoding="utf-8")) if uses_record else {}
         only = arguments.only or []
         every = list(dict.fromkeys([*cells(), *family_cells(), *objective_cells()]))
         again = [
@@ -192,9 +197,20 @@ def main() -> None:
             for cell in every
             if cell.key not in recorded or cell.method["kind"] in only or recorded[cell.key]["failed"]
         ]
+        if arguments.messages:
+            again += [cell for cell in every if recorded[cell.key]["refused"]]
+            again += {recorded[cell.key]["unmerged"]: cell for cell in every if recorded[cell.key]["unmerged"]}.values()
         tried = try_all(again, bases, arguments.workers)
-    outcomes = {cell: tried[cell] if cell in tried else Outcome(**recorded[cell.key]) for cell in every}
-    arguments.output.write_text(page(outcomes), encoding="utf-8")
+    now = {recorded[cell.key]["unmerged"]: outcome.unmerged for cell, outcome in tried.items() if cell.key in recorded}
+    now[None] = None
+    outcomes = {}
+    for cell in every:
+        old = recorded.get(cell.key, {})
+        outcomes[cell] = tried.get(cell) or Outcome(**{**old, "unmerged": now.get(old["unmerged"], old["unmerged"])})
+    date = time.strftime("%Y-%m-%d")
+    if recorded:  # most outcomes are of the earlier date
+        date = re.findall(r"\d{4}-\d\d-\d\d", arguments.output.read_text(encoding="utf-8"))[0]
+    arguments.output.write_text(page(outcomes, date), encoding="utf-8")
     record = json.dumps({cell.key: asdict(outcome) for cell, outcome in outcomes.items()}, indent=1)
     RECORD.write_text(record + "\n", encoding="utf-8")
     failed = [f"{cell.name} · {cell.weights} · {cell.family}: {o.failed}" for cell, o in outcomes.items() if o.failed]
