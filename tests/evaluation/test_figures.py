@@ -624,3 +624,27 @@ def test_metric_declares_its_direction_and_unit(name: str) -> None:
     if metric.unit == "%":
         assert (good, 0 <= bad <= 1) == (1.0 if metric.better == 1 else 0.0, True)
     assert metric.of_hits == (name in {"accuracy", "exact_match_of_labels", "recall_at_1", "recall_at_10"})
+
+
+TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "calibration_error": "calibration error",
+    "exact_match_of_labels": "exact match",
+    "micro_f1": "micro F1",
+    "macro_f1_of_labels": "macro F1",
+    "calibration_of_labels": "calibration error",
+    "root_mean_square_error": "root mean square error",
+    "correlation": "correlation",
+    "rank_correlation": "rank correlation",
+    "entity_f1": "entity F1",
+    "tag_accuracy": "tag accuracy",
+    "recall_at_1": "recall@1",
+    "recall_at_10": "recall@10",
+    "mean_reciprocal_rank": "mean reciprocal rank",
+}
+
+
+def test_prediction_metrics_have_a_short_title_and_a_longer_explanation() -> None:
+    assert {name: metric.described for name, metric in PREDICTION_METRICS.items()} == TITLES
+    assert all(len(metric.described) < len(metric.explained) for metric in PREDICTION_METRICS.values())

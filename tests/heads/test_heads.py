@@ -1,6 +1,7 @@
-"""Heads: their modules, logits on packed rows, probabilities, vectors, initial weights and file."""
+"""Heads: their modules, logits on packed rows, probabilities, vectors, rows, initial weights and file."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,28 @@ from small_models import (
 )
 from torch import Tensor
 from torch.nn import functional
-from transformers import BertForSequenceClassification, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tunesmith.config.head import Head, read_head, write_head
+from tunesmith.config.registry import HEADS, named_kind
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
-from tunesmith.heads.new_head import head_names, head_parameters, initialize_head, last_linear
+from tunesmith.heads.new_head import head_names, head_parameters, initialize_head, labels_of, last_linear
+from tunesmith.heads.no_head import NoHead
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.heads.sequence_classification import (
     MultiLabelHead,
@@ -42,17 +54,246 @@ from tunesmith.heads.sequence_classification import (
 from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
 from tunesmith.methods.wrapping import _task_type
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.forward import (
-    check_lm_head,
-    first_hidden_states,
-    next_token_losses,
-    pool,
-)
+from tunesmith.models.forward import check_lm_head, first_hidden_states, next_token_losses, pool
 
 CPU = torch.device("cpu")
 CLASSES = SequenceClassificationHead(("calm", "bold", "dry"))
 TAGS = TokenClassificationHead(("calm", "bold", "dry"))
 VECTORS = EmbeddingHead()
+SEVERAL = MultiLabelHead(CLASSES.labels)
+FEW_SHOT = EmbeddingClassifierHead(CLASSES.labels)
+
+
+# What heads declare
+
+
+PROPERTIES: dict[str, dict[str, Any]] = {
+    "none": {"auto_class": AutoModel},
+    "causal_lm": {"auto_class": AutoModelForCausalLM, "verbs": ("generate",), "generates_text": True},
+    "seq2seq_lm": {"auto_class": AutoModelForSeq2SeqLM, "verbs": ("generate",), "generates_text": True},
+    "sequence_classification": {
+        "auto_class": AutoModelForSequenceClassification,
+        "verbs": ("classify",),
+        "is_new": True,
+        "metrics": ("accuracy", "macro_f1", "calibration_error"),
+    },
+    "multi_label_classification": {
+        "auto_class": AutoModelForSequenceClassification,
+        "verbs": ("classify",),
+        "is_new": True,
+        "metrics": ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
+    },
+    "regression": {
+        "auto_class": AutoModelForSequenceClassification,
+        "labels": ("value",),
+        "verbs": ("classify",),
+        "is_new": True,
+        "has_probabilities": False,
+        "needs_fp32": True,
+        "metrics": ("root_mean_square_error", "correlation", "rank_correlation"),
+    },
+    "token_classification": {
+        "auto_class": AutoModelForTokenClassification,
+        "verbs": ("classify",),
+        "is_new": True,
+        "metrics": ("tag_accuracy",),
+    },
+    "embedding": {
+        "auto_class": AutoModel,
+        "verbs": ("embed",),
+        "metrics": ("recall_at_1", "recall_at_10", "mean_reciprocal_rank"),
+    },
+    "embedding_classifier": {
+        "auto_class": AutoModel,
+        "verbs": ("classify", "embed"),
+        "metrics": ("accuracy", "macro_f1", "calibration_error"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_declares_its_model_commands_and_metrics(kind: str) -> None:
+    head = named_kind(HEADS, kind)()
+    common = {"labels": (), "verbs": (), "is_new": False, "generates_text": False, "metrics": ()}
+    expected = {**common, "has_probabilities": True, "needs_fp32": False, **PROPERTIES[kind], "kind": kind}
+    auto_class = expected.pop("auto_class")
+    assert {name: getattr(head, name) for name in expected} == expected
+    assert head.model_class(config_for("bert")) is auto_class
+    assert set(head.metrics) <= set(PREDICTION_METRICS)
+
+
+def test_entities_are_measured_before_tags_if_a_tag_begins_an_entity() -> None:
+    assert TokenClassificationHead(("B-X", "I-X", "O")).metrics == ("entity_f1", "tag_accuracy")
+    assert TokenClassificationHead(("I-X", "O")).metrics == TAGS.metrics == ("tag_accuracy",)
+
+
+def test_only_a_language_model_has_a_perplexity_which_stays_finite() -> None:
+    for head in (CausalLMHead(), Seq2SeqLMHead()):
+        assert head.loss_figures(2.0) == {"perplexity": pytest.approx(math.exp(2.0))}
+        assert head.loss_figures(1e4) == {"perplexity": pytest.approx(math.exp(700.0))}
+    for head in (NoHead(), CLASSES, SEVERAL, RegressionHead(), TAGS, VECTORS, FEW_SHOT):
+        assert head.loss_figures(2.0) == {}
+
+
+def test_a_family_without_the_head_is_refused_unless_its_own_code_has_it() -> None:
+    config = config_for("cohere")
+    with pytest.raises(
+        UserError,
+        match=r"^base: transformers has no sequence classification head for cohere\. Use another base, or objective: "
+        r"few_shot, which needs no such head\.$",
+    ):
+        CLASSES.model_class(config)
+    with pytest.raises(
+        UserError, match=r"^base: transformers has no token classification head for cohere\. Use another"
+    ):
+        TAGS.model_class(config)
+    config.auto_map = {"AutoModelForSequenceClassification": "modeling.Own"}
+    assert CLASSES.model_class(config) is AutoModelForSequenceClassification
+    with pytest.raises(UserError, match="no token classification head"):
+        TAGS.model_class(config)
+
+
+def test_a_new_head_writes_its_labels_and_its_problem_into_the_config() -> None:
+    for head, problem in (
+        (CLASSES, "single_label_classification"),
+        (SEVERAL, "multi_label_classification"),
+        (RegressionHead(), "regression"),
+        (TAGS, None),
+    ):
+        config = config_for("bert", head)
+        assert config.problem_type == problem
+        assert config.num_labels == len(head.labels)
+        assert config.id2label == dict(enumerate(head.labels))
+        assert config.label2id == {label: number for number, label in enumerate(head.labels)}
+        assert labels_of(config) == head.labels
+
+
+def test_labels_of_a_config_are_in_the_order_of_the_outputs() -> None:
+    config = config_for("bert", CLASSES)
+    config.id2label = {2: 7, 0: "calm", 1: "bold"}
+    assert labels_of(config) == ("calm", "bold", "7")
+    config.id2label = None
+    assert labels_of(config) == ()
+
+
+@pytest.mark.parametrize(
+    ("stored", "architecture"),
+    [
+        (CLASSES, "BertForSequenceClassification"),
+        (SEVERAL, "BertForSequenceClassification"),
+        (RegressionHead(), "BertForSequenceClassification"),
+        (TAGS, "BertForTokenClassification"),
+    ],
+    ids=str,
+)
+def test_a_head_is_stored_with_the_same_architecture_problem_and_labels(stored: Head, architecture: str) -> None:
+    config = config_for("bert", stored)
+    assert not stored.is_stored(config), "a config without an architecture"
+    config.architectures = ["BertForMaskedLM"]
+    assert not stored.is_stored(config)
+    config.architectures = [architecture]
+    other_labels = [type(stored)(CLASSES.labels[::-1]), type(stored)(CLASSES.labels[:2])]
+    same_labels = [SequenceClassificationHead(("value",)), RegressionHead(CLASSES.labels)]
+    without_labels = [CausalLMHead(), VECTORS, NoHead()]
+    heads = [CLASSES, SEVERAL, RegressionHead(), TAGS, *other_labels, *same_labels, *without_labels]
+    assert [head for head in heads if head.is_stored(config)] == [stored]
+
+
+def test_a_stored_head_without_a_problem_type_has_one_class_for_each_text() -> None:
+    config = config_for("bert", CLASSES)
+    config.architectures, config.problem_type = ["BertForSequenceClassification"], None
+    assert CLASSES.is_stored(config)
+    assert not SEVERAL.is_stored(config)
+
+
+# Rows
+
+
+def row(count: int, marked: list[int], *targets: float) -> Any:
+    """A row of the ids 10, 11, …, with loss at these positions."""
+    marks = np.zeros(count, np.bool_)
+    marks[marked] = True
+    return np.arange(10, 10 + count, dtype=np.int32), marks, Source("rows", 3), *([targets] if targets else [])
+
+
+def values_of(row: Any) -> tuple[list[int], list[int], Source, tuple[Any, ...]]:
+    """Its ids, loss positions, source and targets."""
+    ids, marks, source, *targets = row
+    assert len(marks) == len(ids)
+    return ids.tolist(), np.flatnonzero(marks).tolist(), source, tuple(targets)
+
+
+def test_tags_have_a_target_for_each_word_and_other_heads_a_set_for_each_text() -> None:
+    values = np.array([2.0, 0.0, 1.0], np.float32)
+    assert TAGS.targets(values).tolist() == [[2.0], [0.0], [1.0]]
+    for head in (CLASSES, SEVERAL, RegressionHead(), VECTORS, FEW_SHOT, CausalLMHead()):
+        assert head.targets(values).tolist() == [[2.0, 0.0, 1.0]]
+    assert VECTORS.targets(values[:0]).shape == (1, 0)
+
+
+def test_a_truncated_classified_text_keeps_its_closing_tokens_and_targets() -> None:
+    for head, targets in ((CLASSES, (2.0,)), (SEVERAL, (1.0, 0.0, 1.0)), (RegressionHead(), (-2.5,))):
+        kept = head.truncated(row(9, [8], *targets), limit=5, closing=1)
+        assert values_of(kept) == ([10, 11, 12, 13, 18], [4], Source("rows", 3), (targets,))
+    without_end_token = CLASSES.truncated(row(9, [8], 2.0), limit=5, closing=0)
+    assert values_of(without_end_token)[:2] == ([10, 11, 12, 13, 14], [4])
+    two_at_the_end = CLASSES.truncated(row(9, [8], 2.0), limit=5, closing=2)
+    assert values_of(two_at_the_end)[:2] == ([10, 11, 12, 17, 18], [4])
+
+
+def test_a_truncated_tagged_text_loses_the_tags_of_the_words_that_are_cut() -> None:
+    kept = TAGS.truncated(row(9, [1, 3, 4, 7], 0.0, 1.0, 2.0, 1.0), limit=5, closing=1)
+    assert kept is not None
+    assert values_of(kept) == ([10, 11, 12, 13, 18], [1, 3], Source("rows", 3), ((0.0, 1.0),))
+    assert TAGS.truncated(row(9, [4, 7], 0.0, 1.0), limit=5, closing=1) is None, "no word is left"
+    assert TAGS.truncated(row(9, [0], 0.0), limit=5, closing=1) is not None
+
+
+def test_each_text_of_a_row_for_vectors_is_truncated_alone() -> None:
+    texts = [5, 7, 15, 16]  # the last tokens of texts of 6, 2, 8 and 1 tokens
+    kept = VECTORS.truncated(row(17, texts), limit=4, closing=1)
+    ids = [10, 11, 12, 15, 16, 17, 18, 19, 20, 25, 26]
+    assert values_of(kept) == (ids, [3, 5, 9, 10], Source("rows", 3), ())
+    assert values_of(FEW_SHOT.truncated(row(6, [5], 2.0), limit=4, closing=2)) == (
+        [10, 11, 14, 15],
+        [3],
+        Source("rows", 3),
+        ((2.0,),),
+    )
+
+
+def test_a_truncated_text_for_a_language_model_needs_a_loss_token_after_its_first() -> None:
+    for head in (CausalLMHead(), Seq2SeqLMHead()):
+        kept = head.truncated(row(9, [0, 4, 8]), limit=5, closing=1)
+        assert values_of(kept) == ([10, 11, 12, 13, 14], [0, 4], Source("rows", 3), ())
+        assert head.truncated(row(9, [1]), limit=5, closing=1) is not None
+        assert head.truncated(row(9, [0, 5]), limit=5, closing=1) is None
+
+
+def test_the_length_of_a_row_for_vectors_is_that_of_its_longest_text() -> None:
+    table = TokenTable.build([row(17, [5, 7, 15, 16]), row(4, [2, 3])])
+    assert VECTORS.text_lengths(table).tolist() == [8, 3]
+    assert CausalLMHead().text_lengths(table).tolist() == [17, 4]
+
+
+@pytest.mark.parametrize(
+    ("head", "targets"),
+    [(CLASSES, 1), (SEVERAL, 3), (RegressionHead(), 1), (CausalLMHead(), None), (Seq2SeqLMHead(), None)],
+    ids=str,
+)
+def test_rows_for_a_plan_have_the_loss_tokens_and_targets_of_real_ones(head: Head, targets: int | None) -> None:
+    table = head.rows_of([4, 1, 6])
+    assert table.lengths.tolist() == [4, 1, 6]
+    assert table.loss_tokens == (3 if targets else 3 + 0 + 5)
+    for index, (ids, marks) in enumerate(table):
+        assert ids.dtype == np.int32
+        assert marks.tolist() == ([False] * (len(ids) - 1) + [True] if targets else [True] * len(ids))
+        assert targets is None or table.targets_of(index).tolist() == [0.0] * targets
+    assert (table.targets is None) == (targets is None)
+
+
+def test_lengths_do_not_say_what_rows_of_tags_and_vectors_cost() -> None:
+    assert [head.rows_of([4, 6]) for head in (TAGS, VECTORS, FEW_SHOT, NoHead())] == [None] * 4
 
 
 # Heads
@@ -248,6 +489,28 @@ def test_first_hidden_states_are_those_of_each_rows_first_token(family: str) -> 
     actual = first_hidden_states(model, batch_of(targets=[[0.0]] * 4))
     expected = torch.stack([states[0] for states in states_alone(model, ROWS)])
     torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7)
+
+
+# Outcomes
+
+
+def test_outcomes_of_language_models_and_tags_are_their_log_probabilities() -> None:
+    for head, family in ((CausalLMHead(), "llama"), (TAGS, "bert")):
+        positions = [[1, 3], [2], [1, 2], [2, 5, 6]]
+        targets = None if family == "llama" else [[0.0] * len(each) for each in positions]
+        model = small_model(family, head)
+        actual = head.log_probabilities(model, batch_of(loss_mask=positions, targets=targets))
+        # the next token is predicted one position before it
+        read = [[at - (family == "llama") for at in each] for each in positions]
+        logits = torch.cat([each[at] for each, at in zip(logits_alone(model), read, strict=True)])
+        torch.testing.assert_close(actual, torch.log_softmax(logits, -1).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_outcomes_of_vectors_and_values_are_one_for_each_row_and_cannot_differ() -> None:
+    batch = batch_of(targets=[[0.0]] * 4)
+    for head in (VECTORS, FEW_SHOT, RegressionHead()):
+        outcomes = head.log_probabilities(small_model("bert", head), batch)
+        assert (outcomes.tolist(), outcomes.dtype) == ([[0.0]] * 4, torch.float32)
 
 
 # Initialization of a new head

@@ -1,4 +1,4 @@
-"""Predictions for texts: classes, labels, values, entities and vectors."""
+"""Predictions for texts: classes, labels, values, entities and vectors, and how they are described."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,14 @@ import torch
 from bytewise import byte_tokenizer
 from families import config_of
 from matrix import word_tokenizer
+from small_models import method_of, small_model
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForTokenClassification
 
+from tunesmith.config.head import Head
+from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
-from tunesmith.heads.prediction import Prediction
+from tunesmith.heads.prediction import Prediction, inputs_of
 from tunesmith.heads.sentence_transformers_format import stored_classifier, write_steps
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
 from tunesmith.heads.token_classification import TokenClassificationHead, entities_of
@@ -45,6 +48,48 @@ def test_an_entity_has_its_words_minimum_probability_and_original_text() -> None
     ]
 
 
+CLASSES = SequenceClassificationHead(("calm", "bold", "dry"))
+SEVERAL = MultiLabelHead(CLASSES.labels)
+ENTITIES = TokenClassificationHead(("O", "B-PLACE", "I-PLACE", "B-PERSON"))
+FEW_SHOT = EmbeddingClassifierHead(CLASSES.labels)
+
+
+@pytest.mark.parametrize(
+    ("head", "output", "words"),
+    [
+        (CLASSES, [[0.2, 0.5, 0.3]], "bold"),
+        (SEVERAL, [[0.6, 0.2, 0.5]], "calm, dry"),
+        (SEVERAL, [[0.1, 0.2, 0.49]], "(none)"),
+        (RegressionHead(), [[123.456]], "123.5"),
+        (ENTITIES, np.eye(4)[[0, 1, 2, 0, 3]], "PLACE (words 2–3), PERSON (word 5)"),
+        (ENTITIES, np.eye(4)[[0, 0]], "(none)"),
+        (FEW_SHOT, [[0.2, 0.1, 0.7]], "dry"),
+    ],
+    ids=str,
+)
+def test_an_output_is_described_in_words(head: Head, output: Any, words: str) -> None:
+    assert head.describe(np.array(output, np.float32)) == words
+
+
+@pytest.mark.parametrize(
+    ("head", "target", "words"),
+    [
+        (CLASSES, [1.0], "bold"),
+        (SEVERAL, [1.0, 0.0, 1.0], "calm, dry"),
+        (SEVERAL, [0.0, 0.0, 0.0], "(none)"),
+        (RegressionHead(), [-2.5], "-2.5"),
+        (ENTITIES, [1.0, 2.0, 0.0, 3.0], "PLACE (words 1–2), PERSON (word 4)"),
+        (ENTITIES, [0.0], "(none)"),
+        (FEW_SHOT, [2.0], "dry"),
+        (EmbeddingHead(), [], None),
+        (CausalLMHead(), [], None),
+    ],
+    ids=str,
+)
+def test_a_target_is_described_as_an_output_would_be(head: Head, target: list[float], words: str | None) -> None:
+    assert head.describe_target(np.array(target, np.float32)) == words
+
+
 @pytest.fixture(scope="module")
 def tagger() -> Any:
     torch.manual_seed(1)
@@ -64,6 +109,29 @@ def test_words_are_tagged_at_their_first_token_within_the_context(tagger: Any) -
     kept = [(labels[int(probabilities[at].argmax())], float(probabilities[at].max()), word) for word, at in words]
     assert [(each.label, each.words) for each in predictions] == [(label, word) for label, _, word in kept]
     assert [each.value for each in predictions] == pytest.approx([value for _, value, _ in kept], abs=1e-5)
+
+
+def test_a_texts_inputs_are_ids_and_a_mask_and_special_tokens_in_it_are_split() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    inputs = inputs_of(small_model("distilbert", CLASSES), tokenizer, "a<|im_end|>")
+    expected = tokenizer.convert_tokens_to_ids(list("a<|im_end|>"))
+    assert {name: values.tolist() for name, values in inputs.items()} == {
+        "input_ids": [expected],
+        "attention_mask": [[1] * len(expected)],
+    }
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+@pytest.mark.parametrize(("family", "first"), [("bert", 0), ("roberta", 1)])
+def test_a_long_text_is_cut_to_the_positions_that_virtual_tokens_leave(family: str, first: int, kind: str) -> None:
+    tokenizer, text = byte_tokenizer(), "abcdefghijklmnopqrstuvwxyz"
+    more = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    model = method_of(kind, tokens=5).apply(small_model(family, CLASSES, torch.float32, 1, **more), seed=0).eval()
+    model.get_base_model().set_attn_implementation("eager")
+    room = 16 - 5 - first
+    whole, fitting, shorter = predict(model, tokenizer, CLASSES, [text, text[:room], text[: room - 1]])
+    assert whole == fitting != shorter
 
 
 @torch.no_grad()

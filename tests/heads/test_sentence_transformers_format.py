@@ -11,9 +11,7 @@ from torch import nn
 from tunesmith.errors import UserError
 from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.heads.sentence_transformers_format import stored_classifier, stored_pooling, write_steps
-from tunesmith.heads.sequence_classification import (
-    SequenceClassificationHead,
-)
+from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.heads.token_classification import TokenClassificationHead
 
 CPU = torch.device("cpu")

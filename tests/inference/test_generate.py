@@ -143,6 +143,24 @@ def test_a_chat_that_fills_the_context_is_refused_with_both_lengths() -> None:
             answers(model, TOKENIZER, [chat_of("Hi"), chat], Sampling(max_new_tokens=3))
 
 
+def test_an_answer_of_a_family_without_a_longest_context_is_not_limited() -> None:
+    torch.manual_seed(0)
+    config = config_of("bloom", len(TOKENIZER), eos_token_id=None, pad_token_id=None, initializer_range=0.4)
+    assert not hasattr(config, "max_position_embeddings")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    expected = TOKENIZER.decode(greedy_alone(model, prompt_ids(chat_of("Hello.")), 5))
+    assert answers(model, TOKENIZER, [chat_of("Hello.")], Sampling(max_new_tokens=5)) == [expected]
+
+
+def test_the_source_of_an_encoder_decoder_takes_no_room_from_its_answer() -> None:
+    model = AutoModelForSeq2SeqLM.from_config(config_of("bart", len(TOKENIZER), max_position_embeddings=20)).eval()
+    model.generation_config.forced_eos_token_id = None
+    model.final_logits_bias[0, TOKENIZER.convert_tokens_to_ids("a")] = 1e4
+    assert answers(model, TOKENIZER, [chat_of(17 * "b")], Sampling(max_new_tokens=9)) == [9 * "a"]
+    with pytest.raises(UserError, match="has 20 tokens, and the model's context holds 20"):
+        answers(model, TOKENIZER, [chat_of(20 * "b")], Sampling(max_new_tokens=9))
+
+
 def test_a_rendered_chat_gets_no_second_start_token(letters: Any) -> None:
     starting = byte_tokenizer()
     starting.add_special_tokens({"bos_token": "<|startoftext|>"})

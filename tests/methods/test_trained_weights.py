@@ -2,27 +2,33 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from pydantic import ValidationError
 from settings_coverage import settings_of_recipes
 from small_models import method_of, moving, randomize, small_model
 from torch.nn import functional
+from transformers import DistilBertConfig, PretrainedConfig
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS
+from tunesmith.config.registry import METHODS, named_kind
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
+from tunesmith.methods import lora
 from tunesmith.methods.catalog import catalog
 from tunesmith.methods.lora import FusedLoraLinear
+from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
+from tunesmith.models.forward import run_probe
+from tunesmith.ops.lora_linear import LinearParts, lora_linears
 
 CLASSES = SequenceClassificationHead(("calm", "bold", "dry"))
 
@@ -179,12 +185,34 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "prompt": {"tokens": 20, "start": None},
     "ptuning": {"tokens": 20, "inner_size": None, "start": None},
     "ia3": {},
+    "peft": {"peft_type": "VERA", "config": {}},
 }
 
 
-@pytest.mark.parametrize("kind", DEFAULTS)
+@pytest.mark.parametrize("kind", METHODS)
 def test_methods_have_their_papers_defaults(kind: str) -> None:
-    assert method_of(kind).model_dump() == {"kind": kind, **DEFAULTS[kind]}
+    method = method_of(kind, **({"peft_type": "VERA"} if kind == "peft" else {}))
+    assert method.model_dump() == {"kind": kind, **DEFAULTS[kind]}
+
+
+PROPERTIES: dict[str, dict[str, Any]] = {
+    "full": {"adds_weights": False, "usual_weights": ("auto",), "classification_rate_factor": 0.3},
+    "layers": {"adds_weights": False, "classification_rate_factor": 0.3},
+    "lora": {"is_mergeable": True, "usual_weights": ("auto", "int8", "nf4"), "classification_rate_factor": 0.3},
+    "adapter": {"usual_weights": ("auto",)},
+    "prefix": {"usual_weights": ("auto",)},
+    "prompt": {},
+    "ptuning": {},
+    "ia3": {"is_mergeable": True, "usual_weights": ("auto",)},
+    "peft": {"is_mergeable": True},
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_method_declares_whether_it_merges_and_how_it_is_planned(kind: str) -> None:
+    method = named_kind(METHODS, kind)
+    common = {"adds_weights": True, "is_mergeable": False, "usual_weights": (), "classification_rate_factor": 1.0}
+    assert {name: getattr(method, name) for name in common} == {**common, **PROPERTIES[kind]}
 
 
 @pytest.mark.parametrize(
@@ -485,6 +513,24 @@ def test_layers_compute_separately_after_they_get_different_inputs() -> None:
     assert shared._outputs == {}
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_layers_of_two_attentions_are_computed_once_each_from_the_first_pass_on(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder's block has two attentions, whose layers read different tensors."""
+    peft_model = method_of("lora", rank=2).apply(small_model(family), seed=0)
+    sizes: list[int] = []
+
+    def recorded(x: torch.Tensor, layers: list[LinearParts]) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(layers))
+        return lora_linears(x, layers)
+
+    monkeypatch.setattr(lora, "lora_linears", recorded)
+    run_probe(peft_model)
+    assert sum(sizes) == len(layers_of(peft_model))
+    assert sizes[0] == 3, "the encoder's queries, keys and values"
+
+
 def test_a_layer_called_twice_with_one_input_is_no_longer_shared() -> None:
     attention = fused().get_base_model().model.layers[0].self_attn
     x = torch.randn(6, 32, dtype=torch.float64)
@@ -527,6 +573,22 @@ def test_an_aborted_pass_is_dropped_and_the_layers_stay_shared() -> None:
 def test_unknown_and_unsupported_peft_methods_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         method_of("peft", **values)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_peft_method_with_a_kind_of_its_own_is_refused_by_that_kind(name: str) -> None:
+    message = f"{name} has its own kind here. Set method: {{kind: {OWN[name]}}}"
+    for spelling in (name, name.lower()):
+        with pytest.raises(ValidationError, match=re.escape(message)):
+            method_of("peft", peft_type=spelling)
+    assert method_of(OWN[name]).apply(small_model(), seed=0).active_peft_config.peft_type == name
+
+
+def test_every_refused_peft_method_is_refused_with_its_reason() -> None:
+    assert set(REFUSED) <= {peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING}
+    for name, reason in REFUSED.items():
+        with pytest.raises(ValidationError, match=re.escape(f"{name} cannot be trained here: {reason}")):
+            method_of("peft", peft_type=name)
 
 
 LINEARS = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
@@ -591,6 +653,25 @@ def test_peft_config_errors_are_refused_in_one_line(values: dict[str, Any], mess
     with pytest.raises(UserError, match=re.escape(message)) as refused:
         method_of("peft", **values).apply(small_model(), seed=0)
     assert "\n" not in str(refused.value)
+
+
+def test_a_prompt_has_the_sizes_of_the_text_body_whatever_their_names() -> None:
+    class Composite(PretrainedConfig):
+        """A family of several bodies, of which one reads text."""
+
+        model_type = "composite"
+        sub_configs: ClassVar[dict[str, Any]] = {"text_config": DistilBertConfig}
+
+        def __init__(self, text_config: Any = None, **others: Any) -> None:
+            super().__init__(**others)
+            self.text_config = text_config
+
+    for composite in (False, True):
+        model = small_model("distilbert", CLASSES)  # its names are n_layers, n_heads and dim
+        if composite:
+            model.config = Composite(model.config)
+        config = method_of("prompt", tokens=4).apply(model, seed=0).active_peft_config
+        assert (config.num_layers, config.num_attention_heads, config.token_dim) == (3, 4, 32)
 
 
 def test_a_method_that_trains_nothing_is_refused() -> None:

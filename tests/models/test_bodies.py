@@ -25,23 +25,14 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingHead
-from tunesmith.heads.sequence_classification import (
-    SequenceClassificationHead,
-    class_logits,
-)
+from tunesmith.heads.sequence_classification import SequenceClassificationHead, class_logits
 from tunesmith.heads.token_classification import TokenClassificationHead
 from tunesmith.models.adapters import load_adapter_weights, refuse_pickle
 from tunesmith.models.architecture import block_layers, blocks, linears, linears_in_blocks, norms, short_names, stacks
 from tunesmith.models.attention import packs, use_document_attention
 from tunesmith.models.bottleneck import BottleneckConfig, BottleneckLayer
 from tunesmith.models.conv1d import TransposedLinear, as_linear, as_stored
-from tunesmith.models.forward import (
-    check_lm_head,
-    next_token_loss,
-    next_token_losses,
-    output_layer_of,
-    run_probe,
-)
+from tunesmith.models.forward import check_lm_head, next_token_loss, next_token_losses, output_layer_of, run_probe
 from tunesmith.models.neftune import add_neftune, tokens_of_rows
 from tunesmith.models.prompts import (
     has_prefix,
@@ -259,7 +250,7 @@ def test_packed_rows_with_a_prompt_have_the_losses_of_peft_alone(family: str, ki
     torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta"])
+@pytest.mark.parametrize("family", ["bert", "deberta", "distilbert"])
 def test_a_head_reads_the_first_virtual_token_as_in_peft(family: str) -> None:
     peft_model = randomize(method_of("prompt", tokens=3).apply(small_model(family, CLASSES), seed=0))
     actual = class_logits(peft_model, batch_of(targets=[[0.0]] * 4))

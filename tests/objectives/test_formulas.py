@@ -192,6 +192,23 @@ def test_class_weights_are_checked_with_and_without_labels_in_the_recipe(kind: s
 
 
 @pytest.mark.parametrize(
+    ("kind", "rows", "weights"),
+    [
+        ("classification", ["dry"] * 6 + ["calm"] * 2, [8 / (2 * 6), 1.0, 8 / (2 * 2)]),
+        ("multi_label", [("dry", "calm")] * 2 + [("dry",)] * 4 + [()] * 3, [3 / 6, 1.0, 7 / 2]),
+    ],
+)
+def test_balanced_weights_are_those_of_the_named_labels_in_their_order(
+    kind: str, rows: list[Any], weights: list[float]
+) -> None:
+    named = ["dry", "bold", "calm"]  # no row is bold
+    resolved = objective_of(kind, labels=named, class_weights="balanced").resolve(lambda: examples_of(rows))
+    assert resolved.labels == named
+    assert resolved.class_weights == pytest.approx({"dry": weights[0], "calm": weights[2]})
+    assert resolved.build().weights == pytest.approx(weights)
+
+
+@pytest.mark.parametrize(
     ("kind", "rows", "message"),
     [
         ("classification", ["a", "a"], "A classifier needs two classes or more, but the training rows have only 'a'"),

@@ -2,7 +2,9 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,14 @@ from tunesmith.ops.rotary import rotary, rotary_reference
 few = settings(max_examples=25)
 built = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
 dtypes = st.sampled_from([torch.bfloat16, torch.float32])
+
+
+@contextmanager
+def reported() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """Collect the names and arguments of the kernels, which do not run meanwhile."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    with native.report_instead_of_calling(lambda name, arguments: calls.append((name, arguments))):
+        yield calls
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -180,6 +190,46 @@ def test_dropout_zeroes_its_share_and_the_gradient_uses_the_same_mask(dtype: tor
     assert not torch.equal(dropout(x, 0.1) == 0, out == 0)
     torch.manual_seed(0)
     assert torch.equal(dropout(x, 0.1), out)
+
+
+@built
+def test_a_share_of_0_or_1_and_other_dtypes_need_no_dropout_kernel() -> None:
+    x = torch.randn(30, 10, requires_grad=True)
+    assert torch.equal(dropout(x, 0.0), x)
+    nothing = dropout(x, 1.0)
+    assert torch.equal(nothing, torch.zeros_like(x))
+    assert torch.equal(torch.autograd.grad(nothing.sum(), x)[0], torch.zeros_like(x))
+    with reported() as calls:
+        for share in (0.0, 1.0):
+            dropout(x, share)
+        dropout(x.double(), 0.5)
+        assert not calls
+        dropout(x, 0.5)
+        dropout(x.bfloat16(), 0.5)
+    assert [name for name, _ in calls] == ["dropout_fp32", "dropout_bf16"]
+
+
+@built
+@pytest.mark.parametrize(
+    ("dtype", "dim", "value_dim", "runs"),
+    [
+        (torch.bfloat16, 64, 64, True),
+        (torch.bfloat16, 96, 96, True),
+        (torch.bfloat16, 48, 48, False),
+        (torch.bfloat16, 64, 32, False),
+        (torch.float32, 64, 64, False),
+    ],
+)
+def test_the_attention_kernel_runs_in_bf16_for_a_head_size_of_a_multiple_of_32(
+    dtype: torch.dtype, dim: int, value_dim: int, runs: bool
+) -> None:
+    """It computes 32 numbers at a time, with values as wide as keys; other sizes use PyTorch's kernel."""
+    q, k = (random(1, 2, 7, dim, dtype=dtype, seed=each) for each in (0, 1))
+    v = random(1, 2, 7, value_dim, dtype=dtype, seed=2)
+    with reported() as calls:
+        out = document_attention(q, k, v, [4, 3], 0.1)
+    assert out.shape == (1, 2, 7, value_dim)
+    assert [name for name, _ in calls] == (["attention"] if runs else [])
 
 
 @built

@@ -254,3 +254,18 @@ def test_document_attention_takes_tensors_in_any_memory_layout(name: str, dtype:
     assert apart[name].stride(3) != 1
     found = document_attention(**apart, lengths=[4, 3], scale=0.1)
     torch.testing.assert_close(found, document_attention(**tensors, lengths=[4, 3], scale=0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_input_gradients_do_not_depend_on_the_memory_layout_of_the_outputs_gradient(dtype: torch.dtype) -> None:
+    inputs = [random(1, 2, 7, 64, seed=each).detach().to(dtype).requires_grad_() for each in range(3)]
+    up = random(1, 2, 7, 64, seed=3).detach().to(dtype)
+    apart = up.transpose(2, 3).contiguous().transpose(2, 3)
+    assert apart.stride(3) != 1
+
+    def gradients(up: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(document_attention(*inputs, lengths=[4, 3], scale=0.1), inputs, up)
+
+    torch.testing.assert_close(gradients(apart), gradients(up))
+    same = up[..., :1].expand_as(up)
+    torch.testing.assert_close(gradients(same), gradients(same.contiguous()))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from tunesmith.ops import native
 from tunesmith.ops.lora_linear import lora_linear, lora_linear_reference
 from tunesmith.ops.quantized import FP4_CODE, NF4_CODE, dequantize, dequantize_reference, quantize, quantized_linear
 
@@ -94,6 +95,18 @@ def test_double_quantization_needs_4_127_bits_per_weight() -> None:
     bits = {double: quantize(weight, "nf4", double).bytes * 8 / weight.numel() for double in (False, True)}
     assert bits[False] == 4.5
     assert bits[True] == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=2e-3)
+
+
+@pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
+def test_a_kernel_that_is_only_reported_has_a_scale_for_each_block() -> None:
+    """A plan reports kernels instead of running them, and times them later with tensors of the same shapes."""
+    quantized = quantize(matrix((32, 256)), "nf4", double_quantization=True)
+    reported: list[tuple[str, tuple[Any, ...]]] = []
+    with native.report_instead_of_calling(lambda name, arguments: reported.append((name, arguments))):
+        dequantize(quantized, torch.float32)
+    ((name, (_, scales, *_)),) = reported
+    assert name == "four_bits_fp32"
+    assert (scales.shape, scales.dtype) == ((32 * 256 // 64,), torch.float32)
 
 
 def test_non_finite_weight_is_refused_and_zeros_stay_zeros() -> None:

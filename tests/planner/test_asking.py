@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import CPU_HERE, GPU, a_recipe, a_step
+from by_hand import CPU_HERE, GPU, a_plan, a_recipe, a_step
 from transformers import BertConfig, LlamaConfig
 
 import tunesmith
@@ -23,7 +23,7 @@ from tunesmith.planner import fitting, request
 from tunesmith.planner.device import Device, known_devices
 from tunesmith.planner.fitting import LEAST_TOKENS, MARGIN, _between, _halved, plan_within, refusal
 from tunesmith.planner.measure import available_memory
-from tunesmith.planner.plan import Plan, plan_run
+from tunesmith.planner.plan import Memory, Plan, plan_run
 from tunesmith.planner.request import (
     NO_ROWS,
     _ladder,
@@ -157,19 +157,19 @@ def test_without_a_tokenizer_four_characters_count_as_a_token(deep: Path, tmp_pa
 
 
 def test_placeholder_rows_have_the_objectives_targets_and_loss_mask() -> None:
-    text = rows_like(a_recipe(), [5, 3])
+    text = rows_like(a_recipe().objective, [5, 3])
     assert (text.lengths.tolist(), text.loss_mask.tolist(), text.targets) == ([5, 3], [True] * 8, None)
     for objective, values in (
         ({"kind": "classification", "labels": ["a", "b", "c"]}, 1),
         ({"kind": "multi_label", "labels": ["a", "b", "c"]}, 3),
         ({"kind": "regression"}, 1),
     ):
-        labeled = rows_like(a_recipe(objective=objective), [4, 2])
+        labeled = rows_like(a_recipe(objective=objective).objective, [4, 2])
         assert labeled.loss_mask.tolist() == [False, False, False, True, False, True]
         assert [labeled.targets_of(row).tolist() for row in range(2)] == [[0.0] * values] * 2
         assert labeled.ids.dtype == np.int32
     with pytest.raises(UserError, match=r"objective: token_classification: its plan needs rows\. Give data.train"):
-        rows_like(a_recipe(objective={"kind": "token_classification", "labels": ["a"]}), [4])
+        rows_like(a_recipe(objective={"kind": "token_classification", "labels": ["a"]}).objective, [4])
 
 
 # --- what a smaller recipe gives up -----------------------------------------------------------------------------------
@@ -195,6 +195,14 @@ def test_each_smaller_recipe_gives_up_one_more_thing_in_a_fixed_order() -> None:
     losses = [tradeoffs for _, tradeoffs, _ in _ladder(full)]
     assert losses[3] == ["rows of at most 550 tokens"]
     assert [len(each) for each in losses] == [0, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("longest", "shorter"), [(256, []), (257, [128]), (512, [256]), (513, [256]), (514, [257, 128])]
+)
+def test_rows_are_halved_while_they_are_longer_than_256_tokens(longest: int, shorter: list[int]) -> None:
+    recipe = a_recipe(method="ia3", data={"train": "rows.jsonl", "max_length": longest})
+    assert [length for _, _, length, _ in steps_down(recipe)] == [longest, longest, *shorter]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +272,36 @@ def test_as_few_blocks_as_possible_are_checkpointed(by_count: dict[int, Plan]) -
         assert plan.fits
     none = replace(full, available=peaks[4] - 1)
     assert _between(replace(without, available=peaks[4] - 1), none, BF16) is none
+
+
+@pytest.mark.parametrize(
+    ("blocks", "available", "tried"),
+    [
+        pytest.param(4, 6_999, [1, 2, 3], id="one by one"),
+        pytest.param(8, 6_999, [1, 2, 3, 4, 5, 6, 7], id="an eighth is one block"),
+        pytest.param(16, 6_999, [1, 3, 5, 7, 9, 11, 13, 15], id="an eighth is two blocks"),
+        pytest.param(35, 6_999, [1, 5, 9, 13, 17, 21, 25, 29, 33], id="an eighth is rounded down"),
+        pytest.param(16, 4_000, [8, 10, 12, 14], id="from half of the blocks on, if they save half"),
+    ],
+)
+def test_the_blocks_of_a_deep_model_are_checkpointed_in_eighths(
+    blocks: int, available: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan_with(peak: int, checkpointed: int) -> Plan:
+        memory = Memory({"weights": peak}, {})
+        return a_plan(a_step(blocks=blocks), available=available, checkpointed=checkpointed, memory=memory)
+
+    without, full = plan_with(7_000, 0), plan_with(1_000, blocks)
+    counts: list[int] = []
+
+    def too_large(batch_plan: BatchPlan, dtype: torch.dtype, device: Device, room: int, count: int) -> Plan:
+        assert (batch_plan, dtype, device, room) == (without.batch_plan, BF16, without.device, available)
+        counts.append(count)
+        return plan_with(available + 1, count)
+
+    monkeypatch.setattr(fitting, "plan_run", too_large)
+    assert _between(without, full, BF16) is full
+    assert counts == tried
 
 
 def test_a_limit_keeps_a_margin_and_checkpointing_comes_before_smaller_batches(by_count: dict[int, Plan]) -> None:

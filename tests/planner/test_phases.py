@@ -9,15 +9,19 @@ import torch
 from by_hand import CPU_ELSEWHERE, CPU_HERE, GPU, a_batch_plan, a_plan, a_recipe, a_step, addition, product, shape
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.models.load import stored_dtype
 from tunesmith.ops.quantized import PIECE
+from tunesmith.planner import device as device_module
+from tunesmith.planner import plan as plan_module
 from tunesmith.planner.after_training import key_value_bytes, merging_memory, serving_memory
-from tunesmith.planner.allocators import resident
-from tunesmith.planner.device import device_named, known_devices, program_bytes, this_device
+from tunesmith.planner.allocators import reserved, resident
+from tunesmith.planner.device import Device, device_named, known_devices, program_bytes, this_device
 from tunesmith.planner.loading import mapped_bytes, stored_bytes, while_loading
-from tunesmith.planner.plan import FIRST_USE, Memory, plan_of
+from tunesmith.planner.plan import FIRST_USE, Memory, plan_of, plan_run
 from tunesmith.planner.request import cards_needed
 from tunesmith.planner.shapes import HERE
+from tunesmith.planner.step import Rows, Step
 from tunesmith.planner.trace import Operation
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -86,6 +90,53 @@ def test_this_cpu_adds_first_use_and_kernel_code_per_shape_and_width() -> None:
     plan = plan_of(a_step(forward_backward=many, evaluation={}), batch_plan, BF16, CPU_HERE, None, 0)
     program = plan.memory.peaks["loading"] - loading
     assert plan.memory.peaks["training"] - 6_061 - program == 30 * 2**20 + 1_126_400_000 + heap
+
+
+def test_without_the_arena_this_cpu_also_holds_what_glibcs_heap_grows_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    def beside_tensors() -> int:
+        """Bytes of the training phase beside the program's and the tensors'."""
+        peaks = plan_of(a_step(), a_batch_plan(), BF16, CPU_HERE, None, 0).memory.peaks
+        assert peaks["training"] - peaks["evaluating"] == 6_061 - 5_160
+        return peaks["training"] - peaks["loading"] - 6_061 + 5_000
+
+    monkeypatch.setattr(device_module, "arena", lambda: object())
+    with_arena = beside_tensors()
+    monkeypatch.setattr(device_module, "arena", lambda: None)
+    assert CPU_HERE.holds is resident
+    assert beside_tensors() - with_arena == 30 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("device", "holds", "few_layers"), [(GPU, reserved, 12), (replace(GPU, kind="mps"), resident, 24)]
+)
+@pytest.mark.parametrize(
+    ("checkpointing", "asked", "planned"), [(False, None, 0), (True, None, 6), (True, 2, 2), (False, 2, 2)]
+)
+def test_a_plan_simulates_its_largest_batch_and_checkpointed_blocks_on_the_device(
+    device: Device,
+    holds: Any,
+    few_layers: int,
+    checkpointing: bool,
+    asked: int | None,
+    planned: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = {"steps": 2, "tokens_per_step": 512, "shuffle": False, "gradient_checkpointing": checkpointing}
+    batch_plan = a_batch_plan(a_recipe(train=train), (64,) * 8 + (250,) * 2)
+    simulated: list[Any] = []
+
+    def simulate(recipe: Recipe, rows: Rows, *others: Any) -> Step:
+        table, largest = rows(True, False)
+        assert table is batch_plan.table
+        assert largest == list(range(8))  # 512 tokens
+        assert rows(True, True)[1] == [8, 9]  # 500 tokens, with four times the pairs
+        simulated.append((recipe, *others))
+        return a_step()
+
+    monkeypatch.setattr(plan_module, "step_of", simulate)
+    plan = plan_run(batch_plan, BF16, device, 9_000, asked)
+    assert simulated == [(batch_plan.recipe, BF16, holds, asked, few_layers)]
+    assert (plan.checkpointed, plan.available, plan.dtype) == (planned, 9_000, BF16)
 
 
 def test_only_16_bit_products_compile_code_and_each_only_once() -> None:

@@ -316,6 +316,15 @@ def test_the_peak_is_searched_from_an_event_on() -> None:
     assert repeated[0][1] is not third
 
 
+def test_of_equal_peaks_the_first_one_counts() -> None:
+    from tunesmith.planner.trace import Allocation
+
+    first, second = Allocation(100, "a"), Allocation(100, "b")
+    trace = Trace([(True, first), (False, first), (True, second), (False, second)])
+    assert trace.peak() == {"a": 100}
+    assert trace.peak(2) == {"b": 100}
+
+
 def test_a_workspace_that_autograd_saves_counts_as_activations() -> None:
     trace = Trace()
     watch = Watch(trace, "workspace")

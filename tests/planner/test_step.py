@@ -10,6 +10,7 @@ import torch
 from families import DECODERS
 from matrix import make_bases
 from torch import Tensor
+from transformers import GPT2Config
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import collate
@@ -49,7 +50,7 @@ def recipe_for(path: Path | str, **parts: Any) -> Recipe:
 
 def predicted(recipe: Recipe, dtype: torch.dtype = torch.float32, **options: int) -> Step:
     def rows(*_: bool) -> tuple[TokenTable, list[int]]:
-        return rows_like(recipe, LENGTHS), list(range(len(LENGTHS)))
+        return rows_like(recipe.objective, LENGTHS), list(range(len(LENGTHS)))
 
     return step_of(recipe, rows, dtype, resident, **options)
 
@@ -58,7 +59,7 @@ def real_peak(recipe: Recipe, dtype: torch.dtype) -> int:
     """Peak bytes of a real forward and backward pass, beyond the weights."""
     model, objective = trainable_model(recipe, dtype, torch.device("cpu"))
     MasterWeights(model.named_parameters(), recipe.train)
-    batch = collate(rows_like(recipe, LENGTHS), range(len(LENGTHS)))
+    batch = collate(rows_like(recipe.objective, LENGTHS), range(len(LENGTHS)))
     model.train()
     trace = Trace()
     watch = RealWatch(trace, "workspace")
@@ -110,11 +111,49 @@ def test_an_architecture_is_simulated_as_trained_or_refused_by_name(family: str,
 def test_with_stored_attention_scores_the_largest_batch_has_long_documents(families: Path) -> None:
     lengths = [64] * 8 + [250] * 2  # 512 tokens, or 500 with four times the pairs
     recipe = recipe_for(families / "llama", train={"tokens_per_step": 512, "steps": 2})
-    layout = BatchPlan.of(recipe, rows_like(recipe, lengths)).layout(packed=True)
+    layout = BatchPlan.of(recipe, rows_like(recipe.objective, lengths)).layout(packed=True)
     for scores, tokens in ((False, [64] * 8), (True, [250] * 2)):
         assert [lengths[row] for row in layout.largest_of(scores)] == tokens
     assert predicted(recipe_for(HERE / "gpt2")).scores  # because of its attention dropout
     assert not predicted(recipe).scores
+
+
+@pytest.mark.parametrize(
+    ("dropout", "asked", "documents"),
+    [
+        pytest.param(0.0, [False], [128, 128, 128], id="no scores are stored"),
+        pytest.param(0.1, [False, True], [200, 56], id="scores are stored"),
+    ],
+)
+def test_a_step_is_that_of_the_largest_batch_for_its_attention(
+    dropout: float, asked: list[bool], documents: list[int], tmp_path: Path
+) -> None:
+    GPT2Config(
+        n_embd=32, n_layer=1, n_head=2, vocab_size=64, bos_token_id=1, eos_token_id=2,
+        attn_pdrop=dropout, resid_pdrop=0.0, embd_pdrop=0.0,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    recipe = recipe_for(tmp_path, method="full")
+    table = rows_like(recipe.objective, [128, 128, 128, 200, 56])
+    questions: list[bool] = []
+
+    def rows(packed: bool, scores: bool) -> tuple[TokenTable, list[int]]:
+        questions.append(scores)
+        return table, [3, 4] if scores else [0, 1, 2]
+
+    step = step_of(recipe, rows, torch.float32, resident)
+    lookups = [each.arguments for each in step.forward_backward if each.name == "aten.embedding.default"]
+    assert [ids.sizes for weight, ids in lookups if weight.sizes == (64, 32)] == [(1, sum(documents))]
+    assert list(dict.fromkeys(questions)) == asked
+    assert step.scores == (dropout > 0)
+
+
+def test_muon_holds_one_moment_of_the_matrices_in_blocks(tiny_model: Path) -> None:
+    recipe = recipe_for(tiny_model, method="full", train={"optimizer": "muon"})
+    attention, feed_forward = 32 * 32 + 2 * 32 * 16 + 32 * 32, 3 * 32 * 64
+    in_blocks = 2 * (attention + feed_forward)
+    step = predicted(recipe, torch.bfloat16)
+    expected = 4 * step.trained + 4 * in_blocks + 8 * (step.trained - in_blocks)  # fp32 masters and moments
+    assert step.parts["optimizer"] == pytest.approx(expected, abs=256)
 
 
 def test_parts_that_do_not_depend_on_the_batch_match_arithmetic(tiny_model: Path) -> None:
