@@ -1,11 +1,11 @@
-"""What the allocator costs: a run's peak memory and speed with the arena (src/tunesmith/engine/arena.cpp), compared with the
-same run on glibc's heap, jemalloc and mimalloc.
+"""What the allocator costs: a run's peak memory and speed with the arena (src/tunesmith/engine/arena.cpp),
+compared with the same run on glibc's heap, jemalloc and mimalloc.
 
     apt-get install libjemalloc2 libmimalloc2.0
     python benchmarks/arena.py    # half an hour; writes results/arena.json, .md; finished runs are skipped
 
-Runs alternate, each in a separate process. `glibc`: with the thresholds that `engine.allocator` raises where there is no
-arena. `glibc, one arena`: also with one heap for all threads, and 64 MiB more at each growth (glibc.malloc.* in
+Runs alternate, each in a separate process. `glibc`: with the thresholds that `engine.allocator` raises where there is
+no arena. `glibc, one arena`: also with one heap for all threads, and 64 MiB more at each growth (glibc.malloc.* in
 GLIBC_TUNABLES). jemalloc and mimalloc are preloaded. Step times are medians of the steps after the first two.
 """
 
@@ -108,7 +108,13 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        return one_run(json.loads(options.run), options.directory)
+        one_run(json.loads(options.run), options.directory)
+    else:
+        compare(options.libraries)
+
+
+def compare(libraries: Path) -> None:
+    """Measure what is not measured yet, and write the table."""
     done = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     results = done.get("runs", []) if done.get("machine") == machine() else []
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,7 +124,7 @@ def main() -> None:
             run: dict[str, Any] = dict(zip(NAMES, each, strict=True))
             make_base(run["base"], directory)
             measurements: dict[str, list[list[float]]] = {}
-            for name, environment in [*environments(options.libraries).items()] * TIMES:
+            for name, environment in [*environments(libraries).items()] * TIMES:
                 measurements.setdefault(name, []).append(measured(run, directory, environment))
             results.append(run | measurements)
             print(table(results[-1:]), flush=True)

@@ -92,7 +92,7 @@ def loading(directory: str, weights: str) -> dict[str, Any]:
     bitsandbytes.functional.quantize_4bit(torch.randn(64, 64, dtype=torch.bfloat16))  # one-time setup
     with Peak() as peak:
         model = load(directory, weights)
-    from tunesmith.models.quantize import quantized_bytes
+    from tunesmith.modules.quantized_linear import quantized_bytes
 
     plain = sum(each.numel() * each.element_size() for each in model.parameters())
     largest = SHAPE["hidden_size"] * SHAPE["intermediate_size"] * 2
@@ -111,7 +111,7 @@ def training(directory: str, weights: str) -> dict[str, Any]:
     from tunesmith.methods.lora import LoRA
     from tunesmith.models.attention import use_document_attention
     from tunesmith.models.forward import next_token_loss
-    from tunesmith.models.fused import use_fused_ops
+    from tunesmith.modules.fused import use_fused_ops
 
     ids = torch.randint(5, SHAPE["vocab_size"], (WIDTH,)).int().numpy()
     batch = collate(TokenTable.build([(ids, ids > 0, Source("", 1))]), [0])

@@ -18,7 +18,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.conv1d import as_linear
+from tunesmith.modules.transposed_linear import as_linear
 
 ROWS = [[5, 9, 13, 21, 30], [7, 8, 33, 11, 40, 12, 6, 50], [22, 6, 35], [41, 9, 9, 17, 60, 3, 28]]
 """Token ids of four rows of different lengths, all below 64 and none of them the padding token."""

@@ -132,7 +132,7 @@ def test_early_stopping_restores_the_best_weights_and_else_the_last_are_kept(
     train = {"evaluate_every": 1, "keep_checkpoints": 1, "ema_decay": average, **settings}
     loop, _ = loop_over(tmp_path, POINTS, objective=SquaredErrors(script), held_out=[(1.0, 1.0)], start=0.3, **train)
     fit(loop)
-    restore_best(SimpleNamespace(train=loop.train), Run(tmp_path), loop)
+    restore_best(Run(tmp_path), loop)
     loop.masters.finish()
     expected = averages = 0.3
     for number, w in enumerate(descent([[point] for point in POINTS[:kept]], 0.1, 0.3), 1):

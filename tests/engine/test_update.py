@@ -174,7 +174,7 @@ def test_schedule_free_keeps_its_rate_after_warm_up() -> None:
 
 def test_neftune_noise_scales_with_row_length_and_only_in_training(tiny_model: Path) -> None:
     from tunesmith.models.attention import use_document_attention
-    from tunesmith.models.neftune import add_neftune
+    from tunesmith.modules.neftune import add_neftune
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     use_document_attention(model)

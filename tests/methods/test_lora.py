@@ -12,6 +12,7 @@ import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.export.merge import merge
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.methods.lora import LoRA
 from tunesmith.ops.lora_linear import LinearParts
 
 CPU = torch.device("cpu")
@@ -74,18 +75,18 @@ def test_a_run_with_an_adapter_is_a_base_only_after_merging(
 
 
 def test_layers_with_the_same_input_are_computed_together(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunesmith.methods import lora
+    from tunesmith.modules import fused_lora
 
     group_sizes: list[int] = []
-    original = lora.lora_linears
+    original = fused_lora.lora_linears
 
     def recorded(x: torch.Tensor, layers: list[LinearParts]) -> tuple[torch.Tensor, ...]:
         group_sizes.append(len(layers))
         return original(x, layers)
 
-    monkeypatch.setattr(lora, "lora_linears", recorded)
+    monkeypatch.setattr(fused_lora, "lora_linears", recorded)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    peft_model = lora.LoRA(rank=2).apply(model, 0)
+    peft_model = LoRA(rank=2).apply(model, 0)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -94,6 +95,6 @@ def test_layers_with_the_same_input_are_computed_together(tiny_model: Path, monk
     layers = model.config.num_hidden_layers
     assert group_sizes == [3, 1, 2, 1] * layers  # queries, keys, values; output; gate, up; down
     for module in peft_model.modules():
-        if isinstance(module, lora.FusedLoraLinear):
+        if isinstance(module, fused_lora.FusedLoraLinear):
             module.shared = None
     torch.testing.assert_close(logits_of(peft_model), ours)

@@ -22,12 +22,12 @@ from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
-from tunesmith.methods import lora
 from tunesmith.methods.catalog import catalog
-from tunesmith.methods.lora import FusedLoraLinear
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.forward import run_probe
+from tunesmith.modules import fused_lora
+from tunesmith.modules.fused_lora import FusedLoraLinear
 from tunesmith.ops.lora_linear import LinearParts, lora_linears
 
 CLASSES = SequenceClassificationHead(("calm", "bold", "dry"))
@@ -525,7 +525,7 @@ def test_layers_of_two_attentions_are_computed_once_each_from_the_first_pass_on(
         sizes.append(len(layers))
         return lora_linears(x, layers)
 
-    monkeypatch.setattr(lora, "lora_linears", recorded)
+    monkeypatch.setattr(fused_lora, "lora_linears", recorded)
     run_probe(peft_model)
     assert sum(sizes) == len(layers_of(peft_model))
     assert sizes[0] == 3, "the encoder's queries, keys and values"

@@ -30,10 +30,7 @@ from tunesmith.heads.token_classification import TokenClassificationHead
 from tunesmith.models.adapters import load_adapter_weights, refuse_pickle
 from tunesmith.models.architecture import block_layers, blocks, linears, linears_in_blocks, norms, short_names, stacks
 from tunesmith.models.attention import packs, use_document_attention
-from tunesmith.models.bottleneck import BottleneckConfig, BottleneckLayer
-from tunesmith.models.conv1d import TransposedLinear, as_linear, as_stored
 from tunesmith.models.forward import check_lm_head, next_token_loss, next_token_losses, output_layer_of, run_probe
-from tunesmith.models.neftune import add_neftune, tokens_of_rows
 from tunesmith.models.prompts import (
     has_prefix,
     has_prompt,
@@ -44,6 +41,9 @@ from tunesmith.models.prompts import (
     plain_model,
     virtual_tokens,
 )
+from tunesmith.modules.bottleneck import BottleneckConfig, BottleneckLayer
+from tunesmith.modules.neftune import add_neftune, tokens_of_rows
+from tunesmith.modules.transposed_linear import TransposedLinear, as_linear, as_stored
 
 CPU = torch.device("cpu")
 CLASSES = SequenceClassificationHead(("calm", "bold", "dry"))

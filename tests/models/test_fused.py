@@ -1,15 +1,18 @@
 """Fused parts of a model: which parts are replaced, that they compute the same, and what they store for gradients."""
 
+from inspect import unwrap
 from typing import Any
 
 import pytest
 import torch
 from small_models import batch_of, method_of, small_model
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tunesmith.models.forward import next_token_losses
-from tunesmith.models.fused import (
+from tunesmith.modules.fused import (
+    ROTARY,
     FusedDropout,
     FusedRMSNorm,
     use_fused_dropout,
@@ -17,6 +20,7 @@ from tunesmith.models.fused import (
     use_fused_norms,
     use_fused_ops,
 )
+from tunesmith.ops.lora_linear import lora_linear
 
 FP32 = torch.float32
 
@@ -27,7 +31,17 @@ def test_a_model_of_fused_parts_has_the_losses_of_its_own_parts(family: str) -> 
     own = next_token_losses(model, batch_of())
     use_fused_ops(model)
     torch.testing.assert_close(next_token_losses(model, batch_of()), own, rtol=1e-5, atol=1e-5)
+
+
+def test_norms_feed_forwards_dropout_and_rotary_embeddings_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_llama, ROTARY, unwrap(modeling_llama.apply_rotary_pos_emb))
+    model = small_model("llama", dtype=FP32)
+    model.model.layers[0].dropout = nn.Dropout(0.5)
+    use_fused_ops(model)
+    assert sum(isinstance(module, FusedRMSNorm) for module in model.modules()) == 7
     assert all("forward" in vars(layer.mlp) for layer in model.model.layers)
+    assert isinstance(model.model.layers[0].dropout, FusedDropout)
+    assert hasattr(modeling_llama.apply_rotary_pos_emb, "__wrapped__")
 
 
 # Norms
@@ -61,6 +75,26 @@ def test_norms_are_replaced_by_family() -> None:
     assert use_fused_norms(small_model("llama", dtype=FP32)) == 7
     for family in ("gemma2", "bert"):
         assert use_fused_norms(small_model(family, dtype=FP32)) == 0
+
+
+def test_a_lora_layer_recomputes_the_fused_norm_that_it_reads() -> None:
+    torch.manual_seed(0)
+    norm = FusedRMSNorm(nn.Parameter(torch.randn(12)), 1e-5)
+    x, weight = torch.randn(7, 12, requires_grad=True), torch.randn(9, 12)
+    a, b = torch.randn(2, 12, requires_grad=True), torch.randn(9, 2, requires_grad=True)
+    stored: list[int] = []
+
+    def gradients(read: Tensor) -> tuple[Tensor, ...]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t.data_ptr()) or t, lambda t: t):
+            out = lora_linear(read, weight, None, a, b, 0.5)
+        return torch.autograd.grad(out.square().sum(), [x, norm.weight, a, b])
+
+    read = norm(x)
+    recomputed = gradients(read)
+    assert read.data_ptr() not in stored
+    same = norm(x) * 1.0
+    torch.testing.assert_close(recomputed, gradients(same))
+    assert same.data_ptr() in stored
 
 
 # Dropout

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.config.base import Base
 from tunesmith.models.load import load_model
-from tunesmith.models.quantize import QuantizedLinear, dequantized_model, quantized_bytes
+from tunesmith.modules.quantized_linear import QuantizedLinear, dequantized_model, quantized_bytes
 from tunesmith.ops.quantized import dequantize, quantize
 
 

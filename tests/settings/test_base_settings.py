@@ -37,7 +37,7 @@ from tunesmith.models.load import (
     skeleton,
     stored_weight,
 )
-from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.ops.quantized import FP4_CODE, NF4_CODE
 from tunesmith.planner.fake_model import fake_model
 from tunesmith.planner.fake_tensors import fake_tensors

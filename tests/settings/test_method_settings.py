@@ -349,7 +349,7 @@ def test_b_has_its_own_learning_rate() -> None:
 
 
 def bottlenecks(model: Any) -> dict[str, Any]:
-    from tunesmith.models.bottleneck import BottleneckLayer
+    from tunesmith.modules.bottleneck import BottleneckLayer
 
     modules = model.get_base_model().named_modules()
     return {name: module for name, module in modules if isinstance(module, BottleneckLayer)}

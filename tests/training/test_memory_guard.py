@@ -184,24 +184,21 @@ def test_a_batch_over_the_limit_leads_to_plans_for_smaller_and_smaller_targets(
     assert not loop.masters.grad.any()
 
 
-def test_earlier_peaks_do_not_count_against_the_limit(
+def test_neither_earlier_peaks_nor_freed_memory_count_against_the_limit(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, _, objective = one_step_of(8, tmp_path)
-    passes: list[int] = []
+    calls: list[tuple[str, bool]] = []
+    for name in ("release_freed_memory", "forget_peak", "peak_memory"):
 
-    def forget(device: torch.device) -> None:
-        passes.append(len(objective.taken))
+        def call(*_: Any, name: str = name) -> int:
+            calls.append((name, bool(objective.taken)))
+            return 1_000
 
-    def measure(device: torch.device) -> int:
-        passes.append(len(objective.taken))
-        return 1_000
-
-    monkeypatch.setattr(memory_guard, "forget_peak", forget)
-    monkeypatch.setattr(memory_guard, "peak_memory", measure)
+        monkeypatch.setattr(memory_guard, name, call)
     assert stay_within_limit(loop, plan, 1_000) is plan
-    reset, measured = passes
-    assert reset == 0 < measured
+    # before the pass, before the pass, after the pass
+    assert calls == [("release_freed_memory", False), ("forget_peak", False), ("peak_memory", True)]
 
 
 def test_a_plan_within_a_limit_is_applied_before_its_batch_is_tried(
@@ -283,8 +280,17 @@ def test_a_forecast_has_the_plans_memory_and_the_passs_time(plan: Plan, tmp_path
     loop, events, objective = one_step_of(8, tmp_path)
     forecast = forecast_of(loop, events, plan, plan.batch_plan)
     assert {name: forecast[name] for name in ("memory", "fits", "device")} == plan.to_dict(timed=False)
+    assert "time" not in vars(plan)  # no operations were timed for it
     assert [event["event"] for event in events] == ["forecast"]
     assert set(objective.taken) == {tuple(range(8))}
+
+
+def test_memory_of_the_first_pass_is_given_back(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, events, objective = one_step_of(8, tmp_path)
+    passes: list[int] = []
+    monkeypatch.setattr(memory_guard, "release_freed_memory", lambda: passes.append(len(objective.taken)))
+    forecast_of(loop, events, plan, plan.batch_plan)
+    assert passes == [len(objective.taken)]
 
 
 def test_a_limits_choices_are_an_event_before_the_forecast(

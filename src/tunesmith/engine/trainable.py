@@ -20,12 +20,12 @@ from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.adapters import load_adapter_weights
 from tunesmith.models.architecture import blocks, stacks
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.load import learned_positions, load_model
-from tunesmith.models.neftune import add_neftune
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
-from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.modules.fused import use_fused_ops
+from tunesmith.modules.neftune import add_neftune
+from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.objectives.objective import Objective
 
 PeftModel = import_peft().PeftModel
@@ -85,7 +85,7 @@ def make_trainable(
             raise UserError(
                 f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave out train.neftune_alpha."
             )
-        add_neftune(trained, recipe.train.neftune_alpha)
+        add_neftune(plain_model(trained), recipe.train.neftune_alpha)
     if recipe.train.gradient_checkpointing:  # after PEFT: its forward refuses a prefix with it
         enable_activation_checkpointing(trained, len(blocks(model)))
     return trained, objective

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from tunesmith.config.registry import MethodConfig
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import block_layers
-from tunesmith.models.bottleneck import BottleneckConfig
+from tunesmith.modules.bottleneck import BottleneckConfig
 
 
 class Adapter(MethodConfig):

@@ -30,9 +30,9 @@ from tunesmith.config.head import Head
 from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
-from tunesmith.models.conv1d import TransposedLinear, as_linear
 from tunesmith.models.peft_import import without_bitsandbytes
 from tunesmith.models.quantize import quantizing, without_quantization_marks
+from tunesmith.modules.transposed_linear import TransposedLinear, as_linear
 from tunesmith.run import resolve_run
 
 

@@ -1,10 +1,9 @@
 """Quantize a base's linear layers to 4 or 8 bits, one by one as they are read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
@@ -14,69 +13,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.models.architecture import blocks
-from tunesmith.models.conv1d import TransposedLinear
-from tunesmith.ops.quantized import Format, Quantized, dequantize, quantize, quantized_linear
+from tunesmith.modules.quantized_linear import QuantizedLinear
+from tunesmith.ops.quantized import Format, quantize
 
 METHOD = "tunesmith"
-
-
-class QuantizedLinear(nn.Linear):
-    """A frozen linear layer stored as `Quantized`. Its `weight` property dequantizes the matrix on each access.
-
-    So code that uses a linear layer's weight without training it, such as most of PEFT's methods, works on this layer.
-    """
-
-    def __init__(self, weight: Quantized, bias: nn.Parameter | None, dtype: torch.dtype, turned: bool = False) -> None:
-        """Args:
-        weight: (out, in).
-        bias: (out,) or None.
-        dtype: of the dequantized weight.
-        turned: whether the family stores the weight as (in, out).
-        """
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        self.quantized = weight
-        self.register_parameter("bias", bias)
-        self.dtype = dtype
-        self.turned = turned
-        self._is_hf_initialized = True
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """(out, in) in `dtype`, without gradient. It is a copy, so writing to it has no effect."""
-        return dequantize(self.quantized, self.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return quantized_linear(x, self.quantized, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.quantized.format}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
-        """Move the quantized parts to another device, but keep their dtypes."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        probe = fn(torch.empty(0, dtype=self.dtype, device=self.quantized.codes.device))
-        self.dtype = probe.dtype
-        self.quantized = self.quantized.to(probe.device)
-        return self
-
-
-def dequantized_model(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model with every quantized layer replaced, in place, by a linear layer with its dequantized weight."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, QuantizedLinear):
-                kind = TransposedLinear if child.turned else nn.Linear
-                layer = kind(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
-                layer.weight = nn.Parameter(child.weight.to(dtype, copy=True), requires_grad=False)
-                layer.bias = child.bias
-                setattr(parent, name, layer)
-    return model
-
-
-def quantized_bytes(model: nn.Module) -> int:
-    """Size of the model's quantized layers in bytes."""
-    return sum(module.quantized.bytes for module in model.modules() if isinstance(module, QuantizedLinear))
 
 
 @contextmanager

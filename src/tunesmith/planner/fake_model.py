@@ -11,10 +11,10 @@ from tunesmith.config.head import Head
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packed_states, use_document_attention
-from tunesmith.models.conv1d import TransposedLinear, as_linear
-from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.load import config_of, model_class, not_loaded
-from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.modules.fused import use_fused_ops
+from tunesmith.modules.quantized_linear import QuantizedLinear
+from tunesmith.modules.transposed_linear import TransposedLinear, as_linear
 from tunesmith.ops.quantized import Format, dequantize, empty_quantized, quantize
 from tunesmith.planner.fake_tensors import real_numbers, small_copy
 

@@ -1,6 +1,6 @@
 """A fake model, built from a config: only shapes, dtypes and devices, no values (PyTorch's fake tensors).
 
-Code that tries parts of a model on inputs (`models.fused`) gets a small copy of the part instead.
+Code that tries parts of a model on inputs (`modules.fused`) gets a small copy of the part instead.
 """
 
 import copy

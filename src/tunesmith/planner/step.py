@@ -25,11 +25,11 @@ from tunesmith.engine.trainable import base_parameters, is_hidden, make_trainabl
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
-from tunesmith.models.conv1d import TransposedLinear
-from tunesmith.models.fused import use_fused_ops
 from tunesmith.models.load import config_of
 from tunesmith.models.prompts import plain_model
-from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.modules.fused import use_fused_ops
+from tunesmith.modules.quantized_linear import QuantizedLinear
+from tunesmith.modules.transposed_linear import TransposedLinear
 from tunesmith.objectives.objective import Objective
 from tunesmith.planner.allocators import Passes
 from tunesmith.planner.fake_model import FakeReference, fake_model, pack_fake
@@ -64,7 +64,7 @@ class Step:
         blocks: of the model.
         packed: whether rows are packed.
         largest: elements of the largest matrix in the blocks.
-        turned: whether matrices are transposed in the base's files (`models.conv1d`).
+        turned: whether matrices are transposed in the base's files (`modules.transposed_linear`).
     """
 
     parts: dict[str, int]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.models.quantize import QuantizedLinear
+from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.ops.dropout import dropout
 from tunesmith.ops.gated import Activation, gated, gated_linear
 from tunesmith.ops.lora_linear import LinearParts, MadeFrom

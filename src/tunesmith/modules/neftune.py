@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.models.prompts import plain_model
 
+def add_neftune(plain: PreTrainedModel, alpha: float) -> None:
+    """In training mode, make embeddings e + u · α / √(L · d), with u uniform in [−1, 1) and L the row's tokens.
 
-def add_neftune(model: PreTrainedModel, alpha: float) -> None:
-    """In training mode, make embeddings e + u · α / √(L · d), with u uniform in [−1, 1) and L the row's tokens."""
-    plain = plain_model(model)
+    Args:
+        plain: the model without PEFT's wrapper.
+        alpha: α.
+    """
     lengths: list[Tensor] = []
 
     def record_lengths(_: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:

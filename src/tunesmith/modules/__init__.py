@@ -1,0 +1,1 @@
+"""Layers that are put into models: fused ones, quantized ones, adapters, noise."""
