@@ -1,6 +1,7 @@
 # make demo   installs everything and shows the main workflow: rows → plan → training → evaluation
 # make test   installs everything and runs all checks, in six minutes on two cores
 # make test-all the same with every combination and the long random runs
+# make test-oldest-torch  the planner's fake mode, which uses private parts of PyTorch, on the oldest supported one
 # make coverage lists the lines that no test executes
 # make mutants puts single-line bugs into the source and lists those that no test detects (an hour); see docs/testing.md
 # make matrix tests every method at every precision on three families and writes docs/matrix.md (half an hour)
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 ROWS ?=
 MUTANTS ?= --count 300
 
-.PHONY: setup demo test test-all coverage mutants matrix bench check embedded-base clean
+.PHONY: setup demo test test-all test-oldest-torch coverage mutants matrix bench check embedded-base clean
 
 setup: $(READY)
 
@@ -35,6 +36,16 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m "" --timeout 900
+
+# The other packages are those of the first environment. OLDEST_TORCH may add an index that has a build for CPUs.
+OLDEST := .venv-oldest-torch
+OLDEST_TORCH ?= torch==2.11.0
+test-oldest-torch: $(READY)
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(OLDEST_TORCH)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(OLDEST)/others.pth
+	mv $(OLDEST)/others.pth $$($(OLDEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	PYTHONPATH=src $(OLDEST)/bin/python -m pytest -m "" tests/planner/test_fake_mode.py
 
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

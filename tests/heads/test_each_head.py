@@ -49,7 +49,6 @@ from tunesmith.heads.sequence_classification import (
     RegressionHead,
     SequenceClassificationHead,
     class_logits,
-    with_features,
 )
 from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
 from tunesmith.methods.wrapping import _task_type
@@ -343,7 +342,7 @@ def test_sequence_classification_heads_run_on_packed_rows(family: str) -> None:
     torch.testing.assert_close(actual, torch.stack(logits_alone(model)), rtol=1e-5, atol=2e-6)
     CLASSES.check(model)
     table = table_of(targets=True)
-    featured = with_features(model.train(), table, 16)
+    featured = CLASSES.with_features(model.train(), table, 16)
     assert model.training
     assert featured.features is not None
     assert featured.features.shape == (4, 32)

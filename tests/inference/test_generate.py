@@ -9,6 +9,7 @@ from bigram import chain_model, drawn_by_hand, letters_model, scores_of
 from bytewise import CHATML, byte_tokenizer
 from families import config_of
 from matrix import pair_tokenizer
+from small_models import method_of
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
@@ -159,6 +160,28 @@ def test_the_source_of_an_encoder_decoder_takes_no_room_from_its_answer() -> Non
     assert answers(model, TOKENIZER, [chat_of(17 * "b")], Sampling(max_new_tokens=9)) == [9 * "a"]
     with pytest.raises(UserError, match="has 20 tokens, and the model's context holds 20"):
         answers(model, TOKENIZER, [chat_of(20 * "b")], Sampling(max_new_tokens=9))
+
+
+def test_an_answer_of_an_encoder_decoder_ends_with_its_decoders_positions() -> None:
+    model = AutoModelForSeq2SeqLM.from_config(config_of("bart", len(TOKENIZER), max_position_embeddings=20)).eval()
+    model.generation_config.forced_eos_token_id = None
+    model.final_logits_bias[0, TOKENIZER.convert_tokens_to_ids("a")] = 1e4
+    assert answers(model, TOKENIZER, [chat_of(9 * "b")], Sampling(max_new_tokens=30)) == [20 * "a"]
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_virtual_tokens_take_room_from_the_chat_and_its_answer(kind: str) -> None:
+    torch.manual_seed(0)
+    positions = len(prompt_ids(chat_of("Hello."))) + 12
+    config = config_of("gpt2", len(TOKENIZER), eos_token_id=None, pad_token_id=None, n_positions=positions)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    peft_model = method_of(kind, tokens=7).apply(model, seed=0).eval()
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    answers(peft_model, TOKENIZER, [chat_of("Hello.")], Sampling(max_new_tokens=50))
+    assert len(passes) == 5, "one for each token: 12 positions after the chat, less 7 virtual tokens"
+    with pytest.raises(UserError, match=f"the model's context holds {positions - 7}. Shorten it"):
+        answers(peft_model, TOKENIZER, [chat_of("Hello, World.")], Sampling(max_new_tokens=50))
 
 
 def test_a_rendered_chat_gets_no_second_start_token(letters: Any) -> None:

@@ -224,6 +224,18 @@ def test_rows_without_distinct_labels_or_values_are_refused(kind: str, rows: lis
         objective_of(kind).resolve(lambda: examples_of(rows))
 
 
+@pytest.mark.parametrize("kind", ["classification", "multi_label"])
+def test_a_label_that_is_not_named_is_refused_with_its_row_also_with_balanced_weights(kind: str) -> None:
+    def example(name: str) -> Example:
+        return Example(SOURCE, text="hm", label=name if kind == "classification" else (name,))
+
+    objective = objective_of(kind, labels=["a", "b"], class_weights="balanced")
+    resolved = objective.resolve(lambda: [example(name) for name in "aabz"])
+    assert list(resolved.class_weights) == ["a", "b"]
+    with pytest.raises(UserError, match=rf"^{SOURCE}: .*'z' is not in objective.labels"):
+        resolved.render(None, example("z"))
+
+
 def test_few_shot_needs_two_rows_per_class_and_none_if_labels_are_named() -> None:
     assert objective_of("few_shot").resolve(lambda: examples_of("abab")).labels == ["a", "b"]
     named = objective_of("few_shot", labels=["a", "z"])

@@ -108,6 +108,10 @@ class Head(ABC):
         """Whether only the head is trained and reads one hidden state of each row, which is then computed once."""
         return False
 
+    def with_features(self, model: Any, table: Any, tokens_per_batch: int) -> Any:
+        """The `TokenTable` with these hidden states of a frozen body, so that only the head runs in training."""
+        raise NotImplementedError
+
     # Outputs
 
     def outputs(self, model: Any, batch: Any, classifier: Any = None) -> Any:

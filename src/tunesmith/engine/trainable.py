@@ -15,7 +15,6 @@ from tunesmith.engine.memory import enable_activation_checkpointing
 from tunesmith.engine.optimizers import RATES
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import head_names, last_linear
-from tunesmith.heads.sequence_classification import with_features
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.adapters import load_adapter_weights
 from tunesmith.models.architecture import blocks, stacks
@@ -186,8 +185,10 @@ def cap_max_length(recipe: Recipe) -> Recipe:
 
 
 def with_known_features(head: Head, model: PreTrainedModel, prepared: Prepared, tokens_per_batch: int) -> Prepared:
-    """If only a classification head is trained, compute the body's features of each row once."""
+    """If only the head is trained, compute what it reads of each row once."""
     if not head.reads_features(model):
         return prepared
-    train, held_out = (with_features(model, table, tokens_per_batch) for table in (prepared.train, prepared.held_out))
+    train, held_out = (
+        head.with_features(model, table, tokens_per_batch) for table in (prepared.train, prepared.held_out)
+    )
     return replace(prepared, train=train, held_out=held_out)

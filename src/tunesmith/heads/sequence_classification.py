@@ -81,6 +81,13 @@ class SequenceClassificationHead(NewHead):
         head = {id(parameter) for name in head_names(plain) for parameter in plain.get_submodule(name).parameters()}
         return bool(trained) and trained <= head
 
+    @torch.no_grad()
+    def with_features(self, model: PreTrainedModel, table: TokenTable, tokens_per_batch: int) -> TokenTable:
+        features = np.zeros((len(table), plain_model(model).config.get_text_config().hidden_size), np.float32)
+        for rows, batch in evaluation_batches(model, table, range(len(table)), tokens_per_batch):
+            features[rows] = _head_input(model, batch).float().cpu().numpy()
+        return replace(table, features=features)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """The outputs (…, labels) from the head's logits (…, labels)."""
         return torch.softmax(logits, -1)
@@ -191,12 +198,3 @@ def _head_input(model: PreTrainedModel, batch: Batch) -> Tensor:
     if hasattr(plain_model(model), "score"):
         return loss_hidden_states(model, batch)[0]
     return first_hidden_states(model, batch)
-
-
-@torch.no_grad()
-def with_features(model: PreTrainedModel, table: TokenTable, tokens_per_batch: int) -> TokenTable:
-    """The rows with a frozen body's features, computed once, so that only the head runs in training."""
-    features = np.zeros((len(table), plain_model(model).config.get_text_config().hidden_size), np.float32)
-    for rows, batch in evaluation_batches(model, table, range(len(table)), tokens_per_batch):
-        features[rows] = _head_input(model, batch).float().cpu().numpy()
-    return replace(table, features=features)

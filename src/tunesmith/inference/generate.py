@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from tunesmith.data.example import Message
 from tunesmith.data.render import Renderer, source_text
 from tunesmith.errors import UserError
+from tunesmith.models.prompts import virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,14 @@ def _continue(
     """The ids that follow each prompt, without the token that ends the turn."""
     longest = max(len(prompt) for prompt in prompts)
     is_encoder_decoder = model.config.is_encoder_decoder
-    room = getattr(model.config, "max_position_embeddings", None)
-    if room is not None and longest >= room:
-        raise UserError(f"The chat has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
+    positions = getattr(model.config, "max_position_embeddings", None)
     options = sampling.options()
-    if room is not None and not is_encoder_decoder:
-        options["max_new_tokens"] = min(options["max_new_tokens"], room - longest)
+    if positions is not None:
+        room = positions - virtual_tokens(model)
+        if longest >= room:
+            raise UserError(f"The chat has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
+        taken = 0 if is_encoder_decoder else longest  # a decoder of its own has its own positions
+        options["max_new_tokens"] = min(options["max_new_tokens"], room - taken)
     stops = set(_as_list(model.generation_config.eos_token_id))
     stops |= {renderer.tokenizer.eos_token_id} if is_encoder_decoder else set(renderer.stop_tokens)
     pad = renderer.tokenizer.pad_token_id

@@ -22,13 +22,15 @@ def count_labels(
         what: the subject of the error message.
 
     Returns:
-        The labels, and how often each occurs in the training rows.
+        The labels, and how often each of them occurs in the training rows. Other labels are refused later, with their row
+        (`label_index`).
 
     Raises:
         UserError: there are fewer than `minimum` labels.
     """
     counts = Counter(names)
     chosen = list(labels) if labels is not None else sorted(counts)
+    counts = Counter({name: count for name, count in counts.items() if name in chosen})
     if len(chosen) < minimum:
         shown = f"only {chosen[0]!r}" if chosen else "none"
         number = {1: "one class", 2: "two classes"}[minimum]
