@@ -22,8 +22,7 @@ def count_labels(
         what: the subject of the error message.
 
     Returns:
-        The labels, and how often each of them occurs in the training rows. Other labels are refused later, with their row
-        (`label_index`).
+        The labels, and how often each of them occurs in the training rows. Others are refused later, with their row.
 
     Raises:
         UserError: there are fewer than `minimum` labels.

@@ -1,4 +1,4 @@
-"""Shows in the terminal what goes on: a run's settings, predicted cost, progress and measured cost, and bars for other
+"""Shows in the terminal what happens: a run's settings, predicted cost, progress and measured cost, and bars for other
 long operations."""
 
 import math
