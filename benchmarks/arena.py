@@ -116,15 +116,18 @@ def main() -> None:
 def compare(libraries: Path) -> None:
     """Measure what is not measured yet, and write the table."""
     done = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    results = done.get("runs", []) if done.get("machine") == machine() else []
+    allocators = environments(libraries)
+    stored = done.get("runs", []) if done.get("machine") == machine() else []
+    results = [run for run in stored if allocators.keys() <= run.keys()]
+    measured_runs = [tuple(run[name] for name in NAMES) for run in results]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         write_text(directory)
-        for each in RUNS[len(results) :]:
+        for each in [run for run in RUNS if run not in measured_runs]:
             run: dict[str, Any] = dict(zip(NAMES, each, strict=True))
             make_base(run["base"], directory)
             measurements: dict[str, list[list[float]]] = {}
-            for name, environment in [*environments(libraries).items()] * TIMES:
+            for name, environment in [*allocators.items()] * TIMES:
                 measurements.setdefault(name, []).append(measured(run, directory, environment))
             results.append(run | measurements)
             print(table(results[-1:]), flush=True)
