@@ -78,6 +78,14 @@ def twins(kind: type, family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     return alone, packed
 
 
+def test_dropout_does_not_decide_whether_a_family_packs() -> None:
+    config = config_of("gpt2")
+    config.resid_pdrop = config.attn_pdrop = 0.9
+    model = AutoModelForCausalLM.from_config(config).train()
+    assert use_document_attention(model)
+    assert model.training
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_packed_examples_have_the_same_loss_and_gradients_as_alone(family: str) -> None:
     """Guards against https://github.com/MeetKai/functionary/issues/265."""

@@ -42,6 +42,7 @@ def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: P
     assert result["tuned"]["metrics"]["first_word"]["value"] == 1.0, "each answer starts with It"
     assert len(result["samples"]) == 5
     assert result["samples"][0]["expected"].startswith("It is")
+    assert progress[0] == {**progress[1], "done": 0}, "nothing is done before the first loss"
     assert progress[-1] == {"event": "progress", "what": "tuned: answers", "done": 5, "total": 5}
 
     recipe = Recipe.load(run / "recipe.yaml")

@@ -198,6 +198,19 @@ def test_merging_without_an_adapter_or_to_an_existing_output_is_refused(bases: d
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_by_the_weight_and_nothing_is_written(
+    value: float, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(tensor for name, tensor in tensors.items() if "q_proj.lora_B" in name)[0, 0] = value
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"q_proj.*\.weight would contain values that are not finite"):
+        merge(str(adapter), tmp_path / "merged")
+    assert not any("merged" in path.name for path in tmp_path.iterdir())
+
+
 def test_an_interrupted_merge_restarts_and_creates_parent_directories(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
     partial = tmp_path / "deep" / ".merged.partial"

@@ -44,7 +44,7 @@ def merged_model(reference: ModelReference, into: Into = "original") -> PreTrain
     dequantized_model(model)
     expected = _logits(model)
     try:
-        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+        merged: PreTrainedModel = model.merge_and_unload()
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise UserError(f"{reference.adapter} cannot be merged: {_reason(error)}") from error
     _unwrap_saved_modules(merged)

@@ -47,7 +47,6 @@ class ModelReference:
             UserError: nothing of that name exists, or the run has not finished.
         """
         path = resolve_run(Path(name).expanduser())
-        name = str(path) if (path / "recipe.yaml").exists() else name
         if (path / "recipe.yaml").exists():
             if (path / "adapter").exists():
                 adapter = path / "adapter"
