@@ -195,6 +195,14 @@ def test_chunked_cross_entropy_and_its_gradient_equal_the_reference(
     torch.testing.assert_close(per_row.sum(), cross_entropy_reference(h, head, labels).detach())
 
 
+def test_the_sum_of_losses_of_rounded_states_is_wide() -> None:
+    hidden, weight = torch.randn(600, 8).bfloat16(), torch.randn(50, 8).bfloat16()
+    labels = torch.randint(0, 50, (600,))
+    loss = linear_cross_entropy(hidden, OutputLayer(weight), labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, row_losses(hidden, OutputLayer(weight), labels).sum(), rtol=1e-5, atol=1e-3)
+
+
 def test_cross_entropy_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, hidden, vocab = 250, 4, 50
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 8 * vocab * 64)

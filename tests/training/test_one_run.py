@@ -84,6 +84,11 @@ def test_a_run_starts_with_the_counts_of_its_data(tmp_path: Path) -> None:
     assert (events[1]["rows"], events[1]["tokens"], events[1]["cached"]) == (31, 4 * TOKENS, True)
 
 
+def test_a_run_on_a_quantized_base_starts_with_the_weights_format(tmp_path: Path) -> None:
+    start = started(recipe_of(base={"path": "embedded", "weights": "nf4"}), tmp_path, 2)[0]
+    assert (start["weights"], start["precision"]) == ("nf4", "float32")
+
+
 @pytest.mark.parametrize(
     ("objective", "rows_per_batch", "warned"),
     [
@@ -126,3 +131,6 @@ def test_the_last_event_has_the_seconds_of_all_steps_and_the_output(
     done = {"reason": "done", "step": 2, "seconds": pytest.approx(seconds), "output": str(tmp_path / "run" / "adapter")}
     assert run.events()[-1] == {"event": "end", **done}
     assert seconds > step["seconds"]
+    assert [len(named(run.events(), kind)) for kind in ("plan", "end")] == [1, 1], "those of the interruption are gone"
+    starts = [(event["step"], event["base"], event["weights"]) for event in named(run.events(), "start")]
+    assert starts == [(0, str(tiny_model), "float32"), (1, str(tiny_model), "float32")]

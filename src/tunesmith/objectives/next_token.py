@@ -37,7 +37,7 @@ class NextToken(ObjectiveConfig, ABC):
 class NextTokenLoss(Objective):
     """−log p(next token), with label smoothing and z-loss in training."""
 
-    def __init__(self, smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+    def __init__(self, smoothing: float, z_loss: float) -> None:
         self.smoothing, self.z_loss = smoothing, z_loss
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
