@@ -54,6 +54,7 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
             old.unlink()
         script = engine / "build_arena.py"
         visible = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run([sys.executable, str(script)], env=visible, capture_output=True, text=True, check=False)
-        if done.returncode:
+        # -P: the script's directory would hide modules of the same names from PyTorch.
+        command = [sys.executable, "-P", str(script)]
+        if subprocess.run(command, env=visible, capture_output=True, check=False).returncode:
             self.app.display_info("The arena was not built; the first run builds it, if there is a C++ compiler.")

@@ -1,9 +1,13 @@
 """The package's structure: imports run one way, and the public functions are in the package."""
 
+import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import tunesmith
 
@@ -26,3 +30,32 @@ def test_every_public_name_is_callable() -> None:
 def test_continuous_integration_runs_the_commands_of_the_readme() -> None:
     calls = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
     assert calls == ["make test", "make demo"]
+
+
+def exists(dotted: str) -> bool:
+    """Whether there is a module of that name, or something of that name in a module."""
+    try:
+        import_module(dotted)
+    except ModuleNotFoundError:
+        module, _, name = dotted.rpartition(".")
+        return bool(module) and exists(module) and hasattr(import_module(module), name)
+    return True
+
+
+@pytest.mark.parametrize(
+    "file", [*ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/*.py")], ids=lambda path: path.name
+)
+def test_a_script_imports_only_what_is_there(file: Path) -> None:
+    imports = [
+        node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+    ]
+    names = [f"{node.module}.{each.name}" for node in imports for each in node.names]
+    missing = [name for name in names if name.startswith("tunesmith.") and not exists(name)]
+    assert not missing
+
+
+def test_the_pages_name_only_modules_that_are_there() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    named = {name for page in pages for name in re.findall(r"`(tunesmith\.[\w.]+)`", page.read_text(encoding="utf-8"))}
+    assert len(named) >= 5
+    assert not [name for name in named if not exists(name)]

@@ -22,7 +22,7 @@ from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.held_out import RowLosses, held_out_losses
+from tunesmith.inference.held_out import RowLosses, held_out_losses
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.run import Run
@@ -107,7 +107,7 @@ def _losses(run: Run, recipe: Recipe, table: TokenTable) -> RowLosses:
     """The loss of the run's model on each row of the table, with the recipe's objective."""
     model = load_model(Base(path=str(run.directory / "model")), torch.bfloat16)
     use_document_attention(model)
-    return held_out_losses(model, recipe.objective, table, range(len(table)), 2048, torch.device("cpu"))
+    return held_out_losses(model, recipe.objective.build(), table, range(len(table)), 2048)
 
 
 def _lines(path: str | Path) -> list[str]:

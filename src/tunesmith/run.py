@@ -86,19 +86,21 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: only one process may write it; what a killed one left is removed.
-        replace: whether `path` may exist; it is then removed at the last moment.
+        replace: whether `path` may exist; it is then moved away just before, so that it is complete or missing.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         yield partial
-        for file in partial.rglob("*"):
+        for file in (partial, *partial.rglob("*")):
             _flush(file)
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
+        if replace and path.exists():
+            path.rename(old)
         partial.rename(path)
         _flush(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -318,6 +318,9 @@ def test_another_library_version_gives_another_key(package: str, monkeypatch: py
         ("data/read.py", True),
         ("objectives/text.py", True),
         ("heads/embedding.py", True),
+        ("config/head.py", True),
+        ("config/registry.py", True),
+        ("config/train.py", False),
         ("models/load.py", False),
     ],
 )
@@ -325,7 +328,7 @@ def test_changed_code_of_what_makes_token_tables_gives_another_key(
     file: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = Path(cache.__file__).parent.parent
-    for part in ("data", "heads", "objectives", "models"):
+    for part in ("config", "data", "heads", "objectives", "models"):
         shutil.copytree(package / part, tmp_path / part, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     before = key_of()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "data" / "cache.py"))
@@ -337,6 +340,7 @@ def test_changed_code_of_what_makes_token_tables_gives_another_key(
 
 def test_code_moved_to_another_file_gives_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
+    shutil.copytree(Path(cache.__file__).parent.parent / "config", tmp_path / "config")
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "data" / "cache.py"))
     keys = []
     for name in ("a.py", "b.py"):

@@ -30,7 +30,7 @@ from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.models.load import load_tokenizer
-from tunesmith.run import Event, Run
+from tunesmith.run import Event, Run, atomic_directory
 
 
 def recipe_of(base: Path | str, rows: Path, **fields: Any) -> dict[str, Any]:
@@ -303,6 +303,21 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [{"anchor": f"w{n} good", "positive": f"film w{n}"} for n in range(12)]
     (directory / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs), encoding="utf-8")
     return directory
+
+
+def test_a_directory_is_replaced_as_a_whole_and_kept_if_the_new_one_fails(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (tmp_path / ".out.old").mkdir()  # left by a process that was killed
+    for number in range(2):
+        with atomic_directory(target, replace=True) as directory:
+            (directory / str(number)).write_text("", encoding="utf-8")
+        assert [path.name for path in target.iterdir()] == [str(number)]
+    with pytest.raises(KeyError), atomic_directory(target, replace=True) as directory:
+        raise KeyError
+    with pytest.raises(OSError, match="out"), atomic_directory(target) as directory:
+        (directory / "2").write_text("", encoding="utf-8")
+    assert [path.name for path in target.iterdir()] == ["1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_classification_loss_has_no_perplexity(tmp_path: Path) -> None:

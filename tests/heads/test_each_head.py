@@ -41,7 +41,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
-from tunesmith.heads.new_head import head_names, head_parameters, initialize_head, labels_of, last_linear
+from tunesmith.heads.new_head import head_names, head_parameters, labels_of, last_linear
 from tunesmith.heads.no_head import NoHead
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.heads.sequence_classification import (
@@ -460,6 +460,15 @@ def test_the_head_file_is_read_back_from_the_adapter_directory(head: Head, tmp_p
     assert json.loads((tmp_path / "head.json").read_text())["kind"] == head.kind
 
 
+@pytest.mark.parametrize(
+    "text", ["not JSON", "[]", '{"labels": []}', '{"kind": "another", "labels": []}', '{"kind": "none", "x": 1}']
+)
+def test_a_head_file_of_another_program_or_version_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
+    (tmp_path / "head.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{tmp_path}/head.json does not describe a head that this version knows"):
+        read_head(tmp_path)
+
+
 # Vectors
 
 
@@ -522,14 +531,14 @@ def expected_head(seed: int, spread: float) -> Tensor:
 
 def test_a_new_head_is_initialized_from_the_seed_and_initializer_range() -> None:
     model = small_model("bert", CLASSES, dtype=torch.float32)
-    initialize_head(model, [], is_stored=False, seed=5)
+    CLASSES.initialize(model, [], is_stored=False, seed=5)
     torch.testing.assert_close(model.classifier.weight.data, expected_head(5, 0.2))
     assert model.classifier.bias.tolist() == [0.0] * 3
     assert model.new_modules == []
     assert head_names(model) == ["classifier"]
     pooler = model.bert.pooler.dense.weight.detach().clone()
     model.config.initializer_range = 0.0
-    initialize_head(model, ["bert.pooler.dense.weight"], is_stored=False, seed=6)
+    CLASSES.initialize(model, ["bert.pooler.dense.weight"], is_stored=False, seed=6)
     assert head_names(model) == ["bert.pooler", "classifier"]
     torch.testing.assert_close(model.classifier.weight.data, expected_head(6, 0.02))
     torch.manual_seed(0)
@@ -542,11 +551,11 @@ def test_a_new_head_is_initialized_from_the_seed_and_initializer_range() -> None
 def test_a_trained_head_is_kept_and_norms_start_at_one() -> None:
     model = small_model("bert", CLASSES, dtype=torch.float32)
     kept = model.classifier.weight.detach().clone()
-    initialize_head(model, ["bert.embeddings.word_embeddings.weight"], is_stored=True, seed=5)
+    CLASSES.initialize(model, ["bert.embeddings.word_embeddings.weight"], is_stored=True, seed=5)
     torch.testing.assert_close(model.classifier.weight.data, kept, rtol=0, atol=0)
     assert model.new_modules == []
     modern = small_model("modernbert", CLASSES, dtype=torch.float32)
-    initialize_head(modern, [], is_stored=False, seed=5)
+    CLASSES.initialize(modern, [], is_stored=False, seed=5)
     assert head_names(modern) == ["head", "classifier"]
     assert modern.head.norm.weight.tolist() == [1.0] * 32
     assert modern.head.dense.weight.std().item() == pytest.approx(0.2, rel=0.1)

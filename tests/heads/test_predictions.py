@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForTokenClassification
 
 from tunesmith.config.head import Head
+from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
 from tunesmith.heads.prediction import Prediction, inputs_of
@@ -173,3 +174,9 @@ def test_a_head_on_vectors_is_read_back_as_written(tmp_path: Path) -> None:
         assert torch.equal(stored.weight, classifier.weight)
         assert torch.equal(stored.bias, classifier.bias)
     assert stored_classifier(tmp_path) is None
+
+
+def test_a_stored_classifier_of_vectors_without_its_layer_is_refused() -> None:
+    model, tokenizer = AutoModel.from_config(config_of("bert", 64)).eval(), word_tokenizer()
+    with pytest.raises(UserError, match=r"the classifier is missing .* Copy the complete directory"):
+        predict(model, tokenizer, EmbeddingClassifierHead(("a", "b")), ["w3"])

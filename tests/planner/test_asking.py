@@ -200,7 +200,7 @@ def test_each_smaller_recipe_gives_up_one_more_thing_in_a_fixed_order() -> None:
 @pytest.mark.parametrize(
     ("longest", "shorter"), [(256, []), (257, [128]), (512, [256]), (513, [256]), (514, [257, 128])]
 )
-def test_rows_are_halved_while_they_are_longer_than_256_tokens(longest: int, shorter: list[int]) -> None:
+def test_the_row_length_is_split_in_two_while_it_is_over_256_tokens(longest: int, shorter: list[int]) -> None:
     recipe = a_recipe(method="ia3", data={"train": "rows.jsonl", "max_length": longest})
     assert [length for _, _, length, _ in steps_down(recipe)] == [longest, longest, *shorter]
 

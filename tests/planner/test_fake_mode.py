@@ -115,6 +115,16 @@ def test_without_the_private_parts_of_pytorch_its_own_mode_is_used(
     fake_mode._works.cache_clear()
 
 
+def test_without_the_module_of_the_private_parts_pytorchs_own_mode_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cached in (fake_mode._kind, fake_mode._works):
+        cached.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(fake_mode, "fake_impls", None)
+        assert type(fake_mode.new_fake_mode()) is fake_mode.OwnFakeMode
+    for cached in (fake_mode._kind, fake_mode._works):
+        cached.cache_clear()
+
+
 def test_where_the_quick_mode_gives_other_results_pytorchs_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_mode._works.cache_clear()
     with monkeypatch.context() as patched:

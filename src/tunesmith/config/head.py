@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tunesmith.config.registry import HEADS, named_kind
+from tunesmith.errors import UserError
 
 FILE = "head.json"
 """Saved beside an adapter, which holds a head's weights but not its labels, and beside an embedding model."""
@@ -180,10 +181,21 @@ def write_head(head: Head, directory: Path) -> None:
 
 
 def read_head(directory: Path) -> Head | None:
-    """The head that a directory's file names; None if it has no such file."""
-    if not (directory / FILE).exists():
+    """The head that a directory's file names; None if it has no such file.
+
+    Raises:
+        UserError: the file is not one of `write_head`, or is from another version.
+    """
+    file = directory / FILE
+    if not file.exists():
         return None
-    values: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
-    kind = values.pop("kind")
-    head: Head = named_kind(HEADS, kind)(**{**values, "labels": tuple(values["labels"])})
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        kind = values.pop("kind")
+        head: Head = named_kind(HEADS, kind)(**{**values, "labels": tuple(values["labels"])})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{file} does not describe a head that this version knows ({', '.join(HEADS)}). Use the version of "
+            "Tunesmith that wrote it, or remove the file if another program did."
+        ) from None
     return head

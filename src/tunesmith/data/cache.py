@@ -1,7 +1,7 @@
 """A cache of tokenized rows. The key covers everything that decides the tokens, so a stale hit is impossible.
 
 The key covers the bytes of the data files and their names, the tokenizer with its template, the recipe's data section
-and objective, the source code of this package's data path and objectives, and the versions of the libraries that
+and objective, the source code of this package's data path, objectives and heads, and the versions of the libraries that
 render and tokenize.
 """
 
@@ -69,10 +69,13 @@ def _parts_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _code_fingerprint() -> str:
-    """SHA-256 of the source of what makes token tables: the data path, objectives (rendering), heads (truncation)."""
+    """SHA-256 of the source of what makes token tables: the data path, objectives (rendering), heads (truncation), and
+    what the last two inherit."""
     package = Path(__file__).parent.parent
+    files = [file for room in ("data", "heads", "objectives") for file in (package / room).glob("*.py")]
+    files += [package / "config" / "head.py", package / "config" / "registry.py"]
     digest = hashlib.sha256()
-    for file in sorted(file for room in ("data", "heads", "objectives") for file in (package / room).glob("*.py")):
+    for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

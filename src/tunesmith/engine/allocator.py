@@ -67,8 +67,8 @@ def arena() -> ctypes.CDLL | None:
     """The compiled arena, not yet active. None on systems other than Linux, without a C++ compiler, if compiling fails,
     or with `TUNESMITH_ARENA=0` in the environment.
 
-    The installation compiles it next to its source. For another version of PyTorch it is compiled here, once, also in
-    the cache directory if the source directory is not writable.
+    The installation compiles it next to its source. For another version of PyTorch it is compiled here, once: next to
+    the source, or in the cache directory if that is not writable.
     """
     if sys.platform != "linux" or os.environ.get("TUNESMITH_ARENA") == "0":
         return None

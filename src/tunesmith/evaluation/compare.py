@@ -126,7 +126,7 @@ def _trial(directory: Path, rows: int, sampling: Sampling, events: Events) -> tu
             f"{directory} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
         )
     tasks = (
-        _tasks(recipe.data, rows)
+        _tasks(recipe.data, recipe.objective.formats, rows)
         if recipe.objective.head.generates_text
         else _texts(recipe.data, recipe.objective, prepared.held_out)
     )
@@ -244,19 +244,19 @@ def _predictions(
 
 def _texts(data: Data, objective: ObjectiveConfig, table: TokenTable) -> list[Task]:
     """Every held-out text with its target as text; none if targets have no text form."""
+    expected = [objective.head.describe_target(table.targets_of(row)) for row in range(len(table))]
+    if None in expected:
+        return []
     texts = {str(example.source): str(example.text) for example in held_out_examples(data, objective.formats)}
-    tasks = []
-    for row in range(len(table)):
-        source = str(table.source(row))
-        expected = objective.head.describe_target(table.targets_of(row))
-        if expected is None:
-            return []
-        tasks.append(Task(({"role": "user", "content": texts[source]},), expected, source))
-    return tasks
+    sources = [str(table.source(row)) for row in range(len(table))]
+    return [
+        Task(({"role": "user", "content": texts[source]},), str(target), source)
+        for source, target in zip(sources, expected, strict=True)
+    ]
 
 
-def _tasks(data: Data, rows: int) -> list[Task]:
-    chats = [example for example in held_out_examples(data, ()) if example.messages is not None]
+def _tasks(data: Data, formats: Sequence[str], rows: int) -> list[Task]:
+    chats = [example for example in held_out_examples(data, formats) if example.messages is not None]
     return [_task(chats[index]) for index in _spread(len(chats), rows)]
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTraine
 from tunesmith.config.head import Head, write_head
 from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
+from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction, inputs_of
 from tunesmith.heads.sentence_transformers_format import STEPS, write_steps
 from tunesmith.heads.sequence_classification import most_likely
@@ -76,8 +77,7 @@ class EmbeddingHead(Head):
         return functional.normalize(vectors, dim=-1) if self.normalized else vectors
 
     def outputs(self, model: PreTrainedModel, batch: Batch, classifier: nn.Linear | None = None) -> Tensor:
-        vectors = self.vectors(model, batch)
-        return vectors if classifier is None else torch.softmax(classifier(vectors.cpu()), -1)
+        return self.vectors(model, batch)
 
     def log_probabilities(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return torch.zeros(len(batch.rows), 1)
@@ -108,10 +108,19 @@ class EmbeddingClassifierHead(EmbeddingHead):
     def metrics(self) -> tuple[str, ...]:
         return ("accuracy", "macro_f1", "calibration_error")
 
+    def outputs(self, model: PreTrainedModel, batch: Batch, classifier: nn.Linear | None = None) -> Tensor:
+        """Probabilities; before the classifier is fitted, vectors."""
+        vectors = self.vectors(model, batch)
+        return vectors if classifier is None else torch.softmax(classifier(vectors.cpu()), -1)
+
     def predict(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, classifier: nn.Linear | None = None
     ) -> list[Prediction]:
-        assert classifier is not None
+        if classifier is None:
+            raise UserError(
+                "The model is stored as a classifier of vectors, but the classifier is missing (a directory named "
+                "2_Dense or 3_Dense). Copy the complete directory of the model."
+            )
         probabilities = torch.softmax(classifier(self.vector(model, tokenizer, text).cpu()), -1)
         return most_likely(probabilities.numpy(), self.labels)
 
