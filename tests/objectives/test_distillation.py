@@ -97,7 +97,8 @@ def test_loss_and_gradient_on_packed_rows_equal_those_of_full_logits(
     table = prepare(recipe, load_tokenizer(recipe.base)).train
     model = load_model(recipe.base, torch.float32)
     use_document_attention(model)
-    objective = recipe.objective.build(model, recipe.base, ModelReference.find)
+    teacher = ModelReference.find(recipe.objective.teacher)
+    objective = recipe.objective.build([teacher.packing_model(model.dtype, model.device)])
     batch = collate(table, range(5))
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", 16)
     assert batch.loss_tokens > 16 < CHUNK

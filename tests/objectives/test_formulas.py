@@ -25,7 +25,6 @@ from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
 from tunesmith.heads.token_classification import TokenClassificationHead
 from tunesmith.inference.model_reference import ModelReference
-from tunesmith.objectives.distillation import DistillationLoss
 from tunesmith.objectives.embedding import _positives, roles
 from tunesmith.objectives.few_shot import fitted_classifier
 from tunesmith.objectives.labels import check_weights, count_labels, label_index
@@ -563,7 +562,7 @@ def test_teacher_that_does_not_generate_text_is_refused(tmp_path: Any) -> None:
     with pytest.raises(
         UserError, match=f"objective.teacher: {tmp_path} does not generate text. Use a causal language model instead."
     ):
-        objective_of("distillation", teacher=str(tmp_path)).build(small_model(), Base(), ModelReference.find)
+        objective_of("distillation", teacher=str(tmp_path)).check_reference(ModelReference.find(str(tmp_path)), Base())
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 512])
@@ -573,7 +572,7 @@ def test_distillation_loss_is_hintons_for_any_chunk_size_and_vocabulary_size(
     monkeypatch.setattr("tunesmith.models.forward.CHUNK", chunk)
     student, teacher = small_model(), small_model("gpt2", vocab_size=70)
     objective = objective_of("distillation", teacher="t", temperature=2.5, label_weight=0.3)
-    objective = DistillationLoss(objective, teacher)
+    objective = objective.build([teacher])
     student_logits, teacher_logits = (
         torch.cat([logits[:-1, :64] for logits in logits_alone(model)]) for model in (student, teacher)
     )

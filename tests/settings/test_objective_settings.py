@@ -401,7 +401,9 @@ def test_the_distillation_loss_follows_its_formula(
     model = load_model(Base(path=str(tiny_model)), torch.float32)
     use_document_attention(model)
     objective = objective_of("distillation", teacher=str(teachers[which]), **values)
-    built = objective.build(model, Base(path=str(tiny_model)), ModelReference.find)
+    reference = ModelReference.find(str(teachers[which]))
+    objective.check_reference(reference, Base(path=str(tiny_model)))
+    built = objective.build([reference.packing_model(model.dtype, model.device)])
     loss_mask = [[1, 3, 4], [2], [1, 2], [4, 5, 6]]
     teacher = AutoModelForCausalLM.from_pretrained(teachers[which])
     student_logits, teacher_logits = (

@@ -4,7 +4,7 @@ All are looked up by `kind`. A new one takes one file and one line here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
@@ -198,17 +198,23 @@ class ObjectiveConfig(Strict, ABC):
     def render(self, renderer: Any, example: Any) -> list[Any]:
         """Turn an `Example` into `Rendering`s, whose loss spans this objective trains on."""
 
+    def check_reference(self, reference: Any, base: Any) -> None:  # most objectives have none
+        """Check a model of `reference_paths`, before it is loaded.
+
+        Args:
+            reference: an `inference.model_reference.ModelReference`.
+            base: the `Base` of the trained model.
+
+        Raises:
+            UserError: the objective cannot learn from it.
+        """
+
     @abstractmethod
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> Any:
+    def build(self, references: Sequence[Any] = ()) -> Any:
         """Make the `tunesmith.objectives.objective.Objective` that computes the losses.
 
         Args:
-            model: the one to train. Without it, the objective only evaluates.
-            base: the `Base` that it was loaded from.
-            find: finds other models by name, as `inference.model_reference.ModelReference.find`.
-
-        Raises:
-            UserError: the objective does not work with this model.
+            references: the models of `reference_paths`, loaded. Without them, the objective only evaluates.
         """
 
 

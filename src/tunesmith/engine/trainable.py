@@ -77,7 +77,12 @@ def make_trainable(
         UserError: the model does not support a setting of the recipe.
     """
     recipe.objective.initialize_head(model)
-    objective = recipe.objective.build(model, recipe.base, find)
+    references = [find(path) for path in recipe.objective.reference_paths]
+    for reference in references:
+        recipe.objective.check_reference(reference, recipe.base)
+    objective: Objective = recipe.objective.build(
+        [reference.packing_model(model.dtype, model.device) for reference in references]
+    )
     trained = recipe.method.apply(model, recipe.train.seed)
     if recipe.train.neftune_alpha is not None:
         if has_prompt(trained) and not has_prefix(trained):
@@ -185,7 +190,17 @@ def cap_max_length(recipe: Recipe) -> Recipe:
 
 
 def with_known_features(head: Head, model: PreTrainedModel, prepared: Prepared, tokens_per_batch: int) -> Prepared:
-    """If only the head is trained, compute what it reads of each row once."""
+    """If only the head is trained, compute what it reads of each row once.
+
+    Args:
+        head: of the model.
+        model: ready to train.
+        prepared: the rows of both sides.
+        tokens_per_batch: the most tokens in a batch of this computation.
+
+    Returns:
+        The rows with these features, or as they are.
+    """
     if not head.reads_features(model):
         return prepared
     train, held_out = (

@@ -51,8 +51,18 @@ class NewHead(Head):
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: index for index, label in enumerate(self.labels)}
 
+    @torch.no_grad()
     def initialize(self, model: PreTrainedModel, missing: Sequence[str], is_stored: bool, seed: int) -> None:
-        initialize_head(model, missing, is_stored, seed)
+        """Random weights, also for a pooler that the head reads if the base does not store one. Such a pooler is
+        recorded in `model.new_modules`, so that it is trained and saved with the head. Its weights do not depend on the
+        seed, so that loading the base again gives the same pooler."""
+        pooler = f"{model.base_model_prefix}.pooler"
+        new = [pooler] if any(name.startswith(f"{pooler}.") for name in missing) else []
+        torch.manual_seed(0)
+        _initialize([model.get_submodule(name) for name in new], model)
+        torch.manual_seed(seed)
+        _initialize([] if is_stored else [model.get_submodule(name) for name in head_names(model)], model)
+        model.new_modules = new
 
     def save(
         self, directory: Path, model: PreTrainedModel, max_length: int, classifier: nn.Linear | None = None
@@ -91,28 +101,6 @@ def last_linear(model: PreTrainedModel) -> nn.Linear:
 def head_parameters(model: PreTrainedModel) -> int:
     """Number of parameters in a new head; 0 if there is none."""
     return sum(parameter.numel() for name in head_names(model) for parameter in model.get_submodule(name).parameters())
-
-
-@torch.no_grad()
-def initialize_head(model: PreTrainedModel, missing: Sequence[str], is_stored: bool, seed: int) -> None:
-    """Initialize a new head at random, and also a pooler that the head reads if the base does not store one.
-
-    Such a pooler is recorded in `model.new_modules`, so that it is trained and saved with the head.
-
-    Args:
-        model: the model as loaded.
-        missing: names of parameters that the base does not store.
-        is_stored: whether the base has this head already. Then the head is kept.
-        seed: of the head's weights. A pooler's weights do not depend on it, so that loading the base again gives the
-            same pooler.
-    """
-    pooler = f"{model.base_model_prefix}.pooler"
-    new = [pooler] if any(name.startswith(f"{pooler}.") for name in missing) else []
-    torch.manual_seed(0)
-    _initialize([model.get_submodule(name) for name in new], model)
-    torch.manual_seed(seed)
-    _initialize([] if is_stored else [model.get_submodule(name) for name in head_names(model)], model)
-    model.new_modules = new
 
 
 def _initialize(modules: Iterable[nn.Module], model: PreTrainedModel) -> None:

@@ -1,6 +1,6 @@
 """Text classification: one of several labels per text, from an encoder's first token or a decoder's last."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -62,7 +62,7 @@ class Classification(NewHeadConfig):
         target = label_index(str(example.label), self.labels or [], example.source)
         return [Rendering(example.text or "", (), targets=(target,))]
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "ClassificationLoss":
+    def build(self, references: Sequence[Any] = ()) -> "ClassificationLoss":
         return ClassificationLoss(weights_of(self.class_weights, self.labels), self.label_smoothing)
 
 

@@ -4,7 +4,7 @@ To train on the teacher's answers alone, without its probabilities, write them w
 `instruction` objective.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -55,17 +55,10 @@ class Distillation(ObjectiveConfig):
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         return renderer.render(example, learn=self.learn)
 
-    def build(
-        self, model: PreTrainedModel | None = None, base: Base | None = None, find: Callable[[str], Any] | None = None
-    ) -> "DistillationLoss":
-        """Load the teacher on the student's device, in the student's precision.
-
-        Raises:
-            UserError: the teacher has a different vocabulary, or does not generate text.
+    def check_reference(self, reference: Any, base: Base) -> None:
+        """Raises:
+        UserError: the teacher has a different vocabulary, or does not generate text.
         """
-        if model is None or base is None or find is None:
-            return DistillationLoss(self)
-        reference = find(self.teacher)
         if not reference.head.generates_text:
             raise UserError(
                 f"objective.teacher: {self.teacher} does not generate text. Use a causal language model instead."
@@ -76,16 +69,18 @@ class Distillation(ObjectiveConfig):
                 "probabilities cannot be compared. Train on the teacher's answers instead: "
                 f"tunesmith answer {self.teacher} FILE --output answers.jsonl"
             )
-        return DistillationLoss(self, reference.packing_model(model.dtype, model.device))
+
+    def build(self, references: Sequence[PreTrainedModel] = ()) -> "DistillationLoss":
+        return DistillationLoss(self, references)
 
 
 class DistillationLoss(Objective):
     """The distance to the teacher's distribution. Evaluation is the next-token loss on the rows' own tokens, so that a
     student compares with other language models; it needs no teacher."""
 
-    def __init__(self, config: Distillation, teacher: PreTrainedModel | None = None) -> None:
+    def __init__(self, config: Distillation, references: Sequence[PreTrainedModel] = ()) -> None:
         self.config = config
-        self.reference_models = () if teacher is None else (teacher,)
+        self.reference_models = tuple(references)
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         (teacher,) = self.reference_models

@@ -1,5 +1,6 @@
 """Text embedding: one vector per text, close to the vectors of matching texts, for search and similarity."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,7 +43,7 @@ class Embedding(Contrastive):
         documents = (self.document_prefix + text for text in example.others)
         return [Rendering("", (), targets=(), parts=(self.query_prefix + (example.text or ""), *documents))]
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "InBatchLoss":
+    def build(self, references: Sequence[Any] = ()) -> "InBatchLoss":
         return InBatchLoss(self.head, self.temperature)
 
 

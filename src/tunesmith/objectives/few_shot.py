@@ -6,7 +6,7 @@ the cost of encoding each row once (Khosla et al. 2020).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -76,7 +76,7 @@ class FewShot(Contrastive):
         target = label_index(str(example.label), self.labels or [], example.source)
         return [Rendering(example.text or "", (), targets=(target,))]
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "SameClassLoss":
+    def build(self, references: Sequence[Any] = ()) -> "SameClassLoss":
         return SameClassLoss(self.head, self.temperature)
 
 

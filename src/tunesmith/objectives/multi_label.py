@@ -1,6 +1,6 @@
 """Multi-label classification: any number of labels per text, each with an independent probability."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -60,7 +60,7 @@ class MultiLabel(NewHeadConfig):
         present = {label_index(name, labels, example.source, "one of its labels") for name in names}
         return [Rendering(example.text or "", (), targets=tuple(float(n in present) for n in range(len(labels))))]
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "MultiLabelLoss":
+    def build(self, references: Sequence[Any] = ()) -> "MultiLabelLoss":
         return MultiLabelLoss(weights_of(self.class_weights, self.labels))
 
 

@@ -1,6 +1,7 @@
 """The next-token loss that the text-generation objectives share."""
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class NextToken(ObjectiveConfig, ABC):
     def head(self) -> Head:
         return CausalLMHead()
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "NextTokenLoss":
+    def build(self, references: Sequence[Any] = ()) -> "NextTokenLoss":
         return NextTokenLoss(self.label_smoothing, self.z_loss)
 
 

@@ -1,7 +1,7 @@
 """Text regression: one value per text, such as a rating, a similarity or a price."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -84,7 +84,7 @@ class Regression(NewHeadConfig):
         assert isinstance(example.label, float)
         return [Rendering(example.text or "", (), targets=(example.label,))]
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "RegressionLoss":
+    def build(self, references: Sequence[Any] = ()) -> "RegressionLoss":
         return RegressionLoss(self.spread or 1.0)
 
 

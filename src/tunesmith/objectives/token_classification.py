@@ -1,6 +1,6 @@
 """Token classification: one tag per word, such as named entities or parts of speech."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -52,7 +52,7 @@ class TokenClassification(NewHeadConfig):
         tags = tuple(float(label_index(tag, self.labels or [], example.source, "a tag")) for *_, tag in spans)
         return [Rendering(example.text or "", tuple((start, end) for start, end, _ in spans), targets=tags)]
 
-    def build(self, model: Any = None, base: Any = None, find: Any = None) -> "TokenClassificationLoss":
+    def build(self, references: Sequence[Any] = ()) -> "TokenClassificationLoss":
         return TokenClassificationLoss()
 
 
