@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bytewise import byte_tokenizer
 from families import ENCODER_DECODERS, config_of
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tunesmith.config.head import Head
 from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
@@ -65,6 +67,18 @@ def small_model(
     model = model.to(dtype)
     use_document_attention(model)
     return model
+
+
+def stored_base(
+    directory: Path, family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **more: Any
+) -> Path:
+    """A small model with random weights and its tokenizer, saved in a directory. Returns the directory."""
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(seed)
+    config = config_of(family, len(tokenizer), eos_token_id=tokenizer.eos_token_id, **more)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def own_forward(model: Any) -> Any:

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bytewise import byte_tokenizer
-from families import config_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from small_models import batch_of, small_model
+from small_models import batch_of, small_model, stored_base
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -32,21 +30,18 @@ CPU = torch.device("cpu")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory as after training on a base in nf4; the adapter has random values."""
     directory = tmp_path_factory.mktemp("quantized")
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = config_of("llama", len(tokenizer), initializer_range=0.2)
-    model = AutoModelForCausalLM.from_config(config).bfloat16()
-    model.save_pretrained(directory / "base")
-    tokenizer.save_pretrained(directory / "base")
+    base = stored_base(directory / "base", dtype=torch.bfloat16, initializer_range=0.2)
     rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(12)]
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values = {
-        "base": {"path": str(directory / "base"), "weights": "nf4"},
+        "base": {"path": str(base), "weights": "nf4"},
         "data": {"train": str(directory / "rows.jsonl"), "held_out": 0.5, "cache": False},
     }
     (directory / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
+    torch.manual_seed(1)
     peft_model = get_peft_model(
-        model.float(), LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        AutoModelForCausalLM.from_pretrained(base).float(),
+        LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
     )
     peft_model.save_pretrained(directory / "adapter")
     return directory

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from bytewise import byte_tokenizer
-from families import config_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.model import LoraModel
 from safetensors.torch import load_file, save_file
+from small_models import stored_base
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,15 +33,6 @@ LAYERS = {
     "gpt2": ("transformer.h.1.attn.c_attn", "transformer.h.0.mlp.c_proj"),
 }
 SCALE = 1.5
-
-
-def base_at(directory: Path, family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(seed)
-    config = config_of(family, len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def adapter_at(directory: Path, base: Path, seed: int = 1, **changes: Any) -> Path:
@@ -65,11 +56,11 @@ def delta(adapter: Path, layer: str) -> Tensor:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("bases")
     made = {
-        f"{family} in {name}": base_at(directory / f"{family}-{name}", family, dtype)
+        f"{family} in {name}": stored_base(directory / f"{family}-{name}", family, dtype)
         for family in TARGETS
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
-    return made | {"another": base_at(directory / "another", seed=5)}
+    return made | {"another": stored_base(directory / "another", seed=5)}
 
 
 # Merging

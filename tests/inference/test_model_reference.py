@@ -9,6 +9,7 @@ from bytewise import byte_tokenizer
 from families import config_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from small_models import stored_base
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import UserError
@@ -22,12 +23,10 @@ CPU = torch.device("cpu")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base`; `adapter`, saved by PEFT; `run`, which contains the adapter; `full`, a run that trained all weights."""
     directory = tmp_path_factory.mktemp("models")
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).bfloat16()
     for name in ("base", "full/model"):
-        model.save_pretrained(directory / name)
-        tokenizer.save_pretrained(directory / name)
+        stored_base(directory / name, dtype=torch.bfloat16)
+    tokenizer = byte_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(directory / "base")
     peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     for name in ("adapter", "run/adapter"):
         peft_model.save_pretrained(directory / name)

@@ -153,7 +153,7 @@ def test_a_gated_feed_forward_is_fused_only_with_the_activation_that_it_has(act:
     torch.testing.assert_close(module(x), before)
 
 
-def test_layers_are_told_apart_by_what_they_compute_also_if_all_have_one_size() -> None:
+def test_layers_are_distinguished_by_what_they_compute_also_if_all_have_one_size() -> None:
     module = Gated(nn.SiLU(), size=20)
     x = torch.randn(5, 20)
     before = module(x)

@@ -223,7 +223,7 @@ def test_a_plan_within_a_limit_is_applied_before_its_batch_is_tried(
 # The pass over the largest batch
 
 
-def test_memory_that_runs_out_in_the_first_pass_halves_the_batch(tmp_path: Path) -> None:
+def test_memory_that_runs_out_in_the_first_pass_splits_the_batch_in_two(tmp_path: Path) -> None:
     loop, events, objective = one_step_of(4, tmp_path, out_of_memory())
     time_of(loop, [0, 1, 2, 3])
     assert list(dict.fromkeys(objective.taken)) == [(0, 1, 2, 3), (0, 1)]

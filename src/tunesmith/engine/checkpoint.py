@@ -52,6 +52,15 @@ class LoopState:
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:
     """Write `directory/step-NNNNNN` and remove all but the newest `keep` checkpoints and the best one.
 
+    Args:
+        directory: of the run's checkpoints.
+        tensors: by name: master weights and optimizer states.
+        state: the progress of the loop.
+        keep: how many of the newest checkpoints are kept.
+
+    Returns:
+        The checkpoint's directory.
+
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are unchanged.
     """

@@ -33,6 +33,17 @@ def save_output(
 
     An embedding model also gets the files that sentence-transformers reads, with its classifier if it has one.
 
+    Args:
+        run: whose directory gets the result.
+        model: as trained; its weights are replaced by those that are written.
+        masters: the trained weights in fp32.
+        tokenizer: of the training, with its chat template.
+        recipe: of the run.
+        classifier: of the model's vectors, if the objective fitted one.
+
+    Returns:
+        The directory that was written.
+
     Raises:
         UserError: it cannot be written; the run's checkpoints are intact.
     """

@@ -28,8 +28,8 @@ class Inputs:
 
     Attributes:
         arguments: of its forward.
-        places: (width,) int64: the position of each of the batch's tokens in the concatenated rows that the model sees.
-            For a padded batch, without the document that only fills the batch.
+        positions: (width,) int64: the position of each of the batch's tokens in the concatenated rows that the model
+            sees. For a padded batch, without the document that only fills the batch.
         starts: (documents,) int64: the position there of each document's first token, or first virtual token.
     """
 

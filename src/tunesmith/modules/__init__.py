@@ -1,1 +1,1 @@
-"""Layers that are put into models: fused ones, quantized ones, adapters, noise."""
+"""Layers that are put into models: fused ones, quantized ones, bottleneck adapters, NEFTune."""

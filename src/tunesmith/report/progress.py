@@ -36,7 +36,8 @@ LINES = 10
 
 class Progress:
     """A subscriber that prints a run's events and a live progress bar; outside a terminal, a line each tenth of the
-    way. Other operations have a bar for each `what` of their `progress` events; it is removed at the end."""
+    way. Other operations have a bar for each `what` of their `progress` events, only in a terminal, and removed at the
+    end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
