@@ -16,7 +16,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.heads.causal_lm import CausalLMHead
-from tunesmith.inference.held_out import measure_of
+from tunesmith.inference.held_out import held_out_evaluation
 from tunesmith.run import Event, Events
 
 CPU = torch.device("cpu")
@@ -123,7 +123,7 @@ def loop_over(
         model=model,
         objective=losses,
         batches=batches,
-        held_out=measure_of(model, losses, CausalLMHead(), table_of(held_out), train.evaluate_rows),
+        held_out=held_out_evaluation(model, losses, CausalLMHead(), table_of(held_out), train.evaluate_rows),
         masters=MasterWeights(model.named_parameters(), train),
         train=train,
         total_steps=steps,

@@ -235,14 +235,14 @@ class Run:
         return cls(path)
 
     @property
-    def whole(self) -> Path:
+    def pipeline_directory(self) -> Path:
         """The directory of the pipeline that the run belongs to, or its own."""
         return self.directory.parent if (self.directory.parent / PIPELINE_FILE).exists() else self.directory
 
     @property
     def stages(self) -> list[Path]:
         """The directories of the started stages of its pipeline, or its own."""
-        return _started(self.whole) or [self.directory]
+        return _started(self.pipeline_directory) or [self.directory]
 
     @property
     def output(self) -> Path | None:

@@ -12,7 +12,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.check import fault
+from tunesmith.data.check import find_problem
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer, Rendering, source_text
 from tunesmith.data.show import Piece, Shown, show
@@ -128,8 +128,8 @@ def test_a_document_has_the_bos_of_the_tokenizer_and_an_end_of_document(adds_bos
     inner = tokenizer("ab <|eot_id|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert ids.tolist() == [*first, *inner, eos]
     assert loss_mask.tolist() == [False] * len(first) + [True] * (len(inner) + 1)
-    assert fault(renderer, rendering, (ids, loss_mask)) is None
-    reason = fault(renderer, rendering, (np.insert(ids, 0, bos), np.insert(loss_mask, 0, False)))
+    assert find_problem(renderer, rendering, (ids, loss_mask)) is None
+    reason = find_problem(renderer, rendering, (np.insert(ids, 0, bos), np.insert(loss_mask, 0, False)))
     count = int(adds_bos)
     assert reason == f"it has {1 + count} beginning-of-sequence tokens, but the template writes {count}"
 
@@ -268,13 +268,13 @@ def test_a_tool_call_that_the_template_drops_is_refused_by_name() -> None:
 def test_labeled_and_compared_texts_that_would_teach_nothing_are_faults(
     rendering: Rendering, reason: str | None
 ) -> None:
-    assert fault(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0]) == reason
+    assert find_problem(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0]) == reason
 
 
 def test_white_space_after_the_end_of_a_turn_is_ignored() -> None:
     def fault_of(text: str, *loss_spans: tuple[int, int]) -> str | None:
         rendering = Rendering(text, tuple(loss_spans))
-        return fault(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0])
+        return find_problem(RENDERER, rendering, RENDERER.tokenize_many([rendering])[0])
 
     stop = "the end of the answer's turn has no loss, so the model would not learn to stop"
     assert fault_of("a<|im_end|>\n \n", (0, 14)) is None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stock_templates import STOCK, TWINS, stock, tokenizer_with
 
-from tunesmith.data.check import fault
+from tunesmith.data.check import find_problem
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
@@ -243,7 +243,7 @@ def test_the_prompt_is_a_prefix_and_the_rest_has_loss_for_any_content(name, ques
     assert ids[: len(prompt)].tolist() == prompt
     assert not loss_mask[: len(prompt)].any()
     assert loss_mask[len(prompt)]
-    assert fault(renderer, rendering, (ids, loss_mask)) is None
+    assert find_problem(renderer, rendering, (ids, loss_mask)) is None
 
 
 RENDERERS: dict = {}

@@ -27,7 +27,7 @@ from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.output import save_output
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
-from tunesmith.inference.held_out import held_out_losses, measure_of
+from tunesmith.inference.held_out import held_out_evaluation, held_out_losses
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Event, Events, Run
@@ -307,7 +307,7 @@ def make_loop(recipe: Recipe, directory: Path, rows: int, steps: int = 3) -> tup
         model=model,
         objective=objective,
         batches=batches,
-        held_out=measure_of(model, objective, recipe.objective.head, prepared.held_out, None),
+        held_out=held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, None),
         masters=MasterWeights(model.named_parameters(), recipe.train),
         train=recipe.train,
         total_steps=steps,

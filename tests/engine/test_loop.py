@@ -23,7 +23,7 @@ from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import trainable_model
-from tunesmith.inference.held_out import measure_of
+from tunesmith.inference.held_out import held_out_evaluation
 from tunesmith.models.load import load_tokenizer
 from tunesmith.run import Event, Events
 
@@ -159,7 +159,7 @@ def poisoned_loop(
         model=model,
         objective=Poisoned(objective, steps, value, in_gradient),  # type: ignore[arg-type]
         batches=batches,
-        held_out=measure_of(model, objective, recipe.objective.head, prepared.held_out, None),
+        held_out=held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, None),
         masters=MasterWeights(model.named_parameters(), recipe.train),
         train=recipe.train,
         total_steps=5,

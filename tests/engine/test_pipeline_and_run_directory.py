@@ -238,10 +238,10 @@ def test_stages_are_ordered_by_number_and_the_last_started_one_is_opened(tmp_pat
     (directory / PIPELINE_FILE).write_text("stages: [{}, {}, {}, {}]\n", encoding="utf-8")
     assert last_stage(directory) == directory / "10-j"
     assert Run.open(directory).directory == directory / "10-j"
-    assert Run.open(directory).whole == directory
+    assert Run.open(directory).pipeline_directory == directory
     assert Run.open(directory / "2-b").stages == [directory / name for name in ("1-a", "2-b", "9-i-i", "10-j")]
     assert resolve_run(directory) == directory / "10-j"
-    assert Run(tmp_path / "alone").whole == tmp_path / "alone"
+    assert Run(tmp_path / "alone").pipeline_directory == tmp_path / "alone"
     assert Run(tmp_path / "alone").stages == [tmp_path / "alone"]
 
 

@@ -62,7 +62,7 @@ def test_a_stage_starts_from_the_previous_stages_weights(first, second, base_kin
 def test_a_pipeline_is_named_after_its_stages_and_used_by_its_directory(pipeline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     last = train(pipeline(FULL, LORA))
-    directory = last.whole
+    directory = last.pipeline_directory
     assert directory.parent == tmp_path / "runs"
     assert directory.name.endswith("-llama-s0-s1")
     assert Run.open(directory).directory == last.directory

@@ -324,8 +324,8 @@ def test_a_classification_loss_has_no_perplexity(tmp_path: Path) -> None:
     loop, events = loop_over(tmp_path, [(1.0, 2.0)], objective=SquaredErrors([0.7]), held_out=[(1.0, 1.0)])
     loop.evaluate()
     assert events[0]["perplexity"] == pytest.approx(math.exp(0.7), rel=1e-6)
-    assert CausalLMHead().loss_figures(800.0) == {"perplexity": pytest.approx(math.exp(700.0))}, "not infinite"
-    assert SequenceClassificationHead(("no", "yes")).loss_figures(0.7) == {}
+    assert CausalLMHead().loss_metrics(800.0) == {"perplexity": pytest.approx(math.exp(700.0))}, "not infinite"
+    assert SequenceClassificationHead(("no", "yes")).loss_metrics(0.7) == {}
 
 
 def test_class_names_are_saved_beside_an_adapter_and_in_a_models_config(encoder: Path, tmp_path: Path) -> None:

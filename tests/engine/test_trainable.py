@@ -102,7 +102,7 @@ def test_a_new_head_has_its_own_learning_rate(bert: Path) -> None:
 
 
 def test_only_the_last_layer_of_a_head_scales_its_rate_with_the_outputs(bert: Path) -> None:
-    objective = {"kind": "regression", "mean": 5.0, "spread": 40.0}
+    objective = {"kind": "regression", "mean": 5.0, "std": 40.0}
     recipe = recipe_of(bert, "full", objective)
     assert recipe.objective.output_scale == 40.0
     model, _ = trainable_model(recipe, torch.float32, CPU)

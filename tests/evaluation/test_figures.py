@@ -248,13 +248,13 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
     assert set(found["base"]["metrics"]) == set(found["tuned"]["metrics"]) == set(scores_by_hand) == set(METRICS)
     for name, pair in scores_by_hand.items():
         before, after = map(np.array, pair)
-        assert found["base"]["metrics"][name] == figure_of(before, METRICS[name].described), name
-        assert found["tuned"]["metrics"][name] == figure_of(after, METRICS[name].described), name
+        assert found["base"]["metrics"][name] == figure_of(before, METRICS[name].title), name
+        assert found["tuned"]["metrics"][name] == figure_of(after, METRICS[name].title), name
         value, ends = change_with_interval(before * 1.0, after * 1.0)
         assert found["differences"][name] == {"value": pytest.approx(value), "interval": pytest.approx(ends)}, name
         assert value == pytest.approx(after.mean() - before.mean())
         assert value > 0
-    titles = [found["base"]["metrics"][name]["described"] for name in ("rouge_l", "first_word", "exact_match")]
+    titles = [found["base"]["metrics"][name]["title"] for name in ("rouge_l", "first_word", "exact_match")]
     assert titles == ["word overlap", "first word correct", "exact match"]
     indices = [0, 2, 3, 4, 6]  # five, evenly spaced
     assert found["samples"] == [
@@ -269,9 +269,9 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
     ]
 
 
-def figure_of(values: Values, described: str) -> dict[str, Any]:
+def figure_of(values: Values, title: str) -> dict[str, Any]:
     value, ends = mean_with_interval(values * 1.0)
-    return {"value": pytest.approx(value), "interval": pytest.approx(ends), "described": described}
+    return {"value": pytest.approx(value), "interval": pytest.approx(ends), "title": title}
 
 
 def class_predictions(outputs: Any, targets: Any, labels: str = "abc") -> Predictions:
@@ -287,7 +287,7 @@ def test_prediction_metrics_have_each_sides_figures_and_tuned_minus_base() -> No
     tasks = [task(number, "b") for number in range(4)]
     head = SequenceClassificationHead(("a", "b", "c"))
     found = summarize(Side(losses, texts[0], before), Side(losses, texts[1], after), tasks, head)
-    accuracy = {"described": "accuracy", "better": 1, "unit": "%"}
+    accuracy = {"title": "accuracy", "better": 1, "unit": "%"}
     for side, value in (("base", 0.25), ("tuned", 0.75)):
         figure = found[side]["metrics"]["accuracy"]
         theirs = binomtest(round(4 * value), 4).proportion_ci(method="wilson")
@@ -318,7 +318,7 @@ def test_differences_of_prediction_metrics_resample_the_same_rows() -> None:
     error = found["base"]["metrics"]["root_mean_square_error"]
     assert found["tuned"]["metrics"]["root_mean_square_error"]["value"] == 0.0
     assert error == {"value": error["value"], "interval": error["interval"], "better": -1, "unit": ""} | {
-        "described": "root mean square error"
+        "title": "root mean square error"
     }
     low, high = error["interval"]
     assert 0 < low < error["value"] < high
@@ -646,5 +646,5 @@ TITLES = {
 
 
 def test_prediction_metrics_have_a_short_title_and_a_longer_explanation() -> None:
-    assert {name: metric.described for name, metric in PREDICTION_METRICS.items()} == TITLES
-    assert all(len(metric.described) < len(metric.explained) for metric in PREDICTION_METRICS.values())
+    assert {name: metric.title for name, metric in PREDICTION_METRICS.items()} == TITLES
+    assert all(len(metric.title) < len(metric.explanation) for metric in PREDICTION_METRICS.values())

@@ -16,14 +16,14 @@ from peft.tuners.lora.model import LoraModel
 from safetensors.torch import load_file, save_file
 from small_models import stored_base
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tunesmith.config.head import read_head
 from tunesmith.errors import UserError
 from tunesmith.export.combine import PRUNED, combine
 from tunesmith.export.merge import merge
 from tunesmith.export.merged_model import merged_model, save_merged
-from tunesmith.heads.embedding import EmbeddingHead
+from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.model_reference import ModelReference
 
@@ -37,7 +37,10 @@ SCALE = 1.5
 
 def adapter_at(directory: Path, base: Path, seed: int = 1, **changes: Any) -> Path:
     """A LoRA adapter with random values, saved by PEFT."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return random_adapter(directory, AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), seed, **changes)
+
+
+def random_adapter(directory: Path, model: PreTrainedModel, seed: int, **changes: Any) -> Path:
     family = model.config.model_type
     torch.manual_seed(seed)
     settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS[family], "fan_in_fan_out": family == "gpt2"}
@@ -320,3 +323,39 @@ def test_adapters_that_cannot_be_combined_are_refused_with_a_reason(
         combine(names, tmp_path / "combined")
     with pytest.raises(UserError, match="cannot be written"):
         combine(names, tmp_path / "combined" / "adapter_config.json" / "deep")
+
+
+def embedding_adapter(
+    directory: Path, base: Path, head: EmbeddingHead, classifier: torch.nn.Linear | None = None
+) -> str:
+    model = AutoModel.from_pretrained(base, dtype=torch.float32)
+    head.save(random_adapter(directory, model, 1), model, 64, classifier)
+    return str(directory)
+
+
+def test_combined_embedding_adapters_pool_as_each_did(bases: dict[str, Path], tmp_path: Path) -> None:
+    head = EmbeddingHead(pooling="last", normalized=False)
+    names = [embedding_adapter(tmp_path / name, bases["llama in fp32"], head) for name in ("first", "second")]
+    combined = combine(names, tmp_path / "both")
+    assert ModelReference.find(str(combined)).head == head
+    assert json.loads((combined / "sentence_bert_config.json").read_text(encoding="utf-8"))["max_seq_length"] == 64
+
+
+def test_adapters_with_different_heads_or_a_fitted_classifier_are_not_combined(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = bases["llama in fp32"]
+    mean = embedding_adapter(tmp_path / "mean", base, EmbeddingHead())
+    last = embedding_adapter(tmp_path / "last", base, EmbeddingHead(pooling="last"))
+    text = str(adapter_at(tmp_path / "text", base))
+    head = EmbeddingClassifierHead(("no", "yes"))
+    fitted = [embedding_adapter(tmp_path / name, base, head, torch.nn.Linear(32, 2)) for name in ("one", "two")]
+    cases = [
+        ([mean, last], "last has another head (embedding) than"),
+        ([mean, text], "text has another head (causal_lm) than"),
+        (fitted, "one has a classifier that was fitted on its own vectors"),
+    ]
+    for names, message in cases:
+        with pytest.raises(UserError, match=re.escape(message)):
+            combine(names, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

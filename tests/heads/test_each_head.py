@@ -41,7 +41,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
-from tunesmith.heads.new_head import head_names, head_parameters, labels_of, last_linear
+from tunesmith.heads.new_head import head_names, head_parameters, labels_of, last_linear, peft_task_type
 from tunesmith.heads.no_head import NoHead
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.heads.sequence_classification import (
@@ -51,7 +51,6 @@ from tunesmith.heads.sequence_classification import (
     class_logits,
 )
 from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
-from tunesmith.methods.wrapping import _task_type
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_lm_head, first_hidden_states, next_token_losses, pool
 
@@ -68,24 +67,24 @@ FEW_SHOT = EmbeddingClassifierHead(CLASSES.labels)
 
 PROPERTIES: dict[str, dict[str, Any]] = {
     "none": {"auto_class": AutoModel},
-    "causal_lm": {"auto_class": AutoModelForCausalLM, "verbs": ("generate",), "generates_text": True},
-    "seq2seq_lm": {"auto_class": AutoModelForSeq2SeqLM, "verbs": ("generate",), "generates_text": True},
+    "causal_lm": {"auto_class": AutoModelForCausalLM, "commands": ("generate",), "generates_text": True},
+    "seq2seq_lm": {"auto_class": AutoModelForSeq2SeqLM, "commands": ("generate",), "generates_text": True},
     "sequence_classification": {
         "auto_class": AutoModelForSequenceClassification,
-        "verbs": ("classify",),
+        "commands": ("classify",),
         "is_new": True,
         "metrics": ("accuracy", "macro_f1", "calibration_error"),
     },
     "multi_label_classification": {
         "auto_class": AutoModelForSequenceClassification,
-        "verbs": ("classify",),
+        "commands": ("classify",),
         "is_new": True,
         "metrics": ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
     },
     "regression": {
         "auto_class": AutoModelForSequenceClassification,
         "labels": ("value",),
-        "verbs": ("classify",),
+        "commands": ("classify",),
         "is_new": True,
         "has_probabilities": False,
         "needs_fp32": True,
@@ -93,18 +92,18 @@ PROPERTIES: dict[str, dict[str, Any]] = {
     },
     "token_classification": {
         "auto_class": AutoModelForTokenClassification,
-        "verbs": ("classify",),
+        "commands": ("classify",),
         "is_new": True,
         "metrics": ("tag_accuracy",),
     },
     "embedding": {
         "auto_class": AutoModel,
-        "verbs": ("embed",),
+        "commands": ("embed",),
         "metrics": ("recall_at_1", "recall_at_10", "mean_reciprocal_rank"),
     },
     "embedding_classifier": {
         "auto_class": AutoModel,
-        "verbs": ("classify", "embed"),
+        "commands": ("classify", "embed"),
         "metrics": ("accuracy", "macro_f1", "calibration_error"),
     },
 }
@@ -113,7 +112,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_declares_its_model_commands_and_metrics(kind: str) -> None:
     head = named_kind(HEADS, kind)()
-    common = {"labels": (), "verbs": (), "is_new": False, "generates_text": False, "metrics": ()}
+    common = {"labels": (), "commands": (), "is_new": False, "generates_text": False, "metrics": ()}
     expected = {**common, "has_probabilities": True, "needs_fp32": False, **PROPERTIES[kind], "kind": kind}
     auto_class = expected.pop("auto_class")
     assert {name: getattr(head, name) for name in expected} == expected
@@ -128,10 +127,10 @@ def test_entities_are_measured_before_tags_if_a_tag_begins_an_entity() -> None:
 
 def test_only_a_language_model_has_a_perplexity_which_stays_finite() -> None:
     for head in (CausalLMHead(), Seq2SeqLMHead()):
-        assert head.loss_figures(2.0) == {"perplexity": pytest.approx(math.exp(2.0))}
-        assert head.loss_figures(1e4) == {"perplexity": pytest.approx(math.exp(700.0))}
+        assert head.loss_metrics(2.0) == {"perplexity": pytest.approx(math.exp(2.0))}
+        assert head.loss_metrics(1e4) == {"perplexity": pytest.approx(math.exp(700.0))}
     for head in (NoHead(), CLASSES, SEVERAL, RegressionHead(), TAGS, VECTORS, FEW_SHOT):
-        assert head.loss_figures(2.0) == {}
+        assert head.loss_metrics(2.0) == {}
 
 
 def test_a_family_without_the_head_is_refused_unless_its_own_code_has_it() -> None:
@@ -281,7 +280,7 @@ def test_the_length_of_a_row_for_vectors_is_that_of_its_longest_text() -> None:
     ids=str,
 )
 def test_rows_for_a_plan_have_the_loss_tokens_and_targets_of_real_ones(head: Head, targets: int | None) -> None:
-    table = head.rows_of([4, 1, 6])
+    table = head.dummy_rows([4, 1, 6])
     assert table.lengths.tolist() == [4, 1, 6]
     assert table.loss_tokens == (3 if targets else 3 + 0 + 5)
     for index, (ids, marks) in enumerate(table):
@@ -292,7 +291,7 @@ def test_rows_for_a_plan_have_the_loss_tokens_and_targets_of_real_ones(head: Hea
 
 
 def test_lengths_do_not_say_what_rows_of_tags_and_vectors_cost() -> None:
-    assert [head.rows_of([4, 6]) for head in (TAGS, VECTORS, FEW_SHOT, NoHead())] == [None] * 4
+    assert [head.dummy_rows([4, 6]) for head in (TAGS, VECTORS, FEW_SHOT, NoHead())] == [None] * 4
 
 
 # Heads
@@ -313,7 +312,7 @@ def test_new_head_modules_are_found(family: str, head: Head, heads: list[str], l
     model = small_model(family, head)
     assert head_names(model) == heads
     assert last_linear(model) is model.get_submodule(last)
-    assert _task_type(model) == task
+    assert peft_task_type(model) == task
     own = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
     assert head_parameters(model) == sum(model.get_parameter(name).numel() for name in own) > 0
     peft_model = method_of("lora", rank=2).apply(model, seed=0)
@@ -331,7 +330,7 @@ def test_new_head_modules_are_found(family: str, head: Head, heads: list[str], l
 )
 def test_language_model_heads_and_vectors_have_no_new_head(family: str, head: Head, task: str) -> None:
     model = small_model(family, head)
-    assert (head_names(model), head_parameters(model), _task_type(model)) == ([], 0, task)
+    assert (head_names(model), head_parameters(model), peft_task_type(model)) == ([], 0, task)
 
 
 @pytest.mark.parametrize("family", [*ENCODERS, "llama", "gpt2", "qwen3", "bloom"])

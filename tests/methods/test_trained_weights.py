@@ -104,12 +104,12 @@ def rate_of(recipe: Recipe, model: Any) -> dict[str, float]:
     return {name: peak * factor(name) for name in moving(model)}
 
 
-def test_only_the_output_layer_of_a_regression_scales_with_the_spread() -> None:
+def test_only_the_output_layer_of_a_regression_scales_with_the_standard_deviation() -> None:
     recipe = Recipe.load(
         {
             "data": {"train": "rows.jsonl"},
             "method": "full",
-            "objective": {"kind": "regression", "mean": 40.0, "spread": 12.5, "head_learning_rate": 0.004},
+            "objective": {"kind": "regression", "mean": 40.0, "std": 12.5, "head_learning_rate": 0.004},
             "train": {"learning_rate": 1e-3},
         }
     )

@@ -56,7 +56,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
     },
     "regression": {
         "formats": ("regression",),
-        "loss_unit": "squared spreads per text",
+        "loss_unit": "squared standard deviations per text",
     },
     "token_classification": {
         "formats": ("words", "entities"),
@@ -93,7 +93,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "seq2seq": {"label_smoothing": 0.0, "z_loss": 0.0},
     "classification": {"head_learning_rate": None, "labels": None, "class_weights": None, "label_smoothing": 0.0},
     "multi_label": {"head_learning_rate": None, "labels": None, "class_weights": None},
-    "regression": {"head_learning_rate": None, "mean": None, "spread": None},
+    "regression": {"head_learning_rate": None, "mean": None, "std": None},
     "token_classification": {"head_learning_rate": None, "labels": None},
     "embedding": {"temperature": 0.05, "pooling": "mean", "query_prefix": "", "document_prefix": ""},
     "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
@@ -119,7 +119,7 @@ def test_objective_defaults_are_those_of_its_paper(kind: str) -> None:
         ("classification.head_learning_rate", 0.0, 0.5),
         ("classification.class_weights", "even", "balanced"),
         ("multi_label.head_learning_rate", 0.0, 0.5),
-        ("regression.spread", 0.0, 0.5),
+        ("regression.std", 0.0, 0.5),
         ("embedding.temperature", 0.0, 0.5),
         ("embedding.pooling", "max", "last"),
         ("few_shot.temperature", 0.0, 0.5),
@@ -391,15 +391,17 @@ def value_model(family: str) -> Any:
 def test_head_without_bias_is_scaled_and_values_far_from_0_are_refused() -> None:
     model = value_model("llama")
     before = model.score.weight.detach().clone()
-    objective_of("regression", mean=25.0, spread=2.5).initialize_head(model)  # exactly ten spreads away
+    objective_of("regression", mean=25.0, std=2.5).initialize_head(model)  # exactly ten standard deviations away
     torch.testing.assert_close(model.score.weight.detach(), 2.5 * before)
     for mean in (25.1, -25.1):
-        with pytest.raises(UserError, match=rf"the values have mean {mean} and spread 2.5, .* Subtract {mean}"):
-            objective_of("regression", mean=mean, spread=2.5).initialize_head(value_model("llama"))
-    objective_of("regression", mean=1e6, spread=2.5).initialize_head(value_model("bert"))
+        with pytest.raises(
+            UserError, match=rf"the values have mean {mean} and standard deviation 2.5, .* Subtract {mean}"
+        ):
+            objective_of("regression", mean=mean, std=2.5).initialize_head(value_model("llama"))
+    objective_of("regression", mean=1e6, std=2.5).initialize_head(value_model("bert"))
 
 
-@pytest.mark.parametrize("values", [{}, {"mean": 0.0, "spread": 1.0}])
+@pytest.mark.parametrize("values", [{}, {"mean": 0.0, "std": 1.0}])
 def test_head_for_values_around_0_starts_at_0(values: dict[str, float]) -> None:
     model = value_model("bert")
     before = model.classifier.weight.detach().clone()
@@ -410,7 +412,7 @@ def test_head_for_values_around_0_starts_at_0(values: dict[str, float]) -> None:
     assert objective.output_scale == 1.0
 
 
-def test_without_a_spread_the_loss_is_the_squared_error() -> None:
+def test_without_a_standard_deviation_the_loss_is_the_squared_error() -> None:
     model, batch = value_model("bert").eval(), batch_of(targets=[[1.0], [2.0], [-3.0], [0.5]])
     expected = (torch.stack(logits_alone(model))[:, 0] - torch.tensor([1.0, 2.0, -3.0, 0.5])).square()
     torch.testing.assert_close(objective_of("regression").build().losses(model, batch), expected.float())
@@ -419,7 +421,7 @@ def test_without_a_spread_the_loss_is_the_squared_error() -> None:
 def test_only_the_last_layer_of_a_deep_head_is_initialized() -> None:
     model = value_model("roberta")
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
-    objective_of("regression", mean=-3.0, spread=0.25).initialize_head(model)
+    objective_of("regression", mean=-3.0, std=0.25).initialize_head(model)
     for name, each in model.named_parameters():
         expected = before[name] * (0.25 if name == "classifier.out_proj.weight" else 1.0)
         expected = torch.full_like(expected, -3.0) if name == "classifier.out_proj.bias" else expected

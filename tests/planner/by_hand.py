@@ -51,7 +51,7 @@ def a_step(**changed: Any) -> Step:
         "blocks": 6,
         "packed": True,
         "largest": 1_200,
-        "turned": False,
+        "is_transposed": False,
     }
     return Step(**{**figures, **changed})
 

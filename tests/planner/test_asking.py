@@ -423,7 +423,7 @@ def test_a_deep_models_figures_are_extrapolated_from_two_small_ones() -> None:
     assert deep.forward_backward == {"a": 12.0, "b": 1.0, "c": 2.0}
     assert (deep.optimizer, deep.evaluation) == ({"a": 6.0}, {"a": 3.0})
     assert deep.slack == round(100 * 2**0.65)
-    assert (deep.packed, deep.largest, deep.turned) == (low.packed, low.largest, low.turned)
+    assert (deep.packed, deep.largest, deep.is_transposed) == (low.packed, low.largest, low.is_transposed)
     beyond = _extrapolated(deep, low, high, 2.0, 6)
     assert beyond.parts == {"weights": 280, "loss": 9, "activations": 42}
     assert (beyond.parameters, beyond.forward_backward["a"], beyond.evaluation_parts["weights"]) == (100, 16.0, 116)
@@ -436,7 +436,7 @@ def test_extrapolation_matches_full_simulation_with_checkpointed_blocks(
     plan = by_count[0]
     batch_plan = plan.batch_plan
     rows: Callable[..., Any] = lambda *_: (batch_plan.table, plan.largest_batch)  # noqa: E731
-    extrapolated = step_of(batch_plan.recipe, rows, BF16, plan.device.holds, checkpointed, few_layers=2)
+    extrapolated = step_of(batch_plan.recipe, rows, BF16, plan.device.simulate_allocator, checkpointed, few_layers=2)
     full = by_count[checkpointed].step
     assert (extrapolated.parameters, extrapolated.trained, extrapolated.blocks) == (full.parameters, full.trained, 4)
     assert sum(extrapolated.parts.values()) == pytest.approx(sum(full.parts.values()), rel=0.01)

@@ -183,7 +183,7 @@ def test_files_stay_mapped_beside_transposed_or_converted_weights(tmp_path: Path
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(b"x" * 10_000)
     base = a_recipe(tmp_path).base
-    for parameters, turned, dtype, mapped in (
+    for parameters, is_transposed, dtype, mapped in (
         (5_000, False, BF16, 0),
         (5_000, True, BF16, 10_000),
         (5_000, False, FP32, 10_000),
@@ -193,8 +193,8 @@ def test_files_stay_mapped_beside_transposed_or_converted_weights(tmp_path: Path
         (5_100, False, BF16, 0),
         (5_101, False, BF16, 10_000),
     ):
-        step = a_step(parameters=parameters, turned=turned)
-        assert mapped_bytes(base, step, dtype) == mapped, (parameters, turned, dtype)
+        step = a_step(parameters=parameters, is_transposed=is_transposed)
+        assert mapped_bytes(base, step, dtype) == mapped, (parameters, is_transposed, dtype)
 
 
 def test_quantizing_takes_20_bytes_per_number_of_a_chunk_or_the_largest_matrix() -> None:

@@ -26,7 +26,7 @@ def titles(page: str) -> list[str]:
 
 def evaluation(text: str = "An answer.", tuned_loss: Any = 0.5) -> dict[str, Any]:
     def side(loss: Any) -> dict[str, Any]:
-        score = {"value": 0.5, "interval": [0.4, 0.6], "described": text}
+        score = {"value": 0.5, "interval": [0.4, 0.6], "title": text}
         return {"loss": loss, "loss_interval": [0.4, 1.1], "perplexity": "inf", "metrics": {"m": score}}
 
     difference = {"loss": {"value": -0.5, "interval": [-0.6, -0.4]}, "m": {"value": 0.125, "interval": [-0.1, 0.35]}}

@@ -228,7 +228,7 @@ def test_labels_have_the_given_order_and_are_sorted_by_default(kind: str) -> Non
 @shows(*(f"objective.{kind}.head_learning_rate" for kind in HEADS))
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_new_head_has_its_own_learning_rate(kind: str) -> None:
-    values: dict[str, Any] = {"spread": 2.5, "mean": 3.0} if kind == "regression" else {"labels": NAMES}
+    values: dict[str, Any] = {"std": 2.5, "mean": 3.0} if kind == "regression" else {"labels": NAMES}
     recipe = Recipe.load(
         {
             "data": {"train": "rows.jsonl"},
@@ -249,11 +249,11 @@ def test_a_new_head_has_its_own_learning_rate(kind: str) -> None:
     assert own.head_learning_rate_at(100) == 0.02
 
 
-@shows("objective.regression.mean", "objective.regression.spread")
-def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_spread() -> None:
+@shows("objective.regression.mean", "objective.regression.std")
+def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_standard_deviation() -> None:
     model, _ = of_texts("regression")
     before = model.classifier.weight.detach().clone()
-    objective = objective_of("regression", mean=-4.5, spread=2.5).resolve(list)
+    objective = objective_of("regression", mean=-4.5, std=2.5).resolve(list)
     objective.initialize_head(model)
     torch.testing.assert_close(model.classifier.weight.detach(), 2.5 * before)
     assert model.classifier.bias.tolist() == [-4.5]
@@ -266,24 +266,22 @@ def test_a_regression_head_starts_at_the_mean_and_is_scaled_by_the_spread() -> N
     torch.testing.assert_close(objective.head.outputs(model, batch)[:, 0].double(), values, rtol=1e-5, atol=1e-5)
 
 
-@shows("objective.regression.mean", "objective.regression.spread")
+@shows("objective.regression.mean", "objective.regression.std")
 @pytest.mark.parametrize(
-    ("values", "mean", "spread"),
+    ("values", "mean", "std"),
     [
         ({}, 4.0, 2.0),
         ({"mean": -1.5}, -1.5, 2.0),
-        ({"spread": 0.25}, 4.0, 0.25),
-        ({"mean": 0.0, "spread": 7.0}, 0.0, 7.0),
+        ({"std": 0.25}, 4.0, 0.25),
+        ({"mean": 0.0, "std": 7.0}, 0.0, 7.0),
     ],
 )
-def test_mean_and_spread_are_computed_from_the_rows_by_default(
-    values: dict[str, float], mean: float, spread: float
+def test_mean_and_standard_deviation_are_computed_from_the_rows_by_default(
+    values: dict[str, float], mean: float, std: float
 ) -> None:
     resolved = objective_of("regression", **values).resolve(lambda: examples_of([2.0, 2.0, 4.0, 5.0, 7.0]))
-    assert (resolved.mean, resolved.spread) == pytest.approx(
-        (mean, np.std([2, 2, 4, 5, 7]) if spread == 2.0 else spread)
-    )
-    assert resolved.output_scale == resolved.spread
+    assert (resolved.mean, resolved.std) == pytest.approx((mean, np.std([2, 2, 4, 5, 7]) if std == 2.0 else std))
+    assert resolved.output_scale == resolved.std
 
 
 # Vectors

@@ -77,7 +77,7 @@ def recipe_of(base: Path, **train: Any) -> Recipe:
 
 def rows_of(tokens: int) -> Any:
     """Eight training rows of that many tokens."""
-    return SimpleNamespace(train=CausalLMHead().rows_of([tokens] * 8))
+    return SimpleNamespace(train=CausalLMHead().dummy_rows([tokens] * 8))
 
 
 @pytest.fixture(scope="module")

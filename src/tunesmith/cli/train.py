@@ -38,5 +38,7 @@ def train(
     for stage in finished.stages:
         write_report(stage)
     if not finished.finished:
-        console.print(f"Interrupted; everything is saved. Resume: tunesmith train --resume {finished.whole}")
+        console.print(
+            f"Interrupted; everything is saved. Resume: tunesmith train --resume {finished.pipeline_directory}"
+        )
         raise typer.Exit(130)

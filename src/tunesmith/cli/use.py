@@ -203,8 +203,8 @@ def _load_any(name: str, verb: str, refusal: str) -> "tuple[ModelReference, PreT
         from tunesmith.inference.model_reference import ModelReference
 
     reference = ModelReference.find(name)
-    if verb not in reference.head.verbs:
-        usual = next(iter(reference.head.verbs), None)
+    if verb not in reference.head.commands:
+        usual = next(iter(reference.head.commands), None)
         hint = f"Use it with: tunesmith {usual} {name}" if usual else "It has no head yet: train it with one first."
         raise UserError(f"{name} {refusal}. {hint}")
     device = device_of("auto")

@@ -27,7 +27,7 @@ class Head(ABC):
     kind: ClassVar[str]
     """Its name in `config.registry.HEADS`."""
 
-    verbs: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ()
+    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ()
     """The commands that use a model with this head, the usual one first."""
 
     is_new: ClassVar[bool] = False
@@ -41,7 +41,7 @@ class Head(ABC):
 
     @property
     def generates_text(self) -> bool:
-        return "generate" in self.verbs
+        return "generate" in self.commands
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class Head(ABC):
         """
         raise NotImplementedError
 
-    def rows_of(self, lengths: Sequence[int]) -> Any:
+    def dummy_rows(self, lengths: Sequence[int]) -> Any:
         """A `TokenTable` with rows of these lengths, for the planner; None if lengths do not say what rows cost."""
         return None
 
@@ -137,7 +137,7 @@ class Head(ABC):
         outcome of probability 1, which cannot differ."""
         raise NotImplementedError
 
-    def loss_figures(self, loss: float) -> dict[str, float]:
+    def loss_metrics(self, loss: float) -> dict[str, float]:
         """What is reported beside a loss per loss token."""
         return {}
 

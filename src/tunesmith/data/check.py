@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from tunesmith.data.render import Renderer, Rendering, Tokenized
 
 
-def fault(renderer: Renderer, rendering: Rendering, tokenized: Tokenized) -> str | None:
+def find_problem(renderer: Renderer, rendering: Rendering, tokenized: Tokenized) -> str | None:
     """Why this rendering would teach nothing or the wrong thing; None if it is correct.
 
     Checks the ids themselves: at least one token has loss; every span with loss ends with a control token, so that the

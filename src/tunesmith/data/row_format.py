@@ -15,7 +15,7 @@ class RowFormat:
     """A row format.
 
     Attributes:
-        described: a plural noun for messages.
+        noun: a plural noun for messages.
         columns: sets of columns, in order of preference; a row that has all columns of one set is in this format. The
             first set gives the names of the format's fields.
         optional: further columns that it reads.
@@ -24,7 +24,7 @@ class RowFormat:
         detected: whether it is detected from the columns when the objective does not ask for it.
     """
 
-    described: str
+    noun: str
     columns: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
     read: Callable[[Values], dict[str, Any]]

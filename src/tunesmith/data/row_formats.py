@@ -117,7 +117,7 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
     if not matches:
         raise _unknown(rows)
     if len(matches) > 1:
-        formats = ", ".join(f"{FORMATS[name].described} ({source})" for name, source in matches.items())
+        formats = ", ".join(f"{FORMATS[name].noun} ({source})" for name, source in matches.items())
         raise UserError(
             f"The rows have several formats: {formats}. Train on files of one format, or set data.format to one of "
             f"{', '.join(matches)}; rows in another format are then malformed."
@@ -284,7 +284,7 @@ def _refuse_without_objective(format: RowFormat, rows: Sequence[Row]) -> None:
         )
         as_text = "; to train on the texts only, set data.format: text"
     raise UserError(
-        f"{rows[0].source}: these are {format.described} (columns: {', '.join(present.values())}). To train on them, "
+        f"{rows[0].source}: these are {format.noun} (columns: {', '.join(present.values())}). To train on them, "
         f"set objective: {{kind: {format.objective}}}{as_answers}{as_text}."
     )
 

@@ -7,7 +7,7 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.check import fault
+from tunesmith.data.check import find_problem
 from tunesmith.data.prepare import examples, resolve
 from tunesmith.data.render import Renderer, Tokenized
 from tunesmith.data.report import DataReport
@@ -59,7 +59,7 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
             continue
         for rendering, tokenized in zip(renderings, renderer.tokenize_many(renderings), strict=True):
             ids, loss_mask = tokenized
-            reason = fault(renderer, rendering, tokenized)
+            reason = find_problem(renderer, rendering, tokenized)
             pieces = _pieces(tokenizer, tokenized)
             if rendering.targets and not rendering.loss_spans:  # the loss of the last token is the label of the text
                 pieces = (

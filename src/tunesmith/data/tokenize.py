@@ -15,7 +15,7 @@ from itertools import chain, islice
 from multiprocessing import current_process, get_context
 from typing import Protocol
 
-from tunesmith.data.check import fault
+from tunesmith.data.check import find_problem
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.split import is_held_out
@@ -89,7 +89,7 @@ class Tokenizer:
         kept: tuple[list[Tokens], ...] = ([], [])
         tokens = self.renderer.tokenize_many([rendering for rendering, _, _ in rows])
         for (rendering, source, side), tokenized in zip(rows, tokens, strict=True):
-            reason = fault(self.renderer, rendering, tokenized)
+            reason = find_problem(self.renderer, rendering, tokenized)
             if reason is None:
                 targets = () if rendering.targets is None else (rendering.targets,)
                 kept[side].append((*tokenized, source, *targets))

@@ -145,7 +145,7 @@ def summarize(base: Side, tuned: Side, tasks: Sequence[Task], head: Head) -> dic
     for name, metric in METRICS.items() if tasks and base.predictions is None else ():
         by_side = {side: scores(metric, one.answers, expected) for side, one in (("base", base), ("tuned", tuned))}
         for side, values in by_side.items():
-            sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "described": metric.described}
+            sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "title": metric.title}
         differences[name] = _interval(change_with_interval(by_side["base"], by_side["tuned"]))
     if base.predictions is not None and tuned.predictions is not None:
         _add_prediction_metrics(sides, differences, base.predictions, tuned.predictions, head.metrics)
@@ -178,7 +178,7 @@ def _add_prediction_metrics(
     """Add the metrics over all rows. Each side and the paired difference take intervals from the same resamples."""
     for name in names:
         metric = PREDICTION_METRICS[name]
-        fields = {"described": metric.described, "better": metric.better, "unit": metric.unit}
+        fields = {"title": metric.title, "better": metric.better, "unit": metric.unit}
         before, after = (bootstrap(metric.of(side), len(side.outputs)) for side in (base, tuned))
         for side, (value, draws) in (("base", before), ("tuned", after)):
             interval = wilson(value, len(base.outputs)) if metric.of_hits else interval_of(draws)
@@ -274,7 +274,7 @@ def _spread(total: int, count: int) -> list[int]:
 
 def _loss(side: Side, head: Head) -> dict[str, Any]:
     losses = side.losses
-    figures = head.loss_figures(losses.loss)
+    figures = head.loss_metrics(losses.loss)
     return {"loss": losses.loss, "loss_interval": losses.interval(), **figures, "metrics": {}}
 
 

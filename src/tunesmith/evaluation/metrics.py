@@ -19,8 +19,8 @@ Score = Callable[[str, str], float]
 class Metric:
     """A score, its name in tables, and an explanation for readers who do not know it."""
 
-    described: str
-    explained: str
+    title: str
+    explanation: str
     score: Score
 
 

@@ -44,16 +44,16 @@ class PredictionMetric:
     """A metric over all rows together.
 
     Attributes:
-        described: its name in tables.
-        explained: an explanation for readers who do not know it.
+        title: its name in tables.
+        explanation: an explanation for readers who do not know it.
         better: 1 if higher is better, −1 if lower is better.
         of: maps predictions to a function that computes the metric over any rows.
         unit: `%` for a share, empty otherwise.
         of_hits: whether it is the share of rows that are correct, each row being either correct or not.
     """
 
-    described: str
-    explained: str
+    title: str
+    explanation: str
     better: int
     of: Callable[[Predictions], Figure]
     unit: Literal["%", ""] = "%"

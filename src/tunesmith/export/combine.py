@@ -46,8 +46,9 @@ def combine(
         The output directory.
 
     Raises:
-        UserError: there are fewer than two names, one is not an adapter, the bases differ, PEFT cannot combine the
-            adapters, or `output` already exists.
+        UserError: there are fewer than two names, one is not an adapter, the bases or heads differ, an adapter has a
+            classifier that was fitted on its own vectors, PEFT cannot combine the adapters, or `output` already
+            exists.
     """
     target = Path(output)
     refuse_existing(target)
@@ -75,6 +76,8 @@ def combine(
             for file in (partial / "combined").iterdir():  # PEFT writes a named adapter into a directory of its name
                 file.rename(partial / file.name)
             (partial / "combined").rmdir()
+            if first.adapter is not None:
+                first.head.copy(first.adapter, partial)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
     return target
@@ -98,6 +101,16 @@ def _refuse_invalid(
             raise UserError(
                 f"{name} is an adapter of {reference.base.path}, and {names[0]} one of {references[0].base.path}. "
                 "Only adapters of the same base can be combined."
+            )
+        if reference.head != references[0].head:
+            raise UserError(
+                f"{name} has another head ({reference.head.kind}) than {names[0]} ({references[0].head.kind}), or the "
+                "same with other settings. Only adapters of the same task can be combined."
+            )
+        if reference.classifier() is not None:
+            raise UserError(
+                f"{name} has a classifier that was fitted on its own vectors, which a combination changes. Combine "
+                "embedding adapters instead, and fit a classifier afterwards."
             )
     if weights is not None and len(weights) != len(names):
         raise UserError(f"There are {len(weights)} weights for {len(names)} adapters. Give one for each adapter.")

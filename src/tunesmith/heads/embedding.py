@@ -40,7 +40,7 @@ class EmbeddingHead(Head):
     normalized: bool = True
 
     kind: ClassVar[str] = "embedding"
-    verbs: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("embed",)
+    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("embed",)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class EmbeddingClassifierHead(EmbeddingHead):
     """One of several classes, by a classifier on the text's vector."""
 
     kind: ClassVar[str] = "embedding_classifier"
-    verbs: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("classify", "embed")
+    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("classify", "embed")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from tunesmith.models.prompts import plain_model
 class LanguageModelHead(Head):
     """Predicts the next token."""
 
-    verbs: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("generate",)
+    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("generate",)
 
     def check(self, model: PreTrainedModel) -> None:
         check_lm_head(model)
@@ -33,7 +33,7 @@ class LanguageModelHead(Head):
             return None
         return ids[:limit], loss_mask[:limit], source
 
-    def rows_of(self, lengths: Sequence[int]) -> TokenTable:
+    def dummy_rows(self, lengths: Sequence[int]) -> TokenTable:
         """Rows in which every token counts in the loss."""
         return TokenTable.build(
             (np.zeros(length, np.int32), np.ones(length, np.bool_), Source("", 1)) for length in lengths
@@ -43,5 +43,5 @@ class LanguageModelHead(Head):
         logits = plain_model(model).get_output_embeddings()(loss_hidden_states(model, batch)[0])
         return torch.log_softmax(logits.float(), -1)
 
-    def loss_figures(self, loss: float) -> dict[str, float]:
+    def loss_metrics(self, loss: float) -> dict[str, float]:
         return {"perplexity": math.exp(min(loss, 700.0))}

@@ -27,7 +27,7 @@ from tunesmith.models.prompts import plain_model
 class NewHead(Head):
     """A head with one output per label, on a body that lacks it."""
 
-    verbs: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("classify",)
+    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("classify",)
     is_new: ClassVar[bool] = True
 
     auto_class: ClassVar[Any]
@@ -76,10 +76,24 @@ def labels_of(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
 
 
+TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+"""PEFT's names of the tasks of models with a new head, by the end of the name that transformers gives their classes."""
+
+
+def peft_task_type(model: PreTrainedModel) -> str:
+    """The task of the model's head, as PEFT names it."""
+    for suffix, task in TASK_TYPES.items():
+        if type(model).__name__.endswith(suffix):
+            return task
+    if model.base_model is model and model.get_output_embeddings() is None:  # T5 is its own base_model
+        return "FEATURE_EXTRACTION"
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
 def head_names(model: PreTrainedModel) -> list[str]:
     """Names of a new head's modules, including a newly initialized pooler. Empty for a language model head, and for a
     model without a head."""
-    if not type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
+    if not type(model).__name__.endswith(tuple(TASK_TYPES)):
         return []
     body = model.base_model
     children = [(name, child) for name, child in model.named_children() if child is not body]

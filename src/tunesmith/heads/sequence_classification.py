@@ -64,7 +64,7 @@ class SequenceClassificationHead(NewHead):
         kept = without_end(np.arange(len(ids)), limit, closing)
         return ids[kept], np.arange(len(kept)) == len(kept) - 1, source, *targets
 
-    def rows_of(self, lengths: Sequence[int]) -> TokenTable:
+    def dummy_rows(self, lengths: Sequence[int]) -> TokenTable:
         target = (0.0,) * self._values
         return TokenTable.build(
             (np.zeros(length, np.int32), np.arange(length) == length - 1, Source("", 1), target) for length in lengths

@@ -62,18 +62,18 @@ def held_out_losses(
     return RowLosses(sums, counts)
 
 
-def measure_of(
+def held_out_evaluation(
     model: PreTrainedModel, objective: Objective, head: Head, table: TokenTable, most_rows: int | None
 ) -> Callable[[int], dict[str, Any]] | None:
-    """What a run calls at each evaluation, with the most tokens in a batch: `held_out_figures` of all held-out rows, or
-    of the same random `most_rows` each time. None without held-out rows."""
+    """What a run calls at each evaluation, with the most tokens in a batch: `evaluate_held_out` on all held-out rows,
+    or on the same random `most_rows` each time. None without held-out rows."""
     if len(table) == 0:
         return None
     rows = np.random.default_rng(0).permutation(len(table))[:most_rows].tolist()
-    return partial(held_out_figures, model, objective, head, table, rows)
+    return partial(evaluate_held_out, model, objective, head, table, rows)
 
 
-def held_out_figures(
+def evaluate_held_out(
     model: PreTrainedModel,
     objective: Objective,
     head: Head,
@@ -86,7 +86,7 @@ def held_out_figures(
     losses = held_out_losses(model, objective, table, rows, tokens_per_batch)
     return {
         "loss": losses.loss,
-        **head.loss_figures(losses.loss),
+        **head.loss_metrics(losses.loss),
         "loss_interval": losses.interval(),
         "rows": len(rows),
         "loss_tokens": int(losses.counts.sum()),

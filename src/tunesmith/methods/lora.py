@@ -242,7 +242,7 @@ def _initialize_loftq(model: PeftModel) -> None:
         base = layer.get_base_layer()
         adapter = layer.active_adapters[0]
         weight = stored_weight(model.get_base_model(), f"{name}.weight").to(base.quantized.codes.device).float()
-        if base.turned:
+        if base.is_transposed:
             weight = weight.T  # GPT-2 stores (in, out), which the shape of a square matrix does not show
         rank = layer.r[adapter]
         u, s, v = torch.svd_lowrank(weight - base.weight.float(), q=min(rank + 8, *weight.shape), niter=4)

@@ -8,7 +8,7 @@ from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptLearningConfig
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
-from tunesmith.heads.new_head import head_names
+from tunesmith.heads.new_head import head_names, peft_task_type
 from tunesmith.models.load import quiet_peft
 
 
@@ -19,7 +19,7 @@ def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> Pef
         UserError: PEFT cannot apply this method to this model.
     """
     head = head_names(model)
-    config.task_type = _task_type(model)
+    config.task_type = peft_task_type(model)
     if isinstance(config, PromptLearningConfig):
         _set_sizes(model, config)
     if head and hasattr(config, "modules_to_save"):
@@ -39,17 +39,6 @@ def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> Pef
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(model.dtype)
     return peft_model
-
-
-def _task_type(model: PreTrainedModel) -> str:
-    """The model's task type by its head, as PEFT names it."""
-    name = type(model).__name__
-    for suffix, task in (("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS")):
-        if name.endswith(suffix):
-            return task
-    if model.base_model is model and model.get_output_embeddings() is None:  # T5 is its own base_model
-        return "FEATURE_EXTRACTION"
-    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def refuse_two_stacks(model: PreTrainedModel, method: str) -> None:

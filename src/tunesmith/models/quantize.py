@@ -90,8 +90,10 @@ class _Quantize(ConversionOps):
             weight = value[0] if isinstance(value, list) else value
             path = name.removesuffix(".weight")
             layer = model.get_submodule(path)
-            turned = isinstance(layer, Conv1D)
-            quantized = quantize(weight.T if turned else weight, self.config.format, self.config.double_quantization)
-            model.set_submodule(path, QuantizedLinear(quantized, layer.bias, model.dtype, turned))
+            is_transposed = isinstance(layer, Conv1D)
+            quantized = quantize(
+                weight.T if is_transposed else weight, self.config.format, self.config.double_quantization
+            )
+            model.set_submodule(path, QuantizedLinear(quantized, layer.bias, model.dtype, is_transposed))
             (missing_keys or set()).discard(name)
         return {}

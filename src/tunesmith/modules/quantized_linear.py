@@ -16,19 +16,21 @@ class QuantizedLinear(nn.Linear):
     So code that uses a linear layer's weight without training it, such as most of PEFT's methods, works on this layer.
     """
 
-    def __init__(self, weight: Quantized, bias: nn.Parameter | None, dtype: torch.dtype, turned: bool = False) -> None:
+    def __init__(
+        self, weight: Quantized, bias: nn.Parameter | None, dtype: torch.dtype, is_transposed: bool = False
+    ) -> None:
         """Args:
         weight: (out, in).
         bias: (out,) or None.
         dtype: of the dequantized weight.
-        turned: whether the family stores the weight as (in, out).
+        is_transposed: whether the family stores the weight as (in, out).
         """
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.quantized = weight
         self.register_parameter("bias", bias)
         self.dtype = dtype
-        self.turned = turned
+        self.is_transposed = is_transposed
         self._is_hf_initialized = True
 
     @property
@@ -56,7 +58,7 @@ def dequantized_model(model: PreTrainedModel, dtype: torch.dtype = torch.float32
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
-                kind = TransposedLinear if child.turned else nn.Linear
+                kind = TransposedLinear if child.is_transposed else nn.Linear
                 layer = kind(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
                 layer.weight = nn.Parameter(child.weight.to(dtype, copy=True), requires_grad=False)
                 layer.bias = child.bias

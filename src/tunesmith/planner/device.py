@@ -57,7 +57,7 @@ class Device:
         return torch.bfloat16 if "bf16" in self.flops else torch.float32
 
     @property
-    def holds(self) -> Callable[[Passes], int]:
+    def simulate_allocator(self) -> Callable[[Passes], int]:
         """Simulates its allocator: the peak bytes that it holds from the system."""
         if self.kind == "cuda":
             return reserved

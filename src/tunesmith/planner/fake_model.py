@@ -79,5 +79,5 @@ def _quantize(model: PreTrainedModel, format: Format, double_quantization: bool)
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
                     weight = empty_quantized((child.out_features, child.in_features), format, double_quantization)
-                    turned = isinstance(child, TransposedLinear)
-                    setattr(parent, name, QuantizedLinear(weight, child.bias, model.dtype, turned))
+                    is_transposed = isinstance(child, TransposedLinear)
+                    setattr(parent, name, QuantizedLinear(weight, child.bias, model.dtype, is_transposed))

@@ -33,7 +33,7 @@ def mapped_bytes(base: Base, step: Step, dtype: torch.dtype) -> int:
     memory directly."""
     stored = stored_bytes(base, step)
     same = step.parameters * dtype.itemsize
-    return stored if base.quantized or step.turned or abs(stored - same) > 0.02 * stored else 0
+    return stored if base.quantized or step.is_transposed or abs(stored - same) > 0.02 * stored else 0
 
 
 def stored_bytes(base: Base, step: Step) -> int:

@@ -153,8 +153,8 @@ def plan_run(
     def rows(packed: bool, scores: bool) -> tuple[TokenTable, list[int]]:
         return batch_plan.table, batch_plan.layout(packed).largest_of(scores)
 
-    few_layers = MANY_LAYERS if device.holds is resident else FEW_LAYERS
-    step = step_of(batch_plan.recipe, rows, dtype, device.holds, checkpointed, few_layers)
+    few_layers = MANY_LAYERS if device.simulate_allocator is resident else FEW_LAYERS
+    step = step_of(batch_plan.recipe, rows, dtype, device.simulate_allocator, checkpointed, few_layers)
     if checkpointed is None:
         checkpointed = step.blocks if batch_plan.recipe.train.gradient_checkpointing else 0
     return plan_of(step, batch_plan, dtype, device, available, checkpointed)
@@ -168,7 +168,9 @@ def plan_of(
     if device.is_this_cpu:
         shapes = min(MOST_KERNELS, step.products * len(batch_plan.layout(step.packed).widths))
         program = program_bytes()
-        used = program + FIRST_USE + round(KERNEL_BYTES * shapes) + (GLIBC if device.holds is resident else 0)
+        used = (
+            program + FIRST_USE + round(KERNEL_BYTES * shapes) + (GLIBC if device.simulate_allocator is resident else 0)
+        )
     phases = {
         "loading": {"program": program} | while_loading(batch_plan.recipe.base, step, dtype, device),
         "evaluating": {"program": used} | _named(step.evaluation_parts),

@@ -64,7 +64,7 @@ class Step:
         blocks: of the model.
         packed: whether rows are packed.
         largest: elements of the largest matrix in the blocks.
-        turned: whether matrices are transposed in the base's files (`modules.transposed_linear`).
+        is_transposed: whether matrices are transposed in the base's files (`modules.transposed_linear`).
     """
 
     parts: dict[str, int]
@@ -78,7 +78,7 @@ class Step:
     blocks: int
     packed: bool
     largest: int
-    turned: bool
+    is_transposed: bool
 
     @property
     def scores(self) -> bool:
@@ -92,7 +92,7 @@ class Step:
         return sum(each.name.startswith(PRODUCTS) and each.precision.itemsize == 2 for each in operations)
 
 
-Holds = Callable[[Passes], int]
+AllocatorSimulation = Callable[[Passes], int]
 
 Rows = Callable[[bool, bool], tuple[TokenTable, list[int]]]
 """Returns a table and the indices of the batch's rows. Arguments: whether rows are packed; whether attention stores
@@ -103,7 +103,7 @@ def step_of(
     recipe: Recipe,
     rows: Rows,
     dtype: torch.dtype,
-    holds: Holds,
+    simulate_allocator: AllocatorSimulation,
     checkpointed: int | None = None,
     few_layers: int = FEW_LAYERS,
 ) -> Step:
@@ -113,7 +113,7 @@ def step_of(
         recipe: with its objective resolved.
         rows: of the largest batch.
         dtype: of everything that is not quantized.
-        holds: simulates the device's allocator.
+        simulate_allocator: simulates the device's allocator.
         checkpointed: blocks with activation checkpointing; default: as in the recipe.
         few_layers: most blocks that are simulated one by one.
 
@@ -123,29 +123,34 @@ def step_of(
     config = config_of(recipe.base)
     counts = _few_layers(config, few_layers)
     if counts is None:
-        return _with_its_largest_batch(recipe, rows, dtype, holds, None, checkpointed)
+        return _with_its_largest_batch(recipe, rows, dtype, simulate_allocator, None, checkpointed)
     fewer, more = counts
     layers = config.get_text_config().num_hidden_layers
     is_partial = checkpointed is not None and 0 < checkpointed < layers
     partly = [None if checkpointed is None else 0 if is_partial else min(checkpointed, count) for count in counts]
-    low = _with_its_largest_batch(recipe, rows, dtype, holds, fewer, partly[0])
-    high = _simulated(recipe, rows, dtype, holds, more, partly[1], scores=low.scores)
+    low = _with_its_largest_batch(recipe, rows, dtype, simulate_allocator, fewer, partly[0])
+    high = _simulated(recipe, rows, dtype, simulate_allocator, more, partly[1], scores=low.scores)
     full = _extrapolated(low, low, high, (layers - fewer) / (more - fewer), layers)
     if checkpointed is None or not is_partial:
         return full
     period = more - fewer
-    high_checkpointed = _simulated(recipe, rows, dtype, holds, more, period, scores=low.scores)
+    high_checkpointed = _simulated(recipe, rows, dtype, simulate_allocator, more, period, scores=low.scores)
     return _extrapolated(full, high, high_checkpointed, checkpointed / period, layers)
 
 
 def _with_its_largest_batch(
-    recipe: Recipe, rows: Rows, dtype: torch.dtype, holds: Holds, layers: int | None, checkpointed: int | None
+    recipe: Recipe,
+    rows: Rows,
+    dtype: torch.dtype,
+    simulate_allocator: AllocatorSimulation,
+    layers: int | None,
+    checkpointed: int | None,
 ) -> Step:
     """Which batch needs the most memory depends on attention, which the first simulation shows."""
-    step = _simulated(recipe, rows, dtype, holds, layers, checkpointed, scores=False)
+    step = _simulated(recipe, rows, dtype, simulate_allocator, layers, checkpointed, scores=False)
     if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
         return step
-    return _simulated(recipe, rows, dtype, holds, layers, checkpointed, scores=True)
+    return _simulated(recipe, rows, dtype, simulate_allocator, layers, checkpointed, scores=True)
 
 
 def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:
@@ -169,7 +174,7 @@ def _simulated(
     recipe: Recipe,
     rows: Rows,
     dtype: torch.dtype,
-    holds: Holds,
+    simulate_allocator: AllocatorSimulation,
     layers: int | None,
     checkpointed: int | None,
     scores: bool,
@@ -184,7 +189,7 @@ def _simulated(
             if checkpointed is not None:
                 enable_activation_checkpointing(model, checkpointed)
             return _Simulation(
-                recipe, model, objective, _batch(recipe.objective.head, model, rows, scores), holds
+                recipe, model, objective, _batch(recipe.objective.head, model, rows, scores), simulate_allocator
             ).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
@@ -200,11 +205,16 @@ class _Simulation:
     """A fake model, its optimizer and its batch, traced."""
 
     def __init__(
-        self, recipe: Recipe, model: PreTrainedModel, objective: Objective, batch: Batch, holds: Holds
+        self,
+        recipe: Recipe,
+        model: PreTrainedModel,
+        objective: Objective,
+        batch: Batch,
+        simulate_allocator: AllocatorSimulation,
     ) -> None:
         self.model = model
         self.objective = objective
-        self.holds = holds
+        self.simulate_allocator = simulate_allocator
         self.batch = batch
         self.trace = Trace()
         self.watch = Watch(self.trace, "workspace")
@@ -252,7 +262,7 @@ class _Simulation:
         plain = plain_model(self.model)
         return Step(
             parts,
-            max(0, self.holds(passes) - sum(parts.values())),
+            max(0, self.simulate_allocator(passes) - sum(parts.values())),
             evaluation_parts,
             forward_backward,
             optimizer,
@@ -311,7 +321,7 @@ def rows_like(objective: ObjectiveConfig, lengths: list[int]) -> TokenTable:
     Raises:
         UserError: the objective needs real rows.
     """
-    table: TokenTable | None = objective.head.rows_of(lengths)
+    table: TokenTable | None = objective.head.dummy_rows(lengths)
     if table is None:
         raise UserError(f"objective: {objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
     return table
@@ -376,5 +386,5 @@ def _extrapolated(start: Step, low: Step, high: Step, factor: float, blocks: int
         blocks,
         start.packed,
         start.largest,
-        start.turned,
+        start.is_transposed,
     )

@@ -60,12 +60,11 @@ def compared(result: dict[str, Any]) -> Comparison:
     charts = [_chart("Held-out loss, lower is better", result.get("loss_unit", LOSS_UNIT), losses[0], losses[1])]
     for name in {**base.get("metrics", {}), **tuned.get("metrics", {})}:
         before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
-        described = str(before.get("described") or after.get("described") or name)
+        title = str(before.get("title") or after.get("title") or name)
         better, share = before.get("better", 1), before.get("unit", "%") == "%"
         template, scale, decimals = ("{:.1f}%", 100, 1) if share else ("{:.3f}", 1, 3)
-        measures.append(_measure(described, before, after, differences.get(name), better, template, scale))
-        title = described[:1].upper() + described[1:]
-        charts.append(_chart(title, "%" if share else "", before, after, scale, decimals))
+        measures.append(_measure(title, before, after, differences.get(name), better, template, scale))
+        charts.append(_chart(title[:1].upper() + title[1:], "%" if share else "", before, after, scale, decimals))
     rows, loss_tokens = (figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens"))
     written = figure(result.get("generated_rows"), "{:,.0f}")
     return Comparison(

@@ -41,7 +41,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         after = tuned["metrics"][name]
         template = "{:.0%}" if before.get("unit", "%") == "%" else "{:.2f}"
         table.add_row(
-            before["described"],
+            before["title"],
             *(_figure(score["value"], score["interval"], template) for score in (before, after)),
             _difference(differences[name], template.replace(":", ":+"), better=before.get("better", 1)),
         )

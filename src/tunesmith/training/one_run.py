@@ -35,7 +35,7 @@ from tunesmith.engine.trainable import (
     with_known_features,
 )
 from tunesmith.errors import UserError
-from tunesmith.inference.held_out import measure_of, row_vectors
+from tunesmith.inference.held_out import held_out_evaluation, row_vectors
 from tunesmith.models.attention import packs
 from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.models.prompts import plain_model
@@ -209,7 +209,7 @@ def _loop(
         model=model,
         objective=objective,
         batches=layout.batches,
-        held_out=measure_of(model, objective, recipe.objective.head, prepared.held_out, train.evaluate_rows),
+        held_out=held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, train.evaluate_rows),
         masters=masters,
         train=train,
         total_steps=layout.steps,
