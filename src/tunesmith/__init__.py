@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.export.merge import merge
-    from tunesmith.models.load import embedded_base
+    from tunesmith.models.bases import embedded_base
     from tunesmith.planner.request import plan
     from tunesmith.run import Run
     from tunesmith.training.stages import resume, train
@@ -27,7 +27,7 @@ _MODULES = {
     "answer": "tunesmith.evaluation.answering",
     "evaluate": "tunesmith.evaluation.compare",
     "merge": "tunesmith.export.merge",
-    "embedded_base": "tunesmith.models.load",
+    "embedded_base": "tunesmith.models.bases",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",

@@ -36,19 +36,21 @@ class Events:
 
     Kinds and their fields (units in parentheses):
         start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
-                    total_steps
+                    total_steps, step, evaluations {rows, every}
         data        rows, held_out_rows, tokens, loss_tokens, malformed, ... (see `data.prepare.DataReport`)
         forecast    before the first step: memory {peak_bytes, parts, peaks}, time {seconds_per_step, tokens_per_second,
-                    total_seconds}, fits, device
+                    total_seconds, parts {start, training, evaluation, checkpoints}}, fits, device
         memory      limit_bytes, recomputed, blocks, tokens_per_batch: the result of `train.memory_limit`
         plan        at the end: predicted, the forecast; measured, with the same fields
         step        step, total_steps, loss (in loss_unit), grad_norm, learning_rate, tokens (no padding),
-                    loss_tokens, seconds
+                    loss_tokens, seconds, seconds_left (of the run, evaluations and checkpoints included)
         evaluation  step, loss, perplexity (only of tokens), loss_interval [low, high] (95 %), rows, loss_tokens,
                     seconds
-        checkpoint  step, path
+        checkpoint  step, path, seconds
         skipped     step, reason, rows [str]
-        progress    what, done, total: during an evaluation
+        progress    what, done, total: during `evaluate` and `answer`
+        figures     of one model, as soon as they are known: side ("base", "tuned"), fold, and either loss,
+                    loss_interval, perplexity, or metrics {name: {value, interval, title, explanation, unit}}
         warning     message
         end         reason ("done", "early stopping", "interrupted", "stopped"), step, seconds, output
     """

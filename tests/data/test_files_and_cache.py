@@ -20,6 +20,7 @@ from stock_templates import stock, tokenizer_with
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from tunesmith.cache_directory import cache_directory
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache, documents, read
 from tunesmith.data.example import Malformed, Source
@@ -364,7 +365,7 @@ def test_the_cache_directory_follows_the_environment(
     monkeypatch.delenv("TUNESMITH_CACHE", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert cache.cache_directory() == Path(directory)
+    assert cache_directory() == Path(directory)
 
 
 def labeled_table() -> TokenTable:

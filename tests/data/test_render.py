@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stock_templates import STOCK, TWINS, stock, tokenizer_with
+from transformers.utils import logging as transformers_logging
 
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Example, Source
@@ -176,6 +177,16 @@ def test_generation_marks_are_extended_past_the_end_of_turn():
         "One.<|im_end|>",
         "Two.<|im_end|>",
     ]
+
+
+def test_no_warning_about_a_template_without_marks_reaches_the_screen(caplog):
+    """transformers warns of it at each row, although the spans are found without marks."""
+    transformers_logging.enable_propagation()
+    try:
+        Renderer(stock("qwen2_5")).render(turns(QUESTION, ANSWER))
+    finally:
+        transformers_logging.disable_propagation()
+    assert not caplog.records
 
 
 def test_empty_generation_marks_do_not_select_everything():

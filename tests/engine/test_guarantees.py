@@ -307,7 +307,10 @@ def make_loop(recipe: Recipe, directory: Path, rows: int, steps: int = 3) -> tup
         model=model,
         objective=objective,
         batches=batches,
-        held_out=held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, None),
+        held_out=held_out_evaluation(
+            model, objective, recipe.objective.head, prepared.held_out, range(len(prepared.held_out))
+        ),
+        evaluate_every=1,
         masters=MasterWeights(model.named_parameters(), recipe.train),
         train=recipe.train,
         total_steps=steps,

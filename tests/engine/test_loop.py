@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from tunesmith.config.train import Train
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import load_checkpoint
+from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.schedule import learning_rate
@@ -159,7 +162,10 @@ def poisoned_loop(
         model=model,
         objective=Poisoned(objective, steps, value, in_gradient),  # type: ignore[arg-type]
         batches=batches,
-        held_out=held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, None),
+        held_out=held_out_evaluation(
+            model, objective, recipe.objective.head, prepared.held_out, range(len(prepared.held_out))
+        ),
+        evaluate_every=1,
         masters=MasterWeights(model.named_parameters(), recipe.train),
         train=recipe.train,
         total_steps=5,
@@ -219,7 +225,28 @@ def test_the_seconds_of_a_step_and_an_evaluation_are_those_of_the_call(tmp_path:
         passed = time.perf_counter() - started
         assert events[-1]["event"] == kind
         assert 0 <= events[-1]["seconds"] <= passed
-    assert loop.state.seconds == events[0]["seconds"]  # of steps only
+    assert loop.state.seconds == {
+        "start": 0.0,
+        "training": events[0]["seconds"],
+        "evaluation": events[1]["seconds"],
+        "checkpoints": 0.0,
+    }
+
+
+def test_the_time_left_is_that_of_steps_evaluations_and_checkpoints(tmp_path: Path) -> None:
+    points = [(1.0, 2.0)]
+    loop, events = loop_over(tmp_path, points, steps=10, held_out=points, evaluate_every=4, checkpoint_every=3)
+    loop.fit(Interruption())
+    steps = [event for event in events if event["event"] == "step"]
+    assert steps[-1]["seconds_left"] == pytest.approx(  # the last evaluation and checkpoint are to come
+        fmean(event["seconds"] for event in events if event["event"] == "evaluation" and event["step"] < 10)
+        + fmean(event["seconds"] for event in events if event["event"] == "checkpoint" and event["step"] < 10)
+    )
+    loop.recent.clear()
+    loop.recent |= {"training": deque([1.0]), "evaluation": deque([10.0, 30.0]), "checkpoints": deque([100.0])}
+    for step, left in ((3, 7 + 60 + 400), (4, 6 + 60 + 300), (8, 2 + 40 + 200), (9, 1 + 20 + 200), (10, 20 + 100)):
+        loop.state.step = step
+        assert loop.seconds_left() == pytest.approx(left), step
 
 
 def test_early_stopping_keeps_the_best_weights(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,8 @@ def test_a_checkpoint_holds_the_state_of_the_loop(tmp_path: Path) -> None:
     assert (state.step, state.tokens, state.metrics_bytes) == (5, 50, 5)
     assert state.threads == torch.get_num_threads()
     assert state.best_step in (4, 5)  # after the script, the model's own loss
-    assert 0 < state.seconds < 60
-    assert state == loop.state
+    assert 0 < sum(state.seconds.values()) < 60
+    assert replace(state, seconds=loop.state.seconds) == loop.state
 
 
 def test_checkpoints_keep_the_random_states_and_every_tensor(tmp_path: Path) -> None:
@@ -252,6 +253,7 @@ def test_a_runs_first_events_describe_the_training_and_the_data(
         "trained_parameters": 4 * 2 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 3 * (32 + 64)),
         "total_steps": 2,
         "step": 0,
+        "evaluations": {"rows": 8, "every": 2},
     }
     assert data["rows"] == 30
     (warning,) = named(events, "warning")
@@ -266,19 +268,26 @@ def test_a_runs_last_events_have_predicted_and_measured_values(
     steps = named(events, "step")
     (forecast,) = named(events, "forecast")
     assert {"event": "forecast", **plan["predicted"]} == forecast
-    seconds = sum(event["seconds"] for event in steps)
+    training, evaluation, checkpoints = (
+        sum(event["seconds"] for event in named(events, kind)) for kind in ("step", "evaluation", "checkpoint")
+    )
     tokens = sum(event["tokens"] for event in steps)
-    assert plan["measured"]["time"]["total_seconds"] == pytest.approx(seconds)
-    assert plan["measured"]["time"]["seconds_per_step"] == pytest.approx(seconds / 2)
-    assert plan["measured"]["time"]["tokens_per_second"] == pytest.approx(tokens / seconds)
+    time = plan["measured"]["time"]
+    assert time["seconds_per_step"] == pytest.approx(training / 2)
+    assert time["tokens_per_second"] == pytest.approx(tokens / training)
+    assert time["parts"]["training"] == pytest.approx(training)
+    assert time["parts"]["evaluation"] == pytest.approx(evaluation)
+    assert time["parts"]["checkpoints"] > checkpoints, "the adapter is written too"
+    assert time["parts"]["start"] > plan["predicted"]["time"]["parts"]["start"] > 0
+    assert time["total_seconds"] == pytest.approx(sum(time["parts"].values()))
     predicted = plan["predicted"]["time"]
-    assert predicted["seconds_per_step"] * 2 == pytest.approx(predicted["total_seconds"])
-    assert predicted["total_seconds"] * predicted["tokens_per_second"] == pytest.approx(tokens)
+    assert predicted["seconds_per_step"] * 2 == pytest.approx(predicted["parts"]["training"])
+    assert predicted["parts"]["training"] * predicted["tokens_per_second"] == pytest.approx(tokens)
     assert end == {
         "event": "end",
         "reason": "done",
         "step": 2,
-        "seconds": pytest.approx(seconds),
+        "seconds": pytest.approx(time["total_seconds"]),
         "output": end["output"],
     }
     assert end["output"] == str(run.directory / "adapter") == str(run.output)
@@ -286,7 +295,7 @@ def test_a_runs_last_events_have_predicted_and_measured_values(
 
 def test_perplexity_is_the_exponential_of_the_loss(finished_run: tuple[Run, list[Event], dict[str, Any]]) -> None:
     evaluations = named(finished_run[1], "evaluation")
-    assert [event["step"] for event in evaluations] == [0, 1, 2]
+    assert [event["step"] for event in evaluations] == [0, 2]
     for event in evaluations:
         assert event["perplexity"] == pytest.approx(np.exp(event["loss"]), rel=1e-12)
         low, high = event["loss_interval"]

@@ -281,7 +281,7 @@ def batch_plan(lengths: list[int], known: bool = True, **train: Any) -> BatchPla
         for number, length in enumerate(lengths)
     ]
     recipe = Recipe.load({"data": {"train": "rows.jsonl"}, "train": {"shuffle": False, **train}})
-    return BatchPlan(recipe, TokenTable.build(rows), recipe.train.max_batch_tokens, known)
+    return BatchPlan(recipe, TokenTable.build(rows), recipe.train.max_batch_tokens, known=known)
 
 
 def test_the_largest_batch_is_found_by_tokens_and_by_attention_scores() -> None:

@@ -15,7 +15,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.metrics import METRICS, exact_match, first_word, mean_with_interval, rouge_l, scores
+from tunesmith.evaluation.metrics import METRICS, Metric, exact_match, first_word, mean_with_interval, rouge_l, scores
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.models.load import load_tokenizer
 
@@ -32,8 +32,8 @@ def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Pa
 
 
 def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: Path) -> None:
-    progress: list[dict] = []
-    result = evaluate(run, rows=5, max_new_tokens=30, subscribers=[progress.append])
+    events: list[dict] = []
+    result = evaluate(run, rows=5, max_new_tokens=30, subscribers=[events.append])
     assert result == json.loads(
         (run / "evaluation.json").read_text(encoding="utf-8"), object_hook=_lists_as_tuples(result)
     )
@@ -42,8 +42,13 @@ def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: P
     assert result["tuned"]["metrics"]["first_word"]["value"] == 1.0, "each answer starts with It"
     assert len(result["samples"]) == 5
     assert result["samples"][0]["expected"].startswith("It is")
-    assert progress[0] == {**progress[1], "done": 0}, "nothing is done before the first loss"
-    assert progress[-1] == {"event": "progress", "what": "tuned: answers", "done": 5, "total": 5}
+    rows = result["rows"]
+    assert [(event["what"], event["done"], event["total"]) for event in events if event["event"] == "progress"] == [
+        *(("base: loss", done, rows) for done in (0, rows)),
+        *(("base: answers", done, 5) for done in (0, 5)),
+        *(("tuned: loss", done, rows) for done in (0, rows)),
+        *(("tuned: answers", done, 5) for done in (0, 5)),
+    ]
 
     recipe = Recipe.load(run / "recipe.yaml")
     table = prepare(recipe, load_tokenizer(recipe.base)).held_out
@@ -55,6 +60,53 @@ def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: P
         count = (labels[1:] != -100).sum()
         losses.append(model(input_ids=ids[None], labels=labels[None]).loss.item() * count.item())
     assert result["base"]["loss"] == pytest.approx(sum(losses) / result["loss_tokens"], rel=1e-5)
+
+
+def test_each_sides_figures_are_emitted_as_soon_as_they_are_known(run: Path) -> None:
+    events: list[dict] = []
+    result = evaluate(run, rows=5, max_new_tokens=3, subscribers=[events.append])
+    order = [event["what"] for event in events if event["event"] == "progress" and event["done"] == event["total"]]
+    assert [event.get("what") for event in events if event.get("done") != 0] == [
+        step for what in order for step in (what, None)
+    ]
+    emitted = [event for event in events if event["event"] == "figures"]
+    for side, (loss, metrics) in (("base", emitted[:2]), ("tuned", emitted[2:])):
+        figures = {name: value for name, value in result[side].items() if name != "metrics"}
+        assert set(figures) == {"loss", "loss_interval", "perplexity"}
+        assert loss == {"event": "figures", "side": side, "fold": None, **figures}
+        assert metrics == {"event": "figures", "side": side, "fold": None, "metrics": result[side]["metrics"]}
+
+
+def test_all_rows_are_answered_without_a_limit_and_scored_by_own_metrics(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows(450)), "held_out": 0.5},
+        "train": {"steps": 1, "tokens_per_step": 128, "precision": "fp32"},
+    }
+    run = tunesmith.train(recipe, tmp_path / "run").directory
+    own = {"length": Metric("length", "at most a character", lambda answer, expected: float(len(answer) < 2))}
+    result = evaluate(run, rows=None, max_new_tokens=1, metrics=own)
+    assert result["generated_rows"] == result["rows"] > 200
+    assert set(result["tuned"]["metrics"]) == set(result["differences"]) - {"loss"} == {"length"}
+
+
+def test_events_of_folds_give_the_fold(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows()), "folds": 2},
+        "train": {"steps": 1, "tokens_per_step": 128, "precision": "fp32"},
+    }
+    tunesmith.train(recipe, tmp_path / "folds")
+    events: list[dict] = []
+    result = evaluate(tmp_path / "folds", rows=5, max_new_tokens=1, subscribers=[events.append])
+    assert result["generated_rows"] == 6
+    sides = [(event["side"], event["fold"]) for event in events if event["event"] == "figures"]
+    assert sides == [(side, fold) for fold in (1, 2) for side in ("base", "base", "tuned", "tuned")]
+    assert "base: answers, fold 2" in {event.get("what") for event in events}
+    everything = evaluate(tmp_path / "folds", rows=None, max_new_tokens=1)
+    assert everything["generated_rows"] == everything["rows"]
 
 
 def _lists_as_tuples(result: dict):

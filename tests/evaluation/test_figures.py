@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 from tunesmith.evaluation.compare import Side, Task, summarize
 from tunesmith.evaluation.metrics import (
     METRICS,
+    Metric,
     bootstrap,
     change_with_interval,
     exact_match,
@@ -245,11 +246,11 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
         # F1 of the longest common subsequence, by hand
         "rouge_l": ([1 / 2, 2 / 3, 1, 3 / 4, 0, 1, 0], [1, 1, 1 / 2, 8 / 9, 1, 0, 1]),
     }
-    assert set(found["base"]["metrics"]) == set(found["tuned"]["metrics"]) == set(scores_by_hand) == set(METRICS)
+    assert set(found["base"]["metrics"]) == set(found["tuned"]["metrics"]) == set(scores_by_hand)
     for name, pair in scores_by_hand.items():
         before, after = map(np.array, pair)
-        assert found["base"]["metrics"][name] == figure_of(before, METRICS[name].title), name
-        assert found["tuned"]["metrics"][name] == figure_of(after, METRICS[name].title), name
+        assert found["base"]["metrics"][name] == figure_of(before, METRICS[name]), name
+        assert found["tuned"]["metrics"][name] == figure_of(after, METRICS[name]), name
         value, ends = change_with_interval(before * 1.0, after * 1.0)
         assert found["differences"][name] == {"value": pytest.approx(value), "interval": pytest.approx(ends)}, name
         assert value == pytest.approx(after.mean() - before.mean())
@@ -269,9 +270,46 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
     ]
 
 
-def figure_of(values: Values, title: str) -> dict[str, Any]:
+def figure_of(values: Values, metric: Metric) -> dict[str, Any]:
     value, ends = mean_with_interval(values * 1.0)
-    return {"value": pytest.approx(value), "interval": pytest.approx(ends), "title": title}
+    about = {"title": metric.title, "explanation": metric.explanation}
+    return {"value": pytest.approx(value), "interval": pytest.approx(ends), **about}
+
+
+def compared_answers(base: list[str], tuned: list[str], expected: list[str], **metrics: Any) -> dict[str, Any]:
+    losses = RowLosses(np.ones(2), np.ones(2, np.int64))
+    tasks = [task(number, text) for number, text in enumerate(expected)]
+    return summarize(Side(losses, base), Side(losses, tuned), tasks, CausalLMHead(), **metrics)
+
+
+@pytest.mark.parametrize("last", ['["x"]', "no JSON"])
+def test_json_is_scored_only_if_every_expected_answer_is_json(last: str) -> None:
+    found = compared_answers(["so", "[1]", "x"], ['{"a": 1}', "[2]", "x"], ['{"a": 1}', "[1, 2]", last])
+    if last == "no JSON":
+        assert set(found["tuned"]["metrics"]) == {"rouge_l", "first_word", "exact_match"}
+        return
+    by_hand = {"valid_json": ([0, 1, 0], [1, 1, 0]), "fields": ([0, 2 / 3, 0], [1, 0, 0])}
+    assert set(found["tuned"]["metrics"]) == set(METRICS) == {"rouge_l", "first_word", "exact_match", *by_hand}
+    for name, (before, after) in by_hand.items():
+        assert found["base"]["metrics"][name] == figure_of(np.array(before), METRICS[name]), name
+        assert found["tuned"]["metrics"][name] == figure_of(np.array(after), METRICS[name]), name
+        assert found["differences"][name]["value"] == pytest.approx(np.mean(after) - np.mean(before))
+    assert [found["tuned"]["metrics"][name]["title"] for name in by_hand] == ["valid JSON", "fields right"]
+
+
+def test_own_metrics_replace_the_built_in_ones() -> None:
+    own = {
+        "length": Metric("same length", "as long as expected", lambda answer, text: float(len(answer) == len(text))),
+        "digits": Metric("digits", "never fits here", lambda answer, text: 1.0, str.isdigit),
+    }
+    found = compared_answers(["a", "bc"], ["ab", "cd"], ["xy", "zw"], metrics=own)
+    assert found["base"]["metrics"] == {"length": figure_of(np.array([0, 1]), own["length"])}
+    assert found["tuned"]["metrics"] == {"length": figure_of(np.array([1, 1]), own["length"])}
+    assert found["differences"]["length"]["value"] == 0.5
+
+
+def test_without_answers_there_are_no_metrics() -> None:
+    assert compared_answers([], [], [])["tuned"]["metrics"] == {}
 
 
 def class_predictions(outputs: Any, targets: Any, labels: str = "abc") -> Predictions:
@@ -288,6 +326,7 @@ def test_prediction_metrics_have_each_sides_figures_and_tuned_minus_base() -> No
     head = SequenceClassificationHead(("a", "b", "c"))
     found = summarize(Side(losses, texts[0], before), Side(losses, texts[1], after), tasks, head)
     accuracy = {"title": "accuracy", "better": 1, "unit": "%"}
+    accuracy["explanation"] = "texts whose class is predicted correctly"
     for side, value in (("base", 0.25), ("tuned", 0.75)):
         figure = found[side]["metrics"]["accuracy"]
         theirs = binomtest(round(4 * value), 4).proportion_ci(method="wilson")
@@ -318,7 +357,8 @@ def test_differences_of_prediction_metrics_resample_the_same_rows() -> None:
     error = found["base"]["metrics"]["root_mean_square_error"]
     assert found["tuned"]["metrics"]["root_mean_square_error"]["value"] == 0.0
     assert error == {"value": error["value"], "interval": error["interval"], "better": -1, "unit": ""} | {
-        "title": "root mean square error"
+        "title": "root mean square error",
+        "explanation": "typical size of the error, in the unit of the values",
     }
     low, high = error["interval"]
     assert 0 < low < error["value"] < high

@@ -50,59 +50,51 @@ def loss_of(wait: Callable[[int], float]) -> Any:
         return model.weight.square().sum()
 
     times: list[float] = [100.0]
-    return SimpleNamespace(loss=loss, times=times)
+    return SimpleNamespace(loss=loss, losses=loss, times=times)
 
 
-def measure_first(
-    seconds: list[float], monkeypatch: pytest.MonkeyPatch, **left: int
-) -> tuple[dict[str, Any], Counting]:
+def measure_first(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[float, float], Counting]:
     objective, model = loss_of(lambda number: seconds[number]), Counting().eval()
     monkeypatch.setattr("tunesmith.planner.measure.time", SimpleNamespace(perf_counter=lambda: objective.times[-1]))
-    time = largest_batch_first(model, objective, batch_of(30, 20), device=CPU, **left)  # type: ignore[arg-type]
-    return time, model
+    per_token = largest_batch_first(model, objective, batch_of(30, 20), CPU)  # type: ignore[arg-type]
+    return per_token, model
 
 
 @pytest.mark.parametrize(
     ("seconds", "passes", "taken"),
     [
-        pytest.param([0.5, 0.2], 2, 0.2, id="a short pass is timed a second time"),
-        pytest.param([0.2, 0.5], 2, 0.2, id="the faster of both counts"),
-        pytest.param([2.0], 1, 2.0, id="a long pass is timed once"),
+        pytest.param([0.5, 0.2, 0.1], 2, (0.2, 0.1), id="a short pass is timed a second time"),
+        pytest.param([0.2, 0.5, 0.1], 2, (0.2, 0.1), id="the faster of both counts"),
+        pytest.param([2.0, 0.7], 1, (2.0, 0.7), id="a long pass is timed once"),
     ],
 )
-def test_the_remaining_time_is_extrapolated_from_the_largest_batch(
-    seconds: list[float], passes: int, taken: float, monkeypatch: pytest.MonkeyPatch
+def test_the_largest_batch_is_timed_without_and_with_gradients(
+    seconds: list[float], passes: int, taken: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    time, model = measure_first(seconds, monkeypatch, tokens_left=4_000, steps_left=16)
-    per_token = taken / 50
-    assert time["seconds_per_step"] == pytest.approx(per_token * 4_000 / 16, rel=1e-9)
-    assert time["tokens_per_second"] == pytest.approx(1 / per_token, rel=1e-9)
-    assert time["total_seconds"] == pytest.approx(per_token * 4_000, rel=1e-9)
-    assert model.modes == [True] * passes
+    per_token, model = measure_first(seconds, monkeypatch)
+    assert per_token == pytest.approx((taken[0] / 50, taken[1] / 50), rel=1e-9)
+    assert model.modes == [True] * passes + [False]
     assert model.weight.grad is not None
     assert model.weight.grad.item() == passes * 6.0  # gradients of w² stay there
-
-
-def test_no_steps_left_does_not_divide_by_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    time, _ = measure_first([2.5], monkeypatch, tokens_left=0, steps_left=0)
-    assert (time["seconds_per_step"], time["total_seconds"]) == (0.0, 0.0)
 
 
 def test_the_random_state_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(11)
     expected = torch.rand(4)
     torch.manual_seed(11)
-    measure_first([0.1, 0.1], monkeypatch, tokens_left=10, steps_left=1)
+    measure_first([0.1, 0.1, 0.1], monkeypatch)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_measurements_have_the_format_of_a_plan() -> None:
-    result = measured(seconds=12.5, steps=50, tokens=4_000, device=CPU)
-    assert result["time"] == {"seconds_per_step": 0.25, "tokens_per_second": 320.0, "total_seconds": 12.5}
+    parts = {"start": 1.0, "training": 12.5, "evaluation": 2.0, "checkpoints": 0.5}
+    result = measured(parts, steps=50, tokens=4_000, device=CPU)
+    time = {"seconds_per_step": 0.25, "tokens_per_second": 320.0, "total_seconds": 16.0}
+    assert result["time"] == {**time, "parts": parts}
     assert result["memory"]["peak_bytes"] == sum(result["memory"]["parts"].values())
     assert (result["fits"], result["device"]) == (True, "cpu")
-    nothing = measured(seconds=0.0, steps=0, tokens=0, device=CPU)["time"]
-    assert nothing == {"seconds_per_step": 0.0, "tokens_per_second": 0.0, "total_seconds": 0.0}
+    nothing = measured(dict.fromkeys(parts, 0.0), steps=0, tokens=0, device=CPU)["time"]
+    assert (nothing["seconds_per_step"], nothing["tokens_per_second"], nothing["total_seconds"]) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak can only be reset on Linux")

@@ -45,7 +45,7 @@ def test_a_run_reports_prediction_and_measurement_in_the_same_format(
     assert forecast == {"event": "forecast", **plan["predicted"]}
     for side in (plan["predicted"], plan["measured"]):
         assert side["memory"]["peak_bytes"] == sum(side["memory"]["parts"].values())
-        assert set(side["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
+        assert set(side["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds", "parts"}
         assert {"fits", "device"} <= set(side)
 
 

@@ -1,6 +1,7 @@
 """FLOPs, bytes and time of operations: by data sheet rates, by the op timer's rules, and in a step's time."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -252,16 +253,30 @@ def test_a_steps_time_is_the_largest_batchs_per_token_plus_the_optimizer() -> No
     assert plan.largest_batch == [3]
     assert plan.time.seconds_per_step == pytest.approx(per_step, rel=1e-12)
     assert plan.time.tokens_per_second == pytest.approx(2 * 500 / 6 / per_step, rel=1e-12)
-    assert plan.time.total_seconds == pytest.approx(6 * per_step, rel=1e-12)
+    assert plan.time.parts["training"] == pytest.approx(6 * per_step, rel=1e-12)
+    assert plan.time.total_seconds == pytest.approx(sum(plan.time.parts.values()), rel=1e-12)
+
+
+def test_evaluations_checkpoints_and_the_start_are_part_of_the_time() -> None:
+    forward_backward, evaluation = {product(4096, 4096, 4096): 6.0}, {product(4096, 4096, 4096): 2.0}
+    recipe = a_recipe(train={"epochs": 2, "tokens_per_step": 200, "shuffle": False, "evaluate_every": 4})
+    held_out = a_batch_plan(recipe, (70, 30)).table
+    batch_plan = replace(a_batch_plan(recipe, (100, 60, 90, 200, 50)), held_out=held_out)
+    step = a_step(forward_backward=forward_backward, evaluation=evaluation, trained=10**8, parameters=10**9)
+    parts = a_plan(step, GPU, batch_plan).time.parts
+    pass_seconds = 6 * of(*forward_backward, GPU)
+    assert parts["evaluation"] == pytest.approx(pass_seconds / 3 * 100 / 200 * 3, rel=1e-12)  # at steps 0, 4 and 6
+    assert parts["checkpoints"] == pytest.approx(12e8 / 2e8 * 6, rel=1e-12)
+    assert parts["start"] > pass_seconds
+    without = a_plan(step, GPU, a_batch_plan(recipe, (100, 60, 90, 200, 50))).time.parts
+    assert without == {**parts, "evaluation": 0.0}
 
 
 def test_without_rows_the_total_time_is_unknown() -> None:
-    from dataclasses import replace
-
     plan = a_plan(batch_plan=replace(a_batch_plan(), known=False))
     assert plan.time.total_seconds is None
     fields = plan.to_dict()
-    assert fields["time"] == vars(plan.time)
+    assert fields["time"] == {**vars(plan.time), "total_seconds": None}
     assert "time" not in plan.to_dict(timed=False)
 
 

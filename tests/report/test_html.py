@@ -26,7 +26,7 @@ def titles(page: str) -> list[str]:
 
 def evaluation(text: str = "An answer.", tuned_loss: Any = 0.5) -> dict[str, Any]:
     def side(loss: Any) -> dict[str, Any]:
-        score = {"value": 0.5, "interval": [0.4, 0.6], "title": text}
+        score = {"value": 0.5, "interval": [0.4, 0.6], "title": text, "explanation": f"About {text}"}
         return {"loss": loss, "loss_interval": [0.4, 1.1], "perplexity": "inf", "metrics": {"m": score}}
 
     difference = {"loss": {"value": -0.5, "interval": [-0.6, -0.4]}, "m": {"value": 0.125, "interval": [-0.1, 0.35]}}
@@ -64,7 +64,7 @@ def test_text_from_rows_never_becomes_markup(run: Path) -> None:
     add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], format=HOSTILE)
     page = page_of(run)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 5 + 3 + 1 + 2 + 1 + 3
+    assert page.count("&lt;script&gt;") == 5 + 4 + 1 + 2 + 1 + 3
 
 
 def test_the_evaluation_compares_base_and_tuned_with_intervals_and_a_verdict(run: Path) -> None:
@@ -124,12 +124,12 @@ def test_losses_that_are_not_finite_leave_a_gap_in_the_chart(run: Path) -> None:
 
 
 def test_predicted_and_measured_total_time_are_compared_only_for_a_complete_run(run: Path) -> None:
-    assert "time of all steps" in page_of(run)
+    assert "time in all" in page_of(run)
     metrics = run / "metrics.jsonl"
     text = metrics.read_text(encoding="utf-8").replace('"total_steps": 12', '"total_steps": 24')
     metrics.write_text(text.replace('"reason": "done"', '"reason": "interrupted"'), encoding="utf-8")
     page = page_of(run)
-    assert "time of all steps" not in page
+    assert "time in all" not in page
     assert "time per step" in page
     assert "Ended by interrupted" not in page
     assert "Interrupted after 12 of 24 steps" in page
@@ -143,3 +143,65 @@ def test_the_first_forecast_stays_when_a_run_is_resumed(run: Path) -> None:
 def test_a_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)
+
+
+def test_the_page_says_that_a_run_is_not_evaluated_yet(run: Path) -> None:
+    page = page_of(run)
+    assert "Not evaluated yet. <code>tunesmith evaluate RUN</code>" in page
+    (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")
+    assert "Not evaluated yet" not in page_of(run)
+
+
+def test_a_metric_is_explained_beneath_the_title_of_its_chart(run: Path) -> None:
+    (run / "evaluation.json").write_text(json.dumps(evaluation("Overlap")), encoding="utf-8")
+    page = page_of(run)
+    assert '<figcaption><b>Overlap</b><span class="note">About Overlap</span></figcaption>' in page
+    assert "<figcaption><b>Held-out loss, lower is better</b></figcaption>" in page
+
+
+def sample_page(run: Path, **texts: str) -> str:
+    """The part of the page with the answers of one sample."""
+    result = evaluation("short")
+    result["samples"] = [result["samples"][0] | texts]
+    (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
+    page = page_of(run)
+    return page[page.index("Answers, side by side") : page.index("Training curves")]
+
+
+@pytest.mark.parametrize(
+    ("texts", "cut"),
+    [
+        ({}, []),
+        ({"tuned": "x" * 450}, []),
+        ({"tuned": "x" * 451}, ["tuned"]),
+        ({"expected": "\n" * 9, "base": "\n" * 10}, ["base"]),
+        ({"prompt": "x" * 1100}, []),
+        ({"prompt": "x" * 1101}, ["prompt"]),
+        ({"expected": "y" * 999, "tuned": "z" * 999}, ["expected", "tuned"]),
+    ],
+)
+def test_long_texts_are_cut_and_a_checkbox_shows_all(run: Path, texts: dict[str, str], cut: list[str]) -> None:
+    part = sample_page(run, **texts)
+    assert re.findall(r'class="of-(\w+)"><h3>\w+</h3>\n<p class="cut">', part) == [
+        each for each in cut if each != "prompt"
+    ]
+    assert ('<p class="prompt cut">' in part) == ("prompt" in cut)
+    assert part.count('<input type="checkbox" id="all-1"><label for="all-1">show all</label>') == bool(cut)
+    assert all(text in part for text in texts.values()), "nothing is left out of the page"
+    assert "-webkit-line-clamp: 10;" in page_of(run)
+
+
+def test_the_page_marks_where_expected_and_tuned_answer_differ(run: Path) -> None:
+    part = sample_page(run, expected="the red fox", base="a hen", tuned="the blue fox")
+    assert "the <del>red</del> fox</p>" in part
+    assert "the <ins>blue</ins> fox</p>" in part
+    assert "<p>a hen</p>" in part
+    page = page_of(run)
+    for tag in ("del", "ins"):
+        assert re.search(rf"^{tag} {{[^}}]*text-decoration: underline", page, re.MULTILINE), "not by color alone"
+
+
+def test_an_empty_answer_is_shown_as_nothing(run: Path) -> None:
+    part = sample_page(run, expected="a fox", base="", tuned="")
+    assert part.count("<p>(nothing)</p>") == 2
+    assert "<del>a fox</del>" in part

@@ -39,7 +39,11 @@ def test_interrupted_running_and_new_runs_are_distinguished(run: Path) -> None:
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     metrics.write_text("".join(lines[:8]), encoding="utf-8")
-    assert listed(run.parent)["mine"].state == "running"
+    row = listed(run.parent)["mine"]
+    assert row.state == "running"
+    timed = [event for event in map(json.loads, lines[:8]) if event["event"] in ("step", "evaluation", "checkpoint")]
+    assert {"step", "evaluation"} <= {event["event"] for event in timed}
+    assert row.seconds == pytest.approx(sum(event["seconds"] for event in timed))
     age(run)
     assert listed(run.parent)["mine"].state == "interrupted"
     metrics.unlink()

@@ -2,9 +2,11 @@
 
 import io
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -24,19 +26,31 @@ START = {
     "trained_parameters": 983_040,
     "total_steps": 100,
     "step": 0,
+    "evaluations": {"rows": 40, "every": 50},
 }
 PREDICTED = {
     "memory": {"peak_bytes": 2.06e9, "parts": {"weights": 16e6, "activations": 2e9}},
-    "time": {"seconds_per_step": 2.0, "tokens_per_second": 1000.0, "total_seconds": 200.0},
+    "time": {
+        "seconds_per_step": 1.8,
+        "tokens_per_second": 1000.0,
+        "total_seconds": 200.0,
+        "parts": {"start": 5.0, "training": 180.0, "evaluation": 14.0, "checkpoints": 1.0},
+    },
 }
 MEASURED = {
     "memory": {"peak_bytes": 2.1e9},
-    "time": {"seconds_per_step": 2.1, "tokens_per_second": 980.0, "total_seconds": 210.0},
+    "time": {
+        "seconds_per_step": 1.9,
+        "tokens_per_second": 980.0,
+        "total_seconds": 210.0,
+        "parts": {"start": 6.0, "training": 190.0, "evaluation": 14.0, "checkpoints": 0.04},
+    },
 }
 
 
 def step(number: int, **more: Any) -> Event:
-    return {"event": "step", "step": number, "total_steps": 100, "loss": 2.0, "tokens": 2048, "seconds": 2.0, **more}
+    taken = {"loss": 2.0, "tokens": 2048, "seconds": 2.0, "seconds_left": 2.0 * (100 - number) + 30}
+    return {"event": "step", "step": number, "total_steps": 100, **taken, **more}
 
 
 def evaluated(number: int) -> Event:
@@ -62,7 +76,7 @@ def resolve_run(first: int = 0) -> list[Event]:
     ]
 
 
-def printed(events: list[Event], terminal: bool = False) -> list[str]:
+def printed(events: Iterable[Event], terminal: bool = False) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=terminal, color_system=None, legacy_windows=False)
     with Progress(console) as progress:
@@ -74,7 +88,30 @@ def printed(events: list[Event], terminal: bool = False) -> list[str]:
 def test_outside_a_terminal_there_is_a_line_with_the_time_left_each_tenth() -> None:
     lines = [line for line in printed(resolve_run()) if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == [f"{number}/100" for number in range(10, 101, 10)]
-    assert lines[4].endswith("loss 2.000  1,024 tok/s  1 min 40 s left")
+    assert lines[4] == "step 50/100 recent loss 2.000  1,024 tok/s  2 min 10 s left"
+
+
+def test_the_loss_is_the_mean_per_loss_token_of_the_last_ten_steps() -> None:
+    losses = [9.0, 9.0, *(1.0 + number for number in range(10))]
+    weights = [1000, 1, *range(1, 11)]
+    steps = [
+        step(number, total_steps=12, loss=loss, loss_tokens=weight)
+        for number, (loss, weight) in enumerate(zip(losses, weights, strict=True), 1)
+    ]
+    last = printed([{**START, "total_steps": 12}, *steps])[-1]
+    by_hand = sum(number * number for number in range(1, 11)) / sum(range(1, 11))
+    assert f"step 12/12 recent loss {by_hand:.3f}  " in last
+
+
+def test_the_longest_progress_line_fits_80_columns() -> None:
+    total = 1_234_567
+    slow = {"total_steps": total, "loss": 12.3456, "tokens": 12_345_678, "seconds": 3.0, "seconds_left": 3333333.0}
+    lines = printed([{**START, "total_steps": total}, *(step(number, **slow) for number in (123_456, 123_457))])
+    assert lines[-1] == "step 123457/1234567 recent loss 12.346  4.12 M tok/s  925 h 55 min left"
+    shown = printed([{**START, "total_steps": total}, *(step(number, **slow) for number in (1, 2))], terminal=True)
+    bars = [part for line in shown for part in re.split(r"\r|\x1b\[[0-9?]*[A-Za-z]", line) if "recent" in part]
+    assert all(len(bar) <= 80 and bar.rstrip().endswith("left") for bar in bars)
+    assert bars
 
 
 def test_every_kind_of_event_is_printed_within_80_columns() -> None:
@@ -89,12 +126,15 @@ def test_every_kind_of_event_is_printed_within_80_columns() -> None:
         "40 malformed rows left out",
         "faq.jsonl row 7: not JSON",
         "2.06 GB of memory: activations 2.00 GB, weights 16 MB",
+        "40 held-out rows before the first step, every 50 steps, and at the end",
         "3 min 20 s for 100 steps, 1,000 tokens per second",
+        "training 3 min, evaluation 14 s, start 5.0 s, checkpoints 1.0 s",
         "step 100: loss 2.346 (95 %: 2.300–2.400), perplexity 10.4, 500 rows",
         "step 9: the loss was not finite (a row 1, b row 2)",
         "the disk is nearly full",
         "2.10 GB; predicted 2.06 GB (+2%)",
-        "3 min 20 s; predicted 3 min 20 s (+0%)",
+        "3 min 30 s; predicted 3 min 20 s (+5%)",
+        "training 3 min 10 s, evaluation 14 s, start 6.0 s, checkpoints 0.0 s",
         "100 steps in 3 min 30 s",
         "runs/x/adapter",
     ):
@@ -110,12 +150,10 @@ def test_a_terminal_has_a_live_bar_that_stays_within_its_width() -> None:
 
 
 def test_a_resumed_run_continues_at_its_step_and_compares_only_its_own_time() -> None:
-    predicted = {**PREDICTED, "time": {**PREDICTED["time"], "total_seconds": 100.0}}
-    events = [{**event, "predicted": predicted} if "predicted" in event else event for event in resolve_run(first=50)]
-    lines = printed(events)
+    lines = printed(resolve_run(first=50))
     assert "resumed   after step 50 of 100" in lines
     assert next(line.split()[1] for line in lines if line.startswith("step ")) == "55/100"
-    assert "took      1 min 40 s; predicted 1 min 40 s (+0%)" in lines, "not the 210 s of both parts"
+    assert "took      3 min 30 s; predicted 3 min 20 s (+5%)" in lines, "as the event says"
 
 
 def test_a_resumed_runs_bar_starts_at_its_step() -> None:
@@ -127,11 +165,11 @@ def test_an_interrupted_run_is_compared_by_time_per_step() -> None:
     events = resolve_run()
     stopped = [*events[:14], events[-2], {**events[-1], "reason": "interrupted", "step": 10, "output": None}]
     lines = printed(stopped)
-    assert "took      2.0 s; predicted 2.0 s (+0%) per step" in lines
+    assert "took      1.9 s; predicted 1.8 s (+6%) per step" in lines
     assert any(line.startswith("ended     interrupted after 10 steps") for line in lines)
 
 
-def test_a_loss_that_is_not_finite_does_not_change_the_smoothed_loss() -> None:
+def test_a_loss_that_is_not_finite_does_not_change_the_recent_loss() -> None:
     lines = printed([START, *(step(n, loss=float("nan") if n == 10 else 2.0) for n in range(1, 11))])
     assert lines[-1].startswith("step 10/100")
     assert "loss 2.000" in lines[-1]
@@ -162,3 +200,94 @@ def test_each_run_of_a_pipeline_is_compared_with_its_own_plan() -> None:
         return [line for line in printed(events) if line.startswith("took")]
 
     assert took([*resolve_run(), *resolve_run()]) == 2 * took(resolve_run())
+
+
+# Other operations
+
+
+def operation(done: int, total: int = 200, what: str = "base: answers") -> Event:
+    return {"event": "progress", "what": what, "done": done, "total": total}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time that `Progress` reads."""
+    now = [0.0]
+    monkeypatch.setattr("tunesmith.report.progress.time.monotonic", lambda: now[0])
+
+    def put(seconds: float) -> None:
+        now[0] = seconds
+
+    return put
+
+
+def test_outside_a_terminal_an_operation_prints_a_line_with_the_time_left_each_tenth(
+    clock: Callable[[float], None],
+) -> None:
+    def events() -> Iterator[Event]:
+        for done in range(201):
+            clock(100 + 0.1 * done)
+            yield operation(done)
+
+    left = ("18 s", "16 s", "14 s", "12 s", "10 s", "8.0 s", "6.0 s", "4.0 s", "2.0 s")
+    by_hand = [f"base: answers {20 * tenth}/200  {text} left" for tenth, text in enumerate(left, 1)]
+    assert printed(events()) == by_hand
+
+
+def test_the_time_left_leaves_out_what_was_done_before(clock: Callable[[float], None]) -> None:
+    clock(0)
+    first = operation(100)
+
+    def events() -> Iterator[Event]:
+        yield first
+        clock(60)
+        yield operation(150)
+
+    assert printed(events()) == ["base: answers 150/200  1 min left"]
+
+
+def test_an_operation_that_is_repeated_starts_over() -> None:
+    fold = [operation(0), operation(100), operation(200)]
+    assert [line.split("  ")[0] for line in printed([*fold, *fold])] == 2 * ["base: answers 100/200"]
+
+
+def test_in_a_terminal_an_operation_has_a_bar_with_the_time_left_until_it_is_done(
+    clock: Callable[[float], None],
+) -> None:
+    def events() -> Iterator[Event]:
+        clock(0)
+        yield operation(0)
+        clock(10)
+        yield operation(50)
+        yield operation(200)
+        yield {"event": "warning", "message": "last"}
+
+    text = "\n".join(printed(events(), terminal=True))
+    assert re.search(r"base: answers .*━.* 50/200 30 s left", text)
+    assert all("━" in line for line in text.splitlines() if "50/200" in line), "no line beside the bar"
+    assert "base: answers" not in text[text.index("last") :]
+
+
+def figures(side: str, fold: int | None = None) -> list[Event]:
+    metrics = {
+        "rouge_l": {"value": 0.342, "interval": (0.31, 0.371), "title": "word overlap", "explanation": "…"},
+        "correlation": {"value": 0.5, "interval": (0.4, 0.61), "title": "correlation", "unit": "", "better": 1},
+    }
+    common = {"event": "figures", "side": side, "fold": fold}
+    return [
+        {**common, "loss": 2.346, "loss_interval": (2.3, 2.4), "perplexity": 10.4},
+        {**common, "metrics": metrics},
+    ]
+
+
+def test_each_figure_of_an_evaluation_is_printed_as_soon_as_it_is_known() -> None:
+    expected = [
+        "base      loss 2.346 (95 %: 2.300–2.400), perplexity 10.4",
+        "base      word overlap 34% (95 %: 31%–37%)",
+        "base      correlation 0.50 (95 %: 0.40–0.61)",
+    ]
+    assert printed(figures("base")) == expected
+    assert [line.rstrip() for line in printed(figures("base"), terminal=True)] == expected
+    assert printed(figures("tuned", 3))[0] == "tuned     fold 3: loss 2.346 (95 %: 2.300–2.400), perplexity 10.4"
+    (line,) = printed([{"event": "figures", "side": "tuned", "fold": None, "loss": 0.5, "loss_interval": (0.4, 0.6)}])
+    assert line == "tuned     loss 0.500 (95 %: 0.400–0.600)"

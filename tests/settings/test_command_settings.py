@@ -24,6 +24,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.standard_library import Documented
 from tunesmith.engine.precision import dtype_of
+from tunesmith.errors import UserError
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.generate import Sampling, answers
 from tunesmith.planner.device import known_devices
@@ -390,6 +391,33 @@ def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, b
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 6, 5)
     assert evaluation["samples"][0]["base"] == by_hand([user(evaluation["samples"][0]["prompt"])], Sampling(128))
+
+
+@shows("tunesmith evaluate --rows")
+def test_evaluate_answers_all_rows_if_asked_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def evaluate(run: Path, rows: int | None, *_: Any) -> None:
+        asked.append(rows)
+        raise UserError("enough")
+
+    monkeypatch.setattr("tunesmith.evaluation.compare.evaluate", evaluate)
+    for options in ([], ["--rows", "7"], ["--rows", "all"]):
+        assert typed("evaluate", "run", *options).stderr == "error: enough\n"
+    assert asked == [200, 7, None]
+
+
+@shows("tunesmith report run", "tunesmith report --open")
+def test_report_writes_the_runs_page_and_opens_it_if_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "recipe.yaml").write_text("base: b\n", encoding="utf-8")
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    page = here / "mine" / "report.html"
+    assert run_command("report", "mine") == f"Wrote {page}.\n"
+    assert (page.exists(), opened) == (True, [])
+    run_command("report", "mine", "--open")
+    assert opened == [page.as_uri()]
 
 
 @shows("tunesmith runs directory", "tunesmith runs --json")

@@ -16,6 +16,7 @@ from settings_coverage import shows
 from small_models import TwoLayers
 from torch import nn
 from toy_loop import SquaredErrors, descent, loop_over, named, weight_of
+from toy_loop import table_of as table_of_points
 from transformers import (
     AutoModelForCausalLM,
     get_constant_schedule_with_warmup,
@@ -31,6 +32,7 @@ from tunesmith.data.example import Source
 from tunesmith.data.pack import Batches, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.precision import bf16_speedup, device_of, dtype_of
 from tunesmith.engine.schedule import learning_rate
@@ -540,31 +542,30 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, expected: li
 
 
 @shows("train.evaluate_every")
-@pytest.mark.parametrize(("every", "steps"), [(4, [0, 4, 8, 11]), (None, list(range(12))), (50, [0, 11])])
+@pytest.mark.parametrize(("every", "steps"), [(4, [0, 4, 8, 11]), (50, [0, 11])])
 def test_evaluations_are_evaluate_every_steps_apart_and_at_start_and_end(
-    tmp_path: Path, every: int | None, steps: list[int]
+    tmp_path: Path, every: int, steps: list[int]
 ) -> None:
     assert steps_with(fitted(tmp_path, evaluate_every=every), "evaluation") == steps
 
 
-@shows("train.checkpoint_every", "train.evaluate_every")
-def test_checkpoints_and_evaluations_are_a_tenth_of_the_run_apart_by_default(tmp_path: Path) -> None:
-    events = fitted(tmp_path, steps=25)
-    assert steps_with(events, "evaluation") == [*range(0, 25, 2), 25]
-    assert steps_with(events, "checkpoint") == [*range(2, 25, 2), 25]
+@shows("train.checkpoint_every")
+def test_checkpoints_are_a_tenth_of_the_run_apart_by_default(tmp_path: Path) -> None:
+    assert steps_with(fitted(tmp_path, steps=25), "checkpoint") == [*range(2, 25, 2), 25]
 
 
 @shows("train.evaluate_rows")
 @pytest.mark.parametrize(("most", "count"), [(7, 7), (500, 40)])
 def test_every_evaluation_uses_the_same_evaluate_rows_held_out_rows(tmp_path: Path, most: int, count: int) -> None:
     held_out = [(1.0, float(number)) for number in range(40)]
-    loop, events = loop_over(tmp_path, [(1.0, 2.0)], held_out=held_out, evaluate_rows=most)
+    rows = Evaluations.of(Train(evaluate_rows=most), 4, 10_000, table_of_points(held_out)).rows
+    loop, events = loop_over(tmp_path, [(1.0, 2.0)], held_out=[held_out[row] for row in rows])
     loop.evaluate()
     loop.evaluate()
-    rows = np.random.default_rng(0).permutation(40)[:count]
+    assert rows == np.random.default_rng(0).permutation(40)[:count].tolist()
     for event in events:
         assert (event["rows"], event["loss_tokens"]) == (count, count)
-        assert event["loss"] == pytest.approx(np.mean(0.5 * rows.astype(float) ** 2), rel=1e-6)
+        assert event["loss"] == pytest.approx(np.mean(0.5 * np.array(rows, float) ** 2), rel=1e-6)
 
 
 def stopped_at(directory: Path, losses: list[float], **stopping: Any) -> tuple[int, str, int | None]:

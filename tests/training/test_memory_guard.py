@@ -1,5 +1,6 @@
 """A run stays within its memory: what is planned before loading, and the pass over the largest batch before step 1."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,8 @@ from tunesmith.planner.device import Device, this_device
 from tunesmith.planner.plan import Plan, plan_run
 from tunesmith.run import Event, MetricsFile, Run
 from tunesmith.training import memory_guard
+from tunesmith.training.memory_guard import _seconds_per_token as time_of
 from tunesmith.training.memory_guard import _stay_within_limit as stay_within_limit
-from tunesmith.training.memory_guard import _time_of as time_of
 from tunesmith.training.memory_guard import first_pass, plan_of_run
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def recipe_of(base: Path, **train: Any) -> Recipe:
 
 def rows_of(tokens: int) -> Any:
     """Eight training rows of that many tokens."""
-    return SimpleNamespace(train=CausalLMHead().dummy_rows([tokens] * 8))
+    return SimpleNamespace(train=CausalLMHead().dummy_rows([tokens] * 8), held_out=None)
 
 
 @pytest.fixture(scope="module")
@@ -257,12 +258,19 @@ def test_a_batch_that_was_split_before_is_tried_in_its_largest_part(tmp_path: Pa
     assert set(objective.taken) == {(0, 1, 2)}
 
 
-def test_the_forecast_is_for_the_steps_and_tokens_that_are_left(tmp_path: Path) -> None:
-    loop, _ = loop_over(tmp_path, POINTS[:5], steps=5)
-    loop.state.step = 2
-    time = time_of(loop, [4])
-    assert time["total_seconds"] / time["seconds_per_step"] == pytest.approx(3)
-    assert time["total_seconds"] * time["tokens_per_second"] == pytest.approx(3 * TOKENS)
+def test_the_forecast_is_for_what_is_left_of_the_run(plan: Plan, tmp_path: Path) -> None:
+    batch_plan = BatchPlan.of(plan.batch_plan.recipe, table_of(POINTS[:5]), table_of(POINTS[:3]))
+    times = {}
+    for done in (0, 2):
+        loop, events = loop_over(tmp_path, POINTS[:5], steps=5, held_out=POINTS[:3])
+        loop.state.step = done
+        predicted = forecast_of(loop, events, None, batch_plan)["time"]
+        assert predicted["parts"]["training"] == pytest.approx((5 - done) * predicted["seconds_per_step"])
+        assert predicted["parts"]["training"] * predicted["tokens_per_second"] == pytest.approx((5 - done) * TOKENS)
+        assert predicted["total_seconds"] == pytest.approx(sum(predicted["parts"].values()))
+        assert predicted["parts"]["checkpoints"] == pytest.approx(12 * (5 - done) / 2e8)  # one weight, in each step
+        times[done] = predicted["parts"]
+    assert times[2]["evaluation"] > 0
 
 
 # Its events
@@ -270,9 +278,10 @@ def test_the_forecast_is_for_the_steps_and_tokens_that_are_left(tmp_path: Path) 
 
 def forecast_of(loop: Loop, events: list[Event], plan: Plan | None, batch_plan: BatchPlan) -> dict[str, Any]:
     """The forecast of the first pass, which must be the last event."""
-    forecast = first_pass(loop, plan, batch_plan)
+    forecast = first_pass(loop, plan, batch_plan, time.perf_counter() - 7)
     assert events[-1] == {"event": "forecast", **forecast}
-    assert set(forecast["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds"}
+    assert 7 < forecast["time"]["parts"]["start"] < 60
+    assert set(forecast["time"]) == {"seconds_per_step", "tokens_per_second", "total_seconds", "parts"}
     return forecast
 
 

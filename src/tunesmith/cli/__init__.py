@@ -9,12 +9,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tunesmith.cli.bases import bases
 from tunesmith.cli.data import data
 from tunesmith.cli.demo import demo
 from tunesmith.cli.evaluate import evaluate
 from tunesmith.cli.init import init
 from tunesmith.cli.methods import methods
 from tunesmith.cli.plan import plan
+from tunesmith.cli.report import report
 from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.train import train
@@ -35,6 +37,7 @@ for verb in (
     plan,
     train,
     evaluate,
+    report,
     generate,
     chat,
     answer,
@@ -47,6 +50,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(data, name="data")
+app.add_typer(bases, name="bases")
 
 
 @app.callback(invoke_without_command=True)
@@ -61,8 +65,18 @@ def version(
     # Libraries send no usage statistics, unless the user's environment turns them on.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    _show_log()
     # On a CPU, bitsandbytes logs at import which faster kernels could be downloaded.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+
+
+def _show_log() -> None:
+    """What our modules log, such as that a base is being fetched, goes to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("tunesmith")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 def main() -> None:

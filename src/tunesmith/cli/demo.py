@@ -1,60 +1,184 @@
-"""`tunesmith demo`: from this Python's own documentation to a model that describes functions it has never seen."""
+"""`tunesmith demo`: from this Python's own functions to a model that writes the tool definitions of new ones."""
 
+import json
 import shlex
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.padding import Padding
+from rich.syntax import Syntax
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
+
+if TYPE_CHECKING:
+    from tunesmith.demo.side_by_side import SideBySide
+
+BASE = "smollm2-135m-instruct"
+
+ASK = '''\
+def book_flight(origin: str, destination: str, passengers: int = 1, cabin: Literal["economy", "business"] = "economy"):
+    """Book the cheapest flight between two cities.
+
+    Args:
+        origin: The city to depart from.
+        destination: The city to arrive in.
+        passengers: How many people travel.
+        cabin: The class of the seats.
+    """
+'''
+
+EVALUATED = 24
+"""Held-out functions for which both models write definitions."""
+
+HELD_OUT = 48
+"""Held-out functions in all, whose loss is measured."""
+
+LONGEST_ANSWER = 192  # tokens
 
 
 def demo(
+    base: Annotated[
+        str | None, typer.Option(help=f"What to train; default: {BASE}, or embedded where it cannot be fetched.")
+    ] = None,
+    ask: Annotated[
+        str, typer.Option(help="A Python function whose tool definition the trained model writes at the end.")
+    ] = ASK,
     directory: Annotated[
-        Path | None, typer.Option(help="Where to write data and run; default: a new directory in runs/.")
+        Path | None,
+        typer.Option(help="Where to write data and run; default: a new directory in runs/. A finished demo is asked."),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field of the demo's recipe.")] = None,
 ) -> None:
-    """The full workflow on real data in three minutes: rows, plan, training, evaluation, answers side by side."""
+    """The full workflow on real data in four minutes: rows, plan, training, evaluation, use."""
     with quick_imports():
-        from tunesmith.demo.recipe import demo_recipe, new_directory
+        from tunesmith.demo.tools import question
+
+    console = Console(highlight=False)
+    asked = question(ask)
+    if directory is not None and (directory / "run" / "adapter").exists():
+        _show_ask(console, directory / "run", asked)
+        return
+    with quick_imports():
+        from tunesmith.demo.recipe import new_directory
+        from tunesmith.demo.side_by_side import SideBySide
+
+    started = time.perf_counter()
+    directory = new_directory(directory)
+    run = _train(console, directory, base, set_ or [])
+    report = _evaluate(console, run)
+    models = SideBySide.of(run)
+    _heading(console, "4. What else changed?", "Questions that have nothing to do with the rows, before and after.")
+    _show_general(console, models)
+    _heading(console, "5. Use it", "A function that it has not seen. Yours: tunesmith demo --ask 'def f(…): …'")
+    _show_definitions(console, models, asked)
+    _heading(console, f"6. Next steps, after {_minutes(time.perf_counter() - started)}", "")
+    _show_next(console, directory, report)
+
+
+def _train(console: Console, directory: Path, base: str | None, overrides: list[str]) -> Path:
+    """Write rows and recipe, and train. Returns the run's directory."""
+    with quick_imports():
+        from tunesmith.demo.recipe import write_recipe
+        from tunesmith.demo.tools import write_rows
+        from tunesmith.report.progress import Progress
+        from tunesmith.training.stages import train
+
+    _heading(console, "1. The data", "Functions of this Python and their tool definitions, as chat models call them.")
+    train_file, _, counts = write_rows(directory, most_held_out=HELD_OUT)
+    _show_data(console, counts, train_file)
+    name = _fetched(console, base)
+    _heading(console, "2. Training", f"LoRA on {name}. The recipe: {_short(directory / 'recipe.yaml')}")
+    recipe = write_recipe(directory, name, overrides)
+    console.print(
+        f"The speed of this machine allows {recipe.train.steps} steps of {recipe.train.tokens_per_step:,} tokens.",
+        style="dim",
+    )
+    with Progress(console) as progress:
+        run = train(recipe, directory / "run", [], [progress])
+    if not run.finished:
+        console.print(f"Interrupted; everything is saved. Resume: tunesmith train --resume {_short(run.directory)}")
+        raise typer.Exit(130)
+    return run.directory
+
+
+def _fetched(console: Console, base: str | None) -> str:
+    """The base, on this machine; the embedded one if the default cannot be fetched."""
+    from tunesmith.config.base import Base
+    from tunesmith.models.load import locate
+
+    try:
+        locate(Base(path=base or BASE))
+    except UserError as error:
+        if base is not None:
+            raise
+        console.print(f"{error} The demo goes on with the embedded base, which is small.", style="yellow", markup=False)
+        return "embedded"
+    return base or BASE
+
+
+def _evaluate(console: Console, run: Path) -> Path:
+    """Compare both models on held-out functions. Returns the report."""
+    with quick_imports():
+        from tunesmith.demo.tools import TOOL_METRICS
         from tunesmith.evaluation.compare import evaluate
         from tunesmith.report.html import write_report
         from tunesmith.report.progress import Progress
         from tunesmith.report.table import evaluation_table, samples_table
-        from tunesmith.training.stages import train
 
-    console = Console(highlight=False)
-    directory = new_directory(directory)
-    _heading(console, "1. The data", "Questions and answers from the documentation of this Python.")
-    recipe, counts, example = demo_recipe(directory)
-    _show_data(console, counts, example)
-    _heading(console, "2. Training", f"LoRA on the embedded base. The recipe: {_short(directory / 'recipe.yaml')}")
+    _heading(console, "3. Did it work?", "On functions of packages that were not in the training data.")
     with Progress(console) as progress:
-        run = train(recipe, directory / "run", set_ or [], [progress])
-    if not run.finished:
-        console.print(f"Interrupted; everything is saved. Resume: tunesmith train --resume {_short(run.directory)}")
-        raise typer.Exit(130)
-    _heading(
-        console,
-        "3. Did it work?",
-        "On modules that were not in the training data. The first word of an answer is the kind of thing.",
-    )
-    with Progress(console) as progress:
-        result = evaluate(run.directory, 200, max_new_tokens=40, repetition_penalty=1.2, subscribers=[progress])
-    report = write_report(run.directory)
+        result = evaluate(run, EVALUATED, LONGEST_ANSWER, subscribers=[progress], metrics=TOOL_METRICS)
     console.print(evaluation_table(result))
-    _heading(
-        console,
-        "4. Five answers, side by side",
-        "Evenly spaced among the held-out questions, not hand-picked. Greedy, repetition penalty 1.2.",
+    console.print(samples_table(result["samples"][:2]))
+    return write_report(run)
+
+
+def _show_general(console: Console, models: "SideBySide") -> None:
+    """Five answers of both models, and their loss on general prose."""
+    from tunesmith.demo.side_by_side import GENERAL_QUESTIONS
+    from tunesmith.report.table import samples_table
+
+    base, tuned = models.answers(GENERAL_QUESTIONS, max_new_tokens=32)
+    samples = zip(GENERAL_QUESTIONS, base, tuned, strict=True)
+    console.print(samples_table([{"prompt": ask, "base": before, "tuned": after} for ask, before, after in samples]))
+    before, after = models.general_losses()
+    change, (low, high) = before.difference(after)
+    console.print(
+        f"Loss on general text, {len(before.sums)} docstrings of modules: {before.loss:.3f} before, {after.loss:.3f} "
+        f"after; difference {change:+.3f} [{low:+.3f}, {high:+.3f}] nats per token."
     )
-    console.print(samples_table(result["samples"]))
-    _heading(console, "5. Next steps", "")
-    _show_next(console, run.directory, report, result)
+
+
+def _show_ask(console: Console, run: Path, asked: str) -> None:
+    with quick_imports():
+        from tunesmith.demo.side_by_side import SideBySide
+
+    _show_definitions(console, SideBySide.of(run), asked)
+
+
+def _show_definitions(console: Console, models: "SideBySide", asked: str) -> None:
+    """What the tuned model writes for the question, then what its base writes."""
+    (base,), (tuned,) = models.answers([asked], max_new_tokens=2 * LONGEST_ANSWER)
+    console.print(
+        Padding(Syntax(asked.split("```python\n")[1].removesuffix("\n```"), "python", theme="ansi_dark"), (0, 2))
+    )
+    console.print("[bold green]tuned[/]")
+    console.print(Padding(_pretty(tuned), (0, 2)))
+    console.print("[bold red]base[/]")
+    console.print(Padding(Text(base if len(base) < 400 else f"{base[:400]} …"), (0, 2)))
+
+
+def _pretty(answer: str) -> Syntax | Text:
+    """JSON, indented; any other text as it is."""
+    try:
+        return Syntax(json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json", theme="ansi_dark")
+    except ValueError:
+        return Text(answer)
 
 
 def _heading(console: Console, title: str, line: str) -> None:
@@ -64,40 +188,43 @@ def _heading(console: Console, title: str, line: str) -> None:
         console.print(line, style="dim", markup=False, soft_wrap=True)
 
 
-def _show_data(console: Console, counts: dict[str, int], example: dict[str, str]) -> None:
+def _show_data(console: Console, counts: dict[str, int], train: Path) -> None:
     console.print(
-        f"{counts['train']:,} pairs from {counts['train_modules']:,} modules for training; "
-        f"{counts['held_out']:,} pairs from {counts['held_out_modules']:,} other modules held out for evaluation."
+        f"{counts['train']:,} functions of {counts['train_packages']:,} packages for training; "
+        f"{counts['held_out']:,} of {counts['held_out_packages']:,} other packages held out for evaluation."
     )
     left_out = sum(count for name, count in counts.items() if name.startswith("left out"))
     console.print(
-        f"Left out: {left_out:,} docstrings without a plain first sentence, {counts['held_out_removed']:,} held-out "
-        "pairs whose answer also occurs in training."
+        f"Left out: {left_out:,} functions without plain descriptions or types, {counts['held_out_removed']:,} "
+        "held-out ones whose definition also occurs in training."
     )
-    console.print(
-        Padding(Text(f"question  {example['question']}\nanswer    {example['answer']}", style="cyan"), (1, 2, 0, 2))
-    )
+    with train.open(encoding="utf-8") as file:
+        example: dict[str, Any] = json.loads(next(file))
+    text = f"{example['question']}\n\n{example['answer']}"
+    console.print(Padding(Text(text, style="cyan"), (1, 2, 0, 2)))
 
 
-def _show_next(console: Console, run: Path, report: Path, result: dict[str, Any]) -> None:
-    question = result["samples"][0]["prompt"]
+def _show_next(console: Console, directory: Path, report: Path) -> None:
+    run = _short(directory / "run")
     lines = (
-        ("the adapter, in PEFT's format", _short(run / "adapter")),
-        ("the report, with curves", _short(report)),
-        ("ask it yourself", f"tunesmith generate {_short(run)} {shlex.quote(question)} --repetition-penalty 1.2"),
-        ("talk with it", f"tunesmith chat {_short(run)}"),
-        ("merge it into one model", f"tunesmith merge {_short(run)} --output my-model"),
+        (
+            "ask it yourself",
+            f"tunesmith demo --directory {_short(directory)} --ask {shlex.quote('def f(x: int): ...')}",
+        ),
+        ("the adapter, in PEFT's format", f"{run}/adapter"),
+        ("the report, with curves", f"tunesmith report {run} --open"),
+        ("talk with it", f"tunesmith chat {run}"),
+        ("merge it into one model", f"tunesmith merge {run} --output my-model"),
         ("your own rows", "tunesmith init rows.jsonl && tunesmith train recipe.yaml"),
     )
     for description, command in lines:
         console.print(Text(f"{description:<30}", style="dim") + Text(command), soft_wrap=True)
-    console.print()
-    console.print(
-        "The embedded base is small (7 million parameters). After tuning, it predicts what kind of thing a name is and "
-        "writes in the style of such documentation. The content of its sentences is mostly made up, because it knows "
-        "very little. For real work, set a larger base in the recipe.",
-        style="dim",
-    )
+
+
+def _minutes(seconds: float) -> str:
+    from tunesmith.report.formatting import duration
+
+    return duration(seconds)
 
 
 def _short(path: Path) -> str:

@@ -7,19 +7,21 @@ import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     rows: Annotated[
-        int, typer.Option(help="How many held-out rows to generate answers for; the loss uses all.", min=1)
-    ] = 200,
+        str, typer.Option(help="How many held-out rows to generate answers for, or all; the loss uses all.")
+    ] = "200",
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens in an answer.", min=1)] = 128,
     repetition_penalty: Annotated[
         float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)
     ] = 1.0,
 ) -> None:
     """Compare a run with its base on held-out rows: loss, perplexity, metrics, samples, each with its uncertainty."""
+    most = _rows(rows)
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.report.html import write_report
@@ -28,7 +30,16 @@ def evaluate(
 
     console = Console(highlight=False)
     with Progress(console) as progress:
-        result = comparison.evaluate(run, rows, max_new_tokens, repetition_penalty, [progress])
+        result = comparison.evaluate(run, most, max_new_tokens, repetition_penalty, [progress])
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"]))
     console.print(f"Written to {run}/evaluation.json and {write_report(run)}", soft_wrap=True)
+
+
+def _rows(text: str) -> int | None:
+    """The number of rows; None for all."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"--rows {text} is not a number of rows. Use a number from 1 on, or all.")
+    return int(text)

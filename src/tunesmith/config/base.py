@@ -11,7 +11,8 @@ class Base(Strict):
     `base: {path: embedded}`."""
 
     path: str = "embedded"
-    """`embedded` (the small model that ships with Tunesmith), a directory, a run directory, or a hub name."""
+    """`embedded` (the small model that ships with Tunesmith), a short name that `tunesmith bases` lists, a directory, a
+    run directory, a GGUF file, or a hub name."""
 
     revision: str | None = None
     """The hub revision (branch, tag or commit). Default: the newest; its commit is recorded in the run."""

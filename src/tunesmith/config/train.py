@@ -133,11 +133,12 @@ class Train(Strict):
     """How many of the newest checkpoints to keep, besides the best."""
 
     evaluate_every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations on held-out rows. Default: a tenth of the run."""
+    """Steps between evaluations on held-out rows; there is also one before the first step and one after the last.
+    Default: ten times in the run, or more rarely, so that evaluating costs at most a tenth of the training."""
 
-    evaluate_rows: int = Field(default=500, ge=1)
-    """The most held-out rows in an evaluation during the run; the same rows each time. 500: an interval of a few
-    percent, at little cost. `tunesmith evaluate` uses all of them."""
+    evaluate_rows: int | None = Field(default=None, ge=1)
+    """The most held-out rows in an evaluation during the run; the same rows each time. Default: as many as a tenth of
+    the training's time allows, from 32 to 500. `tunesmith evaluate` uses all of them."""
 
     early_stopping: EarlyStopping | None = None
     """Stop when the held-out loss no longer falls. Off by default: a short run should take all its steps."""
@@ -149,6 +150,10 @@ class Train(Strict):
     def memory_bytes(self) -> int | None:
         """`memory_limit` in bytes."""
         return None if self.memory_limit is None else bytes_in(self.memory_limit)
+
+    def checkpoint_steps(self, steps: int) -> int:
+        """`checkpoint_every`, or its default for a run of `steps`."""
+        return self.checkpoint_every or max(1, steps // 10)
 
     @property
     def max_batch_tokens(self) -> int:

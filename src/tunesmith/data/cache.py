@@ -7,7 +7,6 @@ render and tokenize.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -23,13 +22,6 @@ from tunesmith.data.tokens import TokenTable
 _ARRAYS = ("ids", "loss_mask", "offsets", "file", "row")
 _TARGET_ARRAYS = ("targets", "target_offsets")
 """Only tables with targets have them."""
-
-
-def cache_directory() -> Path:
-    """`$TUNESMITH_CACHE`, else `tunesmith` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    if path := os.environ.get("TUNESMITH_CACHE"):
-        return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
 
 
 def cache_key(fingerprints: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.cache_directory import cache_directory
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
@@ -53,7 +54,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         "objective": recipe.objective.model_dump(mode="json"),
         "replay_seed": recipe.train.seed if recipe.data.replay else None,
     }
-    directory = cache.cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
+    directory = cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
     is_cacheable = recipe.data.cache and all(fingerprints.values())
     if is_cacheable and (entry := cache.load(directory, ("train", "held_out"))) is not None:
         (train, held_out_table), report = entry

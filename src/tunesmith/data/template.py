@@ -25,6 +25,8 @@ Span = tuple[int, int]
 DATE = datetime(2025, 1, 1)
 """The date for templates that write one: the same rows must give the same tokens on any day."""
 
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+"""The mark of what the assistant writes. `add_generation_prompt` alone is none."""
 
 Tools = Sequence[dict[str, Any]] | None
 
@@ -163,7 +165,7 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """The chat as text, and the spans within `{% generation %}`; adjacent spans are merged."""
-        if "generation" not in self._source(tools) or not messages:
+        if not _GENERATION.search(self._source(tools)) or not messages:
             return self.text(messages, tools) if messages else "", []
         text, spans = self._render(messages, tools, return_assistant_tokens_mask=True)
         merged: list[Span] = []

@@ -1,29 +1,56 @@
-"""The demo's directory and recipe: an ordinary recipe, written beside its data."""
+"""The demo's directory and recipe: an ordinary recipe, written beside its data, as long as this machine is fast."""
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.demo.docstrings import write_pairs
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
+from tunesmith.planner.request import plan
 from tunesmith.run import atomic_write
 
 RECIPE = """\
-# What `tunesmith demo` trains: the first sentence of a docstring, from the object's name and signature.
-base: embedded
+# What `tunesmith demo` trains: from a Python function to its JSON tool definition.
+base: {base}
 data:
-  train: train.jsonl         # question, answer; from this Python's standard library
-  held_out: [held_out.jsonl] # modules that are not in train.jsonl
-  max_length: 256            # tokens
-method: {kind: lora, rank: 32, alpha: 64, target_modules: all-linear}
-objective: {kind: instruction}
+  train: train.jsonl         # question, answer; functions of this Python installation
+  held_out: [held_out.jsonl] # functions of packages that are not in train.jsonl
+  max_length: 512            # tokens
+method: {{kind: lora, rank: {rank}, alpha: {alpha}, target_modules: all-linear}}
+objective: {{kind: instruction}}
 train:
-  steps: 160
-  tokens_per_step: 4096
-  learning_rate: 2e-3        # a small model needs a larger rate than a large one
-  evaluate_every: 40
-  evaluate_rows: 200
-  seed: 0
+  steps: {steps:<18} # what this machine trains in about {seconds:.0f} seconds
+  tokens_per_step: {tokens}
+  learning_rate: {rate}
+  evaluate_rows: 8           # few during the run; all afterwards
+  seed: {seed}
 """
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the demo trains a base.
+
+    Attributes:
+        rank: of LoRA; alpha is twice as much.
+        tokens: in a step.
+        rate: the peak learning rate; a small model needs a larger one.
+        seconds: of training that the number of steps is chosen for.
+        steps: the fewest and the most.
+    """
+
+    rank: int
+    tokens: int
+    rate: str
+    seconds: float
+    steps: tuple[int, int]
+
+
+SETTINGS = {
+    "embedded": Settings(rank=32, tokens=4096, rate="2e-3", seconds=75, steps=(20, 160)),
+    "": Settings(rank=16, tokens=512, rate="2e-3", seconds=80, steps=(20, 200)),
+}
+"""By base; the empty name stands for every other."""
 
 
 def new_directory(directory: Path | None) -> Path:
@@ -43,16 +70,41 @@ def new_directory(directory: Path | None) -> Path:
     return path
 
 
-def demo_recipe(directory: Path) -> tuple[Path, dict[str, int], dict[str, str]]:
-    """Write data and recipe into `directory`.
+def write_recipe(directory: Path, base: str, overrides: Sequence[str] = (), seed: int = 0) -> Recipe:
+    """Write `recipe.yaml` beside the demo's rows. The number of steps follows from this machine's speed on these rows,
+    which is measured.
+
+    Args:
+        directory: contains train.jsonl and held_out.jsonl.
+        base: as in a recipe.
+        overrides: `key.path=value` strings that replace fields of the recipe.
+        seed: of the run.
 
     Returns:
-        The recipe's path, the counts of `write_pairs`, and one of the training rows.
+        The recipe, with the overrides.
+
+    Raises:
+        UserError: the base cannot be loaded, or an override is not valid.
     """
-    train, _, counts = write_pairs(directory)
-    recipe = directory / "recipe.yaml"
-    with atomic_write(recipe) as file:
-        file.write(RECIPE)
-    rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
-    example = next((row for row in rows if row["name"] == "shutil.copyfile"), rows[len(rows) // 2])
-    return recipe, counts, example
+    settings = SETTINGS.get(base, SETTINGS[""])
+    fewest, most = settings.steps
+    path = directory / "recipe.yaml"
+    steps = fewest
+    for _ in range(2):  # first to measure, then with the result
+        text = RECIPE.format(
+            base=base,
+            rank=settings.rank,
+            alpha=2 * settings.rank,
+            steps=steps,
+            seconds=settings.seconds,
+            tokens=settings.tokens,
+            rate=settings.rate,
+            seed=seed,
+        )
+        with atomic_write(path) as file:
+            file.write(text)
+        recipe = Recipe.load(path, list(overrides))
+        if any(override.startswith("train.steps=") for override in overrides):
+            break
+        steps = min(most, max(fewest, int(settings.seconds / plan(recipe=recipe).time.seconds_per_step)))
+    return recipe

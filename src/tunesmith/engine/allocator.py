@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from tunesmith.data.cache import cache_directory
+from tunesmith.cache_directory import cache_directory
 from tunesmith.engine import build_arena
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -6,6 +6,7 @@ from operator import itemgetter
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import WIDTH_STEP, Batches, width
 from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.evaluations import Evaluations
 
 SCORES = 768
 """Tokens of a document for which the stored attention scores take about as much memory as everything else that a block
@@ -22,6 +23,7 @@ class Layout:
         largest_batch: the rows of the batch with the most tokens in the run.
         largest_by_scores: the same if attention stores a score for each pair of a document's tokens.
         widths: the distinct widths of its batches, in `WIDTH_STEP`s.
+        evaluations: how often it evaluates, and on which held-out rows.
     """
 
     batches: Batches
@@ -29,6 +31,7 @@ class Layout:
     largest_batch: list[int]
     largest_by_scores: list[int]
     widths: frozenset[int]
+    evaluations: Evaluations
 
     def largest_of(self, scores: bool) -> list[int]:
         """The batch that takes the most memory, with or without stored attention scores."""
@@ -37,24 +40,27 @@ class Layout:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A recipe's training rows, and how many tokens a batch holds.
+    """A recipe's rows, and how many tokens a batch holds.
 
     Attributes:
         recipe: with its objective resolved.
         table: its training rows.
         tokens_per_batch: the most tokens in a batch.
+        held_out: its held-out rows.
         known: whether these are the run's actual rows; False if they only stand for similar rows.
     """
 
     recipe: Recipe
     table: TokenTable
     tokens_per_batch: int
+    held_out: TokenTable = field(default_factory=lambda: TokenTable.build(()))
     known: bool = True
     _layouts: dict[bool, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, recipe: Recipe, table: TokenTable) -> "BatchPlan":
-        return cls(recipe, table, recipe.train.max_batch_tokens)
+    def of(cls, recipe: Recipe, table: TokenTable, held_out: TokenTable | None = None) -> "BatchPlan":
+        plan = cls(recipe, table, recipe.train.max_batch_tokens)
+        return plan if held_out is None else replace(plan, held_out=held_out)
 
     @property
     def longest(self) -> int:
@@ -93,4 +99,5 @@ class BatchPlan:
             largest = max(largest, (tokens, rows), key=itemgetter(0))
             pairs = tokens * max(row_lengths) if batches.padded else sum(length * length for length in row_lengths)
             largest_by_scores = max(largest_by_scores, (tokens + pairs / SCORES, rows), key=itemgetter(0))
-        return Layout(batches, steps, largest[1], largest_by_scores[1], frozenset(widths))
+        evaluations = Evaluations.of(train, steps, batches.tokens_in(0, steps), self.held_out)
+        return Layout(batches, steps, largest[1], largest_by_scores[1], frozenset(widths), evaluations)

@@ -7,7 +7,7 @@ renamed in one operation, so a directory with that name is always complete.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.run import atomic_directory
+
+PARTS = ("start", "training", "evaluation", "checkpoints")
+"""The parts of a run's time."""
 
 
 @dataclass
@@ -31,7 +34,7 @@ class LoopState:
         evaluations_without_improvement: evaluations since then without an improvement.
         skipped_in_a_row: consecutive steps up to now whose loss or gradient was not finite.
         tokens: tokens read, without padding.
-        seconds: time spent in steps.
+        seconds: time so far by part: start (until the first step), training (steps), evaluation, checkpoints.
         threads: threads that PyTorch used; with another number, sums may round differently.
         metrics_bytes: size of metrics.jsonl when the checkpoint was written.
     """
@@ -42,7 +45,7 @@ class LoopState:
     evaluations_without_improvement: int = 0
     skipped_in_a_row: int = 0
     tokens: int = 0
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     threads: int = 0
     metrics_bytes: int = 0
     most_tokens: int = 0

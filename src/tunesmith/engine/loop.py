@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from tunesmith.config.train import Train
 from tunesmith.data.pack import Batch, Batches, collate
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
+from tunesmith.engine.evaluations import times_left
 from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import ran_out_of_memory, split_in_two
@@ -23,6 +26,9 @@ from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
 from tunesmith.objectives.objective import Objective
 from tunesmith.run import Events
+
+RECENT = 20
+"""Steps, evaluations and checkpoints whose mean duration predicts the time left."""
 
 SKIPS_BEFORE_STOPPING = 3  # one bad batch can be an accident; three in a row mean that the run is broken
 
@@ -37,6 +43,7 @@ class Loop:
         batches: which rows each step takes.
         held_out: takes the most tokens in a batch, and returns the model's figures on the rows that are never trained
             on, with at least a `loss`. None if there are no such rows.
+        evaluate_every: steps from one call of `held_out` to the next.
         masters: the trained weights and their optimizer.
         train: the training settings.
         total_steps: optimizer steps of the run.
@@ -46,12 +53,14 @@ class Loop:
         events: receives every event of the run.
         device: where the model is.
         state: the progress so far.
+        recent: seconds that the latest steps, evaluations and checkpoints took, by part, to predict what is left.
     """
 
     model: PreTrainedModel
     objective: Objective
     batches: Batches
     held_out: Callable[[int], dict[str, Any]] | None
+    evaluate_every: int
     masters: MasterWeights
     train: Train
     total_steps: int
@@ -61,6 +70,12 @@ class Loop:
     events: Events
     device: torch.device
     state: LoopState = field(default_factory=LoopState)
+    recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps from one checkpoint to the next."""
+        return self.train.checkpoint_steps(self.total_steps)
 
     def use_batches(self, batches: Batches, tokens_per_batch: int) -> None:
         """Take these batches from now on.
@@ -85,8 +100,6 @@ class Loop:
         Raises:
             UserError: losses or gradients stay non-finite, or a checkpoint cannot be written.
         """
-        evaluate_every = self.train.evaluate_every or max(1, self.total_steps // 10)
-        checkpoint_every = self.train.checkpoint_every or max(1, self.total_steps // 10)
         self.state.threads = torch.get_num_threads()
         self.model.train()
         if self.state.step == 0 and self.state.best_step is None:
@@ -97,10 +110,10 @@ class Loop:
             self.step()
             last = self.state.step == self.total_steps
             stop = False
-            if last or self.state.step % evaluate_every == 0:
+            if last or self.state.step % self.evaluate_every == 0:
                 stop = self.evaluate()
             best = self.state.best_step == self.state.step
-            if last or stop or best or interruption.asked or self.state.step % checkpoint_every == 0:
+            if last or stop or best or interruption.asked or self.state.step % self.checkpoint_every == 0:
                 self.checkpoint()
             if stop:
                 return "early stopping"
@@ -191,7 +204,7 @@ class Loop:
         seconds = time.perf_counter() - started
         self.state.step = number
         self.state.tokens += tokens
-        self.state.seconds += seconds
+        self._took("training", seconds)
         self.events.emit(
             "step",
             step=number,
@@ -202,6 +215,7 @@ class Loop:
             tokens=tokens,
             loss_tokens=loss_tokens,
             seconds=seconds,
+            seconds_left=self.seconds_left(),
         )
         self._watch_for_nan(loss, norm, batches)
 
@@ -223,6 +237,7 @@ class Loop:
         with self.masters.averaged():
             figures = self.held_out(self.tokens_per_batch)
         seconds = time.perf_counter() - started
+        self._took("evaluation", seconds)
         self.events.emit("evaluation", step=self.state.step, **figures, seconds=seconds)
         patience = self.train.early_stopping
         min_delta = patience.min_delta if patience else 0.0
@@ -236,12 +251,30 @@ class Loop:
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on, and emit the event."""
+        started = time.perf_counter()
         metrics = self.directory / "metrics.jsonl"
         self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
         path = save_checkpoint(
             self.directory / "checkpoints", self.masters.state(), self.state, self.train.keep_checkpoints
         )
-        self.events.emit("checkpoint", step=self.state.step, path=str(path))
+        seconds = time.perf_counter() - started
+        self._took("checkpoints", seconds)
+        self.events.emit("checkpoint", step=self.state.step, path=str(path), seconds=seconds)
+
+    def seconds_left(self) -> float:
+        """After a step, until the last one is done, evaluated and saved, if everything takes as long as it did
+        recently."""
+        before = self.state.step - 1  # this step's evaluation and checkpoint are still to come
+        left = {
+            "training": self.total_steps - self.state.step,
+            "evaluation": times_left(self.evaluate_every, before, self.total_steps),
+            "checkpoints": times_left(self.checkpoint_every, before, self.total_steps),
+        }
+        return sum(count * fmean(self.recent[part]) for part, count in left.items() if self.recent[part])
+
+    def _took(self, part: str, seconds: float) -> None:
+        self.state.seconds[part] += seconds
+        self.recent[part].append(seconds)
 
     def _watch_for_nan(self, loss: float, norm: float, batches: Sequence[Batch]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

@@ -1,11 +1,12 @@
 """Compare the tuned model with its base on the same held-out rows: loss, perplexity, metrics, samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.data import Data
@@ -20,14 +21,16 @@ from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import (
     METRICS,
+    Metric,
     bootstrap,
     change_with_interval,
+    fitting,
     interval_of,
     mean_with_interval,
     scores,
     wilson,
 )
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, PredictionMetric, Predictions
 from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model_reference import ModelReference
@@ -72,25 +75,29 @@ class Side:
 
 def evaluate(
     run: str | Path,
-    rows: int = 200,
+    rows: int | None = 200,
     max_new_tokens: int = 128,
     repetition_penalty: float = 1.0,
     subscribers: Sequence[Subscriber] = (),
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Any]:
     """Compare a finished run with its base on its held-out rows; write `evaluation.json` into the run.
 
     Args:
         run: the run's directory.
-        rows: how many held-out rows to generate answers for, evenly spaced. The loss covers all rows.
+        rows: how many held-out rows to generate answers for, evenly spaced; None: all. The loss covers all rows.
         max_new_tokens: the maximum length of an answer.
         repetition_penalty: for both models' answers; decoding is greedy.
-        subscribers: receive `progress` events (what, done, total).
+        subscribers: receive `progress` events (what, done, total), and `figures` events as soon as a figure is known:
+            the base's loss, the base's metrics, then the tuned model's.
+        metrics: of generated answers, by name; those that fit every expected answer are computed. Models that predict
+            something about texts have the metrics of their head instead.
 
     Returns:
         The content of `evaluation.json`: rows, loss_tokens, generated_rows, base and tuned (loss, loss_interval,
-        metrics; perplexity for models that generate text), differences (tuned − base, paired), samples, loss_unit,
-        folds (how many models evaluated the rows, each on its own fold; None: one model). Intervals are 95 %
-        bootstrap intervals over rows.
+        metrics with value, interval, title and explanation; perplexity for models that generate text), differences
+        (tuned − base, paired), samples, loss_unit, folds (how many models evaluated the rows, each on its own fold;
+        None: one model). Intervals are 95 % bootstrap intervals over rows.
 
     Raises:
         UserError: the run has not finished, or has no held-out rows.
@@ -101,21 +108,27 @@ def evaluate(
     recipe = Recipe.load(opened.directory / "recipe.yaml")
     events = Events(*subscribers)
     sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
-    if (
-        recipe.data.folds is not None and recipe.data.fold is None
-    ):  # evaluate every row with the model that was not trained on it
+    if recipe.data.folds is None or recipe.data.fold is not None:
+        trials = [_trial(opened.directory, rows, sampling, metrics, events)]
+    else:  # evaluate every row with the model that was not trained on it
         parts = opened.stages[:-1]
-        trials = [_trial(part, -(-rows // len(parts)), sampling, events) for part in parts]
-    else:
-        trials = [_trial(opened.directory, rows, sampling, events)]
+        share = None if rows is None else -(-rows // len(parts))
+        trials = [_trial(part, share, sampling, metrics, events, fold) for fold, part in enumerate(parts, 1)]
     base, tuned = Side.pooled([base for base, *_ in trials]), Side.pooled([tuned for _, tuned, _ in trials])
-    result = summarize(base, tuned, [task for *_, tasks in trials for task in tasks], recipe.objective.head)
+    result = summarize(base, tuned, [task for *_, tasks in trials for task in tasks], recipe.objective.head, metrics)
     result |= {"loss_unit": recipe.objective.loss_unit, "folds": recipe.data.folds if len(trials) > 1 else None}
     opened.write_json("evaluation.json", result)
     return result
 
 
-def _trial(directory: Path, rows: int, sampling: Sampling, events: Events) -> tuple[Side, Side, list[Task]]:
+def _trial(
+    directory: Path,
+    rows: int | None,
+    sampling: Sampling,
+    metrics: Mapping[str, Metric],
+    events: Events,
+    fold: int | None = None,
+) -> tuple[Side, Side, list[Task]]:
     """Evaluate base and tuned model on a run's own held-out rows."""
     recipe = Recipe.load(directory / "recipe.yaml")
     tuned = ModelReference.find(str(directory))
@@ -131,30 +144,27 @@ def _trial(directory: Path, rows: int, sampling: Sampling, events: Events) -> tu
         else _texts(recipe.data, recipe.objective, prepared.held_out)
     )
     base_side, tuned_side = (
-        _side(name, reference, recipe, tokenizer, prepared, tasks, sampling, events)
+        _side(name, reference, recipe, tokenizer, prepared, tasks, sampling, metrics, events, fold)
         for name, reference in (("base", ModelReference(recipe.base, recipe.objective.head)), ("tuned", tuned))
     )
     return base_side, tuned_side, tasks
 
 
-def summarize(base: Side, tuned: Side, tasks: Sequence[Task], head: Head) -> dict[str, Any]:
+def summarize(
+    base: Side, tuned: Side, tasks: Sequence[Task], head: Head, metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, Any]:
     """Each side's figures with intervals, and the paired differences between the sides."""
-    expected = [task.expected for task in tasks]
-    differences = {"loss": _interval(base.losses.difference(tuned.losses))}
-    sides: dict[str, dict[str, Any]] = {"base": _loss(base, head), "tuned": _loss(tuned, head)}
-    for name, metric in METRICS.items() if tasks and base.predictions is None else ():
-        by_side = {side: scores(metric, one.answers, expected) for side, one in (("base", base), ("tuned", tuned))}
-        for side, values in by_side.items():
-            sides[side]["metrics"][name] = {**_interval(mean_with_interval(values)), "title": metric.title}
-        differences[name] = _interval(change_with_interval(by_side["base"], by_side["tuned"]))
     if base.predictions is not None and tuned.predictions is not None:
-        _add_prediction_metrics(sides, differences, base.predictions, tuned.predictions, head.metrics)
+        before, after, differences = _compared_predictions(base.predictions, tuned.predictions, head.metrics)
+    else:
+        before, after, differences = _compared_answers(base.answers, tuned.answers, tasks, metrics)
     return {
         "rows": len(base.losses.sums),
         "loss_tokens": int(base.losses.counts.sum()),
         "generated_rows": len(tasks),
-        **sides,
-        "differences": differences,
+        "base": {**_loss(base, head), "metrics": before},
+        "tuned": {**_loss(tuned, head), "metrics": after},
+        "differences": {"loss": _interval(base.losses.difference(tuned.losses)), **differences},
         "samples": [
             {
                 "source": tasks[index].source,
@@ -168,22 +178,65 @@ def summarize(base: Side, tuned: Side, tasks: Sequence[Task], head: Head) -> dic
     }
 
 
-def _add_prediction_metrics(
-    sides: dict[str, dict[str, Any]],
-    differences: dict[str, Any],
-    base: Predictions,
-    tuned: Predictions,
-    names: Sequence[str],
-) -> None:
-    """Add the metrics over all rows. Each side and the paired difference take intervals from the same resamples."""
-    for name in names:
+Figures = dict[str, Any]
+"""By metric, as in `evaluation.json`."""
+
+
+def _compared_answers(
+    base: Sequence[str], tuned: Sequence[str], tasks: Sequence[Task], metrics: Mapping[str, Metric]
+) -> tuple[Figures, Figures, Figures]:
+    """The figures of each side's answers, and their paired differences."""
+    before, after = (_scored(side, tasks, metrics) for side in (base, tuned))
+    differences = {name: _interval(change_with_interval(before[name], after[name])) for name in before}
+    return _score_figures(before, metrics), _score_figures(after, metrics), differences
+
+
+def _scored(
+    answers: Sequence[str], tasks: Sequence[Task], metrics: Mapping[str, Metric]
+) -> dict[str, NDArray[np.float64]]:
+    """The score of each answer (rows,), by metric."""
+    expected = [task.expected for task in tasks]
+    return {name: scores(metric, answers, expected) for name, metric in fitting(metrics, expected).items()}
+
+
+def _score_figures(scored: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Metric]) -> Figures:
+    return {name: _interval(mean_with_interval(values)) | _about(metrics[name]) for name, values in scored.items()}
+
+
+Resampled = tuple[float, NDArray[np.float64]]
+"""A figure over all rows, and over each bootstrap resample (resamples,)."""
+
+
+def _compared_predictions(
+    base: Predictions, tuned: Predictions, names: Sequence[str]
+) -> tuple[Figures, Figures, Figures]:
+    """The figures of each side's predictions, and their differences, which are paired: both have the same resamples."""
+    before, after = (_resampled(side, names) for side in (base, tuned))
+    differences = {
+        name: _interval((after[name][0] - before[name][0], interval_of(after[name][1] - before[name][1])))
+        for name in names
+    }
+    rows = len(base.outputs)
+    return _prediction_figures(before, rows), _prediction_figures(after, rows), differences
+
+
+def _resampled(predictions: Predictions, names: Sequence[str]) -> dict[str, Resampled]:
+    """Each metric over all rows, and over each resample of them."""
+    return {name: bootstrap(PREDICTION_METRICS[name].of(predictions), len(predictions.outputs)) for name in names}
+
+
+def _prediction_figures(resampled: Mapping[str, Resampled], rows: int) -> Figures:
+    figures = {}
+    for name, (value, draws) in resampled.items():
         metric = PREDICTION_METRICS[name]
-        fields = {"title": metric.title, "better": metric.better, "unit": metric.unit}
-        before, after = (bootstrap(metric.of(side), len(side.outputs)) for side in (base, tuned))
-        for side, (value, draws) in (("base", before), ("tuned", after)):
-            interval = wilson(value, len(base.outputs)) if metric.of_hits else interval_of(draws)
-            sides[side]["metrics"][name] = {**_interval((value, interval)), **fields}
-        differences[name] = _interval((after[0] - before[0], interval_of(after[1] - before[1])))
+        interval = wilson(value, rows) if metric.of_hits else interval_of(draws)
+        fields = {"better": metric.better, "unit": metric.unit}
+        figures[name] = _interval((value, interval)) | _about(metric) | fields
+    return figures
+
+
+def _about(metric: Metric | PredictionMetric) -> dict[str, Any]:
+    return {"title": metric.title, "explanation": metric.explanation}
 
 
 def _side(
@@ -194,31 +247,50 @@ def _side(
     prepared: Prepared,
     tasks: Sequence[Task],
     sampling: Sampling,
+    metrics: Mapping[str, Metric],
     events: Events,
+    fold: int | None,
 ) -> Side:
+    """Measure one model, and emit each figure as soon as it is known."""
     device = device_of(recipe.train.device)
+    head, table = recipe.objective.head, prepared.held_out
+    within = "" if fold is None else f", fold {fold}"
     model = reference.model(dtype_of(recipe.precision, device), device)
     if name == "base":
         recipe.objective.initialize_head(model)
-    table = prepared.held_out
-    events.emit("progress", what=f"{name}: loss", done=0, total=len(table))
+    events.emit("progress", what=f"{name}: loss{within}", done=0, total=len(table))
     use_document_attention(plain_model(model))
     losses = held_out_losses(model, recipe.objective.build(), table, range(len(table)), _budget(recipe.train))
-    events.emit("progress", what=f"{name}: loss", done=len(table), total=len(table))
-    head = recipe.objective.head
-    if not head.generates_text:
-        predictions = _predictions(model, reference, recipe.objective, prepared, _budget(recipe.train))
-        texts = [head.describe(output) for output in predictions.outputs] if tasks else []
-        return Side(losses, texts, predictions)
+    events.emit("progress", what=f"{name}: loss{within}", done=len(table), total=len(table))
+    events.emit("figures", side=name, fold=fold, **_loss(Side(losses, []), head))
+    if head.generates_text:
+        texts = _answers(f"{name}: answers{within}", model, tokenizer, tasks, sampling, events)
+        figures = _score_figures(_scored(texts, tasks, metrics), metrics)
+        events.emit("figures", side=name, fold=fold, metrics=figures)
+        return Side(losses, texts)
+    predictions = _predictions(model, reference, recipe.objective, prepared, _budget(recipe.train))
+    figures = _prediction_figures(_resampled(predictions, head.metrics), len(table))
+    events.emit("figures", side=name, fold=fold, metrics=figures)
+    texts = [head.describe(output) for output in predictions.outputs] if tasks else []
+    return Side(losses, texts, predictions)
+
+
+def _answers(
+    what: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    events: Events,
+) -> list[str]:
+    """The model's answers to the tasks, with `progress` events from the start to the end."""
+
+    def emit(done: int) -> None:
+        events.emit("progress", what=what, done=done, total=len(tasks))
+
+    emit(0)
     use_cached_attention(plain_model(model))
-    texts = answers(
-        model,
-        tokenizer,
-        [task.chat for task in tasks],
-        sampling,
-        done=lambda count: events.emit("progress", what=f"{name}: answers", done=count, total=len(tasks)),
-    )
-    return Side(losses, texts)
+    return answers(model, tokenizer, [task.chat for task in tasks], sampling, done=emit)
 
 
 def _budget(train: Train) -> int:
@@ -255,9 +327,9 @@ def _texts(data: Data, objective: ObjectiveConfig, table: TokenTable) -> list[Ta
     ]
 
 
-def _tasks(data: Data, formats: Sequence[str], rows: int) -> list[Task]:
+def _tasks(data: Data, formats: Sequence[str], rows: int | None) -> list[Task]:
     chats = [example for example in held_out_examples(data, formats) if example.messages is not None]
-    return [_task(chats[index]) for index in _spread(len(chats), rows)]
+    return [_task(chats[index]) for index in _spread(len(chats), len(chats) if rows is None else rows)]
 
 
 def _task(example: Example) -> Task:
@@ -275,7 +347,7 @@ def _spread(total: int, count: int) -> list[int]:
 def _loss(side: Side, head: Head) -> dict[str, Any]:
     losses = side.losses
     figures = head.loss_metrics(losses.loss)
-    return {"loss": losses.loss, "loss_interval": losses.interval(), **figures, "metrics": {}}
+    return {"loss": losses.loss, "loss_interval": losses.interval(), **figures}
 
 
 def _interval(estimate: tuple[float, tuple[float, float]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Scores of a generated answer against the expected one, from 0 to 1, and confidence intervals of their mean."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,19 +9,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.evaluation.json_metrics import field_f1, is_json, valid_json
+
 RESAMPLES = 2000
 
 Score = Callable[[str, str], float]
 """(answer, expected) → [0, 1]."""
 
 
+def _any_text(text: str) -> bool:
+    """A metric that fits every expected answer."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A score, its name in tables, and an explanation for readers who do not know it."""
+    """A score of an answer.
+
+    Attributes:
+        title: its name in tables.
+        explanation: an explanation for readers who do not know it.
+        score: maps an answer and the expected answer to [0, 1].
+        fits: whether the metric can score answers to an expected answer. It is left out unless it fits all of them.
+    """
 
     title: str
     explanation: str
     score: Score
+    fits: Callable[[str], bool] = _any_text
 
 
 def exact_match(answer: str, expected: str) -> float:
@@ -43,6 +58,10 @@ METRICS = {
     "rouge_l": Metric("word overlap", "words shared with the expected answer, in order (ROUGE-L F1)", rouge_l),
     "first_word": Metric("first word correct", "answers that start with the expected answer's first word", first_word),
     "exact_match": Metric("exact match", "answers that equal the expected answer, word for word", exact_match),
+    "valid_json": Metric("valid JSON", "answers that are a JSON object or array", valid_json, is_json),
+    "fields": Metric(
+        "fields right", "fields of the expected JSON with the right value in the right place (F1)", field_f1, is_json
+    ),
 }
 """Metrics of generated answers by name, for evaluation.json and the report."""
 
@@ -98,6 +117,19 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     middle = (share + squared / (2 * rows)) / (1 + squared / rows)
     half = (squared * (share * (1 - share) / rows + squared / (4 * rows**2))) ** 0.5 / (1 + squared / rows)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def fitting(metrics: Mapping[str, Metric], expected: Sequence[str]) -> dict[str, Metric]:
+    """The metrics that fit every expected answer.
+
+    Args:
+        metrics: by name.
+        expected: the expected answers.
+
+    Returns:
+        By name; none if there are no expected answers.
+    """
+    return {name: metric for name, metric in metrics.items() if expected and all(map(metric.fits, expected))}
 
 
 def scores(metric: Metric, answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:

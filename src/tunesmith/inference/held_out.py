@@ -63,14 +63,11 @@ def held_out_losses(
 
 
 def held_out_evaluation(
-    model: PreTrainedModel, objective: Objective, head: Head, table: TokenTable, most_rows: int | None
+    model: PreTrainedModel, objective: Objective, head: Head, table: TokenTable, rows: Sequence[int]
 ) -> Callable[[int], dict[str, Any]] | None:
-    """What a run calls at each evaluation, with the most tokens in a batch: `evaluate_held_out` on all held-out rows,
-    or on the same random `most_rows` each time. None without held-out rows."""
-    if len(table) == 0:
-        return None
-    rows = np.random.default_rng(0).permutation(len(table))[:most_rows].tolist()
-    return partial(evaluate_held_out, model, objective, head, table, rows)
+    """What a run calls at each evaluation, with the most tokens in a batch: `evaluate_held_out` on these rows. None
+    without rows."""
+    return partial(evaluate_held_out, model, objective, head, table, rows) if len(rows) else None
 
 
 def evaluate_held_out(

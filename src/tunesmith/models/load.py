@@ -30,19 +30,16 @@ from tunesmith.config.head import Head
 from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
+from tunesmith.models.bases import embedded_base, get_base, known_bases
 from tunesmith.models.peft_import import without_bitsandbytes
 from tunesmith.models.quantize import quantizing, without_quantization_marks
 from tunesmith.modules.transposed_linear import TransposedLinear, as_linear
 from tunesmith.run import resolve_run
 
 
-def embedded_base() -> Path:
-    """The directory of the small pretrained model that ships with Tunesmith."""
-    return Path(__file__).parent / "embedded"
-
-
 def locate(base: Base) -> str:
-    """The directory or hub name to load from.
+    """The directory or hub name to load from. A base with a short name is fetched if it is not on this machine; a GGUF
+    file is converted.
 
     Raises:
         UserError: a path does not exist, or contains no model.
@@ -50,6 +47,12 @@ def locate(base: Base) -> str:
     if base.path == "embedded":
         return str(embedded_base())
     path = resolve_run(Path(base.path))
+    if base.path in known_bases() and not path.exists():
+        return get_base(base.path, base.revision)
+    if path.suffix == ".gguf" and path.is_file():
+        from tunesmith.models.gguf import gguf_base
+
+        return str(gguf_base(path))
     if (path / "recipe.yaml").exists():
         if (path / "model" / "config.json").exists():
             return str(path / "model")
@@ -65,7 +68,10 @@ def locate(base: Base) -> str:
         raise UserError(f"base: {base.path} contains no config.json, so it is not a model directory.")
     looks_like_path = base.path.startswith((".", "/", "~")) or base.path.count("/") > 1
     if not path.exists() and looks_like_path:
-        raise UserError(f"base: {base.path} does not exist. Give a model directory, a hub name, or embedded.")
+        raise UserError(
+            f"base: {base.path} does not exist. Give a model directory, a GGUF file, a hub name, or a short name "
+            "(tunesmith bases)."
+        )
     return base.path
 
 

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,52 +19,59 @@ SHORT = 2.0  # seconds of a pass that is timed a second time
 
 
 def largest_batch_first(
-    model: PreTrainedModel,
-    objective: Objective,
-    batch: Batch,
-    *,
-    tokens_left: int,
-    steps_left: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Time forward and backward of the largest batch before the first step, so that a lack of memory shows now and not
-    later. Gradients stay where the hooks put them.
+    model: PreTrainedModel, objective: Objective, batch: Batch, device: torch.device
+) -> tuple[float, float]:
+    """Time the largest batch before the first step, so that a lack of memory shows now and not later. Gradients stay
+    where the hooks put them.
 
     Args:
         model: ready to train.
         objective: gives the loss.
         batch: the largest of the run.
-        tokens_left: non-padding tokens that the run has yet to read.
-        steps_left: optimizer steps that the run has yet to take.
         device: of the run.
 
     Returns:
-        A plan's `time`, extrapolated from this pass.
+        Seconds per token of a pass forward and backward, and of one without gradients.
     """
     random_state = torch.get_rng_state()
+
+    def forward_backward() -> None:
+        torch.autograd.backward(objective.loss(model, batch))
+
     model.train()
-    seconds = _timed(model, objective, batch, device)
-    if seconds < SHORT:  # the first pass also builds kernels and causes page faults
-        seconds = min(seconds, _timed(model, objective, batch, device))
+    training = _timed(forward_backward, device)
+    if training < SHORT:  # the first pass also builds kernels and causes page faults
+        training = min(training, _timed(forward_backward, device))
+    model.eval()
+    with torch.no_grad():
+        evaluating = _timed(lambda: objective.losses(model, batch), device)
+    model.train()
     torch.set_rng_state(random_state)
-    per_token = seconds / batch.tokens
+    return training / batch.tokens, evaluating / batch.tokens
+
+
+def time_in_parts(parts: Mapping[str, float], steps: int, tokens: int) -> dict[str, Any]:
+    """A plan's `time`.
+
+    Args:
+        parts: seconds by part.
+        steps: optimizer steps.
+        tokens: of these steps, without padding.
+    """
     return {
-        "seconds_per_step": per_token * tokens_left / max(1, steps_left),
-        "tokens_per_second": 1 / per_token,
-        "total_seconds": per_token * tokens_left,
+        "seconds_per_step": parts["training"] / max(1, steps),
+        "tokens_per_second": tokens / max(parts["training"], 1e-9),
+        "total_seconds": sum(parts.values()),
+        "parts": dict(parts),
     }
 
 
-def measured(seconds: float, steps: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    """Measured memory and time, in the same format as a plan."""
-    parts = measured_parts(device)
+def measured(parts: Mapping[str, float], steps: int, tokens: int, device: torch.device) -> dict[str, Any]:
+    """Measured memory and time, in the same format as a plan. Arguments as in `time_in_parts`."""
+    memory = measured_parts(device)
     return {
-        "memory": {"peak_bytes": sum(parts.values()), "parts": parts},
-        "time": {
-            "seconds_per_step": seconds / max(1, steps),
-            "tokens_per_second": tokens / max(seconds, 1e-9),
-            "total_seconds": seconds,
-        },
+        "memory": {"peak_bytes": sum(memory.values()), "parts": memory},
+        "time": time_in_parts(parts, steps, tokens),
         "fits": True,
         "device": str(device),
     }
@@ -114,9 +122,9 @@ def available_memory(device: torch.device) -> int:
     return min(limits)
 
 
-def _timed(model: PreTrainedModel, objective: Objective, batch: Batch, device: torch.device) -> float:
+def _timed(run: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
-    torch.autograd.backward(objective.loss(model, batch))
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -10,6 +10,7 @@ import torch
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.evaluations import times_left
 from tunesmith.planner.allocators import resident
 from tunesmith.planner.device import Device, program_bytes
 from tunesmith.planner.loading import while_loading
@@ -34,6 +35,15 @@ MANY_LAYERS = 24
 MOST_KERNELS = 1024
 """Capacity of oneDNN's primitive cache."""
 
+IMPORTS = 5.0
+"""Seconds until the libraries are imported and the rows are read, on two cores of a laptop."""
+
+READ, WRITE = 5e8, 2e8
+"""Bytes per second: weights that are read and converted, and checkpoints that are written and flushed to disk."""
+
+STATE_BYTES = 12
+"""Bytes of a trained weight in a checkpoint: its fp32 master and AdamW's two moments."""
+
 SHOWN_AS = {"trained weights": "weights", "workspace": "activations", "loss": "loss workspace"}
 """Names in a plan, by the trace's part. Temporary memory of a pass counts as activations."""
 
@@ -57,17 +67,25 @@ class Memory:
 
 @dataclass(frozen=True)
 class Time:
-    """Time of the training steps, without evaluations.
+    """A run's time.
 
     Attributes:
-        seconds_per_step: mean.
+        seconds_per_step: mean of the training steps.
         tokens_per_second: non-padding tokens, through forward, backward and optimizer step.
-        total_seconds: of all steps; None if there are no rows to count them by.
+        parts: seconds by part: start, training, evaluation, checkpoints. Empty if there are no rows to count by.
     """
 
     seconds_per_step: float
     tokens_per_second: float
-    total_seconds: float | None
+    parts: dict[str, float]
+
+    @property
+    def total_seconds(self) -> float | None:
+        """All parts together."""
+        return sum(self.parts.values()) if self.parts else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "total_seconds": self.total_seconds}
 
 
 @dataclass(frozen=True)
@@ -109,11 +127,20 @@ class Plan:
         lengths = batches.table.lengths
         seconds = seconds_on(self.device, self._timer)
         batch_tokens = sum(int(lengths[row]) for row in self.largest_batch)
-        per_token = seconds(self.step.forward_backward, True) / batch_tokens
-        optimizer = seconds(self.step.optimizer, False)
+        batch_seconds = seconds(self.step.forward_backward, True)
         tokens = batches.tokens_in(0, steps)
-        per_step = per_token * tokens / steps + optimizer
-        return Time(per_step, tokens / steps / per_step, per_step * steps if self.batch_plan.known else None)
+        per_step = batch_seconds * tokens / steps / batch_tokens + seconds(self.step.optimizer, False)
+        if not self.batch_plan.known:
+            return Time(per_step, tokens / steps / per_step, {})
+        train, evaluations = self.batch_plan.recipe.train, layout.evaluations
+        evaluated = evaluations.tokens * evaluations.times(steps)
+        parts = {
+            "start": IMPORTS + self.step.parameters * self.dtype.itemsize / READ + batch_seconds,
+            "training": per_step * steps,
+            "evaluation": seconds(self.step.evaluation, True) * evaluated / batch_tokens if evaluated else 0.0,
+            "checkpoints": checkpoint_seconds(self.step.trained, times_left(train.checkpoint_steps(steps), 0, steps)),
+        }
+        return Time(per_step, tokens / steps / per_step, parts)
 
     @property
     def _timer(self) -> OpTimer:
@@ -126,8 +153,13 @@ class Plan:
         memory = {"peak_bytes": self.memory.peak_bytes, "parts": self.memory.parts, "peaks": self.memory.peaks}
         result: dict[str, Any] = {"memory": memory, "fits": self.fits, "device": self.device.name}
         if timed:
-            result["time"] = vars(self.time)
+            result["time"] = self.time.to_dict()
         return result
+
+
+def checkpoint_seconds(trained: int, times: int) -> float:
+    """Seconds for writing the checkpoints of this many trained weights."""
+    return STATE_BYTES * trained / WRITE * times
 
 
 def plan_run(

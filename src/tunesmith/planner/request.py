@@ -107,7 +107,8 @@ def batch_plan_of(recipe: Recipe) -> BatchPlan:
         tokenizer = load_tokenizer(resolved.base)
     except UserError:
         return BatchPlan.of(resolved, _by_characters(resolved))
-    return BatchPlan.of(resolved, prepare(resolved, tokenizer).train)
+    prepared = prepare(resolved, tokenizer)
+    return BatchPlan.of(resolved, prepared.train, prepared.held_out)
 
 
 def _by_characters(recipe: Recipe) -> TokenTable:

@@ -98,7 +98,12 @@ def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, 
 
 
 def interval_chart(
-    title: str, unit: str, rows: Sequence[tuple[str, float, Interval, str]], scale: float = 1.0, decimals: int = 3
+    title: str,
+    unit: str,
+    rows: Sequence[tuple[str, float, Interval, str]],
+    scale: float = 1.0,
+    decimals: int = 3,
+    note: str = "",
 ) -> str:
     """A caption and an SVG with one dot and its interval per row, over a common axis.
 
@@ -108,6 +113,7 @@ def interval_chart(
         rows: (name, value, (low, high), CSS class).
         scale: factor for the values, for example 100 for percent.
         decimals: decimal places in the tooltips.
+        note: an explanation beneath the title.
 
     Returns:
         Empty if nothing is finite.
@@ -133,7 +139,7 @@ def interval_chart(
             f'<path class="span" d="M{low:.1f} {y}H{high:.1f}"/><circle cx="{middle:.1f}" cy="{y}" r="5"/></g>'
         )
     parts.append(f'<text x="{WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text>')
-    return _caption(title) + _svg(title, height, parts)
+    return _caption(title, note=note) + _svg(title, height, parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from tunesmith.report.charts import interval_chart
 from tunesmith.report.formatting import LOSS_UNIT, figure, number
 from tunesmith.report.table import describe_loss, writes_text
+from tunesmith.report.word_difference import marked_difference
+
+CUT_LINES = 10
+"""Lines of a long text that the page shows before the reader asks for all of it."""
+
+PROMPT_WIDTH, ANSWER_WIDTH = 110, 45
+"""Characters in a line of a sample's prompt and of its answers, which are side by side or on a phone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,40 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A text of a sample.
+
+    Attributes:
+        side: `expected`, `base` or `tuned`.
+        text: as HTML.
+        is_long: whether the page cuts it.
+    """
+
+    side: str
+    text: Markup
+    is_long: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A held-out row with the answers to it, side by side.
+
+    Attributes:
+        source: of the row.
+        prompt: its question.
+        answers: expected, base and tuned; words that only the expected or only the tuned answer has are marked.
+    """
+
+    source: str
+    prompt: Passage
+    answers: list[Passage]
+
+    @property
+    def is_long(self) -> bool:
+        return any(passage.is_long for passage in (self.prompt, *self.answers))
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What the page shows of an evaluation.
 
@@ -35,14 +78,14 @@ class Comparison:
         verdict: the result, in a sentence.
         measures: rows of the table.
         charts: SVG, one for each metric.
-        samples: as in the file.
+        samples: as in the file, with the differences marked.
     """
 
     about: str
     verdict: str
     measures: list[Measure]
     charts: list[str]
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
 
 
 def compared(result: dict[str, Any]) -> Comparison:
@@ -64,7 +107,9 @@ def compared(result: dict[str, Any]) -> Comparison:
         better, share = before.get("better", 1), before.get("unit", "%") == "%"
         template, scale, decimals = ("{:.1f}%", 100, 1) if share else ("{:.3f}", 1, 3)
         measures.append(_measure(title, before, after, differences.get(name), better, template, scale))
-        charts.append(_chart(title[:1].upper() + title[1:], "%" if share else "", before, after, scale, decimals))
+        note = str(before.get("explanation") or after.get("explanation") or "")
+        heading = title[:1].upper() + title[1:]
+        charts.append(_chart(heading, "%" if share else "", before, after, scale, decimals, note))
     rows, loss_tokens = (figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens"))
     written = figure(result.get("generated_rows"), "{:,.0f}")
     return Comparison(
@@ -74,8 +119,25 @@ def compared(result: dict[str, Any]) -> Comparison:
         verdict=_verdict(base, tuned, measures[0]),
         measures=measures,
         charts=[chart for chart in charts if chart],
-        samples=list(result.get("samples", ())),
+        samples=[_sample(sample) for sample in result.get("samples", ())],
     )
+
+
+def _sample(sample: dict[str, Any]) -> Sample:
+    prompt, expected, base, tuned = (str(sample.get(name, "")) for name in ("prompt", "expected", "base", "tuned"))
+    marked_expected, marked_tuned = marked_difference(expected, tuned)
+    marked = {"expected": marked_expected, "base": Markup.escape(base), "tuned": marked_tuned}
+    answers = [
+        Passage(side, marked[side], _is_long(text, ANSWER_WIDTH))
+        for side, text in (("expected", expected), ("base", base), ("tuned", tuned))
+    ]
+    question = Passage("prompt", Markup.escape(prompt), _is_long(prompt, PROMPT_WIDTH))
+    return Sample(str(sample.get("source", "")), question, answers)
+
+
+def _is_long(text: str, width: int) -> bool:
+    """Whether the text has more than `CUT_LINES` lines of so many characters."""
+    return sum(max(1, math.ceil(len(line) / width)) for line in text.split("\n")) > CUT_LINES
 
 
 def _measure(
@@ -122,13 +184,19 @@ def _ends(score: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _chart(
-    title: str, unit: str, base: dict[str, Any], tuned: dict[str, Any], scale: float = 1.0, decimals: int = 3
+    title: str,
+    unit: str,
+    base: dict[str, Any],
+    tuned: dict[str, Any],
+    scale: float = 1.0,
+    decimals: int = 3,
+    note: str = "",
 ) -> str:
     rows = []
     for name, side in (("base", base), ("tuned", tuned)):
         low, high = _ends(side)
         rows.append((name, number(side.get("value")), (number(low), number(high)), name))
-    return interval_chart(title, unit, rows, scale, decimals)
+    return interval_chart(title, unit, rows, scale, decimals, note)
 
 
 def _verdict(base: dict[str, Any], tuned: dict[str, Any], loss: Measure) -> str:

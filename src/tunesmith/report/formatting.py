@@ -36,6 +36,12 @@ def sizes(parts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {size(held)}" for name, held in sorted(parts.items(), key=lambda part: -number(part[1])))
 
 
+def durations(parts: Mapping[str, Any]) -> str:
+    """Seconds by part, the longest first: `training 3 min 20 s, evaluation 12 s`."""
+    longest_first = sorted(parts.items(), key=lambda part: -number(part[1]))
+    return ", ".join(f"{name} {duration(seconds)}" for name, seconds in longest_first)
+
+
 def count(value: Any) -> str:
     """`873`, `12,400`, `1.2 M`, `7.24 B`."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):

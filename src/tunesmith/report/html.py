@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from tunesmith.report.comparison import Comparison, compared
+from tunesmith.report.comparison import CUT_LINES, Comparison, compared
 from tunesmith.report.curves import curves, lengths
 from tunesmith.report.formatting import (
     LOSS_UNIT,
@@ -99,6 +99,7 @@ def _shown(run: Run) -> dict[str, Any]:
         "costs_in_rows": _costs(kinds),
         "memory_parts": sizes(_forecast(kinds).get("memory", {}).get("parts", {})),
         "comparison": comparison,
+        "cut_lines": CUT_LINES,
         "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
         "recipe": (run.directory / "recipe.yaml").read_text(encoding="utf-8"),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False) if provenance else "",
@@ -176,7 +177,7 @@ def _costs(kinds: dict[str, list[Event]]) -> list[tuple[str, ...]]:
         ("tokens per second", "time", "tokens_per_second", count),
     ]
     if not measured or step.get("step") == step.get("total_steps"):
-        rows.append(("time of all steps", "time", "total_seconds", duration))
+        rows.append(("time in all", "time", "total_seconds", duration))
     costs = []
     for what, group, name, formatted in rows:
         before, after = predicted.get(group, {}).get(name), measured.get(group, {}).get(name)

@@ -30,7 +30,7 @@ class Listed:
         step, total_steps: progress; 0 and None before the first step.
         loss: of the last step, in the run's loss unit; "nan" and "inf" as in `metrics.jsonl`.
         held_out_loss: of the last evaluation.
-        seconds: of training so far.
+        seconds: of the run so far, evaluations and checkpoints included.
     """
 
     name: str
@@ -87,8 +87,16 @@ def _listed(directory: Path, name: str) -> Listed:
         total_steps=step.get("total_steps", last.get("start", {}).get("total_steps")),
         loss=step.get("loss"),
         held_out_loss=last.get("evaluation", {}).get("loss"),
-        seconds=sum(number(event.get("seconds", 0)) for event in events if event["event"] == "step"),
+        seconds=_seconds(events),
     )
+
+
+def _seconds(events: list[Event]) -> float:
+    """The run's own sum at its end; before, without the time until its first step."""
+    if events and events[-1]["event"] == "end":
+        return number(events[-1].get("seconds"))
+    timed = ("step", "evaluation", "checkpoint")
+    return sum(number(event.get("seconds", 0)) for event in events if event["event"] in timed)
 
 
 def _state(run: Run, events: list[Event]) -> State:

@@ -11,7 +11,7 @@ from rich.text import Text
 from tunesmith.errors import UserError
 from tunesmith.planner.plan import Plan
 from tunesmith.planner.request import OnDevice
-from tunesmith.report.formatting import count, duration, size
+from tunesmith.report.formatting import count, duration, durations, size
 
 COLORS = {
     "weights": "#4477aa",
@@ -100,7 +100,7 @@ def devices_table(rows: Sequence[OnDevice], price: float | None) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("device", no_wrap=True)
     known = all(row.plan.batch_plan.known for row in rows)
-    for title in ("has", "needs", "cards", "tokens/s", *(("all steps", "cost") if known else ("$/M tokens",))):
+    for title in ("has", "needs", "cards", "tokens/s", *(("in all", "cost") if known else ("$/M tokens",))):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         plan, device = row.plan, row.device
@@ -181,5 +181,5 @@ def summary(plan: Plan) -> dict[str, Any]:
     }
     if time.total_seconds is not None:
         steps = plan.batch_plan.layout(plan.step.packed).steps
-        lines["all steps"] = f"{duration(time.total_seconds)} for {steps:,} steps"
+        lines["in all"] = f"{duration(time.total_seconds)} for {steps:,} steps: {durations(time.parts)}"
     return lines

@@ -2,6 +2,9 @@
 long operations."""
 
 import math
+import time
+from collections import deque
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +19,7 @@ from tunesmith.report.formatting import (
     describe_base,
     describe_method,
     duration,
+    durations,
     figure,
     number,
     off_by,
@@ -24,20 +28,42 @@ from tunesmith.report.formatting import (
 )
 from tunesmith.run import Event
 
-SMOOTHING = 0.9
-"""Smoothing factor of the shown loss, per step."""
+LOSS_STEPS = 10
+"""The most recent steps whose loss is shown, as their mean per loss token. A mean since the start would stay far above
+the held-out loss."""
 
 RECENT = 0.95
-"""Decay per step of the tokens and seconds behind speed and time left: about the last twenty steps count."""
+"""Decay per step of the tokens and seconds behind the speed: about the last twenty steps count."""
 
 LINES = 10
 """Number of progress lines if the output is not a terminal."""
 
 
+@dataclass(slots=True)
+class Operation:
+    """An operation other than training.
+
+    Attributes:
+        task: its bar.
+        began: when it began, in seconds of the monotonic clock.
+        first: how much was done then.
+        line_at: how much was done at the last line.
+    """
+
+    task: TaskID
+    began: float
+    first: int
+    line_at: int
+
+    def time_left(self, done: int, total: int) -> float | None:
+        """Seconds, at the speed since it began; None before the first part is done."""
+        since = done - self.first
+        return (time.monotonic() - self.began) / since * (total - done) if since > 0 else None
+
+
 class Progress:
     """A subscriber that prints a run's events and a live progress bar; outside a terminal, a line each tenth of the
-    way. Other operations have a bar for each `what` of their `progress` events, only in a terminal, and removed at the
-    end."""
+    way. Other operations have a bar or such lines for each `what` of their `progress` events, until they are done."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -62,8 +88,9 @@ class Progress:
             "warning": self._warning,
             "end": self._end,
             "progress": self._operation,
+            "figures": self._figures,
         }
-        self._operations: dict[str, TaskID] = {}
+        self._operations: dict[str, Operation] = {}
         self._task: TaskID | None = None
         self._reset()
 
@@ -73,8 +100,9 @@ class Progress:
             self._bars.remove_task(self._task)
         self._task = None
         self._total = self._first = self._done = self._line_at = 0
-        self._loss = math.nan
-        self._tokens = self._seconds = self._weight = self._spent = 0.0
+        self._losses: deque[tuple[float, float]] = deque(maxlen=LOSS_STEPS)
+        self._tokens = self._seconds = 0.0
+        self._evaluations: dict[str, Any] = {}
 
     def __enter__(self) -> "Progress":
         return self
@@ -82,8 +110,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._operations.values():
-            self._bars.remove_task(task)
+        for operation in self._operations.values():
+            self._bars.remove_task(operation.task)
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:
@@ -101,6 +129,7 @@ class Progress:
         self._print("method", describe_method(event) + ("" if rate is None else f", learning rate {rate:.2g}"))
         self._print("objective", str(event.get("objective", "?")))
         self._print("on", f"{event.get('device', '?')}, in {event.get('precision', '?')}")
+        self._evaluations = event.get("evaluations", {})
         if self._first:
             self._print("resumed", f"after step {self._first:,} of {self._total:,}", style="bold")
 
@@ -108,6 +137,9 @@ class Progress:
         rows = f"{count(event.get('rows'))} rows ({event.get('format', '?')})"
         split = f"{count(event.get('examples'))} for training, {count(event.get('held_out_rows'))} held out"
         self._print("data", f"{rows}: {split}{', from the cache' if event.get('cached') else ''}")
+        if self._evaluations.get("rows"):
+            rows, every = count(self._evaluations["rows"]), count(self._evaluations["every"])
+            self._print("evaluates", f"{rows} held-out rows before the first step, every {every} steps, and at the end")
         tokens, loss_tokens = event.get("tokens"), event.get("loss_tokens")
         share = figure(number(loss_tokens) / number(tokens), " ({:.0%})") if tokens else ""
         self._print("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are loss tokens")
@@ -130,20 +162,28 @@ class Progress:
         speed = f"{count(time.get('tokens_per_second'))} tokens per second"
         left = f"{self._total - self._first:,} steps"
         self._print("will take", f"{duration(time.get('total_seconds'))} for {left}, {speed}")
+        self._parts(time)
         self._begin()
 
     def _plan(self, event: Event) -> None:
-        """Predicted and measured cost, over the steps since the start or the last resume."""
+        """Predicted and measured cost since the start or the last resume."""
         self._bars.stop()
         predicted, measured = event.get("predicted", {}), event.get("measured", {})
         memory, planned_memory = (each.get("memory", {}).get("peak_bytes") for each in (measured, predicted))
         self._print("needed", _beside(memory, planned_memory, size))
-        steps = self._done - self._first
-        planned = predicted.get("time", {})
+        time, planned = (each.get("time", {}) for each in (measured, predicted))
         if self._done == self._total:
-            self._print("took", _beside(self._spent, planned.get("total_seconds"), duration))
-        elif steps:
-            self._print("took", _beside(self._spent / steps, planned.get("seconds_per_step"), duration) + " per step")
+            took = _beside(time.get("total_seconds"), planned.get("total_seconds"), duration)
+            self._print("took", took)
+            self._parts(time)
+        elif self._done > self._first:
+            took = _beside(time.get("seconds_per_step"), planned.get("seconds_per_step"), duration)
+            self._print("took", f"{took} per step")
+
+    def _parts(self, time: dict[str, Any]) -> None:
+        """A line with the time's parts, if they are known."""
+        if time.get("parts"):
+            self._print("", durations(time["parts"]))
 
     def _begin(self) -> None:
         if self._task is None:
@@ -159,36 +199,35 @@ class Progress:
         self._total = max(self._total, event.get("total_steps") or self._done)
         loss = number(event.get("loss"))
         if math.isfinite(loss):
-            self._loss = loss if math.isnan(self._loss) else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
-        seconds = number(event.get("seconds") or 0)
-        self._spent += seconds
+            self._losses.append((loss, number(event.get("loss_tokens") or 1)))
         self._tokens = RECENT * self._tokens + number(event.get("tokens") or 0)
-        self._seconds = RECENT * self._seconds + seconds
-        self._weight = RECENT * self._weight + 1
+        self._seconds = RECENT * self._seconds + number(event.get("seconds") or 0)
         speed = self._tokens / self._seconds if self._seconds else math.nan
-        left = duration(self._seconds / self._weight * (self._total - self._done))
+        left = duration(event.get("seconds_left"))
         steps = f"{self._done}/{self._total}"
-        status = f"loss {figure(self._loss)}  {count(speed)} tok/s  {left} left"
+        status = f"recent loss {figure(self._recent_loss())}  {count(speed)} tok/s  {left} left"
         self._bars.update(self._task, completed=self._done, total=self._total, status=status, steps=steps)
-        if not self._console.is_terminal and self._line_is_due():
+        if not self._console.is_terminal and (
+            _new_tenth(self._first, self._line_at, self._done, self._total) or self._done == self._total
+        ):
             self._line_at = self._done
             self._print(f"step {steps}", f" {status}")
 
-    def _line_is_due(self) -> bool:
-        """At each tenth of the steps since the start or the last resume, and at the end."""
-        planned = max(1, self._total - self._first)
-        tenths = (self._done - self._first) * LINES // planned
-        return tenths > (self._line_at - self._first) * LINES // planned or self._done == self._total
+    def _recent_loss(self) -> float:
+        """Of the last steps together, per loss token."""
+        tokens = sum(weight for _, weight in self._losses)
+        return sum(loss * weight for loss, weight in self._losses) / tokens if tokens else math.nan
 
     def _evaluation(self, event: Event) -> None:
-        low, high = event.get("loss_interval") or (None, None)
-        within = "" if low is None else f" (95 %: {figure(low)}–{figure(high)})"
-        perplexity = f"perplexity {figure(event['perplexity'], '{:,.1f}')}, " if "perplexity" in event else ""
-        self._print(
-            "held out",
-            f"step {count(event.get('step'))}: loss {figure(event.get('loss'))}{within}, {perplexity}"
-            f"{count(event.get('rows'))} rows",
-        )
+        self._print("held out", f"step {count(event.get('step'))}: {_loss(event)}, {count(event.get('rows'))} rows")
+
+    def _figures(self, event: Event) -> None:
+        """A line for the loss, and one for each metric."""
+        within = "" if event.get("fold") is None else f"fold {event['fold']}: "
+        lines = [_loss(event)] if "loss" in event else []
+        lines += [_metric(name, metric) for name, metric in event.get("metrics", {}).items()]
+        for line in lines:
+            self._print(str(event.get("side", "?")), within + line)
 
     def _skipped(self, event: Event) -> None:
         rows = [str(row) for row in event.get("rows", ())]
@@ -212,12 +251,19 @@ class Progress:
     def _operation(self, event: Event) -> None:
         what, done, total = event["what"], event["done"], event["total"]
         if what not in self._operations:
-            self._operations[what] = self._bars.add_task(what, total=total, status="", steps="")
+            task = self._bars.add_task(what, total=total, status="", steps=f"{done:,}/{total:,}")
+            self._operations[what] = Operation(task, time.monotonic(), done, done)
             self._bars.start()
-        task = self._operations[what]
-        self._bars.update(task, completed=done, total=total, steps=f"{done:,}/{total:,}")
-        left = next(each.time_remaining for each in self._bars.tasks if each.id == task)
-        self._bars.update(task, status="" if left is None or done == total else f"{duration(left)} left")
+        operation = self._operations[what]
+        left = operation.time_left(done, total)
+        steps, status = f"{done:,}/{total:,}", "" if left is None else f"{duration(left)} left"
+        self._bars.update(operation.task, completed=done, total=total, steps=steps, status=status)
+        if done >= total:
+            self._bars.remove_task(self._operations.pop(what).task)
+        elif not self._console.is_terminal and _new_tenth(operation.first, operation.line_at, done, total):
+            operation.line_at = done
+            self._print(f"{what} {steps}", f"  {status}")
+        self._bars.refresh()
 
     def _print(self, name: str, text: str, style: str = "") -> None:
         """A name and a text; in a terminal long texts wrap within their column, elsewhere they stay on one line."""
@@ -227,6 +273,32 @@ class Progress:
         line = Table.grid(Column(width=10, style="dim"), Column(overflow="fold"))
         line.add_row(Text(name), Text(text, style=style))
         self._console.print(line)
+
+
+def _new_tenth(first: int, before: int, done: int, total: int) -> bool:
+    """Whether another tenth of the way from `first` to `total` is complete than it was at `before`."""
+    planned = max(1, total - first)
+    return (done - first) * LINES // planned > (before - first) * LINES // planned
+
+
+def _loss(event: Event) -> str:
+    """`loss 2.346 (95 %: 2.300–2.400), perplexity 10.4`, of an event with these fields."""
+    perplexity = f", perplexity {figure(event['perplexity'], '{:,.1f}')}" if "perplexity" in event else ""
+    return f"loss {figure(event.get('loss'))}{_within(event.get('loss_interval'))}{perplexity}"
+
+
+def _metric(name: str, metric: dict[str, Any]) -> str:
+    """`word overlap 34% (95 %: 31%–37%)`."""
+    template = "{:.0%}" if metric.get("unit", "%") == "%" else "{:.2f}"
+    value = figure(metric.get("value"), template)
+    return f"{metric.get('title', name)} {value}{_within(metric.get('interval'), template)}"
+
+
+def _within(interval: Any, template: str = "{:.3f}") -> str:
+    if not interval:
+        return ""
+    low, high = (figure(end, template) for end in interval)
+    return f" (95 %: {low}–{high})"
 
 
 def _beside(measured: Any, predicted: Any, formatted: Any) -> str:

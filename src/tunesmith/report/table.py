@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.formatting import LOSS_UNIT, count
+from tunesmith.report.formatting import LOSS_UNIT, count, size
 
 Interval = Sequence[float]
 
@@ -59,13 +59,14 @@ def describe_loss(result: dict[str, Any]) -> str:
 
 
 def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
-    """For each sample: the question, the expected answer, the base's answer and the tuned model's."""
+    """For each sample: the question, the expected answer if there is one, the base's answer and the tuned model's."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for sample in samples:
         table.add_row("question", Text(_short(sample["prompt"]), style="bold"))
-        table.add_row("expected", Text(_short(sample["expected"])))
+        if "expected" in sample:
+            table.add_row("expected", Text(_short(sample["expected"])))
         table.add_row("base", Text(_short(sample["base"]) or "(nothing)", style="red"))
         table.add_row("tuned", Text(_short(sample["tuned"]) or "(nothing)", style="green"))
         table.add_row("", "")
@@ -115,6 +116,24 @@ def methods_table(catalog: dict[str, Any]) -> Table:
     for method in catalog["methods"]:
         text = Text.assemble((method["formula"], "italic"), "\n", method["choose"])
         table.add_row(method["kind"], count(method["trained_parameters"]), f"{method['learning_rate']:.0e}", text)
+    return table
+
+
+def bases_table(bases: Sequence[dict[str, Any]]) -> Table:
+    """What `tunesmith.models.bases.listed_bases` returns, at eighty columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True, style="bold")
+    for title in ("weights", "size"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("license", "source"):
+        table.add_column(title)
+    table.add_column("here", no_wrap=True)
+    for base in bases:
+        hub = None if base["hub"] is None else base["hub"].split("/")[0]
+        package = None if base["package"] is None else base["package"].split("=")[0]
+        source = " or ".join(filter(None, (hub, package))) or "Tunesmith"
+        here = Text("yes", "green") if base["here"] else ""
+        table.add_row(base["name"], count(base["parameters"]), size(base["bytes"]), base["license"], source, here)
     return table
 
 

@@ -1,5 +1,6 @@
 """Keeps a run within its memory: a plan before anything is loaded, and the largest batch before the first step."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +11,21 @@ from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.evaluations import times_left
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
 from tunesmith.errors import UserError
 from tunesmith.models.prompts import plain_model
 from tunesmith.planner.device import this_device
 from tunesmith.planner.fitting import plan_within, refusal
-from tunesmith.planner.measure import available_memory, forget_peak, largest_batch_first, peak_memory
-from tunesmith.planner.plan import Plan, plan_run
+from tunesmith.planner.measure import (
+    available_memory,
+    forget_peak,
+    largest_batch_first,
+    peak_memory,
+    time_in_parts,
+)
+from tunesmith.planner.plan import Plan, checkpoint_seconds, plan_run
 from tunesmith.run import Run
 
 
@@ -32,7 +40,7 @@ def plan_of_run(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype
     Raises:
         UserError: the run does not fit; the message names a recipe that does.
     """
-    batch_plan = BatchPlan.of(recipe, prepared.train)
+    batch_plan = BatchPlan.of(recipe, prepared.train, prepared.held_out)
     earlier = next((event for event in run.events() if event["event"] == "memory"), None)
     if earlier is not None:
         batch_plan = replace(batch_plan, tokens_per_batch=earlier["tokens_per_batch"])
@@ -48,7 +56,7 @@ def plan_of_run(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype
     return plan
 
 
-def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan) -> dict[str, Any]:
+def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: float) -> dict[str, Any]:
     """Before the first step: a pass over the run's largest batch, within `train.memory_limit` if there is one.
 
     Emits `memory` (with a limit) and `forecast`.
@@ -57,9 +65,10 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan) -> dict[str
         loop: the run's loop; gets smaller batches if the largest one exceeds the limit.
         plan: of the run; None if its memory cannot be predicted.
         batch_plan: the run's rows.
+        started: `time.perf_counter()` when the run started.
 
     Returns:
-        The forecast: the plan's memory, and the time that the pass predicts.
+        The forecast: the plan's memory, and the time that the pass predicts for what is left of the run.
 
     Raises:
         UserError: memory runs out with a single row, or the limit is too low for one.
@@ -81,7 +90,17 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan) -> dict[str
                 tokens_per_batch=loop.tokens_per_batch,
             )
         predicted, largest_batch = plan.to_dict(timed=False), plan.largest_batch
-    forecast = {**predicted, "time": _time_of(loop, largest_batch)}
+    training, evaluating = _seconds_per_token(loop, largest_batch)
+    step, steps = loop.state.step, loop.total_steps
+    tokens = loop.batches.tokens_in(step, steps)
+    evaluations = batch_plan.layout(not loop.batches.padded).evaluations
+    parts = {
+        "start": time.perf_counter() - started,
+        "training": training * tokens,
+        "evaluation": evaluating * evaluations.tokens * (evaluations.left(step, steps) + (step == 0)),
+        "checkpoints": checkpoint_seconds(len(loop.masters.flat), times_left(loop.checkpoint_every, step, steps)),
+    }
+    forecast = {**predicted, "time": time_in_parts(parts, steps - step, tokens)}
     loop.events.emit("forecast", **forecast)
     release_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
     return forecast
@@ -104,7 +123,7 @@ def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:
             enable_activation_checkpointing(loop.model, plan.checkpointed)
         release_freed_memory()
         forget_peak(loop.device)
-        _time_of(loop, plan.largest_batch)
+        _seconds_per_token(loop, plan.largest_batch)
         excess = peak_memory(loop.device) - limit
         if excess <= 0:
             return plan
@@ -112,8 +131,8 @@ def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:
         plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, target)
 
 
-def _time_of(loop: Loop, largest_batch: list[int]) -> dict[str, Any]:
-    """Predict the run's time from a pass over these rows, whose gradient is discarded.
+def _seconds_per_token(loop: Loop, largest_batch: list[int]) -> tuple[float, float]:
+    """Of training and of evaluating, from passes over these rows, whose gradient is discarded.
 
     Raises:
         UserError: memory runs out even with a single row.
@@ -121,16 +140,10 @@ def _time_of(loop: Loop, largest_batch: list[int]) -> dict[str, Any]:
     while True:
         rows = max(loop.batches_within(largest_batch), key=loop.tokens_of)
         try:
-            time = largest_batch_first(
-                loop.model,
-                loop.objective,
-                collate(loop.batches.table, rows, loop.device),
-                tokens_left=loop.batches.tokens_in(loop.state.step, loop.total_steps),
-                steps_left=loop.total_steps - loop.state.step,
-                device=loop.device,
-            )
+            batch = collate(loop.batches.table, rows, loop.device)
+            seconds = largest_batch_first(loop.model, loop.objective, batch, loop.device)
             loop.masters.grad.zero_()
-            return time
+            return seconds
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise

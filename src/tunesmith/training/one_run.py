@@ -1,7 +1,9 @@
 """A run from its recipe to its saved adapter or model."""
 
 import shutil
+import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,8 @@ from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
+from tunesmith.engine.checkpoint import LoopState, latest_checkpoint, load_checkpoint
+from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
@@ -55,6 +58,7 @@ def train_run(
     """Start a run. Arguments and errors are those of `training.stages.train`."""
     requested = Recipe.load(recipe, list(overrides))
     check_base_kind(requested.base, requested.objective)
+    started = time.perf_counter()
     resolved = cap_max_length(resolve(requested))
     tokenizer = load_tokenizer(resolved.base)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -62,7 +66,7 @@ def train_run(
     new_run = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
     new_run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
     try:
-        return _execute(resolved, new_run, tokenizer, prepared, subscribers)
+        return _execute(resolved, new_run, tokenizer, prepared, subscribers, started)
     except UserError:
         if not (new_run.directory / "metrics.jsonl").exists():  # refused before it started
             shutil.rmtree(new_run.directory)
@@ -74,12 +78,13 @@ def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
     old_run = Run.open(run)
     if old_run.finished:
         raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
+    started = time.perf_counter()
     recipe = Recipe.load(old_run.directory / "recipe.yaml")
     tokenizer = load_tokenizer(recipe.base)
     fingerprint = tokenizer_fingerprint(tokenizer)
     prepared = prepare(recipe, tokenizer)
     refuse_changes(old_run, recipe, prepared, fingerprint)
-    return _execute(recipe, old_run, tokenizer, prepared, subscribers)
+    return _execute(recipe, old_run, tokenizer, prepared, subscribers, started)
 
 
 @keep_freed_memory()
@@ -89,31 +94,41 @@ def _execute(
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
     subscribers: Sequence[Subscriber],
+    started: float,
 ) -> Run:
-    """Plan, build, fit, save."""
+    """Plan, build, fit, save. The time counts from `started`."""
     device = device_of(recipe.train.device)
     dtype = dtype_of(recipe.precision, device)
     release_freed_memory()
     forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
     plan = plan_of_run(recipe, run, prepared, dtype, device)
-    batch_plan = BatchPlan.of(recipe, prepared.train) if plan is None else plan.batch_plan
+    batch_plan = BatchPlan.of(recipe, prepared.train, prepared.held_out) if plan is None else plan.batch_plan
     loop = _build(recipe, run, prepared, batch_plan, dtype, device)
     _subscribe(loop, run, subscribers)
-    _emit_start(loop, recipe, run, prepared, dtype)
-    forecast = first_pass(loop, plan, batch_plan)
+    evaluations = batch_plan.layout(not loop.batches.padded).evaluations
+    _emit_start(loop, recipe, run, prepared, dtype, evaluations)
+    forecast = first_pass(loop, plan, batch_plan, started)
+    before = deepcopy(loop.state)
+    loop.state.seconds["start"] += time.perf_counter() - started
     with listen_for_interrupts() as interruption:
         reason = loop.fit(interruption)
     output = None if reason == "interrupted" else _save(loop, recipe, run, tokenizer)
-    actual = measured(loop.state.seconds, loop.state.step, loop.state.tokens, device)
-    loop.events.emit("plan", predicted=forecast, measured=actual)
+    loop.events.emit("plan", predicted=forecast, measured=_measured_since(before, loop))
     loop.events.emit(
         "end",
         reason=reason,
         step=loop.state.step,
-        seconds=loop.state.seconds,
+        seconds=sum(loop.state.seconds.values()),
         output=None if output is None else str(output),
     )
     return run
+
+
+def _measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:
+    """Memory and time since the run started or was resumed, as `first_pass` predicts them."""
+    after = loop.state
+    parts = {part: seconds - before.seconds[part] for part, seconds in after.seconds.items()}
+    return measured(parts, after.step - before.step, after.tokens - before.tokens, loop.device)
 
 
 def _build(
@@ -142,12 +157,18 @@ def _subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
 
 def _save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Save the adapter or the model, and return where."""
+    started = time.perf_counter()
     _restore_best(run, loop)
     loop.masters.finish()
-    return save_output(run, loop.model, loop.masters, tokenizer, recipe, _classifier(loop, recipe.objective.head))
+    classifier = _classifier(loop, recipe.objective.head)
+    output = save_output(run, loop.model, loop.masters, tokenizer, recipe, classifier)
+    loop.state.seconds["checkpoints"] += time.perf_counter() - started
+    return output
 
 
-def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype) -> None:
+def _emit_start(
+    loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, evaluations: Evaluations
+) -> None:
     """Emit what is trained and on what data, and warn about settings that work differently here."""
     loop.events.emit(
         "start",
@@ -163,6 +184,7 @@ def _emit_start(loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype:
         parameters=base_parameters(loop.model),
         trained_parameters=len(loop.masters.flat),
         total_steps=loop.total_steps,
+        evaluations={"rows": len(evaluations.rows), "every": evaluations.every},
         step=loop.state.step,
     )
     loop.events.emit("data", **asdict(prepared.report))
@@ -209,7 +231,10 @@ def _loop(
         model=model,
         objective=objective,
         batches=layout.batches,
-        held_out=held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, train.evaluate_rows),
+        held_out=held_out_evaluation(
+            model, objective, recipe.objective.head, prepared.held_out, layout.evaluations.rows
+        ),
+        evaluate_every=layout.evaluations.every,
         masters=masters,
         train=train,
         total_steps=layout.steps,
