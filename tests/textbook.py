@@ -35,7 +35,7 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
         elif recipe.objective.kind == "multi_label":
             losses.append(functional.binary_cross_entropy_with_logits(logits[0], targets).item())
         else:
-            losses.append(((logits[0, 0] - targets[0]) / recipe.objective.spread).square().item())
+            losses.append(((logits[0, 0] - targets[0]) / recipe.objective.std).square().item())
     return sum(losses) / len(losses)
 
 

@@ -1,14 +1,18 @@
 """The demo's data: thousands of real pairs without leakage. The demo itself runs to its end."""
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tunesmith.cli.demo import demo
+from tunesmith.cli.demo import _fetched, demo
+from tunesmith.config.base import Base
 from tunesmith.demo.docstrings import Pair, is_held_out, pairs, question, split, summary, write_pairs
 from tunesmith.demo.standard_library import Documented
+from tunesmith.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +71,43 @@ def test_the_counts_match_the_written_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.long  # `make demo` is checked in addition to `make test`
-def test_the_demo_runs_to_its_end(
+def test_the_demo_runs_to_its_end_on_the_embedded_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    demo(None, ["train.steps=3", "train.evaluate_rows=20"])
+    demo("embedded", set_=["train.steps=3"])
     out = capsys.readouterr().out
-    for text in ("1. The data", "2. Training", "3. Did it work?", "4. Five answers", "5. Next steps", "tunesmith chat"):
+    for text in (
+        "1. The data",
+        "2. Training",
+        "3. Did it work?",
+        "4. What else changed?",
+        "Loss on general text",
+        "5. Use it",
+        "6. Next steps",
+        "tunesmith chat",
+    ):
         assert text in out
-    assert out.count("expected") == 5
+    assert out.count("expected") == 2
+    assert all(len(line) <= 80 for line in out.splitlines() if line.startswith(" "))
     run = tmp_path / "runs" / "demo" / "run"
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
     assert "Did it work?" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_a_network_the_demo_continues_with_the_embedded_base_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(base: Base) -> str:
+        raise UserError(f"base: {base.path}: nobody gives it.")
+
+    monkeypatch.setattr("tunesmith.models.load.locate", refused)
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    assert _fetched(console, None) == "embedded"
+    assert "nobody gives it. The demo continues with the embedded base" in text.getvalue()
+    with pytest.raises(UserError, match="nobody gives it"):
+        _fetched(console, "smollm2-135m-instruct")

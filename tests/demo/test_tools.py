@@ -1,6 +1,7 @@
 """Tool definitions from Python functions: types, docstrings, rows without leakage, and metrics of answers."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -240,6 +241,12 @@ def f(
 '''
 
 
+@pytest.fixture(autouse=True)
+def with_every_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions without a described parameter are all kept."""
+    monkeypatch.setattr("tunesmith.demo.tools.WITHOUT_DESCRIPTION", 1.0)
+
+
 def test_definitions_are_those_of_transformers_plus_default_values() -> None:
     scope: dict[str, Any] = {"Optional": Optional, "Literal": Literal, "Union": Union, "Any": Any}
     exec(ANNOTATED, scope)
@@ -351,6 +358,15 @@ def test_the_counts_add_up(place: Path, tmp_path: Path) -> None:
         f"left out: more than {LONGEST_ROW} characters": 40,
         "left out: the same function again": 39,
     }
+
+
+def test_functions_that_describe_a_parameter_are_preferred(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.demo.tools.WITHOUT_DESCRIPTION", 0.0)
+    left_out: Counter[str] = Counter()
+    kept = rows(packages([place]), left_out)
+    assert kept
+    assert all(json.loads(row.answer)["parameters"]["properties"]["path"]["description"] for row in kept)
+    assert left_out["without a described parameter"] > 40
 
 
 def test_the_same_installation_gives_the_same_files(place: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
             words = shlex.split(line.removeprefix("$ ").partition("  # ")[0].rpartition(" | ")[2])
             if words[0] == "tunesmith":
                 command, arguments = get_command(app), words[1:]
-                while hasattr(command, "commands"):
+                while hasattr(command, "commands") and arguments:
                     command, arguments = command.commands[arguments[0]], arguments[1:]
                 command.make_context(words[1], arguments)
 

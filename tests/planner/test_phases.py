@@ -82,7 +82,7 @@ def test_this_cpu_adds_first_use_and_kernel_code_per_shape_and_width() -> None:
     plan = plan_of(step, batch_plan, BF16, CPU_HERE, None, 0)
     loading = sum(while_loading(recipe.base, step, BF16, CPU_HERE).values())
     program = plan.memory.peaks["loading"] - loading
-    heap = 30 * 2**20 if CPU_HERE.holds is resident else 0
+    heap = 30 * 2**20 if CPU_HERE.simulate_allocator is resident else 0
     assert program == pytest.approx(program_bytes(), rel=0.2)
     assert plan.memory.peaks["evaluating"] - 5_160 - program == 30 * 2**20 + 4_400_000 + heap
     assert plan.memory.peaks["training"] - 6_061 - program == 30 * 2**20 + 4_400_000 + heap
@@ -101,7 +101,7 @@ def test_without_the_arena_this_cpu_also_holds_what_glibcs_heap_grows_by(monkeyp
     monkeypatch.setattr(device_module, "arena", lambda: object())
     with_arena = training_beyond_loading()
     monkeypatch.setattr(device_module, "arena", lambda: None)
-    assert CPU_HERE.holds is resident
+    assert CPU_HERE.simulate_allocator is resident
     assert training_beyond_loading() - with_arena == 30 * 2**20
 
 
@@ -357,11 +357,11 @@ def test_each_kind_of_device_has_its_own_allocator() -> None:
     from tunesmith.engine.allocator import arena
     from tunesmith.planner.allocators import reserved, spanned
 
-    assert device_named("l4").holds is reserved
-    assert device_named("m4-24gb").holds is resident
-    assert CPU_ELSEWHERE.holds is resident
-    assert replace(CPU_HERE, kind="cuda").holds is reserved
-    assert CPU_HERE.holds is (resident if arena() is None else spanned)
+    assert device_named("l4").simulate_allocator is reserved
+    assert device_named("m4-24gb").simulate_allocator is resident
+    assert CPU_ELSEWHERE.simulate_allocator is resident
+    assert replace(CPU_HERE, kind="cuda").simulate_allocator is reserved
+    assert CPU_HERE.simulate_allocator is (resident if arena() is None else spanned)
 
 
 def test_this_cpu_is_measured_and_not_looked_up() -> None:

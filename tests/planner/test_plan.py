@@ -9,10 +9,11 @@ import pytest
 import tunesmith
 from tunesmith.config.base import Base
 from tunesmith.errors import UserError
+from tunesmith.models.bases import known_bases
 from tunesmith.planner.after_training import key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.device import device_named, known_devices
 from tunesmith.planner.request import best_that_fits, on_devices, recipe_of
-from tunesmith.planner.shapes import HERE, known_configs, with_known_config
+from tunesmith.planner.shapes import HERE, with_known_config
 
 PUBLISHED = {
     "gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "llama-2-7b": 6_738_415_616, "llama-65b": 65_285_660_672,
@@ -36,10 +37,9 @@ def test_a_shipped_config_has_as_many_parameters_as_its_model(name: str) -> None
 def test_a_shipped_config_is_found_by_its_hub_name_and_a_directory_has_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, hub_names in known_configs().items():
-        assert (HERE / name / "config.json").exists()
-        for alias in (name, *hub_names):
-            assert with_known_config(Base(path=alias)).path == str(HERE / name)
+    for name, known in known_bases().items():
+        for alias in (name, *known.hub) if known.hub else ():
+            assert with_known_config(Base(path=alias)).path == str(HERE / known.shape)
     monkeypatch.chdir(tmp_path)
     Path("gpt2").mkdir()
     assert with_known_config(Base(path="gpt2")).path == "gpt2"

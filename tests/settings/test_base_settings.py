@@ -109,7 +109,7 @@ def test_path_can_be_a_run_with_a_model_but_not_with_an_adapter(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("./nothing", "does not exist. Give a model directory, a hub name, or embedded"),
+        ("./nothing", "does not exist. Give a model directory, a GGUF file, a hub name, or a short name"),
         ("/nothing/here", "does not exist"),
         ("~/nothing", "does not exist"),
         ("a/b/c", "does not exist"),

@@ -22,11 +22,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.schema import recipe_reference, recipe_schema
-from tunesmith.demo.standard_library import Documented
+from tunesmith.demo.functions import packages
 from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.generate import Sampling, answers
+from tunesmith.models.bases import embedded_base
 from tunesmith.planner.device import known_devices
 
 TOKENIZER = byte_tokenizer()
@@ -566,7 +567,7 @@ def test_plan_of_a_recipe_uses_its_rows_or_others_and_shows_cost_and_chart(recip
         plan = tunesmith.plan(recipe=recipe, data=rows, device="l4", overrides=["train.steps=null", "train.epochs=2"])
         assert printed["memory"] == json.loads(json.dumps(plan.to_dict()["memory"]))
         assert printed["time"]["total_seconds"] == pytest.approx(plan.time.total_seconds)
-    assert other["time"]["total_seconds"] > 2 * alone["time"]["total_seconds"]
+    assert other["time"]["parts"]["training"] > 2 * alone["time"]["parts"]["training"]
     text = run_command(*command, "--price", 1e9, "--chart", "chart.html")
     dollars = float(text.split("cost")[1].split()[0].removeprefix("$").replace(",", ""))
     assert dollars == pytest.approx(1e9 * alone["time"]["total_seconds"] / 3600, rel=1e-4)
@@ -614,19 +615,51 @@ def test_plan_lists_every_known_device_at_the_given_price(tiny_model: Path) -> N
 # The demo
 
 
-@shows("tunesmith demo --directory", "tunesmith demo --set")
-def test_the_demo_runs_in_the_given_directory_with_overrides(
-    letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def few_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation of 24 small packages."""
+    place = tmp_path / "installed"
+    place.mkdir()
+    for number in range(24):
+        functions = (
+            f'def f{number}_{each}(x: int, y: str = "a") -> None:\n'
+            f'    """Return the value of {number}.\n\n    Args:\n        x: The count.\n        y: The name.\n    """\n'
+            for each in range(3)
+        )
+        (place / f"package{number}.py").write_text("\n".join(functions), encoding="utf-8")
+    found = packages([place])
+    monkeypatch.setattr("tunesmith.demo.tools.packages", lambda: found)
+
+
+@shows("tunesmith demo --directory", "tunesmith demo --set", "tunesmith demo --base", "tunesmith demo --ask")
+def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
+    letters: Path, here: Path, few_functions: None
 ) -> None:
-    objects = [
-        Documented(f"m{n}", f"m{n}.f", "function", "(x)", f"Return the value of {n} and then stop.") for n in range(60)
-    ]
-    monkeypatch.setattr("tunesmith.demo.docstrings.documented", lambda: iter(objects))
-    settings = [f"base={letters}", "train.steps=1", "train.tokens_per_step=512", "train.precision=fp32"]
-    out = run_command("demo", "--directory", "mine", *(part for setting in settings for part in ("--set", setting)))
+    settings = ["train.steps=1", "train.tokens_per_step=512", "train.precision=fp32", "data.max_length=2048"]
+    options = ["--directory", "mine", "--base", str(letters), "--ask", "def look_up(word: str): ..."]
+    out = run_command("demo", *options, *(part for setting in settings for part in ("--set", setting)))
     resolved = Recipe.load(here / "mine" / "run" / "recipe.yaml")
-    assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 32)
-    assert (here / "mine" / "run" / "evaluation.json").exists()
+    assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 8)
+    assert set(json.loads((here / "mine" / "run" / "evaluation.json").read_text())["differences"]) == {
+        "loss", "exactly_right", "fields", "valid_definition", "valid_json",
+    }  # fmt: skip
     assert steps_of(here / "mine" / "run") == [1]
     assert not (here / "runs").exists()
+    assert "def look_up(word: str)" in out
     assert "tunesmith chat mine/run" in out
+    again = run_command("demo", "--directory", "mine", "--ask", "def other(x: int): ...")
+    assert "def other(x: int)" in again
+    assert "1. The data" not in again
+    refused = typed("demo", "--ask", "import os")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+@shows("tunesmith bases --json", "tunesmith bases get name")
+def test_bases_are_printed_as_a_table_or_as_json() -> None:
+    listed = json.loads(run_command("bases", "--json"))
+    assert next(base for base in listed if base["name"] == "embedded")["parameters"] == 7_212_288
+    table = run_command("bases")
+    assert all(base["name"] in table for base in listed)
+    assert run_command("bases", "get", "embedded").strip() == str(embedded_base())
+    refused = typed("bases", "get", "nobody")
+    assert (refused.returncode, "`tunesmith bases` lists them" in refused.stderr) == (2, True)

@@ -15,6 +15,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.report import DataReport
 from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.models.architecture import blocks
 from tunesmith.run import Event, Run
@@ -74,7 +75,7 @@ def test_adamw_trains_all_weights_in_two_groups_with_and_without_decay(tmp_path:
 def started(recipe: Recipe, directory: Path, rows_per_batch: int, **counts: Any) -> list[Event]:
     """The events before the first pass, of a step of four rows."""
     loop, events = loop_over(directory, POINTS, batch=rows_per_batch, step=4, steps=1)
-    emit_start(loop, recipe, Run(directory), prepared_rows(**counts), torch.float32)
+    emit_start(loop, recipe, Run(directory), prepared_rows(**counts), torch.float32, Evaluations(1, [], 0))
     return events
 
 
@@ -110,7 +111,7 @@ def test_only_a_contrastive_run_warns_about_batches_of_one_row(
 # The last event
 
 
-def test_the_last_event_has_the_seconds_of_all_steps_and_the_output(
+def test_the_last_event_has_the_seconds_of_the_whole_run_and_the_output(
     tiny_model: Path, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
     def stop(event: Event) -> None:
@@ -123,14 +124,19 @@ def test_the_last_event_has_the_seconds_of_all_steps_and_the_output(
         "train": {"steps": 2, "tokens_per_step": 64, "precision": "fp32"},
     }
     run = tunesmith.train(recipe, tmp_path / "run", subscribers=[stop])
-    (step,) = named(run.events(), "step")
-    stopped = {"reason": "interrupted", "step": 1, "seconds": step["seconds"], "output": None}
-    assert run.events()[-1] == {"event": "end", **stopped}
+    timed = ("step", "checkpoint")
+    (step,), (checkpoint,) = (named(run.events(), kind) for kind in timed)
+    end = run.events()[-1]
+    assert end == {"event": "end", "reason": "interrupted", "step": 1, "seconds": end["seconds"], "output": None}
+    assert end["seconds"] > step["seconds"] + checkpoint["seconds"], "and the start"
     run = tunesmith.resume(run.directory)
-    seconds = sum(event["seconds"] for event in named(run.events(), "step"))
-    done = {"reason": "done", "step": 2, "seconds": pytest.approx(seconds), "output": str(tmp_path / "run" / "adapter")}
-    assert run.events()[-1] == {"event": "end", **done}
-    assert seconds > step["seconds"]
+    last = run.events()[-1]
+    done = {"reason": "done", "step": 2, "seconds": last["seconds"], "output": str(tmp_path / "run" / "adapter")}
+    assert last == {"event": "end", **done}
+    (plan,) = named(run.events(), "plan")
+    of_both = sum(event["seconds"] for kind in timed for event in named(run.events(), kind))
+    assert last["seconds"] > plan["measured"]["time"]["total_seconds"], "which is since the resume"
+    assert last["seconds"] > of_both
     assert [len(named(run.events(), kind)) for kind in ("plan", "end")] == [1, 1], "those of the interruption are gone"
     starts = [(event["step"], event["base"], event["weights"]) for event in named(run.events(), "start")]
     assert starts == [(0, str(tiny_model), "float32"), (1, str(tiny_model), "float32")]

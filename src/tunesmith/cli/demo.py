@@ -32,13 +32,13 @@ def book_flight(origin: str, destination: str, passengers: int = 1, cabin: Liter
     """
 '''
 
-EVALUATED = 24
+EVALUATED = 16
 """Held-out functions for which both models write definitions."""
 
-HELD_OUT = 48
+HELD_OUT = 32
 """Held-out functions in all, whose loss is measured."""
 
-LONGEST_ANSWER = 192  # tokens
+LONGEST_ANSWER = 176  # tokens
 
 
 def demo(
@@ -116,7 +116,8 @@ def _fetched(console: Console, base: str | None) -> str:
     except UserError as error:
         if base is not None:
             raise
-        console.print(f"{error} The demo goes on with the embedded base, which is small.", style="yellow", markup=False)
+        message = f"{error} The demo continues with the embedded base, which is small."
+        console.print(message, style="yellow", markup=False)
         return "embedded"
     return base or BASE
 
@@ -143,7 +144,7 @@ def _show_general(console: Console, models: "SideBySide") -> None:
     from tunesmith.demo.side_by_side import GENERAL_QUESTIONS
     from tunesmith.report.table import samples_table
 
-    base, tuned = models.answers(GENERAL_QUESTIONS, max_new_tokens=32)
+    base, tuned = models.answers(GENERAL_QUESTIONS, max_new_tokens=24)
     samples = zip(GENERAL_QUESTIONS, base, tuned, strict=True)
     console.print(samples_table([{"prompt": ask, "base": before, "tuned": after} for ask, before, after in samples]))
     before, after = models.general_losses()
@@ -163,10 +164,9 @@ def _show_ask(console: Console, run: Path, asked: str) -> None:
 
 def _show_definitions(console: Console, models: "SideBySide", asked: str) -> None:
     """What the tuned model writes for the question, then what its base writes."""
+    code = asked.split("```python\n")[1].removesuffix("\n```")
     (base,), (tuned,) = models.answers([asked], max_new_tokens=2 * LONGEST_ANSWER)
-    console.print(
-        Padding(Syntax(asked.split("```python\n")[1].removesuffix("\n```"), "python", theme="ansi_dark"), (0, 2))
-    )
+    console.print(Padding(Syntax(code, "python", theme="ansi_dark", word_wrap=True), (0, 2)))
     console.print("[bold green]tuned[/]")
     console.print(Padding(_pretty(tuned), (0, 2)))
     console.print("[bold red]base[/]")
@@ -176,7 +176,9 @@ def _show_definitions(console: Console, models: "SideBySide", asked: str) -> Non
 def _pretty(answer: str) -> Syntax | Text:
     """JSON, indented; any other text as it is."""
     try:
-        return Syntax(json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json", theme="ansi_dark")
+        return Syntax(
+            json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json", theme="ansi_dark", word_wrap=True
+        )
     except ValueError:
         return Text(answer)
 

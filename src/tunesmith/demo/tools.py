@@ -50,6 +50,7 @@ ROWS_PER_PACKAGE = 150  # so that no package dominates
 LONGEST_ROW = 850  # characters of question and answer: about 256 tokens of a GPT-2-like tokenizer
 LONGEST_DESCRIPTION = 20  # words
 WITHOUT_PARAMETERS = 0.02  # of these functions are kept: there is little to learn from them
+WITHOUT_DESCRIPTION = 0.4  # of those whose docstring describes no parameter are kept: most functions are such
 WITHOUT_DOCSTRING = 0.08  # of these are kept: enough to learn that there is no description to copy
 
 QUESTION = "Write the JSON tool definition of this Python function.\n\n```python\n{}\n```"
@@ -228,6 +229,8 @@ def _row(module: str, name: str, node: FunctionNode) -> tuple[Row | None, str]:
     if not of.docstring and number(name) >= WITHOUT_DOCSTRING:
         return None, "without docstring"
     descriptions = [of.summary, *(parameter.description for parameter in of.parameters)]
+    if of.docstring and not any(descriptions[1:]) and number(name) >= WITHOUT_DESCRIPTION:
+        return None, "without a described parameter"
     if _has_unread_line(of):
         return None, "a line about a parameter that is not understood"
     if not (bool(of.docstring) == bool(of.summary) and all(map(_is_plain, filter(None, descriptions)))):
