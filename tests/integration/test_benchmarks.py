@@ -223,3 +223,16 @@ def test_the_quality_scripts_run_a_trial(script: Script, monkeypatch: pytest.Mon
     for way in few.WAYS:
         if way != "SetFit":  # it runs in an environment of its own
             assert 0 <= few.trial("rotten tomatoes", way, 4, 0)["accuracy"] <= 1
+
+
+@pytest.mark.long
+def test_demo_quality_makes_a_row_for_base_and_tuned_model(script: Script) -> None:
+    module = script("demo_quality")
+    one = module.trial("embedded", 0, 4, ["train.steps=1"])
+    assert one["steps"] == 1
+    assert one["base"].keys() == one["tuned"].keys() == module.COLUMNS.keys()
+    other = {**one, "seed": 1, "tuned": {**one["tuned"], "loss": one["tuned"]["loss"] + 0.2}}
+    lines = module.table([one, other]).splitlines()
+    assert lines[2].startswith(f"| embedded | {one['base']['loss']:.3f} |")
+    half = 12.706 * 0.2 / 2**0.5 / 2**0.5
+    assert lines[3].startswith(f"| tuned, 1 steps, 2 seeds | {one['tuned']['loss'] + 0.1:.3f} ± {half:.3f} |")

@@ -141,6 +141,12 @@ def test_every_kind_of_event_is_printed_within_80_columns() -> None:
         assert expected in text
 
 
+def test_a_run_that_evaluates_only_at_both_ends_says_so() -> None:
+    start = {**START, "evaluations": {"rows": 40, "every": 100}}
+    lines = printed([start, *resolve_run()[1:]])
+    assert "evaluates 40 held-out rows before the first step and at the end" in lines
+
+
 def test_a_terminal_has_a_live_bar_that_stays_within_its_width() -> None:
     lines = printed(resolve_run(), terminal=True)
     assert any("━" in line and "100/100" in line and "loss 2.000" in line for line in lines)

@@ -48,7 +48,7 @@ class Settings:
 
 SETTINGS = {
     "embedded": Settings(rank=32, tokens=4096, rate="2e-3", seconds=75, steps=(20, 160)),
-    "": Settings(rank=8, tokens=256, rate="1e-3", seconds=75, steps=(40, 300)),
+    "": Settings(rank=8, tokens=256, rate="1e-3", seconds=60, steps=(40, 300)),
 }
 """By base; the empty name stands for every other."""
 

@@ -138,8 +138,10 @@ class Progress:
         split = f"{count(event.get('examples'))} for training, {count(event.get('held_out_rows'))} held out"
         self._print("data", f"{rows}: {split}{', from the cache' if event.get('cached') else ''}")
         if self._evaluations.get("rows"):
-            rows, every = count(self._evaluations["rows"]), count(self._evaluations["every"])
-            self._print("evaluates", f"{rows} held-out rows before the first step, every {every} steps, and at the end")
+            every = number(self._evaluations.get("every"))
+            between = f", every {every:,.0f} steps," if every < self._total else ""
+            rows = count(self._evaluations["rows"])
+            self._print("evaluates", f"{rows} held-out rows before the first step{between} and at the end")
         tokens, loss_tokens = event.get("tokens"), event.get("loss_tokens")
         share = figure(number(loss_tokens) / number(tokens), " ({:.0%})") if tokens else ""
         self._print("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are loss tokens")
