@@ -8,7 +8,7 @@ from typing import Any, Literal, Optional, Union
 import pytest
 from transformers.utils import get_json_schema
 
-from tunesmith.demo.docstrings import is_held_out
+from tunesmith.demo.docstrings import is_held_out, split
 from tunesmith.demo.functions import packages
 from tunesmith.demo.json_types import documented_type
 from tunesmith.demo.tools import (
@@ -19,7 +19,6 @@ from tunesmith.demo.tools import (
     definition,
     question,
     rows,
-    split,
     write_rows,
 )
 from tunesmith.errors import UserError

@@ -39,8 +39,8 @@ from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import learning_rates, trainable_model
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
-from tunesmith.models.load import quiet_peft
 from tunesmith.models.prompts import plain_model
+from tunesmith.models.quiet import quiet_peft
 from tunesmith.planner.device import this_device
 from tunesmith.planner.fitting import plan_within
 from tunesmith.planner.plan import plan_run

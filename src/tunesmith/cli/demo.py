@@ -70,14 +70,14 @@ def demo(
     started = time.perf_counter()
     directory = new_directory(directory)
     run = _train(console, directory, base, set_ or [])
-    report = _evaluate(console, run)
+    _evaluate(console, run)
     models = SideBySide.of(run)
     _heading(console, "4. What else changed?", "Questions that have nothing to do with the rows, before and after.")
     _show_general(console, models)
     _heading(console, "5. Use it", "A function that it has not seen. Yours: tunesmith demo --ask 'def f(…): …'")
     _show_definitions(console, models, asked)
     _heading(console, f"6. Next steps, after {_minutes(time.perf_counter() - started)}", "")
-    _show_next(console, directory, report)
+    _show_next(console, directory)
 
 
 def _train(console: Console, directory: Path, base: str | None, overrides: list[str]) -> Path:
@@ -122,8 +122,8 @@ def _fetched(console: Console, base: str | None) -> str:
     return base or BASE
 
 
-def _evaluate(console: Console, run: Path) -> Path:
-    """Compare both models on held-out functions. Returns the report."""
+def _evaluate(console: Console, run: Path) -> None:
+    """Compare both models on held-out functions, and write the report."""
     with quick_imports():
         from tunesmith.demo.tools import TOOL_METRICS
         from tunesmith.evaluation.compare import evaluate
@@ -136,7 +136,7 @@ def _evaluate(console: Console, run: Path) -> Path:
         result = evaluate(run, EVALUATED, LONGEST_ANSWER, subscribers=[progress], metrics=TOOL_METRICS)
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"][:2]))
-    return write_report(run)
+    write_report(run)
 
 
 def _show_general(console: Console, models: "SideBySide") -> None:
@@ -206,7 +206,7 @@ def _show_data(console: Console, counts: dict[str, int], train: Path) -> None:
     console.print(Padding(Text(text, style="cyan"), (1, 2, 0, 2)))
 
 
-def _show_next(console: Console, directory: Path, report: Path) -> None:
+def _show_next(console: Console, directory: Path) -> None:
     run = _short(directory / "run")
     lines = (
         (

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tunesmith.demo.standard_library import Documented, documented
 from tunesmith.run import atomic_write
@@ -154,13 +155,26 @@ def is_held_out(module: str, share: float = HELD_OUT_SHARE) -> bool:
     return int.from_bytes(hashlib.sha256(top.encode()).digest()[:8], "big") / 2**64 < share
 
 
-def split(all_pairs: Iterable[Pair], share: float = HELD_OUT_SHARE) -> tuple[list[Pair], list[Pair], int]:
-    """Training pairs, held-out pairs, and the number of held-out pairs removed because training has the same answer."""
-    sides: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair in all_pairs:
-        sides[is_held_out(pair.module, share)].append(pair)
-    trained_answers = {pair.answer.casefold() for pair in sides[0]}
-    kept = [pair for pair in sides[1] if pair.answer.casefold() not in trained_answers]
+class Answered(Protocol):
+    """A row of a demo: its answer, and the module that it is about."""
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Answered)
+
+
+def split(all_rows: Iterable[AnyRow], share: float = HELD_OUT_SHARE) -> tuple[list[AnyRow], list[AnyRow], int]:
+    """Training rows, held-out rows, and the number of held-out rows removed because training has the same answer."""
+    sides: tuple[list[AnyRow], list[AnyRow]] = ([], [])
+    for row in all_rows:
+        sides[is_held_out(row.module, share)].append(row)
+    trained_answers = {row.answer.casefold() for row in sides[0]}
+    kept = [row for row in sides[1] if row.answer.casefold() not in trained_answers]
     return sides[0], kept, len(sides[1]) - len(kept)
 
 

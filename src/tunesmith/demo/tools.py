@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
-from tunesmith.demo.docstrings import is_held_out
+from tunesmith.demo.docstrings import split
 from tunesmith.demo.functions import (
     Function,
     FunctionNode,
@@ -261,16 +261,6 @@ def _is_plain(text: str) -> bool:
     is_short = len(text.split()) <= LONGEST_DESCRIPTION
     is_balanced = all(text.count(opening) == text.count(closing) for opening, closing in ("()", "[]", "{}"))
     return is_short and is_balanced and text.isascii() and text.count('"') % 2 == 0 and not _NOT_PLAIN.search(text)
-
-
-def split(all_rows: Iterable[Row], share: float = HELD_OUT_SHARE) -> tuple[list[Row], list[Row], int]:
-    """Training rows, held-out rows, and the number of held-out rows removed because training has the same answer."""
-    sides: tuple[list[Row], list[Row]] = ([], [])
-    for row in all_rows:
-        sides[is_held_out(row.module, share)].append(row)
-    trained_answers = {row.answer.casefold() for row in sides[0]}
-    kept = [row for row in sides[1] if row.answer.casefold() not in trained_answers]
-    return sides[0], kept, len(sides[1]) - len(kept)
 
 
 def write_rows(

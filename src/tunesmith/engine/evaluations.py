@@ -64,11 +64,11 @@ class Evaluations:
 
     def times(self, steps: int) -> int:
         """How many a run of `steps` has."""
-        return 1 + self.left(0, steps) if self.rows else 0
+        return self.left(0, steps)
 
     def left(self, step: int, steps: int) -> int:
-        """How many are left after `step` of `steps`."""
-        return times_left(self.every, step, steps) if self.rows else 0
+        """How many are left after `step` of `steps`; at 0, also the one before the first step."""
+        return times_left(self.every, step, steps) + (step == 0) if self.rows else 0
 
 
 def times_left(every: int, step: int, steps: int) -> int:

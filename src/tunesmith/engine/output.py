@@ -10,9 +10,10 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.errors import UserError
 from tunesmith.models.attention import use_cached_attention
-from tunesmith.models.load import no_progress_bars, stored_dtype
+from tunesmith.models.load import stored_dtype
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
+from tunesmith.models.quiet import no_progress_bars
 from tunesmith.modules.quantized_linear import dequantized_model
 from tunesmith.modules.transposed_linear import as_stored
 from tunesmith.run import Run, atomic_directory

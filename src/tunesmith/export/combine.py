@@ -9,7 +9,7 @@ import torch
 from tunesmith.errors import UserError
 from tunesmith.export.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
-from tunesmith.models.load import quiet_peft
+from tunesmith.models.quiet import quiet_peft
 from tunesmith.run import atomic_directory
 
 if TYPE_CHECKING:

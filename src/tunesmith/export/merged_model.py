@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference
-from tunesmith.models.load import no_progress_bars, stored_dtype
+from tunesmith.models.load import stored_dtype
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prompt, plain_model
+from tunesmith.models.quiet import no_progress_bars
 from tunesmith.modules.quantized_linear import dequantized_model
 from tunesmith.modules.transposed_linear import as_stored
 from tunesmith.run import atomic_directory

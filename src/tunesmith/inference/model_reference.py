@@ -16,9 +16,10 @@ from tunesmith.heads.sentence_transformers_format import stored_classifier
 from tunesmith.heads.stored import head_of_adapter, stored_head
 from tunesmith.models.adapters import refuse_pickle
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.load import fingerprint, load_model, load_tokenizer, locate, quiet_peft, tokenizer_at
+from tunesmith.models.load import fingerprint, load_model, load_tokenizer, locate, tokenizer_at
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
+from tunesmith.models.quiet import quiet_peft
 from tunesmith.modules.fused import use_fused_ops
 from tunesmith.run import resolve_run
 

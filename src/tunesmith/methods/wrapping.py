@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import head_names, peft_task_type
-from tunesmith.models.load import quiet_peft
+from tunesmith.models.quiet import quiet_peft
 
 
 def wrap_with_peft(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:

@@ -36,6 +36,7 @@ from tunesmith.cache_directory import cache_directory
 from tunesmith.errors import UserError
 from tunesmith.models.gguf_config import DIVISORS, first_line, read_config, unsupported
 from tunesmith.models.gguf_file import GgufFile, read_gguf
+from tunesmith.models.quiet import no_progress_bars
 from tunesmith.run import atomic_directory
 
 _CONVERTER = 1
@@ -94,8 +95,6 @@ def _not_written(directory: Path, error: Exception, advice: str) -> UserError:
 
 def _convert(file: GgufFile, digest: str, directory: Path, origin: str | None) -> None:
     """Write the directory, completely or not at all."""
-    from tunesmith.models.load import no_progress_bars  # which imports this module
-
     with atomic_directory(directory) as partial:
         with tempfile.TemporaryDirectory(dir=partial) as parts, no_progress_bars():
             config = read_config(file, Path(parts))

@@ -1,7 +1,5 @@
 """The config of the model in a GGUF file."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,10 +7,10 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import UserError
 from tunesmith.models.gguf_file import GgufFile
+from tunesmith.models.quiet import no_warnings
 
 DIVISORS = "rope_freqs.weight"
 """The tensor that the rotary frequencies of Llama 3.1 and later are divided by."""
@@ -33,7 +31,7 @@ def read_config(file: GgufFile, parts: Path) -> PretrainedConfig:
     """
     file.write_outline(parts / "outline.gguf")
     try:
-        with _no_warnings():  # about token ids outside of the outline's vocabulary
+        with no_warnings():  # about token ids outside of the outline's vocabulary
             config = AutoConfig.from_pretrained(parts, gguf_file="outline.gguf")
     except Exception as error:  # whatever a config class raises
         raise unsupported(file, error) from None
@@ -43,17 +41,6 @@ def read_config(file: GgufFile, parts: Path) -> PretrainedConfig:
         config.vocab_size = int(embedding.shape[1])
     _set_rope_scaling(file, config)
     return config
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """In this context, transformers logs only errors."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
 
 
 def unsupported(file: GgufFile, error: Exception) -> UserError:

@@ -1,9 +1,6 @@
 """Load a base: the embedded model, a directory, a run, or a hub name. Weights are read only from safetensors."""
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
 from tunesmith.config.base import Base
@@ -31,8 +27,8 @@ from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, nam
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.bases import embedded_base, get_base, known_bases
-from tunesmith.models.peft_import import without_bitsandbytes
 from tunesmith.models.quantize import quantizing, without_quantization_marks
+from tunesmith.models.quiet import no_progress_bars, no_warnings
 from tunesmith.modules.transposed_linear import TransposedLinear, as_linear
 from tunesmith.run import resolve_run
 
@@ -119,7 +115,10 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, head: Head | None 
             return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         options["ignore_mismatched_sizes"] = head is not None and head.is_new  # the stored head may have other classes
-        with no_progress_bars(), _no_missing_weights_table():
+        with (
+            no_progress_bars(),
+            no_warnings(),
+        ):  # no table of the weights of a new head, or of a stored one that is not used
             if not base.quantized:
                 model, info = kind.from_pretrained(where, **options)
             else:
@@ -278,39 +277,6 @@ def _has_decoder(config: PretrainedConfig) -> bool:
         return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})  # its own code declares it
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return not masked or any("CausalLM" in name or "LMHead" in name for name in names) or bool(config.is_decoder)
-
-
-@contextmanager
-def _no_missing_weights_table() -> Iterator[None]:
-    """In this context, transformers does not list the weights of a new head, or of a stored one that is not used."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """In this context, transformers shows no progress bars, since the run's events are shown instead."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """In this context, PEFT does not use bitsandbytes and does not warn about a property that transformers has renamed,
-    or about its own correction of `fan_in_fan_out` for GPT-2's layers."""
-    with warnings.catch_warnings(), without_bitsandbytes():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        yield
 
 
 def not_loaded(base: Base, what: str, error: Exception) -> UserError:

@@ -97,7 +97,7 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     parts = {
         "start": time.perf_counter() - started,
         "training": training * tokens,
-        "evaluation": evaluating * evaluations.tokens * (evaluations.left(step, steps) + (step == 0)),
+        "evaluation": evaluating * evaluations.tokens * evaluations.left(step, steps),
         "checkpoints": checkpoint_seconds(len(loop.masters.flat), times_left(loop.checkpoint_every, step, steps)),
     }
     forecast = {**predicted, "time": time_in_parts(parts, steps - step, tokens)}
