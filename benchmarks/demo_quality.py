@@ -1,9 +1,9 @@
 """What `tunesmith demo` reaches on SmolLM2 and on the embedded base: five seeds each.
 
-    python benchmarks/demo_quality.py [--seeds 5] [--held-out 64]
+    python benchmarks/demo_quality.py [--seeds 5] [--held-out 32]
 
 Each trial is the demo's own run: its rows, its recipe, as many steps as this machine does in the demo's time. It is
-evaluated on more held-out functions than the demo has time for. Half an hour on two cores with nothing else running.
+evaluated on more held-out functions than the demo has time for. Forty minutes on two cores with nothing else running.
 Writes results/demo_quality.{jsonl,md}; finished trials are not repeated.
 """
 
@@ -21,7 +21,7 @@ from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "demo_quality.jsonl"
 BASES = ("smollm2-135m-instruct", "embedded")
-SEEDS, HELD_OUT = 5, 64
+SEEDS, HELD_OUT = 5, 32
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """The 97.5 % point of Student's t, by number of seeds."""
 

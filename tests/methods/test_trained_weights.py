@@ -173,6 +173,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "alpha": 32.0,
         "dropout": 0.0,
         "target_modules": "all-linear",
+        "last": None,
         "experts": False,
         "rank_stabilized": False,
         "dora": False,
@@ -418,6 +419,8 @@ def test_layers_with_the_same_suffix_are_distinguished_by_longer_names() -> None
             "method.ranks: 'lm_head' matches no chosen layer's name. One of them: model.layers.0.",
         ),
         ({"ranks": {"up_proj": 3}, "target_modules": "attention"}, "'up_proj' matches no chosen layer's name"),
+        ({"last": 4}, "method.last: 4 blocks to adapt, but LlamaForCausalLM has 3."),
+        ({"last": 1, "target_modules": "lm_head"}, "none of the layers that method.target_modules names is in the top"),
         ({"initialization": "loftq"}, "Set base.weights: nf4, or initialization: zero."),
         ({"experts": True}, "method.experts: LlamaForCausalLM has no expert weight tensors. Remove method.experts."),
         ({"rank": 3, "initialization": "orthogonal"}, "LORA cannot be applied to LlamaForCausalLM: Orthogonal"),
@@ -429,9 +432,11 @@ def test_invalid_lora_settings_are_refused_by_name(values: dict[str, Any], messa
         method_of("lora", **values).apply(small_model(), seed=0)
 
 
-@pytest.mark.parametrize("values", [{"dropout": 0.1}, {"dora": True}, {"initialization": "gaussian"}], ids=str)
+@pytest.mark.parametrize(
+    "values", [{"dropout": 0.1}, {"dora": True}, {"initialization": "gaussian"}, {"last": 1}], ids=str
+)
 def test_experts_are_refused_with_unsupported_settings(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="without dropout, dora or a special initialization"):
+    with pytest.raises(UserError, match="without dropout, dora, last or a special initialization"):
         method_of("lora", experts=True, **values).apply(small_model("mixtral"), seed=0)
 
 

@@ -216,6 +216,16 @@ def test_a_regular_expression_selects_layers_by_their_full_names() -> None:
     assert names == {"model.layers.2.mlp.up_proj", "lm_head"}
 
 
+@shows("method.lora.last")
+@pytest.mark.parametrize("target", ["all-linear", "attention", ["mlp.down_proj"]])
+def test_lora_on_the_last_blocks_leaves_the_lower_ones_alone(target: Any) -> None:
+    everywhere = moving(method_of("lora", rank=2, target_modules=target).apply(small_model(), 0))
+    method, model = method_of("lora", rank=2, target_modules=target, last=2), small_model()
+    count, peft_model = method.trained_parameters(model), method.apply(model, 0)
+    assert set(moving(peft_model)) == {name for name in everywhere if ".layers.0." not in name}
+    assert count == sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
+
+
 def mixtral() -> Any:
     return small_model("mixtral", dtype=torch.float32)  # PyTorch's grouped matrix products do not support fp64
 

@@ -3,6 +3,8 @@
 import json
 import shlex
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,24 +23,25 @@ if TYPE_CHECKING:
 BASE = "smollm2-135m-instruct"
 
 ASK = '''\
-def book_flight(origin: str, destination: str, passengers: int = 1, cabin: Literal["economy", "business"] = "economy"):
+def book_flight(origin: str, destination: str, passengers: int = 1, max_price: float | None = None):
     """Book the cheapest flight between two cities.
 
     Args:
         origin: The city to depart from.
         destination: The city to arrive in.
         passengers: How many people travel.
-        cabin: The class of the seats.
+        max_price: The most that a seat may cost, in euros.
     """
 '''
 
-EVALUATED = 16
-"""Held-out functions for which both models write definitions."""
+HELD_OUT = 16
+"""Held-out functions, for which both models write definitions."""
 
-HELD_OUT = 24
-"""Held-out functions in all, whose loss is measured."""
+LONGEST_ANSWER = 150
+"""Tokens; a definition of one of the rows has fewer."""
 
-LONGEST_ANSWER = 176  # tokens
+GENERAL_ANSWER, BASE_ANSWER = 24, 80
+"""Tokens of an answer that is shown to be looked at and not scored."""
 
 
 def demo(
@@ -82,22 +85,23 @@ def demo(
 
 def _train(console: Console, directory: Path, base: str | None, overrides: list[str]) -> Path:
     """Write rows and recipe, and train. Returns the run's directory."""
-    with quick_imports():
-        from tunesmith.demo.recipe import write_recipe
-        from tunesmith.demo.tools import write_rows
-        from tunesmith.report.progress import Progress
-        from tunesmith.training.stages import train
+    from tunesmith.demo.tools import write_rows
 
     _heading(console, "1. The data", "Functions of this Python and their tool definitions, as chat models call them.")
-    train_file, _, counts = write_rows(directory, most_held_out=HELD_OUT)
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:  # reads functions while this process loads libraries
+        writing = other.submit(write_rows, directory, most_held_out=HELD_OUT)
+        name = _fetched(console, base)
+        with quick_imports():
+            from tunesmith.demo.recipe import sets_steps, write_recipe
+            from tunesmith.report.progress import Progress
+            from tunesmith.training.stages import train
+        train_file, _, counts = writing.result()
     _show_data(console, counts, train_file)
-    name = _fetched(console, base)
     _heading(console, "2. Training", f"LoRA on {name}. The recipe: {_short(directory / 'recipe.yaml')}")
     recipe = write_recipe(directory, name, overrides)
-    console.print(
-        f"The speed of this machine allows {recipe.train.steps} steps of {recipe.train.tokens_per_step:,} tokens.",
-        style="dim",
-    )
+    if not sets_steps(overrides):
+        steps, tokens = recipe.train.steps, recipe.train.tokens_per_step
+        console.print(f"The speed of this machine allows {steps} steps of {tokens:,} tokens.", style="dim")
     with Progress(console) as progress:
         run = train(recipe, directory / "run", [], [progress])
     if not run.finished:
@@ -133,7 +137,7 @@ def _evaluate(console: Console, run: Path) -> None:
 
     _heading(console, "3. Did it work?", "On functions of packages that were not in the training data.")
     with Progress(console) as progress:
-        result = evaluate(run, EVALUATED, LONGEST_ANSWER, subscribers=[progress], metrics=TOOL_METRICS)
+        result = evaluate(run, HELD_OUT, LONGEST_ANSWER, subscribers=[progress], metrics=TOOL_METRICS)
     console.print(evaluation_table(result))
     console.print(samples_table(result["samples"][:2]))
     write_report(run)
@@ -144,7 +148,8 @@ def _show_general(console: Console, models: "SideBySide") -> None:
     from tunesmith.demo.side_by_side import GENERAL_QUESTIONS
     from tunesmith.report.table import samples_table
 
-    base, tuned = models.answers(GENERAL_QUESTIONS, max_new_tokens=24)
+    base = models.base_answers(GENERAL_QUESTIONS, GENERAL_ANSWER)
+    tuned = models.tuned_answers(GENERAL_QUESTIONS, GENERAL_ANSWER)
     samples = zip(GENERAL_QUESTIONS, base, tuned, strict=True)
     console.print(samples_table([{"prompt": ask, "base": before, "tuned": after} for ask, before, after in samples]))
     before, after = models.general_losses()
@@ -163,14 +168,15 @@ def _show_ask(console: Console, run: Path, asked: str) -> None:
 
 
 def _show_definitions(console: Console, models: "SideBySide", asked: str) -> None:
-    """What the tuned model writes for the question, then what its base writes."""
+    """What the tuned model writes for the question, then how its base begins."""
     code = asked.split("```python\n")[1].removesuffix("\n```")
-    (base,), (tuned,) = models.answers([asked], max_new_tokens=2 * LONGEST_ANSWER)
     console.print(Padding(Syntax(code, "python", theme="ansi_dark", word_wrap=True), (0, 2)))
     console.print("[bold green]tuned[/]")
+    (tuned,) = models.tuned_answers([asked], 2 * LONGEST_ANSWER)
     console.print(Padding(_pretty(tuned), (0, 2)))
-    console.print("[bold red]base[/]")
-    console.print(Padding(Text(base if len(base) < 400 else f"{base[:400]} …"), (0, 2)))
+    console.print(f"[bold red]base[/], its first {BASE_ANSWER} tokens")
+    (base,) = models.base_answers([asked], BASE_ANSWER)
+    console.print(Padding(Text(base), (0, 2)))
 
 
 def _pretty(answer: str) -> Syntax | Text:

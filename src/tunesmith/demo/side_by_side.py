@@ -28,7 +28,7 @@ GENERAL_QUESTIONS = (
 )
 """Questions that have nothing to do with the demo's rows."""
 
-TEXTS, LONGEST = 12, 128
+TEXTS, LONGEST = 12, 64
 """How many general texts, and the most tokens in each."""
 
 
@@ -53,14 +53,16 @@ class SideBySide:
         device = device_of("auto")
         return cls(reference.model(dtype_of("auto", device), device), reference.tokenizer())
 
-    def answers(self, questions: Sequence[str], max_new_tokens: int) -> tuple[list[str], list[str]]:
-        """The base's and the tuned model's answer to each question, always taking the most likely token."""
+    def base_answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
+        """The base's answer to each question, always taking the most likely token."""
+        with self.model.disable_adapter():
+            return self.tuned_answers(questions, max_new_tokens)
+
+    def tuned_answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
+        """The tuned model's answer to each question, always taking the most likely token."""
         use_cached_attention(plain_model(self.model))
         chats = [({"role": "user", "content": question},) for question in questions]
-        sampling = Sampling(max_new_tokens=max_new_tokens)
-        with self.model.disable_adapter():
-            base = answers(self.model, self.tokenizer, chats, sampling)
-        return base, answers(self.model, self.tokenizer, chats, sampling)
+        return answers(self.model, self.tokenizer, chats, Sampling(max_new_tokens=max_new_tokens))
 
     def general_losses(self) -> tuple[RowLosses, RowLosses]:
         """The base's and the tuned model's loss on prose that is not in the demo's rows: what the standard library's

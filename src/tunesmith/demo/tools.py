@@ -50,8 +50,8 @@ ROWS_PER_PACKAGE = 150  # so that no package dominates
 LONGEST_ROW = 850  # characters of question and answer: about 256 tokens of a GPT-2-like tokenizer
 LONGEST_DESCRIPTION = 20  # words
 WITHOUT_PARAMETERS = 0.02  # of these functions are kept: there is little to learn from them
-WITHOUT_DESCRIPTION = 0.4  # of those whose docstring describes no parameter are kept: most functions are such
-WITHOUT_DOCSTRING = 0.08  # of these are kept: enough to learn that there is no description to copy
+WITHOUT_DESCRIPTION = 0.08  # of those that describe no parameter are kept, as most functions are such
+WITHOUT_DOCSTRING = 0.03  # of these are kept: enough to learn that there is no description to copy
 
 QUESTION = "Write the JSON tool definition of this Python function.\n\n```python\n{}\n```"
 
@@ -107,7 +107,7 @@ class Row:
         question: contains the signature, and the docstring's description and parameters.
         answer: the definition as JSON on one line.
         module: the function's module: `json.decoder`.
-        name: its qualified name: `json.decoder.JSONDecoder.decode`.
+        name: with the module: `json.decoder.decode`.
     """
 
     question: str
@@ -204,7 +204,7 @@ def rows(found: Iterable[Package] | None = None, left_out: Counter[str] | None =
     kept: dict[str, Row] = {}
     for package in packages() if found is None else found:
         of_package = 0
-        for module, name, node in functions(package):
+        for module, name, node in functions(package, WITHOUT_DESCRIPTION):
             row, reason = _row(module, name, node)
             if row is None:
                 reasons[reason] += 1

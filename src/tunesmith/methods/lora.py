@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
-from tunesmith.models.architecture import Linear, block_layers, linears, linears_in_blocks, short_names, stacks
+from tunesmith.models.architecture import (
+    Linear,
+    block_layers,
+    block_names,
+    linears,
+    linears_in_blocks,
+    short_names,
+    stacks,
+)
 from tunesmith.models.forward import run_probe
 from tunesmith.models.load import stored_weight
 from tunesmith.modules.fused_lora import FusedLoraLinear, SharedInput
@@ -46,6 +54,10 @@ class LoRA(MethodConfig):
     """`all-linear` (all in the blocks, not the head), `attention`, `feed-forward`, a regular expression that matches
     full names, or a list of name suffixes: `[q_proj, v_proj]`. `all-linear`: attention alone is measurably worse at the
     same size (Dettmers et al. 2023, section 4)."""
+
+    last: int | None = Field(default=None, ge=1)
+    """Adapt only this many of the top blocks; default: all. The blocks below them need no backward pass: with 12 of 30
+    blocks a step takes two thirds of the time. Enough where the base knows the content and learns a form."""
 
     experts: bool = False
     """Also train experts, whose weights are three-dimensional tensors and not layers. Each pass then computes the full
@@ -150,12 +162,30 @@ class LoRA(MethodConfig):
             raise UserError(
                 f"method.experts: {type(model).__name__} has no expert weight tensors. Remove method.experts."
             )
-        if self.dropout or self.dora or self.initialization != "zero":
+        if self.dropout or self.dora or self.initialization != "zero" or self.last:
             raise UserError(
-                "method.experts: W + B A is computed as one matrix, without dropout, dora or a special initialization."
+                "method.experts: W + B A is computed as one matrix in every block, without dropout, dora, last or a "
+                "special initialization."
             )
 
     def _chosen(self, model: PreTrainedModel) -> list[Linear]:
+        """The layers that get an adapter, in the model's order."""
+        chosen = self._targets(model)
+        if self.last is None:
+            return chosen
+        names = block_names(model)
+        if self.last > len(names):
+            raise UserError(f"method.last: {self.last} blocks to adapt, but {type(model).__name__} has {len(names)}.")
+        top = tuple(f"{name}." for name in names[-self.last :])
+        within = [layer for layer in chosen if layer.name.startswith(top)]
+        if not within:
+            raise UserError(
+                f"method.last: {self.last}: none of the layers that method.target_modules names is in the top blocks."
+            )
+        return within
+
+    def _targets(self, model: PreTrainedModel) -> list[Linear]:
+        """The layers that `target_modules` names."""
         if self.target_modules == "all-linear":
             return linears_in_blocks(model)
         if self.target_modules == "attention":

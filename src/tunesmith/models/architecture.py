@@ -78,15 +78,22 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [block for _, stack in stacks(model) for block in stack]
 
 
+def block_names(model: nn.Module) -> list[str]:
+    """The names of the transformer blocks, as `model.layers.0`, in the order in which they run.
+
+    Raises:
+        UserError: the model has no stack of blocks.
+    """
+    return [f"{name}.{index}" for name, stack in stacks(model) for index in range(len(stack))]
+
+
 def block_layers(model: PreTrainedModel) -> list[Block]:
     """Each block's linear layers, grouped by role.
 
     Raises:
         UserError: a block has no attention or feed-forward layers of the expected sizes.
     """
-    return [
-        _block(model, f"{name}.{index}", block) for name, stack in stacks(model) for index, block in enumerate(stack)
-    ]
+    return [_block(model, name, block) for name, block in zip(block_names(model), blocks(model), strict=True)]
 
 
 def linears(module: nn.Module, prefix: str = "") -> Iterator[Linear]:
