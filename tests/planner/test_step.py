@@ -193,9 +193,17 @@ def test_4_bit_weights_take_half_a_byte_and_constants_an_eighth_of_a_bit() -> No
     assert constants * 8 / numbers == pytest.approx(0.127, abs=0.01)  # Dettmers et al. 2023, section 3
 
 
-@pytest.mark.long
-def test_a_step_is_extrapolated_from_few_layers() -> None:
-    recipe = recipe_for("embedded")
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param({"kind": "lora", "rank": 4}, marks=pytest.mark.long),
+        {"kind": "lora", "rank": 4, "last": 3},
+        pytest.param({"kind": "layers", "last": 3}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_a_step_is_extrapolated_from_few_layers(method: dict[str, Any]) -> None:
+    recipe = recipe_for("embedded", method=method)
     full = predicted(recipe)
     extrapolated = predicted(recipe, few_layers=2)
     assert extrapolated.parts == full.parts

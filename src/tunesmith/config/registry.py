@@ -92,6 +92,15 @@ class MethodConfig(Strict, ABC):
         return 0
 
     @property
+    def top_blocks(self) -> int:
+        """How many of the top blocks it trains, if not those below; 0 if it treats all blocks alike."""
+        return 0
+
+    def with_top_blocks(self, count: int) -> "MethodConfig":
+        """The same method on so many of the top blocks, for the planner, which simulates few blocks."""
+        raise NotImplementedError
+
+    @property
     def is_resumable(self) -> bool:
         """Whether it saves an adapter that a later run can continue training."""
         return not self.trains_base

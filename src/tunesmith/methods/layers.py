@@ -58,6 +58,13 @@ class Layers(MethodConfig):
         return self
 
     @property
+    def top_blocks(self) -> int:
+        return self.last
+
+    def with_top_blocks(self, count: int) -> "Layers":
+        return self.model_copy(update={"last": count})
+
+    @property
     def is_resumable(self) -> bool:
         return False
 

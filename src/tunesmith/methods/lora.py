@@ -90,6 +90,13 @@ class LoRA(MethodConfig):
     classification_rate_factor: ClassVar[float] = 0.3
 
     @property
+    def top_blocks(self) -> int:
+        return self.last or 0
+
+    def with_top_blocks(self, count: int) -> "LoRA":
+        return self.model_copy(update={"last": count})
+
+    @property
     def trains_base(self) -> bool:
         """PiSSA and orthogonal initialization subtract the initial B A from the base's matrices."""
         return self.initialization in ("pissa", "orthogonal")

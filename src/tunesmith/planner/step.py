@@ -122,18 +122,25 @@ def step_of(
     """
     config = config_of(recipe.base)
     counts = _few_layers(config, few_layers)
-    if counts is None:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    is_partial = checkpointed is not None and 0 < checkpointed < layers
+    top = recipe.method.top_blocks
+    if counts is None or (is_partial and top):
         return _with_its_largest_batch(recipe, rows, dtype, simulate_allocator, None, checkpointed)
     fewer, more = counts
-    layers = config.get_text_config().num_hidden_layers
-    is_partial = checkpointed is not None and 0 < checkpointed < layers
+    period = more - fewer
+    few_at_top = min(top, period)
+    recipe = _with_top_blocks(recipe, few_at_top)
     partly = [None if checkpointed is None else 0 if is_partial else min(checkpointed, count) for count in counts]
     low = _with_its_largest_batch(recipe, rows, dtype, simulate_allocator, fewer, partly[0])
     high = _simulated(recipe, rows, dtype, simulate_allocator, more, partly[1], scores=low.scores)
-    full = _extrapolated(low, low, high, (layers - fewer) / (more - fewer), layers)
+    full = _extrapolated(low, low, high, (layers - fewer) / period, layers)
+    if top > few_at_top:
+        taller = _with_top_blocks(recipe, few_at_top + period)
+        high_taller = _simulated(taller, rows, dtype, simulate_allocator, more, partly[1], scores=low.scores)
+        return _extrapolated(full, high, high_taller, (top - few_at_top) / period, layers)
     if checkpointed is None or not is_partial:
         return full
-    period = more - fewer
     high_checkpointed = _simulated(recipe, rows, dtype, simulate_allocator, more, period, scores=low.scores)
     return _extrapolated(full, high, high_checkpointed, checkpointed / period, layers)
 
@@ -151,6 +158,11 @@ def _with_its_largest_batch(
     if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
         return step
     return _simulated(recipe, rows, dtype, simulate_allocator, layers, checkpointed, scores=True)
+
+
+def _with_top_blocks(recipe: Recipe, count: int) -> Recipe:
+    """The recipe whose method trains that many of the top blocks, if it treats these unlike those below."""
+    return recipe.model_copy(update={"method": recipe.method.with_top_blocks(count)}) if count else recipe
 
 
 def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:
