@@ -105,6 +105,83 @@ def test_reasoning_in_earlier_turns_has_loss_in_a_rendering_of_its_own():
     assert "add\n" not in renderings[1].text, "in inference, the model reads earlier turns without their reasoning"
 
 
+REASONED = {"role": "assistant", "content": "Four.", "reasoning_content": "Add them."}
+NOT_RENDERED = {  # with the reason
+    "deepseek_r1_distill": "leaves out", "deepseekv3": "leaves out",  # removed even from the last answer
+    "gemma4": "leaves out", "gemma4_v3": "leaves out", "gemma4_v4": "leaves out",  # only written before tool calls
+    "qwen3_5_nothink": "ends its prompt with",  # its prompt already ends with empty reasoning
+}  # fmt: skip
+
+
+def chat(*messages, tools=None):
+    return Example(Source("rows.jsonl", 1), messages=({"role": "user", "content": QUESTION}, *messages), tools=tools)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_reasoning_has_loss_before_the_answer_or_the_row_is_refused(name):
+    renderer = Renderer(stock(name))
+    if name in NOT_RENDERED:
+        with pytest.raises(UnusableError, match=NOT_RENDERED[name]):
+            renderer.render(chat(REASONED))
+        return
+    (text,) = texts_with_loss(renderer, chat(REASONED))
+    assert 0 <= text.find("Add them.") < text.find("Four.")
+    assert text.count("Add them.") == text.count("Four.") == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(STOCK) - set(NOT_RENDERED)))
+def test_think_in_the_content_gives_the_same_tokens_as_reasoning_content(name):
+    in_content = {"role": "assistant", "content": "<think>\nAdd them.\n</think>\n\nFour."}
+    renderer = Renderer(stock(name))
+    assert renderer.render(chat(in_content)) == renderer.render(chat(REASONED))
+
+
+def test_reasoning_is_written_as_think_if_the_template_reads_no_such_key():
+    (text,) = texts_with_loss(Renderer(stock("qwen2_5")), chat(REASONED))
+    assert text.strip() == "<think>\nAdd them.\n</think>\n\nFour.<|im_end|>"
+
+
+def test_think_in_the_content_is_not_changed_if_the_template_reads_no_reasoning():
+    answer = {"role": "assistant", "content": " <think>Add them. </think>Four."}
+    (text,) = texts_with_loss(Renderer(stock("qwen2_5")), chat(answer))
+    assert text.rstrip() == " <think>Add them. </think>Four.<|im_end|>"
+
+
+def test_reasoning_is_handed_over_by_the_key_that_the_template_reads():
+    (text,) = texts_with_loss(Renderer(stock("gptoss")), chat(REASONED))
+    assert text.startswith("<|channel|>analysis<|message|>Add them.<|end|>")
+
+
+def test_reasoning_before_a_tool_call_stays_in_the_turns_after_it():
+    call = {"type": "function", "function": {"name": "add_numbers", "arguments": {"a": 2}}}
+    tool = {"type": "function", "function": {"name": "add_numbers", "parameters": {}}}
+    calling = {"role": "assistant", "content": "", "reasoning_content": "Use a tool.", "tool_calls": [call]}
+    example = chat(calling, {"role": "tool", "content": "4"}, REASONED, tools=(tool,))
+    rendering = Renderer(stock("qwen3")).render(example)[-1]
+    first, second = (rendering.text[start:end] for start, end in rendering.loss_spans)
+    assert first.startswith("<think>\nUse a tool.\n</think>\n\n<tool_call>")
+    assert second == "<think>\nAdd them.\n</think>\n\nFour.<|im_end|>"
+
+
+def test_reasoning_of_an_earlier_turn_without_loss_is_read_as_in_inference():
+    earlier = {**REASONED, "learn": False}
+    second = {"role": "assistant", "content": "Six.", "reasoning_content": "Two more."}
+    (rendering,) = Renderer(stock("qwen3")).render(chat(earlier, {"role": "user", "content": "And three?"}, second))
+    assert "Add them." not in rendering.text
+    assert [rendering.text[slice(*span)] for span in rendering.loss_spans] == [
+        "<think>\nTwo more.\n</think>\n\nSix.<|im_end|>"
+    ]
+
+
+def test_reasoning_that_only_occurs_elsewhere_in_the_chat_counts_as_left_out():
+    drops = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% set r = m.reasoning_content %}<|im_end|>{% endfor %}"
+    )
+    answer = {"role": "assistant", "content": "Four.", "reasoning_content": QUESTION}
+    with pytest.raises(UnusableError, match=r"leaves out part of turn 2 \(assistant\): 'What is two and two\?'"):
+        Renderer(tokenizer_with(drops)).render(chat(answer))
+
+
 def test_the_first_token_of_the_answer_has_loss():
     """Guards against https://github.com/huggingface/trl/issues/6433."""
     for answer in ("\n\nFour.", " four", "4", "é"):
@@ -138,7 +215,7 @@ def test_content_that_a_template_leaves_out_is_refused_by_turn():
         Renderer(tokenizer_with(no_system)).render(turns(QUESTION, ANSWER, system="Be brief."))
     tool = {"type": "function", "function": {"name": "add_numbers", "parameters": {}}}
     chat = Example(Source("rows.jsonl", 1), messages=turns(QUESTION, ANSWER).messages, tools=(tool,))
-    with pytest.raises(UnusableError, match="does not support tools"):
+    with pytest.raises(UnusableError, match=r"does not support tools \(add_numbers\)\. Use a base whose template does"):
         Renderer(stock("gemma")).render(chat)
 
 

@@ -1,5 +1,7 @@
 """The example that each row format makes of a row, and the message for each malformed row."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -262,7 +264,8 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
-            "the content of turn 1 of messages has a part that is not text (image)",
+            "the content of turn 1 of messages has images (a part of type image), which no objective can use yet. "
+            "Remove the part, or such rows",
         ),
         (
             "messages",
@@ -278,6 +281,32 @@ def test_a_system_column_comes_first_and_a_second_system_turn_is_refused() -> No
             "messages",
             {"messages": [CHAT[0], {"role": "assistant", "content": "x", "train": "no"}]},
             "the train of turn 2 of messages is a text ('no'), not 0 or 1",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "content": "x", "loss_weight": 0.5}]},
+            "the loss_weight of turn 2 of messages is a number (0.5), not 0 or 1",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "content": "x", "reasoning_content": 3}]},
+            "the reasoning_content of turn 2 of messages is a number (3), not a text",
+        ),
+        (
+            "messages",
+            {"messages": [CHAT[0], {"role": "assistant", "content": "<think>a</think>x", "thinking": "b"}]},
+            "turn 2 of messages has reasoning in thinking and in <think> in its content, which differ. Keep one of "
+            "them",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "x", "reasoning": "b"}]},
+            "turn 1 of messages (user) has reasoning, but only an answer has reasoning",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "gpt", "content": ["x", {"type": "reasoning", "value": "b"}]}]},
+            "the content of turn 1 of messages has reasoning after its text. Put the reasoning first",
         ),
         (
             "messages",
@@ -343,7 +372,7 @@ def test_turns_get_their_usual_names_and_keep_other_keys() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["weight", "train", "training", "learn"])
+@pytest.mark.parametrize("name", ["weight", "loss_weight", "train", "training", "learn"])
 def test_a_turn_without_loss_is_marked_and_other_marks_are_removed(name: str) -> None:
     turns = [{"role": "assistant", "content": "x", name: value} for value in (0, False, 1, True, 1.0)]
     result = turns_of(turns, "messages")
@@ -352,6 +381,165 @@ def test_a_turn_without_loss_is_marked_and_other_marks_are_removed(name: str) ->
     both = {"role": "assistant", "content": "x", "weight": 1, "train": 0}
     assert turns_of([both], "messages") == [{**plain, "learn": False}]
     assert turns_of([{**both, "weight": 0, "train": 1}], "messages") == [{**plain, "learn": False}]
+
+
+def test_the_second_format_of_llama_factory_is_read() -> None:
+    """Parts with a `value`, and a `loss_weight` for each message, as in its v1 data sets."""
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    rows = [
+        {"role": "system", "content": [{"type": "text", "value": "Be kind"}], "loss_weight": 0.0},
+        {"role": "user", "content": [{"type": "text", "value": "Hi, "}, {"type": "text", "value": "you"}]},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": call}], "loss_weight": 0.0},
+        {"role": "tool", "content": [{"type": "text", "value": "3"}], "loss_weight": 0.0},
+        {
+            "role": "assistant",
+            "content": [{"type": "reasoning", "value": "Greet"}, {"type": "text", "value": "Hello", "text": None}],
+            "loss_weight": 1.0,
+        },
+    ]
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    assert example("messages", {"messages": rows}).messages == (
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "Hi, you"},
+        {"role": "assistant", "content": "", "tool_calls": calls, "learn": False},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "Hello", "reasoning_content": "Greet"},
+    )
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": "Hello", "reasoning_content": "Greet"},
+        {"content": "Hello", "reasoning": "Greet", "reasoning_content": "Greet"},
+        {"content": "Hello", "thinking": "Greet", "reasoning": ""},
+        {"content": [{"type": "reasoning", "text": "Greet"}, {"type": "text", "text": "Hello"}]},
+        {"content": [{"type": "thinking", "thinking": "Greet"}, "Hello"]},
+        {"content": "<think>\nGreet\n</think>\n\nHello", "reasoning_content": "Greet"},
+    ],
+)
+def test_reasoning_from_any_key_or_part_becomes_reasoning_content(turn: dict[str, Any]) -> None:
+    (result,) = turns_of([{"role": "assistant", **turn}], "messages")
+    assert result == {"role": "assistant", "content": "Hello", "reasoning_content": "Greet"}
+
+
+def test_think_in_the_content_alone_is_left_to_the_chat_template() -> None:
+    turn = {"role": "assistant", "content": "<think>\nGreet\n</think>\n\nHello"}
+    assert turns_of([turn], "messages") == [turn]
+
+
+# Images, audio and video
+
+IMAGE = {"bytes": b"\x89PNG", "path": None}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "noun"),
+    [
+        ("images", ["cat.png"], "images"),
+        ("image", "cat.png", "images"),
+        ("Image", IMAGE, "images"),
+        ("image", b"\x89PNG", "images"),
+        ("image", object(), "images"),
+        ("image_path", "cat.png", "images"),
+        ("videos", ["cat.mp4"], "videos"),
+        ("video", '["cat.mp4"]', "videos"),
+        ("audios", ["cat.wav"], "audio"),
+        ("audio", {"array": [0.1], "path": "cat.wav", "sampling_rate": 16_000}, "audio"),
+        ("audio", {"array": [0.1], "path": None, "sampling_rate": 16_000}, "audio"),
+    ],
+)
+def test_a_row_with_media_is_malformed_and_names_its_column(column: str, value: Any, noun: str) -> None:
+    message = f"column {column} holds {noun}, which no objective can use yet. Remove the column, or such rows"
+    for format, values in (
+        ("messages", {"messages": list(CHAT)}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "x"}]}),
+        ("alpaca", {"instruction": "a", "output": "b"}),
+        ("text", {"text": "a"}),
+        ("classification", {"text": "a", "label": "b"}),
+    ):
+        assert reason(format, {**values, column: value}) == message
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("images", None), ("images", []), ("images", ""), ("images", "[]"), ("images", [None]), ("images", 2),
+        ("image", {"bytes": None, "path": None}), ("video", False), ("video", "False"), ("audio", math.nan),
+        ("image", "0"), ("imagery", "vivid"), ("image_caption", "A cat."), ("image_count", "many"),
+    ],
+)  # fmt: skip
+def test_a_media_column_without_media_is_ignored(column: str, value: Any) -> None:
+    assert example("messages", {"messages": list(CHAT), column: value}).messages == CHAT
+
+
+def test_a_media_column_that_the_recipe_names_is_read_as_text() -> None:
+    columns = {"question": "image", "answer": "caption"}
+    result = example("question_answer", {"image": "A drawn cat", "caption": "Cute"}, columns)
+    assert result.messages is not None
+    assert result.messages[0]["content"] == "A drawn cat"
+
+
+@pytest.mark.parametrize(
+    ("part", "noun", "kind"),
+    [
+        ({"type": "image_url", "image_url": {"url": "https://x/cat.png"}}, "images", "image_url"),
+        ({"type": "image_url", "value": "cat.png"}, "images", "image_url"),
+        ({"type": "image"}, "images", "image"),
+        ({"type": "input_image", "image_url": "x"}, "images", "input_image"),
+        ({"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}, "audio", "input_audio"),
+        ({"type": "audio_url", "audio_url": "x"}, "audio", "audio_url"),
+        ({"type": "video", "video": "x"}, "videos", "video"),
+        ({"type": None, "text": None, "image": "x"}, "images", "image"),
+    ],
+)
+def test_a_part_with_media_is_malformed_and_names_its_turn(part: dict[str, Any], noun: str, kind: str) -> None:
+    turn = {"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}
+    assert reason("messages", {"messages": [turn, CHAT[1]]}) == (
+        f"the content of turn 1 of messages has {noun} (a part of type {kind}), which no objective can use yet. Remove "
+        "the part, or such rows"
+    )
+
+
+def test_a_turn_with_media_beside_its_content_is_malformed() -> None:
+    turn = {"role": "user", "content": "Hi", "images": ["cat.png"]}
+    assert reason("messages", {"messages": [turn, CHAT[1]]}) == (
+        "turn 1 of messages has images in images, which no objective can use yet. Remove the key, or such rows"
+    )
+    assert example("messages", {"messages": [{**turn, "images": []}, CHAT[1]]}).messages is not None
+
+
+def conversation(question: str) -> dict[str, Any]:
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "x"}]}
+
+
+@pytest.mark.parametrize("question", ["<image>\nWhat is it?", "What is it?\n<image>", "<video> \nWhat?", "<audio>\n?"])
+def test_a_placeholder_of_llava_without_its_column_is_malformed(question: str) -> None:
+    assert re.match(
+        "turn 1 of conversations has the placeholder <(image|video|audio)> on a line of its own, for "
+        "(images|videos|audio), which no objective can use yet. Remove the placeholder, or such rows",
+        reason("sharegpt", conversation(question)),
+    )
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does <image> mean in LLaVA?",
+        "<video> tags in HTML: how do I close one?",
+        "Fix this:\n<video>\n<source src='a.mp4'>\n</video>",
+        "<video>\n<source src='a.mp4'>\n</video>",
+        "Write a line with\n<image>\nin the middle.",
+    ],
+)
+def test_a_text_that_talks_about_a_placeholder_is_read(question: str) -> None:
+    result = example("sharegpt", conversation(question))
+    assert result.messages is not None
+    assert result.messages[0]["content"] == question
+
+
+def test_a_placeholder_in_other_formats_is_text() -> None:
+    assert example("question_answer", {"question": "<image>\nWhat is this tag?", "answer": "LLaVA's."})
 
 
 def test_tool_calls_of_any_layout_get_the_same_layout() -> None:

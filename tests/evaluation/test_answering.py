@@ -203,6 +203,10 @@ def test_a_row_with_an_empty_answer_in_any_answer_column_is_refused(column: str,
         ("{not json", r"questions.jsonl.*(1|2).*Fix it: every row must have a question"),
         ({"text": "Nothing is asked."}, "questions.jsonl row 2 has no question: it is raw text"),
         ({"title": "Why?"}, "no known format has the columns title"),
+        (
+            {"question": "Why?", "image": "a.png"},
+            "questions.jsonl row 2: column image holds images, which no objective",
+        ),
         ({"question": "Why?", "answer": ""}, "questions.jsonl row 2 has no question: the answer is empty"),
         (
             {"messages": [user("Hi"), assistant("Yes.")], "tools": [{"type": "function", "function": {"name": "f"}}]},

@@ -302,6 +302,13 @@ def test_raw_text_is_a_document_for_text_and_refused_where_an_answer_is_needed()
     assert distilled.loss_spans == ((0, 5),)
 
 
+def test_reasoning_is_part_of_the_target_for_seq2seq() -> None:
+    answer = {"role": "assistant", "content": "Four.", "reasoning_content": "Add them."}
+    (pair,) = rendered(objective_of("seq2seq"), messages=({"role": "user", "content": "Two and two?"}, answer))
+    assert (pair.source, pair.text) == ("Two and two?", "<think>\nAdd them.\n</think>\n\nFour.")
+    assert pair.loss_spans == ((0, len(pair.text)),)
+
+
 def test_chat_is_one_text_for_text_and_source_and_target_for_seq2seq() -> None:
     chat = (
         {"role": "system", "content": "Be brief."},

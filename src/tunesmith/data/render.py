@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.encode import Encoded, TextEncoder
 from tunesmith.data.example import Example, Message
+from tunesmith.data.reasoning import reasoning_of
 from tunesmith.data.template import ChatTemplate, Span, Tools, UnusableError, special_tokens
 from tunesmith.data.tokens import Targets
 from tunesmith.errors import UserError
@@ -117,6 +118,7 @@ class Renderer:
         else:
             renderings = self._assistant_turns(messages, example.tools, turns)
         _refuse_left_out(messages, example.tools, renderings, learn)
+        _refuse_left_out_reasoning(messages, renderings, range(len(messages)) if learn == "all" else turns)
         return renderings
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
@@ -274,8 +276,8 @@ def _within(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.boo
 def _refuse_special_tokens(messages: Sequence[Message], special: Sequence[str]) -> None:
     """A special token in the content would be read as one of the template: a second BOS, an early end of turn."""
     for number, message in enumerate(messages, 1):
-        for text in (message.get("content"), message.get("reasoning_content")):
-            control = next((token for token in special if isinstance(text, str) and token in text), None)
+        for text in reasoning_of(message):
+            control = next((token for token in special if token in text), None)
             if control is not None:
                 raise UnusableError(
                     f"turn {number} ({message['role']}) holds {control}, which the tokenizer reads as a control token, "
@@ -302,18 +304,46 @@ def _up_to_last_loss(messages: Sequence[Message], learn: Learn) -> tuple[Sequenc
 
 def _refuse_left_out(messages: Sequence[Message], tools: Tools, renderings: Sequence[Rendering], learn: Learn) -> None:
     """All content must be in the text, up to white space: templates drop what they do not support."""
-    rendered = ["".join(rendering.text.split()) for rendering in renderings]
+    rendered = [_without_space(rendering.text) for rendering in renderings]
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     for index, message in enumerate(messages):
         if message["role"] == "tool" or (learn == "last" and message["role"] == "assistant" and index != last):
             continue
         calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        for content in (message.get("content"), message.get("reasoning_content"), *calls):
-            if isinstance(content, str) and not any("".join(content.split()) in text for text in rendered):
-                raise UnusableError(
-                    f"the chat template leaves out part of turn {index + 1} ({message['role']}): "
-                    f"{content.strip()[:40]!r}. Remove it, or set base.chat_template to one that includes it"
-                )
+        for content in (reasoning_of(message)[1], *calls):
+            if not any(_without_space(content) in text for text in rendered):
+                raise _left_out(index, message, content)
     for tool in tools or ():
         if not any(tool["function"]["name"] in text for text in rendered):
-            raise UnusableError(f"the chat template does not support tools ({tool['function']['name']})")
+            raise UnusableError(
+                f"the chat template does not support tools ({tool['function']['name']}). Use a base whose template "
+                "does, set base.chat_template to one that does, or remove the tools"
+            )
+
+
+def _refuse_left_out_reasoning(
+    messages: Sequence[Message], renderings: Sequence[Rendering], with_loss: Sequence[int]
+) -> None:
+    """The reasoning of a turn with loss must be in what the model has to write, beside the content.
+
+    That of other turns may be left out: the templates of reasoning models remove it from earlier turns, also in
+    inference.
+    """
+    spans = [
+        _without_space(rendering.text[start:end]) for rendering in renderings for start, end in rendering.loss_spans
+    ]
+    for index in with_loss:
+        reasoning, content = map(_without_space, reasoning_of(messages[index]))
+        if reasoning and not any(reasoning in span.replace(content, "", 1) for span in spans):
+            raise _left_out(index, messages[index], reasoning_of(messages[index])[0])
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
+
+
+def _left_out(index: int, message: Message, text: str) -> UnusableError:
+    return UnusableError(
+        f"the chat template leaves out part of turn {index + 1} ({message['role']}): {text.strip()[:40]!r}. Remove it, "
+        "or set base.chat_template to one that includes it"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
+from tunesmith.data.media import UNUSABLE, media_key, placeholder
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import RowFormat, Values, required, text_of
 from tunesmith.data.turns import MalformedRowError, chat, in_words, parsed, tools_of, turns_of
@@ -23,7 +24,9 @@ def _messages(values: Values) -> dict[str, Any]:
 
 def _sharegpt(values: Values) -> dict[str, Any]:
     """`conversations`: [{from, value}], with `system` and `tools` (ShareGPT; calls as in LLaMA-Factory)."""
-    return _chat(values, turns_of(required(values, "conversations"), "conversations"))
+    turns = turns_of(required(values, "conversations"), "conversations")
+    _refuse_placeholders(turns)
+    return _chat(values, turns)
 
 
 def _alpaca(values: Values) -> dict[str, Any]:
@@ -158,10 +161,27 @@ def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) 
     """
     kind = format_named(format)
     try:
+        refuse_media(row, columns)
         values = _fields(row, kind, format, columns or {})
         return Example(row.source, **kind.read(values))
     except MalformedRowError as error:
         return Malformed(row.source, str(error))
+
+
+def refuse_media(row: Row, columns: Mapping[str, str] | None = None) -> None:
+    """Refuse a row with images, audio or video.
+
+    Args:
+        row: as read.
+        columns: field → column, from `data.columns`; such columns are texts, whatever their names.
+
+    Raises:
+        MalformedRowError: a column holds some; the message names it.
+    """
+    if isinstance(row.values, str):
+        return
+    if (media := media_key(row.values, set((columns or {}).values()))) is not None:
+        raise MalformedRowError(f"column {media[0]} holds {media[1]}, {UNUSABLE}. Remove the column, or such rows")
 
 
 def format_named(format: str) -> RowFormat:
@@ -308,6 +328,16 @@ def _chat(values: Values, messages: list[Message]) -> dict[str, Any]:
     if first and messages[0]["role"] in ("system", "developer"):
         raise MalformedRowError("it has both a system column and a system turn")
     return {"messages": chat([*first, *messages]), "tools": tools_of(values.get("tools"))}
+
+
+def _refuse_placeholders(turns: Sequence[Message]) -> None:
+    """Refuse LLaVA's `<image>` in a question: its row has lost the column with the image."""
+    for number, turn in enumerate(turns, 1):
+        if turn["role"] == "user" and (found := placeholder(turn["content"])) is not None:
+            raise MalformedRowError(
+                f"turn {number} of conversations has the placeholder {found[0]} on a line of its own, for {found[1]}, "
+                f"{UNUSABLE}. Remove the placeholder, or such rows"
+            )
 
 
 def _exchange(question: str, answer: str) -> list[Message]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import as_read, key_in, reasoning_of
 from tunesmith.errors import UserError
 
 Span = tuple[int, int]
@@ -32,6 +33,7 @@ Tools = Sequence[dict[str, Any]] | None
 
 _QUESTION: list[Message] = [{"role": "user", "content": "Question?"}]
 _ANSWER: Message = {"role": "assistant", "content": "Tunesmith's own answer."}
+_REASONING = "Tunesmith's own reasoning."
 
 
 class UnusableError(ValueError):
@@ -61,6 +63,7 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._sources: dict[bool, str] = {}
+        self._reasoning: dict[bool, tuple[str | None, bool]] = {}
         self.special_tokens = tuple(sorted(special_tokens(tokenizer), key=len, reverse=True))
 
     def text(self, messages: Sequence[Message], tools: Tools = None) -> str:
@@ -184,7 +187,27 @@ class ChatTemplate:
             self._sources[with_tools] = dated
         return self._sources[with_tools]
 
+    def _with_reasoning(self, messages: Sequence[Message], tools: Tools) -> Sequence[Message]:
+        """The chat with each answer's reasoning where this template reads it."""
+        if not any(reasoning_of(message)[0] for message in messages):
+            return messages
+        with_tools = tools is not None
+        if with_tools not in self._reasoning:
+            key = key_in(self._source(tools))
+            self._reasoning[with_tools] = key, key is not None and self._renders(key, tools)
+        return [as_read(message, *self._reasoning[with_tools]) for message in messages]
+
+    def _renders(self, key: str, tools: Tools) -> bool:
+        """Whether the template writes an answer's reasoning from that key; some only do so with an option set."""
+        try:
+            return _REASONING in self._apply([*_QUESTION, {**_ANSWER, key: _REASONING}], tools)[0]
+        except UnusableError:
+            return False
+
     def _render(self, messages: Sequence[Message], tools: Tools, **options: bool) -> tuple[str, list[Span]]:
+        return self._apply(self._with_reasoning(messages, tools), tools, **options)
+
+    def _apply(self, messages: Sequence[Message], tools: Tools, **options: bool) -> tuple[str, list[Span]]:
         try:
             texts, spans = render_jinja_template(
                 [list(messages)],
@@ -194,7 +217,10 @@ class ChatTemplate:
                 **options,
             )
         except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise UnusableError(f"the chat template rejects it: {error}") from None
+            raise UnusableError(
+                f"the chat template rejects it: {str(error).rstrip('.')}. Change the row, or set base.chat_template to "
+                "one that accepts it"
+            ) from None
         return texts[0], [] if not spans else list(spans[0])
 
 

@@ -5,9 +5,13 @@ Roles and keys get their usual names; the content of a turn is not changed.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.example import Message
+from tunesmith.data.media import UNUSABLE, media_key, media_part
+from tunesmith.data.reasoning import KEYS as REASONING
+from tunesmith.data.reasoning import split_reasoning
 
 ROLES = {
     "system": "system",
@@ -38,7 +42,9 @@ def turns_of(value: Any, column: str) -> list[Message]:
 
     A turn is `{role, content}` or ShareGPT's `{from, value}`, as its keys show. Keys without a value are dropped
     (Parquet gives every turn all keys), text in parts is joined, and `tool_calls` become
-    `{type: function, function: {name, arguments: object}}`, which templates write as JSON themselves.
+    `{type: function, function: {name, arguments: object}}`, which templates write as JSON themselves. An answer's
+    reasoning, from a key or from parts, becomes its `reasoning_content`; `<think>` in its content stays there, because
+    only the chat template decides whether it is reasoning.
 
     Raises:
         MalformedRowError: a turn cannot be parsed; the message names it.
@@ -114,30 +120,33 @@ def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise MalformedRowError(f"{where} is {in_words(turn)}, not an object with role and content")
     rest = {str(key): value for key, value in turn.items() if value is not None}
-    if not _has_loss(rest, where):
-        rest["learn"] = False
+    has_loss = _has_loss(rest, where)
     name = rest.pop("role", None) if "role" in rest else rest.pop("from", None)
     if name is None:
         raise MalformedRowError(f"{where} has no role; it has {', '.join(turn) or 'nothing'}")
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise MalformedRowError(f"{where} has the unknown role {name!r}; known: {', '.join(ROLES)}")
+    if role == "assistant" and not has_loss:
+        rest["learn"] = False
+    if (media := media_key(rest)) is not None:
+        raise MalformedRowError(f"{where} has {media[1]} in {media[0]}, {UNUSABLE}. Remove the key, or such rows")
     content = rest.pop("content", None) if "content" in rest else rest.pop("value", None)
     if name.lower() == "function_call":
         return {"role": role, "content": "", "tool_calls": _calls(parsed(content, where), where), **rest}
-    if "tool_calls" in rest:
-        rest["tool_calls"] = _calls(parsed(rest["tool_calls"], where), where)
-        if not rest["tool_calls"]:
-            del rest["tool_calls"]
+    parts = _Parts.of("" if content is None else content, where)
+    _take_calls(rest, parts, where)
+    _take_reasoning(rest, parts, role, where)
     if content is None and not ("tool_calls" in rest or "reasoning_content" in rest):
         raise MalformedRowError(f"{where} has no content; it has {', '.join(turn)}")
-    return {"role": role, "content": _text("" if content is None else content, where), **rest}
+    return {"role": role, "content": parts.text, **rest}
 
 
 def _has_loss(turn: dict[str, Any], where: str) -> bool:
-    """Whether the turn has loss. Removes the keys that decide it: OpenAI's `weight`, others' `train`."""
+    """Whether the turn has loss. Removes the keys that decide it: OpenAI's `weight`, LLaMA-Factory's `loss_weight`,
+    others' `train`."""
     has_loss = True
-    for name in ("weight", "train", "training", "learn"):
+    for name in ("weight", "loss_weight", "train", "training", "learn"):
         value = turn.pop(name, 1)
         if value not in (0, 1):
             raise MalformedRowError(f"the {name} of {where} is {in_words(value)}, not 0 or 1")
@@ -145,20 +154,84 @@ def _has_loss(turn: dict[str, Any], where: str) -> bool:
     return has_loss
 
 
-def _text(content: Any, where: str) -> str:
-    """The content as one text; the parts of OpenAI's `[{type: text, text: ...}]` are concatenated."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise MalformedRowError(f"the content of {where} is {in_words(content)}, not a text")
-    texts: list[str] = []
-    for part in content:
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+@dataclass
+class _Parts:
+    """The content of a turn.
+
+    Attributes:
+        text: the concatenated texts.
+        reasoning: the concatenated reasoning.
+        calls: tool calls, as they are in the row.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, content: Any, where: str) -> "_Parts":
+        """From a text, or from parts: OpenAI's `{type: text, text: ...}`, LLaMA-Factory's `{type: text, value: ...}`
+        (also of type `reasoning` and `tool_call`), Anthropic's `{type: thinking, thinking: ...}`."""
+        if isinstance(content, str):
+            return cls(content)
+        if not isinstance(content, list):
+            raise MalformedRowError(f"the content of {where} is {in_words(content)}, not a text")
+        parts = cls()
+        for part in content:
+            parts._add({"text": part} if isinstance(part, str) else part, where)
+        return parts
+
+    def _add(self, part: Any, where: str) -> None:
+        if not isinstance(part, Mapping):
+            raise MalformedRowError(f"the content of {where} has a part that is not text ({in_words(part)})")
+        if (media := media_part(part)) is not None:
+            raise MalformedRowError(
+                f"the content of {where} has {media[1]} (a part of type {media[0]}), {UNUSABLE}. Remove the part, or "
+                "such rows"
+            )
+        kind = str(part.get("type") or "text")
+        if kind == "tool_call":
+            self.calls.append(parsed(part.get("value"), where))
+            return
+        names = {"text": ("text", "value")}.get(kind, ("value", "text", *REASONING) if kind in _REASONING_PARTS else ())
+        text = next((part[name] for name in names if part.get(name) is not None), None)
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else in_words(part)
-            raise MalformedRowError(f"the content of {where} has a part that is not text ({kind})")
-        texts.append(text)
-    return "".join(texts)
+            raise MalformedRowError(f"the content of {where} has a part that is not text ({part.get('type')})")
+        if kind == "text":
+            self.text += text
+        elif self.text.strip() or self.calls:
+            raise MalformedRowError(f"the content of {where} has reasoning after its text. Put the reasoning first")
+        else:
+            self.reasoning += text
+
+
+_REASONING_PARTS = ("reasoning", "thinking")
+
+
+def _take_calls(turn: dict[str, Any], parts: _Parts, where: str) -> None:
+    """Set the turn's `tool_calls`, from that key or from its parts."""
+    calls = [*_calls(parsed(turn.pop("tool_calls", []), where), where), *_calls(parts.calls, where)]
+    if calls:
+        turn["tool_calls"] = calls
+
+
+def _take_reasoning(turn: dict[str, Any], parts: _Parts, role: str, where: str) -> None:
+    """Set the turn's `reasoning_content`, from its keys or parts. Reasoning that the row has twice is there once."""
+    found = {"parts": parts.reasoning, **{key: turn.pop(key) for key in REASONING if key in turn}}
+    found = {key: value for key, value in found.items() if value}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise MalformedRowError(f"the {key} of {where} is {in_words(value)}, not a text")
+    if not found:
+        return
+    if role != "assistant":
+        raise MalformedRowError(f"{where} ({role}) has {', '.join(found)}, but only an answer has reasoning")
+    in_content, rest = split_reasoning(parts.text)
+    if in_content:
+        found["<think> in its content"], parts.text = in_content, rest
+    if len({str(value).strip() for value in found.values()}) > 1:
+        raise MalformedRowError(f"{where} has reasoning in {' and in '.join(found)}, which differ. Keep one of them")
+    turn["reasoning_content"] = next(iter(found.values()))
 
 
 def _calls(calls: Any, where: str) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from tunesmith.data.example import Malformed, Message
 from tunesmith.data.read import Row, read
-from tunesmith.data.row_formats import detect, to_example
+from tunesmith.data.row_formats import detect, refuse_media, to_example
+from tunesmith.data.turns import MalformedRowError
 from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Sampling, answers
@@ -145,7 +146,7 @@ def _chats(source: str) -> Iterator[tuple[Message, ...]]:
     for row in read([source], Path.cwd()):
         if isinstance(row, Malformed):
             raise UserError(f"{row.source}: {row.reason}. Fix it: every row must have a question.")
-        row = _with_answer(row)
+        row = _with_answer(_without_media(row))
         example = to_example(row, detect([row]))
         if isinstance(example, Malformed) or example.messages is None:
             raise UserError(f"{row.source} has no question: {getattr(example, 'reason', 'it is raw text')}.")
@@ -153,6 +154,19 @@ def _chats(source: str) -> Iterator[tuple[Message, ...]]:
             raise UserError(f"{row.source} has tools, and answer does not call tools. Remove such rows.")
         last = max(index for index, turn in enumerate(example.messages) if turn["role"] == "assistant")
         yield example.messages[:last]
+
+
+def _without_media(row: Row) -> Row:
+    """The row.
+
+    Raises:
+        UserError: it has images, audio or video.
+    """
+    try:
+        refuse_media(row)
+    except MalformedRowError as error:
+        raise UserError(f"{row.source}: {error}.") from None
+    return row
 
 
 def _with_answer(row: Row) -> Row:

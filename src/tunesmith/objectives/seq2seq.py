@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from tunesmith.config.head import Head
 from tunesmith.config.registry import BaseKind
 from tunesmith.data.example import Example
+from tunesmith.data.reasoning import reasoning_of, with_reasoning
 from tunesmith.data.render import Renderer, Rendering, source_text
 from tunesmith.errors import UserError
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
@@ -30,5 +31,6 @@ class Seq2Seq(NextToken):
                 "data.columns."
             )
         *prompt, answer = example.messages
-        target = str(answer["content"])
+        reasoning, content = reasoning_of(answer)
+        target = with_reasoning(content, reasoning) if answer.get("reasoning_content") else str(answer["content"])
         return [Rendering(target, ((0, len(target)),), source=source_text(prompt))]

@@ -117,7 +117,8 @@ def _by_characters(recipe: Recipe) -> TokenTable:
     def lengths() -> Iterator[int]:
         for example in examples(recipe.data, recipe.objective.formats, recipe.data.train, DataReport()):
             messages = example.messages or ({"content": example.text},)
-            text = sum(len(str(message.get("content") or "")) for message in messages)
+            texts = (message.get(key) or "" for message in messages for key in ("content", "reasoning_content"))
+            text = sum(len(str(each)) for each in texts)
             yield max(2, min(recipe.data.max_length, ceil(text / CHARACTERS)))
 
     return rows_like(recipe.objective, list(lengths()))
