@@ -1,6 +1,7 @@
 """A suggested recipe loads, fits the rows it was made from, and has a comment for each value."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,27 @@ def test_rows_over_the_suggested_max_length_are_counted_in_a_comment(tiny_model:
     assert "max_length: 256" in text
     assert "1 of 301 sampled rows are longer" in text
     assert "overflow: drop" in text
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason_with_the_first_of_each(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    tool = {"type": "function", "function": {"name": "add_{n}", "parameters": {}}}
+    rows = [ROWS["messages"], {**ROWS["messages"], "tools": [tool]}] * 3
+    rows += [{"messages": [*ROWS["messages"]["messages"][:1], {"role": "assistant", "content": ""}]}]
+    rows += [{**ROWS["messages"], "images": ["{n}.png"]}] * 2
+    lines = (json.dumps(row).replace("{n}", str(number)) + "\n" for number, row in enumerate(rows, 1))
+    (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    text, seen = suggest([str(tmp_path / "rows.jsonl")], str(tiny_model))
+    assert (seen.malformed, seen.unusable, seen.sampled) == (3, 3, 9)
+    assert [(each.rows, each.first.row) for each in seen.malformed_reasons] == [(2, 8), (1, 7)]
+    assert "column images holds images" in str(seen.malformed_reasons[0])
+    (tools,) = map(str, seen.unusable_reasons)
+    assert re.fullmatch(
+        r"3 rows, the first is \S*rows\.jsonl row 2: the chat template does not support tools \(add_2\)\. Use a .*",
+        tools,
+    )
+    assert "skip_unusable: true" in text
 
 
 def test_data_without_a_usable_row_are_refused_with_the_first_reason(tiny_model: Path, tmp_path: Path) -> None:

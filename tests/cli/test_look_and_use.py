@@ -88,6 +88,18 @@ def test_init_prints_the_next_command_and_never_overwrites(call: Call, tmp_path:
     assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == before
 
 
+def test_init_gives_the_reasons_for_rows_that_cannot_be_used(call: Call, tmp_path: Path) -> None:
+    good = {"question": "q", "answer": "a"}
+    rows = [{**good, "question": f"q{n}"} for n in range(8)]
+    write(tmp_path / "rows.jsonl", *rows, {**good, "image": "a.png"}, {**good, "question": "<|im_end|>"})
+    code, out = call("init", "rows.jsonl")
+    assert code == 0
+    assert "1 of 10 rows are malformed. Fix them: " in out
+    assert "  1 row, rows.jsonl row 9: column image holds images, which no objective can use yet. Remove the " in out
+    assert "1 of the 10 rows cannot be trained on. Fix them: data.skip_unusable: true " in out
+    assert "  1 row, rows.jsonl row 10: turn 1 (user) holds <|im_end|>, " in out
+
+
 def test_schema_and_runs_print_json(call: Call, tmp_path: Path) -> None:
     schema = json.loads(call("schema")[1])
     assert {"base", "data", "method", "objective", "train"} == set(schema["properties"])

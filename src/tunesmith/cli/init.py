@@ -1,13 +1,18 @@
 """`tunesmith init DATA`: a suggested recipe with comments."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
+
+if TYPE_CHECKING:
+    from tunesmith.config.suggestion import DataStatistics
+    from tunesmith.data.report import Reason
 
 
 def init(
@@ -33,6 +38,31 @@ def init(
         f"{seen.rows:,} rows in the format {seen.format}. Sampled rows have a median of {seen.median_length:,} tokens; "
         f"the longest has {int(seen.lengths.max()):,}."
     )
-    if seen.malformed or seen.unusable:
-        console.print(f"{seen.malformed:,} rows are malformed, {seen.unusable:,} cannot be trained on.", style="yellow")
+    for line in _left_out(seen):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     console.print(f"Wrote {output}. Next: tunesmith train {output}", soft_wrap=True)
+
+
+def _left_out(seen: "DataStatistics") -> Iterator[str]:
+    """Lines about the rows that a run would not train on: how many, why, the first with each reason, what to do."""
+    if seen.malformed:
+        yield (
+            f"{seen.malformed:,} of {seen.rows:,} rows are malformed. Fix them: a run leaves them out and counts them, "
+            "but refuses the data if they are a larger share than data.max_malformed."
+        )
+        yield from _listed(seen.malformed_reasons)
+    if seen.unusable:
+        yield (
+            f"{seen.unusable:,} of the {'first ' if seen.sampled < seen.rows else ''}{seen.sampled:,} rows cannot be "
+            "trained on. Fix them: data.skip_unusable: true in the recipe leaves them out and counts them."
+        )
+        yield from _listed(seen.unusable_reasons)
+
+
+def _listed(reasons: "Sequence[Reason]") -> Iterator[str]:
+    from tunesmith.data.report import SHOWN
+
+    yield from (f"  {reason}" for reason in reasons[:SHOWN])
+    if len(reasons) > SHOWN:
+        more = sum(reason.rows for reason in reasons[SHOWN:])
+        yield f"  and {more:,} with {len(reasons) - SHOWN:,} other reasons"

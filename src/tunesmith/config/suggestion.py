@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
 from tunesmith.data.read import Row, read
-from tunesmith.data.render import Renderer
+from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.report import SHOWN, Reason, Reasons
 from tunesmith.data.row_formats import detect, to_example
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
@@ -38,7 +40,10 @@ class DataStatistics:
         rows: the number of rows, malformed ones included.
         malformed: how many of them are malformed.
         lengths: (sampled,) tokens of each rendered example.
-        unusable: how many sampled rows the chat template cannot render.
+        unusable: how many sampled rows cannot be trained on, because the chat template cannot render them, say.
+        malformed_reasons: why rows are malformed, the most frequent reason first.
+        unusable_reasons: why sampled rows cannot be trained on, the most frequent reason first.
+        sampled: how many rows were rendered, or would have been if they were not malformed.
     """
 
     format: str
@@ -46,6 +51,9 @@ class DataStatistics:
     malformed: int
     lengths: NDArray[np.int64]
     unusable: int
+    malformed_reasons: tuple[Reason, ...]
+    unusable_reasons: tuple[Reason, ...]
+    sampled: int
 
     @property
     def median_length(self) -> int:
@@ -69,28 +77,48 @@ def sample_data(paths: Sequence[str], base: str) -> DataStatistics:
     format = detect([row for row in first[:100] if isinstance(row, Row)])
     objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(format)}}).objective
     lengths: list[int] = []
-    malformed = unusable = 0
-    first_reason = ""
+    malformed, unusable = Reasons(), Reasons()
     for row in first:
         example = row if isinstance(row, Malformed) else to_example(row, format)
         if isinstance(example, Malformed):
-            malformed += 1
-            first_reason = first_reason or f"{example.source}: {example.reason}"
+            malformed.add(example.source, example.reason)
             continue
         try:
-            renderings = objective.render(renderer, example)
+            lengths += _lengths(renderer, objective.render(renderer, example))
         except UnusableError as error:
-            unusable += 1
-            first_reason = first_reason or f"{example.source}: {error}"
-            continue
-        lengths += [len(ids) for ids, _ in renderer.tokenize_many(renderings)]
+            unusable.add(example.source, str(error))
     rest = 0
     for row in rows:
         rest += 1
-        malformed += isinstance(row, Malformed)
+        example = row if isinstance(row, Malformed) else to_example(row, format)
+        if isinstance(example, Malformed):
+            malformed.add(example.source, example.reason)
     if not lengths:
-        raise UserError(f"None of the first {len(first):,} rows can be used for training. {first_reason}")
-    return DataStatistics(format, len(first) + rest, malformed, np.asarray(lengths), unusable)
+        listed = "".join(f"\n  {reason}" for reason in (*malformed.by_count(), *unusable.by_count())[:SHOWN])
+        raise UserError(f"None of the first {len(first):,} rows can be used for training. Fix them:{listed}")
+    return DataStatistics(
+        format,
+        len(first) + rest,
+        malformed.rows,
+        np.asarray(lengths),
+        unusable.rows,
+        malformed.by_count(),
+        unusable.by_count(),
+        len(first),
+    )
+
+
+def _lengths(renderer: Renderer, renderings: Sequence[Rendering]) -> list[int]:
+    """Tokens of each rendering.
+
+    Raises:
+        UnusableError: a run would refuse one of them before its first step.
+    """
+    tokens = renderer.tokenize_many(renderings)
+    for rendering, tokenized in zip(renderings, tokens, strict=True):
+        if (problem := find_problem(renderer, rendering, tokenized)) is not None:
+            raise UnusableError(problem)
+    return [len(ids) for ids, _ in tokens]
 
 
 def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStatistics]:
@@ -122,7 +150,7 @@ def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStat
         (f"  held_out: {share:g}", f"share of the rows kept for evaluation: about {kept:,}"),
         (f"  max_length: {limit}", longest + longer_rows),
         *([("  overflow: drop", "or refuse, truncate, split; always counted")] if over else []),
-        *([("  skip_unusable: true", "the chat template cannot render some rows; counted")] if seen.unusable else []),
+        *([("  skip_unusable: true", "some rows cannot be trained on; left out and counted")] if seen.unusable else []),
         ("", ""),
         ("method:", "which weights are trained; or {kind: full}"),
         ("  kind: lora", ""),

@@ -1,9 +1,61 @@
 """Counts of the data pipeline, from rows to tokens: every row that is left out is counted and named."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
+
+from tunesmith.data.example import Source
 
 SHOWN = 5
 """Rows to name in a message or keep in a report."""
+
+_OF_THE_ROW = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|<[^<>\s]+>|\d[\d,.]*""")
+"""What differs between two rows with the same reason: quoted text, parentheses, tags and numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why some rows cannot be used.
+
+    Attributes:
+        rows: how many.
+        first: the first of them.
+        text: the reason, as it is for the first row.
+    """
+
+    rows: int
+    first: Source
+    text: str
+
+    def __str__(self) -> str:
+        first = f"the first is {self.first}" if self.rows > 1 else str(self.first)
+        return f"{self.rows:,} {'rows' if self.rows > 1 else 'row'}, {first}: {self.text}"
+
+
+class Reasons:
+    """Counts rows that cannot be used, by reason. Reasons that differ only in what they quote of the row are one."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, Reason] = {}
+
+    def add(self, source: Source, text: str) -> None:
+        """Count a row.
+
+        Args:
+            source: the row.
+            text: why it cannot be used.
+        """
+        kind = _OF_THE_ROW.sub("…", text)
+        known = self._by_kind.get(kind, Reason(0, source, text))
+        self._by_kind[kind] = replace(known, rows=known.rows + 1)
+
+    @property
+    def rows(self) -> int:
+        """All rows that were counted."""
+        return sum(reason.rows for reason in self._by_kind.values())
+
+    def by_count(self) -> tuple[Reason, ...]:
+        """The reasons, the most frequent first."""
+        return tuple(sorted(self._by_kind.values(), key=lambda reason: -reason.rows))
 
 
 @dataclass
