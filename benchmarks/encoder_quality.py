@@ -206,9 +206,8 @@ def trial(by: str, task: str, name: str, rate: float | None, seed: int) -> dict[
 
 def default_rate(name: str) -> float:
     from tunesmith.config.registry import METHODS as REGISTRY
-    from tunesmith.config.registry import named_kind
 
-    method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
+    method = REGISTRY.load(METHODS[name]["kind"]).model_validate(METHODS[name])
     return float(method.learning_rate(22_713_986))
 
 

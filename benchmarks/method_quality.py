@@ -125,9 +125,8 @@ def general_loss(model: str, part: str = "valid.txt") -> float:
 
 def default_rate(name: str) -> float:
     from tunesmith.config.registry import METHODS as REGISTRY
-    from tunesmith.config.registry import named_kind
 
-    method = named_kind(REGISTRY, METHODS[name]["kind"]).model_validate(METHODS[name])
+    method = REGISTRY.load(METHODS[name]["kind"]).model_validate(METHODS[name])
     return float(method.learning_rate(7_212_288))
 
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
 from tunesmith.export.merge import merge
@@ -181,7 +181,7 @@ def family_cells() -> list[Cell]:
 def objectives_for(family: str) -> list[str]:
     """The objectives that the family's kind of base supports, except its default."""
     kind = kind_of(family)
-    return [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases and name != DEFAULTS[kind]]
+    return [name for name in OBJECTIVES if kind in OBJECTIVES.load(name).bases and name != DEFAULTS[kind]]
 
 
 def objective_cells() -> list[Cell]:
@@ -205,7 +205,7 @@ def covering_objectives() -> list[Cell]:
     families = {"decoder": ("llama", "gpt2", "qwen3", "gemma3_text"), "encoder": ("bert", "roberta", "modernbert")}
     for index, objective in enumerate(name for name in OBJECTIVES if name not in ("instruction", "seq2seq")):
         for turn, method in enumerate(own_methods()):
-            kinds = [kind for kind in families if kind in named_kind(OBJECTIVES, objective).bases]
+            kinds = [kind for kind in families if kind in OBJECTIVES.load(objective).bases]
             kind = kinds[(index + turn) % len(kinds)]
             family = families[kind][turn % len(families[kind])]
             named = None if objective == DEFAULTS[kind] else objective

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from tunesmith.cli import app
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ def settings_of_recipes() -> Iterator[str]:
         yield from _fields(Recipe.model_fields[section].annotation, section)
     for section, registry in (("method", METHODS), ("objective", OBJECTIVES)):
         for kind in registry:
-            yield from _fields(named_kind(registry, kind), f"{section}.{kind}")
+            yield from _fields(registry.load(kind), f"{section}.{kind}")
 
 
 def _fields(model: Any, prefix: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tunesmith.config.head import Head
-from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
@@ -138,11 +138,11 @@ def moving(model: Any) -> set[str]:
 
 
 def method_of(kind: str, **values: Any) -> Any:
-    return named_kind(METHODS, kind).model_validate(values)
+    return METHODS.load(kind).model_validate(values)
 
 
 def objective_of(kind: str, **values: Any) -> Any:
-    return named_kind(OBJECTIVES, kind).model_validate(values)
+    return OBJECTIVES.load(kind).model_validate(values)
 
 
 def randomize(model: Any, spread: float = 0.3) -> Any:

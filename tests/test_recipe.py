@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.config.schema import recipe_schema
 from tunesmith.config.train import EarlyStopping, Train
 from tunesmith.errors import UserError
@@ -132,7 +132,7 @@ REQUIRED = (("Recipe", "data"), ("Data", "train"), ("Peft", "peft_type"), ("Dist
 
 
 def test_every_field_has_a_description() -> None:
-    kinds = [named_kind(registry, kind) for registry in (METHODS, OBJECTIVES) for kind in registry]
+    kinds = [registry.load(kind) for registry in (METHODS, OBJECTIVES) for kind in registry]
     models: list[type[BaseModel]] = [Recipe, Base, Data, Train, EarlyStopping, *kinds]
     for model in models:
         assert model.__doc__, model

@@ -129,7 +129,7 @@ EVALUATES = {"tunesmith.evaluation", "sklearn", "scipy", "rouge_score"}
     ],
 )  # fmt: skip
 def test_a_verb_imports_no_package_that_it_does_not_use(verb: tuple[str, ...], unused: set[str]) -> None:
-    """Methods and objectives (`registry.named_kind`) are imported with the recipe, and PEFT with an adapter."""
+    """Methods and objectives (`registry.METHODS.load`) are imported with the recipe, and PEFT with an adapter."""
     loaded = _of_verb(*verb)
     assert {name for name in loaded if any(f"{name}.".startswith(f"{package}.") for package in unused)} == set()
 

@@ -33,7 +33,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tunesmith.config.head import Head, read_head, write_head
-from tunesmith.config.registry import HEADS, named_kind
+from tunesmith.config.registry import HEADS
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
@@ -111,7 +111,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_declares_its_model_commands_and_metrics(kind: str) -> None:
-    head = named_kind(HEADS, kind)()
+    head = HEADS.load(kind)()
     common = {"labels": (), "commands": (), "is_new": False, "generates_text": False, "metrics": ()}
     expected = {**common, "has_probabilities": True, "needs_fp32": False, **PROPERTIES[kind], "kind": kind}
     auto_class = expected.pop("auto_class")

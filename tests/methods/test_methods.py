@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, named_kind
+from tunesmith.config.registry import METHODS
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
@@ -58,7 +58,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def method_of(values: dict[str, Any]) -> Any:
-    return named_kind(METHODS, values["kind"]).model_validate(values)
+    return METHODS.load(values["kind"]).model_validate(values)
 
 
 def loaded(path: Path, head: Head | None = None) -> Any:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import DistilBertConfig, PretrainedConfig
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, named_kind
+from tunesmith.config.registry import METHODS
 from tunesmith.engine.trainable import learning_rates
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
@@ -211,7 +211,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_method_declares_whether_it_merges_and_how_it_is_planned(kind: str) -> None:
-    method = named_kind(METHODS, kind)
+    method = METHODS.load(kind)
     common = {"adds_weights": True, "is_mergeable": False, "usual_weights": (), "classification_rate_factor": 1.0}
     assert {name: getattr(method, name) for name in common} == {**common, **PROPERTIES[kind]}
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
-from tunesmith.config.registry import OBJECTIVES, ObjectiveConfig, named_kind
+from tunesmith.config.registry import OBJECTIVES, ObjectiveConfig
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.errors import UserError
@@ -595,6 +595,6 @@ def test_distillation_loss_is_hintons_for_any_chunk_size_and_vocabulary_size(
 
 def test_every_objective_is_in_the_registry_under_its_kind() -> None:
     for kind in OBJECTIVES:
-        objective = named_kind(OBJECTIVES, kind)
+        objective = OBJECTIVES.load(kind)
         assert issubclass(objective, ObjectiveConfig)
         assert objective.model_fields["kind"].default == kind

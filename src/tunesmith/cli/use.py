@@ -2,19 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from tunesmith.inference.model_reference import ModelReference
-
 
 ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")]
 System = Annotated[str | None, typer.Option(help="The system prompt.")]
@@ -42,16 +36,17 @@ def generate(
 ) -> None:
     """Answer questions, with the same rendering as in training."""
     with quick_imports():
-        from tunesmith.inference.generate import Sampling, stream
+        from tunesmith.inference.generate import Sampling
+        from tunesmith.inference.model import load
 
     questions = prompts or [sys.stdin.read().strip()]
     if not any(questions):
         raise UserError("There is no question. Give a question as an argument, or on stdin.")
-    loaded, tokenizer = _load(model)
+    loaded = load(model)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    for prompt in questions:
-        text = prompt if raw else _prompt(loaded, tokenizer, _conversation(system), prompt)
-        stream(loaded, tokenizer, text, sampling, _write)
+    for question in questions:
+        text = question if raw else loaded.prompt([*_conversation(system), {"role": "user", "content": question}])
+        loaded.stream(text, sampling, _write)
         _write("\n")
 
 
@@ -66,10 +61,12 @@ def chat(
 ) -> None:
     """Chat with a model. An empty line or Ctrl-D ends it; /new starts a new conversation."""
     with quick_imports():
-        from tunesmith.inference.generate import Sampling, stream
+        from tunesmith.inference.generate import Sampling
+        from tunesmith.inference.model import load
 
     console = Console(highlight=False)
-    loaded, tokenizer = _load(model)
+    loaded = load(model)
+    loaded.require("generate")
     messages = _conversation(system)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     console.print(
@@ -79,8 +76,8 @@ def chat(
         if question == "/new":
             messages = _conversation(system)
             continue
-        text = _prompt(loaded, tokenizer, messages, question)
-        answer = stream(loaded, tokenizer, text, sampling, _write)
+        text = loaded.prompt([*messages, {"role": "user", "content": question}])
+        answer = loaded.stream(text, sampling, _write)
         _write("\n")
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip() or "…"}]
 
@@ -156,15 +153,15 @@ def classify(
 ) -> None:
     """Predict the class, the labels, the value or the entities of texts, with probabilities."""
     with quick_imports():
-        from tunesmith.inference.predict import predict
+        from tunesmith.inference.model import load
 
-    reference, loaded = _load_any(model, "classify", "does not classify texts")
+    loaded = load(model)
+    loaded.require("classify")
     lines = _texts(texts)
-    predicted = predict(loaded, reference.tokenizer(), reference.head, lines, reference.classifier())
-    for text, predictions in zip(lines, predicted, strict=True):
+    for text, predictions in zip(lines, loaded.classify(lines), strict=True):
         labels = ", ".join(map(str, predictions)) or "-"
         probabilities = ", ".join(f"{prediction.value:.2f}" for prediction in predictions)
-        _write("\t".join([labels, *([probabilities] if reference.head.has_probabilities else []), text]) + "\n")
+        _write("\t".join([labels, *([probabilities] if loaded.head.has_probabilities else []), text]) + "\n")
 
 
 def embed(
@@ -175,12 +172,12 @@ def embed(
     import json
 
     with quick_imports():
-        from tunesmith.inference.predict import vector_of
+        from tunesmith.inference.model import load
 
-    reference, loaded = _load_any(model, "embed", "does not embed texts")
-    tokenizer = reference.tokenizer()
+    loaded = load(model)
+    loaded.require("embed")
     for text in _texts(texts):
-        vector = vector_of(loaded, tokenizer, reference.head, text).tolist()
+        vector = loaded.embed(text)[0].tolist()
         _write(json.dumps({"text": text, "vector": [round(value, 7) for value in vector]}, ensure_ascii=False) + "\n")
 
 
@@ -191,42 +188,8 @@ def _texts(texts: list[str] | None) -> list[str]:
     return lines
 
 
-def _load(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    reference, model = _load_any(name, "generate", "does not write text")
-    return model, reference.tokenizer()
-
-
-def _load_any(name: str, verb: str, refusal: str) -> "tuple[ModelReference, PreTrainedModel]":
-    """The model, if its head works with the command; otherwise an error with the command that it works with."""
-    with quick_imports():
-        from tunesmith.engine.precision import device_of, dtype_of
-        from tunesmith.inference.model_reference import ModelReference
-
-    reference = ModelReference.find(name)
-    if verb not in reference.head.commands:
-        usual = next(iter(reference.head.commands), None)
-        hint = f"Use it with: tunesmith {usual} {name}" if usual else "It has no head yet: train it with one first."
-        raise UserError(f"{name} {refusal}. {hint}")
-    device = device_of("auto")
-    precision = "fp32" if reference.head.needs_fp32 else "auto"
-    return reference, reference.model(dtype_of(precision, device), device)
-
-
 def _conversation(system: str | None) -> list[dict[str, Any]]:
     return [] if system is None else [{"role": "system", "content": system}]
-
-
-def _prompt(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], question: str
-) -> str:
-    from tunesmith.data.render import Renderer
-    from tunesmith.data.template import UnusableError
-    from tunesmith.inference.generate import prompt_of
-
-    try:
-        return prompt_of(model, Renderer(tokenizer), [*messages, {"role": "user", "content": question}])
-    except UnusableError as error:
-        raise UserError(f"The chat template cannot render this question: {error}.") from None
 
 
 def _read_question(console: Console) -> str:

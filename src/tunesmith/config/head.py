@@ -7,11 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tunesmith.config.registry import HEADS, named_kind
+from tunesmith.config.extensions import copy_files
+from tunesmith.config.registry import HEADS
 from tunesmith.errors import UserError
 
 FILE = "head.json"
 """Saved beside an adapter, which holds a head's weights but not its labels, and beside an embedding model."""
+
+
+Command = Literal["generate", "classify", "embed"]
+"""What a model can be used for."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,9 @@ class Head(ABC):
     labels: tuple[str, ...] = ()
 
     kind: ClassVar[str]
-    """Its name in `config.registry.HEADS`."""
+    """Its name in `config.registry.HEADS`; of a user's head, `module:Class`."""
 
-    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ()
+    commands: ClassVar[tuple[Command, ...]] = ()
     """The commands that use a model with this head, the usual one first."""
 
     is_new: ClassVar[bool] = False
@@ -176,7 +181,8 @@ class Head(ABC):
 
 
 def write_head(head: Head, directory: Path) -> None:
-    """Write the head's file into a directory."""
+    """Write the head's file into a directory, with the code of a user's head."""
+    copy_files([head.kind], directory)
     (directory / FILE).write_text(json.dumps({"kind": head.kind, **asdict(head)}), encoding="utf-8")
 
 
@@ -192,7 +198,9 @@ def read_head(directory: Path) -> Head | None:
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kind = values.pop("kind")
-        head: Head = named_kind(HEADS, kind)(**{**values, "labels": tuple(values["labels"])})
+        head: Head = HEADS.load(kind, directory)(**{**values, "labels": tuple(values["labels"])})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{file} does not describe a head that this version knows ({', '.join(HEADS)}). Use the version of "

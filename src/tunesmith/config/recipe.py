@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -20,14 +21,17 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
+from tunesmith.config.extensions import Registry, imported, is_path
 from tunesmith.config.registry import (
     DEFAULT_METHOD,
+    FORMATS,
+    HEADS,
     METHODS,
     OBJECTIVES,
     MethodConfig,
     ObjectiveConfig,
     Strict,
-    named_kind,
+    with_kind,
 )
 from tunesmith.config.train import Train
 from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
@@ -43,11 +47,11 @@ class Recipe(Strict):
     data: Data
     """The training data: files, their format and columns, lengths, the held-out share."""
 
-    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: named_kind(METHODS, DEFAULT_METHOD)())
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=lambda: METHODS.load(DEFAULT_METHOD)())
     """Which weights are trained. LoRA on all linear layers: about the quality of full fine-tuning at a third of its
     memory (Hu et al. 2021, section 4.2)."""
 
-    objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: named_kind(OBJECTIVES, "instruction")())
+    objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: OBJECTIVES.load("instruction")())
     """What the model is trained to do. `instruction`: write the assistant's answers."""
 
     train: Train = Train()
@@ -56,7 +60,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _check_combination(self) -> "Recipe":
         formats = self.objective.formats
-        if formats and self.data.format not in ("auto", *formats):
+        if formats and self.data.format not in ("auto", *formats) and not is_path(self.data.format):
             raise ValueError(
                 f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not data.format: "
                 f"{self.data.format}"
@@ -110,13 +114,24 @@ class Recipe(Strict):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _method_by_kind(cls, value: Any) -> Any:
-        return _by_kind(value, METHODS, MethodConfig)
+    def _method_by_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        return _by_kind(value, METHODS, MethodConfig, info.context)
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _objective_by_kind(cls, value: Any) -> Any:
-        return _by_kind(value, OBJECTIVES, ObjectiveConfig)
+    def _objective_by_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        return _by_kind(value, OBJECTIVES, ObjectiveConfig, info.context)
+
+    @property
+    def extensions(self) -> dict[str, str]:
+        """The code of users that the run needs: the names in the recipe → `module:Class`."""
+        kinds = (
+            (METHODS, self.method.kind),
+            (OBJECTIVES, self.objective.kind),
+            (HEADS, self.objective.head.kind),
+            (FORMATS, self.data.format),
+        )
+        return {kind: registry.path(kind) for registry, kind in kinds if is_path(kind) or registry.is_added(kind)}
 
     @classmethod
     def load(cls, source: "Recipe | dict[str, Any] | str | Path", overrides: list[str] | None = None) -> "Recipe":
@@ -153,7 +168,9 @@ class Recipe(Strict):
             UserError: a value is invalid; the message names the field and what to do.
         """
         try:
-            recipe = cls.model_validate(values)
+            recipe = cls.model_validate(values, context=directory)
+            if is_path(recipe.data.format):
+                imported(recipe.data.format, directory)  # the rows are read without the recipe's directory
         except ValidationError as error:
             lines = [f"{where}: {_explain(details)}" for details in error.errors()]
             raise UserError("\n".join(dict.fromkeys(lines))) from None
@@ -190,17 +207,25 @@ class Recipe(Strict):
         return self.model_copy(update={"data": data, "base": base})
 
 
-def _by_kind(value: Any, registry: dict[str, str], base: type[Strict]) -> Any:
-    """Turn `{kind: lora, ...}` or `lora` into an instance of the class that the registry names."""
+def _by_kind(value: Any, registry: Registry, base: type[Strict], directory: Path | None) -> Any:
+    """Turn `{kind: lora, ...}` or `lora` into an instance of the class that the registry names, or of the class that
+    the kind itself names: `module:Class`."""
     if isinstance(value, base):
         return value
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, dict) or "kind" not in value:
         raise ValueError(f"needs a kind: one of {', '.join(registry)}")
-    if value["kind"] not in registry:
-        raise ValueError(f"kind {value['kind']!r} is not known.{_did_you_mean(str(value['kind']), list(registry))}")
-    return named_kind(registry, value["kind"]).model_validate(value)
+    kind = str(value["kind"])
+    if kind not in registry and not is_path(kind):
+        raise ValueError(f"kind {kind!r} is not known.{_did_you_mean(kind, list(registry))}")
+    try:
+        found = registry.load(kind, directory)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if is_path(kind) or registry.is_added(kind):
+        found = with_kind(found, kind, base)
+    return found.model_validate(value)
 
 
 def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
@@ -217,7 +242,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
             return []
         if part in ("method", "objective") and index == 0:
             registry = METHODS if part == "method" else OBJECTIVES
-            return sorted({name for kind in registry for name in named_kind(registry, kind).model_fields})
+            return sorted({name for kind in registry for name in registry.load(kind).model_fields})
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)), None)
     return list(model.model_fields) if model is not None else []

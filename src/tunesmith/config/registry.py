@@ -1,56 +1,71 @@
 """The extension points: the registries of methods, objectives and heads, and the base classes of the first two.
 
-All are looked up by `kind`. A new one takes one file and one line here.
+All are looked up by `kind`. A new one of ours takes one file and one line here; a user's is named as `module:Class`, or
+registered by an installed package as an entry point.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+from functools import cache
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
-METHODS = {
-    "full": "tunesmith.methods.full:Full",
-    "layers": "tunesmith.methods.layers:Layers",
-    "lora": "tunesmith.methods.lora:LoRA",
-    "adapter": "tunesmith.methods.adapter:Adapter",
-    "prefix": "tunesmith.methods.prefix:Prefix",
-    "prompt": "tunesmith.methods.prompt:Prompt",
-    "ptuning": "tunesmith.methods.ptuning:PTuning",
-    "ia3": "tunesmith.methods.ia3:IA3",
-    "peft": "tunesmith.methods.peft:Peft",
-}
+from tunesmith.config.extensions import Registry
+
+METHODS = Registry(
+    "tunesmith.methods",
+    {
+        "full": "tunesmith.methods.full:Full",
+        "layers": "tunesmith.methods.layers:Layers",
+        "lora": "tunesmith.methods.lora:LoRA",
+        "adapter": "tunesmith.methods.adapter:Adapter",
+        "prefix": "tunesmith.methods.prefix:Prefix",
+        "prompt": "tunesmith.methods.prompt:Prompt",
+        "ptuning": "tunesmith.methods.ptuning:PTuning",
+        "ia3": "tunesmith.methods.ia3:IA3",
+        "peft": "tunesmith.methods.peft:Peft",
+    },
+)
 """Which weights are trained: `kind` → the class, imported on first use."""
 
 DEFAULT_METHOD = "lora"
 
-OBJECTIVES = {
-    "instruction": "tunesmith.objectives.instruction:Instruction",
-    "text": "tunesmith.objectives.text:Text",
-    "seq2seq": "tunesmith.objectives.seq2seq:Seq2Seq",
-    "classification": "tunesmith.objectives.classification:Classification",
-    "multi_label": "tunesmith.objectives.multi_label:MultiLabel",
-    "regression": "tunesmith.objectives.regression:Regression",
-    "token_classification": "tunesmith.objectives.token_classification:TokenClassification",
-    "embedding": "tunesmith.objectives.embedding:Embedding",
-    "few_shot": "tunesmith.objectives.few_shot:FewShot",
-    "distillation": "tunesmith.objectives.distillation:Distillation",
-}
+OBJECTIVES = Registry(
+    "tunesmith.objectives",
+    {
+        "instruction": "tunesmith.objectives.instruction:Instruction",
+        "text": "tunesmith.objectives.text:Text",
+        "seq2seq": "tunesmith.objectives.seq2seq:Seq2Seq",
+        "classification": "tunesmith.objectives.classification:Classification",
+        "multi_label": "tunesmith.objectives.multi_label:MultiLabel",
+        "regression": "tunesmith.objectives.regression:Regression",
+        "token_classification": "tunesmith.objectives.token_classification:TokenClassification",
+        "embedding": "tunesmith.objectives.embedding:Embedding",
+        "few_shot": "tunesmith.objectives.few_shot:FewShot",
+        "distillation": "tunesmith.objectives.distillation:Distillation",
+    },
+)
 """What the model is trained to do: `kind` → the class, imported on first use."""
 
-HEADS = {
-    "none": "tunesmith.heads.no_head:NoHead",
-    "causal_lm": "tunesmith.heads.causal_lm:CausalLMHead",
-    "seq2seq_lm": "tunesmith.heads.seq2seq_lm:Seq2SeqLMHead",
-    "sequence_classification": "tunesmith.heads.sequence_classification:SequenceClassificationHead",
-    "multi_label_classification": "tunesmith.heads.sequence_classification:MultiLabelHead",
-    "regression": "tunesmith.heads.sequence_classification:RegressionHead",
-    "token_classification": "tunesmith.heads.token_classification:TokenClassificationHead",
-    "embedding": "tunesmith.heads.embedding:EmbeddingHead",
-    "embedding_classifier": "tunesmith.heads.embedding:EmbeddingClassifierHead",
-}
+HEADS = Registry(
+    "tunesmith.heads",
+    {
+        "none": "tunesmith.heads.no_head:NoHead",
+        "causal_lm": "tunesmith.heads.causal_lm:CausalLMHead",
+        "seq2seq_lm": "tunesmith.heads.seq2seq_lm:Seq2SeqLMHead",
+        "sequence_classification": "tunesmith.heads.sequence_classification:SequenceClassificationHead",
+        "multi_label_classification": "tunesmith.heads.sequence_classification:MultiLabelHead",
+        "regression": "tunesmith.heads.sequence_classification:RegressionHead",
+        "token_classification": "tunesmith.heads.token_classification:TokenClassificationHead",
+        "embedding": "tunesmith.heads.embedding:EmbeddingHead",
+        "embedding_classifier": "tunesmith.heads.embedding:EmbeddingClassifierHead",
+    },
+)
 """What a model ends in (`tunesmith.config.head`): `kind` → the class, imported on first use."""
+
+FORMATS = Registry("tunesmith.formats", {})
+"""Row formats of installed packages; ours are `tunesmith.data.row_formats.FORMATS`."""
 
 BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 """The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
@@ -227,7 +242,24 @@ class ObjectiveConfig(Strict, ABC):
         """
 
 
-def named_kind(registry: dict[str, str], kind: str) -> Any:
-    """Import and return the class that the registry names."""
-    module, name = registry[kind].split(":")
-    return getattr(import_module(module), name)
+@cache
+def with_kind(found: Any, kind: str, base: type[Strict]) -> Any:
+    """A user's class, under the name by which a recipe refers to it.
+
+    Args:
+        found: what was imported.
+        kind: the name in the recipe.
+        base: what it has to extend.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{kind} does not extend {base.__module__}.{base.__name__}")
+    return create_model(
+        found.__name__,
+        __base__=found,
+        __module__=found.__module__,
+        __doc__=found.__doc__,
+        kind=(Literal[kind], kind),  # type: ignore[arg-type]
+    )

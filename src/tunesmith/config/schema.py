@@ -8,15 +8,15 @@ from pydantic_core import PydanticUndefined
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, OBJECTIVES, named_kind
+from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.config.train import EarlyStopping, Train
 
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors, with every method and objective by `kind`."""
     union: Any = {
-        "method": tuple(named_kind(METHODS, kind) for kind in METHODS),
-        "objective": tuple(named_kind(OBJECTIVES, kind) for kind in OBJECTIVES),
+        "method": tuple(METHODS.load(kind) for kind in METHODS),
+        "objective": tuple(OBJECTIVES.load(kind) for kind in OBJECTIVES),
     }
     fields: Any = {}
     for name, classes in union.items():
@@ -50,7 +50,7 @@ def recipe_reference() -> str:
     for title, model in (("base", Base), ("data", Data), ("train", Train), ("train.early_stopping", EarlyStopping)):
         parts.append(_fields(title, model))
     for name, registry in (("method", METHODS), ("objective", OBJECTIVES)):
-        parts += [_fields(f"{name}: {{kind: {kind}}}", named_kind(registry, kind)) for kind in registry]
+        parts += [_fields(f"{name}: {{kind: {kind}}}", registry.load(kind)) for kind in registry]
     return "\n\n".join(parts) + "\n"
 
 

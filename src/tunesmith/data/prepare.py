@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.cache_directory import cache_directory
+from tunesmith.config import extensions
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
@@ -53,6 +54,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         "data": recipe.data.model_dump(mode="json", exclude={"cache", "pack"}),
         "objective": recipe.objective.model_dump(mode="json"),
         "replay_seed": recipe.train.seed if recipe.data.replay else None,
+        "extensions": extensions.fingerprint(recipe.extensions.values()),
     }
     directory = cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
     is_cacheable = recipe.data.cache and all(fingerprints.values())

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith.config import registry
+from tunesmith.config.extensions import is_path
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.media import UNUSABLE, media_key, placeholder
@@ -185,16 +187,22 @@ def refuse_media(row: Row, columns: Mapping[str, str] | None = None) -> None:
 
 
 def format_named(format: str) -> RowFormat:
-    """The row format of that name.
+    """The row format of that name: one of ours, one that an installed package registers, or `module:name`.
 
     Raises:
-        UserError: the name is not known.
+        UserError: the name is not known, or stands for something else.
     """
-    if format not in FORMATS:
-        near = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(FORMATS)}."
+    if format in FORMATS:
+        return FORMATS[format]
+    if format not in registry.FORMATS and not is_path(format):
+        known = [*FORMATS, *registry.FORMATS]
+        near = difflib.get_close_matches(format, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
         raise UserError(f"data.format: {format} is not known. {hint}")
-    return FORMATS[format]
+    found = registry.FORMATS.load(format)
+    if not isinstance(found, RowFormat):
+        raise UserError(f"data.format: {format} is not a {RowFormat.__module__}.RowFormat.")
+    return found
 
 
 def _format_of(row: Row) -> str | None:
@@ -268,7 +276,7 @@ def _format_of_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> str |
 
 
 def _check_fields(columns: Mapping[str, str], format: str) -> None:
-    fields = FORMATS[format].fields
+    fields = format_named(format).fields
     for field in columns:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)

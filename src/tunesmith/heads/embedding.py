@@ -6,7 +6,7 @@ A classifier on these vectors (a linear layer, fitted after training) makes it a
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.head import Head, write_head
+from tunesmith.config.head import Command, Head, write_head
 from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.errors import UserError
@@ -40,7 +40,7 @@ class EmbeddingHead(Head):
     normalized: bool = True
 
     kind: ClassVar[str] = "embedding"
-    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("embed",)
+    commands: ClassVar[tuple[Command, ...]] = ("embed",)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class EmbeddingClassifierHead(EmbeddingHead):
     """One of several classes, by a classifier on the text's vector."""
 
     kind: ClassVar[str] = "embedding_classifier"
-    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("classify", "embed")
+    commands: ClassVar[tuple[Command, ...]] = ("classify", "embed")
 
     @property
     def metrics(self) -> tuple[str, ...]:

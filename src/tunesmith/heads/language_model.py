@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.config.head import Head
+from tunesmith.config.head import Command, Head
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
@@ -22,7 +22,7 @@ from tunesmith.models.prompts import plain_model
 class LanguageModelHead(Head):
     """Predicts the next token."""
 
-    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("generate",)
+    commands: ClassVar[tuple[Command, ...]] = ("generate",)
 
     def check(self, model: PreTrainedModel) -> None:
         check_lm_head(model)

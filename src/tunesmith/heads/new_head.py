@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tunesmith.config.head import Head, write_head
+from tunesmith.config.head import Command, Head, write_head
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
@@ -27,7 +27,7 @@ from tunesmith.models.prompts import plain_model
 class NewHead(Head):
     """A head with one output per label, on a body that lacks it."""
 
-    commands: ClassVar[tuple[Literal["generate", "classify", "embed"], ...]] = ("classify",)
+    commands: ClassVar[tuple[Command, ...]] = ("classify",)
     is_new: ClassVar[bool] = True
 
     auto_class: ClassVar[Any]

@@ -65,17 +65,35 @@ def answers(
         UserError: a chat is as long as the model's context.
     """
     renderer = Renderer(tokenizer)
-    prompts = [_ids(model, tokenizer, prompt_of(model, renderer, chat)) for chat in chats]
+    prompts = [prompt_of(model, renderer, chat) for chat in chats]
+    return continuations(model, tokenizer, prompts, sampling, batch_size, done)
+
+
+def continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sampling: Sampling,
+    batch_size: int = 32,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """What follows each text, which may be a rendered chat. Arguments are those of `answers`.
+
+    Raises:
+        UserError: a text is as long as the model's context.
+    """
+    renderer = Renderer(tokenizer)
+    prompts = [_ids(model, tokenizer, text) for text in texts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
+    answered = [""] * len(prompts)
     torch.manual_seed(sampling.seed)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         continuations = _continue(model, renderer, [prompts[index] for index in batch], sampling)
         for index, ids in zip(batch, continuations, strict=True):
-            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answered[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         done(start + len(batch))
-    return texts
+    return answered
 
 
 def stream(

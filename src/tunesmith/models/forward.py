@@ -78,6 +78,15 @@ def distilled_loss(
     return loss
 
 
+def loss_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits at the loss positions (loss tokens, vocabulary), fp32 or wider, and the labels there (loss tokens,).
+
+    For losses that need more than −log p: all logits are in memory at once, which `next_token_loss` avoids.
+    """
+    hidden, labels = loss_hidden_states(model, batch)
+    return _all_logits(model, hidden), labels
+
+
 def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """(rows, vocabulary), fp32 or wider."""
     head = output_layer_of(model)

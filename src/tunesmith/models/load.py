@@ -23,7 +23,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
-from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, named_kind
+from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.bases import embedded_base, get_base, known_bases
@@ -173,7 +173,7 @@ def check_base_kind(base: Base, objective: ObjectiveConfig) -> None:
     kind = kind_of(config)
     if kind in objective.bases:
         return
-    fitting = [name for name in OBJECTIVES if kind in named_kind(OBJECTIVES, name).bases]
+    fitting = [name for name in OBJECTIVES if kind in OBJECTIVES.load(name).bases]
     supported = " or ".join(_with_article(kind) for kind in objective.bases)
     raise UserError(
         f"base: {base.path} ({config.model_type}) is {_with_article(kind)}; objective: {objective.kind} needs "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import DEFAULT_METHOD, METHODS, named_kind
+from tunesmith.config.registry import DEFAULT_METHOD, METHODS
 from tunesmith.data.prepare import examples, prepare, resolve
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
@@ -129,13 +129,13 @@ def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
     check_base_kind(recipe.base, recipe.objective)
     plans: dict[str, Plan | UserError] = {}
     available = available_memory(torch.device(device.kind)) if device.is_here else None
-    usual = [(kind, weights) for kind in METHODS for weights in named_kind(METHODS, kind).usual_weights]
+    usual = [(kind, weights) for kind in METHODS for weights in METHODS.load(kind).usual_weights]
     for kind, weights in usual:
         name = kind if weights == "auto" else f"{kind}, {weights} base"
         try:
             variant = recipe.model_copy(
                 update={
-                    "method": named_kind(METHODS, kind)(),
+                    "method": METHODS.load(kind)(),
                     "base": recipe.base.model_copy(update={"weights": weights}),
                 }
             )
@@ -201,7 +201,7 @@ def _ladder(recipe: Recipe) -> Iterator[tuple[Recipe, list[str], list[str]]]:
     """Recipes of decreasing size, with what each step gives up and its overrides."""
     yield recipe, [], []
     if recipe.method.trains_base or not recipe.method.adds_weights:
-        smaller = named_kind(METHODS, DEFAULT_METHOD)
+        smaller = METHODS.load(DEFAULT_METHOD)
         recipe = recipe.model_copy(update={"method": smaller()})
         loss = f"{smaller.__name__} instead of training the base's own weights: less capacity for new knowledge"
         yield recipe, [loss], [f"method={DEFAULT_METHOD}"]
