@@ -7,6 +7,7 @@ RUN/
   checkpoints/       step-000050/ ..., last, best
   adapter/ or model/ the trained weights
   report.html
+  .lock              while a process writes the run
 """
 
 import json
@@ -24,6 +25,7 @@ from typing import IO, Any
 
 from tunesmith.config.yaml_text import read_yaml
 from tunesmith.errors import UserError
+from tunesmith.run_lock import LOCK_FILE, refuse_locked, write_lock
 
 Event = dict[str, Any]
 """An event: `event` names its kind; the other keys are plain JSON values."""
@@ -175,28 +177,43 @@ def _started(directory: Path) -> list[Path]:
     return sorted(directories, key=lambda path: int(path.name.split("-")[0]))
 
 
-def new_directory(directory: str | Path | None, base: str, what: str) -> Path:
-    """Create the directory of a run or a pipeline; by default `runs/<date>-<time>-<base>-<what>`.
+@contextmanager
+def new_directory(directory: str | Path | None, base: str, what: str) -> Iterator[Path]:
+    """Create the directory of a run or a pipeline, and lock it within the context.
+
+    Args:
+        directory: by default `runs/<date>-<time>-<base>-<what>`.
+        base: of the run, for that name.
+        what: its method or its stages, for that name.
 
     Raises:
-        UserError: it exists and is not empty, or cannot be created.
+        UserError: it exists and is not empty, another process writes it, or it cannot be created.
     """
     if directory is None:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base).name).strip("-").lower()
         directory = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{what}"
     path = Path(directory).absolute()
+    refuse_locked(path)
+    _refuse_taken(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
+    with write_lock(path):
+        _refuse_taken(directory)  # a run may have started and ended here since
+        yield path
+
+
+def _refuse_taken(directory: str | Path) -> None:
+    """Refuse a directory that has a run or other files. The lock's file does not count."""
+    path = Path(directory)
     if (path / "recipe.yaml").exists() or (path / PIPELINE_FILE).exists():
         raise UserError(
             f"{directory} already contains a run. Resume it: tunesmith train --resume {directory}. "
             "Or choose another directory."
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(file.name != LOCK_FILE for file in path.iterdir())):
         raise UserError(f"{directory} exists and is not an empty directory. Choose another one for the run.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
-    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,19 +227,20 @@ class Run:
     directory: Path
 
     @classmethod
-    def create(cls, directory: str | Path | None, recipe: str, base: str, method: str) -> "Run":
-        """Create the directory and write `recipe.yaml`; by default `runs/<date>-<time>-<base>-<method>`.
+    @contextmanager
+    def create(cls, directory: str | Path | None, recipe: str, base: str, method: str) -> Iterator["Run"]:
+        """Create the directory, lock it within the context, and write `recipe.yaml`. Arguments as in `new_directory`.
 
         Raises:
-            UserError: the directory exists and is not empty, or cannot be created.
+            UserError: the directory exists and is not empty, another process writes it, or it cannot be created.
         """
-        path = new_directory(directory, base, method)
-        try:
-            with atomic_write(path / "recipe.yaml") as file:
-                file.write(recipe)
-        except OSError as error:
-            raise UserError(f"The run directory {path} cannot be written: {error.strerror}.") from None
-        return cls(path)
+        with new_directory(directory, base, method) as path:
+            try:
+                with atomic_write(path / "recipe.yaml") as file:
+                    file.write(recipe)
+            except OSError as error:
+                raise UserError(f"The run directory {path} cannot be written: {error.strerror}.") from None
+            yield cls(path)
 
     @classmethod
     def open(cls, directory: str | Path) -> "Run":

@@ -25,6 +25,7 @@ from tunesmith.run import (
     new_directory,
     resolve_run,
 )
+from tunesmith.run_lock import LOCK_FILE
 from tunesmith.training.stages import _from_weights_of as from_weights_of
 from tunesmith.training.stages import train
 
@@ -267,9 +268,14 @@ def test_the_directory_of_an_empty_pipeline_is_its_own_last_stage(tmp_path: Path
 # The directory of a run
 
 
+def made_directory(*arguments: Any) -> Path:
+    with new_directory(*arguments) as path:
+        return path
+
+
 def test_a_runs_default_name_has_its_time_base_and_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = new_directory(None, "/models/My_Base 1.5B/", "lora")
+    path = made_directory(None, "/models/My_Base 1.5B/", "lora")
     assert path.parent == tmp_path / "runs"
     stamp, rest = path.name[:15], path.name[15:]
     assert stamp[:8].isdigit()
@@ -278,25 +284,29 @@ def test_a_runs_default_name_has_its_time_base_and_method(tmp_path: Path, monkey
 
 def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert new_directory(tmp_path / "empty", "b", "m") == tmp_path / "empty"
+    assert made_directory(tmp_path / "empty", "b", "m") == tmp_path / "empty"
     make_runs(tmp_path, "run")
     with pytest.raises(UserError, match=r"run already contains a run\. Resume it: tunesmith train --resume"):
-        new_directory(tmp_path / "run", "b", "m")
+        made_directory(tmp_path / "run", "b", "m")
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / PIPELINE_FILE).write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="pipeline already contains a run"):
-        new_directory(tmp_path / "pipeline", "b", "m")
+        made_directory(tmp_path / "pipeline", "b", "m")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").write_text("", encoding="utf-8")
     for name in ("other", "other/x"):
         with pytest.raises(UserError, match="exists and is not an empty directory"):
-            new_directory(tmp_path / name, "b", "m")
+            made_directory(tmp_path / name, "b", "m")
+    (tmp_path / "empty" / LOCK_FILE).touch()  # a killed process left it
+    assert made_directory(tmp_path / "empty", "b", "m") == tmp_path / "empty"
+    assert not list((tmp_path / "empty").iterdir())
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
-        new_directory(tmp_path / "other" / "x" / "deeper", "b", "m")
+        made_directory(tmp_path / "other" / "x" / "deeper", "b", "m")
 
 
 def test_a_run_writes_its_recipe_and_is_finished_once_its_output_exists(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "a" / "run", "base: x\n", "x", "lora")
+    with Run.create(tmp_path / "a" / "run", "base: x\n", "x", "lora") as run:
+        pass
     assert (run.directory / "recipe.yaml").read_text(encoding="utf-8") == "base: x\n"
     assert (run.directory / "recipe.yaml").stat().st_mode & 0o777 == 0o644
     assert (run.finished, run.output, run.events()) == (False, None, [])

@@ -45,6 +45,7 @@ from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.objective import Objective
 from tunesmith.planner.measure import forget_peak, measured
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
+from tunesmith.run_lock import write_lock
 from tunesmith.training.changes import refuse_changes
 from tunesmith.training.memory_guard import first_pass, plan_of_run
 
@@ -63,28 +64,29 @@ def train_run(
     tokenizer = load_tokenizer(resolved.base)
     fingerprint = tokenizer_fingerprint(tokenizer)
     prepared = prepare(resolved, tokenizer)
-    new_run = Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind)
-    new_run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
-    try:
-        return _execute(resolved, new_run, tokenizer, prepared, subscribers, started)
-    except UserError:
-        if not (new_run.directory / "metrics.jsonl").exists():  # refused before it started
-            shutil.rmtree(new_run.directory)
-        raise
+    with Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind) as new_run:
+        new_run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
+        try:
+            return _execute(resolved, new_run, tokenizer, prepared, subscribers, started)
+        except UserError:
+            if not (new_run.directory / "metrics.jsonl").exists():  # refused before it started
+                shutil.rmtree(new_run.directory)
+            raise
 
 
 def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
     """Resume a run. Errors are those of `training.stages.resume`."""
     old_run = Run.open(run)
-    if old_run.finished:
-        raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
-    started = time.perf_counter()
-    recipe = Recipe.load(old_run.directory / "recipe.yaml")
-    tokenizer = load_tokenizer(recipe.base)
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    prepared = prepare(recipe, tokenizer)
-    refuse_changes(old_run, recipe, prepared, fingerprint)
-    return _execute(recipe, old_run, tokenizer, prepared, subscribers, started)
+    with write_lock(old_run.directory):
+        if old_run.finished:
+            raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
+        started = time.perf_counter()
+        recipe = Recipe.load(old_run.directory / "recipe.yaml")
+        tokenizer = load_tokenizer(recipe.base)
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        prepared = prepare(recipe, tokenizer)
+        refuse_changes(old_run, recipe, prepared, fingerprint)
+        return _execute(recipe, old_run, tokenizer, prepared, subscribers, started)
 
 
 @keep_freed_memory()

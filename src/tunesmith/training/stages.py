@@ -15,6 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.export.merged_model import merged_model, save_merged
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
+from tunesmith.run_lock import write_lock
 from tunesmith.training.one_run import resume_run, train_run
 
 
@@ -42,26 +43,30 @@ def train(
     if pipeline is None:
         return train_run(recipe, run, overrides, subscribers)
     name = "-".join(pipeline.names) if pipeline.folded is None else f"{pipeline.folded.method.kind}-folds"
-    directory = new_directory(run, pipeline.recipes[0].base.path, name)
-    with atomic_write(directory / PIPELINE_FILE) as file:
-        file.write(pipeline.to_yaml())
-    try:
-        return _execute(pipeline, directory, subscribers)
-    except UserError:
-        if last_stage(directory) == directory:  # the first stage was refused before it started
-            shutil.rmtree(directory)
-        raise
+    with new_directory(run, pipeline.recipes[0].base.path, name) as directory:
+        with atomic_write(directory / PIPELINE_FILE) as file:
+            file.write(pipeline.to_yaml())
+        try:
+            return _execute(pipeline, directory, subscribers)
+        except UserError:
+            if last_stage(directory) == directory:  # the first stage was refused before it started
+                shutil.rmtree(directory)
+            raise
 
 
 def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
     """Resume a run or a pipeline from its last checkpoint, with the same final weights as without the interruption.
 
     Raises:
-        UserError: the directory is neither, the run has finished, or its data or base have changed since.
+        UserError: the directory is neither, the run has finished, its data or base have changed since, or another
+            process is writing it.
     """
     directory = Path(run).absolute()
     pipeline = Pipeline.load(directory / PIPELINE_FILE) if (directory / PIPELINE_FILE).exists() else None
-    return resume_run(run, subscribers) if pipeline is None else _execute(pipeline, directory, subscribers)
+    if pipeline is None:
+        return resume_run(run, subscribers)
+    with write_lock(directory):  # and within, each stage locks its own
+        return _execute(pipeline, directory, subscribers)
 
 
 def _execute(pipeline: Pipeline, directory: Path, subscribers: Sequence[Subscriber]) -> Run:

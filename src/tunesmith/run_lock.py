@@ -1,0 +1,125 @@
+"""Only one process at a time writes a run: the lock of its directory.
+
+The lock is flock(2) on a file in the directory. The system releases it when the process ends, however it ends, so a
+killed run can be resumed at once. The file's text names the process for the message only, and may be out of date.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tunesmith.errors import UserError
+
+LOCK_FILE = ".lock"
+"""The locked file in the directory of a run or a pipeline; it is gone when nothing writes there."""
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def write_lock(directory: Path) -> Iterator[None]:
+    """Within the context, no other process and no other thread enters it for the same directory.
+
+    Where the file system has no locks, that is logged as a warning and nothing is locked.
+
+    Args:
+        directory: of a run or a pipeline; must exist.
+
+    Raises:
+        UserError: the directory is locked, or nothing can be written in it.
+    """
+    handle = _locked_file(directory)
+    if handle is None:
+        yield
+        return
+    open_handles = [handle]
+    os.register_at_fork(after_in_child=lambda: _close(open_handles))
+    try:
+        yield
+    finally:
+        (directory / LOCK_FILE).unlink(missing_ok=True)  # while it is locked: whoever opened it before sees this
+        _close(open_handles)
+
+
+def refuse_locked(directory: Path) -> None:
+    """Change nothing; only refuse a directory that another process is writing.
+
+    Raises:
+        UserError: the directory is locked.
+    """
+    with suppress(OSError):  # nobody has locked it, or its file system has no locks
+        handle = os.open(directory / LOCK_FILE, os.O_RDONLY)
+        try:
+            _lock(handle, directory, exclusive=False)
+        finally:
+            os.close(handle)
+
+
+def _locked_file(directory: Path) -> int | None:
+    """The open and locked file of the directory; None where its file system has no locks."""
+    path = directory / LOCK_FILE
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
+        try:
+            _lock(handle, directory, exclusive=True)
+        except UserError:
+            os.close(handle)
+            raise
+        except OSError as error:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            logger.warning(
+                "The file system of %s has no locks (%s): do not start this run a second time while it is written.",
+                directory,
+                error.strerror,
+            )
+            return None
+        if _is_open_as(path, handle):
+            _sign(handle)
+            return handle
+        os.close(handle)  # the last owner removed it after we opened it
+
+
+def _lock(handle: int, directory: Path, exclusive: bool) -> None:
+    """Lock the open file, without waiting for it. A lock that is not exclusive only fails if another one is.
+
+    Raises:
+        UserError: another process or thread has locked it.
+        OSError: the file system has no locks.
+    """
+    import fcntl  # not on Windows, where this module is imported too
+
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
+        raise UserError(
+            f"{directory} is being written by {f'process {owner}' if owner else 'another process'}. Wait until that "
+            f"has finished, or stop it and then resume the run: tunesmith train --resume {directory}"
+        ) from None
+
+
+def _sign(handle: int) -> None:
+    """Name this process in the file. A full disk does not matter: the lock counts, not the name."""
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+
+
+def _is_open_as(path: Path, handle: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    return False
+
+
+def _close(handles: list[int]) -> None:
+    """Close and forget them. In a forked child, whose copy would keep the lock after its parent's death; the parent's
+    lock stays."""
+    while handles:
+        os.close(handles.pop())
