@@ -76,10 +76,20 @@ def resolve_run(first: int = 0) -> list[Event]:
     ]
 
 
-def printed(events: Iterable[Event], terminal: bool = False) -> list[str]:
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def printed(events: Iterable[Event], terminal: bool = False, clock: Clock | None = None) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=terminal, color_system=None, legacy_windows=False)
-    with Progress(console) as progress:
+    with Progress(console, clock or Clock()) as progress:
         for event in events:
             progress(event)
     return file.getvalue().splitlines()
@@ -101,6 +111,51 @@ def test_the_loss_is_the_mean_per_loss_token_of_the_last_ten_steps() -> None:
     last = printed([{**START, "total_steps": 12}, *steps])[-1]
     by_hand = sum(number * number for number in range(1, 11)) / sum(range(1, 11))
     assert f"step 12/12 recent loss {by_hand:.3f}  " in last
+
+
+def test_the_speed_is_that_of_the_last_ten_steps_together() -> None:
+    steps = [step(number, tokens=100, seconds=50.0 if number <= 3 else 1.0) for number in range(1, 100)]
+    steps[-1] |= {"tokens": 1000, "seconds": 0.5}
+    lines = printed([START, *steps, step(100, tokens=500, seconds=0.5)])
+    speeds = [line.split("  ")[1] for line in lines if line.startswith("step ")]
+    slow, fast, last = 1000 / (3 * 50 + 7), 1000 / 10, (8 * 100 + 1000 + 500) / (8 + 0.5 + 0.5)
+    assert speeds[0] == f"{slow:.0f} tok/s"
+    assert set(speeds[1:-1]) == {f"{fast:.0f} tok/s"}, "the slow start is over"
+    assert speeds[-1] == f"{last:.0f} tok/s"
+
+
+def step_lines(seconds: Callable[[int], float], total: int) -> list[int]:
+    """The steps whose lines are printed outside a terminal.
+
+    Args:
+        seconds: at the end of each step.
+        total: steps.
+    """
+    clock = Clock()
+
+    def events() -> Iterator[Event]:
+        start = {**START, "total_steps": total}
+        yield from (start, {"event": "forecast", **PREDICTED})
+        for number in range(1, total + 1):
+            clock.seconds = seconds(number)
+            yield step(number, total_steps=total)
+
+    lines = [line for line in printed(events(), clock=clock) if line.startswith("step ")]
+    return [int(line.split()[1].split("/")[0]) for line in lines]
+
+
+def test_outside_a_terminal_a_slow_start_is_shown_within_seconds() -> None:
+    # steps of 20 s, then of 1 s: a line for each slow step, then after fifteen seconds or a tenth of the steps
+    assert step_lines(lambda number: 20 * min(number, 3) + max(0, number - 3), 400)[:7] == [1, 2, 3, 18, 33, 40, 55]
+    assert step_lines(lambda number: 16, 20)[:2] == [1, 2], "a tenth of the steps"
+    assert step_lines(lambda number: 0.0, 400) == list(range(40, 401, 40)), "fast steps"
+
+
+def test_a_long_run_prints_few_lines() -> None:
+    hours = step_lines(lambda number: 3.0 * number, 12_000)
+    assert 50 < len(hours) < 120
+    assert hours[:3] == [5, 10, 15]
+    assert hours[-1] == 12_000
 
 
 def test_the_longest_progress_line_fits_80_columns() -> None:
@@ -215,41 +270,28 @@ def operation(done: int, total: int = 200, what: str = "base: answers") -> Event
     return {"event": "progress", "what": what, "done": done, "total": total}
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time that `Progress` reads."""
-    now = [0.0]
-    monkeypatch.setattr("tunesmith.report.progress.time.monotonic", lambda: now[0])
+def test_outside_a_terminal_an_operation_prints_a_line_with_the_time_left_each_tenth() -> None:
+    clock = Clock()
 
-    def put(seconds: float) -> None:
-        now[0] = seconds
-
-    return put
-
-
-def test_outside_a_terminal_an_operation_prints_a_line_with_the_time_left_each_tenth(
-    clock: Callable[[float], None],
-) -> None:
     def events() -> Iterator[Event]:
         for done in range(201):
-            clock(100 + 0.1 * done)
+            clock.seconds = 100 + 0.1 * done
             yield operation(done)
 
     left = ("18 s", "16 s", "14 s", "12 s", "10 s", "8.0 s", "6.0 s", "4.0 s", "2.0 s")
     by_hand = [f"base: answers {20 * tenth}/200  {text} left" for tenth, text in enumerate(left, 1)]
-    assert printed(events()) == by_hand
+    assert printed(events(), clock=clock) == by_hand
 
 
-def test_the_time_left_leaves_out_what_was_done_before(clock: Callable[[float], None]) -> None:
-    clock(0)
-    first = operation(100)
+def test_the_time_left_leaves_out_what_was_done_before() -> None:
+    clock = Clock()
 
     def events() -> Iterator[Event]:
-        yield first
-        clock(60)
+        yield operation(100)
+        clock.seconds = 60
         yield operation(150)
 
-    assert printed(events()) == ["base: answers 150/200  1 min left"]
+    assert printed(events(), clock=clock) == ["base: answers 150/200  1 min left"]
 
 
 def test_an_operation_that_is_repeated_starts_over() -> None:
@@ -257,18 +299,17 @@ def test_an_operation_that_is_repeated_starts_over() -> None:
     assert [line.split("  ")[0] for line in printed([*fold, *fold])] == 2 * ["base: answers 100/200"]
 
 
-def test_in_a_terminal_an_operation_has_a_bar_with_the_time_left_until_it_is_done(
-    clock: Callable[[float], None],
-) -> None:
+def test_in_a_terminal_an_operation_has_a_bar_with_the_time_left_until_it_is_done() -> None:
+    clock = Clock()
+
     def events() -> Iterator[Event]:
-        clock(0)
         yield operation(0)
-        clock(10)
+        clock.seconds = 10
         yield operation(50)
         yield operation(200)
         yield {"event": "warning", "message": "last"}
 
-    text = "\n".join(printed(events(), terminal=True))
+    text = "\n".join(printed(events(), terminal=True, clock=clock))
     assert re.search(r"base: answers .*━.* 50/200 30 s left", text)
     assert all("━" in line for line in text.splitlines() if "50/200" in line), "no line beside the bar"
     assert "base: answers" not in text[text.index("last") :]

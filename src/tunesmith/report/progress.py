@@ -4,6 +4,7 @@ long operations."""
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -28,15 +29,40 @@ from tunesmith.report.formatting import (
 )
 from tunesmith.run import Event
 
-LOSS_STEPS = 10
-"""The most recent steps whose loss is shown, as their mean per loss token. A mean since the start would stay far above
-the held-out loss."""
-
-RECENT = 0.95
-"""Decay per step of the tokens and seconds behind the speed: about the last twenty steps count."""
+RECENT_STEPS = 10
+"""The most recent steps whose loss and speed are shown, as means per loss token and per second. Since the start, the
+loss would stay far above the held-out loss, and the speed would show a slow start for a long time."""
 
 LINES = 10
-"""Number of progress lines if the output is not a terminal."""
+"""Outside a terminal, a line is printed each time that another one of so many equal parts of the way is done …"""
+
+LINE_SECONDS, LINE_SHARE = 15.0, 0.1
+"""… and when there was none for so many seconds, or for this share of the time so far if that is longer. So a slow
+operation prints within seconds, and one of ten hours about a hundred lines."""
+
+
+class LineTimes:
+    """When to print a line outside a terminal.
+
+    Args:
+        first: how much was done at the start.
+        clock: in seconds.
+    """
+
+    def __init__(self, first: int, clock: Callable[[], float]) -> None:
+        self._first = self._done = first
+        self._clock = clock
+        self._began = self._printed = clock()
+
+    def due(self, done: int, total: int) -> bool:
+        """Whether to print a line now. If so, it counts as printed."""
+        now, planned = self._clock(), max(1, total - self._first)
+        parts, parts_before = ((at - self._first) * LINES // planned for at in (done, self._done))
+        pause = max(LINE_SECONDS, LINE_SHARE * (now - self._began))
+        due = parts > parts_before or done == total or now - self._printed >= pause
+        if due:
+            self._done, self._printed = done, now
+        return due
 
 
 @dataclass(slots=True)
@@ -45,28 +71,34 @@ class Operation:
 
     Attributes:
         task: its bar.
-        began: when it began, in seconds of the monotonic clock.
+        began: when it began, in seconds of the clock.
         first: how much was done then.
-        line_at: how much was done at the last line.
+        lines: when to print a line.
     """
 
     task: TaskID
     began: float
     first: int
-    line_at: int
+    lines: LineTimes
 
-    def time_left(self, done: int, total: int) -> float | None:
+    def time_left(self, now: float, done: int, total: int) -> float | None:
         """Seconds, at the speed since it began; None before the first part is done."""
         since = done - self.first
-        return (time.monotonic() - self.began) / since * (total - done) if since > 0 else None
+        return (now - self.began) / since * (total - done) if since > 0 else None
 
 
 class Progress:
-    """A subscriber that prints a run's events and a live progress bar; outside a terminal, a line each tenth of the
-    way. Other operations have a bar or such lines for each `what` of their `progress` events, until they are done."""
+    """A subscriber that prints a run's events and a live progress bar; outside a terminal, lines at times (`LineTimes`).
+    Other operations have a bar or such lines for each `what` of their `progress` events, until they are done.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: to print on.
+        clock: in seconds.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -99,9 +131,10 @@ class Progress:
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._task = None
-        self._total = self._first = self._done = self._line_at = 0
-        self._losses: deque[tuple[float, float]] = deque(maxlen=LOSS_STEPS)
-        self._tokens = self._seconds = 0.0
+        self._total = self._first = self._done = 0
+        self._lines = LineTimes(0, self._clock)
+        self._losses: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
+        self._speeds: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._evaluations: dict[str, Any] = {}
 
     def __enter__(self) -> "Progress":
@@ -122,7 +155,7 @@ class Progress:
     def _start(self, event: Event) -> None:
         self._reset()
         self._total = event.get("total_steps") or 0
-        self._first = self._done = self._line_at = event.get("step") or 0
+        self._first = self._done = event.get("step") or 0
         self._print("run", str(event.get("run", "?")))
         self._print("base", describe_base(event))
         rate = event.get("learning_rate")
@@ -192,6 +225,7 @@ class Progress:
             self._task = self._bars.add_task(
                 "training", total=self._total, completed=self._first, status="", steps=f"{self._first}/{self._total}"
             )
+            self._lines = LineTimes(self._first, self._clock)
             self._bars.start()
 
     def _step(self, event: Event) -> None:
@@ -202,23 +236,23 @@ class Progress:
         loss = number(event.get("loss"))
         if math.isfinite(loss):
             self._losses.append((loss, number(event.get("loss_tokens") or 1)))
-        self._tokens = RECENT * self._tokens + number(event.get("tokens") or 0)
-        self._seconds = RECENT * self._seconds + number(event.get("seconds") or 0)
-        speed = self._tokens / self._seconds if self._seconds else math.nan
+        self._speeds.append((number(event.get("tokens") or 0), number(event.get("seconds") or 0)))
         left = duration(event.get("seconds_left"))
         steps = f"{self._done}/{self._total}"
-        status = f"recent loss {figure(self._recent_loss())}  {count(speed)} tok/s  {left} left"
+        status = f"recent loss {figure(self._recent_loss())}  {count(self._recent_speed())} tok/s  {left} left"
         self._bars.update(self._task, completed=self._done, total=self._total, status=status, steps=steps)
-        if not self._console.is_terminal and (
-            _new_tenth(self._first, self._line_at, self._done, self._total) or self._done == self._total
-        ):
-            self._line_at = self._done
+        if not self._console.is_terminal and self._lines.due(self._done, self._total):
             self._print(f"step {steps}", f" {status}")
 
     def _recent_loss(self) -> float:
         """Of the last steps together, per loss token."""
         tokens = sum(weight for _, weight in self._losses)
         return sum(loss * weight for loss, weight in self._losses) / tokens if tokens else math.nan
+
+    def _recent_speed(self) -> float:
+        """Of the last steps together, in tokens per second."""
+        tokens, seconds = (sum(values) for values in zip(*self._speeds, strict=True))
+        return tokens / seconds if seconds else math.nan
 
     def _evaluation(self, event: Event) -> None:
         self._print("held out", f"step {count(event.get('step'))}: {_loss(event)}, {count(event.get('rows'))} rows")
@@ -254,16 +288,15 @@ class Progress:
         what, done, total = event["what"], event["done"], event["total"]
         if what not in self._operations:
             task = self._bars.add_task(what, total=total, status="", steps=f"{done:,}/{total:,}")
-            self._operations[what] = Operation(task, time.monotonic(), done, done)
+            self._operations[what] = Operation(task, self._clock(), done, LineTimes(done, self._clock))
             self._bars.start()
         operation = self._operations[what]
-        left = operation.time_left(done, total)
+        left = operation.time_left(self._clock(), done, total)
         steps, status = f"{done:,}/{total:,}", "" if left is None else f"{duration(left)} left"
         self._bars.update(operation.task, completed=done, total=total, steps=steps, status=status)
         if done >= total:
             self._bars.remove_task(self._operations.pop(what).task)
-        elif not self._console.is_terminal and _new_tenth(operation.first, operation.line_at, done, total):
-            operation.line_at = done
+        elif not self._console.is_terminal and operation.lines.due(done, total):
             self._print(f"{what} {steps}", f"  {status}")
         self._bars.refresh()
 
@@ -275,12 +308,6 @@ class Progress:
         line = Table.grid(Column(width=10, style="dim"), Column(overflow="fold"))
         line.add_row(Text(name), Text(text, style=style))
         self._console.print(line)
-
-
-def _new_tenth(first: int, before: int, done: int, total: int) -> bool:
-    """Whether another tenth of the way from `first` to `total` is complete than it was at `before`."""
-    planned = max(1, total - first)
-    return (done - first) * LINES // planned > (before - first) * LINES // planned
 
 
 def _loss(event: Event) -> str:
