@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from bytewise import byte_tokenizer
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tunesmith.planner import processor_time
 
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,6 +26,15 @@ def one_thread_each() -> None:
         torch.set_num_threads(1)
         threadpool_limits(1)  # for libraries that are loaded; the variables are for those that are not yet
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def counts_waiting() -> Iterator[Callable[[], dict[int, float] | None]]:
+    """For every run the machine is idle, so that none warns that it is busy. Yields the function that really counts."""
+    counts = processor_time.waited_by_thread
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor_time, "waited_by_thread", dict)
+        yield counts
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import median_low as median
 from typing import Any
 
 import pytest
@@ -239,14 +239,32 @@ def test_the_time_left_is_that_of_steps_evaluations_and_checkpoints(tmp_path: Pa
     loop.fit(Interruption())
     steps = [event for event in events if event["event"] == "step"]
     assert steps[-1]["seconds_left"] == pytest.approx(  # the last evaluation and checkpoint are to come
-        fmean(event["seconds"] for event in events if event["event"] == "evaluation" and event["step"] < 10)
-        + fmean(event["seconds"] for event in events if event["event"] == "checkpoint" and event["step"] < 10)
+        median(event["seconds"] for event in events if event["event"] == "evaluation" and event["step"] < 10)
+        + median(event["seconds"] for event in events if event["event"] == "checkpoint" and event["step"] < 10)
     )
     loop.recent.clear()
-    loop.recent |= {"training": deque([1.0]), "evaluation": deque([10.0, 30.0]), "checkpoints": deque([100.0])}
+    loop.recent |= {"training": deque([1.0]), "evaluation": deque([20.0]), "checkpoints": deque([100.0])}
     for step, left in ((3, 7 + 60 + 400), (4, 6 + 60 + 300), (8, 2 + 40 + 200), (9, 1 + 20 + 200), (10, 20 + 100)):
         loop.state.step = step
         assert loop.seconds_left() == pytest.approx(left), step
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [
+        pytest.param([90.0], 90, id="only one step"),
+        pytest.param([90.0, 1.0], 1, id="a slow first step counts no more from the second on"),
+        pytest.param([90.0, 2.0, 1.0, 3.0, 80.0], 3, id="single slow steps do not count"),
+        pytest.param([1.0] * 10 + [5.0] * 11, 5, id="steps that stay slow do"),
+        pytest.param([5.0] * 30 + [1.0] * 10, 1, id="the last twenty steps count"),
+    ],
+)
+def test_the_time_left_is_that_of_usual_steps(tmp_path: Path, seconds: list[float], left: float) -> None:
+    loop, _ = loop_over(tmp_path, [(1.0, 2.0)], steps=len(seconds) + 1)
+    for duration in seconds:
+        loop._took("training", duration)
+    loop.state.step = len(seconds)
+    assert loop.seconds_left() == pytest.approx(left)
 
 
 def test_early_stopping_keeps_the_best_weights(

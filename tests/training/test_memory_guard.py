@@ -18,6 +18,7 @@ from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.planner.device import Device, this_device
 from tunesmith.planner.plan import Plan, plan_run
+from tunesmith.planner.processor_time import busy_message
 from tunesmith.run import Event, MetricsFile, Run
 from tunesmith.training import memory_guard
 from tunesmith.training.memory_guard import _seconds_per_token as time_of
@@ -32,7 +33,7 @@ class Recorded(SquaredErrors):
     """Squared errors. The first passes raise the given errors.
 
     Attributes:
-        taken: the rows of each pass; a short pass runs twice, to be timed.
+        taken: the rows of each pass; a short pass runs several times, to be timed.
     """
 
     def __init__(self, *errors: Exception) -> None:
@@ -300,6 +301,37 @@ def test_memory_of_the_first_pass_is_given_back(plan: Plan, tmp_path: Path, monk
     monkeypatch.setattr(memory_guard, "release_freed_memory", lambda: passes.append(len(objective.taken)))
     forecast_of(loop, events, plan, plan.batch_plan)
     assert passes == [len(objective.taken)]
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds", "again"),
+    [
+        pytest.param(0.19, 4.0, None, id="idle"),
+        pytest.param(0.2, 4.0, (0, 1, 2), id="busy, and a long pass"),
+        pytest.param(0.2, 0.4, None, id="busy, and a short pass, which was timed several times"),
+        pytest.param(0.2, 400.0, None, id="busy, and a single row takes long"),
+    ],
+)
+def test_a_busy_machine_leads_to_a_warning_and_to_a_second_measurement_of_some_rows(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, seconds: float, again: Any
+) -> None:
+    loop, events, _ = one_step_of(8, tmp_path)
+    monkeypatch.setattr(memory_guard, "taken_by_others", lambda before, after: share)
+    monkeypatch.setattr(memory_guard, "AGAIN", 1.9)  # seconds, in which a pass of 80 tokens in 4 s does three rows
+    timed: list[tuple[int, ...]] = []
+
+    def pass_over(loop: Loop, rows: list[int]) -> tuple[float, float]:
+        """The first pass takes the given seconds, and evaluating half of that; then all is ten times as fast."""
+        timed.append(tuple(rows))
+        per_token = seconds / (8 * TOKENS) / (10 if len(timed) > 1 else 1)
+        return per_token, per_token / 2
+
+    monkeypatch.setattr(memory_guard, "_seconds_per_token", pass_over)
+    forecast = forecast_of(loop, events, plan, plan.batch_plan)
+    assert timed == [tuple(range(8)), *([] if again is None else [again])]
+    assert forecast["time"]["seconds_per_step"] == pytest.approx(seconds / (1 if again is None else 10))
+    messages = [event["message"] for event in named(events, "warning")]
+    assert messages == ([busy_message(share)] if share >= 0.2 else [])
 
 
 def test_a_limits_choices_are_an_event_before_the_forecast(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from tunesmith.objectives.objective import Objective
 from tunesmith.run import Events
 
 RECENT = 20
-"""Steps, evaluations and checkpoints whose mean duration predicts the time left."""
+"""Steps, evaluations and checkpoints whose median duration predicts the time left. The first one warms up, and other
+processes make some slow: a mean would show that for twenty steps, the lower median from the second one on does not."""
 
 SKIPS_BEFORE_STOPPING = 3  # one bad batch can be an accident; three in a row mean that the run is broken
 
@@ -270,7 +271,7 @@ class Loop:
             "evaluation": times_left(self.evaluate_every, before, self.total_steps),
             "checkpoints": times_left(self.checkpoint_every, before, self.total_steps),
         }
-        return sum(count * fmean(self.recent[part]) for part, count in left.items() if self.recent[part])
+        return sum(count * median_low(self.recent[part]) for part, count in left.items() if self.recent[part])
 
     def _took(self, part: str, seconds: float) -> None:
         self.state.seconds[part] += seconds

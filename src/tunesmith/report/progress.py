@@ -88,8 +88,8 @@ class Operation:
 
 
 class Progress:
-    """A subscriber that prints a run's events and a live progress bar; outside a terminal, lines at times (`LineTimes`).
-    Other operations have a bar or such lines for each `what` of their `progress` events, until they are done.
+    """A subscriber that prints a run's events and a live progress bar; outside a terminal, lines (`LineTimes`). Other
+    operations have a bar or such lines for each `what` of their `progress` events, until they are done.
 
     Args:
         console: to print on.

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from tunesmith.config.recipe import Recipe
@@ -26,7 +27,11 @@ from tunesmith.planner.measure import (
     time_in_parts,
 )
 from tunesmith.planner.plan import Plan, checkpoint_seconds, plan_run
+from tunesmith.planner.processor_time import BUSY, ProcessorTime, busy_message, taken_by_others
 from tunesmith.run import Run
+
+AGAIN = 0.5
+"""Seconds of the rows that are timed again on a busy machine."""
 
 
 def plan_of_run(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, device: torch.device) -> Plan | None:
@@ -59,7 +64,7 @@ def plan_of_run(recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype
 def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: float) -> dict[str, Any]:
     """Before the first step: a pass over the run's largest batch, within `train.memory_limit` if there is one.
 
-    Emits `memory` (with a limit) and `forecast`.
+    Emits `memory` (with a limit), a `warning` if the machine is busy, and `forecast`.
 
     Args:
         loop: the run's loop; gets smaller batches if the largest one exceeds the limit.
@@ -90,7 +95,7 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
                 tokens_per_batch=loop.tokens_per_batch,
             )
         predicted, largest_batch = plan.to_dict(timed=False), plan.largest_batch
-    training, evaluating = _seconds_per_token(loop, largest_batch)
+    training, evaluating = _forecast_speed(loop, largest_batch)
     step, steps = loop.state.step, loop.total_steps
     tokens = loop.batches.tokens_in(step, steps)
     evaluations = batch_plan.layout(not loop.batches.padded).evaluations
@@ -129,6 +134,26 @@ def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:
             return plan
         target -= excess
         plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, target)
+
+
+def _forecast_speed(loop: Loop, largest_batch: list[int]) -> tuple[float, float]:
+    """`_seconds_per_token`. If other processes take the processor meanwhile, emit a warning, and time some of the rows
+    again: what made a long pass slow, at the start, may be over."""
+    before = ProcessorTime.now()
+    times = [_seconds_per_token(loop, largest_batch)]
+    share = taken_by_others(before, ProcessorTime.now())
+    if share >= BUSY:
+        loop.events.emit("warning", message=busy_message(share))
+        rows = _rows_within(loop, largest_batch, AGAIN / times[0][0])
+        if 0 < len(rows) < len(largest_batch):
+            times.append(_seconds_per_token(loop, rows))
+    training, evaluating = map(min, zip(*times, strict=True))
+    return training, evaluating
+
+
+def _rows_within(loop: Loop, rows: list[int], tokens: float) -> list[int]:
+    """The first of the rows, with at most so many tokens together."""
+    return rows[: int(np.searchsorted(np.cumsum(loop.batches.table.lengths[rows]), tokens, side="right"))]
 
 
 def _seconds_per_token(loop: Loop, largest_batch: list[int]) -> tuple[float, float]:
