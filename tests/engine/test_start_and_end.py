@@ -93,6 +93,22 @@ def test_an_interrupted_run_finishes_its_step_and_saves_it(tmp_path: Path, step:
     assert read_loop_state(saved)["step"] == step
 
 
+def test_a_signal_at_any_moment_after_a_step_saves_the_step_before_the_run_ends(tmp_path: Path) -> None:
+    class Late(Interruption):
+        """Asked between the first and the second time that it is read."""
+
+        reads = 0
+
+        @property
+        def asked(self) -> bool:  # type: ignore[override]
+            self.reads += 1
+            return self.reads > 1
+
+    loop, events = loop_over(tmp_path, [(1.0, 2.0)] * 6, steps=6, checkpoint_every=50)
+    assert loop.fit(Late()) == "interrupted"
+    assert [event["step"] for event in named(events, "checkpoint")] == [loop.state.step]
+
+
 def test_a_checkpoint_holds_the_state_of_the_loop(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("12345", encoding="utf-8")
     loop, _ = loop_over(tmp_path, [(1.0, 2.0)] * 5, steps=5, objective=SquaredErrors([3.0, 2.5]), held_out=[(1.0, 1.0)])

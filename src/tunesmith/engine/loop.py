@@ -114,11 +114,12 @@ class Loop:
             if last or self.state.step % self.evaluate_every == 0:
                 stop = self.evaluate()
             best = self.state.best_step == self.state.step
-            if last or stop or best or interruption.asked or self.state.step % self.checkpoint_every == 0:
+            interrupted = interruption.asked  # read once: a signal after this line is for the next step
+            if last or stop or best or interrupted or self.state.step % self.checkpoint_every == 0:
                 self.checkpoint()
             if stop:
                 return "early stopping"
-            if interruption.asked and not last:
+            if interrupted and not last:
                 return "interrupted"
         return "done"
 
