@@ -1,52 +1,122 @@
 """Tunesmith: adapt a language model to your own work, on the hardware you have, and show that it worked.
 
-The main verbs of the command line are functions here. Large modules are imported on first use.
+The verbs of the command line are functions here, `Model` and `Trainer` are the pieces under them, and the classes to
+extend are beside them (docs/python.md, docs/extending.md). Large modules are imported on first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.config.head import Head
     from tunesmith.config.recipe import Recipe
+    from tunesmith.config.registry import MethodConfig, ObjectiveConfig
     from tunesmith.config.schema import recipe_schema
+    from tunesmith.config.suggestion import init
+    from tunesmith.data.example import Example
+    from tunesmith.data.row_format import RowFormat
     from tunesmith.errors import UserError
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
+    from tunesmith.evaluation.metrics import Metric
+    from tunesmith.export.combine import combine
     from tunesmith.export.merge import merge
-    from tunesmith.models.bases import embedded_base
+    from tunesmith.heads.prediction import Prediction
+    from tunesmith.inference.generate import Sampling
+    from tunesmith.inference.model import Model, Score, chat, classify, embed, generate, load, score
+    from tunesmith.methods.catalog import list_methods
+    from tunesmith.models.bases import embedded_base, get_base, list_bases
+    from tunesmith.objectives.objective import Objective
     from tunesmith.planner.request import plan
+    from tunesmith.report.html import write_report
+    from tunesmith.report.listing import list_runs
     from tunesmith.run import Run
     from tunesmith.training.stages import resume, train
+    from tunesmith.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Example": "tunesmith.data.example",
+    "Head": "tunesmith.config.head",
+    "MethodConfig": "tunesmith.config.registry",
+    "Metric": "tunesmith.evaluation.metrics",
+    "Model": "tunesmith.inference.model",
+    "Objective": "tunesmith.objectives.objective",
+    "ObjectiveConfig": "tunesmith.config.registry",
+    "Prediction": "tunesmith.heads.prediction",
     "Recipe": "tunesmith.config.recipe",
+    "RowFormat": "tunesmith.data.row_format",
     "Run": "tunesmith.run",
+    "Sampling": "tunesmith.inference.generate",
+    "Score": "tunesmith.inference.model",
+    "Trainer": "tunesmith.training.trainer",
     "UserError": "tunesmith.errors",
     "answer": "tunesmith.evaluation.answering",
-    "evaluate": "tunesmith.evaluation.compare",
-    "merge": "tunesmith.export.merge",
+    "chat": "tunesmith.inference.model",
+    "classify": "tunesmith.inference.model",
+    "combine": "tunesmith.export.combine",
+    "embed": "tunesmith.inference.model",
     "embedded_base": "tunesmith.models.bases",
+    "evaluate": "tunesmith.evaluation.compare",
+    "generate": "tunesmith.inference.model",
+    "get_base": "tunesmith.models.bases",
+    "init": "tunesmith.config.suggestion",
+    "list_bases": "tunesmith.models.bases",
+    "list_methods": "tunesmith.methods.catalog",
+    "list_runs": "tunesmith.report.listing",
+    "load": "tunesmith.inference.model",
+    "merge": "tunesmith.export.merge",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
+    "score": "tunesmith.inference.model",
     "train": "tunesmith.training.stages",
+    "write_report": "tunesmith.report.html",
 }
 
 __all__ = [
+    "Example",
+    "Head",
+    "MethodConfig",
+    "Metric",
+    "Model",
+    "Objective",
+    "ObjectiveConfig",
+    "Prediction",
     "Recipe",
+    "RowFormat",
     "Run",
+    "Sampling",
+    "Score",
+    "Trainer",
     "UserError",
     "answer",
+    "chat",
+    "classify",
+    "combine",
+    "embed",
     "embedded_base",
     "evaluate",
+    "generate",
+    "get_base",
+    "init",
+    "list_bases",
+    "list_methods",
+    "list_runs",
+    "load",
     "merge",
     "plan",
     "recipe_schema",
     "resume",
+    "score",
     "train",
+    "write_report",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ RUN/
   checkpoints/       step-000050/ ..., last, best
   adapter/ or model/ the trained weights
   report.html
+  *.py               the user's code that the recipe names, if it was beside the recipe
   .lock              while a process writes the run
 """
 
@@ -38,7 +39,8 @@ class Events:
 
     Kinds and their fields (units in parentheses):
         start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
-                    total_steps, step, evaluations {rows, every}
+                    total_steps, step, evaluations {rows, every}, extensions {name: [files]}: the user's code, whose
+                    files beside the recipe are copied into the run; installed code has no files here
         data        rows, held_out_rows, tokens, loss_tokens, malformed, ... (see `data.prepare.DataReport`)
         forecast    before the first step: memory {peak_bytes, parts, peaks}, time {seconds_per_step, tokens_per_second,
                     total_seconds, parts {start, training, evaluation, checkpoints}}, fits, device

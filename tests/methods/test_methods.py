@@ -22,7 +22,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
-from tunesmith.methods.catalog import catalog
+from tunesmith.methods.catalog import list_methods
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
 from tunesmith.models.load import load_model, skeleton
@@ -231,7 +231,7 @@ def test_invalid_combinations_are_refused_before_loading(recipe: dict[str, Any],
 
 
 def test_the_catalog_lists_every_kind_with_parameters_for_a_base() -> None:
-    listing = catalog("embedded")
+    listing = list_methods("embedded")
     assert [each["kind"] for each in listing["methods"]] == [kind for kind in METHODS if kind != "peft"]
     assert all(each["trained_parameters"] > 0 and each["learning_rate"] > 0 for each in listing["methods"])
     assert json.dumps(listing)

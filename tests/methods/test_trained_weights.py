@@ -22,7 +22,7 @@ from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
-from tunesmith.methods.catalog import catalog
+from tunesmith.methods.catalog import list_methods
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.forward import run_probe
@@ -687,7 +687,7 @@ def test_a_method_that_trains_nothing_is_refused() -> None:
 def test_the_catalog_has_each_methods_parameters_and_peft_names(tmp_path: Path) -> None:
     model = small_model(dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    listing = catalog(str(tmp_path))
+    listing = list_methods(str(tmp_path))
     parameters = sum(each.numel() for each in model.parameters())
     assert (listing["base"], listing["parameters"]) == (str(tmp_path), parameters)
     for each in listing["methods"]:

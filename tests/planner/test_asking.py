@@ -17,8 +17,8 @@ import tunesmith
 from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError
+from tunesmith.models.precision import dtype_of
 from tunesmith.planner import fitting, request
 from tunesmith.planner.device import Device, known_devices
 from tunesmith.planner.fitting import LEAST_TOKENS, MARGIN, _between, _halved, plan_within, refusal

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tunesmith.config.base import Base
 from tunesmith.config.head import write_head
 from tunesmith.config.recipe import Recipe
-from tunesmith.engine.precision import dtype_of
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
@@ -37,6 +36,7 @@ from tunesmith.models.load import (
     skeleton,
     stored_weight,
 )
+from tunesmith.models.precision import dtype_of
 from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.ops.quantized import FP4_CODE, NF4_CODE
 from tunesmith.planner.fake_model import fake_model

@@ -23,11 +23,11 @@ import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.functions import packages
-from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.generate import Sampling, answers
 from tunesmith.models.bases import embedded_base
+from tunesmith.models.precision import dtype_of
 from tunesmith.planner.device import known_devices
 
 TOKENIZER = byte_tokenizer()

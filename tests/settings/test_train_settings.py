@@ -34,11 +34,11 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.master_weights import MasterWeights
-from tunesmith.engine.precision import bf16_speedup, device_of, dtype_of
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import learning_rates, trainable_model
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
+from tunesmith.models.precision import bf16_speedup, device_of, dtype_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quiet import quiet_peft
 from tunesmith.planner.device import this_device
@@ -427,7 +427,7 @@ def test_automatic_precision_is_bf16_if_it_is_at_least_1_5_times_as_fast(
 
     bf16_speedup.cache_clear()
     monkeypatch.setattr("torch.ones", ones)
-    monkeypatch.setattr("tunesmith.engine.precision.time", SimpleNamespace(perf_counter=fake_time))
+    monkeypatch.setattr("tunesmith.models.precision.time", SimpleNamespace(perf_counter=fake_time))
     try:
         assert dtype_of("auto", CPU) == dtype
         assert bf16_speedup("cpu") == pytest.approx(small if small < 0.5 else large)

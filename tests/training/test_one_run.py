@@ -19,8 +19,7 @@ from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.models.architecture import blocks
 from tunesmith.run import Event, Run
-from tunesmith.training.one_run import _emit_start as emit_start
-from tunesmith.training.one_run import _loop as loop_of
+from tunesmith.training.one_run import emit_start, loop_of
 
 CPU = torch.device("cpu")
 POINTS = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (1.5, 0.5)]

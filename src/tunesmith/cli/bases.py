@@ -17,10 +17,10 @@ def show(
     """List the bases that have a short name: size, license, source, and whether they are on this machine."""
     if context.invoked_subcommand is not None:
         return
-    from tunesmith.models.bases import listed_bases
+    from tunesmith.models.bases import list_bases
     from tunesmith.report.table import bases_table
 
-    rows = listed_bases()
+    rows = list_bases()
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return

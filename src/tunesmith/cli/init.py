@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
-from tunesmith.errors import UserError
 
 if TYPE_CHECKING:
     from tunesmith.config.suggestion import DataStatistics
@@ -21,18 +20,10 @@ def init(
     base: Annotated[str, typer.Option(help="embedded, a model's directory, or a hub name.")] = "embedded",
 ) -> None:
     """Look at the data and write a recipe, with the reason for each value."""
-    if output.exists():
-        raise UserError(f"{output} already exists. Choose another file with --output.")
     with quick_imports():
-        from tunesmith.config.suggestion import suggest
-        from tunesmith.run import atomic_write
+        import tunesmith.config.suggestion
 
-    text, seen = suggest(data, base)
-    try:
-        with atomic_write(output) as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}.") from None
+    seen = tunesmith.config.suggestion.init(data, output, base)
     console = Console(highlight=False)
     console.print(
         f"{seen.rows:,} rows in the format {seen.format}. Sampled rows have a median of {seen.median_length:,} tokens; "

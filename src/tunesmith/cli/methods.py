@@ -17,10 +17,10 @@ def methods(
 ) -> None:
     """List the methods: formula, trained parameters, learning rate, and when to choose each."""
     with quick_imports():
-        from tunesmith.methods.catalog import catalog
+        from tunesmith.methods.catalog import list_methods
         from tunesmith.report.table import methods_table
 
-    rows = catalog(base)
+    rows = list_methods(base)
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:

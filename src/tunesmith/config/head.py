@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tunesmith.config.extensions import copy_files
+from tunesmith.config.extensions import copy_files, is_path
 from tunesmith.config.registry import HEADS
 from tunesmith.errors import UserError
 
@@ -182,8 +182,14 @@ class Head(ABC):
 
 def write_head(head: Head, directory: Path) -> None:
     """Write the head's file into a directory, with the code of a user's head."""
-    copy_files([head.kind], directory)
+    copy_files([HEADS.path(head.kind)], directory)
     (directory / FILE).write_text(json.dumps({"kind": head.kind, **asdict(head)}), encoding="utf-8")
+
+
+def write_users_head(head: Head, directory: Path) -> None:
+    """Write the file of a user's head, which nothing else in a model's files names."""
+    if is_path(head.kind) or HEADS.is_added(head.kind):
+        write_head(head, directory)
 
 
 def read_head(directory: Path) -> Head | None:

@@ -22,6 +22,7 @@ from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
+from tunesmith.run import atomic_write
 
 SAMPLED = 2000  # rows that are rendered and tokenized; the rest are only counted
 TARGET_HELD_OUT = 300
@@ -119,6 +120,32 @@ def _lengths(renderer: Renderer, renderings: Sequence[Rendering]) -> list[int]:
         if (problem := find_problem(renderer, rendering, tokenized)) is not None:
             raise UnusableError(problem)
     return [len(ids) for ids, _ in tokens]
+
+
+def init(data: str | Sequence[str], output: str | Path = "recipe.yaml", base: str = "embedded") -> DataStatistics:
+    """Look at the data and write a recipe, with the reason for each value.
+
+    Args:
+        data: files, directories, globs, or a hub data set.
+        output: the recipe, which must not exist.
+        base: `embedded`, a model's directory, or a hub name.
+
+    Returns:
+        The statistics that the recipe is based on.
+
+    Raises:
+        UserError: the output exists or cannot be written, or as `sample_data` raises.
+    """
+    target = Path(output)
+    if target.exists():
+        raise UserError(f"{target} already exists. Choose another file with --output.")
+    text, seen = suggest([data] if isinstance(data, str) else data, base)
+    try:
+        with atomic_write(target) as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}.") from None
+    return seen
 
 
 def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStatistics]:

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.example import Source
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.demo.standard_library import documented
-from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.held_out import RowLosses, held_out_losses
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention, use_document_attention
+from tunesmith.models.precision import device_of, dtype_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.text import Text
 

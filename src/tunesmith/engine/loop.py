@@ -55,6 +55,8 @@ class Loop:
         device: where the model is.
         state: the progress so far.
         recent: seconds that the latest steps, evaluations and checkpoints took, by part, to predict what is left.
+        pending: the batches whose gradients the next optimizer step takes.
+        loss: their summed loss.
     """
 
     model: PreTrainedModel
@@ -72,6 +74,9 @@ class Loop:
     device: torch.device
     state: LoopState = field(default_factory=LoopState)
     recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
+    pending: list[Batch] = field(default_factory=list)
+    loss: float = 0.0
+    _started: float = 0.0
 
     @property
     def checkpoint_every(self) -> int:
@@ -112,7 +117,8 @@ class Loop:
             last = self.state.step == self.total_steps
             stop = False
             if last or self.state.step % self.evaluate_every == 0:
-                stop = self.evaluate()
+                self.evaluate()
+                stop = self.is_out_of_patience
             best = self.state.best_step == self.state.step
             interrupted = interruption.asked  # read once: a signal after this line is for the next step
             if last or stop or best or interrupted or self.state.step % self.checkpoint_every == 0:
@@ -123,8 +129,11 @@ class Loop:
                 return "interrupted"
         return "done"
 
-    def step(self) -> None:
+    def step(self) -> dict[str, float]:
         """One optimizer step. If memory runs out, the step starts again with half as many tokens per batch.
+
+        Returns:
+            As `optim_step`.
 
         Raises:
             UserError: losses or gradients stay non-finite, or memory runs out with a single row.
@@ -179,47 +188,81 @@ class Loop:
         first, second = split_in_two(rows, self.batches.table.lengths[rows].tolist())
         return [*self.batches_within(first), *self.batches_within(second)]
 
-    def _step(self) -> None:
+    def _step(self) -> dict[str, float]:
         """One attempt at a step. A non-finite loss or gradient leaves the weights unchanged."""
-        started = time.perf_counter()
-        number = self.state.step + 1
-        loss = 0.0
-        batches: list[Batch] = []
+        self.forget_batches()  # of an attempt that ran out of memory
         for rows in self.batches_of_step():
-            batch = collate(self.batches.table, rows, self.device)
-            batches.append(batch)
-            if batch.loss_tokens:
-                with self._kept_activations():
-                    batch_loss = self.objective.loss(self.model, batch)
-                loss += batch_loss.item()
-                if not math.isfinite(loss):
-                    break
+            if not math.isfinite(self.forward_backward(collate(self.batches.table, rows, self.device))):
+                break
+        return self.optim_step()
+
+    def forward_backward(self, batch: Batch) -> float:
+        """Add a batch's gradients to those of the next optimizer step.
+
+        Args:
+            batch: on the model's device.
+
+        Returns:
+            The batch's summed loss. If it is not finite, no gradient is added, and the step will be skipped.
+        """
+        if not self.pending:
+            self._started = time.perf_counter()
+        self.pending.append(batch)
+        loss = 0.0
+        if batch.loss_tokens:
+            with self._kept_activations():
+                batch_loss = self.objective.loss(self.model, batch)
+            loss = batch_loss.item()
+            if math.isfinite(loss):
                 torch.autograd.backward(batch_loss)
+        self.loss += loss
+        return loss
+
+    def optim_step(self, rate: float | None = None) -> dict[str, float]:
+        """Divide the gradients of the batches since the last step by their loss tokens, and update the weights.
+
+        Args:
+            rate: the learning rate; default: the schedule's at this step.
+
+        Returns:
+            `loss` (mean over the loss tokens), `grad_norm` and `learning_rate` of the step.
+
+        Raises:
+            UserError: losses or gradients stay non-finite.
+        """
+        batches, loss = self.pending, self.loss
+        self.forget_batches()
+        number = self.state.step + 1
         loss_tokens = sum(batch.loss_tokens for batch in batches)
-        rate = learning_rate(self.train, self.peak_learning_rate, number, self.total_steps)
+        if rate is None:
+            rate = learning_rate(self.train, self.peak_learning_rate, number, self.total_steps)
         if math.isfinite(loss):
             norm = self.masters.step(rate, loss_tokens, self.train.max_grad_norm)
         else:
             norm = math.nan
             self.masters.grad.zero_()
         tokens = sum(batch.tokens for batch in batches)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - self._started
         self.state.step = number
         self.state.tokens += tokens
         self._took("training", seconds)
+        result = {"loss": loss / loss_tokens, "grad_norm": norm, "learning_rate": rate}
         self.events.emit(
             "step",
             step=number,
             total_steps=self.total_steps,
-            loss=loss / loss_tokens,
-            grad_norm=norm,
-            learning_rate=rate,
+            **result,
             tokens=tokens,
             loss_tokens=loss_tokens,
             seconds=seconds,
             seconds_left=self.seconds_left(),
         )
         self._watch_for_nan(loss, norm, batches)
+        return result
+
+    def forget_batches(self) -> None:
+        """Start collecting the batches of a step. Their gradients are not cleared."""
+        self.pending, self.loss = [], 0.0
 
     def _kept_activations(self) -> AbstractContextManager[Any]:
         """The context that decides where activations are stored until the backward pass."""
@@ -227,14 +270,14 @@ class Loop:
             return torch.autograd.graph.save_on_cpu(pin_memory=True)
         return nullcontext()
 
-    def evaluate(self) -> bool:
+    def evaluate(self) -> dict[str, Any] | None:
         """Measure the held-out loss.
 
         Returns:
-            Whether early stopping ends the run.
+            The figures, as `held_out` returns them; None without held-out rows.
         """
         if self.held_out is None:
-            return False
+            return None
         started = time.perf_counter()
         with self.masters.averaged():
             figures = self.held_out(self.tokens_per_batch)
@@ -249,6 +292,12 @@ class Loop:
             self.state.evaluations_without_improvement = 0
         else:
             self.state.evaluations_without_improvement += 1
+        return figures
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether early stopping ends the run."""
+        patience = self.train.early_stopping
         return patience is not None and self.state.evaluations_without_improvement >= patience.patience
 
     def checkpoint(self) -> None:

@@ -6,6 +6,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.head import write_users_head
 from tunesmith.config.recipe import Recipe
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.errors import UserError
@@ -63,6 +64,7 @@ def save_output(
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             recipe.objective.head.save(partial, model, recipe.data.max_length, classifier)
+            write_users_head(recipe.objective.head, partial)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{final} could not be written: {error}. The last checkpoint is intact. Free some disk space, then run: "

@@ -12,11 +12,11 @@ from tunesmith.data.example import Malformed, Message
 from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import detect, refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
-from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention
+from tunesmith.models.precision import device_of, dtype_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Subscriber, atomic_write
 

@@ -17,7 +17,6 @@ from tunesmith.config.train import Train
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import (
     METRICS,
@@ -35,6 +34,7 @@ from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention, use_document_attention
+from tunesmith.models.precision import device_of, dtype_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Run, Subscriber, resolve_run
 

@@ -4,11 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.config.extensions import Registry, is_path
+from tunesmith.errors import UserError
 from tunesmith.evaluation.json_metrics import field_f1, is_json, valid_json
 
 RESAMPLES = 2000
@@ -64,6 +67,36 @@ METRICS = {
     ),
 }
 """Metrics of generated answers by name, for evaluation.json and the report."""
+
+INSTALLED = Registry("tunesmith.metrics", {})
+"""Metrics that installed packages register; they are computed if they are asked for."""
+
+
+def metric_named(name: str, directory: Path | None = None) -> Metric:
+    """A metric by its name, or one of a user as `module:name`.
+
+    Args:
+        name: of a `Metric`, or of a function like `Metric.score`.
+        directory: where a module of that name is looked up first.
+
+    Raises:
+        UserError: there is no such metric, or it is something else.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if name not in INSTALLED and not is_path(name):
+        raise UserError(
+            f"The metric {name} is not known. Known: {', '.join([*METRICS, *INSTALLED])}; or name your own as "
+            "module:function."
+        )
+    found = INSTALLED.load(name, directory)
+    if isinstance(found, Metric):
+        return found
+    if not callable(found):
+        raise UserError(f"{name} is neither a function of an answer and the expected answer nor a Metric.")
+    title = name.rpartition(":")[2].replace("_", " ")
+    explanation = (getattr(found, "__doc__", None) or f"your metric {name}").strip().splitlines()[0]
+    return Metric(title, explanation, found)
 
 
 def bootstrap(figure: Callable[[NDArray[np.int64]], float], rows: int) -> tuple[float, NDArray[np.float64]]:

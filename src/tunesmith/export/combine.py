@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from tunesmith.config.head import write_users_head
 from tunesmith.errors import UserError
 from tunesmith.export.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
@@ -78,6 +79,7 @@ def combine(
             (partial / "combined").rmdir()
             if first.adapter is not None:
                 first.head.copy(first.adapter, partial)
+                write_users_head(first.head, partial)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
     return target

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.config.head import write_users_head
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import stored_dtype
@@ -95,6 +96,7 @@ def save_merged(
             reference.tokenizer().save_pretrained(partial)
             if reference.adapter is not None:
                 reference.head.copy(reference.adapter, partial)
+                write_users_head(reference.head, partial)
             if report is not None:
                 (partial / "merge.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from tunesmith.data.example import Example, Message, Source
 from tunesmith.data.render import Renderer, Tokenized
 from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.precision import device_of, dtype_of
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
 from tunesmith.inference.generate import Sampling, continuations, prompt_of, stream
@@ -22,7 +22,11 @@ from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.forward import evaluation_batches, next_token_losses
+from tunesmith.models.precision import device_of, dtype_of
 from tunesmith.models.prompts import plain_model, virtual_tokens
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 REFUSALS: dict[Command, str] = {
     "generate": "does not write text",
@@ -315,6 +319,32 @@ def load(name: str, device: str = "auto", precision: str = "auto") -> Model:
         UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
     """
     return Model(name, device, precision)
+
+
+def _of_name(method: "Callable[Concatenate[Model, P], R]") -> "Callable[Concatenate[str, P], R]":
+    """A method of `Model` as a function of the model's name."""
+
+    @wraps(method)
+    def call(model: str, /, *arguments: P.args, **options: P.kwargs) -> R:
+        return method(load(model), *arguments, **options)
+
+    return call
+
+
+generate = _of_name(Model.generate)
+"""`Model.generate` of the model of that name: `generate("runs/mine", ["What is LoRA?"])`."""
+
+chat = _of_name(Model.chat)
+"""`Model.chat` of the model of that name."""
+
+classify = _of_name(Model.classify)
+"""`Model.classify` of the model of that name."""
+
+embed = _of_name(Model.embed)
+"""`Model.embed` of the model of that name."""
+
+score = _of_name(Model.score)
+"""`Model.score` of the model of that name."""
 
 
 def _conversation(system: str | None, question: str) -> list[Message]:

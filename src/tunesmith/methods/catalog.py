@@ -10,7 +10,7 @@ from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
 
 
-def catalog(base: str) -> dict[str, Any]:
+def list_methods(base: str) -> dict[str, Any]:
     """List the methods for a base, as plain values.
 
     Args:

@@ -108,7 +108,7 @@ def known_bases() -> dict[str, KnownBase]:
     }
 
 
-def listed_bases() -> list[dict[str, Any]]:
+def list_bases() -> list[dict[str, Any]]:
     """All known bases, the smallest first: name, parameters, bytes (in bf16), license, hub,
     package, here (where it is on this machine; None if it is not)."""
     return [

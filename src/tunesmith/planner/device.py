@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from tunesmith.engine.allocator import arena
-from tunesmith.engine.precision import dtype_of
 from tunesmith.errors import UserError
+from tunesmith.models.precision import dtype_of
 from tunesmith.planner.allocators import Passes, reserved, resident, spanned
 
 

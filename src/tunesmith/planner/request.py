@@ -15,10 +15,10 @@ from tunesmith.data.prepare import examples, prepare, resolve
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.engine.precision import dtype_of
 from tunesmith.engine.trainable import cap_max_length
 from tunesmith.errors import UserError
 from tunesmith.models.load import check_base_kind, load_tokenizer
+from tunesmith.models.precision import dtype_of
 from tunesmith.planner.device import Device, device_named, known_devices
 from tunesmith.planner.fitting import plan_within
 from tunesmith.planner.measure import available_memory

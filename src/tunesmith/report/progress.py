@@ -161,6 +161,8 @@ class Progress:
         rate = event.get("learning_rate")
         self._print("method", describe_method(event) + ("" if rate is None else f", learning rate {rate:.2g}"))
         self._print("objective", str(event.get("objective", "?")))
+        for name, files in event.get("extensions", {}).items():
+            self._print("code", f"{name}, {f'from {files[0]}, copied into the run' if files else 'installed'}")
         self._print("on", f"{event.get('device', '?')}, in {event.get('precision', '?')}")
         self._evaluations = event.get("evaluations", {})
         if self._first:

@@ -120,7 +120,7 @@ def methods_table(catalog: dict[str, Any]) -> Table:
 
 
 def bases_table(bases: Sequence[dict[str, Any]]) -> Table:
-    """What `tunesmith.models.bases.listed_bases` returns, at eighty columns."""
+    """What `tunesmith.models.bases.list_bases` returns, at eighty columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True, style="bold")
     for title in ("weights", "size"):

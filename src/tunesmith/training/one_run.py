@@ -1,9 +1,7 @@
-"""A run from its recipe to its saved adapter or model."""
+"""The parts of a run, from its recipe to its saved adapter or model, which `training.trainer` puts together."""
 
-import shutil
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,141 +11,56 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.extensions import files_of
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.cache import tokenizer_fingerprint
-from tunesmith.data.prepare import Prepared, prepare, resolve
-from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
+from tunesmith.data.prepare import Prepared
+from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import LoopState, latest_checkpoint, load_checkpoint
 from tunesmith.engine.evaluations import Evaluations
-from tunesmith.engine.interrupt import listen_for_interrupts
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.optimizers import falls_back_to_adamw
 from tunesmith.engine.output import save_output
-from tunesmith.engine.precision import device_of, dtype_of
-from tunesmith.engine.provenance import provenance
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import (
     base_parameters,
-    cap_max_length,
     is_hidden,
     learning_rates,
     trainable_model,
     with_known_features,
 )
-from tunesmith.errors import UserError
 from tunesmith.inference.held_out import held_out_evaluation, row_vectors
 from tunesmith.models.attention import packs
-from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.objective import Objective
-from tunesmith.planner.measure import forget_peak, measured
+from tunesmith.planner.measure import measured
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
-from tunesmith.run_lock import write_lock
-from tunesmith.training.changes import refuse_changes
-from tunesmith.training.memory_guard import first_pass, plan_of_run
 
 
-def train_run(
-    recipe: Recipe | dict[str, Any] | str | Path,
-    run: str | Path | None,
-    overrides: Sequence[str],
-    subscribers: Sequence[Subscriber],
-) -> Run:
-    """Start a run. Arguments and errors are those of `training.stages.train`."""
-    requested = Recipe.load(recipe, list(overrides))
-    check_base_kind(requested.base, requested.objective)
-    started = time.perf_counter()
-    resolved = cap_max_length(resolve(requested))
-    tokenizer = load_tokenizer(resolved.base)
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    prepared = prepare(resolved, tokenizer)
-    with Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind) as new_run:
-        new_run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
-        try:
-            return _execute(resolved, new_run, tokenizer, prepared, subscribers, started)
-        except UserError:
-            if not (new_run.directory / "metrics.jsonl").exists():  # refused before it started
-                shutil.rmtree(new_run.directory)
-            raise
-
-
-def resume_run(run: str | Path, subscribers: Sequence[Subscriber]) -> Run:
-    """Resume a run. Errors are those of `training.stages.resume`."""
-    old_run = Run.open(run)
-    with write_lock(old_run.directory):
-        if old_run.finished:
-            raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
-        started = time.perf_counter()
-        recipe = Recipe.load(old_run.directory / "recipe.yaml")
-        tokenizer = load_tokenizer(recipe.base)
-        fingerprint = tokenizer_fingerprint(tokenizer)
-        prepared = prepare(recipe, tokenizer)
-        refuse_changes(old_run, recipe, prepared, fingerprint)
-        return _execute(recipe, old_run, tokenizer, prepared, subscribers, started)
-
-
-@keep_freed_memory()
-def _execute(
-    recipe: Recipe,
-    run: Run,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared,
-    subscribers: Sequence[Subscriber],
-    started: float,
-) -> Run:
-    """Plan, build, fit, save. The time counts from `started`."""
-    device = device_of(recipe.train.device)
-    dtype = dtype_of(recipe.precision, device)
-    release_freed_memory()
-    forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
-    plan = plan_of_run(recipe, run, prepared, dtype, device)
-    batch_plan = BatchPlan.of(recipe, prepared.train, prepared.held_out) if plan is None else plan.batch_plan
-    loop = _build(recipe, run, prepared, batch_plan, dtype, device)
-    _subscribe(loop, run, subscribers)
-    evaluations = batch_plan.layout(not loop.batches.padded).evaluations
-    _emit_start(loop, recipe, run, prepared, dtype, evaluations)
-    forecast = first_pass(loop, plan, batch_plan, started)
-    before = deepcopy(loop.state)
-    loop.state.seconds["start"] += time.perf_counter() - started
-    with listen_for_interrupts() as interruption:
-        reason = loop.fit(interruption)
-    output = None if reason == "interrupted" else _save(loop, recipe, run, tokenizer)
-    loop.events.emit("plan", predicted=forecast, measured=_measured_since(before, loop))
-    loop.events.emit(
-        "end",
-        reason=reason,
-        step=loop.state.step,
-        seconds=sum(loop.state.seconds.values()),
-        output=None if output is None else str(output),
-    )
-    return run
-
-
-def _measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:
+def measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:
     """Memory and time since the run started or was resumed, as `first_pass` predicts them."""
     after = loop.state
     parts = {part: seconds - before.seconds[part] for part, seconds in after.seconds.items()}
     return measured(parts, after.step - before.step, after.tokens - before.tokens, loop.device)
 
 
-def _build(
+def build(
     recipe: Recipe, run: Run, prepared: Prepared, batch_plan: BatchPlan, dtype: torch.dtype, device: torch.device
 ) -> Loop:
     """The loop with the model on the device; a resumed run's at its last checkpoint."""
     model, objective = trainable_model(recipe, dtype, device)
     release_freed_memory()  # memory of the weights as they were stored
     prepared = with_known_features(recipe.objective.head, model, prepared, recipe.train.max_batch_tokens)
-    loop = _loop(recipe, run, model, objective, prepared, batch_plan.over(prepared.train), device)
+    loop = loop_of(recipe, run, model, objective, prepared, batch_plan.over(prepared.train), device)
     checkpoint = latest_checkpoint(run.directory / "checkpoints")
     if checkpoint is not None:
         loop.restore(*load_checkpoint(checkpoint))
     return loop
 
 
-def _subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
+def subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
     """Subscribe what receives the run's events. Drop those after the last checkpoint first: they come again."""
     run.rewind(loop.state.metrics_bytes)
     loop.events.subscribe(MetricsFile(run.directory / "metrics.jsonl"))
@@ -157,10 +70,10 @@ def _subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
         loop.events.subscribe(subscriber)
 
 
-def _save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Path:
+def save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Save the adapter or the model, and return where."""
     started = time.perf_counter()
-    _restore_best(run, loop)
+    restore_best(run, loop)
     loop.masters.finish()
     classifier = _classifier(loop, recipe.objective.head)
     output = save_output(run, loop.model, loop.masters, tokenizer, recipe, classifier)
@@ -168,7 +81,7 @@ def _save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBa
     return output
 
 
-def _emit_start(
+def emit_start(
     loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, evaluations: Evaluations
 ) -> None:
     """Emit what is trained and on what data, and warn about settings that work differently here."""
@@ -188,6 +101,7 @@ def _emit_start(
         total_steps=loop.total_steps,
         evaluations={"rows": len(evaluations.rows), "every": evaluations.every},
         step=loop.state.step,
+        extensions={name: [str(file) for file in files_of(path)] for name, path in recipe.extensions.items()},
     )
     loop.events.emit("data", **asdict(prepared.report))
     if falls_back_to_adamw(recipe.train, loop.device):
@@ -215,7 +129,7 @@ def _classifier(loop: Loop, head: Head) -> nn.Linear | None:
     return loop.objective.fit_classifier(vectors)
 
 
-def _loop(
+def loop_of(
     recipe: Recipe,
     run: Run,
     model: PreTrainedModel,
@@ -248,7 +162,7 @@ def _loop(
     )
 
 
-def _restore_best(run: Run, loop: Loop) -> None:
+def restore_best(run: Run, loop: Loop) -> None:
     """With early stopping, restore the best weights instead of the last ones."""
     best = run.directory / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
     if loop.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.extensions import copy_files
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
@@ -16,7 +17,7 @@ from tunesmith.export.merged_model import merged_model, save_merged
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.run_lock import write_lock
-from tunesmith.training.one_run import resume_run, train_run
+from tunesmith.training.trainer import Trainer
 
 
 def train(
@@ -41,11 +42,13 @@ def train(
     """
     pipeline = Pipeline.load(recipe, overrides)
     if pipeline is None:
-        return train_run(recipe, run, overrides, subscribers)
+        return Trainer(recipe, run, overrides, subscribers).fit()
     name = "-".join(pipeline.names) if pipeline.folded is None else f"{pipeline.folded.method.kind}-folds"
     with new_directory(run, pipeline.recipes[0].base.path, name) as directory:
         with atomic_write(directory / PIPELINE_FILE) as file:
             file.write(pipeline.to_yaml())
+        for stage in pipeline.recipes:
+            copy_files(stage.extensions.values(), directory)
         try:
             return _execute(pipeline, directory, subscribers)
         except UserError:
@@ -64,7 +67,7 @@ def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
     directory = Path(run).absolute()
     pipeline = Pipeline.load(directory / PIPELINE_FILE) if (directory / PIPELINE_FILE).exists() else None
     if pipeline is None:
-        return resume_run(run, subscribers)
+        return Trainer.resume(run, subscribers).fit()
     with write_lock(directory):  # and within, each stage locks its own
         return _execute(pipeline, directory, subscribers)
 
@@ -78,9 +81,9 @@ def _execute(pipeline: Pipeline, directory: Path, subscribers: Sequence[Subscrib
     for path, recipe in zip(stage_directories, pipeline.recipes, strict=True):
         if not (path / "recipe.yaml").exists():
             stage = recipe if previous is None or pipeline.folded is not None else _from_weights_of(previous, recipe)
-            previous = train_run(stage, path, (), subscribers)
+            previous = Trainer(stage, path, (), subscribers).fit()
         elif not Run.open(path).finished:
-            previous = resume_run(path, subscribers)
+            previous = Trainer.resume(path, subscribers).fit()
         else:
             previous = Run.open(path)
         if not previous.finished:

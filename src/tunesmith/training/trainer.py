@@ -1,0 +1,304 @@
+"""`tunesmith.Trainer`: a run that is stepped from outside. `fit` is what `tunesmith train` runs.
+
+trainer = tunesmith.Trainer("recipe.yaml", run="runs/mine")
+for batches in trainer:                 # the rows of each step that is left
+    for rows in batches:
+        trainer.forward_backward(rows)
+    trainer.optim_step()
+trainer.save()
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.config.extensions import copy_files
+from tunesmith.config.recipe import Recipe
+from tunesmith.data.cache import tokenizer_fingerprint
+from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.pack import Batch, collate
+from tunesmith.data.prepare import Prepared, prepare, resolve
+from tunesmith.data.read import Row
+from tunesmith.data.render import Renderer
+from tunesmith.data.row_formats import detect, to_example
+from tunesmith.data.tokenize import Tokenizer
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
+from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.interrupt import listen_for_interrupts
+from tunesmith.engine.provenance import provenance
+from tunesmith.engine.trainable import cap_max_length
+from tunesmith.errors import UserError
+from tunesmith.models.load import check_base_kind, load_tokenizer
+from tunesmith.models.precision import device_of, dtype_of
+from tunesmith.planner.measure import forget_peak
+from tunesmith.run import Run, Subscriber
+from tunesmith.run_lock import write_lock
+from tunesmith.training.changes import refuse_changes
+from tunesmith.training.memory_guard import first_pass, plan_of_run
+from tunesmith.training.one_run import build, emit_start, measured_since, save, subscribe
+
+
+class Trainer:
+    """A run, from its recipe to its saved adapter or model. Iterating gives the rows of each step that is left.
+
+    Its directory is locked until `save` or `close`. A run that is not saved can be resumed from its last checkpoint.
+
+    Args:
+        recipe: a `Recipe`, a dict, or a YAML file's path; of one run, not of stages.
+        run: the directory, which must not hold a run yet; default: a new one under `runs/`.
+        overrides: `key.path=value` strings that replace fields of the recipe.
+        subscribers: called with every event, in addition to metrics.jsonl.
+
+    Raises:
+        UserError: an error that the user can fix, in one line.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | dict[str, Any] | str | Path,
+        run: str | Path | None = None,
+        overrides: Sequence[str] = (),
+        subscribers: Sequence[Subscriber] = (),
+    ) -> None:
+        requested = Recipe.load(recipe, list(overrides))
+        check_base_kind(requested.base, requested.objective)
+        started = time.perf_counter()
+        resolved = cap_max_length(resolve(requested))
+        tokenizer = load_tokenizer(resolved.base)
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        prepared = prepare(resolved, tokenizer)
+
+        with ExitStack() as held:
+            self.run = held.enter_context(Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind))
+            copy_files(resolved.extensions.values(), self.run.directory)
+            self.run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
+            try:
+                self._build(resolved, tokenizer, prepared, subscribers, started, held)
+            except UserError:
+                if not (self.run.directory / "metrics.jsonl").exists():  # refused before it started
+                    shutil.rmtree(self.run.directory)
+                raise
+
+    @classmethod
+    def resume(cls, run: str | Path, subscribers: Sequence[Subscriber] = ()) -> "Trainer":
+        """The trainer of a run that was interrupted, at its last checkpoint.
+
+        Args:
+            run: the run's directory.
+            subscribers: called with every event, in addition to metrics.jsonl.
+
+        Raises:
+            UserError: there is no such run, it has finished, its data or base have changed since, or another process
+                is writing it.
+        """
+        trainer = cls.__new__(cls)
+        trainer.run = Run.open(run)
+        with ExitStack() as held:
+            held.enter_context(write_lock(trainer.run.directory))
+            if trainer.run.finished:
+                raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
+            started = time.perf_counter()
+            recipe = Recipe.load(trainer.run.directory / "recipe.yaml")
+            tokenizer = load_tokenizer(recipe.base)
+            fingerprint = tokenizer_fingerprint(tokenizer)
+            prepared = prepare(recipe, tokenizer)
+            refuse_changes(trainer.run, recipe, prepared, fingerprint)
+            trainer._build(recipe, tokenizer, prepared, subscribers, started, held)
+        return trainer
+
+    def _build(
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        prepared: Prepared,
+        subscribers: Sequence[Subscriber],
+        started: float,
+        held: ExitStack,
+    ) -> None:
+        """Plan the run and build its loop. The time counts from `started`. Takes over what is held."""
+        held.enter_context(keep_freed_memory())
+        self.recipe, self.tokenizer = recipe, tokenizer
+        device = device_of(recipe.train.device)
+        dtype = dtype_of(recipe.precision, device)
+        release_freed_memory()
+        forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
+        plan = plan_of_run(recipe, self.run, prepared, dtype, device)
+        batch_plan = BatchPlan.of(recipe, prepared.train, prepared.held_out) if plan is None else plan.batch_plan
+        self.loop = build(recipe, self.run, prepared, batch_plan, dtype, device)
+        subscribe(self.loop, self.run, subscribers)
+        evaluations = batch_plan.layout(not self.loop.batches.padded).evaluations
+        emit_start(self.loop, recipe, self.run, prepared, dtype, evaluations)
+        self._forecast = first_pass(self.loop, plan, batch_plan, started)
+        self._before = deepcopy(self.loop.state)
+        self.loop.state.seconds["start"] += time.perf_counter() - started
+        self._held = held.pop_all()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        """The rows of each step that is left: a list of batches, each a list of indices into `rows`."""
+        while self.loop.state.step < self.loop.total_steps:
+            yield self.loop.batches_of_step()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model in training, with the method applied."""
+        return self.loop.model
+
+    @property
+    def rows(self) -> TokenTable:
+        """The training rows as tokens."""
+        return self.loop.batches.table
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """How many optimizer steps are done, and how many the run has."""
+        return self.loop.state.step, self.loop.total_steps
+
+    def fit(self) -> Run:
+        """Train to the end, with evaluations and checkpoints, and save. Ctrl-C or SIGTERM end it with a checkpoint.
+
+        Returns:
+            The run. If it was interrupted, `run.finished` is False.
+
+        Raises:
+            UserError: losses stay non-finite, memory runs out with a single row, or a file cannot be written.
+        """
+        try:
+            with listen_for_interrupts() as interruption:
+                reason = self.loop.fit(interruption)
+            self._end(reason)
+        finally:
+            self.close()
+        return self.run
+
+    def step(self) -> dict[str, float]:
+        """The next step of the run: its batches, and the update.
+
+        Returns:
+            `loss` (mean over the loss tokens), `grad_norm` and `learning_rate`.
+
+        Raises:
+            UserError: the run has no step left, losses stay non-finite, or memory runs out with a single row.
+        """
+        done, total = self.steps
+        if done >= total:
+            raise UserError(f"{self.run.directory} has done all of its {total:,} steps. Call save().")
+        return self.loop.step()
+
+    def forward_backward(self, rows: Sequence[int] | Sequence[Mapping[str, Any]] | Batch) -> float:
+        """Add the gradients of some rows to those of the next `optim_step`. Rows are packed, without padding.
+
+        Args:
+            rows: indices of training rows, as iterating gives them; or rows of data in any format that the recipe's
+                objective takes (`{"question": …, "answer": …}`); or a `Batch`.
+
+        Returns:
+            The rows' summed loss, over all of their loss tokens.
+
+        Raises:
+            UserError: a row cannot be trained on.
+        """
+        return self.loop.forward_backward(rows if isinstance(rows, Batch) else self.batch(rows))
+
+    def optim_step(self, learning_rate: float | None = None) -> dict[str, float]:
+        """Divide the gradients since the last one by their loss tokens, clip them, and update the weights.
+
+        Args:
+            learning_rate: default: the recipe's schedule at this step.
+
+        Returns:
+            `loss` (mean over the loss tokens), `grad_norm` and `learning_rate`.
+
+        Raises:
+            UserError: there are no gradients, or losses stay non-finite.
+        """
+        if not any(batch.loss_tokens for batch in self.loop.pending):
+            raise UserError("There is nothing to update with: call forward_backward with rows that have loss tokens.")
+        return self.loop.optim_step(learning_rate)
+
+    def batch(self, rows: Sequence[int] | Sequence[Mapping[str, Any]]) -> Batch:
+        """Rows as a batch on the model's device. Arguments and errors are those of `forward_backward`."""
+        indices = [row for row in rows if isinstance(row, int)]
+        if len(indices) == len(rows):
+            return collate(self.rows, indices, self.loop.device)
+        given = [Row(dict(row), Source("rows", n)) for n, row in enumerate(rows, 1) if isinstance(row, Mapping)]
+        table = self._table(given)
+        return replace(collate(table, range(len(table)), self.loop.device), rows=())
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Measure the held-out loss, on the rows that the run evaluates on.
+
+        Returns:
+            `loss`, `loss_interval` (95 %), `rows`, `loss_tokens`, and for text `perplexity`; None without such rows.
+        """
+        return self.loop.evaluate()
+
+    def checkpoint(self) -> None:
+        """Save everything that the next step depends on, so that `resume` continues here.
+
+        Raises:
+            UserError: gradients wait for `optim_step`, or the checkpoint cannot be written.
+        """
+        if self.loop.pending:
+            raise UserError("A checkpoint is between steps: call optim_step first.")
+        self.loop.checkpoint()
+
+    def save(self) -> Path:
+        """End the run: write the adapter or the model, and release the directory.
+
+        Returns:
+            Where it is.
+        """
+        self.loop.checkpoint()
+        output = self._end("done")
+        self.close()
+        assert output is not None
+        return output
+
+    def close(self) -> None:
+        """Release the run's directory. Without `save`, the run is resumed from its last checkpoint."""
+        self._held.close()
+
+    def _end(self, reason: str) -> Path | None:
+        """Save unless interrupted, and emit the last events."""
+        output = None if reason == "interrupted" else save(self.loop, self.recipe, self.run, self.tokenizer)
+        self.loop.events.emit("plan", predicted=self._forecast, measured=measured_since(self._before, self.loop))
+        self.loop.events.emit(
+            "end",
+            reason=reason,
+            step=self.loop.state.step,
+            seconds=sum(self.loop.state.seconds.values()),
+            output=None if output is None else str(output),
+        )
+        return output
+
+    def _table(self, rows: Sequence[Row]) -> TokenTable:
+        """The tokens of rows that are not among the run's."""
+        data, objective = self.recipe.data, self.recipe.objective
+        name = detect(rows, data.columns) if data.format == "auto" else data.format
+        examples: list[Example] = []
+        for row in rows:
+            example = to_example(row, name, data.columns)
+            if isinstance(example, Malformed):
+                raise UserError(f"{example.source}: {example.reason}.")
+            examples.append(example)
+        chunk = Tokenizer(objective, Renderer(self.tokenizer), 0.0).chunk(examples)
+        for source, reason in chunk.unusable:
+            raise UserError(f"{source}: {reason}.")
+        return chunk.sides[0]
