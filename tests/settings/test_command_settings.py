@@ -371,8 +371,8 @@ def test_train_runs_the_recipe_with_overrides_in_the_given_directory(recipe: Pat
 
 
 @shows("tunesmith train --resume", "tunesmith evaluate run", "tunesmith evaluate --rows")
-@shows("tunesmith evaluate --max-new-tokens", "tunesmith evaluate --repetition-penalty")
-def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, by_hand: Any) -> None:
+@shows("tunesmith evaluate --max-new-tokens", "tunesmith evaluate --repetition-penalty", "tunesmith evaluate --metric")
+def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, by_hand: Any, here: Path) -> None:
     assert steps_of(run) == [1]
     run_command("train", "--resume", run)
     assert steps_of(run) == [1, 2, 3]
@@ -388,9 +388,12 @@ def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, b
         assert sample["base"] != by_hand(chat, Sampling(6))
         assert len(sample["tuned"]) == 6
     assert f"Written to {run}/evaluation.json and {run}/report.html" in out
-    run_command("evaluate", run)
+    (here / "mymetrics.py").write_text("def always(answer, expected):\n    return 0.25\n", encoding="utf-8")
+    run_command("evaluate", run, "--metric", "mymetrics:always")
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 6, 5)
+    figure = evaluation["tuned"]["metrics"]["mymetrics:always"]
+    assert (figure["value"], figure["title"], "rouge_l" in evaluation["tuned"]["metrics"]) == (0.25, "always", True)
     assert evaluation["samples"][0]["base"] == by_hand([user(evaluation["samples"][0]["prompt"])], Sampling(128))
 
 

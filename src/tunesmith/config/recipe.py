@@ -31,7 +31,7 @@ from tunesmith.config.registry import (
     MethodConfig,
     ObjectiveConfig,
     Strict,
-    with_kind,
+    config_class,
 )
 from tunesmith.config.train import Train
 from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
@@ -220,11 +220,9 @@ def _by_kind(value: Any, registry: Registry, base: type[Strict], directory: Path
     if kind not in registry and not is_path(kind):
         raise ValueError(f"kind {kind!r} is not known.{_did_you_mean(kind, list(registry))}")
     try:
-        found = registry.load(kind, directory)
+        found = config_class(registry, kind, base, directory)
     except UserError as error:
         raise ValueError(str(error)) from None
-    if is_path(kind) or registry.is_added(kind):
-        found = with_kind(found, kind, base)
     return found.model_validate(value)
 
 

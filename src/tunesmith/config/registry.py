@@ -7,11 +7,12 @@ registered by an installed package as an entry point.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from tunesmith.config.extensions import Registry
+from tunesmith.config.extensions import Registry, is_path
 
 METHODS = Registry(
     "tunesmith.methods",
@@ -242,18 +243,26 @@ class ObjectiveConfig(Strict, ABC):
         """
 
 
-@cache
-def with_kind(found: Any, kind: str, base: type[Strict]) -> Any:
-    """A user's class, under the name by which a recipe refers to it.
+def config_class(registry: Registry, kind: str, base: type[Strict], directory: Path | None = None) -> Any:
+    """The class that a recipe's `kind` stands for, whose own `kind` it is.
 
     Args:
-        found: what was imported.
-        kind: the name in the recipe.
-        base: what it has to extend.
+        registry: of our own and installed kinds.
+        kind: a name in it, or `module:Class`.
+        base: what the class has to extend.
+        directory: where the recipe is.
 
     Raises:
-        ValueError: it does not.
+        UserError: it cannot be imported.
+        ValueError: it does not extend `base`.
     """
+    found = registry.load(kind, directory)
+    return _with_kind(found, kind, base) if is_path(kind) or registry.is_added(kind) else found
+
+
+@cache
+def _with_kind(found: Any, kind: str, base: type[Strict]) -> Any:
+    """A user's class, under the name by which a recipe refers to it."""
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{kind} does not extend {base.__module__}.{base.__name__}")
     return create_model(

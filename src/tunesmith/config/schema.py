@@ -8,15 +8,15 @@ from pydantic_core import PydanticUndefined
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, OBJECTIVES
+from tunesmith.config.registry import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, config_class
 from tunesmith.config.train import EarlyStopping, Train
 
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors, with every method and objective by `kind`."""
     union: Any = {
-        "method": tuple(METHODS.load(kind) for kind in METHODS),
-        "objective": tuple(OBJECTIVES.load(kind) for kind in OBJECTIVES),
+        "method": tuple(config_class(METHODS, kind, MethodConfig) for kind in METHODS),
+        "objective": tuple(config_class(OBJECTIVES, kind, ObjectiveConfig) for kind in OBJECTIVES),
     }
     fields: Any = {}
     for name, classes in union.items():
@@ -27,6 +27,9 @@ def recipe_schema() -> dict[str, Any]:
         fields[name] = (kind, Field(default=None, discriminator="kind", description=description))
     model: Any = create_model("Recipe", __base__=Recipe, **fields)
     schema: dict[str, Any] = model.model_json_schema()
+    for name in union:  # a user's class may have any fields
+        own = {"type": "object", "properties": {"kind": {"type": "string", "pattern": ":"}}, "required": ["kind"]}
+        schema["properties"][name]["oneOf"].append(own)
     schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
     for name in ("train", "held_out"):
         paths = schema["$defs"]["Data"]["properties"][name]
@@ -50,7 +53,7 @@ def recipe_reference() -> str:
     for title, model in (("base", Base), ("data", Data), ("train", Train), ("train.early_stopping", EarlyStopping)):
         parts.append(_fields(title, model))
     for name, registry in (("method", METHODS), ("objective", OBJECTIVES)):
-        parts += [_fields(f"{name}: {{kind: {kind}}}", registry.load(kind)) for kind in registry]
+        parts += [_fields(f"{name}: {{kind: {kind}}}", registry.load(kind)) for kind in registry.own]
     return "\n\n".join(parts) + "\n"
 
 

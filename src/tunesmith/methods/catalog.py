@@ -5,7 +5,7 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from tunesmith.config.base import Base
-from tunesmith.config.registry import METHODS
+from tunesmith.config.registry import METHODS, MethodConfig, config_class
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
 
@@ -29,7 +29,8 @@ def list_methods(base: str) -> dict[str, Any]:
     for kind in METHODS:
         if kind == "peft":
             continue
-        method = METHODS.load(kind).model_validate({"last": 2} if kind == "layers" else {})
+        chosen = config_class(METHODS, kind, MethodConfig)
+        method = chosen.model_validate({"last": 2} if kind == "layers" else {})
         methods.append(
             {
                 "kind": kind,

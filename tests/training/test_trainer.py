@@ -1,0 +1,132 @@
+"""A run that is stepped from outside: the same weights as `train`, rows of one's own, checkpoints, the lock."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tunesmith
+from tunesmith import Trainer
+from tunesmith.errors import UserError
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, write_rows: Callable[..., Path]) -> dict[str, Any]:
+    return {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows()), "held_out": 0.2},
+        "method": {"kind": "lora", "rank": 4, "dropout": 0.2},
+        "train": {"steps": 5, "tokens_per_step": 300, "tokens_per_batch": 150, "learning_rate": 1e-2, "seed": 3},
+    }
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_loop_of_ones_own_reaches_the_weights_of_train_bit_for_bit(recipe: dict[str, Any], tmp_path: Path) -> None:
+    tunesmith.train(recipe, tmp_path / "train")
+    with Trainer(recipe, tmp_path / "own") as trainer:
+        counts = []
+        for batches in trainer:
+            counts.append(len(batches))
+            losses = [trainer.forward_backward(rows) for rows in batches]
+            figures = trainer.optim_step()
+            assert figures["loss"] == pytest.approx(sum(losses) / _loss_tokens(trainer, batches))
+        assert len(counts) == 5
+        assert max(counts) > 1, "gradients are accumulated"
+        assert trainer.save() == tmp_path / "own" / "adapter"
+    with Trainer(recipe, tmp_path / "steps") as trainer:
+        for _ in range(5):
+            trainer.step()
+        trainer.save()
+    expected = weights(tmp_path / "train")
+    assert same(weights(tmp_path / "own"), expected)
+    assert same(weights(tmp_path / "steps"), expected)
+    events = [
+        [event for event in tunesmith.Run(tmp_path / name).events() if event["event"] == "step"]
+        for name in ("train", "own")
+    ]
+    for theirs, own in zip(*events, strict=True):
+        for field in ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_tokens"):
+            assert own[field] == theirs[field]
+    assert tunesmith.Run(tmp_path / "own").events()[-1]["event"] == "end"
+
+
+def _loss_tokens(trainer: Trainer, batches: list[list[int]]) -> int:
+    return sum(int(trainer.rows[row][1].sum()) for rows in batches for row in rows)
+
+
+def test_a_resumed_trainer_continues_at_its_checkpoint(recipe: dict[str, Any], tmp_path: Path) -> None:
+    tunesmith.train(recipe, tmp_path / "whole")
+    with Trainer(recipe, tmp_path / "part") as trainer:
+        trainer.step()
+        trainer.step()
+        trainer.checkpoint()
+        trainer.step()  # lost, and done again
+    assert not tunesmith.Run(tmp_path / "part").finished
+    with Trainer.resume(tmp_path / "part") as trainer:
+        assert trainer.steps == (2, 5)
+        assert trainer.fit().finished
+    assert same(weights(tmp_path / "part"), weights(tmp_path / "whole"))
+    with pytest.raises(UserError, match="has finished"):
+        Trainer.resume(tmp_path / "part")
+
+
+def test_rows_of_ones_own_have_the_loss_and_gradients_of_the_same_rows_in_the_data(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = {**recipe, "method": {"kind": "lora", "rank": 4}, "data": {**recipe["data"], "held_out": 0}}
+    with Trainer(plain, tmp_path / "run") as trainer:
+        inside = trainer.forward_backward([2, 5])
+        gradient = trainer.loop.masters.grad.clone()
+        trainer.loop.masters.grad.zero_()
+        trainer.loop.forget_batches()
+        given = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in (2, 5)]
+        assert trainer.forward_backward(given) == pytest.approx(inside)
+        torch.testing.assert_close(trainer.loop.masters.grad, gradient)
+        before = {name: weight.clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        assert trainer.optim_step(learning_rate=1e-3)["learning_rate"] == 1e-3
+        moved = max(
+            (weight - before[name]).abs().max().item()
+            for name, weight in trainer.model.named_parameters()
+            if weight.requires_grad
+        )
+        assert moved == pytest.approx(1e-3, rel=0.01), "AdamW's first step is the learning rate"
+
+
+def test_what_a_trainer_cannot_do_is_refused_in_one_line(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with Trainer(recipe, tmp_path / "run", overrides=["train.steps=1"]) as trainer:
+        with pytest.raises(UserError, match="call forward_backward"):
+            trainer.optim_step()
+        with pytest.raises(UserError, match=r"rows row 1: .*answer"):
+            trainer.forward_backward([{"question": "What?", "answer": None}])
+        trainer.forward_backward([0])
+        with pytest.raises(UserError, match="call optim_step first"):
+            trainer.checkpoint()
+        with pytest.raises(UserError, match="is being written by process"):
+            Trainer.resume(tmp_path / "run")
+        trainer.optim_step()
+        with pytest.raises(UserError, match=r"has done all of its 1 steps. Call save"):
+            trainer.step()
+    with pytest.raises(UserError, match="already contains a run"):
+        Trainer(recipe, tmp_path / "run")
+
+
+def test_a_trainer_evaluates_the_rows_that_the_run_evaluates(recipe: dict[str, Any], tmp_path: Path) -> None:
+    run = tunesmith.train(recipe, tmp_path / "train")
+    first = next(event for event in run.events() if event["event"] == "evaluation")
+    with Trainer(recipe, tmp_path / "own") as trainer:
+        figures = trainer.evaluate()
+        assert figures is not None
+        assert (figures["loss"], figures["rows"]) == (pytest.approx(first["loss"]), first["rows"])
+    without = {**recipe, "data": {**recipe["data"], "held_out": 0}}
+    with Trainer(without, tmp_path / "none") as trainer:
+        assert trainer.evaluate() is None
