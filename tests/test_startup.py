@@ -115,10 +115,10 @@ EVALUATES = {"tunesmith.evaluation", "sklearn", "scipy", "rouge_score"}
 @pytest.mark.parametrize(
     ("verb", "unused"),
     [
-        pytest.param(("use", "generate", "_load_any", "_prompt"), TRAINS | EVALUATES | {"peft"}, id="generate"),
-        pytest.param(("use", "chat", "_load_any", "_prompt"), TRAINS | EVALUATES | {"peft"}, id="chat"),
-        pytest.param(("use", "classify", "_load_any"), TRAINS | EVALUATES | {"peft"}, id="classify"),
-        pytest.param(("use", "embed", "_load_any"), TRAINS | EVALUATES | {"peft"}, id="embed"),
+        pytest.param(("use", "generate"), TRAINS | EVALUATES | {"peft"}, id="generate"),
+        pytest.param(("use", "chat"), TRAINS | EVALUATES | {"peft"}, id="chat"),
+        pytest.param(("use", "classify"), TRAINS | EVALUATES | {"peft"}, id="classify"),
+        pytest.param(("use", "embed"), TRAINS | EVALUATES | {"peft"}, id="embed"),
         pytest.param(("use", "answer"), TRAINS | {"peft", "scipy", "sklearn"}, id="answer"),
         pytest.param(("data", "show", "_recipe", "_objective"), TRAINS | EVALUATES | {"peft", "tunesmith.engine"},
                      id="data show"),
@@ -135,7 +135,7 @@ def test_a_verb_imports_no_package_that_it_does_not_use(verb: tuple[str, ...], u
 
 
 def test_the_import_search_finds_what_a_verb_needs() -> None:
-    assert {"tunesmith.inference.model_reference", "torch", "transformers"} <= _of_verb("use", "generate", "_load_any")
+    assert {"tunesmith.inference.model_reference", "torch", "transformers"} <= _of_verb("use", "generate")
     assert {"tunesmith.planner.plan", "peft"} <= _of_verb("train", "train")
     assert {"tunesmith.methods", "peft"} <= _of_verb("methods", "methods")
     assert "pydantic" in _of_verb("schema", "schema")

@@ -256,6 +256,7 @@ def test_a_runs_first_events_describe_the_training_and_the_data(
     start, data = events[0], events[1]
     assert start == {
         "event": "start",
+        "extensions": {},
         "run": str(run.directory),
         "base": recipe["base"]["path"],
         "method": "lora",

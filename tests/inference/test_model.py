@@ -78,5 +78,3 @@ def test_what_a_model_cannot_do_is_refused_before_its_weights_are_loaded(model: 
         fresh.score(["a"], ["b", "c"])
     with pytest.raises(UserError, match=r"holds 512\. Shorten it"):
         model.score(["a" * 600])
-    with pytest.raises(UserError, match="nowhere"):
-        tunesmith.load("nowhere/at-all")

@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?(?: repeat=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-QUICK = ("README", "data", "extending")
+QUICK = ("README", "data")
 """Pages that `make test` executes with short training; `make test-all` executes all pages in full."""
 
 SHORTENED = {

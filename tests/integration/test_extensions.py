@@ -128,8 +128,6 @@ def test_the_run_keeps_the_code_and_is_evaluated_and_merged_without_the_original
     assert not (run / "mymethods.py").exists(), "not imported by the objective"
     for file in recipe.parent.glob("*.py"):
         file.unlink()
-    for name in ("mylosses", "halves"):
-        del sys.modules[name]
     result = tunesmith.evaluate(run, rows=2, max_new_tokens=2)
     assert result["tuned"]["loss"] < result["base"]["loss"]
     assert Path(sys.modules["mylosses"].__file__ or "").parent == run
@@ -143,8 +141,6 @@ def test_a_resumed_run_uses_the_code_that_it_started_with(recipe: Path, tmp_path
         trainer.step()
         trainer.checkpoint()
     (recipe.parent / "halves.py").write_text("HALF = 100.0\n")
-    for name in ("mylosses", "halves"):
-        del sys.modules[name]
     resumed = tunesmith.resume(tmp_path / "run").directory
     weights = load_file(resumed / "adapter/adapter_model.safetensors")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -157,8 +153,6 @@ def test_a_change_of_the_code_invalidates_the_cached_tokens(recipe: Path, tmp_pa
 
     assert [cached("one"), cached("two")] == [False, True]
     (recipe.parent / "halves.py").write_text("HALF = 0.25\n")
-    for name in ("mylosses", "halves"):
-        del sys.modules[name]
     assert not cached("three")
 
 

@@ -283,5 +283,5 @@ def test_lora_on_experts_trains_its_formulas_number_of_parameters_or_is_refused(
     assert sum(count for name, count in trained.items() if ".experts." in name) > 0
     with pytest.raises(UserError, match="has no expert weight tensors"):
         method.apply(loaded(tmp_path / "llama"), seed=0)
-    with pytest.raises(UserError, match="without dropout, dora or a special initialization"):
+    with pytest.raises(UserError, match="without dropout, dora, last or a special initialization"):
         method_of({"kind": "lora", "experts": True, "dropout": 0.1}).apply(loaded(tmp_path / "mixtral"), seed=0)

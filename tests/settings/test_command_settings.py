@@ -631,7 +631,7 @@ def few_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         (place / f"package{number}.py").write_text("\n".join(functions), encoding="utf-8")
     found = packages([place])
-    monkeypatch.setattr("tunesmith.demo.tools.packages", lambda: found)
+    monkeypatch.setattr("tunesmith.demo.functions.packages", lambda: found)
 
 
 @shows("tunesmith demo --directory", "tunesmith demo --set", "tunesmith demo --base", "tunesmith demo --ask")
@@ -642,7 +642,7 @@ def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
     options = ["--directory", "mine", "--base", str(letters), "--ask", "def look_up(word: str): ..."]
     out = run_command("demo", *options, *(part for setting in settings for part in ("--set", setting)))
     resolved = Recipe.load(here / "mine" / "run" / "recipe.yaml")
-    assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 8)
+    assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 16)
     assert set(json.loads((here / "mine" / "run" / "evaluation.json").read_text())["differences"]) == {
         "loss", "exactly_right", "fields", "valid_definition", "valid_json",
     }  # fmt: skip

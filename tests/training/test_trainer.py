@@ -106,8 +106,8 @@ def test_what_a_trainer_cannot_do_is_refused_in_one_line(recipe: dict[str, Any],
     with Trainer(recipe, tmp_path / "run", overrides=["train.steps=1"]) as trainer:
         with pytest.raises(UserError, match="call forward_backward"):
             trainer.optim_step()
-        with pytest.raises(UserError, match=r"rows row 1: .*answer"):
-            trainer.forward_backward([{"question": "What?", "answer": None}])
+        with pytest.raises(UserError, match=r"rows row 2: answer is missing"):
+            trainer.forward_backward([{"question": "What?", "answer": "So."}, {"question": "What?", "answer": None}])
         trainer.forward_backward([0])
         with pytest.raises(UserError, match="call optim_step first"):
             trainer.checkpoint()

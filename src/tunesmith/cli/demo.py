@@ -85,11 +85,12 @@ def demo(
 
 def _train(console: Console, directory: Path, base: str | None, overrides: list[str]) -> Path:
     """Write rows and recipe, and train. Returns the run's directory."""
+    from tunesmith.demo.functions import packages
     from tunesmith.demo.tools import write_rows
 
     _heading(console, "1. The data", "Functions of this Python and their tool definitions, as chat models call them.")
     with ProcessPoolExecutor(1, get_context("spawn")) as other:  # reads functions while this process loads libraries
-        writing = other.submit(write_rows, directory, most_held_out=HELD_OUT)
+        writing = other.submit(write_rows, directory, found=packages(), most_held_out=HELD_OUT)
         name = _fetched(console, base)
         with quick_imports():
             from tunesmith.demo.recipe import sets_steps, write_recipe

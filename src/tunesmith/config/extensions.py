@@ -7,10 +7,10 @@ the recipe, so that the run can be resumed and evaluated without the original.
 import hashlib
 import importlib
 import importlib.util
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,8 +19,29 @@ from typing import Any
 
 from tunesmith.errors import UserError
 
-_beside: dict[str, dict[Path, Path]] = {}
-"""Top-level modules that were imported from beside a recipe: their files, and where each is in that directory."""
+
+@dataclass(frozen=True)
+class Beside:
+    """What was imported from beside a recipe for one top-level module.
+
+    Attributes:
+        root: the directory.
+        sources: the files, by their paths there, as they were imported.
+        modules: their names in `sys.modules`.
+    """
+
+    root: Path
+    sources: dict[Path, bytes]
+    modules: frozenset[str]
+
+    def is_current(self) -> bool:
+        """Whether nothing has changed on disk since."""
+        paths = ((self.root / path, source) for path, source in self.sources.items())
+        return all(path.is_file() and path.read_bytes() == source for path, source in paths)
+
+
+_beside: dict[str, Beside] = {}
+"""By top-level module."""
 
 
 class Registry(Mapping[str, str]):
@@ -109,48 +130,59 @@ def imported(name: str, directory: Path | None = None) -> Any:
     return getattr(found, attribute)
 
 
-def files_of(name: str) -> dict[Path, Path]:
-    """The Python files of `module:name` that are beside a recipe: each with its path in that directory.
-
-    Empty if the module is installed. Other modules of that directory that it imports are included.
-    """
-    return _beside.get(name.partition(":")[0].partition(".")[0], {})
+def files_of(name: str) -> list[Path]:
+    """The Python files of `module:name` that are beside a recipe, with others there that it imports; none if the module
+    is installed."""
+    found = _beside.get(_top(name))
+    return [] if found is None else [found.root / path for path in found.sources]
 
 
 def copy_files(names: Iterable[str], directory: Path) -> None:
-    """Copy what is beside a recipe of these `module:Class` to another directory, where it is found again."""
+    """Write what is beside a recipe of these `module:Class`, as it was imported, to where it is found again."""
     for name in names:
-        for source, path in files_of(name).items():
-            target = directory / path
-            if target.resolve() != source:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+        found = _beside.get(_top(name))
+        for path, source in {} if found is None else found.sources.items():
+            (directory / path).parent.mkdir(parents=True, exist_ok=True)
+            (directory / path).write_bytes(source)
 
 
 def fingerprint(names: Iterable[str]) -> str:
-    """SHA-256 of the source files of these `module:Class`, which are imported already."""
+    """SHA-256 of the source of these `module:Class`, which are imported already."""
     digest = hashlib.sha256()
     for name in names:
-        module = sys.modules[name.partition(":")[0]]
-        files = set(files_of(name)) | ({Path(module.__file__)} if module.__file__ else set())
-        for file in sorted(files):
-            digest.update(file.name.encode() + file.read_bytes())
+        found = _beside.get(_top(name))
+        file = sys.modules[name.partition(":")[0]].__file__
+        sources = [] if file is None else [Path(file).read_bytes()]
+        for source in sources if found is None else found.sources.values():
+            digest.update(hashlib.sha256(source).digest())
     return digest.hexdigest()
 
 
+def _top(name: str) -> str:
+    """`a` of `a.b:C`."""
+    return name.partition(":")[0].partition(".")[0]
+
+
 def _import(module: str, directory: Path | None) -> ModuleType:
-    top = module.partition(".")[0]
+    top = _top(module)
     file = None if directory is None else _file(top, directory)
     if file is None or directory is None:
         return importlib.import_module(module)
-    before = set(sys.modules)
-    with _searched(directory):
-        _load_beside(top, file)
-        found = importlib.import_module(module)
     root = file.parent.parent if file.name == "__init__.py" else file.parent
-    new = [each for each in sys.modules if each not in before or each.partition(".")[0] == top]
-    paths = [path for each in new if (path := _source(each, root)) is not None]
-    _beside.setdefault(top, {}).update({path: path.relative_to(root) for path in paths})
+    known = _beside.get(top)
+    if known is not None and not (known.root == root and top in sys.modules and known.is_current()):
+        for name in known.modules:
+            sys.modules.pop(name, None)
+        del _beside[top]
+    before = set(sys.modules)
+    with _searched(root):
+        if top not in _beside:
+            _load(top, file)
+        found = importlib.import_module(module)
+    names = {name for name in sys.modules if name not in before or _top(name) == top}
+    names |= _beside[top].modules if top in _beside else set()
+    sources = {path: source for name in sorted(names) for path, source in _source(name, root)}
+    _beside[top] = Beside(root, sources, frozenset(name for name in names if any(_source(name, root))))
     return found
 
 
@@ -160,22 +192,16 @@ def _file(top: str, directory: Path) -> Path | None:
     return next((place.resolve() for place in places if place.is_file()), None)
 
 
-def _load_beside(top: str, file: Path) -> None:
-    """Import a top-level module from this file, unless that has happened.
+def _load(top: str, file: Path) -> None:
+    """Import a top-level module from this file.
 
     Raises:
         UserError: an installed module has the same name.
     """
     known = sys.modules.get(top)
     spec = known.__spec__ if known is not None else importlib.util.find_spec(top)
-    origin = None if spec is None or spec.origin is None else Path(spec.origin)
-    if spec is not None and top not in _beside and origin != file:
+    if spec is not None and (spec.origin is None or Path(spec.origin) != file):
         raise UserError(f"{file} has the name of an installed module, {top}. Give it another name.")
-    if known is not None:
-        if origin is not None and origin.is_file() and origin.read_bytes() == file.read_bytes():
-            return  # this file, or a copy of it in a run
-        for name in [name for name in sys.modules if name.partition(".")[0] == top]:
-            del sys.modules[name]
     package = [str(file.parent)] if file.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(top, file, submodule_search_locations=package)
     assert spec is not None
@@ -189,12 +215,14 @@ def _load_beside(top: str, file: Path) -> None:
         raise
 
 
-def _source(module: str, root: Path) -> Path | None:
-    """The file of an imported module that is in this directory itself; None for one of a virtual environment in it."""
-    file = getattr(sys.modules[module], "__file__", None)
+def _source(module: str, root: Path) -> Iterator[tuple[Path, bytes]]:
+    """The file of an imported module and its content, if it is in this directory itself, and not in a virtual
+    environment there."""
+    file = getattr(sys.modules.get(module), "__file__", None)
     path = root.joinpath(*module.split("."))
     source = Path(file).resolve() if file else None
-    return source if source in (path.with_suffix(".py"), path / "__init__.py") else None
+    if source in (path.with_suffix(".py"), path / "__init__.py") and source is not None:
+        yield source.relative_to(root), source.read_bytes()
 
 
 @contextmanager

@@ -45,12 +45,16 @@ class Listed:
     seconds: float = 0.0
 
 
-def list_runs(directory: Path) -> list[Listed]:
+def list_runs(directory: str | Path = "runs") -> list[Listed]:
     """All runs in a directory, at most two levels down, sorted by name.
+
+    Args:
+        directory: which contains the runs.
 
     Raises:
         UserError: there is no such directory.
     """
+    directory = Path(directory)
     if not directory.is_dir():
         raise UserError(
             f"{directory} is not a directory. Runs are in runs/ unless --run was set; give their directory."

@@ -60,6 +60,13 @@ def train(
 def resume(run: str | Path, subscribers: Sequence[Subscriber] = ()) -> Run:
     """Resume a run or a pipeline from its last checkpoint, with the same final weights as without the interruption.
 
+    Args:
+        run: the directory of the run or the pipeline.
+        subscribers: called with every event, in addition to metrics.jsonl.
+
+    Returns:
+        The run; for a pipeline, its last run.
+
     Raises:
         UserError: the directory is neither, the run has finished, its data or base have changed since, or another
             process is writing it.
