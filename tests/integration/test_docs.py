@@ -85,6 +85,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("objectives", "distillation_quality"),
         ("planning", "afterwards_memory"),
         ("testing", "mutants"),
+        ("bases", "demo_quality"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
