@@ -73,7 +73,17 @@ class Norms(MethodConfig):
 @pytest.fixture(autouse=True)
 def nothing_imported() -> Iterator[None]:
     """Each test imports its own modules, and leaves none."""
-    names = ("mylosses", "halves", "mymethods", "their_package", "myheads", "myformats", "mymetrics", "broken")
+    names = (
+        "mylosses",
+        "halves",
+        "mymethods",
+        "their_package",
+        "mypackage",
+        "myheads",
+        "myformats",
+        "mymetrics",
+        "broken",
+    )
 
     def forget() -> None:
         for name in [each for each in sys.modules if each.partition(".")[0] in names]:
@@ -161,6 +171,22 @@ def test_a_method_beside_the_recipe_trains_exactly_its_weights(recipe: Path, tmp
     start = run.events()[0]
     assert start["trained_parameters"] == 5 * 32
     assert run.output == tmp_path / "run" / "model"
+
+
+def test_a_package_beside_the_recipe_is_copied_with_its_modules(recipe: Path, tmp_path: Path) -> None:
+    package = recipe.parent / "mypackage"
+    (package / "inner").mkdir(parents=True)
+    for file in (package / "__init__.py", package / "inner" / "__init__.py", package / "unused.py"):
+        file.touch()
+    (package / "inner" / "halves.py").write_text("HALF = 0.5\n")
+    (package / "focal.py").write_text(LOSSES.replace("from halves", "from .inner.halves"))
+    overrides = ["objective.kind='mypackage.focal:Half'", "train.steps=1"]
+    run = tunesmith.train(recipe, tmp_path / "run", overrides).directory
+    copied = sorted(str(path.relative_to(run)) for path in run.rglob("*.py"))
+    names = ("__init__.py", "focal.py", "inner/__init__.py", "inner/halves.py")
+    assert copied == [f"mypackage/{name}" for name in names]
+    assert tunesmith.Recipe.load(run / "recipe.yaml").objective.kind == "mypackage.focal:Half"
+    assert Path(sys.modules["mypackage.inner.halves"].__file__ or "").is_relative_to(run)
 
 
 @pytest.mark.parametrize(
