@@ -19,10 +19,10 @@ data:
 method: {method}
 objective: {{kind: instruction}}
 train:
-  steps: {steps:<18} # what this machine trains in about {seconds:.0f} seconds
+  steps: {steps:<18} # what the plan expects of this machine in {seconds:.0f} seconds
   tokens_per_step: {tokens}
   learning_rate: {rate}
-  evaluate_rows: 8           # few during the run; all afterwards
+  evaluate_rows: 4           # few during the run; all afterwards
   seed: {seed}
 """
 
@@ -54,10 +54,10 @@ SETTINGS = {
         method="{kind: lora, rank: 16, alpha: 32, last: 12}  # of 30 blocks: less to compute and less to forget",
         tokens=256,
         rate="2e-3",
-        seconds=80,
+        seconds=60,
         steps=(40, 300),
     ),
-    "": Settings(method="{kind: lora, rank: 16, alpha: 32}", tokens=256, rate="1e-3", seconds=80, steps=(40, 300)),
+    "": Settings(method="{kind: lora, rank: 16, alpha: 32}", tokens=256, rate="1e-3", seconds=60, steps=(40, 300)),
 }
 """By base; the empty name stands for every other."""
 
