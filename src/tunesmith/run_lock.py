@@ -4,6 +4,7 @@ The lock is flock(2) on a file in the directory. The system releases it when the
 killed run can be resumed at once. The file's text names the process for the message only, and may be out of date.
 """
 
+import errno
 import logging
 import os
 import platform
@@ -93,7 +94,10 @@ def _lock(handle: int, directory: Path, exclusive: bool) -> None:
         UserError: another process or thread has locked it.
         OSError: the file system has no locks.
     """
-    import fcntl  # not on Windows, where this module is imported too
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOSYS, "the system has no flock") from None
 
     try:
         fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -224,6 +224,107 @@ def test_only_the_recipes_directory_and_installed_code_are_searched(recipe: Path
         tunesmith.Recipe.load(other)
 
 
+def test_two_recipes_with_modules_of_the_same_name_keep_their_own_code(recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "second"
+    other.mkdir()
+    (other / "mylosses.py").write_text(LOSSES)
+    (other / "halves.py").write_text("HALF = 50.0\n")
+    (other / "recipe.yaml").write_text(recipe.read_text())
+    first, second = tunesmith.Recipe.load(recipe), tunesmith.Recipe.load(other / "recipe.yaml")
+    losses = []
+    for number, each in enumerate((first, second, first)):
+        run = tunesmith.train(each, tmp_path / f"run{number}", ["train.steps=1"])
+        losses.append(steps_of(run.directory)[0]["loss"])
+        assert (run.directory / "halves.py").read_text() == f"HALF = {(0.5, 50.0, 0.5)[number]}\n"
+    assert losses[1] == pytest.approx(100 * losses[0])
+    assert losses[2] == losses[0]
+    (other / "mylosses.py").unlink()
+    with pytest.raises(UserError, match=r"is neither in .*second nor installed"):
+        tunesmith.Recipe.load(other / "recipe.yaml")
+
+
+def test_a_helper_that_two_modules_share_is_copied_with_each(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "mymethods.py").write_text("import halves\n" + METHOD)
+    for number, override in enumerate(("method=lora", "method={kind: 'mymethods:Norms'}")):
+        objective = [] if number == 0 else ["objective=instruction"]
+        run = tunesmith.train(recipe, tmp_path / f"run{number}", [override, "train.steps=1", *objective]).directory
+        assert (run / "halves.py").exists()
+
+
+def test_after_a_failed_import_the_corrected_files_are_read(recipe: Path) -> None:
+    (recipe.parent / "halves.py").write_text("HALF = 7.0\n")
+    (recipe.parent / "mylosses.py").write_text(LOSSES + "\n1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        tunesmith.Recipe.load(recipe)
+    (recipe.parent / "halves.py").write_text("HALF = 0.5\n")
+    (recipe.parent / "mylosses.py").write_text(LOSSES)
+    tunesmith.Recipe.load(recipe)
+    assert sys.modules["halves"].HALF == 0.5
+
+
+def test_a_package_with_the_name_of_a_directory_of_runs_is_refused(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "model").mkdir()
+    (recipe.parent / "model" / "__init__.py").write_text(LOSSES)
+    with pytest.raises(UserError, match="a run has a directory model, so a package cannot"):
+        tunesmith.train(recipe, tmp_path / "run", ["objective.kind='model:Half'"])
+    assert not (tmp_path / "run").exists()
+
+
+HEAD = """
+from dataclasses import dataclass
+from pathlib import Path
+from tunesmith import Prediction
+from tunesmith.heads.sequence_classification import RegressionHead
+from tunesmith.objectives.regression import Regression
+
+Path(__file__).with_name("executed").touch()
+
+@dataclass(frozen=True)
+class PointsHead(RegressionHead):
+    kind = "myheads:PointsHead"
+
+    def predictions(self, output):
+        return [Prediction("points", float(output[0]))]
+
+@dataclass(frozen=True)
+class Nameless(RegressionHead):
+    pass
+
+class Points(Regression):
+    @property
+    def head(self):
+        return PointsHead()
+
+class Unnamed(Regression):
+    @property
+    def head(self):
+        return Nameless()
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_head_of_ones_own_predicts_from_its_run_and_runs_no_code_elsewhere(
+    recipe: Path, tmp_path: Path, method: str
+) -> None:
+    (recipe.parent / "myheads.py").write_text(HEAD)
+    rows = tmp_path / "scores.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"a{n}", "score": n}) + "\n" for n in range(20)))
+    overrides = [f"data.train={rows}", f"method={method}", "train.steps=1"]
+    run = tunesmith.train(recipe, tmp_path / "run", [*overrides, "objective={kind: 'myheads:Points'}"])
+    assert tunesmith.classify(str(run.directory), "a3")[0][0].label == "points"
+    with pytest.raises(UserError, match=r"Set kind = 'myheads:Nameless' in its class"):
+        tunesmith.Recipe.load(recipe, [*overrides, "objective={kind: 'myheads:Unnamed'}"])
+    assert run.output is not None
+    moved = tmp_path / "moved"
+    run.output.rename(moved)
+    (moved / "myheads.py").write_text(HEAD)
+    for name in [each for each in sys.modules if each == "myheads"]:
+        del sys.modules[name]
+    with pytest.raises(UserError, match="myheads:PointsHead cannot be imported: myheads is not installed"):
+        tunesmith.load(str(moved))
+    assert not (moved / "executed").exists()
+
+
 # An installed package
 
 

@@ -1,5 +1,6 @@
 """A run that is stepped from outside: the same weights as `train`, rows of one's own, checkpoints, the lock."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,24 @@ def test_what_a_trainer_cannot_do_is_refused_in_one_line(recipe: dict[str, Any],
             trainer.checkpoint()
         with pytest.raises(UserError, match="is being written by process"):
             Trainer.resume(tmp_path / "run")
+        for rows, message in (
+            ([], "There are no rows"),
+            ([0, {"question": "a", "answer": "b"}], "all indices of training rows, or all rows of data"),
+            (
+                [{"question": 1100 * "a", "answer": "b"}],
+                f"longer than data.max_length: {trainer.recipe.data.max_length}",
+            ),
+        ):
+            with pytest.raises(UserError, match=message):
+                trainer.forward_backward(rows)
         trainer.optim_step()
-        with pytest.raises(UserError, match=r"has done all of its 1 steps. Call save"):
-            trainer.step()
+        trainer.forward_backward([0])
+        for step in (trainer.step, trainer.optim_step):
+            with pytest.raises(UserError, match=r"has done all of its 1 steps. Call save"):
+                step()
+    for call in (trainer.step, trainer.checkpoint, trainer.save, trainer.evaluate, trainer.fit):
+        with pytest.raises(UserError, match=r"is closed\. tunesmith\.load uses a finished run"):
+            call()
     with pytest.raises(UserError, match="already contains a run"):
         Trainer(recipe, tmp_path / "run")
 
@@ -130,3 +146,43 @@ def test_a_trainer_evaluates_the_rows_that_the_run_evaluates(recipe: dict[str, A
     without = {**recipe, "data": {**recipe["data"], "held_out": 0}}
     with Trainer(without, tmp_path / "none") as trainer:
         assert trainer.evaluate() is None
+
+
+def test_gradients_that_were_only_looked_at_do_not_enter_a_step(recipe: dict[str, Any], tmp_path: Path) -> None:
+    losses = []
+    for name in ("plain", "looked"):
+        with Trainer(recipe, tmp_path / name, overrides=["method.dropout=0"]) as trainer:
+            if name == "looked":
+                trainer.forward_backward([0, 1, 2])
+            losses.append([trainer.step() for _ in range(2)])
+    assert losses[0] == losses[1]
+
+
+def test_a_failed_pass_leaves_no_gradient(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        trainer.forward_backward([0])
+
+        def fail(model: Any, batch: Any) -> torch.Tensor:
+            raise KeyError("a bug in a loss")
+
+        usual, trainer.loop.objective.loss = trainer.loop.objective.loss, fail  # type: ignore[method-assign]
+        with pytest.raises(KeyError):
+            trainer.forward_backward([1])
+        trainer.loop.objective.loss = usual  # type: ignore[method-assign]
+        assert not trainer.loop.masters.grad.any()
+        with pytest.raises(UserError, match="call forward_backward"):
+            trainer.optim_step()
+
+
+def test_rows_of_ones_own_are_read_in_the_objectives_format(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"I am {n}.", "label": "ab"[n % 2]} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "held_out": 0},
+        "objective": "classification",
+        "train": {"steps": 1, "tokens_per_step": 200},
+    }
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        inside = trainer.forward_backward([0, 1])
+        assert trainer.forward_backward(rows[:2]) == pytest.approx(inside)

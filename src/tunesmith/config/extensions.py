@@ -1,14 +1,15 @@
 """Code of users: a class named as `module:Class`, imported from beside the recipe or from what is installed.
 
 Only that is searched: the directory of the recipe, and Python's own path. The run copies a module that it finds beside
-the recipe, so that the run can be resumed and evaluated without the original.
+the recipe, so that the run can be resumed and evaluated without the original. What such a module imports from beside it
+must be imported at its top, not inside its functions.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,29 +20,30 @@ from typing import Any
 
 from tunesmith.errors import UserError
 
+RESERVED = ("adapter", "checkpoints", "model", "tensorboard")
+"""Names in a run's directory, which modules beside a recipe cannot have."""
+
 
 @dataclass(frozen=True)
-class Beside:
+class ImportedCode:
     """What was imported from beside a recipe for one top-level module.
 
     Attributes:
-        root: the directory.
-        sources: the files, by their paths there, as they were imported.
+        sources: the files, by their paths in the recipe's directory, as they were imported.
         modules: their names in `sys.modules`.
     """
 
-    root: Path
     sources: dict[Path, bytes]
     modules: frozenset[str]
 
-    def is_current(self) -> bool:
-        """Whether nothing has changed on disk since."""
-        paths = ((self.root / path, source) for path, source in self.sources.items())
+    def is_current(self, root: Path) -> bool:
+        """Whether nothing has changed in the directory since."""
+        paths = ((root / path, source) for path, source in self.sources.items())
         return all(path.is_file() and path.read_bytes() == source for path, source in paths)
 
 
-_beside: dict[str, Beside] = {}
-"""By top-level module."""
+_imported: dict[tuple[Path, str], ImportedCode] = {}
+"""By the recipe's directory and the top-level module. Only the modules of one directory are in `sys.modules`."""
 
 
 class Registry(Mapping[str, str]):
@@ -111,51 +113,65 @@ def imported(name: str, directory: Path | None = None) -> Any:
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
         raise UserError(f"{name} is not of the form module:Class, such as my_package.losses:FocalLoss.")
+    if module == "__main__":
+        raise UserError(f"{name} cannot be imported again by a run. Put it in a file of its own beside the recipe.")
     try:
-        found = _import(module, directory)
+        found = _import(module, None if directory is None else directory.resolve())
     except ModuleNotFoundError as error:
         if error.name not in _parents(module):
             raise UserError(f"{name} cannot be imported: it needs {error.name}, which is not installed.") from error
         places = "is not installed" if directory is None else f"is neither in {directory} nor installed"
         raise UserError(
-            f"{name} cannot be imported: {module} {places}. Put {module.partition('.')[0]}.py beside the recipe, or "
-            "install its package."
+            f"{name} cannot be imported: {module} {places}. Put {_top(name)}.py beside the recipe, or install its "
+            "package."
         ) from None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{name} cannot be imported: {type(error).__name__}: {error}.") from error
     if not hasattr(found, attribute):
-        raise UserError(f"{name} cannot be imported: {found.__file__} has no {attribute}.")
+        raise UserError(f"{name} cannot be imported: {getattr(found, '__file__', None) or module} has no {attribute}.")
     return getattr(found, attribute)
 
 
-def files_of(name: str) -> list[Path]:
-    """The Python files of `module:name` that are beside a recipe, with others there that it imports; none if the module
-    is installed."""
-    found = _beside.get(_top(name))
-    return [] if found is None else [found.root / path for path in found.sources]
+def source_files(name: str, directory: Path | None) -> list[Path]:
+    """The Python files of `module:name` that are beside the recipe, with others there that it imports; none if the
+    module is installed."""
+    root, found = _code_of(name, directory)
+    return [root / path for path in found.sources]
 
 
-def copy_files(names: Iterable[str], directory: Path) -> None:
-    """Write what is beside a recipe of these `module:Class`, as it was imported, to where it is found again."""
+def copy_code(names: Iterable[str], directory: Path | None, target: Path) -> None:
+    """Write what is beside the recipe of these `module:Class`, as it was imported, to where it is found again.
+
+    Raises:
+        UserError: a module has the name of a directory of runs.
+    """
     for name in names:
-        found = _beside.get(_top(name))
-        for path, source in {} if found is None else found.sources.items():
-            (directory / path).parent.mkdir(parents=True, exist_ok=True)
-            (directory / path).write_bytes(source)
+        for path, source in _code_of(name, directory)[1].sources.items():
+            if path.parts[0] in RESERVED:
+                raise UserError(
+                    f"{name}: a run has a directory {path.parts[0]}, so a package cannot. Give it another name."
+                )
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(source)
 
 
-def fingerprint(names: Iterable[str]) -> str:
+def fingerprint(names: Iterable[str], directory: Path | None) -> str:
     """SHA-256 of the source of these `module:Class`, which are imported already."""
     digest = hashlib.sha256()
     for name in names:
-        found = _beside.get(_top(name))
-        file = sys.modules[name.partition(":")[0]].__file__
-        sources = [] if file is None else [Path(file).read_bytes()]
-        for source in sources if found is None else found.sources.values():
+        found = _code_of(name, directory)[1]
+        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+        installed = [] if file is None or not file.endswith(".py") else [Path(file).read_bytes()]
+        for source in found.sources.values() if found.sources else installed:
             digest.update(hashlib.sha256(source).digest())
     return digest.hexdigest()
+
+
+def _code_of(name: str, directory: Path | None) -> tuple[Path, ImportedCode]:
+    root = (directory or Path()).resolve()
+    return root, _imported.get((root, _top(name)), ImportedCode({}, frozenset()))
 
 
 def _top(name: str) -> str:
@@ -163,33 +179,45 @@ def _top(name: str) -> str:
     return name.partition(":")[0].partition(".")[0]
 
 
-def _import(module: str, directory: Path | None) -> ModuleType:
+def _import(module: str, root: Path | None) -> ModuleType:
     top = _top(module)
-    file = None if directory is None else _file(top, directory)
-    if file is None or directory is None:
+    file = None if root is None else _file(top, root)
+    if file is None or root is None:
+        if root is not None and any(top in code.modules for code in _imported.values()):
+            _forget(lambda _: True)  # another recipe's module of that name
         return importlib.import_module(module)
-    root = file.parent.parent if file.name == "__init__.py" else file.parent
-    known = _beside.get(top)
-    if known is not None and not (known.root == root and top in sys.modules and known.is_current()):
-        for name in known.modules:
-            sys.modules.pop(name, None)
-        del _beside[top]
+    _forget(lambda key: key[0] != root or not _imported[key].is_current(root))
     before = set(sys.modules)
-    with _searched(root):
-        if top not in _beside:
-            _load(top, file)
-        found = importlib.import_module(module)
-    names = {name for name in sys.modules if name not in before or _top(name) == top}
-    names |= _beside[top].modules if top in _beside else set()
-    sources = {path: source for name in sorted(names) for path, source in _source(name, root)}
-    _beside[top] = Beside(root, sources, frozenset(name for name in names if any(_source(name, root))))
+    try:
+        with _searched(root):
+            if top not in sys.modules or (root, top) not in _imported:
+                _load(top, file)
+            found = importlib.import_module(module)
+    except BaseException:
+        for name in set(sys.modules) - before:
+            if _source(name, root) is not None:
+                del sys.modules[name]
+        raise
+    siblings = {name for key, code in _imported.items() if key[0] == root for name in code.modules}
+    names = {name for name in sys.modules if name not in before or _top(name) == top or name in siblings}
+    sources = {name: source for name in sorted(names) if (source := _source(name, root)) is not None}
+    _imported[root, top] = ImportedCode(
+        {path: (root / path).read_bytes() for path in sources.values()}, frozenset(sources)
+    )
     return found
+
+
+def _forget(which: Callable[[tuple[Path, str]], bool]) -> None:
+    """Remove modules that were imported from beside a recipe from `sys.modules`. What holds them keeps working."""
+    for key in [key for key in _imported if which(key)]:
+        for name in _imported[key].modules:
+            sys.modules.pop(name, None)
 
 
 def _file(top: str, directory: Path) -> Path | None:
     """The file of a top-level module or package in a directory."""
     places = (directory / f"{top}.py", directory / top / "__init__.py")
-    return next((place.resolve() for place in places if place.is_file()), None)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _load(top: str, file: Path) -> None:
@@ -200,7 +228,7 @@ def _load(top: str, file: Path) -> None:
     """
     known = sys.modules.get(top)
     spec = known.__spec__ if known is not None else importlib.util.find_spec(top)
-    if spec is not None and (spec.origin is None or Path(spec.origin) != file):
+    if spec is not None and (spec.origin is None or Path(spec.origin).resolve() != file.resolve()):
         raise UserError(f"{file} has the name of an installed module, {top}. Give it another name.")
     package = [str(file.parent)] if file.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(top, file, submodule_search_locations=package)
@@ -211,18 +239,18 @@ def _load(top: str, file: Path) -> None:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[top]
+        sys.modules.pop(top, None)
         raise
 
 
-def _source(module: str, root: Path) -> Iterator[tuple[Path, bytes]]:
-    """The file of an imported module and its content, if it is in this directory itself, and not in a virtual
-    environment there."""
+def _source(module: str, root: Path) -> Path | None:
+    """The path in this directory of an imported module; None for one of elsewhere or of a virtual environment there."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    path = root.joinpath(*module.split("."))
+    path = Path(*module.split("."))
     source = Path(file).resolve() if file else None
-    if source in (path.with_suffix(".py"), path / "__init__.py") and source is not None:
-        yield source.relative_to(root), source.read_bytes()
+    return next(
+        (each for each in (path.with_suffix(".py"), path / "__init__.py") if source == (root / each).resolve()), None
+    )
 
 
 @contextmanager

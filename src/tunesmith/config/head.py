@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tunesmith.config.extensions import copy_files, is_path
+from tunesmith.config.extensions import is_path
 from tunesmith.config.registry import HEADS
 from tunesmith.errors import UserError
 
@@ -180,10 +180,14 @@ class Head(ABC):
         """Copy what `save` wrote beside an adapter to the merged model, as far as it is needed there."""
 
 
+def described_head(head: Head) -> dict[str, Any]:
+    """The head as plain values. Equal heads have equal ones, also if a user's class was imported twice."""
+    return {"kind": head.kind, **asdict(head)}
+
+
 def write_head(head: Head, directory: Path) -> None:
-    """Write the head's file into a directory, with the code of a user's head."""
-    copy_files([HEADS.path(head.kind)], directory)
-    (directory / FILE).write_text(json.dumps({"kind": head.kind, **asdict(head)}), encoding="utf-8")
+    """Write the head's file into a directory."""
+    (directory / FILE).write_text(json.dumps(described_head(head)), encoding="utf-8")
 
 
 def write_users_head(head: Head, directory: Path) -> None:
@@ -195,8 +199,11 @@ def write_users_head(head: Head, directory: Path) -> None:
 def read_head(directory: Path) -> Head | None:
     """The head that a directory's file names; None if it has no such file.
 
+    A user's head is imported from the run that the directory belongs to, or from what is installed: a model or an
+    adapter that is not in a run runs no code of its own.
+
     Raises:
-        UserError: the file is not one of `write_head`, or is from another version.
+        UserError: the file is not one of `write_head`, is from another version, or names code that is not there.
     """
     file = directory / FILE
     if not file.exists():
@@ -204,7 +211,10 @@ def read_head(directory: Path) -> Head | None:
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kind = values.pop("kind")
-        head: Head = HEADS.load(kind, directory)(**{**values, "labels": tuple(values["labels"])})
+        found = HEADS.load(kind, directory.parent if (directory.parent / "recipe.yaml").exists() else None)
+        if not (isinstance(found, type) and issubclass(found, Head)):
+            raise UserError(f"{kind} does not extend {Head.__module__}.Head.")
+        head: Head = found(**{**values, "labels": tuple(values["labels"])})
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import (
     Field,
+    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
@@ -57,10 +58,16 @@ class Recipe(Strict):
     train: Train = Train()
     """How long, how fast, how precisely."""
 
+    _directory: Path = PrivateAttr(default_factory=Path.cwd)
+
     @model_validator(mode="after")
     def _check_combination(self) -> "Recipe":
         formats = self.objective.formats
-        if formats and self.data.format not in ("auto", *formats) and not is_path(self.data.format):
+        if (
+            formats
+            and self.data.format not in ("auto", *formats)
+            and not (is_path(self.data.format) or FORMATS.is_added(self.data.format))
+        ):
             raise ValueError(
                 f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not data.format: "
                 f"{self.data.format}"
@@ -123,6 +130,26 @@ class Recipe(Strict):
         return _by_kind(value, OBJECTIVES, ObjectiveConfig, info.context)
 
     @property
+    def directory(self) -> Path:
+        """Where the recipe's file is, or the working directory of one that has no file."""
+        return self._directory
+
+    def import_code(self) -> None:
+        """Import the code of users that the recipe names. Cheap if that is done and nothing else was imported since.
+
+        Raises:
+            UserError: it cannot be imported, or a head of a user's is not found by its own name.
+        """
+        for path in self.extensions.values():
+            imported(path, self.directory)
+        head = self.objective.head
+        if HEADS.load(head.kind, self.directory).__qualname__ != type(head).__qualname__:
+            raise UserError(
+                f"The head {type(head).__qualname__} has the kind of another one, {head.kind}. Set kind = "
+                f"{f'{type(head).__module__}:{type(head).__qualname__}'!r} in its class."
+            )
+
+    @property
     def extensions(self) -> dict[str, str]:
         """The code of users that the run needs: the names in the recipe → `module:Class`."""
         kinds = (
@@ -143,7 +170,12 @@ class Recipe(Strict):
             UserError: the recipe is invalid; the message names the file, the field and what to do.
         """
         if isinstance(source, Recipe):
-            return source if not overrides else cls.load(source.model_dump(mode="json"), overrides)
+            if not overrides:
+                return source
+            values = source.model_dump(mode="json")
+            for override in overrides:
+                set_field(values, override)
+            return cls.from_values(values, "recipe", source.directory)
         if isinstance(source, dict):
             values, where, directory = dict(source), "recipe", Path.cwd()
         else:
@@ -169,8 +201,8 @@ class Recipe(Strict):
         """
         try:
             recipe = cls.model_validate(values, context=directory)
-            if is_path(recipe.data.format):
-                imported(recipe.data.format, directory)  # the rows are read without the recipe's directory
+            recipe._directory = directory
+            recipe.import_code()
         except ValidationError as error:
             lines = [f"{where}: {_explain(details)}" for details in error.errors()]
             raise UserError("\n".join(dict.fromkeys(lines))) from None

@@ -257,14 +257,16 @@ def config_class(registry: Registry, kind: str, base: type[Strict], directory: P
         ValueError: it does not extend `base`.
     """
     found = registry.load(kind, directory)
-    return _with_kind(found, kind, base) if is_path(kind) or registry.is_added(kind) else found
+    if not (is_path(kind) or registry.is_added(kind)):
+        return found
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{kind} does not extend {base.__module__}.{base.__name__}")
+    return _with_kind(found, kind)
 
 
 @cache
-def _with_kind(found: Any, kind: str, base: type[Strict]) -> Any:
+def _with_kind(found: type[Strict], kind: str) -> Any:
     """A user's class, under the name by which a recipe refers to it."""
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{kind} does not extend {base.__module__}.{base.__name__}")
     return create_model(
         found.__name__,
         __base__=found,

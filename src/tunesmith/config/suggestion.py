@@ -138,7 +138,7 @@ def init(data: str | Sequence[str], output: str | Path = "recipe.yaml", base: st
     """
     target = Path(output)
     if target.exists():
-        raise UserError(f"{target} already exists. Choose another file with --output.")
+        raise UserError(f"{target} already exists. Choose another output.")
     text, seen = suggest([data] if isinstance(data, str) else data, base)
     try:
         with atomic_write(target) as file:

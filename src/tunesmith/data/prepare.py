@@ -46,6 +46,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         UserError: too many malformed rows, examples over `data.max_length` if the policy is to refuse, rows that would
             teach nothing or the wrong thing, or no training rows. The message names the rows.
     """
+    recipe.import_code()  # another recipe's may have been imported since
     recipe = resolve(recipe)
     held_out = recipe.data.held_out
     paths = recipe.data.train + (held_out if isinstance(held_out, list) else []) + recipe.data.replay
@@ -54,7 +55,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         "data": recipe.data.model_dump(mode="json", exclude={"cache", "pack"}),
         "objective": recipe.objective.model_dump(mode="json"),
         "replay_seed": recipe.train.seed if recipe.data.replay else None,
-        "extensions": extensions.fingerprint(recipe.extensions.values()),
+        "extensions": extensions.fingerprint(recipe.extensions.values(), recipe.directory),
     }
     directory = cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
     is_cacheable = recipe.data.cache and all(fingerprints.values())

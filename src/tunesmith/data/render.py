@@ -334,7 +334,7 @@ def _refuse_left_out_reasoning(
     ]
     for index in with_loss:
         reasoning, content = map(_without_space, reasoning_of(messages[index]))
-        if reasoning and not any(reasoning in span.replace(content, "", 1) for span in spans):
+        if reasoning and not any(reasoning in span and content in span.replace(reasoning, "", 1) for span in spans):
             raise _left_out(index, messages[index], reasoning_of(messages[index])[0])
 
 

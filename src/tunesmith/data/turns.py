@@ -133,6 +133,7 @@ def _turn(turn: Any, where: str) -> Message:
         raise MalformedRowError(f"{where} has {media[1]} in {media[0]}, {UNUSABLE}. Remove the key, or such rows")
     content = rest.pop("content", None) if "content" in rest else rest.pop("value", None)
     if name.lower() == "function_call":
+        _take_reasoning(rest, _Parts.of("", where), role, where)
         return {"role": role, "content": "", "tool_calls": _calls(parsed(content, where), where), **rest}
     parts = _Parts.of("" if content is None else content, where)
     _take_calls(rest, parts, where)
@@ -226,9 +227,9 @@ def _take_reasoning(turn: dict[str, Any], parts: _Parts, role: str, where: str) 
         return
     if role != "assistant":
         raise MalformedRowError(f"{where} ({role}) has {', '.join(found)}, but only an answer has reasoning")
-    in_content, rest = split_reasoning(parts.text)
+    in_content, parts.text = split_reasoning(parts.text)
     if in_content:
-        found["<think> in its content"], parts.text = in_content, rest
+        found["<think> in its content"] = in_content
     if len({str(value).strip() for value in found.values()}) > 1:
         raise MalformedRowError(f"{where} has reasoning in {' and in '.join(found)}, which differ. Keep one of them")
     turn["reasoning_content"] = next(iter(found.values()))

@@ -190,7 +190,7 @@ class Loop:
 
     def _step(self) -> dict[str, float]:
         """One attempt at a step. A non-finite loss or gradient leaves the weights unchanged."""
-        self.forget_batches()  # of an attempt that ran out of memory
+        self.forget_batches()  # of an attempt that ran out of memory, or that were not meant for a step
         for rows in self.batches_of_step():
             if not math.isfinite(self.forward_backward(collate(self.batches.table, rows, self.device))):
                 break
@@ -203,18 +203,23 @@ class Loop:
             batch: on the model's device.
 
         Returns:
-            The batch's summed loss. If it is not finite, no gradient is added, and the step will be skipped.
+            The batch's summed loss. If it is not finite, no gradient is added, and the step will be skipped. If an
+            error is raised, the gradients since the last step are dropped.
         """
         if not self.pending:
             self._started = time.perf_counter()
         self.pending.append(batch)
         loss = 0.0
-        if batch.loss_tokens:
-            with self._kept_activations():
-                batch_loss = self.objective.loss(self.model, batch)
-            loss = batch_loss.item()
-            if math.isfinite(loss):
-                torch.autograd.backward(batch_loss)
+        try:
+            if batch.loss_tokens:
+                with self._kept_activations():
+                    batch_loss = self.objective.loss(self.model, batch)
+                loss = batch_loss.item()
+                if math.isfinite(loss):
+                    torch.autograd.backward(batch_loss)
+        except BaseException:  # part of a gradient may have been added
+            self.forget_batches()
+            raise
         self.loss += loss
         return loss
 
@@ -231,7 +236,7 @@ class Loop:
             UserError: losses or gradients stay non-finite.
         """
         batches, loss = self.pending, self.loss
-        self.forget_batches()
+        self.pending, self.loss = [], 0.0
         number = self.state.step + 1
         loss_tokens = sum(batch.loss_tokens for batch in batches)
         if rate is None:
@@ -261,7 +266,9 @@ class Loop:
         return result
 
     def forget_batches(self) -> None:
-        """Start collecting the batches of a step. Their gradients are not cleared."""
+        """Drop the batches since the last step, with their gradients."""
+        if self.pending:
+            self.masters.grad.zero_()
         self.pending, self.loss = [], 0.0
 
     def _kept_activations(self) -> AbstractContextManager[Any]:

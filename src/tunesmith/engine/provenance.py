@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.config import extensions
 from tunesmith.config.recipe import Recipe
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.models.load import fingerprint
@@ -37,6 +38,7 @@ def provenance(recipe: Recipe, data: dict[str, str], tokenizer: str) -> dict[str
         "base": fingerprint(recipe.base),
         "tokenizer": tokenizer,
         "models": {name: fingerprint_of(name) for name in recipe.objective.reference_paths},
+        "extensions": extensions.fingerprint(recipe.extensions.values(), recipe.directory),
         "git": _git_state(),
     }
 

@@ -95,7 +95,7 @@ def metric_named(name: str, directory: Path | None = None) -> Metric:
     if not callable(found):
         raise UserError(f"{name} is neither a function of an answer and the expected answer nor a Metric.")
     title = name.rpartition(":")[2].replace("_", " ")
-    explanation = (getattr(found, "__doc__", None) or f"your metric {name}").strip().splitlines()[0]
+    explanation = next(iter((getattr(found, "__doc__", None) or "").strip().splitlines()), f"your metric {name}")
     return Metric(title, explanation, found)
 
 

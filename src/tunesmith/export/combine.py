@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from tunesmith.config.head import write_users_head
+from tunesmith.config.head import described_head, write_users_head
 from tunesmith.errors import UserError
 from tunesmith.export.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
@@ -104,7 +104,7 @@ def _refuse_invalid(
                 f"{name} is an adapter of {reference.base.path}, and {names[0]} one of {references[0].base.path}. "
                 "Only adapters of the same base can be combined."
             )
-        if reference.head != references[0].head:
+        if described_head(reference.head) != described_head(references[0].head):
             raise UserError(
                 f"{name} has another head ({reference.head.kind}) than {names[0]} ({references[0].head.kind}), or the "
                 "same with other settings. Only adapters of the same task can be combined."

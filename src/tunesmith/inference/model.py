@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -74,9 +75,11 @@ class Model:
         UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
     """
 
-    def __init__(self, name: str, device: str = "auto", precision: str = "auto") -> None:
-        self.name = name
-        self.reference = ModelReference.find(name)
+    def __init__(self, name: str | Path, device: str = "auto", precision: str = "auto") -> None:
+        if precision not in ("auto", "bf16", "fp32"):
+            raise UserError(f"precision: {precision} is not one of auto, bf16 and fp32.")
+        self.name = str(name)
+        self.reference = ModelReference.find(self.name)
         self.device = device_of(device)
         needs_fp32 = precision == "auto" and self.head.needs_fp32
         self.dtype = dtype_of("fp32" if needs_fp32 else precision, self.device)
@@ -245,7 +248,9 @@ class Model:
             UserError: the model does not embed texts.
         """
         self.require("embed")
-        lines = [texts] if isinstance(texts, str) else texts
+        lines = [texts] if isinstance(texts, str) else list(texts)
+        if not lines:
+            raise UserError("There are no texts to embed.")
         vectors = [vector_of(self.model, self.tokenizer, self.head, text) for text in lines]
         return np.stack([vector.cpu().numpy() for vector in vectors])
 
@@ -259,9 +264,12 @@ class Model:
                 beginning-of-sequence token before it.
 
         Raises:
-            UserError: the model does not write text, the template cannot render a chat, or a text is too long.
+            UserError: the model does not write text or is an encoder–decoder, the template cannot render a chat, or a
+                text is too long.
         """
         self.require("generate")
+        if plain_model(self.model).config.is_encoder_decoder:
+            raise UserError(f"{self.name} is an encoder–decoder, and score supports decoders only.")
         lines = [texts] if isinstance(texts, str) else list(texts)
         questions = [prompts] if isinstance(prompts, str) else prompts
         if questions is not None and len(questions) != len(lines):
@@ -307,7 +315,7 @@ class Model:
             raise UserError(f"A text has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
 
 
-def load(name: str, device: str = "auto", precision: str = "auto") -> Model:
+def load(name: str | Path, device: str = "auto", precision: str = "auto") -> Model:
     """A model to use: to generate, chat, classify, embed, or score texts.
 
     Args:
@@ -322,7 +330,7 @@ def load(name: str, device: str = "auto", precision: str = "auto") -> Model:
 
 
 def _of_name(method: "Callable[Concatenate[Model, P], R]") -> "Callable[Concatenate[str, P], R]":
-    """A method of `Model` as a function of the model's name."""
+    """A method of `Model` as a function of the model's name, which loads it at each call."""
 
     @wraps(method)
     def call(model: str, /, *arguments: P.args, **options: P.kwargs) -> R:

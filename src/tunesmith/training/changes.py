@@ -42,6 +42,11 @@ def refuse_changes(run: Run, recipe: Recipe, prepared: Prepared, tokenizer: str)
         )
     if before.get("models", {}) != now["models"]:
         raise UserError(f"objective.teacher has changed since {run.directory} started. Restore it, or start a new run.")
+    if before.get("extensions", now["extensions"]) != now["extensions"]:
+        raise UserError(
+            f"The code of {', '.join(recipe.extensions)} has changed since {run.directory} started, so resuming would "
+            "give another result. Restore it, or start a new run."
+        )
     had_checkpoints = any(event["event"] == "checkpoint" for event in run.events())
     if had_checkpoints and latest_checkpoint(run.directory / "checkpoints") is None:
         raise UserError(

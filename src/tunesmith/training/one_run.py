@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.extensions import files_of
+from tunesmith.config.extensions import source_files
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared
@@ -101,7 +101,10 @@ def emit_start(
         total_steps=loop.total_steps,
         evaluations={"rows": len(evaluations.rows), "every": evaluations.every},
         step=loop.state.step,
-        extensions={name: [str(file) for file in files_of(path)] for name, path in recipe.extensions.items()},
+        extensions={
+            name: [str(file) for file in source_files(path, recipe.directory)]
+            for name, path in recipe.extensions.items()
+        },
     )
     loop.events.emit("data", **asdict(prepared.report))
     if falls_back_to_adamw(recipe.train, loop.device):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.extensions import copy_files
+from tunesmith.config.extensions import copy_code
+from tunesmith.config.head import described_head
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
@@ -48,7 +49,7 @@ def train(
         with atomic_write(directory / PIPELINE_FILE) as file:
             file.write(pipeline.to_yaml())
         for stage in pipeline.recipes:
-            copy_files(stage.extensions.values(), directory)
+            copy_code(stage.extensions.values(), stage.directory, directory)
         try:
             return _execute(pipeline, directory, subscribers)
         except UserError:
@@ -111,9 +112,9 @@ def _from_weights_of(previous: Run, recipe: Recipe) -> Recipe:
     if previous.output.name == "model":
         base = recipe.base.model_copy(update={"path": str(previous.directory), "from_scratch": False, "adapter": None})
     elif (
-        earlier.method == recipe.method
+        earlier.method.model_dump() == recipe.method.model_dump()
         and recipe.method.is_resumable
-        and earlier.objective.head == recipe.objective.head
+        and described_head(earlier.objective.head) == described_head(recipe.objective.head)
     ):
         base = earlier.base.model_copy(update={"adapter": previous.output})
     else:

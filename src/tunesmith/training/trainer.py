@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.extensions import copy_files
+from tunesmith.config.extensions import copy_code
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.example import Example, Malformed, Source
@@ -28,7 +29,7 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.data.read import Row
 from tunesmith.data.render import Renderer
-from tunesmith.data.row_formats import detect, to_example
+from tunesmith.data.row_formats import detect, format_for, to_example
 from tunesmith.data.tokenize import Tokenizer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
@@ -48,7 +49,8 @@ from tunesmith.training.one_run import build, emit_start, measured_since, save, 
 
 
 class Trainer:
-    """A run, from its recipe to its saved adapter or model. Iterating gives the rows of each step that is left.
+    """A run, from its recipe to its saved adapter or model. Iterating gives the rows of each step that is left, until
+    the steps are done: each turn has to call `optim_step`.
 
     Its directory is locked until `save` or `close`. A run that is not saved can be resumed from its last checkpoint.
 
@@ -79,9 +81,9 @@ class Trainer:
 
         with ExitStack() as held:
             self.run = held.enter_context(Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind))
-            copy_files(resolved.extensions.values(), self.run.directory)
-            self.run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
             try:
+                copy_code(resolved.extensions.values(), resolved.directory, self.run.directory)
+                self.run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
                 self._build(resolved, tokenizer, prepared, subscribers, started, held)
             except UserError:
                 if not (self.run.directory / "metrics.jsonl").exists():  # refused before it started
@@ -140,6 +142,7 @@ class Trainer:
         self._forecast = first_pass(self.loop, plan, batch_plan, started)
         self._before = deepcopy(self.loop.state)
         self.loop.state.seconds["start"] += time.perf_counter() - started
+        self._is_closed = False
         self._held = held.pop_all()
 
     def __enter__(self) -> "Trainer":
@@ -179,6 +182,7 @@ class Trainer:
         Raises:
             UserError: losses stay non-finite, memory runs out with a single row, or a file cannot be written.
         """
+        self._refuse_closed()
         try:
             with listen_for_interrupts() as interruption:
                 reason = self.loop.fit(interruption)
@@ -196,9 +200,7 @@ class Trainer:
         Raises:
             UserError: the run has no step left, losses stay non-finite, or memory runs out with a single row.
         """
-        done, total = self.steps
-        if done >= total:
-            raise UserError(f"{self.run.directory} has done all of its {total:,} steps. Call save().")
+        self._refuse_past_the_end()
         return self.loop.step()
 
     def forward_backward(self, rows: Sequence[int] | Sequence[Mapping[str, Any]] | Batch) -> float:
@@ -212,8 +214,9 @@ class Trainer:
             The rows' summed loss, over all of their loss tokens.
 
         Raises:
-            UserError: a row cannot be trained on.
+            UserError: a row cannot be trained on, or the trainer is closed.
         """
+        self._refuse_closed()
         return self.loop.forward_backward(rows if isinstance(rows, Batch) else self.batch(rows))
 
     def optim_step(self, learning_rate: float | None = None) -> dict[str, float]:
@@ -228,25 +231,45 @@ class Trainer:
         Raises:
             UserError: there are no gradients, or losses stay non-finite.
         """
+        self._refuse_past_the_end()
         if not any(batch.loss_tokens for batch in self.loop.pending):
             raise UserError("There is nothing to update with: call forward_backward with rows that have loss tokens.")
         return self.loop.optim_step(learning_rate)
 
     def batch(self, rows: Sequence[int] | Sequence[Mapping[str, Any]]) -> Batch:
-        """Rows as a batch on the model's device. Arguments and errors are those of `forward_backward`."""
-        indices = [row for row in rows if isinstance(row, int)]
+        """Rows as a batch on the model's device, for `forward_backward`, which says what rows are.
+
+        Args:
+            rows: indices of training rows, or rows of data.
+
+        Raises:
+            UserError: a row cannot be trained on.
+        """
+        if not len(rows):
+            raise UserError("There are no rows.")
+        indices = [int(row) for row in rows if isinstance(row, int | np.integer)]
         if len(indices) == len(rows):
             return collate(self.rows, indices, self.loop.device)
-        given = [Row(dict(row), Source("rows", n)) for n, row in enumerate(rows, 1) if isinstance(row, Mapping)]
+        given = [
+            Row(row if isinstance(row, str) else dict(row), Source("rows", number))
+            for number, row in enumerate(rows, 1)
+            if isinstance(row, str | Mapping)
+        ]
+        if len(given) < len(rows):
+            raise UserError("Rows are all indices of training rows, or all rows of data: objects or texts.")
         table = self._table(given)
         return replace(collate(table, range(len(table)), self.loop.device), rows=())
 
     def evaluate(self) -> dict[str, Any] | None:
         """Measure the held-out loss, on the rows that the run evaluates on.
 
+        It counts as one of the run's evaluations: with `train.early_stopping`, `save` writes the weights of the best
+        one that has a checkpoint.
+
         Returns:
             `loss`, `loss_interval` (95 %), `rows`, `loss_tokens`, and for text `perplexity`; None without such rows.
         """
+        self._refuse_closed()
         return self.loop.evaluate()
 
     def checkpoint(self) -> None:
@@ -255,6 +278,7 @@ class Trainer:
         Raises:
             UserError: gradients wait for `optim_step`, or the checkpoint cannot be written.
         """
+        self._refuse_closed()
         if self.loop.pending:
             raise UserError("A checkpoint is between steps: call optim_step first.")
         self.loop.checkpoint()
@@ -265,7 +289,7 @@ class Trainer:
         Returns:
             Where it is.
         """
-        self.loop.checkpoint()
+        self.checkpoint()
         output = self._end("done")
         self.close()
         assert output is not None
@@ -273,7 +297,21 @@ class Trainer:
 
     def close(self) -> None:
         """Release the run's directory. Without `save`, the run is resumed from its last checkpoint."""
+        self._is_closed = True
         self._held.close()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise UserError(
+                f"This trainer of {self.run.directory} is closed. tunesmith.load uses a finished run; Trainer.resume "
+                "continues one that is not."
+            )
+
+    def _refuse_past_the_end(self) -> None:
+        self._refuse_closed()
+        done, total = self.steps
+        if done >= total:
+            raise UserError(f"{self.run.directory} has done all of its {total:,} steps. Call save().")
 
     def _end(self, reason: str) -> Path | None:
         """Save unless interrupted, and emit the last events."""
@@ -291,7 +329,11 @@ class Trainer:
     def _table(self, rows: Sequence[Row]) -> TokenTable:
         """The tokens of rows that are not among the run's."""
         data, objective = self.recipe.data, self.recipe.objective
-        name = detect(rows, data.columns) if data.format == "auto" else data.format
+        name = data.format
+        if name == "auto" and objective.formats:
+            name = format_for(rows, objective.formats, data.columns)
+        if name == "auto":
+            name = detect(rows, data.columns)
         examples: list[Example] = []
         for row in rows:
             example = to_example(row, name, data.columns)
@@ -301,4 +343,7 @@ class Trainer:
         chunk = Tokenizer(objective, Renderer(self.tokenizer), 0.0).chunk(examples)
         for source, reason in chunk.unusable:
             raise UserError(f"{source}: {reason}.")
-        return chunk.sides[0]
+        table = chunk.sides[0]
+        for index in np.flatnonzero(objective.head.text_lengths(table) > data.max_length).tolist():
+            raise UserError(f"{table.source(index)} is longer than data.max_length: {data.max_length:,} tokens.")
+        return table
