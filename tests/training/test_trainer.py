@@ -119,7 +119,7 @@ def test_what_a_trainer_cannot_do_is_refused_in_one_line(recipe: dict[str, Any],
             ([0, {"question": "a", "answer": "b"}], "all indices of training rows, or all rows of data"),
             (
                 [{"question": 1100 * "a", "answer": "b"}],
-                f"longer than data.max_length: {trainer.recipe.data.max_length}",
+                r"rows row 1 is longer than data.max_length: 1,024 tokens",
             ),
         ):
             with pytest.raises(UserError, match=message):

@@ -129,6 +129,14 @@ class Recipe(Strict):
     def _objective_by_kind(cls, value: Any, info: ValidationInfo) -> Any:
         return _by_kind(value, OBJECTIVES, ObjectiveConfig, info.context)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal fields, wherever the files of both are."""
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in type(self).model_fields)
+
+    __hash__ = None  # type: ignore[assignment]  # fields are lists, too
+
     @property
     def directory(self) -> Path:
         """Where the recipe's file is, or the working directory of one that has no file."""
