@@ -136,6 +136,13 @@ def test_think_in_the_content_gives_the_same_tokens_as_reasoning_content(name):
     assert renderer.render(chat(in_content)) == renderer.render(chat(REASONED))
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+def test_reasoning_may_contain_its_answer(name):
+    answer = {"role": "assistant", "content": "42", "reasoning_content": "6 * 7 = 42"}
+    (text,) = texts_with_loss(Renderer(stock(name)), chat(answer))
+    assert text.count("42") == 2
+
+
 def test_reasoning_is_written_as_think_if_the_template_reads_no_such_key():
     (text,) = texts_with_loss(Renderer(stock("qwen2_5")), chat(REASONED))
     assert text.strip() == "<think>\nAdd them.\n</think>\n\nFour.<|im_end|>"
