@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 BASE = "smollm2-135m-instruct"
 
 ASK = '''\
-def book_flight(origin: str, destination: str, passengers: int = 1, max_price: float | None = None):
-    """Book the cheapest flight between two cities.
+def get_weather(city: str, days: int = 3, metric: bool = True) -> str:
+    """Get the weather forecast for a city.
 
     Args:
-        origin: The city to depart from.
-        destination: The city to arrive in.
-        passengers: How many people travel.
-        max_price: The most that a seat may cost, in euros.
+        city: The name of the city.
+        days: How many days to forecast.
+        metric: Whether to use Celsius.
     """
 '''
 
