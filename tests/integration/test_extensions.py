@@ -243,6 +243,18 @@ def test_two_recipes_with_modules_of_the_same_name_keep_their_own_code(recipe: P
         tunesmith.Recipe.load(other / "recipe.yaml")
 
 
+def test_code_is_executed_once_though_another_recipe_has_a_module_of_that_name(recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "second"
+    other.mkdir()
+    (other / "mylosses.py").write_text(LOSSES + "open(__file__ + '.log', 'a').write('x')\n")
+    (other / "halves.py").write_text("HALF = 1.0\n")
+    (other / "recipe.yaml").write_text(recipe.read_text())
+    tunesmith.Recipe.load(recipe)
+    for _ in range(3):
+        tunesmith.Recipe.load(other / "recipe.yaml")
+    assert (other / "mylosses.py.log").read_text() == "x"
+
+
 def test_a_helper_that_two_modules_share_is_copied_with_each(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "mymethods.py").write_text("import halves\n" + METHOD)
     for number, override in enumerate(("method=lora", "method={kind: 'mymethods:Norms'}")):
@@ -376,7 +388,7 @@ def test_a_package_cannot_replace_our_own_kinds(tmp_path: Path, monkeypatch: pyt
     registry = Registry("tunesmith.objectives", {"half": "tunesmith.objectives.instruction:Instruction"})
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
     assert registry.load("half").__name__ == "Instruction"
-    assert not registry.is_added("half")
+    assert not registry.is_users("half")
 
 
 RUN = """

@@ -71,9 +71,9 @@ class Registry(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._kinds)
 
-    def is_added(self, kind: str) -> bool:
-        """Whether an installed package registers it."""
-        return kind in self and kind not in self.own
+    def is_users(self, kind: str) -> bool:
+        """Whether it is code of users: `module:Class`, or registered by an installed package."""
+        return is_path(kind) or (kind in self and kind not in self.own)
 
     def path(self, kind: str) -> str:
         """The class of a name here, or of `module:Class` itself, as `module:Class`."""
@@ -144,6 +144,11 @@ def source_files(name: str, directory: Path | None) -> list[Path]:
 def copy_code(names: Iterable[str], directory: Path | None, target: Path) -> None:
     """Write what is beside the recipe of these `module:Class`, as it was imported, to where it is found again.
 
+    Args:
+        names: as `module:Class`; those of installed modules have nothing to write.
+        directory: of the recipe.
+        target: the directory of a run or a pipeline.
+
     Raises:
         UserError: a module has the name of a directory of runs.
     """
@@ -209,9 +214,10 @@ def _import(module: str, root: Path | None) -> ModuleType:
 
 def _forget(which: Callable[[tuple[Path, str]], bool]) -> None:
     """Remove modules that were imported from beside a recipe from `sys.modules`. What holds them keeps working."""
-    for key in [key for key in _imported if which(key)]:
+    for key in filter(which, _imported):
         for name in _imported[key].modules:
-            sys.modules.pop(name, None)
+            if _source(name, key[0]) is not None:  # and not another recipe's module of that name
+                del sys.modules[name]
 
 
 def _file(top: str, directory: Path) -> Path | None:

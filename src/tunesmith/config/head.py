@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tunesmith.config.extensions import is_path
 from tunesmith.config.registry import HEADS
 from tunesmith.errors import UserError
 
@@ -192,7 +191,7 @@ def write_head(head: Head, directory: Path) -> None:
 
 def write_users_head(head: Head, directory: Path) -> None:
     """Write the file of a user's head, which nothing else in a model's files names."""
-    if is_path(head.kind) or HEADS.is_added(head.kind):
+    if HEADS.is_users(head.kind):
         write_head(head, directory)
 
 

@@ -63,11 +63,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _check_combination(self) -> "Recipe":
         formats = self.objective.formats
-        if (
-            formats
-            and self.data.format not in ("auto", *formats)
-            and not (is_path(self.data.format) or FORMATS.is_added(self.data.format))
-        ):
+        if formats and self.data.format not in ("auto", *formats) and not FORMATS.is_users(self.data.format):
             raise ValueError(
                 f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not data.format: "
                 f"{self.data.format}"
@@ -166,7 +162,7 @@ class Recipe(Strict):
             (HEADS, self.objective.head.kind),
             (FORMATS, self.data.format),
         )
-        return {kind: registry.path(kind) for registry, kind in kinds if is_path(kind) or registry.is_added(kind)}
+        return {kind: registry.path(kind) for registry, kind in kinds if registry.is_users(kind)}
 
     @classmethod
     def load(cls, source: "Recipe | dict[str, Any] | str | Path", overrides: list[str] | None = None) -> "Recipe":

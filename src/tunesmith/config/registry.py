@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from tunesmith.config.extensions import Registry, is_path
+from tunesmith.config.extensions import Registry
 
 METHODS = Registry(
     "tunesmith.methods",
@@ -113,7 +113,7 @@ class MethodConfig(Strict, ABC):
         return 0
 
     def with_top_blocks(self, count: int) -> "MethodConfig":
-        """The same method on so many of the top blocks, for the planner, which simulates few blocks."""
+        """The same method on this many of the top blocks, for the planner, which simulates few blocks."""
         raise NotImplementedError
 
     @property
@@ -257,7 +257,7 @@ def config_class(registry: Registry, kind: str, base: type[Strict], directory: P
         ValueError: it does not extend `base`.
     """
     found = registry.load(kind, directory)
-    if not (is_path(kind) or registry.is_added(kind)):
+    if not registry.is_users(kind):
         return found
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{kind} does not extend {base.__module__}.{base.__name__}")
