@@ -45,7 +45,7 @@ def generate(
     loaded = load(model)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     for question in questions:
-        text = question if raw else loaded.prompt([*_conversation(system), {"role": "user", "content": question}])
+        text = question if raw else loaded.prompt([{"role": "user", "content": question}], system)
         loaded.stream(text, sampling, _write)
         _write("\n")
 
@@ -67,16 +67,16 @@ def chat(
     console = Console(highlight=False)
     loaded = load(model)
     loaded.require("generate")
-    messages = _conversation(system)
+    messages: list[dict[str, Any]] = []
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     console.print(
         f"Chatting with {model}. /new starts a new conversation, an empty line ends.", style="dim", markup=False
     )
     while question := _read_question(console):
         if question == "/new":
-            messages = _conversation(system)
+            messages = []
             continue
-        text = loaded.prompt([*messages, {"role": "user", "content": question}])
+        text = loaded.prompt([*messages, {"role": "user", "content": question}], system)
         answer = loaded.stream(text, sampling, _write)
         _write("\n")
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip() or "…"}]
@@ -186,10 +186,6 @@ def _texts(texts: list[str] | None) -> list[str]:
     if not lines:
         raise UserError("There is no text. Give texts as arguments, or one per line on stdin.")
     return lines
-
-
-def _conversation(system: str | None) -> list[dict[str, Any]]:
-    return [] if system is None else [{"role": "system", "content": system}]
 
 
 def _read_question(console: Console) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +79,21 @@ def sample_data(paths: Sequence[str], base: str) -> DataStatistics:
     objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(format)}}).objective
     lengths: list[int] = []
     malformed, unusable = Reasons(), Reasons()
-    for row in first:
+    for count, row in enumerate(chain(first, rows), 1):
         example = row if isinstance(row, Malformed) else to_example(row, format)
         if isinstance(example, Malformed):
             malformed.add(example.source, example.reason)
-            continue
-        try:
-            lengths += _lengths(renderer, objective.render(renderer, example))
-        except UnusableError as error:
-            unusable.add(example.source, str(error))
-    rest = 0
-    for row in rows:
-        rest += 1
-        example = row if isinstance(row, Malformed) else to_example(row, format)
-        if isinstance(example, Malformed):
-            malformed.add(example.source, example.reason)
+        elif count <= len(first):
+            try:
+                lengths += _lengths(renderer, objective.render(renderer, example))
+            except UnusableError as error:
+                unusable.add(example.source, str(error))
     if not lengths:
         listed = "".join(f"\n  {reason}" for reason in (*malformed.by_count(), *unusable.by_count())[:SHOWN])
         raise UserError(f"None of the first {len(first):,} rows can be used for training. Fix them:{listed}")
     return DataStatistics(
         format,
-        len(first) + rest,
+        count,
         malformed.rows,
         np.asarray(lengths),
         unusable.rows,

@@ -19,7 +19,7 @@ from tunesmith.data.length_policy import apply_length_policy
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
-from tunesmith.data.row_formats import detect, format_for, to_example
+from tunesmith.data.row_formats import chosen_format, to_example
 from tunesmith.data.split import fold, is_held_out
 from tunesmith.data.tokenize import Chunk, Renders, Tokenizer
 from tunesmith.data.tokens import TableBuilder, TokenTable
@@ -93,12 +93,8 @@ def examples(data: Data, formats: Sequence[str], paths: Sequence[str], report: D
     """
     rows = read(paths, Path.cwd())
     first = list(islice(rows, DETECT_ROWS))
-    format = data.format
     well_formed = [row for row in first if isinstance(row, Row)]
-    if format == "auto" and formats:
-        format = format_for(well_formed, formats, data.columns)
-    if format == "auto":
-        format = detect(well_formed, data.columns)
+    format = chosen_format(well_formed, data.format, formats, data.columns)
     report.format = format
     rows_read = 0
     bad: list[Malformed] = []
@@ -187,6 +183,12 @@ class _Replayed:
 
 def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: DataReport) -> TokenTable:
     """Append replayed rows, drawn with `train.seed`, until they are `data.replay_share` of all training tokens.
+
+    Args:
+        recipe: has `data.replay`.
+        renderer: for the base's tokenizer.
+        table: the training rows.
+        report: the replayed rows are counted in it.
 
     Raises:
         UserError: the replayed rows cannot be read, cannot be trained on, or are too few.

@@ -150,6 +150,23 @@ def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str
     return next((format for format in formats if _sets_in(present, FORMATS[format])), formats[0])
 
 
+def chosen_format(rows: Sequence[Row], format: str, accepted: Sequence[str], columns: Mapping[str, str]) -> str:
+    """The row format to use: the recipe's, else one that the objective accepts, else the one that the rows have.
+
+    Args:
+        rows: the first rows.
+        format: `data.format`.
+        accepted: the formats with targets that the objective accepts; empty for chats and raw text.
+        columns: field → column, from `data.columns`.
+
+    Raises:
+        UserError: as `detect` raises.
+    """
+    if format != "auto":
+        return format
+    return format_for(rows, accepted, columns) if accepted else detect(rows, columns)
+
+
 def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) -> Example | Malformed:
     """The row as an example, or the reason why it is malformed.
 

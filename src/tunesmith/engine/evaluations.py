@@ -72,5 +72,11 @@ class Evaluations:
 
 
 def times_left(every: int, step: int, steps: int) -> int:
-    """How often something happens after `step` of `steps`, if it happens `every` steps and after the last."""
+    """How often something still happens that happens at regular steps and after the last one.
+
+    Args:
+        every: steps from one time to the next.
+        step: how many steps are done.
+        steps: how many there are.
+    """
     return 0 if step >= steps else (steps - 1) // every - step // every + 1

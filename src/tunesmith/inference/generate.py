@@ -89,8 +89,8 @@ def continuations(
     torch.manual_seed(sampling.seed)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        continuations = _continue(model, renderer, [prompts[index] for index in batch], sampling)
-        for index, ids in zip(batch, continuations, strict=True):
+        generated = _continue(model, renderer, [prompts[index] for index in batch], sampling)
+        for index, ids in zip(batch, generated, strict=True):
             answered[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
         done(start + len(batch))
     return answered

@@ -1,6 +1,7 @@
 """`tunesmith.load`: a model to use, whatever it is stored as."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
@@ -36,6 +37,9 @@ REFUSALS: dict[Command, str] = {
 }
 """What a model that has another head does not do."""
 
+SOURCE = Source("texts", 1)
+"""Where a text comes from that is in no file."""
+
 TOKENS_PER_BATCH = 2048
 """Most tokens of texts that are scored together; a longer text is scored alone."""
 
@@ -66,13 +70,7 @@ class Score:
 class Model:
     """A model to use. Its weights are loaded at the first call that needs them, and stay.
 
-    Args:
-        name: a run, an adapter, a model directory, a GGUF file, a short or a hub name, or `embedded`.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
-        precision: `auto` (bf16 where it is faster), `bf16` or `fp32`.
-
-    Raises:
-        UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
+    Arguments and errors are those of `load`.
     """
 
     def __init__(self, name: str | Path, device: str = "auto", precision: str = "auto") -> None:
@@ -159,7 +157,7 @@ class Model:
         """
         self.require("generate")
         questions = [prompts] if isinstance(prompts, str) else prompts
-        texts = list(questions) if raw else [self.prompt(_conversation(system, question)) for question in questions]
+        texts = list(questions) if raw else [self.prompt([_user(question)], system) for question in questions]
         sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
         use_cached_attention(plain_model(self.model))
         return continuations(self.model, self.tokenizer, texts, sampling, batch_size)
@@ -210,20 +208,20 @@ class Model:
         use_cached_attention(plain_model(self.model))
         return stream(self.model, self.tokenizer, text, sampling, write)
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], system: str | None = None) -> str:
         """The text that the model reads for a chat: the same as before the answer in training.
 
         Args:
             messages: `role` and `content` of each turn, the user's last.
+            system: the system prompt before them.
 
         Raises:
             UserError: the model does not write text, or the chat template cannot render this chat.
         """
         self.require("generate")
-        try:
-            return prompt_of(self.model, self.renderer, messages)
-        except UnusableError as error:
-            raise UserError(f"The chat template cannot render this question: {error}.") from None
+        first = [] if system is None else [{"role": "system", "content": system}]
+        with _template_errors():
+            return prompt_of(self.model, self.renderer, [*first, *messages])
 
     def classify(self, texts: str | Sequence[str]) -> list[list[Prediction]]:
         """The class, the labels, the value or the entities of each text, with probabilities.
@@ -289,9 +287,9 @@ class Model:
 
     def _as_texts(self, texts: Sequence[str]) -> list[Tokenized]:
         """Raw documents without the token that ends them."""
+        renderings = [each for text in texts for each in self.renderer.render(Example(SOURCE, text=text))]
         rows = []
-        for text in texts:
-            ids, mask = self.renderer.tokenize_many(self.renderer.render(Example(Source("texts", 1), text=text)))[0]
+        for ids, mask in self.renderer.tokenize_many(renderings):
             ends = len(ids) > 1 and ids[-1] == self.renderer.end_of_document
             rows.append((ids[:-1], mask[:-1]) if ends else (ids, mask))
         return rows
@@ -300,11 +298,9 @@ class Model:
         """Chats with loss on the answer."""
         renderings = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            turns = (*_conversation(None, prompt), {"role": "assistant", "content": answer})
-            try:
-                renderings += self.renderer.render(Example(Source("texts", 1), messages=turns))
-            except UnusableError as error:
-                raise UserError(f"The chat template cannot render this question: {error}.") from None
+            turns = (_user(prompt), {"role": "assistant", "content": answer})
+            with _template_errors():
+                renderings += self.renderer.render(Example(SOURCE, messages=turns))
         return self.renderer.tokenize_many(renderings)
 
     def _refuse_too_long(self, table: TokenTable) -> None:
@@ -355,6 +351,14 @@ score = _of_name(Model.score)
 """`Model.score` of the model of that name."""
 
 
-def _conversation(system: str | None, question: str) -> list[Message]:
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": question}]
+def _user(question: str) -> Message:
+    return {"role": "user", "content": question}
+
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """Turn what the chat template cannot render into an error for the user."""
+    try:
+        yield
+    except UnusableError as error:
+        raise UserError(f"The chat template cannot render this question: {error}.") from None

@@ -16,7 +16,7 @@ from tunesmith.data.pack import Batch
 from tunesmith.objectives.objective import Objective
 
 ENOUGH, MOST = 2.0, 5
-"""Passes are timed until they have taken so many seconds together, or until there are so many."""
+"""Passes are timed until together they have taken the first number of seconds, or until there are the second number."""
 
 
 def largest_batch_first(

@@ -34,10 +34,10 @@ RECENT_STEPS = 10
 loss would stay far above the held-out loss, and the speed would show a slow start for a long time."""
 
 LINES = 10
-"""Outside a terminal, a line is printed each time that another one of so many equal parts of the way is done …"""
+"""Outside a terminal, a line is printed each time that another of this many equal parts of the way is done …"""
 
 LINE_SECONDS, LINE_SHARE = 15.0, 0.1
-"""… and when there was none for so many seconds, or for this share of the time so far if that is longer. So a slow
+"""… and when there was none for this many seconds, or for this share of the time so far if that is longer. So a slow
 operation prints within seconds, and one of ten hours about a hundred lines."""
 
 

@@ -152,7 +152,7 @@ def _forecast_speed(loop: Loop, largest_batch: list[int]) -> tuple[float, float]
 
 
 def _rows_within(loop: Loop, rows: list[int], tokens: float) -> list[int]:
-    """The first of the rows, with at most so many tokens together."""
+    """The first of the rows, with at most this many tokens together."""
     return rows[: int(np.searchsorted(np.cumsum(loop.batches.table.lengths[rows]), tokens, side="right"))]
 
 

@@ -29,7 +29,7 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.data.read import Row
 from tunesmith.data.render import Renderer
-from tunesmith.data.row_formats import detect, format_for, to_example
+from tunesmith.data.row_formats import chosen_format, to_example
 from tunesmith.data.tokenize import Tokenizer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
@@ -329,11 +329,7 @@ class Trainer:
     def _table(self, rows: Sequence[Row]) -> TokenTable:
         """The tokens of rows that are not among the run's."""
         data, objective = self.recipe.data, self.recipe.objective
-        name = data.format
-        if name == "auto" and objective.formats:
-            name = format_for(rows, objective.formats, data.columns)
-        if name == "auto":
-            name = detect(rows, data.columns)
+        name = chosen_format(rows, data.format, objective.formats, data.columns)
         examples: list[Example] = []
         for row in rows:
             example = to_example(row, name, data.columns)
