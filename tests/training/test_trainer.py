@@ -65,6 +65,22 @@ def _loss_tokens(trainer: Trainer, batches: list[list[int]]) -> int:
     return sum(int(trainer.rows[row][1].sum()) for rows in batches for row in rows)
 
 
+def test_a_resumed_run_keeps_its_automatic_precision(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is measured, and a resumed run must reach the same bits."""
+    assert "precision" not in recipe["train"]
+    for started, measured in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        run = tmp_path / str(started)
+        monkeypatch.setattr("tunesmith.training.trainer.dtype_of", lambda *_, found=started: found)
+        with Trainer(recipe, run) as trainer:
+            trainer.step()
+            trainer.checkpoint()
+        monkeypatch.setattr("tunesmith.training.trainer.dtype_of", lambda *_, found=measured: found)
+        with Trainer.resume(run) as trainer:
+            assert trainer.model.dtype == started
+
+
 def test_a_resumed_trainer_continues_at_its_checkpoint(recipe: dict[str, Any], tmp_path: Path) -> None:
     tunesmith.train(recipe, tmp_path / "whole")
     with Trainer(recipe, tmp_path / "part") as trainer:

@@ -1,5 +1,6 @@
 """The dtype of the forward and backward passes, measured on this device instead of guessed from its name."""
 
+import sys
 import time
 from functools import cache
 
@@ -33,22 +34,39 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if bf16_speedup(device.type) > 1.5 else torch.float32
 
 
+def writing_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a model that writes text. `auto` is fp32 on a CPU: the engine's sums are in fp32 there, and weights
+    that are exact in bf16 are read as such, so that bf16 would only round more."""
+    return torch.float32 if precision == "auto" and device.type == "cpu" else dtype_of(precision, device)
+
+
 @cache
 def bf16_speedup(device_type: str) -> float:
     """How many times faster a 768 × 768 × 768 product is in bf16 than in fp32, best of five runs. If a small product is
-    much slower (a CPU without bf16 instructions), its ratio is returned: a large product would take a second."""
-    small = _speedup(384, device_type)
-    return small if small < 0.5 else _speedup(768, device_type)
+    much slower (a CPU without bf16 instructions), its ratio is returned: a large product would take a second.
+
+    A CPU's products run on one thread and are timed by its processor time, which other processes hardly change. By wall
+    time, a busy machine would now and then choose another dtype.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        small = _speedup(384, device_type)
+        return small if small < 0.5 else _speedup(768, device_type)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _speedup(side: int, device_type: str) -> float:
+    has_fine_thread_time = device_type == "cpu" and sys.platform != "win32"  # there in steps of 16 ms
+    clock = time.thread_time if has_fine_thread_time else time.perf_counter
     seconds = {}
     for dtype in _DTYPES.values():
         a = torch.ones(side, side, dtype=dtype, device=device_type)
         best = float("inf")
         for _ in range(5):
-            started = time.perf_counter()
+            started = clock()
             (a @ a)[0, 0].item()
-            best = min(best, time.perf_counter() - started)
+            best = min(best, clock() - started)
         seconds[dtype] = best
     return seconds[torch.float32] / seconds[torch.bfloat16]

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.extensions import copy_code
@@ -130,7 +131,7 @@ class Trainer:
         held.enter_context(keep_freed_memory())
         self.recipe, self.tokenizer = recipe, tokenizer
         device = device_of(recipe.train.device)
-        dtype = dtype_of(recipe.precision, device)
+        dtype = _dtype_at_start(self.run) or dtype_of(recipe.precision, device)
         release_freed_memory()
         forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
         plan = plan_of_run(recipe, self.run, prepared, dtype, device)
@@ -343,3 +344,10 @@ class Trainer:
         for index in np.flatnonzero(objective.head.text_lengths(table) > data.max_length).tolist():
             raise UserError(f"{table.source(index)} is longer than data.max_length: {data.max_length:,} tokens.")
         return table
+
+
+def _dtype_at_start(run: Run) -> torch.dtype | None:
+    """The dtype that the run started with, if it has started: `auto` measures, and could choose another one now."""
+    names = (event["precision"] for event in run.events() if event["event"] == "start")
+    name = next(names, None)
+    return None if name is None else {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
