@@ -146,9 +146,9 @@ def dequantize(weight: Quantized, dtype: torch.dtype) -> Tensor:
     # As rows of complete blocks: the CPU kernel is wrong if a block crosses the end of a row (bitsandbytes 0.50).
     flat = (count // BLOCK, BLOCK) if count % BLOCK == 0 else (1, count)
     state = _bnb().QuantState(
-        absmax=_scales(weight),
+        absmax=expanded_scales(weight),
         shape=torch.Size(flat),
-        code=_code(weight.format, weight.codes.device),
+        code=code_points(weight.format, weight.codes.device),
         blocksize=BLOCK,
         quant_type=weight.format,
         dtype=dtype,
@@ -162,8 +162,8 @@ def _dequantize_native(weight: Quantized, dtype: torch.dtype) -> Tensor:
     if weight.format == "int8":
         native.call("eight_bits", dtype, weight.codes, weight.scales, out, *weight.shape)
     else:
-        code = _code(weight.format, weight.codes.device)
-        native.call("four_bits", dtype, weight.codes, _scales(weight), code, out, out.numel())
+        code = code_points(weight.format, weight.codes.device)
+        native.call("four_bits", dtype, weight.codes, expanded_scales(weight), code, out, out.numel())
     return out
 
 
@@ -178,7 +178,7 @@ def dequantize_reference(weight: Quantized, dtype: torch.dtype) -> Tensor:
     packed = weight.codes.flatten()
     pairs = torch.stack([packed >> 4, packed & 15], 1).flatten()  # (out × in,), the high half first
     count = weight.shape[0] * weight.shape[1]
-    points = _code(weight.format, packed.device)[pairs[:count].long()]
+    points = code_points(weight.format, packed.device)[pairs[:count].long()]
     scales = weight.scales
     if weight.scale_scales is not None and weight.scale_offset is not None:
         dynamic = _dynamic_code(scales.device)[scales.long()]
@@ -220,8 +220,8 @@ class _QuantizedLinear(torch.autograd.Function):
         return grad_x, None, grad_bias
 
 
-def _scales(weight: Quantized) -> Tensor:
-    """(blocks,) fp32."""
+def expanded_scales(weight: Quantized) -> Tensor:
+    """The scale of each block (blocks,) in fp32, without double quantization."""
     if weight.scale_scales is None or weight.scale_offset is None:
         return weight.scales
     if not native.runs():  # only shapes matter here, and the library's operation takes milliseconds
@@ -233,8 +233,8 @@ def _scales(weight: Quantized) -> Tensor:
 
 
 @cache
-def _code(format: str, device: torch.device) -> Tensor:
-    """(16,) fp32."""
+def code_points(format: str, device: torch.device) -> Tensor:
+    """The value of each 4-bit code (16,) in fp32, for a scale of 1."""
     return torch.tensor(NF4_CODE if format == "nf4" else FP4_CODE, device=device)
 
 

@@ -35,8 +35,70 @@ class AttentionArguments(ctypes.Structure):
     )
 
 
+class Packed(ctypes.Structure):
+    """`Packed` of packed.h."""
+
+    _fields_ = (
+        ("codes", _POINTER),
+        ("scales", _POINTER),
+        ("points", _POINTER),
+        ("stored", _LONG),
+        ("inputs", _LONG),
+        ("outputs", _LONG),
+    )
+
+
+class Paged(ctypes.Structure):
+    """`Paged` of paged.h."""
+
+    _fields_ = (
+        ("kv_heads", _LONG),
+        ("group", _LONG),
+        ("dim", _LONG),
+        ("value_dim", _LONG),
+        ("scale", _FLOAT),
+        ("softcap", _FLOAT),
+        ("window", _LONG),
+    )
+
+
+LINEARS = 7
+"""Linear layers of a block: queries, keys, values, the attention's output, gate, up, down."""
+
+
+class Block(ctypes.Structure):
+    """`Block` of block.h."""
+
+    _fields_ = (
+        ("weights", Packed * LINEARS),
+        ("biases", _POINTER * LINEARS),
+        ("norms", _POINTER * 2),
+        ("epsilons", _FLOAT * 2),
+        ("attention", Paged),
+        ("sinks", _POINTER),
+        ("gelu", _LONG),
+        ("rotates", _LONG),
+    )
+
+
+class Step(ctypes.Structure):
+    """`Step` of block.h."""
+
+    _fields_ = (
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+        ("parts", _POINTER),
+        ("count", _LONG),
+        ("pages", _POINTER),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("adapters", _POINTER * LINEARS),
+        ("adapter_counts", _LONG * LINEARS),
+    )
+
+
 class Rows(ctypes.Structure):
-    """`Rows` of attention.h."""
+    """`Rows` of attention.h, and `PagedRows` of paged.h."""
 
     _fields_ = (("at", _POINTER), ("token", _LONG), ("head", _LONG))
 
@@ -57,11 +119,15 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "four_bits": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
     "eight_bits": [_POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],
+    "paged_attention": [_POINTER, _POINTER, _LONG, _POINTER, Rows, Rows, Rows, *[_POINTER] * 4],
 }
 _ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
-_ATTENTION_ARGUMENTS: dict[str, list[Any]] = {
+_UNSUFFIXED_ARGUMENTS: dict[str, list[Any]] = {
     "attention": [*_ATTENTION, _POINTER],
     "attention_backward": [*_ATTENTION, Rows, _POINTER, _POINTER, _POINTER],
+    "packed_linear": [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG],
+    "adapt_rows": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER],
+    "block": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
 }
 _SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_fp32"}
 
@@ -107,7 +173,7 @@ def gives(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a kernel of elementwise.h on PyTorch's threads. A tensor passes its data pointer, None a null pointer."""
+    """Call a kernel of elementwise.h or paged.h on PyTorch's threads. A tensor passes its data pointer, None null."""
     call_named(name + _SUFFIX[dtype], *arguments)
 
 
@@ -127,7 +193,7 @@ def call_named(name: str, *arguments: Any) -> None:
 
 
 def _to_c(kind: Any, value: Any) -> Any:
-    if isinstance(value, AttentionArguments):
+    if isinstance(value, ctypes.Structure):
         return ctypes.byref(value)
     if not isinstance(value, Tensor):
         return value
@@ -157,7 +223,7 @@ def library() -> ctypes.CDLL | None:
         for suffix in _SUFFIX.values():
             getattr(loaded, name + suffix).argtypes = [*arguments, _INT]
             getattr(loaded, name + suffix).restype = None
-    for name, arguments in _ATTENTION_ARGUMENTS.items():
+    for name, arguments in _UNSUFFIXED_ARGUMENTS.items():
         getattr(loaded, name).argtypes = [*arguments, _INT]
         getattr(loaded, name).restype = None
     return loaded

@@ -9,6 +9,7 @@
 #define GET(v) from_bf16(v)
 #define PUT(v) to_bf16(v)
 #include "elementwise.h"
+#include "paged.h"
 #undef T
 #undef NAME
 #undef GET
@@ -19,6 +20,9 @@
 #define GET(v) (v)
 #define PUT(v) (v)
 #include "elementwise.h"
+#include "paged.h"
 
 #include "attention.h"
 #include "quantized.h"
+#include "packed.h"
+#include "block.h"

@@ -30,6 +30,9 @@ typedef union {
     uint32_t u;
 } bits;
 
+/* Sixteen numbers: one register of AVX-512, two of AVX2. */
+typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
+
 INLINE float from_bf16(bf16 v) {
     bits b = {.u = (uint32_t)v << 16};
     return b.f;

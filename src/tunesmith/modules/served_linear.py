@@ -1,0 +1,112 @@
+"""A linear layer as the generation engine runs it: packed on a CPU, and with the adapters of the batch's rows."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.modules.quantized_linear import QuantizedLinear
+from tunesmith.ops import native
+from tunesmith.ops.grouped_lora import RowAdapters
+from tunesmith.ops.packed_linear import PackedWeight, pack, packed_linear, unpack
+
+
+class BatchAdapters:
+    """What all served layers of a model share: the adapters of the batch that is computed now."""
+
+    def __init__(self) -> None:
+        self.rows: RowAdapters | None = None
+
+
+class ServedLinear(nn.Module):
+    """In place of a linear layer, for inference.
+
+    Args:
+        layer: which it replaces.
+        number: of the layer in the model, by which adapters know it.
+        adapters: of the current batch.
+    """
+
+    def __init__(self, layer: nn.Linear, number: int, adapters: BatchAdapters) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.number, self.adapters = number, adapters
+        self.dtype = layer.dtype if isinstance(layer, QuantizedLinear) else layer.weight.dtype
+        weight = layer.quantized if isinstance(layer, QuantizedLinear) else layer.weight
+        on_cpu = (layer.quantized.codes if isinstance(layer, QuantizedLinear) else layer.weight).device.type == "cpu"
+        self.packed: PackedWeight | None = None
+        self.layer: nn.Linear | None = layer
+        if on_cpu and native.library() is not None and self.dtype in (torch.float32, torch.bfloat16):
+            self.packed, self.layer = pack(weight), None
+            self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().float(), requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), a copy if it is packed, for code that reads a layer's weight."""
+        if self.layer is not None:
+            return self.layer.weight
+        assert self.packed is not None
+        return unpack(self.packed).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if self.packed is None:
+            assert self.layer is not None
+            out: Tensor = self.layer(rows)
+        else:
+            rows = rows.float()
+            out = packed_linear(rows, self.packed, self.bias)
+        if self.adapters.rows is not None:
+            self.adapters.rows.add(self.number, rows, out)
+        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        stored = "" if self.packed is None else f", stored={self.packed.stored}"
+        return f"in_features={self.in_features}, out_features={self.out_features}{stored}"
+
+
+class RowwiseActivation(nn.Module):
+    """An activation, computed row by row: PyTorch's kernels compute a tensor's last few numbers with other instructions
+    than the rest, so that a row's result would depend on how many rows there are."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(rows)
+        for index in range(len(rows)):
+            out[index] = self.activation(rows[index])
+        return out.view(x.shape)
+
+
+def serve_activations(model: PreTrainedModel) -> None:
+    """Compute the model's activations row by row, in place; of gated feed-forwards only those that are not fused."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            where = type(child).__module__
+            if where.startswith(("transformers.activations", "torch.nn.modules.activation")):
+                setattr(parent, name, RowwiseActivation(child))
+
+
+def serve_linears(model: PreTrainedModel) -> tuple[BatchAdapters, dict[str, int]]:
+    """Replace every linear layer of the model, in place; its weights are then in memory only as packed. A model whose
+    layers have been replaced before stays as it is.
+
+    Returns:
+        Where a batch's adapters are put, and the number of each replaced layer by its name.
+    """
+    before = {name: module for name, module in model.named_modules() if isinstance(module, ServedLinear)}
+    if before:
+        return next(iter(before.values())).adapters, {name: module.number for name, module in before.items()}
+    adapters, numbers = BatchAdapters(), dict[str, int]()
+    made: dict[nn.Module, ServedLinear] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, nn.Linear):
+            continue
+        parent_name, _, own_name = name.rpartition(".")
+        if module not in made:
+            made[module] = ServedLinear(module, len(made), adapters)
+        setattr(model.get_submodule(parent_name), own_name, made[module])
+        numbers[name] = made[module].number
+    return adapters, numbers

@@ -1,0 +1,295 @@
+/* Attention over paged caches of keys and values, and the products of many LoRA adapters, for inference. A query's result
+ * is the same to the bit whatever else is in the batch, and however its prompt was cut into pieces: keys are visited from
+ * the first to the last, in pages, and a page's masked keys add exactly zero.
+ *
+ * A layer's cache: keys (pages, kv_heads, dim, PAGE), values (pages, kv_heads, PAGE, value_width), where value_width is
+ * value_dim rounded up to a multiple of 16. Included twice, for fp32 and for bf16. */
+
+#ifndef PAGE
+#define PAGE 16    /* tokens */
+#define QUERIES 6  /* rows per tile */
+#define UNIT 32    /* queries of a sequence per piece of work */
+
+/* Part of a sequence: `queries` tokens from row `first` of the batch; `position` tokens are before them in the cache;
+ * its pages start at `pages` in the table of pages. */
+typedef struct {
+    int64_t first, queries, position, pages;
+} Part;
+
+typedef struct {
+    int64_t kv_heads, group, dim, value_dim; /* heads of keys and values; heads of queries to each */
+    float scale, softcap;                    /* softcap 0: none */
+    int64_t window;                          /* 0: none */
+} Paged;
+
+static int64_t value_width(const Paged *shape) { return (shape->value_dim + 15) / 16 * 16; }
+
+/* 1 − 2 / (e^2x + 1) */
+INLINE float tanh_of(float x) { return 1.0f - 2.0f / (exp_of(2.0f * x) + 1.0f); }
+
+/* One row's scores[from, until) become probabilities, zero outside [first, end). `from`, `until`: multiples of PAGE. */
+CLONED static void paged_softmax(float *scores, int64_t from, int64_t until, int64_t first, int64_t end,
+                                 const Paged *shape, const float *sink) {
+    float most[PAGE], sum[PAGE];
+    for (int i = 0; i < PAGE; i++) most[i] = -INFINITY;
+    for (int i = 0; i < PAGE; i++) sum[i] = 0.0f;
+    for (int64_t at = from; at < until; at += PAGE)
+        for (int i = 0; i < PAGE; i++) {
+            float score = scores[at + i] * shape->scale;
+            if (shape->softcap > 0) score = shape->softcap * tanh_of(score / shape->softcap);
+            score = at + i >= first && at + i < end ? score : -INFINITY;
+            scores[at + i] = score;
+            most[i] = score > most[i] ? score : most[i];
+        }
+    float highest = sink ? *sink : -INFINITY;
+    for (int i = 0; i < PAGE; i++) highest = most[i] > highest ? most[i] : highest;
+    for (int64_t at = from; at < until; at += PAGE)
+        for (int i = 0; i < PAGE; i++) {
+            const float e = at + i >= first && at + i < end ? exp_of(scores[at + i] - highest) : 0.0f;
+            scores[at + i] = e;
+            sum[i] += e;
+        }
+    float total = sink ? exp_of(*sink - highest) : 0.0f;
+    for (int i = 0; i < PAGE; i++) total += sum[i];
+    const float share = 1.0f / total;
+    for (int64_t at = from; at < until; at += PAGE)
+        for (int i = 0; i < PAGE; i++) scores[at + i] *= share;
+}
+
+/* One adapter's rows: `rows` from row `first`; a: (rank, in), b: (rank, out). */
+typedef struct {
+    int64_t first, rows;
+    const float *a, *b;
+    int64_t rank;
+    double scale;
+} Adapted;
+
+#define RANKS 8 /* of an adapter, at the same time */
+
+/* sums (ranks,) = a (ranks, inputs) · x, with 16 partial sums for each. */
+INLINE void rank_sums(const float *x, const float *a, int64_t inputs, float *sums, const int ranks) {
+    lanes part[RANKS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ranks; r++) part[r] = (lanes){0};
+    int64_t k = 0;
+    for (; k + 16 <= inputs; k += 16) {
+        const lanes own = *(const lanes *)(x + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < ranks; r++) part[r] += *(const lanes *)(a + r * inputs + k) * own;
+    }
+    for (int r = 0; r < ranks; r++) {
+        float sum = 0.0f;
+        for (int i = 0; i < 16; i++) sum += part[r][i];
+        for (int64_t rest = k; rest < inputs; rest++) sum += a[r * inputs + rest] * x[rest];
+        sums[r] = sum;
+    }
+}
+
+/* y (outputs,) += sums (ranks,) · b (ranks, outputs) */
+INLINE void add_ranks(const float *sums, const float *b, int64_t outputs, float *y, const int ranks) {
+    int64_t n = 0;
+    for (; n + 16 <= outputs; n += 16) {
+        lanes sum = *(const lanes *)(y + n);
+#pragma GCC unroll 8
+        for (int r = 0; r < ranks; r++) sum += sums[r] * *(const lanes *)(b + r * outputs + n);
+        *(lanes *)(y + n) = sum;
+    }
+    for (; n < outputs; n++)
+        for (int r = 0; r < ranks; r++) y[n] += sums[r] * b[r * outputs + n];
+}
+
+CLONED static void adapt_row(const float *x, const Adapted *adapter, int64_t inputs, int64_t outputs, float *y) {
+    for (int64_t first = 0; first < adapter->rank; first += RANKS) {
+        const float *a = adapter->a + first * inputs, *b = adapter->b + first * outputs;
+        const int64_t ranks = adapter->rank - first < RANKS ? adapter->rank - first : RANKS;
+        float sums[RANKS];
+        if (ranks == RANKS)
+            rank_sums(x, a, inputs, sums, RANKS);
+        else
+            for (int64_t r = 0; r < ranks; r++) rank_sums(x, a + r * inputs, inputs, sums + r, 1);
+        for (int64_t r = 0; r < ranks; r++) sums[r] *= (float)adapter->scale;
+        if (ranks == RANKS)
+            add_ranks(sums, b, outputs, y, RANKS);
+        else
+            for (int64_t r = 0; r < ranks; r++) add_ranks(sums + r, b + r * outputs, outputs, y, 1);
+    }
+}
+
+/* y (rows, out) += scale · (x aᵀ) b, for each adapter's rows; x (rows, in). */
+void adapt_rows(const float *x, const Adapted *adapters, int64_t count, int64_t inputs, int64_t outputs, float *y,
+                int threads) {
+    int64_t total = 0;
+    for (int64_t each = 0; each < count; each++) total += adapters[each].rows;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t number = 0; number < total; number++) {
+        int64_t left = number;
+        const Adapted *adapter = adapters;
+        while (left >= adapter->rows) left -= adapter++->rows;
+        const int64_t row = adapter->first + left;
+        adapt_row(x + row * inputs, adapter, inputs, outputs, y + row * outputs);
+    }
+}
+#endif
+
+#define KEYS_AT(keys, page, head) ((keys) + ((page) * shape->kv_heads + (head)) * shape->dim * PAGE)
+#define VALUES_AT(values, page, head) ((values) + ((page) * shape->kv_heads + (head)) * PAGE * value_width(shape))
+
+typedef struct {
+    const T *at;
+    int64_t token, head;
+} NAME(PagedRows);
+
+/* scores (rows, PAGE) of up to QUERIES rows against one page of keys (dim, PAGE). */
+INLINE void NAME(page_scores)(const float *q, const T *keys, int64_t dim, float *scores, int64_t stride, const int rows) {
+    lanes sum[QUERIES];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) sum[r] = (lanes){0};
+    for (int64_t d = 0; d < dim; d++) {
+        float wide[PAGE];
+        for (int i = 0; i < PAGE; i++) wide[i] = GET(keys[d * PAGE + i]);
+        const lanes key = *(const lanes *)wide;
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) sum[r] += q[r * dim + d] * key;
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) *(lanes *)(scores + r * stride) = sum[r];
+}
+
+/* sums (rows, 16) += p (rows, PAGE) · values (PAGE, 16). */
+INLINE void NAME(page_values)(const float *p, int64_t stride, const T *values, int64_t width, float *sums,
+                              int64_t sums_stride, const int rows) {
+    lanes sum[QUERIES];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) sum[r] = *(lanes *)(sums + r * sums_stride);
+    for (int64_t i = 0; i < PAGE; i++) {
+        float wide[16];
+        for (int n = 0; n < 16; n++) wide[n] = GET(values[i * width + n]);
+        const lanes value = *(const lanes *)wide;
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) sum[r] += p[r * stride + i] * value;
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) *(lanes *)(sums + r * sums_stride) = sum[r];
+}
+
+#define FOR_ROWS(CALL)                                                                                                 \
+    switch (rows) {                                                                                                    \
+        case 1: CALL(1); break;                                                                                        \
+        case 2: CALL(2); break;                                                                                        \
+        case 3: CALL(3); break;                                                                                        \
+        case 4: CALL(4); break;                                                                                        \
+        case 5: CALL(5); break;                                                                                        \
+        case 6: CALL(6); break;                                                                                        \
+    }
+
+CLONED static void NAME(scores_of_page)(const float *q, const T *keys, int64_t dim, float *scores, int64_t stride,
+                                        int64_t rows) {
+#define SCORES(N) NAME(page_scores)(q, keys, dim, scores, stride, N)
+    FOR_ROWS(SCORES)
+#undef SCORES
+}
+
+CLONED static void NAME(values_of_page)(const float *p, int64_t stride, const T *values, int64_t width, float *sums,
+                                        int64_t rows) {
+#define VALUES(N) NAME(page_values)(p, stride, values + n, width, sums + n, width, N)
+    for (int64_t n = 0; n < width; n += 16) FOR_ROWS(VALUES)
+#undef VALUES
+}
+
+CLONED static void NAME(gather_query)(const T *q, int64_t dim, float *out) {
+    for (int64_t d = 0; d < dim; d++) out[d] = GET(q[d]);
+}
+
+CLONED static void NAME(store_sums)(const float *sums, int64_t dim, T *out) {
+    for (int64_t d = 0; d < dim; d++) out[d] = PUT(sums[d]);
+}
+
+/* Put the batch's keys and values at their places in the cache. */
+static void NAME(store_in_cache)(const Paged *shape, const Part *parts, int64_t count, const int64_t *pages,
+                                 NAME(PagedRows) k, NAME(PagedRows) v, T *keys, T *values, int threads) {
+    const int64_t width = value_width(shape);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t each = 0; each < count; each++)
+        for (int64_t query = 0; query < parts[each].queries; query++) {
+            const int64_t at = parts[each].position + query, token = parts[each].first + query;
+            const int64_t page = pages[parts[each].pages + at / PAGE];
+            for (int64_t head = 0; head < shape->kv_heads; head++) {
+                const T *key = k.at + token * k.token + head * k.head, *value = v.at + token * v.token + head * v.head;
+                T *to = KEYS_AT(keys, page, head) + at % PAGE;
+                for (int64_t d = 0; d < shape->dim; d++) to[d * PAGE] = key[d];
+                memcpy(VALUES_AT(values, page, head) + at % PAGE * width, value, sizeof(T) * shape->value_dim);
+            }
+        }
+}
+
+/* Up to UNIT queries of one sequence from `from`, and the heads of one head of keys. */
+static void NAME(attend_unit)(const Paged *shape, const Part *part, const int64_t *pages, int64_t from, int64_t head,
+                              NAME(PagedRows) q, const T *keys, const T *values, const float *sinks, T *out,
+                              float *room, int64_t longest) {
+    const int64_t dim = shape->dim, group = shape->group, width = value_width(shape), heads = shape->kv_heads * group;
+    const int64_t some = part->queries - from < UNIT ? part->queries - from : UNIT;
+    float *scores = room, *queries = scores + QUERIES * longest, *sums = queries + QUERIES * dim;
+    for (int64_t at = 0; at < some * group; at += QUERIES) { /* a row is a query and one of its heads */
+        const int64_t rows = some * group - at < QUERIES ? some * group - at : QUERIES;
+        int64_t token[QUERIES], own[QUERIES], first[QUERIES], end[QUERIES], start = INT64_MAX, until = 0;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t query = from + (at + r) / group;
+            token[r] = part->first + query;
+            own[r] = head * group + (at + r) % group;
+            end[r] = part->position + query + 1;
+            first[r] = shape->window && end[r] > shape->window ? end[r] - shape->window : 0;
+            start = first[r] < start ? first[r] : start;
+            until = end[r] > until ? end[r] : until;
+            NAME(gather_query)(q.at + token[r] * q.token + own[r] * q.head, dim, queries + r * dim);
+        }
+        start = start / PAGE * PAGE;
+        until = (until + PAGE - 1) / PAGE * PAGE;
+        const int64_t *page = pages + part->pages;
+        for (int64_t key = start; key < until; key += PAGE)
+            NAME(scores_of_page)(queries, KEYS_AT(keys, page[key / PAGE], head), dim, scores + key - start, longest, rows);
+        for (int64_t r = 0; r < rows; r++)
+            paged_softmax(scores + r * longest, 0, until - start, first[r] - start, end[r] - start, shape,
+                          sinks ? sinks + own[r] : NULL);
+        memset(sums, 0, sizeof(float) * rows * width);
+        for (int64_t key = start; key < until; key += PAGE)
+            NAME(values_of_page)(scores + key - start, longest, VALUES_AT(values, page[key / PAGE], head), width, sums, rows);
+        for (int64_t r = 0; r < rows; r++)
+            NAME(store_sums)(sums + r * width, shape->value_dim, out + (token[r] * heads + own[r]) * shape->value_dim);
+    }
+}
+
+/* q: (tokens, heads, dim), k: (tokens, kv_heads, dim), v: (tokens, kv_heads, value_dim), with strides; pages: the pages
+ * of each part's sequence, one after another; sinks: (heads,) or NULL; out: (tokens, heads, value_dim). */
+void NAME(paged_attention)(const Paged *shape, const Part *parts, int64_t count, const int64_t *pages,
+                           NAME(PagedRows) q, NAME(PagedRows) k, NAME(PagedRows) v, T *keys, T *values,
+                           const float *sinks, T *out, int threads) {
+    int64_t units = 0, longest = 0;
+    for (int64_t each = 0; each < count; each++) {
+        units += (parts[each].queries + UNIT - 1) / UNIT * shape->kv_heads;
+        const int64_t length = parts[each].position + parts[each].queries;
+        longest = length > longest ? length : longest;
+    }
+    longest = (longest + PAGE - 1) / PAGE * PAGE + PAGE; /* a window may start within a page */
+    NAME(store_in_cache)(shape, parts, count, pages, k, v, keys, values, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        float *room = aligned_alloc(64, (sizeof(float) * QUERIES * (longest + shape->dim + value_width(shape)) + 63) / 64 * 64);
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < units; unit++) {
+            int64_t left = unit;
+            const Part *part = parts;
+            for (;; part++) {
+                const int64_t own = (part->queries + UNIT - 1) / UNIT * shape->kv_heads;
+                if (left < own) break;
+                left -= own;
+            }
+            NAME(attend_unit)(shape, part, pages, left / shape->kv_heads * UNIT, left % shape->kv_heads, q, keys, values,
+                              sinks, out, room, longest);
+        }
+        free(room);
+    }
+}
+
+#undef KEYS_AT
+#undef VALUES_AT
+#undef FOR_ROWS

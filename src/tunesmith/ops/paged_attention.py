@@ -1,0 +1,166 @@
+"""Attention over a paged cache of keys and values (Kwon et al. 2023, section 4.1), for sequences of any length.
+
+A page holds `PAGE` tokens of one sequence, and a sequence's pages are anywhere in the cache. A batch has parts of
+several sequences: a whole prompt, a piece of one, or a single new token. The batch's own keys and values are stored
+first; each token then attends to its sequence's tokens up to itself.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.ops import native
+from tunesmith.ops.document_attention import document_attention_reference
+
+PAGE = 16
+"""Tokens in a page; PAGE of native/paged.h."""
+
+_WIDTH = 16
+"""A value's numbers are filled up to a multiple of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values.
+
+    Attributes:
+        keys: (pages, kv_heads, dim, PAGE).
+        values: (pages, kv_heads, PAGE, value_dim rounded up to a multiple of 16).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def empty(cls, pages: int, key: Tensor, value: Tensor) -> "LayerCache":
+        """A cache for keys and values such as these, (1, kv_heads, tokens, dim). Its memory is taken page by page, as
+        it is used. It is zero, since a masked key is multiplied by zero."""
+        width = -(-value.shape[3] // _WIDTH) * _WIDTH
+        return cls(
+            _zeros((pages, key.shape[1], key.shape[3], PAGE), key), _zeros((pages, value.shape[1], PAGE, width), value)
+        )
+
+    def store(self, pages: Sequence[int], position: int, k: Tensor, v: Tensor) -> None:
+        """Store keys and values (1, kv_heads, tokens, dim) of a sequence with these pages, from that position on."""
+        at = torch.arange(position, position + k.shape[2], device=k.device)
+        page = torch.tensor(pages, device=k.device)[at // PAGE]
+        self.keys[page, :, :, at % PAGE] = k[0].transpose(0, 1).to(self.keys.dtype)
+        self.values[page, :, at % PAGE, : v.shape[3]] = v[0].transpose(0, 1).to(self.values.dtype)
+
+    @property
+    def bytes_per_page(self) -> int:
+        return sum(part[0].numel() * part.element_size() for part in (self.keys, self.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive tokens of one sequence in a batch.
+
+    Attributes:
+        tokens: how many.
+        position: how many tokens of the sequence are before them, in the cache.
+        pages: the sequence's pages, in order, with room for these tokens.
+    """
+
+    tokens: int
+    position: int
+    pages: Sequence[int]
+
+
+class Layout:
+    """The parts of a batch, as the kernel reads them."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        rows, pages, first = list[tuple[int, int, int, int]](), list[int](), 0
+        for part in parts:
+            used = -(-(part.position + part.tokens) // PAGE)
+            rows.append((first, part.tokens, part.position, len(pages)))
+            pages += part.pages[:used]
+            first += part.tokens
+        self.rows = torch.tensor(rows)
+        self.pages = torch.tensor(pages)
+
+
+def paged_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: LayerCache,
+    layout: Layout,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """The definition: each sequence by itself. `paged_attention` is tested against this.
+
+    Args:
+        q: (1, heads, tokens, dim): the batch's queries.
+        k: (1, kv_heads, tokens, dim): its keys, which are stored in the cache.
+        v: (1, kv_heads, tokens, value_dim): its values, which are stored in the cache.
+        cache: of this layer.
+        layout: which token belongs to which sequence.
+        scale, window, softcap, sinks: as in `document_attention_reference`.
+
+    Returns:
+        (1, heads, tokens, value_dim).
+    """
+    outs, first = [], 0
+    for part in layout.parts:
+        end = part.position + part.tokens
+        own = slice(first, first + part.tokens)
+        cache.store(part.pages, part.position, k[:, :, own], v[:, :, own])
+        used = torch.tensor(part.pages[: -(-end // PAGE)], device=q.device)
+        keys = cache.keys[used].permute(1, 0, 3, 2).flatten(1, 2)[None, :, :end]
+        values = cache.values[used].transpose(0, 1).flatten(1, 2)[None, :, :end, : v.shape[3]]
+        before = torch.zeros(1, q.shape[1], part.position, q.shape[3], dtype=q.dtype, device=q.device)
+        queries = torch.cat([before, q[:, :, own]], 2)
+        out = document_attention_reference(queries, keys, values, [end], scale, window, softcap=softcap, sinks=sinks)
+        outs.append(out[:, :, part.position :])
+        first += part.tokens
+    return torch.cat(outs, 2)
+
+
+def paged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: LayerCache,
+    layout: Layout,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """`paged_attention_reference`, by the native kernel where there is one. There, a token's result is the same to the
+    bit whatever else is in the batch and however its sequence was cut into parts."""
+    if not native.takes(q, k, v):
+        return paged_attention_reference(q, k, v, cache, layout, scale, window, softcap, sinks)
+    rows = [_contiguous(tensor[0].transpose(0, 1)) for tensor in (q, k, v)]  # (tokens, heads, dim)
+    out = q.new_empty(q.shape[2], q.shape[1], v.shape[3])
+    shape = native.Paged(
+        k.shape[1], q.shape[1] // k.shape[1], q.shape[3], v.shape[3], scale, softcap or 0.0, window or 0
+    )
+    native.call(
+        "paged_attention", q.dtype, shape, layout.rows, len(layout.parts), layout.pages, *rows, cache.keys,
+        cache.values, None if sinks is None else sinks.float(), out,
+    )  # fmt: skip
+    return out.transpose(0, 1)[None]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros in the dtype and on the device of another tensor. On a CPU, the system hands out memory when it is first
+    written; PyTorch's zeros would write all of it at once."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    count = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(like.dtype).view(shape)
+
+
+def _contiguous(rows: Tensor) -> Tensor:
+    return rows if rows.stride(2) == 1 else rows.contiguous()
