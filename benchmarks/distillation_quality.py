@@ -99,7 +99,7 @@ def recipe_of(base: str, files: list[str], objective: dict[str, Any], steps: int
 def teacher() -> Path:
     """Train on all rows but the student's, and write its answers to some of those questions."""
     import tunesmith
-    from tunesmith.inference.generate import Sampling
+    from tunesmith.inference.sampling import Sampling
 
     directory = WORK / "teacher"
     if (directory / "recipe.yaml").exists() and not tunesmith.Run.open(directory).finished:
@@ -108,7 +108,7 @@ def teacher() -> Path:
         tunesmith.train(recipe_of(str(grown()), ["teacher"], {"kind": "instruction"}, TEACHER_STEPS, 0), directory)
     if not (WORK / "answered.jsonl").exists():
         sampling = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.95)
-        tunesmith.answer(str(directory), WORK / "more.jsonl", WORK / "answered.jsonl", sampling, batch_size=64)
+        tunesmith.answer(str(directory), WORK / "more.jsonl", WORK / "answered.jsonl", sampling)
     return directory
 
 

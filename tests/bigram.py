@@ -8,7 +8,7 @@ from bytewise import byte_tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from tunesmith.inference.generate import Sampling
+from tunesmith.inference.sampling import Sampling
 
 HIDDEN = 1024
 """Its square root is 32, so that the norm is exact in every dtype."""

@@ -22,14 +22,15 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from textbook import textbook_loss
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from writing import answers
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
 from tunesmith.export.merge import merge
-from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.sampling import Sampling
 from tunesmith.methods.peft import OWN
 from tunesmith.training.stages import resume, train
 

@@ -1,15 +1,21 @@
 """On CUDA only: GPU operations against their reference definitions, 8-bit and paged optimizers."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import config_of
 from matrix import Cell, make_bases, recipe_of, write_data
+from transformers import AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.config.registry import OBJECTIVES
+from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.paged_model import paged_model
+from tunesmith.inference.sampling import Sampling
 from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import gated, gated_linear, gated_reference
@@ -168,3 +174,23 @@ def test_every_objective_has_the_same_losses_on_gpu_and_cpu(objective: str, tmp_
         losses.append([event["loss"] for event in run.events() if event["event"] == "evaluation"])
         tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_the_generation_engine_answers_on_the_gpu_as_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    config = config_of("llama", 64, eos_token_id=None, pad_token_id=None, initializer_range=0.3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    answers = []
+    for device in ("cpu", "cuda"):
+        paged = paged_model(copy.deepcopy(model).to(device))
+        assert paged is not None
+        engine = Engine(paged, prompt_tokens=20, cache_bytes=2**24)
+        sampled = Sampling(max_new_tokens=8, temperature=0.7, top_p=0.9, seed=3)
+        requests = [
+            Request([number + 5] * 30, sampled if number % 2 else Sampling(8), number=number) for number in range(6)
+        ]
+        engine.run(requests)
+        answers.append(requests)
+    for on_cpu, on_gpu in zip(*answers, strict=True):
+        assert on_gpu.tokens == on_cpu.tokens
+        assert on_gpu.log_probabilities == pytest.approx(on_cpu.log_probabilities, abs=1e-4)

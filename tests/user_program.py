@@ -15,10 +15,11 @@ def train() -> Path:
 
 def use(name: str) -> float:
     model: t.Model = t.load(name)
-    answers: list[str] = model.generate(["What is a list?"], max_new_tokens=40)
-    reply: str = model.chat([{"role": "user", "content": answers[0]}], temperature=0.0)
+    answers: list[t.Generation] = model.generate(["What is a list?"], max_new_tokens=40, n=2)
+    texts: list[str] = [answer.text for answer in answers]
+    reply: str = model.chat([{"role": "user", "content": texts[0]}], temperature=0.0)
     labels: list[list[t.Prediction]] = t.classify(name, [reply])
-    scores: list[t.Score] = model.score(answers, prompts=["What is a list?"])
+    scores: list[t.Score] = model.score(["What is a list?"], texts[:1])
     print(labels[0][0].label, t.embed(name, "a text").shape)
     return scores[0].total
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from tunesmith.export.combine import combine
     from tunesmith.export.merge import merge
     from tunesmith.heads.prediction import Prediction
-    from tunesmith.inference.generate import Sampling
+    from tunesmith.inference.generate import Generation
     from tunesmith.inference.model import Model, Score, chat, classify, embed, generate, load, score
+    from tunesmith.inference.sampling import Sampling
     from tunesmith.methods.catalog import list_methods
     from tunesmith.models.bases import embedded_base, get_base, list_bases
     from tunesmith.objectives.objective import Objective
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Example": "tunesmith.data.example",
+    "Generation": "tunesmith.inference.generate",
     "Head": "tunesmith.config.head",
     "MethodConfig": "tunesmith.config.registry",
     "Metric": "tunesmith.evaluation.metrics",
@@ -48,7 +50,7 @@ _MODULES = {
     "Recipe": "tunesmith.config.recipe",
     "RowFormat": "tunesmith.data.row_format",
     "Run": "tunesmith.run",
-    "Sampling": "tunesmith.inference.generate",
+    "Sampling": "tunesmith.inference.sampling",
     "Score": "tunesmith.inference.model",
     "Trainer": "tunesmith.training.trainer",
     "UserError": "tunesmith.errors",
@@ -77,6 +79,7 @@ _MODULES = {
 
 __all__ = [
     "Example",
+    "Generation",
     "Head",
     "MethodConfig",
     "Metric",

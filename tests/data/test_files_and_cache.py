@@ -19,6 +19,7 @@ from bytewise import CHATML, byte_tokenizer
 from stock_templates import stock, tokenizer_with
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from writing import answers
 
 from tunesmith.cache_directory import cache_directory
 from tunesmith.config.recipe import Recipe
@@ -28,7 +29,7 @@ from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.sampling import Sampling
 from tunesmith.models.load import load_tokenizer
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from writing import answers
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Run
 from tunesmith.training.stages import resume, train
 

@@ -12,12 +12,13 @@ from bigram import chain_model, letters_model
 from bytewise import byte_tokenizer
 from families import config_of
 from transformers import AutoModel
+from writing import answers
 
 import tunesmith.evaluation.answering
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import ANSWERS, QUESTIONS, answer
 from tunesmith.heads.sentence_transformers_format import write_steps
-from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.sampling import Sampling
 
 TOKENIZER = byte_tokenizer()
 SAMPLING = Sampling(max_new_tokens=6, temperature=1.0, repetition_penalty=1.3, seed=7)
@@ -102,7 +103,7 @@ def test_interrupted_answer_resumes_after_the_last_complete_part(parts: int, mod
     header, *lines = partial.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 * parts
     assert json.loads(header)["model"] == model
-    assert json.loads(header)["sampling"] == asdict(SAMPLING)
+    assert json.loads(header)["sampling"] == json.loads(json.dumps(asdict(SAMPLING)))
     with partial.open("a", encoding="utf-8") as file:
         file.write('{"question": "Why 2?", "ans')  # a line that was cut off while it was written
     progress: list[int] = []

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bytewise import byte_tokenizer
+from families import config_of
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from small_models import randomize
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from writing import answers
 
 import tunesmith
+from tunesmith.demo.side_by_side import SideBySide
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Sampling, answers
-from tunesmith.models.attention import use_cached_attention
-from tunesmith.models.prompts import plain_model
+from tunesmith.inference.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +27,18 @@ def model(tiny_model: Path) -> tunesmith.Model:
 
 def test_generate_answers_as_the_engine_does(model: tunesmith.Model) -> None:
     questions = ["Hi", "What is 3 + 3?"]
-    texts = model.generate(questions, system="Be short.", max_new_tokens=5, temperature=0.8, top_p=0.9, seed=4)
+    found = model.generate(questions, system="Be short.", max_new_tokens=5, temperature=0.8, top_p=0.9, seed=4)
     chats = [({"role": "system", "content": "Be short."}, {"role": "user", "content": each}) for each in questions]
-    use_cached_attention(plain_model(model.model))
-    assert texts == answers(model.model, model.tokenizer, chats, Sampling(5, 0.8, 0.9, seed=4))
-    assert model.generate("Hi", max_new_tokens=3) == tunesmith.generate(model.name, "Hi", max_new_tokens=3)
+    loaded = model.reference.model(torch.float32, torch.device("cpu"))
+    expected = answers(loaded, model.tokenizer, chats, Sampling(5, 0.8, 0.9, seed=4))
+    assert [answer.text.strip() for answer in found] == expected
+    (alone,) = tunesmith.generate(model.name, "Hi", max_new_tokens=3)
+    assert tunesmith.load(model.name).generate("Hi", max_new_tokens=3)[0].tokens == alone.tokens
     pieces: list[str] = []
     turns = [{"role": "user", "content": "Hi"}]
-    assert "".join(pieces) == ""
-    assert model.chat(turns, write=pieces.append, max_new_tokens=5, temperature=0) == "".join(pieces).strip()
-    assert [model.chat(turns, max_new_tokens=5, temperature=0)] == model.generate("Hi", max_new_tokens=5)
-    assert model.generate("ab", raw=True, max_new_tokens=3) != model.generate("ab", max_new_tokens=3)
+    answer = model.chat(turns, write=pieces.append, max_new_tokens=5, temperature=0)
+    assert answer == "".join(pieces).strip() == model.generate("Hi", max_new_tokens=5)[0].text.strip()
+    assert model.generate("ab", raw=True, max_new_tokens=3)[0].tokens != alone.tokens
 
 
 def test_scores_are_the_log_probabilities_of_transformers(model: tunesmith.Model, tiny_model: Path) -> None:
@@ -59,7 +65,7 @@ def test_the_score_of_an_answer_is_what_training_minimizes(
     }
     model = tunesmith.load(str(tiny_model), precision="fp32")
     numbers = range(4)
-    scores = model.score([f"It is {2 * n}, of course." for n in numbers], [f"What is {n} + {n}?" for n in numbers])
+    scores = model.score([f"What is {n} + {n}?" for n in numbers], [f"It is {2 * n}, of course." for n in numbers])
     with tunesmith.Trainer(recipe, tmp_path / "run") as trainer:
         loss = trainer.forward_backward(list(numbers))
         assert -sum(score.total for score in scores) == pytest.approx(loss, rel=1e-5)
@@ -73,8 +79,117 @@ def test_what_a_model_cannot_do_is_refused_before_its_weights_are_loaded(model: 
     for call, refusal in ((fresh.classify, "does not classify texts"), (fresh.embed, "does not embed texts")):
         with pytest.raises(UserError, match=f"{refusal}. Use it with: tunesmith generate"):
             call(["a"])
-    assert "model" not in vars(fresh)
-    with pytest.raises(UserError, match="2 prompts for 1 texts"):
+    assert not {"model", "generator"} & vars(fresh).keys()
+    with pytest.raises(UserError, match="2 completions for 1 prompts"):
         fresh.score(["a"], ["b", "c"])
     with pytest.raises(UserError, match=r"holds 512\. Shorten it"):
         model.score(["a" * 600])
+
+
+def test_generate_passes_every_option_on(model: tunesmith.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def record(texts: list[str], sampling: Sampling, *, adapter: str | None, n: int) -> list[tunesmith.Generation]:
+        seen.append((texts, sampling, adapter, n))
+        return []
+
+    monkeypatch.setattr(model.generator, "continuations", record)
+    values: dict[str, Any] = {
+        "max_new_tokens": 7,
+        "temperature": 0.3,
+        "top_p": 0.8,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.4,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.6,
+        "logit_bias": {3: 2.0},
+        "seed": 9,
+        "grammar": "start: A",
+        "regex": "a+",
+    }
+    model.generate("a", raw=True, stop="x", schema={"type": "null"}, n=3, adapter="mine", **values)
+    model.generate(["a", "b"], raw=True, stop=["x", "y"], schema='{"type":"null"}')
+    assert seen == [
+        (["a"], Sampling(**values, stop=("x",), schema='{"type": "null"}'), "mine", 3),
+        (["a", "b"], Sampling(stop=("x", "y"), schema='{"type":"null"}'), None, 1),
+    ]
+
+
+def stored_adapter(base: Path, config: Any, directory: Path, spread: float = 0.3) -> Path:
+    """An adapter of the base with random weights, in PEFT's files."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    if spread:
+        randomize(model, spread)
+    model.save_pretrained(directory)
+    return directory
+
+
+def next_log_probabilities(model: Any, tokenizer: Any, text: str) -> np.ndarray:
+    """transformers' log p of each token after the first."""
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, -ids.shape[1] : -1]
+    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].numpy()
+
+
+@pytest.mark.parametrize("family", ["bloom", "granitemoehybrid"])
+def test_a_family_that_cannot_be_paged_scores_texts_too(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    tokenizer = byte_tokenizer()
+    config = config_of(family, len(tokenizer), eos_token_id=None, pad_token_id=None, bos_token_id=None)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = tunesmith.load(tmp_path, precision="fp32")
+    assert not model.generator.is_paged
+    text = "A list is a sequence."
+    expected = next_log_probabilities(theirs, tokenizer, text)
+    np.testing.assert_allclose(model.score(text)[0].log_probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(model.score(["x", text])[1].log_probabilities, expected, atol=1e-5)
+
+
+def test_an_own_adapter_without_effect_writes_as_its_base(tiny_model: Path, tmp_path: Path) -> None:
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    own = tunesmith.load(stored_adapter(tiny_model, config, tmp_path / "own", spread=0), precision="fp32")
+    base = tunesmith.load(tiny_model, precision="fp32")
+    assert own.generate("Hi", max_new_tokens=5)[0].tokens == base.generate("Hi", max_new_tokens=5)[0].tokens
+    with pytest.raises(UserError, match="has no effect"):
+        base.load_adapter("other", tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"), id="embeddings"),
+        pytest.param(LoraConfig(target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"), id="dora"),
+        pytest.param(PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), id="prompt"),
+    ],
+)
+def test_an_adapter_within_the_model_is_used_and_cannot_be_left_out(
+    config: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    directory = stored_adapter(tiny_model, config, tmp_path / "own")
+    model = tunesmith.load(directory, precision="fp32")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), directory)
+    text = "A list is a sequence."
+    expected = next_log_probabilities(theirs.eval(), model.tokenizer, text)
+    np.testing.assert_allclose(model.score(text)[0].log_probabilities, expected, atol=1e-4)
+    plain = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    for refused in (
+        lambda: model.generate("Hi", adapter="base", max_new_tokens=1),
+        lambda: model.load_adapter("other", stored_adapter(tiny_model, plain, tmp_path / "other")),
+    ):
+        with pytest.raises(UserError, match=r"cannot be left out or exchanged\. Load the model's base"):
+            refused()
+
+
+def test_the_demo_compares_with_the_base_also_if_the_adapter_is_within_the_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    models = SideBySide.of(stored_adapter(tiny_model, config, tmp_path / "own"))
+    base = tunesmith.load(tiny_model).generate("Hi", max_new_tokens=6)[0].text.strip()
+    assert models.base_answers(["Hi"], 6) == [base]
+    before, after = models.general_losses()
+    assert before.loss != after.loss

@@ -86,6 +86,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("planning", "afterwards_memory"),
         ("testing", "mutants"),
         ("bases", "demo_quality"),
+        ("generation", "generation_speed"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:

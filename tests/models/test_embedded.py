@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from writing import answers
 
 import tunesmith
 from tunesmith.data.render import Renderer
-from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.sampling import Sampling
 
 
 def test_transformers_loads_the_stored_model() -> None:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from families import ENCODER_DECODERS, config_of
 from transformers import AutoModelForSeq2SeqLM
+from writing import answers
 
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.sampling import Sampling
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_lm_head, next_token_loss, next_token_losses
 from tunesmith.training.stages import train

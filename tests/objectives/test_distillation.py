@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matrix import make_bases, word_tokenizer
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+from writing import answers
 
 import tunesmith
 from tunesmith.config.recipe import Recipe
@@ -19,8 +20,8 @@ from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import answer
-from tunesmith.inference.generate import Sampling, answers
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.sampling import Sampling
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import CHUNK
 from tunesmith.models.load import load_model, load_tokenizer

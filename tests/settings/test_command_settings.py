@@ -25,7 +25,8 @@ from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.functions import packages
 from tunesmith.errors import UserError
 from tunesmith.heads.sentence_transformers_format import write_steps
-from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.paged_model import PagedModel
+from tunesmith.inference.sampling import Sampling, random_stream
 from tunesmith.models.bases import embedded_base
 from tunesmith.models.precision import dtype_of
 from tunesmith.planner.device import known_devices
@@ -84,8 +85,9 @@ def by_hand(letters: Path) -> Callable[[Any, Sampling], str]:
 
 
 def each_left_out(default: Sampling) -> Iterator[Sampling]:
-    """`SAMPLING` with one option after the other at its default."""
-    for name in Sampling.__dataclass_fields__:
+    """`SAMPLING` with one of `OPTIONS` after the other at its default."""
+    for option in OPTIONS[::2]:
+        name = option.removeprefix("--").replace("-", "_")
         yield replace(SAMPLING, **{name: getattr(default, name)})
 
 
@@ -111,6 +113,30 @@ def test_generate_applies_every_sampling_option_to_each_prompt(letters: Path, by
     plain = run_command("generate", letters, "Why?")
     assert plain == by_hand(chats[1], Sampling()) + "\n"
     assert len(plain) == 257
+
+
+@shows("tunesmith generate --top-k", "tunesmith generate --min-p", "tunesmith generate --stop")
+def test_generate_cuts_the_choice_and_the_answer(letters: Path) -> None:
+    options = ("--temperature", "3", "--seed", "5", "--max-new-tokens", "16")
+    greedy = run_command("generate", letters, "Why?", "--max-new-tokens", "16")
+    plain = run_command("generate", letters, "Why?", *options)
+    assert plain != greedy
+    assert run_command("generate", letters, "Why?", *options, "--top-k", "1") == greedy
+    assert run_command("generate", letters, "Why?", *options, "--min-p", "1") == greedy
+    assert run_command("generate", letters, "Why?", *options, "--top-k", "3") not in (plain, greedy)
+    stops = ("--stop", plain[9:11], "--stop", plain[4])
+    end = plain.index(plain[4])
+    assert run_command("generate", letters, "Why?", *options, *stops) == plain[:end] + "\n"
+
+
+@shows("tunesmith generate --schema")
+def test_generate_follows_a_schema_from_a_file(letters: Path, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
+    assert run_command("generate", letters, "Why?", "--schema", file) in ('"yes"\n', '"no"\n')
+    refused = typed("generate", str(letters), "Why?", "--schema", str(tmp_path / "other.json"))
+    assert refused.returncode == 2
+    assert "other.json cannot be read" in " ".join(refused.stderr.split())
 
 
 @shows("tunesmith generate --raw", "tunesmith generate --system")
@@ -160,21 +186,37 @@ def test_chat_applies_its_options_and_keeps_the_conversation(letters: Path, by_h
     "tunesmith answer --top-p",
     "tunesmith answer --repetition-penalty",
     "tunesmith answer --seed",
-    "tunesmith answer --batch-size",
+    "tunesmith answer --concurrent",
 )
-def test_answer_applies_every_option_and_writes_one_answer_per_row(letters: Path, by_hand: Any, here: Path) -> None:
+def test_answer_applies_every_option_and_writes_one_answer_per_row(
+    letters: Path, by_hand: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: list[int] = []
+    compute = PagedModel.compute
+
+    def counted(model: PagedModel, pieces: Any, *others: Any) -> Tensor:
+        at_once.append(len(pieces))
+        return compute(model, pieces, *others)
+
+    monkeypatch.setattr(PagedModel, "compute", counted)
     questions = ["Why is that?", "Hm?", "So and so?"]
     source = write_rows(here / "asked.jsonl", [{"question": question, "answer": "gone"} for question in questions])
-    out = run_command("answer", letters, source, "--output", "out.jsonl", *OPTIONS, "--batch-size", "2")
+    out = run_command("answer", letters, source, "--output", "out.jsonl", *OPTIONS, "--concurrent", "2")
     assert out == "Wrote 3 answers to out.jsonl.\n"
+    assert max(at_once) == 2
     rows = [json.loads(line) for line in (here / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    model = AutoModelForCausalLM.from_pretrained(letters, dtype=torch.float32)
     chats = [[user(question)] for question in questions]
-    by_batch = [answers(model, TOKENIZER, chats, SAMPLING, size) for size in (2, 1, 3)]
+    streams = [random_stream(SAMPLING.seed, number).initial_seed() for number in range(3)]
+    assert streams[0] == SAMPLING.seed
+    assert len(set(streams)) == 3, "each answer has its own random numbers"
     assert rows == [
-        {"question": question, "answer": text} for question, text in zip(questions, by_batch[0], strict=True)
+        {"question": question, "answer": by_hand(chat, replace(SAMPLING, seed=seed))}
+        for question, chat, seed in zip(questions, chats, streams, strict=True)
     ]
-    assert by_batch[0] not in by_batch[1:]
+    at_once.clear()
+    run_command("answer", letters, source, "--output", "same.jsonl", *OPTIONS)
+    assert max(at_once) == 3
+    assert (here / "same.jsonl").read_bytes() == (here / "out.jsonl").read_bytes()
 
     source = write_rows(here / "one.jsonl", [{"question": questions[0]}])
     run_command("answer", letters, source, "--output", "one_out.jsonl", *OPTIONS)

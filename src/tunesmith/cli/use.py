@@ -31,19 +31,30 @@ def generate(
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: Annotated[
+        int, typer.Option(help="Sample from this many of the most likely tokens; 0: from all.", min=0)
+    ] = 0,
+    min_p: Annotated[
+        float, typer.Option(help="Leave out tokens less likely than this share of the most likely.", min=0, max=1)
+    ] = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; repeat for several.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="A file with the JSON schema that the answer follows.")] = None,
 ) -> None:
     """Answer questions, with the same rendering as in training."""
     with quick_imports():
-        from tunesmith.inference.generate import Sampling
         from tunesmith.inference.model import load
+        from tunesmith.inference.sampling import Sampling
 
     questions = prompts or [sys.stdin.read().strip()]
     if not any(questions):
         raise UserError("There is no question. Give a question as an argument, or on stdin.")
     loaded = load(model)
-    sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
+    sampling = Sampling(
+        max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k, min_p, stop=tuple(stop or ()),
+        schema=None if schema is None else _read(schema),
+    )  # fmt: skip
     for question in questions:
         text = question if raw else loaded.prompt([{"role": "user", "content": question}], system)
         loaded.stream(text, sampling, _write)
@@ -61,8 +72,8 @@ def chat(
 ) -> None:
     """Chat with a model. An empty line or Ctrl-D ends it; /new starts a new conversation."""
     with quick_imports():
-        from tunesmith.inference.generate import Sampling
         from tunesmith.inference.model import load
+        from tunesmith.inference.sampling import Sampling
 
     console = Console(highlight=False)
     loaded = load(model)
@@ -77,9 +88,9 @@ def chat(
             messages = []
             continue
         text = loaded.prompt([*messages, {"role": "user", "content": question}], system)
-        answer = loaded.stream(text, sampling, _write)
+        answer = loaded.stream(text, sampling, _write).text.strip()
         _write("\n")
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip() or "…"}]
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer or "…"}]
 
 
 def answer(
@@ -91,18 +102,18 @@ def answer(
     top_p: TopP = 1.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 32,
+    concurrent: Annotated[int, typer.Option(help="The most questions at the same time.", min=1)] = 64,
 ) -> None:
     """Answer a file of questions, for example as training data of a smaller model. Resumes if it was killed."""
     with quick_imports():
         import tunesmith.evaluation.answering
-        from tunesmith.inference.generate import Sampling
+        from tunesmith.inference.sampling import Sampling
         from tunesmith.report.progress import Progress
 
     console = Console(highlight=False)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     with Progress(console) as progress:
-        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, batch_size, [progress])
+        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, concurrent, [progress])
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
 
@@ -179,6 +190,13 @@ def embed(
     for text in _texts(texts):
         vector = loaded.embed(text)[0].tolist()
         _write(json.dumps({"text": text, "vector": [round(value, 7) for value in vector]}, ensure_ascii=False) + "\n")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
 
 
 def _texts(texts: list[str] | None) -> list[str]:

@@ -13,11 +13,11 @@ from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import detect, refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.engine import CONCURRENT
+from tunesmith.inference.generate import Generator
 from tunesmith.inference.model_reference import ModelReference
-from tunesmith.models.attention import use_cached_attention
-from tunesmith.models.precision import device_of, dtype_of
-from tunesmith.models.prompts import plain_model
+from tunesmith.inference.sampling import Sampling
+from tunesmith.models.precision import device_of, writing_dtype
 from tunesmith.run import Events, Subscriber, atomic_write
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
@@ -27,7 +27,7 @@ ANSWERS = {"answer", "response", "completion", "output", "solution", "a", "messa
 """Columns that hold the answer, or both question and answer."""
 
 ROWS = 256
-"""Rows that are answered, sorted by length to avoid padding, before they are written."""
+"""Rows that are answered before they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def answer(
     source: str | Path,
     output: str | Path,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-    batch_size: int = 32,
+    concurrent: int = CONCURRENT,
     subscribers: Sequence[Subscriber] = (),
 ) -> Answered:
     """Generate an answer to the last question of every row, and write the questions with these answers.
@@ -63,7 +63,7 @@ def answer(
         source: rows in any chat format, with or without answers.
         output: a JSONL file, which must not exist. It appears only when it is complete.
         sampling: how tokens are sampled.
-        batch_size: rows per batch.
+        concurrent: the most rows that are answered at the same time.
         subscribers: receive `progress` events (what, done, total).
 
     Returns:
@@ -87,14 +87,12 @@ def answer(
     events = Events(*subscribers)
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
-    loaded = reference.model(dtype_of("auto", device), device)
-    use_cached_attention(plain_model(loaded))
-    tokenizer = reference.tokenizer()
+    generator = Generator.of(reference, writing_dtype("auto", device), device, concurrent)
     single = all(len(chat) == 1 for chat in chats)
     remaining = iter(chats[done:])
     while part := list(islice(remaining, ROWS)):
         part_sampling = replace(sampling, seed=sampling.seed + done)
-        texts = answers(loaded, tokenizer, part, part_sampling, batch_size)
+        texts = generator.answers(part, part_sampling)
         with partial.open("a", encoding="utf-8") as file:
             for chat, text in zip(part, texts, strict=True):
                 file.write(json.dumps(_answered_row(chat, text, single) if text else {}, ensure_ascii=False) + "\n")

@@ -30,10 +30,11 @@ from tunesmith.evaluation.metrics import (
     wilson,
 )
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, PredictionMetric, Predictions
-from tunesmith.inference.generate import Sampling, answers
+from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model_reference import ModelReference
-from tunesmith.models.attention import use_cached_attention, use_document_attention
+from tunesmith.inference.sampling import Sampling
+from tunesmith.models.attention import use_document_attention
 from tunesmith.models.precision import device_of, dtype_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Events, Run, Subscriber, resolve_run
@@ -264,7 +265,8 @@ def _side(
     events.emit("progress", what=f"{name}: loss{within}", done=len(table), total=len(table))
     events.emit("figures", side=name, fold=fold, **_loss(Side(losses, []), head))
     if head.generates_text:
-        texts = _answers(f"{name}: answers{within}", model, tokenizer, tasks, sampling, events)
+        generator = Generator.of(reference, model.dtype, device, loaded=model, tokenizer=tokenizer)
+        texts = _answers(f"{name}: answers{within}", generator, tasks, sampling, events)
         figures = _score_figures(_scored(texts, tasks, metrics), metrics)
         events.emit("figures", side=name, fold=fold, metrics=figures)
         return Side(losses, texts)
@@ -275,22 +277,14 @@ def _side(
     return Side(losses, texts, predictions)
 
 
-def _answers(
-    what: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    sampling: Sampling,
-    events: Events,
-) -> list[str]:
+def _answers(what: str, generator: Generator, tasks: Sequence[Task], sampling: Sampling, events: Events) -> list[str]:
     """The model's answers to the tasks, with `progress` events from the start to the end."""
 
     def emit(done: int) -> None:
         events.emit("progress", what=what, done=done, total=len(tasks))
 
     emit(0)
-    use_cached_attention(plain_model(model))
-    return answers(model, tokenizer, [task.chat for task in tasks], sampling, done=emit)
+    return generator.answers([task.chat for task in tasks], sampling, emit)
 
 
 def _budget(train: Train) -> int:

@@ -1,180 +1,301 @@
 """Generate answers with a model, with the rendering that it was trained on."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.example import Message
 from tunesmith.data.render import Renderer, source_text
 from tunesmith.errors import UserError
-from tunesmith.models.prompts import virtual_tokens
+from tunesmith.inference.constraint import Constraints
+from tunesmith.inference.engine import CONCURRENT, Alternatives, Engine, FinishReason, Request
+from tunesmith.inference.lora_adapters import is_shareable
+from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.padded_engine import PaddedEngine
+from tunesmith.inference.paged_model import paged_model
+from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.text_stream import TextStream
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen.
+class Generation:
+    """An answer.
 
     Attributes:
-        max_new_tokens: maximum length of an answer, in tokens.
-        temperature: of the softmax; 0 always takes the most likely token.
-        top_p: sample from the most likely tokens that together have this probability (Holtzman et al. 2020).
-        repetition_penalty: divides the scores of tokens that already occurred (Keskar et al. 2019, section 4.1); 1 does
-            nothing, 1.2 keeps small models out of loops.
-        seed: of the sampling.
+        text: without the token or the text that ended it.
+        tokens: its ids.
+        logprobs: log p of each token by the model itself (no temperature, no penalties), in nats.
+        finish_reason: `stop`: by a token or text that ends answers; `length`: by the limit; `cancelled`.
+        prompt_tokens: the number of tokens before it.
+        top_logprobs: if asked for, the most likely tokens in place of each token, with log p.
+        cached_tokens: how many of these were in the cache.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int = 0
+    top_logprobs: tuple[Alternatives, ...] = ()
 
-    def options(self) -> dict[str, Any]:
-        common = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
-        if self.temperature == 0:
-            return {"do_sample": False, **common}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0, **common}
+    @property
+    def mean_logprob(self) -> float:
+        """The mean of `logprobs`, by which answers of different lengths are compared; −∞ without tokens."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else -math.inf
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[Sequence[Message]],
-    sampling: Sampling,
-    batch_size: int = 32,
-    done: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """The answer to each chat, whose last message is the user's.
+OWN = "own"
+"""The name in the engine of the adapter that a model was loaded with."""
+
+BASE = "base"
+"""Asks for the model without any adapter."""
+
+
+class Generator:
+    """A model and its tokenizer, ready to write text: with the engine of `inference.engine` if its family's attention
+    can be paged, otherwise with transformers' own caches.
 
     Args:
-        model: with attention that can use a cache (see `models.attention.use_cached_attention`).
-        tokenizer: with a chat template.
-        chats: in any order; batches are formed by length, since a batch is as long as its longest prompt.
-        sampling: how tokens are chosen.
-        batch_size: chats in one batch.
-        done: called after each batch with the number of chats answered so far.
-
-    Returns:
-        The answers, in the order of the chats.
-
-    Raises:
-        UserError: a chat is as long as the model's context.
+        model: of transformers, with or without PEFT's wrapper. Its linear layers may be replaced in place.
+        tokenizer: with the chat template of the training.
+        concurrent: the most sequences at the same time.
     """
-    renderer = Renderer(tokenizer)
-    prompts = [prompt_of(model, renderer, chat) for chat in chats]
-    return continuations(model, tokenizer, prompts, sampling, batch_size, done)
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, concurrent: int = CONCURRENT
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.renderer = Renderer(tokenizer)
+        paged = paged_model(model)
+        self.engine: Engine | PaddedEngine = (
+            PaddedEngine(model, tokenizer) if paged is None else Engine(paged, concurrent)
+        )
+
+    @classmethod
+    def of(
+        cls,
+        reference: ModelReference,
+        dtype: torch.dtype,
+        device: torch.device,
+        concurrent: int = CONCURRENT,
+        loaded: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> "Generator":
+        """Load a model to write with. A LoRA adapter stays apart from its base, so that others can join it.
+
+        Args:
+            reference: to the model.
+            dtype: of its weights.
+            device: to compute on.
+            concurrent: the most sequences at the same time.
+            loaded: the same model, if it is in memory already; it is of no other use then.
+            tokenizer: None: the model's own.
+
+        Raises:
+            UserError: as `ModelReference.model`.
+        """
+        tokenizer = reference.tokenizer() if tokenizer is None else tokenizer
+        if reference.adapter is not None and is_shareable(reference.adapter):
+            base = reference.without_adapter().model(dtype, device) if loaded is None else loaded.unload()
+            generator = cls(base, tokenizer, concurrent)
+            if generator.is_paged:
+                generator.paged.adapters.add(OWN, reference.adapter, refuse_no_effect=False)
+                return generator
+            loaded = None
+        return cls(reference.model(dtype, device) if loaded is None else loaded, tokenizer, concurrent)
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether the engine computes the model, with paged caches."""
+        return isinstance(self.engine, Engine)
+
+    @property
+    def paged(self) -> Engine:
+        """The engine.
+
+        Raises:
+            UserError: the model's family cannot be paged.
+        """
+        if not isinstance(self.engine, Engine):
+            raise UserError(
+                f"{type(self.model).__name__} keeps a state that cannot be paged, so it takes no adapters beside each "
+                "other. Load it with its adapter."
+            )
+        return self.engine
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the model without its adapter is in memory too: it has none, or one that is beside it."""
+        return not hasattr(self.model, "get_base_model")
+
+    def require_base(self) -> None:
+        """Refuse a model whose adapter cannot be left out.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not self.has_base:
+            raise UserError("The model's own adapter cannot be left out or exchanged. Load the model's base instead.")
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        own = self.model.generation_config.eos_token_id
+        own_stops = [] if own is None else own if isinstance(own, list) else [own]
+        tokenizer = self.tokenizer
+        others = [tokenizer.eos_token_id] if self.model.config.is_encoder_decoder else self.renderer.stop_tokens
+        return frozenset({*own_stops, *others} - {None})
+
+    @cached_property
+    def _constraints(self) -> Constraints:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return Constraints(self.tokenizer, vocabulary, self.stops)
+
+    def answers(
+        self,
+        chats: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        done: Callable[[int], None] = lambda count: None,
+        adapter: str | None = None,
+    ) -> list[str]:
+        """The answer to each chat, whose last message is the user's, without white space around it.
+
+        Args:
+            chats: in any order.
+            sampling: how tokens are chosen.
+            done: called with the number of chats answered so far each time that it has grown.
+            adapter: the name of an adapter; None: the model as it is.
+
+        Raises:
+            UserError: a chat is as long as the model's context.
+        """
+        texts = [self.prompt_of(chat) for chat in chats]
+        return [each.text.strip() for each in self.continuations(texts, sampling, done, adapter)]
+
+    def continuations(
+        self,
+        texts: Sequence[str],
+        sampling: Sampling,
+        done: Callable[[int], None] = lambda count: None,
+        adapter: str | None = None,
+        n: int = 1,
+    ) -> list[Generation]:
+        """What follows each text, which may be a rendered chat; `n` answers to each, one after another. The other
+        arguments are those of `answers`.
+
+        Raises:
+            UserError: a text is as long as the model's context.
+        """
+        prompts = [self.ids(text) for text in texts]
+        writings = [
+            self._writing(ids, sampling, number * n + each, adapter)
+            for number, ids in enumerate(prompts)
+            for each in range(n)
+        ]
+        self.engine.run([writing.request for writing in writings], done)
+        return [writing.finish() for writing in writings]
+
+    def stream(
+        self, text: str, sampling: Sampling, write: Callable[[str], None], adapter: str | None = None
+    ) -> Generation:
+        """Continue a text, writing what is generated piece by piece. Returns the complete answer.
+
+        Raises:
+            UserError: the text is as long as the model's context.
+        """
+        writing = self._writing(self.ids(text), sampling, 0, adapter, write)
+        self.engine.run([writing.request])
+        return writing.finish()
+
+    def _writing(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        number: int,
+        adapter: str | None,
+        write: Callable[[str], None] = lambda piece: None,
+    ) -> "_Writing":
+        constraint = self._constraints.begin(sampling)
+        request = Request(ids, sampling, self.stops, number, self._adapter(adapter), constraint=constraint)
+        return _Writing(request, TextStream(self.tokenizer, sampling.stop), write)
+
+    def _adapter(self, name: str | None) -> str | None:
+        """The engine's name of an adapter that is asked for."""
+        if name == BASE:
+            self.require_base()
+        if name == BASE or (name is None and not self.is_paged):
+            return None
+        adapters = self.paged.adapters
+        return (OWN if OWN in adapters.names else None) if name is None else name
+
+    def prompt_of(self, chat: Sequence[Message]) -> str:
+        """The model's input text for a chat whose last message is the user's; encoder-decoders use no chat template."""
+        return source_text(chat) if self.model.config.is_encoder_decoder else self.renderer.prompt(chat)
+
+    def ids(self, text: str) -> list[int]:
+        """The text's ids. Special tokens are added for an encoder; a rendered chat already contains them."""
+        encoding = self.tokenizer(text, add_special_tokens=self.model.config.is_encoder_decoder)
+        return list(encoding["input_ids"])
+
+    def scores(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None = None
+    ) -> list[list[float]]:
+        """log p of each completion's tokens, in nats.
+
+        Args:
+            rows: prompt and completion, as ids. A prompt has at least one.
+            adapter: the name of an adapter; None: the model as it is.
+
+        Raises:
+            UserError: a row is longer than the model's context.
+        """
+        own = self._adapter(adapter)
+        requests = [Request(prompt, adapter=own, completion=completion) for prompt, completion in rows]
+        self.engine.run(requests)
+        return [request.log_probabilities for request in requests]
 
 
-def continuations(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    sampling: Sampling,
-    batch_size: int = 32,
-    done: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """What follows each text, which may be a rendered chat. Arguments are those of `answers`.
+class _Writing:
+    """An answer while it is written."""
 
-    Raises:
-        UserError: a text is as long as the model's context.
-    """
-    renderer = Renderer(tokenizer)
-    prompts = [_ids(model, tokenizer, text) for text in texts]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answered = [""] * len(prompts)
-    torch.manual_seed(sampling.seed)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        generated = _continue(model, renderer, [prompts[index] for index in batch], sampling)
-        for index, ids in zip(batch, generated, strict=True):
-            answered[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        done(start + len(batch))
-    return answered
+    def __init__(self, request: Request, stream: TextStream, write: Callable[[str], None]) -> None:
+        self.request, self._stream, self._write = request, stream, write
+        self._text = ""
+        request.on_token = self._add
 
+    def _add(self, token: int) -> bool:
+        self._emit(self._stream.add(token))
+        return self._stream.stopped
 
-def stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    sampling: Sampling,
-    write: Callable[[str], None],
-) -> str:
-    """Continue the rendered prompt, writing the text as it is generated. Returns the complete text."""
-    renderer = Renderer(tokenizer)
-    ids = _ids(model, tokenizer, prompt)
-    torch.manual_seed(sampling.seed)
-    (continuation,) = _continue(model, renderer, [ids], sampling, _Writer(tokenizer, write))
-    return str(tokenizer.decode(continuation, skip_special_tokens=True))
+    def _emit(self, piece: str) -> None:
+        self._text += piece
+        if piece:
+            self._write(piece)
 
+    def finish(self) -> Generation:
+        """The complete answer, once the request has ended.
 
-def prompt_of(model: PreTrainedModel, renderer: Renderer, chat: Sequence[Message]) -> str:
-    """The model's input text for a chat whose last message is the user's; encoder-decoders use no chat template."""
-    return source_text(chat) if model.config.is_encoder_decoder else renderer.prompt(chat)
-
-
-def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """The prompt's ids (tokens,). Special tokens are added for an encoder; a rendered chat already contains them."""
-    encoding = tokenizer(prompt, add_special_tokens=model.config.is_encoder_decoder, return_tensors="pt")
-    ids: Tensor = encoding["input_ids"][0]
-    return ids
-
-
-class _Writer(TextStreamer):
-    """Passes on pieces of text as soon as they are complete characters."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._write = write
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._write(text)
-
-
-@torch.no_grad()  # not inference_mode: some of PEFT's methods keep tensors from the forward pass
-def _continue(
-    model: PreTrainedModel,
-    renderer: Renderer,
-    prompts: Sequence[Tensor],
-    sampling: Sampling,
-    streamer: TextStreamer | None = None,
-) -> list[Tensor]:
-    """The ids that follow each prompt, without the token that ends the turn."""
-    longest = max(len(prompt) for prompt in prompts)
-    is_encoder_decoder = model.config.is_encoder_decoder
-    positions = getattr(model.config, "max_position_embeddings", None)
-    options = sampling.options()
-    if positions is not None:
-        room = positions - virtual_tokens(model)
-        if longest >= room:
-            raise UserError(f"The chat has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
-        taken = 0 if is_encoder_decoder else longest  # a decoder of its own has its own positions
-        options["max_new_tokens"] = min(options["max_new_tokens"], room - taken)
-    stops = set(_as_list(model.generation_config.eos_token_id))
-    stops |= {renderer.tokenizer.eos_token_id} if is_encoder_decoder else set(renderer.stop_tokens)
-    pad = renderer.tokenizer.pad_token_id
-    pad = min(stops) if pad is None else pad
-    ids = torch.full((len(prompts), longest), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        columns = slice(0, len(prompt)) if is_encoder_decoder else slice(longest - len(prompt), longest)
-        ids[row, columns] = prompt
-        mask[row, columns] = 1
-    out = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        eos_token_id=sorted(stops),
-        pad_token_id=pad,
-        streamer=streamer,
-        **options,
-    )[:, 1 if is_encoder_decoder else longest :].cpu()
-    ended = torch.isin(out, torch.tensor(sorted(stops)))
-    lengths = [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
-    return [row[:length] for row, length in zip(out, lengths, strict=True)]
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+        Raises:
+            UserError: the request could not be answered.
+        """
+        if self.request.error is not None:
+            raise UserError(self.request.error)
+        self._emit(self._stream.finish())
+        request = self.request
+        return Generation(
+            self._text,
+            tuple(request.tokens),
+            tuple(request.log_probabilities),
+            request.finish or "cancelled",
+            len(request.prompt),
+            request.cached_tokens,
+            tuple(request.alternatives),
+        )

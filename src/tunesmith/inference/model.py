@@ -1,31 +1,28 @@
 """`tunesmith.load`: a model to use, whatever it is stored as."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.head import Command, Head
 from tunesmith.data.example import Example, Message, Source
-from tunesmith.data.render import Renderer, Tokenized
+from tunesmith.data.render import Tokenized
 from tunesmith.data.template import UnusableError
-from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
-from tunesmith.inference.generate import Sampling, continuations, prompt_of, stream
+from tunesmith.inference.generate import BASE, OWN, Generation, Generator
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
-from tunesmith.models.attention import use_cached_attention, use_document_attention
-from tunesmith.models.forward import evaluation_batches, next_token_losses
-from tunesmith.models.precision import device_of, dtype_of
-from tunesmith.models.prompts import plain_model, virtual_tokens
+from tunesmith.inference.sampling import Sampling
+from tunesmith.models.precision import device_of, dtype_of, writing_dtype
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,9 +36,6 @@ REFUSALS: dict[Command, str] = {
 
 SOURCE = Source("texts", 1)
 """Where a text comes from that is in no file."""
-
-TOKENS_PER_BATCH = 2048
-"""Most tokens of texts that are scored together; a longer text is scored alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +73,9 @@ class Model:
         self.name = str(name)
         self.reference = ModelReference.find(self.name)
         self.device = device_of(device)
+        dtype = writing_dtype if self.head.generates_text else dtype_of
         needs_fp32 = precision == "auto" and self.head.needs_fp32
-        self.dtype = dtype_of("fp32" if needs_fp32 else precision, self.device)
+        self.dtype = dtype("fp32" if needs_fp32 else precision, self.device)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, head={self.head.kind}, device={self.device}, dtype={self.dtype})"
@@ -119,9 +114,41 @@ class Model:
         return self.reference.tokenizer()
 
     @cached_property
-    def renderer(self) -> Renderer:
-        """Turns chats into the text and the tokens of the training."""
-        return Renderer(self.tokenizer)
+    def generator(self) -> Generator:
+        """What writes and scores texts: the model in the generation engine.
+
+        Raises:
+            UserError: the model does not write text.
+        """
+        self.require("generate")
+        return Generator.of(self.reference, self.dtype, self.device)
+
+    def load_adapter(self, name: str, directory: str | Path) -> None:
+        """Put a LoRA adapter beside the model, or replace the one of that name, for `adapter=name`.
+
+        Args:
+            name: to use it by.
+            directory: a run, or a directory with PEFT's files, of this model's base.
+
+        Raises:
+            UserError: it does not fit on this model or has no effect, or the model's own adapter cannot be exchanged.
+        """
+        reference = ModelReference.find(str(directory))
+        if name in (OWN, BASE) or reference.adapter is None:
+            raise UserError(f"{directory} has no adapter." if name not in (OWN, BASE) else f"The name {name} is taken.")
+        self.generator.require_base()
+        self.generator.paged.adapters.add(name, reference.adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """Remove an adapter.
+
+        Args:
+            name: from `load_adapter`.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        self.generator.paged.adapters.remove(name)
 
     def generate(
         self,
@@ -132,10 +159,23 @@ class Model:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
         repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] = (),
+        schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        n: int = 1,
+        best_of: int | None = None,
+        beams: int = 1,
+        top_logprobs: int = 0,
         seed: int = 0,
-        batch_size: int = 32,
-    ) -> list[str]:
+        adapter: str | None = None,
+    ) -> list[Generation]:
         """Answer questions, with the same rendering as in training.
 
         Args:
@@ -145,22 +185,44 @@ class Model:
             max_new_tokens: the most tokens in an answer.
             temperature: of the softmax; 0 always takes the most likely token.
             top_p: sample from the most likely tokens that together have this probability (Holtzman et al. 2020).
+            top_k: sample from this many of the most likely tokens; 0: from all.
+            min_p: leave out tokens that are less likely than this share of the most likely one (Nguyen et al. 2024).
             repetition_penalty: divides the scores of tokens that already occurred; 1: none.
-            seed: of the sampling.
-            batch_size: prompts in one batch.
+            presence_penalty: subtracted from the score of each token of the answer so far.
+            frequency_penalty: subtracted as often as the token is in the answer so far.
+            logit_bias: added to the scores, by token id.
+            stop: a text that ends an answer, or several; it is not part of the answer.
+            schema: a JSON schema that each answer follows, as a dictionary or as JSON.
+            regex: a regular expression that each answer matches (Rust's syntax).
+            grammar: a grammar that each answer follows (Lark's syntax, as llguidance reads it).
+            n: answers to each question.
+            best_of: sample this many, and return the n with the highest mean log p; None: n.
+            beams: of beam search, for encoder–decoders; 1: none.
+            top_logprobs: how many of the most likely tokens are reported with each token of an answer.
+            seed: of the sampling. Each answer has its own random numbers, so that it does not depend on the others.
+            adapter: one from `load_adapter`, or `base`: the model without its own adapter.
 
         Returns:
-            An answer for each prompt.
+            The answers: `n` to the first question, `n` to the second, and so on.
 
         Raises:
-            UserError: the model does not write text, the template cannot render a question, or it is too long.
+            UserError: the model does not write text, the template cannot render a question, it is too long, or there is
+                no such adapter.
         """
         self.require("generate")
         questions = [prompts] if isinstance(prompts, str) else prompts
         texts = list(questions) if raw else [self.prompt([_user(question)], system) for question in questions]
-        sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-        use_cached_attention(plain_model(self.model))
-        return continuations(self.model, self.tokenizer, texts, sampling, batch_size)
+        sampling = Sampling(
+            max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k, min_p, presence_penalty,
+            frequency_penalty, logit_bias or {}, (stop,) if isinstance(stop, str) else tuple(stop),
+            json.dumps(schema) if isinstance(schema, Mapping) else schema, regex, grammar, top_logprobs, beams,
+        )  # fmt: skip
+        each = n if best_of is None else best_of
+        if each < n:
+            raise UserError(f"best_of is {best_of}, and n answers are asked for: {n}. Sample at least as many.")
+        found = self.generator.continuations(texts, sampling, adapter=adapter, n=each)
+        groups = [found[start : start + each] for start in range(0, len(found), each)]
+        return [answer for group in groups for answer in _best(group, n)]
 
     def chat(
         self,
@@ -172,8 +234,9 @@ class Model:
         top_p: float = 0.9,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        adapter: str | None = None,
     ) -> str:
-        """The answer in a conversation.
+        """The answer in a conversation. What is the same as in the last call is not computed again.
 
         Args:
             messages: `role` and `content` of each turn, the user's last.
@@ -183,30 +246,32 @@ class Model:
             top_p: sample from the most likely tokens that together have this probability.
             repetition_penalty: divides the scores of tokens that already occurred; 1: none.
             seed: of the sampling.
+            adapter: one from `load_adapter`, or `base`.
 
         Raises:
             UserError: the model does not write text, the template cannot render the chat, or it is too long.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-        return self.stream(self.prompt(messages), sampling, write or (lambda piece: None)).strip()
+        return self.stream(self.prompt(messages), sampling, write or (lambda piece: None), adapter).text.strip()
 
-    def stream(self, text: str, sampling: Sampling, write: Callable[[str], None]) -> str:
+    def stream(
+        self, text: str, sampling: Sampling, write: Callable[[str], None], adapter: str | None = None
+    ) -> Generation:
         """Continue a text as it is, such as one from `prompt`, writing what is generated piece by piece.
 
         Args:
             text: what the model reads.
             sampling: how tokens are chosen.
             write: receives the pieces.
+            adapter: one from `load_adapter`, or `base`.
 
         Returns:
-            The complete continuation.
+            The complete answer.
 
         Raises:
             UserError: the model does not write text, or the text is too long.
         """
-        self.require("generate")
-        use_cached_attention(plain_model(self.model))
-        return stream(self.model, self.tokenizer, text, sampling, write)
+        return self.generator.stream(text, sampling, write, adapter)
 
     def prompt(self, messages: Sequence[Message], system: str | None = None) -> str:
         """The text that the model reads for a chat: the same as before the answer in training.
@@ -221,7 +286,7 @@ class Model:
         self.require("generate")
         first = [] if system is None else [{"role": "system", "content": system}]
         with _template_errors():
-            return prompt_of(self.model, self.renderer, [*first, *messages])
+            return self.generator.prompt_of([*first, *messages])
 
     def classify(self, texts: str | Sequence[str]) -> list[list[Prediction]]:
         """The class, the labels, the value or the entities of each text, with probabilities.
@@ -252,63 +317,64 @@ class Model:
         vectors = [vector_of(self.model, self.tokenizer, self.head, text) for text in lines]
         return np.stack([vector.cpu().numpy() for vector in vectors])
 
-    def score(self, texts: str | Sequence[str], prompts: str | Sequence[str] | None = None) -> list[Score]:
+    def score(
+        self,
+        prompts: str | Sequence[str],
+        completions: str | Sequence[str] | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> list[Score]:
         """The log-probabilities of given texts: what training minimizes, with the sign turned.
 
         Args:
-            texts: a text, or several.
-            prompts: a question for each text; the text is then scored as its answer, with the token that ends it.
-                Without prompts, the text is scored as it is; its first token only if the tokenizer puts a
-                beginning-of-sequence token before it.
+            prompts: a question, or several.
+            completions: the answer to each, scored with the token that ends it. Without them, the prompts are scored as
+                texts; a text's first token only if the tokenizer puts a beginning-of-sequence token before it.
+            adapter: one from `load_adapter`, or `base`: the model without its own adapter.
 
         Raises:
             UserError: the model does not write text or is an encoder–decoder, the template cannot render a chat, or a
                 text is too long.
         """
-        self.require("generate")
-        if plain_model(self.model).config.is_encoder_decoder:
+        if self.generator.model.config.is_encoder_decoder:
             raise UserError(f"{self.name} is an encoder–decoder, and score supports decoders only.")
-        lines = [texts] if isinstance(texts, str) else list(texts)
-        questions = [prompts] if isinstance(prompts, str) else prompts
-        if questions is not None and len(questions) != len(lines):
-            raise UserError(f"score needs a prompt for each text: {len(questions)} prompts for {len(lines)} texts.")
-        rows = self._as_texts(lines) if questions is None else self._as_answers(questions, lines)
-        table = TokenTable.build((*row, Source("texts", number)) for number, row in enumerate(rows, 1))
-        self._refuse_too_long(table)
-        scores: list[Score] = [Score((), np.zeros(0))] * len(table)
-        use_document_attention(plain_model(self.model))
-        for items, batch in evaluation_batches(self.model, table, range(len(table)), TOKENS_PER_BATCH):
-            losses = torch.split(next_token_losses(self.model, batch).double().cpu(), batch.loss_tokens_per_row)
-            for item, loss in zip(items, losses, strict=True):
-                ids, mask = table[item]
-                tokens = tuple(self.tokenizer.convert_ids_to_tokens(ids[1:][mask[1:]].tolist()))
-                scores[item] = Score(tokens, -loss.numpy())
-        return scores
+        questions = [prompts] if isinstance(prompts, str) else list(prompts)
+        answers = [completions] if isinstance(completions, str) else completions
+        if answers is not None and len(answers) != len(questions):
+            raise UserError(
+                f"score needs a completion for each prompt: {len(answers)} completions for {len(questions)} prompts."
+            )
+        rows = self._as_texts(questions) if answers is None else self._as_answers(questions, answers)
+        firsts = [_first_scored(mask) for _, mask in rows]
+        scored = [row for row, first in enumerate(firsts) if first is not None]
+        pairs = [(rows[row][0][: firsts[row]].tolist(), rows[row][0][firsts[row] :].tolist()) for row in scored]
+        found = dict(zip(scored, self.generator.scores(pairs, adapter), strict=True))
+        return [self._score(*rows[row], firsts[row], found.get(row, [])) for row in range(len(rows))]
+
+    def _score(self, ids: NDArray[np.int32], mask: NDArray[np.bool_], first: int | None, logs: list[float]) -> Score:
+        if first is None:
+            return Score((), np.zeros(0))
+        tokens = self.tokenizer.convert_ids_to_tokens(ids[first:][mask[first:]].tolist())
+        return Score(tuple(tokens), np.array(logs)[mask[first:]])
 
     def _as_texts(self, texts: Sequence[str]) -> list[Tokenized]:
         """Raw documents without the token that ends them."""
-        renderings = [each for text in texts for each in self.renderer.render(Example(SOURCE, text=text))]
+        renderer = self.generator.renderer
+        renderings = [each for text in texts for each in renderer.render(Example(SOURCE, text=text))]
         rows = []
-        for ids, mask in self.renderer.tokenize_many(renderings):
-            ends = len(ids) > 1 and ids[-1] == self.renderer.end_of_document
+        for ids, mask in renderer.tokenize_many(renderings):
+            ends = len(ids) > 1 and ids[-1] == renderer.end_of_document
             rows.append((ids[:-1], mask[:-1]) if ends else (ids, mask))
         return rows
 
     def _as_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Tokenized]:
         """Chats with loss on the answer."""
-        renderings = []
+        renderer, renderings = self.generator.renderer, []
         for prompt, answer in zip(prompts, answers, strict=True):
             turns = (_user(prompt), {"role": "assistant", "content": answer})
             with _template_errors():
-                renderings += self.renderer.render(Example(SOURCE, messages=turns))
-        return self.renderer.tokenize_many(renderings)
-
-    def _refuse_too_long(self, table: TokenTable) -> None:
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        room = None if positions is None else positions - virtual_tokens(self.model)
-        longest = int(table.lengths.max(initial=0))
-        if room is not None and longest > room:
-            raise UserError(f"A text has {longest:,} tokens, and the model's context holds {room:,}. Shorten it.")
+                renderings += renderer.render(Example(SOURCE, messages=turns))
+        return renderer.tokenize_many(renderings)
 
 
 def load(name: str | Path, device: str = "auto", precision: str = "auto") -> Model:
@@ -349,6 +415,20 @@ embed = _of_name(Model.embed)
 
 score = _of_name(Model.score)
 """`Model.score` of the model of that name."""
+
+
+def _first_scored(mask: NDArray[np.bool_]) -> int | None:
+    """The first token that is scored: it has a loss, and a token before it. None if there is none."""
+    places = np.flatnonzero(mask[1:])
+    return int(places[0]) + 1 if len(places) else None
+
+
+def _best(answers: Sequence[Generation], count: int) -> list[Generation]:
+    """The answers with the highest mean log p, the best first; all of them, as they are, if there are no more."""
+    if len(answers) == count:
+        return list(answers)
+    ranked = sorted(answers, key=lambda answer: -answer.mean_logprob)
+    return ranked[:count]
 
 
 def _user(question: str) -> Message:

@@ -65,6 +65,10 @@ class ModelReference:
         """The same reference with the base's weights as stored, even if the run quantized them."""
         return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
 
+    def without_adapter(self) -> "ModelReference":
+        """The base alone."""
+        return replace(self, adapter=None)
+
     def classifier(self) -> nn.Linear | None:
         """The classifier of the model's vectors, if it has one."""
         return None if self.directory is None else stored_classifier(self.directory)

@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunesmith.errors import UserError
 from tunesmith.ops.document_attention import Prefix, document_attention
+from tunesmith.ops.paged_attention import LayerCache, Layout, paged_attention
 
 NAME = "tunesmith_documents"
 PROBE_LENGTHS = (5, 9)
@@ -115,6 +116,33 @@ def _layer_index(module: torch.nn.Module) -> int:
     return int(index)
 
 
+class PagedStep:
+    """One batch of a generation: parts of sequences whose earlier keys and values are in a paged cache.
+
+    Args:
+        layers: the cache of each layer by its index; a layer that is not there is added.
+        pages: how many pages a new layer's cache gets.
+        layout: which token of the batch belongs to which sequence.
+    """
+
+    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout) -> None:
+        self._layers, self._pages, self._layout = layers, pages, layout
+
+    @property
+    def layout(self) -> Layout:
+        return self._layout
+
+    def cache(self, layer: int) -> LayerCache | None:
+        """The cache of a layer, if it has one already."""
+        return self._layers.get(layer)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> Tensor:
+        """`ops.paged_attention.paged_attention` with the cache of that layer."""
+        if layer not in self._layers:
+            self._layers[layer] = LayerCache.empty(self._pages, k, v)
+        return paged_attention(q, k, v, self._layers[layer], self._layout, scale, **options)
+
+
 def use_cached_attention(model: PreTrainedModel) -> None:
     """Restore the family's standard attention, for generation with a key-value cache."""
     if packs(model):
@@ -140,21 +168,26 @@ def _attend(
     document_lengths: list[int] | None = None,
     document_prefix: list[Prefix] | None = None,
     seen_keys_and_values: list[Prefix] | None = None,
+    paged: PagedStep | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """(batch, heads, tokens, dim) in, (batch, tokens, heads, dim) out, like transformers' attention functions.
 
     In addition to transformers' arguments, it receives those passed to the model: `document_lengths`;
-    `document_prefix`, the prefix of each layer; `seen_keys_and_values`, a list to which each layer appends its own.
+    `document_prefix`, the prefix of each layer; `seen_keys_and_values`, a list to which each layer appends its own; or
+    `paged`, a step of generation.
     """
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     if attention_mask is not None or others.get("position_bias") is not None:
         raise UserError(f"{type(module).__name__} has its own attention mask, which document attention cannot apply.")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if paged is not None:
+        options = {"window": sliding_window, "softcap": softcap, "sinks": s_aux}
+        return paged.attend(_layer_index(module), query, key, value, scale, **options).transpose(1, 2), None
     if document_lengths is None:
         raise UserError(
             f"{type(module).__name__} did not pass on document_lengths, so packed rows would attend to each other."
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     prefix = None if document_prefix is None else document_prefix[_layer_index(module)]
     if seen_keys_and_values is not None:
         seen_keys_and_values.append((key, value))

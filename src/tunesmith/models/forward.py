@@ -90,7 +90,18 @@ def loss_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
 def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """(rows, vocabulary), fp32 or wider."""
     head = output_layer_of(model)
-    return plain_model(model).get_output_embeddings()(rows).float() if head is None else logits_of(rows, head)
+    return model_logits(model, rows) if head is None else logits_of(rows, head)
+
+
+def model_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """The logits (rows, vocabulary) of last hidden states (rows, hidden), fp32 or wider, by whatever layer the model
+    ends in."""
+    plain = plain_model(model)
+    logits: Tensor = plain.get_output_embeddings()(rows)
+    bias, scale, softcap = _after_output_layer(plain)
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logits = (logits if bias is None else logits + bias) * scale
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def loss_hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -158,14 +169,20 @@ def output_layer_of(model: PreTrainedModel) -> OutputLayer | None:
     layer = plain.get_output_embeddings()
     if type(layer) is not nn.Linear:
         return None
+    bias, scale, softcap = _after_output_layer(plain)
+    bias = layer.bias if bias is None else bias.to(layer.weight.dtype)
+    return OutputLayer(layer.weight, bias, scale, softcap)
+
+
+def _after_output_layer(plain: PreTrainedModel) -> tuple[Tensor | None, float, float | None]:
+    """What families do to the output layer's result: a bias of its own (vocabulary,), a factor, a soft cap."""
     config = plain.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings and hasattr(plain, "model_dim")):  # T5
         scale *= plain.model_dim**-0.5
     bias = getattr(plain, "final_logits_bias", None)  # BART
-    bias = layer.bias if bias is None else bias[0].to(layer.weight.dtype)
-    return OutputLayer(layer.weight, bias, scale, getattr(config, "final_logit_softcapping", None))
+    return None if bias is None else bias[0], scale, getattr(config, "final_logit_softcapping", None)
 
 
 def evaluation_batches(
@@ -245,6 +262,6 @@ def _head_loss(
     smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    logits = plain_model(model).get_output_embeddings()(rows).float()
+    logits = model_logits(model, rows)
     loss = nn.functional.cross_entropy(logits, targets, reduction=reduction, label_smoothing=smoothing)
     return loss + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else loss

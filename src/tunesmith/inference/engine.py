@@ -1,0 +1,409 @@
+"""The generation engine: many requests at once, which enter and leave at every step (Yu et al. 2022, "Orca").
+
+A step computes the next tokens of every sequence in one forward pass without padding: one token of an answer, or a
+piece of a prompt. Keys and values are in pages (`inference.pages`); a request that does not fit waits.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+
+from tunesmith.errors import UserError
+from tunesmith.inference.constraint import Constraint
+from tunesmith.inference.lora_adapters import AdapterShelf, LoraAdapter
+from tunesmith.inference.paged_model import PagedModel, Piece
+from tunesmith.inference.pages import Key, Pages, pages_for
+from tunesmith.inference.sampling import Sampling, chosen, random_stream, refuse_wrong
+from tunesmith.ops.grouped_lora import AdapterRows
+from tunesmith.ops.paged_attention import PAGE
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+Alternatives = tuple[tuple[int, float], ...]
+"""Tokens and their log p in nats, the most likely first."""
+
+CONCURRENT = 64
+"""Sequences that are computed at the same time, unless told otherwise. On a CPU, products of more rows take as long per
+row."""
+
+PROMPT_TOKENS = 256
+"""Tokens of prompts in one step. Answers that are being written wait that long for their next token."""
+
+CACHE_SHARE = 0.4
+"""The most of the free memory that the cache may take."""
+
+ADAPTER_SHARE = 0.1
+"""The most of the free memory that adapters may take."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A text to continue, or to score.
+
+    Attributes:
+        prompt: its token ids.
+        sampling: how tokens are chosen.
+        stops: ids that end the answer.
+        number: of the request among those with the same seed; each has its own random numbers.
+        adapter: the name of an adapter; None: the model as it is.
+        completion: with it, nothing is generated: these tokens are scored as the answer.
+        constraint: on the answer's tokens.
+        on_token: called with each token of the answer; returns whether the answer ends with it.
+        tokens: the answer so far.
+        log_probabilities: log p of each of its tokens by the model itself, without temperature, in nats.
+        alternatives: with `top_logprobs`, the most likely tokens in place of each of its tokens, with log p.
+        finish: why the answer ended; None as long as it has not.
+        cached_tokens: how many of the prompt's tokens were in the cache.
+        first_token_seconds: from `submitted` to the first token.
+        submitted: when the request was made.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: frozenset[int] = frozenset()
+    number: int = 0
+    adapter: str | None = None
+    completion: Sequence[int] | None = None
+    constraint: Constraint | None = None
+    on_token: Callable[[int], bool] | None = None
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
+    finish: FinishReason | None = None
+    error: str | None = None
+    cached_tokens: int = 0
+    first_token_seconds: float | None = None
+    submitted: float = field(default_factory=time.perf_counter)
+
+    def cancel(self) -> None:
+        """End the request; its room is free after the next step."""
+        self.finish = self.finish or "cancelled"
+
+
+def _free_bytes(device: torch.device) -> int:
+    """The free memory of the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def too_long(tokens: int, room: int) -> UserError:
+    """The refusal of a text that leaves no room in the context for an answer."""
+    return UserError(f"The chat has {tokens:,} tokens, and the model's context holds {room:,}. Shorten it.")
+
+
+@dataclass(eq=False)
+class _Running:
+    """A request in the cache.
+
+    Attributes:
+        ids: virtual tokens, prompt, and the answer so far.
+        most: tokens that it can grow to.
+        computed: how many of its tokens are in the cache.
+        known: how many of its pages are known by their content.
+        parent: what the next page's key begins with.
+    """
+
+    request: Request
+    adapter: LoraAdapter | None
+    generator: torch.Generator
+    ids: list[int]
+    most: int
+    parent: object
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    known: int = 0
+
+    def next_key(self) -> Key | None:
+        """The key of the first page that is not known yet; None if its tokens are not all there."""
+        tokens = tuple(self.ids[self.known * PAGE : (self.known + 1) * PAGE])
+        return (self.parent, tokens) if len(tokens) == PAGE else None
+
+    @property
+    def pages_to_come(self) -> int:
+        return pages_for(self.most) - len(self.pages)
+
+
+class Engine:
+    """Args:
+    model: to run.
+    concurrent: the most sequences at the same time.
+    prompt_tokens: the most tokens of prompts in one step.
+    cache_bytes: the memory of keys and values; None: a share of what is free, at most what the requests can use.
+    """
+
+    def __init__(
+        self,
+        model: PagedModel,
+        concurrent: int = CONCURRENT,
+        prompt_tokens: int = PROMPT_TOKENS,
+        cache_bytes: int | None = None,
+    ) -> None:
+        self.model = model
+        self.concurrent, self.prompt_tokens = concurrent, prompt_tokens
+        free = _free_bytes(model.device)
+        positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+        self.context: int | None = positions
+        size = int(free * CACHE_SHARE) if cache_bytes is None else cache_bytes
+        total = size // model.bytes_per_page()
+        if total < 1:
+            raise UserError(f"The cache of {size:,} bytes holds not a single page of {PAGE} tokens. Free some memory.")
+        useful = concurrent * pages_for(positions or 2**20)
+        self.pages = Pages(min(total, useful))
+        model.allocate(self.pages.total)
+        self.adapters = AdapterShelf(model.layers, model.sizes, int(free * ADAPTER_SHARE))
+        self._waiting: deque[Request] = deque()
+        self._running: list[_Running] = []
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens a prompt and its answer have together; None: as many as fit in memory."""
+        return None if self.context is None else self.context - self.model.virtual
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not self._running
+
+    def submit(self, request: Request) -> None:
+        """Add a request to the queue.
+
+        Raises:
+            UserError: it is empty, longer than the model's context or than the cache, or asks for an adapter or a token
+                that does not exist.
+        """
+        length = len(request.prompt) + len(request.completion or ())
+        if not request.prompt:
+            raise UserError("The prompt is empty, and the model has no token that begins a text. Give it some text.")
+        if self.room is not None and length >= self.room + (request.completion is not None):
+            raise too_long(length, self.room)
+        if request.sampling.beams > 1:
+            raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
+        refuse_wrong(request.sampling, self.model.vocabulary)
+        if request.adapter is not None:
+            self.adapters.get(request.adapter)
+        if pages_for(self._most(request)) > self.pages.total:
+            raise UserError(
+                f"The request needs room for {self._most(request):,} tokens, and the cache holds "
+                f"{self.pages.total * PAGE:,}. Shorten it, lower max_new_tokens, or give the cache more memory."
+            )
+        self._waiting.append(request)
+
+    def _most(self, request: Request) -> int:
+        """The tokens that the request takes in the cache."""
+        length = self.model.virtual + len(request.prompt)
+        if request.completion is not None:
+            return length + len(request.completion)
+        most = length + request.sampling.max_new_tokens
+        return most if self.context is None else min(most, self.context)
+
+    def run(self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None) -> None:
+        """Answer the requests.
+
+        Args:
+            requests: in any order.
+            done: called with the number of finished requests each time that it has grown.
+
+        Raises:
+            UserError: as `submit`.
+        """
+        finished = 0
+        try:
+            for request in requests:
+                self.submit(request)
+            while not self.is_idle:
+                count = len(self.step())
+                if count:
+                    finished += count
+                    done(finished)
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            self._leave()
+            raise
+
+    def step(self) -> list[Request]:
+        """Compute the next tokens of every sequence. Returns the requests that have ended."""
+        ended = self._leave()
+        self._enter()
+        pieces = self._pieces()
+        if not pieces:
+            return ended
+        logits = self.model.compute([piece for _, piece in pieces], _adapter_rows(pieces))
+        scores = Scores(logits, torch.logsumexp(logits, -1), logits.argmax(-1))
+        start = 0
+        for running, piece in pieces:
+            running.computed += len(piece.ids)
+            self._remember(running)
+            end = start + len(piece.ids) - piece.logits_from
+            if end > start:
+                self._advance(running, Scores(*(each[start:end] for each in scores)))
+            start = end
+        return ended + self._leave()
+
+    # Entering and leaving
+
+    def _enter(self) -> None:
+        """Let waiting requests in, in their order, as long as there is room for all that they can grow to."""
+        promised = sum(running.pages_to_come for running in self._running)
+        being_computed = {running.next_key() for running in self._running} - {None}
+        for request in list(self._waiting):
+            if len(self._running) == self.concurrent:
+                break
+            try:
+                running = self._begun(request)
+            except UserError as error:  # its adapter was removed, or changed on disk, while it waited
+                request.error = str(error)
+                request.cancel()
+                continue
+            key = running.next_key()
+            if key is not None and key in being_computed and not self.pages.knows(key):  # it will be in the cache soon
+                self.pages.give_back(running.pages)
+                continue
+            if running.pages_to_come > self.pages.available - promised:
+                self.pages.give_back(running.pages)
+                break
+            promised += running.pages_to_come
+            being_computed |= {key} - {None}
+            self._waiting.remove(request)
+            self._running.append(running)
+            if running.computed < self.model.stored_tokens:
+                self._grow(running, self.model.stored_tokens)
+                self.model.store_prefix(running.pages)
+                running.computed = self.model.stored_tokens
+            request.cached_tokens = max(0, running.computed - self.model.virtual)
+
+    def _begun(self, request: Request) -> _Running:
+        """The request with all pages from the cache that it begins with; its last token is always computed."""
+        adapter = None if request.adapter is None else self.adapters.get(request.adapter)
+        identity = None if adapter is None else adapter.identity
+        generator = random_stream(request.sampling.seed, request.number)
+        ids = [*self.model.starts_with, *request.prompt]
+        if request.completion is not None:
+            ids += request.completion[:-1]
+        running = _Running(request, adapter, generator, ids, self._most(request), identity)
+        last = len(ids) - 1 if request.completion is None else self.model.virtual + len(request.prompt) - 1
+        while (running.known + 1) * PAGE <= last:
+            key = running.next_key()
+            found = None if key is None else self.pages.find(key)
+            if found is None:
+                break
+            page, running.parent = found
+            running.pages.append(page)
+            running.known += 1
+            running.computed += PAGE
+        return running
+
+    def _leave(self) -> list[Request]:
+        """Take ended requests out. Returns them."""
+        ended = [request for request in self._waiting if request.finish]
+        for request in ended:
+            self._waiting.remove(request)
+        for running in [each for each in self._running if each.request.finish]:
+            self.pages.give_back(running.pages)
+            self._running.remove(running)
+            ended.append(running.request)
+        return ended
+
+    # A step
+
+    def _pieces(self) -> list[tuple[_Running, Piece]]:
+        """What is computed in this step: each sequence's piece. Prompts get their share in the order in which they
+        came; then pieces of the same adapter are put next to each other."""
+        budget = self.prompt_tokens
+        pieces: list[tuple[_Running, Piece]] = []
+        for running in self._running:
+            left = len(running.ids) - running.computed
+            count = min(left, budget) if left > 1 else left
+            if not count:
+                continue
+            budget -= count if left > 1 else 0
+            end = running.computed + count
+            self._grow(running, end)
+            ids = running.ids[running.computed : end]
+            piece = Piece(ids, running.computed, running.pages, self._logits_from(running, end))
+            pieces.append((running, piece))
+        return sorted(pieces, key=lambda each: "" if each[0].adapter is None else each[0].adapter.identity)
+
+    def _logits_from(self, running: _Running, end: int) -> int:
+        """The first token of the piece until `end` whose logits are needed."""
+        if running.request.completion is not None:
+            first = self.model.virtual + len(running.request.prompt) - 1
+            return min(max(first, running.computed), end) - running.computed
+        return end - running.computed - (end == len(running.ids))
+
+    def _grow(self, running: _Running, tokens: int) -> None:
+        while len(running.pages) < pages_for(tokens):
+            running.pages.append(self.pages.take())
+
+    def _remember(self, running: _Running) -> None:
+        """Make the pages known that are full of computed tokens."""
+        while (running.known + 1) * PAGE <= running.computed:
+            key = running.next_key()
+            assert key is not None
+            running.parent = self.pages.remember(running.pages[running.known], key)
+            running.known += 1
+
+    def _advance(self, running: _Running, scores: "Scores") -> None:
+        """Score the completion's tokens, or choose the next one."""
+        request, logits = running.request, scores.logits
+        if request.completion is not None:
+            done = len(request.tokens)
+            tokens = list(request.completion[done : done + len(logits)])
+            found = logits[torch.arange(len(tokens)), torch.tensor(tokens, dtype=torch.long)] - scores.totals
+            request.tokens += tokens
+            request.log_probabilities += found.tolist()
+            if len(request.tokens) == len(request.completion):
+                request.finish = "length"
+            return
+        if request.finish:
+            return
+        if request.sampling.takes_the_likeliest and request.constraint is None:
+            token = int(scores.best[0])
+        else:
+            prompt = running.ids[: len(running.ids) - len(request.tokens)]
+            allowed = None if request.constraint is None else request.constraint.allowed()
+            token = chosen(logits[0].cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
+        if request.first_token_seconds is None:
+            request.first_token_seconds = time.perf_counter() - request.submitted
+        if token in request.stops:
+            request.finish = "stop"
+            return
+        request.tokens.append(token)
+        request.log_probabilities.append(float(logits[0, token] - scores.totals[0]))
+        if request.sampling.top_logprobs:
+            values, ids = logits[0].topk(request.sampling.top_logprobs)
+            request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals[0]).tolist(), strict=True)))
+        running.ids.append(token)
+        complete = request.constraint is not None and request.constraint.add(token)
+        if (request.on_token is not None and request.on_token(token)) or complete:
+            request.finish = request.finish or "stop"
+        elif len(running.ids) == running.most:
+            request.finish = "length"
+
+
+class Scores(NamedTuple):
+    """What a step computed for some rows: logits (rows, vocabulary), their log-sum-exp, and the most likely token."""
+
+    logits: Tensor
+    totals: Tensor
+    best: Tensor
+
+
+def _adapter_rows(pieces: Sequence[tuple[_Running, Piece]]) -> list[AdapterRows]:
+    """Which of the pieces' rows have which adapter."""
+    found: list[AdapterRows] = []
+    first = 0
+    for running, piece in pieces:
+        count = len(piece.ids)
+        if running.adapter is not None:
+            weights = running.adapter.weights
+            if found and found[-1][2] is weights:  # sequences of an adapter are next to each other
+                found[-1] = (found[-1][0], found[-1][1] + count, weights)
+            else:
+                found.append((first, count, weights))
+        first += count
+    return found

@@ -1,0 +1,150 @@
+"""Generation with transformers' own caches, for families whose attention or state cannot be paged: encoder–decoders,
+state spaces, models with position biases. Prompts are padded to the longest of a batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.errors import UserError
+from tunesmith.inference.engine import Request, too_long
+from tunesmith.inference.sampling import adjusted, refuse_wrong, transformers_options
+from tunesmith.models.attention import use_cached_attention
+from tunesmith.models.prompts import plain_model, virtual_tokens
+
+BATCH = 32
+"""Prompts in one batch."""
+
+
+class PaddedEngine:
+    """Args:
+    model: any that generates text.
+    tokenizer: of the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self._tokenizer = model, tokenizer
+        use_cached_attention(plain_model(model))
+        positions = getattr(model.config, "max_position_embeddings", None)
+        self.room = None if positions is None else positions - virtual_tokens(model)
+
+    def run(self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None) -> None:
+        """Answer or score the requests. As `Engine.run`, except for adapters.
+
+        Raises:
+            UserError: a prompt is as long as the model's context, or longer with its completion.
+        """
+        for request in requests:
+            refuse_wrong(request.sampling, self.model.config.get_text_config().vocab_size)
+            length = len(request.prompt) + len(request.completion or ())
+            if self.room is not None and length >= self.room + (request.completion is not None):
+                raise too_long(length, self.room)
+        for request in requests:
+            if request.completion is not None:
+                self._score(request, request.completion)
+        order = sorted((each for each in requests if each.completion is None), key=lambda each: len(each.prompt))
+        if any(each.sampling.beams > 1 for each in order) and not self.model.config.is_encoder_decoder:
+            raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
+        torch.manual_seed(requests[0].sampling.seed if requests else 0)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            self._answer(batch)
+            done(start + len(batch))
+
+    @torch.no_grad()
+    def _score(self, request: Request, completion: Sequence[int]) -> None:
+        """Score the completion of a decoder's request, without padding."""
+        ids = torch.tensor([[*request.prompt, *completion]], device=self.model.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, -len(completion) - 1 : -1]  # after virtual tokens
+        logs = torch.log_softmax(logits.float(), -1)
+        request.tokens = list(completion)
+        request.log_probabilities = logs[torch.arange(len(completion)), torch.tensor(completion)].tolist()
+        request.finish = "length"
+
+    @torch.no_grad()  # not inference_mode: some of PEFT's methods keep tensors from the forward pass
+    def _answer(self, batch: Sequence[Request]) -> None:
+        encoder_decoder = self.model.config.is_encoder_decoder
+        longest = max(len(request.prompt) for request in batch)
+        options = transformers_options(batch[0].sampling)
+        if self.room is not None:  # a decoder of its own has its own positions
+            options["max_new_tokens"] = min(options["max_new_tokens"], self.room - (0 if encoder_decoder else longest))
+        stops = sorted(set().union(*(request.stops for request in batch)))
+        pad = self._tokenizer.pad_token_id
+        pad = min(stops, default=0) if pad is None else pad
+        ids = torch.full((len(batch), longest), pad)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(batch):
+            length = len(request.prompt)
+            columns = slice(0, length) if encoder_decoder else slice(longest - length, longest)
+            ids[row, columns] = torch.tensor(request.prompt)
+            mask[row, columns] = 1
+        first = 1 if encoder_decoder else longest
+        recorder = _Recorder(batch, first)
+        beams = options.get("num_beams", 1)
+        out = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            eos_token_id=stops or None,
+            pad_token_id=pad,
+            logits_processor=[recorder] if beams == 1 else None,
+            **options,
+        )
+        if beams == 1:
+            recorder.record(out)
+        else:
+            recorder.replay(self.model, ids.to(self.model.device), mask.to(self.model.device), out)
+        for request in batch:
+            request.finish = request.finish or "length"
+
+
+class _Recorder(LogitsProcessor):
+    """Records each answer's tokens with their log-probabilities, applies the settings that transformers lacks, and ends
+    answers.
+
+    Args:
+        batch: the requests, in the order of the rows.
+        first: the column of the first new token.
+    """
+
+    def __init__(self, batch: Sequence[Request], first: int) -> None:
+        self._batch, self._first = batch, first
+        self._logs: Tensor | None = None
+
+    def record(self, ids: Tensor) -> None:
+        """Record the tokens that were chosen last; `ids`: (rows, tokens)."""
+        if self._logs is None or ids.shape[1] <= self._first:
+            return
+        for row, (request, token) in enumerate(zip(self._batch, ids[:, -1].tolist(), strict=True)):
+            if request.finish:
+                continue
+            if token in request.stops:
+                request.finish = "stop"
+                continue
+            request.tokens.append(token)
+            request.log_probabilities.append(float(self._logs[row, token]))
+            complete = request.constraint is not None and request.constraint.add(token)
+            if (request.on_token is not None and request.on_token(token)) or complete:
+                request.finish = "stop"
+
+    def replay(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, out: Tensor) -> None:
+        """Record the answers that beam search found (rows, tokens), with log p from one more pass over them."""
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=out[:, :-1]).logits
+        for column in range(self._first, out.shape[1]):
+            self._logs = torch.log_softmax(logits[:, column - 1].float(), -1)
+            self.record(out[:, : column + 1])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.record(input_ids)
+        self._logs = torch.log_softmax(scores.float(), -1)
+        rows = []
+        for request, row in zip(self._batch, scores, strict=True):
+            if request.finish and request.stops:  # nothing but its end may follow
+                row = torch.full_like(row, float("-inf")).index_fill(0, torch.tensor([min(request.stops)]), 0.0)
+            others = replace(request.sampling, repetition_penalty=1.0)  # transformers applies that one
+            row = adjusted(row, others, request.prompt, request.tokens)
+            if request.constraint is not None and not request.finish:
+                row = row.masked_fill(~request.constraint.allowed(), float("-inf"))
+            rows.append(row)
+        return torch.stack(rows)

@@ -1,0 +1,241 @@
+"""A model as the generation engine runs it: parts of many sequences in one forward pass, over paged caches."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import UserError
+from tunesmith.models.architecture import blocks
+from tunesmith.models.attention import PagedStep, first_position, packs, use_document_attention
+from tunesmith.models.forward import model_logits
+from tunesmith.models.prompts import has_prefix, has_prompt, plain_model, virtual_tokens
+from tunesmith.modules.fused import use_fused_ops
+from tunesmith.modules.served_block import Attended, ServedBlock, serve_block
+from tunesmith.modules.served_linear import serve_activations, serve_linears
+from tunesmith.modules.transposed_linear import as_linear
+from tunesmith.ops.grouped_lora import AdapterRows, RowAdapters
+from tunesmith.ops.paged_attention import LayerCache, Layout, Part
+
+VIRTUAL = -1
+"""Stands for a virtual token in a sequence's ids."""
+
+TOLERANCE = 1e-2
+"""As a fraction of the hidden states' norm: a family's states from a cache against its states in one pass. In bf16 they
+differ by less; states of a family that pages would break differ by a third or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive tokens of a sequence, to compute.
+
+    Attributes:
+        ids: the tokens; `VIRTUAL` for virtual ones.
+        position: how many tokens of the sequence are before them.
+        pages: the sequence's.
+        logits_from: the logits after the piece's tokens from this one on are returned; len(ids): none.
+    """
+
+    ids: Sequence[int]
+    position: int
+    pages: Sequence[int]
+    logits_from: int
+
+
+class PagedModel:
+    """Args:
+    model: one that packs (`models.attention.packs`). Its linear layers are replaced in place.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval()
+        plain = plain_model(model)
+        use_fused_ops(as_linear(plain))
+        self.adapters, self.layers = serve_linears(plain)
+        if model.device.type == "cpu":
+            serve_activations(plain)
+        modules = dict(plain.named_modules(remove_duplicate=False))
+        self.sizes = {
+            number: (modules[name].in_features, modules[name].out_features) for name, number in self.layers.items()
+        }
+        self.device = model.device
+        self.vocabulary: int = plain.config.get_text_config().vocab_size
+        self.virtual = virtual_tokens(model)
+        self._first_position = first_position(plain)
+        self._prompt, self._prefix = self._virtual()
+        self.caches: dict[int, LayerCache] = {}
+        self._pages = 0
+
+    @torch.no_grad()
+    def _virtual(self) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
+        """The embeddings of the virtual tokens (tokens, hidden), or their keys and values in each layer."""
+        if not has_prompt(self.model):
+            return None, []
+        prompt = self.model.get_prompt(1)
+        if has_prefix(self.model):
+            return None, [(layer.keys, layer.values) for layer in prompt.layers]
+        return prompt[0], []
+
+    def bytes_per_page(self) -> int:
+        """The memory of a page in all layers, found by computing one token."""
+        self.allocate(1)
+        self.compute([Piece([0], 0, [0], 1)])
+        return sum(cache.bytes_per_page for cache in self.caches.values())
+
+    def allocate(self, pages: int) -> None:
+        """Give the cache that many pages, and forget what is in it."""
+        self.caches, self._pages = {}, pages
+
+    @property
+    def starts_with(self) -> list[int]:
+        """The ids that every sequence begins with."""
+        return [VIRTUAL] * self.virtual
+
+    @property
+    def stored_tokens(self) -> int:
+        """How many of them are stored in the cache with `store_prefix`, and not computed."""
+        return self.virtual if self._prefix else 0
+
+    @torch.no_grad()
+    def store_prefix(self, pages: Sequence[int]) -> None:
+        """Put the trained keys and values at the beginning of a sequence with these pages."""
+        if not self.caches:
+            self.compute([Piece([0], 0, pages, 1)])
+        for layer, (keys, values) in enumerate(self._prefix):
+            self.caches[layer].store(pages, 0, keys, values)
+
+    @torch.no_grad()
+    def compute(self, pieces: Sequence[Piece], adapters: Sequence[AdapterRows] = ()) -> Tensor:
+        """Compute the pieces' tokens, and store their keys and values.
+
+        Args:
+            pieces: of different sequences, with room in their pages.
+            adapters: of the rows of the concatenated pieces.
+
+        Returns:
+            The logits (rows, vocabulary), fp32 or wider, of each piece's rows from `logits_from`, one piece after
+            another.
+        """
+        ids = [token for piece in pieces for token in piece.ids]
+        positions = [piece.position + index for piece in pieces for index in range(len(piece.ids))]
+        layout = Layout([Part(len(piece.ids), piece.position, piece.pages) for piece in pieces])
+        wanted, start = list[int](), 0
+        for piece in pieces:
+            wanted += range(start + piece.logits_from, start + len(piece.ids))
+            start += len(piece.ids)
+        self.adapters.rows = RowAdapters(adapters) if adapters else None
+        try:
+            hidden = self.run(ids, positions, PagedStep(self.caches, self._pages, layout))
+            self.adapters.rows = RowAdapters(_among(wanted, adapters)) if adapters else None
+            return model_logits(self.model, hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
+        finally:
+            self.adapters.rows = None
+
+    def run(self, ids: Sequence[int], positions: Sequence[int], step: PagedStep) -> Tensor:
+        """The last hidden states (tokens, hidden) of a step's tokens."""
+        hidden: Tensor = (
+            plain_model(self.model)
+            .base_model(
+                **self._inputs(ids, positions),
+                position_ids=torch.tensor([positions], device=self.device) + self._first_position,
+                use_cache=False,
+                paged=step,
+            )
+            .last_hidden_state[0]
+        )
+        return hidden
+
+    def _inputs(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Tensor]:
+        rows = torch.tensor([ids], device=self.device)
+        if self._prompt is None:
+            return {"input_ids": rows}
+        embeddings = plain_model(self.model).get_input_embeddings()(rows.clamp_min(0))
+        virtual = rows[0] == VIRTUAL
+        at = torch.tensor(positions, device=self.device)[virtual]
+        embeddings[0, virtual] = self._prompt[at].to(embeddings.dtype)
+        return {"inputs_embeds": embeddings}
+
+
+@torch.no_grad()
+def serve_blocks(paged: PagedModel) -> int:
+    """Replace the computation of every block that one native call computes to the same bits. Returns how many."""
+    plain = plain_model(paged.model)
+    if paged.device.type != "cpu" or plain.dtype != torch.float32 or has_prompt(paged.model):
+        return 0
+    calls: dict[nn.Module, tuple[Any, Any, Any, Attended]] = {}
+    attended: list[Attended] = []
+
+    def record(block: nn.Module, arguments: Any, options: Any, out: Any) -> None:
+        if len(attended) == len(calls) + 1:
+            calls[block] = (arguments, options, out, attended[-1])
+
+    class Recording(PagedStep):
+        def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> Tensor:
+            shape = (k.shape[1], q.shape[1], q.shape[3], v.shape[3])
+            attended.append(Attended(layer, *shape, scale, options["window"], options["softcap"], options["sinks"]))
+            return super().attend(layer, q, k, v, scale, **options)
+
+    try:
+        stack = blocks(plain)
+    except UserError:
+        return 0
+    handles = [block.register_forward_hook(record, with_kwargs=True) for block in stack]
+    ids = [(7 * index + 3) % paged.vocabulary for index in range(5)]
+    layout = Layout([Part(3, 0, [0]), Part(2, 0, [1])])
+    try:
+        paged.allocate(2)
+        paged.run([*ids], [0, 1, 2, 0, 1], Recording(paged.caches, 2, layout))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(_serve(block, *call) for block, call in calls.items())
+
+
+def _serve(block: nn.Module, arguments: Any, options: Any, out: Any, attended: Attended) -> bool:
+    """Whether the native call computes what the block did, for one of the activations; then it does from now on."""
+    angles = options.get("position_embeddings")
+    if not isinstance(out, Tensor) or len(arguments) != 1 or not isinstance(angles, tuple):
+        return False
+    if len(angles) != 2 or any(angle.shape != (1, out.shape[1], attended.dim) for angle in angles):
+        return False
+    for gelu in (False, True):
+        try:
+            served = ServedBlock(block, attended, gelu)
+        except AttributeError:
+            return False
+        if torch.equal(served.forward(arguments[0], *angles, options["paged"]), out):
+            serve_block(block, served)
+            return True
+    return False
+
+
+def _among(wanted: Sequence[int], adapters: Sequence[AdapterRows]) -> list[AdapterRows]:
+    """The adapters of the wanted rows, which are in ascending order, by their places among these."""
+    places = [(bisect_left(wanted, first), bisect_left(wanted, first + count)) for first, count, _ in adapters]
+    return [(first, end - first, weights) for (first, end), (_, _, weights) in zip(places, adapters, strict=True)]
+
+
+def paged_model(model: PreTrainedModel) -> PagedModel | None:
+    """The model for the engine; None if its family cannot be computed over paged caches. There is no list of families:
+    each model is tried on a few tokens, in one pass and in two."""
+    plain = plain_model(model)
+    if plain.config.is_encoder_decoder or not use_document_attention(plain) or not packs(plain):
+        return None
+    try:
+        paged = PagedModel(model)
+        paged.allocate(2)
+        ids = [(7 * index + 3) % paged.vocabulary for index in range(5)]
+        whole = paged.compute([Piece(ids, 0, [0], 0)])
+        first = paged.compute([Piece(ids[:3], 0, [1], 0)])
+        second = paged.compute([Piece(ids[3:], 3, [1], 0)])
+    except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return None
+    difference = torch.linalg.vector_norm(torch.cat([first, second]) - whole)
+    if difference > TOLERANCE * torch.linalg.vector_norm(whole):
+        return None
+    serve_blocks(paged)
+    return paged
