@@ -54,8 +54,8 @@ SETTINGS = {
         method="{kind: lora, rank: 16, alpha: 32, last: 12}  # of 30 blocks: less to compute and less to forget",
         tokens=256,
         rate="2e-3",
-        seconds=60,
-        steps=(40, 300),
+        seconds=80,
+        steps=(40, 160),
     ),
     "": Settings(method="{kind: lora, rank: 16, alpha: 32}", tokens=256, rate="1e-3", seconds=60, steps=(40, 300)),
 }
