@@ -60,6 +60,25 @@ def stored(shape: tuple[int, int], storage: str) -> tuple[PackedWeight, Tensor]:
     return pack(quantized), dequantize_reference(quantized, torch.float32)
 
 
+@built
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 24, 25, 100])
+def test_processors_without_avx512_compute_the_same_bits(storage: str, rows: int) -> None:
+    """They take other tiles and other ways to expand codes, in the same order of sums."""
+    weight, numbers = stored((71, 192), storage)
+    x, bias = random(rows, 192, seed=1), random(71, seed=2)
+    library = native.library()
+    assert library is not None
+    expected = packed_linear(x, weight, bias)
+    library.allow_avx512(False)
+    try:
+        found = packed_linear(x, weight, bias)
+    finally:
+        library.allow_avx512(True)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, x @ numbers.T + bias, rtol=1e-4, atol=1e-4)
+
+
 shapes = st.tuples(st.integers(1, 70), st.sampled_from([1, 5, 63, 64, 128, 129, 192, 320]))
 
 
