@@ -402,7 +402,7 @@ def plot(parts: Sequence[dict[str, Any]], file: Path) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(8, 4))
     for engine in dict.fromkeys(part["engine"] for part in parts):
         own = [part for part in parts if part["engine"] == engine and not part["adapters"] and "failed" not in part]
         own = sorted(own, key=lambda each: int(each["at_once"]))
@@ -410,10 +410,12 @@ def plot(parts: Sequence[dict[str, Any]], file: Path) -> None:
         style = "-" if engine.startswith("tunesmith") else "--"
         axes.plot([part["at_once"] for part in own], rates, style, marker="o", label=engine)
     axes.set_xscale("log", base=2)
+    counts = sorted({part["at_once"] for part in parts})
+    axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xlabel("requests at once")
     axes.set_ylabel("tokens per second")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(file)
 
