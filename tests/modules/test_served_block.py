@@ -62,3 +62,12 @@ def test_blocks_that_compute_something_else_keep_their_modules(family: str) -> N
     paged = PagedModel(model_of(family))
     assert serve_blocks(paged) == 0
     assert np.isfinite(logits_of(paged, True).numpy()).all()
+
+
+def test_a_model_that_is_served_again_keeps_its_layers() -> None:
+    model = model_of("gpt2")
+    PagedModel(model)
+    served = [type(module).__name__ for module in model.modules()]
+    assert "RowwiseActivation" in served
+    PagedModel(model)
+    assert [type(module).__name__ for module in model.modules()] == served

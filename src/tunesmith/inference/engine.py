@@ -29,8 +29,7 @@ Alternatives = tuple[tuple[int, float], ...]
 """Tokens and their log p in nats, the most likely first."""
 
 CONCURRENT = 64
-"""Sequences that are computed at the same time, unless told otherwise. On a CPU, products of more rows take as long per
-row."""
+"""Sequences that are computed at the same time, by default. On a CPU, products of more rows take as long per row."""
 
 PROMPT_TOKENS = 256
 """Tokens of prompts in one step. Answers that are being written wait that long for their next token."""
@@ -59,6 +58,7 @@ class Request:
         log_probabilities: log p of each of its tokens by the model itself, without temperature, in nats.
         alternatives: with `top_logprobs`, the most likely tokens in place of each of its tokens, with log p.
         finish: why the answer ended; None as long as it has not.
+        error: why it could not be answered; it is cancelled then.
         cached_tokens: how many of the prompt's tokens were in the cache.
         first_token_seconds: from `submitted` to the first token.
         submitted: when the request was made.
@@ -81,6 +81,41 @@ class Request:
     first_token_seconds: float | None = None
     submitted: float = field(default_factory=time.perf_counter)
 
+    def take(self, token: int, log_probability: float) -> bool:
+        """Take the next token, which may end the answer.
+
+        Args:
+            token: its id.
+            log_probability: by the model itself, in nats.
+
+        Returns:
+            Whether it is part of the answer: a stop token is not.
+        """
+        if token in self.stops:
+            self.finish = "stop"
+            return False
+        self.tokens.append(token)
+        self.log_probabilities.append(log_probability)
+        complete = self.constraint is not None and self.constraint.add(token)
+        if (self.on_token is not None and self.on_token(token)) or complete:
+            self.finish = self.finish or "stop"
+        return True
+
+    def refuse_wrong(self, room: int | None, vocabulary: int) -> None:
+        """Refuse what no model of that context and vocabulary can answer.
+
+        Args:
+            room: the most tokens of prompt and answer; None: no limit.
+            vocabulary: how many tokens the model scores.
+
+        Raises:
+            UserError: the text is too long, or a setting cannot be followed.
+        """
+        length = len(self.prompt) + len(self.completion or ())
+        if room is not None and length >= room + (self.completion is not None):
+            raise UserError(f"The chat has {length:,} tokens, and the model's context holds {room:,}. Shorten it.")
+        refuse_wrong(self.sampling, vocabulary)
+
     def cancel(self) -> None:
         """End the request; its room is free after the next step."""
         self.finish = self.finish or "cancelled"
@@ -89,11 +124,6 @@ class Request:
 def _free_bytes(device: torch.device) -> int:
     """The free memory of the device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def too_long(tokens: int, room: int) -> UserError:
-    """The refusal of a text that leaves no room in the context for an answer."""
-    return UserError(f"The chat has {tokens:,} tokens, and the model's context holds {room:,}. Shorten it.")
 
 
 @dataclass(eq=False)
@@ -175,14 +205,11 @@ class Engine:
             UserError: it is empty, longer than the model's context or than the cache, or asks for an adapter or a token
                 that does not exist.
         """
-        length = len(request.prompt) + len(request.completion or ())
         if not request.prompt:
             raise UserError("The prompt is empty, and the model has no token that begins a text. Give it some text.")
-        if self.room is not None and length >= self.room + (request.completion is not None):
-            raise too_long(length, self.room)
+        request.refuse_wrong(self.room, self.model.vocabulary)
         if request.sampling.beams > 1:
             raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
-        refuse_wrong(request.sampling, self.model.vocabulary)
         if request.adapter is not None:
             self.adapters.get(request.adapter)
         if pages_for(self._most(request)) > self.pages.total:
@@ -369,20 +396,14 @@ class Engine:
             token = chosen(logits[0].cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
         if request.first_token_seconds is None:
             request.first_token_seconds = time.perf_counter() - request.submitted
-        if token in request.stops:
-            request.finish = "stop"
+        if not request.take(token, float(logits[0, token] - scores.totals[0])):
             return
-        request.tokens.append(token)
-        request.log_probabilities.append(float(logits[0, token] - scores.totals[0]))
         if request.sampling.top_logprobs:
             values, ids = logits[0].topk(request.sampling.top_logprobs)
             request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals[0]).tolist(), strict=True)))
         running.ids.append(token)
-        complete = request.constraint is not None and request.constraint.add(token)
-        if (request.on_token is not None and request.on_token(token)) or complete:
-            request.finish = request.finish or "stop"
-        elif len(running.ids) == running.most:
-            request.finish = "length"
+        if len(running.ids) == running.most:
+            request.finish = request.finish or "length"
 
 
 class Scores(NamedTuple):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -220,6 +221,4 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 def _of_layer(pattern: Mapping[str, float], layer: str, default: float) -> float:
     """The value whose key is the end of the layer's name, as PEFT matches it."""
-    import re
-
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", layer)), default)

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import UserError
-from tunesmith.inference.engine import Request, too_long
-from tunesmith.inference.sampling import adjusted, refuse_wrong, transformers_options
+from tunesmith.inference.engine import Request
+from tunesmith.inference.sampling import adjusted, transformers_options
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
@@ -37,10 +37,7 @@ class PaddedEngine:
             UserError: a prompt is as long as the model's context, or longer with its completion.
         """
         for request in requests:
-            refuse_wrong(request.sampling, self.model.config.get_text_config().vocab_size)
-            length = len(request.prompt) + len(request.completion or ())
-            if self.room is not None and length >= self.room + (request.completion is not None):
-                raise too_long(length, self.room)
+            request.refuse_wrong(self.room, self.model.config.get_text_config().vocab_size)
         for request in requests:
             if request.completion is not None:
                 self._score(request, request.completion)
@@ -119,14 +116,7 @@ class _Recorder(LogitsProcessor):
         for row, (request, token) in enumerate(zip(self._batch, ids[:, -1].tolist(), strict=True)):
             if request.finish:
                 continue
-            if token in request.stops:
-                request.finish = "stop"
-                continue
-            request.tokens.append(token)
-            request.log_probabilities.append(float(self._logs[row, token]))
-            complete = request.constraint is not None and request.constraint.add(token)
-            if (request.on_token is not None and request.on_token(token)) or complete:
-                request.finish = "stop"
+            request.take(token, float(self._logs[row, token]))
 
     def replay(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, out: Tensor) -> None:
         """Record the answers that beam search found (rows, tokens), with log p from one more pass over them."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
-from tunesmith.models.attention import PagedStep, first_position, packs, use_document_attention
+from tunesmith.models.attention import PagedStep, first_position, probe_ids, use_document_attention
 from tunesmith.models.forward import model_logits
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model, virtual_tokens
 from tunesmith.modules.fused import use_fused_ops
@@ -184,11 +184,11 @@ def serve_blocks(paged: PagedModel) -> int:
     except UserError:
         return 0
     handles = [block.register_forward_hook(record, with_kwargs=True) for block in stack]
-    ids = [(7 * index + 3) % paged.vocabulary for index in range(5)]
+    ids = probe_ids(plain)[:5].tolist()
     layout = Layout([Part(3, 0, [0]), Part(2, 0, [1])])
     try:
         paged.allocate(2)
-        paged.run([*ids], [0, 1, 2, 0, 1], Recording(paged.caches, 2, layout))
+        paged.run(ids, [0, 1, 2, 0, 1], Recording(paged.caches, 2, layout))
     finally:
         for handle in handles:
             handle.remove()
@@ -223,12 +223,12 @@ def paged_model(model: PreTrainedModel) -> PagedModel | None:
     """The model for the engine; None if its family cannot be computed over paged caches. There is no list of families:
     each model is tried on a few tokens, in one pass and in two."""
     plain = plain_model(model)
-    if plain.config.is_encoder_decoder or not use_document_attention(plain) or not packs(plain):
+    if plain.config.is_encoder_decoder or not use_document_attention(plain):
         return None
     try:
         paged = PagedModel(model)
         paged.allocate(2)
-        ids = [(7 * index + 3) % paged.vocabulary for index in range(5)]
+        ids = probe_ids(plain)[:5].tolist()
         whole = paged.compute([Piece(ids, 0, [0], 0)])
         first = paged.compute([Piece(ids[:3], 0, [1], 0)])
         second = paged.compute([Piece(ids[3:], 3, [1], 0)])

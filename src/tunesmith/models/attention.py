@@ -68,7 +68,7 @@ def first_position(model: PreTrainedModel) -> int:
 @torch.no_grad()
 def separates_documents(model: PreTrainedModel) -> bool:
     """Set document attention, and compare the hidden states of two packed documents with each document's alone."""
-    documents = torch.split(_probe(model), list(PROBE_LENGTHS))
+    documents = torch.split(probe_ids(model), list(PROBE_LENGTHS))
     try:
         states = [model.base_model(input_ids=document[None]).last_hidden_state[0] for document in documents]
     except _UNSUPPORTED:
@@ -89,7 +89,7 @@ def packed_states(model: PreTrainedModel) -> Tensor | None:
     try:
         model.set_attn_implementation(NAME)
         out = model.base_model(
-            input_ids=_probe(model)[None],
+            input_ids=probe_ids(model)[None],
             position_ids=positions[None] + first_position(model),
             document_lengths=list(PROBE_LENGTHS),
         )
@@ -99,7 +99,7 @@ def packed_states(model: PreTrainedModel) -> Tensor | None:
     return states
 
 
-def _probe(model: PreTrainedModel) -> Tensor:
+def probe_ids(model: PreTrainedModel) -> Tensor:
     """The token ids of two short documents."""
     size = model.config.get_text_config().vocab_size
     ids: Tensor = (torch.arange(sum(PROBE_LENGTHS), device=model.device) * 7 + 3) % size
@@ -126,11 +126,7 @@ class PagedStep:
     """
 
     def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout) -> None:
-        self._layers, self._pages, self._layout = layers, pages, layout
-
-    @property
-    def layout(self) -> Layout:
-        return self._layout
+        self._layers, self._pages, self.layout = layers, pages, layout
 
     def cache(self, layer: int) -> LayerCache | None:
         """The cache of a layer, if it has one already."""
@@ -140,7 +136,7 @@ class PagedStep:
         """`ops.paged_attention.paged_attention` with the cache of that layer."""
         if layer not in self._layers:
             self._layers[layer] = LayerCache.empty(self._pages, k, v)
-        return paged_attention(q, k, v, self._layers[layer], self._layout, scale, **options)
+        return paged_attention(q, k, v, self._layers[layer], self.layout, scale, **options)
 
 
 def use_cached_attention(model: PreTrainedModel) -> None:

@@ -16,7 +16,7 @@ from tunesmith.modules.fused import FusedRMSNorm
 from tunesmith.modules.served_linear import ServedLinear
 from tunesmith.ops import native
 from tunesmith.ops.packed_linear import as_native
-from tunesmith.ops.paged_attention import LayerCache, Layout
+from tunesmith.ops.paged_attention import LayerCache, Layout, native_shape
 
 ATTENTION, FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
@@ -70,25 +70,23 @@ class ServedBlock:
         self._kept = (layers, norms, attended)  # whose tensors the structure points to
         self._numbers = [layer.number for layer in layers]
         self._adapters = layers[0].adapters
-        self._layer, self._dim = attended.layer, attended.dim
-        heads = attended.heads // attended.kv_heads
+        self._layer = attended.layer
         self._own = native.Block(
             (native.Packed * native.LINEARS)(*(as_native(layer.packed) for layer in layers)),
             _pointers([layer.bias for layer in layers]),
             _pointers([norm.weight for norm in norms]),
             (ctypes.c_float * 2)(*(norm.eps for norm in norms)),
-            native.Paged(
-                attended.kv_heads, heads, attended.dim, attended.value_dim, attended.scale, attended.softcap or 0.0,
-                attended.window or 0,
+            native_shape(
+                attended.kv_heads, attended.heads, attended.dim, attended.value_dim, attended.scale, attended.window,
+                attended.softcap,
             ),
             None if attended.sinks is None else attended.sinks.data_ptr(),
             gelu,
-            True,
         )  # fmt: skip
         attention = 2 * (attended.heads + attended.kv_heads) * attended.dim
         attention += (attended.heads + attended.kv_heads) * attended.value_dim
         width, inner = layers[0].in_features, layers[4].out_features
-        self._room = 1 + 2 * width + max(attention, 3 * inner)  # per row, as block_room of block.h
+        self._room = 1 + 2 * width + max(attention, 3 * inner)  # numbers per row
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> Tensor:
         """The block's output (1, rows, hidden) for its input (1, rows, hidden) and the rows' angles (1, rows, dim)."""

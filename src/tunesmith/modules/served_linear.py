@@ -82,7 +82,7 @@ class RowwiseActivation(nn.Module):
 
 def serve_activations(model: PreTrainedModel) -> None:
     """Compute the model's activations row by row, in place; of gated feed-forwards only those that are not fused."""
-    for parent in list(model.modules()):
+    for parent in [module for module in model.modules() if not isinstance(module, RowwiseActivation)]:
         for name, child in list(parent.named_children()):
             where = type(child).__module__
             if where.startswith(("transformers.activations", "torch.nn.modules.activation")):

@@ -143,14 +143,19 @@ def paged_attention(
         return paged_attention_reference(q, k, v, cache, layout, scale, window, softcap, sinks)
     rows = [_contiguous(tensor[0].transpose(0, 1)) for tensor in (q, k, v)]  # (tokens, heads, dim)
     out = q.new_empty(q.shape[2], q.shape[1], v.shape[3])
-    shape = native.Paged(
-        k.shape[1], q.shape[1] // k.shape[1], q.shape[3], v.shape[3], scale, softcap or 0.0, window or 0
-    )
+    shape = native_shape(k.shape[1], q.shape[1], q.shape[3], v.shape[3], scale, window, softcap)
     native.call(
         "paged_attention", q.dtype, shape, layout.rows, len(layout.parts), layout.pages, *rows, cache.keys,
         cache.values, None if sinks is None else sinks.float(), out,
     )  # fmt: skip
     return out.transpose(0, 1)[None]
+
+
+def native_shape(
+    kv_heads: int, heads: int, dim: int, value_dim: int, scale: float, window: int | None, softcap: float | None
+) -> native.Paged:
+    """The shape of the heads, and how they attend, as the kernels read it. Arguments are those of the reference."""
+    return native.Paged(kv_heads, heads // kv_heads, dim, value_dim, scale, softcap or 0.0, window or 0)
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:

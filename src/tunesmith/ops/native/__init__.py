@@ -77,7 +77,6 @@ class Block(ctypes.Structure):
         ("attention", Paged),
         ("sinks", _POINTER),
         ("gelu", _LONG),
-        ("rotates", _LONG),
     )
 
 

@@ -10,7 +10,7 @@ typedef struct {
     float epsilons[2];
     Paged attention;
     const float *sinks; /* (heads,) or NULL */
-    int64_t gelu, rotates;
+    int64_t gelu;
 } Block;
 
 /* What changes with each batch. adapters: those of each linear layer, or NULL. */
@@ -40,7 +40,7 @@ CLONED static void add_to(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-/* hidden (rows, hidden) is overwritten; room: `block_room` numbers. */
+/* hidden (rows, hidden) is overwritten; room: as many numbers as modules/served_block.py counts. */
 void block(const Block *own, const Step *step, float *hidden, float *room, int64_t rows, int threads) {
     const Paged *shape = &own->attention;
     const int64_t width = own->weights[LINEAR_Q].inputs, inner = own->weights[LINEAR_GATE].outputs;
@@ -51,13 +51,8 @@ void block(const Block *own, const Step *step, float *hidden, float *room, int64
     float *turned_k = turned + rows * q_width;
     rms_norm_fp32(hidden, own->norms[0], x, scales, rows, width, own->epsilons[0], threads);
     block_linears(own, step, LINEAR_Q, 3, x, (float *[]){q, k, v}, rows, threads);
-    if (own->rotates) {
-        rotary_fp32(q, step->cos, step->sin, turned, rows, heads, shape->dim, q_width, shape->dim, 0, threads);
-        rotary_fp32(k, step->cos, step->sin, turned_k, rows, shape->kv_heads, shape->dim, kv_width, shape->dim, 0, threads);
-    } else {
-        turned = q;
-        turned_k = k;
-    }
+    rotary_fp32(q, step->cos, step->sin, turned, rows, heads, shape->dim, q_width, shape->dim, 0, threads);
+    rotary_fp32(k, step->cos, step->sin, turned_k, rows, shape->kv_heads, shape->dim, kv_width, shape->dim, 0, threads);
     paged_attention_fp32(shape, step->parts, step->count, step->pages, (PagedRows_fp32){turned, q_width, shape->dim},
                          (PagedRows_fp32){turned_k, kv_width, shape->dim}, (PagedRows_fp32){v, v_width, shape->value_dim},
                          step->keys, step->values, own->sinks, attended, threads);
@@ -70,12 +65,4 @@ void block(const Block *own, const Step *step, float *hidden, float *room, int64
     gated_fp32(gate, up, product, rows * inner, own->gelu, threads);
     block_linears(own, step, LINEAR_DOWN, 1, product, &out, rows, threads);
     add_to(hidden, out, rows * width);
-}
-
-int64_t block_room(const Block *own, int64_t rows) {
-    const Paged *shape = &own->attention;
-    const int64_t heads = shape->kv_heads * shape->group;
-    const int64_t attention = 2 * (heads + shape->kv_heads) * shape->dim + (shape->kv_heads + heads) * shape->value_dim;
-    const int64_t feed_forward = 3 * own->weights[LINEAR_GATE].outputs;
-    return rows * (1 + 2 * own->weights[LINEAR_Q].inputs + (attention > feed_forward ? attention : feed_forward));
 }
