@@ -512,7 +512,7 @@ def test_an_answer_that_has_begun_keeps_its_adapter(
         engine.step()
     assert_own(adapters["attention"][1], prompt, (begun.tokens, begun.log_probabilities))
     assert waiting.finish == "cancelled"
-    assert waiting.error == "There is no adapter mine. Loaded: none."
+    assert str(waiting.exception) == "There is no adapter mine. Loaded: none."
     assert other.finish == "length", "others are answered all the same"
 
 

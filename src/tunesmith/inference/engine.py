@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import psutil
 import torch
@@ -58,7 +58,7 @@ class Request:
         log_probabilities: log p of each of its tokens by the model itself, without temperature, in nats.
         alternatives: with `top_logprobs`, the most likely tokens in place of each of its tokens, with log p.
         finish: why the answer ended; None as long as it has not.
-        error: why it could not be answered; it is cancelled then.
+        exception: why it could not be answered; it is cancelled then.
         cached_tokens: how many of the prompt's tokens were in the cache.
         first_token_seconds: from `submitted` to the first token.
         submitted: when the request was made.
@@ -76,7 +76,7 @@ class Request:
     log_probabilities: list[float] = field(default_factory=list)
     alternatives: list[Alternatives] = field(default_factory=list)
     finish: FinishReason | None = None
-    error: str | None = None
+    exception: Exception | None = None
     cached_tokens: int = 0
     first_token_seconds: float | None = None
     submitted: float = field(default_factory=time.perf_counter)
@@ -116,8 +116,13 @@ class Request:
             raise UserError(f"The chat has {length:,} tokens, and the model's context holds {room:,}. Shorten it.")
         refuse_wrong(self.sampling, vocabulary)
 
-    def cancel(self) -> None:
-        """End the request; its room is free after the next step."""
+    def cancel(self, exception: Exception | None = None) -> None:
+        """End the request; its room is free after the next step.
+
+        Args:
+            exception: why it could not be answered.
+        """
+        self.exception = self.exception or exception
         self.finish = self.finish or "cancelled"
 
 
@@ -237,20 +242,33 @@ class Engine:
         Raises:
             UserError: as `submit`.
         """
-        finished = 0
         try:
-            for request in requests:
-                self.submit(request)
-            while not self.is_idle:
-                count = len(self.step())
-                if count:
-                    finished += count
-                    done(finished)
+            run_all(self, requests, done)
         except BaseException:
             for request in requests:
                 request.cancel()
             self._leave()
             raise
+
+    def abandon(self, exception: Exception) -> None:
+        """End every request, since a step has failed; later ones are computed again.
+
+        Args:
+            exception: that of the step.
+        """
+        for request in [*self._waiting, *(running.request for running in self._running)]:
+            request.cancel(exception)
+        self._leave()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that are computed at present."""
+        return len(self._running)
 
     def step(self) -> list[Request]:
         """Compute the next tokens of every sequence. Returns the requests that have ended."""
@@ -267,7 +285,10 @@ class Engine:
             self._remember(running)
             end = start + len(piece.ids) - piece.logits_from
             if end > start:
-                self._advance(running, Scores(*(each[start:end] for each in scores)))
+                try:
+                    self._advance(running, Scores(*(each[start:end] for each in scores)))
+                except Exception as exception:  # of this request's constraint or listener: others go on
+                    running.request.cancel(exception)
             start = end
         return ended + self._leave()
 
@@ -283,8 +304,7 @@ class Engine:
             try:
                 running = self._begun(request)
             except UserError as error:  # its adapter was removed, or changed on disk, while it waited
-                request.error = str(error)
-                request.cancel()
+                request.cancel(error)
                 continue
             key = running.next_key()
             if key is not None and key in being_computed and not self.pages.knows(key):  # it will be in the cache soon
@@ -404,6 +424,39 @@ class Engine:
         running.ids.append(token)
         if len(running.ids) == running.most:
             request.finish = request.finish or "length"
+
+
+class Runs(Protocol):
+    """What answers requests step by step."""
+
+    @property
+    def is_idle(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    def submit(self, request: Request) -> None: ...
+    def step(self) -> list[Request]: ...
+    def abandon(self, exception: Exception) -> None: ...
+
+
+def run_all(engine: Runs, requests: Sequence[Request], done: Callable[[int], None]) -> None:
+    """Submit the requests, and step until all have ended. Arguments are those of `Engine.run`.
+
+    Raises:
+        Exception: why a request could not be submitted or answered.
+    """
+    finished = 0
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        ended = engine.step()
+        for request in ended:
+            if request.exception is not None:
+                raise request.exception
+        if ended:
+            finished += len(ended)
+            done(finished)
 
 
 class Scores(NamedTuple):

@@ -1,7 +1,7 @@
 """Generate answers with a model, with the rendering that it was trained on."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -196,7 +196,7 @@ class Generator:
         """
         prompts = [self.ids(text) for text in texts]
         writings = [
-            self._writing(ids, sampling, number * n + each, adapter)
+            self.begin(ids, sampling, number * n + each, adapter)
             for number, ids in enumerate(prompts)
             for each in range(n)
         ]
@@ -211,21 +211,35 @@ class Generator:
         Raises:
             UserError: the text is as long as the model's context.
         """
-        writing = self._writing(self.ids(text), sampling, 0, adapter, write)
+        writing = self.begin(self.ids(text), sampling, 0, adapter, write)
         self.engine.run([writing.request])
         return writing.finish()
 
-    def _writing(
+    def begin(
         self,
         ids: Sequence[int],
         sampling: Sampling,
-        number: int,
-        adapter: str | None,
+        number: int = 0,
+        adapter: str | None = None,
         write: Callable[[str], None] = lambda piece: None,
-    ) -> "_Writing":
+        keep: Collection[str] = (),
+    ) -> "Writing":
+        """A request for one answer, to be submitted to the engine.
+
+        Args:
+            ids: of the text before the answer.
+            sampling: how tokens are chosen.
+            number: of the answer among those with the same seed; each has its own random numbers.
+            adapter: the name of an adapter, or `base`; None: the model as it is.
+            write: receives the answer piece by piece.
+            keep: special tokens that the answer's text keeps.
+
+        Raises:
+            UserError: there is no such adapter, or the schema, expression or grammar is not valid.
+        """
         constraint = self._constraints.begin(sampling)
         request = Request(ids, sampling, self.stops, number, self._adapter(adapter), constraint=constraint)
-        return _Writing(request, TextStream(self.tokenizer, sampling.stop), write)
+        return Writing(request, TextStream(self.tokenizer, sampling.stop, keep), write)
 
     def _adapter(self, name: str | None) -> str | None:
         """The engine's name of an adapter that is asked for."""
@@ -263,12 +277,17 @@ class Generator:
         return [request.log_probabilities for request in requests]
 
 
-class _Writing:
-    """An answer while it is written."""
+class Writing:
+    """An answer while it is written.
+
+    Attributes:
+        request: to the engine.
+        text: the answer so far.
+    """
 
     def __init__(self, request: Request, stream: TextStream, write: Callable[[str], None]) -> None:
         self.request, self._stream, self._write = request, stream, write
-        self._text = ""
+        self.text = ""
         request.on_token = self._add
 
     def _add(self, token: int) -> bool:
@@ -276,7 +295,7 @@ class _Writing:
         return self._stream.stopped
 
     def _emit(self, piece: str) -> None:
-        self._text += piece
+        self.text += piece
         if piece:
             self._write(piece)
 
@@ -284,14 +303,14 @@ class _Writing:
         """The complete answer, once the request has ended.
 
         Raises:
-            UserError: the request could not be answered.
+            Exception: why the request could not be answered; UserError if the user can do something about it.
         """
-        if self.request.error is not None:
-            raise UserError(self.request.error)
+        if self.request.exception is not None:
+            raise self.request.exception
         self._emit(self._stream.finish())
         request = self.request
         return Generation(
-            self._text,
+            self.text,
             tuple(request.tokens),
             tuple(request.log_probabilities),
             request.finish or "cancelled",

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import UserError
-from tunesmith.inference.engine import Request
-from tunesmith.inference.sampling import adjusted, transformers_options
+from tunesmith.inference.engine import Request, run_all
+from tunesmith.inference.sampling import adjusted, random_stream, transformers_options
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
@@ -29,6 +29,17 @@ class PaddedEngine:
         use_cached_attention(plain_model(model))
         positions = getattr(model.config, "max_position_embeddings", None)
         self.room = None if positions is None else positions - virtual_tokens(model)
+        self.running = 0
+        self._waiting: list[Request] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no batch has had yet."""
+        return len(self._waiting)
 
     def run(self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None) -> None:
         """Answer or score the requests. As `Engine.run`, except for adapters.
@@ -36,19 +47,58 @@ class PaddedEngine:
         Raises:
             UserError: a prompt is as long as the model's context, or longer with its completion.
         """
-        for request in requests:
-            request.refuse_wrong(self.room, self.model.config.get_text_config().vocab_size)
-        for request in requests:
+        try:
+            run_all(self, requests, done)
+        finally:
+            self._waiting.clear()
+
+    def submit(self, request: Request) -> None:
+        """Add a request to the queue.
+
+        Raises:
+            UserError: as `run`.
+        """
+        request.refuse_wrong(self.room, self.model.config.get_text_config().vocab_size)
+        if request.sampling.beams > 1 and not self.model.config.is_encoder_decoder:
+            raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
+        self._waiting.append(request)
+
+    def step(self) -> list[Request]:
+        """Answer a batch: the shortest of those that wait with the settings of the first. Returns what has ended."""
+        ended = [request for request in self._waiting if request.finish]
+        others = [request for request in self._waiting if not request.finish]
+        alike = [each for each in others if _alike(each, others[0])] if others else []
+        batch = sorted(alike, key=lambda each: len(each.prompt))[:BATCH]
+        self._waiting = [request for request in others if request not in batch]
+        self.running = len(batch)
+        try:
+            self._compute(batch)
+        except Exception as exception:
+            for request in batch:
+                request.cancel(exception)
+            raise
+        finally:
+            self.running = 0
+        return ended + batch
+
+    def abandon(self, exception: Exception) -> None:
+        """End every request, since a step has failed.
+
+        Args:
+            exception: that of the step.
+        """
+        for request in self._waiting:
+            request.cancel(exception)
+        self._waiting.clear()
+
+    def _compute(self, batch: Sequence[Request]) -> None:
+        answers = [request for request in batch if request.completion is None]
+        for request in batch:
             if request.completion is not None:
                 self._score(request, request.completion)
-        order = sorted((each for each in requests if each.completion is None), key=lambda each: len(each.prompt))
-        if any(each.sampling.beams > 1 for each in order) and not self.model.config.is_encoder_decoder:
-            raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
-        torch.manual_seed(requests[0].sampling.seed if requests else 0)
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            self._answer(batch)
-            done(start + len(batch))
+        if answers:
+            torch.manual_seed(random_stream(answers[0].sampling.seed, answers[0].number).initial_seed())
+            self._answer(answers)
 
     @torch.no_grad()
     def _score(self, request: Request, completion: Sequence[int]) -> None:
@@ -94,6 +144,11 @@ class PaddedEngine:
             recorder.replay(self.model, ids.to(self.model.device), mask.to(self.model.device), out)
         for request in batch:
             request.finish = request.finish or "length"
+
+
+def _alike(one: Request, other: Request) -> bool:
+    """Whether both are scored, or answered with the same settings."""
+    return (one.completion is None) == (other.completion is None) and one.sampling == other.sampling
 
 
 class _Recorder(LogitsProcessor):

@@ -1,8 +1,10 @@
 """From tokens, one at a time, to text: complete characters only, and nothing of a stop text."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.template import special_tokens
 
 INCOMPLETE = "\ufffd"
 """What a tokenizer writes for the first bytes of a character whose last bytes are in the next token."""
@@ -14,10 +16,16 @@ class TextStream:
     Args:
         tokenizer: of the model.
         stop: texts that end the answer.
+        keep: special tokens that the text keeps; it leaves out all others.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), keep: Collection[str] = ()
+    ) -> None:
         self._tokenizer = tokenizer
+        left_out = special_tokens(tokenizer) - set(keep) if keep else ()
+        self._left_out = set(tokenizer.convert_tokens_to_ids(sorted(left_out)))
+        self._keep = bool(keep)
         self._stop = [text for text in stop if text]
         self._ids: list[int] = []
         self._from = 0  # decoding starts here: a token's text can depend on the one before it
@@ -52,14 +60,17 @@ class TextStream:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        longest = max((_overlap(text, stop) for stop in self._stop), default=0)
+        longest = max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - longest :]
         return text[: len(text) - longest]
 
     def _decoded(self, first: int, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[first:end], skip_special_tokens=True))
+        ids = self._ids[first:end]
+        if not self._keep:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode([each for each in ids if each not in self._left_out]))
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many of the text's last characters are the stop text's first."""
+def overlap(text: str, stop: str) -> int:
+    """How many of the text's last characters are the first of `stop`, and not all of it."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
