@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from families import config_of
 from hypothesis import HealthCheck, settings
+from matrix import word_tokenizer
 from threadpoolctl import threadpool_limits
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.planner import processor_time
 
 # A busy machine is no reason to fail.
@@ -56,6 +59,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`classes`, a classifier in transformers' format, and `vectors`, an embedding model in sentence-transformers'."""
+    directory = tmp_path_factory.mktemp("reading")
+    tokenizer = word_tokenizer()
+    config = config_of("bert", len(tokenizer), initializer_range=0.3)
+    config.num_labels = 3
+    config.id2label, config.label2id = {0: "no", 1: "perhaps", 2: "yes"}, {"no": 0, "perhaps": 1, "yes": 2}
+    torch.manual_seed(2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory / "classes")
+    AutoModel.from_config(config).save_pretrained(directory / "vectors")
+    for name in ("classes", "vectors"):
+        tokenizer.save_pretrained(directory / name)
+    write_steps(directory / "vectors", "mean", True, config.hidden_size, 64)
     return directory
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tunesmith.report.html import write_report
     from tunesmith.report.listing import list_runs
     from tunesmith.run import Run
+    from tunesmith.serving.server import serve
     from tunesmith.training.stages import resume, train
     from tunesmith.training.trainer import Trainer
 
@@ -73,6 +74,7 @@ _MODULES = {
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
     "score": "tunesmith.inference.model",
+    "serve": "tunesmith.serving.server",
     "train": "tunesmith.training.stages",
     "write_report": "tunesmith.report.html",
 }
@@ -113,6 +115,7 @@ __all__ = [
     "recipe_schema",
     "resume",
     "score",
+    "serve",
     "train",
     "write_report",
 ]

@@ -71,7 +71,7 @@ class Events:
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w", permissions: int = 0o644) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success, flush it to disk and rename it to `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -79,7 +79,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(permissions)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -367,6 +367,25 @@ def test_an_error_in_the_middle_leaves_the_engine_empty(llama_paged: PagedModel)
     assert engine.pages.available == engine.pages.total
 
 
+def test_a_request_whose_reader_fails_leaves_the_others_alone(llama_paged: PagedModel) -> None:
+    requests = requests_of(prompts_of(5, 9, 3))
+    expected = each_alone(llama_paged, requests)
+
+    def fails(token: int) -> bool:
+        raise RuntimeError("it cannot be read")
+
+    requests[1].on_token = fails
+    engine = Engine(llama_paged, cache_bytes=CACHE)
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        engine.step()
+    assert str(requests[1].exception) == "it cannot be read"
+    assert [(each.tokens, each.log_probabilities) for each in (requests[0], requests[2])] == [expected[0], expected[2]]
+    with pytest.raises(RuntimeError, match="it cannot be read"):
+        engine.run([replace(requests[1], finish=None)])
+
+
 def test_an_answer_ends_with_a_stop_token_or_when_its_reader_says_so(llama_paged: PagedModel) -> None:
     (prompt,) = prompts_of(20)
     engine = Engine(llama_paged, cache_bytes=CACHE)

@@ -63,7 +63,7 @@ def test_a_run_an_adapter_and_a_model_are_found_by_their_directories(models: Pat
         None,
         models / "full" / "model",
     )
-    stored = run.with_stored_weights()
+    stored = run.with_weights("auto")
     assert (stored.base.weights, stored.base.path, stored.adapter) == (
         "auto",
         run.base.path,

@@ -2,6 +2,11 @@
 
 import re
 import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +29,33 @@ SHORTENED = {
     "evaluate": ["--rows", "4", "--max-new-tokens", "4"],
 }
 """Options that shorten a command; the last value of an option wins."""
+
+
+SERVER_PORT = "8000"
+"""In the pages; a free one in the tests."""
+
+
+@contextmanager
+def running(lines: Sequence[str], port: int) -> Iterator[None]:
+    """Run `tunesmith serve …`, if that is one of the lines, as long as the block lasts."""
+    line = next((line for line in lines if line.startswith("tunesmith serve")), None)
+    if line is None:
+        yield
+        return
+    command = [sys.executable, "-m", *shlex.split(line), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert f":{port}/v1" in process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def execute(line: str, shortened: bool) -> None:
@@ -56,12 +88,17 @@ def test_all_commands_and_files_of_a_page_work(
         if title:
             rows = [body.replace("{n}", str(n)).replace("{2n}", str(2 * n)) for n in range(int(repeat or 0))]
             Path(title).write_text("".join(rows) or body, encoding="utf-8")
-    for language, title, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
-        if language == "console":
-            for line in body.splitlines():
-                execute(line.removeprefix("$ "), shortened)
-        elif language == "python" and not title:
-            exec(compile(body, str(page), "exec"), {})
+    port = free_port()
+    with ExitStack() as servers:
+        for language, title, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            lines = [line.removeprefix("$ ") for line in body.splitlines()]
+            if language == "console":
+                for line in lines:
+                    if not line.startswith("tunesmith serve"):
+                        execute(line, shortened)
+                servers.enter_context(running(lines, port))
+            elif language == "python" and not title:
+                exec(compile(body.replace(f":{SERVER_PORT}/", f":{port}/"), str(page), "exec"), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -11,7 +11,6 @@ import torch
 from bigram import drawn_by_hand, letters_model, scores_of
 from bytewise import byte_tokenizer
 from command import typed
-from families import config_of
 from matrix import word_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -24,7 +23,6 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.schema import recipe_reference, recipe_schema
 from tunesmith.demo.functions import packages
 from tunesmith.errors import UserError
-from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.paged_model import PagedModel
 from tunesmith.inference.sampling import Sampling, random_stream
 from tunesmith.models.bases import embedded_base
@@ -226,23 +224,6 @@ def test_answer_applies_every_option_and_writes_one_answer_per_row(
 
 
 # Reading: classify, embed
-
-
-@pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`classes`, a classifier in transformers' format, and `vectors`, an embedding model in sentence-transformers'."""
-    directory = tmp_path_factory.mktemp("reading")
-    tokenizer = word_tokenizer()
-    config = config_of("bert", len(tokenizer), initializer_range=0.3)
-    config.num_labels = 3
-    config.id2label, config.label2id = {0: "no", 1: "perhaps", 2: "yes"}, {"no": 0, "perhaps": 1, "yes": 2}
-    torch.manual_seed(2)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory / "classes")
-    AutoModel.from_config(config).save_pretrained(directory / "vectors")
-    for name in ("classes", "vectors"):
-        tokenizer.save_pretrained(directory / name)
-    write_steps(directory / "vectors", "mean", True, config.hidden_size, 64)
-    return directory
 
 
 TEXTS = ["good film w3", "bad w7 w8 w1", "it is w2"]

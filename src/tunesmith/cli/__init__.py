@@ -19,6 +19,7 @@ from tunesmith.cli.plan import plan
 from tunesmith.cli.report import report
 from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
+from tunesmith.cli.serve import keys, serve
 from tunesmith.cli.train import train
 from tunesmith.cli.use import answer, chat, classify, combine, embed, generate, merge
 from tunesmith.errors import UserError
@@ -45,12 +46,14 @@ for verb in (
     embed,
     merge,
     combine,
+    serve,
     runs,
     schema,
 ):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(bases, name="bases")
+app.add_typer(keys, name="keys")
 
 
 @app.callback(invoke_without_command=True)

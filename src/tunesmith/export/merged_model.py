@@ -37,7 +37,7 @@ def merged_model(reference: ModelReference, into: Into = "original") -> PreTrain
             f"{reference.base.path} has no adapter, so there is nothing to merge. Name a run or an adapter."
         )
     if into == "original":
-        reference = reference.with_stored_weights()
+        reference = reference.with_weights("auto")
     model = reference.model(torch.float32, torch.device("cpu"))
     if has_prompt(model):
         raise UserError(

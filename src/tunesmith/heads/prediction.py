@@ -32,10 +32,15 @@ def inputs_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
         text: special tokens in it are split like other text.
         more: options of the tokenizer, such as `return_offsets_mapping`.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None:
-        room = positions - virtual_tokens(model) - first_position(plain_model(model))
+    room = room_for_text(model)
+    if room is not None:
         more |= {"truncation": True, "max_length": room}
     inputs = tokenizer(text, return_tensors="pt", split_special_tokens=True, **more)
     inputs.pop("token_type_ids", None)
     return {name: values.to(model.device) if name != "offset_mapping" else values for name, values in inputs.items()}
+
+
+def room_for_text(model: PreTrainedModel) -> int | None:
+    """The most tokens of a text that the model reads; None: no limit."""
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if positions is None else positions - virtual_tokens(model) - first_position(plain_model(model))

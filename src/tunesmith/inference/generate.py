@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.example import Message
 from tunesmith.data.render import Renderer, source_text
+from tunesmith.data.template import Tools, UnusableError
 from tunesmith.errors import UserError
 from tunesmith.inference.constraint import Constraints
 from tunesmith.inference.engine import CONCURRENT, Alternatives, Engine, FinishReason, Request
@@ -250,9 +251,17 @@ class Generator:
         adapters = self.paged.adapters
         return (OWN if OWN in adapters.names else None) if name is None else name
 
-    def prompt_of(self, chat: Sequence[Message]) -> str:
-        """The model's input text for a chat whose last message is the user's; encoder-decoders use no chat template."""
-        return source_text(chat) if self.model.config.is_encoder_decoder else self.renderer.prompt(chat)
+    def prompt_of(self, chat: Sequence[Message], tools: Tools = None) -> str:
+        """The model's input text for a chat whose last message is the user's; encoder-decoders use no chat template.
+
+        Raises:
+            UnusableError: the template cannot render the chat, or an encoder–decoder is to call tools.
+        """
+        if not self.model.config.is_encoder_decoder:
+            return self.renderer.prompt(chat, tools)
+        if tools:
+            raise UnusableError("an encoder–decoder calls no tools")
+        return source_text(chat)
 
     def ids(self, text: str) -> list[int]:
         """The text's ids. Special tokens are added for an encoder; a rendered chat already contains them."""
@@ -313,7 +322,7 @@ class Writing:
             self.text,
             tuple(request.tokens),
             tuple(request.log_probabilities),
-            request.finish or "cancelled",
+            "stop" if self._stream.stopped else request.finish or "cancelled",
             len(request.prompt),
             request.cached_tokens,
             tuple(request.alternatives),

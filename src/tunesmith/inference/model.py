@@ -18,6 +18,7 @@ from tunesmith.data.render import Tokenized
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
+from tunesmith.inference.engine import CONCURRENT
 from tunesmith.inference.generate import BASE, OWN, Generation, Generator
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
@@ -67,11 +68,20 @@ class Model:
     Arguments and errors are those of `load`.
     """
 
-    def __init__(self, name: str | Path, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        weights: str | None = None,
+        concurrent: int = CONCURRENT,
+    ) -> None:
         if precision not in ("auto", "bf16", "fp32"):
             raise UserError(f"precision: {precision} is not one of auto, bf16 and fp32.")
-        self.name = str(name)
+        self.name, self.concurrent = str(name), concurrent
         self.reference = ModelReference.find(self.name)
+        if weights is not None:
+            self.reference = self.reference.with_weights(weights)
         self.device = device_of(device)
         dtype = writing_dtype if self.head.generates_text else dtype_of
         needs_fp32 = precision == "auto" and self.head.needs_fp32
@@ -121,7 +131,7 @@ class Model:
             UserError: the model does not write text.
         """
         self.require("generate")
-        return Generator.of(self.reference, self.dtype, self.device)
+        return Generator.of(self.reference, self.dtype, self.device, self.concurrent)
 
     def load_adapter(self, name: str, directory: str | Path) -> None:
         """Put a LoRA adapter beside the model, or replace the one of that name, for `adapter=name`.
@@ -377,18 +387,27 @@ class Model:
         return renderer.tokenize_many(renderings)
 
 
-def load(name: str | Path, device: str = "auto", precision: str = "auto") -> Model:
+def load(
+    name: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    weights: str | None = None,
+    concurrent: int = CONCURRENT,
+) -> Model:
     """A model to use: to generate, chat, classify, embed, or score texts.
 
     Args:
         name: a run, an adapter, a model directory, a GGUF file, a short or a hub name, or `embedded`.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         precision: `auto` (bf16 where it is faster), `bf16` or `fp32`.
+        weights: how the base's weights are stored in memory: `auto` (as `precision`), `int8`, `nf4`, `fp4`, …; None: as
+            in the run's recipe.
+        concurrent: the most answers that are computed at the same time.
 
     Raises:
         UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
     """
-    return Model(name, device, precision)
+    return Model(name, device, precision, weights, concurrent)
 
 
 def _of_name(method: "Callable[Concatenate[Model, P], R]") -> "Callable[Concatenate[str, P], R]":

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -61,9 +62,19 @@ class ModelReference:
         base = Base(path=name)
         return cls(base, stored_head(base), directory=Path(locate(base)))
 
-    def with_stored_weights(self) -> "ModelReference":
-        """The same reference with the base's weights as stored, even if the run quantized them."""
-        return replace(self, base=self.base.model_copy(update={"weights": "auto"}))
+    def with_weights(self, weights: str) -> "ModelReference":
+        """The same reference with the base's weights stored otherwise in memory than in the run.
+
+        Args:
+            weights: a value of the recipe's `base.weights`; `auto`: as they are in the files.
+
+        Raises:
+            UserError: there is no such value.
+        """
+        known = get_args(Base.model_fields["weights"].annotation)
+        if weights not in known:
+            raise UserError(f"weights: {weights} is not one of {', '.join(known)}.")
+        return replace(self, base=self.base.model_copy(update={"weights": weights}))
 
     def without_adapter(self) -> "ModelReference":
         """The base alone."""

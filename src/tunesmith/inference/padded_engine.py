@@ -22,6 +22,9 @@ class PaddedEngine:
     """Args:
     model: any that generates text.
     tokenizer: of the model.
+
+    Attributes:
+        on_tokens: called each time that the answers of a batch have a new token each.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -30,6 +33,7 @@ class PaddedEngine:
         positions = getattr(model.config, "max_position_embeddings", None)
         self.room = None if positions is None else positions - virtual_tokens(model)
         self.running = 0
+        self.on_tokens: Callable[[], None] = lambda: None
         self._waiting: list[Request] = []
 
     @property
@@ -128,7 +132,7 @@ class PaddedEngine:
             ids[row, columns] = torch.tensor(request.prompt)
             mask[row, columns] = 1
         first = 1 if encoder_decoder else longest
-        recorder = _Recorder(batch, first)
+        recorder = _Recorder(batch, first, self.on_tokens)
         beams = options.get("num_beams", 1)
         out = self.model.generate(
             input_ids=ids.to(self.model.device),
@@ -158,10 +162,11 @@ class _Recorder(LogitsProcessor):
     Args:
         batch: the requests, in the order of the rows.
         first: the column of the first new token.
+        on_tokens: called after each token.
     """
 
-    def __init__(self, batch: Sequence[Request], first: int) -> None:
-        self._batch, self._first = batch, first
+    def __init__(self, batch: Sequence[Request], first: int, on_tokens: Callable[[], None]) -> None:
+        self._batch, self._first, self._on_tokens = batch, first, on_tokens
         self._logs: Tensor | None = None
 
     def record(self, ids: Tensor) -> None:
@@ -172,6 +177,7 @@ class _Recorder(LogitsProcessor):
             if request.finish:
                 continue
             request.take(token, float(self._logs[row, token]))
+        self._on_tokens()
 
     def replay(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, out: Tensor) -> None:
         """Record the answers that beam search found (rows, tokens), with log p from one more pass over them."""

@@ -1,0 +1,119 @@
+"""`tunesmith serve` and `tunesmith keys`: a model behind OpenAI's protocol."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
+
+keys = typer.Typer(help="API keys of a server: each has a name, and rights.", no_args_is_help=True)
+
+KeyFile = Annotated[Path, typer.Argument(help="The file of keys; only their hashes are in it.")]
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=RUN: an adapter to serve beside it; repeat for several.")
+    ] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(help="A directory with an adapter in each subdirectory, served by its name.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; default: its last part.")] = None,
+    host: Annotated[str, typer.Option(help="The address; any but this machine's own needs keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0: a free one.", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[Path | None, typer.Option(help="Keys, from: tunesmith keys add FILE NAME.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="A PEM file: serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key, as PEM.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How the base is stored in memory: int8, nf4, fp4; default: as in the run.")
+    ] = None,
+    concurrent: Annotated[int, typer.Option(help="The most answers at the same time; others wait.", min=1)] = 64,
+    queue: Annotated[int, typer.Option(help="The most answers that wait; more get status 429.", min=1)] = 512,
+    max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.", min=1)] = 4096,
+    timeout: Annotated[float, typer.Option(help="The most seconds of a request.", min=1)] = 600,
+    temperature: Annotated[
+        float | None, typer.Option(help="For requests without one; default: the model's own, else 1.", min=0)
+    ] = None,
+    feedback: Annotated[Path | None, typer.Option(help="A JSONL file that keeps feedback on responses.")] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Put prompts and answers in the log.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line per request.")] = False,
+) -> None:
+    """Serve a model with OpenAI's protocol, until Ctrl-C. Answers that have begun are completed."""
+    with quick_imports():
+        import tunesmith.serving.server
+        from tunesmith.serving.service import Limits
+
+    if quiet:
+        logging.getLogger("tunesmith.serving").setLevel(logging.WARNING)
+    tunesmith.serving.server.serve(
+        model,
+        adapters=dict(_pair(each) for each in adapter or []),
+        adapter_directory=adapters,
+        name=name,
+        host=host,
+        port=port,
+        api_key_file=api_key_file,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        weights=weights,
+        concurrent=concurrent,
+        temperature=temperature,
+        limits=Limits(max_tokens=max_tokens, queue=queue, seconds=timeout),
+        feedback=feedback,
+        log_prompts=log_prompts,
+        ready=lambda address: _say(f"Serving {model} at {address}/v1. Ctrl-C stops it."),
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, place = text.partition("=")
+    if not (name and sign and place):
+        raise UserError(f"--adapter {text} is not NAME=RUN.")
+    return name, place
+
+
+@keys.command()
+def add(
+    file: KeyFile,
+    name: Annotated[str, typer.Argument(help="Of the key.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model or adapter that it may use; repeat for several; default: all.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(help="Of prompts and answers; default: no limit.", min=1)
+    ] = None,
+) -> None:
+    """Make a key. It is printed once, and stored nowhere."""
+    from tunesmith.serving.keys import add_key
+
+    key = add_key(file, name, tuple(model) if model else None, tokens_per_minute)
+    typer.echo(key)
+
+
+@keys.command()
+def remove(file: KeyFile, name: Annotated[str, typer.Argument(help="Of the key.")]) -> None:
+    """Remove a key. A server reads the file when it starts."""
+    from tunesmith.serving.keys import remove_key
+
+    remove_key(file, name)
+    _say(f"Removed {name} from {file}.")
+
+
+@keys.command("list")
+def list_keys(file: KeyFile) -> None:
+    """The keys' names and rights."""
+    from tunesmith.serving.keys import read_keys
+
+    for key in read_keys(file):
+        models = "all models" if key.models is None else ", ".join(key.models)
+        limit = "no limit" if key.tokens_per_minute is None else f"{key.tokens_per_minute:,} tokens a minute"
+        _say(f"{key.name}: {models}; {limit}")
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+"""The models that a server answers as: its own, and adapters by name, read again when their files change."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import UserError
+from tunesmith.inference.lora_adapters import FILES, AdapterShelf
+from tunesmith.inference.model_reference import ModelReference
+
+Stamp = tuple[tuple[int, int, int], ...]
+"""Time, size and number of each of an adapter's files: another stamp, maybe another content."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    directory: Path
+    stamp: Stamp
+
+
+class ServedAdapters:
+    """Adapters by name, some given one by one, the others in the subdirectories of a directory.
+
+    All methods but `names` are to be called on the engine's thread.
+
+    Args:
+        shelf: the engine's.
+        given: runs or adapter directories by name.
+        directory: with a run or an adapter directory in each subdirectory; None: none.
+    """
+
+    def __init__(self, shelf: AdapterShelf, given: dict[str, Path], directory: Path | None) -> None:
+        self._shelf, self._given, self._directory = shelf, given, directory
+        self._read: dict[str, _Read] = {}
+        for name in given:
+            self.refresh(name)
+
+    @property
+    def names(self) -> list[str]:
+        """All names."""
+        if self._directory is None or not self._directory.is_dir():
+            return sorted(self._given)
+        found = {each.name for each in self._directory.iterdir() if _is_adapter(each)}
+        return sorted(found | set(self._given))
+
+    def knows(self, name: str) -> bool:
+        """Whether there is an adapter of that name."""
+        return self._place(name) is not None
+
+    def refresh(self, name: str) -> str:
+        """Read an adapter that has not been read, or whose files have changed. Answers that have begun keep the old
+        weights.
+
+        Returns:
+            The hash of its content.
+
+        Raises:
+            UserError: there is none of that name, or it does not fit on the model.
+        """
+        place = self._place(name)
+        directory = None if place is None else ModelReference.find(str(place)).adapter
+        if directory is None:
+            raise UserError(f"There is no adapter {name}." if place is None else f"{place} has no adapter.")
+        now = _Read(directory, _stamp(directory))
+        if self._read.get(name) != now:
+            self._shelf.add(name, directory)
+            self._read[name] = now
+        return self._shelf.get(name).identity
+
+    def _place(self, name: str) -> Path | None:
+        if name in self._given:
+            return self._given[name]
+        if self._directory is None or Path(name).name != name or name.startswith("."):  # `..` and paths are no names
+            return None
+        place = self._directory / name
+        return place if _is_adapter(place) else None
+
+
+def _is_adapter(place: Path) -> bool:
+    """Whether a directory looks like a run with an adapter, or like an adapter."""
+    return not place.name.startswith(".") and any((place / each / FILES[0]).exists() for each in ("", "adapter"))
+
+
+def _stamp(directory: Path) -> Stamp:
+    try:
+        found = [(directory / name).stat() for name in FILES]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)

@@ -1,0 +1,191 @@
+"""The web application: routes, and what guards them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunesmith.serving import metrics
+from tunesmith.serving.bodies import FeedbackBody
+from tunesmith.serving.chat import Chat
+from tunesmith.serving.completions import Completions
+from tunesmith.serving.errors import ApiError, internal_error, on_api_error
+from tunesmith.serving.prompts import Prompts
+from tunesmith.serving.responses import Responses
+from tunesmith.serving.service import Service
+from tunesmith.serving.vectors import Vectors
+
+SEND_SECONDS = 30.0
+"""A client that takes nothing of its response for so long is given up."""
+
+LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]", "testserver"]
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger("tunesmith.serving")
+
+
+def application(service: Service, only_loopback: bool) -> Starlette:
+    """The application.
+
+    Args:
+        service: the model, and how it is served.
+        only_loopback: whether requests for any other host name are refused: a web page whose name was made to point
+            here (DNS rebinding) could otherwise use a server that needs no key.
+    """
+    guards = [Middleware(PatientSend)]
+    if only_loopback:
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES))
+    routes = [
+        Route(path, _counted(service, path, endpoint), methods=[method])
+        for path, method, endpoint in _endpoints(service)
+    ]
+    handlers: dict[Any, Any] = {ApiError: on_api_error, HTTPException: _on_http_exception}
+    return Starlette(routes=routes, middleware=guards, exception_handlers=handlers)
+
+
+def _endpoints(service: Service) -> list[tuple[str, str, Endpoint]]:
+    about = _About(service)
+    always: list[tuple[str, str, Endpoint]] = [
+        ("/health", "GET", about.health),
+        ("/ready", "GET", about.ready),
+        ("/metrics", "GET", about.metrics),
+        ("/v1/models", "GET", about.models),
+        ("/v1/models/{name:path}", "GET", about.one_model),
+        ("/v1/feedback", "POST", about.feedback),
+    ]
+    vectors, commands = Vectors(service), service.model.head.commands
+    writing: list[Endpoint] = []
+    if "generate" in commands:
+        chat = Chat(service, Prompts(service.model.generator))
+        writing = [chat, Completions(service), Responses(service, chat)]
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+    found = dict(zip(paths, writing, strict=False))
+    found |= {"/v1/embeddings": vectors.embeddings} if "embed" in commands else {}
+    found |= {"/v1/classify": vectors.classify} if "classify" in commands else {}
+    others = [*paths, "/v1/embeddings", "/v1/classify"]
+    return always + [(path, "POST", found.get(path, about.not_this_model)) for path in others]
+
+
+class _About:
+    """What does not compute."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self, request: Request) -> Response:
+        """Whether the engine lives."""
+        return JSONResponse(
+            {"status": "ok"} if self._service.thread.is_alive else {"status": "dead"},
+            200 if self._service.thread.is_alive else 503,
+        )
+
+    async def ready(self, request: Request) -> Response:
+        """Whether another answer would be taken on."""
+        full = self._service.thread.waiting >= self._service.limits.queue
+        return JSONResponse({"status": "full" if full else "ready"}, 503 if full else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' page."""
+        self._service.client(request)
+        return Response(self._service.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def models(self, request: Request) -> Response:
+        """The models that the client may use."""
+        names = self._service.models(self._service.client(request))
+        return JSONResponse({"object": "list", "data": [self._entry(name) for name in names]})
+
+    async def one_model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        if name not in self._service.models(self._service.client(request)):
+            raise ApiError(
+                404, f"There is no model {name[:100]} here. /v1/models lists them.", "model", "model_not_found"
+            )
+        return JSONResponse(self._entry(name))
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._service.created, "owned_by": "tunesmith"}
+
+    async def feedback(self, request: Request) -> Response:
+        """Keep what somebody thinks of a response."""
+        service = self._service
+        client = service.client(request)
+        body = await service.body(request, FeedbackBody)
+        if service.feedback is None:
+            raise ApiError(404, "This server keeps no feedback. Start it with --feedback FILE.", code="no_feedback")
+        opinion = body.model_dump(exclude={"id"}, exclude_none=True)
+        if not opinion:
+            raise ApiError(400, "Give a thumb, a better answer, or a comment.")
+        if not service.feedback.store(body.id, client.name, opinion):
+            raise ApiError(404, "The response is not known here, or too old.", "id", "response_not_found")
+        return JSONResponse({"id": body.id, "object": "feedback", "stored": True})
+
+    async def not_this_model(self, request: Request) -> Response:
+        """An endpoint for models with another head."""
+        self._service.client(request)
+        does = {"generate": "writes text", "classify": "classifies texts", "embed": "embeds texts"}
+        able = " and ".join(does[command] for command in self._service.model.head.commands)
+        raise ApiError(
+            400, f"{self._service.name} {able}, so {request.url.path} is not for it.", "model", "wrong_model"
+        )
+
+
+def _counted(service: Service, path: str, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, with its requests counted and in the log. A bug of ours in one request stays in that request."""
+
+    async def run(request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await endpoint(request)
+        except ApiError as error:
+            response = error.response()
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody reads it
+        except HTTPException:
+            raise
+        except Exception:
+            log.exception("%s failed.", path)
+            response = internal_error().response()
+        service.metrics.requests.labels(service.name, path, str(response.status_code)).inc()
+        if path.startswith("/v1/"):
+            milliseconds = 1000 * (time.perf_counter() - started)
+            log.info("%s %s %d, %.0f ms to the first byte", request.method, path, response.status_code, milliseconds)
+        return response
+
+    return run
+
+
+def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    """Starlette's own refusals, such as of an unknown path, in the protocol's form."""
+    message = {404: "There is no such page here.", 405: f"{request.method} is not possible here."}
+    return ApiError(error.status_code, message.get(error.status_code, error.detail)).response()
+
+
+class PatientSend:
+    """Gives up a client that takes nothing of its response for a while.
+
+    Args:
+        app: to guard.
+        seconds: how long a client may take nothing.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float = SEND_SECONDS) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._seconds):
+                await send(message)
+
+        await self._app(scope, receive, send_in_time)

@@ -1,0 +1,246 @@
+"""`/v1/chat/completions`."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tunesmith.inference.generate import Generation
+from tunesmith.inference.tool_calls import ToolCallForm, Tools, ToolText
+from tunesmith.serving.bodies import ChatBody, NamedTool
+from tunesmith.serving.choices import Choice, Delta, TokenTexts
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.events import DONE, event, stream
+from tunesmith.serving.prompts import Prompts, sampling_of, schema_text
+from tunesmith.serving.service import Asked, Service, Target, Usage, unless_gone
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A chat to answer.
+
+    Attributes:
+        target: which model.
+        messages: as the client sent them.
+        tools: that the answer may call.
+        form: in which it calls them; None: it calls none.
+        asked: the answers.
+        with_logprobs: whether tokens and log-probabilities are reported.
+    """
+
+    target: Target
+    messages: Sequence[dict[str, Any]]
+    tools: Tools
+    form: ToolCallForm | None
+    asked: Sequence[Asked]
+    with_logprobs: bool
+
+
+class Chat:
+    """Answers chats.
+
+    Args:
+        service: of the model.
+        prompts: renders for it.
+    """
+
+    def __init__(self, service: Service, prompts: Prompts) -> None:
+        self._service, self._prompts = service, prompts
+        self._texts = TokenTexts(service.model.tokenizer)
+
+    async def __call__(self, request: Request) -> Response:
+        """The endpoint."""
+        service = self._service
+        client = service.client(request)
+        body = await service.body(request, ChatBody)
+        target = await service.target(client, body.model)
+        plan = await service.prepare(partial(self.plan, body, target))
+        if not body.stream:
+            return await unless_gone(request, self._at_once(plan))
+        return await stream(
+            request, self._events(plan, body.stream_options is not None and body.stream_options.include_usage)
+        )
+
+    def plan(self, body: ChatBody, target: Target) -> Plan:
+        """What the body asks for.
+
+        Raises:
+            ApiError: a field cannot be followed.
+        """
+        _refuse_contradictions(body)
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+        form = self._form(tools, body)
+        ids = self._prompts.ids(body.messages, tools)
+        param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        tokens = self._service.answer_tokens([ids], body.max_completion_tokens or body.max_tokens, param)
+        sampling = sampling_of(
+            body,
+            self._service.default,
+            max_new_tokens=tokens,
+            schema=_schema(body),
+            top_logprobs=body.top_logprobs or 0,
+        )
+        if form is not None and body.tool_choice not in (None, "auto", "none"):
+            sampling = replace(sampling, grammar=_grammar(form, tools, body.tool_choice))
+        keep = () if form is None else form.markers
+        asked = [Asked(ids, sampling, number, keep) for number in range(body.n or 1)]
+        return Plan(target, body.messages, tools, form, asked, bool(body.logprobs))
+
+    def _form(self, tools: Tools, body: ChatBody) -> ToolCallForm | None:
+        if not tools:
+            return None
+        if self._prompts.tool_form is None:
+            message = "The model's chat template writes no tool calls, or in a form that is not known. Leave tools out."
+            raise ApiError(400, message, "tools", "unsupported_field")
+        return None if body.tool_choice == "none" else self._prompts.tool_form
+
+    def choices(self, plan: Plan) -> list[Choice]:
+        """The answers, before their first piece."""
+        return [
+            Choice(
+                None if plan.form is None else ToolText(plan.form, plan.tools),
+                self._texts if plan.with_logprobs else None,
+            )
+            for _ in plan.asked
+        ]
+
+    async def _at_once(self, plan: Plan) -> Response:
+        choices, usage, about = self.choices(plan), Usage(), _about(plan, "chat.completion")
+        async with self._service.pieces(plan.target, plan.asked) as pieces:
+            async for number, piece in pieces:
+                choices[number].take(piece)
+                if isinstance(piece.end, Generation):
+                    usage.add(piece.end, with_prompt=number == 0)
+        self._remember(about["id"], plan, choices)
+        return JSONResponse(
+            {
+                **about,
+                "choices": [
+                    {
+                        "index": index,
+                        "message": choice.message,
+                        "logprobs": {"content": choice.logprobs, "refusal": None} if plan.with_logprobs else None,
+                        "finish_reason": choice.finish_reason,
+                    }
+                    for index, choice in enumerate(choices)
+                ],
+                "usage": usage_of(usage),
+            }
+        )
+
+    async def _events(self, plan: Plan, include_usage: bool) -> AsyncIterator[bytes]:
+        choices, usage, about = self.choices(plan), Usage(), _about(plan, "chat.completion.chunk")
+        if include_usage:
+            about["usage"] = None
+        async with self._service.pieces(plan.target, plan.asked) as pieces:
+            begun = set[int]()
+            async for number, piece in pieces:
+                delta = choices[number].take(piece)
+                if number not in begun:
+                    yield event({**about, "choices": [_chunk(number, {"role": "assistant", "content": ""})]})
+                    begun.add(number)
+                if delta.content or delta.calls or delta.logprobs:
+                    yield event({**about, "choices": [_chunk(number, _delta(delta), delta, plan.with_logprobs)]})
+                if isinstance(piece.end, Generation):
+                    usage.add(piece.end, with_prompt=number == 0)
+                    yield event({**about, "choices": [_chunk(number, {}, finish=choices[number].finish_reason)]})
+        if include_usage:
+            yield event({**about, "choices": [], "usage": usage_of(usage)})
+        yield DONE
+        self._remember(about["id"], plan, choices)
+
+    def _remember(self, identity: str, plan: Plan, choices: Sequence[Choice]) -> None:
+        self._service.remember(
+            identity, plan.target, messages=plan.messages, tools=plan.tools, answers=[each.message for each in choices]
+        )
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """Numbers of tokens, as chats and completions have them."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.answer,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
+
+
+def _about(plan: Plan, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": plan.target.model,
+        "system_fingerprint": plan.target.fingerprint,
+    }
+
+
+def _delta(delta: Delta) -> dict[str, Any]:
+    calls = {"tool_calls": list(delta.calls)} if delta.calls else {}
+    return {**({"content": delta.content} if delta.content or not calls else {}), **calls}
+
+
+def _chunk(
+    index: int,
+    delta: dict[str, Any],
+    found: Delta | None = None,
+    with_logprobs: bool = False,
+    finish: str | None = None,
+) -> dict[str, Any]:
+    logprobs = {"content": list(found.logprobs), "refusal": None} if found is not None and with_logprobs else None
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _refuse_contradictions(body: ChatBody) -> None:
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", "max_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true.", "stream_options")
+    if body.tool_choice not in (None, "none", "auto") and not body.tools:
+        raise ApiError(400, "tool_choice needs tools.", "tool_choice")
+    if body.parallel_tool_calls is False:
+        raise ApiError(
+            400,
+            "parallel_tool_calls: false is not supported. Leave it out.",
+            "parallel_tool_calls",
+            "unsupported_field",
+        )
+    given = [name for name in ("regex", "grammar") if getattr(body, name) is not None]
+    if body.response_format is not None and body.response_format.type != "text":
+        given.append("response_format")
+    if body.tools and body.tool_choice != "none":
+        given += ["tools"] if given else []
+    if len(given) > 1:
+        raise ApiError(400, f"{' and '.join(given)} cannot be followed together. Give one of them.", given[0])
+
+
+def _schema(body: ChatBody) -> str | None:
+    if body.response_format is None:
+        return None
+    wanted = body.response_format.json_schema
+    return schema_text(
+        body.response_format.type, None if wanted is None else wanted.schema_, "response_format.json_schema"
+    )
+
+
+def _grammar(form: ToolCallForm, tools: Tools, choice: str | NamedTool | None) -> str:
+    """The grammar of the call that the answer has to be."""
+    allowed = (
+        tools
+        if not isinstance(choice, NamedTool)
+        else [t for t in tools if t["function"]["name"] == choice.function.name]
+    )
+    if not allowed:
+        raise ApiError(400, "tool_choice names a function that is not in tools.", "tool_choice")
+    grammar = form.grammar(allowed)
+    if grammar is None:
+        message = "The form of this model's tool calls cannot be forced. Set tool_choice to auto or none."
+        raise ApiError(400, message, "tool_choice", "unsupported_field")
+    return grammar

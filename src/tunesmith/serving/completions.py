@@ -1,0 +1,177 @@
+"""`/v1/completions`: a text continued as it is."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tunesmith.inference.generate import Generation
+from tunesmith.serving.bodies import CompletionBody
+from tunesmith.serving.chat import usage_of
+from tunesmith.serving.choices import TokenTexts
+from tunesmith.serving.engine_thread import Piece
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.events import DONE, event, stream
+from tunesmith.serving.prompts import sampling_of
+from tunesmith.serving.service import Asked, Service, Target, Usage, unless_gone
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Texts to continue.
+
+    Attributes:
+        target: which model.
+        prompts: as the client sent them.
+        asked: the answers: `each` to the first prompt, then `each` to the second …
+        each: how many are sampled for a prompt.
+        n: how many of them are sent.
+        logprobs: whether log-probabilities are reported.
+    """
+
+    target: Target
+    prompts: Sequence[Any]
+    asked: Sequence[Asked]
+    each: int
+    n: int
+    logprobs: bool
+
+
+class Completions:
+    """Continues texts.
+
+    Args:
+        service: of the model.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._texts = TokenTexts(service.model.tokenizer)
+
+    async def __call__(self, request: Request) -> Response:
+        """The endpoint."""
+        service = self._service
+        client = service.client(request)
+        body = await service.body(request, CompletionBody)
+        target = await service.target(client, body.model)
+        plan = await service.prepare(partial(self._plan, body, target))
+        if not body.stream:
+            return await unless_gone(request, self._at_once(plan))
+        return await stream(
+            request, self._events(plan, body.stream_options is not None and body.stream_options.include_usage)
+        )
+
+    def _plan(self, body: CompletionBody, target: Target) -> Plan:
+        n, each = body.n or 1, body.best_of or body.n or 1
+        if each < n:
+            raise ApiError(400, f"best_of is {each}, and n is {n}. Sample at least as many.", "best_of")
+        if body.stream and each > n:
+            raise ApiError(400, "best_of cannot be streamed: which answers are best is known at the end.", "best_of")
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(400, "stream_options needs stream: true.", "stream_options")
+        prompts = _prompts(body.prompt)
+        ids = [self._ids(prompt) for prompt in prompts]
+        tokens = self._service.answer_tokens(ids, body.max_tokens or 16, "max_tokens")  # 16 is OpenAI's default
+        sampling = sampling_of(body, self._service.default, max_new_tokens=tokens, top_logprobs=body.logprobs or 0)
+        asked = [Asked(own, sampling, number * each + k) for number, own in enumerate(ids) for k in range(each)]
+        return Plan(target, prompts, asked, each, n, body.logprobs is not None)
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._service.model.generator.ids(prompt)
+        vocabulary = self._service.model.generator.model.config.get_text_config().vocab_size
+        wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ApiError(400, f"prompt: the model has no token {wrong}. It has 0 to {vocabulary - 1:,}.", "prompt")
+        return prompt
+
+    async def _at_once(self, plan: Plan) -> Response:
+        usage, about = Usage(), _about(plan)
+        texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
+        async with self._service.pieces(plan.target, plan.asked) as pieces:
+            async for number, piece in pieces:
+                texts[number].take(piece)
+                if isinstance(piece.end, Generation):
+                    usage.add(piece.end, with_prompt=number % plan.each == 0)
+        groups = [texts[start : start + plan.each] for start in range(0, len(texts), plan.each)]
+        best = [text for group in groups for text in sorted(group, key=lambda each: -each.mean)[: plan.n]]
+        chosen = best if plan.each > plan.n else texts
+        self._remember(about["id"], plan, chosen)
+        choices = [_choice(index, each.text, each.logprobs, each.finish) for index, each in enumerate(chosen)]
+        return JSONResponse({**about, "choices": choices, "usage": usage_of(usage)})
+
+    async def _events(self, plan: Plan, include_usage: bool) -> AsyncIterator[bytes]:
+        usage, about = Usage(), _about(plan)
+        if include_usage:
+            about["usage"] = None
+        texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
+        async with self._service.pieces(plan.target, plan.asked) as pieces:
+            async for number, piece in pieces:
+                logprobs = texts[number].take(piece)
+                if piece.text or piece.end is not None or logprobs:
+                    yield event({**about, "choices": [_choice(number, piece.text, logprobs, texts[number].finish)]})
+                if isinstance(piece.end, Generation):
+                    usage.add(piece.end, with_prompt=number % plan.each == 0)
+        if include_usage:
+            yield event({**about, "choices": [], "usage": usage_of(usage)})
+        yield DONE
+        self._remember(about["id"], plan, texts)
+
+    def _remember(self, identity: str, plan: Plan, texts: Sequence["_Text"]) -> None:
+        self._service.remember(identity, plan.target, prompts=plan.prompts, answers=[each.text for each in texts])
+
+
+class _Text:
+    """One continuation, piece by piece."""
+
+    def __init__(self, texts: TokenTexts, with_logprobs: bool) -> None:
+        self._texts, self._with = texts, with_logprobs
+        self._length = 0  # of the tokens' texts
+        self.text, self.mean = "", 0.0
+        self.finish: str | None = None
+        self.logprobs: dict[str, list[Any]] | None = None
+
+    def take(self, piece: Piece) -> dict[str, list[Any]] | None:
+        """The next piece. Returns the log-probabilities of its tokens, as `/v1/completions` has them."""
+        self.text += piece.text
+        if isinstance(piece.end, Generation):
+            self.finish, self.mean = piece.end.finish_reason, piece.end.mean_logprob
+        if not self._with:
+            return None
+        new: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        tops = piece.top_logprobs or [()] * len(piece.tokens)
+        for token, logprob, top in zip(piece.tokens, piece.logprobs, tops, strict=True):
+            text = self._texts.of(token)[0]
+            new["tokens"].append(text)
+            new["token_logprobs"].append(logprob)
+            new["top_logprobs"].append({self._texts.of(other)[0]: value for other, value in top})
+            new["text_offset"].append(self._length)
+            self._length += len(text)
+        self.logprobs = new if self.logprobs is None else {key: self.logprobs[key] + new[key] for key in new}
+        return new
+
+
+def _prompts(given: Any) -> list[Any]:
+    """A list of prompts: texts, or lists of ids."""
+    if isinstance(given, str) or not given or isinstance(given[0], int):
+        return [given]
+    return list(given)
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": plan.target.model,
+        "system_fingerprint": plan.target.fingerprint,
+    }
+
+
+def _choice(index: int, text: str, logprobs: dict[str, list[Any]] | None, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}

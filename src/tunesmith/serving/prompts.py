@@ -1,0 +1,104 @@
+"""From a request's messages, tools and settings to prompts and sampling."""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from tunesmith.data.example import Message
+from tunesmith.data.template import UnusableError, special_tokens
+from tunesmith.data.turns import MalformedRowError, tools_of, turns_of
+from tunesmith.inference.generate import Generator
+from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.tool_calls import ToolCallForm, Tools, form_of
+from tunesmith.serving.bodies import Sampled
+from tunesmith.serving.errors import ApiError
+
+
+class Prompts:
+    """Renders chats for one model.
+
+    Args:
+        generator: of the model.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._special = sorted(special_tokens(generator.tokenizer))
+
+    @cached_property
+    def tool_form(self) -> ToolCallForm | None:
+        """How the model's chat template writes tool calls; None if it writes none that are known."""
+        if self._generator.model.config.is_encoder_decoder or not self._generator.tokenizer.chat_template:
+            return None
+        return form_of(self._generator.renderer.template, self._special)
+
+    def ids(self, messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[int]:
+        """The ids of a chat's prompt: the same rendering as in training.
+
+        Raises:
+            ApiError: a message is malformed, or the chat template cannot render the chat.
+        """
+        try:
+            turns = turns_of(list(messages), "messages")
+            self._refuse(turns)
+            wanted = tools_of([dict(tool) for tool in tools]) if tools else None
+            text = self._generator.prompt_of(turns, wanted)
+        except (MalformedRowError, UnusableError) as error:
+            raise ApiError(400, f"{error}.", "messages", "invalid_messages") from None
+        return self._generator.ids(text)
+
+    def _refuse(self, turns: Sequence[Message]) -> None:
+        """Refuse a chat that ends with an answer, and control tokens in its text, which could pretend to be a turn."""
+        if turns[-1]["role"] not in ("user", "tool", "system"):
+            raise MalformedRowError("the last message is the assistant's. End with a message of the user or a tool")
+        for number, turn in enumerate(turns, 1):
+            found = next((token for token in self._special if token in str(turn["content"])), None)
+            if found is not None:
+                raise MalformedRowError(f"message {number} ({turn['role']}) holds the control token {found}. Remove it")
+
+
+def sampling_of(body: Sampled, default: Sampling, **more: Any) -> Sampling:
+    """The body's settings, with the server's defaults for those that it leaves out.
+
+    Args:
+        body: of the request.
+        default: the server's.
+        more: settings that are not fields of the same name.
+    """
+    names = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")
+    given = {name: getattr(body, name) for name in (*names, "seed", "regex", "grammar")}
+    stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+    sampling = replace(
+        default, **{name: value for name, value in given.items() if value is not None}, stop=stop, **more
+    )
+    if body.logit_bias:
+        sampling = replace(sampling, logit_bias=_bias(body.logit_bias))
+    return sampling if body.seed is not None else replace(sampling, seed=secrets.randbits(31))
+
+
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in given.items()}
+    except ValueError:
+        raise ApiError(400, "logit_bias: the keys must be token ids.", "logit_bias", "invalid_value") from None
+
+
+def schema_text(kind: str, schema: Mapping[str, Any] | None, param: str) -> str | None:
+    """The JSON schema of an answer in the asked-for format; None for text.
+
+    Args:
+        kind: `text`, `json_object` or `json_schema`.
+        schema: of `json_schema`.
+        param: the field's name.
+
+    Raises:
+        ApiError: the schema is missing.
+    """
+    if kind == "text":
+        return None
+    if kind == "json_schema" and schema is None:
+        raise ApiError(400, f"{param}.schema is missing.", param, "missing_field")
+    return json.dumps({"type": "object"} if schema is None else schema)

@@ -1,0 +1,348 @@
+"""What all endpoints share: who asks, for which model, within which limits."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from tunesmith.errors import UserError
+from tunesmith.inference.generate import Generation, Writing
+from tunesmith.inference.model import Model
+from tunesmith.inference.model_reference import fingerprint_of
+from tunesmith.inference.sampling import Sampling
+from tunesmith.serving.adapters import ServedAdapters
+from tunesmith.serving.bodies import B, parsed
+from tunesmith.serving.engine_thread import Answers, EngineThread, Piece
+from tunesmith.serving.errors import ApiError
+from tunesmith.serving.feedback import Feedback
+from tunesmith.serving.keys import Client, Keys
+from tunesmith.serving.metrics import Metrics
+
+R = TypeVar("R")
+
+log = logging.getLogger("tunesmith.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes on.
+
+    Attributes:
+        body_bytes: the most of a request's body.
+        body_seconds: within which a body has to arrive.
+        max_tokens: the most of an answer; also of one whose client names no limit.
+        queue: the most answers that wait.
+        seconds: the most that a request takes.
+    """
+
+    body_bytes: int = 8_000_000
+    body_seconds: float = 30.0
+    max_tokens: int = 4096
+    queue: int = 512
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request is for.
+
+    Attributes:
+        client: who asks.
+        model: the name that it asked for.
+        adapter: of that name; None: the model itself.
+        fingerprint: of the weights: the same fingerprint, the same answers to the same seed.
+    """
+
+    client: Client
+    model: str
+    adapter: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One answer that is asked for: its prompt's ids, how it is sampled, its number among those with the same seed, and
+    the special tokens that its text keeps."""
+
+    ids: Sequence[int]
+    sampling: Sampling
+    number: int = 0
+    keep: tuple[str, ...] = ()
+
+
+@dataclass
+class Usage:
+    """Numbers of tokens."""
+
+    prompt: int = 0
+    answer: int = 0
+    cached: int = 0
+
+    def add(self, generation: Generation, with_prompt: bool) -> None:
+        """Count an answer; the prompt of several answers counts once."""
+        self.answer += len(generation.tokens)
+        if with_prompt:
+            self.prompt += generation.prompt_tokens
+            self.cached += generation.cached_tokens
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.answer
+
+
+@dataclass(eq=False)
+class Service:
+    """A model to serve, and how.
+
+    Attributes:
+        model: loaded.
+        name: that clients call it by.
+        thread: that computes.
+        adapters: beside the model; None: it takes none.
+        keys: of clients.
+        limits: on requests.
+        feedback: on responses; None: it is not kept.
+        default: of the sampling, for fields that a request leaves out.
+        logs_prompts: whether prompts and answers are in the log.
+    """
+
+    model: Model
+    name: str
+    thread: EngineThread
+    adapters: ServedAdapters | None = None
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
+    feedback: Feedback | None = None
+    default: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
+    logs_prompts: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(lambda: self.thread.waiting, lambda: self.thread.running)
+        self._preparing = ThreadPoolExecutor(1, "prepare")
+        self._mean_seconds = 1.0
+
+    # Who asks for what
+
+    def client(self, request: Request) -> Client:
+        """Who sent the request.
+
+        Raises:
+            ApiError: nobody whose key is known.
+        """
+        client = self.keys.client(request.headers.get("authorization"))
+        if client is None:
+            raise ApiError(
+                401,
+                "The API key is missing or not known. Send it as: Authorization: Bearer KEY.",
+                code="invalid_api_key",
+            )
+        return client
+
+    async def body(self, request: Request, kind: type[B]) -> B:
+        """The request's body.
+
+        Raises:
+            ApiError: it is not JSON, too large, too slow, or has a field that is wrong or not supported.
+        """
+        kinds = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kinds != "application/json":  # a web page of another origin cannot send this type without being asked first
+            raise ApiError(415, "Send the body as JSON, with Content-Type: application/json.")
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > self.limits.body_bytes:
+                        raise ApiError(
+                            413, f"The body has more than {self.limits.body_bytes:,} bytes.", code="body_too_large"
+                        )
+        except TimeoutError:
+            raise ApiError(408, f"The body did not arrive within {self.limits.body_seconds:g} seconds.") from None
+        return await self.prepare(partial(parsed, kind, bytes(data)))
+
+    async def target(self, client: Client, model: str) -> Target:
+        """The model or adapter of that name, as its files are now.
+
+        Raises:
+            ApiError: there is none, the client has no right to it, or it cannot be used.
+        """
+        known = model == self.name or (self.adapters is not None and self.adapters.knows(model))
+        if not known or not client.may_use(model):
+            raise ApiError(
+                404, f"There is no model {model[:100]} here. /v1/models lists them.", "model", "model_not_found"
+            )
+        if model == self.name:
+            return Target(client, model, None, self._fingerprint(""))
+        adapters = self.adapters
+        assert adapters is not None
+        try:
+            identity = await self.thread.call(lambda: adapters.refresh(model))
+        except UserError as error:
+            raise ApiError(503, f"The adapter {model} cannot be used: {error}", "model", "adapter_unusable") from None
+        return Target(client, model, model, self._fingerprint(identity))
+
+    def models(self, client: Client) -> list[str]:
+        """The names of all models that the client may use."""
+        names = [self.name, *([] if self.adapters is None else self.adapters.names)]
+        return [name for name in names if client.may_use(name)]
+
+    async def prepare(self, work: Callable[[], R]) -> R:
+        """Run something that takes a while, such as tokenizing a long chat, beside the event loop.
+
+        Raises:
+            ApiError: the work raised UserError.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
+
+    # Answers
+
+    @property
+    def room(self) -> int | None:
+        """The most tokens of a prompt and its answer together; None: no limit."""
+        return self.model.generator.engine.room
+
+    def answer_tokens(self, prompts: Sequence[Sequence[int]], asked: int | None, param: str) -> int:
+        """The most tokens of the answers to these prompts.
+
+        Args:
+            prompts: their ids.
+            asked: by the client; None: as many as there is room for.
+            param: the name of the client's field.
+
+        Raises:
+            ApiError: a prompt leaves no room for an answer, or more is asked for than the server gives.
+        """
+        longest = max(len(ids) for ids in prompts)
+        if not min(len(ids) for ids in prompts):
+            raise ApiError(400, "The prompt is empty. Give it some text.")
+        if self.room is not None and longest >= self.room:
+            message = f"The prompt has {longest:,} tokens, and the model's context holds {self.room:,}. Shorten it."
+            raise ApiError(400, message, code="context_length_exceeded")
+        if asked is not None and asked > self.limits.max_tokens:
+            raise ApiError(
+                400, f"{param} is {asked:,}, and this server writes at most {self.limits.max_tokens:,}.", param
+            )
+        return asked or self.limits.max_tokens
+
+    def _needed(self, asked: Sequence[Asked]) -> int:
+        """The most tokens that the answers and their prompts can have."""
+        room = math.inf if self.room is None else self.room
+        return int(sum(min(len(each.ids) + each.sampling.max_new_tokens, room) for each in asked))
+
+    @asynccontextmanager
+    async def pieces(self, target: Target, asked: Sequence[Asked]) -> AsyncIterator[AsyncIterator[tuple[int, Piece]]]:
+        """The answers' pieces as they come, each with its answer's number.
+
+        Raises:
+            ApiError: too much is asked for at present, an answer is not possible, or the time is over.
+        """
+        waiting = self.thread.waiting
+        if waiting + len(asked) > max(self.limits.queue, len(asked)):
+            after = max(1, round(self._mean_seconds * waiting / self.model.concurrent))
+            raise ApiError(
+                429, f"{waiting:,} answers wait already. Try again later.", code="queue_full", retry_after=after
+            )
+        needed = self._needed(asked)
+        seconds = target.client.reserve(needed)
+        if seconds is not None:
+            raise ApiError(
+                429, "The key's tokens of this minute are used up.", code="tokens_used_up", retry_after=seconds
+            )
+        used = Usage()
+        started = time.perf_counter()
+        begin = [partial(self._begin, target, each) for each in asked]
+        answers = Answers(self.thread, begin, self.limits.seconds)
+        source = answers.pieces()
+        try:
+            yield self._observed(source, target, asked, used)
+        except TimeoutError:
+            raise ApiError(408, f"The answer took more than {self.limits.seconds:g} seconds.") from None
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
+        finally:
+            await source.aclose()
+            target.client.give_back(needed - used.total)
+            self._mean_seconds += 0.1 * (time.perf_counter() - started - self._mean_seconds)
+
+    def _begin(self, target: Target, asked: Asked) -> Writing:
+        return self.model.generator.begin(asked.ids, asked.sampling, asked.number, target.adapter, keep=asked.keep)
+
+    async def _observed(
+        self, source: AsyncIterator[tuple[int, Piece]], target: Target, asked: Sequence[Asked], used: Usage
+    ) -> AsyncIterator[tuple[int, Piece]]:
+        """The pieces, counted on their way."""
+        metrics, started = self.metrics, time.perf_counter()
+        first: dict[int, float] = {}
+        async for number, piece in source:
+            now = time.perf_counter()
+            if piece.tokens and number not in first:
+                first[number] = now
+                metrics.first_token.labels(target.model).observe(now - started)
+                used.prompt += len(asked[number].ids)
+                metrics.prompt_tokens.labels(target.model).inc(len(asked[number].ids))
+            used.answer += len(piece.tokens)
+            metrics.answer_tokens.labels(target.model).inc(len(piece.tokens))
+            if isinstance(piece.end, Generation):
+                metrics.cached_tokens.labels(target.model).inc(piece.end.cached_tokens)
+                if len(piece.end.tokens) > 1:
+                    metrics.per_token.labels(target.model).observe((now - first[number]) / (len(piece.end.tokens) - 1))
+            yield number, piece
+
+    def remember(self, identity: str, target: Target, **response: Any) -> None:
+        """Keep a response for feedback, and write it to the log where that is asked for.
+
+        Args:
+            identity: of the response.
+            target: which model wrote it, for whom.
+            response: what was asked and answered.
+        """
+        if self.logs_prompts:
+            log.info("%s %s", identity, json.dumps(response, ensure_ascii=False))
+        if self.feedback is not None:
+            about = {"model": target.model, "client": target.client.name, "time": int(time.time())}
+            self.feedback.remember(identity, {**about, **response})
+
+    def _fingerprint(self, identity: str) -> str:
+        """Of the model with the adapter of that identity."""
+        return "fp_" + hashlib.sha256((self._own_fingerprint + identity).encode()).hexdigest()[:12]
+
+    @cached_property
+    def _own_fingerprint(self) -> str:
+        return json.dumps([fingerprint_of(self.model.name), str(self.model.dtype)], sort_keys=True)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """Do the work for as long as the client is there.
+
+    Raises:
+        ClientDisconnect: it has gone, and the work was given up.
+    """
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for task in (doing, gone):
+            task.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,208 @@
+"""Every option of `tunesmith serve` and `tunesmith keys` does what its help says, tested through the command line."""
+
+import io
+import json
+import os
+import re
+import signal
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import openai
+import pytest
+from command import typed
+from running_server import save_adapter
+from settings_coverage import shows
+
+from tunesmith.cli import main
+from tunesmith.inference.model import load
+from tunesmith.serving.server import listen
+
+QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
+TLS = Path(__file__).parent.parent / "serving"
+
+
+def serve(*arguments: Any, then: Callable[[str], None] = lambda address: None) -> tuple[str, str]:
+    """Run `tunesmith serve ARGUMENTS` until `then`, which gets the address, returns; SIGTERM ends it.
+
+    Returns:
+        What is on standard output and in the log.
+    """
+    out, log = io.StringIO(), io.StringIO()
+    errors: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            while (found := re.search(r"at (\S+)/v1\.", out.getvalue())) is None:
+                time.sleep(0.01)
+            then(found[1])
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=use, daemon=True)
+    with patch("sys.argv", ["tunesmith", "serve", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(log):
+        thread.start()
+        with pytest.raises(SystemExit) as end:
+            main()
+    thread.join()
+    assert not end.value.code, log.getvalue()
+    for error in errors:
+        raise error
+    return out.getvalue(), log.getvalue()
+
+
+def chat(address: str, key: str = "none", **more: Any) -> Any:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60) as client:
+        options = {"model": "llama", "messages": QUESTION, "max_completion_tokens": 6, **more}
+        return client.chat.completions.create(**options)
+
+
+def text(address: str, **more: Any) -> str:
+    return str(chat(address, **more).choices[0].message.content)
+
+
+@shows("tunesmith serve model", "tunesmith serve --port", "tunesmith serve --name", "tunesmith serve --temperature")
+def test_serve_answers_on_the_port_as_the_name_with_the_temperature(tiny_model: Path) -> None:
+    expected = load(tiny_model).generate("Hi", max_new_tokens=6)[0].text
+
+    def use(address: str) -> None:
+        assert text(address, model="mine") == expected
+
+    out, _ = serve(tiny_model, "--port", 0, "--name", "mine", "--temperature", 0, then=use)
+    assert re.fullmatch(
+        rf"Serving {re.escape(str(tiny_model))} at http://127\.0\.0\.1:\d+/v1\. Ctrl-C stops it\.\n", out
+    )
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        refused = typed("serve", str(tiny_model), "--port", str(port))
+    assert refused.returncode == 2
+    assert f"127.0.0.1:{port} cannot be used: Address already in use" in refused.stderr
+
+
+@shows("tunesmith serve --adapter", "tunesmith serve --adapters")
+def test_serve_has_adapters_by_name_and_in_a_directory(tiny_model: Path, tmp_path: Path) -> None:
+    one = save_adapter(tiny_model, tmp_path / "a", "up_proj")
+    save_adapter(tiny_model, tmp_path / "more" / "two", "down_proj")
+    loaded = load(tiny_model)
+    loaded.load_adapter("one", one)
+    loaded.load_adapter("two", tmp_path / "more" / "two")
+
+    def use(address: str) -> None:
+        for name in ("one", "two"):
+            expected = loaded.generate("Hi", max_new_tokens=6, adapter=name)[0].text
+            assert text(address, model=name, temperature=0) == expected
+
+    serve(tiny_model, "--port", 0, "--adapter", f"one={one}", "--adapters", tmp_path / "more", then=use)
+    refused = typed("serve", str(tiny_model), "--adapter", "one")
+    assert refused.stderr == "error: --adapter one is not NAME=RUN.\n"
+    assert refused.returncode == 2
+
+
+@shows("tunesmith serve --host", "tunesmith serve --api-key-file")
+@shows("tunesmith keys add file", "tunesmith keys add name", "tunesmith keys add --model")
+@shows("tunesmith keys add --tokens-per-minute", "tunesmith keys list file")
+@shows("tunesmith keys remove file", "tunesmith keys remove name")
+def test_an_address_that_others_can_reach_needs_keys(tiny_model: Path, tmp_path: Path) -> None:
+    refused = typed("serve", str(tiny_model), "--host", "0.0.0.0")
+    assert refused.returncode == 2
+    assert "host 0.0.0.0 can be reached from other machines, so clients need a key" in refused.stderr
+    file = str(tmp_path / "keys.json")
+    rights = ["--model", "llama", "--tokens-per-minute", "500"]
+    key, other = (typed("keys", "add", file, name, *rights).stdout.strip() for name in ("mine", "other"))
+    assert typed("keys", "add", file, "mine").returncode == 2
+    listed = typed("keys", "list", file).stdout.splitlines()
+    assert listed == ["mine: llama; 500 tokens a minute", "other: llama; 500 tokens a minute"]
+    typed("keys", "remove", file, "other")
+    assert len(typed("keys", "list", file).stdout.splitlines()) == 1
+
+    def use(address: str) -> None:
+        local = address.replace("0.0.0.0", "127.0.0.1")
+        assert text(local, key=key)
+        with pytest.raises(openai.AuthenticationError):
+            chat(local, key=other)
+
+    serve(tiny_model, "--port", 0, "--host", "0.0.0.0", "--api-key-file", file, then=use)
+
+
+@shows("tunesmith serve --tls-certificate", "tunesmith serve --tls-key")
+def test_serve_speaks_https_with_a_certificate(tiny_model: Path) -> None:
+    def use(address: str) -> None:
+        assert address.startswith("https://")
+        trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
+        with urllib.request.urlopen(f"{address}/ready", context=trusted, timeout=20) as response:
+            assert json.load(response) == {"status": "ready"}
+
+    files = ["--tls-certificate", TLS / "localhost.pem", "--tls-key", TLS / "localhost.key"]
+    serve(tiny_model, "--port", 0, *files, then=use)
+    refused = typed("serve", str(tiny_model), "--port", "0", "--tls-certificate", str(TLS / "no.pem"))
+    assert refused.returncode == 2
+    assert "no.pem" in refused.stderr
+
+
+@shows("tunesmith serve --weights")
+def test_serve_stores_the_base_in_the_asked_for_precision(tiny_model: Path) -> None:
+    expected = load(tiny_model, weights="int8").generate("Hi", max_new_tokens=6)[0]
+    plain = load(tiny_model).generate("Hi", max_new_tokens=6)[0]
+
+    def use(address: str) -> None:
+        found = [each.logprob for each in chat(address, temperature=0, logprobs=True).choices[0].logprobs.content]
+        assert found == pytest.approx(list(expected.logprobs), abs=1e-6)
+        assert found != pytest.approx(list(plain.logprobs), abs=1e-6)
+
+    serve(tiny_model, "--port", 0, "--weights", "int8", then=use)
+
+
+@shows("tunesmith serve --concurrent", "tunesmith serve --queue", "tunesmith serve --max-tokens")
+@shows("tunesmith serve --timeout")
+def test_serve_takes_on_no_more_than_its_limits(tiny_model: Path) -> None:
+    def use(address: str) -> None:
+        with pytest.raises(openai.BadRequestError, match="writes at most 400"):
+            chat(address, max_completion_tokens=401)
+        with pytest.raises(openai.APIStatusError, match="more than 1 seconds"):
+            chat(address, n=100, max_completion_tokens=400, extra_body={"regex": "[a-z]{400}"})
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+            fields: dict[str, Any] = {"model": "llama", "messages": QUESTION, "max_completion_tokens": 400}
+            events = iter(client.chat.completions.create(**fields, n=20, stream=True))
+            next(events)
+            with pytest.raises(openai.RateLimitError, match="wait already"):
+                chat(address, n=20)
+
+    limits = ["--concurrent", 1, "--queue", 20, "--max-tokens", 400, "--timeout", 1]
+    serve(tiny_model, "--port", 0, *limits, then=use)
+
+
+@shows("tunesmith serve --feedback", "tunesmith serve --log-prompts", "tunesmith serve --quiet")
+def test_serve_keeps_feedback_and_logs_prompts_only_if_asked(tiny_model: Path, tmp_path: Path) -> None:
+    file, answers = tmp_path / "new" / "feedback.jsonl", []
+
+    def use(address: str) -> None:
+        answers.append(chat(address))
+        body = json.dumps({"id": answers[-1].id, "thumb": "down", "better": "Hello!"}).encode()
+        request = urllib.request.Request(f"{address}/v1/feedback", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as response:
+            assert json.load(response)["stored"]
+        unknown = urllib.request.Request(
+            f"{address}/v1/feedback", b'{"id": "x", "thumb": "up"}', {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.request.HTTPError, match="404"):
+            urllib.request.urlopen(unknown, timeout=20)
+
+    _, log = serve(tiny_model, "--port", 0, "--feedback", file, then=use)
+    (row,) = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert (row["thumb"], row["better"], row["model"], row["messages"]) == ("down", "Hello!", "llama", QUESTION)
+    assert row["answers"][0]["content"] == answers[0].choices[0].message.content
+    assert "POST /v1/chat/completions 200" in log
+    assert '"Hi"' not in log
+    _, log = serve(tiny_model, "--port", 0, "--log-prompts", then=lambda address: answers.append(chat(address)))
+    assert '"content": "Hi"' in log
+    _, log = serve(tiny_model, "--port", 0, "--quiet", then=lambda address: answers.append(chat(address)))
+    assert "POST" not in log
