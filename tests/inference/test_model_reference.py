@@ -7,6 +7,7 @@ import pytest
 import torch
 from bytewise import byte_tokenizer
 from families import config_of
+from matrix import make_bases
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from small_models import stored_base
@@ -14,7 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.inference.generate import Generator
 from tunesmith.inference.model_reference import ModelReference, fingerprint_of
+from tunesmith.inference.sampling import Sampling
+from tunesmith.modules.packed_linear import PackedLinear
+from tunesmith.ops import native
 
 CPU = torch.device("cpu")
 
@@ -115,3 +120,33 @@ def test_an_adapters_fingerprint_differs_from_its_bases(models: Path) -> None:
     assert "adapter" not in base
     assert {name: mark for name, mark in adapter.items() if name != "adapter"} == base
     assert adapter["adapter"] == run["adapter"]
+
+
+def packed_layers(model: torch.nn.Module) -> int:
+    return sum(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@pytest.mark.skipif(native.library() is None, reason="layers are packed for the kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "layers"), [("llama", 14), ("gpt2", 8)])
+def test_layers_packed_while_they_are_read_answer_to_the_same_bits(
+    family: str, layers: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    make_bases(tmp_path, [family])
+    reference = ModelReference.find(str(tmp_path / family))
+    served, plain = reference.served_model(dtype, CPU), reference.model(dtype, CPU)
+    assert (packed_layers(served), packed_layers(plain)) == (layers, 0)
+    inner = next(layer for layer in served.modules() if isinstance(layer, PackedLinear))
+    rows = torch.randn(2, 3, inner.in_features, dtype=dtype)
+    expected = torch.nn.functional.linear(rows, inner.weight, inner.bias)
+    torch.testing.assert_close(inner(rows), expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    generators = [Generator(model, reference.tokenizer()) for model in (served, plain)]
+    first, second = (each.continuations(["Hello", "a b c d"], Sampling(max_new_tokens=8)) for each in generators)
+    assert all(each.is_paged for each in generators)
+    assert first == second
+
+
+@pytest.mark.parametrize("family", ["t5", "granitemoehybrid"])
+def test_a_family_that_is_not_paged_keeps_its_linear_layers(family: str, tmp_path: Path) -> None:
+    make_bases(tmp_path, [family])
+    assert packed_layers(ModelReference.find(str(tmp_path / family)).served_model(torch.float32, CPU)) == 0

@@ -105,13 +105,13 @@ class Generator:
         """
         tokenizer = reference.tokenizer() if tokenizer is None else tokenizer
         if reference.adapter is not None and is_shareable(reference.adapter):
-            base = reference.without_adapter().model(dtype, device) if loaded is None else loaded.unload()
+            base = reference.without_adapter().served_model(dtype, device) if loaded is None else loaded.unload()
             generator = cls(base, tokenizer, concurrent)
             if generator.is_paged:
                 generator.paged.adapters.add(OWN, reference.adapter, refuse_no_effect=False)
                 return generator
             loaded = None
-        return cls(reference.model(dtype, device) if loaded is None else loaded, tokenizer, concurrent)
+        return cls(reference.served_model(dtype, device) if loaded is None else loaded, tokenizer, concurrent)
 
     @property
     def is_paged(self) -> bool:

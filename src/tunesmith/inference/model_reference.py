@@ -17,11 +17,13 @@ from tunesmith.heads.sentence_transformers_format import stored_classifier
 from tunesmith.heads.stored import head_of_adapter, stored_head
 from tunesmith.models.adapters import refuse_pickle
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.load import fingerprint, load_model, load_tokenizer, locate, tokenizer_at
+from tunesmith.models.layer_by_layer import packing
+from tunesmith.models.load import config_of, fingerprint, load_model, load_tokenizer, locate, tokenizer_at
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quiet import quiet_peft
 from tunesmith.modules.fused import use_fused_ops
+from tunesmith.modules.served_linear import can_pack
 from tunesmith.run import resolve_run
 
 
@@ -109,6 +111,18 @@ class ModelReference:
                 first = str(error).strip().splitlines()[0]
                 raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
         return model.to(device).eval()
+
+    def served_model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """The model for the generation engine. On a CPU the linear layers of its blocks are packed as they are read, so
+        that they are never in memory in two forms.
+
+        Raises:
+            UserError: as `model`.
+        """
+        is_quantized = self.base.quantized or hasattr(config_of(self.base), "quantization_config")
+        if is_quantized or self.adapter is not None or not can_pack(dtype, device):
+            return self.model(dtype, device)
+        return load_model(self.base, dtype, head=self.head, replacement=packing())
 
     def packing_model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The model without gradients, beside one in training: it computes packed rows, if its family can.

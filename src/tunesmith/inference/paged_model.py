@@ -81,9 +81,10 @@ class PagedModel:
         return prompt[0], []
 
     def bytes_per_page(self) -> int:
-        """The memory of a page in all layers, found by computing one token."""
-        self.allocate(1)
-        self.compute([Piece([0], 0, [0], 1)])
+        """The memory of a page in all layers, known once a token has been computed."""
+        if not self.caches:
+            self.allocate(1)
+            self.compute([Piece([0], 0, [0], 1)])
         return sum(cache.bytes_per_page for cache in self.caches.values())
 
     def allocate(self, pages: int) -> None:
@@ -229,8 +230,8 @@ def paged_model(model: PreTrainedModel) -> PagedModel | None:
         paged = PagedModel(model)
         paged.allocate(2)
         ids = probe_ids(plain)[:5].tolist()
-        whole = paged.compute([Piece(ids, 0, [0], 0)])
-        first = paged.compute([Piece(ids[:3], 0, [1], 0)])
+        together = paged.compute([Piece(ids, 0, [0], 0), Piece(ids[:3], 0, [1], 0)])
+        whole, first = together[:5], together[5:]
         second = paged.compute([Piece(ids[3:], 3, [1], 0)])
     except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return None

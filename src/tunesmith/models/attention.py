@@ -39,8 +39,7 @@ def use_document_attention(model: PreTrainedModel, trial: Callable[[PreTrainedMo
     own = model.config._attn_implementation
     if own == NAME:
         return True
-    stateful = getattr(model, "_is_stateful", False)
-    if not model._supports_attention_backend or stateful or model.config.is_encoder_decoder:
+    if not takes_attention(model):
         return False
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
@@ -51,6 +50,12 @@ def use_document_attention(model: PreTrainedModel, trial: Callable[[PreTrainedMo
     if not supported:
         model.set_attn_implementation(own)
     return supported
+
+
+def takes_attention(model: PreTrainedModel) -> bool:
+    """Whether the family may work with another attention than its own, and keeps no state besides keys and values."""
+    stateful = getattr(model, "_is_stateful", False)
+    return bool(model._supports_attention_backend) and not stateful and not model.config.is_encoder_decoder
 
 
 def packs(model: PreTrainedModel) -> bool:

@@ -27,7 +27,7 @@ from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.bases import embedded_base, get_base, known_bases
-from tunesmith.models.quantize import quantizing, without_quantization_marks
+from tunesmith.models.layer_by_layer import Replacement, quantizing, replacing, without_quantization_marks
 from tunesmith.models.quiet import no_progress_bars, no_warnings
 from tunesmith.modules.transposed_linear import TransposedLinear, as_linear
 from tunesmith.run import resolve_run
@@ -90,7 +90,13 @@ def tokenizer_at(where: str, base: Base) -> PreTrainedTokenizerBase:
         raise not_loaded(base, "tokenizer", error) from error
 
 
-def load_model(base: Base, dtype: torch.dtype, seed: int = 0, head: Head | None = None) -> PreTrainedModel:
+def load_model(
+    base: Base,
+    dtype: torch.dtype,
+    seed: int = 0,
+    head: Head | None = None,
+    replacement: Replacement | None = None,
+) -> PreTrainedModel:
     """The base on the CPU, in evaluation mode.
 
     Args:
@@ -99,10 +105,13 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, head: Head | None 
         dtype: of all weights that are not quantized.
         seed: of new weights.
         head: what the model ends in; a new head that the base has stored keeps its weights. Default: as pretrained.
+        replacement: makes other layers of the blocks' linear layers as they are read. Default: `weights` decides.
 
     Raises:
         UserError: the base does not exist, has no safetensors, needs its own code to run, or has no such head.
     """
+    if base.quantized:
+        replacement = quantizing(base.weights, base.double_quantization)  # type: ignore[arg-type]
     where = locate(base)
     options: dict[str, Any] = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
     try:
@@ -119,11 +128,10 @@ def load_model(base: Base, dtype: torch.dtype, seed: int = 0, head: Head | None 
             no_progress_bars(),
             no_warnings(),
         ):  # no table of the weights of a new head, or of a stored one that is not used
-            if not base.quantized:
+            if replacement is None:
                 model, info = kind.from_pretrained(where, **options)
             else:
-                with quantizing(base.weights, base.double_quantization) as quantized:  # type: ignore[arg-type]
-                    model, info = kind.from_pretrained(where, **options, **quantized)
+                model, info = kind.from_pretrained(where, **options, **replacing(replacement))
                 model = without_quantization_marks(model)
         if head is not None:
             head.initialize(model, info["missing_keys"], is_stored, seed)

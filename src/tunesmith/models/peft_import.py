@@ -1,6 +1,6 @@
 """Import PEFT without bitsandbytes. PEFT imports it if it is installed, which takes a second and 50 MB of memory.
 
-PEFT needs it only for bitsandbytes' own quantized layers, which are not used here (see `models.quantize`).
+PEFT needs it only for bitsandbytes' own quantized layers, which are not used here (see `models.layer_by_layer`).
 """
 
 import sys

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.modules.packed_linear import PackedLinear
 from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.ops import native
 from tunesmith.ops.grouped_lora import RowAdapters
@@ -30,13 +31,10 @@ class ServedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.number, self.adapters = number, adapters
-        self.dtype = layer.dtype if isinstance(layer, QuantizedLinear) else layer.weight.dtype
-        weight = layer.quantized if isinstance(layer, QuantizedLinear) else layer.weight
-        on_cpu = (layer.quantized.codes if isinstance(layer, QuantizedLinear) else layer.weight).device.type == "cpu"
-        self.packed: PackedWeight | None = None
-        self.layer: nn.Linear | None = layer
-        if on_cpu and native.library() is not None and self.dtype in (torch.float32, torch.bfloat16):
-            self.packed, self.layer = pack(weight), None
+        self.dtype = layer.dtype if isinstance(layer, PackedLinear | QuantizedLinear) else layer.weight.dtype
+        self.packed = _packed(layer, self.dtype)
+        self.layer = layer if self.packed is None else None
+        if self.packed is not None:
             self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().float(), requires_grad=False)
 
     @property
@@ -62,6 +60,20 @@ class ServedLinear(nn.Module):
     def extra_repr(self) -> str:
         stored = "" if self.packed is None else f", stored={self.packed.stored}"
         return f"in_features={self.in_features}, out_features={self.out_features}{stored}"
+
+
+def _packed(layer: nn.Linear, dtype: torch.dtype) -> PackedWeight | None:
+    """The layer's matrix, packed; None if the kernels do not compute such layers."""
+    if isinstance(layer, PackedLinear):
+        return layer.packed
+    weight = layer.quantized if isinstance(layer, QuantizedLinear) else layer.weight
+    device = weight.device if isinstance(weight, Tensor) else weight.codes.device
+    return pack(weight) if can_pack(dtype, device) else None
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether linear layers are packed for inference."""
+    return device.type == "cpu" and native.library() is not None and dtype in (torch.float32, torch.bfloat16)
 
 
 class RowwiseActivation(nn.Module):

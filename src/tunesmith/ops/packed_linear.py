@@ -59,10 +59,20 @@ def pack(weight: Tensor | Quantized) -> PackedWeight:
     if isinstance(weight, Quantized) and weight.shape[1] % BLOCK == 0:
         return _pack_four_bits(weight)
     values = dequantize_reference(weight, torch.float32) if isinstance(weight, Quantized) else weight.detach()
-    narrow = values.to(torch.bfloat16)
-    if torch.equal(narrow.to(values.dtype), values):
+    narrow = _as_bf16(values)
+    if narrow is not None:
         return PackedWeight("bf16", (values.shape[0], values.shape[1]), _panels(narrow))
     return PackedWeight("fp32", (values.shape[0], values.shape[1]), _panels(values.float()))
+
+
+def _as_bf16(values: Tensor) -> Tensor | None:
+    """The matrix in bf16; None if that would change a number. Of fp32 it is a view, since a model's weights are large:
+    the upper half of each number, where the lower half is zero."""
+    if values.dtype == torch.float32 and values.stride(1) == 1:
+        lower, upper = values.view(torch.int16).unflatten(1, (-1, 2)).unbind(2)  # little-endian
+        return None if lower.any() else upper.view(torch.bfloat16)
+    narrow = values.to(torch.bfloat16)
+    return narrow if torch.equal(narrow.to(values.dtype), values) else None
 
 
 def _pack_four_bits(weight: Quantized) -> PackedWeight:
@@ -76,12 +86,13 @@ def _pack_four_bits(weight: Quantized) -> PackedWeight:
 
 def _panels(matrix: Tensor) -> Tensor:
     """(out, in) as (panels, in, PANEL)."""
-    filled = pad(matrix, (0, 0, 0, -matrix.shape[0] % PANEL))
+    missing = -matrix.shape[0] % PANEL
+    filled = pad(matrix, (0, 0, 0, missing)) if missing else matrix
     return filled.view(-1, PANEL, matrix.shape[1]).transpose(1, 2).contiguous()
 
 
 def unpack(weight: PackedWeight) -> Tensor:
-    """The matrix (out, in) in fp32."""
+    """The matrix (out, in) in fp32, a copy."""
     codes = weight.codes
     if weight.stored == "four bits":
         assert weight.scales is not None
@@ -92,7 +103,7 @@ def unpack(weight: PackedWeight) -> Tensor:
         assert weight.scales is not None
         panels = codes * (weight.scales / 127)[:, None]
     else:
-        panels = codes.float()
+        panels = codes.to(torch.float32, copy=True)
     return panels.transpose(1, 2).flatten(0, 1)[: weight.shape[0]]
 
 
