@@ -15,7 +15,7 @@ from tunesmith.config.base import Base
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES
-from tunesmith.config.schema import recipe_schema
+from tunesmith.config.schema import STORED, recipe_schema, schema_of_classes
 from tunesmith.config.train import EarlyStopping, Train
 from tunesmith.errors import UserError
 
@@ -139,6 +139,12 @@ def test_every_field_has_a_description() -> None:
         for name, field in model.model_fields.items():
             assert name == "kind" or len(field.description or "") > 20, f"{model.__name__}.{name}"
             assert not field.is_required() or (model.__name__, name) in REQUIRED
+
+
+def test_the_stored_schema_is_that_of_the_classes() -> None:
+    written = json.dumps(schema_of_classes(), indent=2) + "\n"
+    assert STORED.read_text(encoding="utf-8") == written, "write it again: make schema"
+    assert recipe_schema() == json.loads(written)
 
 
 def test_the_schema_accepts_valid_recipes_and_refuses_invalid_ones() -> None:

@@ -36,6 +36,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
         pytest.param([], LARGE | {"pydantic", "typer", "rich", "yaml", "jinja2", "psutil"}, id="import tunesmith"),
         pytest.param(["--help"], LARGE | {"pydantic", "yaml", "jinja2", "psutil"}, id="--help"),
         pytest.param(["runs", "."], LARGE | {"jinja2", "psutil"}, id="runs"),
+        pytest.param(["schema"], LARGE | {"jinja2", "psutil"}, id="schema"),
     ],
 )
 def test_fast_commands_load_no_large_library(words: list[str], unused: set[str], tmp_path: Path) -> None:
@@ -44,6 +45,27 @@ def test_fast_commands_load_no_large_library(words: list[str], unused: set[str],
     loaded = set(json.loads(done.stdout))
     assert loaded & unused == set()
     assert {"tunesmith", "typer"} & loaded == ({"tunesmith"} if not words else {"tunesmith", "typer"})
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        pytest.param(
+            ["data", "show", "rows.jsonl"], {"bitsandbytes", "sklearn", "pyarrow", "datasets"}, id="data show"
+        ),
+        pytest.param(["methods"], {"bitsandbytes", "sklearn", "pyarrow", "datasets"}, id="methods"),
+    ],
+)
+def test_commands_with_a_tokenizer_or_a_config_load_no_other_library(
+    words: list[str], unused: set[str], tmp_path: Path
+) -> None:
+    """transformers imports torch even for a tokenizer alone, and PEFT comes with the recipe's method."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n', encoding="utf-8")
+    command = [sys.executable, "-c", REPORT_IMPORTS, json.dumps(words)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert {"transformers", "peft"} <= loaded
+    assert loaded & {"bitsandbytes", "sklearn", "pyarrow", "datasets"} == set()
 
 
 def _imports(body: list[ast.stmt]) -> Iterator[str]:
@@ -151,9 +173,14 @@ def test_the_command_line_itself_imports_only_typer_and_rich() -> None:
 
 
 def test_quick_imports_restores_the_garbage_collector() -> None:
+    gc.unfreeze()
     with quick_imports():
         assert not gc.isenabled()
     assert gc.isenabled()
+    assert gc.get_freeze_count() > 0, "what was imported is scanned again and again"
+    with quick_imports():
+        later: list[object] = []
+    assert any(each is later for each in gc.get_objects()), "only the first block's objects are left out"
     with contextlib.suppress(KeyError), quick_imports():
         raise KeyError
     assert gc.isenabled()
@@ -164,3 +191,4 @@ def test_quick_imports_restores_the_garbage_collector() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+        gc.unfreeze()

@@ -87,6 +87,15 @@ def test_startup_times_a_command_and_refuses_one_that_fails(script: Script, tmp_
 
 
 @pytest.mark.long
+def test_startup_takes_the_time_to_a_first_token_apart(script: Script, tmp_path: Path) -> None:
+    module = script("startup")
+    parts = module.parts_of("embedded", tmp_path)
+    assert len(parts) == 5
+    assert min(parts.values()) > 0
+    assert module.seconds_to_first_token("embedded", module.OWN, tmp_path) > 0.3 * sum(parts.values())
+
+
+@pytest.mark.long
 def test_data_speed_counts_the_tokens_that_the_library_has(script: Script, tmp_path: Path) -> None:
     module = script("data_speed")
     rows = module.make_rows(write(tmp_path / "source.jsonl", *map(json.dumps, CHATS)), 70, tmp_path)

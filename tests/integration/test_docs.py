@@ -139,7 +139,7 @@ def test_every_link_has_an_existing_target() -> None:
 
 def test_the_recipe_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
-    assert page == recipe_reference(), "regenerate it: tunesmith schema --markdown --output docs/recipe.md"
+    assert page == recipe_reference(), "regenerate it: make schema"
 
 
 def test_the_speed_page_contains_exactly_the_measured_tables() -> None:

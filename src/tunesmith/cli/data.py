@@ -40,8 +40,9 @@ def show(
         import tunesmith.data.show
         from tunesmith.models.load import load_tokenizer
 
+        recipe = _recipe(source, base, overrides or [])  # imports its method and its objective
+
     console = Console(highlight=False)
-    recipe = _recipe(source, base, overrides or [])
     for shown in tunesmith.data.show.show(recipe, load_tokenizer(recipe.base), rows, start):
         console.rule(
             f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} with loss", align="left"

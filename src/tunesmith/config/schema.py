@@ -1,5 +1,10 @@
-"""The fields of a recipe, for editors (JSON schema) and for readers (Markdown), from the recipe's own classes."""
+"""The fields of a recipe, for editors (JSON schema) and for readers (Markdown), from the recipe's own classes.
 
+The schema is stored, since its classes import every library that a method needs. `make schema` writes it.
+"""
+
+import json
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, create_model
@@ -11,9 +16,19 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, config_class
 from tunesmith.config.train import EarlyStopping, Train
 
+STORED = Path(__file__).with_name("recipe.schema.json")
+
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors, with every method and objective by `kind`."""
+    if any(registry.is_users(kind) for registry in (METHODS, OBJECTIVES) for kind in registry):
+        return schema_of_classes()
+    schema: dict[str, Any] = json.loads(STORED.read_text(encoding="utf-8"))
+    return schema
+
+
+def schema_of_classes() -> dict[str, Any]:
+    """`recipe_schema` from the classes, ours and those of installed packages."""
     union: Any = {
         "method": tuple(config_class(METHODS, kind, MethodConfig) for kind in METHODS),
         "objective": tuple(config_class(OBJECTIVES, kind, ObjectiveConfig) for kind in OBJECTIVES),
