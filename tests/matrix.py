@@ -29,6 +29,7 @@ from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
 from tunesmith.export.merge import merge
+from tunesmith.inference.generate import Generator
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.methods.peft import OWN
@@ -483,7 +484,8 @@ def _generates(model: Any, reference: ModelReference) -> None:
         logits = model(input_ids=prefix, attention_mask=torch.ones_like(prefix)).logits[0, -1].float()
         chosen = logits[out[0, step]]
         assert logits.max() - chosen < 0.05, "generation does not follow the model's own forward pass"
-    assert answers(model, tokenizer, [({"role": "user", "content": "What is 3?"},)], Sampling(max_new_tokens=4))
+    generator = Generator.of(reference, model.dtype, CPU, loaded=model, tokenizer=tokenizer)
+    assert generator.answers([({"role": "user", "content": "What is 3?"},)], Sampling(max_new_tokens=4))
 
 
 def _decoder_generates(model: Any, tokenizer: Any, ids: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -10,99 +10,41 @@ from typing import Any
 
 import pytest
 import torch
-from families import DECODERS, config_of
+from engines import (
+    CACHE,
+    GREEDY,
+    SAMPLED,
+    VOCABULARY,
+    Answer,
+    answered,
+    assert_own,
+    built,
+    each_alone,
+    in_company,
+    own_scores,
+    paged,
+    prompts_of,
+    random_model,
+    requests_of,
+)
+from families import DECODERS
 from peft import LoraConfig, get_peft_model
-from small_models import method_of, randomize
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import UserError
+from tunesmith.inference.adapters import AdapterShelf, is_shareable
 from tunesmith.inference.engine import Engine, Request
-from tunesmith.inference.lora_adapters import AdapterShelf, is_shareable
 from tunesmith.inference.paged_model import PagedModel, paged_model
 from tunesmith.inference.pages import Pages
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import native
 from tunesmith.ops.paged_attention import PAGE
 
-VOCABULARY = 67
-"""No multiple of a vector register, so that the last numbers are computed differently."""
 NOT_PAGED = {"bloom", "falcon", "granitemoehybrid", "stablelm"}
 """Families with their own attention mask, or with a state."""
 
 EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"}
 
 PAGED = sorted(set(DECODERS) - NOT_PAGED)
-CACHE = 2**22
-GREEDY = Sampling(max_new_tokens=10)
-SAMPLED = Sampling(max_new_tokens=10, temperature=0.9, top_k=30, top_p=0.95, seed=3)
-
-built = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
-
-
-def random_model(family: str, **more: Any) -> Any:
-    """A model with weights so large that its output depends on every token before it, also in its biases."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(family, VOCABULARY, eos_token_id=None, **more)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                parameter.mul_(8.0)
-    return model
-
-
-def paged(model: Any) -> PagedModel:
-    """The model in the engine's form; `model` itself stays as it is."""
-    found = paged_model(deepcopy(model))
-    assert found is not None
-    return found
-
-
-def prompts_of(*lengths: int, seed: int = 1) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
-
-
-def requests_of(prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY, **more: Any) -> list[Request]:
-    return [Request(prompt, sampling, number=number, **more) for number, prompt in enumerate(prompts)]
-
-
-Answer = tuple[list[int], list[float]]
-
-
-def answered(engine: Engine, requests: Sequence[Request]) -> list[Answer]:
-    engine.run(requests)
-    assert engine.is_idle
-    assert all(request.finish == "length" for request in requests)
-    return [(request.tokens, request.log_probabilities) for request in requests]
-
-
-def each_alone(model: PagedModel, requests: Sequence[Request]) -> list[Answer]:
-    """Each answer from an empty cache."""
-    answers = []
-    for request in requests:
-        engine = Engine(model, cache_bytes=CACHE)
-        fresh = replace(request, tokens=[], log_probabilities=[], finish=None)
-        answers += answered(engine, [fresh])
-    return answers
-
-
-@torch.no_grad()
-def own_scores(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """transformers' log-probabilities (answer, vocabulary) before each of the answer's tokens."""
-    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
-    return torch.log_softmax(logits[len(prompt) - 1 : -1].float(), -1)
-
-
-def assert_own(model: Any, prompt: Sequence[int], answer: Answer, tolerance: float = 1e-5) -> None:
-    """A greedy answer is the model's own: each token the likeliest, by a full forward pass over all before it."""
-    tokens, logs = answer
-    scores = own_scores(model, prompt, tokens)
-    own = scores[torch.arange(len(tokens)), torch.tensor(tokens)]
-    torch.testing.assert_close(torch.tensor(logs), own, rtol=tolerance, atol=tolerance)
-    assert (scores.max(-1).values - own).max() < 1e-4, "only a tie may be decided otherwise"
 
 
 @pytest.fixture(scope="module")
@@ -182,28 +124,6 @@ def test_given_answers_are_scored_with_the_models_own_log_probabilities(dtype: t
 
 
 # The same to the bit in any company
-
-
-def in_company(engine: Engine, requests: Sequence[Request], seed: int) -> None:
-    """Answer the requests while they and others join and leave at different steps."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def number(most: int) -> int:
-        return int(torch.randint(most, (), generator=generator))
-
-    order = torch.randperm(len(requests), generator=generator).tolist()
-    others: list[Request] = []
-    steps = 0
-    while order or not engine.is_idle:
-        for _ in range(min(number(5), len(order))):
-            engine.submit(requests[order.pop()])
-        if number(3) == 0 and order:
-            others += requests_of(prompts_of(1 + number(40), seed=steps), SAMPLED)
-            engine.submit(others[-1])
-        if number(4) == 0 and others:
-            others.pop(0).cancel()
-        engine.step()
-        steps += 1
 
 
 @built
@@ -551,7 +471,7 @@ def test_what_is_more_than_a_lora_is_refused_with_the_reason(
     assert is_shareable(plain)
     for number, (config, reason) in enumerate(
         [
-            ({"peft_type": "IA3"}, "an adapter of type IA3"),
+            ({"peft_type": "VERA"}, "an adapter of type VERA"),
             ({"bias": "all"}, "trained biases"),
             ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
             ({"trainable_token_indices": [3]}, "trained tokens"),
@@ -559,7 +479,7 @@ def test_what_is_more_than_a_lora_is_refused_with_the_reason(
     ):
         directory = changed(plain, tmp_path / str(number), **config)
         assert not is_shareable(directory)
-        with pytest.raises(UserError, match=f"has {reason}, which cannot be shared with other adapters. Merge it"):
+        with pytest.raises(UserError, match=f"has {reason}, which cannot be shared with other adapters. Load it as"):
             engine.adapters.add("mine", directory)
     stored_adapter(tmp_path / "dora", llama, use_dora=True)
     assert not is_shareable(tmp_path / "dora")
@@ -587,7 +507,7 @@ def test_an_adapter_of_another_base_or_without_effect_is_refused(
         add(changed(adapters["attention"][0], tmp_path / "rank", r=5))
     zeros = get_peft_model(deepcopy(llama), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     zeros.save_pretrained(tmp_path / "zeros")
-    with pytest.raises(UserError, match="has no effect: every product of its weights is zero"):
+    with pytest.raises(UserError, match="has no effect: every layer computes with it what the base does"):
         add(tmp_path / "zeros")
     with pytest.raises(UserError, match="has no effect"):
         add(changed(adapters["attention"][0], tmp_path / "scale", lora_alpha=0))
@@ -606,12 +526,12 @@ def test_adapters_leave_memory_by_their_last_use_and_are_read_again(
     llama_paged: PagedModel, adapters: dict[str, tuple[Path, Any]], tmp_path: Path
 ) -> None:
     mine = changed(adapters["attention"][0], tmp_path / "mine")
-    bytes_of = AdapterShelf(llama_paged.layers, llama_paged.sizes, 0)
+    bytes_of = AdapterShelf(llama_paged.shape, 0)
     names = list(adapters)[:3]
     for name in names:
         bytes_of.add(name, adapters[name][0])
     room = sum(bytes_of.get(name).bytes for name in names[:2])
-    shelf = AdapterShelf(llama_paged.layers, llama_paged.sizes, room)
+    shelf = AdapterShelf(llama_paged.shape, room)
     shelf.add("mine", mine)
     shelf.add("second", adapters[names[1]][0])
     first, second = shelf.get("mine"), shelf.get("second")
@@ -621,9 +541,10 @@ def test_adapters_leave_memory_by_their_last_use_and_are_read_again(
     again = shelf.get("second")
     assert again is not second
     assert again.identity == second.identity
-    assert all((one is None) == (two is None) for one, two in zip(again.weights, second.weights, strict=True))
+    products = zip(again.layers.products, second.layers.products, strict=True)
+    assert all((one is None) == (two is None) for one, two in products)
 
-    small = AdapterShelf(llama_paged.layers, llama_paged.sizes, 1)
+    small = AdapterShelf(llama_paged.shape, 1)
     small.add("mine", mine)
     assert small.get("mine") is small.get("mine"), "one stays"
     small.add("second", adapters[names[1]][0])
@@ -633,32 +554,6 @@ def test_adapters_leave_memory_by_their_last_use_and_are_read_again(
         small.get("mine")
     small.add("mine", mine)
     assert small.get("mine").identity != first.identity
-
-
-# Virtual tokens
-
-
-@pytest.mark.parametrize("kind", ["prompt", "prefix"])
-@pytest.mark.parametrize("tokens", [3, 16, 21])
-def test_models_with_virtual_tokens_answer_as_in_peft(kind: str, tokens: int) -> None:
-    tuned = randomize(method_of(kind, tokens=tokens).apply(random_model("llama"), seed=0).eval())
-    prompts = prompts_of(20, 3, 16)
-    expected = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        out = tuned.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0
-        )
-        expected.append(out[0, len(prompt) :].tolist())
-    engine = Engine(paged(tuned), cache_bytes=CACHE, prompt_tokens=7)
-    sampling = replace(GREEDY, max_new_tokens=8)
-    requests = requests_of([*prompts, prompts[0]], sampling)
-    outs = answered(engine, requests)
-    assert [tokens for tokens, _ in outs] == [*expected, expected[0]]
-    again = requests_of(prompts, sampling)
-    repeated = answered(engine, again)
-    assert native.library() is None or repeated == outs[:3]
-    assert again[0].cached_tokens == (20 + tokens - 1) // PAGE * PAGE - tokens if tokens < 16 else True
 
 
 def test_requests_get_their_share_in_their_order_whatever_adapter_they_have(

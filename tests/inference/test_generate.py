@@ -1,6 +1,8 @@
 """Generation samples by the settings' formulas, stops at the end of a turn, and gives the same text in a batch."""
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from writing import answers, stream
 
 from tunesmith.data.render import Renderer
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Generator
+from tunesmith.inference.generate import BASE, OWN, Generator
 from tunesmith.inference.sampling import Sampling, transformers_options
 
 TOKENIZER = byte_tokenizer()
@@ -174,19 +176,21 @@ def test_an_answer_of_an_encoder_decoder_ends_with_its_decoders_positions() -> N
 
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
-def test_virtual_tokens_take_room_from_the_chat_and_its_answer(kind: str) -> None:
+def test_virtual_tokens_take_room_from_the_chat_and_its_answer(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     positions = len(prompt_ids(chat_of("Hello."))) + 12
     config = config_of("gpt2", len(TOKENIZER), eos_token_id=None, pad_token_id=None, n_positions=positions)
     model = AutoModelForCausalLM.from_config(config).eval()
-    peft_model = method_of(kind, tokens=7).apply(model, seed=0).eval()
-    generator = Generator(peft_model, TOKENIZER)
-    assert generator.is_paged
+    method_of(kind, tokens=7).apply(deepcopy(model), seed=0).save_pretrained(tmp_path)
+    generator = Generator(model, TOKENIZER)
+    generator.paged.adapters.add(OWN, tmp_path)
     (answer,) = generator.continuations([generator.prompt_of(chat_of("Hello."))], Sampling(max_new_tokens=50))
     assert len(answer.tokens) == 5, "12 positions after the chat, less 7 virtual tokens"
     assert answer.finish_reason == "length"
+    assert answer.prompt_tokens == len(prompt_ids(chat_of("Hello.")))
     with pytest.raises(UserError, match=f"the model's context holds {positions - 7}. Shorten it"):
-        answers(peft_model, TOKENIZER, [chat_of("Hello, World.")], Sampling(max_new_tokens=50))
+        generator.answers([chat_of("Hello, World.")], Sampling(max_new_tokens=50))
+    assert generator.answers([chat_of("Hello, World.")], Sampling(max_new_tokens=50), adapter=BASE)
 
 
 def test_a_rendered_chat_gets_no_second_start_token(letters: Any) -> None:

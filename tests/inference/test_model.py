@@ -1,6 +1,7 @@
 """`tunesmith.load`: what every command takes, as one object that generates, chats, classifies, embeds and scores."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import pytest
 import torch
 from bytewise import byte_tokenizer
 from families import config_of
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from small_models import randomize
+from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from small_models import method_of, randomize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from writing import answers
 
 import tunesmith
 from tunesmith.demo.side_by_side import SideBySide
 from tunesmith.errors import UserError
+from tunesmith.inference.generate import Generator
+from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 
 
@@ -163,7 +166,7 @@ def test_an_own_adapter_without_effect_writes_as_its_base(tiny_model: Path, tmp_
     [
         pytest.param(LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"), id="embeddings"),
         pytest.param(LoraConfig(target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"), id="dora"),
-        pytest.param(PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), id="prompt"),
+        pytest.param(VeraConfig(target_modules=["q_proj"], r=4, task_type="CAUSAL_LM"), id="vera"),
     ],
 )
 def test_an_adapter_within_the_model_is_used_and_cannot_be_left_out(
@@ -182,6 +185,66 @@ def test_an_adapter_within_the_model_is_used_and_cannot_be_left_out(
     ):
         with pytest.raises(UserError, match=r"cannot be left out or exchanged\. Load the model's base"):
             refused()
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora"},
+    "ia3": {"kind": "ia3"},
+    "prompt": {"kind": "prompt", "tokens": 3},
+    "ptuning": {"kind": "ptuning", "tokens": 3},
+    "prefix": {"kind": "prefix", "tokens": 3},
+    "projected prefix": {"kind": "prefix", "tokens": 3, "projection": True},
+}
+"""Whose adapters share one base."""
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An adapter of each method with random weights, as training stores it."""
+    directory = tmp_path_factory.mktemp("tuned")
+    for name, values in METHODS.items():
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        own = randomize(method_of(**values).apply(base, seed=0), 0.5)
+        own.eval().save_pretrained(directory / name)
+    return {name: directory / name for name in METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_trained_adapter_is_beside_its_base_and_takes_others_there(
+    name: str, tuned: dict[str, Path], tiny_model: Path
+) -> None:
+    model, base = tunesmith.load(tuned[name], precision="fp32"), tunesmith.load(tiny_model, precision="fp32")
+    assert model.generator.has_base
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tuned[name]
+    )
+    text = "A list is a sequence."
+    expected = next_log_probabilities(theirs.eval(), model.tokenizer, text)
+    np.testing.assert_allclose(model.score(text)[0].log_probabilities, expected, atol=1e-4)
+    (score,), (plain,) = model.score(text, adapter="base"), base.score(text)
+    assert np.array_equal(score.log_probabilities, plain.log_probabilities)
+    others = [other for other in tuned if other != name]
+    for other in others:
+        base.load_adapter(other, tuned[other])
+        model.load_adapter(other, tuned[other])
+        (score,), (alone,) = model.score(text, adapter=other), base.score(text, adapter=other)
+        assert np.array_equal(score.log_probabilities, alone.log_probabilities)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("weights", ["auto", "nf4"])
+def test_a_model_in_memory_writes_as_one_that_is_loaded_to_write(
+    weights: str, name: str, tuned: dict[str, Path]
+) -> None:
+    found = ModelReference.find(str(tuned[name]))
+    reference = replace(found, base=found.base.model_copy(update={"weights": weights}))
+    arguments = (reference, torch.float32, torch.device("cpu"))
+    loaded = Generator.of(*arguments, loaded=reference.model(*arguments[1:]))
+    assert loaded.is_paged
+    assert loaded.has_base
+    chats, sampling = [[{"role": "user", "content": "Hi"}]], Sampling(max_new_tokens=6)
+    assert loaded.answers(chats, sampling) == Generator.of(*arguments).answers(chats, sampling)
+    assert loaded.answers(chats, sampling) != loaded.answers(chats, sampling, adapter="base")
 
 
 def test_the_demo_compares_with_the_base_also_if_the_adapter_is_within_the_model(

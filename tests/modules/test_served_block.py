@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.inference.paged_model import PagedModel, Piece, serve_blocks
 from tunesmith.models.attention import use_document_attention
+from tunesmith.modules.served_linear import AdapterLayers
 from tunesmith.ops import native
-from tunesmith.ops.grouped_lora import LoraWeights
+from tunesmith.ops.grouped_lora import LoraLayers, LoraWeights
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built here")
 
@@ -35,11 +36,11 @@ def model_of(family: str) -> Any:
 def logits_of(paged: PagedModel, with_adapter: bool) -> Tensor:
     """Two sequences in one batch, the first in two parts; the second with an adapter on every layer."""
     torch.manual_seed(1)
-    sizes = [paged.sizes[number] for number in sorted(paged.sizes)]
-    weights = [LoraWeights(torch.randn(3, i) / i, torch.randn(3, o), 0.7) for i, o in sizes]
+    sizes = [paged.shape.sizes[number] for number in sorted(paged.shape.sizes)]
+    weights = LoraLayers([LoraWeights(torch.randn(3, i) / i, torch.randn(3, o), 0.7) for i, o in sizes])
     paged.allocate(3)
     first = paged.compute([Piece(IDS[:3], 0, [0], 0)])
-    rows = [(4, 5, weights)] if with_adapter else []
+    rows = [(4, 5, AdapterLayers(products=weights))] if with_adapter else []
     second = paged.compute([Piece(IDS[3:], 3, [0], 0), Piece(IDS[:5], 0, [2], 0)], rows)
     return torch.cat([first, second])
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.ops import native
-from tunesmith.ops.grouped_lora import LoraWeights, RowAdapters
+from tunesmith.ops.grouped_ia3 import Factors, RowFactors
+from tunesmith.ops.grouped_lora import LoraWeights, RowProducts
 from tunesmith.ops.packed_linear import PackedWeight, pack, packed_linear, packed_linear_reference, unpack
 from tunesmith.ops.paged_attention import (
     PAGE,
@@ -337,7 +338,7 @@ def test_each_row_gets_the_product_of_its_own_adapter(
 ) -> None:
     rows, spans, inputs, outputs = case
     x, y = random(rows, inputs, seed=3), random(rows, outputs, seed=4)
-    adapters = RowAdapters([(first, count, [None, weights]) for first, count, weights in spans])
+    adapters = RowProducts([(first, count, [None, weights]) for first, count, weights in spans])
     out, expected = y.clone(), y.clone()
     adapters.add(1, x, out)
     adapters.add_reference(1, x, expected)
@@ -347,7 +348,7 @@ def test_each_row_gets_the_product_of_its_own_adapter(
         with_adapter[first : first + count] = weights is not None
         for row in range(first, first + count):
             alone = y[row : row + 1].clone()
-            RowAdapters([(0, 1, [None, weights])]).add(1, x[row : row + 1], alone)
+            RowProducts([(0, 1, [None, weights])]).add(1, x[row : row + 1], alone)
             assert native.library() is None or torch.equal(out[row : row + 1], alone)
     assert torch.equal(out[~with_adapter], y[~with_adapter])
     before = out.clone()
@@ -359,7 +360,7 @@ def test_the_product_is_the_papers_formula() -> None:
     """Hu et al. 2021, eq. 3: y += α / r · B A x."""
     weights, x, y = lora(3, 5, 4, seed=1), random(1, 5), random(1, 4)
     expected = y + weights.scale * (x @ weights.a.T) @ weights.b
-    RowAdapters([(0, 1, [weights])]).add(0, x, y)
+    RowProducts([(0, 1, [weights])]).add(0, x, y)
     torch.testing.assert_close(y, expected)
     assert weights.bytes == 4 * 3 * (5 + 4)
 
@@ -368,10 +369,49 @@ def test_adapters_are_added_to_rows_in_bf16_and_to_rows_that_are_apart() -> None
     weights, x = lora(3, 16, 8, seed=0), random(4, 16)
     expected = 1.0 + weights.scale * (x @ weights.a.T) @ weights.b
     narrow = torch.ones(4, 8, dtype=torch.bfloat16)
-    RowAdapters([(0, 4, [weights])]).add(0, x, narrow)
+    RowProducts([(0, 4, [weights])]).add(0, x, narrow)
     torch.testing.assert_close(narrow.float(), expected, rtol=2e-2, atol=2e-2)
     apart = torch.ones(4, 16)[:, ::2]
-    RowAdapters([(0, 4, [weights])]).add(0, x, apart)
+    RowProducts([(0, 4, [weights])]).add(0, x, apart)
     torch.testing.assert_close(apart, expected)
-    RowAdapters([]).add(0, x, apart)
+    RowProducts([]).add(0, x, apart)
     torch.testing.assert_close(apart, expected)
+
+
+# IA3 factors of rows
+
+
+@some
+@given(data=st.data(), sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_each_row_is_scaled_by_the_factors_of_its_own_adapter(data: Any, sizes: tuple[int, int]) -> None:
+    """Liu et al. 2022, eq. 1, in float64: y = l_out ⊙ ((l_in ⊙ x) Wᵀ), exactly, since a product is rounded once."""
+    inputs, outputs = sizes
+    both = Factors(random(inputs, seed=1), random(outputs, seed=2))
+    shelf = [{}, {1: both}, {1: Factors(inputs=both.inputs)}, {0: both, 1: Factors(outputs=both.outputs)}]
+    own = data.draw(st.lists(st.sampled_from(shelf), min_size=1, max_size=8))
+    x, y = random(len(own), inputs, seed=3), random(len(own), outputs, seed=4)
+    factors = RowFactors([(row, 1, each) for row, each in enumerate(own)])
+    before, out = x.clone(), y.clone()
+    scaled = factors.scaled_inputs(1, x)
+    factors.scale_outputs(1, out)
+    assert torch.equal(x, before), "other layers read it too"
+    for row, each in enumerate(own):
+        layer = each.get(1, Factors())
+        for found, given_, factor in ((scaled[row], x[row], layer.inputs), (out[row], y[row], layer.outputs)):
+            exact = given_.double() * (1 if factor is None else factor.double())
+            assert torch.equal(found, exact.float())
+
+
+def test_factors_scale_consecutive_rows_also_in_bf16_and_say_whether_they_do_anything() -> None:
+    factors = Factors(outputs=torch.tensor([2.0, 0.5]))
+    y = torch.ones(4, 2, dtype=torch.bfloat16)
+    rows = RowFactors([(1, 2, {7: factors})])
+    rows.scale_outputs(7, y)
+    assert y.tolist() == [[1, 1], [2, 0.5], [2, 0.5], [1, 1]]
+    rows.scale_outputs(3, y)
+    assert rows.scaled_inputs(7, y) is y
+    assert rows
+    assert not RowFactors([(0, 4, {})])
+    assert factors.has_effect
+    assert not Factors(torch.ones(3), torch.ones(2)).has_effect
+    assert (factors.bytes, Factors(torch.ones(3), torch.ones(2)).bytes) == (8, 20)

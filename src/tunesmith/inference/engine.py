@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import UserError
+from tunesmith.inference.adapter_kinds import Adapter
+from tunesmith.inference.adapters import AdapterShelf
 from tunesmith.inference.constraint import Constraint
-from tunesmith.inference.lora_adapters import AdapterShelf, LoraAdapter
-from tunesmith.inference.paged_model import PagedModel, Piece
+from tunesmith.inference.paged_model import VIRTUAL, PagedModel, Piece
 from tunesmith.inference.pages import Key, Pages, pages_for
 from tunesmith.inference.sampling import Sampling, chosen, random_stream, refuse_wrong
-from tunesmith.ops.grouped_lora import AdapterRows
+from tunesmith.modules.served_linear import AdapterRows
 from tunesmith.ops.paged_attention import PAGE
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -136,7 +137,8 @@ class _Running:
     """A request in the cache.
 
     Attributes:
-        ids: virtual tokens, prompt, and the answer so far.
+        adapter: what computes it beside the base.
+        ids: the adapter's virtual tokens, the prompt, and the answer so far.
         most: tokens that it can grow to.
         computed: how many of its tokens are in the cache.
         known: how many of its pages are known by their content.
@@ -144,7 +146,7 @@ class _Running:
     """
 
     request: Request
-    adapter: LoraAdapter | None
+    adapter: Adapter
     generator: torch.Generator
     ids: list[int]
     most: int
@@ -181,23 +183,16 @@ class Engine:
         self.model = model
         self.concurrent, self.prompt_tokens = concurrent, prompt_tokens
         free = _free_bytes(model.device)
-        positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
-        self.context: int | None = positions
         size = int(free * CACHE_SHARE) if cache_bytes is None else cache_bytes
         total = size // model.bytes_per_page()
         if total < 1:
             raise UserError(f"The cache of {size:,} bytes holds not a single page of {PAGE} tokens. Free some memory.")
-        useful = concurrent * pages_for(positions or 2**20)
+        useful = concurrent * pages_for(model.shape.context or 2**20)
         self.pages = Pages(min(total, useful))
         model.allocate(self.pages.total)
-        self.adapters = AdapterShelf(model.layers, model.sizes, int(free * ADAPTER_SHARE))
+        self.adapters = AdapterShelf(model.shape, int(free * ADAPTER_SHARE))
         self._waiting: deque[Request] = deque()
         self._running: list[_Running] = []
-
-    @property
-    def room(self) -> int | None:
-        """How many tokens a prompt and its answer have together; None: as many as fit in memory."""
-        return None if self.context is None else self.context - self.model.virtual
 
     @property
     def is_idle(self) -> bool:
@@ -212,25 +207,29 @@ class Engine:
         """
         if not request.prompt:
             raise UserError("The prompt is empty, and the model has no token that begins a text. Give it some text.")
-        request.refuse_wrong(self.room, self.model.vocabulary)
         if request.sampling.beams > 1:
             raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
-        if request.adapter is not None:
-            self.adapters.get(request.adapter)
-        if pages_for(self._most(request)) > self.pages.total:
-            raise UserError(
-                f"The request needs room for {self._most(request):,} tokens, and the cache holds "
-                f"{self.pages.total * PAGE:,}. Shorten it, lower max_new_tokens, or give the cache more memory."
-            )
+        self._refuse_too_large(request, self.adapters.get(request.adapter))
         self._waiting.append(request)
 
-    def _most(self, request: Request) -> int:
+    def _refuse_too_large(self, request: Request, adapter: Adapter) -> None:
+        """Refuse what the model's context or the cache cannot hold, after the adapter's virtual tokens."""
+        room = None if self.room is None else self.room - adapter.virtual.count
+        request.refuse_wrong(room, self.model.vocabulary)
+        most = self._most(request, adapter)
+        if pages_for(most) > self.pages.total:
+            raise UserError(
+                f"The request needs room for {most:,} tokens, and the cache holds {self.pages.total * PAGE:,}. Shorten "
+                "it, lower max_new_tokens, or give the cache more memory."
+            )
+
+    def _most(self, request: Request, adapter: Adapter) -> int:
         """The tokens that the request takes in the cache."""
-        length = self.model.virtual + len(request.prompt)
+        length = adapter.virtual.count + len(request.prompt)
         if request.completion is not None:
             return length + len(request.completion)
-        most = length + request.sampling.max_new_tokens
-        return most if self.context is None else min(most, self.context)
+        most, context = length + request.sampling.max_new_tokens, self.model.shape.context
+        return most if context is None else min(most, context)
 
     def run(self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None) -> None:
         """Answer the requests.
@@ -259,6 +258,11 @@ class Engine:
         for request in [*self._waiting, *(running.request for running in self._running)]:
             request.cancel(exception)
         self._leave()
+
+    @property
+    def room(self) -> int | None:
+        """The most tokens of a prompt and its answer, without an adapter's virtual tokens; None: no limit."""
+        return self.model.shape.context
 
     @property
     def waiting(self) -> int:
@@ -317,22 +321,23 @@ class Engine:
             being_computed |= {key} - {None}
             self._waiting.remove(request)
             self._running.append(running)
-            if running.computed < self.model.stored_tokens:
-                self._grow(running, self.model.stored_tokens)
-                self.model.store_prefix(running.pages)
-                running.computed = self.model.stored_tokens
-            request.cached_tokens = max(0, running.computed - self.model.virtual)
+            virtual = running.adapter.virtual
+            if running.computed < virtual.stored:
+                self._grow(running, virtual.stored)
+                self.model.store(running.pages, running.computed, virtual.keys_and_values)
+                running.computed = virtual.stored
+            request.cached_tokens = max(0, running.computed - virtual.count)
 
     def _begun(self, request: Request) -> _Running:
         """The request with all pages from the cache that it begins with; its last token is always computed."""
-        adapter = None if request.adapter is None else self.adapters.get(request.adapter)
-        identity = None if adapter is None else adapter.identity
+        adapter = self.adapters.get(request.adapter)
+        self._refuse_too_large(request, adapter)  # it may have been replaced by one with more virtual tokens
         generator = random_stream(request.sampling.seed, request.number)
-        ids = [*self.model.starts_with, *request.prompt]
+        ids = [VIRTUAL] * adapter.virtual.count + [*request.prompt]
+        last = len(ids) - 1
         if request.completion is not None:
             ids += request.completion[:-1]
-        running = _Running(request, adapter, generator, ids, self._most(request), identity)
-        last = len(ids) - 1 if request.completion is None else self.model.virtual + len(request.prompt) - 1
+        running = _Running(request, adapter, generator, ids, self._most(request, adapter), adapter.identity)
         while (running.known + 1) * PAGE <= last:
             key = running.next_key()
             found = None if key is None else self.pages.find(key)
@@ -370,15 +375,15 @@ class Engine:
             budget -= count if left > 1 else 0
             end = running.computed + count
             self._grow(running, end)
-            ids = running.ids[running.computed : end]
-            piece = Piece(ids, running.computed, running.pages, self._logits_from(running, end))
+            ids, virtual = running.ids[running.computed : end], running.adapter.virtual.embeddings
+            piece = Piece(ids, running.computed, running.pages, self._logits_from(running, end), virtual)
             pieces.append((running, piece))
-        return sorted(pieces, key=lambda each: "" if each[0].adapter is None else each[0].adapter.identity)
+        return sorted(pieces, key=lambda each: each[0].adapter.identity)
 
     def _logits_from(self, running: _Running, end: int) -> int:
         """The first token of the piece until `end` whose logits are needed."""
         if running.request.completion is not None:
-            first = self.model.virtual + len(running.request.prompt) - 1
+            first = running.adapter.virtual.count + len(running.request.prompt) - 1
             return min(max(first, running.computed), end) - running.computed
         return end - running.computed - (end == len(running.ids))
 
@@ -472,12 +477,10 @@ def _adapter_rows(pieces: Sequence[tuple[_Running, Piece]]) -> list[AdapterRows]
     found: list[AdapterRows] = []
     first = 0
     for running, piece in pieces:
-        count = len(piece.ids)
-        if running.adapter is not None:
-            weights = running.adapter.weights
-            if found and found[-1][2] is weights:  # sequences of an adapter are next to each other
-                found[-1] = (found[-1][0], found[-1][1] + count, weights)
-            else:
-                found.append((first, count, weights))
+        count, layers = len(piece.ids), running.adapter.layers
+        if found and found[-1][2] is layers:  # sequences of an adapter are next to each other
+            found[-1] = (found[-1][0], found[-1][1] + count, layers)
+        else:
+            found.append((first, count, layers))
         first += count
     return found

@@ -12,14 +12,15 @@ from tunesmith.data.example import Message
 from tunesmith.data.render import Renderer, source_text
 from tunesmith.data.template import Tools, UnusableError
 from tunesmith.errors import UserError
+from tunesmith.inference.adapters import is_shareable
 from tunesmith.inference.constraint import Constraints
 from tunesmith.inference.engine import CONCURRENT, Alternatives, Engine, FinishReason, Request
-from tunesmith.inference.lora_adapters import is_shareable
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.padded_engine import PaddedEngine
 from tunesmith.inference.paged_model import paged_model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.text_stream import TextStream
+from tunesmith.models.prompts import without_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Generator:
         loaded: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> "Generator":
-        """Load a model to write with. A LoRA adapter stays apart from its base, so that others can join it.
+        """Load a model to write with. An adapter that can be shared stays apart from its base, so that others can join
+        it.
 
         Args:
             reference: to the model.
@@ -105,7 +107,8 @@ class Generator:
         """
         tokenizer = reference.tokenizer() if tokenizer is None else tokenizer
         if reference.adapter is not None and is_shareable(reference.adapter):
-            base = reference.without_adapter().served_model(dtype, device) if loaded is None else loaded.unload()
+            alone = reference.without_adapter()
+            base = alone.served_model(dtype, device) if loaded is None else without_adapter(loaded)
             generator = cls(base, tokenizer, concurrent)
             if generator.is_paged:
                 generator.paged.adapters.add(OWN, reference.adapter, refuse_no_effect=False)

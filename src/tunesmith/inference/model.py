@@ -134,7 +134,8 @@ class Model:
         return Generator.of(self.reference, self.dtype, self.device, self.concurrent)
 
     def load_adapter(self, name: str, directory: str | Path) -> None:
-        """Put a LoRA adapter beside the model, or replace the one of that name, for `adapter=name`.
+        """Put an adapter (LoRA, IA3, a prompt or a prefix) beside the model, or replace the one of that name, for
+        `adapter=name`.
 
         Args:
             name: to use it by.

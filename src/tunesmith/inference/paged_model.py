@@ -1,8 +1,10 @@
 """A model as the generation engine runs it: parts of many sequences in one forward pass, over paged caches."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,15 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import UserError
+from tunesmith.inference.adapter_kinds import BaseShape
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import PagedStep, first_position, probe_ids, use_document_attention
 from tunesmith.models.forward import model_logits
-from tunesmith.models.prompts import has_prefix, has_prompt, plain_model, virtual_tokens
+from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.modules.fused import use_fused_ops
 from tunesmith.modules.served_block import Attended, ServedBlock, serve_block
-from tunesmith.modules.served_linear import serve_activations, serve_linears
+from tunesmith.modules.served_linear import AdapterRows, serve_activations, serve_linears
 from tunesmith.modules.transposed_linear import as_linear
-from tunesmith.ops.grouped_lora import AdapterRows, RowAdapters
+from tunesmith.ops.document_attention import Prefix
 from tunesmith.ops.paged_attention import LayerCache, Layout, Part
 
 VIRTUAL = -1
@@ -34,16 +37,18 @@ class Piece:
     """Consecutive tokens of a sequence, to compute.
 
     Attributes:
-        ids: the tokens; `VIRTUAL` for virtual ones.
+        ids: the tokens; `VIRTUAL` for an adapter's virtual ones.
         position: how many tokens of the sequence are before them.
         pages: the sequence's.
         logits_from: the logits after the piece's tokens from this one on are returned; len(ids): none.
+        virtual: the embeddings (tokens, hidden) of the sequence's first tokens; None: all tokens have ids.
     """
 
     ids: Sequence[int]
     position: int
     pages: Sequence[int]
     logits_from: int
+    virtual: Tensor | None = None
 
 
 class PagedModel:
@@ -55,30 +60,30 @@ class PagedModel:
         self.model = model.eval()
         plain = plain_model(model)
         use_fused_ops(as_linear(plain))
-        self.adapters, self.layers = serve_linears(plain)
+        self.adapters, self._linears = serve_linears(plain)
         if model.device.type == "cpu":
             serve_activations(plain)
-        modules = dict(plain.named_modules(remove_duplicate=False))
-        self.sizes = {
-            number: (modules[name].in_features, modules[name].out_features) for name, number in self.layers.items()
-        }
         self.device = model.device
         self.vocabulary: int = plain.config.get_text_config().vocab_size
-        self.virtual = virtual_tokens(model)
         self._first_position = first_position(plain)
-        self._prompt, self._prefix = self._virtual()
         self.caches: dict[int, LayerCache] = {}
         self._pages = 0
 
-    @torch.no_grad()
-    def _virtual(self) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """The embeddings of the virtual tokens (tokens, hidden), or their keys and values in each layer."""
-        if not has_prompt(self.model):
-            return None, []
-        prompt = self.model.get_prompt(1)
-        if has_prefix(self.model):
-            return None, [(layer.keys, layer.values) for layer in prompt.layers]
-        return prompt[0], []
+    @cached_property
+    def shape(self) -> BaseShape:
+        """What an adapter has to fit on. The heads are found by computing one token."""
+        plain = plain_model(self.model)
+        modules = dict(plain.named_modules(remove_duplicate=False))
+        step = _Recording({}, 1, Layout([Part(1, 0, [0])]))
+        with torch.no_grad():
+            self.run([0], [0], step)
+        return BaseShape(
+            self._linears,
+            {number: (modules[name].in_features, modules[name].out_features) for name, number in self._linears.items()},
+            plain.get_input_embeddings().weight.shape[1],
+            {each.layer: (each.kv_heads, each.dim, each.value_dim) for each in step.attended},
+            getattr(plain.config.get_text_config(), "max_position_embeddings", None),
+        )
 
     def bytes_per_page(self) -> int:
         """The memory of a page in all layers, known once a token has been computed."""
@@ -91,23 +96,20 @@ class PagedModel:
         """Give the cache that many pages, and forget what is in it."""
         self.caches, self._pages = {}, pages
 
-    @property
-    def starts_with(self) -> list[int]:
-        """The ids that every sequence begins with."""
-        return [VIRTUAL] * self.virtual
-
-    @property
-    def stored_tokens(self) -> int:
-        """How many of them are stored in the cache with `store_prefix`, and not computed."""
-        return self.virtual if self._prefix else 0
-
     @torch.no_grad()
-    def store_prefix(self, pages: Sequence[int]) -> None:
-        """Put the trained keys and values at the beginning of a sequence with these pages."""
+    def store(self, pages: Sequence[int], position: int, keys_and_values: Sequence[Prefix]) -> None:
+        """Put trained keys and values at the beginning of a sequence.
+
+        Args:
+            pages: the sequence's.
+            position: the first token that is stored; those before it are in the pages.
+            keys_and_values: of each layer, (1, kv_heads, tokens, dim).
+        """
         if not self.caches:
             self.compute([Piece([0], 0, pages, 1)])
-        for layer, (keys, values) in enumerate(self._prefix):
-            self.caches[layer].store(pages, 0, keys, values)
+        for layer, parts in enumerate(keys_and_values):
+            keys, values = (part[:, :, position:].to(self.device) for part in parts)
+            self.caches[layer].store(pages, position, keys, values)
 
     @torch.no_grad()
     def compute(self, pieces: Sequence[Piece], adapters: Sequence[AdapterRows] = ()) -> Tensor:
@@ -124,24 +126,27 @@ class PagedModel:
         ids = [token for piece in pieces for token in piece.ids]
         positions = [piece.position + index for piece in pieces for index in range(len(piece.ids))]
         layout = Layout([Part(len(piece.ids), piece.position, piece.pages) for piece in pieces])
-        wanted, start = list[int](), 0
+        wanted, embedded, start = list[int](), list[tuple[int, Tensor]](), 0
         for piece in pieces:
             wanted += range(start + piece.logits_from, start + len(piece.ids))
+            if piece.virtual is not None:
+                embedded.append((start, piece.virtual[piece.position : piece.position + len(piece.ids)]))
             start += len(piece.ids)
-        self.adapters.rows = RowAdapters(adapters) if adapters else None
         try:
-            hidden = self.run(ids, positions, PagedStep(self.caches, self._pages, layout))
-            self.adapters.rows = RowAdapters(_among(wanted, adapters)) if adapters else None
+            self.adapters.use(adapters)
+            with self._embedded(embedded):
+                hidden = self.run(ids, positions, PagedStep(self.caches, self._pages, layout))
+            self.adapters.use(_among(wanted, adapters))
             return model_logits(self.model, hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
         finally:
-            self.adapters.rows = None
+            self.adapters.use(())
 
     def run(self, ids: Sequence[int], positions: Sequence[int], step: PagedStep) -> Tensor:
         """The last hidden states (tokens, hidden) of a step's tokens."""
         hidden: Tensor = (
             plain_model(self.model)
             .base_model(
-                **self._inputs(ids, positions),
+                input_ids=torch.tensor([ids], device=self.device).clamp_min(0),
                 position_ids=torch.tensor([positions], device=self.device) + self._first_position,
                 use_cache=False,
                 paged=step,
@@ -150,35 +155,49 @@ class PagedModel:
         )
         return hidden
 
-    def _inputs(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Tensor]:
-        rows = torch.tensor([ids], device=self.device)
-        if self._prompt is None:
-            return {"input_ids": rows}
-        embeddings = plain_model(self.model).get_input_embeddings()(rows.clamp_min(0))
-        virtual = rows[0] == VIRTUAL
-        at = torch.tensor(positions, device=self.device)[virtual]
-        embeddings[0, virtual] = self._prompt[at].to(embeddings.dtype)
-        return {"inputs_embeds": embeddings}
+    @contextmanager
+    def _embedded(self, rows: Sequence[tuple[int, Tensor]]) -> Iterator[None]:
+        """Within the block, put embeddings (tokens, hidden) in place of those of the batch's rows from a first one on.
+        The others' are computed from their ids in any case, so that no bit of theirs depends on it."""
+
+        def put(module: nn.Module, arguments: Any, out: Tensor) -> None:
+            for first, own in rows:
+                out[0, first : first + len(own)] = own.to(out.device, out.dtype)
+
+        handle = plain_model(self.model).get_input_embeddings().register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class _Recording(PagedStep):
+    """A step that records how each layer calls attention."""
+
+    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout) -> None:
+        super().__init__(layers, pages, layout)
+        self.attended: list[Attended] = []
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> Tensor:
+        shape = (k.shape[1], q.shape[1], q.shape[3], v.shape[3])
+        attended = Attended(layer, *shape, scale, options["window"], options["softcap"], options["sinks"])
+        self.attended.append(attended)
+        return super().attend(layer, q, k, v, scale, **options)
 
 
 @torch.no_grad()
 def serve_blocks(paged: PagedModel) -> int:
     """Replace the computation of every block that one native call computes to the same bits. Returns how many."""
     plain = plain_model(paged.model)
-    if paged.device.type != "cpu" or plain.dtype != torch.float32 or has_prompt(paged.model):
+    if paged.device.type != "cpu" or plain.dtype != torch.float32:
         return 0
     calls: dict[nn.Module, tuple[Any, Any, Any, Attended]] = {}
-    attended: list[Attended] = []
+    paged.allocate(2)
+    step = _Recording(paged.caches, 2, Layout([Part(3, 0, [0]), Part(2, 0, [1])]))
 
     def record(block: nn.Module, arguments: Any, options: Any, out: Any) -> None:
-        if len(attended) == len(calls) + 1:
-            calls[block] = (arguments, options, out, attended[-1])
-
-    class Recording(PagedStep):
-        def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> Tensor:
-            shape = (k.shape[1], q.shape[1], q.shape[3], v.shape[3])
-            attended.append(Attended(layer, *shape, scale, options["window"], options["softcap"], options["sinks"]))
-            return super().attend(layer, q, k, v, scale, **options)
+        if len(step.attended) == len(calls) + 1:
+            calls[block] = (arguments, options, out, step.attended[-1])
 
     try:
         stack = blocks(plain)
@@ -186,10 +205,8 @@ def serve_blocks(paged: PagedModel) -> int:
         return 0
     handles = [block.register_forward_hook(record, with_kwargs=True) for block in stack]
     ids = probe_ids(plain)[:5].tolist()
-    layout = Layout([Part(3, 0, [0]), Part(2, 0, [1])])
     try:
-        paged.allocate(2)
-        paged.run(ids, [0, 1, 2, 0, 1], Recording(paged.caches, 2, layout))
+        paged.run(ids, [0, 1, 2, 0, 1], step)
     finally:
         for handle in handles:
             handle.remove()
@@ -222,9 +239,9 @@ def _among(wanted: Sequence[int], adapters: Sequence[AdapterRows]) -> list[Adapt
 
 def paged_model(model: PreTrainedModel) -> PagedModel | None:
     """The model for the engine; None if its family cannot be computed over paged caches. There is no list of families:
-    each model is tried on a few tokens, in one pass and in two."""
+    each model is tried on a few tokens, in one pass and in two. A prompt in PEFT's wrapper is not the model's."""
     plain = plain_model(model)
-    if plain.config.is_encoder_decoder or not use_document_attention(plain):
+    if plain.config.is_encoder_decoder or has_prompt(model) or not use_document_attention(plain):
         return None
     try:
         paged = PagedModel(model)

@@ -108,6 +108,16 @@ def has_prompt(model: PreTrainedModel) -> bool:
     return hasattr(model, "get_base_model") and bool(model.active_peft_config.is_prompt_learning)
 
 
+def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """The base inside PEFT's wrapper, without the adapter's layers, in place. PEFT's own `unload` copies weights, which
+    quantized layers do not let it do."""
+    base: PreTrainedModel = model.get_base_model()
+    for name, module in list(base.named_modules()):
+        if hasattr(module, "get_base_layer"):
+            base.set_submodule(name, module.get_base_layer())
+    return base
+
+
 def has_prefix(model: PreTrainedModel) -> bool:
     """Whether PEFT puts keys and values before the tokens in every layer."""
     return has_prompt(model) and model.active_peft_config.peft_type == "PREFIX_TUNING"

@@ -88,6 +88,10 @@ class ServedBlock:
         width, inner = layers[0].in_features, layers[4].out_features
         self._room = 1 + 2 * width + max(attention, 3 * inner)  # numbers per row
 
+    def computes(self, paged: Paged) -> bool:
+        """Whether the native call computes this step: the layer has its cache, and no row's adapter scales layers."""
+        return paged.cache(self._layer) is not None and not self._adapters.factors
+
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> Tensor:
         """The block's output (1, rows, hidden) for its input (1, rows, hidden) and the rows' angles (1, rows, dim)."""
         cache = paged.cache(self._layer)
@@ -100,11 +104,10 @@ class ServedBlock:
             cos.data_ptr(), sin.data_ptr(), layout.rows.data_ptr(), len(layout.parts), layout.pages.data_ptr(),
             cache.keys.data_ptr(), cache.values.data_ptr(),
         )  # fmt: skip
-        if self._adapters.rows is not None:
-            for index, number in enumerate(self._numbers):
-                table = self._adapters.rows.table(number)
-                if table is not None:
-                    step.adapters[index], step.adapter_counts[index] = table.ctypes.data, len(table)
+        for index, number in enumerate(self._numbers):
+            table = self._adapters.products.table(number)
+            if table is not None:
+                step.adapters[index], step.adapter_counts[index] = table.ctypes.data, len(table)
         native.call_named("block", self._own, step, out, room, rows)
         return out
 
@@ -121,7 +124,7 @@ def serve_block(block: nn.Module, served: ServedBlock) -> None:
 def _forward(served: ServedBlock, own: Callable[..., Any]) -> Callable[..., Any]:
     def forward(hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
         paged, angles = options.get("paged"), options["position_embeddings"]
-        if paged is None or arguments or paged.cache(served._layer) is None:
+        if paged is None or arguments or not served.computes(paged):
             return own(hidden_states, *arguments, **options)
         cos, sin = angles
         return served.forward(hidden_states, cos, sin, paged)

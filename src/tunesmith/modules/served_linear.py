@@ -1,5 +1,8 @@
 """A linear layer as the generation engine runs it: packed on a CPU, and with the adapters of the batch's rows."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -7,15 +10,52 @@ from transformers import PreTrainedModel
 from tunesmith.modules.packed_linear import PackedLinear
 from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.ops import native
-from tunesmith.ops.grouped_lora import RowAdapters
+from tunesmith.ops.grouped_ia3 import Factors, RowFactors
+from tunesmith.ops.grouped_lora import LoraLayers, LoraWeights, RowProducts
 from tunesmith.ops.packed_linear import PackedWeight, pack, packed_linear, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLayers:
+    """What an adapter does to the served layers.
+
+    Attributes:
+        products: LoRA's, for every layer by its number; empty: none.
+        factors: IA3's, by the layer's number.
+    """
+
+    products: LoraLayers = field(default_factory=LoraLayers)
+    factors: Mapping[int, Factors] = field(default_factory=dict)
+
+    @property
+    def own(self) -> tuple[LoraWeights | Factors, ...]:
+        """What there is of every layer."""
+        return (*(weights for weights in self.products if weights is not None), *self.factors.values())
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether any layer computes something else than without the adapter."""
+        return any(each.has_effect for each in self.own)
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.bytes for each in self.own)
+
+
+AdapterRows = tuple[int, int, AdapterLayers]
+"""The first of consecutive rows of a batch, how many, and what their adapter does."""
 
 
 class BatchAdapters:
     """What all served layers of a model share: the adapters of the batch that is computed now."""
 
     def __init__(self) -> None:
-        self.rows: RowAdapters | None = None
+        self.use(())
+
+    def use(self, rows: Sequence[AdapterRows]) -> None:
+        """Compute these rows with their adapters from now on, and others without."""
+        self.products = RowProducts([(first, count, own.products) for first, count, own in rows if own.products])
+        self.factors = RowFactors([(first, count, own.factors) for first, count, own in rows])
 
 
 class ServedLinear(nn.Module):
@@ -47,14 +87,14 @@ class ServedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        rows = self.adapters.factors.scaled_inputs(self.number, rows if self.packed is None else rows.float())
         if self.packed is None:
             assert self.layer is not None
             out: Tensor = self.layer(rows)
         else:
-            rows = rows.float()
             out = packed_linear(rows, self.packed, self.bias)
-        if self.adapters.rows is not None:
-            self.adapters.rows.add(self.number, rows, out)
+        self.adapters.products.add(self.number, rows, out)
+        self.adapters.factors.scale_outputs(self.number, out)
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -30,11 +30,16 @@ class LoraWeights:
     scale: float
 
     @property
+    def has_effect(self) -> bool:
+        """Whether the product is not zero for every row."""
+        return bool(self.scale and self.a.any() and self.b.any())
+
+    @property
     def bytes(self) -> int:
         return 4 * (self.a.numel() + self.b.numel())
 
 
-class AdapterLayers(tuple[LoraWeights | None, ...]):
+class LoraLayers(tuple[LoraWeights | None, ...]):
     """An adapter's weights for every layer; None where it has none."""
 
     @cached_property
@@ -47,27 +52,23 @@ class AdapterLayers(tuple[LoraWeights | None, ...]):
                 line[:] = own.a.data_ptr(), own.b.data_ptr(), len(own.a), np.float64(own.scale).view(np.int64)
         return lines
 
-    @cached_property
-    def bytes(self) -> int:
-        return sum(own.bytes for own in self if own is not None)
+
+LoraRows = tuple[int, int, Sequence[LoraWeights | None]]
+"""The first of consecutive rows, how many, and their adapter's weights for every layer: best as `LoraLayers`."""
 
 
-AdapterRows = tuple[int, int, Sequence[LoraWeights | None]]
-"""The first of consecutive rows, how many, and their adapter's weights for every layer: best as `AdapterLayers`."""
-
-
-class RowAdapters:
+class RowProducts:
     """Which rows of a batch belong to which adapter, for every layer.
 
     Args:
         rows: consecutive rows of the same adapter. Rows that are not named have no adapter.
     """
 
-    def __init__(self, rows: Sequence[AdapterRows]) -> None:
+    def __init__(self, rows: Sequence[LoraRows]) -> None:
         self.rows = rows
         self._tables = np.zeros((len(rows[0][2]) if rows else 0, len(rows), 6), np.int64)
         for place, (first, count, weights) in enumerate(rows):
-            layers = weights if isinstance(weights, AdapterLayers) else AdapterLayers(weights)
+            layers = weights if isinstance(weights, LoraLayers) else LoraLayers(weights)
             self._tables[:, place, 0], self._tables[:, place, 1] = first, count
             self._tables[:, place, 2:] = layers.lines
         self._adapted = [bool(line.any()) for line in self._tables[:, :, 4]]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import UserError
-from tunesmith.inference.lora_adapters import FILES, AdapterShelf
+from tunesmith.inference.adapters import FILES, AdapterShelf
 from tunesmith.inference.model_reference import ModelReference
 
 Stamp = tuple[tuple[int, int, int], ...]
