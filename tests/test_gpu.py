@@ -14,12 +14,23 @@ from transformers import AutoModelForCausalLM
 import tunesmith
 from tunesmith.config.registry import OBJECTIVES
 from tunesmith.inference.engine import Engine, Request
-from tunesmith.inference.paged_model import paged_model
+from tunesmith.inference.memory import step_bytes
+from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
 from tunesmith.inference.sampling import Sampling
+from tunesmith.ops import cuda
 from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
 from tunesmith.ops.gated import gated, gated_linear, gated_reference
 from tunesmith.ops.lora_linear import LinearParts
+from tunesmith.ops.paged_attention import (
+    PAGE,
+    TILE,
+    LayerCache,
+    Layout,
+    Part,
+    paged_attention,
+    paged_attention_reference,
+)
 from tunesmith.ops.quantized import dequantize, dequantize_reference, quantize, quantized_linear
 from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 
@@ -194,3 +205,106 @@ def test_the_generation_engine_answers_on_the_gpu_as_on_the_cpu() -> None:
     for on_cpu, on_gpu in zip(*answers, strict=True):
         assert on_gpu.tokens == on_cpu.tokens
         assert on_gpu.log_probabilities == pytest.approx(on_cpu.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "value_dim", "window", "softcap", "has_sinks"),
+    [
+        (8, 2, 128, 128, None, None, False),
+        (4, 4, 64, 40, 40, 30.0, True),
+        (20, 1, 96, 96, 1, None, False),
+        (4, 1, 256, 256, None, 50.0, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("parts", [[(1, 200), (1, 0), (1, 15)], [(40, 0), (1, 70), (17, 33)]])
+def test_paged_attention_on_the_gpu_equals_the_reference_in_float64(
+    parts: list[tuple[int, int]], dtype: torch.dtype, heads: int, kv_heads: int, dim: int, value_dim: int,
+    window: int | None, softcap: float | None, has_sinks: bool,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    needed = [-(-(count + position) // PAGE) for count, position in parts]
+    order = torch.randperm(sum(needed)).tolist()
+    own = [Part(*part, [order.pop() for _ in range(pages)]) for part, pages in zip(parts, needed, strict=True)]
+    tokens = sum(count for count, _ in parts)
+    q, k, v = (
+        torch.randn(1, count, tokens, size, device="cuda", dtype=dtype)
+        for count, size in ((heads, dim), (kv_heads, dim), (kv_heads, value_dim))
+    )
+    cache = LayerCache.empty(sum(needed), k, v)
+    for stored in (cache.keys, cache.values):
+        stored.normal_()
+    wide = LayerCache(cache.keys.cpu().double(), cache.values.cpu().double())
+    sinks = torch.randn(heads, device="cuda", dtype=dtype) if has_sinks else None
+    assert cuda.has_paged(q, v, cache.keys)
+    layout = Layout(own, q.device, TILE)
+    ours = paged_attention(q, k, v, cache, layout, 0.1, window, softcap, sinks)
+    q, k, v = (tensor.cpu().double() for tensor in (q, k, v))
+    wide_sinks = None if sinks is None else sinks.cpu().double()
+    exact = paged_attention_reference(q, k, v, wide, Layout(own), 0.1, window, softcap, wide_sinks)
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours.cpu().double(), exact, rtol=tolerance, atol=tolerance)
+    assert torch.equal(cache.keys.cpu().double(), wide.keys)
+
+
+def random_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    config = config_of(family, 64, eos_token_id=None, pad_token_id=None, initializer_range=0.3)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to("cuda")
+
+
+def on_the_gpu(model: Any) -> PagedModel:
+    paged = paged_model(copy.deepcopy(model))
+    assert paged is not None
+    return paged
+
+
+def requests_of(count: int) -> list[Request]:
+    prompts = [[3 + number] * (1 + 9 * number % 40) for number in range(count)]
+    return [Request(prompt, Sampling(6 + 3 * number), number=number) for number, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_greedy_answers_on_the_gpu_are_those_of_transformers(family: str, cuda_graphs: bool) -> None:
+    model = random_model(family)
+    engine = Engine(on_the_gpu(model), prompt_tokens=20, cache_bytes=2**24, cuda_graphs=cuda_graphs)
+    requests = requests_of(7)
+    engine.run(requests)
+    for request in requests:
+        prompt = torch.tensor([request.prompt], device="cuda")
+        count = request.sampling.max_new_tokens
+        own = model.generate(input_ids=prompt, do_sample=False, max_new_tokens=count)
+        assert request.tokens == own[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_graph_gives_the_scores_of_the_same_step_without_one(
+    family: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = on_the_gpu(random_model(family, dtype))
+    engine = Engine(model, cache_bytes=2**24)
+    assert engine.graphs is not None
+    prompts = [Piece([5 + number] * 30, 0, [2 * number, 2 * number + 1], 30) for number in range(7)]
+    for count in (1, 2, 3, 7):
+        model.compute(prompts)
+        tokens = [Piece([9 + number], 30, [2 * number, 2 * number + 1], 0) for number in range(count)]
+        replayed = engine.graphs.logits(tokens, [])
+        assert engine.graphs.failure is None
+        assert replayed is not None
+        torch.testing.assert_close(replayed.clone(), model.compute(tokens), rtol=tolerance, atol=tolerance)
+
+
+def test_a_step_on_the_gpu_takes_no_more_memory_than_planned() -> None:
+    model = on_the_gpu(random_model("llama", torch.bfloat16))
+    engine = Engine(model, cache_bytes=2**24)
+    engine.run(requests_of(2))
+    allocated = sum(own.keys.numel() * 2 + own.values.numel() * 2 for own in model.caches.values())
+    assert allocated == (engine.pages.total + 1) * sum(own.bytes_per_page for own in model.caches.values())
+    pieces = [Piece([5] * 256, 0, list(range(16)), 0)]
+    model.compute(pieces)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model.compute(pieces)
+    assert torch.cuda.max_memory_allocated() - before <= step_bytes(model.model, 256)

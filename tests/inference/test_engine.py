@@ -32,7 +32,7 @@ from peft import LoraConfig, get_peft_model
 
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import AdapterShelf, is_shareable
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import LOOKAHEAD, Engine, Request
 from tunesmith.inference.paged_model import PagedModel, paged_model
 from tunesmith.inference.pages import Pages
 from tunesmith.inference.sampling import Sampling
@@ -252,6 +252,41 @@ def test_what_cannot_be_answered_is_refused_before_it_enters(llama: Any, llama_p
     assert len(last.tokens) == 1
     whole = Request([5] * (room - 2), completion=[5, 6])
     assert len(answered(engine, [whole])[0][1]) == 2
+
+
+def test_cancelled_requests_leave_the_queue_in_the_next_step(llama_paged: PagedModel) -> None:
+    engine = Engine(llama_paged, concurrent=1, cache_bytes=CACHE)
+    before = requests_of(prompts_of(5))[0]
+    before.cancel()
+    first, second, third, fourth = requests_of(prompts_of(5, 6, 7, 8))
+    for request in (before, first, second, third, fourth):
+        engine.submit(request)
+    assert engine.step() == [before]
+    third.cancel()
+    second.cancel()
+    third.cancel()
+    assert engine.step() == [third, second]
+    assert (engine.running, engine.waiting) == (1, 1)
+    first.cancel()
+    assert engine.step() == [first]
+    engine.run([])
+    assert len(fourth.tokens) == 10
+
+
+def test_a_request_overtakes_those_whose_beginning_is_being_computed(llama_paged: PagedModel) -> None:
+    shared, other = prompts_of(100, 9)
+    engine = Engine(llama_paged, cache_bytes=CACHE, prompt_tokens=40)
+    same = requests_of([shared] * (LOOKAHEAD + 1))
+    late = Request(other, GREEDY)
+    for request in (*same[:LOOKAHEAD], late, same[-1]):
+        engine.submit(request)
+    engine.step()
+    assert (engine.running, engine.waiting) == (2, LOOKAHEAD), "the first and the other one have entered"
+    crowded = Engine(llama_paged, cache_bytes=CACHE, prompt_tokens=40)
+    for request in (*requests_of([shared] * (LOOKAHEAD + 1)), Request(other, GREEDY)):
+        crowded.submit(request)
+    crowded.step()
+    assert crowded.running == 1, "it looks past a limited number of them"
 
 
 def test_a_cancelled_request_leaves_its_room_to_others(llama_paged: PagedModel) -> None:

@@ -141,6 +141,19 @@ def test_gpu_speed_trains_on_a_cpu_too(
     assert found["tokens_per_second"] > 0
 
 
+def test_gpu_generation_writes_on_a_cpu_too(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--shape", "tiny", "--device", "cpu", "--length", "9", "--new", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu_generation.py", *options])
+    module = script("gpu_generation")
+    monkeypatch.setattr(module, "AT_ONCE", (1, 3))
+    module.main()
+    found = json.loads((tmp_path / "gpu_generation.json").read_text(encoding="utf-8"))["found"]
+    assert [row["at once"] for row in found] == [1, 3] * 3
+    assert all(row["tokens_per_second"] > 0 for row in found), found
+    table = (tmp_path / "gpu_generation.md").read_text(encoding="utf-8")
+    assert table.splitlines()[4].startswith("| tunesmith | ")
+
+
 @pytest.mark.long
 def test_quantized_memory_loads_and_trains(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("quantized_memory")

@@ -258,20 +258,22 @@ def test_serving_holds_weights_adapters_and_the_cache_of_every_answer() -> None:
     parts = {"weights": 4_000, "trained weights": 1_000, "quantization constants": 11, "adapters": 70, "optimizer": 99}
     evaluating = {"weights": 5_000, "workspace": 61, "loss": 29, "activations": 500}
     plan = a_plan(a_step(parts=parts, evaluation_parts=evaluating), GPU, a_batch_plan(recipe))
-    assert serving_memory(plan, context=100, concurrency=3) == {
+    assert serving_memory(plan, context=100, concurrency=3, page=None) == {
         "program": 700_000, "weights": 5_000, "quantization constants": 11, "adapters": 70,
         "key–value cache": 3 * 2 * 30 * 3 * 64 * 100 * 2, "workspace": 90,
     }  # fmt: skip
-    in_fp32 = serving_memory(replace(plan, dtype=FP32), context=100, concurrency=1)
+    in_fp32 = serving_memory(replace(plan, dtype=FP32), context=100, concurrency=1, page=None)
     assert in_fp32["key–value cache"] == 2 * 30 * 3 * 64 * 100 * 4
-    here = serving_memory(replace(plan, device=CPU_HERE), context=100, concurrency=1)
+    paged = serving_memory(plan, context=100, concurrency=3, page=500)
+    assert paged["key–value cache"] == 3 * 7 * 500  # of 16 tokens each
+    here = serving_memory(replace(plan, device=CPU_HERE), context=100, concurrency=1, page=None)
     assert here["program"] == 700_000 + FIRST_USE
 
 
 def test_serving_needs_at_least_what_loading_needs() -> None:
     recipe = a_recipe({"path": str(HERE / "smollm2-135m"), "weights": "nf4"})
     step = a_step(largest=10**6, parts={"weights": 5_000, "adapters": 70, "reference models": 10**9})
-    serving = serving_memory(a_plan(step, CPU_HERE, a_batch_plan(recipe)), context=8, concurrency=1)
+    serving = serving_memory(a_plan(step, CPU_HERE, a_batch_plan(recipe)), context=8, concurrency=1, page=None)
     assert set(serving) == {"program", "weights", "quantization constants", "stored weights", "quantizing"}
     assert serving["quantizing"] == 20 * 10**6  # no teacher is loaded to serve
 

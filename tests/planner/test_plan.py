@@ -48,7 +48,7 @@ def test_a_shipped_config_is_found_by_its_hub_name_and_a_directory_has_priority(
 @pytest.mark.long
 def test_mistral_serves_and_trains_in_the_memory_that_users_report() -> None:
     full = tunesmith.plan("mistral-7b", overrides=["method=full"], device="h100")
-    serving = sum(serving_memory(full, context=1024, concurrency=1).values())
+    serving = sum(serving_memory(full, context=1024, concurrency=1, page=None).values())
     assert 14e9 < serving < 17e9  # "about 14 GB" of weights in bf16
     assert full.memory.peak_bytes > 90e9
     assert not full.fits
@@ -71,7 +71,7 @@ def test_65_billion_parameters_are_tuned_on_48_gigabytes() -> None:
 
 def test_the_key_value_cache_follows_its_formula() -> None:
     plan = tunesmith.plan("llama-3-8b", device="h100")
-    one_answer, sixteen = (serving_memory(plan, 8192, count)["key–value cache"] for count in (1, 16))
+    one_answer, sixteen = (serving_memory(plan, 8192, count, None)["key–value cache"] for count in (1, 16))
     assert one_answer == 2 * 32 * 8 * 128 * 8192 * 2
     assert sixteen == 16 * one_answer
     from transformers import AutoConfig

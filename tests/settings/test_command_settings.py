@@ -575,13 +575,15 @@ def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(ti
     assert planned["device"] == "l4"
     assert planned["memory"]["parts"]["weights"] == pytest.approx(2 * weights, rel=0.01)
     assert planned["memory"]["parts"]["gradients"] == pytest.approx(4 * weights, rel=0.01)  # of fp32 masters
-    assert planned["serving"]["key–value cache"] == 3 * 100000 * (2 * 2 * 2 * 8 * 2)
+    assert planned["serving"]["key–value cache"] == 3 * 100000 * 2 * 2 * (8 + 16) * 2  # values: multiples of 16
+    assert planned["generating"]["bytes_per_token"] == 2 * 2 * (8 + 16) * 2
     assert planned["merging"] is None
     text = run_command("plan", tiny_model, "--device", "h100", *SMALL, *serving)
     assert "h100: 85" in text
     assert "3 concurrent requests of 100,000 tokens" in text
     plain = run_command("plan", tiny_model, "--device", "h100", *SMALL)
     assert "one request of 4,096 tokens" in plain
+    assert "0.192 kB per token" in plain
 
 
 @shows("tunesmith plan --recipe", "tunesmith plan --data", "tunesmith plan --price", "tunesmith plan --chart")

@@ -36,6 +36,7 @@ def plan(
     with quick_imports():
         from tunesmith.planner.after_training import merging_memory, serving_memory
         from tunesmith.planner.device import device_named
+        from tunesmith.planner.generation import generation_of
         from tunesmith.planner.plan import Plan
         from tunesmith.planner.request import best_that_fits, on_devices, plan, recipe_of, usual_plans
         from tunesmith.planner.shapes import shown_name
@@ -86,9 +87,13 @@ def plan(
     else:
         done = {planned.method.kind: plan(base, recipe, data, overrides or [], device)}
         (single,) = done.values()
-        merging, serving = merging_memory(single), serving_memory(single, context, concurrency)
+        generation = generation_of(single)
+        page = None if generation is None else generation.page
+        merging, serving = merging_memory(single), serving_memory(single, context, concurrency, page)
         if as_json:
-            typer.echo(json.dumps({**single.to_dict(), "merging": merging, "serving": serving}, indent=2))
+            generating = None if generation is None else generation.to_dict()
+            after = {"merging": merging, "serving": serving, "generating": generating}
+            typer.echo(json.dumps({**single.to_dict(), **after}, indent=2))
             return
         console.print(f"[bold]{name}[/]")
         _lines(console, report.summary(single))
@@ -100,6 +105,8 @@ def plan(
         if merging is not None:
             _lines(console, {"merging": f"{size(sum(merging.values()))} of host memory, in fp32"})
         _lines(console, {"serving": f"{size(sum(serving.values()))}, {requests} of {context:,} tokens"})
+        if generation is not None:
+            _lines(console, {"generating": report.cache_line(generation)})
     if chart is not None:
         with atomic_write(chart) as file:
             file.write(report.plan_page(done, f"{name}: memory by part"))

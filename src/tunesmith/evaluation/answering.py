@@ -13,8 +13,8 @@ from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import detect, refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
 from tunesmith.errors import UserError
-from tunesmith.inference.engine import CONCURRENT
 from tunesmith.inference.generate import Generator
+from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype

@@ -5,7 +5,7 @@ piece of a prompt. Keys and values are in pages (`inference.pages`); a request t
 """
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -18,6 +18,8 @@ from tunesmith.errors import UserError
 from tunesmith.inference.adapter_kinds import Adapter
 from tunesmith.inference.adapters import AdapterShelf
 from tunesmith.inference.constraint import Constraint
+from tunesmith.inference.cuda_graphs import CudaGraphs
+from tunesmith.inference.memory import CONCURRENT, PROMPT_TOKENS, generation_memory
 from tunesmith.inference.paged_model import VIRTUAL, PagedModel, Piece
 from tunesmith.inference.pages import Key, Pages, pages_for
 from tunesmith.inference.sampling import Sampling, chosen, random_stream, refuse_wrong
@@ -29,17 +31,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Alternatives = tuple[tuple[int, float], ...]
 """Tokens and their log p in nats, the most likely first."""
 
-CONCURRENT = 64
-"""Sequences that are computed at the same time, by default. On a CPU, products of more rows take as long per row."""
-
-PROMPT_TOKENS = 256
-"""Tokens of prompts in one step. Answers that are being written wait that long for their next token."""
-
-CACHE_SHARE = 0.4
-"""The most of the free memory that the cache may take."""
-
-ADAPTER_SHARE = 0.1
-"""The most of the free memory that adapters may take."""
+LOOKAHEAD = 64
+"""Waiting requests that others may overtake in one step, because their beginning is being computed."""
 
 
 @dataclass(eq=False)
@@ -60,6 +53,7 @@ class Request:
         alternatives: with `top_logprobs`, the most likely tokens in place of each of its tokens, with log p.
         finish: why the answer ended; None as long as it has not.
         exception: why it could not be answered; it is cancelled then.
+        on_cancel: set by the engine that has the request in its queue; called when it is cancelled.
         cached_tokens: how many of the prompt's tokens were in the cache.
         first_token_seconds: from `submitted` to the first token.
         submitted: when the request was made.
@@ -78,6 +72,7 @@ class Request:
     alternatives: list[Alternatives] = field(default_factory=list)
     finish: FinishReason | None = None
     exception: Exception | None = None
+    on_cancel: "Callable[[Request], None] | None" = field(default=None, init=False, repr=False)
     cached_tokens: int = 0
     first_token_seconds: float | None = None
     submitted: float = field(default_factory=time.perf_counter)
@@ -124,12 +119,18 @@ class Request:
             exception: why it could not be answered.
         """
         self.exception = self.exception or exception
-        self.finish = self.finish or "cancelled"
+        if self.finish is None:
+            self.finish = "cancelled"
+            if self.on_cancel is not None:
+                self.on_cancel(self)
 
 
 def _free_bytes(device: torch.device) -> int:
-    """The free memory of the device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """The free memory of the device, with what PyTorch holds of a GPU's for new tensors."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 @dataclass(eq=False)
@@ -170,7 +171,9 @@ class Engine:
     model: to run.
     concurrent: the most sequences at the same time.
     prompt_tokens: the most tokens of prompts in one step.
-    cache_bytes: the memory of keys and values; None: a share of what is free, at most what the requests can use.
+    cache_bytes: the memory of keys and values; None: what `generation_memory` leaves for it, at most what the requests
+        can use.
+    cuda_graphs: on CUDA, whether steps of one token for each sequence are replayed as graphs.
     """
 
     def __init__(
@@ -179,19 +182,27 @@ class Engine:
         concurrent: int = CONCURRENT,
         prompt_tokens: int = PROMPT_TOKENS,
         cache_bytes: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self.model = model
         self.concurrent, self.prompt_tokens = concurrent, prompt_tokens
-        free = _free_bytes(model.device)
-        size = int(free * CACHE_SHARE) if cache_bytes is None else cache_bytes
-        total = size // model.bytes_per_page()
+        on_gpu = model.device.type == "cuda"
+        memory = generation_memory(
+            model.model, model.bytes_per_page(), _free_bytes(model.device), on_gpu=on_gpu, concurrent=concurrent,
+            prompt_tokens=prompt_tokens,
+        )  # fmt: skip
+        size = memory.cache if cache_bytes is None else cache_bytes
+        total = size // memory.page
         if total < 1:
             raise UserError(f"The cache of {size:,} bytes holds not a single page of {PAGE} tokens. Free some memory.")
-        useful = concurrent * pages_for(model.shape.context or 2**20)
+        useful = concurrent * pages_for(self.room or 2**20)
         self.pages = Pages(min(total, useful))
-        model.allocate(self.pages.total)
-        self.adapters = AdapterShelf(model.shape, int(free * ADAPTER_SHARE))
-        self._waiting: deque[Request] = deque()
+        model.allocate(self.pages.total + on_gpu)  # the last page is for the rows that fill up a graph's batch
+        longest = min(self.pages.total, pages_for(self.room or 2**20))
+        self.graphs = CudaGraphs(model, concurrent, longest, self.pages.total) if on_gpu and cuda_graphs else None
+        self.adapters = AdapterShelf(model.shape, memory.adapters)
+        self._waiting: OrderedDict[Request, None] = OrderedDict()
+        self._cancelled: deque[Request] = deque()
         self._running: list[_Running] = []
 
     @property
@@ -210,7 +221,10 @@ class Engine:
         if request.sampling.beams > 1:
             raise UserError("Beam search is for encoder–decoders. Sample several answers instead.")
         self._refuse_too_large(request, self.adapters.get(request.adapter))
-        self._waiting.append(request)
+        request.on_cancel = self._cancelled.append
+        self._waiting[request] = None
+        if request.finish:
+            self._cancelled.append(request)
 
     def _refuse_too_large(self, request: Request, adapter: Adapter) -> None:
         """Refuse what the model's context or the cache cannot hold, after the adapter's virtual tokens."""
@@ -281,8 +295,8 @@ class Engine:
         pieces = self._pieces()
         if not pieces:
             return ended
-        logits = self.model.compute([piece for _, piece in pieces], _adapter_rows(pieces))
-        scores = Scores(logits, torch.logsumexp(logits, -1), logits.argmax(-1))
+        logits = self._logits([piece for _, piece in pieces], _adapter_rows(pieces))
+        scores = Scores.of(logits)
         start = 0
         for running, piece in pieces:
             running.computed += len(piece.ids)
@@ -296,14 +310,20 @@ class Engine:
             start = end
         return ended + self._leave()
 
+    def _logits(self, pieces: Sequence[Piece], adapters: Sequence[AdapterRows]) -> Tensor:
+        logits = None if self.graphs is None else self.graphs.logits(pieces, adapters)
+        return self.model.compute(pieces, adapters) if logits is None else logits
+
     # Entering and leaving
 
     def _enter(self) -> None:
         """Let waiting requests in, in their order, as long as there is room for all that they can grow to."""
+        entered: list[Request] = []
+        overtaken = 0
         promised = sum(running.pages_to_come for running in self._running)
         being_computed = {running.next_key() for running in self._running} - {None}
-        for request in list(self._waiting):
-            if len(self._running) == self.concurrent:
+        for request in self._waiting:
+            if len(self._running) == self.concurrent or overtaken == LOOKAHEAD:
                 break
             try:
                 running = self._begun(request)
@@ -313,13 +333,14 @@ class Engine:
             key = running.next_key()
             if key is not None and key in being_computed and not self.pages.knows(key):  # it will be in the cache soon
                 self.pages.give_back(running.pages)
+                overtaken += 1
                 continue
             if running.pages_to_come > self.pages.available - promised:
                 self.pages.give_back(running.pages)
                 break
             promised += running.pages_to_come
             being_computed |= {key} - {None}
-            self._waiting.remove(request)
+            entered.append(request)
             self._running.append(running)
             virtual = running.adapter.virtual
             if running.computed < virtual.stored:
@@ -327,6 +348,8 @@ class Engine:
                 self.model.store(running.pages, running.computed, virtual.keys_and_values)
                 running.computed = virtual.stored
             request.cached_tokens = max(0, running.computed - virtual.count)
+        for request in entered:
+            del self._waiting[request]
 
     def _begun(self, request: Request) -> _Running:
         """The request with all pages from the cache that it begins with; its last token is always computed."""
@@ -351,9 +374,12 @@ class Engine:
 
     def _leave(self) -> list[Request]:
         """Take ended requests out. Returns them."""
-        ended = [request for request in self._waiting if request.finish]
-        for request in ended:
-            self._waiting.remove(request)
+        ended = []
+        while self._cancelled:
+            request = self._cancelled.popleft()
+            if request in self._waiting:
+                del self._waiting[request]
+                ended.append(request)
         for running in [each for each in self._running if each.request.finish]:
             self.pages.give_back(running.pages)
             self._running.remove(running)
@@ -421,7 +447,7 @@ class Engine:
             token = chosen(logits[0].cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
         if request.first_token_seconds is None:
             request.first_token_seconds = time.perf_counter() - request.submitted
-        if not request.take(token, float(logits[0, token] - scores.totals[0])):
+        if not request.take(token, scores.log_probability(token)):
             return
         if request.sampling.top_logprobs:
             values, ids = logits[0].topk(request.sampling.top_logprobs)
@@ -465,22 +491,43 @@ def run_all(engine: Runs, requests: Sequence[Request], done: Callable[[int], Non
 
 
 class Scores(NamedTuple):
-    """What a step computed for some rows: logits (rows, vocabulary), their log-sum-exp, and the most likely token."""
+    """What a step computed for some rows.
+
+    Attributes:
+        logits: (rows, vocabulary).
+        totals: (rows,), their log-sum-exp.
+        best: (rows,), the most likely token, on the host.
+        best_logs: (rows,), its log p in nats, on the host.
+    """
 
     logits: Tensor
     totals: Tensor
     best: Tensor
+    best_logs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "Scores":
+        """The scores of all rows. Two transfers from a GPU serve every greedy answer."""
+        totals = torch.logsumexp(logits, -1)
+        highest, best = logits.max(-1)
+        return cls(logits, totals, best.cpu(), (highest - totals).cpu())
+
+    def log_probability(self, token: int) -> float:
+        """log p of a token in the first row."""
+        if token == int(self.best[0]):
+            return float(self.best_logs[0])
+        return float(self.logits[0, token] - self.totals[0])
 
 
 def _adapter_rows(pieces: Sequence[tuple[_Running, Piece]]) -> list[AdapterRows]:
-    """Which of the pieces' rows have which adapter."""
+    """Which of the pieces' rows have which adapter, for those that do something to layers."""
     found: list[AdapterRows] = []
     first = 0
     for running, piece in pieces:
         count, layers = len(piece.ids), running.adapter.layers
         if found and found[-1][2] is layers:  # sequences of an adapter are next to each other
             found[-1] = (found[-1][0], found[-1][1] + count, layers)
-        else:
+        elif layers.own:
             found.append((first, count, layers))
         first += count
     return found

@@ -14,7 +14,8 @@ from tunesmith.data.template import Tools, UnusableError
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import is_shareable
 from tunesmith.inference.constraint import Constraints
-from tunesmith.inference.engine import CONCURRENT, Alternatives, Engine, FinishReason, Request
+from tunesmith.inference.engine import Alternatives, Engine, FinishReason, Request
+from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.padded_engine import PaddedEngine
 from tunesmith.inference.paged_model import paged_model

@@ -18,8 +18,8 @@ from tunesmith.data.render import Tokenized
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
-from tunesmith.inference.engine import CONCURRENT
 from tunesmith.inference.generate import BASE, OWN, Generation, Generator
+from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
 from tunesmith.inference.sampling import Sampling

@@ -22,7 +22,7 @@ from tunesmith.modules.served_block import Attended, ServedBlock, serve_block
 from tunesmith.modules.served_linear import AdapterRows, serve_activations, serve_linears
 from tunesmith.modules.transposed_linear import as_linear
 from tunesmith.ops.document_attention import Prefix
-from tunesmith.ops.paged_attention import LayerCache, Layout, Part
+from tunesmith.ops.paged_attention import TILE, LayerCache, Layout, Part
 
 VIRTUAL = -1
 """Stands for a virtual token in a sequence's ids."""
@@ -125,7 +125,7 @@ class PagedModel:
         """
         ids = [token for piece in pieces for token in piece.ids]
         positions = [piece.position + index for piece in pieces for index in range(len(piece.ids))]
-        layout = Layout([Part(len(piece.ids), piece.position, piece.pages) for piece in pieces])
+        layout = self.layout([Part(len(piece.ids), piece.position, piece.pages) for piece in pieces])
         wanted, embedded, start = list[int](), list[tuple[int, Tensor]](), 0
         for piece in pieces:
             wanted += range(start + piece.logits_from, start + len(piece.ids))
@@ -141,18 +141,32 @@ class PagedModel:
         finally:
             self.adapters.use(())
 
+    def layout(self, parts: Sequence[Part]) -> Layout:
+        """The layout of a batch on this model's device."""
+        return Layout(parts, self.device, None if self.device.type == "cpu" else TILE)
+
+    @torch.no_grad()
+    def logits_of_all(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """The logits (tokens, vocabulary) after every token. The host reads no value, so a CUDA graph can contain it.
+
+        Args:
+            ids: (tokens,), none of them virtual.
+            positions: (tokens,), in their sequences.
+            layout: of the batch.
+        """
+        hidden = self._hidden(ids, positions, PagedStep(self.caches, self._pages, layout))
+        return model_logits(self.model, hidden)
+
     def run(self, ids: Sequence[int], positions: Sequence[int], step: PagedStep) -> Tensor:
         """The last hidden states (tokens, hidden) of a step's tokens."""
-        hidden: Tensor = (
-            plain_model(self.model)
-            .base_model(
-                input_ids=torch.tensor([ids], device=self.device).clamp_min(0),
-                position_ids=torch.tensor([positions], device=self.device) + self._first_position,
-                use_cache=False,
-                paged=step,
-            )
-            .last_hidden_state[0]
-        )
+        rows = torch.tensor(ids, device=self.device).clamp_min(0)
+        return self._hidden(rows, torch.tensor(positions, device=self.device), step)
+
+    def _hidden(self, ids: Tensor, positions: Tensor, step: PagedStep) -> Tensor:
+        base = plain_model(self.model).base_model
+        hidden: Tensor = base(
+            input_ids=ids[None], position_ids=positions[None] + self._first_position, use_cache=False, paged=step
+        ).last_hidden_state[0]
         return hidden
 
     @contextmanager

@@ -101,7 +101,7 @@ class ServedBlock:
         layout = paged.layout
         cos, sin = cos.contiguous(), sin.contiguous()
         step = native.Step(
-            cos.data_ptr(), sin.data_ptr(), layout.rows.data_ptr(), len(layout.parts), layout.pages.data_ptr(),
+            cos.data_ptr(), sin.data_ptr(), layout.rows.data_ptr(), len(layout.rows), layout.pages.data_ptr(),
             cache.keys.data_ptr(), cache.values.data_ptr(),
         )  # fmt: skip
         for index, number in enumerate(self._numbers):

@@ -1,5 +1,6 @@
 """CUDA versions of the operations: PyTorch's FlashAttention for packed documents (Dao 2023), and liger-kernel's Triton
-kernels (Hsu et al. 2024) if it is installed. tests/test_gpu.py tests each against its reference."""
+kernels (Hsu et al. 2024) if it is installed; attention over pages. tests/test_gpu.py tests each against its
+reference."""
 
 import inspect
 from functools import cache, lru_cache
@@ -95,3 +96,21 @@ def _starts(lengths: tuple[int, ...], before: int, device: torch.device) -> tupl
     own = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
     prefix = before * torch.arange(len(lengths) + 1, dtype=torch.int32)
     return own.to(device), (own + prefix).to(device)
+
+
+def has_paged(q: Tensor, v: Tensor, keys: Tensor) -> bool:
+    """Whether paged_triton.py supports these queries and values over a cache with such keys."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and keys.dtype == q.dtype
+        and max(q.shape[-1], v.shape[-1]) <= 256
+        and find_spec("triton") is not None
+    )
+
+
+def paged_attention(q: Tensor, *arguments: Any) -> Tensor:
+    """`paged_attention` of paged_triton.py, which is imported here because it needs Triton."""
+    with torch.cuda.device_of(q):
+        out: Tensor = import_module("tunesmith.ops.paged_triton").paged_attention(q, *arguments)
+    return out

@@ -75,6 +75,14 @@ def _as_bf16(values: Tensor) -> Tensor | None:
     return narrow if torch.equal(narrow.to(values.dtype), values) else None
 
 
+def packed_bytes(shape: tuple[int, int], stored: Stored) -> int:
+    """`PackedWeight.bytes` of an (out, in) matrix that is stored so."""
+    rows, inputs = -(-shape[0] // PANEL) * PANEL, shape[1]
+    codes = {"fp32": 4 * inputs, "bf16": 2 * inputs, "int8": inputs, "four bits": inputs // 2}[stored]
+    scales = {"int8": 4, "four bits": 4 * (inputs // BLOCK)}.get(stored, 0)
+    return rows * (codes + scales)
+
+
 def _pack_four_bits(weight: Quantized) -> PackedWeight:
     flat = weight.codes.flatten()
     codes = _panels(torch.stack([flat >> 4, flat & 15], 1).view(weight.shape))  # the first code is in the high half

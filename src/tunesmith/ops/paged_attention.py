@@ -13,11 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunesmith.ops import native
+from tunesmith.ops import cuda, native
 from tunesmith.ops.document_attention import document_attention_reference
 
 PAGE = 16
 """Tokens in a page; PAGE of native/paged.h."""
+
+TILE = 16
+"""Tokens of a prompt in a tile of paged_triton.py."""
+
+_CPU = torch.device("cpu")
 
 _WIDTH = 16
 """A value's numbers are filled up to a multiple of it."""
@@ -72,18 +77,33 @@ class Part:
 
 
 class Layout:
-    """The parts of a batch, as the kernel reads them."""
+    """The parts of a batch, as the kernels read them.
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    Args:
+        parts: of different sequences.
+        device: of the batch.
+        tile: the most tokens of a row, to which parts are cut; None: a row is a part.
+
+    Attributes:
+        rows: (rows, 4) int64: first token in the batch, tokens, tokens before them, first of its pages in `pages`.
+        tile: as above, or 1 if no part is longer.
+        pages: (pages,) int64: of all parts, one after another.
+    """
+
+    def __init__(self, parts: Sequence[Part], device: torch.device = _CPU, tile: int | None = None) -> None:
         self.parts = parts
+        longest = max((part.tokens for part in parts), default=1)
+        self.tile = longest if tile is None or longest == 1 else tile
         rows, pages, first = list[tuple[int, int, int, int]](), list[int](), 0
         for part in parts:
+            for start in range(0, part.tokens, self.tile):
+                count = min(self.tile, part.tokens - start)
+                rows.append((first + start, count, part.position + start, len(pages)))
             used = -(-(part.position + part.tokens) // PAGE)
-            rows.append((first, part.tokens, part.position, len(pages)))
             pages += part.pages[:used]
             first += part.tokens
-        self.rows = torch.tensor(rows)
-        self.pages = torch.tensor(pages)
+        self.rows = torch.tensor(rows, device=device)
+        self.pages = torch.tensor(pages, device=device)
 
 
 def paged_attention_reference(
@@ -137,15 +157,19 @@ def paged_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """`paged_attention_reference`, by the native kernel where there is one. There, a token's result is the same to the
-    bit whatever else is in the batch and however its sequence was cut into parts."""
+    """`paged_attention_reference`, by the native kernel or Triton's where there is one. In the native one, a token's
+    result is the same to the bit whatever else is in the batch and however its sequence was cut into parts."""
+    if cuda.has_paged(q, v, cache.keys):
+        return cuda.paged_attention(
+            q, k, v, cache.keys, cache.values, layout.rows, layout.tile, layout.pages, scale, window, softcap, sinks
+        )
     if not native.takes(q, k, v):
         return paged_attention_reference(q, k, v, cache, layout, scale, window, softcap, sinks)
     rows = [_contiguous(tensor[0].transpose(0, 1)) for tensor in (q, k, v)]  # (tokens, heads, dim)
     out = q.new_empty(q.shape[2], q.shape[1], v.shape[3])
     shape = native_shape(k.shape[1], q.shape[1], q.shape[3], v.shape[3], scale, window, softcap)
     native.call(
-        "paged_attention", q.dtype, shape, layout.rows, len(layout.parts), layout.pages, *rows, cache.keys,
+        "paged_attention", q.dtype, shape, layout.rows, len(layout.rows), layout.pages, *rows, cache.keys,
         cache.values, None if sinks is None else sinks.float(), out,
     )  # fmt: skip
     return out.transpose(0, 1)[None]

@@ -3,6 +3,7 @@ and the keys and values of the tokens read so far (Pope et al. 2022)."""
 
 from transformers import PretrainedConfig
 
+from tunesmith.inference.pages import pages_for
 from tunesmith.models.load import config_of
 from tunesmith.planner.device import program_bytes
 from tunesmith.planner.loading import stored_bytes, while_loading
@@ -26,22 +27,24 @@ def merging_memory(plan: Plan) -> dict[str, int] | None:
     return {"program": program + FIRST_USE} | held | {"adapters": FP32 * step.trained}
 
 
-def serving_memory(plan: Plan, context: int, concurrency: int) -> dict[str, int]:
+def serving_memory(plan: Plan, context: int, concurrency: int, page: int | None) -> dict[str, int]:
     """Bytes by part at the peak: while the tuned model is loaded, or while it serves.
-
-    Keys and values: 2 · layers · kv_heads · head_dim · tokens · bytes per number, for each answer. A layer with a
-    sliding window keeps at most its window.
 
     Args:
         plan: of the run.
         context: tokens per answer, read and written.
         concurrency: answers served in parallel.
+        page: bytes of a page of the cache in all layers (`planner.generation`). None: the model has none, and each
+            answer has a cache of transformers.
     """
     step, device, base = plan.step, plan.device, plan.batch_plan.recipe.base
     program = {"program": device.program_bytes + (FIRST_USE if device.is_this_cpu else 0)}
     held = {name: step.parts[name] for name in ("weights", "quantization constants", "adapters") if name in step.parts}
     held["weights"] = held.get("weights", 0) + step.parts.get("trained weights", 0)
-    per_answer = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
+    if page is None:
+        per_answer = key_value_bytes(config_of(base), context, plan.dtype.itemsize)
+    else:
+        per_answer = pages_for(context) * page
     workspace = sum(step.evaluation_parts.get(name, 0) for name in ("workspace", "loss"))
     serving = held | {"key–value cache": per_answer * concurrency, "workspace": workspace}
     loading = while_loading(base, step, plan.dtype, device)
@@ -54,7 +57,8 @@ def _total(parts: dict[str, int]) -> int:
 
 
 def key_value_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
-    """Bytes of the keys and values of one text.
+    """Bytes of the keys and values of one text in a cache of transformers: 2 · layers · kv_heads · head_dim · tokens ·
+    bytes per number. A layer with a sliding window keeps at most its window.
 
     Args:
         config: of the model.

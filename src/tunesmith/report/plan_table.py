@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.errors import UserError
+from tunesmith.inference.memory import GenerationMemory
 from tunesmith.planner.plan import Plan
 from tunesmith.planner.request import OnDevice
-from tunesmith.report.formatting import count, duration, durations, size
+from tunesmith.report.formatting import count, duration, durations, figure, size
 
 COLORS = {
     "weights": "#4477aa",
@@ -36,6 +37,13 @@ LEAST_SHOWN = 500_000
 
 BAR = 40
 """Characters of the longest bar."""
+
+
+def cache_line(memory: GenerationMemory) -> str:
+    """What the cache of the generation engine holds."""
+    longest = "" if memory.context is None else f", {memory.contexts:,} contexts of {memory.context:,}"
+    per_token = figure(memory.token / 1e3, "{:.3g} kB")
+    return f"{size(memory.cache)} for the cache: {memory.tokens:,} tokens{longest}; {per_token} per token"
 
 
 def parts_table(title: str, parts: Mapping[str, int]) -> Table:

@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tunesmith.errors import UserError
-from tunesmith.inference.engine import CONCURRENT
+from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.serving.adapters import ServedAdapters
