@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tunesmith
 
@@ -30,6 +31,16 @@ def test_every_public_name_is_callable() -> None:
 def test_continuous_integration_runs_the_commands_of_the_readme() -> None:
     calls = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
     assert calls == ["make test", "make demo"]
+
+
+def test_the_workflow_runs_make_on_supported_pythons_and_caches_by_files_that_exist() -> None:
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test", "make demo"]
+    (setup,) = (step["with"] for step in job["steps"] if "setup-python" in step.get("uses", ""))
+    assert all((ROOT / file).exists() for file in setup["cache-dependency-path"].split())
+    required = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert required is not None
+    assert job["strategy"]["matrix"]["python"][0] == required[1]
 
 
 def exists(dotted: str) -> bool:

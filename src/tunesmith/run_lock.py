@@ -1,7 +1,8 @@
-"""Only one process at a time writes a run: the lock of its directory.
+"""Only one process at a time writes a run, or another output: the lock of its directory or path.
 
-The lock is flock(2) on a file in the directory. The system releases it when the process ends, however it ends, so a
-killed run can be resumed at once. The file's text names the process for the message only, and may be out of date.
+The lock is flock(2) on a file in the directory, or beside the path. The system releases it when the process ends,
+however it ends, so a killed run can be resumed at once. The file's text names the process for the message only, and may
+be out of date.
 """
 
 import errno
@@ -21,18 +22,62 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def write_lock(directory: Path) -> Iterator[None]:
+def write_lock(directory: Path, advice: str | None = None) -> Iterator[None]:
     """Within the context, no other process and no other thread enters it for the same directory.
 
     Where the file system has no locks, that is logged as a warning and nothing is locked.
 
     Args:
         directory: of a run or a pipeline; must exist.
+        advice: what the refused process can do besides waiting; default: stop the other one and resume the run.
 
     Raises:
         UserError: the directory is locked, or nothing can be written in it.
     """
-    handle = _locked_file(directory)
+    with _locked(directory / LOCK_FILE, directory, _of_run(directory) if advice is None else advice):
+        yield
+
+
+@contextmanager
+def output_lock(path: Path) -> Iterator[None]:
+    """As `write_lock`, for one output file or directory: the locked file is beside it, and only while it is written.
+
+    Args:
+        path: of the output; its directory must exist.
+
+    Raises:
+        UserError: another process or thread writes it, or nothing can be written beside it.
+    """
+    with _locked(path.with_name(f".{path.name}{LOCK_FILE}"), path, "use another output path."):
+        yield
+
+
+def refuse_locked(directory: Path, advice: str | None = None) -> None:
+    """Change nothing; only refuse a directory that another process is writing.
+
+    Args:
+        directory: of a run or a pipeline.
+        advice: as in `write_lock`.
+
+    Raises:
+        UserError: the directory is locked.
+    """
+    with suppress(OSError):  # nobody has locked it, or its file system has no locks
+        handle = os.open(directory / LOCK_FILE, os.O_RDONLY)
+        try:
+            _lock(handle, directory, _of_run(directory) if advice is None else advice, exclusive=False)
+        finally:
+            os.close(handle)
+
+
+def _of_run(directory: Path) -> str:
+    return f"stop it and then resume the run: tunesmith train --resume {directory}"
+
+
+@contextmanager
+def _locked(path: Path, locked: Path, advice: str) -> Iterator[None]:
+    """Lock the file at `path`, which stands for what is `locked`, and remove it at the end."""
+    handle = _locked_file(path, locked, advice)
     if handle is None:
         yield
         return
@@ -41,34 +86,19 @@ def write_lock(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (directory / LOCK_FILE).unlink(missing_ok=True)  # while it is locked: whoever opened it before sees this
+        path.unlink(missing_ok=True)  # while it is locked: whoever opened it before sees this
         _close(open_handles)
 
 
-def refuse_locked(directory: Path) -> None:
-    """Change nothing; only refuse a directory that another process is writing.
-
-    Raises:
-        UserError: the directory is locked.
-    """
-    with suppress(OSError):  # nobody has locked it, or its file system has no locks
-        handle = os.open(directory / LOCK_FILE, os.O_RDONLY)
-        try:
-            _lock(handle, directory, exclusive=False)
-        finally:
-            os.close(handle)
-
-
-def _locked_file(directory: Path) -> int | None:
-    """The open and locked file of the directory; None where its file system has no locks."""
-    path = directory / LOCK_FILE
+def _locked_file(path: Path, locked: Path, advice: str) -> int | None:
+    """The open and locked file; None where its file system has no locks."""
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"The run directory {directory} cannot be written: {error.strerror}.") from None
+            raise UserError(f"{locked} cannot be written: {error.strerror}.") from None
         try:
-            _lock(handle, directory, exclusive=True)
+            _lock(handle, locked, advice, exclusive=True)
         except UserError:
             os.close(handle)
             raise
@@ -76,8 +106,8 @@ def _locked_file(directory: Path) -> int | None:
             os.close(handle)
             path.unlink(missing_ok=True)
             logger.warning(
-                "The file system of %s has no locks (%s): do not start this run a second time while it is written.",
-                directory,
+                "The file system of %s has no locks (%s): do not write it from a second process meanwhile.",
+                locked,
                 error.strerror,
             )
             return None
@@ -87,7 +117,7 @@ def _locked_file(directory: Path) -> int | None:
         os.close(handle)  # the last owner removed it after we opened it
 
 
-def _lock(handle: int, directory: Path, exclusive: bool) -> None:
+def _lock(handle: int, locked: Path, advice: str, exclusive: bool) -> None:
     """Lock the open file, without waiting for it. A lock that is not exclusive only fails if another one is.
 
     Raises:
@@ -104,8 +134,8 @@ def _lock(handle: int, directory: Path, exclusive: bool) -> None:
     except BlockingIOError:
         owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
         raise UserError(
-            f"{directory} is being written by {f'process {owner}' if owner else 'another process'}. Wait until that "
-            f"has finished, or stop it and then resume the run: tunesmith train --resume {directory}"
+            f"{locked} is being written by {f'process {owner}' if owner else 'another process'}. Wait until that "
+            f"has finished, or {advice}"
         ) from None
 
 

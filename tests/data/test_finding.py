@@ -67,6 +67,17 @@ def test_directories_are_searched_recursively_in_order_without_hidden_files(tmp_
     assert not any(each.is_named for each in find(["d/*/*.csv"], tmp_path) if isinstance(each, DataFile))
 
 
+def test_links_to_directories_are_followed_once_and_never_in_a_circle(tmp_path: Path) -> None:
+    touch(tmp_path, "d/a.csv", "elsewhere/b.csv", "elsewhere/deep/c.csv", "shared/e.csv")
+    links = {"d/more": "elsewhere", "d/up": "d", "elsewhere/back": "d", "elsewhere/deep/top": "", "d/.hidden": "shared"}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    names = [each.name for each in find(["d"], tmp_path) if isinstance(each, DataFile)]
+    assert names == ["d/a.csv", "d/more/b.csv", "d/more/deep/c.csv"]
+    (tmp_path / "d/again").symlink_to(tmp_path / "elsewhere")
+    assert refused("d", tmp_path).startswith("d/more/b.csv is named twice among the data (also as d/again/b.csv)")
+
+
 def test_a_directory_with_both_rows_and_documents_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "d/a.csv", "d/b.csv", "d/c.json", "d/e.md")
     assert refused("d/", tmp_path) == (

@@ -15,9 +15,10 @@ import pytest
 from command import typed
 
 import tunesmith
+from tunesmith.demo.recipe import new_directory
 from tunesmith.errors import UserError
 from tunesmith.run import PIPELINE_FILE
-from tunesmith.run_lock import LOCK_FILE, refuse_locked, write_lock
+from tunesmith.run_lock import LOCK_FILE, output_lock, refuse_locked, write_lock
 
 HOLD = """
 import os, sys, time
@@ -220,7 +221,7 @@ def test_a_file_system_without_locks_leads_to_a_warning(
     (record,) = caplog.records
     assert record.getMessage() == (
         f"The file system of {tmp_path} has no locks ({os.strerror(code)}): "
-        "do not start this run a second time while it is written."
+        "do not write it from a second process meanwhile."
     )
 
 
@@ -234,3 +235,35 @@ def test_an_error_within_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), write_lock(tmp_path):
         raise KeyboardInterrupt
     assert unlocked(tmp_path)
+
+
+# Other outputs
+
+
+def test_two_outputs_in_one_directory_are_locked_apart(tmp_path: Path) -> None:
+    with output_lock(tmp_path / "a.jsonl"), output_lock(tmp_path / "b.jsonl"):
+        with (
+            pytest.raises(UserError, match=r"a\.jsonl is being written by process .* or use another output path\.$"),
+            output_lock(tmp_path / "a.jsonl"),
+        ):
+            pass
+        assert unlocked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_demos_never_write_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with new_directory(None) as first, new_directory(None) as second:
+        assert (first, second) == (Path("runs/demo"), Path("runs/demo-2"))
+        refused = typed("demo", "--directory", str(first))
+        assert refused.returncode == 2
+        assert refused.stderr.endswith("or choose another one with --directory.\n")
+        assert f"{first} is being written by process {os.getpid()}" in refused.stderr
+    assert not (first / LOCK_FILE).exists()
+    (first / "note.txt").touch()
+    with pytest.raises(UserError, match="exists and is not an empty directory"), new_directory(first):
+        pass
+    with pytest.raises(UserError, match="exists and is not an empty directory"), new_directory(first / "note.txt"):
+        pass
+    with pytest.raises(UserError, match="cannot be created: Not a directory"), new_directory(first / "note.txt" / "in"):
+        pass

@@ -116,6 +116,21 @@ def test_interrupted_answer_resumes_after_the_last_complete_part(parts: int, mod
     assert not partial.exists()
 
 
+def test_two_processes_never_write_one_file_of_answers(model: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": question} for question in WHY_QUESTIONS])
+    refused: list[int] = []
+
+    def start_again(event: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=r"out\.jsonl is being written by process .* another output path"):
+            answer(model, source, tmp_path / "out.jsonl", SAMPLING)
+        refused.append(event["done"])
+
+    assert answer(model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[start_again]).rows == 5
+    assert refused == [0, 2, 4, 5]
+    with pytest.raises(UserError, match=r"nowhere/out\.jsonl cannot be written: No such file"):
+        answer(model, source, tmp_path / "nowhere" / "out.jsonl", SAMPLING)
+
+
 def test_partial_file_of_another_run_is_refused_and_kept(model: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "questions.jsonl", [{"question": question} for question in WHY_QUESTIONS])
 

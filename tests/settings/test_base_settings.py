@@ -14,6 +14,7 @@ from bytewise import CHATML, byte_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from settings_coverage import shows
+from small_models import method_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -25,6 +26,7 @@ from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.stored import stored_head
 from tunesmith.heads.token_classification import TokenClassificationHead
+from tunesmith.methods.prompt import start_tokens
 from tunesmith.models.load import (
     check_base_kind,
     config_of,
@@ -478,3 +480,18 @@ def test_a_trusted_decoder_is_accepted_as_a_decoder(tmp_path: Path, modules: Non
 def test_the_fingerprint_of_a_trusted_hub_model_is_its_commit(hub: Path, modules: None) -> None:
     with_code(hub / ("a" * 40))
     assert fingerprint(Base(path="owner/name", trust_remote_code=True)) == {"commit": "a" * 40}
+
+
+@shows("base.trust_remote_code", "base.revision")
+@pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix"])
+@pytest.mark.usefixtures("modules")
+def test_a_prompts_text_is_read_with_the_tokenizer_of_the_recipes_base(kind: str, hub: Path, tmp_path: Path) -> None:
+    with_own_code = Base(path=str(with_code(tmp_path / "own")), trust_remote_code=True)
+    shutil.rmtree(hub / ("a" * 40))  # the newest commit, which nothing may read
+    for base in (with_own_code, Base(path="owner/name", revision="v2")):
+        model = load_model(base, torch.float32)
+        prompted = method_of(kind, tokens=3, start="abc").apply(model, seed=0)
+        assert prompted.peft_config["default"].num_virtual_tokens == 3
+        with fake_tensors():
+            fake = fake_model(base, torch.float32)
+            assert start_tokens(fake, 3, "abc").shape == (3,)

@@ -70,9 +70,9 @@ def demo(
         from tunesmith.demo.side_by_side import SideBySide
 
     started = time.perf_counter()
-    directory = new_directory(directory)
-    run = _train(console, directory, base, set_ or [])
-    _evaluate(console, run)
+    with new_directory(directory) as directory:
+        run = _train(console, directory, base, set_ or [])
+        _evaluate(console, run)
     models = SideBySide.of(run)
     _heading(console, "4. What else changed?", "Questions that have nothing to do with the rows, before and after.")
     _show_general(console, models)

@@ -60,7 +60,8 @@ class DataFile:
 def find(paths: Sequence[str], base_dir: Path) -> list[DataFile | HubDataSet]:
     """The files of the paths, in the order given; the files of a directory or glob are sorted by path.
 
-    A directory is searched recursively for known extensions; names that begin with a dot are skipped.
+    A directory is searched recursively for known extensions, links to directories too; names that begin with a dot are
+    skipped.
 
     Raises:
         UserError: a path does not exist, holds no readable file, or names a file twice.
@@ -119,9 +120,13 @@ def _in_directory(directory: Path, given: str, base_dir: Path) -> Iterator[DataF
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    """Files at all levels, sorted by path, without hidden ones; links to directories inside are not followed."""
-    for root, directories, files in os.walk(directory):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
+    """Files at all levels, sorted by path, without hidden ones. Links to directories are followed, except to one that
+    they are in."""
+    for root, directories, files in os.walk(directory, followlinks=True):
+        here, real = Path(root), Path(root).resolve()
+        within = {real, *real.parents, *(parent.resolve() for parent in here.parents)}
+        visible = sorted(name for name in directories if not name.startswith("."))
+        directories[:] = [name for name in visible if Path(root, name).resolve() not in within]
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 

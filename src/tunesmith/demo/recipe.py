@@ -1,13 +1,19 @@
 """The demo's directory and recipe: an ordinary recipe, written beside its data, as long as this machine is fast."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.planner.request import plan
 from tunesmith.run import atomic_write
+from tunesmith.run_lock import LOCK_FILE, refuse_locked, write_lock
+
+ADVICE = "choose another one with --directory."
+"""What a second demo in the same directory can do."""
 
 RECIPE = """\
 # What `tunesmith demo` trains: from a Python function to its JSON tool definition.
@@ -62,21 +68,42 @@ SETTINGS = {
 """By base; the empty name stands for every other."""
 
 
-def new_directory(directory: Path | None) -> Path:
-    """Create `directory`, by default the first of runs/demo, runs/demo-2, … that does not exist.
+@contextmanager
+def new_directory(directory: Path | None) -> Iterator[Path]:
+    """Create `directory`, by default the first of runs/demo, runs/demo-2, … that does not exist, and lock it within the
+    context.
 
     Raises:
-        UserError: it exists and is not empty, or cannot be created.
+        UserError: it exists and is not empty, another process writes it, or it cannot be created.
     """
-    numbered = (Path("runs") / ("demo" if number == 1 else f"demo-{number}") for number in range(1, 1_000_000))
-    path = next(path for path in numbered if not path.exists()) if directory is None else directory
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is not an empty directory. Choose another one with --directory.")
     try:
+        path = _first_free() if directory is None else directory
+        refuse_locked(path, ADVICE)
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(_used(path)) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be created: {error.strerror}. Choose another one with --directory.") from None
-    return path
+        raise UserError(
+            f"{directory or 'runs/demo'} cannot be created: {error.strerror}. Choose another one with --directory."
+        ) from None
+    with write_lock(path, ADVICE):
+        if any(file.name != LOCK_FILE for file in path.iterdir()):
+            raise UserError(_used(path))
+        yield path
+
+
+def _first_free() -> Path:
+    """Create the first of the default directories that does not exist: two demos never get the same one."""
+    for number in count(1):
+        path = Path("runs") / ("demo" if number == 1 else f"demo-{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError
+
+
+def _used(path: Path) -> str:
+    return f"{path} exists and is not an empty directory. Choose another one with --directory."
 
 
 def write_recipe(directory: Path, base: str, overrides: Sequence[str] = (), seed: int = 0) -> Recipe:

@@ -19,6 +19,7 @@ from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype
 from tunesmith.run import Events, Subscriber, atomic_write
+from tunesmith.run_lock import output_lock
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
 """Columns that hold the question, in a row that has no answer."""
@@ -73,8 +74,16 @@ def answer(
         UserError: the model does not generate text, a row has no question, or the output exists already.
     """
     target = Path(output)
-    if target.exists():
-        raise UserError(f"{target} exists already. Use another output path.")
+    with output_lock(target):
+        if target.exists():
+            raise UserError(f"{target} exists already. Use another output path.")
+        return _answer(model, source, target, sampling, concurrent, Events(*subscribers))
+
+
+def _answer(
+    model: str, source: str | Path, target: Path, sampling: Sampling, concurrent: int, events: Events
+) -> Answered:
+    """As `answer`, of an output that no other process writes."""
     reference = ModelReference.find(model)
     if not reference.head.generates_text:
         raise UserError(f"{model} does not generate text, so it cannot answer. Use a causal language model instead.")
@@ -84,7 +93,6 @@ def answer(
         done, empty = _answered_so_far(partial, {"model": model, "sampling": asdict(sampling), "rows": _digest(chats)})
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
-    events = Events(*subscribers)
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
     generator = Generator.of(reference, writing_dtype("auto", device), device, concurrent)

@@ -11,11 +11,13 @@ import torch
 from peft import PeftModel, PromptTuningConfig
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
+from tunesmith.config.base import Base
 from tunesmith.config.registry import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
+from tunesmith.models.load import load_tokenizer
 
 
 class Prompt(MethodConfig):
@@ -55,12 +57,13 @@ def start_tokens(model: PreTrainedModel, count: int, text: str | None) -> Tensor
     """(count,) ids: the text's, repeated or truncated; without a text, random ones.
 
     Raises:
-        UserError: the text has no tokens.
+        UserError: the text has no tokens, or the tokenizer cannot be loaded.
     """
     embeddings = model.get_input_embeddings()
     if text is None:
         return torch.randint(embeddings.num_embeddings, (count,)).to(model.device)
-    ids = AutoTokenizer.from_pretrained(model.name_or_path)(text, add_special_tokens=False)["input_ids"]
+    base = getattr(model, "tunesmith_base", Base(path=model.name_or_path))  # with its revision and trust_remote_code
+    ids = load_tokenizer(base)(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise UserError("method.start: the text is empty. Describe the task in a sentence, or remove method.start.")
     return torch.tensor((ids * (count // len(ids) + 1))[:count], device=model.device)

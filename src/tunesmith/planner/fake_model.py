@@ -54,6 +54,7 @@ def fake_model(base: Base, dtype: torch.dtype, head: Head | None = None, layers:
         if dtype == torch.float32:  # PyTorch's grouped matrix products have no meta kernel in fp32
             options["experts_implementation"] = "batched_mm"
         model = as_linear(kind.from_config(config, dtype=dtype, **options).eval())
+        model.tunesmith_base = base
     except (OSError, ValueError) as error:
         raise not_loaded(base, "model", error) from error
     if base.quantized:
