@@ -56,7 +56,7 @@ class Events:
         figures     of one model, as soon as they are known: side ("base", "tuned"), fold, and either loss,
                     loss_interval, perplexity, or metrics {name: {value, interval, title, explanation, unit}}
         warning     message
-        end         reason ("done", "early stopping", "interrupted", "stopped"), step, seconds, output
+        end         reason ("done", "early stopping", "interrupted", "failed": the user's code), step, seconds, output
     """
 
     def __init__(self, *subscribers: Subscriber) -> None:
@@ -231,7 +231,16 @@ class Run:
     @classmethod
     @contextmanager
     def create(cls, directory: str | Path | None, recipe: str, base: str, method: str) -> Iterator["Run"]:
-        """Create the directory, lock it within the context, and write `recipe.yaml`. Arguments as in `new_directory`.
+        """Create the directory, lock it within the context, and write `recipe.yaml`.
+
+        Args:
+            directory: by default `runs/<date>-<time>-<base>-<method>`.
+            recipe: the file's content.
+            base: of the run, for the default name.
+            method: of the run, for the default name.
+
+        Yields:
+            The run.
 
         Raises:
             UserError: the directory exists and is not empty, another process writes it, or it cannot be created.
@@ -247,6 +256,12 @@ class Run:
     @classmethod
     def open(cls, directory: str | Path) -> "Run":
         """Open an existing run; of a pipeline, its last started stage.
+
+        Args:
+            directory: of the run or the pipeline.
+
+        Returns:
+            The run.
 
         Raises:
             UserError: the directory has no run.
@@ -273,10 +288,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether its adapter or model is written."""
         return self.output is not None
 
     def events(self) -> list[Event]:
-        """All events so far, without an incomplete last line of a killed run."""
+        """All events so far.
+
+        Returns:
+            The lines of `metrics.jsonl`, without an incomplete last line of a killed run.
+        """
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return []
@@ -284,11 +304,21 @@ class Run:
         return [json.loads(line) for line in lines[:-1] if line]
 
     def rewind(self, size: int) -> None:
-        """Truncate `metrics.jsonl` to `size` bytes: the steps after the checkpoint will run again."""
+        """Truncate `metrics.jsonl`: the steps after the checkpoint will run again.
+
+        Args:
+            size: in bytes, when the checkpoint was written.
+        """
         path = self.directory / "metrics.jsonl"
         if path.exists():
             os.truncate(path, min(size, path.stat().st_size))
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a file into the run's directory, atomically.
+
+        Args:
+            name: of the file.
+            value: plain JSON values; NaN and infinities become texts.
+        """
         with atomic_write(self.directory / name) as file:
             json.dump(jsonable(value), file, indent=2, ensure_ascii=False)

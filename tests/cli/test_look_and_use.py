@@ -45,6 +45,22 @@ def test_data_show_prints_why_a_row_cannot_be_trained_on(call: Call, tmp_path: P
     assert (code, "cannot be trained on: turn 2 (assistant) holds <|im_end|>" in out.replace("\n", " ")) == (0, True)
 
 
+def test_data_show_counts_malformed_rows_and_shows_them_in_their_place(call: Call, tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"Wie {n}?", "answer": "So."}) for n in (1, 2)]
+    lines[1:1] = ["{", json.dumps({"question": "Wie?", "answer": None})]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    code, out = call("data", "show", "rows.jsonl", "--rows", "4")
+    assert code == 0
+    places = [out.index(f"rows.jsonl row {row}") for row in (1, 2, 3, 4)]
+    assert places == sorted(places)
+    assert "rows.jsonl row 2 · malformed" in out
+    assert "left out: not valid JSON: Expecting property name" in out
+    assert "left out: answer is missing" in out
+    assert "2 malformed. A run leaves such rows out and counts them; data.max_malformed: 1% is" in out
+    assert "rows.jsonl row 4 · " in call("data", "show", "rows.jsonl", "--rows", "1", "--start", "4")[1]
+    assert "malformed" not in call("data", "show", "rows.jsonl", "--rows", "1")[1]
+
+
 def test_data_show_trains_on_all_tokens_of_a_text_file(call: Call, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Some notes.", encoding="utf-8")
     assert "«Some notes.<|endoftext|>»" in call("data", "show", "notes.txt")[1]

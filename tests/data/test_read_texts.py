@@ -299,7 +299,11 @@ def test_rows_are_shown_from_the_given_start_token_by_token_with_loss(tiny_model
         '{"question": "q1", "answer": "a1"}\n{\n{"question": "é€😀", "answer": "ü"}\n'
         '{"question": "q4", "answer": "<|pad|>"}\n{"question": "q5", "answer": "a5"}\n'
     )
-    second, third = shown_of(tmp_path, tiny_model, rows, 2, 2)
+    malformed, second, third = shown_of(tmp_path, tiny_model, rows, 3, 2)
+    assert (malformed.is_malformed, malformed.source[-5:], malformed.pieces) == (True, "row 2", ())
+    assert malformed.fault is not None
+    assert malformed.fault.startswith("not valid JSON")
+    assert not second.is_malformed
     assert second.source.endswith("rows.jsonl row 3")
     assert [(piece.text, piece.has_loss) for piece in second.pieces] == [
         *((mark, False) for mark in ["<|im_start|>", *"user\n", "é", "€", "😀", "<|im_end|>"]),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import typed
 from safetensors.torch import load_file
 
 import tunesmith
@@ -83,13 +84,15 @@ def nothing_imported() -> Iterator[None]:
         "myformats",
         "mymetrics",
         "broken",
+        "failing_package",
     )
 
     def forget() -> None:
         for name in [each for each in sys.modules if each.partition(".")[0] in names]:
             del sys.modules[name]
         for registry in (METHODS, OBJECTIVES, HEADS, FORMATS, INSTALLED):
-            vars(registry).pop("_kinds", None)
+            for name in ("_installed", "_kinds"):
+                vars(registry).pop(name, None)
 
     forget()
     yield
@@ -285,7 +288,7 @@ def test_a_package_with_the_name_of_a_directory_of_runs_is_refused(recipe: Path,
 HEAD = """
 from dataclasses import dataclass
 from pathlib import Path
-from tunesmith import Prediction
+from tunesmith import Head, ObjectiveConfig, Prediction
 from tunesmith.heads.sequence_classification import RegressionHead
 from tunesmith.objectives.regression import Regression
 
@@ -307,11 +310,52 @@ class Points(Regression):
     def head(self):
         return PointsHead()
 
+@dataclass(frozen=True)
+class BareHead(Head):
+    kind = "myheads:BareHead"
+
+    def model_class(self, config):
+        return None
+
+class Lacking(ObjectiveConfig):
+    kind: str = "lacking"
+
+    @property
+    def head(self):
+        return BareHead()
+
+    def render(self, renderer, example):
+        return []
+
+    def build(self, references=()):
+        return None
+
 class Unnamed(Regression):
     @property
     def head(self):
         return Nameless()
 """
+
+
+def test_a_method_that_a_class_lacks_is_named_in_one_line(recipe: Path) -> None:
+    (recipe.parent / "mymethods.py").write_text(
+        METHOD + "\n    @property\n    def top_blocks(self):\n        return 1\n"
+    )
+    (recipe.parent / "myheads.py").write_text(HEAD)
+    loaded = tunesmith.Recipe.load(recipe, ["method={kind: 'mymethods:Norms'}", "objective={kind: 'myheads:Lacking'}"])
+    needed: list[Callable[[], object]] = [
+        lambda: loaded.method.with_top_blocks(2),
+        lambda: loaded.objective.head_learning_rate_at(32),
+        lambda: loaded.objective.head.predict(None, None, "text"),
+    ]
+    names = (
+        "mymethods:Norms has no method with_top_blocks",
+        "head_learning_rate_at",
+        "myheads:BareHead has no .* predict",
+    )
+    for call, message in zip(needed, names, strict=True):
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -335,6 +379,194 @@ def test_a_head_of_ones_own_predicts_from_its_run_and_runs_no_code_elsewhere(
     with pytest.raises(UserError, match="myheads:PointsHead cannot be imported: myheads is not installed"):
         tunesmith.load(str(moved))
     assert not (moved / "executed").exists()
+
+
+# Code that fails
+
+
+FAILING = LOSSES.replace(
+    "        return HALF",
+    "        if Path(__file__).with_name('fail').exists():\n            return {}['no such key']\n        return HALF",
+).replace("from halves", "from pathlib import Path\nfrom halves")
+
+
+def test_a_loss_that_fails_before_anything_is_trained_leaves_no_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = recipe.parent / "mylosses.py"
+    file.write_text(FAILING)
+    (recipe.parent / "fail").touch()
+    line = 1 + FAILING.splitlines().index("            return {}['no such key']")
+    done = typed("train", str(recipe), "--run", "run")
+    assert done.returncode == 2
+    first, *code = done.stderr.splitlines()
+    assert first == f"error: mylosses:Half failed: KeyError: 'no such key' ({file}:{line}, in loss). Correct it."
+    assert code[:2] == [f'  File "{file}", line {line}, in loss', "    return {}['no such key']"]
+    assert "tunesmith/" not in done.stderr, "only the part of the traceback that is theirs"
+    assert not (tmp_path / "run").exists()
+    (recipe.parent / "fail").unlink()
+    assert typed("train", str(recipe), "--run", "run").returncode == 0
+
+
+def test_a_failure_in_a_file_that_the_named_one_imports_is_theirs_too(recipe: Path, tmp_path: Path) -> None:
+    helper = recipe.parent / "halves.py"
+    helper.write_text("class Half:\n    def __mul__(self, other):\n        return 1 / 0\nHALF = Half()\n")
+    with pytest.raises(UserError) as caught:
+        tunesmith.train(recipe, tmp_path / "run")
+    first, *code = str(caught.value).splitlines()
+    assert first == (f"mylosses:Half failed: ZeroDivisionError: division by zero ({helper}:3, in __mul__). Correct it.")
+    assert [line.split(", ")[-1] for line in code if line.startswith("  File")] == ["in loss", "in __mul__"]
+
+
+def test_a_failure_that_is_not_in_users_code_stays_what_it_is(recipe: Path, tmp_path: Path) -> None:
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            raise KeyError("a subscriber")
+
+    with pytest.raises(KeyError, match="a subscriber"):
+        tunesmith.train(recipe, tmp_path / "run", subscribers=[fail])
+    assert (tmp_path / "run").exists()
+
+
+def fail_after(step: int, recipe: Path) -> Callable[[dict[str, Any]], None]:
+    """A subscriber that makes the loss fail from a step on."""
+    (recipe.parent / "mylosses.py").write_text(FAILING)
+
+    def subscriber(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            (recipe.parent / "fail").touch()
+
+    return subscriber
+
+
+def test_a_loss_that_fails_later_keeps_a_run_that_resumes_with_the_corrected_code(recipe: Path, tmp_path: Path) -> None:
+    run, subscriber = tmp_path / "run", fail_after(3, recipe)
+    with pytest.raises(UserError, match="mylosses:Half failed: KeyError") as caught:
+        tunesmith.train(recipe, run, ["train.checkpoint_every=2"], [subscriber])
+    assert isinstance(caught.value.__cause__, KeyError)
+    last = str(caught.value).splitlines()[-1]
+    assert last == (
+        f"{run} is kept, with its own copy of the code that was beside the recipe. Correct it there, then continue "
+        f"after step 2: tunesmith train --resume {run}"
+    )
+    assert tunesmith.Run(run).events()[-1]["reason"] == "failed"
+    assert [listed.state for listed in tunesmith.list_runs(tmp_path)] == ["interrupted"]
+    (run / "mylosses.py").write_text(LOSSES.replace("HALF *", "1 / 0 *"))  # no correction yet
+    with pytest.raises(UserError, match=r"ZeroDivisionError[\s\S]*continue after step 2"):
+        tunesmith.resume(run)
+    (run / "mylosses.py").write_text(LOSSES)
+    assert tunesmith.resume(run).finished
+    assert [event["step"] for event in steps_of(run)] == [1, 2, 3, 4]
+    assert len(json.loads((run / "provenance.json").read_text())["corrected_extensions"]) == 2
+
+
+def test_code_that_failed_in_a_loop_of_ones_own_may_be_corrected(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (recipe.parent / "mylosses.py").write_text(FAILING)
+    with tunesmith.Trainer(recipe, run) as trainer:
+        trainer.step()
+        trainer.checkpoint()
+        (recipe.parent / "fail").touch()
+        for call in (trainer.step, lambda: trainer.forward_backward([0])):
+            with pytest.raises(UserError, match="mylosses:Half failed: KeyError"):
+                call()
+    (run / "mylosses.py").write_text(LOSSES)
+    with tunesmith.Trainer.resume(run) as trainer:
+        assert trainer.steps == (1, 4)
+
+
+def test_code_of_a_run_that_did_not_fail_may_not_change(recipe: Path, tmp_path: Path) -> None:
+    with tunesmith.Trainer(recipe, tmp_path / "run") as trainer:
+        trainer.step()
+        trainer.checkpoint()
+    (tmp_path / "run" / "halves.py").write_text("HALF = 0.25\n")
+    with pytest.raises(UserError, match="The code of mylosses:Half has changed"):
+        tunesmith.resume(tmp_path / "run")
+
+
+def test_a_resumed_run_is_kept_when_its_code_fails_at_once(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (recipe.parent / "mylosses.py").write_text(FAILING)
+    with tunesmith.Trainer(recipe, run):
+        pass
+    (run / "fail").touch()
+    with pytest.raises(UserError, match="mylosses:Half failed"):
+        tunesmith.resume(run)
+    (run / "fail").unlink()
+    assert tunesmith.resume(run).finished
+
+
+def test_a_later_stage_that_fails_at_once_is_started_again(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "mylosses.py").write_text(FAILING)
+    values = json.loads(recipe.read_text()) | {"stages": [{"name": "one"}, {"name": "two"}]}
+    recipe.write_text(json.dumps(values))
+    pipeline = tmp_path / "pipeline"
+
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "end" and event["run" if "run" in event else "event"] == "end":
+            (recipe.parent / "fail").touch()
+
+    with pytest.raises(UserError, match="mylosses:Half failed"):
+        tunesmith.train(recipe, pipeline, ["train.steps=1"], [fail])
+    assert not (pipeline / "2-two").exists()
+    assert tunesmith.resume(pipeline).directory == pipeline / "2-two"
+
+
+def test_the_row_at_which_code_of_ones_own_fails_is_named(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "mylosses.py").write_text(
+        LOSSES + "\n    def render(self, renderer, example):\n"
+        "        return super().render(renderer, example) if example.source.row < 7 else [][0]\n"
+    )
+    (recipe.parent / "myformats.py").write_text(
+        "from tunesmith import RowFormat\nfrom tunesmith.data.row_format import nonempty_text\n"
+        "def read(values):\n    return {'text': 1 / 0 if values['question'] == 'What is 4 + 4?' else "
+        "nonempty_text(values, 'question')}\n"
+        "QUESTIONS = RowFormat('questions', (('question',),), (), read)\n"
+    )
+    losses = LOSSES.replace("class NotOne:", "class NotOne:", 1)
+    with pytest.raises(
+        UserError, match=r"rows.jsonl row 5: data.format: myformats:QUESTIONS failed: ZeroDivisionError"
+    ):
+        tunesmith.train(recipe, tmp_path / "run", ["data.format='myformats:QUESTIONS'", "objective=text"])
+    (recipe.parent / "mylosses.py").write_text(
+        losses.replace(
+            "    def build(",
+            "    def render(self, renderer, example):\n"
+            "        return super().render(renderer, example) if example.source.row < 7 else [][0]\n\n    def build(",
+        )
+    )
+    with pytest.raises(UserError, match=r"rows.jsonl row 7: mylosses:Half failed: IndexError: list index out of range"):
+        tunesmith.train(recipe, tmp_path / "run")
+    shown = typed("data", "show", str(recipe), "--start", "7")
+    assert (shown.returncode, "rows.jsonl row 7: mylosses:Half failed" in shown.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_names_the_line_of_ones_own_code_that_it_cannot_simulate(recipe: Path) -> None:
+    file = recipe.parent / "mylosses.py"
+    for failure, message in (
+        ("{}['no such key']", r"^mylosses:Half failed: KeyError: 'no such key' \(.*mylosses.py:12, in loss\)"),
+        ("[] + 1", r"cannot be predicted, .*\(can only concatenate list .*; .*mylosses.py:12, in loss\)"),
+    ):
+        file.write_text(LOSSES.replace("        return HALF", f"        {failure}\n        return HALF"))
+        with pytest.raises(UserError, match=message):
+            tunesmith.plan(recipe=recipe)
+
+
+def test_a_metric_and_a_head_that_fail_are_named(recipe: Path, tmp_path: Path) -> None:
+    run = tunesmith.train(recipe, tmp_path / "run", ["objective=instruction", "train.steps=1"]).directory
+    (tmp_path / "mymetrics.py").write_text("def worst(answer, expected):\n    return 1 / 0\n")
+    worst = metric_named("mymetrics:worst", tmp_path)
+    with pytest.raises(UserError, match=r"The metric worst failed: ZeroDivisionError: .*mymetrics.py:2, in worst"):
+        tunesmith.evaluate(run, rows=2, max_new_tokens=2, metrics={"worst": worst})
+    (recipe.parent / "myheads.py").write_text(HEAD.replace('"points", float(output[0])', '"points", output["no"]'))
+    rows = tmp_path / "scores.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"a{n}", "score": n}) + "\n" for n in range(20)))
+    overrides = [f"data.train={rows}", "train.steps=1", "objective={kind: 'myheads:Points'}"]
+    points = tunesmith.train(recipe, tmp_path / "points", overrides).directory
+    with pytest.raises(UserError, match=r"^myheads:PointsHead failed: .*myheads.py:\d+, in predictions"):
+        tunesmith.classify(points, "a3")
 
 
 # An installed package
@@ -391,6 +623,68 @@ def test_a_package_cannot_replace_our_own_kinds(tmp_path: Path, monkeypatch: pyt
     assert not registry.is_users("half")
 
 
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package whose module fails, with methods that are none or that crash when they are listed."""
+    package = tmp_path / "failing" / "failing_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "broken.py").write_text("import not_there\n")
+    (package / "methods.py").write_text(
+        METHOD.replace("return sum(", "return 1 / 0 + sum(")
+        + "class Usual(Norms):\n    usual_weights = ('auto',)\n    needed: int\n"
+        + "from typing import Callable\nclass Odd(Norms):\n    odd: Callable = print\n"
+    )
+    info = tmp_path / "failing" / "failing_package-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-package\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text(
+        "[tunesmith.objectives]\nbroken_objective = failing_package.broken:Half\n"
+        "[tunesmith.methods]\nbroken_method = failing_package.broken:Norms\ncrashes = failing_package.methods:Norms\n"
+        "usual = failing_package.methods:Usual\nno_class = failing_package.methods:METHOD\n"
+        "odd = failing_package.methods:Odd\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "failing")
+    importlib.invalidate_caches()
+
+
+BROKEN = (
+    "tunesmith.methods: broken_method is left out: failing_package.broken:Norms cannot be imported: it needs "
+    "not_there, which is not installed. The package failing-package 2.0 registers it as broken_method: update or "
+    "uninstall it."
+)
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_broken_package_is_named_in_one_line_and_left_out_of_all_lists(tiny_model: Path) -> None:
+    listed, schema = typed("methods", "--base", str(tiny_model), "--json"), typed("schema")
+    plan = typed("plan", str(tiny_model), "--device", "rtx-4090", "--json")
+    assert (listed.returncode, schema.returncode, plan.returncode) == (0, 0, 0)
+    for done in (listed, schema, plan):
+        assert done.stderr.count(BROKEN) == 1
+        assert "Traceback" not in done.stderr
+    kinds = [method["kind"] for method in json.loads(listed.stdout)["methods"]]
+    assert kinds == [kind for kind in METHODS.own if kind != "peft"]
+    assert "crashes is left out: ZeroDivisionError: division by zero. The package failing-package 2.0" in listed.stderr
+    mapped = json.loads(schema.stdout)["properties"]["method"]["discriminator"]["mapping"]
+    assert set(mapped) == {*METHODS.own, "crashes", "usual"}, "no JSON schema of odd"
+    assert "tunesmith.objectives: broken_objective is left out" in schema.stderr
+    assert "usual is left out: it has no default for needed, so it needs a recipe.\n" in listed.stderr
+    assert "lora" in json.loads(plan.stdout)
+
+
+@pytest.mark.usefixtures("failing")
+def test_only_a_recipe_that_names_a_broken_package_fails(recipe: Path, tmp_path: Path) -> None:
+    assert tunesmith.train(recipe, tmp_path / "run", ["train.steps=1"]).finished
+    message = BROKEN.partition("left out: ")[2]
+    with pytest.raises(UserError, match=f"^recipe.yaml: method: {message}$"):
+        tunesmith.Recipe.load(recipe, ["method=broken_method"])
+    with pytest.raises(UserError, match=r"method\.rnk is not a field\. Did you mean method\.rank"):
+        tunesmith.Recipe.load(recipe, ["method.rnk=3"])
+    with pytest.raises(UserError, match=r"methods\.py has no METHOD"):
+        tunesmith.Recipe.load(recipe, ["method=no_class"])
+
+
 RUN = """
 import sys, tunesmith
 recipe, run, resume = sys.argv[1:]
@@ -441,6 +735,10 @@ def test_a_format_of_ones_own_reads_the_rows(recipe: Path, tmp_path: Path) -> No
     assert (data["rows"], data["malformed"]) == (30, 0)
     with pytest.raises(UserError, match=r"data.format: myformats:NOT_ONE is not a tunesmith.data.row_format.RowFormat"):
         tunesmith.train(recipe, tmp_path / "other", [*overrides, "data.format='myformats:NOT_ONE'"])
+    with pytest.raises(
+        UserError, match=r"^recipe.yaml: data.format: nowhere:TERMS cannot be imported: nowhere is neith"
+    ):
+        tunesmith.Recipe.load(recipe, ["data.format='nowhere:TERMS'"])
 
 
 def test_a_metric_is_a_function_or_a_metric_by_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import tunesmith
 from tunesmith import Trainer
 from tunesmith.errors import UserError
+from tunesmith.run import PIPELINE_FILE
 
 
 @pytest.fixture
@@ -150,6 +151,42 @@ def test_what_a_trainer_cannot_do_is_refused_in_one_line(recipe: dict[str, Any],
             call()
     with pytest.raises(UserError, match="already contains a run"):
         Trainer(recipe, tmp_path / "run")
+
+
+def test_a_trainer_refuses_a_recipe_of_several_runs_by_name(recipe: dict[str, Any], tmp_path: Path) -> None:
+    folds = {**recipe, "data": {"train": recipe["data"]["train"], "folds": 2}, "train": {"steps": 1}}
+    with pytest.raises(UserError, match=r"^data\.folds: 2 makes several runs, and a Trainer is one run\. Use "):
+        Trainer(folds, tmp_path / "run")
+    with pytest.raises(UserError, match="recipe has stages"):
+        Trainer({**recipe, "stages": [{"name": "one"}]}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with Trainer(folds, tmp_path / "one", ["data.fold=2"]) as trainer:
+        assert trainer.fit().finished
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / PIPELINE_FILE).touch()
+    with pytest.raises(UserError, match=r"all is a pipeline of runs, and a Trainer is one run\. tunesmith\.resume"):
+        Trainer.resume(tmp_path / "all")
+
+
+def test_an_error_before_the_first_step_leaves_no_directory(recipe: dict[str, Any], tmp_path: Path) -> None:
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        tunesmith.train(recipe, tmp_path / "run", subscribers=[fail])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="no"):
+        tunesmith.train(recipe, tmp_path / "run", ["train.evaluate_every=1", "data.held_out=0.2"], [_fails_at(1)])
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def _fails_at(step: int) -> Callable[[dict[str, Any]], None]:
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            raise UserError("no")
+
+    return fail
 
 
 def test_a_trainer_evaluates_the_rows_that_the_run_evaluates(recipe: dict[str, Any], tmp_path: Path) -> None:

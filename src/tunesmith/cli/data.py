@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
@@ -43,13 +44,26 @@ def show(
         recipe = _recipe(source, base, overrides or [])  # imports its method and its objective
 
     console = Console(highlight=False)
+    malformed = 0
     for shown in tunesmith.data.show.show(recipe, load_tokenizer(recipe.base), rows, start):
+        if shown.is_malformed:
+            malformed += 1
+            console.rule(f"[bold]{escape(shown.source)}[/] · malformed", align="left")
+            console.print(f"left out: {shown.fault}", style="bold red", markup=False, soft_wrap=True)
+            continue
         console.rule(
             f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} with loss", align="left"
         )
         console.print(_highlighted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
         if shown.fault is not None:
             console.print(f"cannot be trained on: {shown.fault}", style="bold red", markup=False)
+    if malformed:
+        console.print(
+            f"{malformed:,} malformed. A run leaves such rows out and counts them; data.max_malformed: "
+            f"{recipe.data.max_malformed:.0%} is the largest share that it accepts.",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":

@@ -8,17 +8,21 @@ must be imported at its top, not inside its functions.
 import hashlib
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from traceback import StackSummary, walk_tb
 from types import ModuleType
 from typing import Any
 
 from tunesmith.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 RESERVED = ("adapter", "checkpoints", "model", "tensorboard")
 """Names in a run's directory, which modules beside a recipe cannot have."""
@@ -59,8 +63,12 @@ class Registry(Mapping[str, str]):
         self.own = own
 
     @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    @cached_property
     def _kinds(self) -> dict[str, str]:
-        return {**{point.name: point.value for point in entry_points(group=self.group)}, **self.own}
+        return {**{name: point.value for name, point in self._installed.items()}, **self.own}
 
     def __getitem__(self, kind: str) -> str:
         return self._kinds[kind]
@@ -92,7 +100,27 @@ class Registry(Mapping[str, str]):
         if kind in self.own:
             module, name = self.own[kind].split(":")
             return getattr(importlib.import_module(module), name)
-        return imported(self.path(kind), directory)
+        if is_path(kind):
+            return imported(kind, directory)
+        return imported(self[kind], directory, self._advice(kind))
+
+    def _advice(self, kind: str) -> str:
+        """What to do about a kind of an installed package that fails."""
+        distribution = self._installed[kind].dist
+        package = "A package" if distribution is None else f"The package {distribution.name} {distribution.version}"
+        return f"{package} registers it as {kind}: update or uninstall it."
+
+    @contextmanager
+    def left_out_if_broken(self, kind: str) -> Iterator[None]:
+        """For lists of all kinds: log what fails within, in one line, if an installed package registers the kind. An
+        error in a kind of ours is raised."""
+        try:
+            yield
+        except Exception as error:
+            if kind in self.own:
+                raise
+            reason = error if isinstance(error, UserError) else f"{_in_one_line(error)}. {self._advice(kind)}"
+            logger.warning("%s: %s is left out: %s", self.group, kind, reason)
 
 
 def is_path(name: str) -> bool:
@@ -100,38 +128,98 @@ def is_path(name: str) -> bool:
     return ":" in name
 
 
-def imported(name: str, directory: Path | None = None) -> Any:
+def imported(name: str, directory: Path | None = None, advice: str = "") -> Any:
     """The object that `module:name` stands for.
 
     Args:
         name: the module as in an import statement, and the name in it.
         directory: of the recipe, which is searched first.
+        advice: what to do if it cannot be imported; default: put it beside the recipe.
 
     Raises:
         UserError: there is no such module, it fails, or it has no such name.
     """
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise UserError(f"{name} is not of the form module:Class, such as my_package.losses:FocalLoss.")
+        raise _not_imported(f"{name} is not of the form module:Class, such as my_package.losses:FocalLoss.", advice)
     if module == "__main__":
         raise UserError(f"{name} cannot be imported again by a run. Put it in a file of its own beside the recipe.")
     try:
         found = _import(module, None if directory is None else directory.resolve())
     except ModuleNotFoundError as error:
         if error.name not in _parents(module):
-            raise UserError(f"{name} cannot be imported: it needs {error.name}, which is not installed.") from error
+            missing = f"{name} cannot be imported: it needs {error.name}, which is not installed."
+            raise _not_imported(missing, advice) from error
         places = "is not installed" if directory is None else f"is neither in {directory} nor installed"
-        raise UserError(
-            f"{name} cannot be imported: {module} {places}. Put {_top(name)}.py beside the recipe, or install its "
-            "package."
-        ) from None
+        beside = f"Put {_top(name)}.py beside the recipe, or install its package."
+        raise _not_imported(f"{name} cannot be imported: {module} {places}.", advice or beside) from None
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{name} cannot be imported: {type(error).__name__}: {error}.") from error
+    except (Exception, SystemExit) as error:
+        raise _not_imported(f"{name} cannot be imported: {_in_one_line(error)}.", advice) from error
     if not hasattr(found, attribute):
-        raise UserError(f"{name} cannot be imported: {getattr(found, '__file__', None) or module} has no {attribute}.")
+        where = getattr(found, "__file__", None) or module
+        raise _not_imported(f"{name} cannot be imported: {where} has no {attribute}.", advice)
     return getattr(found, attribute)
+
+
+def _not_imported(problem: str, advice: str) -> UserError:
+    return UserError(f"{problem} {advice}".rstrip())
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Such as `KeyError: 'label'`."""
+    text = " ".join(str(error).split())
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__).rstrip(".")
+
+
+class UsersCodeError(UserError):
+    """Code of a user failed. `__cause__` is what it raised."""
+
+
+@contextmanager
+def failures_named(code: Mapping[str, str], *signals: type[Exception]) -> Iterator[None]:
+    """Turn an exception that code of users raises within into one that says where in that code.
+
+    Args:
+        code: the names in a recipe → `module:Class`, as in `Recipe.extensions`.
+        signals: exceptions that are no failures.
+
+    Raises:
+        UsersCodeError: the code failed. Its first line names the class, the error, the file and the line; the part of
+            the traceback that is in the code follows.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, *signals)):
+            raise
+        for name, path in code.items():
+            if steps := _steps_in(path, error):
+                problem = f"{name} failed: {_in_one_line(error)} ({_place(steps)}). Correct it."
+                raise UsersCodeError("\n".join([problem, *"".join(steps.format()).splitlines()])) from error
+        raise
+
+
+def place_of_failure(code: Mapping[str, str], error: BaseException) -> str | None:
+    """The file and the line in users' code, as in `failures_named`, that an exception passed; None if there is none."""
+    return next((_place(steps) for path in code.values() if (steps := _steps_in(path, error))), None)
+
+
+def _steps_in(path: str, error: BaseException) -> StackSummary:
+    """The part of an exception's traceback that is in the code of a `module:Class`."""
+    top = _top(path)
+    modules = {name for key, code in _imported.items() if key[1] == top for name in code.modules}
+    frames = [
+        (frame, line)
+        for frame, line in walk_tb(error.__traceback__)
+        if _top(name := frame.f_globals.get("__name__", "")) == top or name in modules
+    ]
+    return StackSummary.extract(iter(frames))
+
+
+def _place(steps: StackSummary) -> str:
+    return f"{steps[-1].filename}:{steps[-1].lineno}, in {steps[-1].name}"
 
 
 def source_files(name: str, directory: Path | None) -> list[Path]:

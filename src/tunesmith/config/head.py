@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tunesmith.config.registry import HEADS
+from tunesmith.config.registry import HEADS, unwritten
 from tunesmith.errors import UserError
 
 FILE = "head.json"
@@ -45,6 +45,7 @@ class Head(ABC):
 
     @property
     def generates_text(self) -> bool:
+        """Whether the model writes text."""
         return "generate" in self.commands
 
     @property
@@ -58,16 +59,33 @@ class Head(ABC):
     def model_class(self, config: Any) -> Any:
         """The auto class of transformers that builds models with this head.
 
+        Args:
+            config: a `PretrainedConfig`, after `configure`.
+
+        Returns:
+            The class, such as `transformers.AutoModelForSequenceClassification`.
+
         Raises:
             UserError: the family of this `PretrainedConfig` has no such head.
         """
 
     def is_stored(self, config: Any) -> bool:
-        """Whether a base with this `PretrainedConfig` has this head already, with the same outputs."""
+        """Whether a base has this head already, with the same outputs.
+
+        Args:
+            config: the base's `PretrainedConfig`, as stored.
+
+        Returns:
+            True if its weights are to be kept.
+        """
         return False
 
     def configure(self, config: Any) -> None:  # noqa: B027  # most heads need nothing
-        """Write the head's settings into a `PretrainedConfig`."""
+        """Write the head's settings into a config.
+
+        Args:
+            config: a `PretrainedConfig`, which is changed.
+        """
 
     def initialize(self, model: Any, missing: Sequence[str], is_stored: bool, seed: int) -> None:  # noqa: B027
         """Give a new head's weights their starting values.
@@ -82,6 +100,9 @@ class Head(ABC):
     def check(self, model: Any) -> None:  # noqa: B027
         """Compare our computation of the head with the model's own forward pass on a few tokens; families differ.
 
+        Args:
+            model: with this head, in evaluation mode.
+
         Raises:
             UserError: they differ, so training would be wrong.
         """
@@ -89,7 +110,14 @@ class Head(ABC):
     # Rows
 
     def text_lengths(self, table: Any) -> Any:
-        """(rows,) the number of tokens of each row's longest text, to which `data.max_length` applies."""
+        """The length of each row's longest text, to which `data.max_length` applies.
+
+        Args:
+            table: a `data.tokens.TokenTable`.
+
+        Returns:
+            (rows,) tokens.
+        """
         return table.lengths
 
     def truncated(self, row: Any, limit: int, closing: int) -> Any:
@@ -102,20 +130,49 @@ class Head(ABC):
 
         Returns:
             The row; None if no loss token is left.
+
+        Raises:
+            UserError: the class has no such method.
         """
-        raise NotImplementedError
+        raise unwritten(self, "truncated")
 
     def dummy_rows(self, lengths: Sequence[int]) -> Any:
-        """A `TokenTable` with rows of these lengths, for the planner; None if lengths do not say what rows cost."""
+        """Rows for the planner.
+
+        Args:
+            lengths: of the rows, in tokens.
+
+        Returns:
+            A `TokenTable` with rows of these lengths; None if lengths do not say what rows cost.
+        """
         return None
 
     def reads_features(self, model: Any) -> bool:
-        """Whether only the head is trained and reads one hidden state of each row, which is then computed once."""
+        """Whether only the head is trained and reads one hidden state of each row, which is then computed once.
+
+        Args:
+            model: ready to train.
+
+        Returns:
+            True if `with_features` is to be called.
+        """
         return False
 
     def with_features(self, model: Any, table: Any, tokens_per_batch: int) -> Any:
-        """The `TokenTable` with these hidden states of a frozen body, so that only the head runs in training."""
-        raise NotImplementedError
+        """Rows with the hidden states that a frozen body gives them, so that only the head runs in training.
+
+        Args:
+            model: whose head alone is trained.
+            table: the rows, a `TokenTable`.
+            tokens_per_batch: the most tokens in a batch of this computation.
+
+        Returns:
+            The `TokenTable` with these states.
+
+        Raises:
+            UserError: the class has no such method.
+        """
+        raise unwritten(self, "with_features")
 
     # Outputs
 
@@ -129,38 +186,108 @@ class Head(ABC):
 
         Returns:
             (loss positions, k).
+
+        Raises:
+            UserError: the class has no such method.
         """
-        raise NotImplementedError
+        raise unwritten(self, "outputs")
 
     def targets(self, values: Any) -> Any:
-        """A row's targets (values,) as (loss positions, values)."""
+        """A row's targets at its loss positions.
+
+        Args:
+            values: (values,) as the row has them.
+
+        Returns:
+            (loss positions, values).
+        """
         return values.reshape(1, -1)
 
     def log_probabilities(self, model: Any, batch: Any) -> Any:
-        """(positions, outcomes) fp32, to compare two models' predictions. Outputs without probabilities have a single
-        outcome of probability 1, which cannot differ."""
-        raise NotImplementedError
+        """The log-probabilities of the outcomes, to compare two models' predictions. Outputs without probabilities have
+        a single outcome of probability 1, which cannot differ.
+
+        Args:
+            model: in evaluation mode.
+            batch: the rows, a `data.pack.Batch`.
+
+        Returns:
+            (positions, outcomes) fp32, in nats.
+
+        Raises:
+            UserError: the class has no such method.
+        """
+        raise unwritten(self, "log_probabilities")
 
     def loss_metrics(self, loss: float) -> dict[str, float]:
-        """What is reported beside a loss per loss token."""
+        """What is reported beside a loss.
+
+        Args:
+            loss: per loss token.
+
+        Returns:
+            Figures by name, such as the perplexity.
+        """
         return {}
 
     # Predictions
 
     def predict(self, model: Any, tokenizer: Any, text: str, classifier: Any = None) -> list[Any]:
-        """The `heads.prediction.Prediction`s for a text, by the model's own forward pass."""
-        raise NotImplementedError
+        """What the model predicts for a text, by its own forward pass.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: the model's.
+            text: of any length; what exceeds the model's context is cut off.
+            classifier: a `torch.nn.Linear` that was fitted on the model's vectors, if there is one.
+
+        Returns:
+            `tunesmith.Prediction`s.
+
+        Raises:
+            UserError: the class has no such method.
+        """
+        raise unwritten(self, "predict")
 
     def vector(self, model: Any, tokenizer: Any, text: str) -> Any:
-        """The text's vector (hidden,), fp32, by the model's own forward pass."""
-        raise NotImplementedError
+        """A text's vector, by the model's own forward pass.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: the model's.
+            text: of any length; what exceeds the model's context is cut off.
+
+        Returns:
+            (hidden,) fp32.
+
+        Raises:
+            UserError: the class has no such method.
+        """
+        raise unwritten(self, "vector")
 
     def describe(self, output: Any) -> str:
-        """A row's output (loss positions, k) in words."""
-        raise NotImplementedError
+        """A row's output in words.
+
+        Args:
+            output: (loss positions, k), as `outputs` returns it.
+
+        Returns:
+            The words, as `evaluate` shows them.
+
+        Raises:
+            UserError: the class has no such method.
+        """
+        raise unwritten(self, "describe")
 
     def describe_target(self, target: Any) -> str | None:
-        """A row's targets (values,) in words; None if they have none."""
+        """A row's targets in words.
+
+        Args:
+            target: (values,).
+
+        Returns:
+            The words; None if targets have no form in words.
+        """
         return None
 
     # Files
@@ -176,7 +303,12 @@ class Head(ABC):
         """
 
     def copy(self, source: Path, target: Path) -> None:  # noqa: B027
-        """Copy what `save` wrote beside an adapter to the merged model, as far as it is needed there."""
+        """Copy what `save` wrote beside an adapter to the merged model, as far as it is needed there.
+
+        Args:
+            source: the adapter's directory.
+            target: the merged model's.
+        """
 
 
 def described_head(head: Head) -> dict[str, Any]:

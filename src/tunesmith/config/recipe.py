@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
-from tunesmith.config.extensions import Registry, imported, is_path
+from tunesmith.config.extensions import Registry, failures_named, is_path
 from tunesmith.config.registry import (
     DEFAULT_METHOD,
     FORMATS,
@@ -33,6 +33,7 @@ from tunesmith.config.registry import (
     ObjectiveConfig,
     Strict,
     config_class,
+    config_classes,
 )
 from tunesmith.config.train import Train
 from tunesmith.config.yaml_text import read_yaml, set_field, to_yaml
@@ -144,31 +145,46 @@ class Recipe(Strict):
         Raises:
             UserError: it cannot be imported, or a head of a user's is not found by its own name.
         """
-        for path in self.extensions.values():
-            imported(path, self.directory)
+        for field, registry, kind in self._users_kinds:
+            try:
+                registry.load(kind, self.directory)
+            except UserError as error:
+                raise UserError(f"{field}: {error}") from error.__cause__
         head = self.objective.head
         if HEADS.load(head.kind, self.directory).__qualname__ != type(head).__qualname__:
             raise UserError(
-                f"The head {type(head).__qualname__} has the kind of another one, {head.kind}. Set kind = "
+                f"objective: the head {type(head).__qualname__} has the kind of another one, {head.kind}. Set kind = "
                 f"{f'{type(head).__module__}:{type(head).__qualname__}'!r} in its class."
             )
 
     @property
     def extensions(self) -> dict[str, str]:
         """The code of users that the run needs: the names in the recipe → `module:Class`."""
+        return {kind: registry.path(kind) for _, registry, kind in self._users_kinds}
+
+    @property
+    def _users_kinds(self) -> list[tuple[str, Registry, str]]:
+        """The field, the registry and the name of each kind that is code of users."""
         kinds = (
-            (METHODS, self.method.kind),
-            (OBJECTIVES, self.objective.kind),
-            (HEADS, self.objective.head.kind),
-            (FORMATS, self.data.format),
+            ("method", METHODS, self.method.kind),
+            ("objective", OBJECTIVES, self.objective.kind),
+            ("objective", HEADS, self.objective.head.kind),
+            ("data.format", FORMATS, self.data.format),
         )
-        return {kind: registry.path(kind) for registry, kind in kinds if registry.is_users(kind)}
+        return [each for each in kinds if each[1].is_users(each[2])]
 
     @classmethod
     def load(cls, source: "Recipe | dict[str, Any] | str | Path", overrides: list[str] | None = None) -> "Recipe":
         """Read a recipe from a YAML file (or a dict), apply `key.path=value` overrides, and check it.
 
         Relative paths in a file are resolved beside the file, else in the working directory, and become absolute.
+
+        Args:
+            source: a recipe, a dict of its sections, or a YAML file's path.
+            overrides: `key.path=value` strings.
+
+        Returns:
+            The recipe.
 
         Raises:
             UserError: the recipe is invalid; the message names the file, the field and what to do.
@@ -200,6 +216,9 @@ class Recipe(Strict):
             where: the name of the recipe in error messages.
             directory: where relative paths are looked up first.
 
+        Returns:
+            The recipe.
+
         Raises:
             UserError: a value is invalid; the message names the field and what to do.
         """
@@ -210,10 +229,16 @@ class Recipe(Strict):
         except ValidationError as error:
             lines = [f"{where}: {_explain(details)}" for details in error.errors()]
             raise UserError("\n".join(dict.fromkeys(lines))) from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error.__cause__
         return recipe._with_absolute_paths(directory)
 
     def to_yaml(self) -> str:
-        """The recipe with every field, as YAML that `load` reads back as an equal recipe."""
+        """The recipe with every field.
+
+        Returns:
+            YAML that `load` reads back as an equal recipe.
+        """
         return to_yaml(self.model_dump(mode="json"))
 
     def _with_absolute_paths(self, directory: Path) -> "Recipe":
@@ -258,8 +283,9 @@ def _by_kind(value: Any, registry: Registry, base: type[Strict], directory: Path
     try:
         found = config_class(registry, kind, base, directory)
     except UserError as error:
-        raise ValueError(str(error)) from None
-    return found.model_validate(value)
+        raise ValueError(str(error)) from error.__cause__
+    with failures_named({kind: registry.path(kind)} if registry.is_users(kind) else {}):
+        return found.model_validate(value)
 
 
 def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
@@ -275,8 +301,8 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
         if field is None:
             return []
         if part in ("method", "objective") and index == 0:
-            registry = METHODS if part == "method" else OBJECTIVES
-            return sorted({name for kind in registry for name in registry.load(kind).model_fields})
+            classes = config_classes(*((METHODS, MethodConfig) if part == "method" else (OBJECTIVES, ObjectiveConfig)))
+            return sorted({name for found in classes.values() for name in found.model_fields})
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)), None)
     return list(model.model_fields) if model is not None else []

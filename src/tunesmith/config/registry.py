@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, create_model
 
 from tunesmith.config.extensions import Registry
+from tunesmith.errors import UserError
 
 METHODS = Registry(
     "tunesmith.methods",
@@ -82,6 +83,7 @@ class MethodConfig(Strict, ABC):
     """Which weights are trained. Subclasses are in `tunesmith.methods`, one file each."""
 
     kind: str
+    """The method's name in recipes."""
 
     formula: ClassVar[str]
     """What it computes, in one line."""
@@ -109,12 +111,23 @@ class MethodConfig(Strict, ABC):
 
     @property
     def top_blocks(self) -> int:
-        """How many of the top blocks it trains, if not those below; 0 if it treats all blocks alike."""
+        """How many of the top blocks it trains, if not those below; 0 if it treats all blocks alike. A method that
+        overrides this overrides `with_top_blocks` too."""
         return 0
 
     def with_top_blocks(self, count: int) -> "MethodConfig":
-        """The same method on this many of the top blocks, for the planner, which simulates few blocks."""
-        raise NotImplementedError
+        """The same method on this many of the top blocks, for the planner, which simulates few blocks.
+
+        Args:
+            count: of blocks.
+
+        Returns:
+            A copy.
+
+        Raises:
+            UserError: the class does not say how.
+        """
+        raise unwritten(self, "with_top_blocks")
 
     @property
     def is_resumable(self) -> bool:
@@ -134,30 +147,59 @@ class MethodConfig(Strict, ABC):
             model: a `transformers.PreTrainedModel`.
             seed: for the method's own initial weights.
 
+        Returns:
+            The model, or PEFT's around it.
+
         Raises:
             UserError: the method does not work with this model.
         """
 
     def initialize(self, model: Any) -> None:  # most methods need nothing
-        """After `apply`: starting values that depend on those of the base."""
+        """After `apply`: starting values that depend on those of the base.
+
+        Args:
+            model: that `apply` returned.
+        """
 
     @abstractmethod
     def learning_rate(self, parameters: int) -> float:
-        """The default peak learning rate for a base with this many parameters."""
+        """The default peak learning rate.
+
+        Args:
+            parameters: of the base.
+
+        Returns:
+            The rate, for AdamW.
+        """
 
     def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of the parameter with this name."""
+        """Factor on the learning rate of one parameter.
+
+        Args:
+            parameter: its name.
+
+        Returns:
+            The factor.
+        """
         return 1.0
 
     @abstractmethod
     def trained_parameters(self, model: Any) -> int:
-        """The number of trained parameters on this model (which may be a fake model), without a new head."""
+        """How many parameters it trains.
+
+        Args:
+            model: the base, which may have no values.
+
+        Returns:
+            Their number, without a new head.
+        """
 
 
 class ObjectiveConfig(Strict, ABC):
     """What the model is trained to do. Subclasses are in `tunesmith.objectives`, one file each."""
 
     kind: str
+    """The objective's name in recipes."""
 
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
     """What `data.overflow: auto` means for this objective."""
@@ -198,15 +240,35 @@ class ObjectiveConfig(Strict, ABC):
         return False
 
     def head_learning_rate_at(self, hidden: int) -> float:
-        """The learning rate of a new head with `hidden` inputs."""
-        raise NotImplementedError
+        """The learning rate of a new head.
+
+        Args:
+            hidden: the number of its inputs.
+
+        Returns:
+            The rate.
+
+        Raises:
+            UserError: the class does not say.
+        """
+        raise unwritten(self, "head_learning_rate_at")
 
     def resolve(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
-        """A copy with everything resolved that depends on the training rows; `read` iterates over their examples."""
+        """Resolve what depends on the training rows, such as the names of the classes.
+
+        Args:
+            read: returns an iterator over their `Example`s.
+
+        Returns:
+            A copy with everything resolved.
+        """
         return self
 
     def check(self, table: Any) -> None:
-        """Check the training rows' `TokenTable`, before anything is loaded.
+        """Check the training rows, before anything is loaded.
+
+        Args:
+            table: their `TokenTable`.
 
         Raises:
             UserError: the remaining rows cannot be used for training.
@@ -215,13 +277,24 @@ class ObjectiveConfig(Strict, ABC):
     def initialize_head(self, model: Any) -> None:  # most objectives need nothing
         """Before the method is applied: give the model's new head the starting values that the rows suggest.
 
+        Args:
+            model: with the head.
+
         Raises:
             UserError: the model's head cannot have them.
         """
 
     @abstractmethod
     def render(self, renderer: Any, example: Any) -> list[Any]:
-        """Turn an `Example` into `Rendering`s, whose loss spans this objective trains on."""
+        """Turn a row into text, with the parts that it is trained on.
+
+        Args:
+            renderer: a `data.render.Renderer`, which applies the base's chat template.
+            example: an `Example`.
+
+        Returns:
+            `data.render.Rendering`s, with loss spans or targets.
+        """
 
     def check_reference(self, reference: Any, base: Any) -> None:  # most objectives have none
         """Check a model of `reference_paths`, before it is loaded.
@@ -240,7 +313,21 @@ class ObjectiveConfig(Strict, ABC):
 
         Args:
             references: the models of `reference_paths`, loaded. Without them, the objective only evaluates.
+
+        Returns:
+            The objective.
         """
+
+
+def unwritten(owner: object, method: str) -> UserError:
+    """The error for a method that a class of a user needs and does not have.
+
+    Args:
+        owner: an instance of the class.
+        method: its name.
+    """
+    name = f"{type(owner).__module__}:{type(owner).__qualname__}"
+    return UserError(f"{name} has no method {method}, which is needed here. Write it (docs/extending.md).")
 
 
 def config_class(registry: Registry, kind: str, base: type[Strict], directory: Path | None = None) -> Any:
@@ -262,6 +349,28 @@ def config_class(registry: Registry, kind: str, base: type[Strict], directory: P
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{kind} does not extend {base.__module__}.{base.__name__}")
     return _with_kind(found, kind)
+
+
+def config_classes(registry: Registry, base: type[Strict]) -> dict[str, Any]:
+    """The classes of all kinds, as `config_class`. Code of an installed package that cannot be used is logged and left
+    out."""
+    found = {}
+    for kind in registry:
+        with registry.left_out_if_broken(kind):
+            found[kind] = config_class(registry, kind, base)
+    return found
+
+
+def with_defaults(chosen: type[MethodConfig]) -> MethodConfig:
+    """A method with its default settings.
+
+    Raises:
+        UserError: a setting has no default.
+    """
+    required = [name for name, field in chosen.model_fields.items() if field.is_required()]
+    if required:
+        raise UserError(f"it has no default for {', '.join(required)}, so it needs a recipe.")
+    return chosen()  # type: ignore[call-arg]
 
 
 @cache

@@ -12,15 +12,21 @@ from pydantic_core import PydanticUndefined
 
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
+from tunesmith.config.extensions import Registry
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, config_class
+from tunesmith.config.registry import METHODS, OBJECTIVES, MethodConfig, ObjectiveConfig, Strict, config_classes
 from tunesmith.config.train import EarlyStopping, Train
 
 STORED = Path(__file__).with_name("recipe.schema.json")
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors, with every method and objective by `kind`."""
+    """The JSON schema of a recipe, for editors.
+
+    Returns:
+        The schema, with every method and objective by `kind`; those of an installed package that fail are logged and
+        left out.
+    """
     if any(registry.is_users(kind) for registry in (METHODS, OBJECTIVES) for kind in registry):
         return schema_of_classes()
     schema: dict[str, Any] = json.loads(STORED.read_text(encoding="utf-8"))
@@ -30,8 +36,8 @@ def recipe_schema() -> dict[str, Any]:
 def schema_of_classes() -> dict[str, Any]:
     """`recipe_schema` from the classes, ours and those of installed packages."""
     union: Any = {
-        "method": tuple(config_class(METHODS, kind, MethodConfig) for kind in METHODS),
-        "objective": tuple(config_class(OBJECTIVES, kind, ObjectiveConfig) for kind in OBJECTIVES),
+        "method": _with_schema(METHODS, MethodConfig),
+        "objective": _with_schema(OBJECTIVES, ObjectiveConfig),
     }
     fields: Any = {}
     for name, classes in union.items():
@@ -44,9 +50,9 @@ def schema_of_classes() -> dict[str, Any]:
     schema: dict[str, Any] = model.model_json_schema()
     for name in union:  # a user's class may have any fields
         own = {"type": "object", "properties": {"kind": {"type": "string", "pattern": ":"}}, "required": ["kind"]}
-        schema["properties"][name]["oneOf"].append(own)
+        schema["properties"][name]["oneOf"] += [own, {"type": "string"}]  # `lora` is short for {kind: lora}
     schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
-    for name in ("train", "held_out"):
+    for name in ("train", "held_out", "replay"):
         paths = schema["$defs"]["Data"]["properties"][name]
         schema["$defs"]["Data"]["properties"][name] = {
             **paths,
@@ -55,6 +61,16 @@ def schema_of_classes() -> dict[str, Any]:
         schema["$defs"]["Data"]["properties"][name].pop("type", None)
         schema["$defs"]["Data"]["properties"][name].pop("items", None)
     return schema
+
+
+def _with_schema(registry: Registry, base: type[Strict]) -> list[type[BaseModel]]:
+    """The classes of all kinds that have a JSON schema."""
+    found = []
+    for kind, chosen in config_classes(registry, base).items():
+        with registry.left_out_if_broken(kind):
+            chosen.model_json_schema()
+            found.append(chosen)
+    return found
 
 
 def recipe_reference() -> str:

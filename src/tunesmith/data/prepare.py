@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.cache_directory import cache_directory
 from tunesmith.config import extensions
 from tunesmith.config.data import Data
+from tunesmith.config.extensions import UsersCodeError, failures_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed
@@ -21,6 +22,7 @@ from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.row_formats import chosen_format, to_example
 from tunesmith.data.split import fold, is_held_out
+from tunesmith.data.template import UnusableError
 from tunesmith.data.tokenize import Chunk, Renders, Tokenizer
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
@@ -91,16 +93,10 @@ def examples(data: Data, formats: Sequence[str], paths: Sequence[str], report: D
     Raises:
         UserError: more rows than `data.max_malformed` allows are malformed, or a file cannot be read.
     """
-    rows = read(paths, Path.cwd())
-    first = list(islice(rows, DETECT_ROWS))
-    well_formed = [row for row in first if isinstance(row, Row)]
-    format = chosen_format(well_formed, data.format, formats, data.columns)
-    report.format = format
     rows_read = 0
     bad: list[Malformed] = []
-    for row in chain(first, rows):
+    for example in every_row(data, formats, paths, report):
         rows_read += 1
-        example = row if isinstance(row, Malformed) else to_example(row, format, data.columns)
         if isinstance(example, Malformed):
             bad.append(example)
         else:
@@ -116,6 +112,18 @@ def examples(data: Data, formats: Sequence[str], paths: Sequence[str], report: D
             f"({data.max_malformed:.0%}) allows. Fix them, or raise that share (they are then left out and "
             "counted):\n  " + "\n  ".join(shown) + more
         )
+
+
+def every_row(
+    data: Data, formats: Sequence[str], paths: Sequence[str], report: DataReport
+) -> Iterator[Example | Malformed]:
+    """As `examples`, with malformed rows in their place."""
+    rows = read(paths, Path.cwd())
+    first = list(islice(rows, DETECT_ROWS))
+    well_formed = [row for row in first if isinstance(row, Row)]
+    report.format = chosen_format(well_formed, data.format, formats, data.columns)
+    for row in chain(first, rows):
+        yield row if isinstance(row, Malformed) else to_example(row, report.format, data.columns)
 
 
 def held_out_examples(data: Data, formats: Sequence[str]) -> list[Example]:
@@ -142,6 +150,7 @@ def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     report = DataReport()
     renderer = Renderer(tokenizer)
     data, formats, held_out = recipe.data, recipe.objective.formats, recipe.data.held_out
+    objective = renders(recipe)
     builders = (TableBuilder(), TableBuilder())
     parts: list[tuple[list[str], float | frozenset[bytes]]] = (
         [(data.train, 0.0), (held_out, 1.0)]
@@ -149,7 +158,7 @@ def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
         else [(data.train, _share(data, formats, held_out))]
     )
     for paths, share in parts:
-        for chunk in Tokenizer(recipe.objective, renderer, share).all(examples(data, formats, paths, report)):
+        for chunk in Tokenizer(objective, renderer, share).all(examples(data, formats, paths, report)):
             for builder, side in zip(builders, chunk.sides, strict=True):
                 builder.extend(side)
             _count(chunk, report)
@@ -167,6 +176,26 @@ def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
     report.held_out_tokens, report.held_out_loss_tokens = len(held_out_table.ids), held_out_table.loss_tokens
     report.length_histogram = _histogram(train.lengths)
     return train, held_out_table, report
+
+
+@dataclass(frozen=True)
+class _UsersObjective:
+    """Names the row at which users' code fails; in a worker process too, whose traceback does not come back."""
+
+    objective: Renders
+    code: dict[str, str]
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        try:
+            with failures_named(self.code, UnusableError):
+                return self.objective.render(renderer, example)
+        except UsersCodeError as error:
+            raise UsersCodeError(f"{example.source}: {error}") from error.__cause__
+
+
+def renders(recipe: Recipe) -> Renders:
+    """The recipe's objective, as far as it renders rows."""
+    return _UsersObjective(recipe.objective, recipe.extensions) if recipe.extensions else recipe.objective
 
 
 @dataclass(frozen=True)

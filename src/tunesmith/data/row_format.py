@@ -33,6 +33,7 @@ class RowFormat:
 
     @property
     def fields(self) -> tuple[str, ...]:
+        """The names of all fields that it reads."""
         return (*self.columns[0], *self.optional)
 
 

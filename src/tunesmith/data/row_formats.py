@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.config import registry
-from tunesmith.config.extensions import is_path
+from tunesmith.config.extensions import UsersCodeError, failures_named, is_path
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.media import UNUSABLE, media_key, placeholder
@@ -182,9 +182,25 @@ def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) 
     try:
         refuse_media(row, columns)
         values = _fields(row, kind, format, columns or {})
-        return Example(row.source, **kind.read(values))
+        return Example(row.source, **_read(values, kind, format, row.source))
     except MalformedRowError as error:
         return Malformed(row.source, str(error))
+
+
+def _read(values: Values, kind: RowFormat, format: str, source: Source) -> dict[str, Any]:
+    """The fields of the example, by a format of ours or of users.
+
+    Raises:
+        MalformedRowError: the row is not in the format.
+        UserError: users' code failed.
+    """
+    if not registry.FORMATS.is_users(format):
+        return kind.read(values)
+    try:
+        with failures_named({format: registry.FORMATS.path(format)}, MalformedRowError):
+            return kind.read(values)
+    except UsersCodeError as error:
+        raise UsersCodeError(f"{source}: data.format: {error}") from error.__cause__
 
 
 def refuse_media(row: Row, columns: Mapping[str, str] | None = None) -> None:

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
-from tunesmith.data.prepare import examples, resolve
+from tunesmith.data.example import Malformed
+from tunesmith.data.prepare import every_row, renders, resolve
 from tunesmith.data.render import Renderer, Tokenized
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import UnusableError
@@ -32,6 +33,7 @@ class Shown:
         tokens: number of tokens.
         loss_tokens: number of tokens with loss.
         fault: why it cannot be trained on; None if it can.
+        is_malformed: whether it could not be read as a row of its format; it then has no tokens.
     """
 
     source: str
@@ -39,21 +41,33 @@ class Shown:
     tokens: int
     loss_tokens: int
     fault: str | None
+    is_malformed: bool = False
 
 
 def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: int = 1) -> Iterator[Shown]:
-    """Rows of the recipe's training data from the `start`th (1-based, without malformed ones), rendered, tokenized.
+    """Rows of the recipe's training data, rendered and tokenized.
+
+    Args:
+        recipe: names the data.
+        tokenizer: of the recipe's base.
+        rows: how many; malformed ones count.
+        start: the first, from 1.
+
+    Returns:
+        Each rendering of each row.
 
     Raises:
         UserError: the data cannot be read.
     """
     recipe = resolve(recipe)
-    renderer = Renderer(tokenizer)
-    for example in islice(
-        examples(recipe.data, recipe.objective.formats, recipe.data.train, DataReport()), start - 1, start - 1 + rows
-    ):
+    renderer, objective = Renderer(tokenizer), renders(recipe)
+    data, formats = recipe.data, recipe.objective.formats
+    for example in islice(every_row(data, formats, data.train, DataReport()), start - 1, start - 1 + rows):
+        if isinstance(example, Malformed):
+            yield Shown(str(example.source), (), 0, 0, example.reason, is_malformed=True)
+            continue
         try:
-            renderings = recipe.objective.render(renderer, example)
+            renderings = objective.render(renderer, example)
         except UnusableError as error:
             yield Shown(str(example.source), (), 0, 0, str(error))
             continue

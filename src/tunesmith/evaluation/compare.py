@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.data import Data
+from tunesmith.config.extensions import failures_named
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import ObjectiveConfig
@@ -101,7 +102,7 @@ def evaluate(
         None: one model). Intervals are 95 % bootstrap intervals over rows.
 
     Raises:
-        UserError: the run has not finished, or has no held-out rows.
+        UserError: the run has not finished, or has no held-out rows; or a user's objective, head or metric fails.
     """
     opened = Run.open(resolve_run(Path(run).absolute()))
     if not opened.finished:
@@ -109,12 +110,13 @@ def evaluate(
     recipe = Recipe.load(opened.directory / "recipe.yaml")
     events = Events(*subscribers)
     sampling = Sampling(max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
-    if recipe.data.folds is None or recipe.data.fold is not None:
-        trials = [_trial(opened.directory, rows, sampling, metrics, events)]
-    else:  # evaluate every row with the model that was not trained on it
-        parts = opened.stages[:-1]
-        share = None if rows is None else -(-rows // len(parts))
-        trials = [_trial(part, share, sampling, metrics, events, fold) for fold, part in enumerate(parts, 1)]
+    with failures_named(recipe.extensions):
+        if recipe.data.folds is None or recipe.data.fold is not None:
+            trials = [_trial(opened.directory, rows, sampling, metrics, events)]
+        else:  # evaluate every row with the model that was not trained on it
+            parts = opened.stages[:-1]
+            share = None if rows is None else -(-rows // len(parts))
+            trials = [_trial(part, share, sampling, metrics, events, fold) for fold, part in enumerate(parts, 1)]
     base, tuned = Side.pooled([base for base, *_ in trials]), Side.pooled([tuned for _, tuned, _ in trials])
     result = summarize(base, tuned, [task for *_, tasks in trials for task in tasks], recipe.objective.head, metrics)
     result |= {"loss_unit": recipe.objective.loss_unit, "folds": recipe.data.folds if len(trials) > 1 else None}

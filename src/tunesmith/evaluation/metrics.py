@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.config.extensions import Registry, is_path
+from tunesmith.config.extensions import Registry, failures_named, is_path
 from tunesmith.errors import UserError
 from tunesmith.evaluation.json_metrics import field_f1, is_json, valid_json
 
@@ -166,8 +166,15 @@ def fitting(metrics: Mapping[str, Metric], expected: Sequence[str]) -> dict[str,
 
 
 def scores(metric: Metric, answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
-    """The metric's score of each row (rows,)."""
-    return np.array([metric.score(answer, target) for answer, target in zip(answers, expected, strict=True)])
+    """The metric's score of each row (rows,).
+
+    Raises:
+        UserError: a metric of a user's fails.
+    """
+    module = getattr(metric.score, "__module__", None) or ""
+    own = module.partition(".")[0] == "tunesmith"
+    with failures_named({} if own else {f"The metric {metric.title}": module}):
+        return np.array([metric.score(answer, target) for answer, target in zip(answers, expected, strict=True)])
 
 
 def _plain(text: str) -> str:

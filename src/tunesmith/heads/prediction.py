@@ -12,8 +12,13 @@ from tunesmith.models.prompts import plain_model, virtual_tokens
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One prediction for a text: a class and its probability, a value, or an entity with its words and the smallest
-    probability among their tags."""
+    """One prediction for a text: a class, a value, or an entity.
+
+    Attributes:
+        label: the class, the label, the value in words, or the kind of the entity.
+        value: the probability, of an entity the smallest among its words; or the value itself.
+        words: of the entity; empty for anything else.
+    """
 
     label: str
     value: float

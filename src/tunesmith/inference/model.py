@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.config.extensions import failures_named
 from tunesmith.config.head import Command, Head
+from tunesmith.config.registry import HEADS
 from tunesmith.data.example import Example, Message, Source
 from tunesmith.data.render import Tokenized
 from tunesmith.data.template import UnusableError
@@ -24,9 +26,6 @@ from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, dtype_of, writing_dtype
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 REFUSALS: dict[Command, str] = {
     "generate": "does not write text",
@@ -65,7 +64,15 @@ class Score:
 class Model:
     """A model to use. Its weights are loaded at the first call that needs them, and stay.
 
-    Arguments and errors are those of `load`.
+    Args:
+        name: as in `load`.
+        device: as in `load`.
+        precision: as in `load`.
+        weights: as in `load`.
+        concurrent: as in `load`.
+
+    Raises:
+        UserError: as `load` raises.
     """
 
     def __init__(
@@ -115,12 +122,20 @@ class Model:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model of transformers, or PEFT's around it, in evaluation mode."""
+        """The model of transformers, or PEFT's around it, in evaluation mode.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
         return self.reference.model(self.dtype, self.device)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, with the chat template of the training."""
+        """The tokenizer, with the chat template of the training.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
         return self.reference.tokenizer()
 
     @cached_property
@@ -259,6 +274,9 @@ class Model:
             seed: of the sampling.
             adapter: one from `load_adapter`, or `base`.
 
+        Returns:
+            The answer, without white space around it.
+
         Raises:
             UserError: the model does not write text, the template cannot render the chat, or it is too long.
         """
@@ -291,6 +309,9 @@ class Model:
             messages: `role` and `content` of each turn, the user's last.
             system: the system prompt before them.
 
+        Returns:
+            The text.
+
         Raises:
             UserError: the model does not write text, or the chat template cannot render this chat.
         """
@@ -305,18 +326,25 @@ class Model:
         Args:
             texts: a text, or several.
 
+        Returns:
+            The predictions for each text; none where the model finds no label or no entity.
+
         Raises:
             UserError: the model does not classify texts.
         """
         self.require("classify")
         lines = [texts] if isinstance(texts, str) else texts
-        return predict(self.model, self.tokenizer, self.head, lines, self.reference.classifier())
+        with self._failures_named():
+            return predict(self.model, self.tokenizer, self.head, lines, self.reference.classifier())
 
     def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
-        """The vector of each text (texts, hidden).
+        """The vector of each text.
 
         Args:
             texts: a text, or several.
+
+        Returns:
+            (texts, hidden) float32.
 
         Raises:
             UserError: the model does not embed texts.
@@ -325,7 +353,8 @@ class Model:
         lines = [texts] if isinstance(texts, str) else list(texts)
         if not lines:
             raise UserError("There are no texts to embed.")
-        vectors = [vector_of(self.model, self.tokenizer, self.head, text) for text in lines]
+        with self._failures_named():
+            vectors = [vector_of(self.model, self.tokenizer, self.head, text) for text in lines]
         return np.stack([vector.cpu().numpy() for vector in vectors])
 
     def score(
@@ -342,6 +371,9 @@ class Model:
             completions: the answer to each, scored with the token that ends it. Without them, the prompts are scored as
                 texts; a text's first token only if the tokenizer puts a beginning-of-sequence token before it.
             adapter: one from `load_adapter`, or `base`: the model without its own adapter.
+
+        Returns:
+            A `Score` for each prompt.
 
         Raises:
             UserError: the model does not write text or is an encoder–decoder, the template cannot render a chat, or a
@@ -361,6 +393,11 @@ class Model:
         pairs = [(rows[row][0][: firsts[row]].tolist(), rows[row][0][firsts[row] :].tolist()) for row in scored]
         found = dict(zip(scored, self.generator.scores(pairs, adapter), strict=True))
         return [self._score(*rows[row], firsts[row], found.get(row, [])) for row in range(len(rows))]
+
+    def _failures_named(self) -> AbstractContextManager[None]:
+        """Turn a failure of a user's head into an error that names it."""
+        kind = self.head.kind
+        return failures_named({kind: HEADS.path(kind)} if HEADS.is_users(kind) else {})
 
     def _score(self, ids: NDArray[np.int32], mask: NDArray[np.bool_], first: int | None, logs: list[float]) -> Score:
         if first is None:
@@ -405,36 +442,169 @@ def load(
             in the run's recipe.
         concurrent: the most answers that are computed at the same time.
 
+    Returns:
+        The model. Its weights are loaded at the first call that needs them.
+
     Raises:
         UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
     """
     return Model(name, device, precision, weights, concurrent)
 
 
-def _of_name(method: "Callable[Concatenate[Model, P], R]") -> "Callable[Concatenate[str, P], R]":
-    """A method of `Model` as a function of the model's name, which loads it at each call."""
+class GenerateOptions(TypedDict, total=False):
+    """The options of `Model.generate`, which explains them."""
 
-    @wraps(method)
-    def call(model: str, /, *arguments: P.args, **options: P.kwargs) -> R:
-        return method(load(model), *arguments, **options)
+    system: str | None
+    raw: bool
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    stop: str | Sequence[str]
+    schema: str | Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
+    n: int
+    best_of: int | None
+    beams: int
+    top_logprobs: int
+    seed: int
+    adapter: str | None
 
-    return call
+
+class ChatOptions(TypedDict, total=False):
+    """The options of `Model.chat`, which explains them."""
+
+    write: Callable[[str], None] | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    seed: int
+    adapter: str | None
 
 
-generate = _of_name(Model.generate)
-"""`Model.generate` of the model of that name: `generate("runs/mine", ["What is LoRA?"])`."""
+def generate(
+    model: str | Path,
+    prompts: str | Sequence[str],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    **options: Unpack[GenerateOptions],
+) -> list[Generation]:
+    """`Model.generate` in one call, which loads the model each time. For several calls, `load` it once.
 
-chat = _of_name(Model.chat)
-"""`Model.chat` of the model of that name."""
+    Args:
+        model: as in `load`.
+        prompts: a question, or several.
+        device: as in `load`.
+        precision: as in `load`.
+        options: the other arguments of `Model.generate`, such as `max_new_tokens`.
 
-classify = _of_name(Model.classify)
-"""`Model.classify` of the model of that name."""
+    Returns:
+        The answers.
 
-embed = _of_name(Model.embed)
-"""`Model.embed` of the model of that name."""
+    Raises:
+        UserError: as `load` and `Model.generate` raise.
+    """
+    return load(model, device, precision).generate(prompts, **options)
 
-score = _of_name(Model.score)
-"""`Model.score` of the model of that name."""
+
+def chat(
+    model: str | Path,
+    messages: Sequence[Message],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    **options: Unpack[ChatOptions],
+) -> str:
+    """`Model.chat` in one call, which loads the model each time. For several calls, `load` it once.
+
+    Args:
+        model: as in `load`.
+        messages: `role` and `content` of each turn, the user's last.
+        device: as in `load`.
+        precision: as in `load`.
+        options: the other arguments of `Model.chat`, such as `temperature`.
+
+    Returns:
+        The answer.
+
+    Raises:
+        UserError: as `load` and `Model.chat` raise.
+    """
+    return load(model, device, precision).chat(messages, **options)
+
+
+def classify(
+    model: str | Path, texts: str | Sequence[str], *, device: str = "auto", precision: str = "auto"
+) -> list[list[Prediction]]:
+    """`Model.classify` in one call, which loads the model each time. For several calls, `load` it once.
+
+    Args:
+        model: as in `load`.
+        texts: a text, or several.
+        device: as in `load`.
+        precision: as in `load`.
+
+    Returns:
+        The predictions for each text.
+
+    Raises:
+        UserError: as `load` and `Model.classify` raise.
+    """
+    return load(model, device, precision).classify(texts)
+
+
+def embed(
+    model: str | Path, texts: str | Sequence[str], *, device: str = "auto", precision: str = "auto"
+) -> NDArray[np.float32]:
+    """`Model.embed` in one call, which loads the model each time. For several calls, `load` it once.
+
+    Args:
+        model: as in `load`.
+        texts: a text, or several.
+        device: as in `load`.
+        precision: as in `load`.
+
+    Returns:
+        The vectors (texts, hidden).
+
+    Raises:
+        UserError: as `load` and `Model.embed` raise.
+    """
+    return load(model, device, precision).embed(texts)
+
+
+def score(
+    model: str | Path,
+    prompts: str | Sequence[str],
+    completions: str | Sequence[str] | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+) -> list[Score]:
+    """`Model.score` in one call, which loads the model each time. For several calls, `load` it once.
+
+    Args:
+        model: as in `load`.
+        prompts: a question, or several.
+        completions: the answer to each; default: the prompts are scored as texts.
+        device: as in `load`.
+        precision: as in `load`.
+
+    Returns:
+        The log-probabilities of each text.
+
+    Raises:
+        UserError: as `load` and `Model.score` raise.
+    """
+    return load(model, device, precision).score(prompts, completions)
 
 
 def _first_scored(mask: NDArray[np.bool_]) -> int | None:

@@ -5,13 +5,13 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from tunesmith.config.base import Base
-from tunesmith.config.registry import METHODS, MethodConfig, config_class
+from tunesmith.config.registry import METHODS, MethodConfig, config_classes, with_defaults
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
 
 
 def list_methods(base: str) -> dict[str, Any]:
-    """List the methods for a base, as plain values.
+    """List the methods for a base, as plain values. Those of an installed package that fail are logged and left out.
 
     Args:
         base: a model directory, a hub name, or `embedded`. Only its config is read.
@@ -26,21 +26,21 @@ def list_methods(base: str) -> dict[str, Any]:
     model = skeleton(Base(path=base))
     parameters = sum(int(parameter.numel()) for parameter in model.parameters())
     methods = []
-    for kind in METHODS:
+    for kind, chosen in config_classes(METHODS, MethodConfig).items():
         if kind == "peft":
             continue
-        chosen = config_class(METHODS, kind, MethodConfig)
-        method = chosen.model_validate({"last": 2} if kind == "layers" else {})
-        methods.append(
-            {
-                "kind": kind,
-                "formula": method.formula,
-                "settings": method.model_dump(mode="json", exclude={"kind"}),
-                "trained_parameters": method.trained_parameters(model),
-                "learning_rate": method.learning_rate(parameters),
-                "choose": method.choose,
-            }
-        )
+        with METHODS.left_out_if_broken(kind):
+            method = chosen(last=2) if kind == "layers" else with_defaults(chosen)
+            methods.append(
+                {
+                    "kind": kind,
+                    "formula": method.formula,
+                    "settings": method.model_dump(mode="json", exclude={"kind"}),
+                    "trained_parameters": method.trained_parameters(model),
+                    "learning_rate": method.learning_rate(parameters),
+                    "choose": method.choose,
+                }
+            )
     names = sorted(peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING)
     return {
         "base": base,

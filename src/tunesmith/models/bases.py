@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def embedded_base() -> Path:
-    """The directory of the small pretrained model that ships with Tunesmith."""
+    """The small pretrained model that ships with Tunesmith.
+
+    Returns:
+        Its directory.
+    """
     return Path(__file__).parent / "embedded"
 
 
@@ -109,8 +113,12 @@ def known_bases() -> dict[str, KnownBase]:
 
 
 def list_bases() -> list[dict[str, Any]]:
-    """All known bases, the smallest first: name, parameters, bytes (in bf16), license, hub,
-    package, here (where it is on this machine; None if it is not)."""
+    """All known bases.
+
+    Returns:
+        The smallest first, each with name, parameters, bytes (in bf16), license, hub, package, and here (where it is on
+        this machine; None if it is not).
+    """
     return [
         {
             "name": base.name,

@@ -23,7 +23,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
-from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig
+from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, config_classes
 from tunesmith.errors import UserError
 from tunesmith.models.attention import first_position
 from tunesmith.models.bases import embedded_base, get_base, known_bases
@@ -97,7 +97,7 @@ def load_model(
     head: Head | None = None,
     replacement: Replacement | None = None,
 ) -> PreTrainedModel:
-    """The base on the CPU, in evaluation mode.
+    """The base on the CPU, in evaluation mode; its `tunesmith_base` is `base`.
 
     Args:
         base: what to load. With `from_scratch`, the architecture with new weights, initialized from `seed`. With
@@ -121,7 +121,9 @@ def load_model(
         kind = model_class(config, head)
         torch.manual_seed(seed)  # for the weights of a new head
         if base.from_scratch:
-            return as_linear(kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype).eval())
+            model = kind.from_config(config, trust_remote_code=base.trust_remote_code).to(dtype)
+            model.tunesmith_base = base
+            return as_linear(model.eval())
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         options["ignore_mismatched_sizes"] = head is not None and head.is_new  # the stored head may have other classes
         with (
@@ -136,6 +138,7 @@ def load_model(
         if head is not None:
             head.initialize(model, info["missing_keys"], is_stored, seed)
         model = as_linear(model.eval())
+        model.tunesmith_base = base
     except (OSError, ValueError) as error:
         raise not_loaded(base, "model", error) from error
     if base.quantized or any(isinstance(layer, TransposedLinear) for layer in model.modules()):
@@ -181,7 +184,7 @@ def check_base_kind(base: Base, objective: ObjectiveConfig) -> None:
     kind = kind_of(config)
     if kind in objective.bases:
         return
-    fitting = [name for name in OBJECTIVES if kind in OBJECTIVES.load(name).bases]
+    fitting = [name for name, each in config_classes(OBJECTIVES, ObjectiveConfig).items() if kind in each.bases]
     supported = " or ".join(_with_article(kind) for kind in objective.bases)
     raise UserError(
         f"base: {base.path} ({config.model_type}) is {_with_article(kind)}; objective: {objective.kind} needs "

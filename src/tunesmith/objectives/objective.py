@@ -20,18 +20,37 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """The *sum* of the losses over the loss positions of a batch (nats): a scalar, with gradients."""
+        """The *sum* of the losses over a batch's loss positions.
+
+        Args:
+            model: in training mode.
+            batch: on the model's device.
+
+        Returns:
+            A scalar in nats, with gradients.
+        """
 
     @abstractmethod
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """The loss at each loss position (loss positions,) in the order of the batch, without gradients. It evaluates:
-        it leaves out what only helps training, such as class weights and smoothing."""
+        """The loss at each loss position. It evaluates: it leaves out what only helps training, such as class weights
+        and smoothing.
+
+        Args:
+            model: in evaluation mode.
+            batch: on the model's device.
+
+        Returns:
+            (loss positions,) in the order of the batch, without gradients.
+        """
 
     def fit_classifier(self, vectors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> nn.Linear | None:
         """After the last step: fit a classifier on the trained model's vectors, if the objective needs one.
 
         Args:
             vectors: returns the vectors of all training rows (rows, hidden) and their targets (rows, values).
+
+        Returns:
+            The classifier; None if the objective needs none.
         """
         return None
 

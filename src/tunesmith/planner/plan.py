@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.config.extensions import failures_named
 from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
@@ -186,7 +187,8 @@ def plan_run(
         return batch_plan.table, batch_plan.layout(packed).largest_of(scores)
 
     few_layers = MANY_LAYERS if device.simulate_allocator is resident else FEW_LAYERS
-    step = step_of(batch_plan.recipe, rows, dtype, device.simulate_allocator, checkpointed, few_layers)
+    with failures_named(batch_plan.recipe.extensions):
+        step = step_of(batch_plan.recipe, rows, dtype, device.simulate_allocator, checkpointed, few_layers)
     if checkpointed is None:
         checkpointed = step.blocks if batch_plan.recipe.train.gradient_checkpointing else 0
     return plan_of(step, batch_plan, dtype, device, available, checkpointed)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import DEFAULT_METHOD, METHODS
+from tunesmith.config.registry import DEFAULT_METHOD, METHODS, MethodConfig, config_classes, with_defaults
 from tunesmith.data.prepare import examples, prepare, resolve
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
@@ -48,6 +48,9 @@ def plan(
         data: rows; replaces the recipe's. Without any rows, one step of rows of `data.max_length` is planned.
         overrides: `key.path=value` strings that replace fields of the recipe.
         device: `here`, or a name from `planner/devices.json`.
+
+    Returns:
+        The memory by part and the time of the run.
 
     Raises:
         UserError: what the user can fix, in one line.
@@ -129,19 +132,17 @@ def usual_plans(recipe: Recipe, device: Device) -> dict[str, Plan | UserError]:
     check_base_kind(recipe.base, recipe.objective)
     plans: dict[str, Plan | UserError] = {}
     available = available_memory(torch.device(device.kind)) if device.is_here else None
-    usual = [(kind, weights) for kind in METHODS for weights in METHODS.load(kind).usual_weights]
+    classes = config_classes(METHODS, MethodConfig)
+    usual = [(kind, weights) for kind, method in classes.items() for weights in method.usual_weights]
     for kind, weights in usual:
         name = kind if weights == "auto" else f"{kind}, {weights} base"
-        try:
-            variant = recipe.model_copy(
-                update={
-                    "method": METHODS.load(kind)(),
-                    "base": recipe.base.model_copy(update={"weights": weights}),
-                }
-            )
-            plans[name] = plan_run(batch_plan_of(variant), precision(variant, device), device, available)
-        except UserError as error:
-            plans[name] = error
+        with METHODS.left_out_if_broken(kind):
+            try:
+                base = recipe.base.model_copy(update={"weights": weights})
+                variant = recipe.model_copy(update={"method": with_defaults(classes[kind]), "base": base})
+                plans[name] = plan_run(batch_plan_of(variant), precision(variant, device), device, available)
+            except UserError as error:
+                plans[name] = error
     return plans
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tunesmith.config.extensions import place_of_failure
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import ObjectiveConfig
@@ -204,9 +205,11 @@ def _simulated(
                 recipe, model, objective, _batch(recipe.objective.head, model, rows, scores), simulate_allocator
             ).step()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        place = place_of_failure(recipe.extensions, error)
         raise UserError(
             f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs real "
-            f"values ({str(error).splitlines()[0]})."
+            f"values ({first if place is None else f'{first}; {place}'})."
         ) from error
     finally:
         gc.collect()

@@ -23,7 +23,7 @@ class Listed:
 
     Attributes:
         name: path of its directory, relative to the listed directory.
-        begun: start time, as ISO 8601 with the time zone; None if unknown.
+        started: start time, as ISO 8601 with the time zone; None if unknown.
         base, method: from the recipe; "?" if it cannot be read.
         state: `done`; `running`, if its last event is recent; `interrupted`, which `--resume` can continue; `started`,
             before the first step; or `unreadable`.
@@ -50,6 +50,9 @@ def list_runs(directory: str | Path = "runs") -> list[Listed]:
 
     Args:
         directory: which contains the runs.
+
+    Returns:
+        A summary of each.
 
     Raises:
         UserError: there is no such directory.

@@ -11,7 +11,7 @@ trainer.save()
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.extensions import copy_code
+from tunesmith.config.extensions import UsersCodeError, copy_code, failures_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.example import Example, Malformed, Source
@@ -42,9 +42,9 @@ from tunesmith.errors import UserError
 from tunesmith.models.load import check_base_kind, load_tokenizer
 from tunesmith.models.precision import device_of, dtype_of
 from tunesmith.planner.measure import forget_peak
-from tunesmith.run import Run, Subscriber
+from tunesmith.run import PIPELINE_FILE, Run, Subscriber
 from tunesmith.run_lock import write_lock
-from tunesmith.training.changes import refuse_changes
+from tunesmith.training.changes import note_failure, refuse_changes, with_advice
 from tunesmith.training.memory_guard import first_pass, plan_of_run
 from tunesmith.training.one_run import build, emit_start, measured_since, save, subscribe
 
@@ -56,14 +56,17 @@ class Trainer:
     Its directory is locked until `save` or `close`. A run that is not saved can be resumed from its last checkpoint.
 
     Args:
-        recipe: a `Recipe`, a dict, or a YAML file's path; of one run, not of stages.
+        recipe: a `Recipe`, a dict, or a YAML file's path; of one run, not of stages or folds.
         run: the directory, which must not hold a run yet; default: a new one under `runs/`.
         overrides: `key.path=value` strings that replace fields of the recipe.
         subscribers: called with every event, in addition to metrics.jsonl.
 
     Raises:
-        UserError: an error that the user can fix, in one line.
+        UserError: an error that the user can fix, in one line. A directory that was created is removed.
     """
+
+    _is_new = True
+    """Whether this trainer has created the run's directory."""
 
     def __init__(
         self,
@@ -73,6 +76,12 @@ class Trainer:
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
         requested = Recipe.load(recipe, list(overrides))
+        _refuse_folds(requested, run)
+        with failures_named(requested.extensions):
+            self._start(requested, run, subscribers)
+
+    def _start(self, requested: Recipe, run: str | Path | None, subscribers: Sequence[Subscriber]) -> None:
+        """Prepare the rows, create the directory and build the loop."""
         check_base_kind(requested.base, requested.objective)
         started = time.perf_counter()
         resolved = cap_max_length(resolve(requested))
@@ -83,12 +92,12 @@ class Trainer:
         with ExitStack() as held:
             self.run = held.enter_context(Run.create(run, resolved.to_yaml(), resolved.base.path, resolved.method.kind))
             try:
-                copy_code(resolved.extensions.values(), resolved.directory, self.run.directory)
-                self.run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
-                self._build(resolved, tokenizer, prepared, subscribers, started, held)
+                with failures_named(resolved.extensions):
+                    copy_code(resolved.extensions.values(), resolved.directory, self.run.directory)
+                    self.run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
+                    self._build(resolved, tokenizer, prepared, subscribers, started, held)
             except UserError:
-                if not (self.run.directory / "metrics.jsonl").exists():  # refused before it started
-                    shutil.rmtree(self.run.directory)
+                shutil.rmtree(self.run.directory)
                 raise
 
     @classmethod
@@ -99,11 +108,17 @@ class Trainer:
             run: the run's directory.
             subscribers: called with every event, in addition to metrics.jsonl.
 
+        Returns:
+            The trainer.
+
         Raises:
             UserError: there is no such run, it has finished, its data or base have changed since, or another process
                 is writing it.
         """
+        if (Path(run) / PIPELINE_FILE).exists():
+            raise UserError(f"{run} is a pipeline of runs, and a Trainer is one run. tunesmith.resume continues all.")
         trainer = cls.__new__(cls)
+        trainer._is_new = False
         trainer.run = Run.open(run)
         with ExitStack() as held:
             held.enter_context(write_lock(trainer.run.directory))
@@ -111,11 +126,16 @@ class Trainer:
                 raise UserError(f"{run} has finished. To continue from its weights, start a new run with it as base.")
             started = time.perf_counter()
             recipe = Recipe.load(trainer.run.directory / "recipe.yaml")
-            tokenizer = load_tokenizer(recipe.base)
-            fingerprint = tokenizer_fingerprint(tokenizer)
-            prepared = prepare(recipe, tokenizer)
-            refuse_changes(trainer.run, recipe, prepared, fingerprint)
-            trainer._build(recipe, tokenizer, prepared, subscribers, started, held)
+            try:
+                with failures_named(recipe.extensions):
+                    tokenizer = load_tokenizer(recipe.base)
+                    fingerprint = tokenizer_fingerprint(tokenizer)
+                    prepared = prepare(recipe, tokenizer)
+                    refuse_changes(trainer.run, recipe, prepared, fingerprint)
+                    trainer._build(recipe, tokenizer, prepared, subscribers, started, held)
+            except UsersCodeError as error:
+                note_failure(trainer.run)
+                raise with_advice(trainer.run, error) from error.__cause__
         return trainer
 
     def _build(
@@ -181,13 +201,17 @@ class Trainer:
             The run. If it was interrupted, `run.finished` is False.
 
         Raises:
-            UserError: losses stay non-finite, memory runs out with a single row, or a file cannot be written.
+            UserError: losses stay non-finite, memory runs out with a single row, a user's class fails, or a file cannot
+                be written. If nothing was trained yet, the run's directory is removed.
         """
         self._refuse_closed()
         try:
-            with listen_for_interrupts() as interruption:
-                reason = self.loop.fit(interruption)
-            self._end(reason)
+            with self._failures_named():
+                with listen_for_interrupts() as interruption:
+                    reason = self.loop.fit(interruption)
+                self._end(reason)
+        except UserError as error:
+            raise self._after(error) from error.__cause__
         finally:
             self.close()
         return self.run
@@ -202,7 +226,8 @@ class Trainer:
             UserError: the run has no step left, losses stay non-finite, or memory runs out with a single row.
         """
         self._refuse_past_the_end()
-        return self.loop.step()
+        with self._failures_named():
+            return self.loop.step()
 
     def forward_backward(self, rows: Sequence[int] | Sequence[Mapping[str, Any]] | Batch) -> float:
         """Add the gradients of some rows to those of the next `optim_step`. Rows are packed, without padding.
@@ -218,7 +243,9 @@ class Trainer:
             UserError: a row cannot be trained on, or the trainer is closed.
         """
         self._refuse_closed()
-        return self.loop.forward_backward(rows if isinstance(rows, Batch) else self.batch(rows))
+        batch = rows if isinstance(rows, Batch) else self.batch(rows)
+        with self._failures_named():
+            return self.loop.forward_backward(batch)
 
     def optim_step(self, learning_rate: float | None = None) -> dict[str, float]:
         """Divide the gradients since the last one by their loss tokens, clip them, and update the weights.
@@ -243,6 +270,9 @@ class Trainer:
         Args:
             rows: indices of training rows, or rows of data.
 
+        Returns:
+            The batch, packed without padding.
+
         Raises:
             UserError: a row cannot be trained on.
         """
@@ -258,7 +288,8 @@ class Trainer:
         ]
         if len(given) < len(rows):
             raise UserError("Rows are all indices of training rows, or all rows of data: objects or texts.")
-        table = self._table(given)
+        with self._failures_named():
+            table = self._table(given)
         return replace(collate(table, range(len(table)), self.loop.device), rows=())
 
     def evaluate(self) -> dict[str, Any] | None:
@@ -269,9 +300,13 @@ class Trainer:
 
         Returns:
             `loss`, `loss_interval` (95 %), `rows`, `loss_tokens`, and for text `perplexity`; None without such rows.
+
+        Raises:
+            UserError: the trainer is closed, or a user's objective or head fails.
         """
         self._refuse_closed()
-        return self.loop.evaluate()
+        with self._failures_named():
+            return self.loop.evaluate()
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on, so that `resume` continues here.
@@ -289,9 +324,13 @@ class Trainer:
 
         Returns:
             Where it is.
+
+        Raises:
+            UserError: gradients wait for `optim_step`, it cannot be written, or the trainer is closed.
         """
         self.checkpoint()
-        output = self._end("done")
+        with self._failures_named():
+            output = self._end("done")
         self.close()
         assert output is not None
         return output
@@ -314,10 +353,35 @@ class Trainer:
         if done >= total:
             raise UserError(f"{self.run.directory} has done all of its {total:,} steps. Call save().")
 
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Turn a failure of users' code into an error that names it. The code of the run may then be corrected."""
+        try:
+            with failures_named(self.recipe.extensions):
+                yield
+        except UsersCodeError:
+            note_failure(self.run)
+            raise
+
+    def _after(self, error: UserError) -> UserError:
+        """The error that ended `fit`. A new run in which nothing was trained is removed, so that it can be started
+        again; any other is kept, and the error of users' code says how to continue it."""
+        if self._is_new and self.loop.state.step == 0:
+            shutil.rmtree(self.run.directory)
+            return error
+        if not isinstance(error, UsersCodeError):
+            return error
+        self._emit_end("failed", None)
+        return with_advice(self.run, error)
+
     def _end(self, reason: str) -> Path | None:
         """Save unless interrupted, and emit the last events."""
         output = None if reason == "interrupted" else save(self.loop, self.recipe, self.run, self.tokenizer)
         self.loop.events.emit("plan", predicted=self._forecast, measured=measured_since(self._before, self.loop))
+        self._emit_end(reason, output)
+        return output
+
+    def _emit_end(self, reason: str, output: Path | None) -> None:
         self.loop.events.emit(
             "end",
             reason=reason,
@@ -325,7 +389,6 @@ class Trainer:
             seconds=sum(self.loop.state.seconds.values()),
             output=None if output is None else str(output),
         )
-        return output
 
     def _table(self, rows: Sequence[Row]) -> TokenTable:
         """The tokens of rows that are not among the run's."""
@@ -344,6 +407,20 @@ class Trainer:
         for index in np.flatnonzero(objective.head.text_lengths(table) > data.max_length).tolist():
             raise UserError(f"{table.source(index)} is longer than data.max_length: {data.max_length:,} tokens.")
         return table
+
+
+def _refuse_folds(recipe: Recipe, run: str | Path | None) -> None:
+    """Refuse a recipe of several runs, except for the one run on all rows of such a pipeline.
+
+    Raises:
+        UserError: the recipe has folds.
+    """
+    is_of_pipeline = run is not None and (Path(run).parent / PIPELINE_FILE).exists()
+    if recipe.data.folds is not None and recipe.data.fold is None and not is_of_pipeline:
+        raise UserError(
+            f"data.folds: {recipe.data.folds} makes several runs, and a Trainer is one run. Use tunesmith.train for "
+            "all of them, or set data.fold for one."
+        )
 
 
 def _dtype_at_start(run: Run) -> torch.dtype | None:
