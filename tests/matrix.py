@@ -28,7 +28,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
-from tunesmith.export.merge import merge
+from tunesmith.exporting.merge import merge
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.metrics import Metric
-    from tunesmith.export.combine import combine
-    from tunesmith.export.merge import merge
+    from tunesmith.exporting.combine import combine
+    from tunesmith.exporting.export import export
+    from tunesmith.exporting.merge import merge
     from tunesmith.heads.prediction import Prediction
     from tunesmith.inference.generate import Generation
     from tunesmith.inference.model import Model, Score, chat, classify, embed, generate, load, score
@@ -58,10 +59,11 @@ _MODULES = {
     "answer": "tunesmith.evaluation.answering",
     "chat": "tunesmith.inference.model",
     "classify": "tunesmith.inference.model",
-    "combine": "tunesmith.export.combine",
+    "combine": "tunesmith.exporting.combine",
     "embed": "tunesmith.inference.model",
     "embedded_base": "tunesmith.models.bases",
     "evaluate": "tunesmith.evaluation.compare",
+    "export": "tunesmith.exporting.export",
     "generate": "tunesmith.inference.model",
     "get_base": "tunesmith.models.bases",
     "init": "tunesmith.config.suggestion",
@@ -69,7 +71,7 @@ _MODULES = {
     "list_methods": "tunesmith.methods.catalog",
     "list_runs": "tunesmith.report.listing",
     "load": "tunesmith.inference.model",
-    "merge": "tunesmith.export.merge",
+    "merge": "tunesmith.exporting.merge",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
@@ -103,6 +105,7 @@ __all__ = [
     "embed",
     "embedded_base",
     "evaluate",
+    "export",
     "generate",
     "get_base",
     "init",

@@ -73,16 +73,26 @@ class Events:
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", permissions: int = 0o644) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success, flush it to disk and rename it to `path`."""
+    with (
+        atomic_file(path, permissions) as partial,
+        partial.open(mode, encoding=None if "b" in mode else "utf-8") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def atomic_file(path: Path, permissions: int = 0o644) -> Iterator[Path]:
+    """Yield an empty file beside `path` to write; on success, flush it to disk and rename it to `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    partial = Path(name)
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(permissions)
-        Path(name).replace(path)
+        yield partial
+        _flush(partial)
+        partial.chmod(permissions)
+        partial.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunesmith
 from tunesmith.errors import UserError
-from tunesmith.export.merge import merge
+from tunesmith.exporting.merge import merge
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.methods.lora import LoRA
 from tunesmith.ops.lora_linear import LinearParts

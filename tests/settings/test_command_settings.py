@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from bigram import drawn_by_hand, letters_model, scores_of
@@ -286,6 +287,45 @@ def lora_matrices(adapter: Path) -> tuple[Tensor, Tensor]:
     tensors = load_file(adapter / "adapter_model.safetensors")
     a, b = (tensors[f"base_model.model.{WEIGHT}.lora_{part}.weight"].double() for part in "AB")
     return a, b
+
+
+@shows("tunesmith export run", "tunesmith export --to", "tunesmith export --output")
+def test_export_writes_the_model_in_the_given_numbers(adapters: list[Path], tiny_model: Path, here: Path) -> None:
+    written = run_command("export", adapters[1], "--to", "gguf:bf16", "--output", "a.gguf")
+    assert written.splitlines()[-1] == "Wrote a.gguf (gguf:bf16), and its model card a.md."
+    name = "blk.0.ffn_up.weight"
+    tensor = next(tensor for tensor in gguf.GGUFReader(here / "a.gguf").tensors if tensor.name == name)
+    assert tensor.tensor_type.name == "BF16"
+    weight = load_file(tiny_model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].double()
+    found = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).double()
+    torch.testing.assert_close(found, weight, rtol=2**-8, atol=0)
+    refused = typed("export", str(adapters[1]), "--to", "gguf:q9", "--output", "b.gguf")
+    assert refused.returncode == 2
+    assert "--to gguf:q9 does not exist. Use one of f32, f16" in refused.stderr
+
+
+@shows("tunesmith export --adapter-only")
+def test_export_writes_the_adapter_alone(adapters: list[Path], here: Path) -> None:
+    run_command("export", adapters[1], "--to", "gguf", "--output", "a.gguf", "--adapter-only")
+    file = gguf.GGUFReader(here / "a.gguf")
+    assert file.fields["general.type"].contents() == "adapter"
+    assert all(".lora_" in tensor.name for tensor in file.tensors)
+
+
+@shows("tunesmith export --importance-rows")
+def test_export_weights_errors_by_the_rows_of_the_run(tiny_model: Path, here: Path) -> None:
+    rows = write_rows(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)])
+    recipe = {"base": str(tiny_model), "data": {"train": str(rows), "held_out": 0}, "train": {"steps": 1}}
+    tunesmith.train(recipe, here / "run")
+    for name, option in (("plain", []), ("two", ["--importance-rows", "2"]), ("ten", ["--importance-rows", "10"])):
+        run_command("export", "run", "--to", "gguf:q4_0", "--output", f"{name}.gguf", *option)
+    plain, two, ten = (
+        bytes(next(t.data for t in gguf.GGUFReader(here / f"{name}.gguf").tensors if t.name == "blk.1.ffn_up.weight"))
+        for name in ("plain", "two", "ten")
+    )
+    assert len({plain, two, ten}) == 3
+    refused = typed("export", "run", "--to", "hf", "--output", "model", "--importance-rows", "2")
+    assert "--to hf takes neither --importance-rows nor --adapter-only" in refused.stderr
 
 
 @shows("tunesmith merge run", "tunesmith merge --output", "tunesmith merge --precision")

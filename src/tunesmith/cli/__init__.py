@@ -13,6 +13,7 @@ from tunesmith.cli.bases import bases
 from tunesmith.cli.data import data
 from tunesmith.cli.demo import demo
 from tunesmith.cli.evaluate import evaluate
+from tunesmith.cli.export import export
 from tunesmith.cli.init import init
 from tunesmith.cli.methods import methods
 from tunesmith.cli.plan import plan
@@ -46,6 +47,7 @@ for verb in (
     embed,
     merge,
     combine,
+    export,
     serve,
     runs,
     schema,

@@ -127,10 +127,10 @@ def merge(
 ) -> None:
     """Merge an adapter into its base: one model in Hugging Face's format, which needs neither Tunesmith nor PEFT."""
     with quick_imports():
-        import tunesmith.export.merge
+        from tunesmith.exporting.merge import merge as merge_into_base
         from tunesmith.report.table import merge_table
 
-    merged = tunesmith.export.merge.merge(run, output, precision)
+    merged = merge_into_base(run, output, precision)
     console = Console(highlight=False)
     if merged.trained_loss is not None:
         console.print(merge_table(merged.trained_loss, merged.ways, merged.into))
@@ -148,13 +148,13 @@ def combine(
 ) -> None:
     """Combine adapters into one: a weighted sum (cat: exact), TIES, DARE or SVD, with PEFT."""
     with quick_imports():
-        import tunesmith.export.combine
+        from tunesmith.exporting.combine import combine as combine_adapters
 
     try:
         shares = None if weights is None else [float(part) for part in weights.split(",")]
     except ValueError:
         raise UserError(f"--weights {weights} is not a list of numbers such as 0.7,0.3.") from None
-    written = tunesmith.export.combine.combine(adapters, output, how, shares, density)  # type: ignore[arg-type]
+    written = combine_adapters(adapters, output, how, shares, density)  # type: ignore[arg-type]
     Console(highlight=False).print(f"Wrote {written}.", soft_wrap=True)
 
 

@@ -62,6 +62,14 @@ BASE = "base"
 """Asks for the model without any adapter."""
 
 
+def end_tokens(model: PreTrainedModel, renderer: Renderer) -> list[int]:
+    """The ids that end an answer of a model: its own, and those of its tokenizer and chat template."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    own_ends = [] if own is None else own if isinstance(own, list) else [own]
+    others = [renderer.tokenizer.eos_token_id] if model.config.is_encoder_decoder else renderer.stop_tokens
+    return sorted({*own_ends, *others} - {None})
+
+
 class Generator:
     """A model and its tokenizer, ready to write text: with the engine of `inference.engine` if its family's attention
     can be paged, otherwise with transformers' own caches.
@@ -153,11 +161,7 @@ class Generator:
     @cached_property
     def stops(self) -> frozenset[int]:
         """The ids that end an answer."""
-        own = self.model.generation_config.eos_token_id
-        own_stops = [] if own is None else own if isinstance(own, list) else [own]
-        tokenizer = self.tokenizer
-        others = [tokenizer.eos_token_id] if self.model.config.is_encoder_decoder else self.renderer.stop_tokens
-        return frozenset({*own_stops, *others} - {None})
+        return frozenset(end_tokens(self.model, self.renderer))
 
     @cached_property
     def _constraints(self) -> Constraints:

@@ -14,7 +14,7 @@ from tunesmith.config.head import described_head
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
-from tunesmith.export.merged_model import merged_model, save_merged
+from tunesmith.exporting.merged_model import merged_model, save_merged
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.run_lock import write_lock

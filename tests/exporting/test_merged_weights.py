@@ -20,9 +20,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from tunesmith.config.head import read_head
 from tunesmith.errors import UserError
-from tunesmith.export.combine import PRUNED, combine
-from tunesmith.export.merge import merge
-from tunesmith.export.merged_model import merged_model, save_merged
+from tunesmith.exporting.combine import PRUNED, combine
+from tunesmith.exporting.merge import merge
+from tunesmith.exporting.merged_model import merged_model, save_merged
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.model_reference import ModelReference

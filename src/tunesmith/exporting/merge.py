@@ -16,7 +16,7 @@ from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
-from tunesmith.export.merged_model import Into, dtype_named, merged_model, refuse_existing, save_merged
+from tunesmith.exporting.merged_model import Into, dtype_named, merged_model, refuse_existing, save_merged
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.prompts import plain_model
@@ -86,23 +86,48 @@ def merge(name: str, output: str | Path, precision: str | None = None) -> Merged
     if reference.adapter is None:
         raise UserError(f"{name} has no adapter, so there is nothing to merge. Name a run or an adapter directory.")
     refuse_existing(target)
-    dtype = dtype_named(reference, precision)
-    objective, batches = _held_out(Path(name), reference) if reference.base.quantized else (None, [])
+    chosen = choose_way(name, reference, dtype_named(reference, precision))
+    report = None
+    if chosen.ways:
+        ways = [asdict(way) for way in chosen.ways]
+        report = {"into": chosen.into, "trained_loss": chosen.trained_loss, "ways": ways}
+    path = save_merged(chosen.model, reference, target, precision, report)
+    return Merged(path, chosen.into, chosen.trained_loss, chosen.ways)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The better way to merge, with what was measured if there were two (see `Merged`).
+
+    Attributes:
+        model: merged, in fp32 on the CPU.
+        into: which weights the adapter was added to.
+        trained_loss: as in `Merged`.
+        ways: as in `Merged`.
+    """
+
+    model: PreTrainedModel
+    into: Into
+    trained_loss: float | None = None
+    ways: tuple[Way, ...] = ()
+
+
+def choose_way(name: str, reference: ModelReference, dtype: torch.dtype) -> Chosen:
+    """Merge a model that has an adapter, in the way with the lower held-out loss if there are two.
+
+    Args:
+        name: a run or an adapter directory; a run has held-out rows.
+        reference: what the name stands for.
+        dtype: that the weights will be rounded to, which the losses include.
+
+    Raises:
+        UserError: as `merged_model`.
+    """
     if not reference.base.quantized:
-        return Merged(save_merged(merged_model(reference), reference, target, precision), "original")
+        return Chosen(merged_model(reference), "original")
+    objective, batches = _held_out(Path(name), reference)
     if objective is None or not batches:  # nothing to measure on: use the weights that it was trained on
-        return Merged(save_merged(merged_model(reference, "dequantized"), reference, target, precision), "dequantized")
-    return _merge_better(reference, target, precision, dtype, objective, batches)
-
-
-def _merge_better(
-    reference: ModelReference,
-    target: Path,
-    precision: str | None,
-    dtype: torch.dtype,
-    objective: ObjectiveConfig,
-    batches: Sequence[Batch],
-) -> Merged:
+        return Chosen(merged_model(reference, "dequantized"), "dequantized")
     trained = _measure(reference.model(torch.float32, torch.device("cpu")), objective, batches)
     ways = []
     for into in get_args(Into):
@@ -116,9 +141,7 @@ def _merge_better(
         ways.append(Way(into, merged.loss, divergence))
         gc.collect()
     best = min(ways, key=lambda way: way.loss)
-    report = {"into": best.into, "trained_loss": trained.loss, "ways": [asdict(way) for way in ways]}
-    path = save_merged(merged_model(reference, best.into), reference, target, precision, report)
-    return Merged(path, best.into, trained.loss, tuple(ways))
+    return Chosen(merged_model(reference, best.into), best.into, trained.loss, tuple(ways))
 
 
 def _held_out(run: Path, reference: ModelReference) -> tuple[ObjectiveConfig | None, list[Batch]]:

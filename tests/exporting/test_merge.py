@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.errors import UserError
-from tunesmith.export.combine import combine
-from tunesmith.export.merge import merge
+from tunesmith.exporting.combine import combine
+from tunesmith.exporting.merge import merge
 from tunesmith.inference.model_reference import ModelReference
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
-from tunesmith.export import merge as merging
-from tunesmith.export.merge import merge
+from tunesmith.exporting import merge as merging
+from tunesmith.exporting.merge import merge
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer

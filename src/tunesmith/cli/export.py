@@ -1,0 +1,36 @@
+"""`tunesmith export RUN`: a model for another engine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tunesmith.cli.quick import quick_imports
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")],
+    to: Annotated[
+        str,
+        typer.Option(help="hf, int8, nf4, gguf:q8_0, gguf:q4_k_m, gguf:f16 … or ollama:q8_0 …; docs/exporting.md."),
+    ],
+    output: Annotated[Path, typer.Option(help="The GGUF file or the directory to write.")],
+    importance_rows: Annotated[
+        int, typer.Option(help="GGUF: measure on this many of the run's rows which inputs matter.", min=0)
+    ] = 0,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="GGUF: the LoRA adapter without its base.")
+    ] = False,
+) -> None:
+    """Write a model for llama.cpp, Ollama or transformers, with its chat template and stop tokens."""
+    with quick_imports():
+        from tunesmith.exporting.export import export as write
+        from tunesmith.report.progress import Progress
+
+    console = Console(highlight=False)
+    with Progress(console) as progress:
+        done = write(
+            run, output, to, importance_rows=importance_rows, adapter_only=adapter_only, subscribers=[progress]
+        )
+    console.print(f"Wrote {done.path} ({done.to}), and its model card {done.card}.", soft_wrap=True)

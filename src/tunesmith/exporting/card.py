@@ -1,0 +1,84 @@
+"""The model card: a README.md with Hugging Face's metadata, and what is known of the data, the quality and the file.
+
+https://huggingface.co/docs/hub/model-cards
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.exporting.subject import Subject
+
+PARITY = "<!-- parity -->"
+"""Where the comparison of the exported model with the trained one goes."""
+
+
+def model_card(subject: Subject, form: str, library: str, use: str, relation: str = "finetune") -> str:
+    """The card of an exported model.
+
+    Args:
+        subject: the model.
+        form: what it was exported to, such as `GGUF, Q4_K_M`.
+        library: its name on the hub, such as `transformers`.
+        use: how to load it: a fenced block.
+        relation: to the base, in the hub's words.
+    """
+    head: dict[str, Any] = {"library_name": library} | ({"license": subject.license} if subject.license else {})
+    if subject.run is not None:
+        head |= {"base_model": subject.base_name, "base_model_relation": relation}
+    head |= {"pipeline_tag": _task(subject), "tags": ["tunesmith", *([] if subject.run is None else ["fine-tuned"])]}
+    parts = [
+        f"---\n{yaml.safe_dump(head, allow_unicode=True, sort_keys=False).strip()}\n---\n\n# {subject.title}",
+        f"Exported by Tunesmith {version('tunesmith')} to {form}.",
+        f"## Use\n\n{use}",
+        _training(subject),
+        _evaluation(subject.evaluation),
+        f"## Parity\n\n{PARITY}\nNot measured yet.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _task(subject: Subject) -> str:
+    commands = subject.reference.head.commands
+    tasks = {"generate": "text-generation", "classify": "text-classification", "embed": "feature-extraction"}
+    return tasks[commands[0]] if commands else "text-generation"
+
+
+def _training(subject: Subject) -> str:
+    """Base, method, objective and data."""
+    if subject.recipe is None:
+        return ""
+    recipe = subject.recipe
+    lines = [
+        f"- Base: {subject.base_name}",
+        f"- Method: {recipe.method.kind}; objective: {recipe.objective.kind}",
+        *(f"- Data: {Path(name).name}, SHA-256 {digest}" for name, digest in subject.data.items()),
+    ]
+    return "## Training\n\n" + "\n".join(lines)
+
+
+def _evaluation(result: dict[str, Any]) -> str:
+    """A table of base and tuned model on held-out rows, with 95 % intervals."""
+    if "tuned" not in result:
+        return ""
+    base, tuned = result.get("base", {}), result["tuned"]
+    lines = [f"| held out, {result.get('rows', 0):,} rows | base | tuned |", "|---|---|---|"]
+    lines.append(f"| loss | {_with_interval(base, 'loss', 'loss_interval')} | "
+                 f"{_with_interval(tuned, 'loss', 'loss_interval')} |")  # fmt: skip
+    for name, figure in tuned.get("metrics", {}).items():
+        before = base.get("metrics", {}).get(name, {})
+        lines.append(
+            f"| {figure.get('title', name)} | {_with_interval(before, 'value', 'interval')} | "
+            f"{_with_interval(figure, 'value', 'interval')} |"
+        )
+    return "## Evaluation\n\n" + "\n".join(lines)
+
+
+def _with_interval(figures: dict[str, Any], value: str, interval: str) -> str:
+    if not isinstance(figures.get(value), int | float):
+        return "–"
+    low_high = figures.get(interval)
+    between = "" if not low_high else f" ({low_high[0]:.3f} to {low_high[1]:.3f})"
+    return f"{figures[value]:.3f}{between}"
