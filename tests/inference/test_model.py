@@ -92,8 +92,10 @@ def test_what_a_model_cannot_do_is_refused_before_its_weights_are_loaded(model: 
 def test_generate_passes_every_option_on(model: tunesmith.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[object, ...]] = []
 
-    def record(texts: list[str], sampling: Sampling, *, adapter: str | None, n: int) -> list[tunesmith.Generation]:
-        seen.append((texts, sampling, adapter, n))
+    def record(
+        texts: list[str], sampling: Sampling, *, adapter: str | None, n: int, draft: str | None
+    ) -> list[tunesmith.Generation]:
+        seen.append((texts, sampling, adapter, n, draft))
         return []
 
     monkeypatch.setattr(model.generator, "continuations", record)
@@ -111,11 +113,11 @@ def test_generate_passes_every_option_on(model: tunesmith.Model, monkeypatch: py
         "grammar": "start: A",
         "regex": "a+",
     }
-    model.generate("a", raw=True, stop="x", schema={"type": "null"}, n=3, adapter="mine", **values)
+    model.generate("a", raw=True, stop="x", schema={"type": "null"}, n=3, adapter="mine", draft="small", **values)
     model.generate(["a", "b"], raw=True, stop=["x", "y"], schema='{"type":"null"}')
     assert seen == [
-        (["a"], Sampling(**values, stop=("x",), schema='{"type": "null"}'), "mine", 3),
-        (["a", "b"], Sampling(stop=("x", "y"), schema='{"type":"null"}'), None, 1),
+        (["a"], Sampling(**values, stop=("x",), schema='{"type": "null"}'), "mine", 3, "small"),
+        (["a", "b"], Sampling(stop=("x", "y"), schema='{"type":"null"}'), None, 1, "lookup"),
     ]
 
 

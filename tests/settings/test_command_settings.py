@@ -138,6 +138,37 @@ def test_generate_follows_a_schema_from_a_file(letters: Path, tmp_path: Path) ->
     assert "other.json cannot be read" in " ".join(refused.stderr.split())
 
 
+@shows("tunesmith generate --draft", "tunesmith answer --draft")
+def test_generate_and_answer_draft_by_look_up_or_a_model_or_not_at_all(
+    letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    compute = PagedModel.compute
+
+    def counted(model: PagedModel, pieces: Any, *others: Any) -> Tensor:
+        steps.append(len(pieces))
+        return compute(model, pieces, *others)
+
+    monkeypatch.setattr(PagedModel, "compute", counted)
+    source = write_rows(here / "asked.jsonl", [{"question": "Why?"}])
+    counts, outputs = [], []
+    for options in ([], ["--draft", "lookup"], ["--draft", "none"]):
+        steps.clear()
+        outputs.append(run_command("generate", letters, "Why?", "--max-new-tokens", "200", *options))
+        counts.append(len(steps))
+        steps.clear()
+        target = f"{len(counts)}.jsonl"
+        run_command("answer", letters, source, "--output", target, "--max-new-tokens", "200", *options)
+        outputs.append((here / target).read_text(encoding="utf-8"))
+        counts.append(len(steps))
+    assert outputs[:2] == outputs[2:4] == outputs[4:]
+    assert max(counts[:4]) < 150
+    assert min(counts[4:]) > 200
+    for command in (["generate", letters, "Why?"], ["answer", letters, source, "--output", "other.jsonl"]):
+        refused = typed(*map(str, command), "--draft", "embedded")
+        assert "embedded has another tokenizer than the model" in " ".join(refused.stderr.split())
+
+
 @shows("tunesmith generate --raw", "tunesmith generate --system")
 def test_generate_continues_raw_text_or_puts_a_system_prompt_first(letters: Path, by_hand: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}, user("Why?")]

@@ -21,6 +21,13 @@ TopP = Annotated[
 ]
 RepetitionPenalty = Annotated[float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)]
 Seed = Annotated[int, typer.Option(help="Random seed of sampling.")]
+Draft = Annotated[
+    str,
+    typer.Option(
+        help="What guesses the next tokens; answers stay the same and come faster: lookup (in the text so far), none, "
+        "or a smaller model with the same tokenizer."
+    ),
+]
 
 
 def generate(
@@ -41,6 +48,7 @@ def generate(
     seed: Seed = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; repeat for several.")] = None,
     schema: Annotated[Path | None, typer.Option(help="A file with the JSON schema that the answer follows.")] = None,
+    draft: Draft = "lookup",
 ) -> None:
     """Answer questions, with the same rendering as in training."""
     with quick_imports():
@@ -57,7 +65,7 @@ def generate(
     )  # fmt: skip
     for question in questions:
         text = question if raw else loaded.prompt([{"role": "user", "content": question}], system)
-        loaded.stream(text, sampling, _write)
+        loaded.stream(text, sampling, _write, draft=None if draft == "none" else draft)
         _write("\n")
 
 
@@ -103,6 +111,7 @@ def answer(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
     concurrent: Annotated[int, typer.Option(help="The most questions at the same time.", min=1)] = 64,
+    draft: Draft = "lookup",
 ) -> None:
     """Answer a file of questions, for example as training data of a smaller model. Resumes if it was killed."""
     with quick_imports():
@@ -113,7 +122,9 @@ def answer(
     console = Console(highlight=False)
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     with Progress(console) as progress:
-        done = tunesmith.evaluation.answering.answer(model, source, output, sampling, concurrent, [progress])
+        done = tunesmith.evaluation.answering.answer(
+            model, source, output, sampling, concurrent, [progress], None if draft == "none" else draft
+        )
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import detect, refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
 from tunesmith.errors import UserError
+from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
@@ -53,6 +54,7 @@ def answer(
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
     concurrent: int = CONCURRENT,
     subscribers: Sequence[Subscriber] = (),
+    draft: str | None = LOOKUP,
 ) -> Answered:
     """Generate an answer to the last question of every row, and write the questions with these answers.
 
@@ -66,6 +68,7 @@ def answer(
         sampling: how tokens are sampled.
         concurrent: the most rows that are answered at the same time.
         subscribers: receive `progress` events (what, done, total).
+        draft: what guesses the next tokens, as in `Model.generate`.
 
     Returns:
         The path, and how many rows were answered or left out.
@@ -77,11 +80,17 @@ def answer(
     with output_lock(target):
         if target.exists():
             raise UserError(f"{target} exists already. Use another output path.")
-        return _answer(model, source, target, sampling, concurrent, Events(*subscribers))
+        return _answer(model, source, target, sampling, concurrent, Events(*subscribers), draft)
 
 
 def _answer(
-    model: str, source: str | Path, target: Path, sampling: Sampling, concurrent: int, events: Events
+    model: str,
+    source: str | Path,
+    target: Path,
+    sampling: Sampling,
+    concurrent: int,
+    events: Events,
+    draft: str | None,
 ) -> Answered:
     """As `answer`, of an output that no other process writes."""
     reference = ModelReference.find(model)
@@ -100,7 +109,7 @@ def _answer(
     remaining = iter(chats[done:])
     while part := list(islice(remaining, ROWS)):
         part_sampling = replace(sampling, seed=sampling.seed + done)
-        texts = generator.answers(part, part_sampling)
+        texts = generator.answers(part, part_sampling, draft=draft)
         with partial.open("a", encoding="utf-8") as file:
             for chat, text in zip(part, texts, strict=True):
                 file.write(json.dumps(_answered_row(chat, text, single) if text else {}, ensure_ascii=False) + "\n")

@@ -1,13 +1,15 @@
 """The generation engine: many requests at once, which enter and leave at every step (Yu et al. 2022, "Orca").
 
-A step computes the next tokens of every sequence in one forward pass without padding: one token of an answer, or a
-piece of a prompt. Keys and values are in pages (`inference.pages`); a request that does not fit waits.
+A step computes the next tokens of every sequence in one forward pass without padding: one token of an answer, with a
+draft of those after it if there are few sequences (`inference.drafts`), or a piece of a prompt. Keys and values are in
+pages (`inference.pages`); a request that does not fit waits.
 """
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal, NamedTuple, Protocol
 
 import psutil
@@ -19,6 +21,7 @@ from tunesmith.inference.adapter_kinds import Adapter
 from tunesmith.inference.adapters import AdapterShelf
 from tunesmith.inference.constraint import Constraint
 from tunesmith.inference.cuda_graphs import CudaGraphs
+from tunesmith.inference.drafts import Acceptance, Drafter
 from tunesmith.inference.memory import CONCURRENT, PROMPT_TOKENS, generation_memory
 from tunesmith.inference.paged_model import VIRTUAL, PagedModel, Piece
 from tunesmith.inference.pages import Key, Pages, pages_for
@@ -34,6 +37,13 @@ Alternatives = tuple[tuple[int, float], ...]
 LOOKAHEAD = 64
 """Waiting requests that others may overtake in one step, because their beginning is being computed."""
 
+DRAFTED_ROWS = 12
+"""Rows of a step up to which tokens are drafted. The CPU's kernels compute so many in one tile (`native/packed.h`), and
+mostly wait for the weights then; a row more costs as much as it is worth at best."""
+
+ROW_COST = 0.05
+"""The time of a row more, as a share of a step of one row: measured for 2 to 12 rows of SmolLM2-135M on a CPU."""
+
 
 @dataclass(eq=False)
 class Request:
@@ -47,6 +57,7 @@ class Request:
         adapter: the name of an adapter; None: the model as it is.
         completion: with it, nothing is generated: these tokens are scored as the answer.
         constraint: on the answer's tokens.
+        drafter: guesses the answer's next tokens, so that several are computed at once; None: no guesses.
         on_token: called with each token of the answer; returns whether the answer ends with it.
         tokens: the answer so far.
         log_probabilities: log p of each of its tokens by the model itself, without temperature, in nats.
@@ -66,6 +77,7 @@ class Request:
     adapter: str | None = None
     completion: Sequence[int] | None = None
     constraint: Constraint | None = None
+    drafter: Drafter | None = None
     on_token: Callable[[int], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
@@ -144,6 +156,7 @@ class _Running:
         computed: how many of its tokens are in the cache.
         known: how many of its pages are known by their content.
         parent: what the next page's key begins with.
+        acceptance: of the tokens that were drafted for it.
     """
 
     request: Request
@@ -155,6 +168,7 @@ class _Running:
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     known: int = 0
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
     def next_key(self) -> Key | None:
         """The key of the first page that is not known yet; None if its tokens are not all there."""
@@ -299,14 +313,15 @@ class Engine:
         scores = Scores.of(logits)
         start = 0
         for running, piece in pieces:
-            running.computed += len(piece.ids)
-            self._remember(running)
+            draft = piece.ids[len(running.ids) - piece.position :]
+            running.computed += len(piece.ids) - len(draft)
             end = start + len(piece.ids) - piece.logits_from
             if end > start:
                 try:
-                    self._advance(running, Scores(*(each[start:end] for each in scores)))
+                    self._advance(running, Scores(*(each[start:end] for each in scores)), draft)
                 except Exception as exception:  # of this request's constraint or listener: others go on
                     running.request.cancel(exception)
+            self._remember(running)
             start = end
         return ended + self._leave()
 
@@ -392,19 +407,48 @@ class Engine:
         """What is computed in this step: each sequence's piece. Prompts get their share in the order in which they
         came; then pieces of the same adapter are put next to each other."""
         budget = self.prompt_tokens
-        pieces: list[tuple[_Running, Piece]] = []
+        ends: dict[_Running, int] = {}
         for running in self._running:
             left = len(running.ids) - running.computed
             count = min(left, budget) if left > 1 else left
-            if not count:
-                continue
-            budget -= count if left > 1 else 0
-            end = running.computed + count
-            self._grow(running, end)
-            ids, virtual = running.ids[running.computed : end], running.adapter.virtual.embeddings
+            if count:
+                budget -= count if left > 1 else 0
+                ends[running] = running.computed + count
+        drafts = self._drafts(ends)
+        pieces: list[tuple[_Running, Piece]] = []
+        for running, end in ends.items():
+            ids = [*running.ids[running.computed : end], *drafts.get(running, ())]
+            self._grow(running, running.computed + len(ids))
+            virtual = running.adapter.virtual.embeddings
             piece = Piece(ids, running.computed, running.pages, self._logits_from(running, end), virtual)
             pieces.append((running, piece))
         return sorted(pieces, key=lambda each: each[0].adapter.identity)
+
+    def _drafts(self, ends: Mapping[_Running, int]) -> dict[_Running, Sequence[int]]:
+        """What may follow the sequences that are computed to their last token, as long as the step has few rows."""
+        writing = [each for each, end in ends.items() if end == len(each.ids) and each.request.completion is None]
+        rows = sum(end - running.computed for running, end in ends.items())
+        share = (DRAFTED_ROWS - rows) // max(1, len(writing))
+        counts: dict[Drafter, dict[_Running, int]] = {}
+        for running in writing:
+            drafter, most = running.request.drafter, min(share, running.most - len(running.ids) - 1)
+            if drafter is None or most < 1:
+                continue
+            # A step's time is worth a token to each sequence, so that a row costs more where there are more of them.
+            count = running.acceptance.length(most, drafter.cost + ROW_COST * len(writing))
+            if count:
+                counts.setdefault(drafter, {})[running] = count
+        return {
+            running: draft
+            for drafter, own in counts.items()
+            for running, draft in zip(own, self._drafted(drafter, own), strict=True)
+        }
+
+    def _drafted(self, drafter: Drafter, counts: Mapping[_Running, int]) -> list[list[int]]:
+        """The drafter's guesses for these sequences, up to the first that is no token of this model."""
+        texts = [running.ids[running.adapter.virtual.count :] for running in counts]
+        drafts = drafter.drafts(texts, list(counts.values()))
+        return [list(takewhile(lambda token: token < self.model.vocabulary, draft)) for draft in drafts]
 
     def _logits_from(self, running: _Running, end: int) -> int:
         """The first token of the piece until `end` whose logits are needed."""
@@ -425,36 +469,20 @@ class Engine:
             running.parent = self.pages.remember(running.pages[running.known], key)
             running.known += 1
 
-    def _advance(self, running: _Running, scores: "Scores") -> None:
-        """Score the completion's tokens, or choose the next one."""
-        request, logits = running.request, scores.logits
+    def _advance(self, running: _Running, scores: "Scores", draft: Sequence[int]) -> None:
+        """Score the completion's tokens, or choose the next ones: one more than the draft's tokens that were right."""
+        request = running.request
         if request.completion is not None:
-            done = len(request.tokens)
-            tokens = list(request.completion[done : done + len(logits)])
-            found = logits[torch.arange(len(tokens)), torch.tensor(tokens, dtype=torch.long)] - scores.totals
-            request.tokens += tokens
-            request.log_probabilities += found.tolist()
-            if len(request.tokens) == len(request.completion):
-                request.finish = "length"
+            _score(request, request.completion, scores)
             return
-        if request.finish:
-            return
-        if request.sampling.takes_the_likeliest and request.constraint is None:
-            token = int(scores.best[0])
-        else:
-            prompt = running.ids[: len(running.ids) - len(request.tokens)]
-            allowed = None if request.constraint is None else request.constraint.allowed()
-            token = chosen(logits[0].cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
-        if request.first_token_seconds is None:
-            request.first_token_seconds = time.perf_counter() - request.submitted
-        if not request.take(token, scores.log_probability(token)):
-            return
-        if request.sampling.top_logprobs:
-            values, ids = logits[0].topk(request.sampling.top_logprobs)
-            request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals[0]).tolist(), strict=True)))
-        running.ids.append(token)
-        if len(running.ids) == running.most:
-            request.finish = request.finish or "length"
+        before = running.computed
+        for row, guess in enumerate((*draft, None)):
+            if request.finish or not _choose(running, Scores(*(each[row] for each in scores))):
+                break
+            if running.ids[-1] != guess:
+                break
+            running.computed += 1  # the guess is in the cache; what the cache has beyond it is written over
+        running.acceptance.add(len(draft), running.computed - before)
 
 
 class Runs(Protocol):
@@ -491,7 +519,7 @@ def run_all(engine: Runs, requests: Sequence[Request], done: Callable[[int], Non
 
 
 class Scores(NamedTuple):
-    """What a step computed for some rows.
+    """What a step computed for some rows. The scores of one row are without the dimension of rows.
 
     Attributes:
         logits: (rows, vocabulary).
@@ -513,10 +541,41 @@ class Scores(NamedTuple):
         return cls(logits, totals, best.cpu(), (highest - totals).cpu())
 
     def log_probability(self, token: int) -> float:
-        """log p of a token in the first row."""
-        if token == int(self.best[0]):
-            return float(self.best_logs[0])
-        return float(self.logits[0, token] - self.totals[0])
+        """log p of a token, for the scores of one row."""
+        return float(self.best_logs if token == int(self.best) else self.logits[token] - self.totals)
+
+
+def _score(request: Request, completion: Sequence[int], scores: Scores) -> None:
+    """Take the scores of the completion's next tokens."""
+    done = len(request.tokens)
+    tokens = list(completion[done : done + len(scores.logits)])
+    found = scores.logits[torch.arange(len(tokens)), torch.tensor(tokens, dtype=torch.long)] - scores.totals
+    request.tokens += tokens
+    request.log_probabilities += found.tolist()
+    if len(request.tokens) == len(completion):
+        request.finish = "length"
+
+
+def _choose(running: _Running, scores: Scores) -> bool:
+    """Choose the next token by one row's scores. Returns whether it is part of the answer."""
+    request, logits = running.request, scores.logits
+    if request.sampling.takes_the_likeliest and request.constraint is None:
+        token = int(scores.best)
+    else:
+        prompt = running.ids[: len(running.ids) - len(request.tokens)]
+        allowed = None if request.constraint is None else request.constraint.allowed()
+        token = chosen(logits.cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
+    if request.first_token_seconds is None:
+        request.first_token_seconds = time.perf_counter() - request.submitted
+    if not request.take(token, scores.log_probability(token)):
+        return False
+    if request.sampling.top_logprobs:
+        values, ids = logits.topk(request.sampling.top_logprobs)
+        request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals).tolist(), strict=True)))
+    running.ids.append(token)
+    if len(running.ids) == running.most:
+        request.finish = request.finish or "length"
+    return True
 
 
 def _adapter_rows(pieces: Sequence[tuple[_Running, Piece]]) -> list[AdapterRows]:

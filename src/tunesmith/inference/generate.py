@@ -14,13 +14,16 @@ from tunesmith.data.template import Tools, UnusableError
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import is_shareable
 from tunesmith.inference.constraint import Constraints
-from tunesmith.inference.engine import Alternatives, Engine, FinishReason, Request
+from tunesmith.inference.draft_model import DraftModel
+from tunesmith.inference.drafts import LOOKUP, Drafter, PromptLookup
+from tunesmith.inference.engine import DRAFTED_ROWS, Alternatives, Engine, FinishReason, Request
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.padded_engine import PaddedEngine
 from tunesmith.inference.paged_model import paged_model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.text_stream import TextStream
+from tunesmith.models.precision import writing_dtype
 from tunesmith.models.prompts import without_adapter
 
 
@@ -89,6 +92,7 @@ class Generator:
         self.engine: Engine | PaddedEngine = (
             PaddedEngine(model, tokenizer) if paged is None else Engine(paged, concurrent)
         )
+        self._draft_models: dict[str, DraftModel] = {}
 
     @classmethod
     def of(
@@ -174,6 +178,7 @@ class Generator:
         sampling: Sampling,
         done: Callable[[int], None] = lambda count: None,
         adapter: str | None = None,
+        draft: str | None = LOOKUP,
     ) -> list[str]:
         """The answer to each chat, whose last message is the user's, without white space around it.
 
@@ -182,12 +187,14 @@ class Generator:
             sampling: how tokens are chosen.
             done: called with the number of chats answered so far each time that it has grown.
             adapter: the name of an adapter; None: the model as it is.
+            draft: what guesses the next tokens, which changes the time and not the answer: `lookup` (in the text so
+                far, if the family can be paged), or the name of a smaller model with the same tokenizer; None: nothing.
 
         Raises:
-            UserError: a chat is as long as the model's context.
+            UserError: a chat is as long as the model's context, or there is no such draft model.
         """
         texts = [self.prompt_of(chat) for chat in chats]
-        return [each.text.strip() for each in self.continuations(texts, sampling, done, adapter)]
+        return [each.text.strip() for each in self.continuations(texts, sampling, done, adapter, draft=draft)]
 
     def continuations(
         self,
@@ -196,16 +203,17 @@ class Generator:
         done: Callable[[int], None] = lambda count: None,
         adapter: str | None = None,
         n: int = 1,
+        draft: str | None = LOOKUP,
     ) -> list[Generation]:
         """What follows each text, which may be a rendered chat; `n` answers to each, one after another. The other
         arguments are those of `answers`.
 
         Raises:
-            UserError: a text is as long as the model's context.
+            UserError: a text is as long as the model's context, or there is no such draft model.
         """
         prompts = [self.ids(text) for text in texts]
         writings = [
-            self.begin(ids, sampling, number * n + each, adapter)
+            self.begin(ids, sampling, number * n + each, adapter, draft=draft)
             for number, ids in enumerate(prompts)
             for each in range(n)
         ]
@@ -213,14 +221,19 @@ class Generator:
         return [writing.finish() for writing in writings]
 
     def stream(
-        self, text: str, sampling: Sampling, write: Callable[[str], None], adapter: str | None = None
+        self,
+        text: str,
+        sampling: Sampling,
+        write: Callable[[str], None],
+        adapter: str | None = None,
+        draft: str | None = LOOKUP,
     ) -> Generation:
         """Continue a text, writing what is generated piece by piece. Returns the complete answer.
 
         Raises:
-            UserError: the text is as long as the model's context.
+            UserError: the text is as long as the model's context, or there is no such draft model.
         """
-        writing = self.begin(self.ids(text), sampling, 0, adapter, write)
+        writing = self.begin(self.ids(text), sampling, 0, adapter, write, draft=draft)
         self.engine.run([writing.request])
         return writing.finish()
 
@@ -232,6 +245,7 @@ class Generator:
         adapter: str | None = None,
         write: Callable[[str], None] = lambda piece: None,
         keep: Collection[str] = (),
+        draft: str | None = LOOKUP,
     ) -> "Writing":
         """A request for one answer, to be submitted to the engine.
 
@@ -242,13 +256,45 @@ class Generator:
             adapter: the name of an adapter, or `base`; None: the model as it is.
             write: receives the answer piece by piece.
             keep: special tokens that the answer's text keeps.
+            draft: as in `answers`.
 
         Raises:
-            UserError: there is no such adapter, or the schema, expression or grammar is not valid.
+            UserError: there is no such adapter or draft model, or the schema, expression or grammar is not valid.
         """
-        constraint = self._constraints.begin(sampling)
-        request = Request(ids, sampling, self.stops, number, self._adapter(adapter), constraint=constraint)
+        drafter, constraint = self._drafter(draft), self._constraints.begin(sampling)
+        own = self._adapter(adapter)
+        request = Request(ids, sampling, self.stops, number, own, constraint=constraint, drafter=drafter)
         return Writing(request, TextStream(self.tokenizer, sampling.stop, keep), write)
+
+    def _drafter(self, draft: str | None) -> Drafter | None:
+        """The source of drafts that is asked for."""
+        if draft is None or draft == LOOKUP:
+            return PromptLookup() if draft and self.is_paged else None
+        if draft not in self._draft_models:
+            self._draft_models[draft] = self._draft_model(draft)
+        return self._draft_models[draft]
+
+    def _draft_model(self, name: str) -> DraftModel:
+        """The model of that name, loaded to draft for this one.
+
+        Raises:
+            UserError: there is no such model, or it cannot draft for this one.
+        """
+        reference, device = ModelReference.find(name), self.model.device
+        if not reference.head.generates_text:
+            raise UserError(f"draft: {name} does not write text. Use a causal language model, or lookup.")
+        tokenizer = reference.tokenizer()
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"draft: {name} has another tokenizer than the model. Use one of the same family, or lookup."
+            )
+        dtype = writing_dtype("auto", device)
+        loaded = Generator.of(reference, dtype, device, DRAFTED_ROWS // 2, tokenizer=tokenizer)  # two rows a sequence
+        if not (self.is_paged and loaded.is_paged):
+            which = name if self.is_paged else type(self.model).__name__
+            raise UserError(f"draft: {which} keeps a state that cannot be paged. Leave draft out.")
+        cost = loaded.paged.model.products / self.paged.model.products
+        return DraftModel(loaded.paged, loaded._adapter(None), cost)
 
     def _adapter(self, name: str | None) -> str | None:
         """The engine's name of an adapter that is asked for."""

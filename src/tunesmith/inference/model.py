@@ -20,6 +20,7 @@ from tunesmith.data.render import Tokenized
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
+from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.generate import BASE, OWN, Generation, Generator
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
@@ -201,6 +202,7 @@ class Model:
         top_logprobs: int = 0,
         seed: int = 0,
         adapter: str | None = None,
+        draft: str | None = LOOKUP,
     ) -> list[Generation]:
         """Answer questions, with the same rendering as in training.
 
@@ -227,13 +229,15 @@ class Model:
             top_logprobs: how many of the most likely tokens are reported with each token of an answer.
             seed: of the sampling. Each answer has its own random numbers, so that it does not depend on the others.
             adapter: one from `load_adapter`, or `base`: the model without its own adapter.
+            draft: what guesses the next tokens, which changes the time and not the answers: `lookup` (in the text so
+                far), or the name of a smaller model with the same tokenizer; None: nothing.
 
         Returns:
             The answers: `n` to the first question, `n` to the second, and so on.
 
         Raises:
             UserError: the model does not write text, the template cannot render a question, it is too long, or there is
-                no such adapter.
+                no such adapter or draft model.
         """
         self.require("generate")
         questions = [prompts] if isinstance(prompts, str) else prompts
@@ -246,7 +250,7 @@ class Model:
         each = n if best_of is None else best_of
         if each < n:
             raise UserError(f"best_of is {best_of}, and n answers are asked for: {n}. Sample at least as many.")
-        found = self.generator.continuations(texts, sampling, adapter=adapter, n=each)
+        found = self.generator.continuations(texts, sampling, adapter=adapter, n=each, draft=draft)
         groups = [found[start : start + each] for start in range(0, len(found), each)]
         return [answer for group in groups for answer in _best(group, n)]
 
@@ -284,7 +288,12 @@ class Model:
         return self.stream(self.prompt(messages), sampling, write or (lambda piece: None), adapter).text.strip()
 
     def stream(
-        self, text: str, sampling: Sampling, write: Callable[[str], None], adapter: str | None = None
+        self,
+        text: str,
+        sampling: Sampling,
+        write: Callable[[str], None],
+        adapter: str | None = None,
+        draft: str | None = LOOKUP,
     ) -> Generation:
         """Continue a text as it is, such as one from `prompt`, writing what is generated piece by piece.
 
@@ -293,14 +302,15 @@ class Model:
             sampling: how tokens are chosen.
             write: receives the pieces.
             adapter: one from `load_adapter`, or `base`.
+            draft: as in `generate`.
 
         Returns:
             The complete answer.
 
         Raises:
-            UserError: the model does not write text, or the text is too long.
+            UserError: the model does not write text, the text is too long, or there is no such adapter or draft model.
         """
-        return self.generator.stream(text, sampling, write, adapter)
+        return self.generator.stream(text, sampling, write, adapter, draft)
 
     def prompt(self, messages: Sequence[Message], system: str | None = None) -> str:
         """The text that the model reads for a chat: the same as before the answer in training.

@@ -85,6 +85,11 @@ class PagedModel:
             getattr(plain.config.get_text_config(), "max_position_embeddings", None),
         )
 
+    @property
+    def products(self) -> int:
+        """Multiplications of one token with the weights of linear layers."""
+        return sum(inputs * outputs for inputs, outputs in self.shape.sizes.values())
+
     def bytes_per_page(self) -> int:
         """The memory of a page in all layers, known once a token has been computed."""
         if not self.caches:
