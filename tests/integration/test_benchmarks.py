@@ -86,6 +86,127 @@ def test_startup_times_a_command_and_refuses_one_that_fails(script: Script, tmp_
         module.seconds_of([sys.executable, "-c", "raise SystemExit(3)"], module.OWN, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """generation_speed's random Llama, with fewer weights."""
+    directory = tmp_path_factory.mktemp("llama") / "llama"
+    sizes = {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        models = import_module("generation_models")
+        models.make_llama(directory, {**models.LLAMA_SHAPE, **sizes})
+    return directory
+
+
+def generation_job(model: Path, engine: str, directory: Path, adapters: int = 0) -> dict[str, Any]:
+    requests = [{"ids": list(range(300, 300 + 5 * n)), "tokens": n} for n in (1, 4, 9)]
+    alone = [{"ids": list(range(40)), "tokens": 8}]
+    return {
+        "engine": engine,
+        "model": str(model),
+        "directory": str(directory),
+        "most_tokens": 80,
+        "settings": {"flash_attention": True, "unified": False},
+        "cells": [
+            {"at_once": 2, "adapters": adapters, "requests": requests},
+            {"at_once": 1, "adapters": 0, "requests": alone, "limits": True},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("engine", "adapters"),
+    [
+        ("tunesmith, fp32", 2),
+        ("tunesmith, int8", 0),
+        ("transformers, fp32", 0),
+        ("transformers continuous, fp32", 0),
+        ("llama.cpp, F32", 0),
+    ],
+)
+def test_each_engine_of_generation_speed_writes_the_tokens_that_are_asked_for(
+    engine: str, adapters: int, script: Script, small_llama: Path, tmp_path: Path
+) -> None:
+    if engine.startswith("llama.cpp"):
+        pytest.importorskip("xllamacpp")
+        models = script("generation_models")
+        models.write_gguf(small_llama, models.gguf_file(tmp_path, small_llama, "F32"), "F32")
+    many, alone = script("generation_engines").measured(generation_job(small_llama, engine, tmp_path, adapters))
+    assert (many["tokens"], many["prompt_tokens"], many["requests"]) == (14, 70, 3)
+    assert 0 < alone["first_token"] < alone["seconds"]
+    assert alone["read_seconds"] > 0
+    cache = 44 * 2 * 2 * 2 * 16 * 4
+    weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 64 * 512
+    assert alone["step_bytes"] >= cache + weights
+
+
+def test_generation_speed_writes_gguf_files_with_the_models_own_numbers(
+    script: Script, small_llama: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from tunesmith.models.gguf import convert_gguf
+
+    script("generation_models").write_gguf(small_llama, tmp_path / "model.gguf", "BF16")
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "again")
+    stored, again = (load_file(path / "model.safetensors") for path in (small_llama, tmp_path / "again"))
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[name], again[name]) for name in stored)
+
+
+def test_generation_speed_draws_prompts_and_answers_from_the_whole_range(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = script("generation_speed")
+    chats = [{"question": "Why? " * n, "answer": "So."} for n in range(1, 200)]
+    monkeypatch.setattr(module, "SMOLLM2", "embedded")
+    requests = module.requests_of([write(tmp_path / "chats.jsonl", *map(json.dumps, chats))])
+    assert {count: len(own) for count, own in requests.items()} == module.AT_ONCE
+    own = requests[64]
+    assert len({tuple(each["ids"]) for each in own}) == 64
+    assert min(len(each["ids"]) for each in own) < 40
+    assert max(len(each["ids"]) for each in own) > 150
+    assert min(each["tokens"] for each in own) < 8
+    assert 200 < max(each["tokens"] for each in own) <= 300
+
+
+def test_generation_speed_reports_means_with_intervals(script: Script, tmp_path: Path) -> None:
+    report = script("generation_report")
+    one = {"adapters": 0, "tokens": 100, "prompt_tokens": 50, "cached_tokens": 0, "first_token": 0.5, "peak_bytes": 2e9}
+    runs = []
+    for number, seconds in enumerate((1.0, 2.0, 4.0)):
+        limits = {"bytes_per_second": 1e9, "fp32": 1e5, "bf16": 2e5}
+        alone = {**one, "at_once": 1, "seconds": 100.5, "limits": True, "step_bytes": 1e6, "read_seconds": 0.5}
+        cells = [{**one, "at_once": count, "seconds": seconds} for count in (1, 4)]
+        adapted = [
+            {**one, "at_once": 4, "seconds": seconds},
+            {**one, "at_once": 4, "seconds": 2 * seconds, "adapters": 3},
+        ]
+        jobs = {"limits": [limits], f"{report.SMOLLM2}, tunesmith, fp32": [*cells, alone], "adapters": adapted}
+        runs += [{"round": number, "job": job, "cells": own} for job, own in jobs.items()]
+    runs.append({"round": 0, "job": f"{report.SMOLLM2}, llama.cpp, F32", "failed": "no such library"})
+    done = {
+        "machine": {"cores": 2, "processor": "any", "instructions": []},
+        "versions": dict.fromkeys(("torch", "transformers", "xllamacpp"), "1"),
+        "date": "2026-01-01",
+        "at_once": {"1": 4, "4": 4},
+        "weights": {report.SMOLLM2: {"prompt": 1000, "answer": 1500}},
+        "runs": runs,
+    }
+    text = report.tables(done)
+    half = 4.303 * 38.19 / 3**0.5
+    assert f"| tunesmith, fp32 | 58 ± {half:.0f} | 58 ± {half:.0f} | 0.50 ± 0.00 | 2.0 ± 0.0 |" in text
+    share = 100 * 2 * (50 * 1000 + 500) / 0.5 / 1e5
+    assert f"| tunesmith, fp32 | {share:.0f} ± 0 | 50 ± 0 | 1010.1 ± 0.0 | 1 |" in text
+    assert "| 3 | 29 ± 47 | 50 ± 0 | 2.0 ± 0.0 |" in text
+    assert f"{report.SMOLLM2}, llama.cpp, F32 does not run: no such library" in text
+    report.plot(done, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
 @pytest.mark.long
 def test_startup_takes_the_time_to_a_first_token_apart(script: Script, tmp_path: Path) -> None:
     module = script("startup")
