@@ -85,8 +85,8 @@ class Tunesmith:
         self.engine.concurrent = at_once
 
     def add_adapters(self, names: Sequence[str]) -> None:
-        model = self.engine.model
-        sizes = {name: model.sizes[number] for name, number in model.layers.items()}
+        shape = self.engine.model.shape
+        sizes = {name: shape.sizes[number] for name, number in shape.linears.items()}
         add_adapters(self.engine.adapters, sizes, self._directory, names)
 
     def answer(self, requests: Sequence[dict[str, Any]]) -> list[float]:
