@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import ssl
 import threading
@@ -17,6 +18,7 @@ from unittest.mock import patch
 
 import openai
 import pytest
+from bytewise import byte_tokenizer
 from command import typed
 from running_server import save_adapter
 from settings_coverage import shows
@@ -206,3 +208,37 @@ def test_serve_keeps_feedback_and_logs_prompts_only_if_asked(tiny_model: Path, t
     assert '"content": "Hi"' in log
     _, log = serve(tiny_model, "--port", 0, "--quiet", then=lambda address: answers.append(chat(address)))
     assert "POST" not in log
+
+
+@shows("tunesmith serve --engine", "tunesmith serve --dry-run")
+def test_vllm_is_started_with_the_model_its_adapters_and_its_template(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = save_adapter(tiny_model, tmp_path / "one")
+    options = ["--engine", "vllm", "--adapter", f"one={one}", "--port", "8123"]
+    words = shlex.split(typed("serve", str(tiny_model), *options, "--dry-run").stdout)
+    template = Path(words[words.index("--chat-template") + 1])
+    assert template.read_text(encoding="utf-8") == byte_tokenizer().chat_template
+    assert words == [
+        "vllm", "serve", str(tiny_model), "--served-model-name", "llama", "--host", "127.0.0.1", "--port", "8123",
+        "--chat-template", str(template), "--enable-lora", "--max-lora-rank", "8", "--max-loras", "1",
+        "--lora-modules", f"one={one}",
+    ]  # fmt: skip
+    monkeypatch.setenv("PATH", "")
+    missing = typed("serve", str(tiny_model), *options)
+    assert (missing.returncode, "vLLM is not installed" in missing.stderr) == (2, True)
+    assert "Set VLLM_API_KEY" in typed("serve", str(tiny_model), *options, "--host", "0.0.0.0").stderr
+    refused = typed("serve", str(tiny_model), *options, "--weights", "int8")
+    assert refused.stderr == "error: --weights cannot be used with --engine vllm.\n"
+    config = json.loads((one / "adapter_config.json").read_text())
+    for change, reason in (({"use_dora": True}, "DoRA"), ({"r": 600}, "rank 600"), ({"bias": "all"}, "trained biases")):
+        (one / "adapter_config.json").write_text(json.dumps(config | change))
+        refused = typed("serve", str(tiny_model), *options, "--dry-run")
+        assert f"vLLM cannot take {one}: it has {reason}" in refused.stderr
+        assert "tunesmith export RUN --to hf" in refused.stderr
+    own = typed("serve", str(one), "--engine", "vllm", "--dry-run", "--name", "mine")
+    assert own.returncode == 2
+    (one / "adapter_config.json").write_text(json.dumps(config))
+    words = shlex.split(typed("serve", str(one), "--engine", "vllm", "--dry-run", "--name", "mine").stdout)
+    assert words[words.index("--served-model-name") + 1] == "mine-base"
+    assert words[-1] == f"mine={one}"

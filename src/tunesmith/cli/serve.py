@@ -1,6 +1,7 @@
 """`tunesmith serve` and `tunesmith keys`: a model behind OpenAI's protocol."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -42,8 +43,23 @@ def serve(
     feedback: Annotated[Path | None, typer.Option(help="A JSONL file that keeps feedback on responses.")] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Put prompts and answers in the log.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line per request.")] = False,
+    engine: Annotated[str, typer.Option(help="tunesmith; or vllm: start vLLM with this model.")] = "tunesmith",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With vllm: print its command only.")] = False,
 ) -> None:
     """Serve a model with OpenAI's protocol, until Ctrl-C. Answers that have begun are completed."""
+    pairs = dict(_pair(each) for each in adapter or [])
+    if engine not in ("tunesmith", "vllm"):
+        raise UserError(f"--engine {engine} is not one of tunesmith and vllm.")
+    if engine == "vllm":
+        ours = {
+            "--adapters": adapters, "--api-key-file": api_key_file, "--tls-certificate": tls_certificate,
+            "--weights": weights, "--temperature": temperature, "--feedback": feedback,
+        }  # fmt: skip
+        given = [each for each, value in ours.items() if value is not None]
+        if given:
+            raise UserError(f"{', '.join(given)} cannot be used with --engine vllm.")
+        _start_vllm(model, name, pairs, host, port, dry_run)
+        return
     with quick_imports():
         import tunesmith.serving.server
         from tunesmith.serving.service import Limits
@@ -52,7 +68,7 @@ def serve(
         logging.getLogger("tunesmith.serving").setLevel(logging.WARNING)
     tunesmith.serving.server.serve(
         model,
-        adapters=dict(_pair(each) for each in adapter or []),
+        adapters=pairs,
         adapter_directory=adapters,
         name=name,
         host=host,
@@ -68,6 +84,22 @@ def serve(
         log_prompts=log_prompts,
         ready=lambda address: _say(f"Serving {model} at {address}/v1. Ctrl-C stops it."),
     )
+
+
+def _start_vllm(model: str, name: str | None, pairs: dict[str, str], host: str, port: int, dry_run: bool) -> None:
+    with quick_imports():
+        from tunesmith.cache_directory import cache_directory
+        from tunesmith.serving.server import is_loopback, name_of
+        from tunesmith.serving.vllm import run_vllm, vllm_command
+
+    called = name or name_of(model)
+    template = cache_directory() / "vllm" / f"{called.replace('/', '--')}.jinja"
+    template.parent.mkdir(parents=True, exist_ok=True)
+    words = vllm_command(model, called, dict(pairs), host, port, template)
+    if dry_run:
+        typer.echo(shlex.join(words))
+    else:
+        run_vllm(words, is_loopback(host))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -82,7 +82,7 @@ def serve(
     Raises:
         UserError: the model or an adapter cannot be loaded, the address cannot be used, or it needs keys.
     """
-    if api_key_file is None and not _is_loopback(host):
+    if api_key_file is None and not is_loopback(host):
         raise UserError(
             f"host {host} can be reached from other machines, so clients need a key. Make one with: tunesmith keys add "
             "keys.json NAME, and give --api-key-file keys.json."
@@ -90,7 +90,7 @@ def serve(
     keys = Keys() if api_key_file is None else Keys(read_keys(Path(api_key_file)))
     with listen(host, port) as listener:
         loaded = Model(model, device, precision, weights, concurrent)
-        service = service_of(loaded, name or _name_of(model), adapters or {}, adapter_directory, temperature)
+        service = service_of(loaded, name or name_of(model), adapters or {}, adapter_directory, temperature)
         service.keys, service.limits, service.logs_prompts = keys, limits or Limits(), log_prompts
         service.feedback = None if feedback is None else Feedback(Path(feedback))
         Server(service, listener, tls_certificate, tls_key).run(ready)
@@ -143,12 +143,14 @@ def _defaults(config: Any) -> Sampling:
     return replace(default, **{each: value for each, value in found.items() if value is not None})
 
 
-def _name_of(model: str) -> str:
+def name_of(model: str) -> str:
+    """What clients call a model that is given no other name: the last part of its path, or its whole hub name."""
     path = Path(model)
     return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else model
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -194,7 +196,7 @@ class Server:
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.address = f"{'http' if tls_certificate is None else 'https'}://{place}"
         config = uvicorn.Config(
-            application(service, only_loopback=_is_loopback(host) and service.keys.are_none),
+            application(service, only_loopback=is_loopback(host) and service.keys.are_none),
             http=_PromptProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=DRAIN_SECONDS, proxy_headers=False,
             ssl_certfile=tls_certificate, ssl_keyfile=tls_key,
