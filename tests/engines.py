@@ -38,9 +38,9 @@ def random_model(family: str, **more: Any) -> Any:
     return model
 
 
-def paged(model: Any) -> PagedModel:
+def paged(model: Any, in_int8: bool = False) -> PagedModel:
     """The model in the engine's form; `model` itself stays as it is."""
-    found = paged_model(deepcopy(model))
+    found = paged_model(deepcopy(model), in_int8)
     assert found is not None
     return found
 

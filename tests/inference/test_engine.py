@@ -140,6 +140,27 @@ def test_an_answer_has_the_same_bits_alone_and_in_a_batch(family: str) -> None:
 
 
 @built
+@pytest.mark.parametrize(("family", "dtype"), [("llama", torch.float32), ("gemma2", torch.bfloat16)])
+def test_caches_in_int8_give_the_same_bits_in_any_company_and_from_the_cache(family: str, dtype: torch.dtype) -> None:
+    model = paged(random_model(family).to(dtype), in_int8=True)
+    prompts = prompts_of(50, 16, 3, 31, 8)
+    requests = [
+        *requests_of(prompts[:2]),
+        *requests_of(prompts[2:], SAMPLED),
+        Request(prompts[0], completion=prompts[3]),
+    ]
+    expected = each_alone(model, requests)
+    engine = Engine(model, cache_bytes=CACHE, prompt_tokens=11)
+    in_company(engine, requests, seed=0)
+    assert [(request.tokens, request.log_probabilities) for request in requests] == expected
+    (again,) = requests_of(prompts[:1])
+    assert answered(engine, [again]) == expected[:1]
+    assert again.cached_tokens == 48
+    exact = each_alone(paged(random_model(family).to(dtype)), [Request(prompts[0], completion=prompts[3])])[0][1]
+    assert expected[-1][1] != exact
+
+
+@built
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 7), (torch.float32, 64), (torch.bfloat16, 64)])
 def test_shuffled_requests_that_join_and_leave_are_answered_as_alone(dtype: torch.dtype, count: int) -> None:
     model = paged(random_model("llama").to(dtype))

@@ -121,6 +121,25 @@ def test_generate_passes_every_option_on(model: tunesmith.Model, monkeypatch: py
     ]
 
 
+def test_caches_in_int8_take_a_quarter_of_the_memory_and_change_scores_little(
+    model: tunesmith.Model, tmp_path: Path
+) -> None:
+    narrow = tunesmith.load(model.name, precision="fp32", cache="int8")
+    text = "A list is a sequence of values, in order." * 3
+    (wide,), (close,) = model.score(text), narrow.score(text)
+    sizes = [each.generator.paged.model.caches[0].bytes_per_page for each in (narrow, model)]
+    assert sizes[0] < 0.4 * sizes[1], "a head of 8 numbers has a scale of four bytes"
+    difference = np.abs(wide.log_probabilities - close.log_probabilities)
+    assert 0 < difference.max() < 0.05
+    with pytest.raises(UserError, match="cache: int4 is not one of auto and int8"):
+        tunesmith.load(model.name, cache="int4")
+    config = config_of("bloom", len(model.tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cache: BloomForCausalLM keeps a state that cannot be paged"):
+        tunesmith.load(tmp_path, cache="int8").generate("a")
+
+
 def stored_adapter(base: Path, config: Any, directory: Path, spread: float = 0.3) -> Path:
     """An adapter of the base with random weights, in PEFT's files."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)

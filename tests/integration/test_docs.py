@@ -124,6 +124,8 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("testing", "mutants"),
         ("bases", "demo_quality"),
         ("generation", "generation_speed"),
+        ("generation", "draft_speed"),
+        ("generation", "cache_quality"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:

@@ -182,11 +182,12 @@ class Sequences:
         wide.q, wide.k, wide.v = ([tensor.double() for tensor in own] for own in (self.q, self.k, self.v))
         return wide
 
-    def cache(self, pages: int, garbage: float = 0.0) -> LayerCache:
-        cache = LayerCache.empty(pages, self.k[0], self.v[0])
+    def cache(self, pages: int, in_int8: bool = False, garbage: float = 0.0) -> LayerCache:
+        cache = LayerCache.empty(pages, self.k[0], self.v[0], in_int8)
         if garbage:
-            for part in (cache.keys, cache.values):
-                part.copy_(garbage * random(*part.shape, seed=7))
+            for part in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+                if part is not None:
+                    part.copy_(garbage * random(*part.shape, seed=7))
         return cache
 
     def attend(
@@ -265,16 +266,23 @@ def in_pieces(draw: Any, lengths: Sequence[int]) -> list[list[tuple[int, int, in
 
 
 @some
-@given(data=st.data(), shape=shapes_of_attention(), lengths=st.lists(st.integers(1, 75), min_size=1, max_size=3))
-def test_paged_attention_equals_the_reference_in_float64(data: Any, shape: dict[str, Any], lengths: list[int]) -> None:
+@given(
+    data=st.data(),
+    shape=shapes_of_attention(),
+    lengths=st.lists(st.integers(1, 75), min_size=1, max_size=3),
+    in_int8=st.booleans(),
+)
+def test_paged_attention_equals_the_reference_in_float64(
+    data: Any, shape: dict[str, Any], lengths: list[int], in_int8: bool
+) -> None:
     sequences = Sequences(lengths, **shape)
     options = data.draw(options_of_attention(shape["heads"]))
     total, pages = scattered(data.draw, lengths)
     batches = in_pieces(data.draw, lengths)
-    ours = sequences.attend(sequences.cache(total), pages, batches, **options)
+    ours = sequences.attend(sequences.cache(total, in_int8), pages, batches, **options)
     whole = [[(number, 0, length)] for number, length in enumerate(lengths)]
     wide = sequences.double()
-    exact = wide.attend(wide.cache(total), pages, whole, paged_attention_reference, **options)
+    exact = wide.attend(wide.cache(total, in_int8), pages, whole, paged_attention_reference, **options)
     tolerance = 2e-5 if shape["dtype"] == torch.float32 else 2e-2
     for out, expected in zip(ours, exact, strict=True):
         assert out.dtype == shape["dtype"]
@@ -283,9 +291,14 @@ def test_paged_attention_equals_the_reference_in_float64(data: Any, shape: dict[
 
 @built
 @some
-@given(data=st.data(), shape=shapes_of_attention(), lengths=st.lists(st.integers(1, 75), min_size=2, max_size=4))
+@given(
+    data=st.data(),
+    shape=shapes_of_attention(),
+    lengths=st.lists(st.integers(1, 75), min_size=2, max_size=4),
+    in_int8=st.booleans(),
+)
 def test_attention_has_the_same_bits_in_pieces_in_other_pages_and_beside_others(
-    data: Any, shape: dict[str, Any], lengths: list[int]
+    data: Any, shape: dict[str, Any], lengths: list[int], in_int8: bool
 ) -> None:
     """Unused places of the pages hold other finite numbers each time."""
     sequences = Sequences(lengths, **shape)
@@ -295,7 +308,7 @@ def test_attention_has_the_same_bits_in_pieces_in_other_pages_and_beside_others(
         total, pages = scattered(data.draw, lengths)
         batches = in_pieces(data.draw, lengths)
         with threads(data.draw(st.sampled_from([1, 2]))):
-            outs.append(sequences.attend(sequences.cache(total, garbage), pages, batches, **options))
+            outs.append(sequences.attend(sequences.cache(total, in_int8, garbage), pages, batches, **options))
     for other in outs[1:]:
         assert all(torch.equal(one, two) for one, two in zip(outs[0], other, strict=True))
 
@@ -308,6 +321,29 @@ def test_a_cache_has_one_place_for_each_token_and_knows_its_bytes() -> None:
     assert torch.equal(cache.keys[2, :, :, 3], sequences.k[0][0, :, 3])
     assert torch.equal(cache.values[0, :, 1, :5], sequences.v[0][0, :, 17])
     assert not cache.keys[1].any()
+    narrow = sequences.cache(3, in_int8=True)
+    assert narrow.bytes_per_page == 2 * PAGE * (4 + 16) + 4 * 2 * 2 * PAGE
+
+
+@built
+@some
+@given(shape=shapes_of_attention(), size=st.sampled_from([0.0, 1e-40, 1e-3, 1.0, 1e4]))
+def test_a_cache_in_int8_holds_each_token_of_each_head_to_a_code_of_its_largest(
+    shape: dict[str, Any], size: float
+) -> None:
+    sequences = Sequences([20], **shape)
+    sequences.k[0].mul_(size)
+    cache, expected = sequences.cache(2, in_int8=True), sequences.cache(2, in_int8=True)
+    expected.store([1, 0], 0, sequences.k[0], sequences.v[0])
+    sequences.attend(cache, [[1, 0]], [[(0, 0, 20)]], scale=1.0)
+    for ours, theirs in zip(cache._parts, expected._parts, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+    keys, values = cache.read([1, 0], torch.float32)
+    for found, own in ((keys, sequences.k[0]), (values[..., : shape["value_dim"]], sequences.v[0])):
+        difference = (found[:, :, :20] - own.float()).abs()
+        assert (difference <= own.float().abs().amax(-1, keepdim=True) / 254 * 1.0001 + 1e-30).all()
 
 
 # LoRA adapters of rows

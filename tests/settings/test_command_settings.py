@@ -169,6 +169,30 @@ def test_generate_and_answer_draft_by_look_up_or_a_model_or_not_at_all(
         assert "embedded has another tokenizer than the model" in " ".join(refused.stderr.split())
 
 
+@shows("tunesmith generate --cache", "tunesmith answer --cache")
+def test_generate_and_answer_store_keys_and_values_in_int8(
+    letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[torch.dtype] = []
+    compute = PagedModel.compute
+
+    def seen(model: PagedModel, *arguments: Any) -> Tensor:
+        out = compute(model, *arguments)
+        stored.append(model.caches[0].keys.dtype)
+        return out
+
+    monkeypatch.setattr(PagedModel, "compute", seen)
+    source = write_rows(here / "asked.jsonl", [{"question": "Why?"}])
+    for options, dtype in (([], torch.float32), (["--cache", "int8"], torch.int8)):
+        stored.clear()
+        run_command("generate", letters, "Why?", "--max-new-tokens", "5", *options)
+        target = f"{len(options)}.jsonl"
+        run_command("answer", letters, source, "--output", target, "--max-new-tokens", "5", *options)
+        assert set(stored) == {dtype}
+    refused = typed("generate", str(letters), "Why?", "--cache", "int4")
+    assert "cache: int4 is not one of auto and int8" in " ".join(refused.stderr.split())
+
+
 @shows("tunesmith generate --raw", "tunesmith generate --system")
 def test_generate_continues_raw_text_or_puts_a_system_prompt_first(letters: Path, by_hand: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}, user("Why?")]

@@ -21,6 +21,7 @@ TopP = Annotated[
 ]
 RepetitionPenalty = Annotated[float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)]
 Seed = Annotated[int, typer.Option(help="Random seed of sampling.")]
+Cache = Annotated[str, typer.Option(help="How keys and values are stored: auto, or int8 for a quarter of the memory.")]
 Draft = Annotated[
     str,
     typer.Option(
@@ -49,6 +50,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; repeat for several.")] = None,
     schema: Annotated[Path | None, typer.Option(help="A file with the JSON schema that the answer follows.")] = None,
     draft: Draft = "lookup",
+    cache: Cache = "auto",
 ) -> None:
     """Answer questions, with the same rendering as in training."""
     with quick_imports():
@@ -58,7 +60,7 @@ def generate(
     questions = prompts or [sys.stdin.read().strip()]
     if not any(questions):
         raise UserError("There is no question. Give a question as an argument, or on stdin.")
-    loaded = load(model)
+    loaded = load(model, cache=cache)
     sampling = Sampling(
         max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k, min_p, stop=tuple(stop or ()),
         schema=None if schema is None else _read(schema),
@@ -112,6 +114,7 @@ def answer(
     seed: Seed = 0,
     concurrent: Annotated[int, typer.Option(help="The most questions at the same time.", min=1)] = 64,
     draft: Draft = "lookup",
+    cache: Cache = "auto",
 ) -> None:
     """Answer a file of questions, for example as training data of a smaller model. Resumes if it was killed."""
     with quick_imports():
@@ -123,7 +126,7 @@ def answer(
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     with Progress(console) as progress:
         done = tunesmith.evaluation.answering.answer(
-            model, source, output, sampling, concurrent, [progress], None if draft == "none" else draft
+            model, source, output, sampling, concurrent, [progress], None if draft == "none" else draft, cache
         )
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)

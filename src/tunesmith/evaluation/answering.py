@@ -55,6 +55,7 @@ def answer(
     concurrent: int = CONCURRENT,
     subscribers: Sequence[Subscriber] = (),
     draft: str | None = LOOKUP,
+    cache: str = "auto",
 ) -> Answered:
     """Generate an answer to the last question of every row, and write the questions with these answers.
 
@@ -69,6 +70,7 @@ def answer(
         concurrent: the most rows that are answered at the same time.
         subscribers: receive `progress` events (what, done, total).
         draft: what guesses the next tokens, as in `Model.generate`.
+        cache: how keys and values are stored, as in `load`.
 
     Returns:
         The path, and how many rows were answered or left out.
@@ -80,7 +82,7 @@ def answer(
     with output_lock(target):
         if target.exists():
             raise UserError(f"{target} exists already. Use another output path.")
-        return _answer(model, source, target, sampling, concurrent, Events(*subscribers), draft)
+        return _answer(model, source, target, sampling, concurrent, Events(*subscribers), draft, cache)
 
 
 def _answer(
@@ -91,6 +93,7 @@ def _answer(
     concurrent: int,
     events: Events,
     draft: str | None,
+    cache: str,
 ) -> Answered:
     """As `answer`, of an output that no other process writes."""
     reference = ModelReference.find(model)
@@ -98,13 +101,14 @@ def _answer(
         raise UserError(f"{model} does not generate text, so it cannot answer. Use a causal language model instead.")
     chats = list(_chats(str(source)))
     partial = target.with_name(f".{target.name}.partial")
+    header = {"model": model, "sampling": asdict(sampling), "cache": cache, "rows": _digest(chats)}
     try:
-        done, empty = _answered_so_far(partial, {"model": model, "sampling": asdict(sampling), "rows": _digest(chats)})
+        done, empty = _answered_so_far(partial, header)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
-    generator = Generator.of(reference, writing_dtype("auto", device), device, concurrent)
+    generator = Generator.of(reference, writing_dtype("auto", device), device, concurrent, cache=cache)
     single = all(len(chat) == 1 for chat in chats)
     remaining = iter(chats[done:])
     while part := list(islice(remaining, ROWS)):

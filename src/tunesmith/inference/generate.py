@@ -73,6 +73,16 @@ def end_tokens(model: PreTrainedModel, renderer: Renderer) -> list[int]:
     return sorted({*own_ends, *others} - {None})
 
 
+def refuse_unknown_cache(cache: str) -> None:
+    """Refuse what is no way to store keys and values.
+
+    Raises:
+        UserError: it is none.
+    """
+    if cache not in ("auto", "int8"):
+        raise UserError(f"cache: {cache} is not one of auto and int8.")
+
+
 class Generator:
     """A model and its tokenizer, ready to write text: with the engine of `inference.engine` if its family's attention
     can be paged, otherwise with transformers' own caches.
@@ -81,14 +91,25 @@ class Generator:
         model: of transformers, with or without PEFT's wrapper. Its linear layers may be replaced in place.
         tokenizer: with the chat template of the training.
         concurrent: the most sequences at the same time.
+        cache: how keys and values are stored: `auto` (as the model computes them), or `int8`.
+
+    Raises:
+        UserError: the cache cannot be stored so.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, concurrent: int = CONCURRENT
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        concurrent: int = CONCURRENT,
+        cache: str = "auto",
     ) -> None:
+        refuse_unknown_cache(cache)
         self.model, self.tokenizer = model, tokenizer
         self.renderer = Renderer(tokenizer)
-        paged = paged_model(model)
+        paged = paged_model(model, in_int8=cache == "int8")
+        if paged is None and cache != "auto":
+            raise UserError(f"cache: {type(model).__name__} keeps a state that cannot be paged. Leave cache out.")
         self.engine: Engine | PaddedEngine = (
             PaddedEngine(model, tokenizer) if paged is None else Engine(paged, concurrent)
         )
@@ -103,6 +124,7 @@ class Generator:
         concurrent: int = CONCURRENT,
         loaded: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        cache: str = "auto",
     ) -> "Generator":
         """Load a model to write with. An adapter that can be shared stays apart from its base, so that others can join
         it.
@@ -114,20 +136,21 @@ class Generator:
             concurrent: the most sequences at the same time.
             loaded: the same model, if it is in memory already; it is of no other use then.
             tokenizer: None: the model's own.
+            cache: how keys and values are stored, `auto` or `int8`.
 
         Raises:
-            UserError: as `ModelReference.model`.
+            UserError: as `ModelReference.model`, or the cache cannot be stored so.
         """
         tokenizer = reference.tokenizer() if tokenizer is None else tokenizer
         if reference.adapter is not None and is_shareable(reference.adapter):
             alone = reference.without_adapter()
             base = alone.served_model(dtype, device) if loaded is None else without_adapter(loaded)
-            generator = cls(base, tokenizer, concurrent)
+            generator = cls(base, tokenizer, concurrent, cache)
             if generator.is_paged:
                 generator.paged.adapters.add(OWN, reference.adapter, refuse_no_effect=False)
                 return generator
             loaded = None
-        return cls(reference.served_model(dtype, device) if loaded is None else loaded, tokenizer, concurrent)
+        return cls(reference.served_model(dtype, device) if loaded is None else loaded, tokenizer, concurrent, cache)
 
     @property
     def is_paged(self) -> bool:

@@ -54,10 +54,11 @@ class Piece:
 class PagedModel:
     """Args:
     model: one that packs (`models.attention.packs`). Its linear layers are replaced in place.
+    in_int8: whether its caches are in int8.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval()
+    def __init__(self, model: PreTrainedModel, in_int8: bool = False) -> None:
+        self.model, self.in_int8 = model.eval(), in_int8
         plain = plain_model(model)
         use_fused_ops(as_linear(plain))
         self.adapters, self._linears = serve_linears(plain)
@@ -74,7 +75,7 @@ class PagedModel:
         """What an adapter has to fit on. The heads are found by computing one token."""
         plain = plain_model(self.model)
         modules = dict(plain.named_modules(remove_duplicate=False))
-        step = _Recording({}, 1, Layout([Part(1, 0, [0])]))
+        step = _Recording({}, 1, Layout([Part(1, 0, [0])]), self.in_int8)
         with torch.no_grad():
             self.run([0], [0], step)
         return BaseShape(
@@ -140,7 +141,7 @@ class PagedModel:
         try:
             self.adapters.use(adapters)
             with self._embedded(embedded):
-                hidden = self.run(ids, positions, PagedStep(self.caches, self._pages, layout))
+                hidden = self.run(ids, positions, PagedStep(self.caches, self._pages, layout, self.in_int8))
             self.adapters.use(_among(wanted, adapters))
             return model_logits(self.model, hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
         finally:
@@ -159,7 +160,7 @@ class PagedModel:
             positions: (tokens,), in their sequences.
             layout: of the batch.
         """
-        hidden = self._hidden(ids, positions, PagedStep(self.caches, self._pages, layout))
+        hidden = self._hidden(ids, positions, PagedStep(self.caches, self._pages, layout, self.in_int8))
         return model_logits(self.model, hidden)
 
     def run(self, ids: Sequence[int], positions: Sequence[int], step: PagedStep) -> Tensor:
@@ -193,8 +194,8 @@ class PagedModel:
 class _Recording(PagedStep):
     """A step that records how each layer calls attention."""
 
-    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout) -> None:
-        super().__init__(layers, pages, layout)
+    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout, in_int8: bool) -> None:
+        super().__init__(layers, pages, layout, in_int8)
         self.attended: list[Attended] = []
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> Tensor:
@@ -212,7 +213,7 @@ def serve_blocks(paged: PagedModel) -> int:
         return 0
     calls: dict[nn.Module, tuple[Any, Any, Any, Attended]] = {}
     paged.allocate(2)
-    step = _Recording(paged.caches, 2, Layout([Part(3, 0, [0]), Part(2, 0, [1])]))
+    step = _Recording(paged.caches, 2, Layout([Part(3, 0, [0]), Part(2, 0, [1])]), paged.in_int8)
 
     def record(block: nn.Module, arguments: Any, options: Any, out: Any) -> None:
         if len(step.attended) == len(calls) + 1:
@@ -256,14 +257,19 @@ def _among(wanted: Sequence[int], adapters: Sequence[AdapterRows]) -> list[Adapt
     return [(first, end - first, weights) for (first, end), (_, _, weights) in zip(places, adapters, strict=True)]
 
 
-def paged_model(model: PreTrainedModel) -> PagedModel | None:
+def paged_model(model: PreTrainedModel, in_int8: bool = False) -> PagedModel | None:
     """The model for the engine; None if its family cannot be computed over paged caches. There is no list of families:
-    each model is tried on a few tokens, in one pass and in two. A prompt in PEFT's wrapper is not the model's."""
+    each model is tried on a few tokens, in one pass and in two. A prompt in PEFT's wrapper is not the model's.
+
+    Args:
+        model: its linear layers are replaced in place.
+        in_int8: whether its caches are in int8.
+    """
     plain = plain_model(model)
     if plain.config.is_encoder_decoder or has_prompt(model) or not use_document_attention(plain):
         return None
     try:
-        paged = PagedModel(model)
+        paged = PagedModel(model, in_int8)
         paged.allocate(2)
         ids = probe_ids(plain)[:5].tolist()
         together = paged.compute([Piece(ids, 0, [0], 0), Piece(ids[:3], 0, [1], 0)])

@@ -128,10 +128,11 @@ class PagedStep:
         layers: the cache of each layer by its index; a layer that is not there is added.
         pages: how many pages a new layer's cache gets.
         layout: which token of the batch belongs to which sequence.
+        in_int8: whether a new layer's cache is in int8.
     """
 
-    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout) -> None:
-        self._layers, self._pages, self.layout = layers, pages, layout
+    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout, in_int8: bool = False) -> None:
+        self._layers, self._pages, self.layout, self._in_int8 = layers, pages, layout, in_int8
 
     def cache(self, layer: int) -> LayerCache | None:
         """The cache of a layer, if it has one already."""
@@ -140,7 +141,7 @@ class PagedStep:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> Tensor:
         """`ops.paged_attention.paged_attention` with the cache of that layer."""
         if layer not in self._layers:
-            self._layers[layer] = LayerCache.empty(self._pages, k, v)
+            self._layers[layer] = LayerCache.empty(self._pages, k, v, self._in_int8)
         return paged_attention(q, k, v, self._layers[layer], self.layout, scale, **options)
 
 

@@ -102,7 +102,7 @@ class ServedBlock:
         cos, sin = cos.contiguous(), sin.contiguous()
         step = native.Step(
             cos.data_ptr(), sin.data_ptr(), layout.rows.data_ptr(), len(layout.rows), layout.pages.data_ptr(),
-            cache.keys.data_ptr(), cache.values.data_ptr(),
+            cache.as_native(),
         )  # fmt: skip
         for index, number in enumerate(self._numbers):
             table = self._adapters.products.table(number)

@@ -3,6 +3,9 @@
 A page holds `PAGE` tokens of one sequence, and a sequence's pages are anywhere in the cache. A batch has parts of
 several sequences: a whole prompt, a piece of one, or a single new token. The batch's own keys and values are stored
 first; each token then attends to its sequence's tokens up to itself.
+
+The cache holds the numbers as they are, or in int8: each key and each value of a token and head by itself, symmetric
+around zero, as multiples of 1/127 of its largest absolute number.
 """
 
 import math
@@ -27,6 +30,9 @@ _CPU = torch.device("cpu")
 _WIDTH = 16
 """A value's numbers are filled up to a multiple of it."""
 
+_LEAST_SCALE = 1e-30
+"""Of numbers that are all zero; LEAST_SCALE of native/paged.h."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -35,30 +41,57 @@ class LayerCache:
     Attributes:
         keys: (pages, kv_heads, dim, PAGE).
         values: (pages, kv_heads, PAGE, value_dim rounded up to a multiple of 16).
+        key_scales, value_scales: in int8: (pages, kv_heads, PAGE) fp32, what a code of 1 stands for; else None.
     """
 
     keys: Tensor
     values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
     @classmethod
-    def empty(cls, pages: int, key: Tensor, value: Tensor) -> "LayerCache":
+    def empty(cls, pages: int, key: Tensor, value: Tensor, in_int8: bool = False) -> "LayerCache":
         """A cache for keys and values such as these, (1, kv_heads, tokens, dim). Its memory is taken page by page, as
         it is used. It is zero, since a masked key is multiplied by zero."""
         width = -(-value.shape[3] // _WIDTH) * _WIDTH
-        return cls(
-            _zeros((pages, key.shape[1], key.shape[3], PAGE), key), _zeros((pages, value.shape[1], PAGE, width), value)
-        )
+        dtype = torch.int8 if in_int8 else key.dtype
+        keys = _zeros((pages, key.shape[1], key.shape[3], PAGE), dtype, key.device)
+        values = _zeros((pages, value.shape[1], PAGE, width), dtype, key.device)
+        if not in_int8:
+            return cls(keys, values)
+        return cls(keys, values, *(_zeros((pages, key.shape[1], PAGE), torch.float32, key.device) for _ in range(2)))
 
     def store(self, pages: Sequence[int], position: int, k: Tensor, v: Tensor) -> None:
         """Store keys and values (1, kv_heads, tokens, dim) of a sequence with these pages, from that position on."""
         at = torch.arange(position, position + k.shape[2], device=k.device)
         page = torch.tensor(pages, device=k.device)[at // PAGE]
-        self.keys[page, :, :, at % PAGE] = k[0].transpose(0, 1).to(self.keys.dtype)
-        self.values[page, :, at % PAGE, : v.shape[3]] = v[0].transpose(0, 1).to(self.values.dtype)
+        keys, values = k[0].transpose(0, 1), v[0].transpose(0, 1)  # (tokens, kv_heads, dim)
+        if self.key_scales is not None and self.value_scales is not None:
+            keys, self.key_scales[page, :, at % PAGE] = _in_int8(keys)
+            values, self.value_scales[page, :, at % PAGE] = _in_int8(values)
+        self.keys[page, :, :, at % PAGE] = keys.to(self.keys.dtype)
+        self.values[page, :, at % PAGE, : v.shape[3]] = values.to(self.values.dtype)
+
+    def read(self, pages: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The keys (1, kv_heads, tokens, dim) and the values (1, kv_heads, tokens, width) in these pages."""
+        at = torch.tensor(pages, device=self.keys.device)
+        keys, values = self.keys[at].transpose(2, 3), self.values[at]  # (pages, kv_heads, PAGE, dim)
+        if self.key_scales is not None and self.value_scales is not None:
+            keys, values = keys * self.key_scales[at][..., None], values * self.value_scales[at][..., None]
+        keys, values = (each.transpose(0, 1).flatten(1, 2)[None].to(dtype) for each in (keys, values))
+        return keys, values
+
+    def as_native(self) -> native.PagedCache:
+        """The cache as the kernels read it; valid as long as its tensors are."""
+        return native.PagedCache(*(None if part is None else part.data_ptr() for part in self._parts))
 
     @property
     def bytes_per_page(self) -> int:
-        return sum(part[0].numel() * part.element_size() for part in (self.keys, self.values))
+        return sum(part[0].numel() * part.element_size() for part in self._parts if part is not None)
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.keys, self.values, self.key_scales, self.value_scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +168,8 @@ def paged_attention_reference(
         end = part.position + part.tokens
         own = slice(first, first + part.tokens)
         cache.store(part.pages, part.position, k[:, :, own], v[:, :, own])
-        used = torch.tensor(part.pages[: -(-end // PAGE)], device=q.device)
-        keys = cache.keys[used].permute(1, 0, 3, 2).flatten(1, 2)[None, :, :end]
-        values = cache.values[used].transpose(0, 1).flatten(1, 2)[None, :, :end, : v.shape[3]]
+        keys, values = cache.read(part.pages[: -(-end // PAGE)], q.dtype)
+        keys, values = keys[:, :, :end], values[:, :, :end, : v.shape[3]]
         before = torch.zeros(1, q.shape[1], part.position, q.shape[3], dtype=q.dtype, device=q.device)
         queries = torch.cat([before, q[:, :, own]], 2)
         out = document_attention_reference(queries, keys, values, [end], scale, window, softcap=softcap, sinks=sinks)
@@ -169,8 +201,8 @@ def paged_attention(
     out = q.new_empty(q.shape[2], q.shape[1], v.shape[3])
     shape = native_shape(k.shape[1], q.shape[1], q.shape[3], v.shape[3], scale, window, softcap)
     native.call(
-        "paged_attention", q.dtype, shape, layout.rows, len(layout.rows), layout.pages, *rows, cache.keys,
-        cache.values, None if sinks is None else sinks.float(), out,
+        "paged_attention" if cache.key_scales is None else "paged_attention_int8", q.dtype, shape, layout.rows,
+        len(layout.rows), layout.pages, *rows, cache.as_native(), None if sinks is None else sinks.float(), out,
     )  # fmt: skip
     return out.transpose(0, 1)[None]
 
@@ -182,13 +214,20 @@ def native_shape(
     return native.Paged(kv_heads, heads // kv_heads, dim, value_dim, scale, softcap or 0.0, window or 0)
 
 
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros in the dtype and on the device of another tensor. On a CPU, the system hands out memory when it is first
-    written; PyTorch's zeros would write all of it at once."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    count = math.prod(shape) * like.element_size()
-    return torch.from_numpy(np.zeros(count, np.uint8)).view(like.dtype).view(shape)
+def _in_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes (…, dim) of numbers (…, dim), and their scales (…) in fp32."""
+    wide = rows.float()
+    scales = (wide.abs().amax(-1) / 127).clamp_min(_LEAST_SCALE)
+    return torch.round(wide * (1 / scales)[..., None]), scales
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On a CPU, the system hands out memory when it is first written; PyTorch's zeros would write all of it at
+    once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
 
 
 def _contiguous(rows: Tensor) -> Tensor:

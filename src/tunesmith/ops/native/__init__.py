@@ -62,6 +62,12 @@ class Paged(ctypes.Structure):
     )
 
 
+class PagedCache(ctypes.Structure):
+    """`PagedCache` of paged.h."""
+
+    _fields_ = (("keys", _POINTER), ("values", _POINTER), ("key_scales", _POINTER), ("value_scales", _POINTER))
+
+
 LINEARS = 7
 """Linear layers of a block: queries, keys, values, the attention's output, gate, up, down."""
 
@@ -89,8 +95,7 @@ class Step(ctypes.Structure):
         ("parts", _POINTER),
         ("count", _LONG),
         ("pages", _POINTER),
-        ("keys", _POINTER),
-        ("values", _POINTER),
+        ("cache", PagedCache),
         ("adapters", _POINTER * LINEARS),
         ("adapter_counts", _LONG * LINEARS),
     )
@@ -108,6 +113,7 @@ class Rows(ctypes.Structure):
         return cls(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
+_PAGED: list[Any] = [_POINTER, _POINTER, _LONG, _POINTER, Rows, Rows, Rows, *[_POINTER] * 3]
 _ARGUMENTS: dict[str, list[Any]] = {
     "cross_entropy": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
     "rms_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT],
@@ -118,7 +124,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "four_bits": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
     "eight_bits": [_POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],
-    "paged_attention": [_POINTER, _POINTER, _LONG, _POINTER, Rows, Rows, Rows, *[_POINTER] * 4],
+    "paged_attention": _PAGED,
+    "paged_attention_int8": _PAGED,
 }
 _ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
 _UNSUFFIXED_ARGUMENTS: dict[str, list[Any]] = {

@@ -19,7 +19,7 @@ typedef struct {
     const Part *parts;
     int64_t count;
     const int64_t *pages;
-    float *keys, *values;
+    PagedCache cache;
     const Adapted *adapters[LINEARS];
     int64_t adapter_counts[LINEARS];
 } Step;
@@ -53,9 +53,10 @@ void block(const Block *own, const Step *step, float *hidden, float *room, int64
     block_linears(own, step, LINEAR_Q, 3, x, (float *[]){q, k, v}, rows, threads);
     rotary_fp32(q, step->cos, step->sin, turned, rows, heads, shape->dim, q_width, shape->dim, 0, threads);
     rotary_fp32(k, step->cos, step->sin, turned_k, rows, shape->kv_heads, shape->dim, kv_width, shape->dim, 0, threads);
-    paged_attention_fp32(shape, step->parts, step->count, step->pages, (PagedRows_fp32){turned, q_width, shape->dim},
-                         (PagedRows_fp32){turned_k, kv_width, shape->dim}, (PagedRows_fp32){v, v_width, shape->value_dim},
-                         step->keys, step->values, own->sinks, attended, threads);
+    (step->cache.key_scales ? paged_attention_int8_fp32 : paged_attention_fp32)(
+        shape, step->parts, step->count, step->pages, (PagedRows){turned, q_width, shape->dim},
+        (PagedRows){turned_k, kv_width, shape->dim}, (PagedRows){v, v_width, shape->value_dim}, &step->cache, own->sinks,
+        attended, threads);
     block_linears(own, step, LINEAR_O, 1, attended, &out, rows, threads);
     add_to(hidden, out, rows * width);
     rms_norm_fp32(hidden, own->norms[1], x, scales, rows, width, own->epsilons[1], threads);

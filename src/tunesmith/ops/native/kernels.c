@@ -5,22 +5,36 @@
 #include "numbers.h"
 
 #define T bf16
-#define NAME(f) f##_bf16
 #define GET(v) from_bf16(v)
 #define PUT(v) to_bf16(v)
+#define NAME(f) f##_bf16
 #include "elementwise.h"
 #include "paged.h"
-#undef T
 #undef NAME
+#define NAME(f) f##_int8_bf16
+#define IN_INT8
+#include "paged.h"
+#undef IN_INT8
+#undef NAME
+#undef T
 #undef GET
 #undef PUT
 
 #define T float
-#define NAME(f) f##_fp32
 #define GET(v) (v)
 #define PUT(v) (v)
+#define NAME(f) f##_fp32
 #include "elementwise.h"
 #include "paged.h"
+#undef NAME
+#define NAME(f) f##_int8_fp32
+#define IN_INT8
+#include "paged.h"
+#undef IN_INT8
+#undef NAME
+#undef T
+#undef GET
+#undef PUT
 
 #include "attention.h"
 #include "quantized.h"

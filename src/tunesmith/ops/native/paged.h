@@ -3,7 +3,8 @@
  * the first to the last, in pages, and a page's masked keys add exactly zero.
  *
  * A layer's cache: keys (pages, kv_heads, dim, PAGE), values (pages, kv_heads, PAGE, value_width), where value_width is
- * value_dim rounded up to a multiple of 16. Included twice, for fp32 and for bf16. */
+ * value_dim rounded up to a multiple of 16. With IN_INT8 they are codes, each a number divided by the scale of its token
+ * and head; else T. Included for fp32 and for bf16, each with both. */
 
 #ifndef PAGE
 #define PAGE 16    /* tokens */
@@ -21,6 +22,29 @@ typedef struct {
     float scale, softcap;                    /* softcap 0: none */
     int64_t window;                          /* 0: none */
 } Paged;
+
+/* A layer's cache; scales: (pages, kv_heads, PAGE), NULL unless IN_INT8. */
+typedef struct {
+    void *keys, *values;
+    float *key_scales, *value_scales;
+} PagedCache;
+
+/* Sixteen codes as numbers. */
+INLINE lanes wide_codes(const int8_t *codes) {
+    typedef int8_t bytes __attribute__((vector_size(16), aligned(1), may_alias));
+    typedef int16_t halves __attribute__((vector_size(32)));
+    typedef int32_t words __attribute__((vector_size(64)));
+    const halves wider = __builtin_convertvector(*(const bytes *)codes, halves); /* GCC 12 has no direct conversion */
+    return __builtin_convertvector(__builtin_convertvector(wider, words), lanes);
+}
+
+/* Rows of T. */
+typedef struct {
+    const void *at;
+    int64_t token, head;
+} PagedRows;
+
+#define LEAST_SCALE 1e-30f /* of numbers that are all zero, so that nothing is divided by zero */
 
 static int64_t value_width(const Paged *shape) { return (shape->value_dim + 15) / 16 * 16; }
 
@@ -131,40 +155,59 @@ void adapt_rows(const float *x, const Adapted *adapters, int64_t count, int64_t 
 }
 #endif
 
-#define KEYS_AT(keys, page, head) ((keys) + ((page) * shape->kv_heads + (head)) * shape->dim * PAGE)
-#define VALUES_AT(values, page, head) ((values) + ((page) * shape->kv_heads + (head)) * PAGE * value_width(shape))
+#define ROW_AT(rows, row, own_head) ((const T *)(rows).at + (row) * (rows).token + (own_head) * (rows).head)
+#define PAGE_OF(page, head) ((page) * shape->kv_heads + (head))
+#define KEYS_AT(cache, page, head) ((CACHED *)(cache)->keys + PAGE_OF(page, head) * shape->dim * PAGE)
+#define VALUES_AT(cache, page, head) ((CACHED *)(cache)->values + PAGE_OF(page, head) * PAGE * value_width(shape))
+#ifdef IN_INT8
+#define CACHED int8_t
+#define SCALES_AT(scales, page, head) ((scales) + PAGE_OF(page, head) * PAGE)
+#else
+#define CACHED T
+#define SCALES_AT(scales, page, head) NULL
+#endif
 
-typedef struct {
-    const T *at;
-    int64_t token, head;
-} NAME(PagedRows);
+/* Sixteen of the cache's numbers, without their scales. */
+INLINE lanes NAME(sixteen)(const CACHED *numbers) {
+#ifdef IN_INT8
+    return wide_codes(numbers);
+#else
+    float wide[16];
+    for (int i = 0; i < 16; i++) wide[i] = GET(numbers[i]);
+    return *(const lanes *)wide;
+#endif
+}
 
-/* scores (rows, PAGE) of up to QUERIES rows against one page of keys (dim, PAGE). */
-INLINE void NAME(page_scores)(const float *q, const T *keys, int64_t dim, float *scores, int64_t stride, const int rows) {
+/* scores (rows, PAGE) of up to QUERIES rows against one page of keys (dim, PAGE) with scales (PAGE,). */
+INLINE void NAME(page_scores)(const float *q, const CACHED *keys, const float *scales, int64_t dim, float *scores,
+                              int64_t stride, const int rows) {
     lanes sum[QUERIES];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) sum[r] = (lanes){0};
     for (int64_t d = 0; d < dim; d++) {
-        float wide[PAGE];
-        for (int i = 0; i < PAGE; i++) wide[i] = GET(keys[d * PAGE + i]);
-        const lanes key = *(const lanes *)wide;
+        const lanes key = NAME(sixteen)(keys + d * PAGE);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) sum[r] += q[r * dim + d] * key;
     }
+#ifdef IN_INT8
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) sum[r] *= *(const lanes *)scales;
+#endif
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) *(lanes *)(scores + r * stride) = sum[r];
 }
 
-/* sums (rows, 16) += p (rows, PAGE) · values (PAGE, 16). */
-INLINE void NAME(page_values)(const float *p, int64_t stride, const T *values, int64_t width, float *sums,
-                              int64_t sums_stride, const int rows) {
+/* sums (rows, 16) += p (rows, PAGE) · values (PAGE, 16) with scales (PAGE,). */
+INLINE void NAME(page_values)(const float *p, int64_t stride, const CACHED *values, const float *scales, int64_t width,
+                              float *sums, int64_t sums_stride, const int rows) {
     lanes sum[QUERIES];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) sum[r] = *(lanes *)(sums + r * sums_stride);
     for (int64_t i = 0; i < PAGE; i++) {
-        float wide[16];
-        for (int n = 0; n < 16; n++) wide[n] = GET(values[i * width + n]);
-        const lanes value = *(const lanes *)wide;
+        lanes value = NAME(sixteen)(values + i * width);
+#ifdef IN_INT8
+        value *= scales[i];
+#endif
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) sum[r] += p[r * stride + i] * value;
     }
@@ -182,16 +225,16 @@ INLINE void NAME(page_values)(const float *p, int64_t stride, const T *values, i
         case 6: CALL(6); break;                                                                                        \
     }
 
-CLONED static void NAME(scores_of_page)(const float *q, const T *keys, int64_t dim, float *scores, int64_t stride,
-                                        int64_t rows) {
-#define SCORES(N) NAME(page_scores)(q, keys, dim, scores, stride, N)
+CLONED static void NAME(scores_of_page)(const float *q, const CACHED *keys, const float *scales, int64_t dim,
+                                        float *scores, int64_t stride, int64_t rows) {
+#define SCORES(N) NAME(page_scores)(q, keys, scales, dim, scores, stride, N)
     FOR_ROWS(SCORES)
 #undef SCORES
 }
 
-CLONED static void NAME(values_of_page)(const float *p, int64_t stride, const T *values, int64_t width, float *sums,
-                                        int64_t rows) {
-#define VALUES(N) NAME(page_values)(p, stride, values + n, width, sums + n, width, N)
+CLONED static void NAME(values_of_page)(const float *p, int64_t stride, const CACHED *values, const float *scales,
+                                        int64_t width, float *sums, int64_t rows) {
+#define VALUES(N) NAME(page_values)(p, stride, values + n, scales, width, sums + n, width, N)
     for (int64_t n = 0; n < width; n += 16) FOR_ROWS(VALUES)
 #undef VALUES
 }
@@ -204,9 +247,25 @@ CLONED static void NAME(store_sums)(const float *sums, int64_t dim, T *out) {
     for (int64_t d = 0; d < dim; d++) out[d] = PUT(sums[d]);
 }
 
+/* out[d · apart] = x[d]; in int8 its code, with the scale at `place`. */
+CLONED static void NAME(store_numbers)(const T *x, int64_t dim, CACHED *out, int64_t apart, float *scales, int64_t place) {
+#ifdef IN_INT8
+    float most = 0.0f;
+    for (int64_t d = 0; d < dim; d++) {
+        const float size = fabsf(GET(x[d]));
+        most = size > most ? size : most;
+    }
+    const float scale = most / 127.0f > LEAST_SCALE ? most / 127.0f : LEAST_SCALE, codes = 1.0f / scale;
+    for (int64_t d = 0; d < dim; d++) out[d * apart] = (int8_t)rintf(GET(x[d]) * codes);
+    scales[place] = scale;
+#else
+    for (int64_t d = 0; d < dim; d++) out[d * apart] = x[d];
+#endif
+}
+
 /* Put the batch's keys and values at their places in the cache. */
 static void NAME(store_in_cache)(const Paged *shape, const Part *parts, int64_t count, const int64_t *pages,
-                                 NAME(PagedRows) k, NAME(PagedRows) v, T *keys, T *values, int threads) {
+                                 PagedRows k, PagedRows v, const PagedCache *cache, int threads) {
     const int64_t width = value_width(shape);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t each = 0; each < count; each++)
@@ -214,18 +273,19 @@ static void NAME(store_in_cache)(const Paged *shape, const Part *parts, int64_t 
             const int64_t at = parts[each].position + query, token = parts[each].first + query;
             const int64_t page = pages[parts[each].pages + at / PAGE];
             for (int64_t head = 0; head < shape->kv_heads; head++) {
-                const T *key = k.at + token * k.token + head * k.head, *value = v.at + token * v.token + head * v.head;
-                T *to = KEYS_AT(keys, page, head) + at % PAGE;
-                for (int64_t d = 0; d < shape->dim; d++) to[d * PAGE] = key[d];
-                memcpy(VALUES_AT(values, page, head) + at % PAGE * width, value, sizeof(T) * shape->value_dim);
+                const int64_t place = PAGE_OF(page, head) * PAGE + at % PAGE;
+                NAME(store_numbers)(ROW_AT(k, token, head), shape->dim, KEYS_AT(cache, page, head) + at % PAGE, PAGE,
+                                    cache->key_scales, place);
+                NAME(store_numbers)(ROW_AT(v, token, head), shape->value_dim,
+                                    VALUES_AT(cache, page, head) + at % PAGE * width, 1, cache->value_scales, place);
             }
         }
 }
 
 /* Up to UNIT queries of one sequence from `from`, and the heads of one head of keys. */
 static void NAME(attend_unit)(const Paged *shape, const Part *part, const int64_t *pages, int64_t from, int64_t head,
-                              NAME(PagedRows) q, const T *keys, const T *values, const float *sinks, T *out,
-                              float *room, int64_t longest) {
+                              PagedRows q, const PagedCache *cache, const float *sinks, T *out, float *room,
+                              int64_t longest) {
     const int64_t dim = shape->dim, group = shape->group, width = value_width(shape), heads = shape->kv_heads * group;
     const int64_t some = part->queries - from < UNIT ? part->queries - from : UNIT;
     float *scores = room, *queries = scores + QUERIES * longest, *sums = queries + QUERIES * dim;
@@ -240,19 +300,21 @@ static void NAME(attend_unit)(const Paged *shape, const Part *part, const int64_
             first[r] = shape->window && end[r] > shape->window ? end[r] - shape->window : 0;
             start = first[r] < start ? first[r] : start;
             until = end[r] > until ? end[r] : until;
-            NAME(gather_query)(q.at + token[r] * q.token + own[r] * q.head, dim, queries + r * dim);
+            NAME(gather_query)(ROW_AT(q, token[r], own[r]), dim, queries + r * dim);
         }
         start = start / PAGE * PAGE;
         until = (until + PAGE - 1) / PAGE * PAGE;
         const int64_t *page = pages + part->pages;
         for (int64_t key = start; key < until; key += PAGE)
-            NAME(scores_of_page)(queries, KEYS_AT(keys, page[key / PAGE], head), dim, scores + key - start, longest, rows);
+            NAME(scores_of_page)(queries, KEYS_AT(cache, page[key / PAGE], head),
+                                 SCALES_AT(cache->key_scales, page[key / PAGE], head), dim, scores + key - start, longest, rows);
         for (int64_t r = 0; r < rows; r++)
             paged_softmax(scores + r * longest, 0, until - start, first[r] - start, end[r] - start, shape,
                           sinks ? sinks + own[r] : NULL);
         memset(sums, 0, sizeof(float) * rows * width);
         for (int64_t key = start; key < until; key += PAGE)
-            NAME(values_of_page)(scores + key - start, longest, VALUES_AT(values, page[key / PAGE], head), width, sums, rows);
+            NAME(values_of_page)(scores + key - start, longest, VALUES_AT(cache, page[key / PAGE], head),
+                                 SCALES_AT(cache->value_scales, page[key / PAGE], head), width, sums, rows);
         for (int64_t r = 0; r < rows; r++)
             NAME(store_sums)(sums + r * width, shape->value_dim, out + (token[r] * heads + own[r]) * shape->value_dim);
     }
@@ -261,7 +323,7 @@ static void NAME(attend_unit)(const Paged *shape, const Part *part, const int64_
 /* q: (tokens, heads, dim), k: (tokens, kv_heads, dim), v: (tokens, kv_heads, value_dim), with strides; pages: the pages
  * of each part's sequence, one after another; sinks: (heads,) or NULL; out: (tokens, heads, value_dim). */
 void NAME(paged_attention)(const Paged *shape, const Part *parts, int64_t count, const int64_t *pages,
-                           NAME(PagedRows) q, NAME(PagedRows) k, NAME(PagedRows) v, T *keys, T *values,
+                           PagedRows q, PagedRows k, PagedRows v, const PagedCache *cache,
                            const float *sinks, T *out, int threads) {
     int64_t units = 0, longest = 0;
     for (int64_t each = 0; each < count; each++) {
@@ -270,7 +332,7 @@ void NAME(paged_attention)(const Paged *shape, const Part *parts, int64_t count,
         longest = length > longest ? length : longest;
     }
     longest = (longest + PAGE - 1) / PAGE * PAGE + PAGE; /* a window may start within a page */
-    NAME(store_in_cache)(shape, parts, count, pages, k, v, keys, values, threads);
+    NAME(store_in_cache)(shape, parts, count, pages, k, v, cache, threads);
 #pragma omp parallel num_threads(threads)
     {
         float *room = aligned_alloc(64, (sizeof(float) * QUERIES * (longest + shape->dim + value_width(shape)) + 63) / 64 * 64);
@@ -283,13 +345,17 @@ void NAME(paged_attention)(const Paged *shape, const Part *parts, int64_t count,
                 if (left < own) break;
                 left -= own;
             }
-            NAME(attend_unit)(shape, part, pages, left / shape->kv_heads * UNIT, left % shape->kv_heads, q, keys, values,
-                              sinks, out, room, longest);
+            NAME(attend_unit)(shape, part, pages, left / shape->kv_heads * UNIT, left % shape->kv_heads, q, cache, sinks,
+                              out, room, longest);
         }
         free(room);
     }
 }
 
+#undef ROW_AT
+#undef PAGE_OF
 #undef KEYS_AT
 #undef VALUES_AT
+#undef CACHED
+#undef SCALES_AT
 #undef FOR_ROWS
