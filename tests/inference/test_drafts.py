@@ -1,7 +1,6 @@
 """Drafts change how many steps an answer takes, and nothing about the answer."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from engines import CACHE, VOCABULARY, built, paged, prompts_of, random_model
 from families import config_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,21 +18,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.inference.cuda_graphs import CudaGraphs
 from tunesmith.inference.draft_model import DraftModel
 from tunesmith.inference.drafts import NGRAMS, Acceptance, Drafter, PromptLookup, looked_up
 from tunesmith.inference.engine import DRAFTED_ROWS, Engine, Request
-from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
+from tunesmith.inference.paged_model import PagedModel, Piece
 from tunesmith.inference.sampling import Sampling
-from tunesmith.ops import native
 
 TOKENIZER = byte_tokenizer()
-VOCABULARY = len(TOKENIZER)
 GREEDY = Sampling(max_new_tokens=24)
 SAMPLED = Sampling(max_new_tokens=24, temperature=0.8, top_p=0.95, seed=3)
-CACHE = 2**23
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}, "required": ["a"]}
-
-built = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
 
 
 @dataclass(eq=False)
@@ -58,27 +54,9 @@ class Guesses:
         return found
 
 
-def random_model(family: str = "llama", **more: Any) -> Any:
-    """A model whose output depends on every token before it."""
-    torch.manual_seed(0)
-    options = {"initializer_range": 0.3, "eos_token_id": None, "pad_token_id": None} | more
-    return AutoModelForCausalLM.from_config(config_of(family, VOCABULARY, **options)).eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> PagedModel:
-    return paged(random_model())
-
-
-def paged(model: Any) -> PagedModel:
-    found = paged_model(deepcopy(model))
-    assert found is not None
-    return found
-
-
-def prompts_of(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    return paged(random_model("llama"))
 
 
 def fresh(requests: Sequence[Request], drafter: Drafter | None = None) -> list[Request]:
@@ -136,8 +114,8 @@ def assert_same_with_drafts(
 @built
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral", "deepseek_v3"])
 def test_answers_have_the_same_bits_with_and_without_drafts(family: str) -> None:
-    more = {"n_routed_experts": 4, "first_k_dense_replace": 9} if family == "deepseek_v3" else {}
-    model = paged(random_model(family, **more))
+    without_experts = {"first_k_dense_replace": 9} if family == "deepseek_v3" else {}
+    model = paged(random_model(family, **without_experts))
     sampled = [Request(prompt, SAMPLED, number=number) for number, prompt in enumerate(prompts_of(30, 1))]
     assert_same_with_drafts(model, [*(Request(prompt, GREEDY) for prompt in prompts_of(16, 5)), *sampled])
 
@@ -166,7 +144,9 @@ def test_every_way_of_sampling_draws_the_same_tokens_with_drafts(model: PagedMod
 def test_samples_of_one_prompt_and_adapters_have_the_same_bits_with_drafts(model: PagedModel, tmp_path: Path) -> None:
     (prompt,) = prompts_of(40)
     assert_same_with_drafts(model, [Request(prompt, SAMPLED, number=number) for number in range(4)])
-    tuned = randomize(get_peft_model(random_model(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])))
+    tuned = randomize(
+        get_peft_model(random_model("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    )
     tuned.save_pretrained(tmp_path)
     requests = [
         Request(prompt, GREEDY, adapter="mine"),
@@ -185,12 +165,13 @@ def test_a_small_cache_holds_drafts_too(model: PagedModel, pages: int) -> None:
 
 @built
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
-def test_adapters_with_virtual_tokens_are_drafted_for_by_their_texts(
+def test_answers_after_virtual_tokens_are_drafted_from_their_texts(
     model: PagedModel, kind: str, tmp_path: Path
 ) -> None:
-    randomize(method_of(kind, tokens=5).apply(random_model(), seed=0)).save_pretrained(tmp_path)
-    requests = [Request(prompt, GREEDY, adapter="mine") for prompt in prompts_of(3, 20)]
-    assert_same_with_drafts(model, requests, adapter=tmp_path)
+    randomize(method_of(kind, tokens=5).apply(random_model("llama"), seed=0)).save_pretrained(tmp_path)
+    assert_same_with_drafts(
+        model, [Request(prompt, GREEDY, adapter="mine") for prompt in prompts_of(3, 20)], adapter=tmp_path
+    )
 
 
 @built
@@ -222,8 +203,12 @@ def test_tokens_that_were_rejected_are_not_known_as_the_beginning_of_a_text(mode
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model of six layers, of which the last five change little, and a model of its first layer."""
     directory = tmp_path_factory.mktemp("pair")
-    large = random_model(num_hidden_layers=6, initializer_range=0.2)
-    small = random_model(num_hidden_layers=1)
+    torch.manual_seed(0)
+    options = {"initializer_range": 0.2, "eos_token_id": None, "pad_token_id": None}
+    large, small = (
+        AutoModelForCausalLM.from_config(config_of("llama", len(TOKENIZER), num_hidden_layers=layers, **options)).eval()
+        for layers in (6, 1)
+    )
     with torch.no_grad():
         for name, parameter in large.named_parameters():
             if "layers." in name and "layers.0." not in name:
@@ -287,6 +272,15 @@ def test_tokens_are_drafted_only_while_a_step_has_few_rows(model: PagedModel, mo
         Engine(model, cache_bytes=CACHE).run(fresh(requests, guesses))
         assert (guesses.drafted > 0) == drafts
         assert max(rows[2:]) <= max(DRAFTED_ROWS, count), "after a trial and the prompts"
+
+
+def test_nothing_is_drafted_where_graphs_replay_steps_of_one_token(model: PagedModel) -> None:
+    guesses = Guesses([])
+    engine = Engine(model, cache_bytes=CACHE)
+    engine.graphs = CudaGraphs(model, 1, 1, engine.pages.total)
+    engine.graphs.failure = "a CPU has none"
+    engine.run([Request(prompts_of(9)[0], GREEDY, drafter=guesses)])
+    assert guesses.drafted == 0
 
 
 def test_nothing_is_drafted_beside_a_long_prompt(model: PagedModel) -> None:
@@ -356,7 +350,7 @@ def test_a_draft_model_writes_its_own_greedy_answer_within_its_room(model: Paged
     foreign[3] = VOCABULARY
     drafter = DraftModel(engine, None, 0.5)
     assert drafter.drafts([long, short, foreign], [3, 4, 5]) == [[], expected.tokens, []]
-    context = Engine(paged(random_model(max_position_embeddings=20)), cache_bytes=CACHE)
+    context = Engine(paged(random_model("llama", max_position_embeddings=20)), cache_bytes=CACHE)
     assert DraftModel(context, None, 0.5).drafts([long, short[:5]], [3, 2])[0] == []
 
 
@@ -371,8 +365,8 @@ def test_a_draft_model_that_costs_as_much_as_the_model_is_not_asked(
 
 def test_what_cannot_draft_is_refused_by_name(pair: tuple[Path, Path], tmp_path: Path) -> None:
     model = tunesmith.load(pair[0])
-    classes = AutoModelForSequenceClassification.from_config(config_of("llama", VOCABULARY, pad_token_id=0))
-    unpaged = AutoModelForCausalLM.from_config(config_of("bloom", VOCABULARY))
+    classes = AutoModelForSequenceClassification.from_config(config_of("llama", len(TOKENIZER), pad_token_id=0))
+    unpaged = AutoModelForCausalLM.from_config(config_of("bloom", len(TOKENIZER)))
     for name, other in (("classes", classes), ("unpaged", unpaged)):
         other.save_pretrained(tmp_path / name)
         TOKENIZER.save_pretrained(tmp_path / name)

@@ -31,9 +31,7 @@ class DraftModel:
 
     def _can_read(self, request: Request) -> bool:
         engine = self._engine
-        virtual = engine.adapters.get(request.adapter).virtual.count
-        length, cache = len(request.prompt), engine.pages.total * PAGE - virtual
-        fits = engine.room is None or length + virtual < engine.room
-        return (
-            fits and length + request.sampling.max_new_tokens <= cache and max(request.prompt) < engine.model.vocabulary
-        )
+        length = engine.adapters.get(self._adapter).virtual.count + len(request.prompt)
+        has_room = engine.room is None or length < engine.room
+        fits = length + request.sampling.max_new_tokens <= engine.pages.total * PAGE
+        return has_room and fits and max(request.prompt) < engine.model.vocabulary

@@ -426,6 +426,8 @@ class Engine:
 
     def _drafts(self, ends: Mapping[_Running, int]) -> dict[_Running, Sequence[int]]:
         """What may follow the sequences that are computed to their last token, as long as the step has few rows."""
+        if self.graphs is not None:  # they replay steps of one token for each sequence, at a fraction of others' time
+            return {}
         writing = [each for each, end in ends.items() if end == len(each.ids) and each.request.completion is None]
         rows = sum(end - running.computed for running, end in ends.items())
         share = (DRAFTED_ROWS - rows) // max(1, len(writing))
@@ -477,7 +479,7 @@ class Engine:
             return
         before = running.computed
         for row, guess in enumerate((*draft, None)):
-            if request.finish or not _choose(running, Scores(*(each[row] for each in scores))):
+            if request.finish or not _choose(running, Scores(*(each[row : row + 1] for each in scores))):
                 break
             if running.ids[-1] != guess:
                 break
@@ -519,7 +521,7 @@ def run_all(engine: Runs, requests: Sequence[Request], done: Callable[[int], Non
 
 
 class Scores(NamedTuple):
-    """What a step computed for some rows. The scores of one row are without the dimension of rows.
+    """What a step computed for some rows.
 
     Attributes:
         logits: (rows, vocabulary).
@@ -541,8 +543,10 @@ class Scores(NamedTuple):
         return cls(logits, totals, best.cpu(), (highest - totals).cpu())
 
     def log_probability(self, token: int) -> float:
-        """log p of a token, for the scores of one row."""
-        return float(self.best_logs if token == int(self.best) else self.logits[token] - self.totals)
+        """log p of a token in the first row."""
+        if token == int(self.best[0]):
+            return float(self.best_logs[0])
+        return float(self.logits[0, token] - self.totals[0])
 
 
 def _score(request: Request, completion: Sequence[int], scores: Scores) -> None:
@@ -557,21 +561,21 @@ def _score(request: Request, completion: Sequence[int], scores: Scores) -> None:
 
 
 def _choose(running: _Running, scores: Scores) -> bool:
-    """Choose the next token by one row's scores. Returns whether it is part of the answer."""
+    """Choose the next token by the scores of one row. Returns whether it is part of the answer."""
     request, logits = running.request, scores.logits
     if request.sampling.takes_the_likeliest and request.constraint is None:
-        token = int(scores.best)
+        token = int(scores.best[0])
     else:
         prompt = running.ids[: len(running.ids) - len(request.tokens)]
         allowed = None if request.constraint is None else request.constraint.allowed()
-        token = chosen(logits.cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
+        token = chosen(logits[0].cpu(), request.sampling, prompt, request.tokens, running.generator, allowed)
     if request.first_token_seconds is None:
         request.first_token_seconds = time.perf_counter() - request.submitted
     if not request.take(token, scores.log_probability(token)):
         return False
     if request.sampling.top_logprobs:
-        values, ids = logits.topk(request.sampling.top_logprobs)
-        request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals).tolist(), strict=True)))
+        values, ids = logits[0].topk(request.sampling.top_logprobs)
+        request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals[0]).tolist(), strict=True)))
     running.ids.append(token)
     if len(running.ids) == running.most:
         request.finish = request.finish or "length"

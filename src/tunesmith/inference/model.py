@@ -71,6 +71,7 @@ class Model:
         precision: as in `load`.
         weights: as in `load`.
         concurrent: as in `load`.
+        cache: as in `load`.
 
     Raises:
         UserError: as `load` raises.
@@ -490,6 +491,7 @@ class GenerateOptions(TypedDict, total=False):
     top_logprobs: int
     seed: int
     adapter: str | None
+    draft: str | None
 
 
 class ChatOptions(TypedDict, total=False):

@@ -75,7 +75,7 @@ class PagedModel:
         """What an adapter has to fit on. The heads are found by computing one token."""
         plain = plain_model(self.model)
         modules = dict(plain.named_modules(remove_duplicate=False))
-        step = _Recording({}, 1, Layout([Part(1, 0, [0])]), self.in_int8)
+        step = _Recording({}, 1, Layout([Part(1, 0, [0])]))
         with torch.no_grad():
             self.run([0], [0], step)
         return BaseShape(
@@ -194,7 +194,7 @@ class PagedModel:
 class _Recording(PagedStep):
     """A step that records how each layer calls attention."""
 
-    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout, in_int8: bool) -> None:
+    def __init__(self, layers: dict[int, LayerCache], pages: int, layout: Layout, in_int8: bool = False) -> None:
         super().__init__(layers, pages, layout, in_int8)
         self.attended: list[Attended] = []
 

@@ -51,7 +51,11 @@ class ToolCallForm:
         before, key, after = self.around
         choices = [_object({"name": {"const": name}, key: schema}) for name, schema in _parameters(tools).items()]
         parts = [json.dumps(before) if before else "", "call", json.dumps(after) if after else ""]
-        return f"start: {' '.join(parts)}\ncall: %json {json.dumps({'anyOf': choices})}\n"
+        return f"start: {' '.join(parts)}\ncall: %json {json.dumps({'anyOf': choices, 'x-guidance': AS_TEMPLATES})}\n"
+
+
+AS_TEMPLATES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""The white space of Jinja's `tojson`, with which templates write calls."""
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
