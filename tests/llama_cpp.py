@@ -1,5 +1,6 @@
 """llama.cpp as the reader of our GGUF files: tokens, rendered chats, log-probabilities, vectors and answers."""
 
+import ctypes
 import json
 import math
 import urllib.request
@@ -33,6 +34,9 @@ class LlamaCpp:
             lora.path, lora.scale = str(adapter), 1.0
             params.lora_adapters = [lora]
         self._server = xllamacpp.Server(params)
+        ctypes.pythonapi.Py_IncRef(
+            ctypes.py_object(self._server)
+        )  # ended by the process: its destructor may never return
 
     def tokens(self, text: str, special: bool = False) -> list[int]:
         """The ids of a text, with the tokens that begin and end one if `special`."""

@@ -147,6 +147,9 @@ class EngineThread:
         if generator is not None and isinstance(generator.engine, PaddedEngine):
             generator.engine.on_tokens = self._between_tokens
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property

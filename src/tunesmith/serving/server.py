@@ -214,6 +214,7 @@ class Server:
             ready: called with the address once requests are answered.
         """
         self._uvicorn.ready = lambda: ready(self.address)
+        self._service.thread.start()
         with _signals_end_normally():
             self._uvicorn.run(sockets=[self._listener])
         self._service.thread.stop()
