@@ -45,7 +45,7 @@ DIRECTORIES = (
     "data",
     "engine",
     "evaluation",
-    "export",
+    "exporting",
     "heads",
     "inference",
     "methods",
@@ -54,6 +54,7 @@ DIRECTORIES = (
     "objectives",
     "ops",
     "planner",
+    "proving",
     "training",
 )
 PRELOADED = (

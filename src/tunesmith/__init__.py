@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.metrics import Metric
     from tunesmith.exporting.combine import combine
-    from tunesmith.exporting.export import export
     from tunesmith.exporting.merge import merge
     from tunesmith.heads.prediction import Prediction
     from tunesmith.inference.generate import Generation
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from tunesmith.models.bases import embedded_base, get_base, list_bases
     from tunesmith.objectives.objective import Objective
     from tunesmith.planner.request import plan
+    from tunesmith.proving.export import export
+    from tunesmith.proving.parity import parity
     from tunesmith.report.html import write_report
     from tunesmith.report.listing import list_runs
     from tunesmith.run import Run
@@ -63,7 +64,7 @@ _MODULES = {
     "embed": "tunesmith.inference.model",
     "embedded_base": "tunesmith.models.bases",
     "evaluate": "tunesmith.evaluation.compare",
-    "export": "tunesmith.exporting.export",
+    "export": "tunesmith.proving.export",
     "generate": "tunesmith.inference.model",
     "get_base": "tunesmith.models.bases",
     "init": "tunesmith.config.suggestion",
@@ -72,6 +73,7 @@ _MODULES = {
     "list_runs": "tunesmith.report.listing",
     "load": "tunesmith.inference.model",
     "merge": "tunesmith.exporting.merge",
+    "parity": "tunesmith.proving.parity",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
@@ -114,6 +116,7 @@ __all__ = [
     "list_runs",
     "load",
     "merge",
+    "parity",
     "plan",
     "recipe_schema",
     "resume",

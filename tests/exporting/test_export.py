@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import tunesmith
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
+from tunesmith.exporting.export import export
 from tunesmith.exporting.gguf_family import Layout
 from tunesmith.exporting.importance import importance
 from tunesmith.exporting.ollama import go_template
@@ -47,7 +48,7 @@ QUESTION = [{"role": "user", "content": "What is 7 + 7?"}]
 
 
 def test_llama_cpp_computes_the_trained_model_and_renders_its_chats(run: Path, tmp_path: Path) -> None:
-    done = tunesmith.export(run, tmp_path / "run.gguf", "gguf:f32")
+    done = export(run, tmp_path / "run.gguf", "gguf:f32")
     trained, read = Subject.find(str(run)), LlamaCpp(done.path)
     text = trained.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     ids = trained.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -58,15 +59,15 @@ def test_llama_cpp_computes_the_trained_model_and_renders_its_chats(run: Path, t
         expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], -1)
     found = read.log_probabilities(ids)
     assert max(abs(expected[id].item() - value) for id, value in found.items()) < 0.02
-    adapter = tunesmith.export(run, tmp_path / "adapter.gguf", "gguf", adapter_only=True)
-    base = tunesmith.export(run.parent / "base", tmp_path / "base.gguf", "gguf:f32")
+    adapter = export(run, tmp_path / "adapter.gguf", "gguf", adapter_only=True)
+    base = export(run.parent / "base", tmp_path / "base.gguf", "gguf:f32")
     with_adapter = LlamaCpp(base.path, adapter.path).log_probabilities(ids)
     assert max(abs(expected[id].item() - value) for id, value in with_adapter.items()) < 0.02
 
 
 def test_a_run_exported_to_hf_is_the_merged_model(run: Path, tmp_path: Path) -> None:
     merged = tunesmith.merge(str(run), tmp_path / "merged").path
-    done = tunesmith.export(run, tmp_path / "hf", "hf")
+    done = export(run, tmp_path / "hf", "hf")
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (done.path, merged))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -90,8 +91,8 @@ def test_the_importance_is_the_mean_square_of_each_input(run: Path) -> None:
 
 
 def test_importance_changes_the_written_weights(run: Path, tmp_path: Path) -> None:
-    plain = tunesmith.export(run, tmp_path / "plain.gguf", "gguf:q4_0").path
-    weighted = tunesmith.export(run, tmp_path / "weighted.gguf", "gguf:q4_0", importance_rows=8).path
+    plain = export(run, tmp_path / "plain.gguf", "gguf:q4_0").path
+    weighted = export(run, tmp_path / "weighted.gguf", "gguf:q4_0", importance_rows=8).path
     ours, theirs = ({t.name: bytes(t.data) for t in gguf.GGUFReader(path).tensors} for path in (plain, weighted))
     changed = {name for name in ours if ours[name] != theirs[name]}
     assert {"blk.0.attn_q.weight", "blk.2.ffn_down.weight"} <= changed
@@ -99,7 +100,7 @@ def test_importance_changes_the_written_weights(run: Path, tmp_path: Path) -> No
 
 
 def test_the_card_and_the_metadata_say_where_the_model_comes_from(run: Path, tmp_path: Path) -> None:
-    done = tunesmith.export(run, tmp_path / "run.gguf", "gguf:q8_0")
+    done = export(run, tmp_path / "run.gguf", "gguf:q8_0")
     assert done.card == tmp_path / "run.md"
     card = done.card.read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---\n")[1])
@@ -121,7 +122,7 @@ def test_the_card_has_the_figures_of_evaluate(run: Path, tmp_path: Path) -> None
     written = run / "evaluation.json"
     written.write_text(json.dumps({"rows": 8, "base": figures, "tuned": {**figures, "metrics": metric}}))
     try:
-        card = tunesmith.export(run, tmp_path / "model", "hf").card.read_text(encoding="utf-8")
+        card = export(run, tmp_path / "model", "hf").card.read_text(encoding="utf-8")
     finally:
         written.unlink()
     assert "| loss | 1.250 (1.000 to 1.500) | 1.250 (1.000 to 1.500) |" in card
@@ -132,16 +133,16 @@ def test_defaults_for_generation_travel(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", *FAMILIES["llama"])
     model.generation_config.update(do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1)
     model.generation_config.save_pretrained(tmp_path / "model")
-    done = tunesmith.export(tmp_path / "model", tmp_path / "m.gguf", "gguf")
+    done = export(tmp_path / "model", tmp_path / "m.gguf", "gguf")
     fields = gguf.GGUFReader(done.path).fields
     found = {name: fields[f"general.sampling.{name}"].contents() for name in ("temp", "top_k", "penalty_repeat")}
     assert found == pytest.approx({"temp": 0.6, "top_k": 20, "penalty_repeat": 1.1})
-    made = (tunesmith.export(tmp_path / "model", tmp_path / "o", "ollama").path / "Modelfile").read_text()
+    made = (export(tmp_path / "model", tmp_path / "o", "ollama").path / "Modelfile").read_text()
     assert "PARAMETER temperature 0.6\nPARAMETER top_k 20\n" in made
 
 
 def test_an_ollama_directory_has_the_file_its_stops_and_a_go_template(run: Path, tmp_path: Path) -> None:
-    done = tunesmith.export(run, tmp_path / "ollama", "ollama:f16")
+    done = export(run, tmp_path / "ollama", "ollama:f16")
     assert {path.name for path in done.path.iterdir()} == {"Modelfile", "README.md", "model-f16.gguf"}
     lines = (done.path / "Modelfile").read_text(encoding="utf-8")
     assert lines.startswith("FROM ./model-f16.gguf\n")
@@ -198,7 +199,7 @@ def test_the_default_system_prompt_is_the_modelfiles() -> None:
 )
 def test_a_wrong_request_is_refused(to: str, options: Any, message: str, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        tunesmith.export(run, tmp_path / "out", to, **options)
+        export(run, tmp_path / "out", to, **options)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -209,21 +210,21 @@ def test_a_failed_export_leaves_nothing(to: str, run: Path, tmp_path: Path, monk
 
     monkeypatch.setattr("tunesmith.run._flush", full)
     with pytest.raises(UserError, match="out cannot be written: No space left on device"):
-        tunesmith.export(run, tmp_path / "out", to)
+        export(run, tmp_path / "out", to)
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_existing_files_are_kept(run: Path, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("mine")
     with pytest.raises(UserError, match=r"a.md already exists"):
-        tunesmith.export(run, tmp_path / "a.gguf", "gguf")
+        export(run, tmp_path / "a.gguf", "gguf")
     assert (tmp_path / "a.md").read_text() == "mine"
     assert not (tmp_path / "a.gguf").exists()
 
 
 def test_every_export_says_how_far_it_is(run: Path, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
-    tunesmith.export(run, tmp_path / "a.gguf", "gguf", importance_rows=3, subscribers=[seen.append])
+    export(run, tmp_path / "a.gguf", "gguf", importance_rows=3, subscribers=[seen.append])
     last = {event["what"]: (event["done"], event["total"]) for event in seen}
     assert last == {"importance, rows": (3, 3), "gguf, million weights": (1, 1)}
 
@@ -233,7 +234,7 @@ def test_sampling_defaults_without_sampling_are_left_out(tmp_path: Path) -> None
     saved(tmp_path / "model", *FAMILIES["llama"])
     file = tmp_path / "model" / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": 0.6, "do_sample": False}))
-    done = tunesmith.export(tmp_path / "model", tmp_path / "hf", "hf")
+    done = export(tmp_path / "model", tmp_path / "hf", "hf")
     assert "temperature" not in json.loads((done.path / "generation_config.json").read_text())
-    written = tunesmith.export(tmp_path / "model", tmp_path / "m.gguf", "gguf")
+    written = export(tmp_path / "model", tmp_path / "m.gguf", "gguf")
     assert "general.sampling.temp" not in gguf.GGUFReader(written.path).fields

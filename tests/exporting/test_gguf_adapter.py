@@ -11,8 +11,8 @@ from llama_cpp import LlamaCpp
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.exporting.export import export
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"]}),
@@ -44,8 +44,8 @@ def test_llama_cpp_adds_what_peft_adds(case: str, tmp_path: Path) -> None:
     family, settings = CASES[case]
     plain = saved(tmp_path / "base", *FAMILIES[family])
     model = adapter_of(tmp_path / "base", tmp_path / "adapter", **settings)
-    base = tunesmith.export(tmp_path / "base", tmp_path / "base.gguf", "gguf:f32").path
-    done = tunesmith.export(tmp_path / "adapter", tmp_path / "adapter.gguf", "gguf", adapter_only=True)
+    base = export(tmp_path / "base", tmp_path / "base.gguf", "gguf:f32").path
+    done = export(tmp_path / "adapter", tmp_path / "adapter.gguf", "gguf", adapter_only=True)
     assert done.to == "gguf:f32"
     ids = torch.arange(20, 60, 2)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_llama_cpp_adds_what_peft_adds(case: str, tmp_path: Path) -> None:
 def test_the_adapter_states_what_it_is(tmp_path: Path) -> None:
     saved(tmp_path / "base", *FAMILIES["llama"])
     adapter_of(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"])
-    done = tunesmith.export(tmp_path / "adapter", tmp_path / "a.gguf", "gguf:f16", adapter_only=True)
+    done = export(tmp_path / "adapter", tmp_path / "a.gguf", "gguf:f16", adapter_only=True)
     file = gguf.GGUFReader(done.path)
     values = {name: file.fields[name].contents() for name in ("general.type", "adapter.type", "adapter.lora.alpha")}
     assert values == {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
@@ -81,13 +81,13 @@ def test_other_adapters_are_refused(settings: dict[str, Any], reason: str, tmp_p
     saved(tmp_path / "base", *FAMILIES["llama"])
     adapter_of(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"], **settings)
     with pytest.raises(UserError, match=f"cannot become a GGUF adapter: {reason}. Leave out --adapter-only"):
-        tunesmith.export(tmp_path / "adapter", tmp_path / "a.gguf", "gguf", adapter_only=True)
+        export(tmp_path / "adapter", tmp_path / "a.gguf", "gguf", adapter_only=True)
     assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_a_model_without_an_adapter_and_quantized_factors_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "base", *FAMILIES["llama"])
     with pytest.raises(UserError, match=r"has no adapter. Leave out --adapter-only"):
-        tunesmith.export(tmp_path / "base", tmp_path / "a.gguf", "gguf", adapter_only=True)
+        export(tmp_path / "base", tmp_path / "a.gguf", "gguf", adapter_only=True)
     with pytest.raises(UserError, match=r"gguf:q8_0 is not for adapters. Use gguf:f16"):
-        tunesmith.export(tmp_path / "base", tmp_path / "a.gguf", "gguf:q8_0", adapter_only=True)
+        export(tmp_path / "base", tmp_path / "a.gguf", "gguf:q8_0", adapter_only=True)

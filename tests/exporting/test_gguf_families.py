@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceCl
 
 import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.exporting.export import export
 from tunesmith.heads.sentence_transformers_format import write_steps
 
 
 @pytest.mark.parametrize("case", FAMILIES)
 def test_llama_cpp_gives_the_familys_log_probabilities(case: str, tmp_path: Path) -> None:
     model = saved(tmp_path / "model", *FAMILIES[case])
-    done = tunesmith.export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
+    done = export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
     ids = torch.arange(20, 60, 2)
     with torch.no_grad():
         expected = torch.log_softmax(model(ids[None]).logits[0, -1], -1)
@@ -47,7 +48,7 @@ def check_vectors(directory: Path, file: Path, sentences: list[str]) -> None:
 
 
 def test_llama_cpp_embeds_as_a_real_bert(tmp_path: Path) -> None:
-    done = tunesmith.export(MINILM, tmp_path / "minilm.gguf", "gguf:f32")
+    done = export(MINILM, tmp_path / "minilm.gguf", "gguf:f32")
     check_vectors(MINILM, done.path, SENTENCES)
 
 
@@ -68,7 +69,7 @@ def test_llama_cpp_embeds_as_each_encoder(family: str, pooling: Any, tmp_path: P
     randomized(AutoModel.from_config(config)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     write_steps(tmp_path / "model", pooling, True, 64, 64)
-    done = tunesmith.export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
+    done = export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
     check_vectors(tmp_path / "model", done.path, SENTENCES)
 
 
@@ -82,14 +83,14 @@ def test_llama_cpp_embeds_as_a_roberta_whose_positions_start_later(tmp_path: Pat
     randomized(AutoModel.from_config(config)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     write_steps(tmp_path / "model", "mean", True, 64, 64)
-    done = tunesmith.export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
+    done = export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
     assert gguf.GGUFReader(done.path).fields["bert.context_length"].contents() == 64
     check_vectors(tmp_path / "model", done.path, ["Hello world, it's a test!", "the other brown 12345"])
 
 
 def test_a_window_that_llama_cpp_does_not_compute_limits_the_context(tmp_path: Path) -> None:
     saved(tmp_path / "model", "mistral", {**ROTARY, "sliding_window": 100})
-    done = tunesmith.export(tmp_path / "model", tmp_path / "model.gguf", "gguf")
+    done = export(tmp_path / "model", tmp_path / "model.gguf", "gguf")
     assert gguf.GGUFReader(done.path).fields["llama.context_length"].contents() == 100
 
 
@@ -117,7 +118,7 @@ def test_what_llama_cpp_does_not_compute_is_refused_by_name(reason: str, tmp_pat
     family, settings, message = REFUSED[reason]
     saved(tmp_path / "model", family, settings)
     with pytest.raises(UserError, match=message):
-        tunesmith.export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f16")
+        export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f16")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -127,4 +128,4 @@ def test_a_classifier_is_refused(tmp_path: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
     AutoTokenizer.from_pretrained(tmp_path / "bert").save_pretrained(tmp_path / "classifier")
     with pytest.raises(UserError, match=r"llama.cpp has no head of the kind sequence_classification"):
-        tunesmith.export(tmp_path / "classifier", tmp_path / "a.gguf", "gguf")
+        export(tmp_path / "classifier", tmp_path / "a.gguf", "gguf")

@@ -14,9 +14,9 @@ from llama_cpp import LlamaCpp
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.exporting import gguf_quantizer
+from tunesmith.exporting.export import export
 from tunesmith.exporting.gguf_mix import MIXES, Place
 from tunesmith.exporting.gguf_quantizer import BY_GGUF, _by_llama_cpp, bytes_of, quantize
 
@@ -129,7 +129,7 @@ def test_single_matrices_have_llama_cpps_kind(mix: str, name: str, columns: int,
 @pytest.mark.parametrize("mix", ["bf16", "q8_0", "q5_1", "q4_k_m", "q6_k", "iq4_nl"])
 def test_llama_cpp_computes_with_each_mix_what_transformers_reads_from_it(mix: str, tmp_path: Path) -> None:
     saved(tmp_path / "model", "qwen2", WIDE)
-    done = tunesmith.export(tmp_path / "model", tmp_path / f"{mix}.gguf", f"gguf:{mix}")
+    done = export(tmp_path / "model", tmp_path / f"{mix}.gguf", f"gguf:{mix}")
     assert gguf.GGUFReader(done.path).fields["general.file_type"].contents() == MIXES[mix].file_type
     model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=done.path.name, dtype=torch.float32)
     ids = torch.arange(20, 60, 2)
@@ -147,13 +147,13 @@ def test_without_xllamacpp_its_kinds_name_the_package(tmp_path: Path, monkeypatc
     saved(tmp_path / "model", *FAMILIES["llama"])
     without_llama_cpp(monkeypatch)
     with pytest.raises(UserError, match=r"gguf:q4_k_m needs llama.cpp's quantizer.*pip install 'tunesmith\[gguf\]'"):
-        tunesmith.export(tmp_path / "model", tmp_path / "a.gguf", "gguf:q4_k_m")
-    assert tunesmith.export(tmp_path / "model", tmp_path / "a.gguf", "gguf:q5_0").path.exists()
+        export(tmp_path / "model", tmp_path / "a.gguf", "gguf:q4_k_m")
+    assert export(tmp_path / "model", tmp_path / "a.gguf", "gguf:q5_0").path.exists()
 
 
 def test_kinds_that_need_importance_say_so(tmp_path: Path) -> None:
     saved(tmp_path / "model", *FAMILIES["llama"])
     with pytest.raises(UserError, match=r"gguf:iq2_xs needs an importance matrix.*--importance-rows 64"):
-        tunesmith.export(tmp_path / "model", tmp_path / "a.gguf", "gguf:iq2_xs")
+        export(tmp_path / "model", tmp_path / "a.gguf", "gguf:iq2_xs")
     with pytest.raises(UserError, match="needs the rows of a run"):
-        tunesmith.export(tmp_path / "model", tmp_path / "a.gguf", "gguf:iq2_xs", importance_rows=4)
+        export(tmp_path / "model", tmp_path / "a.gguf", "gguf:iq2_xs", importance_rows=4)

@@ -13,8 +13,8 @@ from small_gguf import SPECIAL, TEXTS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.exporting.export import export
 from tunesmith.exporting.gguf_pre_tokenizer import _NAMES, pre_tokenizer_name
 from tunesmith.exporting.gguf_tokenizer import without_mask_tags, write_tokenizer
 from tunesmith.models.bases import embedded_base
@@ -107,7 +107,7 @@ def in_llama_cpp(tokenizer: Any, directory: Path) -> LlamaCpp:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
-    return LlamaCpp(tunesmith.export(directory / "model", directory / "model.gguf", "gguf:f16").path)
+    return LlamaCpp(export(directory / "model", directory / "model.gguf", "gguf:f16").path)
 
 
 def check_tokens(tokenizer: Any, read: LlamaCpp) -> None:
@@ -142,7 +142,7 @@ def test_sentence_pieces_are_merged_in_their_order(with_prefix: bool, tmp_path: 
 
 def test_the_embedded_bases_chats_are_rendered_to_the_same_tokens(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded_base())
-    read = LlamaCpp(tunesmith.export("embedded", tmp_path / "embedded.gguf", "gguf").path)
+    read = LlamaCpp(export("embedded", tmp_path / "embedded.gguf", "gguf").path)
     chat = [
         {"role": "system", "content": "Be  brief.\n"},
         {"role": "user", "content": "It's <b>this</b>, isn't it? 12 'several"},
@@ -178,7 +178,7 @@ def fields(directory: Path, tokenizer: Any, **changes: Any) -> dict[str, Any]:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    file = gguf.GGUFReader(tunesmith.export(directory, directory / "model.gguf", "gguf").path)
+    file = gguf.GGUFReader(export(directory, directory / "model.gguf", "gguf").path)
     return {name.removeprefix("tokenizer.ggml."): field.contents() for name, field in file.fields.items()}
 
 

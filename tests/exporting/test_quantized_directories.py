@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.exporting.export import export
 from tunesmith.ops.quantized import dequantize_reference, quantize
 
 SIZES = {
@@ -37,7 +38,7 @@ def dequantized(base: Path, bits: Any) -> Any:
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
 def test_transformers_computes_with_the_exported_bits(bits: str, family: str, tmp_path: Path) -> None:
     base = stored_base(tmp_path / "base", family, torch.bfloat16, initializer_range=0.2, **SIZES[family])
-    done = tunesmith.export(base, tmp_path / bits, bits)
+    done = export(base, tmp_path / bits, bits)
     model = AutoModelForCausalLM.from_pretrained(done.path)
     kinds = {type(layer).__name__ for layer in model.modules()}
     assert {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[bits] in kinds
@@ -52,7 +53,7 @@ def test_transformers_computes_with_the_exported_bits(bits: str, family: str, tm
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
 def test_the_settings_are_those_that_transformers_writes(bits: str, tmp_path: Path) -> None:
     base = stored_base(tmp_path / "base", "llama", torch.bfloat16, **SIZES["llama"])
-    tunesmith.export(base, tmp_path / bits, bits)
+    export(base, tmp_path / bits, bits)
     asked = (
         BitsAndBytesConfig(load_in_8bit=True)
         if bits == "int8"
@@ -75,7 +76,7 @@ def test_the_settings_are_those_that_transformers_writes(bits: str, tmp_path: Pa
 def test_tunesmith_generates_from_an_exported_directory(tmp_path: Path) -> None:
     base = stored_base(tmp_path / "base", "llama", torch.bfloat16, initializer_range=0.2, **SIZES["llama"])
     texts = {
-        to: str(tunesmith.load(tunesmith.export(base, tmp_path / to, to).path).generate(["Why?"], max_new_tokens=2)[0])
+        to: str(tunesmith.load(export(base, tmp_path / to, to).path).generate(["Why?"], max_new_tokens=2)[0])
         for to in ("hf", "nf4")
     }
     assert texts["hf"] == str(tunesmith.load(base).generate(["Why?"], max_new_tokens=2)[0])
@@ -84,11 +85,11 @@ def test_tunesmith_generates_from_an_exported_directory(tmp_path: Path) -> None:
 
 def test_a_directory_has_the_template_all_ends_and_a_card(tmp_path: Path) -> None:
     base = stored_base(tmp_path / "base", "llama", torch.bfloat16)
-    done = tunesmith.export(base, tmp_path / "model", "hf")
+    done = export(base, tmp_path / "model", "hf")
     tokenizer = AutoTokenizer.from_pretrained(done.path)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(base).chat_template
     ends = GenerationConfig.from_pretrained(done.path).eos_token_id
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|im_end|>", "<|endoftext|>"]
     assert "# base" in done.card.read_text(encoding="utf-8")
     with pytest.raises(UserError, match="model already exists"):
-        tunesmith.export(base, tmp_path / "model", "hf")
+        export(base, tmp_path / "model", "hf")

@@ -126,6 +126,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("generation", "generation_speed"),
         ("generation", "draft_speed"),
         ("generation", "cache_quality"),
+        ("exporting", "parity_noise"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:

@@ -12,8 +12,10 @@ import torch
 from bigram import drawn_by_hand, letters_model, scores_of
 from bytewise import byte_tokenizer
 from command import typed
+from exportable import FAMILIES, saved
 from matrix import word_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
+from running_server import served
 from safetensors.torch import load_file
 from settings_coverage import shows
 from torch import Tensor
@@ -29,6 +31,7 @@ from tunesmith.inference.sampling import Sampling, random_stream
 from tunesmith.models.bases import embedded_base
 from tunesmith.models.precision import dtype_of
 from tunesmith.planner.device import known_devices
+from tunesmith.serving.keys import Keys, read_keys
 
 TOKENIZER = byte_tokenizer()
 CPU = torch.device("cpu")
@@ -344,19 +347,59 @@ def lora_matrices(adapter: Path) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that llama.cpp reads."""
+    directory = tmp_path_factory.mktemp("readable") / "base"
+    saved(directory, *FAMILIES["llama"])
+    return directory
+
+
 @shows("tunesmith export run", "tunesmith export --to", "tunesmith export --output")
-def test_export_writes_the_model_in_the_given_numbers(adapters: list[Path], tiny_model: Path, here: Path) -> None:
-    written = run_command("export", adapters[1], "--to", "gguf:bf16", "--output", "a.gguf")
-    assert written.splitlines()[-1] == "Wrote a.gguf (gguf:bf16), and its model card a.md."
+def test_export_writes_the_model_in_the_given_numbers(readable: Path, here: Path) -> None:
+    written = run_command("export", readable, "--to", "gguf:f16", "--output", "a.gguf")
+    assert written.splitlines()[-1] == "Wrote a.gguf (gguf:f16), and its model card a.md."
     name = "blk.0.ffn_up.weight"
     tensor = next(tensor for tensor in gguf.GGUFReader(here / "a.gguf").tensors if tensor.name == name)
-    assert tensor.tensor_type.name == "BF16"
-    weight = load_file(tiny_model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].double()
+    assert tensor.tensor_type.name == "F16"
+    weight = load_file(readable / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].double()
     found = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).double()
-    torch.testing.assert_close(found, weight, rtol=2**-8, atol=0)
-    refused = typed("export", str(adapters[1]), "--to", "gguf:q9", "--output", "b.gguf")
+    torch.testing.assert_close(found, weight, rtol=2**-11, atol=2**-25)
+    refused = typed("export", str(readable), "--to", "gguf:q9", "--output", "b.gguf")
     assert refused.returncode == 2
     assert "--to gguf:q9 does not exist. Use one of f32, f16" in refused.stderr
+
+
+@shows(
+    "tunesmith export --accept-loss", "tunesmith export --rows", "tunesmith export --data",
+    "tunesmith parity model", "tunesmith parity form", "tunesmith parity --rows", "tunesmith parity --data",
+    "tunesmith parity --max-new-tokens", "tunesmith parity --json",
+)  # fmt: skip
+def test_an_export_is_compared_with_the_model_on_the_given_rows(readable: Path, here: Path) -> None:
+    rows = write_rows(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(3)])
+    arguments = ("export", str(readable), "--to", "gguf:q4_0", "--rows", "2", "--data", str(rows))
+    plain = typed(*arguments, "--output", "plain.gguf")
+    kept = typed(*arguments, "--output", "kept.gguf", "--accept-loss")
+    assert (plain.returncode, (here / "plain.gguf").exists()) == (2, False)
+    assert (kept.returncode, (here / "kept.gguf").exists()) == (0, True)
+    stored = json.loads((here / "kept.parity.json").read_text())
+    assert (stored["rows"], stored["rows_from"], stored["answers"]) == (2, str(rows), 2)
+    more = ("--rows", "3", "--data", str(rows), "--max-new-tokens", "1", "--json")
+    found = json.loads(typed("parity", str(readable), "kept.gguf", *more).stdout)
+    assert (found["rows"], found["a"], found["b"]) == (3, str(readable), "kept.gguf")
+    assert found["top1_agreement"] < 1
+    assert json.loads(typed("parity", str(readable), str(readable), *more).stdout)["top1_agreement"] == 1
+
+
+@shows("tunesmith parity --api-key")
+def test_parity_gives_the_key_to_the_server(adapters: list[Path], here: Path) -> None:
+    keys = here / "keys.json"
+    secret = run_command("keys", "add", keys, "me").split()[-1]
+    with served(adapters[1], keys=Keys(read_keys(keys))) as server:
+        refused = typed("parity", str(adapters[1]), server.address, "--rows", "1")
+        found = typed("parity", str(adapters[1]), server.address, "--rows", "1", "--api-key", secret)
+    assert "answers 401" in refused.stderr
+    assert found.returncode == 0, found.stderr
 
 
 @shows("tunesmith export --adapter-only")
@@ -368,12 +411,12 @@ def test_export_writes_the_adapter_alone(adapters: list[Path], here: Path) -> No
 
 
 @shows("tunesmith export --importance-rows")
-def test_export_weights_errors_by_the_rows_of_the_run(tiny_model: Path, here: Path) -> None:
+def test_export_weights_errors_by_the_rows_of_the_run(readable: Path, here: Path) -> None:
     rows = write_rows(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)])
-    recipe = {"base": str(tiny_model), "data": {"train": str(rows), "held_out": 0}, "train": {"steps": 1}}
+    recipe = {"base": str(readable), "data": {"train": str(rows), "held_out": 0}, "train": {"steps": 1}}
     tunesmith.train(recipe, here / "run")
     for name, option in (("plain", []), ("two", ["--importance-rows", "2"]), ("ten", ["--importance-rows", "10"])):
-        run_command("export", "run", "--to", "gguf:q4_0", "--output", f"{name}.gguf", *option)
+        run_command("export", "run", "--to", "gguf:q4_0", "--output", f"{name}.gguf", "--accept-loss", *option)
     plain, two, ten = (
         bytes(next(t.data for t in gguf.GGUFReader(here / f"{name}.gguf").tensors if t.name == "blk.1.ffn_up.weight"))
         for name in ("plain", "two", "ten")

@@ -16,6 +16,7 @@ from tunesmith.cli.evaluate import evaluate
 from tunesmith.cli.export import export
 from tunesmith.cli.init import init
 from tunesmith.cli.methods import methods
+from tunesmith.cli.parity import parity
 from tunesmith.cli.plan import plan
 from tunesmith.cli.report import report
 from tunesmith.cli.runs import runs
@@ -48,6 +49,7 @@ for verb in (
     merge,
     combine,
     export,
+    parity,
     serve,
     runs,
     schema,

@@ -22,15 +22,28 @@ def export(
     adapter_only: Annotated[
         bool, typer.Option("--adapter-only", help="GGUF: the LoRA adapter without its base.")
     ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Keep it if it differs by more than the limits; its card says so.")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="How many rows it is compared with the model on.", min=1)] = 32,
+    data: Annotated[
+        Path | None, typer.Option(help="A file of these rows; default: the run's held-out rows, else a few questions.")
+    ] = None,
 ) -> None:
-    """Write a model for llama.cpp, Ollama or transformers, with its chat template and stop tokens."""
+    """Write a model for llama.cpp, Ollama or transformers, and keep it if it is still the same model there."""
     with quick_imports():
-        from tunesmith.exporting.export import export as write
+        from tunesmith.proving.export import export as write
+        from tunesmith.report.parity import parity_table
         from tunesmith.report.progress import Progress
 
     console = Console(highlight=False)
     with Progress(console) as progress:
         done = write(
-            run, output, to, importance_rows=importance_rows, adapter_only=adapter_only, subscribers=[progress]
-        )
+            run, output, to, importance_rows=importance_rows, adapter_only=adapter_only,
+            accept_loss=accept_loss, rows=rows, data=data, subscribers=[progress],
+        )  # fmt: skip
+    if done.parity is None:
+        console.print(f"Not compared with the model: {done.unproven}.", soft_wrap=True)
+    else:
+        console.print(parity_table(done.parity))
     console.print(f"Wrote {done.path} ({done.to}), and its model card {done.card}.", soft_wrap=True)

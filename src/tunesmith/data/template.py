@@ -183,8 +183,7 @@ class ChatTemplate:
         with_tools = tools is not None  # a tokenizer may have a separate template for tools
         if with_tools not in self._sources:
             source = str(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
-            dated = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(DATE.strftime(call[2])), source)
-            self._sources[with_tools] = dated
+            self._sources[with_tools] = with_date(source, DATE)
         return self._sources[with_tools]
 
     def _with_reasoning(self, messages: Sequence[Message], tools: Tools) -> Sequence[Message]:
@@ -222,6 +221,11 @@ class ChatTemplate:
                 "one that accepts it"
             ) from None
         return texts[0], [] if not spans else list(spans[0])
+
+
+def with_date(source: str, date: datetime) -> str:
+    """A template that writes this date wherever it would write today's."""
+    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(date.strftime(call[2])), source)
 
 
 def _common_prefix(one: str, other: str) -> str:

@@ -167,7 +167,7 @@ def summarize(
         "generated_rows": len(tasks),
         "base": {**_loss(base, head), "metrics": before},
         "tuned": {**_loss(tuned, head), "metrics": after},
-        "differences": {"loss": _interval(base.losses.difference(tuned.losses)), **differences},
+        "differences": {"loss": with_interval(base.losses.difference(tuned.losses)), **differences},
         "samples": [
             {
                 "source": tasks[index].source,
@@ -176,7 +176,7 @@ def summarize(
                 "base": base.answers[index],
                 "tuned": tuned.answers[index],
             }
-            for index in _spread(len(tasks), SAMPLES)
+            for index in spread(len(tasks), SAMPLES)
         ],
     }
 
@@ -189,12 +189,12 @@ def _compared_answers(
     base: Sequence[str], tuned: Sequence[str], tasks: Sequence[Task], metrics: Mapping[str, Metric]
 ) -> tuple[Figures, Figures, Figures]:
     """The figures of each side's answers, and their paired differences."""
-    before, after = (_scored(side, tasks, metrics) for side in (base, tuned))
-    differences = {name: _interval(change_with_interval(before[name], after[name])) for name in before}
-    return _score_figures(before, metrics), _score_figures(after, metrics), differences
+    before, after = (scored(side, tasks, metrics) for side in (base, tuned))
+    differences = {name: with_interval(change_with_interval(before[name], after[name])) for name in before}
+    return score_figures(before, metrics), score_figures(after, metrics), differences
 
 
-def _scored(
+def scored(
     answers: Sequence[str], tasks: Sequence[Task], metrics: Mapping[str, Metric]
 ) -> dict[str, NDArray[np.float64]]:
     """The score of each answer (rows,), by metric."""
@@ -202,8 +202,9 @@ def _scored(
     return {name: scores(metric, answers, expected) for name, metric in fitting(metrics, expected).items()}
 
 
-def _score_figures(scored: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Metric]) -> Figures:
-    return {name: _interval(mean_with_interval(values)) | _about(metrics[name]) for name, values in scored.items()}
+def score_figures(scores: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Metric]) -> Figures:
+    """The mean of each metric's scores (rows,), with its interval."""
+    return {name: with_interval(mean_with_interval(values)) | _about(metrics[name]) for name, values in scores.items()}
 
 
 Resampled = tuple[float, NDArray[np.float64]]
@@ -216,7 +217,7 @@ def _compared_predictions(
     """The figures of each side's predictions, and their differences, which are paired: both have the same resamples."""
     before, after = (_resampled(side, names) for side in (base, tuned))
     differences = {
-        name: _interval((after[name][0] - before[name][0], interval_of(after[name][1] - before[name][1])))
+        name: with_interval((after[name][0] - before[name][0], interval_of(after[name][1] - before[name][1])))
         for name in names
     }
     rows = len(base.outputs)
@@ -234,7 +235,7 @@ def _prediction_figures(resampled: Mapping[str, Resampled], rows: int) -> Figure
         metric = PREDICTION_METRICS[name]
         interval = wilson(value, rows) if metric.of_hits else interval_of(draws)
         fields = {"better": metric.better, "unit": metric.unit}
-        figures[name] = _interval((value, interval)) | _about(metric) | fields
+        figures[name] = with_interval((value, interval)) | _about(metric) | fields
     return figures
 
 
@@ -269,7 +270,7 @@ def _side(
     if head.generates_text:
         generator = Generator.of(reference, model.dtype, device, loaded=model, tokenizer=tokenizer)
         texts = _answers(f"{name}: answers{within}", generator, tasks, sampling, events)
-        figures = _score_figures(_scored(texts, tasks, metrics), metrics)
+        figures = score_figures(scored(texts, tasks, metrics), metrics)
         events.emit("figures", side=name, fold=fold, metrics=figures)
         return Side(losses, texts)
     predictions = _predictions(model, reference, recipe.objective, prepared, _budget(recipe.train))
@@ -325,17 +326,17 @@ def _texts(data: Data, objective: ObjectiveConfig, table: TokenTable) -> list[Ta
 
 def _tasks(data: Data, formats: Sequence[str], rows: int | None) -> list[Task]:
     chats = [example for example in held_out_examples(data, formats) if example.messages is not None]
-    return [_task(chats[index]) for index in _spread(len(chats), len(chats) if rows is None else rows)]
+    return [task_of(chats[index]) for index in spread(len(chats), len(chats) if rows is None else rows)]
 
 
-def _task(example: Example) -> Task:
+def task_of(example: Example) -> Task:
     """The last answer, and the messages before it."""
     messages = example.messages or ()
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     return Task(messages[:last], str(messages[last]["content"]), str(example.source))
 
 
-def _spread(total: int, count: int) -> list[int]:
+def spread(total: int, count: int) -> list[int]:
     """`count` indices evenly spaced over `total`, or all of them if there are fewer."""
     return [round(index) for index in np.linspace(0, total - 1, min(count, total))]
 
@@ -346,7 +347,7 @@ def _loss(side: Side, head: Head) -> dict[str, Any]:
     return {"loss": losses.loss, "loss_interval": losses.interval(), **figures}
 
 
-def _interval(estimate: tuple[float, tuple[float, float]]) -> dict[str, Any]:
+def with_interval(estimate: tuple[float, tuple[float, float]]) -> dict[str, Any]:
     """The value, and the interval extended to contain it.
 
     Resampling adds noise, which increases a calibration error, so that all of its resamples may lie above the value.

@@ -59,7 +59,7 @@ def require_llama_cpp(what: str) -> None:
     """Raises:
     UserError: llama.cpp's quantizer is not installed, which `what` needs.
     """
-    if _library_file() is None:
+    if library_file() is None:
         raise UserError(f"{what} needs llama.cpp's quantizer, from the package xllamacpp. {INSTALL}")
 
 
@@ -89,7 +89,7 @@ def _by_llama_cpp(values: NDArray[np.float32], kind: Kind, importance: NDArray[n
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_library_file()))
+    library = ctypes.CDLL(str(library_file()))
     function = library.ggml_quantize_chunk
     function.restype = ctypes.c_size_t
     pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -97,7 +97,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _library_file() -> Path | None:
+def library_file() -> Path | None:
     """xllamacpp's shared library; None if it is not installed."""
     spec = find_spec("xllamacpp")
     places = [] if spec is None else spec.submodule_search_locations or []

@@ -1,0 +1,1 @@
+"""The parity gate: whether two forms of a model are still the same one."""

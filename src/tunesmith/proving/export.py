@@ -1,0 +1,128 @@
+"""`tunesmith export`: a model for another engine, kept only if it is still that model."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import UserError
+from tunesmith.exporting.card import PARITY
+from tunesmith.exporting.export import Exported
+from tunesmith.exporting.export import export as write
+from tunesmith.exporting.merged_model import refuse_existing
+from tunesmith.inference.model_reference import ModelReference
+from tunesmith.models.load import config_of, kind_of
+from tunesmith.proving.parity import ROWS, file_beside, parity, write_parity
+from tunesmith.report.parity import parity_markdown
+from tunesmith.run import Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class Proven(Exported):
+    """The result of `export`.
+
+    Attributes:
+        parity: the content of `parity.json`; None if this kind of model cannot be compared.
+        unproven: why it was not compared; None if it was.
+    """
+
+    parity: dict[str, Any] | None = None
+    unproven: str | None = None
+
+
+def export(
+    run: str | Path,
+    output: str | Path,
+    to: str,
+    *,
+    importance_rows: int = 0,
+    adapter_only: bool = False,
+    accept_loss: bool = False,
+    rows: int = ROWS,
+    data: str | Path | None = None,
+    subscribers: Sequence[Subscriber] = (),
+) -> Proven:
+    """Write a model for another engine, read it there, and keep it only if it is still that model.
+
+    Args:
+        run, output, to, importance_rows, adapter_only: as `tunesmith.exporting.export.export` takes them.
+        accept_loss: keep it beyond the limits too, which its card and `parity.json` then say. Other token ids are never
+            accepted.
+        rows: as `tunesmith.parity` takes it.
+        data: as `tunesmith.parity` takes it.
+        subscribers: receive `progress` events (what, done, total).
+
+    Returns:
+        What was written, and how far it differs.
+
+    Raises:
+        UserError: it differs by more than the limits, and nothing is left; or as `tunesmith.exporting.export.export`.
+    """
+    target = Path(output)
+    parts = [target, target.with_suffix(".md"), file_beside_target(target)] if _is_file(to) else [target]
+    for part in parts:
+        refuse_existing(part)
+    room = target.with_name(f".{target.name}.unproven")
+    shutil.rmtree(room, ignore_errors=True)
+    try:
+        room.mkdir(parents=True)
+        done = write(
+            run, room / target.name, to,
+            importance_rows=importance_rows, adapter_only=adapter_only, subscribers=subscribers,
+        )  # fmt: skip
+        unproven = _why_not(str(run), adapter_only)
+        result = None
+        if unproven is None:
+            result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)
+            result |= {"b": str(target), "accepted_loss": bool(result["failed"]) and accept_loss}
+            _refuse(result, str(run), to)
+            file = file_beside(str(done.path))
+            assert file is not None
+            write_parity(file, result)
+        card = done.card.read_text(encoding="utf-8")
+        before, mark, _ = card.partition(PARITY)
+        done.card.write_text(f"{before}{parity_markdown(result, unproven)}\n" if mark else card, encoding="utf-8")
+        for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):  # the model last
+            part.rename(target.with_name(part.name))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+    place = target if done.card.parent == done.path else target.parent
+    return Proven(target, place / done.card.name, done.to, result, unproven)
+
+
+def file_beside_target(target: Path) -> Path:
+    """`parity.json` of a file that does not exist yet."""
+    return target.with_suffix(".parity.json")
+
+
+def _is_file(to: str) -> bool:
+    return to.lower().startswith("gguf")
+
+
+def _why_not(run: str, adapter_only: bool) -> str | None:
+    """Why an export cannot be compared with the model; None if it can."""
+    reference = ModelReference.find(run)
+    if adapter_only:
+        return "an adapter without its base computes nothing. Export the model in one piece to compare it"
+    if not reference.head.generates_text or kind_of(config_of(reference.base)) != "decoder":
+        return "only decoders that write text are compared"
+    return None
+
+
+def _refuse(result: dict[str, Any], run: str, to: str) -> None:
+    """Raises:
+    UserError: the form is not the model, and that was not accepted.
+    """
+    if result["differing"]:
+        raise UserError(
+            f"{run} exported to {to} is not the same model, so it was not kept: {result['failed'][0]}. "
+            "Such an export is never right: please report it with the base's name."
+        )
+    if result["failed"] and not result["accepted_loss"]:
+        raise UserError(
+            f"{run} exported to {to} is not the same model, so it was not kept: {'; '.join(result['failed'])}. Choose "
+            "a kind with more bits, weight errors with --importance-rows, or keep it anyway with --accept-loss."
+        )

@@ -1,0 +1,156 @@
+"""A served model, through OpenAI's protocol: `tunesmith serve`, llama.cpp's server, vLLM.
+
+The protocol gives neither ids nor full distributions. What is compared: how many tokens a chat has (`usage`), and at
+each place the texts of the most likely tokens with their log-probabilities, everything else taken together. That KL is
+at most the full one (the data-processing inequality). Tokens that share a text, as parts of characters do, are among
+everything else. A given token is written, so that its log-probability is told, by
+a `logit_bias`, which OpenAI's definition of log-probabilities leaves out.
+"""
+
+import json
+import math
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.example import Message
+from tunesmith.data.template import Tools
+from tunesmith.errors import UserError
+from tunesmith.proving.limits import EIGHT_BITS, Kind
+from tunesmith.proving.material import Row
+from tunesmith.proving.reader import Agreement, total
+
+PLACES = 8
+"""Places of each row that are compared, evenly spaced: each is a request."""
+
+TOP = 20
+"""Most likely tokens that a server tells at each place: OpenAI's limit of chats."""
+
+SECONDS = 600
+"""Until a request is given up."""
+
+
+class Served:
+    """A served model.
+
+    Args:
+        url: of the server, with or without `/v1`.
+        tokenizer: of the model that it is compared with.
+        key: for the server, if it wants one.
+
+    Raises:
+        UserError: the server does not answer.
+    """
+
+    program: ClassVar[str] = "the server"
+    kind: Kind = EIGHT_BITS
+    unchecked: Sequence[str] = (
+        "token ids: the protocol tells only how many a chat has, which was compared",
+        "where answers end: the protocol tells no log-probability of the token that ends one",
+        f"divergence: only the {TOP} most likely tokens are told, so it is a lower limit",
+    )
+
+    def __init__(self, url: str, tokenizer: PreTrainedTokenizerBase, key: str | None = None) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._tokenizer, self._key = tokenizer, key
+
+    @cached_property
+    def _name(self) -> str:
+        return str(self._call("models")["data"][0]["id"])
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """The id of each text that is one token's only. Parts of characters all have the same text."""
+        texts = [str(self._tokenizer.decode([id])) for id in range(len(self._tokenizer))]
+        counts = Counter(texts)
+        return {text: id for id, text in enumerate(texts) if counts[text] == 1}
+
+    @cached_property
+    def _known(self) -> NDArray[np.int64]:
+        """These ids."""
+        return np.array(list(self._ids.values()))
+
+    def chat_ids(self, messages: Sequence[Message], tools: Tools) -> int:
+        given = {"tools": list(tools), "tool_choice": "auto"} if tools else {}
+        reply = self._call("chat/completions", messages=list(messages), max_completion_tokens=1, temperature=0, **given)
+        return int(reply["usage"]["prompt_tokens"])
+
+    def text_ids(self, text: str) -> None:
+        """A completion's prompt may have a token that begins a text or not: the protocol leaves that open."""
+
+    def agreement(self, row: Row, first: NDArray[np.float32]) -> Agreement:
+        chosen = np.unique(np.linspace(0, len(row.marks) - 1, min(PLACES, len(row.marks))).round().astype(int))
+        found = [self._at(row, int(row.marks[place]), first[place].astype(np.float64)) for place in chosen]
+        return total([each for each in found if each is not None])
+
+    def _at(self, row: Row, mark: int, first: NDArray[np.float64]) -> Agreement | None:
+        """The agreement at one place; None if the server tells nothing, as where an answer ends."""
+        target = int(row.ids[mark])
+        reply = self._call(
+            "completions",
+            prompt=row.ids[:mark].tolist(),
+            max_tokens=1,
+            temperature=0,
+            logprobs=TOP,
+            logit_bias={str(target): 100},
+        )
+        logprobs = reply["choices"][0]["logprobs"]
+        told: Mapping[str, float] = logprobs["top_logprobs"][0] if logprobs and logprobs["top_logprobs"] else {}
+        second = {self._ids[text]: value for text, value in told.items() if text in self._ids}
+        if not second:
+            return None
+        return Agreement(
+            1,
+            int(max(second, key=second.__getitem__) == self._known[first[self._known].argmax()]),
+            bucketed_divergence({id: math.exp(first[id]) for id in second}, second),
+            (-float(first[target]), -float(logprobs["token_logprobs"][0])),
+        )
+
+    def answers(self, chats: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
+        bodies = ({"messages": list(chat), "max_completion_tokens": max_new_tokens, "temperature": 0} for chat in chats)
+        replies = (self._call("chat/completions", **body) for body in bodies)
+        return [str(reply["choices"][0]["message"]["content"] or "").strip() for reply in replies]
+
+    def _call(self, path: str, **body: Any) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        data = json.dumps({"model": self._name, **body}).encode() if body else None
+        request = urllib.request.Request(f"{self._url}/{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+                content: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise UserError(f"{self._url}/{path} answers {error.code}: {error_message(error.read())}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._url} does not answer: {error}. Is the server running?") from None
+        return content
+
+    def close(self) -> None:
+        pass
+
+
+def bucketed_divergence(probabilities: Mapping[int, float], log_probabilities: Mapping[int, float]) -> float:
+    """Σ p log(p / q) over some outcomes, and all others as one, in nats.
+
+    Args:
+        probabilities: p of each outcome.
+        log_probabilities: log q of the same outcomes.
+    """
+    rest_p = max(0.0, 1 - sum(probabilities.values()))
+    rest_q = max(1e-9, 1 - sum(math.exp(each) for each in log_probabilities.values()))
+    terms = [p * (math.log(p) - log_probabilities[id]) for id, p in probabilities.items() if p > 0]
+    return max(0.0, sum(terms) + (rest_p * math.log(rest_p / rest_q) if rest_p > 0 else 0.0))
+
+
+def error_message(body: bytes) -> str:
+    """What a server says of an error."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")
