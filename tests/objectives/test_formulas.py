@@ -382,9 +382,9 @@ def test_objective_without_a_head_has_no_outputs_and_no_head_learning_rate() -> 
     assert objective.build().fit_classifier(lambda: pytest.fail("no vectors are needed")) is None
     assert objective.initialize_head(None) is None
     assert objective.resolve(list) is objective
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(UserError):
         objective.head.outputs(None, None)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(UserError):
         objective.head_learning_rate_at(32)
 
 
