@@ -186,7 +186,7 @@ def test_a_run_is_compared_on_its_held_out_rows_and_the_card_says_so(base: Path,
     assert set(done.parity["metrics"]) == {"rouge_l", "first_word", "exact_match"}
     assert done.card == tmp_path / "run.md"
     card = done.card.read_text(encoding="utf-8")
-    assert "| token ids of 9 chats and texts |  |  | equal |" in card
+    assert "| token ids, 9 chats |  |  | equal |" in card
     assert "Not measured" not in card
     assert json.loads((tmp_path / "run.parity.json").read_text())["passed"]
     left = {path.name for path in tmp_path.iterdir()} - {"cache", "rows.jsonl", "run"}

@@ -1,7 +1,8 @@
 """`tunesmith export`: a model for another engine, kept only if it is still that model."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tunesmith.exporting.export import export as write
 from tunesmith.exporting.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import config_of, kind_of
-from tunesmith.proving.parity import ROWS, file_beside, parity, write_parity
+from tunesmith.proving.parity import ROWS, beside, parity, write_parity
 from tunesmith.report.parity import parity_markdown
 from tunesmith.run import Subscriber
 
@@ -46,11 +47,15 @@ def export(
     """Write a model for another engine, read it there, and keep it only if it is still that model.
 
     Args:
-        run, output, to, importance_rows, adapter_only: as `tunesmith.exporting.export.export` takes them.
+        run: a run, an adapter, a model directory or a name of a base.
+        output: the file (`gguf`) or directory to write, which must not exist.
+        to: `hf`, `int8`, `nf4`, `gguf:KIND` or `ollama:KIND`, as `tunesmith.exporting.export.export` takes it.
+        importance_rows: of a GGUF file: how many training rows measure which inputs matter. 0: all weigh the same.
+        adapter_only: write a LoRA adapter without its base, as a GGUF file; it is not compared.
         accept_loss: keep it beyond the limits too, which its card and `parity.json` then say. Other token ids are never
             accepted.
-        rows: as `tunesmith.parity` takes it.
-        data: as `tunesmith.parity` takes it.
+        rows: how many rows it is compared on: of `data`, else held-out rows of the run, else built-in questions.
+        data: a file of rows.
         subscribers: receive `progress` events (what, done, total).
 
     Returns:
@@ -60,46 +65,46 @@ def export(
         UserError: it differs by more than the limits, and nothing is left; or as `tunesmith.exporting.export.export`.
     """
     target = Path(output)
-    parts = [target, target.with_suffix(".md"), file_beside_target(target)] if _is_file(to) else [target]
-    for part in parts:
+    is_file = to.lower().startswith("gguf")
+    for part in [target, target.with_suffix(".md"), beside(target)] if is_file else [target]:
         refuse_existing(part)
+    try:
+        with _room(target) as room:
+            done = write(
+                run, room / target.name, to,
+                importance_rows=importance_rows, adapter_only=adapter_only, subscribers=subscribers,
+            )  # fmt: skip
+            unproven, result = _why_not(str(run), adapter_only), None
+            if unproven is None:
+                result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)
+                result |= {"b": str(target), "accepted_loss": bool(result["failed"]) and accept_loss}
+                _refuse(result, str(run), to)
+                write_parity(beside(done.path), result)
+            _complete(done.card, parity_markdown(result, unproven))
+            for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):  # the model last
+                part.rename(target.with_name(part.name))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+    place = target.parent if is_file else target
+    return Proven(target, place / done.card.name, done.to, result, unproven)
+
+
+@contextmanager
+def _room(target: Path) -> Iterator[Path]:
+    """A directory beside the output, for what may not be kept. What a killed export left in it is removed."""
     room = target.with_name(f".{target.name}.unproven")
     shutil.rmtree(room, ignore_errors=True)
     try:
         room.mkdir(parents=True)
-        done = write(
-            run, room / target.name, to,
-            importance_rows=importance_rows, adapter_only=adapter_only, subscribers=subscribers,
-        )  # fmt: skip
-        unproven = _why_not(str(run), adapter_only)
-        result = None
-        if unproven is None:
-            result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)
-            result |= {"b": str(target), "accepted_loss": bool(result["failed"]) and accept_loss}
-            _refuse(result, str(run), to)
-            file = file_beside(str(done.path))
-            assert file is not None
-            write_parity(file, result)
-        card = done.card.read_text(encoding="utf-8")
-        before, mark, _ = card.partition(PARITY)
-        done.card.write_text(f"{before}{parity_markdown(result, unproven)}\n" if mark else card, encoding="utf-8")
-        for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):  # the model last
-            part.rename(target.with_name(part.name))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+        yield room
     finally:
         shutil.rmtree(room, ignore_errors=True)
-    place = target if done.card.parent == done.path else target.parent
-    return Proven(target, place / done.card.name, done.to, result, unproven)
 
 
-def file_beside_target(target: Path) -> Path:
-    """`parity.json` of a file that does not exist yet."""
-    return target.with_suffix(".parity.json")
-
-
-def _is_file(to: str) -> bool:
-    return to.lower().startswith("gguf")
+def _complete(card: Path, section: str) -> None:
+    """Write the comparison into the model card."""
+    before, _, _ = card.read_text(encoding="utf-8").partition(PARITY)
+    card.write_text(f"{before}{section}\n", encoding="utf-8")
 
 
 def _why_not(run: str, adapter_only: bool) -> str | None:
@@ -119,7 +124,7 @@ def _refuse(result: dict[str, Any], run: str, to: str) -> None:
     if result["differing"]:
         raise UserError(
             f"{run} exported to {to} is not the same model, so it was not kept: {result['failed'][0]}. "
-            "Such an export is never right: please report it with the base's name."
+            "It would read other tokens than in training. Export to hf, and please report it with the base's name."
         )
     if result["failed"] and not result["accepted_loss"]:
         raise UserError(

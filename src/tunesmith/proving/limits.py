@@ -22,7 +22,7 @@ class Kind:
 
 
 EXACT = Kind("16 bits or more", 0.99, 0.001)
-EIGHT_BITS = Kind("8 bits", 0.93, 0.02)
+EIGHT_BITS = Kind("8 bits", 0.9, 0.05)
 FOUR_BITS = Kind("4 to 6 bits", 0.8, 0.25)
 FEWER_BITS = Kind("fewer than 4 bits", 0.7, 0.5)
 

@@ -58,7 +58,7 @@ def parity(
         kind (how exactly the weights are stored) with limits, failed (what is beyond them), not_checked, passed.
 
     Raises:
-        UserError: one of them cannot be read, does not write text, or has another vocabulary.
+        UserError: one of them cannot be read, does not write text, or tells no log-probabilities.
     """
     events = Events(*subscribers)
     first = Trained(str(a), device)
@@ -70,8 +70,9 @@ def parity(
         result = {"a": str(a), "b": str(b), **_compared(first, second, found, max_new_tokens, events)}
     finally:
         second.close()
-    if (file := file_beside(str(b))) is not None:
-        write_parity(file, result)
+    form = resolve_run(Path(b).expanduser())
+    if form.exists():
+        write_parity(beside(form), result)
     return result
 
 
@@ -81,12 +82,9 @@ def write_parity(file: Path, result: dict[str, Any]) -> None:
         json.dump(result, out, indent=2, ensure_ascii=False)
 
 
-def file_beside(name: str) -> Path | None:
-    """Where `parity.json` of a form is: in its directory or run, beside its file as `NAME.parity.json`, or nowhere."""
-    path = resolve_run(Path(name).expanduser())
-    if path.is_file():
-        return path.with_suffix(f".{FILE}")
-    return path / FILE if path.is_dir() else None
+def beside(form: Path) -> Path:
+    """Where `parity.json` of a form is: in its directory or run, or beside its file as `NAME.parity.json`."""
+    return form / FILE if form.is_dir() else form.with_suffix(f".{FILE}")
 
 
 def _reader(
@@ -113,6 +111,8 @@ def _compared(first: Trained, second: Reader, found: Material, max_new_tokens: i
         events.emit("progress", what="parity: next tokens", done=done, total=len(found.rows))
         agreements.append(second.agreement(row, first.log_probabilities(row)))
     events.emit("progress", what="parity: next tokens", done=len(found.rows), total=len(found.rows))
+    if not any(each.places for each in agreements):
+        raise UserError(f"{second.program} tells no log-probabilities, so that nothing can be compared.")
     figures = _figures(agreements)
     chats = [task.chat for task in found.tasks]
     written: list[list[str]] = []

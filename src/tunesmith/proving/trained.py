@@ -15,10 +15,12 @@ from tunesmith.data.pack import collate
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import Tools, with_date
 from tunesmith.data.tokens import TokenTable
+from tunesmith.errors import UserError
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.attention import use_document_attention
+from tunesmith.models.load import config_of, kind_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.proving.limits import EXACT, Kind
 from tunesmith.proving.material import Row
@@ -43,6 +45,8 @@ class Trained:
     def __init__(self, name: str, device: str = "auto") -> None:
         self._model = Model(name, device, "fp32")
         self._model.require("generate")
+        if kind_of(config_of(self._model.reference.base)) != "decoder":
+            raise UserError(f"{name} is not a decoder. Only decoders that write text are compared.")
         self.renderer = Renderer(self._model.tokenizer)
         self._loaded = self._model.model
         use_document_attention(plain_model(self._loaded))

@@ -17,8 +17,9 @@ def parity_markdown(result: dict[str, Any] | None, unproven: str | None) -> str:
     if result is None:
         return f"Not measured: {unproven}."
     lines = [
-        f"Compared with the model in Tunesmith on {result['rows']:,} texts ({result['rows_from']}), read by "
-        f"{result['program']}. Intervals are 95 %, over rows.",
+        f"Compared with the model in Tunesmith at {result['positions']:,} tokens of {result['rows']:,} texts "
+        f"({result['rows_from']}), read by {result['program']}. KL and loss are in nats per token. In brackets: 95 % "
+        "intervals over rows.",
         "",
         "| | model | exported | difference |",
         "|---|---|---|---|",
@@ -40,8 +41,9 @@ def parity_table(result: dict[str, Any]) -> Table:
     """
     verdict = "Within the limits" if result["passed"] else f"Beyond the limits: {'; '.join(result['failed'])}"
     notes = [
-        f"{result['rows']:,} texts ({result['rows_from']}), read by {result['program']}. In brackets: 95 % intervals "
-        f"over rows. {verdict} for {result['kind']}.",
+        f"{result['rows']:,} texts with {result['positions']:,} tokens ({result['rows_from']}), read by "
+        f"{result['program']}. KL and loss: nats per token. In brackets: 95 % intervals over rows. {verdict}"
+        f"{'' if result['failed'] else ' for ' + result['kind']}.",
         *(f"Not checked: {what}." for what in result["not_checked"]),
         *(f"The chat template rejects {what}." for what in result["not_rendered"]),
     ]
@@ -58,18 +60,18 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     loss, ids = result["loss"], result["token_ids_equal"]
     told = {True: "equal", False: "different", None: "not told"}[ids]
     rows: list[tuple[str, ...]] = [
-        (f"token ids of {result['chats']} chats and texts", "", "", told),
+        (f"token ids, {result['chats']} chats", "", "", told),
         (
-            f"same most likely token at {result['positions']:,} places",
+            "same likeliest token",
             "",
             "",
-            _figure(result["top1_agreement"], result["top1_agreement_interval"], "{:.2%}"),
+            _figure(result["top1_agreement"], result["top1_agreement_interval"], "{:.1%}"),
         ),
-        ("KL, nats per token", "", "", _figure(result["kl"], result["kl_interval"], "{:.2g}")),
+        ("KL", "", "", _figure(result["kl"], result["kl_interval"], "{:.2g}")),
         (
-            "loss, nats per token",
-            *(_figure(loss[side], loss[f"{side}_interval"], "{:.4f}") for side in "ab"),
-            _figure(loss["difference"], loss["difference_interval"], "{:+.4f}"),
+            "loss",
+            *(_figure(loss[side], loss[f"{side}_interval"], "{:.3f}") for side in "ab"),
+            _figure(loss["difference"], loss["difference_interval"], "{:+.3f}"),
         ),
     ]
     for metric in result.get("metrics", {}).values():
@@ -81,7 +83,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     if "answers" in result:
-        rows.append(("same answer, word for word", "", "", f"{result['same_answers']} of {result['answers']}"))
+        rows.append(("same answers", "", "", f"{result['same_answers']} of {result['answers']}"))
     return rows
 
 
