@@ -128,7 +128,7 @@ def test_an_address_that_others_can_reach_needs_keys(tiny_model: Path, tmp_path:
 
     def use(address: str) -> None:
         local = address.replace("0.0.0.0", "127.0.0.1")
-        assert text(local, key=key)
+        assert chat(local, key=key).model == "llama"
         with pytest.raises(openai.AuthenticationError):
             chat(local, key=other)
 
