@@ -19,7 +19,7 @@ from tunesmith.serving import metrics
 from tunesmith.serving.bodies import FeedbackBody
 from tunesmith.serving.chat import Chat
 from tunesmith.serving.completions import Completions
-from tunesmith.serving.errors import ApiError, internal_error, on_api_error
+from tunesmith.serving.errors import ApiError, internal_error, on_api_error, unknown_model
 from tunesmith.serving.prompts import Prompts
 from tunesmith.serving.responses import Responses
 from tunesmith.serving.service import Service
@@ -109,9 +109,7 @@ class _About:
         """One of them."""
         name = request.path_params["name"]
         if name not in self._service.models(self._service.client(request)):
-            raise ApiError(
-                404, f"There is no model {name[:100]} here. /v1/models lists them.", "model", "model_not_found"
-            )
+            raise unknown_model(name)
         return JSONResponse(self._entry(name))
 
     def _entry(self, name: str) -> dict[str, Any]:

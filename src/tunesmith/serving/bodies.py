@@ -59,6 +59,20 @@ class Sampled(Body):
     regex: str | None = None
     grammar: str | None = None
 
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream's last event tells the numbers of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def refuse_unused_stream_options(self) -> None:
+        """Refuse options of a stream where there is none.
+
+        Raises:
+            ApiError: there are such options.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options needs stream: true.", "stream_options")
+
 
 class JsonSchema(BaseModel):
     """A JSON schema with a name."""

@@ -1,7 +1,5 @@
 """`/v1/chat/completions`."""
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +15,7 @@ from tunesmith.serving.choices import Choice, Delta, TokenTexts
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.events import DONE, event, stream
 from tunesmith.serving.prompts import Prompts, sampling_of, schema_text
-from tunesmith.serving.service import Asked, Service, Target, Usage, unless_gone
+from tunesmith.serving.service import Asked, Service, Target, Usage, about, unless_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,11 @@ class Chat:
     async def __call__(self, request: Request) -> Response:
         """The endpoint."""
         service = self._service
-        client = service.client(request)
-        body = await service.body(request, ChatBody)
-        target = await service.target(client, body.model)
+        body, target = await service.asked(request, ChatBody)
         plan = await service.prepare(partial(self.plan, body, target))
         if not body.stream:
             return await unless_gone(request, self._at_once(plan))
-        return await stream(
-            request, self._events(plan, body.stream_options is not None and body.stream_options.include_usage)
-        )
+        return await stream(request, self._events(plan, body.tells_usage))
 
     def plan(self, body: ChatBody, target: Target) -> Plan:
         """What the body asks for.
@@ -110,16 +104,16 @@ class Chat:
         ]
 
     async def _at_once(self, plan: Plan) -> Response:
-        choices, usage, about = self.choices(plan), Usage(), _about(plan, "chat.completion")
+        choices, usage, head = self.choices(plan), Usage(), about(plan.target, "chatcmpl", "chat.completion")
         async with self._service.pieces(plan.target, plan.asked) as pieces:
             async for number, piece in pieces:
                 choices[number].take(piece)
                 if isinstance(piece.end, Generation):
                     usage.add(piece.end, with_prompt=number == 0)
-        self._remember(about["id"], plan, choices)
+        self._remember(head["id"], plan, choices)
         return JSONResponse(
             {
-                **about,
+                **head,
                 "choices": [
                     {
                         "index": index,
@@ -134,25 +128,25 @@ class Chat:
         )
 
     async def _events(self, plan: Plan, include_usage: bool) -> AsyncIterator[bytes]:
-        choices, usage, about = self.choices(plan), Usage(), _about(plan, "chat.completion.chunk")
+        choices, usage, head = self.choices(plan), Usage(), about(plan.target, "chatcmpl", "chat.completion.chunk")
         if include_usage:
-            about["usage"] = None
+            head["usage"] = None
         async with self._service.pieces(plan.target, plan.asked) as pieces:
             begun = set[int]()
             async for number, piece in pieces:
                 delta = choices[number].take(piece)
                 if number not in begun:
-                    yield event({**about, "choices": [_chunk(number, {"role": "assistant", "content": ""})]})
+                    yield event({**head, "choices": [_chunk(number, {"role": "assistant", "content": ""})]})
                     begun.add(number)
                 if delta.content or delta.calls or delta.logprobs:
-                    yield event({**about, "choices": [_chunk(number, _delta(delta), delta, plan.with_logprobs)]})
+                    yield event({**head, "choices": [_chunk(number, _delta(delta), delta, plan.with_logprobs)]})
                 if isinstance(piece.end, Generation):
                     usage.add(piece.end, with_prompt=number == 0)
-                    yield event({**about, "choices": [_chunk(number, {}, finish=choices[number].finish_reason)]})
+                    yield event({**head, "choices": [_chunk(number, {}, finish=choices[number].finish_reason)]})
         if include_usage:
-            yield event({**about, "choices": [], "usage": usage_of(usage)})
+            yield event({**head, "choices": [], "usage": usage_of(usage)})
         yield DONE
-        self._remember(about["id"], plan, choices)
+        self._remember(head["id"], plan, choices)
 
     def _remember(self, identity: str, plan: Plan, choices: Sequence[Choice]) -> None:
         self._service.remember(
@@ -167,16 +161,6 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.answer,
         "total_tokens": usage.total,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
-    }
-
-
-def _about(plan: Plan, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": plan.target.model,
-        "system_fingerprint": plan.target.fingerprint,
     }
 
 
@@ -201,8 +185,7 @@ def _refuse_contradictions(body: ChatBody) -> None:
         raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", "max_tokens")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true.", "stream_options")
+    body.refuse_unused_stream_options()
     if body.tool_choice not in (None, "none", "auto") and not body.tools:
         raise ApiError(400, "tool_choice needs tools.", "tool_choice")
     if body.parallel_tool_calls is False:

@@ -1,7 +1,5 @@
 """`/v1/completions`: a text continued as it is."""
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,7 @@ from tunesmith.serving.engine_thread import Piece
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.events import DONE, event, stream
 from tunesmith.serving.prompts import sampling_of
-from tunesmith.serving.service import Asked, Service, Target, Usage, unless_gone
+from tunesmith.serving.service import Asked, Service, Target, Usage, about, unless_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,11 @@ class Completions:
     async def __call__(self, request: Request) -> Response:
         """The endpoint."""
         service = self._service
-        client = service.client(request)
-        body = await service.body(request, CompletionBody)
-        target = await service.target(client, body.model)
+        body, target = await service.asked(request, CompletionBody)
         plan = await service.prepare(partial(self._plan, body, target))
         if not body.stream:
             return await unless_gone(request, self._at_once(plan))
-        return await stream(
-            request, self._events(plan, body.stream_options is not None and body.stream_options.include_usage)
-        )
+        return await stream(request, self._events(plan, body.tells_usage))
 
     def _plan(self, body: CompletionBody, target: Target) -> Plan:
         n, each = body.n or 1, body.best_of or body.n or 1
@@ -72,8 +66,7 @@ class Completions:
             raise ApiError(400, f"best_of is {each}, and n is {n}. Sample at least as many.", "best_of")
         if body.stream and each > n:
             raise ApiError(400, "best_of cannot be streamed: which answers are best is known at the end.", "best_of")
-        if body.stream_options is not None and not body.stream:
-            raise ApiError(400, "stream_options needs stream: true.", "stream_options")
+        body.refuse_unused_stream_options()
         prompts = _prompts(body.prompt)
         ids = [self._ids(prompt) for prompt in prompts]
         tokens = self._service.answer_tokens(ids, body.max_tokens or 16, "max_tokens")  # 16 is OpenAI's default
@@ -91,7 +84,7 @@ class Completions:
         return prompt
 
     async def _at_once(self, plan: Plan) -> Response:
-        usage, about = Usage(), _about(plan)
+        usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
         texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
         async with self._service.pieces(plan.target, plan.asked) as pieces:
             async for number, piece in pieces:
@@ -101,26 +94,26 @@ class Completions:
         groups = [texts[start : start + plan.each] for start in range(0, len(texts), plan.each)]
         best = [text for group in groups for text in sorted(group, key=lambda each: -each.mean)[: plan.n]]
         chosen = best if plan.each > plan.n else texts
-        self._remember(about["id"], plan, chosen)
+        self._remember(head["id"], plan, chosen)
         choices = [_choice(index, each.text, each.logprobs, each.finish) for index, each in enumerate(chosen)]
-        return JSONResponse({**about, "choices": choices, "usage": usage_of(usage)})
+        return JSONResponse({**head, "choices": choices, "usage": usage_of(usage)})
 
     async def _events(self, plan: Plan, include_usage: bool) -> AsyncIterator[bytes]:
-        usage, about = Usage(), _about(plan)
+        usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
         if include_usage:
-            about["usage"] = None
+            head["usage"] = None
         texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
         async with self._service.pieces(plan.target, plan.asked) as pieces:
             async for number, piece in pieces:
                 logprobs = texts[number].take(piece)
                 if piece.text or piece.end is not None or logprobs:
-                    yield event({**about, "choices": [_choice(number, piece.text, logprobs, texts[number].finish)]})
+                    yield event({**head, "choices": [_choice(number, piece.text, logprobs, texts[number].finish)]})
                 if isinstance(piece.end, Generation):
                     usage.add(piece.end, with_prompt=number % plan.each == 0)
         if include_usage:
-            yield event({**about, "choices": [], "usage": usage_of(usage)})
+            yield event({**head, "choices": [], "usage": usage_of(usage)})
         yield DONE
-        self._remember(about["id"], plan, texts)
+        self._remember(head["id"], plan, texts)
 
     def _remember(self, identity: str, plan: Plan, texts: Sequence["_Text"]) -> None:
         self._service.remember(identity, plan.target, prompts=plan.prompts, answers=[each.text for each in texts])
@@ -161,16 +154,6 @@ def _prompts(given: Any) -> list[Any]:
     if isinstance(given, str) or not given or isinstance(given[0], int):
         return [given]
     return list(given)
-
-
-def _about(plan: Plan) -> dict[str, Any]:
-    return {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": plan.target.model,
-        "system_fingerprint": plan.target.fingerprint,
-    }
 
 
 def _choice(index: int, text: str, logprobs: dict[str, list[Any]] | None, finish: str | None) -> dict[str, Any]:

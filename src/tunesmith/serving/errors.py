@@ -54,6 +54,11 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+def unknown_model(name: str) -> ApiError:
+    """For a model that is not there, or that the client has no right to: it cannot tell the two apart."""
+    return ApiError(404, f"There is no model {name[:100]} here. /v1/models lists them.", "model", "model_not_found")
+
+
 def internal_error() -> ApiError:
     """For a bug of ours: its details are in the server's log, and not in the response."""
     return ApiError(500, "The server failed on this request. Its log says why.", code="internal_error")

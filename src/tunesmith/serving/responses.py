@@ -43,9 +43,7 @@ class Responses:
     async def __call__(self, request: Request) -> Response:
         """The endpoint."""
         service = self._service
-        client = service.client(request)
-        body = await service.body(request, ResponseBody)
-        target = await service.target(client, body.model)
+        body, target = await service.asked(request, ResponseBody)
         plan = await service.prepare(lambda: self._chat.plan(_as_chat(body), target))
         if body.stream:
             return await stream(request, self._events(body, plan))

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -21,14 +22,15 @@ from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.serving.adapters import ServedAdapters
-from tunesmith.serving.bodies import B, parsed
+from tunesmith.serving.bodies import B, Body, parsed
 from tunesmith.serving.engine_thread import Answers, EngineThread, Piece
-from tunesmith.serving.errors import ApiError
+from tunesmith.serving.errors import ApiError, unknown_model
 from tunesmith.serving.feedback import Feedback
 from tunesmith.serving.keys import Client, Keys
 from tunesmith.serving.metrics import Metrics
 
 R = TypeVar("R")
+M = TypeVar("M", bound=Body)
 
 log = logging.getLogger("tunesmith.serving")
 
@@ -171,6 +173,16 @@ class Service:
             raise ApiError(408, f"The body did not arrive within {self.limits.body_seconds:g} seconds.") from None
         return await self.prepare(partial(parsed, kind, bytes(data)))
 
+    async def asked(self, request: Request, kind: type[M]) -> tuple[M, Target]:
+        """The body of a request for a model, and what it is for.
+
+        Raises:
+            ApiError: as `client`, `body` and `target`.
+        """
+        client = self.client(request)
+        body = await self.body(request, kind)
+        return body, await self.target(client, body.model)
+
     async def target(self, client: Client, model: str) -> Target:
         """The model or adapter of that name, as its files are now.
 
@@ -179,9 +191,7 @@ class Service:
         """
         known = model == self.name or (self.adapters is not None and self.adapters.knows(model))
         if not known or not client.may_use(model):
-            raise ApiError(
-                404, f"There is no model {model[:100]} here. /v1/models lists them.", "model", "model_not_found"
-            )
+            raise unknown_model(model)
         if model == self.name:
             return Target(client, model, None, self._fingerprint(""))
         adapters = self.adapters
@@ -257,11 +267,7 @@ class Service:
                 429, f"{waiting:,} answers wait already. Try again later.", code="queue_full", retry_after=after
             )
         needed = self._needed(asked)
-        seconds = target.client.reserve(needed)
-        if seconds is not None:
-            raise ApiError(
-                429, "The key's tokens of this minute are used up.", code="tokens_used_up", retry_after=seconds
-            )
+        reserve(target.client, needed)
         used = Usage()
         started = time.perf_counter()
         begin = [partial(self._begin, target, each) for each in asked]
@@ -323,6 +329,35 @@ class Service:
     @cached_property
     def _own_fingerprint(self) -> str:
         return json.dumps([fingerprint_of(self.model.name), str(self.model.dtype)], sort_keys=True)
+
+
+def about(target: Target, prefix: str, kind: str) -> dict[str, Any]:
+    """What a chat's or a completion's response begins with.
+
+    Args:
+        target: what was asked for.
+        prefix: of the response's id.
+        kind: the name of the response's form.
+    """
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": target.model,
+        "system_fingerprint": target.fingerprint,
+    }
+
+
+def reserve(client: Client, tokens: int) -> None:
+    """Take tokens from a key's minute.
+
+    Raises:
+        ApiError: there are not so many left.
+    """
+    seconds = client.reserve(tokens)
+    if seconds is not None:
+        message = "The key's tokens of this minute are used up."
+        raise ApiError(429, message, code="tokens_used_up", retry_after=seconds)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:

@@ -13,7 +13,7 @@ from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction, room_for_text
 from tunesmith.serving.bodies import ClassifyBody, EmbeddingBody
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.service import Service, Target, unless_gone
+from tunesmith.serving.service import Service, Target, reserve, unless_gone
 
 R = TypeVar("R")
 
@@ -34,9 +34,7 @@ class Vectors:
     async def embeddings(self, request: Request) -> Response:
         """`/v1/embeddings`."""
         service = self._service
-        client = service.client(request)
-        body = await service.body(request, EmbeddingBody)
-        target = await service.target(client, body.model)
+        body, target = await service.asked(request, EmbeddingBody)
         texts = [body.input] if isinstance(body.input, str) else body.input
         vectors, tokens = await unless_gone(
             request, self._each(target, texts, lambda group: list(service.model.embed(group)))
@@ -52,9 +50,7 @@ class Vectors:
     async def classify(self, request: Request) -> Response:
         """`/v1/classify`: the labels of each text with their probabilities, or its value."""
         service = self._service
-        client = service.client(request)
-        body = await service.body(request, ClassifyBody)
-        target = await service.target(client, body.model)
+        body, target = await service.asked(request, ClassifyBody)
         texts = [body.input] if isinstance(body.input, str) else body.input
         found, tokens = await unless_gone(request, self._each(target, texts, service.model.classify))
         value = "probability" if service.model.head.has_probabilities else "value"
@@ -74,11 +70,7 @@ class Vectors:
             ApiError: a text is empty or too long, the model does something else, or the key's tokens are used up.
         """
         tokens = await self._service.prepare(partial(self._count, texts))
-        seconds = target.client.reserve(tokens)
-        if seconds is not None:
-            raise ApiError(
-                429, "The key's tokens of this minute are used up.", code="tokens_used_up", retry_after=seconds
-            )
+        reserve(target.client, tokens)
         results: list[R] = []
         for start in range(0, len(texts), GROUP):
             group = list(texts[start : start + GROUP])
