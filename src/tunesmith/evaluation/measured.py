@@ -1,0 +1,82 @@
+"""What a metric or a suite finds out about one model, in the form from which intervals and differences are computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Better = Literal["higher", "lower", "neither"]
+"""Which direction of a figure is good; neither: it only describes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One figure of one model on rows, of which an interval is a bootstrap.
+
+    Attributes:
+        title: its name in tables.
+        explanation: for readers who do not know it.
+        of: maps row indices (with repetitions, as a resample has them) to the figure.
+        units: what the rows are called, in order. Figures of two models are paired if these are equal.
+        better: which direction is good.
+        unit: `share`, `nats`, `seconds`, `points`, or what else the figure counts.
+        values: (rows,) float64 of which the figure is the mean; None if it is not a mean. Values that are all 0 or 1 get
+            Wilson's interval.
+    """
+
+    title: str
+    explanation: str
+    of: Callable[[NDArray[np.int64]], float]
+    units: Sequence[str]
+    better: Better = "higher"
+    unit: str = "share"
+    values: NDArray[np.float64] | None = None
+
+
+def mean_of(
+    values: Sequence[float] | NDArray[np.float64],
+    units: Sequence[str],
+    title: str,
+    explanation: str,
+    better: Better = "higher",
+    unit: str = "share",
+) -> Measured:
+    """A figure that is the mean of a value of each row.
+
+    Args:
+        values: (rows,).
+        units: what the rows are called.
+        title, explanation, better, unit: as in `Measured`.
+
+    Returns:
+        The figure.
+    """
+    array = np.asarray(values, np.float64)
+    return Measured(title, explanation, lambda rows: float(array[rows].mean()), units, better, unit, array)
+
+
+def ratio_of(
+    sums: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    units: Sequence[str],
+    title: str,
+    explanation: str,
+    better: Better = "lower",
+    unit: str = "nats",
+) -> Measured:
+    """A figure that is a sum over rows divided by a count over rows, such as the loss of a token.
+
+    Args:
+        sums: (rows,).
+        counts: (rows,).
+        units: what the rows are called.
+        title, explanation, better, unit: as in `Measured`.
+
+    Returns:
+        The figure.
+    """
+    return Measured(
+        title, explanation, lambda rows: float(sums[rows].sum() / counts[rows].sum()), units, better, unit
+    )
