@@ -68,16 +68,60 @@ def test_processors_without_avx512_compute_the_same_bits(storage: str, rows: int
     """They take other tiles and other ways to expand codes, in the same order of sums."""
     weight, numbers = stored((71, 192), storage)
     x, bias = random(rows, 192, seed=1), random(71, seed=2)
+    expected = packed_linear(x, weight, bias)
+    with lanes(8):
+        assert torch.equal(packed_linear(x, weight, bias), expected)
+    with lanes(4):  # without fused products, each is rounded
+        found = packed_linear(x, weight, bias)
+    for each in (expected, found):
+        torch.testing.assert_close(each, x @ numbers.T + bias, rtol=1e-4, atol=1e-4)
+
+
+@contextmanager
+def lanes(count: int) -> Iterator[None]:
+    """Within the block, kernels use vector registers of at most so many numbers."""
     library = native.library()
     assert library is not None
-    expected = packed_linear(x, weight, bias)
-    library.allow_avx512(False)
+    library.allow_lanes(count)
     try:
-        found = packed_linear(x, weight, bias)
+        yield
     finally:
-        library.allow_avx512(True)
-    assert torch.equal(found, expected)
-    torch.testing.assert_close(found, x @ numbers.T + bias, rtol=1e-4, atol=1e-4)
+        library.allow_lanes(16)
+
+
+@built
+@pytest.mark.parametrize("rank", [1, 2, 5, 8, 19])
+@pytest.mark.parametrize("outputs", [7, 16, 53, 96])
+def test_processors_without_avx512_add_the_same_adapters_products(rank: int, outputs: int) -> None:
+    own = LoraWeights(random(rank, 50, seed=1), random(rank, outputs, seed=2), 0.7)
+    products = RowProducts([(first, count, [own]) for first, count in ((0, 1), (2, 9), (11, 4))])
+    x = random(16, 50, seed=3)
+    found = {}
+    for count in (16, 8, 4):
+        found[count] = torch.ones(16, outputs)
+        with lanes(count):
+            products.add(0, x, found[count])
+    expected = torch.ones(16, outputs)
+    products.add_reference(0, x, expected)
+    assert torch.equal(found[8], found[16])
+    for each in found.values():
+        torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-4)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_int8", [False, True])
+def test_processors_without_avx512_attend_to_the_same_bits(dtype: torch.dtype, in_int8: bool) -> None:
+    sequences = Sequences([1, 40, 17], heads=6, kv_heads=2, dim=24, value_dim=40, dtype=dtype)
+    pages = [[0], [3, 1, 5], [2, 4]]
+    batch = [[(0, 0, 1), (1, 0, 40), (2, 0, 17)]]
+    found = {}
+    for count in (16, 8, 4):
+        with lanes(count):
+            found[count] = sequences.attend(sequences.cache(6, in_int8), pages, batch, scale=0.2)
+    for own, narrow, plain in zip(*found.values(), strict=True):
+        assert torch.equal(own, narrow)
+        torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 shapes = st.tuples(st.integers(1, 70), st.sampled_from([1, 5, 63, 64, 128, 129, 192, 320]))

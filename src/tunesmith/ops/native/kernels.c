@@ -39,4 +39,5 @@
 #include "attention.h"
 #include "quantized.h"
 #include "packed.h"
+#include "lora.h"
 #include "block.h"

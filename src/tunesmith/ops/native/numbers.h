@@ -30,8 +30,37 @@ typedef union {
     uint32_t u;
 } bits;
 
-/* Sixteen numbers: one register of AVX-512, two of AVX2. */
-typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
+/* A register of AVX-512, of AVX2, and of the rest; see each_width.h. */
+typedef float lanes_16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float lanes_8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float lanes_4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define WIDE(f) PASTE(f, LANES)
+
+static int widest = 16;
+
+/* For tests: with 8, the code for processors without AVX-512 runs where the two differ; with 4, that for any processor. */
+void allow_lanes(int count) { widest = count; }
+
+#if HAS_AMX
+static int has_avx512(void) {
+    return widest >= 16 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq");
+}
+
+static int has_avx2(void) {
+    return widest >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* The version of a kernel for this processor's registers. */
+#define BY_WIDTH(f) (has_avx512() ? PASTE(f, 16) : has_avx2() ? PASTE(f, 8) : PASTE(f, 4))
+#else
+static int has_avx512(void) { return 0; }
+
+#define BY_WIDTH(f) PASTE(f, 4)
+#endif
 
 INLINE float from_bf16(bf16 v) {
     bits b = {.u = (uint32_t)v << 16};

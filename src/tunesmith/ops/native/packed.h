@@ -21,117 +21,13 @@ typedef struct {
     int64_t stored, inputs, outputs;
 } Packed;
 
-/* Sixteen of a panel's numbers, from number `at`, in fp32 or bf16. */
-INLINE lanes weights_at(const void *w, int64_t at, const int is_bf16) {
-    typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
-    typedef uint32_t words __attribute__((vector_size(64)));
-    if (is_bf16) return (lanes)(__builtin_convertvector(*(const halves *)((const bf16 *)w + at), words) << 16);
-    return *(const lanes *)((const float *)w + at);
-}
+#define KERNELS "packed_tiles.h"
+#include "each_width.h"
 
-/* sums (rows × 16·columns) += x (rows × depth) · w (depth × 16·columns); rows of w and of sums are PANEL apart. */
-INLINE void tile(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, const int is_bf16,
-                 const int rows, const int columns) {
-    lanes sum[12][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (lanes){0};
-    for (int64_t k = 0; k < depth; k++) {
-        const char *ahead = (const char *)w + PANEL * k * (is_bf16 ? 2 : 4) + AHEAD;
-        __builtin_prefetch(ahead);
-        if (!is_bf16) __builtin_prefetch(ahead + 64);
-        const lanes low = weights_at(w, PANEL * k, is_bf16);
-        const lanes high = columns == 2 ? weights_at(w, PANEL * k + 16, is_bf16) : low;
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            sum[r][0] += x[r * stride + k] * low;
-            if (columns == 2) sum[r][1] += x[r * stride + k] * high;
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        *(lanes *)(sums + PANEL * r) += sum[r][0];
-        if (columns == 2) *(lanes *)(sums + PANEL * r + 16) += sum[r][1];
-    }
-}
-
-#define TILE_CASE(N, COLUMNS)                                                                                          \
-    case N:                                                                                                            \
-        tile(x, stride, w, depth, sums, is_bf16, N, COLUMNS);                                                          \
-        break;
-
-/* Up to 12 rows: the sums fill 24 of AVX-512's 32 registers. */
-INLINE void wide_tile(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, int64_t rows,
-                      const int is_bf16) {
-    switch (rows) {
-        TILE_CASE(1, 2)
-        TILE_CASE(2, 2)
-        TILE_CASE(3, 2)
-        TILE_CASE(4, 2)
-        TILE_CASE(5, 2)
-        TILE_CASE(6, 2)
-        TILE_CASE(7, 2)
-        TILE_CASE(8, 2)
-        TILE_CASE(9, 2)
-        TILE_CASE(10, 2)
-        TILE_CASE(11, 2)
-        TILE_CASE(12, 2)
-    }
-}
-
-/* Up to 6 rows of half the width: the sums fill 12 of AVX2's 16 registers. */
-INLINE void half_tile(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, int64_t rows,
-                      const int is_bf16) {
-    switch (rows) {
-        TILE_CASE(1, 1)
-        TILE_CASE(2, 1)
-        TILE_CASE(3, 1)
-        TILE_CASE(4, 1)
-        TILE_CASE(5, 1)
-        TILE_CASE(6, 1)
-    }
-}
-
-/* sums (rows × 32) += x (rows × depth) · w (depth × 32), in tiles of about the same number of rows. */
-#define PIECE_PRODUCT(NAME, IS_BF16)                                                                                   \
-    CLONED static void wide_product_##NAME(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, \
-                                           int64_t rows) {                                                             \
-        const int64_t tiles = (rows + 11) / 12, height = (rows + tiles - 1) / tiles;                                   \
-        for (int64_t r = 0; r < rows; r += height)                                                                     \
-            wide_tile(x + r * stride, stride, w, depth, sums + PANEL * r, rows - r < height ? rows - r : height,       \
-                      IS_BF16);                                                                                        \
-    }                                                                                                                  \
-    CLONED static void half_product_##NAME(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, \
-                                           int64_t rows) {                                                             \
-        const int64_t tiles = (rows + 5) / 6, height = (rows + tiles - 1) / tiles;                                     \
-        if (rows == 1) {                                                                                               \
-            tile(x, stride, w, depth, sums, IS_BF16, 1, 2);                                                            \
-            return;                                                                                                    \
-        }                                                                                                              \
-        for (int64_t r = 0; r < rows; r += height) {                                                                   \
-            const int64_t some = rows - r < height ? rows - r : height;                                                \
-            const char *second = (const char *)w + 16 * (IS_BF16 ? 2 : 4);                                             \
-            half_tile(x + r * stride, stride, w, depth, sums + PANEL * r, some, IS_BF16);                              \
-            half_tile(x + r * stride, stride, second, depth, sums + PANEL * r + 16, some, IS_BF16);                    \
-        }                                                                                                              \
-    }
-
-PIECE_PRODUCT(fp32, 0)
-PIECE_PRODUCT(bf16, 1)
-
+/* sums (rows, 32) += x (rows, depth) · w (depth, 32) */
 static void piece_product(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, int64_t rows,
-                          int is_bf16, int wide) {
-    if (is_bf16)
-        (wide ? wide_product_bf16 : half_product_bf16)(x, stride, w, depth, sums, rows);
-    else
-        (wide ? wide_product_fp32 : half_product_fp32)(x, stride, w, depth, sums, rows);
-}
-
-CLONED static void expand_bf16(const bf16 *codes, int64_t depth, float *out) {
-    for (int64_t k = 0; k < depth; k++) {
-        __builtin_prefetch((const char *)(codes + PANEL * k) + AHEAD);
-        for (int n = 0; n < PANEL; n += 16)
-            *(lanes *)(out + PANEL * k + n) = weights_at(codes, PANEL * k + n, 1);
-    }
+                          int is_bf16) {
+    (is_bf16 ? BY_WIDTH(product_bf16) : BY_WIDTH(product_fp32))(x, stride, w, depth, sums, rows);
 }
 
 CLONED static void expand_int8(const int8_t *codes, const float *scales, int64_t depth, float *out) {
@@ -192,7 +88,7 @@ __attribute__((target("avx2"))) static void expand_four_bits_avx2(const uint8_t 
 static void expand_four_bits(const uint8_t *codes, const float *scales, const float *points, int64_t depth, float *out) {
     if (has_avx512())
         expand_four_bits_avx512(codes, scales, points, depth, out);
-    else if (__builtin_cpu_supports("avx2"))
+    else if (has_avx2())
         expand_four_bits_avx2(codes, scales, points, depth, out);
     else
         expand_four_bits_plain(codes, scales, points, depth, out);
@@ -206,7 +102,7 @@ static const float *piece_of(const Packed *weight, int64_t panel, int64_t from, 
     const int64_t at = panel * weight->inputs + from;
     switch (weight->stored) {
         case STORED_BF16:
-            expand_bf16((const bf16 *)weight->codes + PANEL * at, depth, room);
+            BY_WIDTH(expand_bf16)((const bf16 *)weight->codes + PANEL * at, depth, room);
             return room;
         case STORED_INT8:
             expand_int8((const int8_t *)weight->codes + PANEL * at, weight->scales + PANEL * panel, depth, room);
@@ -222,7 +118,7 @@ static const float *piece_of(const Packed *weight, int64_t panel, int64_t from, 
 
 /* One panel of y (rows, out) = x (rows, in) Wᵀ + b. */
 static void panel_product(const Packed *weight, const float *x, int64_t stride, const float *bias, float *y, int64_t rows,
-                          int64_t panel, int wide) {
+                          int64_t panel) {
     float room[DEPTH * PANEL] __attribute__((aligned(64))), sums[ROWS * PANEL] __attribute__((aligned(64)));
     const int64_t inputs = weight->inputs, outputs = weight->outputs;
     const int64_t first = panel * PANEL, width = outputs - first < PANEL ? outputs - first : PANEL;
@@ -236,7 +132,7 @@ static void panel_product(const Packed *weight, const float *x, int64_t stride, 
             const int as_stored = some <= FEW && weight->stored == STORED_BF16;
             const void *piece = as_stored ? (const bf16 *)weight->codes + PANEL * (panel * inputs + k)
                                           : (const void *)piece_of(weight, panel, k, depth, room);
-            piece_product(part, stride, piece, depth, sums, some, as_stored, wide);
+            piece_product(part, stride, piece, depth, sums, some, as_stored);
         }
         for (int64_t r = 0; r < some; r++)
             memcpy(y + (from + r) * outputs + first, sums + PANEL * r, sizeof(float) * width);
@@ -248,7 +144,6 @@ static int64_t panels_of(const Packed *weight) { return (weight->outputs + PANEL
 /* Up to three products of the same x, (rows, in) with rows `stride` apart; bias: (out,) or NULL; y: (rows, out). */
 static void packed_linears(const Packed *const *weights, const float *const *biases, float *const *ys, int count,
                            const float *x, int64_t stride, int64_t rows, int threads) {
-    const int wide = has_avx512();
     int64_t panels = 0;
     for (int each = 0; each < count; each++) panels += panels_of(weights[each]);
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -256,7 +151,7 @@ static void packed_linears(const Packed *const *weights, const float *const *bia
         int64_t panel = number;
         int each = 0;
         while (panel >= panels_of(weights[each])) panel -= panels_of(weights[each++]);
-        panel_product(weights[each], x, stride, biases[each], ys[each], rows, panel, wide);
+        panel_product(weights[each], x, stride, biases[each], ys[each], rows, panel);
     }
 }
 

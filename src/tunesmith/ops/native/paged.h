@@ -1,4 +1,4 @@
-/* Attention over paged caches of keys and values, and the products of many LoRA adapters, for inference. A query's result
+/* Attention over paged caches of keys and values, for inference. A query's result
  * is the same to the bit whatever else is in the batch, and however its prompt was cut into pieces: keys are visited from
  * the first to the last, in pages, and a page's masked keys add exactly zero.
  *
@@ -28,15 +28,6 @@ typedef struct {
     void *keys, *values;
     float *key_scales, *value_scales;
 } PagedCache;
-
-/* Sixteen codes as numbers. */
-INLINE lanes wide_codes(const int8_t *codes) {
-    typedef int8_t bytes __attribute__((vector_size(16), aligned(1), may_alias));
-    typedef int16_t halves __attribute__((vector_size(32)));
-    typedef int32_t words __attribute__((vector_size(64)));
-    const halves wider = __builtin_convertvector(*(const bytes *)codes, halves); /* GCC 12 has no direct conversion */
-    return __builtin_convertvector(__builtin_convertvector(wider, words), lanes);
-}
 
 /* Rows of T. */
 typedef struct {
@@ -79,80 +70,6 @@ CLONED static void paged_softmax(float *scores, int64_t from, int64_t until, int
     for (int64_t at = from; at < until; at += PAGE)
         for (int i = 0; i < PAGE; i++) scores[at + i] *= share;
 }
-
-/* One adapter's rows: `rows` from row `first`; a: (rank, in), b: (rank, out). */
-typedef struct {
-    int64_t first, rows;
-    const float *a, *b;
-    int64_t rank;
-    double scale;
-} Adapted;
-
-#define RANKS 8 /* of an adapter, at the same time */
-
-/* sums (ranks,) = a (ranks, inputs) · x, with 16 partial sums for each. */
-INLINE void rank_sums(const float *x, const float *a, int64_t inputs, float *sums, const int ranks) {
-    lanes part[RANKS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ranks; r++) part[r] = (lanes){0};
-    int64_t k = 0;
-    for (; k + 16 <= inputs; k += 16) {
-        const lanes own = *(const lanes *)(x + k);
-#pragma GCC unroll 8
-        for (int r = 0; r < ranks; r++) part[r] += *(const lanes *)(a + r * inputs + k) * own;
-    }
-    for (int r = 0; r < ranks; r++) {
-        float sum = 0.0f;
-        for (int i = 0; i < 16; i++) sum += part[r][i];
-        for (int64_t rest = k; rest < inputs; rest++) sum += a[r * inputs + rest] * x[rest];
-        sums[r] = sum;
-    }
-}
-
-/* y (outputs,) += sums (ranks,) · b (ranks, outputs) */
-INLINE void add_ranks(const float *sums, const float *b, int64_t outputs, float *y, const int ranks) {
-    int64_t n = 0;
-    for (; n + 16 <= outputs; n += 16) {
-        lanes sum = *(const lanes *)(y + n);
-#pragma GCC unroll 8
-        for (int r = 0; r < ranks; r++) sum += sums[r] * *(const lanes *)(b + r * outputs + n);
-        *(lanes *)(y + n) = sum;
-    }
-    for (; n < outputs; n++)
-        for (int r = 0; r < ranks; r++) y[n] += sums[r] * b[r * outputs + n];
-}
-
-CLONED static void adapt_row(const float *x, const Adapted *adapter, int64_t inputs, int64_t outputs, float *y) {
-    for (int64_t first = 0; first < adapter->rank; first += RANKS) {
-        const float *a = adapter->a + first * inputs, *b = adapter->b + first * outputs;
-        const int64_t ranks = adapter->rank - first < RANKS ? adapter->rank - first : RANKS;
-        float sums[RANKS];
-        if (ranks == RANKS)
-            rank_sums(x, a, inputs, sums, RANKS);
-        else
-            for (int64_t r = 0; r < ranks; r++) rank_sums(x, a + r * inputs, inputs, sums + r, 1);
-        for (int64_t r = 0; r < ranks; r++) sums[r] *= (float)adapter->scale;
-        if (ranks == RANKS)
-            add_ranks(sums, b, outputs, y, RANKS);
-        else
-            for (int64_t r = 0; r < ranks; r++) add_ranks(sums + r, b + r * outputs, outputs, y, 1);
-    }
-}
-
-/* y (rows, out) += scale · (x aᵀ) b, for each adapter's rows; x (rows, in). */
-void adapt_rows(const float *x, const Adapted *adapters, int64_t count, int64_t inputs, int64_t outputs, float *y,
-                int threads) {
-    int64_t total = 0;
-    for (int64_t each = 0; each < count; each++) total += adapters[each].rows;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t number = 0; number < total; number++) {
-        int64_t left = number;
-        const Adapted *adapter = adapters;
-        while (left >= adapter->rows) left -= adapter++->rows;
-        const int64_t row = adapter->first + left;
-        adapt_row(x + row * inputs, adapter, inputs, outputs, y + row * outputs);
-    }
-}
 #endif
 
 #define ROW_AT(rows, row, own_head) ((const T *)(rows).at + (row) * (rows).token + (own_head) * (rows).head)
@@ -167,77 +84,8 @@ void adapt_rows(const float *x, const Adapted *adapters, int64_t count, int64_t 
 #define SCALES_AT(scales, page, head) NULL
 #endif
 
-/* Sixteen of the cache's numbers, without their scales. */
-INLINE lanes NAME(sixteen)(const CACHED *numbers) {
-#ifdef IN_INT8
-    return wide_codes(numbers);
-#else
-    float wide[16];
-    for (int i = 0; i < 16; i++) wide[i] = GET(numbers[i]);
-    return *(const lanes *)wide;
-#endif
-}
-
-/* scores (rows, PAGE) of up to QUERIES rows against one page of keys (dim, PAGE) with scales (PAGE,). */
-INLINE void NAME(page_scores)(const float *q, const CACHED *keys, const float *scales, int64_t dim, float *scores,
-                              int64_t stride, const int rows) {
-    lanes sum[QUERIES];
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) sum[r] = (lanes){0};
-    for (int64_t d = 0; d < dim; d++) {
-        const lanes key = NAME(sixteen)(keys + d * PAGE);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) sum[r] += q[r * dim + d] * key;
-    }
-#ifdef IN_INT8
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) sum[r] *= *(const lanes *)scales;
-#endif
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) *(lanes *)(scores + r * stride) = sum[r];
-}
-
-/* sums (rows, 16) += p (rows, PAGE) · values (PAGE, 16) with scales (PAGE,). */
-INLINE void NAME(page_values)(const float *p, int64_t stride, const CACHED *values, const float *scales, int64_t width,
-                              float *sums, int64_t sums_stride, const int rows) {
-    lanes sum[QUERIES];
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) sum[r] = *(lanes *)(sums + r * sums_stride);
-    for (int64_t i = 0; i < PAGE; i++) {
-        lanes value = NAME(sixteen)(values + i * width);
-#ifdef IN_INT8
-        value *= scales[i];
-#endif
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) sum[r] += p[r * stride + i] * value;
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) *(lanes *)(sums + r * sums_stride) = sum[r];
-}
-
-#define FOR_ROWS(CALL)                                                                                                 \
-    switch (rows) {                                                                                                    \
-        case 1: CALL(1); break;                                                                                        \
-        case 2: CALL(2); break;                                                                                        \
-        case 3: CALL(3); break;                                                                                        \
-        case 4: CALL(4); break;                                                                                        \
-        case 5: CALL(5); break;                                                                                        \
-        case 6: CALL(6); break;                                                                                        \
-    }
-
-CLONED static void NAME(scores_of_page)(const float *q, const CACHED *keys, const float *scales, int64_t dim,
-                                        float *scores, int64_t stride, int64_t rows) {
-#define SCORES(N) NAME(page_scores)(q, keys, scales, dim, scores, stride, N)
-    FOR_ROWS(SCORES)
-#undef SCORES
-}
-
-CLONED static void NAME(values_of_page)(const float *p, int64_t stride, const CACHED *values, const float *scales,
-                                        int64_t width, float *sums, int64_t rows) {
-#define VALUES(N) NAME(page_values)(p, stride, values + n, scales, width, sums + n, width, N)
-    for (int64_t n = 0; n < width; n += 16) FOR_ROWS(VALUES)
-#undef VALUES
-}
+#define KERNELS "page_products.h"
+#include "each_width.h"
 
 CLONED static void NAME(gather_query)(const T *q, int64_t dim, float *out) {
     for (int64_t d = 0; d < dim; d++) out[d] = GET(q[d]);
@@ -306,14 +154,16 @@ static void NAME(attend_unit)(const Paged *shape, const Part *part, const int64_
         until = (until + PAGE - 1) / PAGE * PAGE;
         const int64_t *page = pages + part->pages;
         for (int64_t key = start; key < until; key += PAGE)
-            NAME(scores_of_page)(queries, KEYS_AT(cache, page[key / PAGE], head),
+            BY_WIDTH(NAME(scores_of_page))
+            (queries, KEYS_AT(cache, page[key / PAGE], head),
                                  SCALES_AT(cache->key_scales, page[key / PAGE], head), dim, scores + key - start, longest, rows);
         for (int64_t r = 0; r < rows; r++)
             paged_softmax(scores + r * longest, 0, until - start, first[r] - start, end[r] - start, shape,
                           sinks ? sinks + own[r] : NULL);
         memset(sums, 0, sizeof(float) * rows * width);
         for (int64_t key = start; key < until; key += PAGE)
-            NAME(values_of_page)(scores + key - start, longest, VALUES_AT(cache, page[key / PAGE], head),
+            BY_WIDTH(NAME(values_of_page))
+            (scores + key - start, longest, VALUES_AT(cache, page[key / PAGE], head),
                                  SCALES_AT(cache->value_scales, page[key / PAGE], head), width, sums, rows);
         for (int64_t r = 0; r < rows; r++)
             NAME(store_sums)(sums + r * width, shape->value_dim, out + (token[r] * heads + own[r]) * shape->value_dim);
@@ -358,4 +208,3 @@ void NAME(paged_attention)(const Paged *shape, const Part *parts, int64_t count,
 #undef VALUES_AT
 #undef CACHED
 #undef SCALES_AT
-#undef FOR_ROWS

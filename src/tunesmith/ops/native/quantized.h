@@ -3,11 +3,6 @@
 
 #define QUANTIZED_BLOCK 64
 
-static int avx512_allowed = 1;
-
-/* For tests: with 0, the code for processors without AVX-512 runs where the two differ. */
-void allow_avx512(int allowed) { avx512_allowed = allowed; }
-
 CLONED static void block_plain_bf16(const uint8_t *codes, const bf16 *values, bf16 *out, int64_t count) {
     for (int64_t i = 0; i < count; i++) out[i] = values[i % 2 ? codes[i / 2] & 15 : codes[i / 2] >> 4];
 }
@@ -18,10 +13,6 @@ CLONED static void block_plain_fp32(const uint8_t *codes, const float *values, f
 
 #if HAS_AMX
 #define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
-
-static int has_avx512(void) {
-    return avx512_allowed && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
 
 /* 64 numbers: 32 bytes of codes, and 16 values of 16 bits in a register. */
 WITH_AVX512 static void block_avx512_bf16(const uint8_t *codes, const bf16 *values, bf16 *out) {
@@ -51,7 +42,6 @@ WITH_AVX512 static void block_avx512_fp32(const uint8_t *codes, const float *val
     }
 }
 #else
-static int has_avx512(void) { return 0; }
 #define block_avx512_bf16(codes, values, out) block_plain_bf16(codes, values, out, QUANTIZED_BLOCK)
 #define block_avx512_fp32(codes, values, out) block_plain_fp32(codes, values, out, QUANTIZED_BLOCK)
 #endif
