@@ -90,7 +90,7 @@ class Tunesmith:
         add_adapters(self.engine.adapters, sizes, self._directory, names)
 
     def answer(self, requests: Sequence[dict[str, Any]]) -> list[float]:
-        from tunesmith.inference.engine import Request
+        from tunesmith.inference.request import Request
         from tunesmith.inference.sampling import Sampling
 
         own = [

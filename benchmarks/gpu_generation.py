@@ -63,7 +63,8 @@ def with_transformers(model: Any, length: int) -> Write:
 
 
 def with_tunesmith(paged: Any, length: int, cuda_graphs: bool) -> Write:
-    from tunesmith.inference.engine import Engine, Request
+    from tunesmith.inference.engine import Engine
+    from tunesmith.inference.request import Request
     from tunesmith.inference.sampling import Sampling
 
     engine = Engine(paged, cuda_graphs=cuda_graphs)

@@ -11,8 +11,9 @@ from families import config_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.paged_model import PagedModel, paged_model
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import native
 

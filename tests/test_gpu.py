@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import tunesmith
 from tunesmith.config.registry import OBJECTIVES
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.memory import step_bytes
 from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import cuda
 from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy

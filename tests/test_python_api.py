@@ -14,7 +14,7 @@ from raises import members, plain, raises_user_error
 
 import tunesmith
 from tunesmith.errors import UserError
-from tunesmith.inference.model import ChatOptions, GenerateOptions
+from tunesmith.inference.verbs import ChatOptions, GenerateOptions
 
 FUNCTIONS = [name for name in tunesmith.__all__ if inspect.isfunction(getattr(tunesmith, name))]
 CLASSES = [name for name in tunesmith.__all__ if inspect.isclass(getattr(tunesmith, name))]

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from tunesmith.exporting.combine import combine
     from tunesmith.exporting.merge import merge
     from tunesmith.heads.prediction import Prediction
-    from tunesmith.inference.generate import Generation
-    from tunesmith.inference.model import Model, Score, chat, classify, embed, generate, load, score
+    from tunesmith.inference.model import Model, load
     from tunesmith.inference.sampling import Sampling
+    from tunesmith.inference.score import Score
+    from tunesmith.inference.verbs import chat, classify, embed, generate, score
+    from tunesmith.inference.writing import Generation
     from tunesmith.methods.catalog import list_methods
     from tunesmith.models.bases import embedded_base, get_base, list_bases
     from tunesmith.objectives.objective import Objective
@@ -42,7 +44,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Example": "tunesmith.data.example",
-    "Generation": "tunesmith.inference.generate",
+    "Generation": "tunesmith.inference.writing",
     "Head": "tunesmith.config.head",
     "MethodConfig": "tunesmith.config.registry",
     "Metric": "tunesmith.evaluation.metrics",
@@ -54,18 +56,18 @@ _MODULES = {
     "RowFormat": "tunesmith.data.row_format",
     "Run": "tunesmith.run",
     "Sampling": "tunesmith.inference.sampling",
-    "Score": "tunesmith.inference.model",
+    "Score": "tunesmith.inference.score",
     "Trainer": "tunesmith.training.trainer",
     "UserError": "tunesmith.errors",
     "answer": "tunesmith.evaluation.answering",
-    "chat": "tunesmith.inference.model",
-    "classify": "tunesmith.inference.model",
+    "chat": "tunesmith.inference.verbs",
+    "classify": "tunesmith.inference.verbs",
     "combine": "tunesmith.exporting.combine",
-    "embed": "tunesmith.inference.model",
+    "embed": "tunesmith.inference.verbs",
     "embedded_base": "tunesmith.models.bases",
     "evaluate": "tunesmith.evaluation.compare",
     "export": "tunesmith.proving.export",
-    "generate": "tunesmith.inference.model",
+    "generate": "tunesmith.inference.verbs",
     "get_base": "tunesmith.models.bases",
     "init": "tunesmith.config.suggestion",
     "list_bases": "tunesmith.models.bases",
@@ -77,7 +79,7 @@ _MODULES = {
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
-    "score": "tunesmith.inference.model",
+    "score": "tunesmith.inference.verbs",
     "serve": "tunesmith.serving.server",
     "train": "tunesmith.training.stages",
     "write_report": "tunesmith.report.html",

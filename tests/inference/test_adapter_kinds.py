@@ -38,8 +38,9 @@ from small_models import randomize
 
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import is_shareable
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.paged_model import PagedModel
+from tunesmith.inference.request import Request
 from tunesmith.ops.paged_attention import PAGE
 
 CAUSAL = {"task_type": "CAUSAL_LM"}

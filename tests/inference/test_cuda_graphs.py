@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tunesmith.inference.cuda_graphs import CudaGraphs, StaticStep, batch_size
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import native
 

@@ -21,9 +21,11 @@ from tunesmith.errors import UserError
 from tunesmith.inference.cuda_graphs import CudaGraphs
 from tunesmith.inference.draft_model import DraftModel
 from tunesmith.inference.drafts import NGRAMS, Acceptance, Drafter, PromptLookup, looked_up
-from tunesmith.inference.engine import DRAFTED_ROWS, Engine, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.paged_model import PagedModel, Piece
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.speculative import DRAFTED_ROWS
 
 TOKENIZER = byte_tokenizer()
 GREEDY = Sampling(max_new_tokens=24)

@@ -32,9 +32,10 @@ from peft import LoraConfig, get_peft_model
 
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import AdapterShelf, is_shareable
-from tunesmith.inference.engine import LOOKAHEAD, Engine, Request
+from tunesmith.inference.engine import LOOKAHEAD, Engine
 from tunesmith.inference.paged_model import PagedModel, paged_model
 from tunesmith.inference.pages import Pages
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import native
 from tunesmith.ops.paged_attention import PAGE

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.config.base import Base
 from tunesmith.errors import UserError
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.memory import GPU_MARGIN, GenerationMemory, generation_memory, step_bytes
 from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.load import load_model
 from tunesmith.models.prompts import plain_model

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunesmith.data.example import Message
-from tunesmith.inference.model import Score
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.score import Score
 
 Chat = Sequence[Message]
 """The turns of a chat, up to where the model answers."""

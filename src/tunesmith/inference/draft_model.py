@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from tunesmith.inference.engine import Engine, Request
+from tunesmith.inference.engine import Engine
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops.paged_attention import PAGE
 

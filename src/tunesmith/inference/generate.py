@@ -1,8 +1,6 @@
 """Generate answers with a model, with the rendering that it was trained on."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -16,47 +14,18 @@ from tunesmith.inference.adapters import is_shareable
 from tunesmith.inference.constraint import Constraints
 from tunesmith.inference.draft_model import DraftModel
 from tunesmith.inference.drafts import LOOKUP, Drafter, PromptLookup
-from tunesmith.inference.engine import DRAFTED_ROWS, Alternatives, Engine, FinishReason, Request
+from tunesmith.inference.engine import Engine
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.padded_engine import PaddedEngine
 from tunesmith.inference.paged_model import paged_model
+from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.speculative import DRAFTED_ROWS
 from tunesmith.inference.text_stream import TextStream
+from tunesmith.inference.writing import Generation, Writing
 from tunesmith.models.precision import writing_dtype
 from tunesmith.models.prompts import without_adapter
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """An answer.
-
-    Attributes:
-        text: without the token or the text that ended it.
-        tokens: its ids.
-        logprobs: log p of each token by the model itself (no temperature, no penalties), in nats.
-        finish_reason: `stop`: by a token or text that ends answers; `length`: by the limit; `cancelled`.
-        prompt_tokens: the number of tokens before it.
-        top_logprobs: if asked for, the most likely tokens in place of each token, with log p.
-        cached_tokens: how many of these were in the cache.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int = 0
-    top_logprobs: tuple[Alternatives, ...] = ()
-
-    @property
-    def mean_logprob(self) -> float:
-        """The mean of `logprobs`, by which answers of different lengths are compared; −∞ without tokens."""
-        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else -math.inf
-
-    def __str__(self) -> str:
-        return self.text
-
 
 OWN = "own"
 """The name in the engine of the adapter that a model was loaded with."""
@@ -269,7 +238,7 @@ class Generator:
         write: Callable[[str], None] = lambda piece: None,
         keep: Collection[str] = (),
         draft: str | None = LOOKUP,
-    ) -> "Writing":
+    ) -> Writing:
         """A request for one answer, to be submitted to the engine.
 
         Args:
@@ -361,46 +330,3 @@ class Generator:
         requests = [Request(prompt, adapter=own, completion=completion) for prompt, completion in rows]
         self.engine.run(requests)
         return [request.log_probabilities for request in requests]
-
-
-class Writing:
-    """An answer while it is written.
-
-    Attributes:
-        request: to the engine.
-        text: the answer so far.
-    """
-
-    def __init__(self, request: Request, stream: TextStream, write: Callable[[str], None]) -> None:
-        self.request, self._stream, self._write = request, stream, write
-        self.text = ""
-        request.on_token = self._add
-
-    def _add(self, token: int) -> bool:
-        self._emit(self._stream.add(token))
-        return self._stream.stopped
-
-    def _emit(self, piece: str) -> None:
-        self.text += piece
-        if piece:
-            self._write(piece)
-
-    def finish(self) -> Generation:
-        """The complete answer, once the request has ended.
-
-        Raises:
-            Exception: why the request could not be answered; UserError if the user can do something about it.
-        """
-        if self.request.exception is not None:
-            raise self.request.exception
-        self._emit(self._stream.finish())
-        request = self.request
-        return Generation(
-            self.text,
-            tuple(request.tokens),
-            tuple(request.log_probabilities),
-            "stop" if self._stream.stopped else request.finish or "cancelled",
-            len(request.prompt),
-            request.cached_tokens,
-            tuple(request.alternatives),
-        )

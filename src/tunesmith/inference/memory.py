@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
+import torch
 from transformers import PreTrainedModel
 
 from tunesmith.inference.pages import pages_for
@@ -111,6 +113,14 @@ def generation_memory(
     adapters, margin = int(free * ADAPTER_SHARE), int(free * (GPU_MARGIN if on_gpu else HOST_MARGIN))
     cache = max(0, free - step - adapters - margin)
     return GenerationMemory(weights, step, adapters, margin, cache, page, context_of(model))
+
+
+def free_bytes(device: torch.device) -> int:
+    """The free memory of the device, with what PyTorch holds of a GPU's for new tensors."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def context_of(model: PreTrainedModel) -> int | None:

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunesmith.config.extensions import failures_named
 from tunesmith.config.head import Command, Head
 from tunesmith.config.registry import HEADS
-from tunesmith.data.example import Example, Message, Source
-from tunesmith.data.render import Tokenized
+from tunesmith.data.example import Message
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
 from tunesmith.inference.drafts import LOOKUP
-from tunesmith.inference.generate import BASE, OWN, Generation, Generator, refuse_unknown_cache
+from tunesmith.inference.generate import BASE, OWN, Generator, refuse_unknown_cache
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.score import Score, answer_rows, scores_of, text_rows
+from tunesmith.inference.writing import Generation
 from tunesmith.models.precision import device_of, dtype_of, writing_dtype
 
 REFUSALS: dict[Command, str] = {
@@ -34,32 +34,6 @@ REFUSALS: dict[Command, str] = {
     "embed": "does not embed texts",
 }
 """What a model that has another head does not do."""
-
-SOURCE = Source("texts", 1)
-"""Where a text comes from that is in no file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A text's log-probabilities.
-
-    Attributes:
-        tokens: the text's tokens that were scored.
-        log_probabilities: (tokens,) float64: log p(token | everything before it), in nats.
-    """
-
-    tokens: tuple[str, ...]
-    log_probabilities: NDArray[np.float64]
-
-    @property
-    def total(self) -> float:
-        """log p(text), in nats."""
-        return float(self.log_probabilities.sum())
-
-    @property
-    def mean(self) -> float:
-        """Nats per token; exp(−mean) is the perplexity."""
-        return float(self.log_probabilities.mean())
 
 
 class Model:
@@ -244,7 +218,8 @@ class Model:
         """
         self.require("generate")
         questions = [prompts] if isinstance(prompts, str) else prompts
-        texts = list(questions) if raw else [self.prompt([_user(question)], system) for question in questions]
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        texts = list(questions) if raw else [self.prompt(chat, system) for chat in chats]
         sampling = Sampling(
             max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k, min_p, presence_penalty,
             frequency_penalty, logit_bias or {}, (stop,) if isinstance(stop, str) else tuple(stop),
@@ -400,42 +375,15 @@ class Model:
             raise UserError(
                 f"score needs a completion for each prompt: {len(answers)} completions for {len(questions)} prompts."
             )
-        rows = self._as_texts(questions) if answers is None else self._as_answers(questions, answers)
-        firsts = [_first_scored(mask) for _, mask in rows]
-        scored = [row for row, first in enumerate(firsts) if first is not None]
-        pairs = [(rows[row][0][: firsts[row]].tolist(), rows[row][0][firsts[row] :].tolist()) for row in scored]
-        found = dict(zip(scored, self.generator.scores(pairs, adapter), strict=True))
-        return [self._score(*rows[row], firsts[row], found.get(row, [])) for row in range(len(rows))]
+        renderer = self.generator.renderer
+        with _template_errors():
+            rows = text_rows(renderer, questions) if answers is None else answer_rows(renderer, questions, answers)
+        return scores_of(self.generator, rows, adapter)
 
     def _failures_named(self) -> AbstractContextManager[None]:
         """Turn a failure of a user's head into an error that names it."""
         kind = self.head.kind
         return failures_named({kind: HEADS.path(kind)} if HEADS.is_users(kind) else {})
-
-    def _score(self, ids: NDArray[np.int32], mask: NDArray[np.bool_], first: int | None, logs: list[float]) -> Score:
-        if first is None:
-            return Score((), np.zeros(0))
-        tokens = self.tokenizer.convert_ids_to_tokens(ids[first:][mask[first:]].tolist())
-        return Score(tuple(tokens), np.array(logs)[mask[first:]])
-
-    def _as_texts(self, texts: Sequence[str]) -> list[Tokenized]:
-        """Raw documents without the token that ends them."""
-        renderer = self.generator.renderer
-        renderings = [each for text in texts for each in renderer.render(Example(SOURCE, text=text))]
-        rows = []
-        for ids, mask in renderer.tokenize_many(renderings):
-            ends = len(ids) > 1 and ids[-1] == renderer.end_of_document
-            rows.append((ids[:-1], mask[:-1]) if ends else (ids, mask))
-        return rows
-
-    def _as_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Tokenized]:
-        """Chats with loss on the answer."""
-        renderer, renderings = self.generator.renderer, []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            turns = (_user(prompt), {"role": "assistant", "content": answer})
-            with _template_errors():
-                renderings += renderer.render(Example(SOURCE, messages=turns))
-        return renderer.tokenize_many(renderings)
 
 
 def load(
@@ -467,179 +415,12 @@ def load(
     return Model(name, device, precision, weights, concurrent, cache)
 
 
-class GenerateOptions(TypedDict, total=False):
-    """The options of `Model.generate`, which explains them."""
-
-    system: str | None
-    raw: bool
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float] | None
-    stop: str | Sequence[str]
-    schema: str | Mapping[str, Any] | None
-    regex: str | None
-    grammar: str | None
-    n: int
-    best_of: int | None
-    beams: int
-    top_logprobs: int
-    seed: int
-    adapter: str | None
-    draft: str | None
-
-
-class ChatOptions(TypedDict, total=False):
-    """The options of `Model.chat`, which explains them."""
-
-    write: Callable[[str], None] | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    seed: int
-    adapter: str | None
-
-
-def generate(
-    model: str | Path,
-    prompts: str | Sequence[str],
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    **options: Unpack[GenerateOptions],
-) -> list[Generation]:
-    """`Model.generate` in one call, which loads the model each time. For several calls, `load` it once.
-
-    Args:
-        model: as in `load`.
-        prompts: a question, or several.
-        device: as in `load`.
-        precision: as in `load`.
-        options: the other arguments of `Model.generate`, such as `max_new_tokens`.
-
-    Returns:
-        The answers.
-
-    Raises:
-        UserError: as `load` and `Model.generate` raise.
-    """
-    return load(model, device, precision).generate(prompts, **options)
-
-
-def chat(
-    model: str | Path,
-    messages: Sequence[Message],
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    **options: Unpack[ChatOptions],
-) -> str:
-    """`Model.chat` in one call, which loads the model each time. For several calls, `load` it once.
-
-    Args:
-        model: as in `load`.
-        messages: `role` and `content` of each turn, the user's last.
-        device: as in `load`.
-        precision: as in `load`.
-        options: the other arguments of `Model.chat`, such as `temperature`.
-
-    Returns:
-        The answer.
-
-    Raises:
-        UserError: as `load` and `Model.chat` raise.
-    """
-    return load(model, device, precision).chat(messages, **options)
-
-
-def classify(
-    model: str | Path, texts: str | Sequence[str], *, device: str = "auto", precision: str = "auto"
-) -> list[list[Prediction]]:
-    """`Model.classify` in one call, which loads the model each time. For several calls, `load` it once.
-
-    Args:
-        model: as in `load`.
-        texts: a text, or several.
-        device: as in `load`.
-        precision: as in `load`.
-
-    Returns:
-        The predictions for each text.
-
-    Raises:
-        UserError: as `load` and `Model.classify` raise.
-    """
-    return load(model, device, precision).classify(texts)
-
-
-def embed(
-    model: str | Path, texts: str | Sequence[str], *, device: str = "auto", precision: str = "auto"
-) -> NDArray[np.float32]:
-    """`Model.embed` in one call, which loads the model each time. For several calls, `load` it once.
-
-    Args:
-        model: as in `load`.
-        texts: a text, or several.
-        device: as in `load`.
-        precision: as in `load`.
-
-    Returns:
-        The vectors (texts, hidden).
-
-    Raises:
-        UserError: as `load` and `Model.embed` raise.
-    """
-    return load(model, device, precision).embed(texts)
-
-
-def score(
-    model: str | Path,
-    prompts: str | Sequence[str],
-    completions: str | Sequence[str] | None = None,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-) -> list[Score]:
-    """`Model.score` in one call, which loads the model each time. For several calls, `load` it once.
-
-    Args:
-        model: as in `load`.
-        prompts: a question, or several.
-        completions: the answer to each; default: the prompts are scored as texts.
-        device: as in `load`.
-        precision: as in `load`.
-
-    Returns:
-        The log-probabilities of each text.
-
-    Raises:
-        UserError: as `load` and `Model.score` raise.
-    """
-    return load(model, device, precision).score(prompts, completions)
-
-
-def _first_scored(mask: NDArray[np.bool_]) -> int | None:
-    """The first token that is scored: it has a loss, and a token before it. None if there is none."""
-    places = np.flatnonzero(mask[1:])
-    return int(places[0]) + 1 if len(places) else None
-
-
 def _best(answers: Sequence[Generation], count: int) -> list[Generation]:
     """The answers with the highest mean log p, the best first; all of them, as they are, if there are no more."""
     if len(answers) == count:
         return list(answers)
     ranked = sorted(answers, key=lambda answer: -answer.mean_logprob)
     return ranked[:count]
-
-
-def _user(question: str) -> Message:
-    return {"role": "user", "content": question}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import UserError
-from tunesmith.inference.engine import Request, run_all
+from tunesmith.inference.request import Request, run_all
 from tunesmith.inference.sampling import adjusted, random_stream, transformers_options
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.prompts import plain_model, virtual_tokens

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +68,39 @@ class Sampling:
         """Whether the model's scores are changed before the softmax."""
         penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1
         return any(penalties) or bool(self.logit_bias)
+
+
+class Scores(NamedTuple):
+    """What the model computed for some rows.
+
+    Attributes:
+        logits: (rows, vocabulary).
+        totals: (rows,), their log-sum-exp.
+        best: (rows,), the most likely token, on the host.
+        best_logs: (rows,), its log p in nats, on the host.
+    """
+
+    logits: Tensor
+    totals: Tensor
+    best: Tensor
+    best_logs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "Scores":
+        """The scores of all rows. Two transfers from a GPU serve every greedy answer."""
+        totals = torch.logsumexp(logits, -1)
+        highest, best = logits.max(-1)
+        return cls(logits, totals, best.cpu(), (highest - totals).cpu())
+
+    def rows(self, first: int, end: int) -> "Scores":
+        """Those of the rows from `first` to before `end`."""
+        return Scores(*(each[first:end] for each in self))
+
+    def log_probability(self, token: int) -> float:
+        """log p of a token in the first row."""
+        if token == int(self.best[0]):
+            return float(self.best_logs[0])
+        return float(self.logits[0, token] - self.totals[0])
 
 
 def refuse_wrong(sampling: Sampling, vocabulary: int) -> None:

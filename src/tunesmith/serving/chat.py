@@ -8,8 +8,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tunesmith.inference.generate import Generation
 from tunesmith.inference.tool_calls import ToolCallForm, Tools, ToolText
+from tunesmith.inference.writing import Generation
 from tunesmith.serving.bodies import ChatBody, NamedTool
 from tunesmith.serving.choices import Choice, Delta, TokenTexts
 from tunesmith.serving.errors import ApiError

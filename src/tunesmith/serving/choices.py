@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.inference.generate import Generation
 from tunesmith.inference.tool_calls import ToolCall, ToolText
+from tunesmith.inference.writing import Generation
 from tunesmith.serving.engine_thread import Piece
 
 BYTE_LEVEL = {

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tunesmith.inference.generate import Generation
+from tunesmith.inference.writing import Generation
 from tunesmith.serving.bodies import CompletionBody
 from tunesmith.serving.chat import usage_of
 from tunesmith.serving.choices import TokenTexts

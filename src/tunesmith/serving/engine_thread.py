@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tunesmith.inference.engine import Alternatives
-from tunesmith.inference.generate import Generation, Generator, Writing
+from tunesmith.inference.generate import Generator
 from tunesmith.inference.padded_engine import PaddedEngine
+from tunesmith.inference.request import Alternatives
+from tunesmith.inference.writing import Generation, Writing
 
 R = TypeVar("R")
 

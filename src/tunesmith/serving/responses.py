@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tunesmith.inference.generate import Generation
+from tunesmith.inference.writing import Generation
 from tunesmith.serving.bodies import (
     ChatBody,
     FlatNamedTool,

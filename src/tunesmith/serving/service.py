@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from tunesmith.errors import UserError
-from tunesmith.inference.generate import Generation, Writing
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.writing import Generation, Writing
 from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.bodies import B, Body, parsed
 from tunesmith.serving.engine_thread import Answers, EngineThread, Piece
