@@ -32,7 +32,7 @@ from tunesmith.inference.held_out import held_out_evaluation, held_out_losses
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.prompts import plain_model
 from tunesmith.run import Event, Events, Run
-from tunesmith.training.one_run import restore_best
+from tunesmith.training.saving import restore_best
 
 CPU = torch.device("cpu")
 STEADY = {"schedule": "constant", "warmup_ratio": 0.0, "precision": "fp32"}

@@ -21,6 +21,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.precision import dtype_of
 from tunesmith.planner import fitting, request
 from tunesmith.planner.device import Device, known_devices
+from tunesmith.planner.extrapolation import _extrapolated, _few_layers, step_of
 from tunesmith.planner.fitting import LEAST_TOKENS, MARGIN, _between, _halved, plan_within, refusal
 from tunesmith.planner.measure import available_memory
 from tunesmith.planner.plan import Memory, Plan, plan_run
@@ -36,7 +37,7 @@ from tunesmith.planner.request import (
     usual_plans,
 )
 from tunesmith.planner.shapes import HERE, shown_name, with_known_config
-from tunesmith.planner.step import _extrapolated, _few_layers, rows_like, step_of
+from tunesmith.planner.step import rows_like
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -22,8 +22,9 @@ from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
 from tunesmith.planner.allocators import CachingAllocator, reserved, resident
+from tunesmith.planner.extrapolation import step_of
 from tunesmith.planner.shapes import HERE
-from tunesmith.planner.step import Step, rows_like, step_of
+from tunesmith.planner.step import Step, rows_like
 from tunesmith.planner.trace import Allocation, Trace, Watch
 
 LENGTHS = [240, 144, 384]

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
+from tunesmith.config.train import Train
 from tunesmith.data.prepare import Prepared
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import enable_activation_checkpointing
 from tunesmith.engine.optimizers import RATES
 from tunesmith.errors import UserError
@@ -145,6 +147,20 @@ def from_output(model: PreTrainedModel) -> dict[str, int]:
         seen = seen or index is not None
         distances[name] = count - index if index is not None else 0 if seen else count + 1
     return distances
+
+
+def master_weights(
+    model: PreTrainedModel, train: Train, rate_factor: Callable[[str], float] = lambda _: 1.0
+) -> MasterWeights:
+    """The master weights of a model that is ready to train.
+
+    Args:
+        model: whose weights that require gradients are trained.
+        train: the optimizer and its settings.
+        rate_factor: the factor on the learning rate, by parameter name.
+    """
+    hidden = [is_hidden(model)] if train.optimizer == "muon" else []  # others treat all matrices alike
+    return MasterWeights(model.named_parameters(), train, rate_factor, *hidden)
 
 
 def is_hidden(model: PreTrainedModel) -> Callable[[str], bool]:

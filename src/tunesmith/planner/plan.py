@@ -14,10 +14,11 @@ from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.evaluations import times_left
 from tunesmith.planner.allocators import resident
 from tunesmith.planner.device import Device, program_bytes
+from tunesmith.planner.extrapolation import FEW_LAYERS, step_of
 from tunesmith.planner.loading import while_loading
 from tunesmith.planner.op_timer import OpTimer
 from tunesmith.planner.roofline import seconds_on
-from tunesmith.planner.step import FEW_LAYERS, Step, step_of
+from tunesmith.planner.step import Step
 
 KERNEL_BYTES = 1.1e6
 """Bytes of code that oneDNN caches for each shape of a 16-bit matrix product (measured: 0.9 to 1.3 MB)."""

@@ -1,32 +1,30 @@
-"""Simulates one step of a run on fake tensors: the model, its largest batch, the optimizer step. Records memory and
-operations by phase."""
+"""One step of a run on fake tensors: the model, its largest batch, the optimizer step.
+
+Memory and operations are recorded by phase.
+"""
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunesmith.config.extensions import place_of_failure
-from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
-from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import enable_activation_checkpointing
 from tunesmith.engine.optimizers import CUDA_ONLY
-from tunesmith.engine.trainable import base_parameters, is_hidden, make_trainable
+from tunesmith.engine.trainable import base_parameters, make_trainable, master_weights
 from tunesmith.errors import UserError
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
-from tunesmith.models.load import config_of
 from tunesmith.models.prompts import plain_model
 from tunesmith.modules.fused import use_fused_ops
 from tunesmith.modules.quantized_linear import QuantizedLinear
@@ -36,13 +34,6 @@ from tunesmith.planner.allocators import Passes
 from tunesmith.planner.fake_model import FakeReference, fake_model, pack_fake
 from tunesmith.planner.fake_tensors import fake_tensors, small_copy
 from tunesmith.planner.trace import PRODUCTS, Operation, Trace, Watch, again
-
-FEW_LAYERS = 12
-"""Models with more blocks are simulated twice with few of them; the rest is extrapolated linearly."""
-
-GAPS_GROWTH = 0.65
-"""The allocator's gaps do not grow linearly but with this power of the number of blocks: the best fit for SmolLM2 135M,
-Gemma 3 1B and Qwen 2.5 3B (few blocks against all, with and without activation checkpointing)."""
 
 EIGHT_BITS = 2 * (1 + 4 / 256)
 """Bytes per parameter of AdamW's two moments in 8 bits: one code each, and an fp32 scale per 256 codes (Dettmers et al.
@@ -100,120 +91,70 @@ Rows = Callable[[bool, bool], tuple[TokenTable, list[int]]]
 scores."""
 
 
-def step_of(
-    recipe: Recipe,
-    rows: Rows,
-    dtype: torch.dtype,
-    simulate_allocator: AllocatorSimulation,
-    checkpointed: int | None = None,
-    few_layers: int = FEW_LAYERS,
-) -> Step:
-    """Simulate one step of the recipe on fake tensors.
+@dataclass(frozen=True)
+class Simulator:
+    """What a step is simulated from.
 
-    Args:
+    Attributes:
         recipe: with its objective resolved.
         rows: of the largest batch.
         dtype: of everything that is not quantized.
         simulate_allocator: simulates the device's allocator.
-        checkpointed: blocks with activation checkpointing; default: as in the recipe.
-        few_layers: most blocks that are simulated one by one.
-
-    Raises:
-        UserError: base, method and objective are not compatible, or the architecture does not run on fake tensors.
     """
-    config = config_of(recipe.base)
-    counts = _few_layers(config, few_layers)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    is_partial = checkpointed is not None and 0 < checkpointed < layers
-    top = recipe.method.top_blocks
-    if counts is None or (is_partial and top):
-        return _with_its_largest_batch(recipe, rows, dtype, simulate_allocator, None, checkpointed)
-    fewer, more = counts
-    period = more - fewer
-    few_at_top = min(top, period)
-    recipe = _with_top_blocks(recipe, few_at_top)
-    partly = [None if checkpointed is None else 0 if is_partial else min(checkpointed, count) for count in counts]
-    low = _with_its_largest_batch(recipe, rows, dtype, simulate_allocator, fewer, partly[0])
-    high = _simulated(recipe, rows, dtype, simulate_allocator, more, partly[1], scores=low.scores)
-    full = _extrapolated(low, low, high, (layers - fewer) / period, layers)
-    if top > few_at_top:
-        taller = _with_top_blocks(recipe, few_at_top + period)
-        high_taller = _simulated(taller, rows, dtype, simulate_allocator, more, partly[1], scores=low.scores)
-        return _extrapolated(full, high, high_taller, (top - few_at_top) / period, layers)
-    if checkpointed is None or not is_partial:
-        return full
-    high_checkpointed = _simulated(recipe, rows, dtype, simulate_allocator, more, period, scores=low.scores)
-    return _extrapolated(full, high, high_checkpointed, checkpointed / period, layers)
 
+    recipe: Recipe
+    rows: Rows
+    dtype: torch.dtype
+    simulate_allocator: AllocatorSimulation
 
-def _with_its_largest_batch(
-    recipe: Recipe,
-    rows: Rows,
-    dtype: torch.dtype,
-    simulate_allocator: AllocatorSimulation,
-    layers: int | None,
-    checkpointed: int | None,
-) -> Step:
-    """Which batch needs the most memory depends on attention, which the first simulation shows."""
-    step = _simulated(recipe, rows, dtype, simulate_allocator, layers, checkpointed, scores=False)
-    if not step.scores or rows(step.packed, True)[1] == rows(step.packed, False)[1]:
-        return step
-    return _simulated(recipe, rows, dtype, simulate_allocator, layers, checkpointed, scores=True)
+    def largest_step(self, layers: int | None, checkpointed: int | None) -> Step:
+        """Simulate a step on the batch that needs the most memory, which depends on whether attention stores scores:
+        the first simulation shows that. Arguments and errors are those of `step`."""
+        step = self.step(layers, checkpointed, scores=False)
+        if not step.scores or self.rows(step.packed, True)[1] == self.rows(step.packed, False)[1]:
+            return step
+        return self.step(layers, checkpointed, scores=True)
 
+    def step(self, layers: int | None, checkpointed: int | None, scores: bool) -> Step:
+        """Simulate a step.
 
-def _with_top_blocks(recipe: Recipe, count: int) -> Recipe:
-    """The recipe whose method trains that many of the top blocks, if it treats these unlike those below."""
-    return recipe.model_copy(update={"method": recipe.method.with_top_blocks(count)}) if count else recipe
+        Args:
+            layers: blocks of the model; None: all.
+            checkpointed: blocks with activation checkpointing; None: as in the recipe.
+            scores: whether attention stores scores.
 
+        Raises:
+            UserError: base, method and objective are not compatible, or the architecture does not run on fake tensors.
+        """
+        recipe, head = self.recipe, self.recipe.objective.head
+        gc.freeze()  # limits garbage collection to objects made here
+        try:
+            with fake_tensors():
+                base = fake_model(recipe.base, self.dtype, head, layers)
+                pack_fake(base)
+                use_fused_ops(base, small_copy)
+                model, objective = make_trainable(recipe, base, FakeReference.find)
+                if checkpointed is not None:
+                    enable_activation_checkpointing(model, checkpointed)
+                batch = self._batch(model, scores)
+                return _Simulation(recipe, model, objective, batch, self.simulate_allocator).step()
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            place = place_of_failure(recipe.extensions, error)
+            raise UserError(
+                f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs "
+                f"real values ({first if place is None else f'{first}; {place}'})."
+            ) from error
+        finally:
+            gc.collect()
+            gc.unfreeze()
 
-def _few_layers(config: PretrainedConfig, few: int) -> tuple[int, int] | None:
-    """Two numbers of blocks, multiples of the period of the architecture's layer pattern; None to simulate all
-    blocks."""
-    text = config.get_text_config()
-    layers = getattr(text, "num_hidden_layers", 0)
-    if config.is_encoder_decoder or layers <= few:
-        return None
-    lists = [each for each in vars(text).values() if isinstance(each, list) and len(each) == layers]
-    period = next(
-        size
-        for size in range(1, layers + 1)
-        if all(each[index] == each[index % size] for each in lists for index in range(layers))
-    )
-    fewer = -(-2 // period) * period
-    return (fewer, fewer + period) if fewer + period < layers else None
-
-
-def _simulated(
-    recipe: Recipe,
-    rows: Rows,
-    dtype: torch.dtype,
-    simulate_allocator: AllocatorSimulation,
-    layers: int | None,
-    checkpointed: int | None,
-    scores: bool,
-) -> Step:
-    gc.freeze()  # limits garbage collection to objects made here
-    try:
-        with fake_tensors():
-            base = fake_model(recipe.base, dtype, recipe.objective.head, layers)
-            pack_fake(base)
-            use_fused_ops(base, small_copy)
-            model, objective = make_trainable(recipe, base, FakeReference.find)
-            if checkpointed is not None:
-                enable_activation_checkpointing(model, checkpointed)
-            return _Simulation(
-                recipe, model, objective, _batch(recipe.objective.head, model, rows, scores), simulate_allocator
-            ).step()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        place = place_of_failure(recipe.extensions, error)
-        raise UserError(
-            f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs real "
-            f"values ({first if place is None else f'{first}; {place}'})."
-        ) from error
-    finally:
-        gc.collect()
-        gc.unfreeze()
+    def _batch(self, model: PreTrainedModel, scores: bool) -> Batch:
+        table, chosen = self.rows(packs(plain_model(model)), scores)
+        if self.recipe.objective.head.reads_features(model):
+            features = np.zeros((len(table), model.config.get_text_config().hidden_size), np.float32)
+            table = replace(table, features=features)
+        return collate(table, chosen)
 
 
 class _Simulation:
@@ -235,10 +176,7 @@ class _Simulation:
         self.watch = Watch(self.trace, "workspace")
         plain = recipe.train.model_copy(update={"optimizer": "adamw"})
         self.in_eight_bits = recipe.train.optimizer in CUDA_ONLY
-        hidden = [is_hidden(model)] if recipe.train.optimizer == "muon" else []
-        self.masters = MasterWeights(
-            model.named_parameters(), plain if self.in_eight_bits else recipe.train, lambda _: 1.0, *hidden
-        )
+        self.masters = master_weights(model, plain if self.in_eight_bits else recipe.train)
         trainable = [each for each in model.parameters() if each.requires_grad]
         self._hold(model, "weights")
         for other in objective.reference_models:
@@ -323,13 +261,6 @@ class _Simulation:
             self.masters.grad.zero_()
 
 
-def _batch(head: Head, model: PreTrainedModel, rows: Rows, scores: bool) -> Batch:
-    table, chosen = rows(packs(plain_model(model)), scores)
-    if head.reads_features(model):
-        table = replace(table, features=np.zeros((len(table), model.config.get_text_config().hidden_size), np.float32))
-    return collate(table, chosen)
-
-
 def rows_like(objective: ObjectiveConfig, lengths: list[int]) -> TokenTable:
     """Rows of these lengths with targets for the objective's head; every token of a text row counts in the loss.
 
@@ -371,35 +302,3 @@ def _mark_loss_memory(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
     finally:
         hook.remove()
         watch.part = "workspace"
-
-
-Key = TypeVar("Key")
-
-
-def _extrapolated(start: Step, low: Step, high: Step, factor: float, blocks: int) -> Step:
-    """`start` + `factor` · (`high` − `low`), for every count of a step."""
-
-    def number(first: float, one: float, other: float) -> int:
-        return round(first + factor * (other - one))
-
-    def counts(first: Mapping[Key, float], one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
-        keys = {**first, **one, **other}
-        return {key: first.get(key, 0) + factor * (other.get(key, 0) - one.get(key, 0)) for key in keys}
-
-    def bytes_of(*parts: Mapping[str, int]) -> dict[str, int]:
-        return {part: round(count) for part, count in counts(*parts).items()}
-
-    return Step(
-        bytes_of(start.parts, low.parts, high.parts),
-        round(high.slack * (blocks / high.blocks) ** GAPS_GROWTH),
-        bytes_of(start.evaluation_parts, low.evaluation_parts, high.evaluation_parts),
-        counts(start.forward_backward, low.forward_backward, high.forward_backward),
-        counts(start.optimizer, low.optimizer, high.optimizer),
-        counts(start.evaluation, low.evaluation, high.evaluation),
-        number(start.parameters, low.parameters, high.parameters),
-        number(start.trained, low.trained, high.trained),
-        blocks,
-        start.packed,
-        start.largest,
-        start.is_transposed,
-    )

@@ -12,6 +12,7 @@ from tunesmith.data.pack import collate
 from tunesmith.data.prepare import Prepared
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
+from tunesmith.engine.checkpoint import LoopState
 from tunesmith.engine.evaluations import times_left
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
@@ -23,6 +24,7 @@ from tunesmith.planner.measure import (
     available_memory,
     forget_peak,
     largest_batch_first,
+    measured,
     peak_memory,
     time_in_parts,
 )
@@ -109,6 +111,13 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     loop.events.emit("forecast", **forecast)
     release_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
     return forecast
+
+
+def measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:
+    """Memory and time since the run started or was resumed, as `first_pass` predicts them."""
+    after = loop.state
+    parts = {part: seconds - before.seconds[part] for part, seconds in after.seconds.items()}
+    return measured(parts, after.step - before.step, after.tokens - before.tokens, loop.device)
 
 
 def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:

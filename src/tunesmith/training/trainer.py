@@ -45,8 +45,9 @@ from tunesmith.planner.measure import forget_peak
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber
 from tunesmith.run_lock import write_lock
 from tunesmith.training.changes import note_failure, refuse_changes, with_advice
-from tunesmith.training.memory_guard import first_pass, plan_of_run
-from tunesmith.training.one_run import build, emit_start, measured_since, save, subscribe
+from tunesmith.training.memory_guard import first_pass, measured_since, plan_of_run
+from tunesmith.training.saving import save
+from tunesmith.training.set_up import build, emit_start, subscribe
 
 
 class Trainer:

@@ -19,7 +19,7 @@ from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.models.architecture import blocks
 from tunesmith.run import Event, Run
-from tunesmith.training.one_run import emit_start, loop_of
+from tunesmith.training.set_up import emit_start, loop_of
 
 CPU = torch.device("cpu")
 POINTS = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (1.5, 0.5)]

@@ -1,49 +1,33 @@
-"""The parts of a run, from its recipe to its saved adapter or model, which `training.trainer` puts together."""
+"""From a recipe to a loop that is ready to run, or to be resumed."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tunesmith.config.extensions import source_files
-from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.engine.checkpoint import LoopState, latest_checkpoint, load_checkpoint
+from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.optimizers import falls_back_to_adamw
-from tunesmith.engine.output import save_output
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import (
     base_parameters,
-    is_hidden,
     learning_rates,
+    master_weights,
     trainable_model,
     with_known_features,
 )
-from tunesmith.inference.held_out import held_out_evaluation, row_vectors
+from tunesmith.inference.held_out import held_out_evaluation
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.objective import Objective
-from tunesmith.planner.measure import measured
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
-
-
-def measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:
-    """Memory and time since the run started or was resumed, as `first_pass` predicts them."""
-    after = loop.state
-    parts = {part: seconds - before.seconds[part] for part, seconds in after.seconds.items()}
-    return measured(parts, after.step - before.step, after.tokens - before.tokens, loop.device)
 
 
 def build(
@@ -68,17 +52,6 @@ def subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
         loop.events.subscribe(TensorBoard(run.directory / "tensorboard"))
     for subscriber in subscribers:
         loop.events.subscribe(subscriber)
-
-
-def save(loop: Loop, recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Save the adapter or the model, and return where."""
-    started = time.perf_counter()
-    restore_best(run, loop)
-    loop.masters.finish()
-    classifier = _classifier(loop, recipe.objective.head)
-    output = save_output(run, loop.model, loop.masters, tokenizer, recipe, classifier)
-    loop.state.seconds["checkpoints"] += time.perf_counter() - started
-    return output
 
 
 def emit_start(
@@ -126,12 +99,6 @@ def emit_start(
         loop.events.emit("warning", message=message)
 
 
-def _classifier(loop: Loop, head: Head) -> nn.Linear | None:
-    """The classifier that the objective fits on the trained model's vectors, if it has one."""
-    vectors = partial(row_vectors, head, loop.model, loop.batches.table, loop.tokens_per_batch)
-    return loop.objective.fit_classifier(vectors)
-
-
 def loop_of(
     recipe: Recipe,
     run: Run,
@@ -144,8 +111,7 @@ def loop_of(
     train = recipe.train
     peak, factor = learning_rates(recipe, model)
     layout = batch_plan.layout(packs(plain_model(model)))
-    hidden = [is_hidden(model)] if train.optimizer == "muon" else []
-    masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
+    masters = master_weights(model, train, factor)
     return Loop(
         model=model,
         objective=objective,
@@ -163,10 +129,3 @@ def loop_of(
         events=Events(),
         device=device,
     )
-
-
-def restore_best(run: Run, loop: Loop) -> None:
-    """With early stopping, restore the best weights instead of the last ones."""
-    best = run.directory / "checkpoints" / f"step-{loop.state.best_step or 0:06d}"
-    if loop.train.early_stopping is not None and loop.state.best_step != loop.state.step and best.exists():
-        loop.masters.restore(load_checkpoint(best)[0])
