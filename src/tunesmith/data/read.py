@@ -8,7 +8,6 @@ is read in full, as its grammar requires; gzipped Parquet is decompressed in mem
 
 import csv
 import gzip
-import hashlib
 import json
 import re
 import zlib
@@ -25,6 +24,7 @@ from tunesmith.data.example import Malformed, Source
 from tunesmith.data.files import DataFile, find
 from tunesmith.data.json_rows import rows_of
 from tunesmith.errors import UserError
+from tunesmith.file_hash import file_sha256
 
 LARGEST_FIELD = 64_000_000
 """Characters in a CSV field; a longer field means that a quote was never closed."""
@@ -66,8 +66,8 @@ def fingerprint(paths: Sequence[str], base_dir: Path) -> dict[str, str]:
     prints: dict[str, str] = {}
     for each in find(paths, base_dir):
         if isinstance(each, DataFile):
-            with _with_plain_errors(each), each.path.open("rb") as file:
-                prints[each.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            with _with_plain_errors(each):
+                prints[each.name] = file_sha256(each.path)
         else:
             prints[str(each)] = f"commit:{hub.commit(each)}"
     return prints

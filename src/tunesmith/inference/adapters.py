@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from tunesmith.errors import UserError
+from tunesmith.file_hash import file_sha256
 from tunesmith.inference.adapter_kinds import KINDS, NO_ADAPTER, Adapter, AdapterFiles, BaseShape
 from tunesmith.models.adapters import refuse_pickle
 
@@ -38,8 +39,7 @@ def identity_of(directory: Path) -> str:
     digest = hashlib.sha256()
     for name in FILES:
         try:
-            with (directory / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(directory / name)))
         except OSError as error:
             raise UserError(f"{directory / name} cannot be read: {error.strerror}.") from None
     return digest.hexdigest()

@@ -4,7 +4,6 @@ Dequantization is gguf's. The config, the tokenizer, the names of the tensors an
 order of Llama's queries and keys, Gemma's norms) are transformers'.
 """
 
-import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tunesmith.cache_directory import cache_directory
 from tunesmith.errors import UserError
+from tunesmith.file_hash import file_sha256
 from tunesmith.models.gguf_config import DIVISORS, first_line, read_config, unsupported
 from tunesmith.models.gguf_file import GgufFile, read_gguf
 from tunesmith.models.quiet import no_progress_bars
@@ -109,8 +109,7 @@ def _convert(file: GgufFile, digest: str, directory: Path, origin: str | None) -
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Give the path of a GGUF file.") from None
 

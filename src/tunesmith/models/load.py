@@ -25,6 +25,7 @@ from tunesmith.config.base import Base
 from tunesmith.config.head import Head
 from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, config_classes
 from tunesmith.errors import UserError
+from tunesmith.file_hash import file_sha256
 from tunesmith.models.attention import first_position
 from tunesmith.models.bases import embedded_base, get_base, known_bases
 from tunesmith.models.layer_by_layer import Replacement, quantizing, replacing, without_quantization_marks
@@ -303,14 +304,7 @@ def fingerprint(base: Base) -> dict[str, str]:
         return {"commit": str(_commit_of(base))}
     marks = {"config": json.dumps(json.loads((where / "config.json").read_text(encoding="utf-8")), sort_keys=True)}
     for file in sorted(where.glob("*.safetensors")):
-        marks[file.name] = _file_sha256(file)
+        marks[file.name] = file_sha256(file)
     if base.adapter is not None and (base.adapter / "adapter_model.safetensors").exists():
-        marks["adapter"] = _file_sha256(base.adapter / "adapter_model.safetensors")
+        marks["adapter"] = file_sha256(base.adapter / "adapter_model.safetensors")
     return marks
-
-
-def _file_sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
