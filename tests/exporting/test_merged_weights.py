@@ -18,7 +18,7 @@ from small_models import stored_base
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tunesmith.config.head import read_head
+from tunesmith.config.head import Head, read_head
 from tunesmith.errors import UserError
 from tunesmith.exporting.combine import PRUNED, combine
 from tunesmith.exporting.merge import merge
@@ -325,11 +325,9 @@ def test_adapters_that_cannot_be_combined_are_refused_with_a_reason(
         combine(names, tmp_path / "combined" / "adapter_config.json" / "deep")
 
 
-def embedding_adapter(
-    directory: Path, base: Path, head: EmbeddingHead, classifier: torch.nn.Linear | None = None
-) -> str:
+def embedding_adapter(directory: Path, base: Path, head: Head) -> str:
     model = AutoModel.from_pretrained(base, dtype=torch.float32)
-    head.save(random_adapter(directory, model, 1), model, 64, classifier)
+    head.save(random_adapter(directory, model, 1), model, 64)
     return str(directory)
 
 
@@ -348,8 +346,8 @@ def test_adapters_with_different_heads_or_a_fitted_classifier_are_not_combined(
     mean = embedding_adapter(tmp_path / "mean", base, EmbeddingHead())
     last = embedding_adapter(tmp_path / "last", base, EmbeddingHead(pooling="last"))
     text = str(adapter_at(tmp_path / "text", base))
-    head = EmbeddingClassifierHead(("no", "yes"))
-    fitted = [embedding_adapter(tmp_path / name, base, head, torch.nn.Linear(32, 2)) for name in ("one", "two")]
+    head = EmbeddingClassifierHead(("no", "yes")).with_classifier(torch.nn.Linear(32, 2))
+    fitted = [embedding_adapter(tmp_path / name, base, head) for name in ("one", "two")]
     cases = [
         ([mean, last], "last has another head (embedding) than"),
         ([mean, text], "text has another head (causal_lm) than"),

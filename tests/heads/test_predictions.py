@@ -149,13 +149,10 @@ def test_a_vector_pools_the_texts_hidden_states(pooling: Any, normalized: bool) 
     head = EmbeddingHead(pooling=pooling, normalized=normalized)
     torch.testing.assert_close(vector_of(model, tokenizer, head, "good film w3 w9"), expected, rtol=1e-4, atol=1e-5)
     classifier = torch.nn.Linear(len(expected), 3)
-    predictions = predict(
-        model,
-        tokenizer,
-        EmbeddingClassifierHead(("a", "b", "c"), pooling=pooling, normalized=normalized),
-        ["w3", "good film w3 w9"],
-        classifier,
+    fitted = EmbeddingClassifierHead(("a", "b", "c"), pooling=pooling, normalized=normalized).with_classifier(
+        classifier
     )
+    predictions = predict(model, tokenizer, fitted, ["w3", "good film w3 w9"])
     probabilities = functional.softmax(classifier(expected), -1)
     assert predictions[1] == [
         Prediction("abc"[int(probabilities.argmax())], pytest.approx(float(probabilities.max()), abs=1e-4))

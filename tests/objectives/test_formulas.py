@@ -16,7 +16,7 @@ from small_models import ROWS, batch_of, logits_alone, objective_of, small_model
 from torch.nn import functional
 
 from tunesmith.config.base import Base
-from tunesmith.config.head import Head
+from tunesmith.config.head import Head, described_head
 from tunesmith.config.registry import OBJECTIVES, ObjectiveConfig
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
@@ -558,7 +558,9 @@ def test_few_shot_fits_a_head_and_outputs_its_probabilities() -> None:
     own = torch.nn.Linear(32, 3)
     vectors = objective.head.outputs(model, batch)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
-    torch.testing.assert_close(objective.head.outputs(model, batch, own), torch.softmax(own(vectors), -1))
+    fitted = objective.head.with_classifier(own)
+    torch.testing.assert_close(fitted.outputs(model, batch), torch.softmax(own(vectors), -1))
+    assert described_head(fitted) == described_head(objective.head), "it is stored as the same head"
 
 
 # Distillation

@@ -70,9 +70,7 @@ def recipe_of(base: str | Path, rows: str, objective: Any, **train: Any) -> dict
 
 def predicted_by(run: Any, text: str) -> list[Any]:
     reference = ModelReference.find(str(run.directory))
-    return predict(
-        reference.model(torch.float32, CPU), reference.tokenizer(), reference.head, [text], reference.classifier()
-    )[0]
+    return predict(reference.model(torch.float32, CPU), reference.tokenizer(), reference.fitted_head(), [text])[0]
 
 
 @pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.long), "llama"])

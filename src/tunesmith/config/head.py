@@ -8,6 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tunesmith.config.registry import HEADS, unwritten
+from tunesmith.config.types import (
+    AutoModelClass,
+    Batch,
+    Counts,
+    Floats,
+    Linear,
+    Prediction,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Tensor,
+    Tokens,
+    TokenTable,
+)
 from tunesmith.errors import UserError
 
 FILE = "head.json"
@@ -56,38 +70,38 @@ class Head(ABC):
     # The model
 
     @abstractmethod
-    def model_class(self, config: Any) -> Any:
+    def model_class(self, config: PretrainedConfig) -> AutoModelClass:
         """The auto class of transformers that builds models with this head.
 
         Args:
-            config: a `PretrainedConfig`, after `configure`.
+            config: after `configure`.
 
         Returns:
             The class, such as `transformers.AutoModelForSequenceClassification`.
 
         Raises:
-            UserError: the family of this `PretrainedConfig` has no such head.
+            UserError: the family of this config has no such head.
         """
 
-    def is_stored(self, config: Any) -> bool:
+    def is_stored(self, config: PretrainedConfig) -> bool:
         """Whether a base has this head already, with the same outputs.
 
         Args:
-            config: the base's `PretrainedConfig`, as stored.
+            config: the base's, as stored.
 
         Returns:
             True if its weights are to be kept.
         """
         return False
 
-    def configure(self, config: Any) -> None:  # noqa: B027  # most heads need nothing
+    def configure(self, config: PretrainedConfig) -> None:  # noqa: B027  # most heads need nothing
         """Write the head's settings into a config.
 
         Args:
-            config: a `PretrainedConfig`, which is changed.
+            config: which is changed.
         """
 
-    def initialize(self, model: Any, missing: Sequence[str], is_stored: bool, seed: int) -> None:  # noqa: B027
+    def initialize(self, model: PreTrainedModel, missing: Sequence[str], is_stored: bool, seed: int) -> None:  # noqa: B027
         """Give a new head's weights their starting values.
 
         Args:
@@ -97,7 +111,7 @@ class Head(ABC):
             seed: of the weights.
         """
 
-    def check(self, model: Any) -> None:  # noqa: B027
+    def check(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Compare our computation of the head with the model's own forward pass on a few tokens; families differ.
 
         Args:
@@ -109,22 +123,22 @@ class Head(ABC):
 
     # Rows
 
-    def text_lengths(self, table: Any) -> Any:
+    def text_lengths(self, table: TokenTable) -> Counts:
         """The length of each row's longest text, to which `data.max_length` applies.
 
         Args:
-            table: a `data.tokens.TokenTable`.
+            table: the rows.
 
         Returns:
             (rows,) tokens.
         """
         return table.lengths
 
-    def truncated(self, row: Any, limit: int, closing: int) -> Any:
+    def truncated(self, row: Tokens, limit: int, closing: int) -> Tokens | None:
         """Cut the end of a row's text.
 
         Args:
-            row: `data.tokens.Tokens`.
+            row: its tokens, loss mask, source and targets.
             limit: the most tokens that a text keeps.
             closing: how many tokens the tokenizer adds after a text; heads that read a whole text keep them.
 
@@ -136,18 +150,18 @@ class Head(ABC):
         """
         raise unwritten(self, "truncated")
 
-    def dummy_rows(self, lengths: Sequence[int]) -> Any:
+    def dummy_rows(self, lengths: Sequence[int]) -> TokenTable | None:
         """Rows for the planner.
 
         Args:
             lengths: of the rows, in tokens.
 
         Returns:
-            A `TokenTable` with rows of these lengths; None if lengths do not say what rows cost.
+            Rows of these lengths; None if lengths do not say what rows cost.
         """
         return None
 
-    def reads_features(self, model: Any) -> bool:
+    def reads_features(self, model: PreTrainedModel) -> bool:
         """Whether only the head is trained and reads one hidden state of each row, which is then computed once.
 
         Args:
@@ -158,16 +172,16 @@ class Head(ABC):
         """
         return False
 
-    def with_features(self, model: Any, table: Any, tokens_per_batch: int) -> Any:
+    def with_features(self, model: PreTrainedModel, table: TokenTable, tokens_per_batch: int) -> TokenTable:
         """Rows with the hidden states that a frozen body gives them, so that only the head runs in training.
 
         Args:
             model: whose head alone is trained.
-            table: the rows, a `TokenTable`.
+            table: the rows.
             tokens_per_batch: the most tokens in a batch of this computation.
 
         Returns:
-            The `TokenTable` with these states.
+            The rows with these states.
 
         Raises:
             UserError: the class has no such method.
@@ -176,13 +190,12 @@ class Head(ABC):
 
     # Outputs
 
-    def outputs(self, model: Any, batch: Any, classifier: Any = None) -> Any:
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The model's outputs at each loss position: probabilities, values or vectors.
 
         Args:
             model: in evaluation mode.
             batch: the rows.
-            classifier: a `torch.nn.Linear` that was fitted on the model's vectors, if there is one.
 
         Returns:
             (loss positions, k).
@@ -192,7 +205,7 @@ class Head(ABC):
         """
         raise unwritten(self, "outputs")
 
-    def targets(self, values: Any) -> Any:
+    def targets(self, values: Floats) -> Floats:
         """A row's targets at its loss positions.
 
         Args:
@@ -203,13 +216,13 @@ class Head(ABC):
         """
         return values.reshape(1, -1)
 
-    def log_probabilities(self, model: Any, batch: Any) -> Any:
+    def log_probabilities(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The log-probabilities of the outcomes, to compare two models' predictions. Outputs without probabilities have
         a single outcome of probability 1, which cannot differ.
 
         Args:
             model: in evaluation mode.
-            batch: the rows, a `data.pack.Batch`.
+            batch: the rows.
 
         Returns:
             (positions, outcomes) fp32, in nats.
@@ -232,24 +245,34 @@ class Head(ABC):
 
     # Predictions
 
-    def predict(self, model: Any, tokenizer: Any, text: str, classifier: Any = None) -> list[Any]:
+    def with_classifier(self, classifier: Linear) -> "Head":
+        """The head with a classifier that was fitted on the model's vectors.
+
+        Args:
+            classifier: from vectors to classes.
+
+        Returns:
+            The head that predicts with the classifier and saves it; itself if it does not predict from vectors.
+        """
+        return self
+
+    def predict(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[Prediction]:
         """What the model predicts for a text, by its own forward pass.
 
         Args:
             model: in evaluation mode.
             tokenizer: the model's.
             text: of any length; what exceeds the model's context is cut off.
-            classifier: a `torch.nn.Linear` that was fitted on the model's vectors, if there is one.
 
         Returns:
-            `tunesmith.Prediction`s.
+            The predictions.
 
         Raises:
             UserError: the class has no such method.
         """
         raise unwritten(self, "predict")
 
-    def vector(self, model: Any, tokenizer: Any, text: str) -> Any:
+    def vector(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
         """A text's vector, by the model's own forward pass.
 
         Args:
@@ -265,7 +288,7 @@ class Head(ABC):
         """
         raise unwritten(self, "vector")
 
-    def describe(self, output: Any) -> str:
+    def describe(self, output: Floats) -> str:
         """A row's output in words.
 
         Args:
@@ -279,7 +302,7 @@ class Head(ABC):
         """
         raise unwritten(self, "describe")
 
-    def describe_target(self, target: Any) -> str | None:
+    def describe_target(self, target: Floats) -> str | None:
         """A row's targets in words.
 
         Args:
@@ -292,14 +315,13 @@ class Head(ABC):
 
     # Files
 
-    def save(self, directory: Path, model: Any, max_length: int, classifier: Any = None) -> None:  # noqa: B027
+    def save(self, directory: Path, model: PreTrainedModel, max_length: int) -> None:  # noqa: B027
         """Write what a saved model or adapter needs besides its weights, so that this head is found again.
 
         Args:
             directory: of the saved model or adapter.
             model: the trained one.
             max_length: of the training, in tokens.
-            classifier: a `torch.nn.Linear` that was fitted on the model's vectors, if there is one.
         """
 
     def copy(self, source: Path, target: Path) -> None:  # noqa: B027

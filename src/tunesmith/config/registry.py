@@ -13,6 +13,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, create_model
 
 from tunesmith.config.extensions import Registry
+from tunesmith.config.types import (
+    Base,
+    Example,
+    Head,
+    ModelReference,
+    Objective,
+    PreTrainedModel,
+    Renderer,
+    Rendering,
+    TokenTable,
+)
 from tunesmith.errors import UserError
 
 METHODS = Registry(
@@ -68,6 +79,7 @@ HEADS = Registry(
 
 FORMATS = Registry("tunesmith.formats", {})
 """Row formats of installed packages; ours are `tunesmith.data.row_formats.FORMATS`."""
+
 
 BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 """The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
@@ -140,11 +152,11 @@ class MethodConfig(Strict, ABC):
         return False
 
     @abstractmethod
-    def apply(self, model: Any, seed: int) -> Any:
+    def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """Return the model with gradients required for exactly the method's weights.
 
         Args:
-            model: a `transformers.PreTrainedModel`.
+            model: the base with its head.
             seed: for the method's own initial weights.
 
         Returns:
@@ -154,7 +166,7 @@ class MethodConfig(Strict, ABC):
             UserError: the method does not work with this model.
         """
 
-    def initialize(self, model: Any) -> None:  # most methods need nothing
+    def initialize(self, model: PreTrainedModel) -> None:  # most methods need nothing
         """After `apply`: starting values that depend on those of the base.
 
         Args:
@@ -184,7 +196,7 @@ class MethodConfig(Strict, ABC):
         return 1.0
 
     @abstractmethod
-    def trained_parameters(self, model: Any) -> int:
+    def trained_parameters(self, model: PreTrainedModel) -> int:
         """How many parameters it trains.
 
         Args:
@@ -221,8 +233,8 @@ class ObjectiveConfig(Strict, ABC):
 
     @property
     @abstractmethod
-    def head(self) -> Any:
-        """What its model ends in: a `tunesmith.config.head.Head`."""
+    def head(self) -> Head:
+        """What its model ends in."""
 
     @property
     def reference_paths(self) -> tuple[str, ...]:
@@ -253,28 +265,28 @@ class ObjectiveConfig(Strict, ABC):
         """
         raise unwritten(self, "head_learning_rate_at")
 
-    def resolve(self, read: Callable[[], Iterable[Any]]) -> "ObjectiveConfig":
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "ObjectiveConfig":
         """Resolve what depends on the training rows, such as the names of the classes.
 
         Args:
-            read: returns an iterator over their `Example`s.
+            read: returns an iterator over them.
 
         Returns:
             A copy with everything resolved.
         """
         return self
 
-    def check(self, table: Any) -> None:
+    def check(self, table: TokenTable) -> None:
         """Check the training rows, before anything is loaded.
 
         Args:
-            table: their `TokenTable`.
+            table: the rows, tokenized.
 
         Raises:
             UserError: the remaining rows cannot be used for training.
         """
 
-    def initialize_head(self, model: Any) -> None:  # most objectives need nothing
+    def initialize_head(self, model: PreTrainedModel) -> None:  # most objectives need nothing
         """Before the method is applied: give the model's new head the starting values that the rows suggest.
 
         Args:
@@ -285,31 +297,31 @@ class ObjectiveConfig(Strict, ABC):
         """
 
     @abstractmethod
-    def render(self, renderer: Any, example: Any) -> list[Any]:
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         """Turn a row into text, with the parts that it is trained on.
 
         Args:
-            renderer: a `data.render.Renderer`, which applies the base's chat template.
-            example: an `Example`.
+            renderer: applies the base's chat template.
+            example: the row.
 
         Returns:
-            `data.render.Rendering`s, with loss spans or targets.
+            What is trained on, with loss spans or targets.
         """
 
-    def check_reference(self, reference: Any, base: Any) -> None:  # most objectives have none
+    def check_reference(self, reference: ModelReference, base: Base) -> None:  # most objectives have none
         """Check a model of `reference_paths`, before it is loaded.
 
         Args:
-            reference: an `inference.model_reference.ModelReference`.
-            base: the `Base` of the trained model.
+            reference: the model.
+            base: of the trained model.
 
         Raises:
             UserError: the objective cannot learn from it.
         """
 
     @abstractmethod
-    def build(self, references: Sequence[Any] = ()) -> Any:
-        """Make the `tunesmith.objectives.objective.Objective` that computes the losses.
+    def build(self, references: Sequence[PreTrainedModel] = ()) -> Objective:
+        """Make what computes the losses.
 
         Args:
             references: the models of `reference_paths`, loaded. Without them, the objective only evaluates.

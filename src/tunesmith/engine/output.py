@@ -49,6 +49,7 @@ def save_output(
     Raises:
         UserError: it cannot be written; the run's checkpoints are intact.
     """
+    head = recipe.objective.head if classifier is None else recipe.objective.head.with_classifier(classifier)
     is_adapter = isinstance(model, PeftModel)
     final = run.directory / ("adapter" if is_adapter else "model")
     use_cached_attention(plain_model(model))
@@ -63,8 +64,8 @@ def save_output(
         with atomic_directory(final) as partial, no_progress_bars():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            recipe.objective.head.save(partial, model, recipe.data.max_length, classifier)
-            write_users_head(recipe.objective.head, partial)
+            head.save(partial, model, recipe.data.max_length)
+            write_users_head(head, partial)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{final} could not be written: {error}. The last checkpoint is intact. Free some disk space, then run: "

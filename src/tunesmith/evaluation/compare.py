@@ -308,7 +308,8 @@ def _predictions(
         lambda: row_vectors(head, model, prepared.train, budget)
     )
     targets = [head.targets(table.targets_of(row)) for row in range(len(table))]
-    return Predictions(row_outputs(head, model, table, budget, classifier), targets, head.labels)
+    fitted = head if classifier is None else head.with_classifier(classifier)
+    return Predictions(row_outputs(fitted, model, table, budget), targets, head.labels)
 
 
 def _texts(data: Data, objective: ObjectiveConfig, table: TokenTable) -> list[Task]:

@@ -63,6 +63,11 @@ class EmbeddingHead(Head):
         marks[np.cumsum([len(text) for text in cut]) - 1] = True
         return ids[np.concatenate(cut)], marks, source, *targets
 
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """What was fitted on the vectors; an embedding alone has none."""
+        return None
+
     def vectors(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """A vector for each document of the batch (documents, hidden), fp32 or wider, with gradients."""
         return self._scaled(pooled(model, batch, self.pooling))
@@ -76,18 +81,16 @@ class EmbeddingHead(Head):
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.normalized else vectors
 
-    def outputs(self, model: PreTrainedModel, batch: Batch, classifier: nn.Linear | None = None) -> Tensor:
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return self.vectors(model, batch)
 
     def log_probabilities(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return torch.zeros(len(batch.rows), 1)
 
-    def save(
-        self, directory: Path, model: PreTrainedModel, max_length: int, classifier: nn.Linear | None = None
-    ) -> None:
+    def save(self, directory: Path, model: PreTrainedModel, max_length: int) -> None:
         """Also write the files that sentence-transformers reads."""
         hidden = plain_model(model).config.get_text_config().hidden_size
-        write_steps(directory, self.pooling, self.normalized, hidden, max_length, classifier)
+        write_steps(directory, self.pooling, self.normalized, hidden, max_length, self.classifier)
         write_head(self, directory)
 
     def copy(self, source: Path, target: Path) -> None:
@@ -99,7 +102,7 @@ class EmbeddingHead(Head):
 
 @dataclass(frozen=True)
 class EmbeddingClassifierHead(EmbeddingHead):
-    """One of several classes, by a classifier on the text's vector."""
+    """One of several classes, by a classifier on the text's vector. Until it is fitted, the outputs are the vectors."""
 
     kind: ClassVar[str] = "embedding_classifier"
     commands: ClassVar[tuple[Command, ...]] = ("classify", "embed")
@@ -108,24 +111,44 @@ class EmbeddingClassifierHead(EmbeddingHead):
     def metrics(self) -> tuple[str, ...]:
         return ("accuracy", "macro_f1", "calibration_error")
 
-    def outputs(self, model: PreTrainedModel, batch: Batch, classifier: nn.Linear | None = None) -> Tensor:
-        """Probabilities; before the classifier is fitted, vectors."""
-        vectors = self.vectors(model, batch)
-        return vectors if classifier is None else torch.softmax(classifier(vectors.cpu()), -1)
+    def with_classifier(self, classifier: nn.Linear) -> "FittedClassifierHead":
+        return FittedClassifierHead(self, classifier)
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, classifier: nn.Linear | None = None
-    ) -> list[Prediction]:
-        if classifier is None:
-            raise UserError(
-                "The model is stored as a classifier of vectors, but the classifier is missing (a directory named "
-                "2_Dense or 3_Dense). Copy the complete directory of the model."
-            )
-        probabilities = torch.softmax(classifier(self.vector(model, tokenizer, text).cpu()), -1)
-        return most_likely(probabilities.numpy(), self.labels)
+    def predict(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[Prediction]:
+        raise UserError(
+            "The model is stored as a classifier of vectors, but the classifier is missing (a directory named "
+            "2_Dense or 3_Dense). Copy the complete directory of the model."
+        )
 
     def describe(self, output: NDArray[np.float32]) -> str:
         return ", ".join(map(str, most_likely(output[0], self.labels)))
 
     def describe_target(self, target: NDArray[np.float32]) -> str:
         return self.labels[int(target[0])]
+
+
+class FittedClassifierHead(EmbeddingClassifierHead):
+    """The head with its classifier, which is in memory only: no field of it, and no part of a recipe.
+
+    Args:
+        head: that the classifier was fitted for.
+        classifier: from vectors to the head's labels.
+    """
+
+    _classifier: nn.Linear
+
+    def __init__(self, head: EmbeddingClassifierHead, classifier: nn.Linear) -> None:
+        super().__init__(head.labels, head.pooling, head.normalized)
+        object.__setattr__(self, "_classifier", classifier)  # the class is frozen
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self._classifier
+
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The probability of each class (documents, labels)."""
+        return torch.softmax(self.classifier(self.vectors(model, batch).cpu()), -1)
+
+    def predict(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[Prediction]:
+        probabilities = torch.softmax(self.classifier(self.vector(model, tokenizer, text).cpu()), -1)
+        return most_likely(probabilities.numpy(), self.labels)

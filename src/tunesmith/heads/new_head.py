@@ -64,9 +64,7 @@ class NewHead(Head):
         _initialize([] if is_stored else [model.get_submodule(name) for name in head_names(model)], model)
         model.new_modules = new
 
-    def save(
-        self, directory: Path, model: PreTrainedModel, max_length: int, classifier: nn.Linear | None = None
-    ) -> None:
+    def save(self, directory: Path, model: PreTrainedModel, max_length: int) -> None:
         if isinstance(model, import_peft().PeftModel):  # a model's own config has the labels
             write_head(self, directory)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
@@ -92,15 +92,13 @@ class SequenceClassificationHead(NewHead):
         """The outputs (…, labels) from the head's logits (…, labels)."""
         return torch.softmax(logits, -1)
 
-    def outputs(self, model: PreTrainedModel, batch: Batch, classifier: nn.Linear | None = None) -> Tensor:
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return self.probabilities(class_logits(model, batch).float())
 
     def log_probabilities(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return torch.log(self.outputs(model, batch).clamp(1e-7, 1.0))
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, classifier: nn.Linear | None = None
-    ) -> list[Prediction]:
+    def predict(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[Prediction]:
         logits = model(**inputs_of(model, tokenizer, text)).logits[0].float()
         return self.predictions(self.probabilities(logits).cpu().numpy())
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.labeled import OUTSIDE, WORD
@@ -44,7 +44,7 @@ class TokenClassificationHead(NewHead):
         words = int(loss_mask[kept].sum())
         return (ids[kept], loss_mask[kept], source, targets[0][:words]) if words else None
 
-    def outputs(self, model: PreTrainedModel, batch: Batch, classifier: nn.Linear | None = None) -> Tensor:
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return torch.softmax(tag_logits(model, batch).float(), -1)
 
     def targets(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,9 +53,7 @@ class TokenClassificationHead(NewHead):
     def log_probabilities(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return torch.log(self.outputs(model, batch).clamp(1e-7, 1.0))
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, classifier: nn.Linear | None = None
-    ) -> list[Prediction]:
+    def predict(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[Prediction]:
         spans, probabilities = _word_tags(model, tokenizer, text, [match.span() for match in WORD.finditer(text)])
         return list(entities_of(text, spans, probabilities, self.labels))
 

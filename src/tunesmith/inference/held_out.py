@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
@@ -91,7 +90,7 @@ def evaluate_held_out(
 
 
 def row_outputs(
-    head: Head, model: PreTrainedModel, table: TokenTable, tokens_per_batch: int, classifier: nn.Linear | None = None
+    head: Head, model: PreTrainedModel, table: TokenTable, tokens_per_batch: int
 ) -> list[NDArray[np.float32]]:
     """The model's outputs at each row's loss positions (positions, outputs), in the table's order."""
     use_document_attention(plain_model(model))
@@ -99,7 +98,7 @@ def row_outputs(
     for rows, batch in evaluation_batches(model, table, range(len(table)), tokens_per_batch):
         counts = [int(table[row][1].sum()) for row in rows]
         with torch.no_grad():
-            values = head.outputs(model, batch, classifier).float().cpu().split(counts)
+            values = torch.split(head.outputs(model, batch).float().cpu(), counts)
         for row, row_values in zip(rows, values, strict=True):
             outputs[row] = row_values.numpy()
     return outputs

@@ -323,7 +323,7 @@ class Model:
         self.require("classify")
         lines = [texts] if isinstance(texts, str) else texts
         with self._failures_named():
-            return predict(self.model, self.tokenizer, self.head, lines, self.reference.classifier())
+            return predict(self.model, self.tokenizer, self.reference.fitted_head(), lines)
 
     def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """The vector of each text.

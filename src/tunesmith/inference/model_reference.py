@@ -86,6 +86,11 @@ class ModelReference:
         """The classifier of the model's vectors, if it has one."""
         return None if self.directory is None else stored_classifier(self.directory)
 
+    def fitted_head(self) -> Head:
+        """The head, with the classifier of the model's vectors if it has one."""
+        classifier = self.classifier()
+        return self.head if classifier is None else self.head.with_classifier(classifier)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the training, stored next to the adapter with its chat template; otherwise the base's."""
         if self.adapter is not None and (self.adapter / "tokenizer_config.json").exists():

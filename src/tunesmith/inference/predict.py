@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.head import Head
@@ -16,25 +16,22 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     head: Head,
     texts: Sequence[str],
-    classifier: nn.Linear | None = None,
 ) -> list[list[Prediction]]:
     """The predictions for each text.
 
     Args:
         model: in evaluation mode, with its standard attention. Texts longer than its context are truncated.
         tokenizer: the model's own.
-        head: what the model ends in.
+        head: what the model ends in, with its classifier if it has one.
         texts: the inputs.
-        classifier: of the model's vectors, if it has one.
 
     Returns:
         A list of predictions for each text.
     """
-    return [head.predict(model, tokenizer, text, classifier) for text in texts]
+    return [head.predict(model, tokenizer, text) for text in texts]
 
 
 @torch.no_grad()
 def vector_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: Head, text: str) -> Tensor:
     """The text's vector (hidden,), fp32. Arguments are those of `predict`."""
-    vector: Tensor = head.vector(model, tokenizer, text)
-    return vector
+    return head.vector(model, tokenizer, text)
