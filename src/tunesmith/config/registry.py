@@ -80,6 +80,9 @@ HEADS = Registry(
 FORMATS = Registry("tunesmith.formats", {})
 """Row formats of installed packages; ours are `tunesmith.data.row_formats.FORMATS`."""
 
+METRICS = Registry("tunesmith.metrics", {})
+"""Metrics of installed packages, which are computed if they are asked for; ours are
+`tunesmith.evaluation.metrics.METRICS`."""
 
 BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 """The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""

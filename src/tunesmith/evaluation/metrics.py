@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.config.extensions import Registry, failures_named, is_path
+from tunesmith.config.extensions import failures_named, is_path
+from tunesmith.config.registry import METRICS as INSTALLED
 from tunesmith.errors import UserError
 from tunesmith.evaluation.json_metrics import field_f1, is_json, valid_json
 
@@ -67,9 +68,6 @@ METRICS = {
     ),
 }
 """Metrics of generated answers by name, for evaluation.json and the report."""
-
-INSTALLED = Registry("tunesmith.metrics", {})
-"""Metrics that installed packages register; they are computed if they are asked for."""
 
 
 def metric_named(name: str, directory: Path | None = None) -> Metric:
