@@ -5,7 +5,7 @@
 # make coverage lists the lines that no test executes
 # make mutants puts single-line bugs into the source and lists those that no test detects (an hour); see docs/testing.md
 # make matrix tests every method at every precision on three families and writes docs/matrix.md (half an hour)
-# make schema writes docs/recipe.md and the recipe's JSON schema, after a change of a field
+# make schema writes docs/recipe.md, the recipe's JSON schema and the list of methods, after a change of a field or a method
 # make bench  speed and memory compared with other trainers, in their own environments
 # PYTHON=python3.12 make … selects the interpreter (3.11 or newer).
 
@@ -67,6 +67,8 @@ schema: $(READY)
 	$(BIN)/tunesmith schema --markdown --output docs/recipe.md
 	$(BIN)/python -c 'import json; from tunesmith.config.schema import STORED, schema_of_classes; \
 	STORED.write_text(json.dumps(schema_of_classes(), indent=2) + "\n", encoding="utf-8")'
+	$(BIN)/python -c 'import json; from tunesmith.config.method_list import STORED, methods_to_store; \
+	STORED.write_text(json.dumps(methods_to_store(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")'
 
 bench: $(READY)
 	$(BIN)/python benchmarks/train_speed.py $(if $(ROWS),--rows $(ROWS))

@@ -37,6 +37,10 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
         pytest.param(["--help"], LARGE | {"pydantic", "yaml", "jinja2", "psutil"}, id="--help"),
         pytest.param(["runs", "."], LARGE | {"jinja2", "psutil"}, id="runs"),
         pytest.param(["schema"], LARGE | {"jinja2", "psutil"}, id="schema"),
+        pytest.param(["methods"], LARGE | {"jinja2", "psutil"}, id="methods"),
+        pytest.param(["data", "show", "--help"], LARGE | {"yaml", "jinja2", "psutil"}, id="data show --help"),
+        pytest.param(["data", "show", "not_there.jsonl"], LARGE | {"jinja2", "psutil"}, id="data show without data"),
+        pytest.param(["init", "not_there.jsonl"], LARGE | {"jinja2", "psutil"}, id="init without data"),
     ],
 )
 def test_fast_commands_load_no_large_library(words: list[str], unused: set[str], tmp_path: Path) -> None:
@@ -47,19 +51,12 @@ def test_fast_commands_load_no_large_library(words: list[str], unused: set[str],
     assert {"tunesmith", "typer"} & loaded == ({"tunesmith"} if not words else {"tunesmith", "typer"})
 
 
-@pytest.mark.parametrize(
-    ("words", "unused"),
-    [
-        pytest.param(
-            ["data", "show", "rows.jsonl"], {"bitsandbytes", "sklearn", "pyarrow", "datasets"}, id="data show"
-        ),
-        pytest.param(["methods"], {"bitsandbytes", "sklearn", "pyarrow", "datasets"}, id="methods"),
-    ],
-)
-def test_commands_with_a_tokenizer_or_a_config_load_no_other_library(
-    words: list[str], unused: set[str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("words", [["data", "show", "rows.jsonl"], ["methods", "--base", "base"]], ids=" ".join)
+def test_commands_with_a_tokenizer_or_a_config_load_no_other_library(words: list[str], tmp_path: Path) -> None:
     """transformers imports torch even for a tokenizer alone, and PEFT comes with the recipe's method."""
+    (tmp_path / "base").mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n', encoding="utf-8")
     command = [sys.executable, "-c", REPORT_IMPORTS, json.dumps(words)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -145,7 +142,7 @@ EVALUATES = {"tunesmith.evaluation", "sklearn", "scipy", "rouge_score"}
         pytest.param(("data", "show", "_recipe", "_objective"), TRAINS | EVALUATES | {"peft", "tunesmith.engine"},
                      id="data show"),
         pytest.param(("schema", "schema"), TRAINS | EVALUATES | LARGE, id="schema"),
-        pytest.param(("methods", "methods"), EVALUATES | {"tunesmith.planner", "tunesmith.training"}, id="methods"),
+        pytest.param(("methods", "methods"), TRAINS | EVALUATES | LARGE, id="methods"),
         pytest.param(("plan", "plan"), EVALUATES | {"tunesmith.training"}, id="plan"),
         pytest.param(("runs", "runs"), TRAINS | EVALUATES | LARGE | {"pydantic", "jinja2"}, id="runs"),
     ],
@@ -159,7 +156,7 @@ def test_a_verb_imports_no_package_that_it_does_not_use(verb: tuple[str, ...], u
 def test_the_import_search_finds_what_a_verb_needs() -> None:
     assert {"tunesmith.inference.model_reference", "torch", "transformers"} <= _of_verb("use", "generate")
     assert {"tunesmith.planner.plan", "peft"} <= _of_verb("train", "train")
-    assert {"tunesmith.methods", "peft"} <= _of_verb("methods", "methods")
+    assert {"tunesmith.methods", "peft"} <= _loads("tunesmith.methods.catalog")
     assert "pydantic" in _of_verb("schema", "schema")
 
 

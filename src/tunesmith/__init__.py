@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.config.head import Head
+    from tunesmith.config.method_list import list_methods
     from tunesmith.config.recipe import Recipe
     from tunesmith.config.registry import MethodConfig, ObjectiveConfig
     from tunesmith.config.schema import recipe_schema
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from tunesmith.inference.score import Score
     from tunesmith.inference.verbs import chat, classify, embed, generate, score
     from tunesmith.inference.writing import Generation
-    from tunesmith.methods.catalog import list_methods
     from tunesmith.models.bases import embedded_base, get_base, list_bases
     from tunesmith.objectives.objective import Objective
     from tunesmith.planner.request import plan
@@ -71,7 +71,7 @@ _MODULES = {
     "get_base": "tunesmith.models.bases",
     "init": "tunesmith.config.suggestion",
     "list_bases": "tunesmith.models.bases",
-    "list_methods": "tunesmith.methods.catalog",
+    "list_methods": "tunesmith.config.method_list",
     "list_runs": "tunesmith.report.listing",
     "load": "tunesmith.inference.model",
     "merge": "tunesmith.exporting.merge",

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
+from tunesmith.config.method_list import STORED, list_methods, methods_to_store
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS
 from tunesmith.data.example import Source
@@ -22,7 +23,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
-from tunesmith.methods.catalog import list_methods
+from tunesmith.methods.catalog import counted_methods
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import next_token_losses
 from tunesmith.models.load import load_model, skeleton
@@ -235,6 +236,18 @@ def test_the_catalog_lists_every_kind_with_parameters_for_a_base() -> None:
     assert [each["kind"] for each in listing["methods"]] == [kind for kind in METHODS if kind != "peft"]
     assert all(each["trained_parameters"] > 0 and each["learning_rate"] > 0 for each in listing["methods"])
     assert json.dumps(listing)
+
+
+def test_the_stored_list_of_methods_is_the_counted_one() -> None:
+    """If it is not: make schema."""
+    assert json.loads(STORED.read_text(encoding="utf-8")) == methods_to_store()
+    assert list_methods("embedded") == counted_methods("embedded")
+
+
+def test_the_stored_list_is_used_with_its_version_of_peft_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.config.method_list.version", lambda name: "0.0")
+    monkeypatch.setattr("tunesmith.methods.catalog.counted_methods", lambda base: {"base": base})
+    assert list_methods("embedded") == {"base": "embedded"}
 
 
 def test_peft_loads_switches_and_disables_bottleneck_adapters(bases: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from small_models import method_of, moving, randomize, small_model
 from torch.nn import functional
 from transformers import DistilBertConfig, PretrainedConfig
 
+from tunesmith.config.method_list import list_methods
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS
 from tunesmith.engine.trainable import learning_rates
@@ -22,7 +23,6 @@ from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
-from tunesmith.methods.catalog import list_methods
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.forward import run_probe

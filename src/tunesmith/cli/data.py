@@ -38,10 +38,10 @@ def show(
 ) -> None:
     """Show rows as the model reads them. Loss tokens are green (without color: between « and »)."""
     with quick_imports():
+        recipe = _recipe(source, base, overrides or [])  # imports its method and its objective, if it can be read
+
         import tunesmith.data.show
         from tunesmith.models.load import load_tokenizer
-
-        recipe = _recipe(source, base, overrides or [])  # imports its method and its objective
 
     console = Console(highlight=False)
     malformed = 0

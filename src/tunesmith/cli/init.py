@@ -20,6 +20,9 @@ def init(
     base: Annotated[str, typer.Option(help="embedded, a model's directory, or a hub name.")] = "embedded",
 ) -> None:
     """Look at the data and write a recipe, with the reason for each value."""
+    from tunesmith.data.files import find
+
+    find(data, Path.cwd())  # a path that is not there is refused before large libraries are imported
     with quick_imports():
         import tunesmith.config.suggestion
 

@@ -16,11 +16,11 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods: formula, trained parameters, learning rate, and when to choose each."""
-    with quick_imports():
-        from tunesmith.methods.catalog import list_methods
-        from tunesmith.report.table import methods_table
+    from tunesmith.config.method_list import list_methods
+    from tunesmith.report.table import methods_table
 
-    rows = list_methods(base)
+    with quick_imports():
+        rows = list_methods(base)  # may import every library that a method needs
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:

@@ -10,15 +10,11 @@ from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
 
 
-def list_methods(base: str) -> dict[str, Any]:
-    """List the methods for a base, as plain values. Those of an installed package that fail are logged and left out.
+def counted_methods(base: str) -> dict[str, Any]:
+    """The list of `tunesmith.config.method_list.list_methods`, counted on the base.
 
     Args:
-        base: a model directory, a hub name, or `embedded`. Only its config is read.
-
-    Returns:
-        base, parameters, methods (kind, formula, settings, trained_parameters, learning_rate, choose), peft_types and
-        refused_peft_types.
+        base: as there.
 
     Raises:
         UserError: the base does not exist.

@@ -97,7 +97,7 @@ def merge_table(trained_loss: float, ways: Sequence[Any], chosen: str) -> Table:
 
 
 def methods_table(catalog: dict[str, Any]) -> Table:
-    """What `tunesmith.methods.catalog.catalog` returns, at eighty columns."""
+    """What `tunesmith.list_methods` returns, at eighty columns."""
     peft_types = ", ".join(catalog["peft_types"])
     table = Table(
         box=SIMPLE_HEAD,
