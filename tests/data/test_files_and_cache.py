@@ -441,8 +441,12 @@ def cut(file: str, size: int) -> Callable[[Path], None]:
         pytest.param(shutil.rmtree, id="nothing at all"),
     ],
 )
-def test_a_broken_cache_entry_is_ignored(
-    breaks: Callable[[Path], None], tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+def test_a_broken_cache_entry_is_made_again_with_a_warning(
+    breaks: Callable[[Path], None],
+    tiny_model: Path,
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = {"train": str(write_rows(12)), "held_out": 0.3}
     recipe = Recipe.load({"base": str(tiny_model), "data": data})
@@ -451,12 +455,17 @@ def test_a_broken_cache_entry_is_ignored(
     (directory,) = (tmp_path / "cache" / "tokens").iterdir()
     assert cache.load(directory, ("train", "held_out")) is not None
     breaks(directory)
-    assert not directory.exists() or cache.load(directory, ("train", "held_out")) is None
+    left = directory.exists()
     again = prepare(recipe, tokenizer)
     assert not again.report.cached
+    warned = [record.message for record in caplog.records if record.name == "tunesmith.data.cache"]
+    assert len(warned) == left
+    assert all(f"{directory} is broken (" in line and "\n" not in line for line in warned)
     assert asdict(again.report) == asdict(first.report)
     assert same_tables(again.train, first.train)
     assert same_tables(again.held_out, first.held_out)
+    assert [each.name for each in directory.parent.iterdir()] == [directory.name]
+    assert prepare(recipe, tokenizer).report.cached, "it is repaired"
 
 
 def test_the_same_bytes_under_another_file_name_miss_the_cache(

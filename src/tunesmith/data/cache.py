@@ -7,6 +7,7 @@ render and tokenize.
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.tokens import TokenTable
+
+logger = logging.getLogger(__name__)
 
 _ARRAYS = ("ids", "loss_mask", "offsets", "file", "row")
 _TARGET_ARRAYS = ("targets", "target_offsets")
@@ -90,7 +93,9 @@ def save(directory: Path, tables: Iterable[tuple[str, TokenTable]], report: dict
 
 
 def load(directory: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[str, Any]] | None:
-    """The tables (memory-mapped) and the report, or None if the entry is missing or incomplete."""
+    """The tables (memory-mapped) and the report; None if there is no entry. A broken one is removed, with a warning."""
+    if not directory.exists():
+        return None
     try:
         stored = json.loads((directory / "report.json").read_text(encoding="utf-8"))
         tables = []
@@ -101,6 +106,9 @@ def load(directory: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[
                 if array in _ARRAYS or (directory / f"{name}.{array}.npy").exists()
             }
             tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))
-    except (OSError, EOFError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        logger.warning("%s is broken (%s). The rows are tokenized again.", directory, reason or type(error).__name__)
+        shutil.rmtree(directory, ignore_errors=True)
         return None
     return tables, stored["report"]
