@@ -10,7 +10,15 @@ from scipy.stats import norm
 
 from tunesmith.ops import native
 from tunesmith.ops.lora_linear import lora_linear, lora_linear_reference
-from tunesmith.ops.quantized import FP4_CODE, NF4_CODE, dequantize, dequantize_reference, quantize, quantized_linear
+from tunesmith.ops.quantized import (
+    FP4_CODE,
+    NF4_CODE,
+    dequantize,
+    dequantize_reference,
+    empty_quantized,
+    quantize,
+    quantized_linear,
+)
 
 FORMATS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
 shapes = st.tuples(st.integers(1, 48), st.integers(1, 160))
@@ -95,6 +103,15 @@ def test_double_quantization_needs_4_127_bits_per_weight() -> None:
     bits = {double: quantize(weight, "nf4", double).bytes * 8 / weight.numel() for double in (False, True)}
     assert bits[False] == 4.5
     assert bits[True] == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=2e-3)
+
+
+def test_int8_has_no_scales_of_blocks_to_quantize_again() -> None:
+    weight = matrix((24, 64))
+    plain, double = (quantize(weight, "int8", double) for double in (False, True))
+    assert double.scale_offset is double.scale_scales is None
+    assert (double.scales.dtype, double.scales.shape) == (torch.float32, (24,))
+    assert torch.equal(dequantize(plain, torch.float32), dequantize(double, torch.float32))
+    assert empty_quantized((24, 64), "int8", True).bytes == double.bytes
 
 
 @pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")

@@ -23,7 +23,7 @@ class Base(Strict):
 
     double_quantization: bool = True
     """With nf4 and fp4, also quantize the blocks' scales: 4.13 bits per weight instead of 4.5, with no loss that
-    Dettmers et al. (2023, table 3) could measure."""
+    Dettmers et al. (2023, table 3) could measure. Without effect on int8, which has one scale for a whole row."""
 
     from_scratch: bool = False
     """Start from the architecture alone, with random weights, for pretraining. No weight file is read."""

@@ -77,7 +77,8 @@ def quantize(weight: Tensor, format: Format, double_quantization: bool = False) 
     Args:
         weight: (out, in), any float dtype.
         format: int8, nf4 or fp4.
-        double_quantization: whether to quantize the scales too; ignored for int8.
+        double_quantization: whether to quantize the scales of blocks too. int8 has a scale for each row, which stays in
+            fp32 either way: it is 32 bits for a whole row of 8-bit numbers.
 
     Raises:
         ValueError: the matrix holds a value that is not finite.
