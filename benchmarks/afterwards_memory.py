@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plan_accuracy import make_base, recipe_of, write_text
-from train_speed_report import machine
+from stored_result import store
 
 RESULTS = Path(__file__).parent / "results" / "afterwards_memory.json"
 TOKENS = 256
@@ -91,13 +91,12 @@ def main() -> None:
             for task, peak in measured.items():
                 results.append({"base": name, "task": task, "predicted": sum(plan[task].values()), "measured": peak})
                 print(results[-1], plan[task], flush=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "found": results}, indent=1) + "\n", encoding="utf-8")
     lines = ["| | predicted | measured | |", "|---|---|---|---|"]
     for each in results:
         off = each["predicted"] / each["measured"] - 1
         sizes = f"{each['predicted'] / 1e6:,.0f} MB | {each['measured'] / 1e6:,.0f} MB"
         lines.append(f"| {each['base']}, {each['task']} | {sizes} | {off:+.1%} |")
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store(RESULTS, {"found": results}, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ RUNS = (
     ("llama-125m", "lora", 512, False, "adamw"),
 )
 TIMES = 3
+PRECISION = "bf16"
+"""Of every run: `auto` is measured in each process, and could differ from one allocator to another."""
 TUNABLES = {"arena_max": 1, "mmap_threshold": 2**25, "trim_threshold": 2**31 - 1, "top_pad": 2**26}
 LIBRARIES = {"jemalloc": "libjemalloc.so.2", "mimalloc": "libmimalloc.so.2.0"}
 
@@ -73,7 +75,9 @@ def one_run(run: dict[str, Any], directory: Path) -> None:
     """In a separate process: train, print peak bytes and seconds per step."""
     import tunesmith
 
-    finished = tunesmith.train(recipe_of(run, directory / run["base"], directory / "text.jsonl"), directory / "run")
+    recipe = recipe_of(run, directory / run["base"], directory / "text.jsonl")
+    recipe["train"]["precision"] = PRECISION
+    finished = tunesmith.train(recipe, directory / "run")
     plan = next(event for event in finished.events() if event["event"] == "plan")
     seconds = [event["seconds"] for event in finished.events() if event["event"] == "step"][2:]
     print("RESULT " + json.dumps([plan["measured"]["memory"]["peak_bytes"], statistics.median(seconds)]))

@@ -8,14 +8,13 @@ cache against the other. Speed is that of a step of one sequence with 4,000 toke
 on one thread, which other processes hardly change; the best of nine, in which both caches alternate.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from train_speed_report import machine
+from stored_result import store
 
 from tunesmith.inference.engine import Engine
 from tunesmith.inference.model import load
@@ -52,10 +51,7 @@ def main() -> None:
         }
         for name, engine in engines.items()
     ]
-    tokens = len(logs["fp32"])
-    RESULTS.write_text(json.dumps({"machine": machine(), "tokens": tokens, "parts": parts}, indent=1) + "\n")
-    RESULTS.with_suffix(".md").write_text(table(parts), encoding="utf-8")
-    print(tokens, "tokens\n" + table(parts))
+    store(RESULTS, {"tokens": len(logs["fp32"]), "parts": parts}, table(parts))
 
 
 def step_seconds(engines: dict[str, Engine], ids: list[int]) -> dict[str, float]:

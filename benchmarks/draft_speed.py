@@ -8,13 +8,12 @@ give the same tokens with the same log-probabilities. Time is the processor's, o
 hardly change; the best of two rounds, in which both ways alternate.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from train_speed_report import machine
+from stored_result import store
 
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.model import load
@@ -62,9 +61,7 @@ def main() -> None:
     parts = [
         measured(generator, kind, way, at_once) for kind in QUESTIONS for way in SAMPLINGS for at_once in (1, AT_ONCE)
     ]
-    RESULTS.write_text(json.dumps({"machine": machine(), "parts": parts}, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(table(parts), encoding="utf-8")
-    print(table(parts))
+    store(RESULTS, {"parts": parts}, table(parts))
 
 
 def measured(generator: Generator, kind: str, way: str, at_once: int) -> dict[str, Any]:
