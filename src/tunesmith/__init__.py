@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.config.head import Head
+    from tunesmith.config.method import MethodConfig
     from tunesmith.config.method_list import list_methods
+    from tunesmith.config.objective import ObjectiveConfig
     from tunesmith.config.recipe import Recipe
-    from tunesmith.config.registry import MethodConfig, ObjectiveConfig
     from tunesmith.config.schema import recipe_schema
     from tunesmith.config.suggestion import init
     from tunesmith.data.example import Example
@@ -46,11 +47,11 @@ _MODULES = {
     "Example": "tunesmith.data.example",
     "Generation": "tunesmith.inference.writing",
     "Head": "tunesmith.config.head",
-    "MethodConfig": "tunesmith.config.registry",
+    "MethodConfig": "tunesmith.config.method",
     "Metric": "tunesmith.evaluation.metrics",
     "Model": "tunesmith.inference.model",
     "Objective": "tunesmith.objectives.objective",
-    "ObjectiveConfig": "tunesmith.config.registry",
+    "ObjectiveConfig": "tunesmith.config.objective",
     "Prediction": "tunesmith.heads.prediction",
     "Recipe": "tunesmith.config.recipe",
     "RowFormat": "tunesmith.data.row_format",

@@ -321,6 +321,7 @@ def test_another_library_version_gives_another_key(package: str, monkeypatch: py
         ("objectives/text.py", True),
         ("heads/embedding.py", True),
         ("config/head.py", True),
+        ("config/objective.py", True),
         ("config/registry.py", True),
         ("config/train.py", False),
         ("models/load.py", False),

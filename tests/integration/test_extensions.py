@@ -198,7 +198,7 @@ def test_a_package_beside_the_recipe_is_copied_with_its_modules(recipe: Path, tm
     [
         ("nowhere:Half", r"objective: nowhere:Half cannot be imported: nowhere is neither in .*beside nor installed"),
         ("mylosses:Whole", r"mylosses.py has no Whole"),
-        ("mylosses:NotOne", r"mylosses:NotOne does not extend tunesmith.config.registry.ObjectiveConfig"),
+        ("mylosses:NotOne", r"mylosses:NotOne does not extend tunesmith.config.objective.ObjectiveConfig"),
         ("broken:Half", r"broken:Half cannot be imported: ZeroDivisionError: division by zero"),
         ("my losses:Half", r"my losses:Half is not of the form module:Class"),
         ("json:Half", r"json.py has the name of an installed module, json. Give it another name"),

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head, described_head
-from tunesmith.config.registry import OBJECTIVES, ObjectiveConfig
+from tunesmith.config.objective import ObjectiveConfig
+from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.errors import UserError

@@ -23,14 +23,14 @@ from pydantic_core import ErrorDetails
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
 from tunesmith.config.extensions import Registry, failures_named, is_path
+from tunesmith.config.method import MethodConfig
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.registry import (
     DEFAULT_METHOD,
     FORMATS,
     HEADS,
     METHODS,
     OBJECTIVES,
-    MethodConfig,
-    ObjectiveConfig,
     Strict,
     config_class,
     config_classes,

@@ -1,29 +1,16 @@
-"""The extension points: the registries of methods, objectives and heads, and the base classes of the first two.
+"""The registries of methods, objectives, heads, row formats and metrics.
 
 All are looked up by `kind`. A new one of ours takes one file and one line here; a user's is named as `module:Class`, or
 registered by an installed package as an entry point.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from tunesmith.config.extensions import Registry
-from tunesmith.config.types import (
-    Base,
-    Example,
-    Head,
-    ModelReference,
-    Objective,
-    PreTrainedModel,
-    Renderer,
-    Rendering,
-    TokenTable,
-)
 from tunesmith.errors import UserError
 
 METHODS = Registry(
@@ -84,254 +71,11 @@ METRICS = Registry("tunesmith.metrics", {})
 """Metrics of installed packages, which are computed if they are asked for; ours are
 `tunesmith.evaluation.metrics.METRICS`."""
 
-BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
-"""The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
-
 
 class Strict(BaseModel):
     """A model that refuses unknown fields and takes each field's description from the string below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-
-
-class MethodConfig(Strict, ABC):
-    """Which weights are trained. Subclasses are in `tunesmith.methods`, one file each."""
-
-    kind: str
-    """The method's name in recipes."""
-
-    formula: ClassVar[str]
-    """What it computes, in one line."""
-
-    choose: ClassVar[str]
-    """When to choose it, and its known weakness, in one or two sentences."""
-
-    adds_weights: ClassVar[bool] = True
-    """Whether it trains weights of its own beside the base's, and not the base's."""
-
-    is_mergeable: ClassVar[bool] = False
-    """Whether its adapter can be folded into the base's weights."""
-
-    usual_weights: ClassVar[tuple[str, ...]] = ()
-    """The values of `base.weights` with which it is planned for a base without a recipe."""
-
-    classification_rate_factor: ClassVar[float] = 1.0
-    """Factor on its learning rate for classification. A row has one label where a text has a hundred tokens, so
-    gradients are noisier, and methods that train large matrices need smaller steps."""
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Positions of the model's context that the method uses for itself."""
-        return 0
-
-    @property
-    def top_blocks(self) -> int:
-        """How many of the top blocks it trains, if not those below; 0 if it treats all blocks alike. A method that
-        overrides this overrides `with_top_blocks` too."""
-        return 0
-
-    def with_top_blocks(self, count: int) -> "MethodConfig":
-        """The same method on this many of the top blocks, for the planner, which simulates few blocks.
-
-        Args:
-            count: of blocks.
-
-        Returns:
-            A copy.
-
-        Raises:
-            UserError: the class does not say how.
-        """
-        raise unwritten(self, "with_top_blocks")
-
-    @property
-    def is_resumable(self) -> bool:
-        """Whether it saves an adapter that a later run can continue training."""
-        return not self.trains_base
-
-    @property
-    def trains_base(self) -> bool:
-        """Whether it changes matrices of the base itself, which then cannot be quantized."""
-        return False
-
-    @abstractmethod
-    def apply(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
-        """Return the model with gradients required for exactly the method's weights.
-
-        Args:
-            model: the base with its head.
-            seed: for the method's own initial weights.
-
-        Returns:
-            The model, or PEFT's around it.
-
-        Raises:
-            UserError: the method does not work with this model.
-        """
-
-    def initialize(self, model: PreTrainedModel) -> None:  # most methods need nothing
-        """After `apply`: starting values that depend on those of the base.
-
-        Args:
-            model: that `apply` returned.
-        """
-
-    @abstractmethod
-    def learning_rate(self, parameters: int) -> float:
-        """The default peak learning rate.
-
-        Args:
-            parameters: of the base.
-
-        Returns:
-            The rate, for AdamW.
-        """
-
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of one parameter.
-
-        Args:
-            parameter: its name.
-
-        Returns:
-            The factor.
-        """
-        return 1.0
-
-    @abstractmethod
-    def trained_parameters(self, model: PreTrainedModel) -> int:
-        """How many parameters it trains.
-
-        Args:
-            model: the base, which may have no values.
-
-        Returns:
-            Their number, without a new head.
-        """
-
-
-class ObjectiveConfig(Strict, ABC):
-    """What the model is trained to do. Subclasses are in `tunesmith.objectives`, one file each."""
-
-    kind: str
-    """The objective's name in recipes."""
-
-    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
-    """What `data.overflow: auto` means for this objective."""
-
-    formats: ClassVar[tuple[str, ...]] = ()
-    """The row formats with targets that it accepts; empty: chats and raw text."""
-
-    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
-    """The kinds of base that it can train."""
-
-    loss_unit: ClassVar[str] = "nats per loss token"
-    """The unit of its loss, for reports."""
-
-    rate_factor: ClassVar[float] = 1.0
-    """Factor on the method's learning rate; below 1 where the base already has most of what the objective needs."""
-
-    compares_rows: ClassVar[bool] = False
-    """Whether a row's loss depends on the other rows of its batch."""
-
-    @property
-    @abstractmethod
-    def head(self) -> Head:
-        """What its model ends in."""
-
-    @property
-    def reference_paths(self) -> tuple[str, ...]:
-        """Other models that it learns from."""
-        return ()
-
-    @property
-    def output_scale(self) -> float:
-        """The scale of a new head's outputs, in the unit of the targets."""
-        return 1.0
-
-    @property
-    def concatenates_rows(self) -> bool:
-        """Whether rows are concatenated and split again at `max_length`, regardless of row boundaries."""
-        return False
-
-    def head_learning_rate_at(self, hidden: int) -> float:
-        """The learning rate of a new head.
-
-        Args:
-            hidden: the number of its inputs.
-
-        Returns:
-            The rate.
-
-        Raises:
-            UserError: the class does not say.
-        """
-        raise unwritten(self, "head_learning_rate_at")
-
-    def resolve(self, read: Callable[[], Iterable[Example]]) -> "ObjectiveConfig":
-        """Resolve what depends on the training rows, such as the names of the classes.
-
-        Args:
-            read: returns an iterator over them.
-
-        Returns:
-            A copy with everything resolved.
-        """
-        return self
-
-    def check(self, table: TokenTable) -> None:
-        """Check the training rows, before anything is loaded.
-
-        Args:
-            table: the rows, tokenized.
-
-        Raises:
-            UserError: the remaining rows cannot be used for training.
-        """
-
-    def initialize_head(self, model: PreTrainedModel) -> None:  # most objectives need nothing
-        """Before the method is applied: give the model's new head the starting values that the rows suggest.
-
-        Args:
-            model: with the head.
-
-        Raises:
-            UserError: the model's head cannot have them.
-        """
-
-    @abstractmethod
-    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
-        """Turn a row into text, with the parts that it is trained on.
-
-        Args:
-            renderer: applies the base's chat template.
-            example: the row.
-
-        Returns:
-            What is trained on, with loss spans or targets.
-        """
-
-    def check_reference(self, reference: ModelReference, base: Base) -> None:  # most objectives have none
-        """Check a model of `reference_paths`, before it is loaded.
-
-        Args:
-            reference: the model.
-            base: of the trained model.
-
-        Raises:
-            UserError: the objective cannot learn from it.
-        """
-
-    @abstractmethod
-    def build(self, references: Sequence[PreTrainedModel] = ()) -> Objective:
-        """Make what computes the losses.
-
-        Args:
-            references: the models of `reference_paths`, loaded. Without them, the objective only evaluates.
-
-        Returns:
-            The objective.
-        """
 
 
 def unwritten(owner: object, method: str) -> UserError:
@@ -374,18 +118,6 @@ def config_classes(registry: Registry, base: type[Strict]) -> dict[str, Any]:
         with registry.left_out_if_broken(kind):
             found[kind] = config_class(registry, kind, base)
     return found
-
-
-def with_defaults(chosen: type[MethodConfig]) -> MethodConfig:
-    """A method with its default settings.
-
-    Raises:
-        UserError: a setting has no default.
-    """
-    required = [name for name, field in chosen.model_fields.items() if field.is_required()]
-    if required:
-        raise UserError(f"it has no default for {', '.join(required)}, so it needs a recipe.")
-    return chosen()  # type: ignore[call-arg]
 
 
 @cache

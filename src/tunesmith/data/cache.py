@@ -68,7 +68,7 @@ def _code_fingerprint() -> str:
     what the last two inherit."""
     package = Path(__file__).parent.parent
     files = [file for room in ("data", "heads", "objectives") for file in (package / room).glob("*.py")]
-    files += [package / "config" / "head.py", package / "config" / "registry.py"]
+    files += [package / "config" / f"{name}.py" for name in ("head", "objective", "registry")]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())

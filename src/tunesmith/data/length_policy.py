@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tunesmith.config.data import Data
 from tunesmith.config.head import Head
-from tunesmith.config.registry import ObjectiveConfig
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.data.example import Source
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.tokens import Tokens, TokenTable

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunesmith.config.data import Data
 from tunesmith.config.extensions import failures_named
 from tunesmith.config.head import Head
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.config.train import Train
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.allocator import keep_freed_memory

@@ -16,7 +16,7 @@ from peft import PeftModel
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import block_layers
 from tunesmith.modules.bottleneck import BottleneckConfig

@@ -5,7 +5,8 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from tunesmith.config.base import Base
-from tunesmith.config.registry import METHODS, MethodConfig, config_classes, with_defaults
+from tunesmith.config.method import MethodConfig, with_defaults
+from tunesmith.config.registry import METHODS, config_classes
 from tunesmith.methods.peft import OWN, REFUSED
 from tunesmith.models.load import skeleton
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.heads.new_head import head_parameters
 from tunesmith.methods.wrapping import by_size
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from peft import IA3Config, PeftModel
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import block_layers
 

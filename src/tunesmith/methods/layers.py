@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import head_names
 from tunesmith.methods.wrapping import by_size, frozen

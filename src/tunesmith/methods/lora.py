@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import (

@@ -15,7 +15,7 @@ from peft.utils import PeftType
 from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.architecture import linears_in_blocks, norms, short_names

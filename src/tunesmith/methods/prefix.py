@@ -14,7 +14,7 @@ from peft import PeftModel, PrefixTuningConfig
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.prompt import start_tokens
 from tunesmith.methods.wrapping import by_size, refuse_two_stacks, wrap_with_peft

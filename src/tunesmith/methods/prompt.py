@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.base import Base
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.errors import UserError
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 from tunesmith.models.load import load_tokenizer

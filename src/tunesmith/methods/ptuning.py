@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import MethodConfig
+from tunesmith.config.method import MethodConfig
 from tunesmith.methods.prompt import start_tokens
 from tunesmith.methods.wrapping import by_size, wrap_with_peft
 

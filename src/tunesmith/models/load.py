@@ -23,7 +23,8 @@ from transformers.utils.hub import extract_commit_hash
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
-from tunesmith.config.registry import OBJECTIVES, BaseKind, ObjectiveConfig, config_classes
+from tunesmith.config.objective import BaseKind, ObjectiveConfig
+from tunesmith.config.registry import OBJECTIVES, config_classes
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
 from tunesmith.models.attention import first_position

@@ -3,7 +3,7 @@
 from abc import ABC
 from typing import ClassVar, Literal
 
-from tunesmith.config.registry import BaseKind, ObjectiveConfig
+from tunesmith.config.objective import BaseKind, ObjectiveConfig
 from tunesmith.models.forward import Pooling
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
-from tunesmith.config.registry import ObjectiveConfig
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Learn, Renderer, Rendering

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tunesmith.config.registry import BaseKind, ObjectiveConfig
+from tunesmith.config.objective import BaseKind, ObjectiveConfig
 
 
 def head_rate(hidden: int) -> float:

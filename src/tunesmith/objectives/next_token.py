@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
-from tunesmith.config.registry import ObjectiveConfig
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.data.pack import Batch
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.models.forward import next_token_loss, next_token_losses

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from tunesmith.config.head import Head
-from tunesmith.config.registry import BaseKind
+from tunesmith.config.objective import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.reasoning import reasoning_of, with_reasoning
 from tunesmith.data.render import Renderer, Rendering, source_text

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.config.registry import BaseKind
+from tunesmith.config.objective import BaseKind
 from tunesmith.data.example import Example
 from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from tunesmith.config.method import MethodConfig, with_defaults
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import DEFAULT_METHOD, METHODS, MethodConfig, config_classes, with_defaults
+from tunesmith.config.registry import DEFAULT_METHOD, METHODS, config_classes
 from tunesmith.data.prepare import examples, prepare, resolve
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable

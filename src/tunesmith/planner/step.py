@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.config.extensions import place_of_failure
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.memory import enable_activation_checkpointing

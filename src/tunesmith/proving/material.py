@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.data import Data
+from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import ObjectiveConfig
 from tunesmith.data.example import Example, Message, Source
 from tunesmith.data.prepare import examples, held_out_examples
 from tunesmith.data.render import Renderer

@@ -1,0 +1,145 @@
+"""The second extension point: the base class of objectives, which decide what is optimized."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Literal
+
+from tunesmith.config.registry import Strict, unwritten
+from tunesmith.config.types import (
+    Base,
+    Example,
+    Head,
+    ModelReference,
+    Objective,
+    PreTrainedModel,
+    Renderer,
+    Rendering,
+    TokenTable,
+)
+
+BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
+"""The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
+
+
+class ObjectiveConfig(Strict, ABC):
+    """What the model is trained to do. Subclasses are in `tunesmith.objectives`, one file each."""
+
+    kind: str
+    """The objective's name in recipes."""
+
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"
+    """What `data.overflow: auto` means for this objective."""
+
+    formats: ClassVar[tuple[str, ...]] = ()
+    """The row formats with targets that it accepts; empty: chats and raw text."""
+
+    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
+    """The kinds of base that it can train."""
+
+    loss_unit: ClassVar[str] = "nats per loss token"
+    """The unit of its loss, for reports."""
+
+    rate_factor: ClassVar[float] = 1.0
+    """Factor on the method's learning rate; below 1 where the base already has most of what the objective needs."""
+
+    compares_rows: ClassVar[bool] = False
+    """Whether a row's loss depends on the other rows of its batch."""
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """What its model ends in."""
+
+    @property
+    def reference_paths(self) -> tuple[str, ...]:
+        """Other models that it learns from."""
+        return ()
+
+    @property
+    def output_scale(self) -> float:
+        """The scale of a new head's outputs, in the unit of the targets."""
+        return 1.0
+
+    @property
+    def concatenates_rows(self) -> bool:
+        """Whether rows are concatenated and split again at `max_length`, regardless of row boundaries."""
+        return False
+
+    def head_learning_rate_at(self, hidden: int) -> float:
+        """The learning rate of a new head.
+
+        Args:
+            hidden: the number of its inputs.
+
+        Returns:
+            The rate.
+
+        Raises:
+            UserError: the class does not say.
+        """
+        raise unwritten(self, "head_learning_rate_at")
+
+    def resolve(self, read: Callable[[], Iterable[Example]]) -> "ObjectiveConfig":
+        """Resolve what depends on the training rows, such as the names of the classes.
+
+        Args:
+            read: returns an iterator over them.
+
+        Returns:
+            A copy with everything resolved.
+        """
+        return self
+
+    def check(self, table: TokenTable) -> None:
+        """Check the training rows, before anything is loaded.
+
+        Args:
+            table: the rows, tokenized.
+
+        Raises:
+            UserError: the remaining rows cannot be used for training.
+        """
+
+    def initialize_head(self, model: PreTrainedModel) -> None:  # most objectives need nothing
+        """Before the method is applied: give the model's new head the starting values that the rows suggest.
+
+        Args:
+            model: with the head.
+
+        Raises:
+            UserError: the model's head cannot have them.
+        """
+
+    @abstractmethod
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        """Turn a row into text, with the parts that it is trained on.
+
+        Args:
+            renderer: applies the base's chat template.
+            example: the row.
+
+        Returns:
+            What is trained on, with loss spans or targets.
+        """
+
+    def check_reference(self, reference: ModelReference, base: Base) -> None:  # most objectives have none
+        """Check a model of `reference_paths`, before it is loaded.
+
+        Args:
+            reference: the model.
+            base: of the trained model.
+
+        Raises:
+            UserError: the objective cannot learn from it.
+        """
+
+    @abstractmethod
+    def build(self, references: Sequence[PreTrainedModel] = ()) -> Objective:
+        """Make what computes the losses.
+
+        Args:
+            references: the models of `reference_paths`, loaded. Without them, the objective only evaluates.
+
+        Returns:
+            The objective.
+        """
