@@ -278,9 +278,10 @@ def prompts_of(chats: Sequence[Path]) -> list[list[int]]:
     import tunesmith
     from tunesmith.config.base import Base
     from tunesmith.data.example import Malformed
+    from tunesmith.data.format_detection import detect
     from tunesmith.data.read import read
     from tunesmith.data.render import Renderer
-    from tunesmith.data.row_formats import detect, to_example
+    from tunesmith.data.row_formats import to_example
     from tunesmith.models.load import load_tokenizer
 
     renderer = Renderer(load_tokenizer(Base(path=SMOLLM2)))

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.format_detection import detect, format_for
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import text_of
-from tunesmith.data.row_formats import FORMATS, detect, format_for, format_named, to_example
+from tunesmith.data.row_formats import FORMATS, format_named, to_example
 from tunesmith.data.turns import ROLES, MalformedRowError, in_words, parsed, tools_of, turns_of
 from tunesmith.errors import UserError
 

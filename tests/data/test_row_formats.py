@@ -6,8 +6,9 @@ import pytest
 
 from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.format_detection import detect
 from tunesmith.data.read import Row
-from tunesmith.data.row_formats import FORMATS, detect, to_example
+from tunesmith.data.row_formats import FORMATS, to_example
 from tunesmith.errors import UserError
 
 CHAT = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})

@@ -83,8 +83,8 @@ def _objective(source: str) -> str:
     """The default objective for a file's format: `text` for raw text, `instruction` for everything else."""
     from itertools import islice
 
+    from tunesmith.data.format_detection import detect
     from tunesmith.data.read import Row, read
-    from tunesmith.data.row_formats import detect
 
     first = [row for row in islice(read([source], Path.cwd()), 100) if isinstance(row, Row)]
     return "text" if detect(first) == "text" else "instruction"

@@ -14,10 +14,11 @@ from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
+from tunesmith.data.format_detection import detect
 from tunesmith.data.read import Row, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, Reason, Reasons
-from tunesmith.data.row_formats import detect, to_example
+from tunesmith.data.row_formats import to_example
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference

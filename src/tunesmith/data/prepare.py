@@ -16,11 +16,12 @@ from tunesmith.config.extensions import UsersCodeError, failures_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed
+from tunesmith.data.format_detection import chosen_format
 from tunesmith.data.length_policy import apply_length_policy
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
-from tunesmith.data.row_formats import chosen_format, to_example
+from tunesmith.data.row_formats import to_example
 from tunesmith.data.split import fold, is_held_out
 from tunesmith.data.template import UnusableError
 from tunesmith.data.tokenize import Chunk, Renders, Tokenizer

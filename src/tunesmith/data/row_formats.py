@@ -1,4 +1,4 @@
-"""The row formats: detected from the columns or set in the recipe; each turns a row into an `Example`.
+"""The row formats: each turns a row into an `Example`. `data.format_detection` finds which one rows have.
 
 A format is one function and one entry in `FORMATS`. Column names match regardless of case. Texts are not changed:
 nothing is stripped.
@@ -94,78 +94,6 @@ FORMATS: dict[str, RowFormat] = {
 }
 """Every row format by the value of `data.format`; if a row matches several, the first is used."""
 
-_PREFERENCE = {"chosen", "rejected", "kto_tag"}
-_ONE_TURN = ({"role", "content"}, {"from", "value"})
-
-
-def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
-    """The name of the row format, from the columns that have a value.
-
-    Args:
-        rows: the first rows, for example a hundred.
-        columns: field → column, from `data.columns`.
-
-    Raises:
-        UserError: no format matches, several do, or no objective trains on such rows yet.
-    """
-    if not rows:
-        raise UserError(
-            "None of the first rows could be read, so their format cannot be detected. Fix them, or set data.format."
-        )
-    from_columns = _format_of_columns(columns or {}, rows)
-    matches: dict[str, Source] = {}
-    for row in rows:
-        _refuse_other_kinds(row)
-        format = from_columns if from_columns is not None else _format_of(row)
-        if format is not None:
-            matches.setdefault(format, row.source)
-    if not matches:
-        raise _unknown(rows)
-    if len(matches) > 1:
-        formats = ", ".join(f"{FORMATS[name].noun} ({source})" for name, source in matches.items())
-        raise UserError(
-            f"The rows have several formats: {formats}. Train on files of one format, or set data.format to one of "
-            f"{', '.join(matches)}; rows in another format are then malformed."
-        )
-    format = next(iter(matches))
-    _refuse_without_objective(FORMATS[format], rows)
-    return format
-
-
-def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str, str]) -> str:
-    """The row format to use, among the formats that the objective accepts.
-
-    Args:
-        rows: the first rows.
-        formats: the names that the objective accepts, in order of preference.
-        columns: field → column, from `data.columns`.
-
-    Returns:
-        The first format that has all fields of `columns` and whose columns the rows have; else the first that has the
-        fields; else the first whose columns the rows have; else the first.
-    """
-    with_fields = [format for format in formats if columns and set(columns) <= set(FORMATS[format].fields)]
-    formats = with_fields or formats
-    present = {column.lower() for column in _columns_of(rows)}
-    return next((format for format in formats if _sets_in(present, FORMATS[format])), formats[0])
-
-
-def chosen_format(rows: Sequence[Row], format: str, accepted: Sequence[str], columns: Mapping[str, str]) -> str:
-    """The row format to use: the recipe's, else one that the objective accepts, else the one that the rows have.
-
-    Args:
-        rows: the first rows.
-        format: `data.format`.
-        accepted: the formats with targets that the objective accepts; empty for chats and raw text.
-        columns: field → column, from `data.columns`.
-
-    Raises:
-        UserError: as `detect` raises.
-    """
-    if format != "auto":
-        return format
-    return format_for(rows, accepted, columns) if accepted else detect(rows, columns)
-
 
 def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) -> Example | Malformed:
     """The row as an example, or the reason why it is malformed.
@@ -238,19 +166,8 @@ def format_named(format: str) -> RowFormat:
     return found
 
 
-def _format_of(row: Row) -> str | None:
-    if isinstance(row.values, str):
-        return "text"
-    present = {str(column).lower() for column, value in row.values.items() if value is not None}
-    if any(present >= turn for turn in _ONE_TURN):
-        raise UserError(
-            f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a full conversation: put "
-            "the turns in a column `messages`."
-        )
-    return next((name for name, format in FORMATS.items() if format.detected and _sets_in(present, format)), None)
-
-
-def _sets_in(present: set[str], format: RowFormat) -> list[tuple[str, ...]]:
+def sets_in(present: set[str], format: RowFormat) -> list[tuple[str, ...]]:
+    """The format's sets of column names that are all among these, in lower case."""
     return [names for names in format.columns if present.issuperset(names)]
 
 
@@ -260,7 +177,7 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
         if format.fields != ("text",):
             raise MalformedRowError(f"plain text, but the other rows have columns ({', '.join(format.columns[0])})")
         return {"text": row.values}
-    _check_fields(columns, name)
+    check_fields(columns, name)
     missing = [column for column in columns.values() if column not in row.values]
     if missing:
         raise MalformedRowError(f"no column {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
@@ -280,35 +197,19 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
 def _usual_names(present: set[str], format: RowFormat, columns: Mapping[str, str]) -> dict[str, str]:
     """Field → column in lower case, from the only set of usual names that the row has."""
     unnamed = [field for field in format.columns[0] if field not in columns]
-    matches = {tuple(zip(format.columns[0], names, strict=True)) for names in _sets_in(present, format)}
+    matches = {tuple(zip(format.columns[0], names, strict=True)) for names in sets_in(present, format)}
     if len(matches) > 1 and unnamed:
         choices = " or ".join(", ".join(f"{field}: {name}" for field, name in match) for match in sorted(matches))
         raise UserError(f"Several columns could be {' and '.join(unnamed)}. Name one in data.columns: {{{choices}}}.")
     return dict(next(iter(matches))) if matches else {field: field for field in format.columns[0]}
 
 
-def _format_of_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
-    """The format whose fields `data.columns` names; None if the fields do not identify one."""
-    if not columns:
-        return None
-    present = _columns_of(rows)
-    for field, column in columns.items():
-        if column not in present:
-            near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise UserError(
-                f"data.columns.{field}: the rows have no column {column!r} (they have {', '.join(present)}).{hint}"
-            )
-    candidates = [name for name, format in FORMATS.items() if set(columns) & set(format.columns[0])]
-    for name in candidates:
-        if set(columns) <= set(FORMATS[name].fields):
-            return name
-    if candidates:
-        _check_fields(columns, candidates[0])
-    return None
+def check_fields(columns: Mapping[str, str], format: str) -> None:
+    """Refuse a field in `data.columns` that the format does not have.
 
-
-def _check_fields(columns: Mapping[str, str], format: str) -> None:
+    Raises:
+        UserError: there is one.
+    """
     fields = format_named(format).fields
     for field in columns:
         if field not in fields:
@@ -317,50 +218,6 @@ def _check_fields(columns: Mapping[str, str], format: str) -> None:
             raise UserError(
                 f"data.columns.{field}: the format {format} has no such field; it has {', '.join(fields)}.{hint}"
             )
-
-
-def _refuse_other_kinds(row: Row) -> None:
-    """Refuse preference data, detected from its columns."""
-    present = {str(column).lower() for column in row.values} if isinstance(row.values, dict) else set()
-    is_rated = isinstance(row.values, dict) and isinstance(row.values.get("label"), bool)
-    answers = present & {"messages", "conversations", "completion", "output", "answer", "response"}
-    if present >= {"chosen", "rejected"} or "kto_tag" in present or (is_rated and answers):
-        shown = ", ".join(sorted(present & _PREFERENCE) or ["label"])
-        raise UserError(
-            f"{row.source}: this is preference data (columns: {shown}); an objective for preferences is "
-            "not available yet. To train on the better answers, write them as chat messages."
-        )
-
-
-def _refuse_without_objective(format: RowFormat, rows: Sequence[Row]) -> None:
-    """Refuse labeled texts: they need an objective that the recipe must name."""
-    if format.objective is None:
-        return
-    present = {column.lower(): column for column in _columns_of(rows)}
-    sets = [[present[name] for name in names] for names in _sets_in(set(present), format)]
-    as_answers = as_text = ""
-    if sets and format.objective == "classification":
-        as_answers = (
-            f"; to generate the class as an answer, set data.columns: {{question: {sets[0][0]}, answer: {sets[0][1]}}}"
-        )
-        as_text = "; to train on the texts only, set data.format: text"
-    raise UserError(
-        f"{rows[0].source}: these are {format.noun} (columns: {', '.join(present.values())}). To train on them, "
-        f"set objective: {{kind: {format.objective}}}{as_answers}{as_text}."
-    )
-
-
-def _unknown(rows: Sequence[Row]) -> UserError:
-    known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
-    return UserError(
-        f"{rows[0].source.file}: no known format has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name the "
-        f"columns to read, for example data.columns: {{question: ..., answer: ...}}, or give them "
-        f"usual names ({known})."
-    )
-
-
-def _columns_of(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(str(column) for row in rows if isinstance(row.values, dict) for column in row.values))
 
 
 def _chat(values: Values, messages: list[Message]) -> dict[str, Any]:

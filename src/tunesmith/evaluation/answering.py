@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.example import Malformed, Message
+from tunesmith.data.format_detection import detect
 from tunesmith.data.read import Row, read
-from tunesmith.data.row_formats import detect, refuse_media, to_example
+from tunesmith.data.row_formats import refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
 from tunesmith.errors import UserError
 from tunesmith.inference.drafts import LOOKUP

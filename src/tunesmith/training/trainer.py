@@ -26,11 +26,12 @@ from tunesmith.config.extensions import UsersCodeError, copy_code, failures_name
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.format_detection import chosen_format
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.data.read import Row
 from tunesmith.data.render import Renderer
-from tunesmith.data.row_formats import chosen_format, to_example
+from tunesmith.data.row_formats import to_example
 from tunesmith.data.tokenize import Tokenizer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory

@@ -1,0 +1,159 @@
+"""Which row format rows have, from their columns."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from tunesmith.data.example import Source
+from tunesmith.data.read import Row
+from tunesmith.data.row_format import RowFormat
+from tunesmith.data.row_formats import FORMATS, check_fields, sets_in
+from tunesmith.errors import UserError
+
+_PREFERENCE = {"chosen", "rejected", "kto_tag"}
+_ONE_TURN = ({"role", "content"}, {"from", "value"})
+
+
+def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
+    """The name of the row format, from the columns that have a value.
+
+    Args:
+        rows: the first rows, for example a hundred.
+        columns: field → column, from `data.columns`.
+
+    Raises:
+        UserError: no format matches, several do, or no objective trains on such rows yet.
+    """
+    if not rows:
+        raise UserError(
+            "None of the first rows could be read, so their format cannot be detected. Fix them, or set data.format."
+        )
+    from_columns = _format_of_columns(columns or {}, rows)
+    matches: dict[str, Source] = {}
+    for row in rows:
+        _refuse_other_kinds(row)
+        format = from_columns if from_columns is not None else _format_of(row)
+        if format is not None:
+            matches.setdefault(format, row.source)
+    if not matches:
+        raise _unknown(rows)
+    if len(matches) > 1:
+        formats = ", ".join(f"{FORMATS[name].noun} ({source})" for name, source in matches.items())
+        raise UserError(
+            f"The rows have several formats: {formats}. Train on files of one format, or set data.format to one of "
+            f"{', '.join(matches)}; rows in another format are then malformed."
+        )
+    format = next(iter(matches))
+    _refuse_without_objective(FORMATS[format], rows)
+    return format
+
+
+def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str, str]) -> str:
+    """The row format to use, among the formats that the objective accepts.
+
+    Args:
+        rows: the first rows.
+        formats: the names that the objective accepts, in order of preference.
+        columns: field → column, from `data.columns`.
+
+    Returns:
+        The first format that has all fields of `columns` and whose columns the rows have; else the first that has the
+        fields; else the first whose columns the rows have; else the first.
+    """
+    with_fields = [format for format in formats if columns and set(columns) <= set(FORMATS[format].fields)]
+    formats = with_fields or formats
+    present = {column.lower() for column in _columns_of(rows)}
+    return next((format for format in formats if sets_in(present, FORMATS[format])), formats[0])
+
+
+def chosen_format(rows: Sequence[Row], format: str, accepted: Sequence[str], columns: Mapping[str, str]) -> str:
+    """The row format to use: the recipe's, else one that the objective accepts, else the one that the rows have.
+
+    Args:
+        rows: the first rows.
+        format: `data.format`.
+        accepted: the formats with targets that the objective accepts; empty for chats and raw text.
+        columns: field → column, from `data.columns`.
+
+    Raises:
+        UserError: as `detect` raises.
+    """
+    if format != "auto":
+        return format
+    return format_for(rows, accepted, columns) if accepted else detect(rows, columns)
+
+
+def _format_of(row: Row) -> str | None:
+    if isinstance(row.values, str):
+        return "text"
+    present = {str(column).lower() for column, value in row.values.items() if value is not None}
+    if any(present >= turn for turn in _ONE_TURN):
+        raise UserError(
+            f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a full conversation: put "
+            "the turns in a column `messages`."
+        )
+    return next((name for name, format in FORMATS.items() if format.detected and sets_in(present, format)), None)
+
+
+def _format_of_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> str | None:
+    """The format whose fields `data.columns` names; None if the fields do not identify one."""
+    if not columns:
+        return None
+    present = _columns_of(rows)
+    for field, column in columns.items():
+        if column not in present:
+            near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"data.columns.{field}: the rows have no column {column!r} (they have {', '.join(present)}).{hint}"
+            )
+    candidates = [name for name, format in FORMATS.items() if set(columns) & set(format.columns[0])]
+    for name in candidates:
+        if set(columns) <= set(FORMATS[name].fields):
+            return name
+    if candidates:
+        check_fields(columns, candidates[0])
+    return None
+
+
+def _refuse_other_kinds(row: Row) -> None:
+    """Refuse preference data, detected from its columns."""
+    present = {str(column).lower() for column in row.values} if isinstance(row.values, dict) else set()
+    is_rated = isinstance(row.values, dict) and isinstance(row.values.get("label"), bool)
+    answers = present & {"messages", "conversations", "completion", "output", "answer", "response"}
+    if present >= {"chosen", "rejected"} or "kto_tag" in present or (is_rated and answers):
+        shown = ", ".join(sorted(present & _PREFERENCE) or ["label"])
+        raise UserError(
+            f"{row.source}: this is preference data (columns: {shown}); an objective for preferences is "
+            "not available yet. To train on the better answers, write them as chat messages."
+        )
+
+
+def _refuse_without_objective(format: RowFormat, rows: Sequence[Row]) -> None:
+    """Refuse labeled texts: they need an objective that the recipe must name."""
+    if format.objective is None:
+        return
+    present = {column.lower(): column for column in _columns_of(rows)}
+    sets = [[present[name] for name in names] for names in sets_in(set(present), format)]
+    as_answers = as_text = ""
+    if sets and format.objective == "classification":
+        as_answers = (
+            f"; to generate the class as an answer, set data.columns: {{question: {sets[0][0]}, answer: {sets[0][1]}}}"
+        )
+        as_text = "; to train on the texts only, set data.format: text"
+    raise UserError(
+        f"{rows[0].source}: these are {format.noun} (columns: {', '.join(present.values())}). To train on them, "
+        f"set objective: {{kind: {format.objective}}}{as_answers}{as_text}."
+    )
+
+
+def _unknown(rows: Sequence[Row]) -> UserError:
+    known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
+    return UserError(
+        f"{rows[0].source.file}: no known format has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name the "
+        f"columns to read, for example data.columns: {{question: ..., answer: ...}}, or give them "
+        f"usual names ({known})."
+    )
+
+
+def _columns_of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(str(column) for row in rows if isinstance(row.values, dict) for column in row.values))
