@@ -17,8 +17,7 @@ from command import typed
 from safetensors.torch import load_file
 
 import tunesmith
-from tunesmith.config.extensions import Registry
-from tunesmith.config.registry import FORMATS, HEADS, METHODS, OBJECTIVES
+from tunesmith.config.registry import FORMATS, HEADS, METHODS, OBJECTIVES, Registry
 from tunesmith.config.registry import METRICS as INSTALLED
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import METRICS, metric_named

@@ -8,21 +8,16 @@ must be imported at its top, not inside its functions.
 import hashlib
 import importlib
 import importlib.util
-import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from traceback import StackSummary, walk_tb
 from types import ModuleType
 from typing import Any
 
 from tunesmith.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 RESERVED = ("adapter", "checkpoints", "model", "tensorboard")
 """Names in a run's directory, which modules beside a recipe cannot have."""
@@ -48,79 +43,6 @@ class ImportedCode:
 
 _imported: dict[tuple[Path, str], ImportedCode] = {}
 """By the recipe's directory and the top-level module. Only the modules of one directory are in `sys.modules`."""
-
-
-class Registry(Mapping[str, str]):
-    """Kinds by name → the class as `module:Class`, imported on first use. Installed packages add to them.
-
-    Args:
-        group: the entry points of packages that belong here, such as `tunesmith.methods`.
-        own: our own kinds.
-    """
-
-    def __init__(self, group: str, own: dict[str, str]) -> None:
-        self.group = group
-        self.own = own
-
-    @cached_property
-    def _installed(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.group)}
-
-    @cached_property
-    def _kinds(self) -> dict[str, str]:
-        return {**{name: point.value for name, point in self._installed.items()}, **self.own}
-
-    def __getitem__(self, kind: str) -> str:
-        return self._kinds[kind]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kinds)
-
-    def __len__(self) -> int:
-        return len(self._kinds)
-
-    def is_users(self, kind: str) -> bool:
-        """Whether it is code of users: `module:Class`, or registered by an installed package."""
-        return is_path(kind) or (kind in self and kind not in self.own)
-
-    def path(self, kind: str) -> str:
-        """The class of a name here, or of `module:Class` itself, as `module:Class`."""
-        return kind if is_path(kind) else self[kind]
-
-    def load(self, kind: str, directory: Path | None = None) -> Any:
-        """Import the class.
-
-        Args:
-            kind: one of the names here, or `module:Class`.
-            directory: where the recipe is.
-
-        Raises:
-            UserError: it cannot be imported.
-        """
-        if kind in self.own:
-            module, name = self.own[kind].split(":")
-            return getattr(importlib.import_module(module), name)
-        if is_path(kind):
-            return imported(kind, directory)
-        return imported(self[kind], directory, self._advice(kind))
-
-    def _advice(self, kind: str) -> str:
-        """What to do about a kind of an installed package that fails."""
-        distribution = self._installed[kind].dist
-        package = "A package" if distribution is None else f"The package {distribution.name} {distribution.version}"
-        return f"{package} registers it as {kind}: update or uninstall it."
-
-    @contextmanager
-    def left_out_if_broken(self, kind: str) -> Iterator[None]:
-        """For lists of all kinds: log what fails within, in one line, if an installed package registers the kind. An
-        error in a kind of ours is raised."""
-        try:
-            yield
-        except Exception as error:
-            if kind in self.own:
-                raise
-            reason = error if isinstance(error, UserError) else f"{_in_one_line(error)}. {self._advice(kind)}"
-            logger.warning("%s: %s is left out: %s", self.group, kind, reason)
 
 
 def is_path(name: str) -> bool:
@@ -156,7 +78,7 @@ def imported(name: str, directory: Path | None = None, advice: str = "") -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise _not_imported(f"{name} cannot be imported: {_in_one_line(error)}.", advice) from error
+        raise _not_imported(f"{name} cannot be imported: {in_one_line(error)}.", advice) from error
     if not hasattr(found, attribute):
         where = getattr(found, "__file__", None) or module
         raise _not_imported(f"{name} cannot be imported: {where} has no {attribute}.", advice)
@@ -167,7 +89,7 @@ def _not_imported(problem: str, advice: str) -> UserError:
     return UserError(f"{problem} {advice}".rstrip())
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """Such as `KeyError: 'label'`."""
     text = " ".join(str(error).split())
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__).rstrip(".")
@@ -196,7 +118,7 @@ def failures_named(code: Mapping[str, str], *signals: type[Exception]) -> Iterat
             raise
         for name, path in code.items():
             if steps := _steps_in(path, error):
-                problem = f"{name} failed: {_in_one_line(error)} ({_place(steps)}). Correct it."
+                problem = f"{name} failed: {in_one_line(error)} ({_place(steps)}). Correct it."
                 raise UsersCodeError("\n".join([problem, *"".join(steps.format()).splitlines()])) from error
         raise
 

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
-from tunesmith.config.extensions import Registry, failures_named, is_path
+from tunesmith.config.extensions import failures_named, is_path
 from tunesmith.config.method import MethodConfig
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.registry import (
@@ -31,6 +31,7 @@ from tunesmith.config.registry import (
     HEADS,
     METHODS,
     OBJECTIVES,
+    Registry,
     Strict,
     config_class,
     config_classes,

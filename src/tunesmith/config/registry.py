@@ -4,14 +4,95 @@ All are looked up by `kind`. A new one of ours takes one file and one line here;
 registered by an installed package as an entry point.
 """
 
-from functools import cache
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, cached_property
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from tunesmith.config.extensions import Registry
+from tunesmith.config.extensions import imported, in_one_line, is_path
 from tunesmith.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Registry(Mapping[str, str]):
+    """Kinds by name → the class as `module:Class`, imported on first use. Installed packages add to them.
+
+    Args:
+        group: the entry points of packages that belong here, such as `tunesmith.methods`.
+        own: our own kinds.
+    """
+
+    def __init__(self, group: str, own: dict[str, str]) -> None:
+        self.group = group
+        self.own = own
+
+    @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {**{name: point.value for name, point in self._installed.items()}, **self.own}
+
+    def __getitem__(self, kind: str) -> str:
+        return self._kinds[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def is_users(self, kind: str) -> bool:
+        """Whether it is code of users: `module:Class`, or registered by an installed package."""
+        return is_path(kind) or (kind in self and kind not in self.own)
+
+    def path(self, kind: str) -> str:
+        """The class of a name here, or of `module:Class` itself, as `module:Class`."""
+        return kind if is_path(kind) else self[kind]
+
+    def load(self, kind: str, directory: Path | None = None) -> Any:
+        """Import the class.
+
+        Args:
+            kind: one of the names here, or `module:Class`.
+            directory: where the recipe is.
+
+        Raises:
+            UserError: it cannot be imported.
+        """
+        if kind in self.own:
+            module, name = self.own[kind].split(":")
+            return getattr(importlib.import_module(module), name)
+        if is_path(kind):
+            return imported(kind, directory)
+        return imported(self[kind], directory, self._advice(kind))
+
+    def _advice(self, kind: str) -> str:
+        """What to do about a kind of an installed package that fails."""
+        distribution = self._installed[kind].dist
+        package = "A package" if distribution is None else f"The package {distribution.name} {distribution.version}"
+        return f"{package} registers it as {kind}: update or uninstall it."
+
+    @contextmanager
+    def left_out_if_broken(self, kind: str) -> Iterator[None]:
+        """For lists of all kinds: log what fails within, in one line, if an installed package registers the kind. An
+        error in a kind of ours is raised."""
+        try:
+            yield
+        except Exception as error:
+            if kind in self.own:
+                raise
+            reason = error if isinstance(error, UserError) else f"{in_one_line(error)}. {self._advice(kind)}"
+            logger.warning("%s: %s is left out: %s", self.group, kind, reason)
+
 
 METHODS = Registry(
     "tunesmith.methods",

@@ -12,11 +12,10 @@ from pydantic_core import PydanticUndefined
 
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
-from tunesmith.config.extensions import Registry
-from tunesmith.config.recipe import Recipe
 from tunesmith.config.method import MethodConfig
 from tunesmith.config.objective import ObjectiveConfig
-from tunesmith.config.registry import METHODS, OBJECTIVES, Strict, config_classes
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import METHODS, OBJECTIVES, Registry, Strict, config_classes
 from tunesmith.config.train import EarlyStopping, Train
 
 STORED = Path(__file__).with_name("recipe.schema.json")
