@@ -50,7 +50,7 @@ class Engine(Protocol):
         """Forget earlier requests, and get ready for that many at once."""
 
     def answer(self, requests: Sequence[dict[str, Any]]) -> list[float]:
-        """Write every answer, as many at once as was said. Returns seconds to the first token where they are known."""
+        """Write every answer, as many at once as `begin` got. Returns seconds to each first token, if known."""
 
     def end(self) -> None:
         """End what runs in the background."""

@@ -1,7 +1,7 @@
 """Drafts for speculative decoding (Leviathan et al. 2023): guesses of a sequence's next tokens.
 
 The engine computes the guesses and the tokens before them in one step, chooses each token as it would without them, and
-goes on as long as the guess was that token. So an answer is the same whatever was guessed; only its time is not.
+continues as long as the guess was that token. So an answer is the same whatever was guessed; only its time is not.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ class Running:
     """A request in the cache.
 
     Attributes:
-        request: what is asked for.
+        request: its prompt, settings and answer.
         adapter: what computes it beside the base.
         generator: of the answer's random numbers.
         ids: the adapter's virtual tokens, the prompt, and the answer so far.

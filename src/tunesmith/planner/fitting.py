@@ -22,7 +22,7 @@ MARGIN = 1.05
 
 
 def plan_within(batch_plan: BatchPlan, dtype: torch.dtype, device: Device, limit: int) -> Plan:
-    """The cheapest plan within the limit: first checkpoint as few blocks as possible, then halve the batch.
+    """The cheapest plan within the limit: first checkpoint as few blocks as possible, then split the batch in two.
 
     Args:
         batch_plan, dtype, device: as in `plan_run`.
