@@ -176,6 +176,27 @@ def test_answers_that_have_begun_are_completed_when_the_server_stops(tiny_model:
         assert eventually(lambda: is_refused(client))
 
 
+def test_all_that_takes_a_while_is_done_before_the_server_is_ready(
+    tiny_model: Path, reading: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(name: str) -> Any:
+        raise AssertionError(f"{name} is read while requests wait")
+
+    prints = []
+    for cache in ("auto", "int8"):
+        with (
+            served(tiny_model, cache=cache, draft=str(tiny_model)) as server,
+            server.client() as client,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr("tunesmith.serving.service.fingerprint_of", late)
+            patch.setattr("tunesmith.inference.model_reference.load_model", late)
+            prints.append(chat(client).system_fingerprint)
+    assert len(set(prints)) == 2  # answers differ a little
+    with served(reading / "classes") as server:
+        assert "model" in vars(server.service.model)  # its weights are in memory
+
+
 def is_refused(client: openai.OpenAI) -> bool:
     """Whether nothing answers any more."""
     try:
