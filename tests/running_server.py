@@ -10,10 +10,10 @@ import openai
 import torch
 from peft import LoraConfig, get_peft_model
 from small_models import randomize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from tunesmith.inference.model import Model
-from tunesmith.serving.server import Server, listen, service_of
+from tunesmith.serving.load import load_service
+from tunesmith.serving.server import Server, listen
 from tunesmith.serving.service import Service
 
 
@@ -25,12 +25,10 @@ def served(model: str | Path, concurrent: int = 8, adapters: Any = None, **setti
         model: to serve.
         concurrent: the most answers at the same time.
         adapters: by name, or the directory of them.
-        settings: attributes of the service.
+        settings: other options of the service.
     """
     given = {"adapter_directory": adapters} if isinstance(adapters, Path) else {"adapters": adapters}
-    service = service_of(Model(model, precision="fp32", concurrent=concurrent), "tiny", **given)
-    for name, value in settings.items():
-        setattr(service, name, value)
+    service = load_service(str(model), name="tiny", precision="fp32", concurrent=concurrent, **given, **settings)
     with listen("127.0.0.1", 0) as listener:
         server = Server(service, listener)
         ready = threading.Event()
@@ -62,4 +60,22 @@ def save_adapter(base: Path, directory: Path, target: str = "q_proj", spread: fl
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
     randomize(model, spread)
     model.save_pretrained(directory)
+    return directory
+
+
+def tiny_llama(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """The directory of a one-layer Llama with random weights and that tokenizer."""
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=2048,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory

@@ -1,5 +1,8 @@
 """The example recipes run unchanged, except for fewer steps."""
 
+import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,17 @@ def test_an_example_trains(file: Path, tmp_path: Path) -> None:
     assert [event["step"] for event in run.events() if event["event"] == "step"] == (
         [1, 2] if first.train.steps else [1]
     )
+
+
+def test_the_example_of_serving_trains_serves_and_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["serve_faq.py", "--run", str(tmp_path / "run"), "--steps", "2"])
+    runpy.run_path(str(DIRECTORY / "serve_faq.py"), run_name="__main__")
+    found = re.search(r"answer: (.*)\nstream: (.*)\nschema: (.*)\n", capfd.readouterr().out, re.DOTALL)
+    assert found is not None
+    assert found[1] == found[2]
+    assert json.loads(found[3])["topic"] in ("account", "billing", "team")
 
 
 @pytest.mark.parametrize("file", sorted((DIRECTORY / "embedded-base").glob("*.yaml")), ids=lambda file: file.stem)

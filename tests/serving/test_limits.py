@@ -14,8 +14,9 @@ import pytest
 import torch
 from running_server import Served, save_adapter, served
 
+from tunesmith.inference.constraint import Constraints, Grammar
 from tunesmith.inference.model import Model
-from tunesmith.serving.keys import Keys, add_key, read_keys
+from tunesmith.serving.keys import add_key
 from tunesmith.serving.service import Limits
 
 QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -75,6 +76,9 @@ def test_more_than_the_queue_holds_is_told_when_to_come_again(server: Served) ->
         for thread in waiting:
             thread.start()
         assert eventually(lambda: server.service.thread.waiting == 2)
+        page = server.service.metrics.text().decode()
+        for line in ("requests_waiting 2.0", "requests_running 2.0", 'open_answers{model="tiny"} 4.0'):
+            assert f"\ntunesmith_{line}\n" in page
         with pytest.raises(openai.RateLimitError, match="2 answers wait already") as refusal:
             chat(client)
         assert int(refusal.value.response.headers["retry-after"]) >= 1
@@ -120,7 +124,7 @@ def test_a_key_is_needed_and_has_its_rights(tiny_model: Path, tmp_path: Path) ->
     assert every not in file.read_text()
     assert little not in file.read_text()
     adapters = {"one": save_adapter(tiny_model, tmp_path / "one")}
-    with served(tiny_model, adapters=adapters, keys=Keys(read_keys(file))) as server:
+    with served(tiny_model, adapters=adapters, api_key_file=file) as server:
         with server.client("ts-wrong") as client, pytest.raises(openai.AuthenticationError, match="not known"):
             chat(client)
         with pytest.raises(openai.AuthenticationError), server.client("ts-wrong") as client:
@@ -170,6 +174,27 @@ def test_answers_that_have_begun_are_completed_when_the_server_stops(tiny_model:
         server.server.stop()
         assert text + "".join(event.choices[0].delta.content or "" for event in events) == expected
         assert eventually(lambda: is_refused(client))
+
+
+def test_all_that_takes_a_while_is_done_before_the_server_is_ready(
+    tiny_model: Path, reading: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(name: str) -> Any:
+        raise AssertionError(f"{name} is read while requests wait")
+
+    prints = []
+    for cache in ("auto", "int8"):
+        with (
+            served(tiny_model, cache=cache, draft=str(tiny_model)) as server,
+            server.client() as client,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr("tunesmith.serving.service.fingerprint_of", late)
+            patch.setattr("tunesmith.inference.model_reference.load_model", late)
+            prints.append(chat(client).system_fingerprint)
+    assert len(set(prints)) == 2  # answers differ a little
+    with served(reading / "classes") as server:
+        assert "model" in vars(server.service.model)  # its weights are in memory
 
 
 def is_refused(client: openai.OpenAI) -> bool:
@@ -242,3 +267,30 @@ def test_a_body_that_does_not_arrive_is_refused(server: Served, monkeypatch: pyt
     with closing(connected(server)) as connection:
         connection.sendall(post("/v1/chat/completions", b'{"model"', Content_Length="500"))
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_answers_go_on_while_a_hard_schema_is_compiled(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, compiling, compile_grammar = threading.Event(), threading.Event(), Constraints._compile
+
+    def hard(constraints: Constraints, text: str) -> Grammar:
+        compiling.set()
+        assert go.wait(60)
+        return compile_grammar(constraints, text)
+
+    constraints = server.service.model.generator._constraints
+    monkeypatch.setattr(constraints, "_compiled", lambda text: hard(constraints, text))
+    answers: list[Any] = []
+    with server.client() as client:
+        fields = {"extra_body": {"regex": "[ab]{5}"}}
+        thread = threading.Thread(target=lambda: answers.append(chat(client, **fields)))
+        thread.start()
+        assert compiling.wait(20)
+        assert chat(client).usage.completion_tokens == 5
+        assert "".join(event.choices[0].delta.content or "" for event in chat(client, stream=True))
+        assert client.with_options(max_retries=0).get("/models", cast_to=object)
+        assert not answers
+        go.set()
+        thread.join(20)
+        assert set(answers[0].choices[0].message.content) <= {"a", "b"}
+        with pytest.raises(openai.BadRequestError, match="not valid"):
+            chat(client, extra_body={"regex": "a("})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_server import Served, served
+from running_server import Served, save_adapter, served
 
 from tunesmith.inference.model import load
 from tunesmith.serving.feedback import Feedback
@@ -66,27 +66,52 @@ def read(server: Served, path: str, body: Any = None) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def test_metrics_count_requests_and_tokens_by_model(tiny_model: Path) -> None:
+def samples(server: Served) -> dict[tuple[str, ...], float]:
+    """The values of the metrics' page by name, model, endpoint and status."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    with served(tiny_model) as server:
-        assert read(server, "/health") == (200, b'{"status":"ok"}')
-        assert read(server, "/ready") == (200, b'{"status":"ready"}')
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 7, "temperature": 0}
-        assert read(server, "/v1/chat/completions", body)[0] == 200
-        assert read(server, "/v1/chat/completions", {**body, "bad": 1})[0] == 400
-        text = read(server, "/metrics")[1].decode()
-    found = {
-        (sample.name, sample.labels.get("status", "")): sample.value
+    text = read(server, "/metrics")[1].decode()
+    return {
+        (sample.name, *(sample.labels[label] for label in ("model", "endpoint", "status") if label in sample.labels)): (
+            sample.value
+        )
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if not sample.name.endswith(("_created", "_bucket", "_sum"))
+        if not sample.name.endswith(("_created", "_bucket"))
     }
-    assert found["tunesmith_requests_total", "200"] == 1
-    assert found["tunesmith_requests_total", "400"] == 1
-    assert found["tunesmith_answer_tokens_total", ""] == 7
-    assert found["tunesmith_first_token_seconds_count", ""] == 1
-    assert found["tunesmith_requests_running", ""] == found["tunesmith_requests_waiting", ""] == 0
+
+
+def test_metrics_count_requests_and_tokens_by_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    chats = "/v1/chat/completions"
+    with served(tiny_model, adapters={"one": save_adapter(tiny_model, tmp_path / "one")}) as server:
+        assert read(server, "/health") == (200, b'{"status":"ok"}')
+        assert read(server, "/ready") == (200, b'{"status":"ready"}')
+        bias = {str(stop): -100 for stop in server.service.model.generator.stops}
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 7, "temperature": 0, "logit_bias": bias}
+        for model, count in (("tiny", 1), ("one", 2)):
+            assert read(server, chats, {**body, "model": model, "n": count})[0] == 200
+        assert read(server, chats, {**body, "model": "one", "tool_choice": "required"})[0] == 400
+        assert read(server, chats, {**body, "model": "other"})[0] == 404
+        found = samples(server)
+    requests = {key[1:]: value for key, value in found.items() if key[0] == "tunesmith_requests_total"}
+    assert requests == {
+        ("", "/health", "200"): 1,
+        ("", "/ready", "200"): 1,
+        ("tiny", chats, "200"): 1,
+        ("one", chats, "200"): 1,
+        ("one", chats, "400"): 1,
+        ("", chats, "404"): 1,
+    }
+    for model, count in (("tiny", 1), ("one", 2)):
+        prompt = found["tunesmith_prompt_tokens_total", model]
+        assert 0 <= found["tunesmith_cached_tokens_total", model] < prompt < 100
+        assert found["tunesmith_answer_tokens_total", model] == 7 * count
+        assert found["tunesmith_first_token_seconds_count", model] == count
+        assert 0 < found["tunesmith_first_token_seconds_sum", model] < 60 * count
+        assert found["tunesmith_token_seconds_count", model] == count
+        assert found["tunesmith_open_answers", model] == 0
+    assert found["tunesmith_prompt_tokens_total", "tiny"] == found["tunesmith_prompt_tokens_total", "one"]
+    assert found["tunesmith_requests_running",] == found["tunesmith_requests_waiting",] == 0
 
 
 def test_feedback_is_only_taken_on_own_recent_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +119,12 @@ def test_feedback_is_only_taken_on_own_recent_responses(tmp_path: Path, monkeypa
     feedback = Feedback(tmp_path / "feedback.jsonl")
     for number in range(3):
         feedback.remember(str(number), {"client": "mine", "answers": [f"{number}" * 20]})
-    assert not feedback.store("0", "mine", {"thumb": "up"})  # too old
-    assert not feedback.store("2", "other", {"thumb": "up"})
-    assert feedback.store("2", "mine", {"thumb": "up"})
-    (row,) = map(json.loads, (tmp_path / "feedback.jsonl").read_text().splitlines())
+    assert feedback.row("0", "mine", {"thumb": "up"}) is None  # too old
+    assert feedback.row("2", "other", {"thumb": "up"}) is None
+    row = feedback.row("2", "mine", {"thumb": "up"})
+    assert row is not None
+    assert feedback.append(row)
+    assert [row] == list(map(json.loads, (tmp_path / "feedback.jsonl").read_text().splitlines()))
     assert (row["id"], row["answers"], row["thumb"]) == ("2", ["2" * 20], "up")
 
 

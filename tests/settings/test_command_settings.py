@@ -31,7 +31,6 @@ from tunesmith.inference.sampling import Sampling, random_stream
 from tunesmith.models.bases import embedded_base
 from tunesmith.models.precision import dtype_of
 from tunesmith.planner.device import known_devices
-from tunesmith.serving.keys import Keys, read_keys
 
 TOKENIZER = byte_tokenizer()
 CPU = torch.device("cpu")
@@ -395,7 +394,7 @@ def test_an_export_is_compared_with_the_model_on_the_given_rows(readable: Path, 
 def test_parity_gives_the_key_to_the_server(adapters: list[Path], here: Path) -> None:
     keys = here / "keys.json"
     secret = run_command("keys", "add", keys, "me").split()[-1]
-    with served(adapters[1], keys=Keys(read_keys(keys))) as server:
+    with served(adapters[1], api_key_file=keys) as server:
         refused = typed("parity", str(adapters[1]), server.address, "--rows", "1")
         found = typed("parity", str(adapters[1]), server.address, "--rows", "1", "--api-key", secret)
     assert "answers 401" in refused.stderr

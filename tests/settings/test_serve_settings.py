@@ -18,13 +18,17 @@ from unittest.mock import patch
 
 import openai
 import pytest
+import torch
+from bigram import letters_model
 from bytewise import byte_tokenizer
 from command import typed
 from running_server import save_adapter
 from settings_coverage import shows
+from torch import Tensor
 
 from tunesmith.cli import main
 from tunesmith.inference.model import load
+from tunesmith.inference.paged_model import PagedModel
 from tunesmith.serving.server import listen
 
 QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -163,6 +167,61 @@ def test_serve_stores_the_base_in_the_asked_for_precision(tiny_model: Path) -> N
     serve(tiny_model, "--port", 0, "--weights", "int8", then=use)
 
 
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that writes letters with known scores, again and again the same."""
+    directory = tmp_path_factory.mktemp("letters") / "letters"
+    letters_model().save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[PagedModel]:
+    """The model of each step, as they are computed."""
+    models: list[PagedModel] = []
+    compute = PagedModel.compute
+
+    def seen(model: PagedModel, *arguments: Any) -> Tensor:
+        models.append(model)
+        return compute(model, *arguments)
+
+    monkeypatch.setattr(PagedModel, "compute", seen)
+    return models
+
+
+@shows("tunesmith serve --draft")
+def test_serve_drafts_by_look_up_or_a_model_or_not_at_all(letters: Path, computed: list[PagedModel]) -> None:
+    answers, steps, models = set(), [], []
+
+    def use(address: str) -> None:
+        answers.add(text(address, model="letters", max_completion_tokens=200, temperature=0))
+
+    for options in ([], ["--draft", "lookup"], ["--draft", "none"], ["--draft", letters]):
+        computed.clear()
+        serve(letters, "--port", 0, *options, then=use)
+        models.append(len(set(map(id, computed))))
+        steps.append(len(computed))
+    assert len(answers) == 1
+    assert max(steps[:2]) < 150
+    assert steps[2] > 200
+    assert models == [1, 1, 1, 2]
+    refused = typed("serve", str(letters), "--port", "0", "--draft", "embedded")
+    assert refused.returncode == 2
+    assert "embedded has another tokenizer than the model" in " ".join(refused.stderr.split())
+
+
+@shows("tunesmith serve --cache")
+def test_serve_stores_keys_and_values_in_int8(letters: Path, computed: list[PagedModel]) -> None:
+    answers: list[str] = []
+    for options, dtype in (([], torch.float32), (["--cache", "int8"], torch.int8)):
+        computed.clear()
+        serve(letters, "--port", 0, *options, then=lambda address: answers.append(text(address, model="letters")))
+        assert {model.caches[0].keys.dtype for model in computed} == {dtype}
+    refused = typed("serve", str(letters), "--cache", "int4")
+    assert "cache: int4 is not one of auto and int8" in " ".join(refused.stderr.split())
+
+
 @shows("tunesmith serve --concurrent", "tunesmith serve --queue", "tunesmith serve --max-tokens")
 @shows("tunesmith serve --timeout")
 def test_serve_takes_on_no_more_than_its_limits(tiny_model: Path) -> None:
@@ -230,6 +289,9 @@ def test_vllm_is_started_with_the_model_its_adapters_and_its_template(
     assert "Set VLLM_API_KEY" in typed("serve", str(tiny_model), *options, "--host", "0.0.0.0").stderr
     refused = typed("serve", str(tiny_model), *options, "--weights", "int8")
     assert refused.stderr == "error: --weights cannot be used with --engine vllm.\n"
+    for option, value in (("--draft", "embedded"), ("--cache", "int8")):  # vLLM has its own, and no int8 cache
+        refused = typed("serve", str(tiny_model), *options, option, value)
+        assert refused.stderr == f"error: {option} cannot be used with --engine vllm.\n"
     config = json.loads((one / "adapter_config.json").read_text())
     for change, reason in (({"use_dora": True}, "DoRA"), ({"r": 600}, "rank 600"), ({"bias": "all"}, "trained biases")):
         (one / "adapter_config.json").write_text(json.dumps(config | change))

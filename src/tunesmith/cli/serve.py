@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.cli.use import Cache, Draft
 from tunesmith.errors import UserError
 
 keys = typer.Typer(help="API keys of a server: each has a name, and rights.", no_args_is_help=True)
@@ -34,6 +35,8 @@ def serve(
         str | None, typer.Option(help="How the base is stored in memory: int8, nf4, fp4; default: as in the run.")
     ] = None,
     concurrent: Annotated[int, typer.Option(help="The most answers at the same time; others wait.", min=1)] = 64,
+    draft: Draft = "lookup",
+    cache: Cache = "auto",
     queue: Annotated[int, typer.Option(help="The most answers that wait; more get status 429.", min=1)] = 512,
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.", min=1)] = 4096,
     timeout: Annotated[float, typer.Option(help="The most seconds of a request.", min=1)] = 600,
@@ -54,6 +57,7 @@ def serve(
         ours = {
             "--adapters": adapters, "--api-key-file": api_key_file, "--tls-certificate": tls_certificate,
             "--weights": weights, "--temperature": temperature, "--feedback": feedback,
+            "--draft": None if draft in ("lookup", "none") else draft, "--cache": None if cache == "auto" else cache,
         }  # fmt: skip
         given = [each for each, value in ours.items() if value is not None]
         if given:
@@ -78,6 +82,8 @@ def serve(
         tls_key=tls_key,
         weights=weights,
         concurrent=concurrent,
+        draft=None if draft == "none" else draft,
+        cache=cache,
         temperature=temperature,
         limits=Limits(max_tokens=max_tokens, queue=queue, seconds=timeout),
         feedback=feedback,
@@ -89,7 +95,8 @@ def serve(
 def _start_vllm(model: str, name: str | None, pairs: dict[str, str], host: str, port: int, dry_run: bool) -> None:
     with quick_imports():
         from tunesmith.cache_directory import cache_directory
-        from tunesmith.serving.server import is_loopback, name_of
+        from tunesmith.serving.guards import is_loopback
+        from tunesmith.serving.load import name_of
         from tunesmith.serving.vllm import run_vllm, vllm_command
 
     called = name or name_of(model)

@@ -8,6 +8,9 @@ KEYS = ("reasoning_content", "reasoning", "thinking")
 """The keys of a turn that hold reasoning: Qwen's and DeepSeek's, OpenRouter's and vLLM's, gpt-oss's and Ollama's. In an
 `Example` it is the first."""
 
+TAGS = ("<think>", "</think>")
+"""Around the reasoning in a content."""
+
 _IN_CONTENT = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 

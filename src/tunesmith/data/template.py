@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tunesmith.data.example import Message
-from tunesmith.data.reasoning import as_read, key_in, reasoning_of
+from tunesmith.data.reasoning import TAGS, as_read, key_in, reasoning_of
 from tunesmith.errors import UserError
 
 Span = tuple[int, int]
@@ -195,6 +195,27 @@ class ChatTemplate:
             key = key_in(self._source(tools))
             self._reasoning[with_tools] = key, key is not None and self._renders(key, tools)
         return [as_read(message, *self._reasoning[with_tools]) for message in messages]
+
+    @cached_property
+    def reasoning_tags(self) -> tuple[str, str] | None:
+        """What an answer's reasoning begins and ends with, without white space around; None if the template knows none.
+        It begins with "" where the prompt ends with what opens it (Qwen 3.5, Nemotron 3).
+
+        Templates that only remove it from earlier turns (DeepSeek-R1's) know `<think>`.
+        """
+        source, key = self._source(None), key_in(self._source(None))
+        if key is None or not self._renders(key, None):
+            return TAGS if TAGS[1] in source else None
+        prompt = self.prompt(_QUESTION)
+        text = self.text([*_QUESTION, {**_ANSWER, "reasoning_content": _REASONING}])
+        before, _, after = text.partition(_REASONING)
+        start, end = before.removeprefix(prompt).strip(), after.partition(_ANSWER["content"])[0].strip()
+        return (start, end) if end and before.startswith(prompt) else None
+
+    @cached_property
+    def plain_answer(self) -> str:
+        """What the template writes for a short answer without reasoning, with the end of its turn."""
+        return self._probe[0]
 
     def _renders(self, key: str, tools: Tools) -> bool:
         """Whether the template writes an answer's reasoning from that key; some only do so with an option set."""

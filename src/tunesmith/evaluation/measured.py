@@ -22,8 +22,8 @@ class Measured:
         units: what the rows are called, in order. Figures of two models are paired if these are equal.
         better: which direction is good.
         unit: `share`, `nats`, `seconds`, `points`, or what else the figure counts.
-        values: (rows,) float64 of which the figure is the mean; None if it is not a mean. Values that are all 0 or 1 get
-            Wilson's interval.
+        values: (rows,) float64 of which the figure is the mean; None if it is not a mean. Values that are all 0 or 1
+            get Wilson's interval.
     """
 
     title: str
@@ -77,6 +77,4 @@ def ratio_of(
     Returns:
         The figure.
     """
-    return Measured(
-        title, explanation, lambda rows: float(sums[rows].sum() / counts[rows].sum()), units, better, unit
-    )
+    return Measured(title, explanation, lambda rows: float(sums[rows].sum() / counts[rows].sum()), units, better, unit)

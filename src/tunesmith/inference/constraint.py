@@ -33,7 +33,7 @@ class Constraints:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, stops: frozenset[int]) -> None:
         self._hf_tokenizer, self._vocabulary, self._stops = tokenizer, vocabulary, stops
         self._threads = ThreadPoolExecutor(1)
-        self._valid = lru_cache(maxsize=64)(self._checked)
+        self._compiled = lru_cache(maxsize=64)(self._compile)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -42,27 +42,35 @@ class Constraints:
 
         return from_tokenizer(self._hf_tokenizer, n_vocab=self._vocabulary, eos_token=sorted(self._stops))
 
-    def begin(self, sampling: Sampling) -> "Constraint | None":
-        """The constraint on one answer; None if the settings have none.
+    def grammar(self, sampling: Sampling) -> "Grammar | None":
+        """The constraint of these settings, compiled; None if they have none. That may take a second for a hard schema;
+        the interpreter lock is not held meanwhile.
 
         Raises:
             UserError: the schema, expression or grammar is not valid.
         """
-        grammar = _grammar(sampling)
-        if grammar is None:
-            return None
+        text = _grammar(sampling)
+        return None if text is None else self._compiled(text)
+
+    def _compile(self, text: str) -> "Grammar":
         from llguidance import LLMatcher
 
-        return Constraint(LLMatcher(self._tokenizer, self._valid(grammar)), self._vocabulary, self._threads)
-
-    def _checked(self, grammar: str) -> str:
-        from llguidance import LLMatcher
-
-        is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
-        if is_wrong:
-            first = messages[0].strip().splitlines()[0]
+        matcher = LLMatcher(self._tokenizer, text)
+        if matcher.is_error():
+            first = matcher.get_error().strip().splitlines()[0]
             raise UserError(f"The answer's schema, expression or grammar is not valid: {first}")
-        return grammar
+        return Grammar(matcher, self._vocabulary, self._threads)
+
+
+class Grammar:
+    """A compiled constraint, for any number of answers."""
+
+    def __init__(self, matcher: Any, vocabulary: int, threads: ThreadPoolExecutor) -> None:
+        self._matcher, self._vocabulary, self._threads = matcher, vocabulary, threads
+
+    def begin(self) -> "Constraint":
+        """The constraint on one answer."""
+        return Constraint(self._matcher.deep_copy(), self._vocabulary, self._threads)
 
 
 class Constraint:

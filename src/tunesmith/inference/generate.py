@@ -11,7 +11,7 @@ from tunesmith.data.render import Renderer, source_text
 from tunesmith.data.template import Tools, UnusableError
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import is_shareable
-from tunesmith.inference.constraint import Constraints
+from tunesmith.inference.constraint import Constraints, Grammar
 from tunesmith.inference.draft_model import DraftModel
 from tunesmith.inference.drafts import LOOKUP, Drafter, PromptLookup
 from tunesmith.inference.engine import Engine
@@ -238,6 +238,7 @@ class Generator:
         write: Callable[[str], None] = lambda piece: None,
         keep: Collection[str] = (),
         draft: str | None = LOOKUP,
+        grammar: Grammar | None = None,
     ) -> Writing:
         """A request for one answer, to be submitted to the engine.
 
@@ -249,17 +250,37 @@ class Generator:
             write: receives the answer piece by piece.
             keep: special tokens that the answer's text keeps.
             draft: as in `answers`.
+            grammar: from `grammar`; None: it is compiled here.
 
         Raises:
             UserError: there is no such adapter or draft model, or the schema, expression or grammar is not valid.
         """
-        drafter, constraint = self._drafter(draft), self._constraints.begin(sampling)
+        drafter, grammar = self.drafter(draft), grammar or self.grammar(sampling)
+        constraint = None if grammar is None else grammar.begin()
         own = self._adapter(adapter)
         request = Request(ids, sampling, self.stops, number, own, constraint=constraint, drafter=drafter)
         return Writing(request, TextStream(self.tokenizer, sampling.stop, keep), write)
 
-    def _drafter(self, draft: str | None) -> Drafter | None:
-        """The source of drafts that is asked for."""
+    def grammar(self, sampling: Sampling) -> Grammar | None:
+        """What binds answers with these settings, compiled, on any thread; None: nothing does.
+
+        Args:
+            sampling: with a schema, an expression or a grammar.
+
+        Raises:
+            UserError: it is not valid.
+        """
+        return self._constraints.grammar(sampling) if sampling.is_bound else None
+
+    def drafter(self, draft: str | None) -> Drafter | None:
+        """The source of drafts that is asked for; a model is loaded the first time.
+
+        Args:
+            draft: as in `answers`.
+
+        Raises:
+            UserError: there is no such draft model.
+        """
         if draft is None or draft == LOOKUP:
             return PromptLookup() if draft and self.is_paged else None
         if draft not in self._draft_models:

@@ -64,6 +64,11 @@ class Sampling:
         return self.temperature == 0 and not self.changes_scores
 
     @property
+    def is_bound(self) -> bool:
+        """Whether answers follow a schema, an expression or a grammar."""
+        return any(each is not None for each in (self.schema, self.regex, self.grammar))
+
+    @property
     def changes_scores(self) -> bool:
         """Whether the model's scores are changed before the softmax."""
         penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import with_reasoning
 from tunesmith.data.template import Tools
 from tunesmith.errors import UserError
 from tunesmith.proving.limits import EIGHT_BITS, Kind
@@ -116,7 +117,7 @@ class Served:
     def answers(self, chats: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
         bodies = ({"messages": list(chat), "max_completion_tokens": max_new_tokens, "temperature": 0} for chat in chats)
         replies = (self._call("chat/completions", **body) for body in bodies)
-        return [str(reply["choices"][0]["message"]["content"] or "").strip() for reply in replies]
+        return [_text_of(reply["choices"][0]["message"]) for reply in replies]
 
     def _call(self, path: str, **body: Any) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
@@ -133,6 +134,12 @@ class Served:
 
     def close(self) -> None:
         pass
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """What the model wrote: its reasoning, which a server may tell apart from the content, and the content."""
+    content, reasoning = str(message.get("content") or ""), message.get("reasoning_content")
+    return (with_reasoning(content, reasoning) if reasoning else content).strip()
 
 
 def bucketed_divergence(probabilities: Mapping[int, float], log_probabilities: Mapping[int, float]) -> float:

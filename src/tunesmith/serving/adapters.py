@@ -69,7 +69,7 @@ class ServedAdapters:
     def _place(self, name: str) -> Path | None:
         if name in self._given:
             return self._given[name]
-        if self._directory is None or Path(name).name != name or name.startswith("."):  # `..` and paths are no names
+        if self._directory is None or not name or Path(name).name != name:  # `..` and paths are no names
             return None
         place = self._directory / name
         return place if _is_adapter(place) else None
@@ -77,7 +77,12 @@ class ServedAdapters:
 
 def _is_adapter(place: Path) -> bool:
     """Whether a directory looks like a run with an adapter, or like an adapter."""
-    return not place.name.startswith(".") and any((place / each / FILES[0]).exists() for each in ("", "adapter"))
+    if place.name.startswith("."):
+        return False
+    try:
+        return any((place / each / FILES[0]).exists() for each in ("", "adapter"))
+    except OSError:  # its name is too long, or it cannot be read
+        return False
 
 
 def _stamp(directory: Path) -> Stamp:

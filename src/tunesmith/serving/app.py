@@ -3,32 +3,28 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.serving import metrics
+from tunesmith.serving.answering import Answering
 from tunesmith.serving.bodies import FeedbackBody
 from tunesmith.serving.chat import Chat
 from tunesmith.serving.completions import Completions
 from tunesmith.serving.errors import ApiError, internal_error, on_api_error, unknown_model
+from tunesmith.serving.guards import guards
 from tunesmith.serving.prompts import Prompts
 from tunesmith.serving.responses import Responses
 from tunesmith.serving.service import Service
 from tunesmith.serving.vectors import Vectors
-
-SEND_SECONDS = 30.0
-"""A client that takes nothing of its response for so long is given up."""
-
-LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]", "testserver"]
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -36,22 +32,25 @@ log = logging.getLogger("tunesmith.serving")
 
 
 def application(service: Service, only_loopback: bool) -> Starlette:
-    """The application.
+    """The application. Its lifespan is that of the engine's thread.
 
     Args:
         service: the model, and how it is served.
-        only_loopback: whether requests for any other host name are refused: a web page whose name was made to point
-            here (DNS rebinding) could otherwise use a server that needs no key.
+        only_loopback: whether only this machine may use it.
     """
-    guards = [Middleware(PatientSend)]
-    if only_loopback:
-        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.thread.start()
+        yield
+        await asyncio.to_thread(service.thread.stop)
+
     routes = [
         Route(path, _counted(service, path, endpoint), methods=[method])
         for path, method, endpoint in _endpoints(service)
     ]
     handlers: dict[Any, Any] = {ApiError: on_api_error, HTTPException: _on_http_exception}
-    return Starlette(routes=routes, middleware=guards, exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=guards(only_loopback), exception_handlers=handlers, lifespan=lifespan)
 
 
 def _endpoints(service: Service) -> list[tuple[str, str, Endpoint]]:
@@ -67,8 +66,9 @@ def _endpoints(service: Service) -> list[tuple[str, str, Endpoint]]:
     vectors, commands = Vectors(service), service.model.head.commands
     writing: list[Endpoint] = []
     if "generate" in commands:
-        chat = Chat(service, Prompts(service.model.generator))
-        writing = [chat, Completions(service), Responses(service, chat)]
+        answering = Answering(service)
+        chat = Chat(service, answering, Prompts(service.model.generator))
+        writing = [chat, Completions(service, answering), Responses(service, chat)]
     paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
     found = dict(zip(paths, writing, strict=False))
     found |= {"/v1/embeddings": vectors.embeddings} if "embed" in commands else {}
@@ -97,7 +97,8 @@ class _About:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' page."""
-        self._service.client(request)
+        if self._service.client(request).models is not None:
+            raise ApiError(403, "The metrics tell of all models, and this key may use some. Use a key without --model.")
         return Response(self._service.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
@@ -125,8 +126,11 @@ class _About:
         opinion = body.model_dump(exclude={"id"}, exclude_none=True)
         if not opinion:
             raise ApiError(400, "Give a thumb, a better answer, or a comment.")
-        if not service.feedback.store(body.id, client.name, opinion):
+        row = service.feedback.row(body.id, client.name, opinion)
+        if row is None:
             raise ApiError(404, "The response is not known here, or too old.", "id", "response_not_found")
+        if not await service.prepare(partial(service.feedback.append, row)):
+            raise ApiError(507, "The file of feedback has reached its limit. Move it away.", code="feedback_full")
         return JSONResponse({"id": body.id, "object": "feedback", "stored": True})
 
     async def not_this_model(self, request: Request) -> Response:
@@ -144,6 +148,7 @@ def _counted(service: Service, path: str, endpoint: Endpoint) -> Endpoint:
 
     async def run(request: Request) -> Response:
         started = time.perf_counter()
+        request.state.model = ""  # until it is known to be one that is here
         try:
             response = await endpoint(request)
         except ApiError as error:
@@ -155,7 +160,7 @@ def _counted(service: Service, path: str, endpoint: Endpoint) -> Endpoint:
         except Exception:
             log.exception("%s failed.", path)
             response = internal_error().response()
-        service.metrics.requests.labels(service.name, path, str(response.status_code)).inc()
+        service.metrics.requests.labels(request.state.model, path, str(response.status_code)).inc()
         if path.startswith("/v1/"):
             milliseconds = 1000 * (time.perf_counter() - started)
             log.info("%s %s %d, %.0f ms to the first byte", request.method, path, response.status_code, milliseconds)
@@ -168,22 +173,3 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals, such as of an unknown path, in the protocol's form."""
     message = {404: "There is no such page here.", 405: f"{request.method} is not possible here."}
     return ApiError(error.status_code, message.get(error.status_code, error.detail)).response()
-
-
-class PatientSend:
-    """Gives up a client that takes nothing of its response for a while.
-
-    Args:
-        app: to guard.
-        seconds: how long a client may take nothing.
-    """
-
-    def __init__(self, app: ASGIApp, seconds: float = SEND_SECONDS) -> None:
-        self._app, self._seconds = app, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self._seconds):
-                await send(message)
-
-        await self._app(scope, receive, send_in_time)

@@ -19,7 +19,7 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str
+    model: Annotated[str, Field(max_length=500)]
 
 
 class StreamOptions(BaseModel):
@@ -189,8 +189,8 @@ class FeedbackBody(BaseModel):
 
     id: Annotated[str, Field(min_length=1, max_length=100)]
     thumb: Literal["up", "down"] | None = None
-    better: str | None = None
-    comment: str | None = None
+    better: Annotated[str, Field(max_length=100_000)] | None = None
+    comment: Annotated[str, Field(max_length=10_000)] | None = None
 
 
 class TextFormat(BaseModel):

@@ -1,6 +1,7 @@
 """`/v1/chat/completions`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,14 +9,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tunesmith.inference.reasoning_text import ReasoningForm, ReasoningText
 from tunesmith.inference.tool_calls import ToolCallForm, Tools, ToolText
-from tunesmith.inference.writing import Generation
+from tunesmith.serving.answering import Answering, Asked, Usage
 from tunesmith.serving.bodies import ChatBody, NamedTool
 from tunesmith.serving.choices import Choice, Delta, TokenTexts
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.events import DONE, event, stream
 from tunesmith.serving.prompts import Prompts, sampling_of, schema_text
-from tunesmith.serving.service import Asked, Service, Target, Usage, about, unless_gone
+from tunesmith.serving.service import Service, Target, about, unless_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Plan:
         messages: as the client sent them.
         tools: that the answer may call.
         form: in which it calls them; None: it calls none.
+        reasoning: in which form it reasons; None: in none that the chat template knows.
         asked: the answers.
         with_logprobs: whether tokens and log-probabilities are reported.
     """
@@ -35,8 +38,55 @@ class Plan:
     messages: Sequence[dict[str, Any]]
     tools: Tools
     form: ToolCallForm | None
+    reasoning: ReasoningForm | None
     asked: Sequence[Asked]
     with_logprobs: bool
+
+
+class Reply:
+    """The answers to a chat while they are written.
+
+    Args:
+        identity: of the response.
+        plan: the chat.
+        chat: that answers it.
+    """
+
+    def __init__(self, identity: str, plan: Plan, chat: "Chat") -> None:
+        self._identity, self.plan, self._chat = identity, plan, chat
+        self.choices = [chat.choice(plan) for _ in plan.asked]
+        self.usage = Usage()
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many of the answers' tokens are reasoning."""
+        return sum(choice.reasoning_tokens for choice in self.choices)
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """Write the answers; what is new, each with its answer's number.
+
+        Raises:
+            ApiError: as `Answering.answers`.
+        """
+        plan, chat = self.plan, self._chat
+        async with aclosing(chat.answering.answers(plan.target, plan.asked, self.choices, self.usage)) as deltas:
+            async for each in deltas:
+                yield each
+        answers = [choice.message for choice in self.choices]
+        chat.service.remember(self._identity, plan.target, messages=plan.messages, tools=plan.tools, answers=answers)
+
+    async def whole(self) -> None:
+        """Write the answers to their end.
+
+        Raises:
+            ApiError: as `Answering.answers`.
+        """
+        async for _ in self.deltas():
+            pass
+
+    def usage_of(self) -> dict[str, Any]:
+        """Numbers of tokens."""
+        return {**usage_of(self.usage), "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}}
 
 
 class Chat:
@@ -44,18 +94,18 @@ class Chat:
 
     Args:
         service: of the model.
-        prompts: renders for it.
+        answering: writes the answers.
+        prompts: renders for the model.
     """
 
-    def __init__(self, service: Service, prompts: Prompts) -> None:
-        self._service, self._prompts = service, prompts
+    def __init__(self, service: Service, answering: Answering, prompts: Prompts) -> None:
+        self.service, self.answering, self._prompts = service, answering, prompts
         self._texts = TokenTexts(service.model.tokenizer)
 
     async def __call__(self, request: Request) -> Response:
         """The endpoint."""
-        service = self._service
-        body, target = await service.asked(request, ChatBody)
-        plan = await service.prepare(partial(self.plan, body, target))
+        body, target = await self.service.asked(request, ChatBody)
+        plan = await self.service.prepare(partial(self.plan, body, target))
         if not body.stream:
             return await unless_gone(request, self._at_once(plan))
         return await stream(request, self._events(plan, body.tells_usage))
@@ -68,22 +118,24 @@ class Chat:
         """
         _refuse_contradictions(body)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
-        form = self._form(tools, body)
+        form, reasoning = self._form(tools, body), self._prompts.reasoning_form
         ids = self._prompts.ids(body.messages, tools)
         param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        tokens = self._service.answer_tokens([ids], body.max_completion_tokens or body.max_tokens, param)
+        tokens = self.answering.answer_tokens([ids], body.max_completion_tokens or body.max_tokens, param)
         sampling = sampling_of(
             body,
-            self._service.default,
+            self.service.default,
             max_new_tokens=tokens,
             schema=_schema(body),
             top_logprobs=body.top_logprobs or 0,
         )
         if form is not None and body.tool_choice not in (None, "auto", "none"):
             sampling = replace(sampling, grammar=_grammar(form, tools, body.tool_choice))
-        keep = () if form is None else form.markers
+        if reasoning is not None and not reasoning.start and sampling.is_bound:
+            reasoning = None  # the grammar is that of the whole answer, which so cannot begin with reasoning
+        keep = tuple(marker for each in (form, reasoning) if each is not None for marker in each.markers)
         asked = [Asked(ids, sampling, number, keep) for number in range(body.n or 1)]
-        return Plan(target, body.messages, tools, form, asked, bool(body.logprobs))
+        return Plan(target, body.messages, tools, form, reasoning, asked, bool(body.logprobs))
 
     def _form(self, tools: Tools, body: ChatBody) -> ToolCallForm | None:
         if not tools:
@@ -93,65 +145,47 @@ class Chat:
             raise ApiError(400, message, "tools", "unsupported_field")
         return None if body.tool_choice == "none" else self._prompts.tool_form
 
-    def choices(self, plan: Plan) -> list[Choice]:
-        """The answers, before their first piece."""
-        return [
-            Choice(
-                None if plan.form is None else ToolText(plan.form, plan.tools),
-                self._texts if plan.with_logprobs else None,
-            )
-            for _ in plan.asked
-        ]
-
-    async def _at_once(self, plan: Plan) -> Response:
-        choices, usage, head = self.choices(plan), Usage(), about(plan.target, "chatcmpl", "chat.completion")
-        async with self._service.pieces(plan.target, plan.asked) as pieces:
-            async for number, piece in pieces:
-                choices[number].take(piece)
-                if isinstance(piece.end, Generation):
-                    usage.add(piece.end, with_prompt=number == 0)
-        self._remember(head["id"], plan, choices)
-        return JSONResponse(
-            {
-                **head,
-                "choices": [
-                    {
-                        "index": index,
-                        "message": choice.message,
-                        "logprobs": {"content": choice.logprobs, "refusal": None} if plan.with_logprobs else None,
-                        "finish_reason": choice.finish_reason,
-                    }
-                    for index, choice in enumerate(choices)
-                ],
-                "usage": usage_of(usage),
-            }
+    def choice(self, plan: Plan) -> Choice:
+        """One of the answers, before its first piece."""
+        return Choice(
+            None if plan.reasoning is None else ReasoningText(plan.reasoning),
+            None if plan.form is None else ToolText(plan.form, plan.tools),
+            self._texts,
+            plan.with_logprobs,
         )
 
-    async def _events(self, plan: Plan, include_usage: bool) -> AsyncIterator[bytes]:
-        choices, usage, head = self.choices(plan), Usage(), about(plan.target, "chatcmpl", "chat.completion.chunk")
+    async def _at_once(self, plan: Plan) -> Response:
+        head = about(plan.target, "chatcmpl", "chat.completion")
+        reply = Reply(head["id"], plan, self)
+        await reply.whole()
+        choices = [
+            {
+                "index": index,
+                "message": choice.message,
+                "logprobs": {"content": choice.logprobs, "refusal": None} if plan.with_logprobs else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(reply.choices)
+        ]
+        return JSONResponse({**head, "choices": choices, "usage": reply.usage_of()})
+
+    async def _events(self, plan: Plan, include_usage: bool) -> AsyncGenerator[bytes]:
+        head = about(plan.target, "chatcmpl", "chat.completion.chunk")
+        reply, begun = Reply(head["id"], plan, self), set[int]()
         if include_usage:
             head["usage"] = None
-        async with self._service.pieces(plan.target, plan.asked) as pieces:
-            begun = set[int]()
-            async for number, piece in pieces:
-                delta = choices[number].take(piece)
+        async with aclosing(reply.deltas()) as deltas:
+            async for number, delta in deltas:
                 if number not in begun:
                     yield event({**head, "choices": [_chunk(number, {"role": "assistant", "content": ""})]})
                     begun.add(number)
-                if delta.content or delta.calls or delta.logprobs:
+                if delta.has_something:
                     yield event({**head, "choices": [_chunk(number, _delta(delta), delta, plan.with_logprobs)]})
-                if isinstance(piece.end, Generation):
-                    usage.add(piece.end, with_prompt=number == 0)
-                    yield event({**head, "choices": [_chunk(number, {}, finish=choices[number].finish_reason)]})
+                if reply.choices[number].finish_reason is not None:
+                    yield event({**head, "choices": [_chunk(number, {}, finish=reply.choices[number].finish_reason)]})
         if include_usage:
-            yield event({**head, "choices": [], "usage": usage_of(usage)})
+            yield event({**head, "choices": [], "usage": reply.usage_of()})
         yield DONE
-        self._remember(head["id"], plan, choices)
-
-    def _remember(self, identity: str, plan: Plan, choices: Sequence[Choice]) -> None:
-        self._service.remember(
-            identity, plan.target, messages=plan.messages, tools=plan.tools, answers=[each.message for each in choices]
-        )
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:
@@ -165,8 +199,8 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 
 def _delta(delta: Delta) -> dict[str, Any]:
-    calls = {"tool_calls": list(delta.calls)} if delta.calls else {}
-    return {**({"content": delta.content} if delta.content or not calls else {}), **calls}
+    found = {"reasoning_content": delta.reasoning, "content": delta.content, "tool_calls": list(delta.calls)}
+    return {key: value for key, value in found.items() if value} or {"content": ""}
 
 
 def _chunk(

@@ -1,6 +1,7 @@
 """`/v1/completions`: a text continued as it is."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tunesmith.inference.writing import Generation
+from tunesmith.serving.answering import Answering, Asked, Usage
 from tunesmith.serving.bodies import CompletionBody
 from tunesmith.serving.chat import usage_of
 from tunesmith.serving.choices import TokenTexts
@@ -16,7 +18,10 @@ from tunesmith.serving.engine_thread import Piece
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.events import DONE, event, stream
 from tunesmith.serving.prompts import sampling_of
-from tunesmith.serving.service import Asked, Service, Target, Usage, about, unless_gone
+from tunesmith.serving.service import Service, Target, about, unless_gone
+
+MOST_ANSWERS = 2048
+"""Of one request: its prompts, as often as each is to be continued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,11 @@ class Completions:
 
     Args:
         service: of the model.
+        answering: writes the continuations.
     """
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, answering: Answering) -> None:
+        self._service, self._answering = service, answering
         self._texts = TokenTexts(service.model.tokenizer)
 
     async def __call__(self, request: Request) -> Response:
@@ -68,8 +74,11 @@ class Completions:
             raise ApiError(400, "best_of cannot be streamed: which answers are best is known at the end.", "best_of")
         body.refuse_unused_stream_options()
         prompts = _prompts(body.prompt)
+        if len(prompts) * each > MOST_ANSWERS:
+            message = f"{len(prompts):,} prompts are to have {each} answers each. Ask for at most {MOST_ANSWERS:,}."
+            raise ApiError(400, message, "prompt")
         ids = [self._ids(prompt) for prompt in prompts]
-        tokens = self._service.answer_tokens(ids, body.max_tokens or 16, "max_tokens")  # 16 is OpenAI's default
+        tokens = self._answering.answer_tokens(ids, body.max_tokens or 16, "max_tokens")  # 16 is OpenAI's default
         sampling = sampling_of(body, self._service.default, max_new_tokens=tokens, top_logprobs=body.logprobs or 0)
         asked = [Asked(own, sampling, number * each + k) for number, own in enumerate(ids) for k in range(each)]
         return Plan(target, prompts, asked, each, n, body.logprobs is not None)
@@ -86,11 +95,8 @@ class Completions:
     async def _at_once(self, plan: Plan) -> Response:
         usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
         texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
-        async with self._service.pieces(plan.target, plan.asked) as pieces:
-            async for number, piece in pieces:
-                texts[number].take(piece)
-                if isinstance(piece.end, Generation):
-                    usage.add(piece.end, with_prompt=number % plan.each == 0)
+        async for _ in self._answering.answers(plan.target, plan.asked, texts, usage):
+            pass
         groups = [texts[start : start + plan.each] for start in range(0, len(texts), plan.each)]
         best = [text for group in groups for text in sorted(group, key=lambda each: -each.mean)[: plan.n]]
         chosen = best if plan.each > plan.n else texts
@@ -98,18 +104,15 @@ class Completions:
         choices = [_choice(index, each.text, each.logprobs, each.finish) for index, each in enumerate(chosen)]
         return JSONResponse({**head, "choices": choices, "usage": usage_of(usage)})
 
-    async def _events(self, plan: Plan, include_usage: bool) -> AsyncIterator[bytes]:
+    async def _events(self, plan: Plan, include_usage: bool) -> AsyncGenerator[bytes]:
         usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
         if include_usage:
             head["usage"] = None
         texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
-        async with self._service.pieces(plan.target, plan.asked) as pieces:
-            async for number, piece in pieces:
-                logprobs = texts[number].take(piece)
-                if piece.text or piece.end is not None or logprobs:
-                    yield event({**head, "choices": [_choice(number, piece.text, logprobs, texts[number].finish)]})
-                if isinstance(piece.end, Generation):
-                    usage.add(piece.end, with_prompt=number % plan.each == 0)
+        async with aclosing(self._answering.answers(plan.target, plan.asked, texts, usage)) as news:
+            async for number, new in news:
+                if new.text or new.logprobs or texts[number].finish is not None:
+                    yield event({**head, "choices": [_choice(number, new.text, new.logprobs, texts[number].finish)]})
         if include_usage:
             yield event({**head, "choices": [], "usage": usage_of(usage)})
         yield DONE
@@ -117,6 +120,14 @@ class Completions:
 
     def _remember(self, identity: str, plan: Plan, texts: Sequence["_Text"]) -> None:
         self._service.remember(identity, plan.target, prompts=plan.prompts, answers=[each.text for each in texts])
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """What a piece adds to a continuation."""
+
+    text: str
+    logprobs: dict[str, list[Any]] | None
 
 
 class _Text:
@@ -129,13 +140,15 @@ class _Text:
         self.finish: str | None = None
         self.logprobs: dict[str, list[Any]] | None = None
 
-    def take(self, piece: Piece) -> dict[str, list[Any]] | None:
-        """The next piece. Returns the log-probabilities of its tokens, as `/v1/completions` has them."""
+    def take(self, piece: Piece) -> _New:
+        """The next piece."""
         self.text += piece.text
         if isinstance(piece.end, Generation):
             self.finish, self.mean = piece.end.finish_reason, piece.end.mean_logprob
-        if not self._with:
-            return None
+        return _New(piece.text, self._logprobs(piece) if self._with else None)
+
+    def _logprobs(self, piece: Piece) -> dict[str, list[Any]]:
+        """Of the piece's tokens, as `/v1/completions` has them."""
         new: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         tops = piece.top_logprobs or [()] * len(piece.tokens)
         for token, logprob, top in zip(piece.tokens, piece.logprobs, tops, strict=True):

@@ -43,12 +43,11 @@ class Answers:
     Args:
         thread: that writes them.
         begin: makes the request of each, on that thread.
-        seconds: within which all have to be complete.
+        deadline: the event loop's time by which all have to be complete.
     """
 
-    def __init__(self, thread: "EngineThread", begin: Sequence[Callable[[], Writing]], seconds: float) -> None:
-        self._thread = thread
-        self._seconds = seconds
+    def __init__(self, thread: "EngineThread", begin: Sequence[Callable[[], Writing]], deadline: float) -> None:
+        self._thread, self._deadline = thread, deadline
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._answers = [Answer(number, each, self._put) for number, each in enumerate(begin)]
@@ -60,11 +59,11 @@ class Answers:
             TimeoutError: the time is over.
             Exception: why there is no answer.
         """
-        open_answers, end = len(self._answers), self._loop.time() + self._seconds
+        open_answers = len(self._answers)
         try:
             self._thread.call_later(lambda: self._thread.begin(self._answers))
             while open_answers:
-                async with asyncio.timeout_at(end):
+                async with asyncio.timeout_at(self._deadline):
                     number, piece = await self._pieces.get()
                 if isinstance(piece.end, Exception):
                     raise piece.end

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -22,7 +23,7 @@ def event(data: dict[str, Any], name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
-async def stream(request: Request, events: AsyncIterator[bytes]) -> StreamingResponse:
+async def stream(request: Request, events: AsyncGenerator[bytes]) -> StreamingResponse:
     """The response of these events. An error before the first one is raised, so that it has a status of its own.
 
     Raises:
@@ -32,10 +33,11 @@ async def stream(request: Request, events: AsyncIterator[bytes]) -> StreamingRes
     first = await unless_gone(request, _first(events))
 
     async def body() -> AsyncIterator[bytes]:
-        yield first
         try:
-            async for each in events:
-                yield each
+            async with aclosing(events):
+                yield first
+                async for each in events:
+                    yield each
         except ApiError as error:
             yield event(error.body)
         except Exception:

@@ -12,10 +12,13 @@ from tunesmith.errors import UserError
 MOST_BYTES = 64_000_000
 """Of recent responses in memory; feedback on older ones comes too late."""
 
+MOST_FILE_BYTES = 1_000_000_000
+"""Of the file: clients cannot fill the disk."""
+
 
 class Feedback:
     """Args:
-    file: JSONL, to which feedback is appended.
+    file: JSONL, to which feedback is appended; only its owner can read it if it is made here.
 
     Raises:
         UserError: the file cannot be written.
@@ -27,9 +30,12 @@ class Feedback:
         self._bytes = 0
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.open("a").close()
+            os.close(self._open())
         except OSError as error:
             raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+
+    def _open(self) -> int:
+        return os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def remember(self, identity: str, response: dict[str, Any]) -> None:
         """Keep a response in memory for a while.
@@ -44,8 +50,8 @@ class Feedback:
         while self._bytes > MOST_BYTES and len(self._recent) > 1:
             self._bytes -= len(self._recent.popitem(last=False)[1])
 
-    def store(self, identity: str, client: str, opinion: dict[str, Any]) -> bool:
-        """Append feedback, with the response that it is about.
+    def row(self, identity: str, client: str, opinion: dict[str, Any]) -> dict[str, Any] | None:
+        """Feedback with the response that it is about.
 
         Args:
             identity: of the response.
@@ -53,15 +59,28 @@ class Feedback:
             opinion: thumb, better answer, comment.
 
         Returns:
-            Whether the response is known, and is this client's.
+            The row; None if the response is not known, or not this client's.
         """
         text = self._recent.get(identity)
         response = None if text is None else json.loads(text)
         if response is None or response["client"] != client:
-            return False
-        row = {"id": identity, **response, **opinion, "feedback_time": int(time.time())}
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return None
+        return {"id": identity, **response, **opinion, "feedback_time": int(time.time())}
+
+    def append(self, row: dict[str, Any]) -> bool:
+        """Append a row to the file. To be called on one thread.
+
+        Args:
+            row: from `row`.
+
+        Returns:
+            Whether the file has room for it.
+        """
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        with os.fdopen(self._open(), "ab") as out:
+            if out.tell() + len(line) > MOST_FILE_BYTES:
+                return False
+            out.write(line)
             out.flush()
             os.fsync(out.fileno())
         return True

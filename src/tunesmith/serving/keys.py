@@ -36,7 +36,7 @@ class StoredKey(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     models: tuple[str, ...] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
 

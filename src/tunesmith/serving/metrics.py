@@ -10,21 +10,29 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Metrics:
-    """Args:
-    waiting: how many requests wait.
-    running: how many are being computed.
+    """The label `model` is the name that a client asked for: the model's, or an adapter's.
+
+    Args:
+        waiting: how many requests wait.
+        running: how many are being computed.
     """
 
     def __init__(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         label, registry = ["model"], self._registry
         for name, text, function in (
-            ("tunesmith_requests_waiting", "Answers that wait for room.", waiting),
+            ("tunesmith_requests_waiting", "Answers that wait for room: the queue.", waiting),
             ("tunesmith_requests_running", "Answers that are being written: the batch.", running),
         ):
             Gauge(name, text, registry=registry).set_function(function)
+        self.open_answers = Gauge(
+            "tunesmith_open_answers", "Answers that wait or are being written.", label, registry=registry
+        )
         self.requests = Counter(
-            "tunesmith_requests", "Requests by what came of them.", [*label, "endpoint", "status"], registry=registry
+            "tunesmith_requests",
+            "Requests by what came of them; those for no model that is here have an empty one.",
+            [*label, "endpoint", "status"],
+            registry=registry,
         )
         self.prompt_tokens = Counter("tunesmith_prompt_tokens", "Tokens of prompts.", label, registry=registry)
         self.cached_tokens = Counter("tunesmith_cached_tokens", "Of these, from the cache.", label, registry=registry)

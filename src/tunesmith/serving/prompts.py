@@ -2,15 +2,15 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tunesmith.data.example import Message
 from tunesmith.data.template import UnusableError, special_tokens
 from tunesmith.data.turns import MalformedRowError, tools_of, turns_of
 from tunesmith.inference.generate import Generator
+from tunesmith.inference.reasoning_text import ReasoningForm, reasoning_form_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.tool_calls import ToolCallForm, Tools, form_of
 from tunesmith.serving.bodies import Sampled
@@ -35,6 +35,13 @@ class Prompts:
             return None
         return form_of(self._generator.renderer.template, self._special)
 
+    @cached_property
+    def reasoning_form(self) -> ReasoningForm | None:
+        """How the model's chat template writes reasoning; None if it writes none."""
+        if self._generator.model.config.is_encoder_decoder or not self._generator.tokenizer.chat_template:
+            return None
+        return reasoning_form_of(self._generator.renderer.template, self._special)
+
     def ids(self, messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[int]:
         """The ids of a chat's prompt: the same rendering as in training.
 
@@ -43,21 +50,35 @@ class Prompts:
         """
         try:
             turns = turns_of(list(messages), "messages")
-            self._refuse(turns)
+            if turns[-1]["role"] not in ("user", "tool", "system"):
+                raise MalformedRowError("the last message is the assistant's. End with a message of the user or a tool")
+            for number, turn in enumerate(turns, 1):
+                self._refuse_control_tokens(turn, f"message {number} ({turn['role']}) holds")
+            self._refuse_control_tokens(tools, "tools hold")
             wanted = tools_of([dict(tool) for tool in tools]) if tools else None
             text = self._generator.prompt_of(turns, wanted)
         except (MalformedRowError, UnusableError) as error:
             raise ApiError(400, f"{error}.", "messages", "invalid_messages") from None
         return self._generator.ids(text)
 
-    def _refuse(self, turns: Sequence[Message]) -> None:
-        """Refuse a chat that ends with an answer, and control tokens in its text, which could pretend to be a turn."""
-        if turns[-1]["role"] not in ("user", "tool", "system"):
-            raise MalformedRowError("the last message is the assistant's. End with a message of the user or a tool")
-        for number, turn in enumerate(turns, 1):
-            found = next((token for token in self._special if token in str(turn["content"])), None)
-            if found is not None:
-                raise MalformedRowError(f"message {number} ({turn['role']}) holds the control token {found}. Remove it")
+    def _refuse_control_tokens(self, value: Any, what: str) -> None:
+        """Refuse control tokens in any text, which could pretend to be another turn."""
+        found = next((token for text in _texts(value) for token in self._special if token in text), None)
+        if found is not None:
+            raise MalformedRowError(f"{what} the control token {found}. Remove it")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield str(key)
+            yield from _texts(each)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
 
 
 def sampling_of(body: Sampled, default: Sampling, **more: Any) -> Sampling:

@@ -1,29 +1,27 @@
-"""What all endpoints share: who asks, for which model, within which limits."""
+"""What all endpoints share: who asks, for which model, with what body."""
 
 import asyncio
 import hashlib
 import json
 import logging
-import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from tunesmith.errors import UserError
+from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.inference.sampling import Sampling
-from tunesmith.inference.writing import Generation, Writing
 from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.bodies import B, Body, parsed
-from tunesmith.serving.engine_thread import Answers, EngineThread, Piece
+from tunesmith.serving.engine_thread import EngineThread
 from tunesmith.serving.errors import ApiError, unknown_model
 from tunesmith.serving.feedback import Feedback
 from tunesmith.serving.keys import Client, Keys
@@ -41,6 +39,7 @@ class Limits:
 
     Attributes:
         body_bytes: the most of a request's body.
+        arriving_bytes: the most of all bodies that are arriving.
         body_seconds: within which a body has to arrive.
         max_tokens: the most of an answer; also of one whose client names no limit.
         queue: the most answers that wait.
@@ -48,6 +47,7 @@ class Limits:
     """
 
     body_bytes: int = 8_000_000
+    arriving_bytes: int = 512_000_000
     body_seconds: float = 30.0
     max_tokens: int = 4096
     queue: int = 512
@@ -63,43 +63,14 @@ class Target:
         model: the name that it asked for.
         adapter: of that name; None: the model itself.
         fingerprint: of the weights: the same fingerprint, the same answers to the same seed.
+        arrived: when it did.
     """
 
     client: Client
     model: str
     adapter: str | None
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One answer that is asked for: its prompt's ids, how it is sampled, its number among those with the same seed, and
-    the special tokens that its text keeps."""
-
-    ids: Sequence[int]
-    sampling: Sampling
-    number: int = 0
-    keep: tuple[str, ...] = ()
-
-
-@dataclass
-class Usage:
-    """Numbers of tokens."""
-
-    prompt: int = 0
-    answer: int = 0
-    cached: int = 0
-
-    def add(self, generation: Generation, with_prompt: bool) -> None:
-        """Count an answer; the prompt of several answers counts once."""
-        self.answer += len(generation.tokens)
-        if with_prompt:
-            self.prompt += generation.prompt_tokens
-            self.cached += generation.cached_tokens
-
-    @property
-    def total(self) -> int:
-        return self.prompt + self.answer
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(eq=False)
@@ -115,6 +86,7 @@ class Service:
         limits: on requests.
         feedback: on responses; None: it is not kept.
         default: of the sampling, for fields that a request leaves out.
+        draft: what guesses the next tokens, as in `Model.generate`.
         logs_prompts: whether prompts and answers are in the log.
     """
 
@@ -126,13 +98,18 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     feedback: Feedback | None = None
     default: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
+    draft: str | None = LOOKUP
     logs_prompts: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(lambda: self.thread.waiting, lambda: self.thread.running)
         self._preparing = ThreadPoolExecutor(1, "prepare")
-        self._mean_seconds = 1.0
+        self._arriving = 0  # bytes of bodies
+        self._mean_seconds = 1.0  # of an answer, of late
+        reference = self.model.reference
+        about = [fingerprint_of(self.model.name), str(self.model.dtype), reference.base.weights, self.model.cache]
+        self._own_fingerprint = json.dumps(about, sort_keys=True)
 
     # Who asks for what
 
@@ -165,13 +142,19 @@ class Service:
             async with asyncio.timeout(self.limits.body_seconds):
                 async for chunk in request.stream():
                     data += chunk
-                    if len(data) > self.limits.body_bytes:
-                        raise ApiError(
-                            413, f"The body has more than {self.limits.body_bytes:,} bytes.", code="body_too_large"
-                        )
+                    self._arriving += len(chunk)
+                    self._refuse_too_large(len(data))
         except TimeoutError:
             raise ApiError(408, f"The body did not arrive within {self.limits.body_seconds:g} seconds.") from None
+        finally:
+            self._arriving -= len(data)
         return await self.prepare(partial(parsed, kind, bytes(data)))
+
+    def _refuse_too_large(self, size: int) -> None:
+        if size > self.limits.body_bytes:
+            raise ApiError(413, f"The body has more than {self.limits.body_bytes:,} bytes.", code="body_too_large")
+        if self._arriving > self.limits.arriving_bytes:
+            raise ApiError(503, "Too many bodies arrive at present. Try again later.", retry_after=1)
 
     async def asked(self, request: Request, kind: type[M]) -> tuple[M, Target]:
         """The body of a request for a model, and what it is for.
@@ -181,7 +164,9 @@ class Service:
         """
         client = self.client(request)
         body = await self.body(request, kind)
-        return body, await self.target(client, body.model)
+        target = await self.target(client, body.model)
+        request.state.model = target.model  # for the metrics
+        return body, target
 
     async def target(self, client: Client, model: str) -> Target:
         """The model or adapter of that name, as its files are now.
@@ -207,6 +192,25 @@ class Service:
         names = [self.name, *([] if self.adapters is None else self.adapters.names)]
         return [name for name in names if client.may_use(name)]
 
+    def refuse_full(self, count: int) -> None:
+        """Refuse answers that the queue has no room for; one request alone may be longer than the queue.
+
+        Args:
+            count: of the answers.
+
+        Raises:
+            ApiError: there is no room.
+        """
+        waiting = self.thread.waiting
+        if waiting + count > max(self.limits.queue, count):
+            after = max(1, round(self._mean_seconds * waiting / self.model.concurrent))
+            message = f"{waiting:,} answers wait already. Try again later."
+            raise ApiError(429, message, code="queue_full", retry_after=after)
+
+    def answered_in(self, seconds: float) -> None:
+        """Take account of the time that an answer took, for what `Retry-After` says."""
+        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+
     async def prepare(self, work: Callable[[], R]) -> R:
         """Run something that takes a while, such as tokenizing a long chat, beside the event loop.
 
@@ -217,96 +221,6 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
         except UserError as error:
             raise ApiError(400, str(error)) from None
-
-    # Answers
-
-    @property
-    def room(self) -> int | None:
-        """The most tokens of a prompt and its answer together; None: no limit."""
-        return self.model.generator.engine.room
-
-    def answer_tokens(self, prompts: Sequence[Sequence[int]], asked: int | None, param: str) -> int:
-        """The most tokens of the answers to these prompts.
-
-        Args:
-            prompts: their ids.
-            asked: by the client; None: as many as there is room for.
-            param: the name of the client's field.
-
-        Raises:
-            ApiError: a prompt leaves no room for an answer, or more is asked for than the server gives.
-        """
-        longest = max(len(ids) for ids in prompts)
-        if not min(len(ids) for ids in prompts):
-            raise ApiError(400, "The prompt is empty. Give it some text.")
-        if self.room is not None and longest >= self.room:
-            message = f"The prompt has {longest:,} tokens, and the model's context holds {self.room:,}. Shorten it."
-            raise ApiError(400, message, code="context_length_exceeded")
-        if asked is not None and asked > self.limits.max_tokens:
-            raise ApiError(
-                400, f"{param} is {asked:,}, and this server writes at most {self.limits.max_tokens:,}.", param
-            )
-        return asked or self.limits.max_tokens
-
-    def _needed(self, asked: Sequence[Asked]) -> int:
-        """The most tokens that the answers and their prompts can have."""
-        room = math.inf if self.room is None else self.room
-        return int(sum(min(len(each.ids) + each.sampling.max_new_tokens, room) for each in asked))
-
-    @asynccontextmanager
-    async def pieces(self, target: Target, asked: Sequence[Asked]) -> AsyncIterator[AsyncIterator[tuple[int, Piece]]]:
-        """The answers' pieces as they come, each with its answer's number.
-
-        Raises:
-            ApiError: too much is asked for at present, an answer is not possible, or the time is over.
-        """
-        waiting = self.thread.waiting
-        if waiting + len(asked) > max(self.limits.queue, len(asked)):
-            after = max(1, round(self._mean_seconds * waiting / self.model.concurrent))
-            raise ApiError(
-                429, f"{waiting:,} answers wait already. Try again later.", code="queue_full", retry_after=after
-            )
-        needed = self._needed(asked)
-        reserve(target.client, needed)
-        used = Usage()
-        started = time.perf_counter()
-        begin = [partial(self._begin, target, each) for each in asked]
-        answers = Answers(self.thread, begin, self.limits.seconds)
-        source = answers.pieces()
-        try:
-            yield self._observed(source, target, asked, used)
-        except TimeoutError:
-            raise ApiError(408, f"The answer took more than {self.limits.seconds:g} seconds.") from None
-        except UserError as error:
-            raise ApiError(400, str(error)) from None
-        finally:
-            await source.aclose()
-            target.client.give_back(needed - used.total)
-            self._mean_seconds += 0.1 * (time.perf_counter() - started - self._mean_seconds)
-
-    def _begin(self, target: Target, asked: Asked) -> Writing:
-        return self.model.generator.begin(asked.ids, asked.sampling, asked.number, target.adapter, keep=asked.keep)
-
-    async def _observed(
-        self, source: AsyncIterator[tuple[int, Piece]], target: Target, asked: Sequence[Asked], used: Usage
-    ) -> AsyncIterator[tuple[int, Piece]]:
-        """The pieces, counted on their way."""
-        metrics, started = self.metrics, time.perf_counter()
-        first: dict[int, float] = {}
-        async for number, piece in source:
-            now = time.perf_counter()
-            if piece.tokens and number not in first:
-                first[number] = now
-                metrics.first_token.labels(target.model).observe(now - started)
-                used.prompt += len(asked[number].ids)
-                metrics.prompt_tokens.labels(target.model).inc(len(asked[number].ids))
-            used.answer += len(piece.tokens)
-            metrics.answer_tokens.labels(target.model).inc(len(piece.tokens))
-            if isinstance(piece.end, Generation):
-                metrics.cached_tokens.labels(target.model).inc(piece.end.cached_tokens)
-                if len(piece.end.tokens) > 1:
-                    metrics.per_token.labels(target.model).observe((now - first[number]) / (len(piece.end.tokens) - 1))
-            yield number, piece
 
     def remember(self, identity: str, target: Target, **response: Any) -> None:
         """Keep a response for feedback, and write it to the log where that is asked for.
@@ -325,10 +239,6 @@ class Service:
     def _fingerprint(self, identity: str) -> str:
         """Of the model with the adapter of that identity."""
         return "fp_" + hashlib.sha256((self._own_fingerprint + identity).encode()).hexdigest()[:12]
-
-    @cached_property
-    def _own_fingerprint(self) -> str:
-        return json.dumps([fingerprint_of(self.model.name), str(self.model.dtype)], sort_keys=True)
 
 
 def about(target: Target, prefix: str, kind: str) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Vectors:
         Raises:
             ApiError: a text is empty or too long, the model does something else, or the key's tokens are used up.
         """
+        self._service.refuse_full(1)
         tokens = await self._service.prepare(partial(self._count, texts))
         reserve(target.client, tokens)
         results: list[R] = []
