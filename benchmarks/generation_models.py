@@ -116,8 +116,7 @@ def _add_placeholders(writer: Any, size: int) -> None:
 
 
 def add_adapters(adapters: Any, sizes: dict[str, tuple[int, int]], directory: Path, names: Sequence[str]) -> None:
-    """Write LoRA adapters with random numbers on every linear layer of the blocks, unless they are there, and load
-    them.
+    """Write random adapters, unless they are there, and load them.
 
     Args:
         adapters: the engine's shelf.
@@ -125,21 +124,33 @@ def add_adapters(adapters: Any, sizes: dict[str, tuple[int, int]], directory: Pa
         directory: for their files.
         names: of the adapters; the number at the end decides the rank.
     """
+    for name in names:
+        write_adapter(directory / name, sizes)
+        adapters.add(name, directory / name)
+
+
+def write_adapter(directory: Path, sizes: dict[str, tuple[int, int]], base: str | None = None) -> None:
+    """Write a LoRA adapter with random numbers on every linear layer of the blocks, unless it is there.
+
+    Args:
+        directory: for its files; the number at the end of its name decides the rank.
+        sizes: (in, out) of each of the base's layers by its name.
+        base: what the adapter is for, by name or path.
+    """
     import torch
     from safetensors.torch import save_file
 
-    for name in names:
-        number = int(name.removeprefix("adapter"))
-        rank, own = RANKS[number % len(RANKS)], directory / name
-        if not own.exists():
-            torch.manual_seed(number)
-            weights = {}
-            for layer, (inputs, outputs) in sizes.items():
-                if ".layers." in layer:
-                    weights[f"base_model.model.{layer}.lora_A.weight"] = torch.randn(rank, inputs) / inputs**0.5
-                    weights[f"base_model.model.{layer}.lora_B.weight"] = torch.randn(outputs, rank) * 0.01
-            own.mkdir()
-            save_file(weights, own / "adapter_model.safetensors")
-            config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
-            (own / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-        adapters.add(name, own)
+    number = int(directory.name.removeprefix("adapter"))
+    rank = RANKS[number % len(RANKS)]
+    if directory.exists():
+        return
+    torch.manual_seed(number)
+    weights = {}
+    for layer, (inputs, outputs) in sizes.items():
+        if ".layers." in layer:
+            weights[f"base_model.model.{layer}.lora_A.weight"] = torch.randn(rank, inputs) / inputs**0.5
+            weights[f"base_model.model.{layer}.lora_B.weight"] = torch.randn(outputs, rank) * 0.01
+    directory.mkdir(parents=True)
+    save_file(weights, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": base}
+    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

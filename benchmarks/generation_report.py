@@ -28,6 +28,17 @@ def tables(done: Results) -> str:
     return "\n\n".join(parts + _failures(done)) + "\n"
 
 
+def put_on_page(text: str, file: Path, page: Path) -> None:
+    """Write a file of tables, and put them in place of the old ones on a page that quotes the file."""
+    old = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    content = page.read_text(encoding="utf-8")
+    if old and old in content:
+        page.write_text(content.replace(old, text.strip()), encoding="utf-8")
+    else:
+        print(f"{page} does not quote {file} as it was. Put the new tables there.")
+    file.write_text(text, encoding="utf-8")
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half of its 95 % interval by Student's t; not a number from a single value."""
     from scipy.stats import t
@@ -64,7 +75,8 @@ def _rate(cell: Cell) -> float:
     return float(cell["tokens"] / cell["seconds"])
 
 
-def _written(values: Sequence[float], form: str = "{:.0f}") -> str:
+def written(values: Sequence[float], form: str = "{:.0f}") -> str:
+    """The mean, and half of its 95 % interval if there are several values; empty without any."""
     if not values:
         return ""
     middle, half = interval(values)
@@ -82,10 +94,8 @@ def _speeds(done: Results, model: str) -> str:
         cells = {count: list(_cells(done, job, at_once=count).values()) for count in counts}
         firsts = [cell["first_token"] for cell in cells[counts[0]] if cell["first_token"] is not None]
         peaks = [max(cell["peak_bytes"] for cell in each) / 1e9 for each in _by_round(cells)]
-        columns = [_written([_rate(cell) for cell in own]) for own in cells.values()]
-        lines.append(
-            f"| {engine} | {' | '.join(columns)} | {_written(firsts, '{:.2f}')} | {_written(peaks, '{:.1f}')} |"
-        )
+        columns = [written([_rate(cell) for cell in own]) for own in cells.values()]
+        lines.append(f"| {engine} | {' | '.join(columns)} | {written(firsts, '{:.2f}')} | {written(peaks, '{:.1f}')} |")
     return "\n".join(lines)
 
 
@@ -121,8 +131,8 @@ def _shares(done: Results, model: str) -> str:
         size = [cell["step_bytes"] / 1e6 for cell in alone.values()][:1]
         milliseconds = [1000 * step for step in steps]
         lines.append(
-            f"| {engine} | {_written(prompt)} | {_written(reads)} | {_written(milliseconds, '{:.1f}')} | "
-            f"{_written(size)} | {_written(batch)} |"
+            f"| {engine} | {written(prompt)} | {written(reads)} | {written(milliseconds, '{:.1f}')} | "
+            f"{written(size)} | {written(batch)} |"
         )
     return "\n".join(lines)
 
@@ -135,7 +145,7 @@ def _adapters(done: Results) -> str:
         against = [100 * _rate(cell) / _rate(none[number]) for number, cell in cells.items() if number in none]
         peaks = [cell["peak_bytes"] / 1e9 for cell in cells.values()]
         rates = [_rate(cell) for cell in cells.values()]
-        lines.append(f"| {count} | {_written(rates)} | {_written(against)} | {_written(peaks, '{:.1f}')} |")
+        lines.append(f"| {count} | {written(rates)} | {written(against)} | {written(peaks, '{:.1f}')} |")
     return "\n".join(lines)
 
 
@@ -156,7 +166,7 @@ def _about(done: Results) -> str:
     )
     if limits:
         read, fp32, bf16 = (
-            _written([cell[name] / 1e9 for cell in limits]) for name in ("bytes_per_second", "fp32", "bf16")
+            written([cell[name] / 1e9 for cell in limits]) for name in ("bytes_per_second", "fp32", "bf16")
         )
         text += (
             f" The cores read {read} GB/s from memory and multiply matrices at {fp32} GFLOP/s in fp32, {bf16} in bf16 "
@@ -201,7 +211,7 @@ def plot(done: Results, file: Path) -> None:
         for engine in _engines(done, model):
             points = {count: list(_cells(done, f"{model}, {engine}", at_once=count).values()) for count in counts}
             style = "-" if engine.startswith("tunesmith") else "--" if engine.startswith("llama") else ":"
-            _line(axes, {count: [_rate(cell) for cell in cells] for count, cells in points.items()}, style, engine)
+            line(axes, {count: [_rate(cell) for cell in cells] for count, cells in points.items()}, style, engine)
         axes.set_title(TITLES[model], fontsize=9)
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
@@ -211,7 +221,7 @@ def plot(done: Results, file: Path) -> None:
         count: [_rate(cell) for cell in _cells(done, "adapters", adapters=count).values()]
         for count in _adapter_counts(done)
     }
-    _line(panels[2], rates, "-", "tunesmith, fp32")
+    line(panels[2], rates, "-", "tunesmith, fp32")
     panels[2].set_title(f"SmolLM2, {max(counts)} at once", fontsize=9)
     panels[2].set_xscale("symlog", base=2, linthresh=1)
     panels[2].set_xticks(list(rates), [str(count) for count in rates])
@@ -224,7 +234,8 @@ def plot(done: Results, file: Path) -> None:
     plt.close(figure)
 
 
-def _line(axes: Any, points: dict[int, list[float]], style: str, label: str) -> None:
+def line(axes: Any, points: dict[int, list[float]], style: str, label: str) -> None:
+    """A line through the means of the values at each x, with their intervals."""
     drawn = {x: interval(values) for x, values in points.items() if values}
     if drawn:
         halves = [0.0 if half != half else half for _, half in drawn.values()]

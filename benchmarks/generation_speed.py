@@ -39,7 +39,7 @@ from generation_models import (
     model_config,
     write_gguf,
 )
-from generation_report import plot, tables
+from generation_report import plot, put_on_page, tables
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "generation_speed.json"
@@ -90,7 +90,8 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         done = measure(options.chats, options.parts, options.rounds, Path(temporary), RESULTS)
-    write_report(done, RESULTS, PAGE)
+    put_on_page(tables(done), RESULTS.with_suffix(".md"), PAGE)
+    plot(done, RESULTS.with_suffix(".svg"))
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
 
 
@@ -300,22 +301,6 @@ def prompts_of(chats: Sequence[Path]) -> list[list[int]]:
     if len(found) < max(AT_ONCE.values()):
         raise SystemExit(f"--chats: {len(found)} chats have as many tokens as a prompt should, fewer than are needed.")
     return [list(ids) for ids in found]
-
-
-# The report
-
-
-def write_report(done: Job, results: Path, page: Path) -> None:
-    """Write the tables and the plot, and put the tables in place of the old ones on the page."""
-    file = results.with_suffix(".md")
-    old, new = file.read_text(encoding="utf-8") if file.exists() else "", tables(done)
-    text = page.read_text(encoding="utf-8")
-    if old.strip() and old.strip() in text:
-        page.write_text(text.replace(old.strip(), new.strip()), encoding="utf-8")
-    else:
-        print(f"{page} does not quote {file} as it was. Put the new tables there.")
-    file.write_text(new, encoding="utf-8")
-    plot(done, results.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Each benchmark script runs, on shapes and data that take seconds."""
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from running_server import served
+
+from tunesmith.config.base import Base
+from tunesmith.models.load import load_tokenizer
+from tunesmith.serving.service import Limits
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHAPE = {
@@ -205,6 +211,161 @@ def test_generation_speed_reports_means_with_intervals(script: Script, tmp_path:
     assert f"{report.SMOLLM2}, llama.cpp, F32 does not run: no such library" in text
     report.plot(done, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_serve_load_counts_times_that_had_not_ended_as_longer(script: Script) -> None:
+    percentiles = script("serve_client").percentiles
+    assert percentiles([0.1 * n for n in range(1, 101)], []) == {
+        "50": pytest.approx(5.0), "95": pytest.approx(9.5), "99": pytest.approx(9.9), "longest": pytest.approx(10.0),
+    }  # fmt: skip
+    half_open = percentiles([1.0, 2.0, 3.0], [4.0, 4.0])
+    assert (half_open["50"], half_open["95"], half_open["longest"]) == (3.0, None, 4.0)
+    assert percentiles([1.0, 5.0], [2.0])["50"] == 5.0  # two thirds are beyond 2, and the one that ended took 5
+    assert percentiles([], [3.0]) == {"50": None, "95": None, "99": None, "longest": 3.0}
+
+
+def test_serve_load_measures_each_server_and_the_engine_alone(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    module, report = script("serve_load"), script("serve_report")
+    limits = {"bytes_per_second": 1e9, "fp32": 1e11, "bf16": 1e11}
+    for name, value in (
+        ("ADAPTED_STREAMS", 2),
+        ("TRIAL_SECONDS", 0.5),
+        ("LLAMA_CPP_SETTINGS", [{"slots": 2, "flash_attention": True}]),
+        ("in_own_process", lambda job: {"cells": [limits]}),
+    ):
+        monkeypatch.setattr(module, name, value)
+    options = argparse.Namespace(
+        chats=[write(tmp_path / "chats.jsonl", *map(json.dumps, CHATS))],
+        model="embedded",
+        servers=(report.OWN, "llama.cpp, F32", report.ALONE),
+        levels=[3],
+        adapters=[2],
+        rounds=1,
+        seconds=1.0,
+        results=tmp_path / "load.json",
+    )
+    (tmp_path / "files").mkdir()
+    done = module.measure(options, tmp_path / "files")
+    cells = [run for run in done["runs"] if run["server"] != "limits"]
+    assert [(run["server"], run["streams"], run["adapters"]) for run in cells] == [
+        (report.OWN, 3, 0), (report.OWN, 2, 2), ("llama.cpp, F32", 3, 0), (report.ALONE, 3, 0),
+    ]  # fmt: skip
+    for run in cells:
+        assert not run["refused"], run
+        assert not run["wrong"], run
+        assert run["tokens"] >= 2, run
+        assert 0 < run["first_token"]["50"] <= run["first_token"]["longest"], run
+    assert json.loads((tmp_path / "load.json").read_text(encoding="utf-8")) == done
+
+
+def client_job(address: str, streams: int, ends: list[int], seconds: float = 1.5) -> dict[str, Any]:
+    def request(tokens: int, prompt_tokens: int = 0) -> dict[str, Any]:
+        body = {"messages": [{"role": "user", "content": "What is new?"}], "max_tokens": 4}
+        return {"body": body, "tokens": tokens, "prompt_tokens": prompt_tokens}
+
+    bias = {str(token): -100 for token in ends}
+    return {
+        "address": f"{address}/v1",
+        "body": {"temperature": 0.0, "stream": True, "stream_options": {"include_usage": True}, "logit_bias": bias},
+        "models": ["tiny"],
+        "streams": streams,
+        "seconds": seconds,
+        "requests": [request(4)] * streams,
+        "warm_up": request(4),
+    }
+
+
+def test_serve_loads_client_counts_refused_requests_and_answers_that_are_not_as_asked_for(script: Script) -> None:
+    measured = script("serve_client").measured
+    with served("embedded", concurrent=1, limits=Limits(queue=1)) as running:
+        ends = sorted(running.service.model.generator.stops)
+        good = asyncio.run(measured(client_job(running.address, 1, ends)))
+        assert good["answers"] >= 3
+        assert good["tokens"] >= 4 * good["answers"]
+        assert not good["refused"]
+        assert not good["wrong"]
+        assert 0 < good["between"]["50"] <= good["first_token"]["longest"]
+
+        many = asyncio.run(measured(client_job(running.address, 12, ends)))
+        assert many["refused"].keys() == {"429"}
+        assert 2 <= many["refused"]["429"] <= 24, "a stream waits as long as the server asks for"
+        assert not many["wrong"]
+
+        job = client_job(running.address, 2, ends)
+        job["requests"][0] = {**job["requests"][0], "tokens": 5}
+        job["requests"][1] = {**job["requests"][1], "prompt_tokens": 3}
+        wrong = asyncio.run(measured(job))
+        assert wrong["answers"] == 0
+        reasons = sorted(wrong["wrong"])
+        assert reasons[0] == "4 tokens in place of 5"
+        assert reasons[1].startswith("a prompt of ")
+
+
+def test_serve_load_reports_means_with_intervals_and_times_that_were_too_long(script: Script, tmp_path: Path) -> None:
+    report = script("serve_report")
+
+    def cell(
+        server: str, number: int, streams: int, rate: float, p99: float | None = 0.4, **more: Any
+    ) -> dict[str, Any]:
+        first = {"50": 0.1 * (number + 1), "95": 0.3, "99": p99, "longest": 7.0}
+        return {
+            "round": number, "server": server, "streams": streams, "adapters": 0, "planned": 2.0, "seconds": 2.0,
+            "answers": 3,
+            "tokens": 2 * rate, "prompt_tokens": 100, "complete_prompt_tokens": 100, "cached_tokens": 20,
+            "first_token": first, "between": first, "refused": {}, "wrong": {}, "client_cpu": 0.05, **more,
+        }  # fmt: skip
+
+    runs = [{"round": n, "server": "limits", "bytes_per_second": 1e9, "fp32": 1e6, "bf16": 1e6} for n in range(2)]
+    for number in range(2):
+        runs += [cell(report.OWN, number, 1, 50.0), cell(report.OWN, number, 8, 100.0 + 20 * number)]
+        runs += [cell(report.ALONE, number, 8, 125.0 + 25 * number), cell(report.OWN, number, 8, 60.0, adapters=4)]
+        runs += [cell("transformers", number, 8, 10.0, p99=None if number else 0.4, refused={"503": 2})]
+    runs.append({"round": 0, "server": "llama.cpp, F32", "streams": 8, "adapters": 0, "failed": "no such library"})
+    done = {
+        "machine": {"cores": 2, "processor": "any", "instructions": []},
+        "versions": dict.fromkeys(("torch", "transformers", "xllamacpp"), "1"),
+        "date": "2026-01-01",
+        "answers": {"tokens": [8, 128], "exponent": 2},
+        "chats": ["chats.jsonl"],
+        "weights": {"prompt": 1000, "answer": 1500},
+        "runs": runs,
+    }
+    text = report.tables(done)
+    half = 12.706 * 10 / 2**0.5 * 2**0.5
+    times = "0.15 ± 0.64 | 0.30 ± 0.00 | 0.40 ± 0.00 | 150 ± 635 | 300 ± 0 | 400 ± 0"
+    assert f"| tunesmith | 8 | 110 ± {half:.0f} | {times} | 6 | 0 |" in text
+    unknown = "0.15 ± 0.64 | 0.30 ± 0.00 | > 7.00 | 150 ± 635 | 300 ± 0 | > 7000"
+    assert f"| transformers | 8 | 10 ± 0 | {unknown} | 6 | 4 × status 503 |" in text
+    read = 100 * 2 * 1500 * 50 / 1e9
+    product = 100 * 2 * (80 * 1000 + 100 * 1500) / 2 / 1e6
+    assert f"| tunesmith | {read:.0f} ± 0 | {product:.0f} ± 0 |" in text
+    assert f"| 8 | 138 ± 159 | 110 ± {half:.0f} | 80 ± 0 | 150.0 ± 635.3 | 150.0 ± 635.3 |" in text
+    assert "| 4 | 60 ± 0 | 55 ± 64 |" in text
+    assert "llama.cpp, F32 with 8 streams was not possible: no such library" in text
+    report.plot(done, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_serve_load_takes_chats_without_tools_up_to_a_users_message(script: Script, tmp_path: Path) -> None:
+    module = script("serve_load")
+    chats = [
+        {"messages": [{"role": "user", "content": f"Is {n} even?"}, {"role": "assistant", "content": "Yes."}]}
+        for n in range(30)
+    ]
+    long = {"messages": [{"role": "user", "content": "word " * 500}, {"role": "assistant", "content": "Yes."}]}
+    file = write(tmp_path / "chats.jsonl", *map(json.dumps, [*chats, long, chats[0]]))
+    tokenizer = load_tokenizer(Base(path="embedded"))
+    found = module.chats_of(tokenizer, [file])
+    assert len(found) == 30
+    requests = module.requests_of(found, 320)
+    assert len({json.dumps(each["body"]["messages"]) for each in requests[:30]}) == 30
+    lengths = sorted(each["tokens"] for each in requests[:160])
+    assert (lengths[0], lengths[-1]) >= (8, 60)
+    assert lengths[len(lengths) // 2] < 20
+    assert len(module.chats_of(tokenizer, [])) > 2000, "made-up chats are different ones"
 
 
 @pytest.mark.long

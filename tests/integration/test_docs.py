@@ -127,6 +127,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("generation", "draft_speed"),
         ("generation", "cache_quality"),
         ("exporting", "parity_noise"),
+        ("serving", "serve_load"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
