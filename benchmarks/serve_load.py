@@ -19,7 +19,6 @@ docs/serving.md; `--rounds 0` measures nothing.
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -32,9 +31,10 @@ from typing import Any
 
 from generation_models import SMOLLM2, matrix_weights, model_config, write_adapter
 from generation_report import put_on_page
-from generation_speed import drawn_by, in_own_process, versions
+from generation_speed import in_own_process, versions
 from peer_environments import make_environment
 from serve_report import ALONE, WEIGHT_BYTES, plot, tables
+from serve_requests import ANSWER_TOKENS, EXPONENT, chats_of, request_of, requests_of
 from serve_servers import ENVIRONMENT, LLAMA_CPP_SETTINGS, Material, running
 from train_speed_report import machine
 
@@ -49,21 +49,8 @@ SERVERS = tuple(WEIGHT_BYTES)
 MOST_STREAMS = {"llama.cpp, BF16": 64, "transformers": 64, ALONE: 64}
 """Of others than these. More only wait longer for the same tokens, as llama.cpp in F32 shows."""
 
-MOST_PROMPT_TOKENS, ANSWER_TOKENS = 400, (8, 128)
-EXPONENT = 2
-"""Of the density of the answers' lengths, length ** -EXPONENT."""
-
-STRATA = 16
-"""So many answers in a row have a length from each of as many equal parts of the distribution."""
-
 MOST_PER_SECOND = 20
 """More requests than any server answers."""
-
-MADE_UP = 4000
-WORDS = (
-    "river stone bridge market winter garden letter window travel music kitchen forest engine island teacher harbor "
-    "summer village doctor camera mountain library ticket orange silver morning paper school cloud history"
-).split()
 
 TRIAL_SECONDS = 8.0
 """How long a setting of llama.cpp's is tried."""
@@ -234,14 +221,9 @@ def fastest_settings(server: str, material: Material, requests: Sequence[Job]) -
     return {"tried": tried, "fastest": LLAMA_CPP_SETTINGS[best], "system": get_system_info()}
 
 
-# The requests and the servers' files
+# The servers' files
 
 BODY = {"temperature": 0.0, "stream": True, "stream_options": {"include_usage": True}}
-
-
-def request_of(messages: Sequence[Job], prompt_tokens: int, tokens: int) -> Job:
-    body: Job = {"messages": list(messages), "max_tokens": tokens}
-    return {"body": body, "prompt_tokens": prompt_tokens, "tokens": tokens}
 
 
 def prepared(options: argparse.Namespace, work: Path) -> tuple[Material, list[Job]]:
@@ -280,73 +262,6 @@ def make_adapters(directory: Path, model: Path, count: int) -> None:
     directory.mkdir()
     for number in range(count):
         write_adapter(directory / f"adapter{number}", sizes, str(model))
-
-
-def requests_of(chats: Sequence[tuple[list[Job], int]], count: int) -> list[Job]:
-    """So many requests, with chats in a random order; they repeat only if there are too few."""
-    draw = random.Random(0)
-    order = draw.sample(range(len(chats)), len(chats))
-    lengths = range(ANSWER_TOKENS[0], ANSWER_TOKENS[1] + 1)
-    draw_answer = drawn_by([length**-EXPONENT for length in lengths])
-    found: list[Job] = []
-    while len(found) < count:
-        answers = [lengths[draw_answer((part + draw.random()) / STRATA)] for part in range(STRATA)]
-        draw.shuffle(answers)
-        for tokens in answers:
-            messages, prompt_tokens = chats[order[len(found) % len(chats)]]
-            found.append(request_of(messages, prompt_tokens, tokens))
-    return found[:count]
-
-
-def chats_of(tokenizer: Any, files: Sequence[Path]) -> list[tuple[list[Job], int]]:
-    """Different chats that end with a message of the user's, and how many tokens their prompts have.
-
-    Raises:
-        SystemExit: the files have none that is short enough.
-    """
-    import tunesmith
-    from tunesmith.data.render import Renderer
-
-    renderer = Renderer(tokenizer)
-    found: dict[str, tuple[list[Job], int]] = {}
-    for messages in read_chats(files) if files else made_up_chats():
-        try:
-            text = renderer.prompt(messages)
-        except (tunesmith.UserError, ValueError):
-            continue
-        count = len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if count <= MOST_PROMPT_TOKENS:
-            found[text] = (messages, count)
-    if not found:
-        raise SystemExit(
-            f"--chats: no chat ends with a message of the user's and has up to {MOST_PROMPT_TOKENS} tokens."
-        )
-    return list(found.values())
-
-
-def read_chats(files: Sequence[Path]) -> Iterator[list[Job]]:
-    """The chats in files of rows, each without its last message; those with tools are left out."""
-    from tunesmith.data.example import Malformed
-    from tunesmith.data.read import read
-    from tunesmith.data.row_formats import detect, to_example
-
-    for file in files:
-        for row in read([str(file)], Path.cwd()):
-            example = None if isinstance(row, Malformed) else to_example(row, detect([row]))
-            if example is None or isinstance(example, Malformed) or not example.messages:
-                continue
-            messages = [dict(message) for message in example.messages[:-1]]
-            is_plain = all(each.keys() == {"role", "content"} and isinstance(each["content"], str) for each in messages)
-            if is_plain and messages and messages[-1]["role"] == "user":
-                yield messages
-
-
-def made_up_chats() -> Iterator[list[Job]]:
-    """Questions about a few random words, of 10 to 200 words."""
-    draw = random.Random(0)
-    for number in range(MADE_UP):
-        words = " ".join(draw.choice(WORDS) for _ in range(draw.randrange(10, 200)))
-        yield [{"role": "user", "content": f"Question {number}: write about {words}."}]
 
 
 if __name__ == "__main__":

@@ -209,9 +209,9 @@ def _about_llama_cpp(done: Results) -> list[str]:
     tried, fastest = done["llama.cpp"]["tried"], done["llama.cpp"]["fastest"]
     compiled = [name for name in ("AVX512", "AVX2", "AVX", "NEON") if f"{name} = 1" in done["llama.cpp"]["system"]]
     return [
-        f"llama.cpp is compiled for {''.join(compiled[:1]) or 'any processor'}, and answers {fastest['slots']} requests "
-        f"at once, with flash attention {'on' if fastest['flash_attention'] else 'off'}: the fastest of {len(tried)} "
-        "settings."
+        f"llama.cpp is compiled for {''.join(compiled[:1]) or 'any processor'}, and answers {fastest['slots']} "
+        f"requests at once, with flash attention {'on' if fastest['flash_attention'] else 'off'}: the fastest of "
+        f"{len(tried)} settings."
     ]
 
 

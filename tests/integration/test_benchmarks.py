@@ -350,7 +350,7 @@ def test_serve_load_reports_means_with_intervals_and_times_that_were_too_long(sc
 
 
 def test_serve_load_takes_chats_without_tools_up_to_a_users_message(script: Script, tmp_path: Path) -> None:
-    module = script("serve_load")
+    module = script("serve_requests")
     chats = [
         {"messages": [{"role": "user", "content": f"Is {n} even?"}, {"role": "assistant", "content": "Yes."}]}
         for n in range(30)
