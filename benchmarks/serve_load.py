@@ -33,7 +33,7 @@ from generation_models import SMOLLM2, matrix_weights, model_config, write_adapt
 from generation_report import put_on_page
 from generation_speed import in_own_process, versions
 from peer_environments import make_environment
-from serve_report import ALONE, WEIGHT_BYTES, plot, tables
+from serve_report import ALONE, OWN, WEIGHT_BYTES, plot, tables
 from serve_requests import ANSWER_TOKENS, EXPONENT, chats_of, request_of, requests_of
 from serve_servers import ENVIRONMENT, LLAMA_CPP_SETTINGS, Material, running
 from train_speed_report import machine
@@ -143,14 +143,16 @@ def cells_of(server: str, options: argparse.Namespace) -> list[tuple[int, int]]:
     """Those of a server."""
     most = MOST_STREAMS.get(server, max(options.levels))
     own = [(streams, adapters) for streams, adapters in all_cells(options) if adapters or streams <= most]
-    return own if server == "tunesmith" else [cell for cell in own if not cell[1]]
+    return own if server == OWN else [cell for cell in own if not cell[1]]
 
 
 def seconds_of(streams: int, options: argparse.Namespace) -> float:
+    """How long a cell lasts."""
     return options.seconds or max(seconds for level, seconds in SECONDS.items() if level <= streams)
 
 
 def requests_in(streams: int, options: argparse.Namespace) -> int:
+    """How many requests a cell has to itself."""
     return streams + round(MOST_PER_SECOND * seconds_of(streams, options))
 
 
