@@ -73,8 +73,9 @@ def chats_of(tokenizer: Any, files: Sequence[Path]) -> list[tuple[list[Job], int
 def read_chats(files: Sequence[Path]) -> Iterator[list[Job]]:
     """The chats in files of rows, each without its last message; those with tools are left out."""
     from tunesmith.data.example import Malformed
+    from tunesmith.data.format_detection import detect
     from tunesmith.data.read import read
-    from tunesmith.data.row_formats import detect, to_example
+    from tunesmith.data.row_formats import to_example
 
     for file in files:
         for row in read([str(file)], Path.cwd()):
