@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from rich.console import Console
 from tunesmith.cli.demo import _fetched, demo
 from tunesmith.config.base import Base
 from tunesmith.demo.docstrings import Pair, is_held_out, pairs, question, split, summary, write_pairs
-from tunesmith.demo.standard_library import Documented
+from tunesmith.demo.prose import paragraphs, write_prose
+from tunesmith.demo.standard_library import Documented, documented
 from tunesmith.errors import UserError
 
 
@@ -68,6 +70,27 @@ def test_the_counts_match_the_written_files(tmp_path: Path) -> None:
     assert [len(side) for side in rows] == [counts["train"], counts["held_out"]]
     left_out = sum(count for name, count in counts.items() if name.startswith("left out"))
     assert counts["documented"] == counts["train"] + counts["held_out"] + counts["held_out_removed"] + left_out
+
+
+def test_replayed_prose_is_hundreds_of_plain_paragraphs(tmp_path: Path) -> None:
+    found = paragraphs()
+    assert len(found) == len(set(found)) > 200
+    for text in found:
+        assert text[0].isupper()
+        assert text[-1] == "."
+        assert "\n" not in text
+        assert "::=" not in text
+        assert 20 <= len(text.split()) <= 100
+    written = [json.loads(line) for line in write_prose(tmp_path).read_text(encoding="utf-8").splitlines()]
+    assert written == [{"text": text} for text in found]
+
+
+def test_replayed_prose_shares_no_eight_words_with_the_general_texts() -> None:
+    def runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
+        lists = [text.split() for text in texts]
+        return {tuple(words[at : at + 8]) for words in lists for at in range(len(words) - 7)}
+
+    assert not runs(paragraphs()) & runs(thing.docstring for thing in documented() if thing.kind == "module")
 
 
 @pytest.mark.long  # `make demo` is checked in addition to `make test`

@@ -353,13 +353,14 @@ def test_the_counts_add_up(place: Path, tmp_path: Path) -> None:
     _, _, counts = write_rows(tmp_path / "data", found=packages([place]))
     left_out = {name: count for name, count in counts.items() if name.startswith("left out: ")}
     assert counts["rows"] == counts["train"] + counts["held_out"] + counts["held_out_removed"]
-    _, few, fewer = write_rows(tmp_path / "few", found=packages([place]), most_held_out=2)
-    assert len(few.read_text(encoding="utf-8").splitlines()) == fewer["held_out"] == 2
+    *few, fewer = write_rows(tmp_path / "few", found=packages([place]), most_held_out=2, most_train=3)
+    assert [len(written(file)) for file in few] == [fewer["train"], fewer["held_out"]] == [3, 2]
+    assert fewer["train_not_written"] == counts["train"] - 3
     assert fewer["held_out_not_written"] == counts["held_out"] - 2
     assert counts["functions"] == counts["rows"] + sum(left_out.values()) == 40 * 6 + 1
     assert left_out == {
         "left out: a description that is not one plain sentence": 40,
-        "left out: fewer than half of the parameters with a JSON type": 40,
+        "left out: a parameter without a JSON type": 40,
         f"left out: more than {LONGEST_ROW} characters": 40,
         "left out: the same function again": 39,
     }

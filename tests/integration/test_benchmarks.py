@@ -530,11 +530,27 @@ def test_the_quality_scripts_run_a_trial(script: Script, monkeypatch: pytest.Mon
 
 
 @pytest.mark.long
-def test_demo_quality_makes_a_row_for_base_and_tuned_model(script: Script) -> None:
+def test_demo_quality_makes_a_row_for_base_and_tuned_model_and_resumes(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = script("demo_quality")
-    one = module.trial("embedded", 0, 4, ["train.steps=1"])
+    monkeypatch.setattr(module, "STEPS", {"embedded": 1})
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "demo_quality.jsonl")
+    arguments = ["demo_quality.py", "--held-out", "4", "--seeds"]
+    monkeypatch.setattr("sys.argv", [*arguments, "1"])
+    module.main()
+    (one,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])
     assert one["steps"] == 1
     assert one["base"].keys() == one["tuned"].keys() == module.COLUMNS.keys()
+    module.main()
+    assert not capsys.readouterr().out  # the trial is not repeated
+
+    stored = [json.loads(line) for line in module.RESULTS.read_text(encoding="utf-8").splitlines()]
+    assert stored == [one] == module.finished([("embedded", one["setting"])])
+    assert module.finished([("embedded", "another recipe")]) == []
+    monkeypatch.setattr(module, "STEPS", {"embedded": 2})
+    assert module.finished([("embedded", one["setting"])]) == []
+
     other = {**one, "seed": 1, "tuned": {**one["tuned"], "loss": one["tuned"]["loss"] + 0.2}}
     lines = module.table([one, other]).splitlines()
     assert lines[2].startswith(f"| embedded | {one['base']['loss']:.3f} |")

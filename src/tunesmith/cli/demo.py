@@ -36,6 +36,9 @@ def get_weather(city: str, days: int = 3, metric: bool = True) -> str:
 HELD_OUT = 16
 """Held-out functions, for which both models write definitions."""
 
+MOST_ROWS = 1000
+"""Functions for training: several times as many as the demo's time allows."""
+
 LONGEST_ANSWER = 150
 """Tokens; a definition of one of the rows has fewer."""
 
@@ -85,17 +88,22 @@ def demo(
 def _train(console: Console, directory: Path, base: str | None, overrides: list[str]) -> Path:
     """Write rows and recipe, and train. Returns the run's directory."""
     from tunesmith.demo.functions import packages
+    from tunesmith.demo.prose import write_prose
     from tunesmith.demo.tools import write_rows
 
     _heading(console, "1. The data", "Functions of this Python and their tool definitions, as chat models call them.")
     with ProcessPoolExecutor(1, get_context("spawn")) as other:  # reads functions while this process loads libraries
-        writing = other.submit(write_rows, directory, found=packages(), most_held_out=HELD_OUT)
+        writing = other.submit(
+            write_rows, directory, found=packages(), most_held_out=HELD_OUT, most_train=MOST_ROWS
+        )
+        writing_prose = other.submit(write_prose, directory)
         name = _fetched(console, base)
         with quick_imports():
             from tunesmith.demo.recipe import sets_steps, write_recipe
             from tunesmith.report.progress import Progress
             from tunesmith.training.stages import train
         train_file, _, counts = writing.result()
+        writing_prose.result()
     _show_data(console, counts, train_file)
     _heading(console, "2. Training", f"LoRA on {name}. The recipe: {_short(directory / 'recipe.yaml')}")
     recipe = write_recipe(directory, name, overrides)

@@ -21,6 +21,8 @@ base: {base}
 data:
   train: train.jsonl         # question, answer; functions of this Python installation
   held_out: [held_out.jsonl] # functions of packages that are not in train.jsonl
+  replay: [prose.jsonl]      # paragraphs of Python's language reference, against forgetting
+  replay_share: 0.1          # of the tokens
   max_length: 512            # tokens
 method: {method}
 objective: {{kind: instruction}}

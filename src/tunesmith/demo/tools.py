@@ -47,7 +47,7 @@ from tunesmith.run import atomic_write
 
 HELD_OUT_SHARE = 0.2  # of packages; about a fifth of the rows
 ROWS_PER_PACKAGE = 150  # so that no package dominates
-LONGEST_ROW = 850  # characters of question and answer: about 256 tokens of a GPT-2-like tokenizer
+LONGEST_ROW = 550  # characters of question and answer: about 150 tokens of a GPT-2-like tokenizer
 LONGEST_DESCRIPTION = 20  # words
 WITHOUT_PARAMETERS = 0.02  # of these functions are kept: there is little to learn from them
 WITHOUT_DESCRIPTION = 0.08  # of those that describe no parameter are kept, as most functions are such
@@ -224,8 +224,8 @@ def _row(module: str, name: str, node: FunctionNode) -> tuple[Row | None, str]:
     if not named_arguments(node.args) and number(name) >= WITHOUT_PARAMETERS:
         return None, "without parameters"
     of = function(node)
-    if 2 * sum(map(bool, map(_type, of.parameters))) < len(of.parameters):
-        return None, "fewer than half of the parameters with a JSON type"
+    if not all(map(_type, of.parameters)):
+        return None, "a parameter without a JSON type"
     if not of.docstring and number(name) >= WITHOUT_DOCSTRING:
         return None, "without docstring"
     descriptions = [of.summary, *(parameter.description for parameter in of.parameters)]
@@ -268,6 +268,7 @@ def write_rows(
     share: float = HELD_OUT_SHARE,
     found: Iterable[Package] | None = None,
     most_held_out: int | None = None,
+    most_train: int | None = None,
 ) -> tuple[Path, Path, dict[str, int]]:
     """Write `train.jsonl` and `held_out.jsonl` into `directory`.
 
@@ -276,17 +277,19 @@ def write_rows(
         share: of packages that are held out.
         found: packages. Default: the standard library and the installed packages.
         most_held_out: how many held-out rows to write, which are a fair mixture of the packages. Default: all.
+        most_train: how many training rows to write, likewise. Default: all.
 
     Returns:
         Both paths, and counts: functions, rows, train, held_out, train_packages, held_out_packages, held_out_removed
-        (training has the same answer), held_out_not_written, and the functions that were left out, by reason.
+        (training has the same answer), train_not_written, held_out_not_written, and the functions that were left out,
+        by reason.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     left_out: Counter[str] = Counter()
     kept = rows(found, left_out)
-    train, all_held_out, removed = split(kept, share)
-    held_out = all_held_out[:most_held_out]
+    all_train, all_held_out, removed = split(kept, share)
+    train, held_out = all_train[:most_train], all_held_out[:most_held_out]
     counts = {
         "functions": len(kept) + left_out.total(),
         "rows": len(kept),
@@ -295,6 +298,7 @@ def write_rows(
         "train_packages": len({row.module.partition(".")[0] for row in train}),
         "held_out_packages": len({row.module.partition(".")[0] for row in held_out}),
         "held_out_removed": removed,
+        "train_not_written": len(all_train) - len(train),
         "held_out_not_written": len(all_held_out) - len(held_out),
         **{f"left out: {reason}": count for reason, count in sorted(left_out.items())},
     }
