@@ -239,12 +239,6 @@ def f(
 '''
 
 
-@pytest.fixture(autouse=True)
-def with_every_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions without a described parameter are all kept."""
-    monkeypatch.setattr("tunesmith.demo.tools.WITHOUT_DESCRIPTION", 1.0)
-
-
 def test_definitions_are_those_of_transformers_plus_default_values() -> None:
     scope: dict[str, Any] = {"Optional": Optional, "Literal": Literal, "Union": Union, "Any": Any}
     exec(ANNOTATED, scope)
@@ -256,14 +250,27 @@ def test_definitions_are_those_of_transformers_plus_default_values() -> None:
 MODULE = '''
 class Box:
     def resize(self, size: int, unit: str = "cm") -> None:
-        """Change the size of the {word} box."""
+        """Change the size of the {word} box.
+
+        Args:
+            size: The new size.
+            unit: What it is measured in.
+        """
 
     @property
     def size(self, x: int = 1):
-        """A property is not called."""
+        """A property is not called.
+
+        Args:
+            x: A number.
+        """
 
     def __eq__(self, x: int):
-        """A special method is not called by name."""
+        """A special method is not called by name.
+
+        Args:
+            x: A number.
+        """
 
 if True:
     def load_{word}(path: Path, *, strict=False):
@@ -271,16 +278,49 @@ if True:
 
         Args:
             path: Where it is.
+            strict: Whether to check it.
         """
 
 def copied(source: str) -> str:
-    """Return the same in every package."""
+    """Return the same in every package.
+
+    Args:
+        source: The text.
+    """
+
+def undocumented(a: int, b: int):
+    """Describe the function, which describes no parameter."""
+
+def bare(a: int): ...
+
+def partly(a: int, b: int):
+    """Describe the function and one of its two parameters.
+
+    Args:
+        a: A number.
+    """
+
+def empty(*args):
+    """Describe a function without named parameters.
+
+    Args:
+        *args: Anything.
+    """
 
 def untyped(a, b):
-    """Nothing is known about the parameters."""
+    """Describe parameters of unknown types.
+
+    Args:
+        a: A thing.
+        b: A thing.
+    """
 
 def broken(a: int):
-    """See :class:"""
+    """See :class:
+
+    Args:
+        a: A number.
+    """
 
 def long(a: int):
     """Describe the function with a very long part about its parameter.
@@ -300,9 +340,11 @@ def place(tmp_path: Path) -> Path:
         (package / "module.py").write_text(MODULE.replace("{word}", f"w{number}").replace("{long}", "The box. " * 100))
     (package / "tests").mkdir()
     (package / "tests" / "module.py").write_text(
-        'def tested(number: int):\n    """A function of a test is left out."""'
+        'def tested(number: int):\n    """A function of a test is left out.\n\n    :param number: A number.\n    """'
     )
-    (tmp_path / "place" / "single.py").write_text('def alone(number: int):\n    """Stand alone in a module."""')
+    (tmp_path / "place" / "single.py").write_text(
+        'def alone(number: int):\n    """Stand alone in a module.\n\n    :param number: A number.\n    """'
+    )
     (tmp_path / "place" / "not_python").mkdir()
     (tmp_path / "place" / "broken.py").write_text("def (")
     return tmp_path / "place"
@@ -357,20 +399,15 @@ def test_the_counts_add_up(place: Path, tmp_path: Path) -> None:
     assert [len(written(file)) for file in few] == [fewer["train"], fewer["held_out"]] == [3, 2]
     assert fewer["train_not_written"] == counts["train"] - 3
     assert fewer["held_out_not_written"] == counts["held_out"] - 2
-    assert counts["functions"] == counts["rows"] + sum(left_out.values()) == 40 * 6 + 1
+    assert counts["functions"] == counts["rows"] + sum(left_out.values()) == 40 * 8 + 1
     assert left_out == {
         "left out: a description that is not one plain sentence": 40,
         "left out: a parameter without a JSON type": 40,
         f"left out: more than {LONGEST_ROW} characters": 40,
+        "left out: without a description, or with a parameter that has none": 40,
+        "left out: without parameters": 40,
         "left out: the same function again": 39,
     }
-
-
-def test_functions_that_describe_a_parameter_are_preferred(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.demo.tools.WITHOUT_DESCRIPTION", 0.0)
-    kept = rows(packages([place]))
-    assert len(kept) == 40
-    assert all(json.loads(row.answer)["parameters"]["properties"]["path"]["description"] for row in kept)
 
 
 def test_the_same_installation_gives_the_same_files(place: Path, tmp_path: Path) -> None:
@@ -380,33 +417,30 @@ def test_the_same_installation_gives_the_same_files(place: Path, tmp_path: Path)
     assert len(set(first)) > 10  # the packages are mixed
 
 
-def test_few_functions_without_docstring_or_parameters_are_kept(tmp_path: Path) -> None:
-    lines = [f'def bare{n}(x: int):\n    ...\ndef call{n}():\n    """Call something simple."""\n' for n in range(400)]
-    (tmp_path / "module.py").write_text("".join(lines))
-    lines += [f'def f{n}(x: int):\n    """Describe number {n}."""\n' for n in range(100)]
-    (tmp_path / "other.py").write_text("".join(lines[400:]))
-    names = [row.name.partition(".")[2] for row in rows(packages([tmp_path]))]
-    assert any(name.startswith("f") for name in names[:10])  # they do not all come first
-    assert 0 < sum(name.startswith("bare") for name in names) < 60
-    assert 0 < sum(name.startswith("call") for name in names) < 30
-
-
 def test_a_large_package_gives_a_limited_number_of_rows(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(
-        "".join(f'def f{n}(x: int):\n    """Describe number {n}."""\n' for n in range(400))
+        "".join(f'def f{n}(x: int):\n    """Describe {n}.\n\n    :param x: A number.\n    """\n' for n in range(400))
     )
     assert len(rows(packages([tmp_path]))) == 150
 
 
-def test_rows_of_this_installation_are_definitions_with_plain_descriptions() -> None:
-    found = rows(package for package in packages() if package.name in {"json", "shutil", "typer", "rich", "peft"})
+def test_rows_of_this_installation_are_definitions_with_types_and_plain_descriptions() -> None:
+    names = {"rich", "peft", "sklearn", "transformers"}
+    found = rows(package for package in packages() if package.name in names)
     assert len(found) > 100
     for row in found:
+        tool = json.loads(row.answer)
+        assert all(parameter.keys() >= {"description"} for parameter in tool["parameters"]["properties"].values())
+        assert all(
+            parameter.keys() - {"description", "default"} for parameter in tool["parameters"]["properties"].values()
+        )
+        assert tool["description"]
+        assert tool["parameters"]["properties"]
         assert TOOL_METRICS["valid_definition"].score(row.answer, row.answer) == 1
         assert len(row.question) + len(row.answer) <= LONGEST_ROW
         assert "\n" not in row.answer
         assert ":class:" not in row.answer
-    assert len({row.module.partition(".")[0] for row in found}) == 5
+    assert {row.module.partition(".")[0] for row in found} == names
 
 
 EXPECTED = as_text(definition(GOOGLE))

@@ -93,9 +93,7 @@ def _train(console: Console, directory: Path, base: str | None, overrides: list[
 
     _heading(console, "1. The data", "Functions of this Python and their tool definitions, as chat models call them.")
     with ProcessPoolExecutor(1, get_context("spawn")) as other:  # reads functions while this process loads libraries
-        writing = other.submit(
-            write_rows, directory, found=packages(), most_held_out=HELD_OUT, most_train=MOST_ROWS
-        )
+        writing = other.submit(write_rows, directory, found=packages(), most_held_out=HELD_OUT, most_train=MOST_ROWS)
         writing_prose = other.submit(write_prose, directory)
         name = _fetched(console, base)
         with quick_imports():
@@ -211,8 +209,9 @@ def _show_data(console: Console, counts: dict[str, int], train: Path) -> None:
     )
     left_out = sum(count for name, count in counts.items() if name.startswith("left out"))
     console.print(
-        f"Left out: {left_out:,} functions without plain descriptions or types, {counts['held_out_removed']:,} "
-        "held-out ones whose definition also occurs in training."
+        f"Left out: {left_out:,} functions that are long, or without types and plain descriptions of all parameters; "
+        f"{counts['held_out_removed']:,} held-out ones whose definition also occurs in training; "
+        f"{counts['train_not_written'] + counts['held_out_not_written']:,} that the demo has no time for."
     )
     with train.open(encoding="utf-8") as file:
         example: dict[str, Any] = json.loads(next(file))

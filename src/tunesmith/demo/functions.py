@@ -108,12 +108,12 @@ def function(node: FunctionNode) -> Function:
     documented = _documented_parameters(docstring)
     parameters = tuple(
         Parameter(argument.arg, argument.annotation, default, *documented.get(argument.arg, ("", "")))
-        for argument, default in named_arguments(node.args)
+        for argument, default in _named_arguments(node.args)
     )
     return Function(node.name, _signature(node), _shown(docstring), first_sentence(docstring), parameters)
 
 
-def named_arguments(arguments: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
+def _named_arguments(arguments: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
     """Each parameter and its default value, without self, cls, *args and **kwargs."""
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
@@ -225,25 +225,22 @@ def packages(places: Sequence[Path] | None = None) -> list[Package]:
     return [found[name] for name in sorted(found) if not name.startswith("_")]
 
 
-def functions(package: Package, without_description: float) -> Iterator[tuple[str, str, FunctionNode]]:
+def functions(package: Package) -> Iterator[tuple[str, str, FunctionNode]]:
     """Functions and methods with ordinary names, not `__eq__`, whose docstring says what the parameters are.
 
     Only headers and docstrings are parsed, which takes a tenth of the time of whole files.
 
     Args:
         package: at most FILES_PER_PACKAGE of its files are read.
-        without_description: the share of the functions without such a docstring that is also given.
 
     Yields:
         The module, the name with the module, and the parsed function without its body.
     """
     for module, file in sorted(_files(package), key=lambda item: number(item[0]))[:FILES_PER_PACKAGE]:
-        for name, source, is_described in _sources(file.read_text("utf-8", "replace")):
-            full_name = f"{module}.{name}"
-            if is_described or number(full_name) < without_description:
-                body = _body(textwrap.dedent(source)) or []
-                if len(body) == 1 and isinstance(body[0], FunctionNode) and not _marks(body[0]) & _NOT_CALLED:
-                    yield module, full_name, body[0]
+        for name, source in _sources(file.read_text("utf-8", "replace")):
+            body = _body(textwrap.dedent(source)) or []
+            if len(body) == 1 and isinstance(body[0], FunctionNode) and not _marks(body[0]) & _NOT_CALLED:
+                yield module, f"{module}.{name}", body[0]
 
 
 _DEF = re.compile(r"^([ \t]*)(?:@.*\n\1)*(?:async )?def ([A-Za-z]\w*)\(|^[ \t]*class ", re.M)
@@ -254,21 +251,16 @@ _PARAMETERS = re.compile(
 )
 
 
-def _sources(text: str) -> Iterator[tuple[str, str, bool]]:
-    """For each function of a file: its name, header with docstring, and whether that seems to describe parameters."""
+def _sources(text: str) -> Iterator[tuple[str, str]]:
+    """For each function of a file whose docstring seems to describe parameters: its name, and header with docstring."""
     starts = list(_DEF.finditer(text))
     ends = [following.start() for following in starts[1:]] + [len(text)]
     for start, end in zip(starts, ends, strict=False):
         header = start[2] and _HEADER_END.search(text, start.end(), min(end, start.end() + LONGEST_HEADER))
-        if not header:
-            continue
-        quotes = _QUOTES.match(text, header.end())
+        quotes = _QUOTES.match(text, header.end()) if header else None
         closing = text.find('"""', quotes.end(), start.start() + LONGEST_SOURCE) if quotes else -1
-        if closing > 0:
-            is_described = _PARAMETERS.search(text, header.end(), closing) is not None
-            yield start[2], text[start.start() : closing + 3], is_described
-        elif not quotes:
-            yield start[2], f"{text[start.start() : header.end()]}{start[1]} ...", False
+        if closing > 0 and _PARAMETERS.search(text, quotes.end(), closing):
+            yield start[2], text[start.start() : closing + 3]
 
 
 def number(name: str) -> float:

@@ -21,7 +21,7 @@ base: {base}
 data:
   train: train.jsonl         # question, answer; functions of this Python installation
   held_out: [held_out.jsonl] # functions of packages that are not in train.jsonl
-  replay: [prose.jsonl]      # paragraphs of Python's language reference, against forgetting
+  replay: [prose.jsonl]      # Python's language reference and docstrings, against forgetting
   replay_share: 0.1          # of the tokens
   max_length: 512            # tokens
 method: {method}
@@ -61,7 +61,7 @@ SETTINGS = {
     "smollm2-135m-instruct": Settings(
         method="{kind: lora, rank: 16, alpha: 32, last: 12}  # of 30 blocks: less to compute and less to forget",
         tokens=256,
-        rate="2e-3",
+        rate="1e-3",
         seconds=80,
         steps=(40, 160),
     ),

@@ -27,7 +27,6 @@ from tunesmith.demo.functions import (
     Parameter,
     function,
     functions,
-    named_arguments,
     number,
     packages,
     parse_function,
@@ -47,11 +46,8 @@ from tunesmith.run import atomic_write
 
 HELD_OUT_SHARE = 0.2  # of packages; about a fifth of the rows
 ROWS_PER_PACKAGE = 150  # so that no package dominates
-LONGEST_ROW = 550  # characters of question and answer: about 150 tokens of a GPT-2-like tokenizer
+LONGEST_ROW = 600  # characters of question and answer: about 150 tokens of a GPT-2-like tokenizer
 LONGEST_DESCRIPTION = 20  # words
-WITHOUT_PARAMETERS = 0.02  # of these functions are kept: there is little to learn from them
-WITHOUT_DESCRIPTION = 0.08  # of those that describe no parameter are kept, as most functions are such
-WITHOUT_DOCSTRING = 0.03  # of these are kept: enough to learn that there is no description to copy
 
 QUESTION = "Write the JSON tool definition of this Python function.\n\n```python\n{}\n```"
 
@@ -194,7 +190,8 @@ def _question(of: Function) -> str:
 def rows(found: Iterable[Package] | None = None, left_out: Counter[str] | None = None) -> list[Row]:
     """Rows from the functions of packages, in a fixed order that mixes the packages.
 
-    Functions with *args or **kwargs are among them; their definitions leave these out.
+    Every parameter has a JSON type and a description. Functions with *args or **kwargs are among them; their
+    definitions leave these out.
 
     Args:
         found: packages. Default: the standard library and the installed packages.
@@ -204,7 +201,7 @@ def rows(found: Iterable[Package] | None = None, left_out: Counter[str] | None =
     kept: dict[str, Row] = {}
     for package in packages() if found is None else found:
         of_package = 0
-        for module, name, node in functions(package, WITHOUT_DESCRIPTION):
+        for module, name, node in functions(package):
             row, reason = _row(module, name, node)
             if row is None:
                 reasons[reason] += 1
@@ -215,25 +212,20 @@ def rows(found: Iterable[Package] | None = None, left_out: Counter[str] | None =
                 of_package += 1
             if of_package == ROWS_PER_PACKAGE:
                 break
-    # Not by the number of the name: those without docstring, which are kept by it, would come first.
     return sorted(kept.values(), key=lambda row: number(row.question))
 
 
 def _row(module: str, name: str, node: FunctionNode) -> tuple[Row | None, str]:
     """A row, or None with the reason."""
-    if not named_arguments(node.args) and number(name) >= WITHOUT_PARAMETERS:
-        return None, "without parameters"
     of = function(node)
+    if not of.parameters:
+        return None, "without parameters"
     if not all(map(_type, of.parameters)):
         return None, "a parameter without a JSON type"
-    if not of.docstring and number(name) >= WITHOUT_DOCSTRING:
-        return None, "without docstring"
     descriptions = [of.summary, *(parameter.description for parameter in of.parameters)]
-    if of.docstring and not any(descriptions[1:]) and number(name) >= WITHOUT_DESCRIPTION:
-        return None, "without a described parameter"
-    if _has_unread_line(of):
-        return None, "a line about a parameter that is not understood"
-    if not (bool(of.docstring) == bool(of.summary) and all(map(_is_plain, filter(None, descriptions)))):
+    if not all(descriptions):
+        return None, "without a description, or with a parameter that has none"
+    if not all(map(_is_plain, descriptions)):
         return None, "a description that is not one plain sentence"
     try:
         row = Row(_question(of), as_text(_definition(of)), module, name)
@@ -242,13 +234,6 @@ def _row(module: str, name: str, node: FunctionNode) -> tuple[Row | None, str]:
     if len(row.question) + len(row.answer) > LONGEST_ROW:
         return None, f"more than {LONGEST_ROW} characters"
     return row, ""
-
-
-def _has_unread_line(of: Function) -> bool:
-    """Whether a line of the docstring starts with a parameter's name, but nothing was understood of it."""
-    starts = set(re.findall(r"^\W*(\w+)", of.docstring, re.MULTILINE))
-    unread = (p.name for p in of.parameters if not p.description and not p.documented_type)
-    return not starts.isdisjoint(unread)
 
 
 _NOT_PLAIN = re.compile(
