@@ -259,7 +259,7 @@ def _sources(text: str) -> Iterator[tuple[str, str]]:
         header = start[2] and _HEADER_END.search(text, start.end(), min(end, start.end() + LONGEST_HEADER))
         quotes = _QUOTES.match(text, header.end()) if header else None
         closing = text.find('"""', quotes.end(), start.start() + LONGEST_SOURCE) if quotes else -1
-        if closing > 0 and _PARAMETERS.search(text, quotes.end(), closing):
+        if closing > 0 and _PARAMETERS.search(text, start.end(), closing):
             yield start[2], text[start.start() : closing + 3]
 
 
