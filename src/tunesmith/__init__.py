@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.metrics import Metric
     from tunesmith.exporting.combine import combine
-    from tunesmith.exporting.merge import merge
     from tunesmith.heads.prediction import Prediction
     from tunesmith.inference.generate import Generation
     from tunesmith.inference.model import Model, Score, chat, classify, embed, generate, load, score
@@ -72,7 +71,6 @@ _MODULES = {
     "list_methods": "tunesmith.methods.catalog",
     "list_runs": "tunesmith.report.listing",
     "load": "tunesmith.inference.model",
-    "merge": "tunesmith.exporting.merge",
     "parity": "tunesmith.proving.parity",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
@@ -115,7 +113,6 @@ __all__ = [
     "list_methods",
     "list_runs",
     "load",
-    "merge",
     "parity",
     "plan",
     "recipe_schema",

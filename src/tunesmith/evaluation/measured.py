@@ -77,6 +77,4 @@ def ratio_of(
     Returns:
         The figure.
     """
-    return Measured(
-        title, explanation, lambda rows: float(sums[rows].sum() / counts[rows].sum()), units, better, unit
-    )
+    return Measured(title, explanation, lambda rows: float(sums[rows].sum() / counts[rows].sum()), units, better, unit)
