@@ -135,7 +135,7 @@ def _tensors(subject: Subject, layout: Layout, mix: Mix, importance: Importance 
     weights = subject.weights
     is_tied = "lm_head.weight" not in weights or layout.is_tied
     for name, values in layout.more_tensors():
-        yield Stored(name, None, tuple(values.shape), lambda values=values: values, Kind.F32)
+        yield Stored(name, None, tuple(values.shape), partial(torch.Tensor.detach, values), Kind.F32)
     for source in weights:
         target = layout.name(source)
         if target is None:

@@ -294,7 +294,7 @@ def _in_fp32(module: nn.Module, recurse: bool = True) -> Iterator[None]:
         for parameter, stored in values:
             parameter.data = stored.to(torch.float32, copy=True)
         if recurse:
-            dequantized_model(module)  # type: ignore[arg-type]
+            dequantized_model(module)
         yield
     finally:
         for parameter, stored in values:
@@ -303,7 +303,7 @@ def _in_fp32(module: nn.Module, recurse: bool = True) -> Iterator[None]:
             each._modules.clear()
             each._modules.update(children)
             if hasattr(each, "merged_adapters"):
-                each.merged_adapters = merged
+                each.__dict__["merged_adapters"] = merged
 
 
 def _logits(model: PreTrainedModel) -> Tensor:
