@@ -1,5 +1,5 @@
-"""Merging and serving: memory predicted by `tunesmith plan` against the peaks of `tunesmith merge` and `tunesmith
-generate`.
+"""Merging and serving: memory predicted by `tunesmith plan` against the peaks of `tunesmith export --to hf` and
+`tunesmith generate`.
 
     python benchmarks/afterwards_memory.py    # seven minutes; writes results/afterwards_memory.json, .md
 
@@ -85,7 +85,7 @@ def main() -> None:
             peak_of("train", str(file), "--run", trained)
             plan = predicted(file)
             measured = {
-                "merging": peak_of("merge", trained, "--output", str(directory / f"merged {name}")),
+                "merging": peak_of("export", trained, "--to", "hf", "--output", str(directory / f"merged {name}")),
                 "serving": peak_of("generate", trained, "def", "--raw", "--max-new-tokens", str(TOKENS)),
             }
             for task, peak in measured.items():

@@ -28,7 +28,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES
 from tunesmith.data.prepare import resolve
 from tunesmith.errors import UserError
-from tunesmith.exporting.merge import merge
+from tunesmith.exporting.export import export
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
@@ -421,7 +421,7 @@ def _attempt(cell: Cell, bases: Path, directory: Path, outcome: Outcome) -> None
         outcome.shown.append("generates")
     if reference.adapter is not None:
         try:
-            merged = merge(str(run.directory), directory / "merged", "fp32").path
+            merged = export(run.directory, directory / "merged", "hf", precision="fp32").path
         except UserError as error:
             outcome.unmerged = " ".join(str(error).split(": ", 1)[-1].split())
             return

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tunesmith.evaluation.compare import evaluate
     from tunesmith.evaluation.metrics import Metric
     from tunesmith.exporting.combine import combine
-    from tunesmith.exporting.merge import merge
     from tunesmith.heads.prediction import Prediction
     from tunesmith.inference.model import Model, load
     from tunesmith.inference.sampling import Sampling
@@ -75,7 +74,6 @@ _MODULES = {
     "list_methods": "tunesmith.config.method_list",
     "list_runs": "tunesmith.report.listing",
     "load": "tunesmith.inference.model",
-    "merge": "tunesmith.exporting.merge",
     "parity": "tunesmith.proving.parity",
     "plan": "tunesmith.planner.request",
     "recipe_schema": "tunesmith.config.schema",
@@ -118,7 +116,6 @@ __all__ = [
     "list_methods",
     "list_runs",
     "load",
-    "merge",
     "parity",
     "plan",
     "recipe_schema",

@@ -70,6 +70,14 @@ class Events:
             subscriber({"event": event, **fields})
 
 
+def refuse_existing(output: Path) -> None:
+    """Raises:
+    UserError: the output exists.
+    """
+    if output.exists():
+        raise UserError(f"{output} already exists. Choose another path.")
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", permissions: int = 0o644) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success, flush it to disk and rename it to `path`."""

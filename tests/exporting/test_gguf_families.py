@@ -17,6 +17,8 @@ import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.exporting.export import export
 from tunesmith.heads.sentence_transformers_format import write_steps
+from tunesmith.proving.llama_cpp import LlamaCpp as Read
+from tunesmith.proving.material import Row
 
 
 @pytest.mark.parametrize("case", FAMILIES)
@@ -29,6 +31,23 @@ def test_llama_cpp_gives_the_familys_log_probabilities(case: str, tmp_path: Path
     found = LlamaCpp(done.path).log_probabilities(ids.tolist())
     assert len(found) == 20
     assert max(abs(expected[id].item() - value) for id, value in found.items()) < 0.02
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_llama_cpp_gives_the_familys_logits_at_every_position(case: str, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", *FAMILIES[case])
+    done = export(tmp_path / "model", tmp_path / "model.gguf", "gguf:f32")
+    ids = np.arange(20, 84, 2, dtype=np.int32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()
+    read = Read(done.path, 256)
+    try:
+        marks = np.arange(1, len(ids))
+        found = read.agreement(Row(ids, marks), expected[:-1])
+    finally:
+        read.close()
+    assert found.same >= found.places - 1  # a tie
+    assert found.divergence / found.places < 1e-4
 
 
 MINILM = Path(minilm).parent / "model"

@@ -99,6 +99,42 @@ def pieces_tokenizer(with_prefix: bool) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
+def unigram_tokenizer(pre_tokenizer: Any, normalizer: Any = None) -> PreTrainedTokenizerFast:
+    """Unigram, trained on a few texts."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", *SPECIAL[1:]]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=SPECIAL[1:],
+    )  # fmt: skip
+    fast.chat_template = CHATML
+    return fast
+
+
+UNIGRAMS = {
+    "a space before each part": (pre_tokenizers.Metaspace(prepend_scheme="always"), None),
+    "words": (pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]), None),
+    "no space before a text": (pre_tokenizers.Metaspace(prepend_scheme="never"), None),
+}
+
+
+@pytest.mark.parametrize("case", UNIGRAMS)
+def test_unigrams_are_chosen_by_their_scores(case: str, tmp_path: Path) -> None:
+    tokenizer = unigram_tokenizer(*UNIGRAMS[case])
+    read = in_llama_cpp(tokenizer, tmp_path)
+    for text in [*TEXTS, *MORE, *drawn_texts()]:
+        bare = text.strip() if case == "a space before each part" else text  # llama.cpp adds one before other spaces
+        if case == "words":  # SentencePiece's map of characters makes spaces of these
+            bare = " ".join(text.split())
+        assert read.tokens(bare) == tokenizer(bare, add_special_tokens=False)["input_ids"], bare
+
+
 def in_llama_cpp(tokenizer: Any, directory: Path) -> LlamaCpp:
     """llama.cpp with a small model that has this tokenizer."""
     config = LlamaConfig(
@@ -211,6 +247,15 @@ def test_tokens_that_a_user_added_are_not_control_tokens(tmp_path: Path) -> None
     assert (kinds["<tool>"], kinds["<|im_end|>"], kinds["a"]) == (4, 3, 1)
 
 
+def lowercase_unigram(backend: Any) -> None:
+    backend.model, backend.normalizer = models.Unigram([("a", -1.0)], 0), normalizers.Lowercase()
+
+
+def first_space_unigram(backend: Any) -> None:
+    backend.model = models.Unigram([("a", -1.0)], 0)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+
+
 REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "rules": (
         lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.Whitespace()),
@@ -225,8 +270,25 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
         r"does not change texts as this tokenizer does \(Lowercase\)",
     ),
     "model": (
-        lambda backend: setattr(backend, "model", models.Unigram([("a", -1.0)] * 3)),
-        "a tokenizer of the kind Unigram is not supported",
+        lambda backend: setattr(backend, "model", models.WordLevel({"a": 0})),
+        "a tokenizer of the kind WordLevel is not supported",
+    ),
+    "bytes of Unigram": (
+        lambda backend: setattr(backend, "model", models.Unigram([("a", -1.0)], 0, byte_fallback=True)),
+        "does not write unknown characters as bytes, as this Unigram tokenizer does",
+    ),
+    "no unknown Unigram": (
+        lambda backend: setattr(backend, "model", models.Unigram([("a", -1.0)])),
+        "does not do without a token for unknown characters",
+    ),
+    "splits of Unigram": (
+        lambda backend: setattr(backend, "model", models.Unigram([("a", -1.0)], 0)),
+        "does not split texts by Split and ByteLevel, as this Unigram tokenizer does",
+    ),
+    "normalizer of Unigram": (lambda backend: lowercase_unigram(backend), "does not change texts as Lowercase"),
+    "first space of Unigram": (
+        lambda backend: first_space_unigram(backend),
+        "does not put a space before the first part of a text only",
     ),
 }
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.exporting.combine import combine
-from tunesmith.exporting.merge import merge
+from tunesmith.exporting.export import export
 from tunesmith.inference.model_reference import ModelReference
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 def test_merge_after_nf4_measures_both_ways_and_writes_the_better_one(run: Callable[..., Path], tmp_path: Path) -> None:
     directory = run("quantized", weights="nf4")
-    merged = merge(str(directory), tmp_path / "merged", "fp32")
+    merged = export(directory, tmp_path / "merged", "hf", precision="fp32")
     report = json.loads((tmp_path / "merged" / "merge.json").read_text())
     ways = {way["into"]: way for way in report["ways"]}
     assert set(ways) == {"original", "dequantized"}
@@ -72,7 +72,7 @@ def test_merge_after_nf4_measures_both_ways_and_writes_the_better_one(run: Calla
     trained = logits_of(ModelReference.find(str(directory)).model(torch.float32, CPU))
     logits = logits_of(AutoModelForCausalLM.from_pretrained(merged.path))
     exact = torch.allclose(logits, trained, atol=1e-4)
-    assert exact == (merged.into == "dequantized")
+    assert exact == (merged.merging.into == "dequantized")
 
 
 def test_non_finite_weight_is_never_written(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_non_finite_weight_is_never_written(run: Callable[..., Path], tmp_path: 
     name = next(name for name in tensors if "lora_B" in name)
     save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, file)
     with pytest.raises(UserError, match=r"cannot be merged"):
-        merge(str(directory), tmp_path / "merged")
+        export(directory, tmp_path / "merged", "hf")
     assert not (tmp_path / "merged").exists()
 
 
@@ -90,7 +90,7 @@ def test_prefix_cannot_be_merged(tiny_model: Path, write_rows: Callable[..., Pat
     recipe = {"data": {"train": str(write_rows())}, "method": "prefix", "train": {"steps": 1}}
     other = tunesmith.train({**recipe, "base": str(tiny_model)}, tmp_path / "other").directory
     with pytest.raises(UserError, match="not part of any weight"):
-        merge(str(other), tmp_path / "merged")
+        export(other, tmp_path / "merged", "hf")
 
 
 def test_adapters_combined_by_cat_add_up_exactly_and_load_in_peft(
@@ -160,7 +160,7 @@ def test_adapters_of_other_tools_load_and_merge(tool: str, tiny_model: Path, tmp
     config.write_text(json.dumps({**json.loads(config.read_text()), "unsloth_fixed": True, "auto_mapping": None}))
     ours = ModelReference.find(str(tmp_path / "adapter"))
     torch.testing.assert_close(logits_of(ours.model(torch.float32, CPU)), logits_of(theirs), rtol=1e-4, atol=1e-4)
-    merged = merge(str(tmp_path / "adapter"), tmp_path / "merged", "fp32")
+    merged = export(tmp_path / "adapter", tmp_path / "merged", "hf", precision="fp32")
     full = AutoModelForCausalLM.from_pretrained(merged.path)
     torch.testing.assert_close(logits_of(full), logits_of(theirs), rtol=1e-3, atol=1e-3)
 

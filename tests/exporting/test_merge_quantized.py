@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from tunesmith.config.head import Head
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
-from tunesmith.exporting import merge as merging
-from tunesmith.exporting.merge import merge
+from tunesmith.exporting import merging
+from tunesmith.exporting.export import export
+from tunesmith.exporting.weights import Weights
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
@@ -67,7 +68,8 @@ def test_losses_and_divergences_equal_those_of_plain_forward_passes(
 ) -> None:
     monkeypatch.setattr(merging, "ROWS", rows)
     monkeypatch.setattr(merging, "POSITIONS", positions)
-    merged = merge(str(run), tmp_path / "merged")
+    done = export(run, tmp_path / "merged", "hf")
+    merged = done.merging
     trained, tokens = log_probabilities(ModelReference.find(str(run)).model(torch.float32, CPU), run, rows)
     trained, tokens = trained[:positions], tokens[:positions]
 
@@ -77,18 +79,19 @@ def test_losses_and_divergences_equal_those_of_plain_forward_passes(
     assert merged.trained_loss == pytest.approx(loss(trained), rel=1e-5)
     assert [way.into for way in merged.ways] == ["original", "dequantized"]
     for way in merged.ways:
-        model = merging.merged_model(ModelReference.find(str(run)), way.into).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(run / "base")  # in bf16
+        model.load_state_dict(dict(Weights(ModelReference.find(str(run)), way.into)))
         log_p = log_probabilities(model, run, rows)[0][:positions]
         assert way.loss == pytest.approx(loss(log_p), rel=1e-3)
         divergence = float((trained.exp() * (trained - log_p)).sum(-1).mean())
         assert way.divergence == pytest.approx(divergence, rel=0.02)
     best = min(merged.ways, key=lambda way: way.loss)
     assert merged.into == best.into
-    report = json.loads((merged.path / "merge.json").read_text(encoding="utf-8"))
+    report = json.loads((done.path / "merge.json").read_text(encoding="utf-8"))
     ways = [{"into": way.into, "loss": way.loss, "divergence": way.divergence} for way in merged.ways]
     assert report == {"into": best.into, "trained_loss": merged.trained_loss, "ways": ways}
-    written = load_file(merged.path / "model.safetensors")
-    expected = merging.merged_model(ModelReference.find(str(run)), best.into).state_dict()
+    written = load_file(done.path / "model.safetensors")
+    expected = Weights(ModelReference.find(str(run)), best.into)
     name = "model.layers.1.mlp.down_proj.weight"
     assert written[name].dtype == torch.bfloat16
     assert torch.equal(written[name], expected[name].bfloat16())
@@ -100,9 +103,8 @@ def test_original_and_dequantized_weights_of_the_base_are_distinguished(run: Pat
     dequantized = reference.model(torch.float32, CPU).get_base_model().model.layers[0].mlp.up_proj.weight
     assert not torch.equal(stored, dequantized)
     for into, weight in (("original", stored), ("dequantized", dequantized)):
-        layer = merging.merged_model(reference, into).model.layers[0].mlp.up_proj
-        assert torch.equal(layer.weight, weight), into
-        assert type(layer) is torch.nn.Linear
+        found = Weights(reference, into)["model.layers.0.mlp.up_proj.weight"]
+        assert torch.equal(found.float(), weight), into
 
 
 def test_without_held_out_rows_the_dequantized_weights_are_used(run: Path, tmp_path: Path) -> None:
@@ -113,12 +115,12 @@ def test_without_held_out_rows_the_dequantized_weights_are_used(run: Path, tmp_p
     recipe["data"]["held_out"] = 0.0
     (copy / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     (copy / "adapter").symlink_to(run / "adapter")
-    merged = merge(str(copy), tmp_path / "merged", "fp32")
-    assert (merged.into, merged.trained_loss, merged.ways) == ("dequantized", None, ())
-    assert not (merged.path / "merge.json").exists()
-    expected = merging.merged_model(ModelReference.find(str(copy)), "dequantized").state_dict()
+    done = export(copy, tmp_path / "merged", "hf", precision="fp32")
+    assert (done.merging.into, done.merging.trained_loss, done.merging.ways) == ("dequantized", None, ())
+    assert not (done.path / "merge.json").exists()
+    expected = Weights(ModelReference.find(str(copy)), "dequantized")
     name = "model.layers.1.mlp.down_proj.weight"
-    assert torch.equal(load_file(merged.path / "model.safetensors")[name], expected[name])
+    assert torch.equal(load_file(done.path / "model.safetensors")[name], expected[name])
 
 
 CLASSES = SequenceClassificationHead(("a", "b", "c"))

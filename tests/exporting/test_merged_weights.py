@@ -5,6 +5,7 @@ The references are computed in float64 from the stored files.
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from bytewise import byte_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.model import LoraModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import load_file, save_file
 from small_models import stored_base
 from torch import Tensor
@@ -20,9 +21,13 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from tunesmith.config.head import Head, read_head
 from tunesmith.errors import UserError
+from tunesmith.exporting import weight_files
 from tunesmith.exporting.combine import PRUNED, combine
-from tunesmith.exporting.merge import merge
-from tunesmith.exporting.merged_model import merged_model, save_merged
+from tunesmith.exporting.export import export
+from tunesmith.exporting.huggingface import write_full
+from tunesmith.exporting.merging import Merging
+from tunesmith.exporting.subject import Subject
+from tunesmith.exporting.weights import Weights
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.model_reference import ModelReference
@@ -75,8 +80,8 @@ def test_a_merged_weight_is_the_sum_rounded_once_to_the_stored_dtype(
 ) -> None:
     family, _, precision = name.split()
     adapter = adapter_at(tmp_path / "adapter", bases[name])
-    merged = merge(str(adapter), tmp_path / "merged")
-    assert (merged.into, merged.trained_loss, merged.ways) == ("original", None, ())
+    merged = export(adapter, tmp_path / "merged", "hf")
+    assert merged.merging == Merging("original", None, ())
     actual = load_file(merged.path / "model.safetensors")
     stored = load_file(bases[name] / "model.safetensors")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -95,14 +100,62 @@ def test_a_merged_weight_is_the_sum_rounded_once_to_the_stored_dtype(
     assert AutoTokenizer.from_pretrained(merged.path).chat_template == byte_tokenizer().chat_template
 
 
-def test_a_merged_model_in_memory_is_in_fp32_whatever_the_base(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_a_merged_weight_is_in_fp32_until_it_is_written_whatever_the_base(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in bf16"])
-    model = merged_model(ModelReference.find(str(adapter)))
-    assert {each.dtype for each in model.parameters()} == {torch.float32}
-    layer = LAYERS["llama"][0]
-    stored = load_file(bases["llama in bf16"] / "model.safetensors")[f"{layer}.weight"].double()
-    expected = stored + SCALE * delta(adapter, layer)
-    torch.testing.assert_close(model.get_submodule(layer).weight.double(), expected, rtol=1e-6, atol=1e-7)
+    weights = Weights(ModelReference.find(str(adapter)))
+    stored = load_file(bases["llama in bf16"] / "model.safetensors")
+    for layer in LAYERS["llama"]:
+        name = f"{layer}.weight"
+        assert weights[name].dtype == torch.float32
+        expected = stored[name].double() + SCALE * delta(adapter, layer)
+        torch.testing.assert_close(weights[name].double(), expected, rtol=1e-6, atol=1e-7)
+    assert set(weights) == set(stored)
+    for name in ("model.norm.weight", "model.embed_tokens.weight"):
+        assert torch.equal(weights[name], stored[name])
+    assert {name: weights.shape(name) for name in weights} == {name: tuple(each.shape) for name, each in stored.items()}
+
+
+def test_reading_a_weight_leaves_the_model_as_it_is(bases: dict[str, Path], tmp_path: Path) -> None:
+    adapter = adapter_at(tmp_path / "adapter", bases["llama in bf16"])
+    weights = Weights(ModelReference.find(str(adapter)))
+    first = {name: weights[name].clone() for name in weights}
+    with weights.computing(merged=False) as model, torch.no_grad():
+        model(torch.arange(5)[None])
+    assert all(torch.equal(weights[name], first[name]) for name in reversed(list(weights)))
+    assert {each.dtype for name, each in model.named_parameters() if "lora" not in name} == {torch.bfloat16}
+
+
+def test_tied_embeddings_are_stored_apart_if_the_adapter_changes_one_of_them(tmp_path: Path) -> None:
+    base = stored_base(tmp_path / "base", tie_word_embeddings=True)
+    adapter = adapter_at(tmp_path / "adapter", base, target_modules=["q_proj", "lm_head"])
+    merged = export(adapter, tmp_path / "merged", "hf").path
+    actual, stored = load_file(merged / "model.safetensors"), load_file(base / "model.safetensors")
+    embeddings = stored["model.embed_tokens.weight"]
+    assert torch.equal(actual["model.embed_tokens.weight"], embeddings)
+    expected = embeddings.double() + SCALE * delta(adapter, "lm_head")
+    torch.testing.assert_close(actual["lm_head.weight"].double(), expected, rtol=1e-6, atol=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_is_written_in_several_files_that_transformers_reads(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_files, "FILE_BYTES", 20_000)
+    monkeypatch.setattr(weight_files, "FILES", 4)
+    adapter = adapter_at(tmp_path / "adapter", bases["gpt2 in bf16"])
+    merged = export(adapter, tmp_path / "merged", "hf", precision="fp32").path
+    assert len(list(merged.glob("model-*-of-*.safetensors"))) > 1
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    weights = Weights(ModelReference.find(str(adapter)))
+    for name, values in model.state_dict().items():
+        expected = weights[name].T if weights.is_transposed(name) else weights[name]
+        assert torch.equal(values, expected.float()), name
 
 
 def test_trained_embeddings_and_heads_are_merged_too(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -112,9 +165,9 @@ def test_trained_embeddings_and_heads_are_merged_too(bases: dict[str, Path], tmp
     key = next(name for name in tensors if "lm_head" in name)
     tensors[key] = torch.randn_like(tensors[key])
     save_file(tensors, file)
-    model = merged_model(ModelReference.find(str(adapter)))
-    assert torch.equal(model.lm_head.weight, tensors[key])
-    assert not any("modules_to_save" in name for name, _ in model.named_parameters())
+    weights = Weights(ModelReference.find(str(adapter)))
+    assert torch.equal(weights["lm_head.weight"], tensors[key])
+    assert not any("modules_to_save" in name for name in weights)
 
 
 def test_a_weight_too_large_for_the_precision_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -123,22 +176,23 @@ def test_a_weight_too_large_for_the_precision_is_refused_by_name(bases: dict[str
     tensors = load_file(file)
     name = next(each for each in tensors if "1.self_attn.q_proj.lora_B" in each)
     save_file({**tensors, name: tensors[name] * 1e6}, file)
-    with pytest.raises(UserError, match=r"layers.1.self_attn.q_proj.weight is too large for fp16. Use bf16."):
-        merge(str(adapter), tmp_path / "merged", "fp16")
+    with pytest.raises(
+        UserError, match=r"layers.1.self_attn.q_proj.weight is too large for fp16. Use --precision bf16."
+    ):
+        export(adapter, tmp_path / "merged", "hf", precision="fp16")
     assert not list(tmp_path.glob("*merged*"))
     assert not list(tmp_path.glob(".merged*"))
-    merge(str(adapter), tmp_path / "merged", "bf16")
+    export(adapter, tmp_path / "merged", "hf", precision="bf16")
 
 
 def test_a_weight_that_is_not_finite_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
     """PEFT only checks the adapter's part, but the sum can overflow even if neither part does."""
-    adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    reference = ModelReference.find(str(adapter))
-    model = merged_model(reference)
-    with torch.no_grad():
-        model.model.norm.weight[3] = float("inf")
-    with pytest.raises(UserError, match=r"model.norm.weight is too large for the precision that the base is stored in"):
-        save_merged(model, reference, tmp_path / "merged")
+    base = shutil.copytree(bases["llama in fp32"], tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("inf")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model.norm.weight is too large for fp32"):
+        export(base, tmp_path / "merged", "hf")
     assert not (tmp_path / "merged").exists()
 
 
@@ -146,9 +200,9 @@ def test_a_merged_model_with_other_logits_than_the_adapters_is_refused(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())  # as if PEFT did not add it
+    monkeypatch.setattr(LoraLinear, "get_delta_weight", lambda self, _: torch.zeros(()))  # as if PEFT did not add it
     with pytest.raises(UserError, match=r"does not give the adapter's logits\. Serve the adapter\."):
-        merge(str(adapter), tmp_path / "merged")
+        export(adapter, tmp_path / "merged", "hf")
     assert not (tmp_path / "merged").exists()
 
 
@@ -168,27 +222,20 @@ def test_peft_merge_errors_are_refused_in_one_line(
         raise error
 
     adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
-    monkeypatch.setattr(LoraModel, "merge_and_unload", fails)
+    monkeypatch.setattr(LoraLinear, "merge", fails)
     with pytest.raises(UserError) as refused:
-        merge(str(adapter), tmp_path / "merged")
+        export(adapter, tmp_path / "merged", "hf")
     assert str(refused.value) == f"{adapter} cannot be merged: {message.removeprefix('cannot be merged: ')}"
 
 
-def test_merging_without_an_adapter_or_to_an_existing_output_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
-    base = bases["llama in fp32"]
-    with pytest.raises(UserError, match="has no adapter, so there is nothing to merge"):
-        merge(str(base), tmp_path / "merged")
-    with pytest.raises(UserError, match="has no adapter, so there is nothing to merge"):
-        merged_model(ModelReference.find(str(base)))
-    adapter = adapter_at(tmp_path / "adapter", base)
+def test_merging_to_an_existing_output_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    adapter = adapter_at(tmp_path / "adapter", bases["llama in fp32"])
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for existing in (tmp_path / "file", tmp_path / "adapter"):
         with pytest.raises(UserError, match="already exists"):
-            merge(str(adapter), existing)
-        with pytest.raises(UserError, match="already exists"):
-            save_merged(AutoModelForCausalLM.from_pretrained(base), ModelReference.find(str(adapter)), existing)
-    with pytest.raises(UserError, match=r"file/merged cannot be written: Not a directory"):
-        merge(str(adapter), tmp_path / "file" / "merged")
+            export(adapter, existing, "hf")
+    with pytest.raises(UserError, match=r"file/merged cannot be written: File exists"):
+        export(adapter, tmp_path / "file" / "merged", "hf")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
@@ -201,7 +248,7 @@ def test_an_adapter_that_is_not_finite_is_refused_by_the_weight_and_nothing_is_w
     next(tensor for name, tensor in tensors.items() if "q_proj.lora_B" in name)[0, 0] = value
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"q_proj.*\.weight would contain values that are not finite"):
-        merge(str(adapter), tmp_path / "merged")
+        export(adapter, tmp_path / "merged", "hf")
     assert not any("merged" in path.name for path in tmp_path.iterdir())
 
 
@@ -210,7 +257,7 @@ def test_an_interrupted_merge_restarts_and_creates_parent_directories(bases: dic
     partial = tmp_path / "deep" / ".merged.partial"
     partial.mkdir(parents=True)
     (partial / "half.safetensors").write_text("", encoding="utf-8")
-    merged = merge(str(adapter), tmp_path / "deep" / "merged")
+    merged = export(adapter, tmp_path / "deep" / "merged", "hf")
     assert not partial.exists()
     assert not (merged.path / "half.safetensors").exists()
 
@@ -220,8 +267,8 @@ def test_a_merged_model_of_vectors_pools_as_its_adapter_did(bases: dict[str, Pat
     head = EmbeddingHead(pooling="last", normalized=False)
     write_steps(adapter, "last", False, 32, 64)
     reference = ModelReference(ModelReference.find(str(adapter)).base, head, adapter, adapter)
-    model = AutoModelForCausalLM.from_pretrained(bases["llama in fp32"])
-    path = save_merged(model, reference, tmp_path / "merged")
+    path = tmp_path / "merged"
+    write_full(path, Subject(str(adapter), reference), "")
     assert read_head(path) == head
     pooling = json.loads((path / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     assert (pooling["pooling_mode_lasttoken"], pooling["pooling_mode_mean_tokens"]) == (True, False)

@@ -144,7 +144,7 @@ def test_the_run_keeps_the_code_and_is_evaluated_and_merged_without_the_original
     result = tunesmith.evaluate(run, rows=2, max_new_tokens=2)
     assert result["tuned"]["loss"] < result["base"]["loss"]
     assert Path(sys.modules["mylosses"].__file__ or "").parent == run
-    merged = tunesmith.merge(str(run), tmp_path / "merged").path
+    merged = tunesmith.export(run, tmp_path / "merged", "hf").path
     assert tunesmith.load(str(merged)).generate("Hi", max_new_tokens=2)
 
 

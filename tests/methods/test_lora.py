@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunesmith
 from tunesmith.errors import UserError
-from tunesmith.exporting.merge import merge
+from tunesmith.exporting.export import export
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.methods.lora import LoRA
 from tunesmith.ops.lora_linear import LinearParts
@@ -44,13 +44,13 @@ def test_peft_loads_the_adapter_and_gives_the_trained_logits(finished_run: Path,
 
 
 def test_the_merged_model_gives_the_same_logits_in_plain_transformers(finished_run: Path, tmp_path: Path) -> None:
-    merged = merge(str(finished_run), tmp_path / "merged", "fp32").path
+    merged = export(finished_run, tmp_path / "merged", "hf", precision="fp32").path
     model = AutoModelForCausalLM.from_pretrained(merged)
     ours = logits_of(ModelReference.find(str(finished_run)).model(torch.float32, CPU))
     torch.testing.assert_close(logits_of(model), ours, rtol=1e-5, atol=1e-5)
     assert AutoTokenizer.from_pretrained(merged).chat_template
     with pytest.raises(UserError, match="already exists"):
-        merge(str(finished_run), merged)
+        export(finished_run, merged, "hf")
 
 
 def test_an_unknown_module_is_refused_with_the_known_ones(tiny_model: Path, write_rows: Callable[..., Path]) -> None:
@@ -68,9 +68,9 @@ def test_a_run_with_an_adapter_is_a_base_only_after_merging(
     finished_run: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = {"base": str(finished_run), "data": {"train": str(write_rows())}, "train": {"steps": 1}}
-    with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith merge"):
+    with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith export"):
         tunesmith.train(recipe, tmp_path / "next")
-    merged = merge(str(finished_run), tmp_path / "merged").path
+    merged = export(finished_run, tmp_path / "merged", "hf").path
     assert tunesmith.train({**recipe, "base": str(merged)}, tmp_path / "next").finished
 
 

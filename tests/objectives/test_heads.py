@@ -147,7 +147,7 @@ def test_entities_are_predicted_and_the_transformers_pipeline_agrees(tmp_path: P
     text = "We met Dora in New York, near the station."
     ours = {(each.label, each.words) for each in predicted_by(run, text)}
     assert ("PLACE", "New York") in ours
-    merged = tunesmith.merge(str(run.directory), tmp_path / "merged").path
+    merged = tunesmith.export(run.directory, tmp_path / "merged", "hf").path
     model = AutoModelForTokenClassification.from_pretrained(merged)
     tagger = pipeline("ner", model=model, tokenizer=AutoTokenizer.from_pretrained(merged), aggregation_strategy="first")
     assert {(each["entity_group"], text[each["start"] : each["end"]]) for each in tagger(text)} == ours
@@ -199,7 +199,7 @@ def test_embeddings_are_trained_and_equal_those_of_sentence_transformers(tmp_pat
     adapter = tunesmith.train(
         {**recipe_of(MINILM, file, "embedding", steps=6, learning_rate=None), "method": "lora"}, tmp_path / "adapter"
     )
-    merged = tunesmith.merge(str(adapter.directory), tmp_path / "merged").path
+    merged = tunesmith.export(adapter.directory, tmp_path / "merged", "hf").path
     texts = ["Where is the zinc number 3?", "A ship sails."]
     for run, path in ((full, full.directory / "model"), (adapter, adapter.directory / "adapter"), (None, merged)):
         theirs = sentence_encoder(str(path)).encode(texts)

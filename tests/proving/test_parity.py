@@ -1,6 +1,8 @@
-"""A form of a model is read by the program that it is for, and is told from one that is not that model."""
+"""A form of a model is read by the program that it is for, and one that is not that model is noticed."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def test_the_program_of_a_form_computes_the_same_model(
     assert result["failed"] == []
     assert result["token_ids_equal"] is True
     assert result["chats"] == 3 + 5
-    assert result["not_rendered"] == ["a tool"]
+    assert result["not_rendered"] == ["a tool", "a call of a tool and its result"]
     assert result["top1_agreement"] == 1
     assert 0 <= result["kl"] < 1e-5
     assert result["loss"]["b"] == pytest.approx(result["loss"]["a"], abs=1e-3)
@@ -141,19 +143,19 @@ def test_a_directory_with_one_thing_changed_is_not_the_model(
     assert result["kl"] > 0.001
 
 
-def test_a_served_model_is_compared_as_far_as_the_protocol_tells(base: Path, forms: dict[str, Path]) -> None:
+def test_a_served_model_is_compared_as_far_as_the_protocol_reports(base: Path, forms: dict[str, Path]) -> None:
     with served(base) as server:
         result = tunesmith.parity(base, server.address, **FEW)
         assert result["passed"]
         assert result["token_ids_equal"] is None
         assert result["chats"] == 3 + 5
-        assert result["not_checked"][0].startswith("token ids: the protocol tells only how many")
+        assert result["not_checked"][0].startswith("token ids: the protocol reports only how many")
         assert result["kl"] < 1e-6
         assert result["loss"]["b"] == pytest.approx(result["loss"]["a"], abs=1e-4)
         assert result["same_answers"] == 3
 
 
-def test_another_served_model_is_told_from_the_model(base: Path, tmp_path: Path) -> None:
+def test_another_served_model_is_not_the_model(base: Path, tmp_path: Path) -> None:
     saved(tmp_path / "other", *FAMILIES["llama with linear scaling"])
     (tmp_path / "other" / "chat_template.jinja").write_text(TEMPLATE.replace("\n{{", " of this chat\n{{"))
     with served(tmp_path / "other") as server:
@@ -209,6 +211,37 @@ def test_an_export_beyond_the_limits_leaves_nothing_unless_it_is_accepted(base: 
     assert "**Accepted in spite of the limits** (`--accept-loss`)" in (tmp_path / "m.md").read_text(encoding="utf-8")
 
 
+PAUSED = """
+import sys
+import tunesmith
+
+def wait(event):
+    if event.get("what", "").startswith("parity: answers") and event["done"] == 0:
+        print("written", flush=True)
+        sys.stdin.readline()
+
+tunesmith.export(sys.argv[1], sys.argv[2], "gguf:f32", rows=1, subscribers=[wait])
+"""
+
+
+def test_two_processes_never_write_one_output(base: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.gguf"
+    first = subprocess.Popen(
+        [sys.executable, "-c", PAUSED, str(base), str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdin is not None
+    assert first.stdout is not None
+    assert first.stdout.readline() == "written\n"
+    with pytest.raises(UserError, match=rf"m.gguf is being written by process {first.pid} on .* use another output"):
+        tunesmith.export(base, output, "gguf:f32", rows=1)
+    assert (tmp_path / ".m.gguf.unproven" / "m.gguf").exists()
+    first.communicate("go on\n", timeout=120)
+    assert first.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"m.gguf", "m.md", "m.parity.json"}
+    with pytest.raises(UserError, match=r"m.gguf already exists"):
+        tunesmith.export(base, output, "gguf:f32", rows=1)
+
+
 def test_other_token_ids_are_never_accepted(base: Path, tmp_path: Path) -> None:
     """llama.cpp's `upper` changes ASCII letters only, Jinja's all letters."""
     template = base / "chat_template.jinja"
@@ -220,6 +253,31 @@ def test_other_token_ids_are_never_accepted(base: Path, tmp_path: Path) -> None:
     finally:
         template.write_text(before)
     assert list(tmp_path.iterdir()) == []
+
+
+TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools:\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<call>{{ call.function.name }}: "
+    "{{ call.function.arguments | tojson }}</call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_lists_tools_is_compared_with_tools_and_calls(base: Path, tmp_path: Path) -> None:
+    template = base / "chat_template.jinja"
+    before = template.read_text()
+    try:
+        template.write_text(TOOLS)
+        done = tunesmith.export(base, tmp_path / "m.gguf", "gguf:f32", rows=1)
+        template.write_text(TOOLS.replace("Tools:", "Functions:"))
+        other = tunesmith.parity(base, tmp_path / "m.gguf", rows=1)
+    finally:
+        template.write_text(before)
+    assert done.parity is not None
+    assert (done.parity["token_ids_equal"], done.parity["not_rendered"]) == (True, [])
+    assert {each["chat"] for each in other["differing"]} == {"a tool", "a call of a tool and its result"}
 
 
 def test_a_template_that_writes_the_date_is_compared_as_of_today(base: Path, tmp_path: Path) -> None:
@@ -286,13 +344,13 @@ def test_agreement_is_its_definition(rows: list[tuple[list[float], list[float], 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)), min_size=3, max_size=12), st.data())
-def test_the_divergence_of_told_tokens_is_at_most_the_full_one(
+def test_the_divergence_of_reported_tokens_is_at_most_the_full_one(
     weights: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     p, q = (np.array(each) / np.sum(each) for each in zip(*weights, strict=True))
-    told = data.draw(st.integers(1, len(p) - 1))
+    reported = data.draw(st.integers(1, len(p) - 1))
     full = float((p * np.log(p / q)).sum())
-    found = bucketed_divergence({k: p[k] for k in range(told)}, {k: np.log(q[k]) for k in range(told)})
+    found = bucketed_divergence({k: p[k] for k in range(reported)}, {k: np.log(q[k]) for k in range(reported)})
     assert -1e-12 <= found <= full + 1e-9
     every = bucketed_divergence({k: p[k] for k in range(len(p))}, {k: np.log(q[k]) for k in range(len(p))})
     assert every == pytest.approx(full, abs=1e-9)

@@ -100,7 +100,7 @@ def test_path_can_be_a_run_with_a_model_but_not_with_an_adapter(tmp_path: Path) 
     with pytest.raises(UserError, match=r"is a run that has not finished. Resume it: tunesmith train --resume"):
         locate(Base(path=str(run)))
     (run / "adapter").mkdir()
-    with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith merge"):
+    with pytest.raises(UserError, match=r"is a run with an adapter. Merge it first: tunesmith export"):
         locate(Base(path=str(run)))
     small_llama(run / "model", 8)
     assert locate(Base(path=str(run))) == str(run / "model")

@@ -425,16 +425,16 @@ def test_export_weights_errors_by_the_rows_of_the_run(readable: Path, here: Path
     assert "--to hf takes neither --importance-rows nor --adapter-only" in refused.stderr
 
 
-@shows("tunesmith merge run", "tunesmith merge --output", "tunesmith merge --precision")
+@shows("tunesmith export --precision")
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [(None, torch.float32), ("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)],
 )
-def test_merge_writes_the_sum_in_the_given_precision_or_the_bases(
+def test_export_to_hf_writes_the_sum_in_the_given_precision_or_the_bases(
     precision: str | None, dtype: torch.dtype, adapters: list[Path], tiny_model: Path, here: Path
 ) -> None:
     option = [] if precision is None else ["--precision", precision]
-    assert run_command("merge", adapters[1], "--output", "merged", *option) == "Wrote merged.\n"
+    run_command("export", adapters[1], "--to", "hf", "--output", "merged", "--rows", "1", *option)
     weight = load_file(tiny_model / "model.safetensors")[f"{WEIGHT}.weight"].double()
     a, b = lora_matrices(adapters[1])
     merged = load_file(here / "merged" / "model.safetensors")
@@ -442,7 +442,7 @@ def test_merge_writes_the_sum_in_the_given_precision_or_the_bases(
     torch.testing.assert_close(
         merged[f"{WEIGHT}.weight"].double(), weight + 1.5 * b @ a, rtol=torch.finfo(dtype).eps, atol=1e-6
     )
-    refused = typed("merge", str(adapters[1]), "--output", "other", "--precision", "int8")
+    refused = typed("export", str(adapters[1]), "--to", "hf", "--output", "other", "--precision", "int8")
     assert refused.returncode == 2
     assert "--precision int8 does not exist. Use one of fp32, bf16, fp16." in refused.stderr
 

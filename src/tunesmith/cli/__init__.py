@@ -23,7 +23,7 @@ from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.serve import keys, serve
 from tunesmith.cli.train import train
-from tunesmith.cli.use import answer, chat, classify, combine, embed, generate, merge
+from tunesmith.cli.use import answer, chat, classify, combine, embed, generate
 from tunesmith.errors import UserError
 
 app = typer.Typer(
@@ -46,7 +46,6 @@ for verb in (
     answer,
     classify,
     embed,
-    merge,
     combine,
     export,
     parity,

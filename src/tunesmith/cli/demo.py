@@ -229,7 +229,7 @@ def _show_next(console: Console, directory: Path) -> None:
         ("the adapter, in PEFT's format", f"{run}/adapter"),
         ("the report, with curves", f"tunesmith report {run} --open"),
         ("talk with it", f"tunesmith chat {run}"),
-        ("merge it into one model", f"tunesmith merge {run} --output my-model"),
+        ("merge it into one model", f"tunesmith export {run} --to hf --output my-model"),
         ("your own rows", "tunesmith init rows.jsonl && tunesmith train recipe.yaml"),
     )
     for description, command in lines:

@@ -13,9 +13,14 @@ def export(
     run: Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")],
     to: Annotated[
         str,
-        typer.Option(help="hf, int8, nf4, gguf:q8_0, gguf:q4_k_m, gguf:f16 … or ollama:q8_0 …; docs/exporting.md."),
+        typer.Option(
+            help="hf, int8, nf4, gguf:q8_0, gguf:q4_k_m, gguf:f16 …, ollama:q8_0 …, mlx:q4; docs/exporting.md."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The GGUF file or the directory to write.")],
+    precision: Annotated[
+        str | None, typer.Option(help="hf: fp32, bf16 or fp16; default: the stored precision of the base.")
+    ] = None,
     importance_rows: Annotated[
         int, typer.Option(help="GGUF: measure on this many of the run's rows which inputs matter.", min=0)
     ] = 0,
@@ -35,13 +40,16 @@ def export(
         from tunesmith.proving.export import export as write
         from tunesmith.report.parity import parity_table
         from tunesmith.report.progress import Progress
+        from tunesmith.report.table import merge_table
 
     console = Console(highlight=False)
     with Progress(console) as progress:
         done = write(
-            run, output, to, importance_rows=importance_rows, adapter_only=adapter_only,
+            run, output, to, precision=precision, importance_rows=importance_rows, adapter_only=adapter_only,
             accept_loss=accept_loss, rows=rows, data=data, subscribers=[progress],
         )  # fmt: skip
+    if done.merging.trained_loss is not None:
+        console.print(merge_table(done.merging.trained_loss, done.merging.ways, done.merging.into))
     if done.parity is None:
         console.print(f"Not compared with the model: {done.unproven}.", soft_wrap=True)
     else:

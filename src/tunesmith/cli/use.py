@@ -1,4 +1,4 @@
-"""`tunesmith generate`, `chat`, `answer`, `classify`, `embed`, `merge` and `combine`: use a model."""
+"""`tunesmith generate`, `chat`, `answer`, `classify`, `embed` and `combine`: use a model."""
 
 import sys
 from pathlib import Path
@@ -130,25 +130,6 @@ def answer(
         )
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
-
-
-def merge(
-    run: Annotated[str, typer.Argument(help="A run directory or an adapter directory.")],
-    output: Annotated[Path, typer.Option("--output", help="The directory to write the model to.")],
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; default: the stored precision of the base.")
-    ] = None,
-) -> None:
-    """Merge an adapter into its base: one model in Hugging Face's format, which needs neither Tunesmith nor PEFT."""
-    with quick_imports():
-        from tunesmith.exporting.merge import merge as merge_into_base
-        from tunesmith.report.table import merge_table
-
-    merged = merge_into_base(run, output, precision)
-    console = Console(highlight=False)
-    if merged.trained_loss is not None:
-        console.print(merge_table(merged.trained_loss, merged.ways, merged.into))
-    console.print(f"Wrote {merged.path}.", soft_wrap=True)
 
 
 def combine(

@@ -1,1 +1,1 @@
-"""A trained model in one piece: adapters merged into their base, or combined with each other."""
+"""A trained model in one piece, for other engines; adapters combined with each other."""

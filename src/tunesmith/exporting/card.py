@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith.exporting.merging import Merging
 from tunesmith.exporting.subject import Subject
 
 PARITY = "<!-- parity -->"
@@ -34,6 +35,7 @@ def model_card(subject: Subject, form: str, library: str, use: str, relation: st
         f"Exported by Tunesmith {version('tunesmith')} to {form}.",
         f"## Use\n\n{use}",
         _training(subject),
+        "" if relation == "adapter" else _merging(subject.merging),
         _evaluation(subject.evaluation),
         f"## Parity\n\n{PARITY}\nNot measured yet.",
     ]
@@ -57,6 +59,18 @@ def _training(subject: Subject) -> str:
         *(f"- Data: {Path(name).name}, SHA-256 {digest}" for name, digest in subject.data.items()),
     ]
     return "## Training\n\n" + "\n".join(lines)
+
+
+def _merging(merging: Merging) -> str:
+    """What each way to merge costs, if the base was quantized in training."""
+    if merging.trained_loss is None:
+        return ""
+    lines = ["| merged into | held-out loss | vs. trained | KL(trained ‖ merged) |", "|---|---|---|---|"]
+    for way in merging.ways:
+        mark = " (this model)" if way.into == merging.into else ""
+        change = way.loss - merging.trained_loss
+        lines.append(f"| {way.into} weights{mark} | {way.loss:.4f} | {change:+.4f} | {way.divergence:.2g} |")
+    return "## Merging\n\nThe base was quantized in training.\n\n" + "\n".join(lines)
 
 
 def _evaluation(result: dict[str, Any]) -> str:

@@ -8,10 +8,9 @@ import torch
 
 from tunesmith.config.head import described_head, write_users_head
 from tunesmith.errors import UserError
-from tunesmith.exporting.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.quiet import quiet_peft
-from tunesmith.run import atomic_directory
+from tunesmith.run import atomic_directory, refuse_existing
 
 if TYPE_CHECKING:
     from peft import PeftModel

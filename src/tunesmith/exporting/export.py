@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
+
+import torch
 
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
@@ -12,10 +15,29 @@ from tunesmith.exporting.gguf_mix import MIXES
 from tunesmith.exporting.gguf_model import Importance, check_mix, layout_of, write_model
 from tunesmith.exporting.huggingface import write_full, write_quantized
 from tunesmith.exporting.importance import importance
-from tunesmith.exporting.merged_model import refuse_existing
+from tunesmith.exporting.merging import Merging
+from tunesmith.exporting.mlx import write_mlx
 from tunesmith.exporting.ollama import modelfile
 from tunesmith.exporting.subject import Subject
-from tunesmith.run import Events, Subscriber, atomic_directory, atomic_write
+from tunesmith.run import Events, Subscriber, atomic_directory, atomic_write, refuse_existing
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By `--precision`."""
+
+
+class Options(TypedDict, total=False):
+    """How a model is written.
+
+    Attributes:
+        precision: of `hf`: the weights' dtype, fp32, bf16 or fp16. Default: the base's own.
+        importance_rows: of a GGUF file: how many of the run's training rows measure which inputs matter, by which
+            errors of quantization are weighted. 0, the default: all inputs weigh the same.
+        adapter_only: write a LoRA adapter without its base, as a GGUF file in f32 (the default), f16 or bf16.
+    """
+
+    precision: str | None
+    importance_rows: int
+    adapter_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +48,13 @@ class Exported:
         path: what was written: a directory, or a GGUF file.
         card: its model card.
         to: the format, such as `gguf:q8_0`.
+        merging: how the adapter was merged, with the measured ways if its base was quantized in training.
     """
 
     path: Path
     card: Path
     to: str
+    merging: Merging
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +84,10 @@ def export(
     output: str | Path,
     to: str,
     *,
-    importance_rows: int = 0,
-    adapter_only: bool = False,
     subscribers: Sequence[Subscriber] = (),
+    **options: Unpack[Options],
 ) -> Exported:
-    """Write a model for another engine. An adapter is merged into its base first, see `tunesmith.merge`.
+    """Write a model for another engine. An adapter is merged into its base in fp32, and the sum is rounded once.
 
     The chat template, the tokens that end an answer, the token that begins a text, the defaults for generation and a
     model card are part of every format.
@@ -74,11 +97,9 @@ def export(
         output: the file (`gguf`) or directory to write, which must not exist.
         to: `hf`, a Hugging Face directory; `int8` or `nf4`, the same in bitsandbytes' format; `gguf:KIND`, a file for
             llama.cpp in q8_0 (the default), q4_k_m, f16 or another of `tunesmith.exporting.gguf_mix.MIXES`;
-            `ollama:KIND`, a directory for `ollama create`.
-        importance_rows: of a GGUF file: how many of the run's training rows measure which inputs matter, by which
-            errors of quantization are weighted. 0: all inputs weigh the same.
-        adapter_only: write a LoRA adapter without its base, as a GGUF file in f32 (the default), f16 or bf16.
+            `ollama:KIND`, a directory for `ollama create`; `mlx:q4` (the default) or `mlx:q8`, a directory for mlx-lm.
         subscribers: receive `progress` events (what, done, total).
+        options: see `Options`.
 
     Returns:
         What was written.
@@ -90,17 +111,24 @@ def export(
     format, _, mix = to.lower().partition(":")
     if format not in FORMATS or (mix and format not in WITH_KINDS):
         raise UserError(f"--to {to} does not exist. Use one of {', '.join(FORMATS)}, with gguf:q4_k_m or another kind.")
-    if (importance_rows or adapter_only) and format not in WITH_KINDS:
+    precision, importance_rows = options.get("precision"), options.get("importance_rows", 0)
+    adapter_only = options.get("adapter_only", False)
+    if (importance_rows or adapter_only) and format not in ("gguf", "ollama"):
         raise UserError(f"--to {to} takes neither --importance-rows nor --adapter-only. They are for gguf.")
+    if precision is not None and format != "hf":
+        raise UserError(f"--to {to} takes no --precision. It is for hf.")
+    if precision is not None and precision not in DTYPES:
+        raise UserError(f"--precision {precision} does not exist. Use one of {', '.join(DTYPES)}.")
     target = Path(output)
     refuse_existing(target)
-    subject = Subject.find(str(run))
-    request = Request(subject, target, mix or None, importance_rows, adapter_only, Events(*subscribers))
+    subject = Subject.find(str(run), target.parent, DTYPES.get(precision or ""))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        request = Request(subject, target, mix or None, importance_rows, adapter_only, Events(*subscribers))
         card, done = FORMATS[format](request)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
-    return Exported(target, card, done)
+    return Exported(target, card, done, Merging() if adapter_only else subject.merging)
 
 
 def _hf(request: Request) -> tuple[Path, str]:
@@ -118,6 +146,17 @@ def _nf4(request: Request) -> tuple[Path, str]:
     card = _transformers_card(request, "4 bits (NF4, double quantization), in bitsandbytes' format")
     write_quantized(request.output, request.subject, card, "nf4", request.events)
     return request.output / "README.md", "nf4"
+
+
+def _mlx(request: Request) -> tuple[Path, str]:
+    """A directory for mlx-lm."""
+    mix = request.mix or "q4"
+    if mix not in MLX_BITS:
+        raise UserError(f"--to mlx:{mix} does not exist. Use one of {', '.join(f'mlx:{each}' for each in MLX_BITS)}.")
+    use = f"```\nmlx_lm.generate --model {request.output.name} --prompt …\n```"
+    card = model_card(request.subject, f"MLX, {MLX_BITS[mix]} bits", "mlx", use)
+    write_mlx(request.output, request.subject, card, MLX_BITS[mix], request.events)
+    return request.output / "README.md", f"mlx:{mix}"
 
 
 def _transformers_card(request: Request, form: str) -> str:
@@ -173,8 +212,10 @@ FORMATS: dict[str, Callable[[Request], tuple[Path, str]]] = {
     "nf4": _nf4,
     "gguf": _gguf,
     "ollama": _ollama,
+    "mlx": _mlx,
 }
 """What writes each format, and gives the card and the format in full."""
 
-WITH_KINDS = ("gguf", "ollama")
+WITH_KINDS = ("gguf", "ollama", "mlx")
+MLX_BITS = {"q4": 4, "q8": 8}
 KINDS = tuple(MIXES)

@@ -1,15 +1,18 @@
 """Write a model as a GGUF file, one tensor at a time."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
 from numpy.typing import NDArray
@@ -39,13 +42,15 @@ class Stored:
     Attributes:
         name: in GGUF.
         source: the name in transformers; None for one that is computed from the config.
-        values: in transformers' order.
+        shape: in transformers.
+        read: gives the values, in transformers' order.
         kind: that it is stored in.
     """
 
     name: str
     source: str | None
-    values: Tensor
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
     kind: Kind
 
 
@@ -65,21 +70,21 @@ def write_model(path: Path, subject: Subject, mix: str, importance: Importance |
     layout = layout_of(subject)
     check_mix(mix, importance is not None)
     tensors = list(_tensors(subject, layout, MIXES[mix], importance))
-    with atomic_file(path) as partial, opened(partial, layout) as writer:
+    with atomic_file(path) as file, opened(file, layout) as writer:
         _write_metadata(writer, subject, layout, MIXES[mix])
         for tensor in tensors:
-            shape = tuple(layout.values(tensor.source or "", tensor.values.to("meta")).shape)
+            shape = tuple(layout.values(tensor.source or "", torch.empty(tensor.shape, device="meta")).shape)
             writer.add_tensor_info(
                 tensor.name, shape, np.dtype(np.float32), bytes_of(shape, tensor.kind), raw_dtype=tensor.kind
             )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        done, total = 0, sum(tensor.values.numel() for tensor in tensors)
+        done, total = 0, sum(math.prod(tensor.shape) for tensor in tensors)
         for tensor in tensors:
-            values = layout.values(tensor.source or "", tensor.values.float()).contiguous().numpy()
+            values = layout.values(tensor.source or "", tensor.read().float()).contiguous().numpy()
             writer.write_tensor_data(quantize(values, tensor.kind, (importance or {}).get(tensor.name)))
-            done += tensor.values.numel()
+            done += values.size
             events.emit("progress", what="gguf, million weights", done=-(-done // 10**6), total=-(-total // 10**6))
 
 
@@ -127,19 +132,18 @@ def opened(path: Path, layout: Layout) -> Iterator[GGUFWriter]:
 def _tensors(subject: Subject, layout: Layout, mix: Mix, importance: Importance | None) -> Iterator[Stored]:
     """What the file contains, with the kind of each tensor."""
     queries, keys = layout.heads
-    weights = subject.model.state_dict()
+    weights = subject.weights
     is_tied = "lm_head.weight" not in weights or layout.is_tied
     for name, values in layout.more_tensors():
-        yield Stored(name, None, values, Kind.F32)
-    for source, values in weights.items():
+        yield Stored(name, None, tuple(values.shape), partial(torch.Tensor.detach, values), Kind.F32)
+    for source in weights:
         target = layout.name(source)
         if target is None:
             continue
-        if values.ndim < 2:
-            yield Stored(target, source, values, Kind.F32)
-            continue
+        shape = weights.shape(source)
         place = Place(block_of(target) or 0, layout.blocks, queries // keys >= 4, importance is not None)
-        yield Stored(target, source, values, mix.kind(target, values.shape[-1], place, is_tied))
+        kind = Kind.F32 if len(shape) < 2 else mix.kind(target, shape[-1], place, is_tied)
+        yield Stored(target, source, shape, partial(weights.__getitem__, source), kind)
 
 
 def _write_metadata(writer: GGUFWriter, subject: Subject, layout: Layout, mix: Mix) -> None:

@@ -1,9 +1,7 @@
 """A tokenizer as llama.cpp stores it: tokens and their types, merges or scores, special tokens, chat template."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
@@ -11,50 +9,13 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tunesmith.errors import UserError
 from tunesmith.exporting.gguf_pre_tokenizer import pre_tokenizer_name
+from tunesmith.exporting.gguf_unigram import write_unigrams
+from tunesmith.exporting.gguf_vocabulary import Vocabulary
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _MASK_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 """The tags of transformers' chat templates that mark what the model writes. llama.cpp does not know them."""
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens that a GGUF file lists.
-
-    Attributes:
-        stored: the content of tokenizer.json.
-        tokens: one for each row of the embeddings.
-        types: of each token.
-    """
-
-    stored: dict[str, Any]
-    tokens: list[str]
-    types: list[TokenType]
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, size: int) -> "Vocabulary":
-        """The tokenizer's tokens, filled up to `size`, the number of embeddings.
-
-        Raises:
-            UserError: it has more tokens than that.
-        """
-        stored = json.loads(tokenizer.backend_tokenizer.to_str())
-        names = {id: token for token, id in tokenizer.get_vocab().items()}
-        if max(names) >= size:
-            raise UserError(
-                f"The tokenizer has the token {max(names)}, but the model has {size} embeddings. Resize the "
-                "embeddings of the base first."
-            )
-        tokens = [names.get(id, f"[PAD{id}]") for id in range(size)]
-        types = [TokenType.NORMAL if id in names else TokenType.UNUSED for id in range(size)]
-        for token in stored["added_tokens"]:
-            types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-        return cls(stored, tokens, types)
-
-    @property
-    def added(self) -> set[int]:
-        return {token["id"] for token in self.stored["added_tokens"]}
 
 
 def write_tokenizer(
@@ -101,6 +62,8 @@ def _writer_of(stored: dict[str, Any]) -> _Write:
         return _write_bytes
     if model["type"] == "BPE":
         return _write_sentence_pieces
+    if model["type"] == "Unigram":
+        return write_unigrams
     raise UserError(
         f"A GGUF file cannot be written: a tokenizer of the kind {model['type']} is not supported. Export the model "
         "to hf."

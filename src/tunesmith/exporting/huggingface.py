@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,10 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from tunesmith.config.head import write_users_head
-from tunesmith.errors import UserError
-from tunesmith.exporting.merged_model import refuse_existing
 from tunesmith.exporting.subject import Subject
+from tunesmith.exporting.weight_files import save_weights
 from tunesmith.models.architecture import linears_in_blocks
-from tunesmith.models.load import stored_dtype
 from tunesmith.models.quiet import no_progress_bars
-from tunesmith.modules.transposed_linear import as_stored
 from tunesmith.ops.quantized import BLOCK, SCALE_BLOCK, Quantized, code_points, quantize
 from tunesmith.run import Events, atomic_directory
 
@@ -26,39 +24,35 @@ Bits = Literal["int8", "nf4"]
 
 
 @contextmanager
-def _directory(output: Path, subject: Subject, card: str) -> Iterator[Path]:
-    """A directory with all but the weights and the config, which appears completely or not at all.
-
-    Raises:
-        UserError: it exists, or cannot be written.
-    """
-    refuse_existing(output)
-    try:
-        with atomic_directory(output) as partial, no_progress_bars():
-            yield partial
-            if subject.generation is not None:
-                subject.generation.save_pretrained(partial)
-            subject.tokenizer.save_pretrained(partial)
-            if subject.reference.directory is not None:
-                subject.reference.head.copy(subject.reference.directory, partial)
-            write_users_head(subject.reference.head, partial)
-            (partial / "README.md").write_text(card, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
+def written_directory(output: Path, subject: Subject, card: str) -> Iterator[Path]:
+    """A directory with all but the weights and the config, which appears completely or not at all."""
+    with atomic_directory(output) as partial, no_progress_bars():
+        yield partial
+        if subject.generation is not None:
+            subject.generation.save_pretrained(partial)
+        subject.tokenizer.save_pretrained(partial)
+        if subject.reference.directory is not None:
+            subject.reference.head.copy(subject.reference.directory, partial)
+        write_users_head(subject.reference.head, partial)
+        if subject.merging.ways:
+            (partial / "merge.json").write_text(json.dumps(asdict(subject.merging), indent=2) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_full(output: Path, subject: Subject, card: str) -> None:
-    """Write the model in the dtype that its base is stored in.
+    """Write the model with unquantized weights, in the subject's dtype.
+
+    Args:
+        output: the directory, which must not exist.
+        subject: the model.
+        card: its README.md.
 
     Raises:
-        UserError: the output exists or cannot be written, or a weight is too large for the dtype.
+        UserError: a weight is too large for the dtype, or the adapter cannot be merged.
+        OSError: the output cannot be written.
     """
-    model = subject.model.to(stored_dtype(subject.reference.base))
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"{name} is too large for {model.dtype}. Merge it: tunesmith merge … --precision bf16.")
-    with _directory(output, subject, card) as partial:
-        as_stored(model).save_pretrained(partial)
+    with written_directory(output, subject, card) as partial:
+        save_weights(subject.weights, partial, subject.written_dtype)
 
 
 def write_quantized(output: Path, subject: Subject, card: str, bits: Bits, events: Events) -> None:
@@ -72,32 +66,41 @@ def write_quantized(output: Path, subject: Subject, card: str, bits: Bits, event
         events: receives `progress`, in layers.
 
     Raises:
-        UserError: the output exists or cannot be written.
+        UserError: the adapter cannot be merged.
+        OSError: the output cannot be written.
     """
     model = subject.model
-    dtype = stored_dtype(subject.reference.base)
+    dtype = subject.written_dtype
     dtype = torch.bfloat16 if dtype == torch.float32 else dtype
     chosen = {layer.name for layer in linears_in_blocks(model)}
     kept = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name not in chosen]
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    config |= {"dtype": str(dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
-    config["quantization_config"] = _settings(bits, kept, dtype)
+    config = stored_config(subject, dtype) | {"quantization_config": _settings(bits, kept, dtype)}
     weights: dict[str, Tensor] = {}
     done = 0
-    is_tied = model.config.get_text_config().tie_word_embeddings
-    for name, values in model.state_dict().items():
+    for name in stored_names(subject):
         layer, _, parameter = name.rpartition(".")
-        if is_tied and layer == "lm_head":
-            continue
+        values = subject.weights[name]
         if parameter != "weight" or layer not in chosen:
             weights[name] = values.to(dtype) if values.is_floating_point() else values
             continue
         weights |= _STORED[bits](name, quantize(values, bits, double_quantization=True), dtype)
         done += 1
         events.emit("progress", what=f"{bits}, layers", done=done, total=len(chosen))
-    with _directory(output, subject, card) as partial:
+    with written_directory(output, subject, card) as partial:
         save_torch_state_dict(weights, partial, metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_config(subject: Subject, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json."""
+    config: dict[str, Any] = json.loads(subject.model.config.to_json_string(use_diff=False))
+    return config | {"dtype": str(dtype).removeprefix("torch."), "architectures": [type(subject.model).__name__]}
+
+
+def stored_names(subject: Subject) -> list[str]:
+    """The names of the tensors to store: without an output that is the embeddings too."""
+    is_tied = subject.model.config.get_text_config().tie_word_embeddings
+    return [name for name in subject.weights if not (is_tied and name.startswith("lm_head."))]
 
 
 def _settings(bits: Bits, kept: list[str], dtype: torch.dtype) -> dict[str, Any]:

@@ -50,19 +50,14 @@ def importance(subject: Subject, layout: Layout, rows: int, events: Events) -> d
 
         return add
 
-    names = {path: layout.name(f"{path}.weight") for path, module in _linears(subject)}
-    hooks = [
-        module.register_forward_pre_hook(watch(str(names[path]))) for path, module in _linears(subject) if names[path]
-    ]
+    named = [(layout.name(name), module) for name, module in subject.weights.linears()]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in named if name is not None]
     try:
-        for row in range(count):
-            subject.model(input_ids=torch.as_tensor(np.asarray(table[row][0], np.int64))[None])
-            events.emit("progress", what="importance, rows", done=row + 1, total=count)
+        with subject.weights.computing() as model:
+            for row in range(count):
+                model(input_ids=torch.as_tensor(np.asarray(table[row][0], np.int64))[None])
+                events.emit("progress", what="importance, rows", done=row + 1, total=count)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: (total / tokens[name]).numpy() for name, total in sums.items()}
-
-
-def _linears(subject: Subject) -> list[tuple[str, nn.Module]]:
-    return [(path, module) for path, module in subject.model.named_modules() if isinstance(module, nn.Linear)]

@@ -1,4 +1,4 @@
-"""What is exported: a model in one piece on the CPU, its tokenizer, and what its run knows about it."""
+"""What is exported: a model in one piece, its tokenizer, and what its run knows about it."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
-from tunesmith.exporting.merge import choose_way
+from tunesmith.exporting.merging import Merging, choose_merging
+from tunesmith.exporting.weights import Weights
 from tunesmith.inference.generate import end_tokens
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.bases import known_bases
@@ -29,33 +30,57 @@ class Subject:
         name: as the user gave it.
         reference: what the name stands for.
         run: the run that trained it, if it has one.
+        directory: for models that are written only to be measured; must exist.
+        dtype: that the weights are rounded to. Default: as the base is stored.
     """
 
     name: str
     reference: ModelReference
     run: Run | None = None
+    directory: Path = Path()
+    dtype: torch.dtype | None = None
 
     @classmethod
-    def find(cls, name: str) -> "Subject":
-        """Raises:
-        UserError: nothing of that name exists, or the run has not finished.
+    def find(cls, name: str, directory: Path = Path(), dtype: torch.dtype | None = None) -> "Subject":
+        """Args:
+            name: a run, an adapter, a model directory or a name of a base.
+            directory: see `Subject`.
+            dtype: see `Subject`.
+
+        Raises:
+            UserError: nothing of that name exists, or the run has not finished.
         """
         path = resolve_run(Path(name).expanduser())
         run = Run.open(path) if (path / "recipe.yaml").exists() else None
-        return cls(name, ModelReference.find(name), run)
+        return cls(name, ModelReference.find(name), run, directory, dtype)
 
     @cached_property
-    def model(self) -> PreTrainedModel:
-        """In evaluation mode on the CPU. A merged one is in fp32; another is in the dtype it is stored in, and its
-        weights are read from its files when they are used.
+    def merging(self) -> Merging:
+        """How its adapter is merged.
+
+        Raises:
+            UserError: its adapter cannot be merged.
+        """
+        return choose_merging(resolve_run(Path(self.name)), self.reference, self.directory, self.written_dtype)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its tensors, with the adapter merged.
 
         Raises:
             UserError: it cannot be loaded, or its adapter cannot be merged.
         """
-        dtype = stored_dtype(self.reference.base)
-        if self.reference.adapter is not None:
-            return choose_way(self.name, self.reference, dtype).model
-        return self.reference.with_weights("auto").model(dtype, torch.device("cpu"))
+        return Weights(self.reference, self.merging.into)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """It in one piece on the meta device: its structure and its configs."""
+        return self.weights.skeleton
+
+    @property
+    def written_dtype(self) -> torch.dtype:
+        """The dtype that its weights are rounded to if they are not quantized."""
+        return stored_dtype(self.reference.base) if self.dtype is None else self.dtype
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -18,7 +18,15 @@ from tunesmith.heads.stored import head_of_adapter, stored_head
 from tunesmith.models.adapters import refuse_pickle
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.layer_by_layer import packing
-from tunesmith.models.load import config_of, fingerprint, load_model, load_tokenizer, locate, tokenizer_at
+from tunesmith.models.load import (
+    config_of,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    locate,
+    stored_dtype,
+    tokenizer_at,
+)
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model
 from tunesmith.models.quiet import quiet_peft
@@ -103,19 +111,44 @@ class ModelReference:
         Raises:
             UserError: the model cannot be loaded, or the adapter belongs to another base.
         """
-        model = load_model(self.base, dtype, head=self.head)
-        if self.adapter is not None:
-            refuse_pickle(self.adapter)
-            peft = import_peft()
-            import tunesmith.modules.bottleneck  # noqa: F401  registers the method, so that PEFT can load its adapters
+        model = self._adapted(load_model(self.base, dtype, head=self.head))
+        return (model if self.adapter is None else model.to(dtype)).to(device).eval()
 
-            try:
-                with quiet_peft():
-                    model = peft.PeftModel.from_pretrained(model, self.adapter, autocast_adapter_dtype=False).to(dtype)
-            except (RuntimeError, ValueError, OSError) as error:
-                first = str(error).strip().splitlines()[0]
-                raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
-        return model.to(device).eval()
+    def stored_model(self) -> PreTrainedModel:
+        """The model on the CPU in evaluation mode, its base in the dtype that it is stored in, so that weights are
+        read from the files when they are used; an adapter is in fp32.
+
+        Raises:
+            UserError: as `model`.
+        """
+        dtype = torch.float32 if self._adapter_changes_base() else stored_dtype(self.base)
+        return self._adapted(load_model(self.base, dtype, head=self.head), autocast_adapter_dtype=True).eval()
+
+    def _adapted(self, model: PreTrainedModel, autocast_adapter_dtype: bool = False) -> PreTrainedModel:
+        """The base with its adapter, if there is one: in the base's dtype, or in fp32 with `autocast_adapter_dtype`."""
+        if self.adapter is None:
+            return model
+        refuse_pickle(self.adapter)
+        peft = import_peft()
+        import tunesmith.modules.bottleneck  # noqa: F401  registers the method, so that PEFT can load its adapters
+
+        try:
+            with quiet_peft():
+                adapted: PreTrainedModel = peft.PeftModel.from_pretrained(
+                    model, self.adapter, autocast_adapter_dtype=autocast_adapter_dtype
+                )
+        except (RuntimeError, ValueError, OSError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
+        return adapted
+
+    def _adapter_changes_base(self) -> bool:
+        """Whether PEFT changes the base's weights when it loads the adapter, as with PiSSA, which then needs fp32."""
+        if self.adapter is None:
+            return False
+        settings = json.loads((self.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        chosen = settings.get("init_lora_weights")
+        return isinstance(chosen, str) and chosen not in ("gaussian", "orthogonal")
 
     def served_model(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The model for the generation engine. On a CPU the linear layers of its blocks are packed as they are read, so

@@ -57,7 +57,7 @@ def locate(base: Base) -> str:
         if (path / "adapter").exists():
             raise UserError(
                 f"base: {base.path} is a run with an adapter. Merge it first: "
-                f"tunesmith merge {base.path} --output DIR, then base: DIR."
+                f"tunesmith export {base.path} --to hf --output DIR, then base: DIR."
             )
         raise UserError(
             f"base: {base.path} is a run that has not finished. Resume it: tunesmith train --resume {base.path}"

@@ -13,8 +13,8 @@ FP32 = 4
 
 
 def merging_memory(plan: Plan) -> dict[str, int] | None:
-    """Host bytes by part. Merging computes in fp32 (`export.merge`): it holds the full model and its memory-mapped
-    files, which stay mapped while merged weights replace those that use the file's memory.
+    """Host bytes by part of `tunesmith export`. Merging itself needs a layer at a time; at the peak, the model in fp32,
+    with its adapter and its memory-mapped files, is compared with what was written.
 
     Returns:
         None if the method is not merged.

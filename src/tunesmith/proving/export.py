@@ -5,18 +5,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tunesmith.errors import UserError
 from tunesmith.exporting.card import PARITY
-from tunesmith.exporting.export import Exported
+from tunesmith.exporting.export import Exported, Options
 from tunesmith.exporting.export import export as write
-from tunesmith.exporting.merged_model import refuse_existing
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import config_of, kind_of
+from tunesmith.proving import mlx
 from tunesmith.proving.parity import ROWS, beside, parity, write_parity
 from tunesmith.report.parity import parity_markdown
-from tunesmith.run import Subscriber
+from tunesmith.run import Subscriber, refuse_existing
+from tunesmith.run_lock import output_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,44 +38,43 @@ def export(
     output: str | Path,
     to: str,
     *,
-    importance_rows: int = 0,
-    adapter_only: bool = False,
     accept_loss: bool = False,
     rows: int = ROWS,
     data: str | Path | None = None,
     subscribers: Sequence[Subscriber] = (),
+    **options: Unpack[Options],
 ) -> Proven:
     """Write a model for another engine, read it there, and keep it only if it is still that model.
 
     Args:
         run: a run, an adapter, a model directory or a name of a base.
         output: the file (`gguf`) or directory to write, which must not exist.
-        to: `hf`, `int8`, `nf4`, `gguf:KIND` or `ollama:KIND`, as `tunesmith.exporting.export.export` takes it.
-        importance_rows: of a GGUF file: how many training rows measure which inputs matter. 0: all weigh the same.
-        adapter_only: write a LoRA adapter without its base, as a GGUF file; it is not compared.
+        to: `hf`, `int8`, `nf4`, `gguf:KIND`, `ollama:KIND` or `mlx:KIND`, see `tunesmith.exporting.export.export`.
         accept_loss: keep it beyond the limits too, which its card and `parity.json` then say. Other token ids are never
             accepted.
         rows: how many rows it is compared on: of `data`, else held-out rows of the run, else built-in questions.
         data: a file of rows.
         subscribers: receive `progress` events (what, done, total).
+        options: how it is written, see `tunesmith.exporting.export.Options`. An adapter alone is not compared.
 
     Returns:
         What was written, and how far it differs.
 
     Raises:
-        UserError: it differs by more than the limits, and nothing is left; or as `tunesmith.exporting.export.export`.
+        UserError: it differs by more than the limits, and nothing is left; another process writes the output; or as
+            `tunesmith.exporting.export.export`.
     """
     target = Path(output)
     is_file = to.lower().startswith("gguf")
-    for part in [target, target.with_suffix(".md"), beside(target)] if is_file else [target]:
+    parts = [target, target.with_suffix(".md"), beside(target)] if is_file else [target]
+    for part in parts:
         refuse_existing(part)
     try:
         with _room(target) as room:
-            done = write(
-                run, room / target.name, to,
-                importance_rows=importance_rows, adapter_only=adapter_only, subscribers=subscribers,
-            )  # fmt: skip
-            unproven, result = _why_not(str(run), adapter_only), None
+            for part in parts:  # another process may have written it since
+                refuse_existing(part)
+            done = write(run, room / target.name, to, subscribers=subscribers, **options)
+            unproven, result = _why_not(str(run), done.to, options.get("adapter_only", False)), None
             if unproven is None:
                 result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)
                 result |= {"b": str(target), "accepted_loss": bool(result["failed"]) and accept_loss}
@@ -86,19 +86,22 @@ def export(
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
     place = target.parent if is_file else target
-    return Proven(target, place / done.card.name, done.to, result, unproven)
+    return Proven(target, place / done.card.name, done.to, done.merging, result, unproven)
 
 
 @contextmanager
 def _room(target: Path) -> Iterator[Path]:
-    """A directory beside the output, for what may not be kept. What a killed export left in it is removed."""
+    """A directory beside the output, for what may not be kept, which no other process uses meanwhile. What a killed
+    export left in it is removed."""
     room = target.with_name(f".{target.name}.unproven")
-    shutil.rmtree(room, ignore_errors=True)
-    try:
-        room.mkdir(parents=True)
-        yield room
-    finally:
+    room.parent.mkdir(parents=True, exist_ok=True)
+    with output_lock(target):
         shutil.rmtree(room, ignore_errors=True)
+        try:
+            room.mkdir()
+            yield room
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
 
 
 def _complete(card: Path, section: str) -> None:
@@ -107,13 +110,15 @@ def _complete(card: Path, section: str) -> None:
     card.write_text(f"{before}{section}\n", encoding="utf-8")
 
 
-def _why_not(run: str, adapter_only: bool) -> str | None:
+def _why_not(run: str, to: str, adapter_only: bool) -> str | None:
     """Why an export cannot be compared with the model; None if it can."""
     reference = ModelReference.find(run)
     if adapter_only:
         return "an adapter without its base computes nothing. Export the model in one piece to compare it"
     if not reference.head.generates_text or kind_of(config_of(reference.base)) != "decoder":
         return "only decoders that write text are compared"
+    if to.startswith("mlx") and not mlx.is_installed():
+        return f"mlx-lm is not installed here. Compare it where it is: tunesmith parity {run} DIRECTORY"
     return None
 
 

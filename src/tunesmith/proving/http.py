@@ -3,8 +3,8 @@
 The protocol gives neither ids nor full distributions. What is compared: how many tokens a chat has (`usage`), and at
 each place the texts of the most likely tokens with their log-probabilities, everything else taken together. That KL is
 at most the full one (the data-processing inequality). Tokens that share a text, as parts of characters do, are among
-everything else. A given token is written, so that its log-probability is told, by
-a `logit_bias`, which OpenAI's definition of log-probabilities leaves out.
+everything else. A given token is written, so that its log-probability
+is reported, by a `logit_bias`, which OpenAI's definition of log-probabilities leaves out.
 """
 
 import json
@@ -32,7 +32,7 @@ PLACES = 8
 """Places of each row that are compared, evenly spaced: each is a request."""
 
 TOP = 20
-"""Most likely tokens that a server tells at each place: OpenAI's limit of chats."""
+"""Most likely tokens that a server reports at each place: OpenAI's limit of chats."""
 
 SECONDS = 600
 """Until a request is given up."""
@@ -53,9 +53,9 @@ class Served:
     program: ClassVar[str] = "the server"
     kind: Kind = EIGHT_BITS
     unchecked: Sequence[str] = (
-        "token ids: the protocol tells only how many a chat has, which was compared",
-        "where answers end: the protocol tells no log-probability of the token that ends one",
-        f"divergence: only the {TOP} most likely tokens are told, so it is a lower limit",
+        "token ids: the protocol reports only how many a chat has, which was compared",
+        "where answers end: the protocol reports no log-probability of the token that ends one",
+        f"divergence: only the {TOP} most likely tokens are reported, so it is a lower bound",
     )
 
     def __init__(self, url: str, tokenizer: PreTrainedTokenizerBase, key: str | None = None) -> None:
@@ -80,7 +80,9 @@ class Served:
 
     def chat_ids(self, messages: Sequence[Message], tools: Tools) -> int:
         given = {"tools": list(tools), "tool_choice": "auto"} if tools else {}
-        reply = self._call("chat/completions", messages=list(messages), max_completion_tokens=1, temperature=0, **given)
+        reply = self._call(
+            "chat/completions", messages=as_protocol(messages), max_completion_tokens=1, temperature=0, **given
+        )
         return int(reply["usage"]["prompt_tokens"])
 
     def text_ids(self, text: str) -> None:
@@ -92,7 +94,7 @@ class Served:
         return total([each for each in found if each is not None])
 
     def _at(self, row: Row, mark: int, first: NDArray[np.float64]) -> Agreement | None:
-        """The agreement at one place; None if the server tells nothing, as where an answer ends."""
+        """The agreement at one place; None if the server reports nothing, as where an answer ends."""
         target = int(row.ids[mark])
         reply = self._call(
             "completions",
@@ -103,8 +105,8 @@ class Served:
             logit_bias={str(target): 100},
         )
         logprobs = reply["choices"][0]["logprobs"]
-        told: Mapping[str, float] = logprobs["top_logprobs"][0] if logprobs and logprobs["top_logprobs"] else {}
-        second = {self._ids[text]: value for text, value in told.items() if text in self._ids}
+        reported: Mapping[str, float] = logprobs["top_logprobs"][0] if logprobs and logprobs["top_logprobs"] else {}
+        second = {self._ids[text]: value for text, value in reported.items() if text in self._ids}
         if not second:
             return None
         return Agreement(
@@ -115,7 +117,9 @@ class Served:
         )
 
     def answers(self, chats: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
-        bodies = ({"messages": list(chat), "max_completion_tokens": max_new_tokens, "temperature": 0} for chat in chats)
+        bodies = (
+            {"messages": as_protocol(chat), "max_completion_tokens": max_new_tokens, "temperature": 0} for chat in chats
+        )
         replies = (self._call("chat/completions", **body) for body in bodies)
         return [_text_of(reply["choices"][0]["message"]) for reply in replies]
 
@@ -153,6 +157,19 @@ def bucketed_divergence(probabilities: Mapping[int, float], log_probabilities: M
     rest_q = max(1e-9, 1 - sum(math.exp(each) for each in log_probabilities.values()))
     terms = [p * (math.log(p) - log_probabilities[id]) for id, p in probabilities.items() if p > 0]
     return max(0.0, sum(terms) + (rest_p * math.log(rest_p / rest_q) if rest_p > 0 else 0.0))
+
+
+def as_protocol(messages: Sequence[Message]) -> list[Message]:
+    """Turns in OpenAI's protocol, where the arguments of a tool's call are JSON in a string."""
+    return [
+        {**turn, "tool_calls": [_as_protocol(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in messages
+    ]
+
+
+def _as_protocol(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 def error_message(body: bytes) -> str:

@@ -23,7 +23,7 @@ from tunesmith.data.template import Tools
 from tunesmith.errors import UserError
 from tunesmith.exporting.gguf_quantizer import library_file, require_llama_cpp
 from tunesmith.models.gguf_file import read_gguf
-from tunesmith.proving.http import error_message
+from tunesmith.proving.http import as_protocol, error_message
 from tunesmith.proving.limits import kind_of
 from tunesmith.proving.material import Row
 from tunesmith.proving.reader import Agreement, agreement
@@ -67,7 +67,7 @@ class LlamaCpp:
 
     def _prompt(self, messages: Sequence[Message], tools: Tools) -> str:
         """The text that llama.cpp renders."""
-        body: dict[str, Any] = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
+        body: dict[str, Any] = {"messages": as_protocol(messages)} | ({"tools": list(tools)} if tools else {})
         request = urllib.request.Request(
             f"{self._server.listening_address}/apply-template",
             json.dumps(body).encode(),

@@ -85,6 +85,13 @@ _WEATHER = {
 }
 
 
+_CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": {"city": "Paris"}},
+}
+
+
 def _turns(*contents: str, system: str | None = None) -> list[Message]:
     first = [] if system is None else [{"role": "system", "content": system}]
     return [*first, *({"role": ("user", "assistant")[k % 2], "content": each} for k, each in enumerate(contents))]
@@ -97,6 +104,15 @@ EDGE_CHATS = (
     Chat("an empty answer", _turns("Say nothing.", "", "Now say something.")),
     Chat("unusual characters", _turns("  Ünï¢ödé 🙂 東京\n\n\tdon't x_1 = 12345.67; \\n <b>…</b>")),
     Chat("a tool", _turns("What is the weather in Paris?"), (_WEATHER,)),
+    Chat(
+        "a call of a tool and its result",
+        [
+            *_turns("What is the weather in Paris?"),
+            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+            {"role": "tool", "content": '{"degrees": 21}', "tool_call_id": "call00001", "name": "get_weather"},
+        ],
+        (_WEATHER,),
+    ),
 )
 """What templates treat differently from a single question."""
 
@@ -183,12 +199,14 @@ def _tools(chosen: Sequence[Example], task: Task) -> Tools:
 
 
 def _renders(renderer: Renderer, chat: Chat) -> bool:
-    """Whether the template accepts the chat, and shows its tools if it has some."""
+    """Whether the template accepts the chat, and writes its tools and calls of them if it has some."""
     try:
         text = renderer.prompt(chat.messages, chat.tools)
     except UnusableError:
         return False
-    return all(tool["function"]["name"] in text for tool in chat.tools or ())
+    calls = [call for turn in chat.messages for call in turn.get("tool_calls", ())]
+    names = [each["function"]["name"] for each in (*(chat.tools or ()), *calls)]
+    return all(text.count(name) >= names.count(name) for name in names)
 
 
 def _rows(objective: ObjectiveConfig, renderer: Renderer, example: Example) -> list[Row] | None:

@@ -1,21 +1,27 @@
 """`tunesmith parity A B`: whether a stored or served form of a model is still that model."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import Task, score_figures, scored, with_interval
 from tunesmith.evaluation.metrics import METRICS, change_with_interval
+from tunesmith.exporting.gguf_quantizer import require_llama_cpp
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.proving.http import Served
 from tunesmith.proving.huggingface import HuggingFace
 from tunesmith.proving.llama_cpp import LlamaCpp
 from tunesmith.proving.material import Material, material
+from tunesmith.proving.mlx import Mlx, is_mlx
 from tunesmith.proving.reader import Agreement, Ids, Reader
 from tunesmith.proving.trained import Trained
 from tunesmith.run import Events, Subscriber, atomic_write, resolve_run
@@ -40,10 +46,13 @@ def parity(
 ) -> dict[str, Any]:
     """Compare a form of a model with the model, each read by its own program, and write `parity.json` beside the form.
 
+    The two are in memory one after the other; the model's log-probabilities wait in a temporary file beside the form.
+
     Args:
         a: the model: a run, an adapter, a model directory or a name of a base, read by Tunesmith.
         b: a form of it: a GGUF file, read by llama.cpp; a directory of `--to ollama`, of which the GGUF file is read; a
-            model directory, read by transformers; `http://…`, a server with OpenAI's protocol; or as `a`.
+            directory of `--to mlx`, read by mlx-lm, or another model directory, read by transformers; `http://…`, a
+            server with OpenAI's protocol; or as `a`.
         rows: how many rows are compared: of `data`, else held-out rows of `a`'s run, else built-in questions.
         data: a file of rows.
         max_new_tokens: the most tokens of an answer.
@@ -52,25 +61,31 @@ def parity(
         subscribers: receive `progress` events (what, done, total).
 
     Returns:
-        The content of `parity.json`: token_ids_equal (None: the program does not tell ids), differing (chats with other
+        The content of `parity.json`: token_ids_equal (None: the program reports no ids), differing (chats with other
         ids), not_rendered (chats that the template rejects), top1_agreement and kl (mean over positions, nats) with
         intervals, loss and metrics (a, b and their paired difference, with 95 % intervals), answers and same_answers,
         kind (how exactly the weights are stored) with limits, failed (what is beyond them), not_checked, passed.
 
     Raises:
-        UserError: one of them cannot be read, does not write text, or tells no log-probabilities.
+        UserError: one of them cannot be read, does not write text, or reports no log-probabilities.
     """
     events = Events(*subscribers)
     first = Trained(str(a), device)
     found = material(str(a), first.renderer, rows, None if data is None else str(data))
     if not found.rows:
         raise UserError(f"There is nothing to compare: the chat template rejects all of {found.origin}. Give --data.")
-    second = _reader(str(b), first, found, max_new_tokens, device, api_key)
-    try:
-        result = {"a": str(a), "b": str(b), **_compared(first, second, found, max_new_tokens, events)}
-    finally:
-        second.close()
+    open_second = _reader(str(b), first, found, max_new_tokens, device, api_key)
     form = resolve_run(Path(b).expanduser())
+    beside_form = form.parent if form.exists() else None
+    with tempfile.TemporaryDirectory(dir=beside_form, prefix=".parity.") as directory:
+        expected = _expected(first, found, max_new_tokens, Path(directory), events)
+        first.close()
+        second = open_second()
+        try:
+            result = {"a": str(a), "b": str(b)}
+            result |= _compared(first, expected, second, found, max_new_tokens, events)
+        finally:
+            second.close()
     if form.exists():
         write_parity(beside(form), result)
     return result
@@ -89,36 +104,74 @@ def beside(form: Path) -> Path:
 
 def _reader(
     name: str, first: Trained, found: Material, max_new_tokens: int, device: str, api_key: str | None
-) -> Reader:
-    """The form in its own program."""
+) -> Callable[[], Reader]:
+    """Opens the form in its own program.
+
+    Raises:
+        UserError: nothing of that name exists, or its program is not installed.
+    """
     if name.startswith(("http://", "https://")):
-        return Served(name, first.renderer.tokenizer, api_key)
+        return partial(Served, name, first.renderer.tokenizer, api_key)
     path = Path(name).expanduser()
     if (path / "Modelfile").exists():
         path = next(path.glob("*.gguf"))
     if path.suffix == ".gguf" and path.is_file():
         prompts = [len(first.chat_ids(chat.messages, chat.tools)) for chat in found.chats]
         longest = max([*prompts, *(len(row.ids) for row in found.rows)])
-        return LlamaCpp(path, -(-(longest + max_new_tokens + 64) // 256) * 256)
-    is_model = (path / "config.json").exists() and not (path / "recipe.yaml").exists()
-    return HuggingFace(path, device) if is_model else Trained(name, device)
+        require_llama_cpp(f"Reading {path}")
+        return partial(LlamaCpp, path, -(-(longest + max_new_tokens + 64) // 256) * 256)
+    if is_mlx(path):
+        return partial(Mlx, path)
+    if (path / "config.json").exists() and not (path / "recipe.yaml").exists():
+        return partial(HuggingFace, path, device)
+    other = Trained(name, device)
+    return lambda: other
 
 
-def _compared(first: Trained, second: Reader, found: Material, max_new_tokens: int, events: Events) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the first model gives.
+
+    Attributes:
+        files: of each row, (marks, vocabulary) fp32: its log p.
+        answers: to each task.
+    """
+
+    files: Sequence[Path]
+    answers: Sequence[str]
+
+    def log_probabilities(self, row: int) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.load(self.files[row], mmap_mode="c")
+        return found
+
+
+def _expected(first: Trained, found: Material, max_new_tokens: int, directory: Path, events: Events) -> _Expected:
+    """Compute with the first model, and write its log-probabilities."""
+    files = [directory / f"{number}.npy" for number in range(len(found.rows))]
+    for done, (row, file) in enumerate(zip(found.rows, files, strict=True)):
+        events.emit("progress", what="parity: next tokens of the model", done=done, total=len(found.rows))
+        np.save(file, first.log_probabilities(row))
+    events.emit("progress", what="parity: next tokens of the model", done=len(found.rows), total=len(found.rows))
+    events.emit("progress", what="parity: answers", done=0, total=2)
+    chats = [task.chat for task in found.tasks]
+    return _Expected(files, first.answers(chats, max_new_tokens) if chats else [])
+
+
+def _compared(
+    first: Trained, expected: _Expected, second: Reader, found: Material, max_new_tokens: int, events: Events
+) -> dict[str, Any]:
+    """The result, without the names."""
     ids = _ids(first, second, found)
     agreements = []
     for done, row in enumerate(found.rows):
         events.emit("progress", what="parity: next tokens", done=done, total=len(found.rows))
-        agreements.append(second.agreement(row, first.log_probabilities(row)))
+        agreements.append(second.agreement(row, expected.log_probabilities(done)))
     events.emit("progress", what="parity: next tokens", done=len(found.rows), total=len(found.rows))
     if not any(each.places for each in agreements):
-        raise UserError(f"{second.program} tells no log-probabilities, so that nothing can be compared.")
+        raise UserError(f"{second.program} reports no log-probabilities, so that nothing can be compared.")
     figures = _figures(agreements)
-    chats = [task.chat for task in found.tasks]
-    written: list[list[str]] = []
-    for which, reader in enumerate((first, second)) if chats else ():
-        events.emit("progress", what="parity: answers", done=which, total=2)
-        written.append(reader.answers(chats, max_new_tokens))
+    events.emit("progress", what="parity: answers", done=1, total=2)
+    answers = second.answers([task.chat for task in found.tasks], max_new_tokens) if found.tasks else []
     events.emit("progress", what="parity: answers", done=2, total=2)
     result = {
         "program": second.program,
@@ -127,7 +180,7 @@ def _compared(first: Trained, second: Reader, found: Material, max_new_tokens: i
         "unusable_rows": found.unusable,
         **ids,
         **figures,
-        **(_answers(written[0], written[1], found.tasks) if written else {}),
+        **(_answers(expected.answers, answers, found.tasks) if found.tasks else {}),
         "kind": second.kind.name,
         "limits": {"top1_agreement": second.kind.top1_agreement, "kl": second.kind.kl},
         "not_rendered": list(found.not_rendered),
@@ -147,11 +200,11 @@ def _ids(first: Trained, second: Reader, found: Material) -> dict[str, Any]:
         ),
         *((repr(text[:20]), first.text_ids(text), second.text_ids(text)) for text in found.texts),
     ]
-    told = [(name, one, two) for name, one, two in pairs if two is not None]
-    differing = [_difference(name, one, two) for name, one, two in told if two not in (one, len(one))]
-    by_count = any(isinstance(two, int) for *_, two in told)
-    equal = False if differing else None if by_count or not told else True
-    return {"token_ids_equal": equal, "chats": len(told), "differing": differing}
+    reported = [(name, one, two) for name, one, two in pairs if two is not None]
+    differing = [_difference(name, one, two) for name, one, two in reported if two not in (one, len(one))]
+    by_count = any(isinstance(two, int) for *_, two in reported)
+    equal = False if differing else None if by_count or not reported else True
+    return {"token_ids_equal": equal, "chats": len(reported), "differing": differing}
 
 
 def _difference(name: str, one: Sequence[int], two: Sequence[int] | int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _agreement(first: NDArray[np.float32], second: NDArray[np.float32], targets:
 
 
 Ids = list[int] | int | None
-"""Token ids; how many there are, if a program tells only that; None if it does not tell."""
+"""Token ids; how many there are, if a program reports only that; None if it reports neither."""
 
 
 class Reader(Protocol):
@@ -103,4 +103,4 @@ class Reader(Protocol):
         """The most likely answer to each chat, without white space around it."""
 
     def close(self) -> None:
-        """Free what the program holds."""
+        """Free the memory of the model."""

@@ -1,5 +1,6 @@
 """A model in Tunesmith: a run, an adapter, a model directory or a base, as `tunesmith generate` reads it."""
 
+import gc
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
@@ -9,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from tunesmith.data.example import Message, Source
 from tunesmith.data.pack import collate
@@ -28,7 +30,7 @@ from tunesmith.proving.reader import Agreement, agreement
 
 
 class Trained:
-    """A model in Tunesmith, in fp32.
+    """A model in Tunesmith, in fp32. Its weights are loaded when they are first used.
 
     Args:
         name: as `tunesmith.load` takes it.
@@ -48,8 +50,12 @@ class Trained:
         if kind_of(config_of(self._model.reference.base)) != "decoder":
             raise UserError(f"{name} is not a decoder. Only decoders that write text are compared.")
         self.renderer = Renderer(self._model.tokenizer)
-        self._loaded = self._model.model
-        use_document_attention(plain_model(self._loaded))
+
+    @cached_property
+    def _loaded(self) -> PreTrainedModel:
+        model = self._model.reference.model(self._model.dtype, self._model.device)
+        use_document_attention(plain_model(model))
+        return model
 
     @cached_property
     def _today(self) -> Renderer:
@@ -90,4 +96,5 @@ class Trained:
         return generator.answers(chats, Sampling(max_new_tokens))
 
     def close(self) -> None:
-        pass
+        self.__dict__.pop("_loaded", None)
+        gc.collect()

@@ -58,7 +58,7 @@ def parity_table(result: dict[str, Any]) -> Table:
 def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Rows of a table: what, the model, its form, the difference."""
     loss, ids = result["loss"], result["token_ids_equal"]
-    equal = {True: "equal", False: "different", None: "not known"}[ids]
+    equal = {True: "equal", False: "different", None: "not reported"}[ids]
     rows: list[tuple[str, ...]] = [
         (f"token ids, {result['chats']} chats", "", "", equal),
         (

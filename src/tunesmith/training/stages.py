@@ -14,8 +14,7 @@ from tunesmith.config.head import described_head
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
-from tunesmith.exporting.merged_model import merged_model, save_merged
-from tunesmith.inference.model_reference import ModelReference
+from tunesmith.exporting.export import export
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.run_lock import write_lock
 from tunesmith.training.trainer import Trainer
@@ -120,7 +119,6 @@ def _from_weights_of(previous: Run, recipe: Recipe) -> Recipe:
     else:
         merged = previous.directory / "merged"
         if not merged.exists():
-            reference = ModelReference.find(str(previous.directory))
-            save_merged(merged_model(reference), reference, merged)
+            export(previous.directory, merged, "hf")
         base = recipe.base.model_copy(update={"path": str(merged), "from_scratch": False, "adapter": None})
     return recipe.model_copy(update={"base": base})
