@@ -53,8 +53,7 @@ def trial(base: str, seed: int, held_out: int, overrides: Sequence[str] = ()) ->
     shutil.rmtree(directory)
     sides = {
         side: {
-            "loss": result[side]["loss"],
-            **{name: metric["value"] for name, metric in result[side]["metrics"].items()},
+            **{name: entry["value"] for name, entry in result["models"][side].items() if name != "perplexity"},
             "general": loss,
         }
         for side, loss in zip(("base", "tuned"), general, strict=True)

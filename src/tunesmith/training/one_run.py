@@ -141,11 +141,8 @@ def loop_of(
     batch_plan: BatchPlan,
     device: torch.device,
 ) -> Loop:
-    train = recipe.train
-    peak, factor = learning_rates(recipe, model)
     layout = batch_plan.layout(packs(plain_model(model)))
-    hidden = [is_hidden(model)] if train.optimizer == "muon" else []
-    masters = MasterWeights(model.named_parameters(), train, factor, *hidden)
+    peak, masters = masters_of(recipe, model)
     return Loop(
         model=model,
         objective=objective,
@@ -155,7 +152,7 @@ def loop_of(
         ),
         evaluate_every=layout.evaluations.every,
         masters=masters,
-        train=train,
+        train=recipe.train,
         total_steps=layout.steps,
         peak_learning_rate=peak,
         tokens_per_batch=batch_plan.tokens_per_batch,
@@ -163,6 +160,13 @@ def loop_of(
         events=Events(),
         device=device,
     )
+
+
+def masters_of(recipe: Recipe, model: PreTrainedModel) -> tuple[float, MasterWeights]:
+    """The peak learning rate, and the weights that the recipe trains, with their optimizer."""
+    peak, factor = learning_rates(recipe, model)
+    hidden = [is_hidden(model)] if recipe.train.optimizer == "muon" else []
+    return peak, MasterWeights(model.named_parameters(), recipe.train, factor, *hidden)
 
 
 def restore_best(run: Run, loop: Loop) -> None:
