@@ -39,7 +39,7 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, steps in (("short", 2), ("long", 40)):
         train = {"steps": steps, "tokens_per_step": 512, "learning_rate": 1e-2, "precision": "fp32"}
-        tunesmith.train({**recipe, "train": {**train, "checkpoint_every": 20}}, directory / name)
+        tunesmith.train({**recipe, "train": {**train, "checkpoint_every": 20, "keep_checkpoints": 9}}, directory / name)
     return directory
 
 
@@ -90,7 +90,7 @@ def test_a_base_is_quantized_by_what_follows_the_at_sign(runs: Path) -> None:
 
 
 def test_exports_are_evaluated_beside_the_model(tmp_path: Path) -> None:
-    saved(tmp_path / "model", "llama", ROTARY)
+    saved(tmp_path / "model", "llama", ROTARY | {"intermediate_size": 128})  # 4-bit kernels take multiples of 64
     rows = write(tmp_path / "rows.jsonl", [{"question": f"Say {n}.", "answer": f"{n} it is."} for n in range(6)])
     forms = {"model.gguf": "gguf:f16", "in8": "int8", "in4": "nf4", "again": "hf"}
     for name, to in forms.items():
@@ -100,7 +100,7 @@ def test_exports_are_evaluated_beside_the_model(tmp_path: Path) -> None:
     assert list(found["models"]) == ["model", "model.gguf", "in8", "in4", "again"]
     losses = {name: figures["loss"]["value"] for name, figures in found["models"].items()}
     assert losses["again"] == losses["model"]
-    assert losses["model.gguf"] == pytest.approx(losses["model"], rel=1e-3)
+    assert losses["model.gguf"] == pytest.approx(losses["model"], rel=0.01), "dequantized to bf16"
     assert losses["in8"] == pytest.approx(losses["model"], rel=0.05)
     assert losses["in4"] == pytest.approx(losses["model"], rel=0.2)
 
@@ -192,9 +192,7 @@ def test_what_else_is_asked_is_not_taken_from_the_cache(runs: Path, tmp_path: Pa
     assert entries() == asked + 2
 
 
-def test_models_with_other_tokenizers_are_compared_by_their_answers_only(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_models_with_other_tokenizers_are_compared_by_their_answers_only(tiny_model: Path, tmp_path: Path) -> None:
     saved(tmp_path / "other", "llama", ROTARY)
     answer = "the other brown weather"
     assert len(bpe_tokenizer()(answer)["input_ids"]) < len(byte_tokenizer()(answer)["input_ids"])

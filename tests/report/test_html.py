@@ -77,7 +77,7 @@ def test_text_from_rows_never_becomes_markup(run: Path) -> None:
     add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], format=HOSTILE)
     page = page_of(run)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 5 + 4 + 1 + 2 + 1 + 3
+    assert page.count("&lt;script&gt;") == 5 + 4 + 1 + 1 + 2 + 1 + 3
 
 
 def test_the_evaluation_compares_base_and_tuned_with_intervals_and_a_verdict(run: Path) -> None:

@@ -334,4 +334,4 @@ def test_each_figure_of_an_evaluation_is_printed_as_soon_as_it_is_known() -> Non
     assert printed(figures("base")) == expected
     assert [line.rstrip() for line in printed(figures("base"), terminal=True)] == expected
     assert printed(figures("tuned", 3))[0] == "tuned     fold 3: loss 2.346 (95 %: 2.300–2.400)"
-    assert printed(figures("run/step-000050"))[0] == "run/step-000050 loss 2.346 (95 %: 2.300–2.400)"
+    assert printed(figures("run/step-000050"))[0] == "          run/step-000050: loss 2.346 (95 %: 2.300–2.400)"

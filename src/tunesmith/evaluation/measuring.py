@@ -121,7 +121,8 @@ class _OneModel:
 
     @property
     def _head(self) -> Head:
-        return self._rows.objective.head
+        head: Head = self._rows.objective.head
+        return head
 
     def tasks(self) -> Sequence[Task]:
         """What is answered; the same for every model."""

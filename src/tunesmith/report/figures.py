@@ -76,9 +76,9 @@ def not_shown(result: Mapping[str, Any]) -> Iterator[str]:
         for name, entry in differences.items():
             if entry.get("verdict") != "not shown":
                 continue
-            about = result["figures"][name]
-            title = f"{about['title']} of {model}" if several else str(about["title"])
-            yield f"{title} ({_needed(entry, about['unit'])})"
+            about = result["figures"].get(name, {})
+            title = f"{about.get('title', name)}{f' of {model}' if several else ''}"
+            yield f"{title} ({_needed(entry, about.get('unit', SHARE))})"
 
 
 def _needed(entry: Mapping[str, Any], unit: str) -> str:

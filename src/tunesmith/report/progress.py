@@ -30,6 +30,9 @@ from tunesmith.report.formatting import (
 )
 from tunesmith.run import Event
 
+COLUMN = 10
+"""Characters of the column with the name of what a line is about."""
+
 RECENT_STEPS = 10
 """The most recent steps whose loss and speed are shown, as means per loss token and per second. Since the start, the
 loss would stay far above the held-out loss, and the speed would show a slow start for a long time."""
@@ -262,9 +265,11 @@ class Progress:
 
     def _figures(self, event: Event) -> None:
         """A line for each figure of a model."""
+        model = str(event.get("model", "?"))
         within = "" if event.get("fold") is None else f"fold {event['fold']}: "
+        column, prefix = (model, within) if len(model) < COLUMN else ("", f"{model}: {within}")
         for name, entry in event.get("figures", {}).items():
-            self._print(str(event.get("model", "?")), within + _figure(name, entry))
+            self._print(column, prefix + _figure(name, entry))
 
     def _skipped(self, event: Event) -> None:
         rows = [str(row) for row in event.get("rows", ())]
@@ -304,9 +309,9 @@ class Progress:
     def _print(self, name: str, text: str, style: str = "") -> None:
         """A name and a text; in a terminal long texts wrap within their column, elsewhere they stay on one line."""
         if not self._console.is_terminal:
-            self._console.print(Text(f"{name:<10}{text}" if len(name) < 10 else f"{name} {text}"), soft_wrap=True)
+            self._console.print(Text(f"{name:<{COLUMN}}{text}"), soft_wrap=True)
             return
-        line = Table.grid(Column(width=10, style="dim"), Column(overflow="fold"))
+        line = Table.grid(Column(width=COLUMN, style="dim"), Column(overflow="fold"))
         line.add_row(Text(name), Text(text, style=style))
         self._console.print(line)
 

@@ -49,7 +49,8 @@ class Latency:
         Raises:
             UserError: the model does not write text, or a server does not answer.
         """
-        sampling, figures = Sampling(ANSWER), {}
+        sampling = Sampling(ANSWER)
+        figures: dict[str, Measured] = {}
         each = REQUESTS if context.count is None else max(1, min(REQUESTS, context.count))
         levels = [(concurrent, words) for words in WORDS for concurrent in CONCURRENT]
         subject.timings(
