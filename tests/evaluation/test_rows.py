@@ -69,7 +69,7 @@ def test_files_of_chats_and_of_raw_text_are_told_apart(tmp_path: Path) -> None:
     texts.write_text(json.dumps({"text": "It is so."}) + "\n", encoding="utf-8")
     for file, kind, tasks in ((chats, "instruction", 1), (texts, "text", 0)):
         rows = EvaluationRows.of_files([str(file)])
-        assert (rows.objective.kind, rows.origin, len(rows.tasks(None))) == (kind, file.name, tasks)
+        assert (rows.objective.kind, rows.origin, len(rows.tasks(None))) == (kind, f"rows of {file.name}", tasks)
 
 
 def test_rows_are_evenly_spaced() -> None:

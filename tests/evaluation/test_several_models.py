@@ -96,7 +96,7 @@ def test_exports_are_evaluated_beside_the_model(tmp_path: Path) -> None:
     for name, to in forms.items():
         export(str(tmp_path / "model"), tmp_path / name, to)
     found = small([tmp_path / name for name in ("model", *forms)], data=rows, max_new_tokens=3)
-    assert found["data"] == "rows.jsonl"
+    assert found["data"] == "rows of rows.jsonl"
     assert list(found["models"]) == ["model", "model.gguf", "in8", "in4", "again"]
     losses = {name: figures["loss"]["value"] for name, figures in found["models"].items()}
     assert losses["again"] == losses["model"]

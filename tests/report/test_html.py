@@ -84,7 +84,7 @@ def test_the_evaluation_compares_base_and_tuned_with_intervals_and_a_verdict(run
     (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")
     page = page_of(run)
     assert "It worked: held-out loss 1.000 before, 0.500 after (difference −0.500 [−0.600, −0.400])" in page
-    assert "1,200 rows of held-out rows of run (2 loss tokens); answers to 1 of them." in page
+    assert "1,200 held-out rows of run (2 loss tokens); answers to 1 of them." in page
     assert "after Holm&#39;s correction for 2 comparisons" in page
     assert "(1,234 rows would be needed to show +12%)" in page
     assert '<td class="n better" data-of="difference">−0.500' in page

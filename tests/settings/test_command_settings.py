@@ -589,7 +589,7 @@ def test_models_named_together_are_evaluated_on_files_and_kept_where_asked(
     found = json.loads(run_command("evaluate", letters, tiny_model, *options, "--json"))
     assert (here / "cache" / "evaluation").exists()
     assert list(found["models"]) == ["model", "llama"]
-    assert (found["rows"], found["generated_rows"], found["data"]) == (5, 3, "asked.jsonl")
+    assert (found["rows"], found["generated_rows"], found["data"]) == (5, 3, "rows of asked.jsonl")
     out = run_command("evaluate", letters, tiny_model, *options, "--output", "out")
     assert "Written to out/evaluation.json and out/report.html" in out
     assert json.loads((here / "out" / "evaluation.json").read_text(encoding="utf-8")) == found

@@ -91,7 +91,7 @@ class EvaluationRows:
             UserError: they cannot be read.
         """
         recipe = None if run is None else Recipe.load(run / "recipe.yaml")
-        origin = ", ".join(Path(path).name for path in paths)
+        origin = f"rows of {', '.join(Path(path).name for path in paths)}"
         if (
             recipe is not None and not recipe.objective.head.generates_text
         ):  # the training rows say what there is to predict
@@ -109,7 +109,7 @@ class EvaluationRows:
             return cls(origin, recipe.model_copy(update={"data": data}), run, is_whole=True)
         first = next(examples(data, (), data.train, DataReport()), None)
         if first is None:
-            raise UserError(f"{origin} has no rows.")
+            raise UserError(f"There are no {origin}.")
         objective: ObjectiveConfig = Instruction() if first.messages is not None else Text()
         return cls(origin, Recipe(data=data, objective=objective), is_whole=True)
 

@@ -149,10 +149,9 @@ def _about(result: Mapping[str, Any]) -> str:
     rows, loss_tokens, answered = (
         figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens", "generated_rows")
     )
-    where = f" of {result['data']}" if result.get("data") else ""
     loss = f" ({loss_tokens} loss tokens)" if result.get("loss_tokens") else ""
     answers = f"; answers to {answered} of them" if result.get("generated_rows") else ""
-    return f"{rows} rows{where}{loss}{answers}."
+    return f"{rows} {result.get('data') or 'rows'}{loss}{answers}."
 
 
 def _headings(others: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         The table, at eighty columns.
     """
     answered = f"; answers to {result['generated_rows']:,} of them" if result["generated_rows"] else ""
-    rows = f"{result['rows']:,} rows of {result['data']}{answered}. " if result.get("data") else ""
+    rows = f"{result['rows']:,} {result['data']}{answered}. " if result.get("data") else ""
     if result.get("budget"):
         rows += _about_budget(result["budget"])
     table = Table(
