@@ -39,7 +39,9 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, steps in (("short", 2), ("long", 40)):
         train = {"steps": steps, "tokens_per_step": 512, "learning_rate": 1e-2, "precision": "fp32"}
-        tunesmith.train({**recipe, "train": {**train, "checkpoint_every": 20, "keep_checkpoints": 9}}, directory / name)
+        tunesmith.train(
+            {**recipe, "train": {**train, "checkpoint_every": 20, "keep_checkpoints": 50}}, directory / name
+        )
     return directory
 
 
@@ -77,6 +79,11 @@ def test_a_checkpoint_is_the_run_at_its_step(runs: Path) -> None:
     told = {event["step"]: event["loss"] for event in events if event["event"] == "evaluation"}
     if 20 in told:
         assert middle["loss"]["value"] == pytest.approx(told[20], rel=1e-3)
+
+
+def test_a_checkpoint_that_was_not_kept_is_refused_with_those_that_were(runs: Path) -> None:
+    with pytest.raises(UserError, match=r"step-000010 does not exist\. Kept: step-0000.*train\.keep_checkpoints"):
+        small([runs / "long", runs / "long" / "checkpoints" / "step-000010"])
 
 
 def test_a_base_is_quantized_by_what_follows_the_at_sign(runs: Path) -> None:

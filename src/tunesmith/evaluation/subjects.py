@@ -164,10 +164,23 @@ def open_subject(
     if name.is_served:
         return ServedSubject(column, OpenAIClient(name.target, name.served_model), concurrent)
     checkpoint = name.checkpoint
+    _refuse_missing_checkpoint(name)
     where = name.target if checkpoint is None else str(output_of_checkpoint(checkpoint))
     weights = name.storage if name.storage in QUANTIZED else "auto" if name.storage in PRECISIONS else None
     model = Model(where, device, _precision(name), weights, concurrent)
     return LocalSubject(column, model, keeps=keeps)
+
+
+def _refuse_missing_checkpoint(name: SubjectName) -> None:
+    """Refuse a checkpoint that a run does not have any more.
+
+    Raises:
+        UserError: there is none of that name, and which there are.
+    """
+    path = Path(name.target).expanduser()
+    if path.parent.name == CHECKPOINTS and path.parent.exists() and not path.exists():
+        kept = ", ".join(sorted(each.name for each in path.parent.glob("step-*"))) or "none"
+        raise UserError(f"{name.target} does not exist. Kept: {kept}. train.keep_checkpoints says how many are.")
 
 
 def open_base(recipe: Recipe, tuned: LocalSubject, column: str, keeps: bool = True) -> LocalSubject:

@@ -71,14 +71,21 @@ def not_shown(result: Mapping[str, Any]) -> Iterator[str]:
     Args:
         result: the content of `evaluation.json`.
     """
-    several = len(result["differences"]) > 1
+    models: dict[tuple[str, str], list[str]] = {}
     for model, differences in result["differences"].items():
         for name, entry in differences.items():
-            if entry.get("verdict") != "not shown":
-                continue
-            about = result["figures"].get(name, {})
-            title = f"{about.get('title', name)}{f' of {model}' if several else ''}"
-            yield f"{title} ({_needed(entry, about.get('unit', SHARE))})"
+            if entry.get("verdict") == "not shown":
+                about = result["figures"].get(name, {})
+                about_it = str(about.get("title", name)), _needed(entry, about.get("unit", SHARE))
+                models.setdefault(about_it, []).append(model)
+    several = len(result["differences"]) > 1
+    for (title, needed), own in models.items():
+        yield f"{title}{f' of {_listed(own)}' if several else ''} ({needed})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _needed(entry: Mapping[str, Any], unit: str) -> str:
