@@ -19,18 +19,15 @@ from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import (
-    METRICS,
-    Metric,
+from tunesmith.evaluation.metrics import METRICS, Metric, fitting, scores
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, PredictionMetric, Predictions
+from tunesmith.evaluation.statistics import (
     bootstrap,
     change_with_interval,
-    fitting,
     interval_of,
     mean_with_interval,
-    scores,
     wilson,
 )
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, PredictionMetric, Predictions
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model_reference import ModelReference

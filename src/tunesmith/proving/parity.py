@@ -10,7 +10,8 @@ import numpy as np
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import Task, score_figures, scored, with_interval
-from tunesmith.evaluation.metrics import METRICS, change_with_interval
+from tunesmith.evaluation.metrics import METRICS
+from tunesmith.evaluation.statistics import change_with_interval
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.proving.http import Served
 from tunesmith.proving.huggingface import HuggingFace
