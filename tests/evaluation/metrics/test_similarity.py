@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import metric_named
-from tunesmith.evaluation.metrics.metric import Case, measured
+from tunesmith.evaluation.metrics.metric import Case, measured, scores
 
 MINILM = Path(minilm).parent / "model"
 PAIRS = [
@@ -28,6 +28,8 @@ def test_similarity_is_the_cosine_of_sentence_transformers() -> None:
     ours, theirs = (reference.encode([pair[side] for pair in PAIRS], normalize_embeddings=True) for side in (0, 1))
     assert found[:3] == pytest.approx((ours * theirs).sum(1)[:3], abs=2e-3)  # ours in bf16
     assert found[3] == 0
+    alone = scores(metric_named("similarity"), [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS])
+    assert alone == pytest.approx(found, abs=2e-3)
     named = measured({"similarity": metric_named("similarity:model", MINILM.parent)}, cases)["similarity"].values
     assert np.array_equal(found, named)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import metric_named
-from tunesmith.evaluation.metrics.metric import Case, measured
+from tunesmith.evaluation.metrics.metric import Case, measured, scores
 from tunesmith.evaluation.metrics.style import StyleClassifier
 from tunesmith.evaluation.statistics import estimate
 
@@ -39,6 +39,8 @@ def test_answers_in_the_style_are_told_from_others_on_new_subjects(tmp_path: Pat
     formal = "Dear customer, we have received your complaint and will answer it shortly."
     casual = "yo! saw ur complaint, gonna answer it soon :)"
     assert share(file, *[formal] * 3, casual, "")[0] == pytest.approx(3 / 5)
+    metric = metric_named(f"style:{file.name}", tmp_path)
+    assert scores(metric, [formal, casual, ""], ["", "", ""]).tolist() == [1, 0, 0]
 
 
 def test_the_explanation_has_the_error_rates_of_cross_validation(tmp_path: Path) -> None:

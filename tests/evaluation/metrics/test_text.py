@@ -8,6 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import NAMED
 from tunesmith.evaluation.metrics.metric import Case, Metric, measured, scores, without_repeats
 from tunesmith.evaluation.metrics.text import SHOWN_WHERE_THEY_DIFFER, _chrf, exact_match, exact_match_strict, word_f1
@@ -116,3 +117,5 @@ def test_every_named_metric_explains_itself() -> None:
         assert isinstance(metric, Metric)
         assert len(metric.title) < len(metric.explanation)
         assert metric.score is not None or metric.figure is not None
+    with pytest.raises(UserError, match="concept coverage has no score of a single answer"):
+        scores(NAMED["coverage"], ["a"], ["b"])

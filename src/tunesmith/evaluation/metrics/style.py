@@ -129,7 +129,13 @@ def style_metric(file: str, directory: Path) -> Metric:
         f"its examples and mistakes {_rate(classifier.mistaken, len(others))} of the others for it; corrected by these "
         "rates"
     )
-    return Metric("in style", explanation, None, figure=partial(_share_in_style, classifier))
+    score, figure = partial(_is_in_style, classifier), partial(_share_in_style, classifier)
+    return Metric("in style", explanation, score, figure=figure)
+
+
+def _is_in_style(classifier: StyleClassifier, answer: str, expected: str) -> float:
+    """As classified, not corrected."""
+    return float(classifier.in_style([answer])[0])
 
 
 def _share_in_style(classifier: StyleClassifier, metric: Metric, cases: Sequence[Case]) -> Measured:
