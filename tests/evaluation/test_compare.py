@@ -15,7 +15,9 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.metrics import METRICS, Metric, exact_match, first_word, mean_with_interval, rouge_l, scores
+from tunesmith.evaluation.metrics import METRICS, Metric, scores
+from tunesmith.evaluation.metrics.text import exact_match, first_word, rouge_l
+from tunesmith.evaluation.statistics import mean_with_interval
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.models.load import load_tokenizer
 

@@ -17,7 +17,7 @@ from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.measured import ratio_of
 from tunesmith.evaluation.measuring import Asked, Measurement, Opened, Trial, measure
-from tunesmith.evaluation.metrics import METRICS, Metric
+from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Metric, without_repeats
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_base, open_subject
 from tunesmith.evaluation.suite import open_suites
@@ -235,6 +235,7 @@ def _result(trials: Sequence[Trial], measured: Sequence[Measurement], metrics: M
         }
         if token_counts_differ(list(sides.values())):
             models = {column: _per_byte(figures, sides[column], rows) for column, figures in models.items()}
+    models = without_repeats(models, SHOWN_WHERE_THEY_DIFFER)
     for column in columns:
         models[column] |= measured[-1].suites[column]
     losses = next((side.losses for side in sides.values() if side.losses is not None), None)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.head import Head
-from tunesmith.evaluation.measured import Better, Measured, mean_of, ratio_of
-from tunesmith.evaluation.metrics import Metric, fitting, scores
+from tunesmith.evaluation.measured import Better, Measured, ratio_of
+from tunesmith.evaluation.metrics import Case, Metric, measured
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.evaluation.rows import Task, final_answer
 from tunesmith.evaluation.statistics import LEVEL, Difference, estimate, holm, paired, rows_needed
@@ -122,12 +122,13 @@ def answer_figures(answers: Sequence[Answer], tasks: Sequence[Task], metrics: Ma
     Returns:
         Those that fit every expected answer.
     """
-    expected, said = [task.expected for task in tasks], [final_answer(answer.text) for answer in answers]
-    units = [task.source for task in tasks]
-    return {
-        name: mean_of(scores(metric, said, expected), units, metric.title, metric.explanation)
-        for name, metric in fitting(metrics, expected).items()
-    }
+    pairs = zip(answers, tasks, strict=True)
+    return measured(metrics, [_case(answer, task) for answer, task in pairs])
+
+
+def _case(answer: Answer, task: Task) -> Case:
+    prompt = str(task.chat[-1]["content"])
+    return Case(task.source, prompt, final_answer(answer.text), task.expected, answer.finish_reason)
 
 
 def prediction_figures(predictions: Predictions, units: Sequence[str], names: Sequence[str]) -> Figures:
