@@ -82,8 +82,8 @@ def test_a_checkpoint_is_the_run_at_its_step(runs: Path) -> None:
 
 
 def test_a_checkpoint_that_was_not_kept_is_refused_with_those_that_were(runs: Path) -> None:
-    with pytest.raises(UserError, match=r"step-000010 does not exist\. Kept: step-0000.*train\.keep_checkpoints"):
-        small([runs / "long", runs / "long" / "checkpoints" / "step-000010"])
+    with pytest.raises(UserError, match=r"step-000999 does not exist\. Kept: step-0000.*train\.keep_checkpoints"):
+        small([runs / "long", runs / "long" / "checkpoints" / "step-000999"])
 
 
 def test_a_base_is_quantized_by_what_follows_the_at_sign(runs: Path) -> None:
