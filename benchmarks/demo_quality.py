@@ -69,8 +69,7 @@ def trial(rows: Path, base: str, seed: int, steps: int) -> dict[str, Any]:
         shutil.rmtree(directory)
     sides = {
         side: {
-            "loss": result[side]["loss"],
-            **{name: metric["value"] for name, metric in result[side]["metrics"].items()},
+            **{name: entry["value"] for name, entry in result["models"][side].items() if name != "perplexity"},
             "general": loss,
         }
         for side, loss in zip(("base", "tuned"), general, strict=True)

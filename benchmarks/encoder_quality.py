@@ -114,7 +114,7 @@ def ours(task: str, name: str, rate: float | None, seed: int) -> dict[str, Any]:
     events = list(run.events())
     start = next(event for event in events if event["event"] == "start")
     seconds = next(event["seconds"] for event in events if event["event"] == "end")
-    accuracy = tunesmith.evaluate(run.directory)["tuned"]["metrics"]["accuracy"]["value"]
+    accuracy = tunesmith.evaluate(run.directory)["models"]["tuned"]["accuracy"]["value"]
     shutil.rmtree(directory)
     return {
         "rate": start["learning_rate"],

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         what, *rest = options.one
-        print(json.dumps({"writing": writing, "comparing": comparing}[what](*rest)))
+        measure: dict[str, Callable[..., Any]] = {"writing": writing, "comparing": comparing}
+        print(json.dumps(measure[what](*rest)))
         return
     results: dict[str, Any] = {"base": BASE, "machine": machine(), "kinds": {}}
     with tempfile.TemporaryDirectory() as temporary:

@@ -105,8 +105,8 @@ def ours(way: str, directory: Path, size: int, seed: int) -> dict[str, Any]:
     run = tunesmith.train(recipe, directory / "run")
     seconds = time.perf_counter() - started
     result = tunesmith.evaluate(run.directory)
-    metrics = result["tuned"]["metrics"]
-    frozen = result["base"]["metrics"]["accuracy"]["value"] if few else None
+    metrics = result["models"]["tuned"]
+    frozen = result["models"]["base"]["accuracy"]["value"] if few else None
     return {
         "accuracy": metrics["accuracy"]["value"],
         "interval": metrics["accuracy"]["interval"],

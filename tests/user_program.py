@@ -9,7 +9,7 @@ import tunesmith as t
 def train() -> Path:
     run: t.Run = t.train("r.yaml", run="runs/x", overrides=["train.steps=3"])
     result: dict[str, Any] = t.evaluate(run.directory, rows=4)
-    print(result["tuned"]["loss"])
+    print(result["models"]["tuned"]["loss"]["value"])
     return run.directory
 
 

@@ -53,8 +53,8 @@ class Events:
         checkpoint  step, path, seconds
         skipped     step, reason, rows [str]
         progress    what, done, total: during `evaluate` and `answer`
-        figures     of one model, as soon as they are known: side ("base", "tuned"), fold, and either loss,
-                    loss_interval, perplexity, or metrics {name: {value, interval, title, explanation, unit}}
+        figures     of one model, as soon as they are known: model (its column), fold, figures {name: {value, interval,
+                    rows, title, explanation, unit, better}}
         warning     message
         end         reason ("done", "early stopping", "interrupted", "failed": the user's code), step, seconds, output
     """

@@ -113,7 +113,7 @@ def test_the_demo_runs_to_its_end_on_the_embedded_base(
     run = tmp_path / "runs" / "demo" / "run"
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
+    assert evaluation["models"]["tuned"]["loss"]["value"] < evaluation["models"]["base"]["loss"]["value"]
     assert "Did it work?" in (run / "report.html").read_text(encoding="utf-8")
 
 

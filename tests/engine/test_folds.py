@@ -59,11 +59,11 @@ def test_folds_evaluate_all_rows_in_one_command_and_resume_after_a_kill(recipe: 
     assert last.directory == tmp_path / "folds" / "6-whole"
     result = tunesmith.evaluate(tmp_path / "folds")
     assert (result["rows"], result["folds"]) == (40, 5)
-    assert result["tuned"]["metrics"]["accuracy"]["value"] > 0.9
-    low, high = result["tuned"]["metrics"]["accuracy"]["interval"]
-    assert low <= result["tuned"]["metrics"]["accuracy"]["value"] <= high
-    accuracies = [tunesmith.evaluate(stage)["tuned"]["metrics"]["accuracy"]["value"] for stage in last.stages[:-1]]
-    assert result["tuned"]["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(accuracies))
+    assert result["models"]["tuned"]["accuracy"]["value"] > 0.9
+    low, high = result["models"]["tuned"]["accuracy"]["interval"]
+    assert low <= result["models"]["tuned"]["accuracy"]["value"] <= high
+    accuracies = [tunesmith.evaluate(stage)["models"]["tuned"]["accuracy"]["value"] for stage in last.stages[:-1]]
+    assert result["models"]["tuned"]["accuracy"]["value"] == pytest.approx(np.mean(accuracies))
 
     class KilledError(Exception):
         pass
@@ -92,7 +92,9 @@ def test_two_folds_are_evaluated_together_and_individually(recipe: dict[str, Any
     parts = [tunesmith.evaluate(stage) for stage in last.stages[:-1]]
     assert [(part["rows"], part["folds"]) for part in parts] == [(20, None)] * 2
     for side in ("base", "tuned"):
-        assert result[side]["loss"] == pytest.approx(np.mean([part[side]["loss"] for part in parts]))
+        assert result["models"][side]["loss"]["value"] == pytest.approx(
+            np.mean([part["models"][side]["loss"]["value"] for part in parts])
+        )
 
 
 def test_invalid_folds_are_refused(recipe: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.metrics import METRICS, Metric, exact_match, first_word, mean_with_interval, rouge_l, scores
+from tunesmith.evaluation.metrics import METRICS, Metric, scores
+from tunesmith.evaluation.metrics.text import exact_match, first_word, rouge_l
+from tunesmith.evaluation.statistics import mean_with_interval
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.models.load import load_tokenizer
 
@@ -37,9 +39,11 @@ def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: P
     assert result == json.loads(
         (run / "evaluation.json").read_text(encoding="utf-8"), object_hook=_lists_as_tuples(result)
     )
-    assert result["tuned"]["loss"] < result["base"]["loss"] - 1
-    assert result["differences"]["loss"]["interval"][1] < 0
-    assert result["tuned"]["metrics"]["first_word"]["value"] == 1.0, "each answer starts with It"
+    base, tuned = (result["models"][model] for model in ("base", "tuned"))
+    assert tuned["loss"]["value"] < base["loss"]["value"] - 1
+    loss = result["differences"]["tuned"]["loss"]
+    assert (loss["interval"][1] < 0, loss["verdict"], result["reference"]) == (True, "better", "base")
+    assert tuned["first_word"]["value"] == 1.0, "each answer starts with It"
     assert len(result["samples"]) == 5
     assert result["samples"][0]["expected"].startswith("It is")
     rows = result["rows"]
@@ -62,7 +66,7 @@ def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: P
         labels = ids.long().masked_fill(~loss_mask, -100)
         count = (labels[1:] != -100).sum()
         losses.append(model(input_ids=ids[None], labels=labels[None]).loss.item() * count.item())
-    assert result["base"]["loss"] == pytest.approx(sum(losses) / result["loss_tokens"], rel=1e-5)
+    assert base["loss"]["value"] == pytest.approx(sum(losses) / result["loss_tokens"], rel=1e-5)
 
 
 def test_each_sides_figures_are_emitted_as_soon_as_they_are_known(run: Path) -> None:
@@ -73,11 +77,13 @@ def test_each_sides_figures_are_emitted_as_soon_as_they_are_known(run: Path) -> 
         step for what in order for step in (what, None)
     ]
     emitted = [event for event in events if event["event"] == "figures"]
-    for side, (loss, metrics) in (("base", emitted[:2]), ("tuned", emitted[2:])):
-        figures = {name: value for name, value in result[side].items() if name != "metrics"}
-        assert set(figures) == {"loss", "loss_interval", "perplexity"}
-        assert loss == {"event": "figures", "side": side, "fold": None, **figures}
-        assert metrics == {"event": "figures", "side": side, "fold": None, "metrics": result[side]["metrics"]}
+    assert [event["model"] for event in emitted] == ["base", "base", "tuned", "tuned"]
+    for (model, figures), (loss, answers) in zip(result["models"].items(), (emitted[:2], emitted[2:]), strict=True):
+        assert set(loss["figures"]) == {"loss", "perplexity"}
+        assert set(answers["figures"]) == set(figures) - set(loss["figures"])
+        for name, entry in (loss["figures"] | answers["figures"]).items():
+            assert entry == figures[name] | result["figures"][name]
+        assert (loss["model"], loss["fold"]) == (model, None)
 
 
 def test_all_rows_are_answered_without_a_limit_and_scored_by_own_metrics(
@@ -92,7 +98,8 @@ def test_all_rows_are_answered_without_a_limit_and_scored_by_own_metrics(
     own = {"length": Metric("length", "at most a character", lambda answer, expected: float(len(answer) < 2))}
     result = evaluate(run, rows=None, max_new_tokens=1, metrics=own)
     assert result["generated_rows"] == result["rows"] > 200
-    assert set(result["tuned"]["metrics"]) == set(result["differences"]) - {"loss"} == {"length"}
+    assert set(result["models"]["tuned"]) == {"loss", "perplexity", "length"}
+    assert set(result["differences"]["tuned"]) == {"loss", "length"}
 
 
 def test_events_of_folds_give_the_fold(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_events_of_folds_give_the_fold(tiny_model: Path, write_rows: Callable[..
     events: list[dict] = []
     result = evaluate(tmp_path / "folds", rows=5, max_new_tokens=1, subscribers=[events.append])
     assert result["generated_rows"] == 6
-    sides = [(event["side"], event["fold"]) for event in events if event["event"] == "figures"]
+    sides = [(event["model"], event["fold"]) for event in events if event["event"] == "figures"]
     assert sides == [(side, fold) for fold in (1, 2) for side in ("base", "base", "tuned", "tuned")]
     assert "base: answers, fold 2" in {event.get("what") for event in events}
     everything = evaluate(tmp_path / "folds", rows=None, max_new_tokens=1)

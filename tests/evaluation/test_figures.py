@@ -1,6 +1,6 @@
 """Figures: their sign and unit, and intervals that contain the value, and the true value as often as promised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,23 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
-from scipy.stats import binom, binomtest, pearsonr, spearmanr, t
+from scipy.stats import binom, binomtest, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 
-from tunesmith.evaluation.compare import Side, Task, summarize
-from tunesmith.evaluation.metrics import (
-    METRICS,
-    Metric,
+from tunesmith.config.head import Head
+from tunesmith.evaluation.figures import Side, figures_of, samples_of, summary
+from tunesmith.evaluation.metrics import METRICS, Metric, scores
+from tunesmith.evaluation.metrics.text import exact_match, first_word
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.evaluation.rows import Task, spread
+from tunesmith.evaluation.statistics import (
     bootstrap,
     change_with_interval,
-    exact_match,
-    first_word,
     interval_of,
     mean_with_interval,
-    scores,
     wilson,
 )
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.evaluation.subject import Answer
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.sequence_classification import RegressionHead, SequenceClassificationHead
 from tunesmith.inference.held_out import RowLosses
@@ -35,13 +35,27 @@ Interval = tuple[float, float]
 DATA_SETS = 400
 
 
+def side_of(losses: RowLosses, answers: Sequence[str] = (), predictions: Predictions | None = None) -> Side:
+    """A model's results, on rows that are called by their numbers."""
+    written = [Answer(text) for text in answers]
+    return Side(losses, written, predictions, [f"row {number}" for number in range(len(losses.sums))])
+
+
+def summarize(base: Side, tuned: Side, tasks: Sequence[Task], head: Head, metrics: Any = METRICS) -> dict[str, Any]:
+    """Both models' figures, and their differences."""
+    sides = {"base": base, "tuned": tuned}
+    models = {name: figures_of(side, tasks, head, metrics, "nats") for name, side in sides.items()}
+    answers = {name: side.answers for name, side in sides.items()}
+    return summary(models, "base") | {"samples": samples_of(tasks, answers, spread(len(tasks), 5))}
+
+
 # Intervals contain the true value as often as promised
 
 
 def check_share(interval: Callable[[], Interval], truth: float, share: float) -> None:
     """Check by a binomial test that the intervals of many data sets contain the true value with probability `share`.
 
-    Percentile intervals are too narrow for few rows; `share` comes from 8,000 other data sets, or from a formula.
+    `share` is below 0.95 where percentiles are used, which are too narrow for few rows; it comes from 8,000 data sets.
     """
     low, high = np.array([interval() for _ in range(DATA_SETS)]).T
     covered = int(((low <= truth) & (truth <= high)).sum())
@@ -52,12 +66,9 @@ def check_share(interval: Callable[[], Interval], truth: float, share: float) ->
 @pytest.mark.parametrize(
     ("values", "truth", "share"),
     [
-        # for normal values: an interval whose variance is divided by n instead of n - 1
-        pytest.param(
-            lambda draw: draw.normal(2.0, 3.0, 40), 2.0, 2 * t.cdf(1.96 * (39 / 40) ** 0.5, 39) - 1, id="even"
-        ),
-        pytest.param(lambda draw: draw.gamma(2.0, 1.5, 40), 3.0, 0.93, id="skewed"),
-        pytest.param(lambda draw: draw.beta(0.5, 0.8, 40), 0.5 / 1.3, 0.94, id="scores"),
+        pytest.param(lambda draw: draw.normal(2.0, 3.0, 40), 2.0, 0.95, id="even"),
+        pytest.param(lambda draw: draw.gamma(2.0, 1.5, 40), 3.0, 0.95, id="skewed"),
+        pytest.param(lambda draw: draw.beta(0.5, 0.8, 40), 0.5 / 1.3, 0.95, id="scores"),
     ],
 )
 def test_interval_of_a_mean_contains_the_true_mean_as_often_as_promised(
@@ -76,7 +87,7 @@ def test_interval_of_a_paired_difference_contains_the_true_one_as_promised() -> 
         rows = draw.integers(0, 5000, 40)
         return change_with_interval(before[rows], after[rows])[1]
 
-    check_share(interval, (after - before).mean(), 0.94)
+    check_share(interval, (after - before).mean(), 0.95)
 
 
 def rows_to_draw_from() -> tuple[Values, Values, NDArray[np.int64]]:
@@ -139,11 +150,13 @@ def test_interval_ends_are_1_96_standard_errors_from_the_value() -> None:
     assert mean_with_interval(values)[0] == pytest.approx(values.mean())
 
 
-def test_bootstrap_of_a_mean_equals_the_interval_of_a_mean_over_rows() -> None:
+def test_bootstrap_draws_rows_with_repetition_and_always_the_same() -> None:
     values = np.random.default_rng(5).gamma(2.0, 1.0, 30)
     value, draws = bootstrap(lambda rows: float(values[rows].mean()), 30)
-    assert value == pytest.approx(mean_with_interval(values)[0])
-    assert interval_of(draws) == pytest.approx(mean_with_interval(values)[1])
+    assert value == pytest.approx(values.mean())
+    assert draws.std() == pytest.approx(values.std() / 30**0.5, rel=0.05)
+    assert np.array_equal(draws, bootstrap(lambda rows: float(values[rows].mean()), 30)[1])
+    assert interval_of(draws) == (np.quantile(draws, 0.025), np.quantile(draws, 0.975))
     assert len(draws) == 2000
     assert len(np.unique(draws)) > 1900
 
@@ -177,8 +190,8 @@ def test_interval_of_a_calibration_error_is_extended_to_contain_its_value() -> N
     outputs = np.stack([confidence, 0 * confidence], 1)
     targets = (draw.random(200) > confidence).astype(float)
     predictions = Predictions([row[None] for row in outputs], [np.array([[target]]) for target in targets], ("a", "b"))
-    side = Side(RowLosses(np.ones(200), np.ones(200, np.int64)), [], predictions)
-    figure = summarize(side, side, [], SequenceClassificationHead(("a", "b")))["tuned"]["metrics"]["calibration_error"]
+    side = side_of(RowLosses(np.ones(200), np.ones(200, np.int64)), [], predictions)
+    figure = summarize(side, side, [], SequenceClassificationHead(("a", "b")))["models"]["tuned"]["calibration_error"]
     value, draws = bootstrap(PREDICTION_METRICS["calibration_error"].of(predictions), 200)
     low, high = interval_of(draws)
     assert value < low, "the resamples alone"
@@ -213,8 +226,11 @@ def test_few_rows_that_are_all_equal_or_all_better_have_a_wide_interval() -> Non
     same = change_with_interval(np.ones(10), np.ones(10))[1]
     assert same == pytest.approx((-wilson(0, 10)[1], wilson(0, 10)[1]))
     better = change_with_interval(np.zeros(10), np.ones(10))[1]
-    assert better == pytest.approx((wilson(1, 10)[0], 1.0))
+    assert better == pytest.approx(((10 - 1.96**2) / (10 + 1.96**2), 1.0), abs=1e-4)
 
+
+BESIDE = {"loss", "perplexity"}
+"""What a language model has beside the metrics of its answers."""
 
 EXPECTED = ["red fox", "blue hen", "grey owl", "a b c d", "yes", "no", "seven"]
 BASE = ["red cat", "hen", "grey owl", "a c x d", "maybe", "no", ""]
@@ -228,17 +244,21 @@ def task(number: int, expected: str) -> Task:
 
 def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
     counts = np.array([2, 3, 1])
-    base = Side(RowLosses(np.array([4.0, 6.0, 2.0]), counts), BASE)
-    tuned = Side(RowLosses(np.array([1.0, 3.0, 0.5]), counts), TUNED)
+    base = side_of(RowLosses(np.array([4.0, 6.0, 2.0]), counts), BASE)
+    tuned = side_of(RowLosses(np.array([1.0, 3.0, 0.5]), counts), TUNED)
     tasks = [task(number, expected) for number, expected in enumerate(EXPECTED)]
     found = summarize(base, tuned, tasks, CausalLMHead())
-    assert (found["rows"], found["loss_tokens"], found["generated_rows"]) == (3, 6, 7)
-    assert (found["base"]["loss"], found["tuned"]["loss"]) == pytest.approx((2.0, 0.75))
-    assert (found["base"]["perplexity"], found["tuned"]["perplexity"]) == pytest.approx((np.exp(2.0), np.exp(0.75)))
-    assert found["base"]["loss_interval"] == base.losses.interval()
-    assert found["tuned"]["loss_interval"] == tuned.losses.interval()
-    assert found["differences"]["loss"]["value"] == pytest.approx(-1.25)
-    assert found["differences"]["loss"]["interval"][1] < 0
+    models, differences = found["models"], found["differences"]["tuned"]
+    for name, side, loss in (("base", base, 2.0), ("tuned", tuned, 0.75)):
+        sums = side.losses.sums
+        ends = interval_of(bootstrap(lambda rows, sums=sums: float(sums[rows].sum() / counts[rows].sum()), 3)[1])
+        assert models[name]["loss"] == {"value": pytest.approx(loss), "interval": pytest.approx(ends), "rows": 3}
+        perplexity = models[name]["perplexity"]
+        assert perplexity["value"] == pytest.approx(np.exp(loss))
+        assert perplexity["interval"] == pytest.approx(np.exp(ends), rel=1e-3)
+    assert differences["loss"]["value"] == pytest.approx(-1.25)
+    assert differences["loss"]["interval"][1] < 0
+    assert "perplexity" not in differences, "the loss says the same"
 
     scores_by_hand = {
         "exact_match": ([0, 0, 1, 0, 0, 1, 0], [1, 1, 0, 0, 1, 0, 1]),
@@ -246,16 +266,20 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
         # F1 of the longest common subsequence, by hand
         "rouge_l": ([1 / 2, 2 / 3, 1, 3 / 4, 0, 1, 0], [1, 1, 1 / 2, 8 / 9, 1, 0, 1]),
     }
-    assert set(found["base"]["metrics"]) == set(found["tuned"]["metrics"]) == set(scores_by_hand)
+    assert set(models["base"]) == set(models["tuned"]) == {"loss", "perplexity", *scores_by_hand}
+    assert set(differences) == {"loss", *scores_by_hand}
     for name, pair in scores_by_hand.items():
         before, after = map(np.array, pair)
-        assert found["base"]["metrics"][name] == figure_of(before, METRICS[name]), name
-        assert found["tuned"]["metrics"][name] == figure_of(after, METRICS[name]), name
+        assert models["base"][name] == figure_of(before), name
+        assert models["tuned"][name] == figure_of(after), name
         value, ends = change_with_interval(before * 1.0, after * 1.0)
-        assert found["differences"][name] == {"value": pytest.approx(value), "interval": pytest.approx(ends)}, name
+        assert (differences[name]["value"], differences[name]["interval"]) == (
+            pytest.approx(value),
+            pytest.approx(ends),
+        ), name
         assert value == pytest.approx(after.mean() - before.mean())
         assert value > 0
-    titles = [found["base"]["metrics"][name]["title"] for name in ("rouge_l", "first_word", "exact_match")]
+    titles = [found["figures"][name]["title"] for name in ("rouge_l", "first_word", "exact_match")]
     assert titles == ["word overlap", "first word correct", "exact match"]
     indices = [0, 2, 3, 4, 6]  # five, evenly spaced
     assert found["samples"] == [
@@ -263,38 +287,38 @@ def test_comparison_has_each_sides_figures_and_tuned_minus_base() -> None:
             "source": f"rows.jsonl row {index}",
             "prompt": f"Question {index}?",
             "expected": EXPECTED[index],
-            "base": BASE[index],
-            "tuned": TUNED[index],
+            "answers": {"base": BASE[index], "tuned": TUNED[index]},
         }
         for index in indices
     ]
 
 
-def figure_of(values: Values, metric: Metric) -> dict[str, Any]:
-    value, ends = mean_with_interval(values * 1.0)
-    about = {"title": metric.title, "explanation": metric.explanation}
-    return {"value": pytest.approx(value), "interval": pytest.approx(ends), **about}
+def figure_of(values: Values) -> dict[str, Any]:
+    value, (low, high) = mean_with_interval(values * 1.0)
+    ends = (max(0.0, low), min(1.0, high))  # of a share
+    return {"value": pytest.approx(value), "interval": pytest.approx(ends), "rows": len(values)}
 
 
 def compared_answers(base: list[str], tuned: list[str], expected: list[str], **metrics: Any) -> dict[str, Any]:
     losses = RowLosses(np.ones(2), np.ones(2, np.int64))
     tasks = [task(number, text) for number, text in enumerate(expected)]
-    return summarize(Side(losses, base), Side(losses, tuned), tasks, CausalLMHead(), **metrics)
+    return summarize(side_of(losses, base), side_of(losses, tuned), tasks, CausalLMHead(), **metrics)
 
 
 @pytest.mark.parametrize("last", ['["x"]', "no JSON"])
 def test_json_is_scored_only_if_every_expected_answer_is_json(last: str) -> None:
     found = compared_answers(["so", "[1]", "x"], ['{"a": 1}', "[2]", "x"], ['{"a": 1}', "[1, 2]", last])
     if last == "no JSON":
-        assert set(found["tuned"]["metrics"]) == {"rouge_l", "first_word", "exact_match"}
+        assert set(found["models"]["tuned"]) == {*BESIDE, "rouge_l", "first_word", "exact_match"}
         return
     by_hand = {"valid_json": ([0, 1, 0], [1, 1, 0]), "fields": ([0, 2 / 3, 0], [1, 0, 0])}
-    assert set(found["tuned"]["metrics"]) == set(METRICS) == {"rouge_l", "first_word", "exact_match", *by_hand}
+    assert set(found["models"]["tuned"]) == {*BESIDE, *METRICS}
+    assert set(METRICS) == {"rouge_l", "first_word", "exact_match", *by_hand}
     for name, (before, after) in by_hand.items():
-        assert found["base"]["metrics"][name] == figure_of(np.array(before), METRICS[name]), name
-        assert found["tuned"]["metrics"][name] == figure_of(np.array(after), METRICS[name]), name
-        assert found["differences"][name]["value"] == pytest.approx(np.mean(after) - np.mean(before))
-    assert [found["tuned"]["metrics"][name]["title"] for name in by_hand] == ["valid JSON", "fields right"]
+        assert found["models"]["base"][name] == figure_of(np.array(before)), name
+        assert found["models"]["tuned"][name] == figure_of(np.array(after)), name
+        assert found["differences"]["tuned"][name]["value"] == pytest.approx(np.mean(after) - np.mean(before))
+    assert [found["figures"][name]["title"] for name in by_hand] == ["valid JSON", "fields right"]
 
 
 def test_own_metrics_replace_the_built_in_ones() -> None:
@@ -303,13 +327,14 @@ def test_own_metrics_replace_the_built_in_ones() -> None:
         "digits": Metric("digits", "never fits here", lambda answer, text: 1.0, str.isdigit),
     }
     found = compared_answers(["a", "bc"], ["ab", "cd"], ["xy", "zw"], metrics=own)
-    assert found["base"]["metrics"] == {"length": figure_of(np.array([0, 1]), own["length"])}
-    assert found["tuned"]["metrics"] == {"length": figure_of(np.array([1, 1]), own["length"])}
-    assert found["differences"]["length"]["value"] == 0.5
+    assert set(found["models"]["base"]) == {*BESIDE, "length"}
+    assert found["models"]["base"]["length"] == figure_of(np.array([0, 1]))
+    assert found["models"]["tuned"]["length"] == figure_of(np.array([1, 1]))
+    assert found["differences"]["tuned"]["length"]["value"] == 0.5
 
 
 def test_without_answers_there_are_no_metrics() -> None:
-    assert compared_answers([], [], [])["tuned"]["metrics"] == {}
+    assert set(compared_answers([], [], [])["models"]["tuned"]) == BESIDE
 
 
 def class_predictions(outputs: Any, targets: Any, labels: str = "abc") -> Predictions:
@@ -324,23 +349,28 @@ def test_prediction_metrics_have_each_sides_figures_and_tuned_minus_base() -> No
     texts = [["a", "b", "a", "c"], ["b", "b", "c", "c"]]
     tasks = [task(number, "b") for number in range(4)]
     head = SequenceClassificationHead(("a", "b", "c"))
-    found = summarize(Side(losses, texts[0], before), Side(losses, texts[1], after), tasks, head)
-    accuracy = {"title": "accuracy", "better": 1, "unit": "%"}
-    accuracy["explanation"] = "texts whose class is predicted correctly"
+    found = summarize(side_of(losses, texts[0], before), side_of(losses, texts[1], after), tasks, head)
+    assert found["figures"]["accuracy"] == {
+        "title": "accuracy",
+        "explanation": "texts whose class is predicted correctly",
+        "better": "higher",
+        "unit": "share",
+    }
     for side, value in (("base", 0.25), ("tuned", 0.75)):
-        figure = found[side]["metrics"]["accuracy"]
+        figure = found["models"][side]["accuracy"]
         theirs = binomtest(round(4 * value), 4).proportion_ci(method="wilson")
-        assert figure == {"value": value, "interval": pytest.approx((theirs.low, theirs.high), abs=1e-6), **accuracy}
-        assert set(found[side]["metrics"]) == set(head.metrics), "no metrics of generated answers"
-        assert "perplexity" not in found[side]
+        assert figure == {"value": value, "interval": pytest.approx((theirs.low, theirs.high), abs=1e-6), "rows": 4}
+        assert set(found["models"][side]) == {"loss", *head.metrics}, "no perplexity, no metrics of generated answers"
     f1 = [f1_score([1, 1, 2, 0], predicted, average="macro") for predicted in ([0, 1, 0, 2], [1, 1, 2, 2])]
-    assert [found[side]["metrics"]["macro_f1"]["value"] for side in ("base", "tuned")] == pytest.approx(f1)
-    assert set(found["differences"]) == {"loss", "accuracy", "macro_f1", "calibration_error"}
-    assert found["differences"]["accuracy"]["value"] == pytest.approx(0.5)
-    assert found["differences"]["accuracy"]["interval"] == (0.0, 1.0)
-    assert found["differences"]["macro_f1"]["value"] == pytest.approx(f1[1] - f1[0])
-    assert [sample["tuned"] for sample in found["samples"]] == texts[1]
-    assert [sample["base"] for sample in found["samples"]] == texts[0]
+    assert [found["models"][side]["macro_f1"]["value"] for side in ("base", "tuned")] == pytest.approx(f1)
+    differences = found["differences"]["tuned"]
+    assert set(differences) == {"loss", "accuracy", "macro_f1", "calibration_error"}
+    assert differences["accuracy"]["value"] == pytest.approx(0.5)
+    hits = np.array([0.0, 1, 0, 0]), np.array([1.0, 1, 1, 0])
+    assert differences["accuracy"]["interval"] == pytest.approx(change_with_interval(*hits)[1])
+    assert differences["macro_f1"]["value"] == pytest.approx(f1[1] - f1[0])
+    assert [sample["answers"]["tuned"] for sample in found["samples"]] == texts[1]
+    assert [sample["answers"]["base"] for sample in found["samples"]] == texts[0]
 
 
 def test_differences_of_prediction_metrics_resample_the_same_rows() -> None:
@@ -350,20 +380,25 @@ def test_differences_of_prediction_metrics_resample_the_same_rows() -> None:
     sides = []
     for predicted in (far, far, near):
         predictions = value_predictions(predicted, targets)
-        sides.append(Side(RowLosses(np.ones(60), np.ones(60, np.int64)), [], predictions))
-    same = summarize(sides[0], sides[1], [], RegressionHead())["differences"]["root_mean_square_error"]
-    assert same == {"value": 0.0, "interval": (0.0, 0.0)}
+        sides.append(side_of(RowLosses(np.ones(60), np.ones(60, np.int64)), [], predictions))
+    same = summarize(sides[0], sides[1], [], RegressionHead())["differences"]["tuned"]["root_mean_square_error"]
+    assert (same["value"], same["interval"], same["verdict"]) == (0.0, (0.0, 0.0), "not shown")
     found = summarize(sides[0], sides[2], [], RegressionHead())
-    error = found["base"]["metrics"]["root_mean_square_error"]
-    assert found["tuned"]["metrics"]["root_mean_square_error"]["value"] == 0.0
-    assert error == {"value": error["value"], "interval": error["interval"], "better": -1, "unit": ""} | {
+    error = found["models"]["base"]["root_mean_square_error"]
+    assert found["models"]["tuned"]["root_mean_square_error"]["value"] == 0.0
+    assert found["figures"]["root_mean_square_error"] == {
+        "better": "lower",
+        "unit": "",
         "title": "root mean square error",
         "explanation": "typical size of the error, in the unit of the values",
     }
     low, high = error["interval"]
     assert 0 < low < error["value"] < high
-    difference = found["differences"]["root_mean_square_error"]
-    assert difference == {"value": pytest.approx(-error["value"]), "interval": pytest.approx((-high, -low))}
+    difference = found["differences"]["tuned"]["root_mean_square_error"]
+    assert (difference["value"], difference["interval"]) == (
+        pytest.approx(-error["value"]),
+        pytest.approx((-high, -low)),
+    )
 
 
 def test_sides_with_different_rows_are_pooled_in_order() -> None:
@@ -371,12 +406,12 @@ def test_sides_with_different_rows_are_pooled_in_order() -> None:
         class_predictions([[0.9, 0.1]] * count, [number] * count, "ab") for number, count in enumerate((2, 3))
     ]
     sides = [
-        Side(RowLosses(np.array([1.0, 2.0]), np.array([3, 4])), ["p", "q"], all_predictions[0]),
-        Side(RowLosses(np.array([5.0, 6.0, 7.0]), np.array([8, 9, 1])), ["r", "s", "t"], all_predictions[1]),
+        side_of(RowLosses(np.array([1.0, 2.0]), np.array([3, 4])), ["p", "q"], all_predictions[0]),
+        side_of(RowLosses(np.array([5.0, 6.0, 7.0]), np.array([8, 9, 1])), ["r", "s", "t"], all_predictions[1]),
     ]
     pooled = Side.pooled(sides)
     assert (pooled.losses.sums.tolist(), pooled.losses.counts.tolist()) == ([1, 2, 5, 6, 7], [3, 4, 8, 9, 1])
-    assert pooled.answers == ["p", "q", "r", "s", "t"]
+    assert [answer.text for answer in pooled.answers] == ["p", "q", "r", "s", "t"]
     assert pooled.predictions is not None
     assert list(pooled.predictions.models) == [0, 0, 1, 1, 1]
     assert [float(row[0, 0]) for row in pooled.predictions.targets] == [0, 0, 1, 1, 1]

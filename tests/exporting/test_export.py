@@ -111,10 +111,13 @@ def test_the_card_and_the_metadata_say_where_the_model_comes_from(run: Path, tmp
 
 
 def test_the_card_has_the_figures_of_evaluate(run: Path, tmp_path: Path) -> None:
-    figures = {"loss": 1.25, "loss_interval": [1.0, 1.5], "metrics": {}}
-    metric = {"exact": {"value": 0.5, "interval": [0.25, 0.75], "title": "exact match"}}
+    loss = {"loss": {"value": 1.25, "interval": [1.0, 1.5]}}
+    exact = {"exact": {"value": 0.5, "interval": [0.25, 0.75]}}
+    figures = {"loss": {"title": "loss"}, "exact": {"title": "exact match"}}
     written = run / "evaluation.json"
-    written.write_text(json.dumps({"rows": 8, "base": figures, "tuned": {**figures, "metrics": metric}}))
+    written.write_text(
+        json.dumps({"rows": 8, "figures": figures, "models": {"base": loss, "tuned": {**loss, **exact}}})
+    )
     try:
         card = export(run, tmp_path / "model", "hf").card.read_text(encoding="utf-8")
     finally:

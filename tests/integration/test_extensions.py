@@ -142,7 +142,7 @@ def test_the_run_keeps_the_code_and_is_evaluated_and_merged_without_the_original
     for file in recipe.parent.glob("*.py"):
         file.unlink()
     result = tunesmith.evaluate(run, rows=2, max_new_tokens=2)
-    assert result["tuned"]["loss"] < result["base"]["loss"]
+    assert result["models"]["tuned"]["loss"]["value"] < result["models"]["base"]["loss"]["value"]
     assert Path(sys.modules["mylosses"].__file__ or "").parent == run
     merged = tunesmith.export(run, tmp_path / "merged", "hf").path
     assert tunesmith.load(str(merged)).generate("Hi", max_new_tokens=2)
@@ -607,7 +607,7 @@ def test_an_installed_package_registers_an_objective_a_method_and_a_metric(recip
     assert start["extensions"] == {"norms": [], "half": []}, "installed code is not copied"
     metrics = {**METRICS, "same_length": metric_named("same_length")}
     result = tunesmith.evaluate(run.directory, rows=3, max_new_tokens=2, metrics=metrics)
-    assert result["tuned"]["metrics"]["same_length"]["value"] == 0
+    assert result["models"]["tuned"]["same_length"]["value"] == 0
     assert "norms" in [
         method["kind"] for method in tunesmith.list_methods(str(tunesmith.Recipe.load(recipe).base.path))["methods"]
     ]

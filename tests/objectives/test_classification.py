@@ -55,7 +55,7 @@ def test_trained_classifier_loads_in_transformers_and_predicts_the_classes(
 ) -> None:
     run = tunesmith.train(recipe_of(bases / family, rows, steps=30, learning_rate=3e-3), tmp_path / "run")
     result = tunesmith.evaluate(run.directory)
-    assert result["tuned"]["metrics"]["accuracy"]["value"] > 0.9
+    assert result["models"]["tuned"]["accuracy"]["value"] > 0.9
     theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
     assert theirs.config.id2label == {0: "no", 1: "yes"}
@@ -187,7 +187,7 @@ def test_macro_f1_and_calibration_error_equal_their_definitions(bases: Path, row
     run = tunesmith.train(recipe_of(bases / "bert", rows, steps=30, learning_rate=3e-3), tmp_path / "run")
     result = tunesmith.evaluate(run.directory)
     for side in ("base", "tuned"):
-        low, high = result[side]["metrics"]["macro_f1"]["interval"]
-        assert low <= result[side]["metrics"]["macro_f1"]["value"] <= high
-    assert result["differences"]["macro_f1"]["value"] > 0
-    assert result["tuned"]["metrics"]["calibration_error"]["better"] == -1
+        low, high = result["models"][side]["macro_f1"]["interval"]
+        assert low <= result["models"][side]["macro_f1"]["value"] <= high
+    assert result["differences"]["tuned"]["macro_f1"]["value"] > 0
+    assert result["figures"]["calibration_error"]["better"] == "lower"

@@ -88,7 +88,7 @@ def test_student_learns_its_teachers_answers_from_probabilities_alone(
     assert generated[0] == generated[1]
     assert generated[1].startswith("It is")
     result = tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
-    assert result["tuned"]["loss"] < result["base"]["loss"] - 1
+    assert result["models"]["tuned"]["loss"]["value"] < result["models"]["base"]["loss"]["value"] - 1
 
 
 def test_loss_and_gradient_on_packed_rows_equal_those_of_full_logits(

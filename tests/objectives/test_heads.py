@@ -90,9 +90,9 @@ def test_multi_label_model_learns_its_labels_and_loads_in_transformers(
     )
     result = tunesmith.evaluate(run.directory)
     assert (
-        result["tuned"]["metrics"]["exact_match_of_labels"]["value"]
+        result["models"]["tuned"]["exact_match_of_labels"]["value"]
         > 0.9
-        > result["base"]["metrics"]["exact_match_of_labels"]["value"]
+        > result["models"]["base"]["exact_match_of_labels"]["value"]
     )
     theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
     assert theirs.config.problem_type == "multi_label_classification"
@@ -104,7 +104,7 @@ def test_multi_label_model_learns_its_labels_and_loads_in_transformers(
         theirs.config.id2label[n]: float(probabilities[n]) for n in range(2) if probabilities[n] >= 0.5
     }
     sample = next(one for one in result["samples"] if one["expected"] == "(none)" or "yes" in one["expected"])
-    assert sample["tuned"] == sample["expected"]
+    assert sample["answers"]["tuned"] == sample["expected"]
 
 
 @pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.long), "llama"])
@@ -122,9 +122,10 @@ def test_regression_predicts_in_the_rows_unit_and_does_not_depend_on_the_unit(
     losses = [[e["loss"] for e in each.events() if e["event"] == "evaluation"] for each in (small, large)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.02, atol=1e-3)
     assert losses[0][-1] < 0.1
-    metrics = tunesmith.evaluate(large.directory)["tuned"]["metrics"]
+    result = tunesmith.evaluate(large.directory)
+    metrics = result["models"]["tuned"]
     assert metrics["root_mean_square_error"]["value"] < 200
-    assert metrics["root_mean_square_error"]["unit"] == ""
+    assert result["figures"]["root_mean_square_error"]["unit"] == ""
     assert metrics["correlation"]["value"] > 0.9
     theirs = AutoModelForSequenceClassification.from_pretrained(large.directory / "model")
     assert theirs.config.problem_type == "regression"
@@ -143,7 +144,7 @@ def test_entities_are_predicted_and_the_transformers_pipeline_agrees(tmp_path: P
     recipe = recipe_of(MINILM, write_rows(tmp_path, rows), "token_classification", steps=16, learning_rate=None)
     run = tunesmith.train({**recipe, "method": "lora"}, tmp_path / "run")
     result = tunesmith.evaluate(run.directory)
-    assert result["tuned"]["metrics"]["entity_f1"]["value"] > 0.9 > result["base"]["metrics"]["entity_f1"]["value"]
+    assert result["models"]["tuned"]["entity_f1"]["value"] > 0.9 > result["models"]["base"]["entity_f1"]["value"]
     text = "We met Dora in New York, near the station."
     ours = {(each.label, each.words) for each in predicted_by(run, text)}
     assert ("PLACE", "New York") in ours
@@ -209,8 +210,8 @@ def test_embeddings_are_trained_and_equal_those_of_sentence_transformers(tmp_pat
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
         assert np.linalg.norm(ours, axis=1) == pytest.approx([1, 1], abs=1e-5)
     result = tunesmith.evaluate(full.directory)
-    assert 0.5 < result["tuned"]["metrics"]["mean_reciprocal_rank"]["value"] <= 1
-    assert result["tuned"]["loss"] < result["base"]["loss"]
+    assert 0.5 < result["models"]["tuned"]["mean_reciprocal_rank"]["value"] <= 1
+    assert result["models"]["tuned"]["loss"]["value"] < result["models"]["base"]["loss"]["value"]
     assert stored_head(Base(path=MINILM)) == EmbeddingHead(pooling="mean", normalized=True)
 
 
@@ -247,7 +248,7 @@ def test_few_shot_classifier_runs_in_sentence_transformers(tmp_path: Path) -> No
     rows = [{"text": text, "label": label} for label, texts in texts_of.items() for text in texts]
     file = write_rows(tmp_path, rows)
     run = tunesmith.train(recipe_of(MINILM, file, "few_shot", steps=4, learning_rate=2e-5), tmp_path / "run")
-    assert tunesmith.evaluate(run.directory)["tuned"]["metrics"]["accuracy"]["value"] == 1.0
+    assert tunesmith.evaluate(run.directory)["models"]["tuned"]["accuracy"]["value"] == 1.0
     (ours,) = predicted_by(run, "The card still is not here")
     assert ours.label == "card"
     logits = sentence_encoder(str(run.directory / "model")).encode(["The card still is not here"])
@@ -343,7 +344,7 @@ def test_pooler_missing_from_the_base_is_trained_and_saved_with_the_adapter(base
     recipe = recipe_of(bases / "bert", write_rows(tmp_path, rows), "classification", method="lora", seed=7)
     run = tunesmith.train(recipe, tmp_path / "run")
     last = [event["loss"] for event in run.events() if event["event"] == "evaluation"][-1]
-    assert tunesmith.evaluate(run.directory)["tuned"]["loss"] == pytest.approx(last, rel=1e-4)
+    assert tunesmith.evaluate(run.directory)["models"]["tuned"]["loss"]["value"] == pytest.approx(last, rel=1e-4)
     theirs = AutoModelForSequenceClassification.from_pretrained(bases / "bert", num_labels=2)
     peft_model = PeftModel.from_pretrained(theirs, run.directory / "adapter").eval()
     inputs = AutoTokenizer.from_pretrained(run.directory / "adapter")("good film w1", return_tensors="pt")

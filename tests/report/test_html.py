@@ -25,20 +25,33 @@ def titles(page: str) -> list[str]:
 
 
 def evaluation(text: str = "An answer.", tuned_loss: Any = 0.5) -> dict[str, Any]:
-    def side(loss: Any) -> dict[str, Any]:
-        score = {"value": 0.5, "interval": [0.4, 0.6], "title": text, "explanation": f"About {text}"}
-        return {"loss": loss, "loss_interval": [0.4, 1.1], "perplexity": "inf", "metrics": {"m": score}}
+    def model(loss: Any) -> dict[str, Any]:
+        return {
+            "loss": {"value": loss, "interval": [0.4, 1.1], "rows": 1200},
+            "m": {"value": 0.5, "interval": [0.4, 0.6], "rows": 1},
+        }
 
-    difference = {"loss": {"value": -0.5, "interval": [-0.6, -0.4]}, "m": {"value": 0.125, "interval": [-0.1, 0.35]}}
-    sample = dict.fromkeys(("source", "prompt", "expected", "base", "tuned"), text)
+    about = {"title": text, "explanation": f"About {text}", "better": "higher", "unit": "share"}
+    differences = {
+        "loss": {"value": -0.5, "interval": [-0.6, -0.4], "rows": 1200, "verdict": "better"},
+        "m": {"value": 0.125, "interval": [-0.1, 0.35], "rows": 1, "verdict": "not shown", "rows_needed": 1234},
+    }
+    sample = {"source": text, "prompt": text, "expected": text, "answers": {"base": text, "tuned": text}}
     return {
         "rows": 1200,
+        "data": "held-out rows of run",
         "loss_tokens": 2,
         "generated_rows": 1,
-        "base": side(1.0),
-        "tuned": side(tuned_loss),
-        "differences": difference,
+        "reference": "base",
+        "figures": {
+            "loss": {"title": "loss", "explanation": "surprise", "better": "lower", "unit": "nats per loss token"},
+            "m": about,
+        },
+        "models": {"base": model(1.0), "tuned": model(tuned_loss)},
+        "differences": {"tuned": differences},
+        "comparisons": 2,
         "samples": [sample],
+        "gate": None,
     }
 
 
@@ -64,25 +77,27 @@ def test_text_from_rows_never_becomes_markup(run: Path) -> None:
     add(run, event="data", rows=1, malformed=1, malformed_rows=[HOSTILE], unusable_rows=[HOSTILE], format=HOSTILE)
     page = page_of(run)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 5 + 4 + 1 + 2 + 1 + 3
+    assert page.count("&lt;script&gt;") == 5 + 4 + 1 + 1 + 2 + 1 + 3
 
 
 def test_the_evaluation_compares_base_and_tuned_with_intervals_and_a_verdict(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(evaluation()), encoding="utf-8")
     page = page_of(run)
     assert "It worked: held-out loss 1.000 before, 0.500 after (difference −0.500 [−0.600, −0.400])" in page
-    assert "1,200 held-out rows" in page
+    assert "1,200 held-out rows of run (2 loss tokens); answers to 1 of them." in page
+    assert "after Holm&#39;s correction for 2 comparisons" in page
+    assert "(1,234 rows would be needed to show +12%)" in page
     assert '<td class="n better" data-of="difference">−0.500' in page
     assert '<td class="n " data-of="difference">+12.5 points [−10.0, +35.0]' in page, "its interval contains 0"
-    assert titles(page)[:2] == ["Held-out loss, lower is better", "An answer."]
+    assert titles(page)[:2] == ["Loss, lower is better", "An answer."]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.1, 0.2, "It made things worse"), (-0.1, 0.1, "No significant difference")]
+    ("found", "verdict"), [("worse", "It made things worse"), ("not shown", "No significant difference")]
 )
-def test_the_verdict_says_when_a_run_did_not_help(run: Path, low: float, high: float, verdict: str) -> None:
+def test_the_verdict_says_when_a_run_did_not_help(run: Path, found: str, verdict: str) -> None:
     result = evaluation()
-    result["differences"]["loss"] = {"value": (low + high) / 2, "interval": [low, high]}
+    result["differences"]["tuned"]["loss"] |= {"verdict": found}
     (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
     assert verdict in page_of(run)
 
@@ -156,13 +171,15 @@ def test_a_metric_is_explained_beneath_the_title_of_its_chart(run: Path) -> None
     (run / "evaluation.json").write_text(json.dumps(evaluation("Overlap")), encoding="utf-8")
     page = page_of(run)
     assert '<figcaption><b>Overlap</b><span class="note">About Overlap</span></figcaption>' in page
-    assert "<figcaption><b>Held-out loss, lower is better</b></figcaption>" in page
+    assert '<figcaption><b>Loss, lower is better</b><span class="note">surprise</span></figcaption>' in page
 
 
 def sample_page(run: Path, **texts: str) -> str:
     """The part of the page with the answers of one sample."""
     result = evaluation("short")
-    result["samples"] = [result["samples"][0] | texts]
+    (sample,) = result["samples"]
+    for name, text in texts.items():
+        (sample if name in sample else sample["answers"])[name] = text
     (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
     page = page_of(run)
     return page[page.index("Answers, side by side") : page.index("Training curves")]

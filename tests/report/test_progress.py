@@ -314,26 +314,24 @@ def test_in_a_terminal_an_operation_has_a_bar_with_the_time_left_until_it_is_don
     assert "base: answers" not in text[text.index("last") :]
 
 
-def figures(side: str, fold: int | None = None) -> list[Event]:
-    metrics = {
-        "rouge_l": {"value": 0.342, "interval": (0.31, 0.371), "title": "word overlap", "explanation": "…"},
-        "correlation": {"value": 0.5, "interval": (0.4, 0.61), "title": "correlation", "unit": "", "better": 1},
-    }
-    common = {"event": "figures", "side": side, "fold": fold}
+def figures(model: str, fold: int | None = None) -> list[Event]:
+    loss = {"value": 2.346, "interval": (2.3, 2.4), "title": "loss", "unit": "nats per loss token", "better": "lower"}
+    share = {"value": 0.342, "interval": (0.31, 0.371), "title": "word overlap", "unit": "share", "better": "higher"}
+    other = {"value": 0.5, "interval": (0.4, 0.61), "title": "correlation", "unit": "", "better": "higher"}
+    common = {"event": "figures", "model": model, "fold": fold}
     return [
-        {**common, "loss": 2.346, "loss_interval": (2.3, 2.4), "perplexity": 10.4},
-        {**common, "metrics": metrics},
+        {**common, "figures": {"loss": loss}},
+        {**common, "figures": {"rouge_l": share, "correlation": other}},
     ]
 
 
 def test_each_figure_of_an_evaluation_is_printed_as_soon_as_it_is_known() -> None:
     expected = [
-        "base      loss 2.346 (95 %: 2.300–2.400), perplexity 10.4",
+        "base      loss 2.346 (95 %: 2.300–2.400)",
         "base      word overlap 34% (95 %: 31%–37%)",
-        "base      correlation 0.50 (95 %: 0.40–0.61)",
+        "base      correlation 0.500 (95 %: 0.400–0.610)",
     ]
     assert printed(figures("base")) == expected
     assert [line.rstrip() for line in printed(figures("base"), terminal=True)] == expected
-    assert printed(figures("tuned", 3))[0] == "tuned     fold 3: loss 2.346 (95 %: 2.300–2.400), perplexity 10.4"
-    (line,) = printed([{"event": "figures", "side": "tuned", "fold": None, "loss": 0.5, "loss_interval": (0.4, 0.6)}])
-    assert line == "tuned     loss 0.500 (95 %: 0.400–0.600)"
+    assert printed(figures("tuned", 3))[0] == "tuned     fold 3: loss 2.346 (95 %: 2.300–2.400)"
+    assert printed(figures("run/step-000050"))[0] == "          run/step-000050: loss 2.346 (95 %: 2.300–2.400)"

@@ -530,7 +530,7 @@ def test_train_runs_the_recipe_with_overrides_in_the_given_directory(recipe: Pat
         assert (refused.returncode, "takes no --set and no --run" in refused.stderr) == (2, True)
 
 
-@shows("tunesmith train --resume", "tunesmith evaluate run", "tunesmith evaluate --rows")
+@shows("tunesmith train --resume", "tunesmith evaluate models", "tunesmith evaluate --rows")
 @shows("tunesmith evaluate --max-new-tokens", "tunesmith evaluate --repetition-penalty", "tunesmith evaluate --metric")
 def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, by_hand: Any, here: Path) -> None:
     assert steps_of(run) == [1]
@@ -544,24 +544,27 @@ def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, b
     options = Sampling(6, repetition_penalty=1.7)
     for sample in evaluation["samples"]:
         chat = [user(sample["prompt"])]
-        assert sample["base"] == by_hand(chat, options)
-        assert sample["base"] != by_hand(chat, Sampling(6))
-        assert len(sample["tuned"]) == 6
+        assert sample["answers"]["base"] == by_hand(chat, options)
+        assert sample["answers"]["base"] != by_hand(chat, Sampling(6))
+        assert len(sample["answers"]["tuned"]) == 6
     assert f"Written to {run}/evaluation.json and {run}/report.html" in out
     (here / "mymetrics.py").write_text("def always(answer, expected):\n    return 0.25\n", encoding="utf-8")
     run_command("evaluate", run, "--metric", "mymetrics:always")
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 6, 5)
-    figure = evaluation["tuned"]["metrics"]["mymetrics:always"]
-    assert (figure["value"], figure["title"], "rouge_l" in evaluation["tuned"]["metrics"]) == (0.25, "always", True)
-    assert evaluation["samples"][0]["base"] == by_hand([user(evaluation["samples"][0]["prompt"])], Sampling(128))
+    figure = evaluation["models"]["tuned"]["mymetrics:always"]
+    assert (figure["value"], evaluation["figures"]["mymetrics:always"]["title"]) == (0.25, "always")
+    assert "rouge_l" in evaluation["models"]["tuned"]
+    assert evaluation["samples"][0]["answers"]["base"] == by_hand(
+        [user(evaluation["samples"][0]["prompt"])], Sampling(128)
+    )
 
 
 @shows("tunesmith evaluate --rows")
 def test_evaluate_answers_all_rows_if_asked_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def evaluate(run: Path, rows: int | None, *_: Any) -> None:
+    def evaluate(models: list[str], rows: int | None, *_: Any, **options: Any) -> None:
         asked.append(rows)
         raise UserError("enough")
 
@@ -569,6 +572,49 @@ def test_evaluate_answers_all_rows_if_asked_for_all_of_them(monkeypatch: pytest.
     for options in ([], ["--rows", "7"], ["--rows", "all"]):
         assert typed("evaluate", "run", *options).stderr == "error: enough\n"
     assert asked == [200, 7, None]
+
+
+@shows(
+    "tunesmith evaluate models", "tunesmith evaluate --data", "tunesmith evaluate --json", "tunesmith evaluate --output"
+)
+@shows("tunesmith evaluate --cache")
+def test_models_named_together_are_evaluated_on_files_and_kept_where_asked(
+    letters: Path, tiny_model: Path, here: Path
+) -> None:
+    file = write_rows(here / "asked.jsonl", [{"question": f"{n}?", "answer": "a"} for n in range(5)])
+    options = ["--data", file, "--rows", "3", "--max-new-tokens", "4"]
+    run_command("evaluate", letters, tiny_model, *options, "--no-cache")
+    assert not (here / "cache" / "evaluation").exists()
+    found = json.loads(run_command("evaluate", letters, tiny_model, *options, "--json"))
+    assert (here / "cache" / "evaluation").exists()
+    assert list(found["models"]) == ["model", "llama"]
+    assert (found["rows"], found["generated_rows"], found["data"]) == (5, 3, "rows of asked.jsonl")
+    out = run_command("evaluate", letters, tiny_model, *options, "--output", "out")
+    assert "Written to out/evaluation.json and out/report.html" in out
+    assert json.loads((here / "out" / "evaluation.json").read_text(encoding="utf-8")) == found
+    assert "exact match" in (here / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@shows("tunesmith evaluate --gate", "tunesmith evaluate --suite", "tunesmith evaluate --concurrent")
+@shows("tunesmith evaluate --budget")
+def test_suites_gates_and_how_many_answers_at_once_are_passed_on(
+    letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORDS", (8,)), ("CONCURRENT", (1,)), ("ANSWER", 2)):
+        monkeypatch.setattr(f"tunesmith.evaluation.suites.latency.{name}", value)
+    (here / "gate.yaml").write_text(
+        "limits:\n- {figure: latency.first_token_p99_1x8, at_most: 1e-9}\n", encoding="utf-8"
+    )
+    done = typed("evaluate", str(letters), "--suite", "latency", "--rows", "0", "--gate", "gate.yaml")
+    assert (done.returncode, "is not at most 1e-09" in done.stdout) == (3, True)
+    assert "1 at once, 8 words" in done.stdout
+
+    def evaluate(*_: Any, concurrent: int, budget: str | None, **others: Any) -> None:
+        raise UserError(f"{concurrent} at once in {budget}")
+
+    monkeypatch.setattr("tunesmith.evaluation.compare.evaluate", evaluate)
+    assert typed("evaluate", "run").stderr == "error: 64 at once in None\n"
+    assert typed("evaluate", "run", "--concurrent", "3", "--budget", "2min").stderr == "error: 3 at once in 2min\n"
 
 
 @shows("tunesmith report run", "tunesmith report --open")
@@ -805,7 +851,7 @@ def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
     out = run_command("demo", *options, *(part for setting in settings for part in ("--set", setting)))
     resolved = Recipe.load(here / "mine" / "run" / "recipe.yaml")
     assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 16)
-    assert set(json.loads((here / "mine" / "run" / "evaluation.json").read_text())["differences"]) == {
+    assert set(json.loads((here / "mine" / "run" / "evaluation.json").read_text())["differences"]["tuned"]) == {
         "loss", "exactly_right", "fields", "valid_definition", "valid_json",
     }  # fmt: skip
     assert steps_of(here / "mine" / "run") == [1]

@@ -157,7 +157,7 @@ def _show_general(console: Console, models: "SideBySide") -> None:
     base = models.base_answers(GENERAL_QUESTIONS, GENERAL_ANSWER)
     tuned = models.tuned_answers(GENERAL_QUESTIONS, GENERAL_ANSWER)
     samples = zip(GENERAL_QUESTIONS, base, tuned, strict=True)
-    console.print(samples_table([{"prompt": ask, "base": before, "tuned": after} for ask, before, after in samples]))
+    console.print(samples_table([{"prompt": ask, "answers": {"base": b, "tuned": t}} for ask, b, t in samples]))
     before, after = models.general_losses()
     change, (low, high) = before.difference(after)
     console.print(

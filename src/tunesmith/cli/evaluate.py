@@ -1,5 +1,6 @@
-"""`tunesmith evaluate RUN`: the tuned model beside its base on held-out rows."""
+"""`tunesmith evaluate A [B …]`: models side by side on the same rows."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,26 @@ from rich.console import Console
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 
+NOT_PASSED = 3
+"""The exit code if a gate is not passed."""
+
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs, checkpoints, adapters, models, GGUF files, any of them @int8, @nf4, @bf16 …, or http://HOST/v1#MODEL."
+        ),
+    ],
     rows: Annotated[
-        str, typer.Option(help="How many held-out rows to generate answers for, or all; the loss uses all.")
+        str, typer.Option(help="How many rows to generate answers for, or all; the loss uses all. 0: only suites.")
     ] = "200",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Files of rows; default: the held-out rows of the first run.")
+    ] = None,
+    suite: Annotated[
+        str, typer.Option(help="Also these, separated by commas: latency, or your own as module:Class.")
+    ] = "",
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens in an answer.", min=1)] = 128,
     repetition_penalty: Annotated[
         float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)
@@ -23,29 +38,62 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Also this metric of yours: module:function, in the working directory or installed."),
     ] = None,
+    concurrent: Annotated[
+        int, typer.Option(help="The most answers at the same time. Figures do not depend on it.", min=1)
+    ] = 64,
+    gate: Annotated[Path | None, typer.Option(help="A file of limits. Exit code 3 if one is not met.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write evaluation.json and report.html into this directory.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="A time, such as 10min: as many rows as it allows, up to --rows.")
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Keep answers and losses, so that nothing is computed twice.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the content of evaluation.json.")] = False,
 ) -> None:
-    """Compare a run with its base on held-out rows: loss, perplexity, metrics, samples, each with its uncertainty."""
+    """Evaluate models side by side: loss, metrics, suites, samples, each with its uncertainty; a run alone beside its
+    base."""
     most = _rows(rows)
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.evaluation.metrics import METRICS, metric_named
-        from tunesmith.report.html import write_report
+        from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress
-        from tunesmith.report.table import evaluation_table, samples_table
+        from tunesmith.report.table import evaluation_table, gate_table, samples_table
+        from tunesmith.run import jsonable
 
     console = Console(highlight=False)
+    run = comparison.run_alone(models)
     metrics = {**METRICS, **{name: metric_named(name, Path.cwd()) for name in metric or []}}
-    with Progress(console) as progress:
-        result = comparison.evaluate(run, most, max_new_tokens, repetition_penalty, [progress], metrics)
-    console.print(evaluation_table(result))
-    console.print(samples_table(result["samples"]))
-    console.print(f"Written to {run}/evaluation.json and {write_report(run)}", soft_wrap=True)
+    with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
+        result = comparison.evaluate(
+            models, most, max_new_tokens, repetition_penalty, [progress], metrics,
+            data=data, suites=[name.strip() for name in suite.split(",") if name.strip()],
+            gate=gate, output=output, concurrent=concurrent, cache=cache, budget=budget,
+        )  # fmt: skip
+    if output is not None:
+        written = [output / "evaluation.json", write_evaluation_page(output)]
+    elif run is not None:
+        written = [run.directory / "evaluation.json", write_report(run.directory)]
+    else:
+        written = []
+    if as_json:
+        print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
+    else:
+        console.print(evaluation_table(result))
+        console.print(samples_table(result["samples"]))
+        if result["gate"] is not None:
+            console.print(gate_table(result["gate"]))
+        if written:
+            console.print(f"Written to {written[0]} and {written[1]}", soft_wrap=True)
+    if result["gate"] is not None and not result["gate"]["passed"]:
+        raise typer.Exit(NOT_PASSED)
 
 
 def _rows(text: str) -> int | None:
     """The number of rows; None for all."""
     if text == "all":
         return None
-    if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"--rows {text} is not a number of rows. Use a number from 1 on, or all.")
+    if not text.isdecimal():
+        raise UserError(f"--rows {text} is not a number of rows. Use a number, or all.")
     return int(text)

@@ -35,6 +35,8 @@ def init(
     for line in _left_out(seen):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     console.print(f"Wrote {output}. Next: tunesmith train {output}", soft_wrap=True)
+    gate = output.with_name("gate.yaml")
+    console.print(f"Limits for its result are in {gate}: tunesmith evaluate RUN --gate {gate}", soft_wrap=True)
 
 
 def _left_out(seen: "DataStatistics") -> Iterator[str]:

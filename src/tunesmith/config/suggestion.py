@@ -21,6 +21,7 @@ from tunesmith.data.report import SHOWN, Reason, Reasons
 from tunesmith.data.row_formats import to_example
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
+from tunesmith.evaluation.gate import GATE_FILE, write_starter
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
 from tunesmith.run import atomic_write
@@ -118,11 +119,11 @@ def _lengths(renderer: Renderer, renderings: Sequence[Rendering]) -> list[int]:
 
 
 def init(data: str | Sequence[str], output: str | Path = "recipe.yaml", base: str = "embedded") -> DataStatistics:
-    """Look at the data and write a recipe, with the reason for each value.
+    """Look at the data and write a recipe, with the reason for each value, and beside it a gate to begin with.
 
     Args:
         data: files, directories, globs, or a hub data set.
-        output: the recipe, which must not exist.
+        output: the recipe, which must not exist. `gate.yaml` is written beside it, unless there is one.
         base: `embedded`, a model's directory, or a hub name.
 
     Returns:
@@ -138,6 +139,7 @@ def init(data: str | Sequence[str], output: str | Path = "recipe.yaml", base: st
     try:
         with atomic_write(target) as file:
             file.write(text)
+        write_starter(target.with_name(GATE_FILE))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     return seen

@@ -64,17 +64,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such recipe. `tunesmith init DATA` writes one from a data file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
-    try:
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path.name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    values = parse_yaml(text, path.name)
     if not isinstance(values, dict):
         raise UserError(
             f"{path.name}: a recipe is a mapping with at least data.train; this is {type(values).__name__}."
         )
     return values
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Read YAML.
+
+    Args:
+        text: of the file.
+        name: of the file, for messages.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: it is not valid YAML; the message names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
 
 
 def set_field(values: dict[str, Any], override: str) -> None:

@@ -1,7 +1,7 @@
 """What a metric or a suite finds out about one model, in the form from which intervals and differences are computed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,11 +19,13 @@ class Measured:
         title: its name in tables.
         explanation: for readers who do not know it.
         of: maps row indices (with repetitions, as a resample has them) to the figure.
-        units: what the rows are called, in order. Figures of two models are paired if these are equal.
+        units: what the rows are called, in order, each name once. Figures of two models are paired by these names.
         better: which direction is good.
-        unit: `share`, `nats`, `seconds`, `points`, or what else the figure counts.
+        unit: `share`, `nats`, `seconds`, `points`, or what else the figure counts; empty if it counts nothing.
         values: (rows,) float64 of which the figure is the mean; None if it is not a mean. Values that are all 0 or 1
             get Wilson's interval.
+        is_compared: whether models are compared by it. Not if another figure says the same, as the loss does of the
+            perplexity.
     """
 
     title: str
@@ -33,6 +35,26 @@ class Measured:
     better: Better = "higher"
     unit: str = "share"
     values: NDArray[np.float64] | None = None
+    is_compared: bool = True
+
+    @property
+    def value(self) -> float:
+        """The figure over all rows."""
+        return self.of(np.arange(len(self.units)))
+
+    def on(self, rows: NDArray[np.int64]) -> "Measured":
+        """The same figure on some of the rows.
+
+        Args:
+            rows: (some,) indices.
+
+        Returns:
+            The figure, whose row i is row `rows[i]` of this one.
+        """
+        whole = self.of
+        units = [self.units[row] for row in rows]
+        values = None if self.values is None else self.values[rows]
+        return replace(self, of=lambda inner: whole(rows[inner]), units=units, values=values)
 
 
 def mean_of(

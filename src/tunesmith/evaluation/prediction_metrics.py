@@ -60,22 +60,29 @@ class PredictionMetric:
     of_hits: bool = False
 
 
-def _classes(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """(rows,) each: the predicted class, its probability, the target class."""
+def classes_of(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """The predicted and the correct class of each text.
+
+    Args:
+        predictions: of one class for each text.
+
+    Returns:
+        (rows,) each: the predicted class, its probability, the target class.
+    """
     probabilities = np.concatenate(predictions.outputs).astype(np.float64)
     targets = np.concatenate(predictions.targets)[:, 0].astype(np.int64)
     return probabilities.argmax(1), probabilities.max(1), targets
 
 
 def accuracy(predictions: Predictions) -> Figure:
-    predicted, _, targets = _classes(predictions)
+    predicted, _, targets = classes_of(predictions)
     hits = (predicted == targets).astype(np.float64)
     return lambda rows: float(hits[rows].mean())
 
 
 def macro_f1(predictions: Predictions) -> Figure:
     """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur among predictions or targets."""
-    all_predicted, _, all_targets = _classes(predictions)
+    all_predicted, _, all_targets = classes_of(predictions)
     classes = int(max(all_predicted.max(), all_targets.max())) + 1
 
     def value(rows: Rows) -> float:
@@ -89,11 +96,20 @@ def macro_f1(predictions: Predictions) -> Figure:
 
 def calibration_error(predictions: Predictions) -> Figure:
     """Expected calibration error (Guo et al. 2017, eq. 3): Σ share of bin · |accuracy − mean confidence| in it."""
-    predicted, confidence, targets = _classes(predictions)
-    return _calibration(confidence, predicted == targets)
+    predicted, confidence, targets = classes_of(predictions)
+    return calibration(confidence, predicted == targets)
 
 
-def _calibration(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Figure:
+def calibration(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Figure:
+    """The expected calibration error, in fifteen bins of equal width.
+
+    Args:
+        confidence: (rows,) or (rows, labels), the probability of each prediction.
+        correct: of the same shape.
+
+    Returns:
+        Maps rows to the error.
+    """
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gaps = confidence - correct
     return lambda rows: float(np.abs(np.bincount(bins[rows].ravel(), gaps[rows].ravel())).sum() / gaps[rows].size)
@@ -143,7 +159,7 @@ def macro_f1_of_labels(predictions: Predictions) -> Figure:
 def calibration_of_labels(predictions: Predictions) -> Figure:
     """`calibration_error` with every label of every row as a binary classification."""
     probabilities, targets = _labels(predictions)
-    return _calibration(np.maximum(probabilities, 1 - probabilities), (probabilities >= THRESHOLD) == targets)
+    return calibration(np.maximum(probabilities, 1 - probabilities), (probabilities >= THRESHOLD) == targets)
 
 
 def _values(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

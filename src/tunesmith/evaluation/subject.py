@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunesmith.data.example import Message
+from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 
@@ -27,19 +28,43 @@ class Answer:
     finish_reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long an answer took.
+
+    Attributes:
+        first_token: seconds from the request to the answer's first token.
+        total: seconds from the request to the answer's end.
+        tokens: of the answer.
+    """
+
+    first_token: float
+    total: float
+    tokens: int
+
+
 class Subject(Protocol):
-    """A model under evaluation.
+    """A model under evaluation. Only one is in memory at a time: `close` frees it.
 
     Attributes:
         name: its column in the tables.
         identity: the hash of what determines its answers (weights, adapter, precision, template); figures are cached by
             it. None: unknown (a server), so that nothing is cached beyond the run of the command.
         scores_texts: whether `scores` works (a server reports no log-probabilities of given texts).
+        model: the model in this process, for what needs more than the methods below; None for a server.
     """
 
-    name: str
-    identity: str | None
-    scores_texts: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identity(self) -> str | None: ...
+
+    @property
+    def scores_texts(self) -> bool: ...
+
+    @property
+    def model(self) -> Model | None: ...
 
     def answers(
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
@@ -62,3 +87,15 @@ class Subject(Protocol):
         Raises:
             UserError: the model cannot (`scores_texts` is false).
         """
+
+    def timings(self, chats: Sequence[Chat], sampling: Sampling, concurrent: int) -> list[Timing]:
+        """Answer chats while a number of them is always being answered; nothing is read from a cache.
+
+        Args:
+            chats: in this order.
+            sampling: how tokens are chosen.
+            concurrent: how many are answered at the same time.
+        """
+
+    def close(self) -> None:
+        """Free what it holds."""

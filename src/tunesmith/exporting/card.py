@@ -74,25 +74,20 @@ def _merging(merging: Merging) -> str:
 
 
 def _evaluation(result: dict[str, Any]) -> str:
-    """A table of base and tuned model on held-out rows, with 95 % intervals."""
-    if "tuned" not in result:
+    """A table of all models on the rows, with 95 % intervals."""
+    models = result.get("models", {})
+    if not models:
         return ""
-    base, tuned = result.get("base", {}), result["tuned"]
-    lines = [f"| held out, {result.get('rows', 0):,} rows | base | tuned |", "|---|---|---|"]
-    lines.append(f"| loss | {_with_interval(base, 'loss', 'loss_interval')} | "
-                 f"{_with_interval(tuned, 'loss', 'loss_interval')} |")  # fmt: skip
-    for name, figure in tuned.get("metrics", {}).items():
-        before = base.get("metrics", {}).get(name, {})
-        lines.append(
-            f"| {figure.get('title', name)} | {_with_interval(before, 'value', 'interval')} | "
-            f"{_with_interval(figure, 'value', 'interval')} |"
-        )
+    heading = f"| held out, {result.get('rows', 0):,} rows | {' | '.join(models)} |"
+    lines = [heading, "|---" * (len(models) + 1) + "|"]
+    for name, about in result["figures"].items():
+        cells = (_with_interval(found.get(name, {})) for found in models.values())
+        lines.append(f"| {about['title']} | {' | '.join(cells)} |")
     return "## Evaluation\n\n" + "\n".join(lines)
 
 
-def _with_interval(figures: dict[str, Any], value: str, interval: str) -> str:
-    if not isinstance(figures.get(value), int | float):
+def _with_interval(figure: dict[str, Any]) -> str:
+    if not isinstance(figure.get("value"), int | float):
         return "–"
-    low_high = figures.get(interval)
-    between = "" if not low_high else f" ({low_high[0]:.3f} to {low_high[1]:.3f})"
-    return f"{figures[value]:.3f}{between}"
+    low, high = figure["interval"]
+    return f"{figure['value']:.3f} ({low:.3f} to {high:.3f})"

@@ -144,12 +144,19 @@ class Subject:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """What `tunesmith evaluate` wrote, or the last evaluation of the training as `{"tuned": …}`."""
+        """What `tunesmith evaluate` wrote, or the loss in the last evaluation of the training in the same form."""
         written = self._stored("evaluation.json")
         if written or self.run is None:
             return written
         last = next((event for event in reversed(self.run.events()) if event["event"] == "evaluation"), None)
-        return {} if last is None else {"rows": last["rows"], "tuned": last}
+        if last is None:
+            return {}
+        loss = {"value": last["loss"], "interval": last["loss_interval"]}
+        return {
+            "rows": last["rows"],
+            "figures": {"loss": {"title": "loss"}},
+            "models": {"base": {}, "tuned": {"loss": loss}},
+        }
 
     def _stored(self, name: str) -> dict[str, Any]:
         file = None if self.run is None else self.run.directory / name

@@ -9,8 +9,6 @@ is reported, by a `logit_bias`, which OpenAI's definition of log-probabilities l
 
 import json
 import math
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.example import Message
 from tunesmith.data.reasoning import with_reasoning
 from tunesmith.data.template import Tools
-from tunesmith.errors import UserError
+from tunesmith.evaluation.openai_client import OpenAIClient
 from tunesmith.proving.limits import EIGHT_BITS, Kind
 from tunesmith.proving.material import Row
 from tunesmith.proving.reader import Agreement, total
@@ -34,20 +32,13 @@ PLACES = 8
 TOP = 20
 """Most likely tokens that a server reports at each place: OpenAI's limit of chats."""
 
-SECONDS = 600
-"""Until a request is given up."""
-
 
 class Served:
     """A served model.
 
     Args:
-        url: of the server, with or without `/v1`.
+        client: of the server.
         tokenizer: of the model that it is compared with.
-        key: for the server, if it wants one.
-
-    Raises:
-        UserError: the server does not answer.
     """
 
     program: ClassVar[str] = "the server"
@@ -58,13 +49,8 @@ class Served:
         f"divergence: only the {TOP} most likely tokens are reported, so it is a lower bound",
     )
 
-    def __init__(self, url: str, tokenizer: PreTrainedTokenizerBase, key: str | None = None) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._tokenizer, self._key = tokenizer, key
-
-    @cached_property
-    def _name(self) -> str:
-        return str(self._call("models")["data"][0]["id"])
+    def __init__(self, client: OpenAIClient, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._client, self._tokenizer = client, tokenizer
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -80,7 +66,7 @@ class Served:
 
     def chat_ids(self, messages: Sequence[Message], tools: Tools) -> int:
         given = {"tools": list(tools), "tool_choice": "auto"} if tools else {}
-        reply = self._call(
+        reply = self._client.call(
             "chat/completions", messages=as_protocol(messages), max_completion_tokens=1, temperature=0, **given
         )
         return int(reply["usage"]["prompt_tokens"])
@@ -96,7 +82,7 @@ class Served:
     def _at(self, row: Row, mark: int, first: NDArray[np.float64]) -> Agreement | None:
         """The agreement at one place; None if the server reports nothing, as where an answer ends."""
         target = int(row.ids[mark])
-        reply = self._call(
+        reply = self._client.call(
             "completions",
             prompt=row.ids[:mark].tolist(),
             max_tokens=1,
@@ -120,21 +106,8 @@ class Served:
         bodies = (
             {"messages": as_protocol(chat), "max_completion_tokens": max_new_tokens, "temperature": 0} for chat in chats
         )
-        replies = (self._call("chat/completions", **body) for body in bodies)
+        replies = (self._client.call("chat/completions", **body) for body in bodies)
         return [_text_of(reply["choices"][0]["message"]) for reply in replies]
-
-    def _call(self, path: str, **body: Any) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        data = json.dumps({"model": self._name, **body}).encode() if body else None
-        request = urllib.request.Request(f"{self._url}/{path}", data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-                content: dict[str, Any] = json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise UserError(f"{self._url}/{path} answers {error.code}: {error_message(error.read())}") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._url} does not answer: {error}. Is the server running?") from None
-        return content
 
     def close(self) -> None:
         pass
@@ -170,11 +143,3 @@ def as_protocol(messages: Sequence[Message]) -> list[Message]:
 def _as_protocol(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
-
-
-def error_message(body: bytes) -> str:
-    """What a server says of an error."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from tunesmith.data.example import Message
 from tunesmith.data.template import Tools
 from tunesmith.errors import UserError
+from tunesmith.evaluation.openai_client import error_message
 from tunesmith.exporting.gguf_quantizer import library_file, require_llama_cpp
 from tunesmith.models.gguf_file import read_gguf
-from tunesmith.proving.http import as_protocol, error_message
+from tunesmith.proving.http import as_protocol
 from tunesmith.proving.limits import kind_of
 from tunesmith.proving.material import Row
 from tunesmith.proving.reader import Agreement, agreement

@@ -15,7 +15,7 @@ from tunesmith.data.prepare import examples, held_out_examples
 from tunesmith.data.render import Renderer
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import Tools, UnusableError
-from tunesmith.evaluation.compare import Task, spread, task_of
+from tunesmith.evaluation.rows import Task, spread, task_of
 from tunesmith.objectives.instruction import Instruction
 from tunesmith.objectives.text import Text
 from tunesmith.run import resolve_run

@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
-from tunesmith.evaluation.compare import Task, score_figures, scored, with_interval
-from tunesmith.evaluation.metrics import METRICS, change_with_interval
+from tunesmith.evaluation.figures import answer_figures, with_interval
+from tunesmith.evaluation.metrics import METRICS
+from tunesmith.evaluation.openai_client import OpenAIClient
+from tunesmith.evaluation.rows import Task
+from tunesmith.evaluation.statistics import paired
+from tunesmith.evaluation.subject import Answer
 from tunesmith.exporting.gguf_quantizer import require_llama_cpp
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.proving.http import Served
@@ -111,7 +115,7 @@ def _reader(
         UserError: nothing of that name exists, or its program is not installed.
     """
     if name.startswith(("http://", "https://")):
-        return partial(Served, name, first.renderer.tokenizer, api_key)
+        return lambda: Served(OpenAIClient(name, key=api_key), first.renderer.tokenizer)
     path = Path(name).expanduser()
     if (path / "Modelfile").exists():
         path = next(path.glob("*.gguf"))
@@ -243,17 +247,17 @@ def _figures(agreements: Sequence[Agreement]) -> dict[str, Any]:
 
 def _answers(one: Sequence[str], two: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
     """The task's metrics of both sides' answers."""
-    before, after = (scored(texts, tasks, METRICS) for texts in (one, two))
-    a, b = score_figures(before, METRICS), score_figures(after, METRICS)
-    metrics = {
-        name: {
-            "title": METRICS[name].title,
-            "a": {key: a[name][key] for key in ("value", "interval")},
-            "b": {key: b[name][key] for key in ("value", "interval")},
-            "difference": with_interval(change_with_interval(before[name], after[name])),
+    before, after = (answer_figures([Answer(text) for text in texts], tasks, METRICS) for texts in (one, two))
+    metrics = {}
+    for name, measured in before.items():
+        difference = paired(measured, after[name])
+        assert difference is not None  # of the same tasks
+        metrics[name] = {
+            "title": measured.title,
+            "a": with_interval(measured),
+            "b": with_interval(after[name]),
+            "difference": {"value": difference.value, "interval": difference.interval},
         }
-        for name in before
-    }
     same = sum(x == y for x, y in zip(one, two, strict=True))
     return {"metrics": metrics, "answers": len(one), "same_answers": same}
 

@@ -17,6 +17,9 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 12, 24, 38
 MOST_POINTS = 600
 """Points of a curve: more than the chart has pixels would only make the page larger."""
 
+BESIDE = 7
+"""Characters of a name that fit beside an interval; longer ones are above it."""
+
 MOST_TIPS = 60
 """Points of a curve that show their value in a tooltip."""
 
@@ -122,20 +125,23 @@ def interval_chart(
     if not rows:
         return ""
     values = [scale * each for _, value, interval, _ in rows for each in (value, *interval)]
-    height = 24 * len(rows) + 46
     frame = Frame.around(values if any(values) else [0.0, 1.0], [0.0, 1.0], room_x=0.06)
+    above = max(len(name) for name, *_ in rows) > BESIDE
+    step = 36 if above else 24
+    height = step * len(rows) + 46
     parts = []
     for x, label in _labeled(round_ticks(frame.x_low, frame.x_high)):
         at = frame.to_pixels((x, 0))[0]
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 40}"/>')
         parts.append(f'<text x="{at:.1f}" y="{height - 24}" text-anchor="middle">{label}</text>')
     for row, (name, value, interval, style) in enumerate(rows):
-        y = 18 + 24 * row
+        y = (30 if above else 18) + step * row
+        place = f'x="{LEFT}" y="{y - 12}"' if above else f'x="{LEFT - 8}" y="{y + 4}" text-anchor="end"'
         middle, low, high = (frame.to_pixels((scale * each, 0))[0] for each in (value, *interval))
         texts = [f"{scale * each:.{decimals}f}" for each in (value, *interval)]
         tip = f"<title>{escape(name)}: {texts[0]} {escape(unit)}, 95 %: {texts[1]} to {texts[2]}</title>"
         parts.append(
-            f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text><g class="{style}">{tip}'
+            f'<text {place}>{escape(name)}</text><g class="{style}">{tip}'
             f'<path class="span" d="M{low:.1f} {y}H{high:.1f}"/><circle cx="{middle:.1f}" cy="{y}" r="5"/></g>'
         )
     parts.append(f'<text x="{WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text>')

@@ -1,14 +1,15 @@
-"""Prepares `evaluation.json` for the page: a table of base and tuned, a chart for each metric, samples."""
+"""Prepares `evaluation.json` for the page: a table of all models, a chart for each figure, samples."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from tunesmith.report.charts import interval_chart
-from tunesmith.report.formatting import LOSS_UNIT, figure, number
-from tunesmith.report.table import describe_loss, writes_text
+from tunesmith.report.figures import SHARE, about_differences, difference_text, template_of, title_of, value_text
+from tunesmith.report.formatting import figure, number
 from tunesmith.report.word_difference import marked_difference
 
 CUT_LINES = 10
@@ -18,21 +19,36 @@ PROMPT_WIDTH, ANSWER_WIDTH = 110, 45
 """Characters in a line of a sample's prompt and of its answers, which are side by side or on a phone."""
 
 
+POINTS = "{:.1f} points"
+"""The format of a difference of two percentages."""
+
+
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A row of the table; each figure with its 95 % interval.
+class Cell:
+    """A cell of the table.
 
     Attributes:
-        name: of the metric.
-        base, tuned, difference: formatted; empty if not measured.
-        judgment: `better`, `worse`, or empty if the interval of the difference contains 0.
+        column: its heading.
+        text: a figure with its interval, or a difference.
+        verdict: of a difference that is shown, `better`, `worse` or `different`; else empty.
+    """
+
+    column: str
+    text: str
+    verdict: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A row of the table.
+
+    Attributes:
+        name: of the figure.
+        cells: each model's figure, then the differences from the first.
     """
 
     name: str
-    base: str
-    tuned: str
-    difference: str
-    judgment: str
+    cells: list[Cell]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +56,26 @@ class Passage:
     """A text of a sample.
 
     Attributes:
-        side: `expected`, `base` or `tuned`.
+        side: `expected`, or a model.
+        style: the CSS class of its model.
         text: as HTML.
         is_long: whether the page cuts it.
     """
 
     side: str
+    style: str
     text: Markup
     is_long: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A held-out row with the answers to it, side by side.
+    """A row with the answers to it, side by side.
 
     Attributes:
         source: of the row.
         prompt: its question.
-        answers: expected, base and tuned; words that only the expected or only the tuned answer has are marked.
+        answers: expected, and each model's; words that only the expected or only the last model's has are marked.
     """
 
     source: str
@@ -75,64 +93,110 @@ class Comparison:
 
     Attributes:
         about: the evaluated rows, in a sentence.
+        differences: what the differences mean, in sentences.
         verdict: the result, in a sentence.
+        columns: headings of the table.
         measures: rows of the table.
-        charts: SVG, one for each metric.
+        charts: SVG, one for each figure.
         samples: as in the file, with the differences marked.
+        marked: the model whose answers are marked; empty if there is none.
+        limits: of a gate: limit, outcome, why.
+        gate: whether it is passed, in a sentence; empty without one.
     """
 
     about: str
+    differences: str
     verdict: str
+    columns: list[str]
     measures: list[Measure]
     charts: list[str]
     samples: list[Sample]
+    marked: str
+    limits: list[tuple[str, str, str]]
+    gate: str
 
 
-def compared(result: dict[str, Any]) -> Comparison:
-    """Prepare what `tunesmith evaluate` wrote; missing fields are left out."""
-    base, tuned, differences = (result.get(side, {}) for side in ("base", "tuned", "differences"))
-    losses = [{"value": side.get("loss"), "interval": side.get("loss_interval")} for side in (base, tuned)]
-    measures = [
-        _measure(describe_loss(result), losses[0], losses[1], differences.get("loss"), -1),
-        *(
-            [_measure("perplexity", _perplexity(base), _perplexity(tuned), None, -1, "{:,.1f}")]
-            if writes_text(result)
-            else []
-        ),
-    ]
-    charts = [_chart("Held-out loss, lower is better", result.get("loss_unit", LOSS_UNIT), losses[0], losses[1])]
-    for name in {**base.get("metrics", {}), **tuned.get("metrics", {})}:
-        before, after = (side.get("metrics", {}).get(name, {}) for side in (base, tuned))
-        title = str(before.get("title") or after.get("title") or name)
-        better, share = before.get("better", 1), before.get("unit", "%") == "%"
-        template, scale, decimals = ("{:.1f}%", 100, 1) if share else ("{:.3f}", 1, 3)
-        measures.append(_measure(title, before, after, differences.get(name), better, template, scale))
-        note = str(before.get("explanation") or after.get("explanation") or "")
-        heading = title[:1].upper() + title[1:]
-        charts.append(_chart(heading, "%" if share else "", before, after, scale, decimals, note))
-    rows, loss_tokens = (figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens"))
-    written = figure(result.get("generated_rows"), "{:,.0f}")
+def compared(result: Mapping[str, Any]) -> Comparison:
+    """Prepare what `tunesmith evaluate` wrote; missing fields are left out.
+
+    Args:
+        result: the content of `evaluation.json`.
+    """
+    figures, models, differences = (result.get(part) or {} for part in ("figures", "models", "differences"))
+    measures, charts = [], []
+    for name, about in figures.items():
+        entries = {model: found.get(name, {}) for model, found in models.items()}
+        changes = {model: found.get(name, {}) for model, found in differences.items()}
+        measures.append(_measure(name, about, entries, changes))
+        charts.append(_chart(about, entries))
+    others = list(differences)
+    limits = (result.get("gate") or {}).get("limits", ())
     return Comparison(
-        about=f"Loss over {rows} held-out rows ({loss_tokens} loss tokens); answers generated for {written} of them."
-        if writes_text(result)
-        else f"Over {rows} held-out rows ({loss_tokens} predictions).",
-        verdict=_verdict(base, tuned, measures[0]),
+        about=_about(result),
+        differences=about_differences({"figures": {}, "differences": {}, **result}),
+        verdict=_verdict(figures, models, differences),
+        columns=[*models, *_headings(others)],
         measures=measures,
         charts=[chart for chart in charts if chart],
-        samples=[_sample(sample) for sample in result.get("samples", ())],
+        samples=[_sample(sample, list(models)) for sample in result.get("samples", ())],
+        marked=list(models)[-1] if models else "",
+        limits=[(_limit(limit), str(limit["outcome"]), str(limit["why"])) for limit in limits],
+        gate="" if not limits else "The gate is passed." if result["gate"]["passed"] else "The gate is not passed.",
     )
 
 
-def _sample(sample: dict[str, Any]) -> Sample:
-    prompt, expected, base, tuned = (str(sample.get(name, "")) for name in ("prompt", "expected", "base", "tuned"))
-    marked_expected, marked_tuned = marked_difference(expected, tuned)
-    marked = {"expected": marked_expected, "base": Markup.escape(base), "tuned": marked_tuned}
-    answers = [
-        Passage(side, marked[side], _is_long(text, ANSWER_WIDTH))
-        for side, text in (("expected", expected), ("base", base), ("tuned", tuned))
-    ]
-    question = Passage("prompt", Markup.escape(prompt), _is_long(prompt, PROMPT_WIDTH))
-    return Sample(str(sample.get("source", "")), question, answers)
+def _about(result: Mapping[str, Any]) -> str:
+    rows, loss_tokens, answered = (
+        figure(result.get(name), "{:,.0f}") for name in ("rows", "loss_tokens", "generated_rows")
+    )
+    loss = f" ({loss_tokens} loss tokens)" if result.get("loss_tokens") else ""
+    answers = f"; answers to {answered} of them" if result.get("generated_rows") else ""
+    return f"{rows} {result.get('data') or 'rows'}{loss}{answers}."
+
+
+def _headings(others: list[str]) -> list[str]:
+    return ["difference"] if len(others) == 1 else [f"difference of {model}" for model in others]
+
+
+def _measure(name: str, about: Mapping[str, Any], entries: Mapping[str, Any], changes: Mapping[str, Any]) -> Measure:
+    unit = about.get("unit", SHARE)
+    template = template_of(unit, [number(entry["value"]) for entry in entries.values() if "value" in entry], fine=True)
+    cells = [Cell(model, _minus(value_text(entry, template))) for model, entry in entries.items()]
+    for heading, change in zip(_headings(list(changes)), changes.values(), strict=True):
+        verdict = change.get("verdict", "")
+        text = difference_text(_in_points(change), POINTS) if unit == SHARE else difference_text(change, template)
+        cells.append(Cell(heading, _minus(text), "" if verdict == "not shown" else verdict))
+    return Measure(title_of(about, name), cells)
+
+
+def _in_points(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A difference of two percentages, in percentage points."""
+    if not entry:
+        return {}
+    low, high = entry.get("interval") or (math.nan, math.nan)
+    return {"value": 100 * number(entry.get("value")), "interval": [100 * number(low), 100 * number(high)]}
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _sample(sample: Mapping[str, Any], models: list[str]) -> Sample:
+    prompt, expected = (str(sample.get(name, "")) for name in ("prompt", "expected"))
+    answers = {model: str(text) for model, text in sample.get("answers", {}).items()}
+    last = list(answers)[-1] if answers else ""
+    marked_expected, marked_last = marked_difference(expected, answers.get(last, ""))
+    passages = [Passage("expected", "expected", marked_expected, _is_long(expected, ANSWER_WIDTH))]
+    for model, text in answers.items():
+        marked = marked_last if model == last else Markup.escape(text)
+        passages.append(Passage(model, _style(models, model), marked, _is_long(text, ANSWER_WIDTH)))
+    question = Passage("prompt", "prompt", Markup.escape(prompt), _is_long(prompt, PROMPT_WIDTH))
+    return Sample(str(sample.get("source", "")), question, passages)
+
+
+def _style(models: list[str], model: str) -> str:
+    """The first model has the color of bases, all others that of tuned ones."""
+    return "base" if models[:1] == [model] and len(models) > 1 else "tuned"
 
 
 def _is_long(text: str, width: int) -> bool:
@@ -140,69 +204,40 @@ def _is_long(text: str, width: int) -> bool:
     return sum(max(1, math.ceil(len(line) / width)) for line in text.split("\n")) > CUT_LINES
 
 
-def _measure(
-    name: str,
-    base: dict[str, Any],
-    tuned: dict[str, Any],
-    difference: dict[str, Any] | None,
-    better: int,
-    template: str = "{:.3f}",
-    scale: float = 1.0,
-) -> Measure:
-    """`better` is 1 if higher is better, −1 if lower is."""
-    difference = difference or {}
-    low, high = sorted(better * number(each) for each in _ends(difference))
-    judgment = "better" if low > 0 else "worse" if high < 0 else ""
-    signed = template.replace(":", ":+").replace("%", " points")
-    return Measure(
-        name,
-        _formatted(base, template, scale),
-        _formatted(tuned, template, scale),
-        _formatted(difference, signed, scale),
-        judgment,
+def _chart(about: Mapping[str, Any], entries: Mapping[str, Any]) -> str:
+    unit, title = about.get("unit", SHARE), str(about.get("title", ""))
+    rows = []
+    for model, entry in entries.items():
+        low, high = entry.get("interval") or (math.nan, math.nan)
+        interval = (number(low), number(high))
+        rows.append((model, number(entry.get("value")), interval, _style(list(entries), model)))
+    better = {"higher": "", "lower": ", lower is better", "neither": ""}[about.get("better", "higher")]
+    heading = f"{title[:1].upper()}{title[1:]}{better}"
+    scale, decimals = (100, 1) if unit == SHARE else (1, 3)
+    return interval_chart(
+        heading, "%" if unit == SHARE else unit, rows, scale, decimals, str(about.get("explanation", ""))
     )
 
 
-def _formatted(score: dict[str, Any], template: str, scale: float) -> str:
-    if score.get("value") is None:
+def _limit(limit: Mapping[str, Any]) -> str:
+    what = f"{'difference of ' if limit.get('difference') else ''}{limit['figure']}, {limit['model']}"
+    return f"{what} ≥ {limit['at_least']:g}" if "at_least" in limit else f"{what} ≤ {limit['at_most']:g}"
+
+
+def _verdict(figures: Mapping[str, Any], models: Mapping[str, Any], differences: Mapping[str, Any]) -> str:
+    """What happened to the first figure, usually the held-out loss, of the only model that is compared."""
+    name = next(iter(figures), None)
+    if name is None or len(differences) != 1 or not models:
+        return "" if name is not None else "The evaluation has no figures."
+    (other,) = differences
+    before, after = (models.get(model, {}).get(name, {}) for model in (next(iter(models)), other))
+    change = differences[other].get(name)
+    if not change or "value" not in before or "value" not in after:
         return ""
-    value, low, high = (figure(scale * number(each), template) for each in (score["value"], *_ends(score)))
-    bare = [end.removesuffix("%").removesuffix(" points") for end in (low, high)]
-    within = f" [{bare[0]}, {bare[1]}]" if score.get("interval") else ""
-    return (value + within).replace("-", "−")
-
-
-def _perplexity(side: dict[str, Any]) -> dict[str, Any]:
-    """Perplexity is the exponential of the loss; the same holds for the ends of its interval."""
-    interval = [math.exp(min(number(each), 700.0)) for each in _ends({"interval": side.get("loss_interval")})]
-    return {"value": side.get("perplexity"), "interval": interval if side.get("loss_interval") else None}
-
-
-def _ends(score: dict[str, Any]) -> tuple[Any, Any]:
-    low, high = score.get("interval") or (math.nan, math.nan)
-    return low, high
-
-
-def _chart(
-    title: str,
-    unit: str,
-    base: dict[str, Any],
-    tuned: dict[str, Any],
-    scale: float = 1.0,
-    decimals: int = 3,
-    note: str = "",
-) -> str:
-    rows = []
-    for name, side in (("base", base), ("tuned", tuned)):
-        low, high = _ends(side)
-        rows.append((name, number(side.get("value")), (number(low), number(high)), name))
-    return interval_chart(title, unit, rows, scale, decimals, note)
-
-
-def _verdict(base: dict[str, Any], tuned: dict[str, Any], loss: Measure) -> str:
-    if not loss.base or not loss.tuned:
-        return "The evaluation has no losses."
-    by = f" (difference {loss.difference})" if loss.difference else ""
-    change = f"held-out loss {figure(base.get('loss'))} before, {figure(tuned.get('loss'))} after{by}"
-    outcome = {"better": "It worked", "worse": "It made things worse"}.get(loss.judgment, "No significant difference")
-    return f"{outcome}: {change}."
+    template = template_of(figures[name].get("unit", ""), [number(before["value"])], fine=True)
+    by = _minus(difference_text(change, template))
+    outcome = {"better": "It worked", "worse": "It made things worse"}.get(
+        str(change.get("verdict")), "No significant difference"
+    )
+    sides = (figure(side["value"], template) for side in (before, after))
+    return f"{outcome}: held-out {figures[name]['title']} {next(sides)} before, {next(sides)} after (difference {by})."

@@ -62,13 +62,37 @@ def write_report(directory: Path) -> Path:
         UserError: the directory is not a run.
     """
     run = Run.open(directory)
+    return _write(run.directory, _shown(run))
+
+
+def write_evaluation_page(directory: Path) -> Path:
+    """Write `report.html` beside an `evaluation.json` that belongs to no run.
+
+    Args:
+        directory: of both.
+
+    Returns:
+        The path of the page.
+    """
+    comparison = compared(_read_json(directory / "evaluation.json"))
+    shown = {
+        "name": directory.resolve().name,
+        "outcome": comparison.verdict,
+        "comparison": comparison,
+        "cut_lines": CUT_LINES,
+        "charts": [Markup(chart) for chart in comparison.charts],
+    }
+    return _write(directory, shown)
+
+
+def _write(directory: Path, shown: dict[str, Any]) -> Path:
+    """Fill the page, and write it."""
     pages = Environment(
         loader=PackageLoader("tunesmith.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page = pages.get_template("report.html.jinja").render(**_shown(run))
-    path = run.directory / "report.html"
+    path = directory / "report.html"
     with atomic_write(path) as file:
-        file.write(page)
+        file.write(pages.get_template("report.html.jinja").render(**shown))
     return path
 
 

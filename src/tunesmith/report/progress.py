@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from tunesmith.report.figures import SHARE, template_of
 from tunesmith.report.formatting import (
     count,
     describe_base,
@@ -28,6 +29,9 @@ from tunesmith.report.formatting import (
     sizes,
 )
 from tunesmith.run import Event
+
+COLUMN = 10
+"""Characters of the column with the name of what a line is about."""
 
 RECENT_STEPS = 10
 """The most recent steps whose loss and speed are shown, as means per loss token and per second. Since the start, the
@@ -260,12 +264,12 @@ class Progress:
         self._print("held out", f"step {count(event.get('step'))}: {_loss(event)}, {count(event.get('rows'))} rows")
 
     def _figures(self, event: Event) -> None:
-        """A line for the loss, and one for each metric."""
+        """A line for each figure of a model."""
+        model = str(event.get("model", "?"))
         within = "" if event.get("fold") is None else f"fold {event['fold']}: "
-        lines = [_loss(event)] if "loss" in event else []
-        lines += [_metric(name, metric) for name, metric in event.get("metrics", {}).items()]
-        for line in lines:
-            self._print(str(event.get("side", "?")), within + line)
+        column, prefix = (model, within) if len(model) < COLUMN else ("", f"{model}: {within}")
+        for name, entry in event.get("figures", {}).items():
+            self._print(column, prefix + _figure(name, entry))
 
     def _skipped(self, event: Event) -> None:
         rows = [str(row) for row in event.get("rows", ())]
@@ -305,9 +309,9 @@ class Progress:
     def _print(self, name: str, text: str, style: str = "") -> None:
         """A name and a text; in a terminal long texts wrap within their column, elsewhere they stay on one line."""
         if not self._console.is_terminal:
-            self._console.print(Text(f"{name:<10}{text}"), soft_wrap=True)
+            self._console.print(Text(f"{name:<{COLUMN}}{text}"), soft_wrap=True)
             return
-        line = Table.grid(Column(width=10, style="dim"), Column(overflow="fold"))
+        line = Table.grid(Column(width=COLUMN, style="dim"), Column(overflow="fold"))
         line.add_row(Text(name), Text(text, style=style))
         self._console.print(line)
 
@@ -318,11 +322,14 @@ def _loss(event: Event) -> str:
     return f"loss {figure(event.get('loss'))}{_within(event.get('loss_interval'))}{perplexity}"
 
 
-def _metric(name: str, metric: dict[str, Any]) -> str:
+def _figure(name: str, entry: dict[str, Any]) -> str:
     """`word overlap 34% (95 %: 31%–37%)`."""
-    template = "{:.0%}" if metric.get("unit", "%") == "%" else "{:.2f}"
-    value = figure(metric.get("value"), template)
-    return f"{metric.get('title', name)} {value}{_within(metric.get('interval'), template)}"
+    template = template_of(
+        entry.get("unit", SHARE), [number(entry.get("value"))], fine=entry.get("unit", SHARE) != SHARE
+    )
+    return (
+        f"{entry.get('title', name)} {figure(entry.get('value'), template)}{_within(entry.get('interval'), template)}"
+    )
 
 
 def _within(interval: Any, template: str = "{:.3f}") -> str:

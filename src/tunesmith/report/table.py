@@ -7,59 +7,114 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.formatting import LOSS_UNIT, count, size
-
-Interval = Sequence[float]
+from tunesmith.report.figures import VERDICTS, about_differences, difference_text, template_of, title_of, value_text
+from tunesmith.report.formatting import count, duration, number, size
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:
-    """Loss, perplexity and metrics of base and tuned model and their difference, each with its 95 % interval.
+    """All figures of all models with 95 % intervals, and the differences from the first model.
+
+    Two models are beside each other. Of more than two, each figure has a line for each model.
 
     Args:
-        result: what `tunesmith.evaluation.compare.evaluate` returns.
+        result: the content of `evaluation.json`.
+
+    Returns:
+        The table, at eighty columns.
     """
+    answered = f"; answers to {result['generated_rows']:,} of them" if result["generated_rows"] else ""
+    rows = f"{result['rows']:,} {result['data']}{answered}. " if result.get("data") else ""
+    if result.get("budget"):
+        rows += _about_budget(result["budget"])
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{result['rows']:,} held-out rows"
-        + (f"; answers to {result['generated_rows']:,} of them" if writes_text(result) else "")
-        + ". In brackets: 95 % intervals over rows. A difference is significant if its interval does not contain 0."
-        + (" Word overlap: ROUGE-L." if "rouge_l" in result["differences"] else ""),
+        caption=f"{rows}In brackets: 95 % intervals over rows. {about_differences(result)}".strip(),
         caption_justify="left",
     )
-    for title in ("", "base", "tuned", "difference"):
-        table.add_column(title, justify="left" if not title else "right")
-    base, tuned, differences = result["base"], result["tuned"], result["differences"]
-    table.add_row(
-        describe_loss(result),
-        *(_figure(side["loss"], side["loss_interval"], "{:.2f}") for side in (base, tuned)),
-        _difference(differences["loss"], "{:+.2f}", better=-1),
-    )
-    if writes_text(result):
-        table.add_row("perplexity", *(f"{side['perplexity']:,.1f}" for side in (base, tuned)), "")
-    for name, before in base["metrics"].items():
-        after = tuned["metrics"][name]
-        template = "{:.0%}" if before.get("unit", "%") == "%" else "{:.2f}"
-        table.add_row(
-            before["title"],
-            *(_figure(score["value"], score["interval"], template) for score in (before, after)),
-            _difference(differences[name], template.replace(":", ":+"), better=before.get("better", 1)),
-        )
+    models = list(result["models"])
+    if len(models) == 2:
+        _side_by_side(table, result, models)
+    else:
+        _one_below_another(table, result, models)
     return table
 
 
-def writes_text(result: dict[str, Any]) -> bool:
-    """Whether the evaluated models generate text, rather than predict something about texts."""
-    return "perplexity" in result.get("base", {}) or "perplexity" in result.get("tuned", {})
+def _about_budget(budget: dict[str, Any]) -> str:
+    return (
+        f"{duration(budget['seconds'])} allow {budget['rows']:,} rows: the first model took "
+        f"{budget['seconds_per_answer']:.2g} s for one. "
+    )
 
 
-def describe_loss(result: dict[str, Any]) -> str:
-    """The loss with its unit."""
-    return f"loss ({result.get('loss_unit', LOSS_UNIT)})"
+def _side_by_side(table: Table, result: dict[str, Any], models: Sequence[str]) -> None:
+    for title in ("", *models, "difference"):
+        table.add_column(title, justify="left" if not title else "right")
+    (other,) = result["differences"]
+    for name, about in result["figures"].items():
+        entries = [result["models"][model].get(name) for model in models]
+        template = template_of(about["unit"], [number(entry["value"]) for entry in entries if entry])
+        cells = [value_text(entry, template) for entry in entries]
+        table.add_row(title_of(about, name), *cells, _difference(result["differences"][other].get(name), template))
+
+
+def _one_below_another(table: Table, result: dict[str, Any], models: Sequence[str]) -> None:
+    alone = len(models) == 1
+    for title in ("", "") if alone else ("", "", f"difference from {result['reference']}"):
+        table.add_column(title, justify="right" if table.columns else "left")
+    for name, about in result["figures"].items():
+        measured = {model: result["models"][model].get(name) for model in models}
+        template = template_of(about["unit"], [number(entry["value"]) for entry in measured.values() if entry])
+        if alone:
+            table.add_row(title_of(about, name), value_text(measured[models[0]], template))
+            continue
+        table.add_row(Text(title_of(about, name), style="bold"))
+        for model, entry in measured.items():
+            difference = result["differences"].get(model, {}).get(name)
+            table.add_row(f"  {model}", value_text(entry, template), _difference(difference, template))
+
+
+def _difference(entry: dict[str, Any] | None, template: str) -> Text:
+    """In color if it is shown to be better or worse."""
+    return Text(difference_text(entry, template), style=VERDICTS[(entry or {}).get("verdict", "not shown")])
+
+
+def gate_table(gate: dict[str, Any]) -> Table:
+    """Each limit of a gate, with its figure and why it is met or not.
+
+    Args:
+        gate: of `evaluation.json`.
+
+    Returns:
+        The table, at eighty columns.
+    """
+    verdict = "The gate is passed." if gate["passed"] else "The gate is not passed."
+    undecided = any(limit["outcome"] == "undecided" for limit in gate["limits"])
+    counts = f" A limit that the rows cannot decide counts as: {gate['undecided']}." if undecided else ""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=verdict + counts, caption_justify="left")
+    for title in ("limit", "", "why"):
+        table.add_column(title)
+    styles = {"met": "green", "failed": "bold red", "undecided": "yellow"}
+    for limit in gate["limits"]:
+        what = f"{'difference of ' if limit['difference'] else ''}{limit['figure']}, {limit['model']}"
+        bound = f"≥ {limit['at_least']:g}" if "at_least" in limit else f"≤ {limit['at_most']:g}"
+        table.add_row(f"{what} {bound}", Text(limit["outcome"], style=styles[limit["outcome"]]), limit["why"])
+    return table
+
+
+ANSWER_STYLES = ("red", "green", "cyan", "magenta", "yellow")
+"""Of the models' answers in the terminal, in order."""
 
 
 def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
-    """For each sample: the question, the expected answer if there is one, the base's answer and the tuned model's."""
+    """For each sample: the question, the expected answer if there is one, and each model's answer.
+
+    Args:
+        samples: with `prompt`, `answers` by model, and perhaps `expected`.
+
+    Returns:
+        The table.
+    """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -67,8 +122,9 @@ def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
         table.add_row("question", Text(_short(sample["prompt"]), style="bold"))
         if "expected" in sample:
             table.add_row("expected", Text(_short(sample["expected"])))
-        table.add_row("base", Text(_short(sample["base"]) or "(nothing)", style="red"))
-        table.add_row("tuned", Text(_short(sample["tuned"]) or "(nothing)", style="green"))
+        for place, (model, answer) in enumerate(sample["answers"].items()):
+            style = ANSWER_STYLES[place % len(ANSWER_STYLES)]
+            table.add_row(model, Text(_short(answer) or "(nothing)", style=style))
         table.add_row("", "")
     return table
 
@@ -135,19 +191,6 @@ def bases_table(bases: Sequence[dict[str, Any]]) -> Table:
         here = Text("yes", "green") if base["here"] else ""
         table.add_row(base["name"], count(base["parameters"]), size(base["bytes"]), base["license"], source, here)
     return table
-
-
-def _figure(value: float, interval: Interval, template: str) -> str:
-    low, high = (template.format(each).removesuffix("%") for each in interval)
-    return f"{template.format(value)} [{low}, {high}]"
-
-
-def _difference(score: dict[str, Any], template: str, better: int) -> Text:
-    """Green if significantly better, red if significantly worse."""
-    low, high = (better * each for each in score["interval"])
-    low, high = sorted((low, high))
-    style = "bold green" if low > 0 else "bold red" if high < 0 else ""
-    return Text(_figure(score["value"], score["interval"], template), style=style)
 
 
 def _short(text: str, length: int = 300) -> str:

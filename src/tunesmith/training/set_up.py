@@ -14,6 +14,7 @@ from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
+from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.optimizers import falls_back_to_adamw
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import (
@@ -108,10 +109,8 @@ def loop_of(
     batch_plan: BatchPlan,
     device: torch.device,
 ) -> Loop:
-    train = recipe.train
-    peak, factor = learning_rates(recipe, model)
     layout = batch_plan.layout(packs(plain_model(model)))
-    masters = master_weights(model, train, factor)
+    peak, masters = masters_of(recipe, model)
     return Loop(
         model=model,
         objective=objective,
@@ -121,7 +120,7 @@ def loop_of(
         ),
         evaluate_every=layout.evaluations.every,
         masters=masters,
-        train=train,
+        train=recipe.train,
         total_steps=layout.steps,
         peak_learning_rate=peak,
         tokens_per_batch=batch_plan.tokens_per_batch,
@@ -129,3 +128,9 @@ def loop_of(
         events=Events(),
         device=device,
     )
+
+
+def masters_of(recipe: Recipe, model: PreTrainedModel) -> tuple[float, MasterWeights]:
+    """The peak learning rate, and the weights that the recipe trains, with their optimizer."""
+    peak, factor = learning_rates(recipe, model)
+    return peak, master_weights(model, recipe.train, factor)

@@ -1,8 +1,12 @@
-"""Scores of an answer that should be a JSON object or array, as tool calls and extracted fields are."""
+"""Metrics of an answer that should be a JSON object or array, as tool calls and extracted fields are."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
+
+from tunesmith.errors import UserError
+from tunesmith.evaluation.metrics.metric import Metric
 
 Leaf = tuple[tuple[str | int, ...], str, Any]
 """The path to a value (keys and positions), the value's JSON type, and the value; None for an empty container."""
@@ -90,3 +94,47 @@ def _leaves(value: Any) -> set[Leaf]:
 def _refuse(constant: str) -> Any:
     """Python's parser accepts NaN and Infinity, and JSON does not have them."""
     raise ValueError(constant)
+
+
+def schema_metric(file: str, directory: Path) -> Metric:
+    """The share of answers that are JSON and valid against a schema.
+
+    Args:
+        file: of a JSON schema, any draft from 3 on; `$schema` in it says which, and 2020-12 is the default.
+        directory: from which the file's path starts.
+
+    Returns:
+        The metric; its score is 0 or 1.
+
+    Raises:
+        UserError: the file cannot be read, or is not a schema.
+    """
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    path = directory / file
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}. --metric schema:FILE needs a JSON schema.") from None
+    try:
+        checker = validator_for(schema)
+        checker.check_schema(schema)
+    except SchemaError as error:
+        raise UserError(f"{path} is not a valid JSON schema: {error.message} (at {error.json_path}).") from None
+    valid = checker(schema).is_valid
+
+    def score(answer: str, expected: str) -> float:
+        value = parsed_json(answer)
+        return float(value is not None and valid(value))
+
+    return Metric(f"valid by {path.name}", f"answers that are JSON, and valid against the schema {path.name}", score)
+
+
+JSON_METRICS = {
+    "valid_json": Metric("valid JSON", "answers that are a JSON object or array", valid_json, is_json),
+    "fields": Metric(
+        "fields right", "fields of the expected JSON with the right value in the right place (F1)", field_f1, is_json
+    ),
+}
+"""Metrics of JSON by name."""

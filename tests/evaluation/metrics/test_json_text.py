@@ -1,13 +1,17 @@
 """Scores of answers that should be JSON: what counts as JSON, and which fields are right."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.evaluation.json_metrics import field_f1, is_json, parsed_json, valid_json
+from tunesmith.errors import UserError
+from tunesmith.evaluation.metrics import metric_named
+from tunesmith.evaluation.metrics.json_text import field_f1, is_json, parsed_json, valid_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2),
@@ -15,6 +19,13 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 DOCUMENTS = VALUES.filter(lambda value: isinstance(value, dict | list))
+
+
+@pytest.fixture(scope="module")
+def schema_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("schemas") / "answer.schema.json"
+    file.write_text(json.dumps(SCHEMA))
+    return file
 
 
 @pytest.mark.parametrize(
@@ -88,3 +99,33 @@ def test_the_score_is_symmetric_and_1_only_for_equal_documents(one: Any, other: 
 def test_deeply_nested_json_is_scored() -> None:
     deep = "[" * 400 + "1" + "]" * 400
     assert field_f1(deep, deep) == 1
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}
+
+
+@given(value=VALUES | st.fixed_dictionaries({"n": VALUES}))
+def test_answers_are_valid_by_a_schema_as_jsonschema_says(value: Any, schema_file: Path) -> None:
+    metric = metric_named(f"schema:{schema_file.name}", schema_file.parent)
+    assert metric.score is not None
+    theirs = isinstance(value, dict | list) and jsonschema.Draft202012Validator(SCHEMA).is_valid(value)
+    assert metric.score(json.dumps(value), "") == theirs
+
+
+def test_only_json_is_valid_by_a_schema(schema_file: Path) -> None:
+    metric = metric_named(f"schema:{schema_file}")
+    assert metric.score is not None
+    assert [metric.score(answer, "") for answer in ('```json\n{"n": 1}\n```', '{"n": 1', "n: 1", "")] == [1, 0, 0, 0]
+    assert metric.title == "valid by answer.schema.json"
+
+
+def test_a_file_that_is_no_schema_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text('{"properties": {"a": {"type": "text"}}}')
+    (tmp_path / "broken.json").write_text("{")
+    for name, message in (
+        ("wrong", r"wrong.json is not a valid JSON schema: .*properties.a"),
+        ("broken", r"broken.json cannot be read as JSON"),
+        ("absent", r"absent.json cannot be read as JSON: .*needs a JSON schema"),
+    ):
+        with pytest.raises(UserError, match=message):
+            metric_named(f"schema:{name}.json", tmp_path)

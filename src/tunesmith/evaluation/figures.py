@@ -1,0 +1,287 @@
+"""From what models computed to figures with intervals, and to the differences between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.config.head import Head
+from tunesmith.evaluation.measured import Better, Measured, ratio_of
+from tunesmith.evaluation.metrics import Case, Metric, measured
+from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.evaluation.rows import Task, final_answer
+from tunesmith.evaluation.statistics import LEVEL, Difference, estimate, holm, paired, rows_needed
+from tunesmith.evaluation.subject import Answer
+from tunesmith.inference.held_out import RowLosses
+
+Figures = dict[str, Measured]
+"""One model's figures, by metric."""
+
+DIRECTIONS: dict[int, Better] = {1: "higher", -1: "lower"}
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's results.
+
+    Attributes:
+        losses: of each row; None if the model reports none (a server).
+        answers: to the tasks; for a head that does not write text, what it predicts, in words.
+        predictions: of a head that does not write text.
+        units: what the rows are called; needed with `losses` or `predictions`.
+    """
+
+    losses: RowLosses | None
+    answers: Sequence[Answer] = ()
+    predictions: Predictions | None = None
+    units: Sequence[str] = ()
+
+    @classmethod
+    def pooled(cls, sides: Sequence["Side"]) -> "Side":
+        """The results of several models, each on its own rows.
+
+        Args:
+            sides: of one fold each.
+
+        Returns:
+            All together.
+        """
+        if len(sides) == 1:
+            return sides[0]
+        all_losses = [side.losses for side in sides if side.losses is not None]
+        losses = None
+        if all_losses:
+            sums, counts = ([getattr(each, name) for each in all_losses] for name in ("sums", "counts"))
+            losses = RowLosses(np.concatenate(sums), np.concatenate(counts))
+        all_predictions = [side.predictions for side in sides if side.predictions is not None]
+        predictions = None
+        if all_predictions:
+            outputs = [row for part in all_predictions for row in part.outputs]
+            targets = [row for part in all_predictions for row in part.targets]
+            models = [number for number, part in enumerate(all_predictions) for _ in part.outputs]
+            predictions = Predictions(outputs, targets, all_predictions[0].labels, models)
+        answers = [answer for side in sides for answer in side.answers]
+        return cls(losses, answers, predictions, [unit for side in sides for unit in side.units])
+
+
+def figures_of(side: Side, tasks: Sequence[Task], head: Head, metrics: Mapping[str, Metric], loss_unit: str) -> Figures:
+    """All figures of one model: its loss, and the metrics of its answers or its predictions.
+
+    Args:
+        side: what it computed.
+        tasks: what the answers are to.
+        head: what the model ends in.
+        metrics: of written answers; those that fit every expected answer are computed.
+        loss_unit: of the loss.
+
+    Returns:
+        The figures by name.
+    """
+    figures = {} if side.losses is None else loss_figures(side.losses, side.units, head, loss_unit)
+    if side.predictions is not None:
+        return figures | prediction_figures(side.predictions, side.units, head.metrics)
+    return figures | (answer_figures(side.answers, tasks, metrics) if side.answers else {})
+
+
+def loss_figures(losses: RowLosses, units: Sequence[str], head: Head, unit: str) -> Figures:
+    """The loss, and what the head reports beside it, such as the perplexity.
+
+    Args:
+        losses: of each row.
+        units: what the rows are called.
+        head: what the model ends in.
+        unit: of the loss.
+
+    Returns:
+        The figures by name.
+    """
+    loss = ratio_of(losses.sums, losses.counts, units, LOSS, "how surprised the model is by the rows", "lower", unit)
+    others = {
+        name: Measured(name, f"the loss as a {name}", _beside(loss, head, name), units, "lower", "", is_compared=False)
+        for name in head.loss_metrics(loss.value)
+    }
+    return {LOSS: loss, **others}
+
+
+def _beside(loss: Measured, head: Head, name: str) -> Any:
+    return lambda rows: head.loss_metrics(loss.of(rows))[name]
+
+
+def answer_figures(answers: Sequence[Answer], tasks: Sequence[Task], metrics: Mapping[str, Metric]) -> Figures:
+    """The mean score of the answers, by metric. Reasoning before an answer is not scored.
+
+    Args:
+        answers: as models wrote them.
+        tasks: with the expected answers.
+        metrics: by name.
+
+    Returns:
+        Those that fit every expected answer.
+    """
+    pairs = zip(answers, tasks, strict=True)
+    return measured(metrics, [_case(answer, task) for answer, task in pairs])
+
+
+def _case(answer: Answer, task: Task) -> Case:
+    prompt = str(task.chat[-1]["content"])
+    return Case(task.source, prompt, final_answer(answer.text), task.expected, answer.finish_reason)
+
+
+def prediction_figures(predictions: Predictions, units: Sequence[str], names: Sequence[str]) -> Figures:
+    """The metrics of a head that does not write text.
+
+    Args:
+        predictions: of all rows.
+        units: what the rows are called.
+        names: of `PREDICTION_METRICS`.
+
+    Returns:
+        The figures by name.
+    """
+    figures = {}
+    for name in names:
+        metric = PREDICTION_METRICS[name]
+        of = metric.of(predictions)
+        hits = np.array([of(np.array([row])) for row in range(len(units))]) if metric.of_hits else None
+        unit = "share" if metric.unit == "%" else ""
+        figures[name] = Measured(metric.title, metric.explanation, of, units, DIRECTIONS[metric.better], unit, hits)
+    return figures
+
+
+def summary(models: Mapping[str, Figures], reference: str) -> dict[str, Any]:
+    """The figures of all models, and their differences from one of them.
+
+    Args:
+        models: by column name.
+        reference: the model that the others are compared with.
+
+    Returns:
+        `reference`; `figures`: what each is, by name; `models`: value and interval, by model and figure; `differences`:
+        by model and figure, as `difference_of` describes them, with Holm's correction over all of them.
+    """
+    compared = [
+        (model, name, difference)
+        for model, figures in models.items()
+        if model != reference
+        for name, measured in figures.items()
+        if measured.is_compared and name in models[reference]
+        if (difference := paired(models[reference][name], measured)) is not None
+    ]
+    adjusted = holm([difference.p_value for *_, difference in compared])
+    differences: dict[str, dict[str, Any]] = {model: {} for model in models if model != reference}
+    for (model, name, difference), p_value in zip(compared, adjusted, strict=True):
+        level = LEVEL / len(compared)
+        differences[model][name] = difference_of(difference, models[model][name].better, p_value, level)
+    about = {name: about_figure(measured) for figures in models.values() for name, measured in figures.items()}
+    return {
+        "reference": reference,
+        "figures": about,
+        "models": {
+            model: {name: with_interval(measured) for name, measured in figures.items()}
+            for model, figures in models.items()
+        },
+        "differences": differences,
+        "comparisons": len(compared),
+    }
+
+
+def about_figure(measured: Measured) -> dict[str, Any]:
+    """What a figure is, for tables: title, explanation, better, unit.
+
+    Args:
+        measured: of any model.
+
+    Returns:
+        Plain values.
+    """
+    return {
+        "title": measured.title,
+        "explanation": measured.explanation,
+        "better": measured.better,
+        "unit": measured.unit,
+    }
+
+
+def with_interval(measured: Measured) -> dict[str, Any]:
+    """A figure's value, its 95 % interval, and how many rows it is of.
+
+    Args:
+        measured: the figure.
+
+    Returns:
+        `value`, `interval` and `rows`.
+    """
+    value, interval = estimate(measured)
+    return {"value": value, "interval": interval, "rows": len(measured.units)}
+
+
+def difference_of(difference: Difference, better: Better, p_value: float, level: float) -> dict[str, Any]:
+    """A difference for tables.
+
+    Args:
+        difference: as found.
+        better: which direction of the figure is good.
+        p_value: adjusted for the number of comparisons.
+        level: the p-value at which one of so many comparisons is shown, to say how many rows would be needed.
+
+    Returns:
+        `value`, `interval` (95 %, of this comparison alone), `rows`, `p_value`, `adjusted_p_value`, `verdict`
+        (`better`, `worse`, `different`, or `not shown`), and if it is not shown, `rows_needed` to show a difference of
+        this size (None: there is no difference to show, or it takes more than a million).
+    """
+    shown = {
+        "value": difference.value,
+        "interval": difference.interval,
+        "rows": difference.rows,
+        "p_value": difference.p_value,
+        "adjusted_p_value": p_value,
+        "verdict": _verdict(difference.value, better) if p_value < LEVEL else "not shown",
+    }
+    return shown if p_value < LEVEL else {**shown, "rows_needed": rows_needed(difference, level)}
+
+
+def _verdict(value: float, better: Better) -> str:
+    if better == "neither":
+        return "different"
+    return "better" if (value > 0) == (better == "higher") else "worse"
+
+
+def samples_of(
+    tasks: Sequence[Task], answers: Mapping[str, Sequence[Answer]], chosen: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Some tasks with all models' answers.
+
+    Args:
+        tasks: all of them.
+        answers: by column name, to all tasks.
+        chosen: indices of the tasks.
+
+    Returns:
+        `source`, `prompt`, `expected`, and `answers` by column name.
+    """
+    return [
+        {
+            "source": tasks[index].source,
+            "prompt": str(tasks[index].chat[-1]["content"]),
+            "expected": tasks[index].expected,
+            "answers": {model: own[index].text for model, own in answers.items() if own},
+        }
+        for index in chosen
+    ]
+
+
+def token_counts_differ(sides: Sequence[Side]) -> bool:
+    """Whether models with different tokenizers read the rows, so that their losses per token cannot be compared.
+
+    Args:
+        sides: of the same rows.
+
+    Returns:
+        True if a row has other numbers of loss tokens.
+    """
+    counts: list[NDArray[np.int64]] = [side.losses.counts for side in sides if side.losses is not None]
+    return any(not np.array_equal(counts[0], each) for each in counts[1:])

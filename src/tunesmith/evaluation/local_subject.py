@@ -1,0 +1,343 @@
+"""A model under evaluation that this process loads: a run, an adapter, a model directory, a GGUF file, a base."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.config.head import Head, described_head
+from tunesmith.config.objective import ObjectiveConfig
+from tunesmith.config.registry import OBJECTIVES
+from tunesmith.data.cache import tokenizer_fingerprint
+from tunesmith.data.example import Example
+from tunesmith.data.prepare import Prepared
+from tunesmith.data.template import UnusableError
+from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.allocator import release_freed_memory
+from tunesmith.errors import UserError
+from tunesmith.evaluation.prediction_metrics import Predictions
+from tunesmith.evaluation.result_cache import ResultCache, digest_of
+from tunesmith.evaluation.subject import Answer, Chat, Timing
+from tunesmith.inference.generate import Generator
+from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
+from tunesmith.inference.model import Model
+from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.score import SOURCE, Score
+from tunesmith.inference.writing import Writing
+from tunesmith.models.attention import use_document_attention
+from tunesmith.models.load import fingerprint
+from tunesmith.models.prompts import plain_model
+
+ANSWERS = 32
+"""Answers after which those that are complete are written to the cache."""
+
+LOSS_ROWS = 128
+"""Rows whose losses are computed before they are written to the cache. A row's last bits may depend on what else is in
+its batch, so the rows of a batch are always the same, whatever is in the cache."""
+
+TOKENS = 2048
+"""Tokens in a batch of losses, if the recipe says nothing else."""
+
+
+class LocalSubject:
+    """A model of this process. Its weights are loaded at the first call that needs them.
+
+    Args:
+        name: its column in the tables.
+        model: not loaded yet.
+        tokenizer: None: the model's own.
+        objective: gives a new head its first values, if the model is a base before its training.
+        keeps: whether results are read from the user's cache, and written to it.
+    """
+
+    scores_texts = True
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        objective: ObjectiveConfig | None = None,
+        keeps: bool = True,
+    ) -> None:
+        self.name, self._model, self._objective, self._keeps = name, model, objective, keeps
+        if tokenizer is not None:
+            vars(model)["tokenizer"] = tokenizer  # before its first use
+        self._fingerprint = tokenizer_fingerprint(model.tokenizer)
+
+    @property
+    def model(self) -> Model:
+        """The model, whose weights this object loads and frees."""
+        return self._model
+
+    @property
+    def head(self) -> Head:
+        """What the model ends in."""
+        return self._model.head
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the chat template of the training."""
+        return self._model.tokenizer
+
+    @cached_property
+    def identity(self) -> str | None:
+        """The hash of the weights, of how they are stored, and of the tokenizer; None if nothing is kept."""
+        if not self._keeps:
+            return None
+        reference = self._model.reference
+        base = reference.base.model_copy(update={"adapter": reference.adapter})
+        files = [] if reference.adapter is None else [reference.adapter / "adapter_config.json"]
+        return digest_of(
+            {
+                "files": fingerprint(base),
+                "adapter": {file.name: file.read_text(encoding="utf-8") for file in files},
+                "base": base.model_dump(mode="json", exclude={"path", "adapter", "chat_template"}),
+                "head": described_head(self.head),
+                "objective": None if self._objective is None else self._objective.model_dump(mode="json"),
+                "tokenizer": self._fingerprint,
+                "computed": [str(self._model.dtype), self._model.device.type],
+                "versions": {name: version(name) for name in ("tunesmith", "torch", "transformers")},
+            }
+        )
+
+    def losses(
+        self,
+        objective: ObjectiveConfig,
+        table: TokenTable,
+        tokens_per_batch: int = TOKENS,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> RowLosses:
+        """The objective's loss of each row, packed as in training.
+
+        Args:
+            objective: computes it.
+            table: the rows.
+            tokens_per_batch: the most tokens in a batch.
+            done: called with the number of rows whose loss is known, as it grows.
+
+        Returns:
+            The losses.
+
+        Raises:
+            UserError: the model cannot be loaded, or a user's objective fails.
+        """
+        is_ours = not OBJECTIVES.is_users(objective.kind)  # users change their code
+        asked = ["losses", objective.model_dump(mode="json"), tokens_per_batch]
+        cache = ResultCache(self.identity if is_ours else None, asked)
+        sums, counts = np.zeros(len(table)), np.zeros(len(table), np.int64)
+        size = len(table) if objective.compares_rows else LOSS_ROWS
+        for start in range(0, len(table), size):
+            rows = range(start, min(start + size, len(table)))
+            key = digest_of([_row_digest(table, row) for row in rows])  # rows of a batch, so kept together
+            if key not in cache:
+                model = self._plain()
+                found = held_out_losses(model, objective.build(), table, rows, tokens_per_batch)
+                cache.add({key: [found.sums.tolist(), found.counts.tolist()]})
+            sums[rows.start : rows.stop], counts[rows.start : rows.stop] = cache[key]
+            done(rows.stop)
+        return RowLosses(sums, counts)
+
+    def predictions(self, objective: ObjectiveConfig, prepared: Prepared, tokens_per_batch: int) -> Predictions:
+        """What a head that does not write text predicts for every held-out row.
+
+        If the objective has a classifier of vectors and the model has none (the base), one is fitted on the model's
+        vectors of the training rows.
+
+        Args:
+            objective: whose head it is.
+            prepared: the rows.
+            tokens_per_batch: the most tokens in a batch.
+
+        Returns:
+            The predictions, with the targets.
+
+        Raises:
+            UserError: the model cannot be loaded, or a user's head fails.
+        """
+        head, table, model = objective.head, prepared.held_out, self._plain()
+        classifier = self._model.reference.classifier() or objective.build().fit_classifier(
+            lambda: row_vectors(head, model, prepared.train, tokens_per_batch)
+        )
+        targets = [head.targets(table.targets_of(row)) for row in range(len(table))]
+        fitted = head if classifier is None else head.with_classifier(classifier)
+        return Predictions(row_outputs(fitted, model, table, tokens_per_batch), targets, head.labels)
+
+    def answers(
+        self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
+    ) -> list[Answer]:
+        """As `Subject.answers`. What is known already is not computed again.
+
+        Raises:
+            UserError: the model does not write text, or a chat cannot be rendered or is too long.
+        """
+        report = done or (lambda count: None)
+        cache = ResultCache(self.identity, ["answers", asdict(sampling)])
+        keys = [_chat_digest(chat, number, sampling) for number, chat in enumerate(chats)]
+        missing = {key: number for number, key in enumerate(keys) if key not in cache}
+        if len(missing) < len(chats):
+            report(len(chats) - len(missing))
+        if missing:
+            writings = {key: self._begin(chats[number], sampling, number) for key, number in missing.items()}
+            kept = _Kept(writings, cache)
+
+            def progress(count: int) -> None:
+                kept.add_ended(ANSWERS)
+                report(len(chats) - len(missing) + count)
+
+            try:
+                self._generator().engine.run([writing.request for writing in writings.values()], progress)
+            finally:  # also if it is interrupted
+                kept.add_ended(1)
+        return [Answer(**cache[key]) for key in keys]
+
+    def scores(self, prompts: Sequence[str | Chat] | None, texts: Sequence[str]) -> list[Score]:
+        """As `Subject.scores`.
+
+        Raises:
+            UserError: the model does not write text or is an encoder–decoder, or a text cannot be rendered or is too
+                long.
+        """
+        self._generator()
+        if prompts is None:
+            return self._model.score(texts)
+        chats = [_as_chat(prompt) for prompt in prompts]
+        if all(len(chat) == 1 for chat in chats):
+            return self._model.score([str(chat[0]["content"]) for chat in chats], texts)
+        return [self._score(chat, text) for chat, text in zip(chats, texts, strict=True)]
+
+    def timings(self, chats: Sequence[Chat], sampling: Sampling, concurrent: int) -> list[Timing]:
+        """As `Subject.timings`.
+
+        Raises:
+            UserError: the model does not write text, or a chat cannot be rendered or is too long.
+        """
+        engine = self._generator().engine
+        waiting = [self._begin(chat, sampling, number) for number, chat in enumerate(chats)]
+        order = {id(writing.request): number for number, writing in enumerate(waiting)}
+        timed: dict[int, Timing] = {}
+        waiting.reverse()
+        clocks: dict[int, _Clock] = {}
+        while waiting or not engine.is_idle:
+            while waiting and len(clocks) < concurrent:
+                writing = waiting.pop()
+                clocks[id(writing.request)] = _Clock(writing)
+                engine.submit(writing.request)
+            for request in engine.step():
+                if request.exception is not None:
+                    raise request.exception
+                timed[order[id(request)]] = clocks.pop(id(request)).timing()
+        return [timed[number] for number in range(len(chats))]
+
+    def close(self) -> None:
+        """Free the weights. They are loaded again if they are needed again."""
+        for name in ("model", "generator"):
+            vars(self._model).pop(name, None)
+        gc.collect()
+        release_freed_memory()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _plain(self) -> PreTrainedModel:
+        """The model of transformers, which computes packed rows."""
+        loaded = vars(self._model)
+        if "model" not in loaded:
+            loaded.pop("generator", None)
+            model = self._model.model
+            if self._objective is not None:
+                self._objective.initialize_head(model)
+            use_document_attention(plain_model(model))
+        return self._model.model
+
+    def _generator(self) -> Generator:
+        """The model in the engine. If its weights are in memory already, they are used, and changed in place."""
+        model, loaded = self._model, vars(self._model)
+        model.require("generate")
+        if "generator" not in loaded:
+            plain = loaded.pop("model", None)
+            loaded["generator"] = Generator.of(
+                model.reference, model.dtype, model.device, model.concurrent, loaded=plain, tokenizer=model.tokenizer
+            )
+        return model.generator
+
+    def _begin(self, chat: Chat, sampling: Sampling, number: int) -> Writing:
+        generator = self._generator()
+        try:
+            return generator.begin(generator.ids(generator.prompt_of(chat)), sampling, number)
+        except UnusableError as error:
+            raise UserError(f"{self.name}: a chat cannot be rendered: {error}.") from None
+
+    def _score(self, chat: Chat, text: str) -> Score:
+        """The log-probabilities of an answer to a chat of several turns."""
+        generator = self._generator()
+        example = Example(SOURCE, messages=(*chat, {"role": "assistant", "content": text}))
+        try:
+            (ids, mask), *_ = generator.renderer.tokenize_many(generator.renderer.render(example, "last"))
+        except UnusableError as error:
+            raise UserError(f"{self.name}: a chat cannot be rendered: {error}.") from None
+        first = int(np.flatnonzero(mask)[0])
+        (logs,) = generator.scores([(ids[:first].tolist(), ids[first:].tolist())])
+        scored: NDArray[np.bool_] = mask[first:]
+        tokens = self.tokenizer.convert_ids_to_tokens(ids[first:][scored].tolist())
+        return Score(tuple(tokens), np.array(logs)[scored])
+
+
+class _Kept:
+    """Puts answers into the cache as they end."""
+
+    def __init__(self, writings: Mapping[str, Writing], cache: ResultCache) -> None:
+        self._open, self._cache = dict(writings), cache
+
+    def add_ended(self, least: int) -> None:
+        """Keep the answers that have ended, if there are that many."""
+        ended = {key: writing for key, writing in self._open.items() if _has_ended(writing)}
+        if len(ended) < least:
+            return
+        self._cache.add({key: _answer_of(writing) for key, writing in ended.items()})
+        for key in ended:
+            del self._open[key]
+
+
+def _has_ended(writing: Writing) -> bool:
+    return writing.request.finish in ("stop", "length") and writing.request.exception is None
+
+
+def _answer_of(writing: Writing) -> dict[str, Any]:
+    found = writing.finish()
+    return {"text": found.text.strip(), "tokens": len(found.tokens), "finish_reason": found.finish_reason}
+
+
+class _Clock:
+    """Notes when an answer's first token and its end come."""
+
+    def __init__(self, writing: Writing) -> None:
+        self._writing = writing
+        writing.request.submitted = time.perf_counter()
+
+    def timing(self) -> Timing:
+        total = time.perf_counter() - self._writing.request.submitted
+        first = self._writing.request.first_token_seconds
+        return Timing(total if first is None else first, total, len(self._writing.request.tokens))
+
+
+def _as_chat(prompt: str | Chat) -> Chat:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _chat_digest(chat: Chat, number: int, sampling: Sampling) -> str:
+    """Of all that determines an answer beside model and sampling: samples have random numbers by their place."""
+    return digest_of([list(chat), number if sampling.temperature else None])
+
+
+def _row_digest(table: TokenTable, row: int) -> str:
+    ids, mask = table[row]
+    targets = None if table.targets is None else table.targets_of(row).tolist()
+    return digest_of([ids.tolist(), mask.tolist(), targets])

@@ -1,0 +1,206 @@
+"""What each model computes in an evaluation: its loss on the rows, its answers or predictions, and suites' figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tunesmith.config.head import Head, described_head
+from tunesmith.errors import UserError
+from tunesmith.evaluation.figures import (
+    Figures,
+    Side,
+    about_figure,
+    answer_figures,
+    loss_figures,
+    prediction_figures,
+    with_interval,
+)
+from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
+from tunesmith.evaluation.metrics import Metric
+from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
+from tunesmith.evaluation.served_subject import ServedSubject
+from tunesmith.evaluation.subject import Answer
+from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
+from tunesmith.inference.sampling import Sampling
+from tunesmith.run import Events
+
+Opened = LocalSubject | ServedSubject
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How models are evaluated.
+
+    Attributes:
+        metrics: of written answers, by name.
+        sampling: how answers are written.
+        count: how many rows are answered; None: all.
+        events: receive `progress` and `figures`.
+    """
+
+    metrics: Mapping[str, Metric]
+    sampling: Sampling
+    count: int | None
+    events: Events
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Models on some rows: one for each fold of a run, else one.
+
+    Attributes:
+        rows: what they are evaluated on; None: only suites are measured.
+        subjects: the models; the first is the one that the others are compared with.
+        fold: of the run.
+    """
+
+    rows: EvaluationRows | None
+    subjects: Sequence[Opened]
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the models of a trial computed.
+
+    Attributes:
+        sides: by column name; none without rows.
+        tasks: what they answered.
+        suites: the figures of the suites, by column name.
+    """
+
+    sides: Mapping[str, Side]
+    tasks: Sequence[Task]
+    suites: Mapping[str, Figures]
+
+
+def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurement:
+    """Evaluate a trial's models, one at a time, and emit each figure as soon as it is known.
+
+    Args:
+        trial: models and rows.
+        asked: how.
+        suites: to measure beside the rows, by name.
+
+    Returns:
+        What they computed.
+
+    Raises:
+        UserError: a model or the rows cannot be read, or do not fit each other; a user's code fails.
+    """
+    sides: dict[str, Side] = {}
+    found: dict[str, Figures] = {}
+    tasks: Sequence[Task] = []
+    for subject in trial.subjects:
+        try:
+            if trial.rows is not None:
+                one = _OneModel(subject, trial.rows, asked, trial.fold)
+                tasks = tasks or one.tasks()
+                sides[subject.name] = one.side(tasks)
+            context = SuiteContext(
+                trial.rows, tasks, asked.sampling, asked.count or None, _progress(asked.events, subject.name)
+            )
+            found[subject.name] = {}
+            for name, suite in suites.items():
+                figures = measure_suite(name, suite, subject, context)
+                _emit(asked.events, subject.name, trial.fold, figures)
+                found[subject.name] |= figures
+        finally:
+            subject.close()
+    return Measurement(sides, tasks, found)
+
+
+class _OneModel:
+    """A model and the rows of a trial."""
+
+    def __init__(self, subject: Opened, rows: EvaluationRows, asked: Asked, fold: int | None) -> None:
+        self._subject, self._rows, self._asked, self._fold = subject, rows, asked, fold
+        self._within = "" if fold is None else f", fold {fold}"
+        if isinstance(subject, LocalSubject):
+            _refuse_other_head(subject, self._head)
+        self._prepared = None if isinstance(subject, ServedSubject) else rows.prepared(subject.tokenizer)
+
+    @property
+    def _head(self) -> Head:
+        head: Head = self._rows.objective.head
+        return head
+
+    def tasks(self) -> Sequence[Task]:
+        """What is answered; the same for every model."""
+        if self._head.generates_text:
+            return self._rows.tasks(self._asked.count)
+        if self._prepared is None:
+            raise UserError(f"{self._subject.name} is a server, and the rows are for a model that does not write text.")
+        return self._rows.labeled(self._prepared.held_out)
+
+    def side(self, tasks: Sequence[Task]) -> Side:
+        """Everything that the model computes."""
+        side = self._with_losses(Side(None))
+        return self._answered(side, tasks) if self._head.generates_text else self._predicted(side, tasks)
+
+    def _with_losses(self, side: Side) -> Side:
+        subject, head = self._subject, self._head
+        if isinstance(subject, ServedSubject) or self._prepared is None:
+            return side
+        if subject.head.kind != head.kind:  # a decoder beside an encoder–decoder: only their answers are alike
+            return side
+        table, objective = self._prepared.held_out, self._rows.objective
+        report = self._report("loss", len(table))
+        losses = subject.losses(objective, table, self._budget, report)
+        units = units_of(table)
+        self._emit(loss_figures(losses, units, head, objective.loss_unit))
+        return replace(side, losses=losses, units=units)
+
+    def _answered(self, side: Side, tasks: Sequence[Task]) -> Side:
+        report = self._report("answers", len(tasks))
+        answers = self._subject.answers([task.chat for task in tasks], self._asked.sampling, report)
+        self._emit(answer_figures(answers, tasks, self._asked.metrics))
+        return replace(side, answers=answers)
+
+    def _predicted(self, side: Side, tasks: Sequence[Task]) -> Side:
+        assert isinstance(self._subject, LocalSubject)
+        assert self._prepared is not None
+        predictions = self._subject.predictions(self._rows.objective, self._prepared, self._budget)
+        self._emit(prediction_figures(predictions, side.units, self._head.metrics))
+        answers = [Answer(self._head.describe(output)) for output in predictions.outputs] if tasks else []
+        return replace(side, predictions=predictions, answers=answers)
+
+    @property
+    def _budget(self) -> int:
+        """The most tokens in a batch."""
+        return self._rows.recipe.train.tokens_per_batch or TOKENS
+
+    def _report(self, what: str, total: int) -> Callable[[int], None]:
+        progress = _progress(self._asked.events, self._subject.name)
+
+        def report(done: int) -> None:
+            progress(f"{what}{self._within}", done, total)
+
+        report(0)
+        return report
+
+    def _emit(self, figures: Figures) -> None:
+        _emit(self._asked.events, self._subject.name, self._fold, figures)
+
+
+def _progress(events: Events, model: str) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: events.emit("progress", what=f"{model}: {what}", done=done, total=total)
+
+
+def _emit(events: Events, model: str, fold: int | None, figures: Figures) -> None:
+    shown = {name: about_figure(measured) | with_interval(measured) for name, measured in figures.items()}
+    if shown:
+        events.emit("figures", model=model, fold=fold, figures=shown)
+
+
+def _refuse_other_head(subject: LocalSubject, head: Head) -> None:
+    """Refuse a model that does not do what the rows are for.
+
+    Raises:
+        UserError: it does something else, or has other labels.
+    """
+    both_write = subject.head.generates_text and head.generates_text
+    if not both_write and described_head(subject.head) != described_head(head):
+        raise UserError(
+            f"{subject.name} ends in {subject.head.kind}, and the rows are for {head.kind} with the same outputs. "
+            "Evaluate models of one kind together."
+        )

@@ -1,0 +1,255 @@
+"""What models are evaluated on: a run's held-out rows, or the rows of files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.config.data import Data
+from tunesmith.config.objective import ObjectiveConfig
+from tunesmith.config.recipe import Recipe
+from tunesmith.data.example import Example, Message
+from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare
+from tunesmith.data.reasoning import reasoning_of, split_reasoning
+from tunesmith.data.report import DataReport
+from tunesmith.data.tokens import TokenTable
+from tunesmith.errors import UserError
+from tunesmith.objectives.instruction import Instruction
+from tunesmith.objectives.text import Text
+
+LONGEST = 2**17
+"""Tokens of a row of a file; a longer one is left out, and counted."""
+
+UNCLOSED = "<think>"
+"""What begins the reasoning of an answer. Without its end, the answer has not begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A question from a row, and the expected answer.
+
+    Attributes:
+        chat: the turns before the answer.
+        expected: the answer, without its reasoning.
+        source: the row.
+        reasoning: what the row has of it before the answer.
+    """
+
+    chat: tuple[Message, ...]
+    expected: str
+    source: str
+    reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """Rows, and how they are read and rendered.
+
+    Attributes:
+        origin: where they come from, in words.
+        recipe: whose held-out rows they are; its objective renders them.
+        run: the run whose recipe it is; None if there is none.
+        is_whole: whether they are all rows of the recipe's data, and not the held-out ones.
+    """
+
+    origin: str
+    recipe: Recipe
+    run: Path | None = None
+    is_whole: bool = False
+
+    @classmethod
+    def of_run(cls, directory: Path) -> "EvaluationRows":
+        """A run's held-out rows.
+
+        Args:
+            directory: of the run.
+
+        Returns:
+            The rows.
+
+        Raises:
+            UserError: its recipe cannot be read.
+        """
+        return cls(f"held-out rows of {directory.name}", Recipe.load(directory / "recipe.yaml"), directory)
+
+    @classmethod
+    def of_files(cls, paths: Sequence[str], run: Path | None = None) -> "EvaluationRows":
+        """The rows of files.
+
+        Args:
+            paths: as `data.train` takes them.
+            run: whose objective and columns are used; None: chats have a loss on their answers, raw text on all of it.
+
+        Returns:
+            The rows.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        recipe = None if run is None else Recipe.load(run / "recipe.yaml")
+        origin = f"rows of {', '.join(Path(path).name for path in paths)}"
+        if (
+            recipe is not None and not recipe.objective.head.generates_text
+        ):  # the training rows say what there is to predict
+            data = recipe.data.model_copy(update={"held_out": list(paths), "folds": None, "fold": None})
+            return cls(origin, recipe.model_copy(update={"data": data}), run)
+        data = Data(
+            train=list(paths),
+            held_out=0.0,
+            columns={} if recipe is None else recipe.data.columns,
+            max_length=LONGEST,
+            overflow="drop",
+            skip_unusable=True,
+        )
+        if recipe is not None:
+            return cls(origin, recipe.model_copy(update={"data": data}), run, is_whole=True)
+        first = next(examples(data, (), data.train, DataReport()), None)
+        if first is None:
+            raise UserError(f"There are no {origin}.")
+        objective: ObjectiveConfig = Instruction() if first.messages is not None else Text()
+        return cls(origin, Recipe(data=data, objective=objective), is_whole=True)
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """What renders the rows, and computes the loss."""
+        return self.recipe.objective
+
+    def prepared(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """The rows as tokens.
+
+        Args:
+            tokenizer: of the model that reads them.
+
+        Returns:
+            `held_out` has them.
+
+        Raises:
+            UserError: they cannot be read or rendered, or there are none.
+        """
+        prepared = prepare(self.recipe, tokenizer)
+        if self.is_whole:
+            return replace(prepared, held_out=prepared.train)
+        if not len(prepared.held_out):
+            what = self.run or self.origin
+            raise UserError(
+                f"{what} has no held-out rows to evaluate on. Set data.held_out, or data.folds, in a new run."
+            )
+        return prepared
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The rows as they are read."""
+        data, formats = self.recipe.data, self.objective.formats
+        return (
+            list(examples(data, formats, data.train, DataReport()))
+            if self.is_whole
+            else held_out_examples(data, formats)
+        )
+
+    def answer_bytes(self, units: Sequence[str]) -> NDArray[np.int64] | None:
+        """How long the texts with a loss are, to compare losses of models with different tokenizers.
+
+        Args:
+            units: what the rows are called, as `units_of` calls them.
+
+        Returns:
+            (rows,) UTF-8 bytes of a row's answers, or of its raw text; None if a row is in several pieces.
+        """
+        lengths = {str(example.source): _answer_bytes(example) for example in self.examples}
+        known = [lengths.get(unit) for unit in units]
+        return None if None in known else np.array(known, np.int64)
+
+    def tasks(self, count: int | None) -> list[Task]:
+        """Questions with their expected answers.
+
+        Args:
+            count: how many, evenly spaced; None: all.
+
+        Returns:
+            The tasks; none if the rows are raw text.
+        """
+        chats = [example for example in self.examples if example.messages is not None]
+        return [task_of(chats[index]) for index in spread(len(chats), len(chats) if count is None else count)]
+
+    def labeled(self, table: TokenTable) -> list[Task]:
+        """Every text with its target in words, for a head that does not write text.
+
+        Args:
+            table: the rows as tokens.
+
+        Returns:
+            The tasks; none if targets have no form in words.
+        """
+        head = self.objective.head
+        expected = [head.describe_target(table.targets_of(row)) for row in range(len(table))]
+        if None in expected:
+            return []
+        texts = {str(example.source): str(example.text) for example in self.examples}
+        sources = [str(table.source(row)) for row in range(len(table))]
+        return [
+            Task(({"role": "user", "content": texts[source]},), str(target), source)
+            for source, target in zip(sources, expected, strict=True)
+        ]
+
+
+def _answer_bytes(example: Example) -> int:
+    """Bytes of a row's answers and their reasoning, or of its raw text."""
+    if example.messages is None:
+        return len(str(example.text).encode())
+    answers = (reasoning_of(message) for message in example.messages if message["role"] == "assistant")
+    return sum(len(part.encode()) for parts in answers for part in parts)
+
+
+def task_of(example: Example) -> Task:
+    """The last answer of a chat, and the messages before it.
+
+    Args:
+        example: a chat with an answer.
+
+    Returns:
+        The task.
+    """
+    messages = example.messages or ()
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    reasoning, expected = reasoning_of(messages[last])
+    return Task(messages[:last], expected, str(example.source), reasoning)
+
+
+def final_answer(text: str) -> str:
+    """What an answer says after its reasoning, which is what metrics score.
+
+    Args:
+        text: as a model wrote it, with or without `<think>…</think>` at its start.
+
+    Returns:
+        The rest; empty if the reasoning does not end.
+    """
+    reasoning, rest = split_reasoning(text)
+    return "" if not reasoning and rest.lstrip().startswith(UNCLOSED) else rest.strip()
+
+
+def units_of(table: TokenTable) -> list[str]:
+    """What the rows of a table are called, each differently: a row in several pieces has their numbers.
+
+    Args:
+        table: the rows.
+
+    Returns:
+        (rows,) names.
+    """
+    seen: dict[str, int] = {}
+    names = []
+    for row in range(len(table)):
+        name = str(table.source(row))
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}, part {seen[name]}")
+    return names
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` indices evenly spaced over `total`, or all of them if there are fewer."""
+    return [round(index) for index in np.linspace(0, total - 1, min(count, total))]

@@ -1,0 +1,100 @@
+"""A suite: figures beyond the task's own, such as speed, of every model under evaluation; and the registry of suites.
+
+A new one is a class with `measure`, in a file of its own in `suites`, and a line in `SUITES`; a user's is named as
+`module:Class`, or registered by an installed package.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tunesmith.config.extensions import failures_named, is_path
+from tunesmith.config.registry import Registry
+from tunesmith.errors import UserError
+from tunesmith.evaluation.measured import Measured
+from tunesmith.evaluation.rows import EvaluationRows, Task
+from tunesmith.evaluation.subject import Subject
+from tunesmith.inference.sampling import Sampling
+
+SUITES = Registry("tunesmith.suites", {"latency": "tunesmith.evaluation.suites.latency:Latency"})
+"""Suites by name → the class, imported on first use."""
+
+
+@dataclass(frozen=True)
+class SuiteContext:
+    """What the evaluation that a suite is part of has beside the model.
+
+    Attributes:
+        rows: what else the models are evaluated on; None if that is nothing.
+        tasks: questions of these rows, with expected answers.
+        sampling: how answers are written elsewhere in the evaluation.
+        count: how many prompts of its own the suite has at most; None: all.
+        progress: called with what is done, how much of it, and how much there is.
+    """
+
+    rows: EvaluationRows | None
+    tasks: Sequence[Task]
+    sampling: Sampling
+    count: int | None
+    progress: Callable[[str, int, int], None]
+
+
+class Suite(Protocol):
+    """Measures one model after another. It may keep what it needs of the first, which the others are compared with."""
+
+    def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
+        """The figures of a model.
+
+        Args:
+            subject: the model; the first call has the one that the others are compared with.
+            context: of the evaluation.
+
+        Returns:
+            The figures by name; none if the model cannot be measured (a server that tells no log-probabilities). In
+            tables and gates, a figure is called `suite.name`.
+
+        Raises:
+            UserError: the user can do something about it.
+        """
+
+
+def open_suites(names: Sequence[str]) -> dict[str, Suite]:
+    """New suites.
+
+    Args:
+        names: of `SUITES`, or `module:Class`, in the working directory or installed.
+
+    Returns:
+        By name.
+
+    Raises:
+        UserError: there is no such suite.
+    """
+    suites: dict[str, Suite] = {}
+    for name in names:
+        if name not in SUITES and not is_path(name):
+            raise UserError(f"The suite {name} is not known. Known: {', '.join(SUITES)}; or your own as module:Class.")
+        suites[name] = SUITES.load(name, Path.cwd())()
+    return suites
+
+
+def measure_suite(name: str, suite: Suite, subject: Subject, context: SuiteContext) -> dict[str, Measured]:
+    """A suite's figures of a model, under the names that tables and gates have for them.
+
+    Args:
+        name: of the suite.
+        suite: itself.
+        subject: the model.
+        context: of the evaluation.
+
+    Returns:
+        The figures by `suite.name`.
+
+    Raises:
+        UserError: as `Suite.measure`, or a user's suite fails.
+    """
+    own = {f"The suite {name}": SUITES.path(name)} if SUITES.is_users(name) else {}
+    short = name.rpartition(":")[2].lower()
+    with failures_named(own):
+        return {f"{short}.{figure}": measured for figure, measured in suite.measure(subject, context).items()}

@@ -1,0 +1,1 @@
+"""Suites of `tunesmith evaluate --suite`, one file each."""

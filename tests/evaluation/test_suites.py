@@ -1,0 +1,92 @@
+"""Suites: latency from what answers took, of models here and of servers; and suites of users."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running_server import served
+
+from tunesmith.errors import UserError
+from tunesmith.evaluation.compare import evaluate
+from tunesmith.evaluation.subject import Timing
+from tunesmith.evaluation.suites import latency
+from tunesmith.evaluation.suites.latency import level_figures, prompts
+
+
+@pytest.fixture(autouse=True)
+def short_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "WORDS", (8, 12))
+    monkeypatch.setattr(latency, "CONCURRENT", (1, 2))
+    monkeypatch.setattr(latency, "ANSWER", 4)
+
+
+def test_figures_of_latency_are_percentiles_and_tokens_a_second() -> None:
+    firsts, totals, tokens = [0.1, 0.4, 0.2, 0.3], [1.0, 2.0, 4.0, 5.0], [10, 10, 20, 40]
+    timings = [Timing(*each) for each in zip(firsts, totals, tokens, strict=True)]
+    figures = level_figures(timings, 8, 32)
+    for percentile in (50, 95, 99):
+        figure = figures[f"first_token_p{percentile}_8x32"]
+        assert figure.value == pytest.approx(np.percentile(firsts, percentile))
+        assert (figure.better, figure.unit, figure.is_compared) == ("lower", "seconds", percentile == 50)
+        assert figure.of(np.array([1, 1, 3])) == pytest.approx(np.percentile([0.4, 0.4, 0.3], percentile))
+    assert figures["tokens_per_second_8x32"].value == pytest.approx(np.mean([10, 5, 5, 8]))
+    assert len(figures) == 4
+    assert len(set(figures["first_token_p50_8x32"].units)) == 4
+
+
+def test_prompts_of_latency_differ_from_their_first_word_on() -> None:
+    (first, *_), (again, *_) = prompts(3, 20, 1), prompts(3, 20, 1)
+    assert first == again
+    texts = [str(chat[0]["content"]) for chat in [*prompts(40, 20, 1), *prompts(40, 20, 2)]]
+    assert len({text.split()[0] for text in texts}) == 80
+    assert {len(text.split()) for text in texts} == {20}
+
+
+def test_latency_is_measured_of_a_model_and_of_a_server(tiny_model: Path) -> None:
+    with served(tiny_model) as server:
+        found = evaluate([tiny_model, f"{server.address}/v1#tiny"], 3, suites=["latency"])
+    levels = [f"{concurrent}x{words}" for words in (8, 12) for concurrent in (1, 2)]
+    names = {f"latency.first_token_p{percentile}_{level}" for percentile in (50, 95, 99) for level in levels}
+    names |= {f"latency.tokens_per_second_{level}" for level in levels}
+    assert (found["rows"], found["samples"], found["data"]) == (0, [], None)
+    for figures in found["models"].values():
+        assert set(figures) == names
+        for level in levels:
+            assert figures[f"latency.first_token_p50_{level}"]["value"] > 0
+            assert figures[f"latency.first_token_p50_{level}"]["rows"] == 3
+            assert 0 < figures[f"latency.tokens_per_second_{level}"]["value"] < 1e5
+    assert found["comparisons"] == 8
+
+
+SUITE = """
+from tunesmith.evaluation.measured import mean_of
+
+
+class Length:
+    def measure(self, subject, context):
+        answers = subject.answers([task.chat for task in context.tasks], context.sampling)
+        lengths = [len(answer.text) for answer in answers]
+        units = [task.source for task in context.tasks]
+        return {"mean": mean_of(lengths, units, "length", "characters", "neither", "")}
+
+
+class Broken:
+    def measure(self, subject, context):
+        return 1 / 0
+"""
+
+
+def test_a_suite_of_ones_own_is_measured_beside_the_rows_and_named_if_it_fails(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mysuites.py").write_text(SUITE, encoding="utf-8")
+    asked: Any = {"rows": 3, "max_new_tokens": 5, "data": write_rows(3)}
+    found = evaluate(tiny_model, suites=["mysuites:Length"], **asked)
+    lengths = [len(sample["answers"]["llama"]) for sample in found["samples"]]
+    assert found["models"]["llama"]["length.mean"]["value"] == pytest.approx(np.mean(lengths))
+    assert found["figures"]["length.mean"]["title"] == "length"
+    with pytest.raises(UserError, match=r"The suite mysuites:Broken failed: ZeroDivisionError.*mysuites.py:\d+"):
+        evaluate(tiny_model, suites=["mysuites:Broken"], **asked)
