@@ -1,7 +1,7 @@
 """Mutation testing: how many single-line bugs do the tests notice? `make mutants`
 
-1. The suite runs once under coverage, to record which tests reach each line and how long each takes; later only the
-   changed parts run again. The result is stored in `.mutants/map.json`.
+1. The suite, or the tests given by `--tests`, run once under coverage, to record which tests reach each line and how
+   long each takes; later only the changed parts run again. The result is stored in `.mutants/map.json`.
 2. A seeded sample of `mutate.py`'s bugs is drawn, the same number from each directory.
 3. Each bug goes into a copy of the source. A forked process, which has PyTorch and transformers imported already, runs
    the tests that reach the line, the quickest and nearest first, until one fails or the time budget is used up.
@@ -24,9 +24,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ SOURCE = ROOT / "src" / "tunesmith"
 WORK = ROOT / ".mutants"
 TABLE = ROOT / "benchmarks" / "results" / "mutants.md"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
+HEADER = (
+    "| directory | single-line bugs in all | drawn | tried | equivalent | detected | share, 95 % interval |",
+    "|---|---:|---|---:|---:|---:|---:|",
+)
 DIRECTORIES = (
+    "config",
     "data",
     "engine",
     "evaluation",
@@ -55,6 +61,8 @@ DIRECTORIES = (
     "ops",
     "planner",
     "proving",
+    "report",
+    "serving",
     "training",
 )
 PRELOADED = (
@@ -119,31 +127,50 @@ class Reach:
         return sorted(tests & self.seconds.keys(), key=cost)
 
 
-def up_to_date_reach() -> Reach:
-    """The map, updated by running the tests of changed files again."""
+def up_to_date_reach(tests: Sequence[str]) -> Reach:
+    """The map, updated by running the tests of changed files again; in another process, so that this one has not
+    imported what will be mutated.
+
+    Args:
+        tests: test files or directories; those of the map that are not among them stay in it.
+    """
+    process = get_context("fork").Process(target=_update_map, args=(tests,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+    return Reach.read()
+
+
+def _update_map(tests: Sequence[str]) -> None:
     reach = Reach.read()
-    now = {str(file.relative_to(ROOT)): _hash(file) for file in _files()}
+    now = {name: _hash(ROOT / name) for name in _files(tests, reach)}
     changed = {name for name in {*now, *reach.hashes} if now.get(name) != reach.hashes.get(name)}
     if changed:
         sources = {name.removeprefix("src/tunesmith/") for name in changed if name.startswith("src/")}
-        tests = {name for name in changed if name.startswith("tests/")}
+        test_files = {name for name in changed if name.startswith("tests/")}
         stale = {test for file in sources for each in reach.lines.pop(file, {}).values() for test in each}
-        stale |= {test for test in reach.seconds if test.split("::")[0] in tests}
+        stale |= {test for test in reach.seconds if test.split("::")[0] in test_files}
         for by_line in reach.lines.values():
             for line, reaching in by_line.items():
                 by_line[line] = [test for test in reaching if test not in stale]
         for test in stale:
             reach.seconds.pop(test, None)
-        files = {name for name in tests if (ROOT / name).exists()}
-        again = sorted(files | {test for test in stale if test.split("::")[0] not in tests})
-        _run_under_coverage(reach, again if reach.hashes else [])
+        files = {name for name in test_files if (ROOT / name).exists()}
+        again = files | {test for test in stale if test.split("::")[0] not in test_files}
+        if again:
+            _run_under_coverage(reach, sorted(again))
         reach.hashes = now
         reach.write()
-    return reach
 
 
-def _files() -> list[Path]:
-    return sorted([*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("test_*.py")])
+def _files(tests: Sequence[str], reach: Reach) -> list[str]:
+    """The source and the chosen tests, with those that the map has already."""
+    files = [*SOURCE.rglob("*.py")]
+    for path in map(Path, tests):
+        files += [path.absolute()] if path.is_file() else path.absolute().rglob("test_*.py")
+    known = {name for name in reach.hashes if name.startswith("tests/") and (ROOT / name).exists()}
+    return sorted({str(file.relative_to(ROOT)) for file in files} | known)
 
 
 def _hash(file: Path) -> str:
@@ -164,8 +191,8 @@ class _Seconds:
 
 
 def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
-    """Add the lines that these tests reach; all tests if none is given."""
-    print(f"Measuring coverage of {len(tests) or 'all'} test files and tests", flush=True)
+    """Add the lines that these tests reach."""
+    print(f"Measuring coverage of {len(tests)} test files and tests", flush=True)
     data = WORK / "coverage"
     for old in WORK.glob("coverage*"):
         old.unlink()
@@ -410,24 +437,64 @@ def _decided_by(outcome: Outcome, tests: Sequence[str], reach: Reach) -> str:
     )
 
 
-def table(outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: dict[str, str]) -> str:
-    """A Markdown table with a row per directory."""
-    rows = [
-        "| directory | single-line bugs in all | tried | equivalent | detected | share, 95 % interval |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    total = [0, 0, 0]
-    for directory, size in population.items():
+@dataclass(frozen=True)
+class Sample:
+    """A directory's row of the table.
+
+    Attributes:
+        directory: below `src/tunesmith`.
+        bugs: that could be made in it.
+        drawn: the day, and the seed.
+        tried: bugs.
+        equivalent: those of them that no test detects, since they do not change behavior.
+        detected: those that a test detects.
+    """
+
+    directory: str
+    bugs: int
+    drawn: str
+    tried: int
+    equivalent: int
+    detected: int
+
+    @classmethod
+    def read(cls, row: str) -> "Sample":
+        directory, bugs, drawn, *counts, _ = [cell.strip() for cell in row.strip("|").split("|")]
+        return cls(directory, int(bugs.replace(",", "")), drawn, *map(int, counts))
+
+    def __str__(self) -> str:
+        share = _share(self.detected, self.tried - self.equivalent)
+        cells = (self.directory, f"{self.bugs:,}", self.drawn, self.tried, self.equivalent, self.detected, share)
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def samples(
+    outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: dict[str, str], drawn: str
+) -> list[Sample]:
+    """A row for each directory."""
+    rows = []
+    for directory, bugs in population.items():
         own = {mutant: outcome for mutant, outcome in outcomes.items() if mutant.file.split("/")[0] == directory}
         equivalent = [mutant for mutant in own if _is_equivalent(mutant, reasons) and not own[mutant].killed]
-        numbers = [len(own), len(equivalent), sum(outcome.killed for outcome in own.values())]
-        total = [one + other for one, other in zip(total, numbers, strict=True)]
-        rows.append(_row(directory, size, *numbers))
-    return "\n".join([*rows, _row("all", sum(population.values()), *total)]) + "\n"
+        detected = sum(outcome.killed for outcome in own.values())
+        rows.append(Sample(directory, bugs, drawn, len(own), len(equivalent), detected))
+    return rows
 
 
-def _row(name: str, size: int, tried: int, equivalent: int, killed: int) -> str:
-    return f"| {name} | {size:,} | {tried} | {equivalent} | {killed} | {_share(killed, tried - equivalent)} |"
+def table(rows: Iterable[Sample]) -> str:
+    """A Markdown table with these rows, by name, and their sum."""
+    ordered = sorted(rows, key=lambda row: row.directory)
+    sums = [sum(getattr(row, name) for row in ordered) for name in ("bugs", "tried", "equivalent", "detected")]
+    total = Sample("all", sums[0], "", *sums[1:])
+    return "\n".join([*HEADER, *map(str, ordered), str(total)]) + "\n"
+
+
+def stored_samples() -> dict[str, Sample]:
+    """The rows of the stored table by directory."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else []
+    rows = lines[lines.index(HEADER[1]) + 1 : -1] if HEADER[1] in lines else []
+    read = map(Sample.read, rows)
+    return {row.directory: row for row in read if row.directory in DIRECTORIES}
 
 
 def _is_equivalent(mutant: Mutant, reasons: dict[str, str]) -> bool:
@@ -512,11 +579,16 @@ def main() -> None:
     parser.add_argument("--lines", nargs="+", help="all mutants of these lines instead: engine/loop.py:117")
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests per mutant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.relative_to(ROOT)}")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="test files or directories to run; default: all")
+    parser.add_argument(
+        "--write",
+        metavar="MACHINE",
+        help=f"replace the directories' rows in {TABLE.relative_to(ROOT)}; the machine, in words, stands above it",
+    )
     options = parser.parse_args()
     os.chdir(ROOT)
     WORK.mkdir(exist_ok=True)
-    reach = up_to_date_reach()
+    reach = up_to_date_reach(options.tests)
     chosen, population = (
         (at_lines(options.lines), {}) if options.lines else drawn(options.directories, options.count, options.seed)
     )
@@ -531,13 +603,12 @@ def main() -> None:
         print(f"{location}: {mutant.what}; {outcomes[mutant].tests} tests reach it{known}")
         print(f"    - {before}\n    + {after}")
     if not options.lines:
-        result = table(outcomes, population, reasons)
-        print("\n" + result)
+        rows = samples(outcomes, population, reasons, f"{time.strftime('%Y-%m-%d')}, seed {options.seed}")
+        print("\n" + table(rows))
         if options.write:
-            about = (
-                f"{time.strftime('%Y-%m-%d')}, seed {options.seed}, {options.budget:.0f} s of tests per bug at most."
-            )
-            TABLE.write_text(f"{about}\n\n{result}", encoding="utf-8")
+            stored = stored_samples() | {row.directory: row for row in rows}
+            about = f"{options.write}; {options.budget:.0f} s of tests per bug at most."
+            TABLE.write_text(f"{about}\n\n{table(stored.values())}", encoding="utf-8")
     else:
         print(f"\n{len(outcomes) - len(survivors)} of {len(outcomes)} detected.")
 
