@@ -8,22 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from small_models import objective_of, small_model
-from toy_loop import TOKENS, loop_over, named, table_of
+from toy_loop import TOKENS, loop_over, named, table_of, weight_of
 
 import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.report import DataReport
 from tunesmith.engine.batch_plan import BatchPlan
-from tunesmith.engine.checkpoint import load_checkpoint
 from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.models.architecture import blocks
 from tunesmith.run import Event, Run
 from tunesmith.training import one_run
-from tunesmith.training.one_run import emit_start, loop_of
+from tunesmith.training.one_run import emit_start, loop_of, restore_best
 
 CPU = torch.device("cpu")
 POINTS = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (1.5, 0.5)]
@@ -189,18 +187,18 @@ def test_the_seconds_of_a_run_include_its_saving_and_are_no_more_than_it_took(
     assert end["seconds"] <= took
 
 
-def test_without_early_stopping_the_last_weights_are_saved_and_not_the_best(
-    short: dict[str, Any], tmp_path: Path
-) -> None:
-    worse = {"learning_rate": 0.5, "warmup_ratio": 0, "evaluate_every": 1, "checkpoint_every": 1, "steps": 4}
-    run = tunesmith.train({**short, "train": {**short["train"], **worse}}, tmp_path / "run")
-    losses = {event["step"]: event["loss"] for event in named(run.events(), "evaluation")}
-    best = min(losses, key=lambda step: losses[step])
-    assert best < 4
-    assert run.output is not None
-    saved = torch.cat([each.flatten() for each in load_file(run.output / "adapter_model.safetensors").values()])
-    last = load_checkpoint(run.directory / "checkpoints" / "step-000004")[0]["master"]
-    assert saved.sort().values.tolist() == last.sort().values.tolist()
+@pytest.mark.parametrize("early_stopping", [None, {"patience": 1}])
+def test_the_best_weights_are_restored_with_early_stopping_alone(tmp_path: Path, early_stopping: Any) -> None:
+    loop, _ = loop_over(tmp_path, POINTS, early_stopping=early_stopping)
+    weights = []
+    for _ in range(2):
+        loop.step()
+        loop.state.best_step = 1
+        loop.checkpoint()
+        weights.append(weight_of(loop))
+    assert weights[0] != weights[1]
+    restore_best(Run(tmp_path), loop)
+    assert weight_of(loop) == weights[1 if early_stopping is None else 0]
 
 
 def test_a_plain_run_warns_about_nothing(short: dict[str, Any], tmp_path: Path) -> None:
