@@ -215,13 +215,19 @@ def test_a_base_is_fetched_from_the_hub_without_pickles(
     def is_fetched(file: str) -> bool:
         return any(fnmatch(file, pattern) for pattern in fetched["allow_patterns"])
 
-    for file in ("config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "spiece.model", "merges.txt"):
+    for file in (
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "chat_template.jinja",
+        "spiece.model",
+        "merges.txt",
+    ):
         assert is_fetched(file), file
     for file in ("pytorch_model.bin", "model.gguf", "modeling.py"):
         assert not is_fetched(file), file
 
 
-class Gated(GatedRepoError):
+class GatedError(GatedRepoError):
     def __init__(self, *_: Any, **__: Any) -> None:
         Exception.__init__(self, "403 Client Error")
 
@@ -229,7 +235,7 @@ class Gated(GatedRepoError):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (Gated(), r"accept its license at https://huggingface\.co/meta-llama/Meta-Llama-3-8B and set HF_TOKEN$"),
+        (GatedError(), r"accept its license at https://huggingface\.co/meta-llama/Meta-Llama-3-8B and set HF_TOKEN$"),
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set$"),
         (OSError("\nno route\nto it"), "no route$"),
         (TimeoutError(), "TimeoutError$"),

@@ -99,5 +99,7 @@ def test_what_document_attention_cannot_apply_is_refused_by_the_modules_name() -
         with pytest.raises(UserError, match=r"^Identity has its own attention mask"):
             attend(nn.Identity(), states, states, states, mask, document_lengths=[7], **options)
     prefix = [(states, states)]
-    with pytest.raises(UserError, match=r"^method: prefix has keys and values for each layer, and Identity has no layer"):
+    with pytest.raises(
+        UserError, match=r"^method: prefix has keys and values for each layer, and Identity has no layer"
+    ):
         attend(nn.Identity(), states, states, states, None, document_lengths=[7], document_prefix=prefix)

@@ -8,7 +8,7 @@ from tunesmith.serving.choices import BYTE_LEVEL, TokenTexts
 
 
 def test_the_characters_of_byte_level_tokens_are_gpt_2s() -> None:
-    assert BYTE_LEVEL == {character: byte for byte, character in bytes_to_unicode().items()}
+    assert {character: byte for byte, character in bytes_to_unicode().items()} == BYTE_LEVEL
 
 
 @pytest.mark.parametrize("text", ["a", " ", "ß", "日", "🙂"])

@@ -256,9 +256,10 @@ def test_a_row_of_ones_own_may_have_max_length_tokens_and_no_more(recipe: dict[s
         length = trainer.batch([row]).lengths[0]
     with Trainer(recipe, tmp_path / "exact", [f"data.max_length={length}"]) as trainer:
         assert trainer.batch([row]).lengths[0] == length
-    with Trainer(recipe, tmp_path / "less", [f"data.max_length={length - 1}"]) as trainer:
-        with pytest.raises(UserError, match=rf"^rows row 1 is longer than data\.max_length: {length - 1} tokens"):
-            trainer.batch([row])
+    message = rf"^rows row 1 is longer than data\.max_length: {length - 1} tokens"
+    less = Trainer(recipe, tmp_path / "less", [f"data.max_length={length - 1}"])
+    with less as trainer, pytest.raises(UserError, match=message):
+        trainer.batch([row])
 
 
 def test_texts_are_rows_of_an_objective_that_reads_texts(tiny_model: Path, tmp_path: Path) -> None:
