@@ -251,13 +251,13 @@ def test_a_batch_keeps_the_indices_of_training_rows_and_has_none_for_rows_of_one
 
 
 def test_a_row_of_ones_own_may_have_max_length_tokens_and_no_more(recipe: dict[str, Any], tmp_path: Path) -> None:
-    row = {"question": "What is it, if it is longer than any other?", "answer": "It is the longest one, of course."}
-    with Trainer(recipe, tmp_path / "unlimited") as trainer:
-        length = trainer.batch([row]).lengths[0]
-    with Trainer(recipe, tmp_path / "exact", [f"data.max_length={length}"]) as trainer:
-        assert trainer.batch([row]).lengths[0] == length
-    message = rf"^rows row 1 is longer than data\.max_length: {length - 1} tokens"
-    less = Trainer(recipe, tmp_path / "less", [f"data.max_length={length - 1}"])
+    row = {"question": "What is 59 + 59?", "answer": "It is 118, of course."}  # one of the longest rows
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        longest = int(trainer.rows.lengths.max())
+    with Trainer(recipe, tmp_path / "exact", [f"data.max_length={longest}"]) as trainer:
+        assert trainer.batch([row]).documents == 1
+    less = Trainer(recipe, tmp_path / "less", [f"data.max_length={longest - 1}", "data.overflow=drop"])
+    message = rf"^rows row 1 is longer than data\.max_length: {longest - 1} tokens"
     with less as trainer, pytest.raises(UserError, match=message):
         trainer.batch([row])
 
