@@ -297,6 +297,8 @@ class Workplace:
                 by = self.first_failure(tests)
             finally:
                 target.write_text(source, encoding="utf-8")
+            if by == "import":
+                self.check_that_tests_run(tests)
             if by in (None, "import", "time"):
                 break
             assert by is not None
@@ -306,6 +308,13 @@ class Workplace:
                 break
             tests = [test for test in tests if test != by]
         return Outcome(by is not None, by or "", count, time.monotonic() - started)
+
+    def check_that_tests_run(self, tests: list[str]) -> None:
+        """Stop if pytest cannot even start without a mutant: every mutant would seem to be detected."""
+        if "import" not in self.sound:
+            self.sound["import"] = self.first_failure(tests[:1]) != "import"
+        if not self.sound["import"]:
+            raise SystemExit(f"Tests cannot start without a mutant either; see {self.directory / 'log'}.")
 
     def first_failure(self, tests: list[str]) -> str | None:
         """The first test that fails, in a separate process."""
@@ -332,6 +341,7 @@ class Workplace:
         os.environ["PYTHONPATH"] = source
         os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # limits it to one thread, as with other workers
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        os.environ.pop("PYTEST_ADDOPTS", None)  # of the user's; it may ask for a plug-in that is not loaded here
         sys.dont_write_bytecode = True
         sys.path.insert(0, source)
         with (self.directory / "log").open("w") as log:
