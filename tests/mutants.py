@@ -577,8 +577,9 @@ def _answers(workers: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, Ou
                     continue
                 index, values = json.loads(line)
                 yield key.data, index, Outcome(**values)
-    for process, _ in workers.values():
-        os.waitpid(process, 0)
+    ends = [os.waitpid(process, 0)[1] for process, _ in workers.values()]
+    if any(ends):
+        raise SystemExit(1)  # the worker has said why
 
 
 def main() -> None:
