@@ -14,6 +14,7 @@ command anew for each mutant: five seconds of imports here, and no selection of 
 """
 
 import argparse
+import compileall
 import hashlib
 import json
 import os
@@ -282,6 +283,7 @@ class Workplace:
         self.budget = budget
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.copytree(ROOT / "src", self.directory / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(self.directory / "src", quiet=1)  # else every forked process would compile all of it
         self.sound: dict[str, bool] = {}
 
     def attempt(self, mutant: Mutant, tests: list[str]) -> Outcome:
