@@ -128,14 +128,15 @@ class Reach:
         return sorted(tests & self.seconds.keys(), key=cost)
 
 
-def up_to_date_reach(tests: Sequence[str]) -> Reach:
+def up_to_date_reach(tests: Sequence[str], jobs: int) -> Reach:
     """The map, updated by running the tests of changed files again; in another process, so that this one has not
     imported what will be mutated.
 
     Args:
         tests: test files or directories; those of the map that are not among them stay in it.
+        jobs: how many processes run them.
     """
-    process = get_context("fork").Process(target=_update_map, args=(tests,))
+    process = get_context("fork").Process(target=_update_map, args=(tests, jobs))
     process.start()
     process.join()
     if process.exitcode:
@@ -143,7 +144,7 @@ def up_to_date_reach(tests: Sequence[str]) -> Reach:
     return Reach.read()
 
 
-def _update_map(tests: Sequence[str]) -> None:
+def _update_map(tests: Sequence[str], jobs: int) -> None:
     reach = Reach.read()
     now = {name: _hash(ROOT / name) for name in _files(tests, reach)}
     changed = {name for name in {*now, *reach.hashes} if now.get(name) != reach.hashes.get(name)}
@@ -160,7 +161,7 @@ def _update_map(tests: Sequence[str]) -> None:
         files = {name for name in test_files if (ROOT / name).exists()}
         again = files | {test for test in stale if test.split("::")[0] not in test_files}
         if again:
-            _run_under_coverage(reach, sorted(again))
+            _run_under_coverage(reach, sorted(again), jobs)
         reach.hashes = now
         reach.write()
 
@@ -191,7 +192,7 @@ class _Seconds:
             self.failed.add(report.nodeid)
 
 
-def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
+def _run_under_coverage(reach: Reach, tests: Sequence[str], jobs: int) -> None:
     """Add the lines that these tests reach."""
     print(f"Measuring coverage of {len(tests)} test files and tests", flush=True)
     data = WORK / "coverage"
@@ -202,6 +203,8 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     config.write_text("[run]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()), encoding="utf-8")
     seconds = _Seconds()
     options = ["-q", "-p", "no:cacheprovider", f"--cov={SOURCE}", "--cov-context=test", "--cov-report="]
+    # With one process, --dist has to be off too: pytest-cov takes it as a sign of workers, which alone note the tests.
+    options += ["-n", "0", "--dist", "no"] if jobs == 1 else ["-n", str(jobs)]
     os.environ["COVERAGE_FILE"] = str(data)
     pytest.main([*options, f"--cov-config={config}", *tests], plugins=[seconds])
     del os.environ["COVERAGE_FILE"]
@@ -210,6 +213,8 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     reach.seconds |= {test: duration for test, duration in seconds.durations.items() if test not in seconds.failed}
     covered = coverage.CoverageData(str(data))
     covered.read()
+    if not any(covered.measured_contexts()):
+        raise SystemExit("Coverage did not note which test reaches a line. Is PYTEST_ADDOPTS set?")
     for name in covered.measured_files():
         by_line = reach.lines.setdefault(str(Path(name).relative_to(SOURCE)), {})
         for line, contexts in covered.contexts_by_lineno(name).items():
@@ -601,7 +606,7 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir(ROOT)
     WORK.mkdir(exist_ok=True)
-    reach = up_to_date_reach(options.tests)
+    reach = up_to_date_reach(options.tests, options.jobs)
     chosen, population = (
         (at_lines(options.lines), {}) if options.lines else drawn(options.directories, options.count, options.seed)
     )
