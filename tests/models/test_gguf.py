@@ -80,7 +80,8 @@ def test_a_flag_adds_the_bos_token(llama: Any, tmp_path: Path) -> None:
 def test_the_tokenizer_has_no_token_without_an_embedding(
     llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(globals(), "SPECIAL", [*SPECIAL[:3], "<|other|>"])  # transformers adds <|endoftext|>
+    monkeypatch.setattr("small_gguf.SPECIAL", [*SPECIAL[:3], "<|other|>"])  # transformers adds <|endoftext|>
+    assert "<|endoftext|>" not in bpe_tokenizer().get_vocab()
     convert_gguf(write_gguf(tmp_path / "a.gguf", llama), tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert len(tokenizer) == llama.config.vocab_size

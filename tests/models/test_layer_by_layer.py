@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from matrix import make_bases
+from small_models import small_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.config.base import Base
+from tunesmith.models.architecture import blocks
+from tunesmith.models.layer_by_layer import packing
 from tunesmith.models.load import load_model
 from tunesmith.modules.quantized_linear import QuantizedLinear, dequantized_model, quantized_bytes
 from tunesmith.ops.quantized import dequantize, quantize
@@ -96,3 +99,18 @@ def test_a_checkpoint_is_never_entirely_in_memory_while_it_is_quantized(bases: P
     assert held < 0.3 * stored
     # The C library keeps some tens of megabytes of freed memory; benchmarks/quantized_memory.py measures it.
     assert int(done.stdout.splitlines()[-1]) < held + 0.45 * stored, "the checkpoint itself was in memory"
+
+
+def test_a_quantized_base_has_no_marks_of_transformers_quantizers(bases: Path) -> None:
+    model = load_model(Base(path=str(bases / "llama"), weights="int8"), torch.float32)
+    for module in (model, model.model):
+        assert not module.is_quantized
+        assert not hasattr(module, "hf_quantizer")
+        assert not hasattr(module.config, "quantization_config")
+
+
+def test_layers_are_packed_only_in_models_that_the_engine_computes() -> None:
+    llama = small_model("llama")
+    assert packing().modules(llama) == blocks(llama)
+    assert packing().modules(small_model("t5")) == []
+    assert packing().modules(small_model("llama", layers=0)) == []

@@ -366,3 +366,32 @@ def test_without_a_plan_a_run_warns_and_still_tries_its_largest_batch(
     assert set(objective.taken) == {largest}
     assert forecast["device"] == "cpu"
     assert set(forecast) == {"device", "time"}
+
+
+def test_rows_of_half_a_second_are_timed_again_on_a_busy_machine(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, events, _ = one_step_of(8, tmp_path)
+    monkeypatch.setattr(memory_guard, "taken_by_others", lambda before, after: 0.5)
+    timed: list[tuple[int, ...]] = []
+
+    def pass_over(loop: Loop, rows: list[int]) -> tuple[float, float]:
+        timed.append(tuple(rows))
+        return 4.0 / (8 * TOKENS), 1.0
+
+    monkeypatch.setattr(memory_guard, "_seconds_per_token", pass_over)
+    forecast_of(loop, events, plan, plan.batch_plan)
+    assert timed == [tuple(range(8)), (0,)], "a row takes exactly half a second"
+
+
+def test_evaluations_are_forecast_with_the_speed_of_a_pass_without_gradients(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_guard, "_seconds_per_token", lambda loop, rows: (3e-3, 1e-3))
+    batch_plan = BatchPlan.of(recipe_of(base, steps=5, evaluate_every=2), table_of(POINTS[:5]), table_of(POINTS[:3]))
+    for done, training, evaluations in ((0, 5, 4), (2, 3, 2)):  # before the first step, and after 2, 4 and 5
+        loop, events = loop_over(tmp_path, POINTS[:5], steps=5, held_out=POINTS[:3])
+        loop.state.step = done
+        parts = forecast_of(loop, events, None, batch_plan)["time"]["parts"]
+        assert parts["training"] == pytest.approx(training * TOKENS * 3e-3)
+        assert parts["evaluation"] == pytest.approx(evaluations * 3 * TOKENS * 1e-3)

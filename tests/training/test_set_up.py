@@ -1,6 +1,7 @@
 """A run from its recipe: how it is built, its first and last events, and its warnings."""
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import objective_of, small_model
-from toy_loop import TOKENS, loop_over, named, table_of
+from toy_loop import TOKENS, loop_over, named, table_of, weight_of
 
 import tunesmith
 from tunesmith.config.recipe import Recipe
@@ -19,6 +20,8 @@ from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.models.architecture import blocks
 from tunesmith.run import Event, Run
+from tunesmith.training import saving
+from tunesmith.training.saving import restore_best
 from tunesmith.training.set_up import emit_start, loop_of
 
 CPU = torch.device("cpu")
@@ -139,3 +142,66 @@ def test_the_last_event_has_the_seconds_of_the_whole_run_and_the_output(
     assert [len(named(run.events(), kind)) for kind in ("plan", "end")] == [1, 1], "those of the interruption are gone"
     starts = [(event["step"], event["base"], event["weights"]) for event in named(run.events(), "start")]
     assert starts == [(0, str(tiny_model), "float32"), (1, str(tiny_model), "float32")]
+
+
+@pytest.fixture
+def short(tiny_model: Path, write_rows: Callable[..., Path]) -> dict[str, Any]:
+    """A recipe of three steps."""
+    return {
+        "base": str(tiny_model),
+        "data": {"train": str(write_rows(20)), "held_out": 0.2, "cache": False},
+        "train": {"steps": 3, "tokens_per_step": 64, "precision": "fp32"},
+    }
+
+
+def test_measured_times_are_of_the_steps_since_the_run_was_resumed(short: dict[str, Any], tmp_path: Path) -> None:
+    with tunesmith.Trainer(short, tmp_path / "run") as trainer:
+        for _ in range(2):
+            trainer.step()
+        trainer.checkpoint()
+    with tunesmith.Trainer.resume(tmp_path / "run") as trainer:
+        run = trainer.fit()
+    step, plan = named(run.events(), "step")[-1], named(run.events(), "plan")[-1]
+    assert step["step"] == 3
+    time = plan["measured"]["time"]
+    assert time["parts"]["training"] == time["seconds_per_step"] == pytest.approx(step["seconds"])
+    assert time["tokens_per_second"] == pytest.approx(step["tokens"] / step["seconds"])
+
+
+def test_the_seconds_of_a_run_include_its_saving_and_are_no_more_than_it_took(
+    short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = saving.save_output
+
+    def save_slowly(*given: Any) -> Path:
+        time.sleep(0.3)
+        return save(*given)
+
+    monkeypatch.setattr(saving, "save_output", save_slowly)
+    started = time.perf_counter()
+    run = tunesmith.train(short, tmp_path / "run")
+    took = time.perf_counter() - started
+    plan, end = run.events()[-2:]
+    parts = plan["measured"]["time"]["parts"]
+    assert parts["checkpoints"] >= 0.3
+    assert end["seconds"] == pytest.approx(sum(parts.values()))
+    assert end["seconds"] <= took
+
+
+@pytest.mark.parametrize("early_stopping", [None, {"patience": 1}])
+def test_the_best_weights_are_restored_with_early_stopping_alone(tmp_path: Path, early_stopping: Any) -> None:
+    loop, _ = loop_over(tmp_path, POINTS, early_stopping=early_stopping)
+    weights = []
+    for _ in range(2):
+        loop.step()
+        loop.state.best_step = 1
+        loop.checkpoint()
+        weights.append(weight_of(loop))
+    assert weights[0] != weights[1]
+    restore_best(Run(tmp_path), loop)
+    assert weight_of(loop) == weights[1 if early_stopping is None else 0]
+
+
+def test_a_plain_run_warns_about_nothing(short: dict[str, Any], tmp_path: Path) -> None:
+    run = tunesmith.train(short, tmp_path / "run")
+    assert named(run.events(), "warning") == []

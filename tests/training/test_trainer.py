@@ -239,3 +239,45 @@ def test_rows_of_ones_own_are_read_in_the_objectives_format(tiny_model: Path, tm
     with Trainer(recipe, tmp_path / "run") as trainer:
         inside = trainer.forward_backward([0, 1])
         assert trainer.forward_backward(rows[:2]) == pytest.approx(inside)
+
+
+def test_a_batch_keeps_the_indices_of_training_rows_and_has_none_for_rows_of_ones_own(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    row = {"question": "What is 1 + 1?", "answer": "It is 2, of course."}
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        assert trainer.batch([4, 2]).rows == (4, 2)
+        assert trainer.batch([row]).rows == ()
+
+
+def test_a_row_of_ones_own_may_have_max_length_tokens_and_no_more(recipe: dict[str, Any], tmp_path: Path) -> None:
+    row = {"question": "What is 59 + 59?", "answer": "It is 118, of course."}  # one of the longest rows
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        longest = int(trainer.rows.lengths.max())
+    with Trainer(recipe, tmp_path / "exact", [f"data.max_length={longest}"]) as trainer:
+        assert trainer.batch([row]).documents == 1
+    less = Trainer(recipe, tmp_path / "less", [f"data.max_length={longest - 1}", "data.overflow=drop"])
+    message = rf"^rows row 1 is longer than data\.max_length: {longest - 1} tokens"
+    with less as trainer, pytest.raises(UserError, match=message):
+        trainer.batch([row])
+
+
+def test_texts_are_rows_of_an_objective_that_reads_texts(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "The number {n}."}}\n' for n in range(20)))
+    recipe = {
+        "base": str(tiny_model),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "held_out": 0},
+        "objective": "text",
+        "train": {"steps": 1, "tokens_per_step": 200},
+    }
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        plain = trainer.forward_backward(["The number 3.", "The number 4."])
+        assert plain == pytest.approx(trainer.forward_backward([{"text": f"The number {n}."} for n in (3, 4)]))
+
+
+def test_a_run_that_is_saved_ends_with_where_its_output_is(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        trainer.step()
+        output = trainer.save()
+    end = tunesmith.Run(tmp_path / "run").events()[-1]
+    assert (end["event"], end["reason"], end["step"], end["output"]) == ("end", "done", 1, str(output))

@@ -46,7 +46,7 @@ def load_adapter_weights(peft_model: PreTrainedModel, adapter: Path) -> None:
     try:
         loaded = peft.set_peft_model_state_dict(peft_model, weights)
     except (RuntimeError, KeyError, ValueError) as error:
-        raise _mismatch(adapter, str(error).strip().splitlines()[0]) from error
+        raise _mismatch(adapter, str(error).strip().splitlines()[-1].strip()) from error
     unexpected = [name for name in loaded.unexpected_keys if name != PROMPT]
     if unexpected:
         raise _mismatch(adapter, f"it contains {unexpected[0]}")
