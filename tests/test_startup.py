@@ -189,3 +189,19 @@ def test_quick_imports_restores_the_garbage_collector() -> None:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def test_quick_imports_leave_out_scipy_for_object_detection_alone(tmp_path: Path) -> None:
+    code = """
+import sys
+from tunesmith.cli.quick import quick_imports
+with quick_imports():
+    import transformers.loss.loss_utils
+    from transformers import LlamaForCausalLM
+assert "scipy.optimize" not in sys.modules
+assert not any(type(finder).__module__ == "tunesmith.cli.quick" for finder in sys.meta_path)
+from transformers.utils import is_scipy_available
+assert is_scipy_available()
+import scipy.optimize
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
