@@ -215,11 +215,20 @@ def _run_under_coverage(reach: Reach, tests: Sequence[str], jobs: int) -> None:
     covered.read()
     if not any(covered.measured_contexts()):
         raise SystemExit("Coverage did not note which test reaches a line. Is PYTEST_ADDOPTS set?")
+    in_file = defaultdict(set)
+    for test in seconds.durations:
+        in_file[test.split("::")[0]].add(test)
     for name in covered.measured_files():
         by_line = reach.lines.setdefault(str(Path(name).relative_to(SOURCE)), {})
         for line, contexts in covered.contexts_by_lineno(name).items():
-            own = {context.rsplit("|", 1)[0] for context in contexts if context}
+            own = {test for context in contexts if context for test in _tests_of(context, in_file)}
             by_line[str(line)] = sorted({*by_line.get(str(line), ()), *own})
+
+
+def _tests_of(context: str, in_file: dict[str, set[str]]) -> set[str]:
+    """The tests of a context (`TEST|PHASE`). What a fixture runs may be shared by all tests of the file."""
+    test, _, phase = context.rpartition("|")
+    return in_file[test.split("::")[0]] if phase == "setup" else {test}
 
 
 # running tests on mutants
