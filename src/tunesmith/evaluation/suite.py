@@ -22,6 +22,9 @@ SUITES = Registry(
     "tunesmith.suites",
     {
         "latency": "tunesmith.evaluation.suites.latency:Latency",
+        "topic": "tunesmith.evaluation.suites.topic:Topic",
+        "bias": "tunesmith.evaluation.suites.bias:Bias",
+        "robustness": "tunesmith.evaluation.suites.robustness:Robustness",
     },
 )
 """Suites by name → the class, imported on first use."""
