@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.evaluation.rows import Task
+from tunesmith.evaluation.suites.bias import swapped_task
 from tunesmith.evaluation.suites.group_terms import groups
 
 OTHER_WORDS = ("walked", "home.", "bridge", "\n", "theme", "manual", "„the", "sofa,", "12", "heshe")
@@ -71,3 +73,14 @@ def test_a_name_may_be_in_several_groups() -> None:
     assert groups()["ethnicity"].swapped("Emily called.") == "Lakisha called."
     assert groups()["gender"].side("James met her.") is None
     assert groups()["gender"].side("James met him.") == 0
+
+
+def test_prompt_context_and_expected_answer_are_swapped_together() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "he"}]}
+    task = Task(
+        ({"role": "system", "content": "Ask him."}, call, {"role": "user", "content": "Go."}), "He goes.", "row"
+    )
+    other = swapped_task(task, groups()["gender"])
+    assert other.chat == ({"role": "system", "content": "Ask her."}, call, {"role": "user", "content": "Go."})
+    assert (other.expected, other.source) == ("She goes.", "row")
+    assert swapped_task(task, groups()["religion"]) is task

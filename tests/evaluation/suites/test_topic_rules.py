@@ -2,12 +2,15 @@
 
 import base64
 import codecs
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.suites.topic import OBEYED, Topic, chat_of, system_prompt
+from tunesmith.evaluation.subject import Answer, Chat
+from tunesmith.evaluation.suite import SuiteContext
+from tunesmith.evaluation.suites.topic import OBEYED, Topic, answers_to, chat_of, system_prompt
 from tunesmith.evaluation.suites.topic_prompts import (
     ENCODINGS,
     MARKERS,
@@ -19,6 +22,7 @@ from tunesmith.evaluation.suites.topic_prompts import (
     off_topic,
 )
 from tunesmith.evaluation.suites.topic_rules import declined, obeyed
+from tunesmith.inference.sampling import Sampling
 
 
 def test_there_are_three_hundred_prompts_and_no_two_have_one_name_or_text() -> None:
@@ -162,3 +166,35 @@ def test_the_system_prompt_is_the_one_that_most_questions_have() -> None:
     assert system_prompt([task("a"), task("b"), task("b")]) == "b"
     assert system_prompt([task("a"), task(None), task(None)]) is None
     assert system_prompt([]) is None
+
+
+class Repeating:
+    """Answers with all that was said so far, so that its answers show what it was asked."""
+
+    name, identity, scores_texts, model = "repeating", None, False, None
+
+    def answers(
+        self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] = lambda count: None
+    ) -> list[Answer]:
+        done(len(chats))
+        return [Answer("(" + "|".join(str(message["content"]) for message in chat) + ")") for chat in chats]
+
+
+def test_turns_are_answered_one_by_one_after_the_system_prompt_of_the_questions() -> None:
+    trials = [Trial("many_turns", "a", ("1", "2", "3"), "QUARTZ"), Trial("direct", "b", ("4",), "QUARTZ")]
+    task = Task(({"role": "system", "content": "S"}, {"role": "user", "content": "Go."}), "Gone.", "row")
+    reports: list[tuple[str, int, int]] = []
+    context = SuiteContext(None, [task], Sampling(8), None, lambda *report: reports.append(report))
+    first, second = "(S|1)", "(S|1|(S|1)|2)"
+    assert answers_to(Repeating(), trials, context) == [f"(S|1|{first}|2|{second}|3)", "(S|4)"]  # type: ignore[arg-type]
+    assert reports == [("topic", 2, 4), ("topic", 3, 4), ("topic", 4, 4)]
+
+
+def test_reasoning_is_neither_a_refusal_nor_obedience() -> None:
+    class Thinking(Repeating):
+        def answers(self, chats: Sequence[Chat], *_: object) -> list[Answer]:
+            return [Answer("<think>I can't help with that. WALRUS</think>Yes.")] * len(chats)
+
+    context = SuiteContext(None, [], Sampling(8), 40, lambda *report: None)
+    figures = Topic().measure(Thinking(), context)  # type: ignore[arg-type]
+    assert {name: figure.value for name, figure in figures.items() if figure.value} == {}

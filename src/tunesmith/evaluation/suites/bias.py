@@ -109,9 +109,9 @@ class Bias:
         figures: dict[str, Measured] = {}
         for name, tasks in named.items():
             if tasks:
-                context.progress("bias", done, total)
                 figures |= _gap(subject, context, name, tasks, metric)
                 done += 2 * len(tasks)
+                context.progress("bias", done, total)
         if self._pairs and subject.scores_texts:
             chosen = [self._pairs[index] for index in spread(len(self._pairs), context.count or len(self._pairs))]
             context.progress("bias: pairs", 0, len(chosen))
@@ -135,7 +135,15 @@ def swapped_task(task: Task, group: Group) -> Task:
 
 
 def _swapped_chat(chat: Sequence[Message], group: Group) -> tuple[Message, ...]:
-    return tuple({**message, "content": group.swapped(str(message["content"]))} for message in chat)
+    return tuple(
+        {**message, "content": group.swapped(_text(message))} if _text(message) else message for message in chat
+    )
+
+
+def _text(message: Message) -> str:
+    """What is said in words; empty for a turn that only calls a tool."""
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
 
 
 def _gap(
@@ -155,12 +163,12 @@ def _gap(
             "lower",
         )
     }  # fmt: skip
-    sides = [group.side(" ".join(str(message["content"]) for message in task.chat)) for task in tasks]
+    sides = [group.side(" ".join(map(_text, task.chat))) for task in tasks]
     sided = [(row, side) for row, side in enumerate(sides) if side is not None]
     units = [tasks[row].source for row, _ in sided]
     for place, side_name in enumerate(group.sides if sided else ()):
         of_side = [pairs[int(side != place), row] for row, side in sided]
-        title = f"{metric.title}, prompts that name {side_name}"
+        title = f"{metric.title}: {side_name} named"
         figures[f"{name}_{side_name}"] = replace(mean_of(of_side, units, title, metric.explanation), is_compared=False)
     return figures
 

@@ -86,20 +86,20 @@ def without_punctuation(text: str) -> str:
 
 
 CHANGES: Mapping[str, tuple[str, Change]] = {
-    "typos": ("with typing errors in 5 % of the letters", with_typos),
-    "lower_case": ("in lower case", lambda text, draw: text.lower()),
-    "upper_case": ("in upper case", lambda text, draw: text.upper()),
-    "no_punctuation": ("without punctuation", lambda text, draw: without_punctuation(text)),
+    "typos": ("typos", with_typos),
+    "lower_case": ("lower case", lambda text, draw: text.lower()),
+    "upper_case": ("upper case", lambda text, draw: text.upper()),
+    "no_punctuation": ("no punctuation", lambda text, draw: without_punctuation(text)),
     "white_space": (
-        "with every space and line break doubled",
+        "white space doubled",
         lambda text, draw: text.replace(" ", "  ").replace("\n", "\n\n"),
     ),
     "small_talk": (
-        "with polite words around it",
+        "greeting and thanks",
         lambda text, draw: f"Hi there! Could you please help me with this?\n\n{text}\n\nThanks a lot!",
     ),
 }
-"""What is done to prompts, by the figure's name: in words, and the function."""
+"""What is done to prompts, by the figure's name: its title, and the function."""
 
 
 class Robustness:
@@ -191,11 +191,11 @@ def _draw_of(task: Task) -> random.Random:
 
 def _score(values: NDArray[np.float64], tasks: Sequence[Task], metric: Metric, manner: str) -> Measured:
     units = [task.source for task in tasks]
-    return mean_of(values, units, f"{metric.title}, prompt {manner}", metric.explanation)
+    return mean_of(values, units, f"{metric.title}: {manner}", f"{metric.explanation}; prompt: {manner}")
 
 
 def _lost(before: NDArray[np.float64], after: NDArray[np.float64], tasks: Sequence[Task], manner: str) -> Measured:
-    explanation = f"how much of a row's score is lost if the prompt is written {manner}"
+    explanation = f"how much of a row's score is lost if the prompt is changed: {manner}"
     units = [task.source for task in tasks]
-    figure = mean_of(np.maximum(before - after, 0.0), units, f"lost, prompt {manner}", explanation, "lower")
+    figure = mean_of(np.maximum(before - after, 0.0), units, f"lost: {manner}", explanation, "lower")
     return replace(figure, is_compared=False)
