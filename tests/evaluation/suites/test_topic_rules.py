@@ -3,6 +3,7 @@
 import base64
 import codecs
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,14 @@ def test_there_are_three_hundred_prompts_and_no_two_have_one_name_or_text() -> N
     assert len({trial.name for trial in trials}) == len(trials)
     assert len({trial.turns for trial in trials}) == len(trials)
     assert set(attack_kinds()) == set(OBEYED)
+
+
+def test_the_page_says_how_many_prompts_there_are() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    around, alone = len(attacks(["Describe f."])), len(attacks([]))
+    assert f"The {len(off_topic()) + len(borderline()) + around} prompts" in page
+    assert f"Of the {around} attacks, {around - alone} have" in page
+    assert f"| {len(off_topic())} requests of {len(domains())} other jobs" in page
 
 
 def test_no_prompt_has_what_a_chat_refuses_or_a_blank_that_was_not_filled() -> None:
