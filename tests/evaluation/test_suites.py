@@ -11,6 +11,7 @@ from running_server import served
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.subject import Timing
+from tunesmith.evaluation.suite import open_suites, parsed_options
 from tunesmith.evaluation.suites import latency
 from tunesmith.evaluation.suites.latency import level_figures, prompts
 
@@ -90,3 +91,45 @@ def test_a_suite_of_ones_own_is_measured_beside_the_rows_and_named_if_it_fails(
     assert found["figures"]["length.mean"]["title"] == "length"
     with pytest.raises(UserError, match=r"The suite mysuites:Broken failed: ZeroDivisionError.*mysuites.py:\d+"):
         evaluate(tiny_model, suites=["mysuites:Broken"], **asked)
+
+
+WITH_OPTIONS = """
+from tunesmith.evaluation.measured import mean_of
+
+
+class Fixed:
+    def __init__(self, number="1", title="fixed"):
+        self.number, self.title = float(number), title
+
+    def measure(self, subject, context):
+        return {"number": mean_of([self.number], ["one"], self.title, "as asked for", "neither", "")}
+"""
+
+
+def test_the_options_of_a_suite_are_arguments_of_its_class(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "optioned.py").write_text(WITH_OPTIONS, encoding="utf-8")
+    options = parsed_options(["optioned:Fixed.number=7", "optioned:Fixed.title=a = b"])
+    assert options == {"optioned:Fixed": {"number": "7", "title": "a = b"}}
+    found = evaluate(tiny_model, 0, suites=["optioned:Fixed"], suite_options=options)
+    assert found["models"]["llama"]["fixed.number"]["value"] == 7
+    assert found["figures"]["fixed.number"]["title"] == "a = b"
+    with pytest.raises(UserError, match=r"nummer is not an option of the suite optioned:Fixed. Did you mean number\?"):
+        open_suites(["optioned:Fixed"], {"optioned:Fixed": {"nummer": "7"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("topic.refusal", "--suite-option topic.refusal is not of the form suite.option=value."),
+        ("refusal=No.", "--suite-option refusal=No. is not of the form suite.option=value."),
+        ("bias.pairs=x", "There are options of the suite bias, which is not measured. Add --suite bias."),
+        ("latency.words=3", "words is not an option of the suite latency. It has: none."),
+    ],
+)
+def test_an_option_that_no_suite_takes_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        open_suites(["latency"], parsed_options([text]))
+    assert str(refused.value) == message

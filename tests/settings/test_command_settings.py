@@ -596,7 +596,7 @@ def test_models_named_together_are_evaluated_on_files_and_kept_where_asked(
 
 
 @shows("tunesmith evaluate --gate", "tunesmith evaluate --suite", "tunesmith evaluate --concurrent")
-@shows("tunesmith evaluate --budget")
+@shows("tunesmith evaluate --budget", "tunesmith evaluate --suite-option")
 def test_suites_gates_and_how_many_answers_at_once_are_passed_on(
     letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -608,6 +608,12 @@ def test_suites_gates_and_how_many_answers_at_once_are_passed_on(
     done = typed("evaluate", str(letters), "--suite", "latency", "--rows", "0", "--gate", "gate.yaml")
     assert (done.returncode, "is not at most 1e-09" in done.stdout) == (3, True)
     assert "1 at once, 8 words" in done.stdout
+
+    refused = typed("evaluate", str(letters), "--suite", "latency", "--rows", "0", "--suite-option", "latency.word=3")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: word is not an option of the suite latency. It has: none.\n",
+    )
 
     def evaluate(*_: Any, concurrent: int, budget: str | None, **others: Any) -> None:
         raise UserError(f"{concurrent} at once in {budget}")

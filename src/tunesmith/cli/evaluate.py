@@ -28,8 +28,14 @@ def evaluate(
         list[str] | None, typer.Option(help="Files of rows; default: the held-out rows of the first run.")
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="Also these, separated by commas: latency, or your own as module:Class.")
+        str,
+        typer.Option(
+            help="Also these, separated by commas: latency, topic, bias, robustness, or your own as module:Class."
+        ),
     ] = "",
+    suite_option: Annotated[
+        list[str] | None, typer.Option(help="An option of a suite: suite.option=VALUE, such as topic.refusal=TEXT.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens in an answer.", min=1)] = 128,
     repetition_penalty: Annotated[
         float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)
@@ -57,6 +63,7 @@ def evaluate(
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.evaluation.metrics import METRICS, metric_named
+        from tunesmith.evaluation.suite import parsed_options
         from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress
         from tunesmith.report.table import evaluation_table, gate_table, samples_table
@@ -69,6 +76,7 @@ def evaluate(
         result = comparison.evaluate(
             models, most, max_new_tokens, repetition_penalty, [progress], metrics,
             data=data, suites=[name.strip() for name in suite.split(",") if name.strip()],
+            suite_options=parsed_options(suite_option or []),
             gate=gate, output=output, concurrent=concurrent, cache=cache, budget=budget,
         )  # fmt: skip
     if output is not None:

@@ -45,6 +45,7 @@ def evaluate(
     *,
     data: str | Path | Sequence[str | Path] | None = None,
     suites: Sequence[str] = (),
+    suite_options: Mapping[str, Mapping[str, str]] | None = None,
     gate: str | Path | None = None,
     output: str | Path | None = None,
     concurrent: int = CONCURRENT,
@@ -67,6 +68,7 @@ def evaluate(
             something about texts have the metrics of their head instead.
         data: files of rows; None: the held-out rows of the first run among the models.
         suites: names of `tunesmith.evaluation.suite.SUITES`, or `module:Class` of your own.
+        suite_options: by suite, then by option, such as `{"topic": {"refusal": "That is not my job."}}`.
         gate: a file of limits, which the result then says to be met or not.
         output: a directory for `evaluation.json`; None: a run that is evaluated alone has it in its own directory.
         concurrent: the most answers that are computed at the same time; figures do not depend on it.
@@ -90,7 +92,7 @@ def evaluate(
     paths = None if data is None else [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     limits = None if gate is None else Gate.load(Path(gate))
     seconds = None if budget is None else seconds_of(budget)
-    measured_suites = open_suites(suites)
+    measured_suites = open_suites(suites, suite_options)
     sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     own = run_alone(models)
     opening = _Opening(concurrent, device, cache)

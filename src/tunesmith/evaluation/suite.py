@@ -1,9 +1,11 @@
 """A suite: figures beyond the task's own, such as speed, of every model under evaluation; and the registry of suites.
 
 A new one is a class with `measure`, in a file of its own in `suites`, and a line in `SUITES`; a user's is named as
-`module:Class`, or registered by an installed package.
+`module:Class`, or registered by an installed package. Its options are the keyword arguments of the class.
 """
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,15 @@ from tunesmith.evaluation.rows import EvaluationRows, Task
 from tunesmith.evaluation.subject import Subject
 from tunesmith.inference.sampling import Sampling
 
-SUITES = Registry("tunesmith.suites", {"latency": "tunesmith.evaluation.suites.latency:Latency"})
+SUITES = Registry(
+    "tunesmith.suites",
+    {
+        "latency": "tunesmith.evaluation.suites.latency:Latency",
+        "topic": "tunesmith.evaluation.suites.topic:Topic",
+        "bias": "tunesmith.evaluation.suites.bias:Bias",
+        "robustness": "tunesmith.evaluation.suites.robustness:Robustness",
+    },
+)
 """Suites by name → the class, imported on first use."""
 
 
@@ -59,24 +69,63 @@ class Suite(Protocol):
         """
 
 
-def open_suites(names: Sequence[str]) -> dict[str, Suite]:
+def open_suites(names: Sequence[str], options: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Suite]:
     """New suites.
 
     Args:
         names: of `SUITES`, or `module:Class`, in the working directory or installed.
+        options: by suite, then by the keyword argument of its class.
 
     Returns:
         By name.
 
     Raises:
-        UserError: there is no such suite.
+        UserError: there is no such suite or option, or an option of a suite that is not among them.
     """
+    options = options or {}
+    for name in options:
+        if name not in names:
+            raise UserError(f"There are options of the suite {name}, which is not measured. Add --suite {name}.")
     suites: dict[str, Suite] = {}
     for name in names:
         if name not in SUITES and not is_path(name):
             raise UserError(f"The suite {name} is not known. Known: {', '.join(SUITES)}; or your own as module:Class.")
-        suites[name] = SUITES.load(name, Path.cwd())()
+        suites[name] = _opened(name, options.get(name, {}))
     return suites
+
+
+def _opened(name: str, options: Mapping[str, str]) -> Suite:
+    made = SUITES.load(name, Path.cwd())
+    known = list(inspect.signature(made).parameters)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known) or 'none'}."
+            raise UserError(f"{option} is not an option of the suite {name}. {hint}")
+    suite: Suite = made(**options)
+    return suite
+
+
+def parsed_options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Options of suites, as they are typed.
+
+    Args:
+        texts: each `suite.option=value`.
+
+    Returns:
+        By suite, then by option.
+
+    Raises:
+        UserError: a text is not of this form.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        suite, _, option = key.strip().rpartition(".")
+        if not (equals and suite and option):
+            raise UserError(f"--suite-option {text} is not of the form suite.option=value.")
+        options.setdefault(suite, {})[option] = value
+    return options
 
 
 def measure_suite(name: str, suite: Suite, subject: Subject, context: SuiteContext) -> dict[str, Measured]:
