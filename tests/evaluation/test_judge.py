@@ -20,8 +20,8 @@ from tunesmith.evaluation.metrics.metric import Case
 from tunesmith.evaluation.prediction_powered import prediction_powered
 from tunesmith.evaluation.statistics import estimate
 from tunesmith.evaluation.subject import Answer, Chat
-from tunesmith.inference.model import Score
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.score import Score
 
 
 class Scripted:

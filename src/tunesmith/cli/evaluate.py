@@ -30,7 +30,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="Also these, separated by commas: latency, topic, bias, robustness, or your own as module:Class."
+            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, or your "
+            "own as module:Class."
         ),
     ] = "",
     suite_option: Annotated[

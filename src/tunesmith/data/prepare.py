@@ -135,6 +135,12 @@ def held_out_examples(data: Data, formats: Sequence[str]) -> list[Example]:
     return [example for example in examples(data, formats, data.train, DataReport()) if is_held_out(example, share)]
 
 
+def training_examples(data: Data, formats: Sequence[str]) -> list[Example]:
+    """The rows of `data.train` that are not held out, as examples, in order. Arguments are those of `examples`."""
+    share = 0.0 if isinstance(data.held_out, list) else _share(data, formats, data.held_out)
+    return [example for example in examples(data, formats, data.train, DataReport()) if not is_held_out(example, share)]
+
+
 def _share(data: Data, formats: Sequence[str], share: float) -> float | frozenset[bytes]:
     """The held-out share of the training rows; with `data.folds`, the keys of the held-out rows."""
     if data.folds is None:

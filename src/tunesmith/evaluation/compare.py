@@ -101,7 +101,8 @@ def evaluate(
             trials = opening.trials_of_run(own, paths, rows, bool(suites))
         else:
             subjects = opening.subjects(names)
-            trials = [Trial(_rows_of(names, paths, rows, bool(suites)), subjects)]
+            run = next((name.run for name in names if name.run is not None), None)
+            trials = [Trial(_rows_of(names, paths, rows, bool(suites)), subjects, run=run)]
         count = (
             rows if rows is None or len(trials) == 1 else -(-rows // sum(trial.fold is not None for trial in trials))
         )
@@ -200,15 +201,15 @@ class _Opening:
         the suites are measured on the last one, which was trained on all rows."""
         recipe = Recipe.load(run.directory / "recipe.yaml")
         if count == 0 and has_suites:
-            return [Trial(None, self._pair(run.directory))]
+            return [Trial(None, self._pair(run.directory), run=run.directory)]
         if paths is not None:
-            return [Trial(EvaluationRows.of_files(paths, run.directory), self._pair(run.directory))]
+            return [Trial(EvaluationRows.of_files(paths, run.directory), self._pair(run.directory), run=run.directory)]
         if recipe.data.folds is None or recipe.data.fold is not None:
-            return [Trial(EvaluationRows.of_run(run.directory), self._pair(run.directory))]
+            return [Trial(EvaluationRows.of_run(run.directory), self._pair(run.directory), run=run.directory)]
         folds = [
             Trial(EvaluationRows.of_run(part), self._pair(part), fold) for fold, part in enumerate(run.stages[:-1], 1)
         ]
-        return [*folds, Trial(None, self._pair(run.directory))] if has_suites else folds
+        return [*folds, Trial(None, self._pair(run.directory), run=run.directory)] if has_suites else folds
 
     def _pair(self, directory: Path) -> list[Opened]:
         """The base and the run."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tunesmith.config.head import Head, described_head
 from tunesmith.errors import UserError
@@ -51,11 +52,13 @@ class Trial:
         rows: what they are evaluated on; None: only suites are measured.
         subjects: the models; the first is the one that the others are compared with.
         fold: of the run.
+        run: the directory of the run whose training rows suites may read; None: there is none among the models.
     """
 
     rows: EvaluationRows | None
     subjects: Sequence[Opened]
     fold: int | None = None
+    run: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,8 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
                 one = _OneModel(subject, trial.rows, asked, trial.fold)
                 tasks = tasks or one.tasks()
                 sides[subject.name] = one.side(tasks)
-            context = SuiteContext(
-                trial.rows, tasks, asked.sampling, asked.count or None, _progress(asked.events, subject.name)
-            )
+            report = _progress(asked.events, subject.name)
+            context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, report, trial.run)
             found[subject.name] = {}
             for name, suite in suites.items():
                 figures = measure_suite(name, suite, subject, context)

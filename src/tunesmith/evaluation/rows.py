@@ -13,7 +13,7 @@ from tunesmith.config.data import Data
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
-from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare
+from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare, training_examples
 from tunesmith.data.reasoning import reasoning_of, split_reasoning
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
@@ -149,6 +149,11 @@ class EvaluationRows:
             if self.is_whole
             else held_out_examples(data, formats)
         )
+
+    @cached_property
+    def training_examples(self) -> list[Example]:
+        """The rows that a run of the recipe is trained on, as they are read."""
+        return training_examples(self.recipe.data, self.objective.formats)
 
     def answer_bytes(self, units: Sequence[str]) -> NDArray[np.int64] | None:
         """How long the texts with a loss are, to compare losses of models with different tokenizers.

@@ -26,6 +26,8 @@ SUITES = Registry(
         "topic": "tunesmith.evaluation.suites.topic:Topic",
         "bias": "tunesmith.evaluation.suites.bias:Bias",
         "robustness": "tunesmith.evaluation.suites.robustness:Robustness",
+        "forgetting": "tunesmith.evaluation.suites.forgetting:Forgetting",
+        "memorization": "tunesmith.evaluation.suites.memorization:Memorization",
     },
 )
 """Suites by name → the class, imported on first use."""
@@ -41,6 +43,7 @@ class SuiteContext:
         sampling: how answers are written elsewhere in the evaluation.
         count: how many prompts of its own the suite has at most; None: all.
         progress: called with what is done, how much of it, and how much there is.
+        run: the directory of the first run among the models, whose training rows are known; None: there is none.
     """
 
     rows: EvaluationRows | None
@@ -48,6 +51,7 @@ class SuiteContext:
     sampling: Sampling
     count: int | None
     progress: Callable[[str, int, int], None]
+    run: Path | None = None
 
 
 class Suite(Protocol):
