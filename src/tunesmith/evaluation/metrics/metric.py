@@ -61,7 +61,15 @@ class Metric:
     figure: "Callable[[Metric, Sequence[Case]], Measured] | None" = None
 
     def mean(self, values: Sequence[float] | NDArray[np.float64], cases: Sequence[Case]) -> Measured:
-        """The figure that is the mean of a value of each case."""
+        """The figure that is the mean of a value of each case.
+
+        Args:
+            values: (cases,).
+            cases: the answers that were scored.
+
+        Returns:
+            The figure, under this metric's title.
+        """
         units = [case.source for case in cases]
         return mean_of(values, units, self.title, self.explanation, self.better, self.unit)
 
