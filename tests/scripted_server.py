@@ -10,7 +10,7 @@ from typing import Any
 Body = dict[str, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What a reply raises for code 400, with the server's message."""
 
 
@@ -33,7 +33,7 @@ def scripted(reply: Callable[[Body], str]) -> Iterator[Scripted]:
     """Serve replies as long as the block lasts.
 
     Args:
-        reply: from a request's body to the text of the answer; it may raise `Refused`.
+        reply: from a request's body to the text of the answer; it may raise `RefusedError`.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def scripted(reply: Callable[[Body], str]) -> Iterator[Scripted]:
             try:
                 message = {"role": "assistant", "content": reply(body)}
                 code, content = 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
-            except Refused as refused:
+            except RefusedError as refused:
                 code, content = 400, {"error": {"message": str(refused)}}
             encoded = json.dumps(content).encode()
             self.send_response(code)

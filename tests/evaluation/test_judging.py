@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from bytewise import byte_tokenizer
 from command import typed
 from running_server import tiny_llama
-from scripted_server import Body, Refused, scripted
+from scripted_server import Body, RefusedError, scripted
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
@@ -21,6 +23,7 @@ ROWS = 5
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second model, with context enough to be a judge."""
+    torch.manual_seed(1)
     return tiny_llama(tmp_path_factory.mktemp("other") / "other", byte_tokenizer())
 
 
@@ -114,7 +117,7 @@ def test_replies_that_cannot_be_read_are_counted_and_make_no_figure(small: Calla
 def test_replies_are_constrained_by_a_schema_unless_the_server_refuses_it(small: Callable[..., Any]) -> None:
     def refuses(body: Body) -> str:
         if "response_format" in body:
-            raise Refused("response_format is not supported")
+            raise RefusedError("response_format is not supported")
         return by_points(body)
 
     with scripted(by_points) as server:
@@ -132,7 +135,7 @@ def test_replies_are_constrained_by_a_schema_unless_the_server_refuses_it(small:
 
 def test_a_server_that_refuses_more_than_the_schema_is_an_error(small: Callable[..., Any]) -> None:
     def refuses(body: Body) -> str:
-        raise Refused("too long")
+        raise RefusedError("too long")
 
     with scripted(refuses) as server, pytest.raises(UserError, match="answers 400: too long"):
         small(server.url)
@@ -149,8 +152,6 @@ def test_labels_of_some_answers_correct_the_mean_of_all(small: Callable[..., Any
     assert found["judge"]["labels"] == {"file": str(labels), "rows": 4}
     about = found["judge"]["models"]["other"]
     judged = [float(value) for value in verdicts.values()]
-    import numpy as np
-
     value, (low, high) = prediction_powered(
         np.array(judged[:3]), np.array(list(people.values()), np.float64), np.array(judged[3:])
     )
@@ -180,7 +181,7 @@ def test_a_poor_judge_agrees_with_itself_no_more_than_by_chance(
     tiny_model: Path, other: Path, write_rows: Callable[..., Path]
 ) -> None:
     """A model with random weights, whose replies have the right form all the same."""
-    found = evaluate(tiny_model, None, 4, data=write_rows(40), judge=other)
+    found = evaluate(tiny_model, None, 4, data=write_rows(30), judge=other)
     about = found["judge"]["models"]["llama"]
     low, high = about["itself"]["interval"]
     assert about["unread"] == 0

@@ -27,8 +27,11 @@ RUBRIC = """\
 """
 """What makes an answer good, if nothing else is said."""
 
-LONGEST = 512
-"""Tokens of a reply: a reason of 300 characters ends within them, whatever the tokenizer."""
+REASON = 240
+"""Characters of the reason that comes before a verdict."""
+
+LONGEST = 1024
+"""Tokens of a reply. A verdict comes within them, even if each byte of its reason is a token."""
 
 AGAIN = 0.7
 """The temperature of the second time that answers are judged, to see whether a judge agrees with itself."""
@@ -36,7 +39,7 @@ AGAIN = 0.7
 _SCORE = {
     "type": "object",
     "properties": {
-        "reason": {"type": "string", "maxLength": 300},
+        "reason": {"type": "string", "maxLength": REASON},
         "score": {"type": "integer", "minimum": LOWEST, "maximum": HIGHEST},
     },
     "required": ["reason", "score"],
@@ -45,7 +48,7 @@ _SCORE = {
 _BETTER = {
     "type": "object",
     "properties": {
-        "reason": {"type": "string", "maxLength": 300},
+        "reason": {"type": "string", "maxLength": REASON},
         "better": {"type": "string", "enum": ["A", "B", "tie"]},
     },
     "required": ["reason", "better"],
