@@ -55,7 +55,10 @@ def scripted(reply: Callable[[Body], str]) -> Iterator[Scripted]:
         def log_message(self, *_: Any) -> None:
             """Nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    class Http(ThreadingHTTPServer):
+        request_queue_size = 128  # as many as connect at once
+
+    with Http(("127.0.0.1", 0), Handler) as http:
         server = Scripted(http.server_address[1])
         thread = threading.Thread(target=http.serve_forever)
         thread.start()

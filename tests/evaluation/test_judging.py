@@ -227,4 +227,7 @@ def test_a_gate_may_be_on_a_judges_figure(
     with scripted(by_points) as server:
         done = typed("evaluate", str(tiny_model), str(other), "--judge", server.url, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "score by" in Path("out/report.html").read_text(encoding="utf-8")
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "score by" in page
+    assert "<h2>The judge</h2>" in page
+    assert "replies that could not be read" in page

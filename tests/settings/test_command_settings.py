@@ -645,7 +645,7 @@ def test_a_served_judge_scores_and_compares_by_the_rubric_and_is_corrected_by_la
     assert found["judge.score"][1::3] == ["2.00", "2.00"]
     assert found["labels"] == ["labels", "0", "2"]
     assert found["agrees with people"][3:5] == ["–", "0%"]
-    assert "Rubric: the default." in out
+    assert "Rubric: the default one." in out
     assert pairs["models"]["llama"]["judge.wins"]["value"] == 0.5
     assert set(pairs["judge"]["models"]) == {"llama"}
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from tunesmith.report.figures import VERDICTS, about_differences, difference_text, template_of, title_of, value_text
 from tunesmith.report.formatting import count, duration, number, size
+from tunesmith.report.judge import about_judge, judge_rows
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:
@@ -88,38 +89,13 @@ def judge_table(result: dict[str, Any]) -> Table:
     Returns:
         The table, at eighty columns.
     """
-    judge = result["judge"]
-    name, unit = ("judge.wins", "share") if judge["pairs"] else ("judge.score", "points")
-    template, share = template_of(unit, [1.0]), template_of("share", [])
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=_about_judge(judge), caption_justify="left")
-    models = judge["models"]
-    for title in (f"judge {judge['name']}", *models):
+    heading, *rows = judge_rows(result)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=about_judge(result), caption_justify="left")
+    for title in heading:
         table.add_column(title, justify="right" if table.columns else "left")
-    table.add_row("replies that could not be read", *(f"{m['unread']:,} of {m['replies']:,}" for m in models.values()))
-    table.add_row("agrees with itself", *(value_text(m["itself"], share) for m in models.values()))
-    table.add_row("  by chance it would", *(_chance(m["itself"], share) for m in models.values()))
-    table.add_row(name, *(value_text(result["models"][column].get(name), template) for column in models))
-    if judge["labels"] is not None:
-        table.add_row("  corrected by people", *(value_text(m["corrected"], template) for m in models.values()))
-        table.add_row("labels", *(f"{m['labels']:,}" for m in models.values()))
-        table.add_row("agrees with people", *(value_text(m["people"], share) for m in models.values()))
-        table.add_row("  beyond chance (kappa)", *(value_text(m["kappa"], "{:.2f}") for m in models.values()))
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def _chance(itself: dict[str, Any] | None, template: str) -> str:
-    return "–" if itself is None else template.format(number(itself["chance"]))
-
-
-def _about_judge(judge: dict[str, Any]) -> str:
-    """What a reader must know of how the judge was asked."""
-    again = "with the two answers in the other order" if judge["pairs"] else "with random numbers"
-    asked = f"Rubric: {judge['rubric'] or 'the default'}. Every answer is judged twice, the second time {again}."
-    if judge["refused_schema"] is None:
-        return asked
-    return (
-        f"{asked} The server takes no JSON schema, so the form of replies was not enforced: {judge['refused_schema']}"
-    )
 
 
 def gate_table(gate: dict[str, Any]) -> Table:
