@@ -10,9 +10,10 @@ import pytest
 import torch
 from bytewise import byte_tokenizer
 from command import typed
-from running_server import tiny_llama
+from running_server import served, tiny_llama
 from scripted_server import Body, RefusedError, scripted
 
+import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.prediction_powered import prediction_powered
@@ -188,6 +189,32 @@ def test_a_poor_judge_agrees_with_itself_no_more_than_by_chance(
     assert low < about["itself"]["chance"] < high < 0.6
 
 
+def test_a_model_judges_alike_here_and_behind_a_server(small: Callable[..., Any], other: Path) -> None:
+    here = small(other)
+    with served(other) as server:
+        there = small(f"{server.address}/v1#tiny")
+    assert there["judge"]["refused_schema"] is None
+    for model, about in here["judge"]["models"].items():
+        assert about["verdicts"] == there["judge"]["models"][model]["verdicts"]
+        assert about["unread"] == there["judge"]["models"][model]["unread"] == 0
+
+
+def test_every_row_of_a_run_with_folds_is_judged(
+    tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    train = {"steps": 1, "tokens_per_step": 256, "precision": "fp32"}
+    data = {"train": str(write_rows(6)), "folds": 2, "cache": False}
+    recipe = {"base": str(tiny_model), "data": data, "method": {"kind": "lora", "rank": 2}, "train": train}
+    run = tunesmith.train(recipe, tmp_path / "run")
+    with scripted(by_points) as server:
+        found = evaluate(run.directory, None, 4, judge=server.url)
+    assert found["folds"] == 2
+    assert {model: len(about["verdicts"]) for model, about in found["judge"]["models"].items()} == {
+        "base": 6,
+        "tuned": 6,
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -211,6 +238,11 @@ def test_what_does_not_fit_is_refused(
     with scripted(by_points) as server, pytest.raises(UserError, match=message):
         small(**({"judge": server.url} | options))
     assert not server.asked
+
+
+def test_a_model_that_writes_no_text_is_no_judge(small: Callable[..., Any], reading: Path) -> None:
+    with pytest.raises(UserError, match="classes"):
+        small(reading / "classes")
 
 
 def test_pairs_need_a_second_model(tiny_model: Path, other: Path, write_rows: Callable[..., Path]) -> None:

@@ -641,7 +641,7 @@ def test_a_served_judge_scores_and_compares_by_the_rubric_and_is_corrected_by_la
         pairs = json.loads(run_command(*options, server.url, "--judge-pairs", "--json"))
     assert own["models"]["llama"]["judge.score"]["value"] == 4
     assert own["judge"]["rubric"] == "rubric.md"
-    found = {line.split("  ")[0].strip(): line.split() for line in out.splitlines()}
+    found = {line.strip().split("  ")[0]: line.split() for line in out.splitlines()}
     assert found["judge.score"][1::3] == ["2.00", "2.00"]
     assert found["labels"] == ["labels", "0", "2"]
     assert found["agrees with people"][3:5] == ["–", "0%"]

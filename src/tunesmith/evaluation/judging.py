@@ -93,7 +93,21 @@ def open_judging(
     subject = open_subject(name, column_names([name])[0], concurrent=concurrent, device=device, keeps=keeps)
     reference = columns[0] if pairs else None
     people = None if labels is None else Labels.read(labels, reference)
-    return Judging(subject, None if rubric is None else Path(rubric), reference, people)
+    asked = Judge(subject, RUBRIC) if rubric is None else Judge.by_file(subject, rubric)
+    _refuse_absent(subject)
+    return Judging(subject, asked, None if rubric is None else str(rubric), reference, people)
+
+
+def _refuse_absent(subject: Opened) -> None:
+    """Refuse a judge that cannot write, before anything is computed.
+
+    Raises:
+        UserError: the model writes no text, or the server that is to name one does not answer.
+    """
+    if isinstance(subject, LocalSubject):
+        subject.model.require("generate")
+    else:
+        subject.client.model  # noqa: B018
 
 
 def _writes_answers(rows: EvaluationRows | None, count: int | None) -> bool:
@@ -106,26 +120,17 @@ class Judging:
 
     Attributes:
         subject: the model that judges.
-        rubric: a file of what makes an answer good; None: `RUBRIC`.
+        judge: the same, with its rubric.
+        rubric: the rubric's file; None: `RUBRIC`.
         reference: the column that the other models' answers are compared with; None: each answer is scored alone.
         labels: people's, of some of the answers.
     """
 
     subject: Opened
-    rubric: Path | None
+    judge: Judge
+    rubric: str | None
     reference: str | None
     labels: Labels | None
-
-    def __post_init__(self) -> None:
-        self._judge  # noqa: B018  # the rubric is read, and the model is there, before anything is computed
-        if isinstance(self.subject, LocalSubject):
-            self.subject.model.require("generate")
-        else:
-            self.subject.client.model  # noqa: B018
-
-    @property
-    def _judge(self) -> Judge:
-        return Judge(self.subject, RUBRIC) if self.rubric is None else Judge.by_file(self.subject, self.rubric)
 
     def judged(self, cases: Mapping[str, Sequence[Case]], events: Events) -> Judged:
         """Judge all models' answers, after all of them were written.
@@ -160,11 +165,11 @@ class Judging:
 
         done(0)
         if self.reference is None:
-            return self._judge.scores(own, done)
-        return self._judge.pairs(cases[self.reference], own, done)
+            return self.judge.scores(own, done)
+        return self.judge.pairs(cases[self.reference], own, done)
 
     def _figures(self, verdicts: Verdicts) -> Figures:
-        """None if no reply could be read."""
+        """The figure; none if no reply could be read."""
         if not len(verdicts.judged):
             return {}
         judge = self.subject.name
@@ -192,7 +197,7 @@ class Judging:
     def _report(self, verdicts: Mapping[str, Verdicts]) -> dict[str, Any]:
         return {
             "name": self.subject.name,
-            "rubric": None if self.rubric is None else str(self.rubric),
+            "rubric": self.rubric,
             "pairs": self.reference is not None,
             "refused_schema": self.subject.refused_schema if isinstance(self.subject, ServedSubject) else None,
             "labels": None if self.labels is None else {"file": str(self.labels.file), "rows": len(self.labels.values)},
