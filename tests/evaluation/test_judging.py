@@ -164,18 +164,20 @@ def test_labels_of_some_answers_correct_the_mean_of_all(small: Callable[..., Any
 
 def test_preferences_correct_the_share_of_wins(small: Callable[..., Any], tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
+    people = {"other": 1.0, "llama": 0.0, "tie": 0.5}
     with scripted(by_points) as server:
-        sources = list(small(server.url, judge_pairs=True)["judge"]["models"]["other"]["verdicts"])
-        preferred = ["other", "llama", "tie"]
+        verdicts = small(server.url, judge_pairs=True)["judge"]["models"]["other"]["verdicts"]
         rows = [
             {"source": source, "model": "other", "preferred": best}
-            for source, best in zip(sources, preferred, strict=False)
+            for source, best in zip(verdicts, people, strict=False)
         ]
         labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
         about = small(server.url, judge_pairs=True, labels=labels)["judge"]["models"]["other"]
+    values, given = np.array(list(verdicts.values()), np.float64), np.array(list(people.values()))
+    value, (low, high) = prediction_powered(values[:3], given, values[3:])
     assert about["labels"] == 3
-    low, high = about["corrected"]["interval"]
-    assert 0 <= low <= about["corrected"]["value"] <= high <= 1
+    assert about["people"]["value"] == (values[:3] == given).mean()
+    assert about["corrected"] == {"value": value, "interval": [max(0, low), min(1, high)]}
 
 
 def test_a_poor_judge_agrees_with_itself_no_more_than_by_chance(

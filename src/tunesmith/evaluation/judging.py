@@ -216,12 +216,12 @@ class Judging:
         return about | {"verdicts": dict(zip(verdicts.sources, values, strict=True))}
 
     def _by_people(self, labels: NDArray[np.float64], verdicts: Verdicts) -> dict[str, Any]:
+        """How far the judge agrees with labels (cases,), and what they make of its mean."""
         both = int((~np.isnan(labels) & ~np.isnan(verdicts.values)).sum())
-        agreement = agreement_with_people(verdicts, labels) if both else {}
         about: dict[str, Any] = {"labels": both, "people": None, "kappa": None, "corrected": None}
-        about |= {
-            name: with_interval(each) for name, each in zip(("people", "kappa"), agreement.values(), strict=False)
-        }
+        if both:
+            agreement = agreement_with_people(verdicts, labels)
+            about |= {"people": with_interval(agreement["agreement"]), "kappa": with_interval(agreement["kappa"])}
         if both >= ENOUGH:
             value, ends = corrected_by_people(verdicts, labels)
             low, high = (LOWEST, HIGHEST) if self.reference is None else (0, 1)
