@@ -9,17 +9,18 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.judge import (
-    Judge,
-    agreement_with_people,
-    corrected_by_people,
-    pair_figures,
-    score_figures,
-)
+from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.metric import Case
 from tunesmith.evaluation.prediction_powered import prediction_powered
 from tunesmith.evaluation.statistics import estimate
 from tunesmith.evaluation.subject import Answer, Chat
+from tunesmith.evaluation.verdicts import (
+    agreement_with_itself,
+    agreement_with_people,
+    corrected_by_people,
+    score_figure,
+    wins_figure,
+)
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 
@@ -59,7 +60,7 @@ def test_scores_are_asked_for_with_the_rubric_and_a_schema_and_read_from_json() 
     schema = json.loads(sampling.schema or "")
     assert schema["properties"]["score"] == {"type": "integer", "minimum": 1, "maximum": 5}
     assert [sampling.temperature for _, sampling in model.asked] == [0.0] * 6 + [0.7] * 6
-    assert estimate(score_figures(found, "scripted")["judged"])[0] == pytest.approx(16 / 6)
+    assert estimate(score_figure(found, "scripted"))[0] == pytest.approx(16 / 6)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_replies_that_are_not_as_asked_are_failures_and_no_scores(reply: str, sc
 
 def test_failures_are_counted_in_the_explanation_and_left_out_of_the_mean() -> None:
     model = Scripted(lambda text, _: "?" if "answer 3" in text else '{"score": 5}')
-    figure = score_figures(Judge(model, "x").scores(CASES), "scripted")["judged"]
+    figure = score_figure(Judge(model, "x").scores(CASES), "scripted")
     assert len(figure.units) == 5
     assert "2 of 12 replies could not be read" in figure.explanation
     assert estimate(figure)[0] == 5
@@ -93,8 +94,8 @@ def test_failures_are_counted_in_the_explanation_and_left_out_of_the_mean() -> N
 
 def test_a_judge_that_changes_its_mind_does_not_agree_with_itself() -> None:
     model = Scripted(lambda text, temperature: json.dumps({"score": 3 if temperature and "answer 1" in text else 2}))
-    figure = score_figures(Judge(model, "x").scores(CASES), "scripted")["judge_agrees_with_itself"]
-    assert estimate(figure)[0] == pytest.approx(5 / 6)
+    figure, chance = agreement_with_itself(Judge(model, "x").scores(CASES))
+    assert (estimate(figure)[0], chance) == (pytest.approx(5 / 6), pytest.approx(5 / 6))
 
 
 OTHERS = [Case(case.source, case.prompt, f"{case.answer}, at length", case.expected) for case in CASES]
@@ -108,16 +109,16 @@ def test_a_winner_wins_in_both_orders() -> None:
     found = Judge(Scripted(longer), "x").pairs(CASES, OTHERS)
     assert found.values.tolist() == [1] * 6
     assert Judge(Scripted(longer), "x").pairs(OTHERS, CASES).values.tolist() == [0] * 6
-    figures = pair_figures(found, "scripted")
-    assert (estimate(figures["wins"])[0], estimate(figures["judge_agrees_with_itself"])[0]) == (1, 1)
+    assert estimate(wins_figure(found, "scripted"))[0] == 1
+    assert estimate(agreement_with_itself(found)[0])[0] == 1
 
 
 @pytest.mark.parametrize("always", ["A", "B"])
 def test_a_judge_that_always_prefers_one_place_decides_nothing(always: str) -> None:
     found = Judge(Scripted(lambda *_: json.dumps({"better": always})), "x").pairs(CASES, OTHERS)
-    figures = pair_figures(found, "scripted")
     assert found.values.tolist() == [0.5] * 6
-    assert (estimate(figures["wins"])[0], estimate(figures["judge_agrees_with_itself"])[0]) == (0.5, 0)
+    figure, chance = agreement_with_itself(found)
+    assert (estimate(wins_figure(found, "scripted"))[0], estimate(figure)[0], chance) == (0.5, 0, 0)
 
 
 def test_a_pair_with_one_unreadable_reply_has_no_winner() -> None:

@@ -17,7 +17,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.subjects import SubjectName, column_names
 from tunesmith.exporting.export import export
-from tunesmith.serving.keys import Keys, add_key, read_keys
+from tunesmith.serving.keys import add_key
 
 Rows = list[dict[str, str]]
 
@@ -133,7 +133,7 @@ def test_a_server_alone_is_evaluated_with_the_key_from_the_environment(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = add_key(tmp_path / "keys.json", "mine")
-    with served(tiny_model, keys=Keys(read_keys(tmp_path / "keys.json"))) as server:
+    with served(tiny_model, api_key_file=tmp_path / "keys.json") as server:
         with pytest.raises(UserError, match=r"answers 401: .* Set TUNESMITH_API_KEY to a key of the server"):
             small(server.address, data=write_rows(4))
         monkeypatch.setenv("TUNESMITH_API_KEY", key)

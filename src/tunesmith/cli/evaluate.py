@@ -45,6 +45,16 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Also this metric of yours: module:function, in the working directory or installed."),
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A model that scores the answers from 1 to 5; named like those it judges.")
+    ] = None,
+    rubric: Annotated[Path | None, typer.Option(help="A text file: what the judge takes for a good answer.")] = None,
+    judge_pairs: Annotated[
+        bool, typer.Option("--judge-pairs", help="The judge compares answers with the first model's, in both orders.")
+    ] = False,
+    labels: Annotated[
+        Path | None, typer.Option(help="People's scores or preferences of some answers, to correct the judge by.")
+    ] = None,
     concurrent: Annotated[
         int, typer.Option(help="The most answers at the same time. Figures do not depend on it.", min=1)
     ] = 64,
@@ -67,7 +77,7 @@ def evaluate(
         from tunesmith.evaluation.suite import parsed_options
         from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress
-        from tunesmith.report.table import evaluation_table, gate_table, samples_table
+        from tunesmith.report.table import evaluation_table, gate_table, judge_table, samples_table
         from tunesmith.run import jsonable
 
     console = Console(highlight=False)
@@ -79,6 +89,7 @@ def evaluate(
             data=data, suites=[name.strip() for name in suite.split(",") if name.strip()],
             suite_options=parsed_options(suite_option or []),
             gate=gate, output=output, concurrent=concurrent, cache=cache, budget=budget,
+            judge=judge, rubric=rubric, judge_pairs=judge_pairs, labels=labels,
         )  # fmt: skip
     if output is not None:
         written = [output / "evaluation.json", write_evaluation_page(output)]
@@ -90,6 +101,8 @@ def evaluate(
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
     else:
         console.print(evaluation_table(result))
+        if result["judge"] is not None:
+            console.print(judge_table(result))
         console.print(samples_table(result["samples"]))
         if result["gate"] is not None:
             console.print(gate_table(result["gate"]))

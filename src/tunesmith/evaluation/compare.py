@@ -12,12 +12,22 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import budget_for, seconds_of
-from tunesmith.evaluation.figures import LOSS, Figures, Side, figures_of, samples_of, summary, token_counts_differ
+from tunesmith.evaluation.figures import (
+    LOSS,
+    Figures,
+    Side,
+    cases_of,
+    figures_of,
+    samples_of,
+    summary,
+    token_counts_differ,
+)
 from tunesmith.evaluation.gate import Gate, checked
+from tunesmith.evaluation.judging import Judged, open_judging
 from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.measured import ratio_of
 from tunesmith.evaluation.measuring import Asked, Measurement, Opened, Trial, measure
-from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Metric, without_repeats
+from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_base, open_subject
 from tunesmith.evaluation.suite import open_suites
@@ -52,6 +62,10 @@ def evaluate(
     device: str = "auto",
     cache: bool = True,
     budget: str | None = None,
+    judge: str | Path | None = None,
+    rubric: str | Path | None = None,
+    judge_pairs: bool = False,
+    labels: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate models side by side on the same rows. A run alone is compared with its own base.
 
@@ -76,13 +90,17 @@ def evaluate(
         cache: whether answers and losses are kept in the user's cache, and read from it.
         budget: a time such as `10min`: as many rows are answered, up to `rows`, as it allows, by how long the first
             model takes for a few of them.
+        judge: a model that scores the answers, named as in `models`.
+        rubric: a text file that says what makes an answer good; None: `tunesmith.evaluation.judge.RUBRIC`.
+        judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
+        labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
 
     Returns:
         The content of `evaluation.json`: `rows` and where they come from (`data`), `loss_tokens`, `generated_rows`;
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
         correction over all `comparisons`; `samples`; `gate`; `loss_unit`; `folds` (how many models evaluated the rows,
-        each on its own fold; None: one model); `budget`: what it allowed.
+        each on its own fold; None: one model); `budget`: what it allowed; `judge`: how far it can be trusted, by model.
 
     Raises:
         UserError: a model or the rows cannot be read, or do not fit each other; a run has not finished; a user's
@@ -109,10 +127,15 @@ def evaluate(
         allowed = None if seconds is None else budget_for(trials[0], sampling, seconds, _answering(trials))
         if allowed is not None:
             count = allowed.rows if count is None else min(count, allowed.rows)
+        judging = open_judging(
+            None if judge is None else str(judge), rubric, judge_pairs, labels, trials, count,
+            concurrent=concurrent, device=device, keeps=cache,
+        )  # fmt: skip
         asked = Asked(metrics, sampling, count, Events(*subscribers))
         last = len(trials) - 1
         measured = [measure(trial, asked, measured_suites if at == last else {}) for at, trial in enumerate(trials)]
-        result = _result(trials, measured, metrics)
+        judged = None if judging is None else judging.judged(_cases(measured), asked.events)
+        result = _result(trials, measured, metrics, judged)
     result["budget"] = None if allowed is None else allowed.described()
     result["gate"] = None if limits is None else checked(limits, result)
     if own is not None and output is None:
@@ -222,7 +245,18 @@ class _Opening:
         return open_subject(name, column, concurrent=self._concurrent, device=self._device, keeps=self._keeps)
 
 
-def _result(trials: Sequence[Trial], measured: Sequence[Measurement], metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def _cases(measured: Sequence[Measurement]) -> dict[str, list[Case]]:
+    """All answers, by column."""
+    sides = [(column, side, each.tasks) for each in measured for column, side in each.sides.items()]
+    cases: dict[str, list[Case]] = {column: [] for column, *_ in sides}
+    for column, side, tasks in sides:
+        cases[column] += cases_of(side.answers, tasks)
+    return cases
+
+
+def _result(
+    trials: Sequence[Trial], measured: Sequence[Measurement], metrics: Mapping[str, Metric], judged: Judged | None
+) -> dict[str, Any]:
     """The content of `evaluation.json`, without the gate."""
     columns = [subject.name for subject in trials[0].subjects]
     tasks = [task for each in measured for task in each.tasks]
@@ -240,6 +274,7 @@ def _result(trials: Sequence[Trial], measured: Sequence[Measurement], metrics: M
             models = {column: _per_byte(figures, sides[column], rows) for column, figures in models.items()}
     models = without_repeats(models, SHOWN_WHERE_THEY_DIFFER)
     for column in columns:
+        models[column] |= {} if judged is None else judged.figures.get(column, {})
         models[column] |= measured[-1].suites[column]
     losses = next((side.losses for side in sides.values() if side.losses is not None), None)
     folds = sum(trial.fold is not None for trial in trials)
@@ -254,6 +289,7 @@ def _result(trials: Sequence[Trial], measured: Sequence[Measurement], metrics: M
         ),
         "loss_unit": None if rows is None else rows.objective.loss_unit,
         "folds": folds or None,
+        "judge": None if judged is None else judged.report,
     }
 
 

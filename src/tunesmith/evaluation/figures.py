@@ -122,13 +122,23 @@ def answer_figures(answers: Sequence[Answer], tasks: Sequence[Task], metrics: Ma
     Returns:
         Those that fit every expected answer.
     """
-    pairs = zip(answers, tasks, strict=True)
-    return measured(metrics, [_case(answer, task) for answer, task in pairs])
+    return measured(metrics, cases_of(answers, tasks))
 
 
-def _case(answer: Answer, task: Task) -> Case:
-    prompt = str(task.chat[-1]["content"])
-    return Case(task.source, prompt, final_answer(answer.text), task.expected, answer.finish_reason)
+def cases_of(answers: Sequence[Answer], tasks: Sequence[Task]) -> list[Case]:
+    """What is scored or judged: the answers without the reasoning before them.
+
+    Args:
+        answers: as models wrote them.
+        tasks: with the expected answers.
+
+    Returns:
+        A case for each.
+    """
+    return [
+        Case(task.source, str(task.chat[-1]["content"]), final_answer(answer.text), task.expected, answer.finish_reason)
+        for answer, task in zip(answers, tasks, strict=True)
+    ]
 
 
 def prediction_figures(predictions: Predictions, units: Sequence[str], names: Sequence[str]) -> Figures:

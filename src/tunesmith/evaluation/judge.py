@@ -8,23 +8,30 @@ people's labels correct its rates (`prediction_powered`).
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.metrics.metric import Case
-from tunesmith.evaluation.prediction_powered import prediction_powered
-from tunesmith.evaluation.statistics import Interval
 from tunesmith.evaluation.subject import Answer, Chat, Subject
+from tunesmith.evaluation.verdicts import HIGHEST, LOWEST, Verdicts
 from tunesmith.inference.sampling import Sampling
 
-LOWEST, HIGHEST = 1, 5
-"""The scale of single scores."""
+RUBRIC = """\
+- It answers the question that was asked, wholly.
+- What it says is true. If a good answer is given, it says the same as that one, in whatever words.
+- It is clear, and says nothing beside the point. A longer answer is not a better one.
+"""
+"""What makes an answer good, if nothing else is said."""
+
+REASON = 240
+"""Characters of the reason that comes before a verdict."""
+
+LONGEST = 1024
+"""Tokens of a reply. A verdict comes within them, even if each byte of its reason is a token."""
 
 AGAIN = 0.7
 """The temperature of the second time that answers are judged, to see whether a judge agrees with itself."""
@@ -32,7 +39,7 @@ AGAIN = 0.7
 _SCORE = {
     "type": "object",
     "properties": {
-        "reason": {"type": "string", "maxLength": 300},
+        "reason": {"type": "string", "maxLength": REASON},
         "score": {"type": "integer", "minimum": LOWEST, "maximum": HIGHEST},
     },
     "required": ["reason", "score"],
@@ -40,38 +47,13 @@ _SCORE = {
 }
 _BETTER = {
     "type": "object",
-    "properties": {"reason": {"type": "string", "maxLength": 300}, "better": {"enum": ["A", "B", "tie"]}},
+    "properties": {
+        "reason": {"type": "string", "maxLength": REASON},
+        "better": {"type": "string", "enum": ["A", "B", "tie"]},
+    },
     "required": ["reason", "better"],
     "additionalProperties": False,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Verdicts:
-    """What a judge said about the cases.
-
-    Attributes:
-        values: (cases,) the score, or 1 if the second answer is better, 0 if the first, 0.5 if neither or if the order
-            decided; NaN where the judge's reply could not be read.
-        first: (cases,) as judged the first time; of pairs, in the given order.
-        again: (cases,) as judged the second time; of pairs, in the other order.
-        sources: of the cases.
-    """
-
-    values: NDArray[np.float64]
-    first: NDArray[np.float64]
-    again: NDArray[np.float64]
-    sources: tuple[str, ...]
-
-    @property
-    def judged(self) -> NDArray[np.int64]:
-        """(judged,) the cases with a value."""
-        return np.flatnonzero(~np.isnan(self.values))
-
-    @property
-    def failures(self) -> int:
-        """Replies that could not be read, of twice as many as there are cases."""
-        return int(np.isnan(self.first).sum() + np.isnan(self.again).sum())
 
 
 class Judge:
@@ -83,7 +65,7 @@ class Judge:
         sampling: of its replies; the schema is added.
     """
 
-    def __init__(self, subject: Subject, rubric: str, sampling: Sampling = Sampling(max_new_tokens=256)) -> None:  # noqa: B008  # frozen
+    def __init__(self, subject: Subject, rubric: str, sampling: Sampling = Sampling(max_new_tokens=LONGEST)) -> None:  # noqa: B008  # frozen
         self._subject, self._rubric, self._sampling = subject, rubric, sampling
 
     @classmethod
@@ -121,7 +103,7 @@ class Judge:
         chats = [self._single(case) for case in cases]
         ask = f'Reply with JSON: {{"reason": "…", "score": a whole number from {LOWEST} to {HIGHEST}}}.'
         first = self._replies(chats, ask, _SCORE, done)
-        second = self._replies(chats, ask, _SCORE, done, AGAIN)
+        second = self._replies(chats, ask, _SCORE, _after(len(chats), done), AGAIN)
         values, again = (np.array([_score(reply.text) for reply in replies], np.float64) for replies in (first, second))
         return Verdicts(values, values, again, tuple(case.source for case in cases))
 
@@ -141,7 +123,7 @@ class Judge:
         ask = 'Reply with JSON: {"reason": "…", "better": "A", "B" or "tie"}.'
         pairs = list(zip(first, second, strict=True))
         straight = self._replies([self._pair(a, b) for a, b in pairs], ask, _BETTER, done)
-        swapped = self._replies([self._pair(b, a) for a, b in pairs], ask, _BETTER, done)
+        swapped = self._replies([self._pair(b, a) for a, b in pairs], ask, _BETTER, _after(len(pairs), done))
         ours = np.array([_better(reply.text) for reply in straight], np.float64)
         theirs = 1 - np.array([_better(reply.text) for reply in swapped], np.float64)
         values = np.where(ours == theirs, ours, 0.5)
@@ -172,108 +154,9 @@ class Judge:
         return f"{_question(a)}\n\n[Answer A]\n{a.answer}\n\n[Answer B]\n{b.answer}"
 
 
-def score_figures(verdicts: Verdicts, judge: str) -> dict[str, Measured]:
-    """The judge's scores, and how far it can be trusted.
-
-    Args:
-        verdicts: of `Judge.scores`.
-        judge: the judge's name.
-
-    Returns:
-        `judged`: the mean score; `judge_agrees_with_itself`: the share of cases with the same score the second time.
-    """
-    return {
-        "judged": _mean(verdicts, f"judged by {judge}", f"mean score from {LOWEST} to {HIGHEST}", "points"),
-        "judge_agrees_with_itself": _self_agreement(
-            verdicts, "the same score when asked again with other random numbers"
-        ),
-    }
-
-
-def pair_figures(verdicts: Verdicts, judge: str) -> dict[str, Measured]:
-    """How often the judge prefers the second model, and how far it can be trusted.
-
-    Args:
-        verdicts: of `Judge.pairs`.
-        judge: the judge's name.
-
-    Returns:
-        `wins`: the share, ties counting half; `judge_agrees_with_itself`: the share of pairs with the same winner in
-        both orders.
-    """
-    return {
-        "wins": _mean(verdicts, f"preferred by {judge}", "answers preferred, ties counting half", "share"),
-        "judge_agrees_with_itself": _self_agreement(verdicts, "the same winner when the answers change places"),
-    }
-
-
-def agreement_with_people(verdicts: Verdicts, labels: NDArray[np.float64]) -> dict[str, Measured]:
-    """How far the judge agrees with people's labels of the same cases.
-
-    Args:
-        verdicts: the judge's.
-        labels: (cases,) on the judge's scale; NaN: no label.
-
-    Returns:
-        `agreement`: the share of equal values; `kappa`: Cohen's with quadratic weights (Cohen 1968), 0 by chance and 1
-        if always equal.
-
-    Raises:
-        ValueError: no case has both.
-    """
-    from sklearn.metrics import cohen_kappa_score
-
-    both = np.flatnonzero(~np.isnan(verdicts.values) & ~np.isnan(labels))
-    if not len(both):
-        raise ValueError("no case has both a verdict and a label")
-    ours, theirs = verdicts.values[both], labels[both]
-    units = [verdicts.sources[row] for row in both.tolist()]
-    kinds = np.unique(np.concatenate([ours, theirs]))
-    a, b = np.searchsorted(kinds, ours), np.searchsorted(kinds, theirs)
-
-    def kappa(rows: NDArray[np.int64]) -> float:
-        if (a[rows] == b[rows]).all():
-            return 1.0
-        return float(cohen_kappa_score(a[rows], b[rows], labels=np.arange(len(kinds)), weights="quadratic"))
-
-    equal = (ours == theirs).astype(np.float64)
-    return {
-        "agreement": mean_of(equal, units, "judge agrees with people", "cases with the same value"),
-        "kappa": Measured(
-            "kappa", "agreement of judge and people beyond chance, by quadratic weights", kappa, units, unit="kappa"
-        ),
-    }
-
-
-def corrected_by_people(verdicts: Verdicts, labels: NDArray[np.float64]) -> tuple[float, Interval]:
-    """The mean that people would give to all cases, from the judge's values and the labels of some.
-
-    Args:
-        verdicts: the judge's.
-        labels: (cases,) on the judge's scale; NaN: no label. Which cases have one must not depend on their quality.
-
-    Returns:
-        The mean, and the ends of its 95 % interval.
-
-    Raises:
-        ValueError: fewer than two cases have both a verdict and a label.
-    """
-    judged = ~np.isnan(verdicts.values)
-    labeled = judged & ~np.isnan(labels)
-    return prediction_powered(verdicts.values[labeled], labels[labeled], verdicts.values[judged & ~labeled])
-
-
-def _mean(verdicts: Verdicts, title: str, about: str, unit: str) -> Measured:
-    """The mean over the cases whose verdict could be read, which the explanation counts."""
-    units = [verdicts.sources[row] for row in verdicts.judged.tolist()]
-    read = f"{about}; {verdicts.failures:,} of {2 * len(verdicts.values):,} replies could not be read"
-    return mean_of(verdicts.values[verdicts.judged], units, title, read, unit=unit)
-
-
-def _self_agreement(verdicts: Verdicts, about: str) -> Measured:
-    both = np.flatnonzero(~np.isnan(verdicts.first) & ~np.isnan(verdicts.again))
-    equal = (verdicts.first[both] == verdicts.again[both]).astype(np.float64)
-    return mean_of(equal, [verdicts.sources[row] for row in both.tolist()], "judge agrees with itself", about)
+def _after(count: int, done: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """What counts on from the replies of the first time."""
+    return None if done is None else lambda more: done(count + more)
 
 
 def _question(case: Case) -> str:

@@ -99,12 +99,12 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
                 one = _OneModel(subject, trial.rows, asked, trial.fold)
                 tasks = tasks or one.tasks()
                 sides[subject.name] = one.side(tasks)
-            report = _progress(asked.events, subject.name)
+            report = progress_of(asked.events, subject.name)
             context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, report, trial.run)
             found[subject.name] = {}
             for name, suite in suites.items():
                 figures = measure_suite(name, suite, subject, context)
-                _emit(asked.events, subject.name, trial.fold, figures)
+                emit_figures(asked.events, subject.name, trial.fold, figures)
                 found[subject.name] |= figures
         finally:
             subject.close()
@@ -172,7 +172,7 @@ class _OneModel:
         return self._rows.recipe.train.tokens_per_batch or TOKENS
 
     def _report(self, what: str, total: int) -> Callable[[int], None]:
-        progress = _progress(self._asked.events, self._subject.name)
+        progress = progress_of(self._asked.events, self._subject.name)
 
         def report(done: int) -> None:
             progress(f"{what}{self._within}", done, total)
@@ -181,14 +181,31 @@ class _OneModel:
         return report
 
     def _emit(self, figures: Figures) -> None:
-        _emit(self._asked.events, self._subject.name, self._fold, figures)
+        emit_figures(self._asked.events, self._subject.name, self._fold, figures)
 
 
-def _progress(events: Events, model: str) -> Callable[[str, int, int], None]:
+def progress_of(events: Events, model: str) -> Callable[[str, int, int], None]:
+    """What emits a model's progress.
+
+    Args:
+        events: receive `progress`.
+        model: its column.
+
+    Returns:
+        To be called with what is done, how much of it, and how much there is.
+    """
     return lambda what, done, total: events.emit("progress", what=f"{model}: {what}", done=done, total=total)
 
 
-def _emit(events: Events, model: str, fold: int | None, figures: Figures) -> None:
+def emit_figures(events: Events, model: str, fold: int | None, figures: Figures) -> None:
+    """Emit a model's figures, with their intervals.
+
+    Args:
+        events: receive `figures`, unless there are none.
+        model: its column.
+        fold: of the run.
+        figures: by name.
+    """
     shown = {name: about_figure(measured) | with_interval(measured) for name, measured in figures.items()}
     if shown:
         events.emit("figures", model=model, fold=fold, figures=shown)

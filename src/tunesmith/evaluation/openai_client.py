@@ -25,6 +25,19 @@ PAUSES = (1.0, 4.0, 15.0)
 """Seconds before a request is sent again, if the server does not say how long."""
 
 
+class RefusedError(UserError):
+    """A server refuses a request.
+
+    Attributes:
+        code: of HTTP.
+        why: what the server says.
+    """
+
+    def __init__(self, message: str, code: int, why: str) -> None:
+        super().__init__(message)
+        self.code, self.why = code, why
+
+
 class OpenAIClient:
     """A server, and one of its models.
 
@@ -63,7 +76,7 @@ class OpenAIClient:
             The reply.
 
         Raises:
-            UserError: the server does not answer, or refuses.
+            UserError: the server does not answer; as `RefusedError`: it refuses.
         """
         with self._opened(path, body) as reply:
             try:
@@ -83,7 +96,7 @@ class OpenAIClient:
             The events, up to `[DONE]`.
 
         Raises:
-            UserError: the server does not answer, or refuses.
+            UserError: the server does not answer; as `RefusedError`: it refuses.
         """
         with self._opened(path, {**body, "stream": True}) as reply:
             try:
@@ -106,8 +119,9 @@ class OpenAIClient:
                 return urllib.request.urlopen(request, timeout=SECONDS)
             except urllib.error.HTTPError as error:
                 if error.code not in BUSY or pause is None:
-                    message = error_message(error.read())
-                    raise UserError(f"{self.url}/{path} answers {error.code}: {message}{self._advice(error)}") from None
+                    why = error_message(error.read())
+                    message = f"{self.url}/{path} answers {error.code}: {why}{self._advice(error)}"
+                    raise RefusedError(message, error.code, why) from None
                 after = error.headers.get("Retry-After", "")
                 time.sleep(float(after) if after.isdigit() else pause)
             except OSError as error:

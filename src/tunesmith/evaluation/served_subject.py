@@ -1,16 +1,20 @@
 """A model under evaluation that is behind a URL."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.openai_client import OpenAIClient
+from tunesmith.evaluation.openai_client import OpenAIClient, RefusedError
 from tunesmith.evaluation.subject import Answer, Chat, Timing
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
+
+BAD_REQUEST = 400
+"""The code of a server that does not know a field, or does not take its value."""
 
 
 class ServedSubject:
@@ -20,6 +24,9 @@ class ServedSubject:
         name: its column in the tables.
         client: of the server.
         concurrent: the most requests at the same time.
+
+    Attributes:
+        refused_schema: why the server refuses to follow a JSON schema; None: it never did. It is not asked to again.
     """
 
     identity: str | None = None
@@ -28,6 +35,7 @@ class ServedSubject:
 
     def __init__(self, name: str, client: OpenAIClient, concurrent: int) -> None:
         self.name, self.client, self._concurrent = name, client, concurrent
+        self.refused_schema: str | None = None
 
     def answers(
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
@@ -68,11 +76,25 @@ class ServedSubject:
         """Nothing is held."""
 
     def _answer(self, chat: Chat, sampling: Sampling, number: int) -> Answer:
-        reply = self.client.call("chat/completions", **_body(chat, sampling, number))
+        reply = self._reply(_body(chat, sampling, number))
         choice = reply["choices"][0]
         usage = reply.get("usage") or {}
         text = str(choice["message"].get("content") or "").strip()
         return Answer(text, usage.get("completion_tokens"), choice.get("finish_reason"))
+
+    def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's reply; without a schema, if it answers only without one."""
+        free = {name: value for name, value in body.items() if name != "response_format"}
+        if self.refused_schema is not None or len(free) == len(body):
+            return self.client.call("chat/completions", **free)
+        try:
+            return self.client.call("chat/completions", **body)
+        except RefusedError as error:
+            if error.code != BAD_REQUEST:
+                raise
+            reply = self.client.call("chat/completions", **free)
+            self.refused_schema = error.why
+            return reply
 
     def _timing(self, chat: Chat, sampling: Sampling) -> Timing:
         self.client.model  # noqa: B018  # asked for once, before the clock starts
@@ -103,4 +125,7 @@ def _body(chat: Chat, sampling: Sampling, number: int) -> dict[str, Any]:
         body["repetition_penalty"] = sampling.repetition_penalty
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    if sampling.schema is not None:
+        schema = {"name": "reply", "schema": json.loads(sampling.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body

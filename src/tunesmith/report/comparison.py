@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tunesmith.report.charts import interval_chart
 from tunesmith.report.figures import SHARE, about_differences, difference_text, template_of, title_of, value_text
 from tunesmith.report.formatting import figure, number
+from tunesmith.report.judge import about_judge, judge_rows
 from tunesmith.report.word_difference import marked_difference
 
 CUT_LINES = 10
@@ -102,6 +103,8 @@ class Comparison:
         marked: the model whose answers are marked; empty if there is none.
         limits: of a gate: limit, outcome, why.
         gate: whether it is passed, in a sentence; empty without one.
+        judge: what a judge's verdicts are worth, as `judge_rows` has it; empty without one.
+        about_judge: how it was asked, in sentences.
     """
 
     about: str
@@ -114,6 +117,8 @@ class Comparison:
     marked: str
     limits: list[tuple[str, str, str]]
     gate: str
+    judge: list[tuple[str, ...]]
+    about_judge: str
 
 
 def compared(result: Mapping[str, Any]) -> Comparison:
@@ -142,6 +147,8 @@ def compared(result: Mapping[str, Any]) -> Comparison:
         marked=list(models)[-1] if models else "",
         limits=[(_limit(limit), str(limit["outcome"]), str(limit["why"])) for limit in limits],
         gate="" if not limits else "The gate is passed." if result["gate"]["passed"] else "The gate is not passed.",
+        judge=judge_rows(result) if result.get("judge") else [],
+        about_judge=about_judge(result) if result.get("judge") else "",
     )
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from tunesmith.report.figures import VERDICTS, about_differences, difference_text, template_of, title_of, value_text
 from tunesmith.report.formatting import count, duration, number, size
+from tunesmith.report.judge import about_judge, judge_rows
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:
@@ -77,6 +78,24 @@ def _one_below_another(table: Table, result: dict[str, Any], models: Sequence[st
 def _difference(entry: dict[str, Any] | None, template: str) -> Text:
     """In color if it is shown to be better or worse."""
     return Text(difference_text(entry, template), style=VERDICTS[(entry or {}).get("verdict", "not shown")])
+
+
+def judge_table(result: dict[str, Any]) -> Table:
+    """How far the judge can be trusted on each model's answers, and what people's labels make of its verdicts.
+
+    Args:
+        result: the content of `evaluation.json`, with `judge`.
+
+    Returns:
+        The table, at eighty columns.
+    """
+    heading, *rows = judge_rows(result)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=about_judge(result), caption_justify="left")
+    for title in heading:
+        table.add_column(title, justify="right" if table.columns else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def gate_table(gate: dict[str, Any]) -> Table:
