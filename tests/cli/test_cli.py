@@ -109,5 +109,5 @@ def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("demo", "init", "train", "evaluate", "report", "generate", "chat", "merge", "runs", "data", "schema"):
+    for verb in ("demo", "init", "train", "evaluate", "report", "generate", "chat", "export", "runs", "data", "schema"):
         assert verb in done.stdout

@@ -36,6 +36,7 @@ def test_the_recommended_checkpoint_gains_most_within_what_it_may_forget() -> No
     assert recommended([point(-1.0, -0.5)], 1.0) is None, "it gained nothing"
 
 
+@pytest.mark.long
 def test_the_curve_of_a_run_is_what_evaluation_says_of_its_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{n}?", "answer": str(n % 10) * 8} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

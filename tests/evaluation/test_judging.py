@@ -180,6 +180,7 @@ def test_preferences_correct_the_share_of_wins(small: Callable[..., Any], tmp_pa
     assert about["corrected"] == {"value": value, "interval": [max(0, low), min(1, high)]}
 
 
+@pytest.mark.long
 def test_a_poor_judge_agrees_with_itself_no_more_than_by_chance(
     tiny_model: Path, other: Path, write_rows: Callable[..., Path]
 ) -> None:
@@ -191,6 +192,7 @@ def test_a_poor_judge_agrees_with_itself_no_more_than_by_chance(
     assert low < about["itself"]["chance"] < high < 0.6
 
 
+@pytest.mark.long
 def test_a_model_judges_alike_here_and_behind_a_server(small: Callable[..., Any], other: Path) -> None:
     here = small(other)
     with served(other) as server:
@@ -201,6 +203,7 @@ def test_a_model_judges_alike_here_and_behind_a_server(small: Callable[..., Any]
         assert about["unread"] == there["judge"]["models"][model]["unread"] == 0
 
 
+@pytest.mark.long
 def test_every_row_of_a_run_with_folds_is_judged(
     tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:

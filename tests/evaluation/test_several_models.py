@@ -49,6 +49,7 @@ def small(models: Any, **options: Any) -> dict[str, Any]:
     return evaluate(models, **{"rows": 4, "max_new_tokens": 10, **options})
 
 
+@pytest.mark.long
 def test_models_named_together_have_the_figures_that_each_has_alone(runs: Path, tiny_model: Path) -> None:
     found = small([tiny_model, runs / "short", runs / "long"], data=None)
     assert list(found["models"]) == ["llama", "short", "long"]
@@ -96,6 +97,7 @@ def test_a_base_is_quantized_by_what_follows_the_at_sign(runs: Path) -> None:
     assert all(other == pytest.approx(exact, rel=0.1) for other in others)
 
 
+@pytest.mark.long
 def test_exports_are_evaluated_beside_the_model(tmp_path: Path) -> None:
     saved(tmp_path / "model", "llama", ROTARY | {"intermediate_size": 128})  # 4-bit kernels take multiples of 64
     rows = write(tmp_path / "rows.jsonl", [{"question": f"Say {n}.", "answer": f"{n} it is."} for n in range(6)])

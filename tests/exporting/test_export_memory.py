@@ -53,6 +53,7 @@ print(most - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "limit_mb"), [("hf", 70), ("gguf:q8_0", 50)])
 def test_an_adapter_is_merged_layer_by_layer(kind: str, limit_mb: int, tmp_path: Path) -> None:
     """The model has 82 million weights: 164 MB as it is stored, 327 MB in fp32."""

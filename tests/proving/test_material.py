@@ -8,8 +8,9 @@ import pytest
 from bytewise import CHATML, byte_tokenizer
 
 from tunesmith.data.render import Renderer
+from tunesmith.evaluation.openai_client import error_message
 from tunesmith.proving import material as module
-from tunesmith.proving.http import bucketed_divergence, error_message
+from tunesmith.proving.http import bucketed_divergence
 from tunesmith.proving.limits import EIGHT_BITS, EXACT, FEWER_BITS, FOUR_BITS, Kind, kind_of
 from tunesmith.proving.material import QUESTIONS, material
 from tunesmith.proving.parity import beside
@@ -31,7 +32,7 @@ def test_without_a_run_or_a_file_questions_are_asked_and_chats_of_every_kind() -
         assert task.chat[-1]["content"] in asked
     names = [chat.name for chat in found.chats]
     assert names[3:] + list(found.not_rendered) == [chat.name for chat in module.EDGE_CHATS]
-    assert found.not_rendered == ["a tool"]
+    assert found.not_rendered == ["a tool", "a call of a tool and its result"]
     assert found.texts == []
     every = material("no run", renderer(), 100)
     assert [task.chat[-1]["content"] for task in every.tasks] == list(asked)
@@ -63,7 +64,12 @@ def test_rows_that_the_template_rejects_are_counted(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = material("no run", renderer(rejects + CHATML), 5, str(file))
     assert (found.origin, len(found.rows), len(found.tasks), found.unusable) == (str(file), 1, 1, 1)
-    assert found.not_rendered == ["a system turn", "several turns after a system turn", "a tool"]
+    assert found.not_rendered == [
+        "a system turn",
+        "several turns after a system turn",
+        "a tool",
+        "a call of a tool and its result",
+    ]
     assert material("no run", renderer(), 5, str(file)).unusable == 0
 
 

@@ -7,6 +7,9 @@ import pytest
 from tunesmith.errors import UserError
 from tunesmith.serving.keys import Client, Keys, add_key, read_keys, remove_key
 
+HASH = "0123456789abcdef" * 4
+"""Of a key, in hexadecimal."""
+
 
 class Clock:
     """A time that passes when it is told to."""
@@ -85,9 +88,10 @@ def test_a_removed_key_is_not_known_and_the_others_stay(tmp_path: Path) -> None:
     [
         (None, r"keys\.json cannot be read: No such file or directory\. Make it with: tunesmith keys add \S+ NAME$"),
         ("{", r"cannot be read: Invalid JSON.* Make it with"),
-        ('[{"name": "a", "sha256": "b", "right": 1}]', r"cannot be read: Extra inputs are not permitted"),
+        ('[{"name": "a", "sha256": "b"}]', r"cannot be read: String should match pattern"),
+        (f'[{{"name": "a", "sha256": "{HASH}", "right": 1}}]', r"cannot be read: Extra inputs are not permitted"),
         (
-            '[{"name": "a", "sha256": "b", "tokens_per_minute": 0}]',
+            f'[{{"name": "a", "sha256": "{HASH}", "tokens_per_minute": 0}}]',
             r"cannot be read: Input should be greater than or equal to 1",
         ),
         ("[]", r"keys\.json has no key\. Add one with: tunesmith keys add \S+ NAME$"),

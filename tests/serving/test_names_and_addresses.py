@@ -11,11 +11,12 @@ from running_server import save_adapter
 from transformers import GenerationConfig
 
 from tunesmith.errors import UserError
-from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.serving import vllm
 from tunesmith.serving.errors import ApiError
-from tunesmith.serving.server import Server, is_loopback, listen, name_of, service_of
+from tunesmith.serving.guards import is_loopback
+from tunesmith.serving.load import load_service, name_of
+from tunesmith.serving.server import Server, listen
 from tunesmith.serving.vllm import run_vllm, vllm_command
 
 
@@ -49,9 +50,7 @@ def test_a_model_is_called_by_the_last_part_of_its_path(tmp_path: Path, monkeypa
 def test_the_address_has_the_port_that_was_free(host: str, place: str, tiny_model: Path) -> None:
     with listen(host, 0) as listener:
         port = listener.getsockname()[1]
-        assert Server(service_of(Model(tiny_model, precision="fp32"), "tiny"), listener).address == (
-            f"http://{place}:{port}"
-        )
+        assert Server(load_service(str(tiny_model)), listener).address == (f"http://{place}:{port}")
         with pytest.raises(
             UserError, match=r"cannot be used: Address already in use.* Choose another --host or --port"
         ):
@@ -75,9 +74,8 @@ def test_sampling_is_as_the_models_authors_recommend(
     shutil.copytree(tiny_model, tmp_path / "model")
     own = GenerationConfig.from_pretrained(tiny_model).to_dict()
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({**own, **stored}))
-    model = Model(tmp_path / "model", precision="fp32")
-    assert service_of(model, "tiny").default == expected
-    assert service_of(model, "tiny", temperature=0.0).default.temperature == 0.0
+    assert load_service(str(tmp_path / "model")).default == expected
+    assert load_service(str(tmp_path / "model"), temperature=0.0).default.temperature == 0.0
 
 
 def test_adapters_are_the_given_ones_and_those_in_the_directory(tiny_model: Path, tmp_path: Path) -> None:
@@ -87,8 +85,7 @@ def test_adapters_are_the_given_ones_and_those_in_the_directory(tiny_model: Path
         shutil.copytree(made, directory / name)
     shutil.copytree(made, directory / "run" / "adapter")
     (directory / "empty").mkdir()
-    model = Model(tiny_model, precision="fp32")
-    service = service_of(model, "tiny", {"given": made}, directory)
+    service = load_service(str(tiny_model), adapters={"given": made}, adapter_directory=directory)
     adapters = service.adapters
     assert adapters is not None
     assert adapters.names == ["given", "plain", "run"]
@@ -104,9 +101,9 @@ def test_adapters_are_the_given_ones_and_those_in_the_directory(tiny_model: Path
         file.replace(directory / "plain" / file.name)
     assert adapters.refresh("plain") != before
     with pytest.raises(UserError, match=r"^The name tiny is the model's own\. Give the adapter another one"):
-        service_of(model, "tiny", {"tiny": made})
+        load_service(str(tiny_model), name="tiny", adapters={"tiny": made})
     with pytest.raises(UserError, match=r"nowhere is not a directory"):
-        service_of(model, "tiny", None, tmp_path / "nowhere")
+        load_service(str(tiny_model), adapter_directory=tmp_path / "nowhere")
 
 
 def test_an_error_has_the_type_and_headers_of_its_status() -> None:

@@ -154,6 +154,7 @@ def test_a_loop_is_no_answer_to_odd_input(trained: Callable[..., Path], own: Pat
     assert found["robustness.as_is"] == 0
 
 
+@pytest.mark.long
 def test_a_model_that_answers_by_group_has_a_gap_and_a_fair_one_has_none(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:

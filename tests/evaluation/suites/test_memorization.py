@@ -129,6 +129,7 @@ def test_training_rows_of_a_file_are_not_taken_for_others(leaking: Path) -> None
     assert 0 < len(planted) < 6
 
 
+@pytest.mark.long
 def test_raw_text_that_was_learned_by_heart_comes_back(tiny_model: Path, tmp_path: Path) -> None:
     stream = random.Random(1)
     texts = ["".join(stream.choices("abcdefghijklmnopqrstuvwxyz", k=20)) for _ in range(12)]
