@@ -102,6 +102,7 @@ def test_all_rows_are_answered_without_a_limit_and_scored_by_own_metrics(
     assert set(result["differences"]["tuned"]) == {"loss", "length"}
 
 
+@pytest.mark.long
 def test_events_of_folds_give_the_fold(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     recipe = {
         "base": str(tiny_model),

@@ -87,6 +87,7 @@ def test_a_checkpoint_that_was_not_kept_is_refused_with_those_that_were(runs: Pa
         small([runs / "long", runs / "long" / "checkpoints" / "step-000999"])
 
 
+@pytest.mark.long
 def test_a_base_is_quantized_by_what_follows_the_at_sign(runs: Path) -> None:
     run = str(runs / "long")
     found = small([f"{run}@fp32", f"{run}@bf16", f"{run}@int8", f"{run}@nf4"])
@@ -181,6 +182,7 @@ def test_a_killed_evaluation_resumes_and_ends_with_the_same_figures(
     assert fewer == [0, 3], "they are known already"
 
 
+@pytest.mark.long
 def test_what_else_is_asked_is_not_taken_from_the_cache(runs: Path, tmp_path: Path) -> None:
     def entries() -> int:
         return len(list((tmp_path / "cache" / "evaluation").iterdir()))
