@@ -65,7 +65,7 @@ class Suite(Protocol):
             context: of the evaluation.
 
         Returns:
-            The figures by name; none if the model cannot be measured (a server that tells no log-probabilities). In
+            The figures by name; none if the model cannot be measured (a server that reports no log-probabilities). In
             tables and gates, a figure is called `suite.name`.
 
         Raises:

@@ -23,7 +23,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Of a stream: whether its last event tells the numbers of tokens."""
+    """Of a stream: whether its last event reports the numbers of tokens."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -61,7 +61,7 @@ class Sampled(Body):
 
     @property
     def tells_usage(self) -> bool:
-        """Whether a stream's last event tells the numbers of tokens."""
+        """Whether a stream's last event reports the numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def refuse_unused_stream_options(self) -> None:

@@ -1,4 +1,4 @@
-"""What a client did wrong, as OpenAI's protocol tells it."""
+"""What a client did wrong, as OpenAI's protocol reports it."""
 
 from typing import Any
 

@@ -180,7 +180,7 @@ class Keys:
     def client(self, authorization: str | None) -> Client | None:
         """Who sent this `Authorization` header; None if its key is not known.
 
-        Every stored hash is compared, in constant time, so that the time tells nothing about them.
+        Every stored hash is compared, in constant time, so that the time reveals nothing about them.
         """
         if not self._clients:
             return self._anyone

@@ -15,7 +15,7 @@ Kind = Literal["reasoning", "message"]
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How the protocol tells of an item of text.
+    """How the protocol announces an item of text.
 
     Attributes:
         prefix: of the item's id.

@@ -90,7 +90,7 @@ class Bias:
 
         Returns:
             By group that questions name: the score by side, and the gap. With a file of pairs, the share in which the
-            more stereotypical sentence is the likelier one; none of a server, which tells no log-probabilities.
+            more stereotypical sentence is the likelier one; none of a server, which reports no log-probabilities.
 
         Raises:
             UserError: no question names a group, and there is no file of pairs; the model does not write text.

@@ -1,6 +1,6 @@
 """Robustness: how the task's score moves when the user's own prompts are typed badly, and what becomes of odd input.
 
-Rules change how a prompt is written. None of them can say the same in other words, so this tells nothing about
+Rules change how a prompt is written. None of them can say the same in other words, so this says nothing about
 paraphrases.
 """
 
