@@ -46,7 +46,7 @@ def random_model(shape: str, device: str) -> Any:
 
 def prompts(count: int, length: int, vocabulary: int) -> list[list[int]]:
     """Different ones, so that none is in the cache of another."""
-    return [[(7 * place + 31 * number + 3) % vocabulary for place in range(length)] for number in range(count)]
+    return [[(7 * position + 31 * number + 3) % vocabulary for position in range(length)] for number in range(count)]
 
 
 def with_transformers(model: Any, length: int) -> Write:

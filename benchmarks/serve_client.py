@@ -184,12 +184,12 @@ async def _warm_up(client: httpx2.AsyncClient, job: Job) -> None:
 async def _stream(client: httpx2.AsyncClient, job: Job, number: int, cell: Cell) -> None:
     """Send one request after the other."""
     model = job["models"][number % len(job["models"])]
-    place = number
+    index = number
     while True:
-        request = job["requests"][place % len(job["requests"])]
+        request = job["requests"][index % len(job["requests"])]
         answer = cell.ask(request)
         await asyncio.sleep(await _answer(client, job["body"] | request["body"] | {"model": model}, answer, cell))
-        place += job["streams"]
+        index += job["streams"]
 
 
 async def _answer(client: httpx2.AsyncClient, body: Job, answer: Answer, cell: Cell) -> float:

@@ -211,13 +211,13 @@ def engine_alone(job: Job) -> Job:
     engine, requests, streams = generator.paged, job["requests"], job["streams"]
     bias = dict.fromkeys(job["ends"], -100.0)
 
-    def begin(place: int, cell: Cell, request: Job) -> "_Stream":
+    def begin(index: int, cell: Cell, request: Job) -> "_Stream":
         answer = cell.ask(request)
         ids = generator.ids(generator.prompt_of(request["body"]["messages"]))
         sampling = Sampling(max_new_tokens=request["tokens"], logit_bias=bias)
         writing = generator.begin(ids, sampling)
         engine.submit(writing.request)
-        return _Stream(place, answer, writing)
+        return _Stream(index, answer, writing)
 
     begin(0, Cell(0), job["warm_up"])
     while not engine.is_idle:
@@ -228,9 +228,9 @@ def engine_alone(job: Job) -> Job:
     while time.perf_counter() < end:
         engine.step()
         for number, each in enumerate(live):
-            if not each.goes_on():
-                place = each.place + streams
-                live[number] = begin(place, cell, requests[place % len(requests)])
+            if not each.is_answering():
+                index = each.index + streams
+                live[number] = begin(index, cell, requests[index % len(requests)])
     return cell.result()
 
 
@@ -238,12 +238,12 @@ def engine_alone(job: Job) -> Job:
 class _Stream:
     """A stream of `engine_alone`: the number of its request, what it has seen of the answer, and the answer's text."""
 
-    place: int
+    index: int
     answer: Answer
     writing: Any
     characters: int = 0
 
-    def goes_on(self) -> bool:
+    def is_answering(self) -> bool:
         """Take note of new text. Whether the answer has not ended."""
         request, text = self.writing.request, self.writing.text
         if request.finish is not None:

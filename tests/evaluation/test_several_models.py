@@ -77,9 +77,9 @@ def test_a_checkpoint_is_the_run_at_its_step(runs: Path) -> None:
     assert run == last, "the last checkpoint has the weights that were saved"
     assert middle["loss"]["value"] > run["loss"]["value"] + 0.01
     events = tunesmith.Run.open(runs / "long").events()
-    told = {event["step"]: event["loss"] for event in events if event["event"] == "evaluation"}
-    if 20 in told:
-        assert middle["loss"]["value"] == pytest.approx(told[20], rel=1e-3)
+    reported = {event["step"]: event["loss"] for event in events if event["event"] == "evaluation"}
+    if 20 in reported:
+        assert middle["loss"]["value"] == pytest.approx(reported[20], rel=1e-3)
 
 
 def test_a_checkpoint_that_was_not_kept_is_refused_with_those_that_were(runs: Path) -> None:

@@ -46,8 +46,8 @@ def test_llama_cpp_gives_the_familys_logits_at_every_position(case: str, tmp_pat
         found = read.agreement(Row(ids, marks), expected[:-1])
     finally:
         read.close()
-    assert found.same >= found.places - 1  # a tie
-    assert found.divergence / found.places < 1e-4
+    assert found.same >= found.positions - 1  # a tie
+    assert found.divergence / found.positions < 1e-4
 
 
 MINILM = Path(minilm).parent / "model"

@@ -86,7 +86,7 @@ def test_a_padded_vocabulary_is_cut_to_the_others_size() -> None:
     padded = np.concatenate([scores, np.full((70, 3), 50, np.float32)], 1)
     targets = (np.arange(70) % 5).astype(np.int32)
     for found in (agreement(scores, padded, targets), agreement(padded, scores, targets)):
-        assert (found.places, found.same) == (70, 70)
+        assert (found.positions, found.same) == (70, 70)
         assert found.divergence == pytest.approx(0, abs=1e-9)
         assert found.losses[0] == pytest.approx(found.losses[1])
 

@@ -81,8 +81,8 @@ def _other_role(reader: gguf.GGUFReader) -> None:
     """The template writes another word before the model's answer."""
     text = reader.fields["tokenizer.chat_template"].parts[-1]
     word = np.frombuffer(b"assistant", np.uint8)
-    places = [k for k in range(len(text) - len(word)) if (text[k : k + len(word)] == word).all()]
-    text[places[-1]] = ord("A")
+    positions = [k for k in range(len(text) - len(word)) if (text[k : k + len(word)] == word).all()]
+    text[positions[-1]] = ord("A")
 
 
 def _adds_bos(reader: gguf.GGUFReader) -> None:
@@ -335,11 +335,11 @@ def test_agreement_is_its_definition(rows: list[tuple[list[float], list[float], 
     targets = np.array([row[2] for row in rows], np.int32)
     found = agreement(first, second, targets)
     p, q = (np.exp(np.float64(each)) / np.exp(np.float64(each)).sum(1, keepdims=True) for each in (first, second))
-    places = np.arange(len(rows))
-    assert found.places == len(rows)
+    positions = np.arange(len(rows))
+    assert found.positions == len(rows)
     assert found.same == (p.argmax(1) == q.argmax(1)).sum()
     assert found.divergence == pytest.approx((p * np.log(p / q)).sum(), abs=1e-9)
-    assert found.losses == pytest.approx((-np.log(p[places, targets]).sum(), -np.log(q[places, targets]).sum()))
+    assert found.losses == pytest.approx((-np.log(p[positions, targets]).sum(), -np.log(q[positions, targets]).sum()))
 
 
 @settings(max_examples=50, deadline=None)

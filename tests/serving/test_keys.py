@@ -12,7 +12,7 @@ HASH = "0123456789abcdef" * 4
 
 
 class Clock:
-    """A time that passes when it is told to."""
+    """A time that passes when it is asked to."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0

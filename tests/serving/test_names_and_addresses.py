@@ -46,11 +46,11 @@ def test_a_model_is_called_by_the_last_part_of_its_path(tmp_path: Path, monkeypa
     assert name_of("owner/name") == "owner/name"
 
 
-@pytest.mark.parametrize(("host", "place"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")])
-def test_the_address_has_the_port_that_was_free(host: str, place: str, tiny_model: Path) -> None:
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")])
+def test_the_address_has_the_port_that_was_free(host: str, address: str, tiny_model: Path) -> None:
     with listen(host, 0) as listener:
         port = listener.getsockname()[1]
-        assert Server(load_service(str(tiny_model)), listener).address == (f"http://{place}:{port}")
+        assert Server(load_service(str(tiny_model)), listener).address == (f"http://{address}:{port}")
         with pytest.raises(
             UserError, match=r"cannot be used: Address already in use.* Choose another --host or --port"
         ):
@@ -142,7 +142,7 @@ def test_vllm_gets_the_next_rank_that_it_takes(
     assert words[words.index("--max-lora-rank") + 1] == allowed
     assert words[words.index("--max-loras") + 1] == str(len(ranks))
     modules = words[words.index("--lora-modules") + 1 :]
-    assert modules == [f"{name}={place}" for name, place in adapters.items()]
+    assert modules == [f"{name}={address}" for name, address in adapters.items()]
 
 
 def test_vllm_without_adapters_has_no_lora(tiny_model: Path, tmp_path: Path) -> None:

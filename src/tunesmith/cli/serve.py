@@ -110,10 +110,10 @@ def _start_vllm(model: str, name: str | None, pairs: dict[str, str], host: str, 
 
 
 def _pair(text: str) -> tuple[str, str]:
-    name, sign, place = text.partition("=")
-    if not (name and sign and place):
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
         raise UserError(f"--adapter {text} is not NAME=RUN.")
-    return name, place
+    return name, path
 
 
 @keys.command()

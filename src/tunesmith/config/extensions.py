@@ -72,9 +72,9 @@ def imported(name: str, directory: Path | None = None, advice: str = "") -> Any:
         if error.name not in _parents(module):
             missing = f"{name} cannot be imported: it needs {error.name}, which is not installed."
             raise _not_imported(missing, advice) from error
-        places = "is not installed" if directory is None else f"is neither in {directory} nor installed"
+        missing = "is not installed" if directory is None else f"is neither in {directory} nor installed"
         beside = f"Put {_top(name)}.py beside the recipe, or install its package."
-        raise _not_imported(f"{name} cannot be imported: {module} {places}.", advice or beside) from None
+        raise _not_imported(f"{name} cannot be imported: {module} {missing}.", advice or beside) from None
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -232,8 +232,8 @@ def _forget(which: Callable[[tuple[Path, str]], bool]) -> None:
 
 def _file(top: str, directory: Path) -> Path | None:
     """The file of a top-level module or package in a directory."""
-    places = (directory / f"{top}.py", directory / top / "__init__.py")
-    return next((place for place in places if place.is_file()), None)
+    paths = (directory / f"{top}.py", directory / top / "__init__.py")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _load(top: str, file: Path) -> None:

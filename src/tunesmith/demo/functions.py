@@ -207,16 +207,16 @@ def first_sentence(text: str) -> str:
     return (plain[: end.end()] if end else plain).strip()
 
 
-def packages(places: Sequence[Path] | None = None) -> list[Package]:
+def packages(directories: Sequence[Path] | None = None) -> list[Package]:
     """The packages and modules in some directories, sorted by name.
 
     Args:
-        places: directories of packages. Default: the standard library and the installed packages.
+        directories: directories of packages. Default: the standard library and the installed packages.
     """
     paths = map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
     found: dict[str, Package] = {}
-    for place in [Path(path) for path in paths] if places is None else places:
-        for path in sorted(place.iterdir()):
+    for directory in [Path(path) for path in paths] if directories is None else directories:
+        for path in sorted(directory.iterdir()):
             name = path.stem if path.suffix == ".py" else path.name
             is_package = path.suffix == ".py" or (path / "__init__.py").exists()
             # Tunesmith is left out so that a development install gives the same rows as a released one.

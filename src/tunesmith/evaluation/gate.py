@@ -136,12 +136,12 @@ def _why(limit: Limit, outcome: Outcome, measured: dict[str, Any]) -> str:
     low, high = measured["interval"]
     bound = f"at least {limit.at_least:g}" if limit.at_least is not None else f"at most {limit.at_most:g}"
     between = f"{measured['value']:.4g}, with 95 % between {low:.4g} and {high:.4g} over {measured['rows']:,} rows"
-    said = {
+    phrases = {
         "met": f"is {bound}",
         "failed": f"is not {bound}",
         "undecided": f"may be {bound} or not: more rows would decide it",
     }
-    return f"{between}, {said[outcome]}"
+    return f"{between}, {phrases[outcome]}"
 
 
 def _not_measured(limit: Limit, model: str, result: dict[str, Any]) -> str:

@@ -119,8 +119,8 @@ def _common(first: Sequence[str], second: Sequence[str]) -> tuple[NDArray[np.int
     """(rows,) each: where the units that both have are in the one and in the other."""
     if list(first) == list(second):
         return np.arange(len(first)), np.arange(len(first))
-    place = {unit: index for index, unit in enumerate(second)}
-    pairs = [(index, place[unit]) for index, unit in enumerate(first) if unit in place]
+    row_of = {unit: index for index, unit in enumerate(second)}
+    pairs = [(index, row_of[unit]) for index, unit in enumerate(first) if unit in row_of]
     ours, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
     return ours, theirs
 

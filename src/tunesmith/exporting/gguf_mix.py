@@ -34,7 +34,7 @@ _KEPT = re.compile(r"_norm\.weight$|^position_embd\.weight$|^token_types\.weight
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPosition:
     """Where a matrix is, as far as the rules look at it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Place:
         return self.blocks // 8 <= self.block < 7 * self.blocks // 8
 
 
-Rule = Callable[[Place], Kind | None]
+Rule = Callable[[TensorPosition], Kind | None]
 """A matrix's kind; None for the kind of most."""
 
 
@@ -95,13 +95,13 @@ class Mix:
     rules: tuple[tuple[str, Rule], ...] = ()
     needs_importance: bool = False
 
-    def kind(self, name: str, columns: int, place: Place, is_tied: bool) -> Kind:
+    def kind(self, name: str, columns: int, position: TensorPosition, is_tied: bool) -> Kind:
         """The kind of a matrix.
 
         Args:
             name: in GGUF.
             columns: the length of its rows.
-            place: where it is; `block` is ignored outside of blocks.
+            position: where it is; `block` is ignored outside of blocks.
             is_tied: whether the token embeddings are the output too.
         """
         if _KEPT.search(name):
@@ -112,46 +112,46 @@ class Mix:
             return _fitting(self.output if _fits(self.output, columns) else Kind.Q8_0, columns)
         if name == "token_embd.weight":
             return _fitting(self.embedding or self.most, columns)
-        return _fitting(self._in_block(_ROLES.get(_BLOCK.sub("", name), ""), place), columns)
+        return _fitting(self._in_block(_ROLES.get(_BLOCK.sub("", name), ""), position), columns)
 
-    def _in_block(self, role: str, place: Place) -> Kind:
+    def _in_block(self, role: str, position: TensorPosition) -> Kind:
         rule = dict(self.rules).get(role)
-        kind = (None if rule is None else rule(place)) or self.most
-        if role == "value" and place.is_70b and kind in (Kind.Q3_K, Kind.Q4_K):
+        kind = (None if rule is None else rule(position)) or self.most
+        if role == "value" and position.is_70b and kind in (Kind.Q3_K, Kind.Q4_K):
             return Kind.Q5_K
         return kind
 
 
 def _always(kind: Kind) -> Rule:
-    return lambda place: kind
+    return lambda position: kind
 
 
-def _where(condition: Callable[[Place], bool], kind: Kind, other: Kind | None = None) -> Rule:
-    return lambda place: kind if condition(place) else other
+def _where(condition: Callable[[TensorPosition], bool], kind: Kind, other: Kind | None = None) -> Rule:
+    return lambda position: kind if condition(position) else other
 
 
-def _grouped(place: Place) -> bool:
-    return place.grouped
+def _grouped(position: TensorPosition) -> bool:
+    return position.grouped
 
 
-def _early(place: Place) -> bool:
-    return place.is_early
+def _early(position: TensorPosition) -> bool:
+    return position.is_early
 
 
-def _sensitive(place: Place) -> bool:
-    return place.is_sensitive
+def _sensitive(position: TensorPosition) -> bool:
+    return position.is_sensitive
 
 
-def _middle(place: Place) -> bool:
-    return place.is_middle
+def _middle(position: TensorPosition) -> bool:
+    return position.is_middle
 
 
-def _early_unweighted(place: Place) -> bool:
-    return place.is_early and not place.weighted
+def _early_unweighted(position: TensorPosition) -> bool:
+    return position.is_early and not position.weighted
 
 
-def _early_weighted(place: Place) -> bool:
-    return place.is_early and place.weighted
+def _early_weighted(position: TensorPosition) -> bool:
+    return position.is_early and position.weighted
 
 
 def _mix(file_type: str, most: Kind, **more: Any) -> Mix:
@@ -182,7 +182,7 @@ MIXES: dict[str, Mix] = {
     "q4_k_s": _mix(
         "MOSTLY_Q4_K_S",
         Kind.Q4_K,
-        value=_where(lambda place: place.block < 4, Kind.Q5_K),
+        value=_where(lambda position: position.block < 4, Kind.Q5_K),
         down=_where(_early, Kind.Q5_K),
     ),
     "q4_1": _mix("MOSTLY_Q4_1", Kind.Q4_1),
@@ -199,8 +199,8 @@ MIXES: dict[str, Mix] = {
     "q3_k_m": _mix(
         "MOSTLY_Q3_K_M",
         Kind.Q3_K,
-        value=_where(lambda place: place.block < 2, Kind.Q5_K, Kind.Q4_K),
-        down=_where(lambda place: place.block < place.blocks // 16, Kind.Q5_K, Kind.Q4_K),
+        value=_where(lambda position: position.block < 2, Kind.Q5_K, Kind.Q4_K),
+        down=_where(lambda position: position.block < position.blocks // 16, Kind.Q5_K, Kind.Q4_K),
         attention_output=_always(Kind.Q4_K),
     ),
     "q3_k_s": _mix("MOSTLY_Q3_K_S", Kind.Q3_K),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 from tunesmith.exporting.gguf_family import Layout
-from tunesmith.exporting.gguf_mix import MIXES, Mix, Place, block_of
+from tunesmith.exporting.gguf_mix import MIXES, Mix, TensorPosition, block_of
 from tunesmith.exporting.gguf_quantizer import BY_GGUF, bytes_of, quantize, require_llama_cpp
 from tunesmith.exporting.gguf_tokenizer import write_tokenizer
 from tunesmith.exporting.subject import Subject
@@ -141,8 +141,8 @@ def _tensors(subject: Subject, layout: Layout, mix: Mix, importance: Importance 
         if target is None:
             continue
         shape = weights.shape(source)
-        place = Place(block_of(target) or 0, layout.blocks, queries // keys >= 4, importance is not None)
-        kind = Kind.F32 if len(shape) < 2 else mix.kind(target, shape[-1], place, is_tied)
+        position = TensorPosition(block_of(target) or 0, layout.blocks, queries // keys >= 4, importance is not None)
+        kind = Kind.F32 if len(shape) < 2 else mix.kind(target, shape[-1], position, is_tied)
         yield Stored(target, source, shape, partial(weights.__getitem__, source), kind)
 
 

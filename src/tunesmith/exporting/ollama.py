@@ -95,7 +95,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> GoTemplate:
     """What the template puts around each turn, if it treats all turns alike.
 
     Raises:
-        ValueError: this cannot be told from a chat, or would be read as Go.
+        ValueError: this cannot be distinguished from a chat, or would be read as Go.
     """
     chat = [{"role": role, "content": _MARK} for role in ("system", "user", "assistant", "user")]
     text = _rendered(tokenizer, chat)

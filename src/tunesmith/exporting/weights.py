@@ -28,7 +28,7 @@ it saw in training."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Location:
     """Where a tensor is.
 
     Attributes:
@@ -78,7 +78,7 @@ class Weights(Mapping[str, Tensor]):
         for module in self._model.modules():
             if isinstance(module, QuantizedLinear):
                 module.dtype = torch.float32
-        self._places = dict(_places(self._model))
+        self._locations = dict(_locations(self._model))
         self._last: tuple[nn.Module, dict[str, Tensor]] | None = None
         if self._adapter is not None:
             self._check(model)
@@ -92,37 +92,37 @@ class Weights(Mapping[str, Tensor]):
         """Raises:
         UserError: a merged value would not be finite.
         """
-        place = self._places[name]
-        if place.wrapper is None:
-            values: Tensor = getattr(place.owner, place.attribute)
+        location = self._locations[name]
+        if location.wrapper is None:
+            values: Tensor = getattr(location.owner, location.attribute)
             return values.detach()
-        values = self._merged(place.wrapper)[place.within]
+        values = self._merged(location.wrapper)[location.within]
         if not torch.isfinite(values).all():
             raise self._refusal(f"{name} would contain values that are not finite.")
         return values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read for that."""
-        return self._places[name].shape
+        return self._locations[name].shape
 
     def is_transposed(self, name: str) -> bool:
         """Whether the family stores a linear layer's weight as (in, out)."""
-        owner = self._places[name].owner
+        owner = self._locations[name].owner
         return name.endswith("weight") and (
             isinstance(owner, TransposedLinear) or (isinstance(owner, QuantizedLinear) and owner.is_transposed)
         )
 
     def linears(self) -> Iterator[tuple[str, nn.Module]]:
         """The names of the linear layers' weights, and the modules of `computing` that get the layers' inputs."""
-        for name, place in self._places.items():
-            if place.attribute == "weight" and isinstance(place.owner, nn.Linear):
-                yield name, place.wrapper or place.owner
+        for name, location in self._locations.items():
+            if location.attribute == "weight" and isinstance(location.owner, nn.Linear):
+                yield name, location.wrapper or location.owner
 
     @contextmanager
     def computing(self, merged: bool = True) -> Iterator[PreTrainedModel]:
@@ -174,7 +174,7 @@ class Weights(Mapping[str, Tensor]):
             self._last = None
             with _in_fp32(wrapper):
                 plain = self._merge(wrapper)
-                within = [place.within for place in self._places.values() if place.wrapper is wrapper]
+                within = [location.within for location in self._locations.values() if location.wrapper is wrapper]
                 self._last = wrapper, {name: _read(plain, name) for name in within}
         return self._last[1]
 
@@ -218,10 +218,10 @@ class Weights(Mapping[str, Tensor]):
         """Whether merging makes tensors different that the base shares."""
         shared: dict[int, list[str]] = {}
         for name, parameter in self.skeleton.named_parameters(remove_duplicate=False):
-            if name in self._places:
+            if name in self._locations:
                 shared.setdefault(id(parameter), []).append(name)
         groups = [names for names in shared.values() if len(names) > 1]
-        changed = [names for names in groups if any(self._places[name].wrapper is not None for name in names)]
+        changed = [names for names in groups if any(self._locations[name].wrapper is not None for name in names)]
         return any(not torch.equal(self[names[0]].float(), self[name].float()) for names in changed for name in names)
 
     def _refusal(self, why: str) -> UserError:
@@ -259,12 +259,12 @@ def _plain(wrapper: Any) -> nn.Module:
     return plain
 
 
-def _places(
+def _locations(
     module: nn.Module, path: str = "", wrapper: tuple[nn.Module, str] | None = None
-) -> Iterator[tuple[str, _Place]]:
-    """Each tensor's name and place."""
+) -> Iterator[tuple[str, _Location]]:
+    """Each tensor's name and location."""
     if wrapper is None and _is_wrapper(module):
-        yield from _places(_plain(module), path, (module, path))
+        yield from _locations(_plain(module), path, (module, path))
         return
     own = [*module._parameters, *(name for name in module._buffers if name not in module._non_persistent_buffers_set)]
     if isinstance(module, QuantizedLinear):
@@ -272,10 +272,13 @@ def _places(
     for name in own:
         if getattr(module, name) is not None:
             full = f"{path}{name}"
-            place = _Place(module, name)
-            yield full, place if wrapper is None else _Place(module, name, wrapper[0], full.removeprefix(wrapper[1]))
+            location = _Location(module, name)
+            yield (
+                full,
+                location if wrapper is None else _Location(module, name, wrapper[0], full.removeprefix(wrapper[1])),
+            )
     for name, child in module.named_children():
-        yield from _places(child, f"{path}{name}.", wrapper)
+        yield from _locations(child, f"{path}{name}.", wrapper)
 
 
 def _read(module: nn.Module, name: str) -> Tensor:

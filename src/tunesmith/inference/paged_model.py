@@ -252,9 +252,9 @@ def _serve(block: nn.Module, arguments: Any, options: Any, out: Any, attended: A
 
 
 def _among(wanted: Sequence[int], adapters: Sequence[AdapterRows]) -> list[AdapterRows]:
-    """The adapters of the wanted rows, which are in ascending order, by their places among these."""
-    places = [(bisect_left(wanted, first), bisect_left(wanted, first + count)) for first, count, _ in adapters]
-    return [(first, end - first, weights) for (first, end), (_, _, weights) in zip(places, adapters, strict=True)]
+    """The adapters of the wanted rows, which are in ascending order, by their ranges among these."""
+    ranges = [(bisect_left(wanted, first), bisect_left(wanted, first + count)) for first, count, _ in adapters]
+    return [(first, end - first, weights) for (first, end), (_, _, weights) in zip(ranges, adapters, strict=True)]
 
 
 def paged_model(model: PreTrainedModel, in_int8: bool = False) -> PagedModel | None:

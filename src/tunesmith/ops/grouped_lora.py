@@ -67,10 +67,10 @@ class RowProducts:
     def __init__(self, rows: Sequence[LoraRows]) -> None:
         self.rows = rows
         self._tables = np.zeros((len(rows[0][2]) if rows else 0, len(rows), 6), np.int64)
-        for place, (first, count, weights) in enumerate(rows):
+        for index, (first, count, weights) in enumerate(rows):
             layers = weights if isinstance(weights, LoraLayers) else LoraLayers(weights)
-            self._tables[:, place, 0], self._tables[:, place, 1] = first, count
-            self._tables[:, place, 2:] = layers.lines
+            self._tables[:, index, 0], self._tables[:, index, 1] = first, count
+            self._tables[:, index, 2:] = layers.lines
         self._adapted = [bool(line.any()) for line in self._tables[:, :, 4]]
 
     def add(self, layer: int, x: Tensor, y: Tensor) -> None:

@@ -85,8 +85,8 @@ def export(
                 part.rename(target.with_name(part.name))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
-    place = target.parent if is_file else target
-    return Proven(target, place / done.card.name, done.to, done.merging, result, unproven)
+    directory = target.parent if is_file else target
+    return Proven(target, directory / done.card.name, done.to, done.merging, result, unproven)
 
 
 @contextmanager

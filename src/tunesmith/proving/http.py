@@ -1,10 +1,10 @@
 """A served model, through OpenAI's protocol: `tunesmith serve`, llama.cpp's server, vLLM.
 
 The protocol gives neither ids nor full distributions. What is compared: how many tokens a chat has (`usage`), and at
-each place the texts of the most likely tokens with their log-probabilities, everything else taken together. That KL is
-at most the full one (the data-processing inequality). Tokens that share a text, as parts of characters do, are among
-everything else. A given token is written, so that its log-probability
-is reported, by a `logit_bias`, which OpenAI's definition of log-probabilities leaves out.
+each position the texts of the most likely tokens with their log-probabilities, everything else taken together. That KL
+is at most the full one (the data-processing inequality). Tokens that share a text, as parts of characters do, are among
+everything else. A `logit_bias`, which OpenAI's definition of log-probabilities leaves out, makes the server write a
+given token, so that its log-probability is reported.
 """
 
 import json
@@ -30,7 +30,7 @@ PLACES = 8
 """Places of each row that are compared, evenly spaced: each is a request."""
 
 TOP = 20
-"""Most likely tokens that a server reports at each place: OpenAI's limit of chats."""
+"""Most likely tokens that a server reports at each position: OpenAI's limit of chats."""
 
 
 class Served:
@@ -76,11 +76,11 @@ class Served:
 
     def agreement(self, row: Row, first: NDArray[np.float32]) -> Agreement:
         chosen = np.unique(np.linspace(0, len(row.marks) - 1, min(PLACES, len(row.marks))).round().astype(int))
-        found = [self._at(row, int(row.marks[place]), first[place].astype(np.float64)) for place in chosen]
+        found = [self._at(row, int(row.marks[position]), first[position].astype(np.float64)) for position in chosen]
         return total([each for each in found if each is not None])
 
     def _at(self, row: Row, mark: int, first: NDArray[np.float64]) -> Agreement | None:
-        """The agreement at one place; None if the server reports nothing, as where an answer ends."""
+        """The agreement at one position; None if the server reports nothing, as where an answer ends."""
         target = int(row.ids[mark])
         reply = self._client.call(
             "completions",

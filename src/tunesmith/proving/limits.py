@@ -12,7 +12,7 @@ class Kind:
 
     Attributes:
         name: in words.
-        top1_agreement: the smallest share of places with the same most likely token.
+        top1_agreement: the smallest share of positions with the same most likely token.
         kl: the largest mean KL(model ‖ form), nats per token.
     """
 

@@ -212,13 +212,13 @@ class _Library:
         count = self._c.llama_tokenize(self._vocab, data, len(data), room, len(room), True, parse_special)
         return list(room[:count])
 
-    def logits(self, ids: NDArray[np.int32], places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(places, vocabulary) the scores of the next token after each place, with the ids up to it before it."""
+    def logits(self, ids: NDArray[np.int32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(positions, vocabulary) the scores of the next token after each position, with the ids up to it before it."""
         assert len(ids) <= self._most
         batch = self._batch
         batch.n_tokens = len(ids)
         wanted = np.zeros(len(ids), np.int8)
-        wanted[places] = 1
+        wanted[positions] = 1
         for index, token in enumerate(ids.tolist()):
             batch.token[index], batch.pos[index] = token, index
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
@@ -230,8 +230,8 @@ class _Library:
         vocabulary = self._c.llama_vocab_n_tokens(self._vocab)
         return np.stack(
             [
-                np.ctypeslib.as_array(self._c.llama_get_logits_ith(self._context, int(place)), (vocabulary,)).copy()
-                for place in places
+                np.ctypeslib.as_array(self._c.llama_get_logits_ith(self._context, int(position)), (vocabulary,)).copy()
+                for position in positions
             ]
         )
 

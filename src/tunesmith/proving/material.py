@@ -45,7 +45,7 @@ class Row:
 
     Attributes:
         ids: (tokens,) of the whole text.
-        marks: the places of its loss tokens, each after another token.
+        marks: the positions of its loss tokens, each after another token.
     """
 
     ids: NDArray[np.int32]

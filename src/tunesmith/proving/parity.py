@@ -171,7 +171,7 @@ def _compared(
         events.emit("progress", what="parity: next tokens", done=done, total=len(found.rows))
         agreements.append(second.agreement(row, expected.log_probabilities(done)))
     events.emit("progress", what="parity: next tokens", done=len(found.rows), total=len(found.rows))
-    if not any(each.places for each in agreements):
+    if not any(each.positions for each in agreements):
         raise UserError(f"{second.program} reports no log-probabilities, so that nothing can be compared.")
     figures = _figures(agreements)
     events.emit("progress", what="parity: answers", done=1, total=2)
@@ -220,7 +220,7 @@ def _difference(name: str, one: Sequence[int], two: Sequence[int] | int) -> dict
 
 def _figures(agreements: Sequence[Agreement]) -> dict[str, Any]:
     """Means over positions, and the losses. Intervals are over rows, paired for the difference."""
-    counts = np.array([each.places for each in agreements])
+    counts = np.array([each.positions for each in agreements])
 
     def mean(of: Callable[[Agreement], float]) -> RowLosses:
         return RowLosses(np.array([of(each) for each in agreements], np.float64), counts)
@@ -273,7 +273,7 @@ def _failed(result: dict[str, Any]) -> list[str]:
         )
     if result["top1_agreement_interval"][1] < limits["top1_agreement"]:
         failed.append(
-            f"the most likely token is the same at {result['top1_agreement']:.2%} of the places, and the limit for "
+            f"the most likely token is the same at {result['top1_agreement']:.2%} of the positions, and the limit for "
             f"{result['kind']} is {limits['top1_agreement']:.0%}"
         )
     if not result["kl_interval"][0] <= limits["kl"]:

@@ -21,16 +21,16 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two models' next tokens agree, summed over the places of one row.
+    """How far two models' next tokens agree, summed over the positions of one row.
 
     Attributes:
-        places: how many were compared.
+        positions: how many were compared.
         same: at how many the most likely token is the same.
         divergence: Σ KL(first ‖ second), nats.
         losses: Σ −log p(the row's token) of each model, nats.
     """
 
-    places: int
+    positions: int
     same: int
     divergence: float
     losses: tuple[float, float]
@@ -40,8 +40,8 @@ def agreement(first: NDArray[np.float32], second: NDArray[np.float32], targets: 
     """Compare full distributions. A vocabulary that was padded with unused tokens is cut to the other's size.
 
     Args:
-        first, second: (places, vocabulary) scores or log p.
-        targets: (places,) the row's tokens.
+        first, second: (positions, vocabulary) scores or log p.
+        targets: (positions,) the row's tokens.
     """
     size = min(first.shape[1], second.shape[1])
     pieces = [slice(start, start + AT_ONCE) for start in range(0, len(targets), AT_ONCE)]
@@ -51,7 +51,7 @@ def agreement(first: NDArray[np.float32], second: NDArray[np.float32], targets: 
 def total(parts: Sequence[Agreement]) -> Agreement:
     """Parts of a row together."""
     return Agreement(
-        sum(part.places for part in parts),
+        sum(part.positions for part in parts),
         sum(part.same for part in parts),
         sum(part.divergence for part in parts),
         (sum(part.losses[0] for part in parts), sum(part.losses[1] for part in parts)),

@@ -141,8 +141,8 @@ def samples_table(samples: Sequence[dict[str, Any]]) -> Table:
         table.add_row("question", Text(_short(sample["prompt"]), style="bold"))
         if "expected" in sample:
             table.add_row("expected", Text(_short(sample["expected"])))
-        for place, (model, answer) in enumerate(sample["answers"].items()):
-            style = ANSWER_STYLES[place % len(ANSWER_STYLES)]
+        for index, (model, answer) in enumerate(sample["answers"].items()):
+            style = ANSWER_STYLES[index % len(ANSWER_STYLES)]
             table.add_row(model, Text(_short(answer) or "(nothing)", style=style))
         table.add_row("", "")
     return table

@@ -44,7 +44,7 @@ class ServedAdapters:
 
     def knows(self, name: str) -> bool:
         """Whether there is an adapter of that name."""
-        return self._place(name) is not None
+        return self._path_of(name) is not None
 
     def refresh(self, name: str) -> str:
         """Read an adapter that has not been read, or whose files have changed. Answers that have begun keep the old
@@ -56,31 +56,31 @@ class ServedAdapters:
         Raises:
             UserError: there is none of that name, or it does not fit on the model.
         """
-        place = self._place(name)
-        directory = None if place is None else ModelReference.find(str(place)).adapter
+        path = self._path_of(name)
+        directory = None if path is None else ModelReference.find(str(path)).adapter
         if directory is None:
-            raise UserError(f"There is no adapter {name}." if place is None else f"{place} has no adapter.")
+            raise UserError(f"There is no adapter {name}." if path is None else f"{path} has no adapter.")
         now = _Read(directory, _stamp(directory))
         if self._read.get(name) != now:
             self._shelf.add(name, directory)
             self._read[name] = now
         return self._shelf.get(name).identity
 
-    def _place(self, name: str) -> Path | None:
+    def _path_of(self, name: str) -> Path | None:
         if name in self._given:
             return self._given[name]
         if self._directory is None or not name or Path(name).name != name:  # `..` and paths are no names
             return None
-        place = self._directory / name
-        return place if _is_adapter(place) else None
+        path = self._directory / name
+        return path if _is_adapter(path) else None
 
 
-def _is_adapter(place: Path) -> bool:
+def _is_adapter(path: Path) -> bool:
     """Whether a directory looks like a run with an adapter, or like an adapter."""
-    if place.name.startswith("."):
+    if path.name.startswith("."):
         return False
     try:
-        return any((place / each / FILES[0]).exists() for each in ("", "adapter"))
+        return any((path / each / FILES[0]).exists() for each in ("", "adapter"))
     except OSError:  # its name is too long, or it cannot be read
         return False
 

@@ -121,8 +121,8 @@ def _adapters(
         raise UserError(f"The name {name} is the model's own. Give the adapter another one.")
     if directory is not None and not Path(directory).is_dir():
         raise UserError(f"{directory} is not a directory.")
-    places = {each: Path(place) for each, place in given.items()}
-    return ServedAdapters(model.generator.paged.adapters, places, None if directory is None else Path(directory))
+    paths = {each: Path(path) for each, path in given.items()}
+    return ServedAdapters(model.generator.paged.adapters, paths, None if directory is None else Path(directory))
 
 
 def _defaults(generator: Generator | None, temperature: float | None) -> Sampling:

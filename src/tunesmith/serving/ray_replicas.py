@@ -75,9 +75,9 @@ def _checked(args: dict[str, Any]) -> dict[str, Any]:
         if options.get(key) is not None:
             options[key] = _absolute(options[key])
     if options.get("adapters"):
-        options["adapters"] = {name: _absolute(place) for name, place in options["adapters"].items()}
+        options["adapters"] = {name: _absolute(path) for name, path in options["adapters"].items()}
     return options
 
 
-def _absolute(place: str | Path) -> str:
-    return str(Path(place).resolve()) if Path(place).exists() else str(place)
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).resolve()) if Path(path).exists() else str(path)

@@ -147,10 +147,15 @@ class Writer:
         item = {"type": "function_call", "id": f"fc_{uuid.uuid4().hex}", "call_id": identity, "name": function["name"]}
         text, done = function["arguments"], {**item, "arguments": function["arguments"], "status": "completed"}
         self._output.append({**item, "arguments": "", "status": "in_progress"})
-        place = {**self._index, "item_id": item["id"]}
+        of_item = {**self._index, "item_id": item["id"]}
         yield {"type": "response.output_item.added", **self._index, "item": self._output[-1]}
-        yield {"type": "response.function_call_arguments.delta", **place, "delta": text}
-        yield {"type": "response.function_call_arguments.done", **place, "name": function["name"], "arguments": text}
+        yield {"type": "response.function_call_arguments.delta", **of_item, "delta": text}
+        yield {
+            "type": "response.function_call_arguments.done",
+            **of_item,
+            "name": function["name"],
+            "arguments": text,
+        }
         self._output[-1] = done
         yield {"type": "response.output_item.done", **self._index, "item": done}
 

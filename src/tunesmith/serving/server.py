@@ -23,7 +23,7 @@ HEADER_SECONDS = 15.0
 """Within which a client has to send the head of a request."""
 
 DRAIN_SECONDS = 120
-"""How long answers that have begun may take after the server was told to stop."""
+"""How long answers that have begun may take after the server was asked to stop."""
 
 MOST_CONNECTIONS = 2000
 
@@ -38,7 +38,7 @@ def serve(
     ready: Callable[[str], None] = print,
     **options: Unpack[ServiceOptions],
 ) -> None:
-    """Serve a model until the process is told to stop (SIGINT or SIGTERM); answers that have begun are completed.
+    """Serve a model until the process is asked to stop (SIGINT or SIGTERM); answers that have begun are completed.
 
     Args:
         model: a run, an adapter, a model directory, a GGUF file, a short or a hub name, or `embedded`.
@@ -97,8 +97,8 @@ class Server:
     ) -> None:
         self._listener = listener
         host, port = listener.getsockname()[:2]
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.address = f"{'http' if tls_certificate is None else 'https'}://{place}"
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = f"{'http' if tls_certificate is None else 'https'}://{authority}"
         config = uvicorn.Config(
             application(service, only_loopback=is_loopback(host) and service.keys.are_none),
             http=_PromptProtocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,

@@ -56,7 +56,7 @@ def vllm_command(
             f"tunesmith export {model} --to hf --output DIR, and serve DIR."
         )
     own = {} if reference.adapter is None else {name: reference.adapter}
-    directories = own | {each: _adapter_of(place, reference.base) for each, place in adapters.items()}
+    directories = own | {each: _adapter_of(path, reference.base) for each, path in adapters.items()}
     served = f"{name}-base" if own else name
     words = [
         "vllm",
@@ -77,7 +77,7 @@ def vllm_command(
         rank = max(_rank(each) for each in directories.values())
         allowed = next(each for each in RANKS if each >= rank)
         words += ["--enable-lora", "--max-lora-rank", str(allowed), "--max-loras", str(len(directories))]
-        words += ["--lora-modules", *(f"{each}={place}" for each, place in directories.items())]
+        words += ["--lora-modules", *(f"{each}={path}" for each, path in directories.items())]
     return words
 
 
@@ -101,12 +101,12 @@ def run_vllm(words: Sequence[str], host_is_local: bool) -> None:
     os.execvp(words[0], list(words))
 
 
-def _adapter_of(place: str | Path, base: Base) -> Path:
-    reference = ModelReference.find(str(place))
+def _adapter_of(path: str | Path, base: Base) -> Path:
+    reference = ModelReference.find(str(path))
     if reference.adapter is None:
-        raise UserError(f"{place} has no adapter.")
+        raise UserError(f"{path} has no adapter.")
     if locate(reference.base) != locate(base):
-        raise UserError(f"{place} is an adapter of {reference.base.path}, and {base.path} is served.")
+        raise UserError(f"{path} is an adapter of {reference.base.path}, and {base.path} is served.")
     return reference.adapter
 
 
