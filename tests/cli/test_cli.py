@@ -55,6 +55,7 @@ def test_train_writes_the_files_and_events_that_other_tools_read(
         ('{"method": {"kind": "lorra"}}', "Did you mean lora?"),
         ('{"data": {"train": "nowhere.jsonl"}}', "nowhere.jsonl: no such file or directory"),
         ('{"base": "./no-model"}', "does not exist. Give a model directory, a GGUF file, a hub name, or a short name"),
+        ('{"base": "embedded@nf4"}', "embedded@nf4 does not exist. Give a model directory"),  # no name of the hub's
         ('{"data": {"train": "rows.jsonl", "max_length": 16}}', "longer than data.max_length"),
         ("nonsense", "a recipe is a mapping"),
         ("{", "not valid YAML"),

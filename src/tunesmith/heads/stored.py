@@ -27,6 +27,7 @@ def stored_head(base: Base) -> Head:
     Raises:
         UserError: it computes vectors in an unsupported way, or the base does not exist.
     """
+    config = config_of(base)  # first, since it says at once if there is no such base
     own = stored_file(base, FILE)
     named = None if own is None else read_head(own.parent)
     if named is not None:
@@ -36,7 +37,6 @@ def stored_head(base: Base) -> Head:
         stored_file(base, "1_Pooling/config.json")
         pooling, normalized = stored_pooling(steps)
         return EmbeddingHead(pooling=pooling, normalized=normalized)
-    config = config_of(base)
     name = (config.architectures or [""])[0]
     if name.endswith("ForTokenClassification"):
         return TokenClassificationHead(labels_of(config))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
@@ -64,13 +66,21 @@ def locate(base: Base) -> str:
         )
     if path.exists() and not (path / "config.json").exists():
         raise UserError(f"base: {base.path} contains no config.json, so it is not a model directory.")
-    looks_like_path = base.path.startswith((".", "/", "~")) or base.path.count("/") > 1
-    if not path.exists() and looks_like_path:
+    if not path.exists() and not _can_be_hub_name(base.path):
         raise UserError(
             f"base: {base.path} does not exist. Give a model directory, a GGUF file, a hub name, or a short name "
             "(tunesmith bases)."
         )
     return base.path
+
+
+def _can_be_hub_name(path: str) -> bool:
+    """Whether the hub could have a repository of this name."""
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
