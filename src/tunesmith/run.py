@@ -79,6 +79,17 @@ def refuse_existing(output: Path) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises:
+    UserError: the context cannot write `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+@contextmanager
 def atomic_write(path: Path, mode: str = "w", permissions: int = 0o644) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success, flush it to disk and rename it to `path`."""
     with (

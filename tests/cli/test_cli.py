@@ -103,6 +103,14 @@ def test_train_without_a_recipe_and_demo_in_a_used_directory_are_refused(
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["note.txt"]
 
 
+@pytest.mark.parametrize("words", [("schema", "--output", "FILE"), ("keys", "add", "FILE", "someone")])
+def test_a_file_that_cannot_be_written_is_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "file"
+    done = typed(*(str(file) if word == "FILE" else word for word in words))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {file} cannot be written: No such file or directory.\n"
+
+
 def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['tunesmith', '--help']\nfrom tunesmith.cli import main\n"

@@ -42,7 +42,7 @@ def plan(
         from tunesmith.planner.shapes import shown_name
         from tunesmith.report import plan_table as report
         from tunesmith.report.formatting import size
-        from tunesmith.run import atomic_write
+        from tunesmith.run import atomic_write, writing
 
     console = Console(highlight=False)
     planned = recipe_of(base, recipe, data, overrides or [])
@@ -108,7 +108,7 @@ def plan(
         if generation is not None:
             _lines(console, {"generating": report.cache_line(generation)})
     if chart is not None:
-        with atomic_write(chart) as file:
+        with writing(chart), atomic_write(chart) as file:
             file.write(report.plan_page(done, f"{name}: memory by part"))
         console.print(f"chart: {chart}")
 

@@ -15,11 +15,11 @@ def schema(
 ) -> None:
     """Print the JSON schema of a recipe. Editors use it to complete and check recipes."""
     from tunesmith.config.schema import recipe_reference, recipe_schema
-    from tunesmith.run import atomic_write
+    from tunesmith.run import atomic_write, writing
 
     text = recipe_reference() if markdown else json.dumps(recipe_schema(), indent=2) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:
-        with atomic_write(output) as file:
+        with writing(output), atomic_write(output) as file:
             file.write(text)

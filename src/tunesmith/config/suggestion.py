@@ -24,7 +24,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.gate import GATE_FILE, write_starter
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
-from tunesmith.run import atomic_write
+from tunesmith.run import atomic_write, writing
 
 SAMPLED = 2000  # rows that are rendered and tokenized; the rest are only counted
 TARGET_HELD_OUT = 300
@@ -136,12 +136,10 @@ def init(data: str | Sequence[str], output: str | Path = "recipe.yaml", base: st
     if target.exists():
         raise UserError(f"{target} already exists. Choose another output.")
     text, seen = suggest([data] if isinstance(data, str) else data, base)
-    try:
+    with writing(target):
         with atomic_write(target) as file:
             file.write(text)
         write_starter(target.with_name(GATE_FILE))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     return seen
 
 

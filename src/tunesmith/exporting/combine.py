@@ -10,7 +10,7 @@ from tunesmith.config.head import described_head, write_users_head
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.quiet import quiet_peft
-from tunesmith.run import atomic_directory, refuse_existing
+from tunesmith.run import atomic_directory, refuse_existing, writing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -69,18 +69,15 @@ def combine(
             model.add_weighted_adapter(labels, factors, "combined", combination_type=how, **pruning)
     except (ValueError, AttributeError, NotImplementedError) as error:
         raise UserError(f"PEFT cannot combine these adapters with {how}: {str(error).splitlines()[0]}") from None
-    try:
-        with atomic_directory(target) as partial:
-            model.save_pretrained(partial, selected_adapters=["combined"])
-            first.tokenizer().save_pretrained(partial)
-            for file in (partial / "combined").iterdir():  # PEFT writes a named adapter into a directory of its name
-                file.rename(partial / file.name)
-            (partial / "combined").rmdir()
-            if first.adapter is not None:
-                first.head.copy(first.adapter, partial)
-                write_users_head(first.head, partial)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}.") from None
+    with writing(target), atomic_directory(target) as partial:
+        model.save_pretrained(partial, selected_adapters=["combined"])
+        first.tokenizer().save_pretrained(partial)
+        for file in (partial / "combined").iterdir():  # PEFT writes a named adapter into a directory of its name
+            file.rename(partial / file.name)
+        (partial / "combined").rmdir()
+        if first.adapter is not None:
+            first.head.copy(first.adapter, partial)
+            write_users_head(first.head, partial)
     return target
 
 

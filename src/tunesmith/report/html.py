@@ -21,7 +21,7 @@ from tunesmith.report.formatting import (
     size,
     sizes,
 )
-from tunesmith.run import Event, Run, atomic_write
+from tunesmith.run import Event, Run, atomic_write, writing
 
 COUNTS = {
     "rows": "rows read",
@@ -91,7 +91,7 @@ def _write(directory: Path, shown: dict[str, Any]) -> Path:
         loader=PackageLoader("tunesmith.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     path = directory / "report.html"
-    with atomic_write(path) as file:
+    with writing(path), atomic_write(path) as file:
         file.write(pages.get_template("report.html.jinja").render(**shown))
     return path
 

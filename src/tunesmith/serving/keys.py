@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tunesmith.errors import UserError
-from tunesmith.run import atomic_write
+from tunesmith.run import atomic_write, writing
 
 PREFIX = "ts-"
 """What our keys begin with, so that scanners for secrets in files can find them."""
@@ -105,7 +105,7 @@ def remove_key(file: str | Path, name: str) -> None:
 
 def _write(path: Path, keys: tuple[StoredKey, ...]) -> None:
     text = json.dumps([key.model_dump(exclude_none=True) for key in keys], indent=2)
-    with atomic_write(path, permissions=0o600) as out:
+    with writing(path), atomic_write(path, permissions=0o600) as out:
         out.write(text + "\n")
 
 
