@@ -18,7 +18,8 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Runs, checkpoints, adapters, models, GGUF files, any of them @int8, @nf4, @bf16 …, or http://HOST/v1#MODEL."
+            help="Runs, checkpoints, adapters, models, GGUF files, any of them @int8, @nf4, @gguf:q8_0 …, or "
+            "http://HOST/v1#MODEL."
         ),
     ],
     rows: Annotated[
@@ -30,8 +31,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, or your "
-            "own as module:Class."
+            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, "
+            "quantization, or your own as module:Class."
         ),
     ] = "",
     suite_option: Annotated[
@@ -74,6 +75,7 @@ def evaluate(
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.evaluation.metrics import METRICS, metric_named
+        from tunesmith.evaluation.opening import BASE, run_alone
         from tunesmith.evaluation.suite import parsed_options
         from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress
@@ -81,7 +83,7 @@ def evaluate(
         from tunesmith.run import jsonable
 
     console = Console(highlight=False)
-    run = comparison.run_alone(models)
+    run = run_alone(models)
     metrics = {**METRICS, **{name: metric_named(name, Path.cwd()) for name in metric or []}}
     with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
         result = comparison.evaluate(
@@ -93,7 +95,7 @@ def evaluate(
         )  # fmt: skip
     if output is not None:
         written = [output / "evaluation.json", write_evaluation_page(output)]
-    elif run is not None:
+    elif run is not None and result["reference"] == BASE:
         written = [run.directory / "evaluation.json", write_report(run.directory)]
     else:
         written = []

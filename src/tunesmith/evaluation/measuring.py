@@ -1,7 +1,7 @@
 """What each model computes in an evaluation: its loss on the rows, its answers or predictions, and suites' figures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith.config.head import Head, described_head
@@ -53,12 +53,16 @@ class Trial:
         subjects: the models; the first is the one that the others are compared with.
         fold: of the run.
         run: the directory of the run whose training rows suites may read; None: there is none among the models.
+        left_out: models that could not be opened, and why, by column name.
+        are_forms: whether the models are forms of the first one, and left out if they cannot be computed here.
     """
 
     rows: EvaluationRows | None
     subjects: Sequence[Opened]
     fold: int | None = None
     run: Path | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    are_forms: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,13 @@ class Measurement:
         sides: by column name; none without rows.
         tasks: what they answered.
         suites: the figures of the suites, by column name.
+        left_out: models that could not be computed here, and why, by column name.
     """
 
     sides: Mapping[str, Side]
     tasks: Sequence[Task]
     suites: Mapping[str, Figures]
+    left_out: Mapping[str, str]
 
 
 def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurement:
@@ -92,6 +98,7 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
     """
     sides: dict[str, Side] = {}
     found: dict[str, Figures] = {}
+    left_out: dict[str, str] = {}
     tasks: Sequence[Task] = []
     for subject in trial.subjects:
         try:
@@ -99,16 +106,28 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
                 one = _OneModel(subject, trial.rows, asked, trial.fold)
                 tasks = tasks or one.tasks()
                 sides[subject.name] = one.side(tasks)
-            report = progress_of(asked.events, subject.name)
-            context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, report, trial.run)
-            found[subject.name] = {}
-            for name, suite in suites.items():
-                figures = measure_suite(name, suite, subject, context)
-                emit_figures(asked.events, subject.name, trial.fold, figures)
-                found[subject.name] |= figures
+            found[subject.name] = _suite_figures(subject, trial, tasks, asked, suites)
+        except UserError as error:
+            if not trial.are_forms or subject is trial.subjects[0]:
+                raise
+            left_out[subject.name] = str(error)
         finally:
             subject.close()
-    return Measurement(sides, tasks, found)
+    return Measurement(sides, tasks, found, left_out)
+
+
+def _suite_figures(
+    subject: Opened, trial: Trial, tasks: Sequence[Task], asked: Asked, suites: Mapping[str, Suite]
+) -> Figures:
+    """All suites' figures of a model, emitted as soon as they are known."""
+    progress = progress_of(asked.events, subject.name)
+    context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, progress, trial.run)
+    found: Figures = {}
+    for name, suite in suites.items():
+        figures = measure_suite(name, suite, subject, context)
+        emit_figures(asked.events, subject.name, trial.fold, figures)
+        found |= figures
+    return found
 
 
 class _OneModel:

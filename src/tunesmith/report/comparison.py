@@ -8,7 +8,15 @@ from typing import Any
 from markupsafe import Markup
 
 from tunesmith.report.charts import interval_chart
-from tunesmith.report.figures import SHARE, about_differences, difference_text, template_of, title_of, value_text
+from tunesmith.report.figures import (
+    SHARE,
+    about_differences,
+    about_left_out,
+    difference_text,
+    template_of,
+    title_of,
+    value_text,
+)
 from tunesmith.report.formatting import figure, number
 from tunesmith.report.judge import about_judge, judge_rows
 from tunesmith.report.word_difference import marked_difference
@@ -158,7 +166,8 @@ def _about(result: Mapping[str, Any]) -> str:
     )
     loss = f" ({loss_tokens} loss tokens)" if result.get("loss_tokens") else ""
     answers = f"; answers to {answered} of them" if result.get("generated_rows") else ""
-    return f"{rows} {result.get('data') or 'rows'}{loss}{answers}."
+    about = f"{rows} {result.get('data') or 'rows'}{loss}{answers}. {about_left_out(result)}"
+    return about.strip()
 
 
 def _headings(others: list[str]) -> list[str]:

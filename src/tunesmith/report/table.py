@@ -7,7 +7,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.figures import VERDICTS, about_differences, difference_text, template_of, title_of, value_text
+from tunesmith.report.figures import (
+    VERDICTS,
+    about_differences,
+    about_left_out,
+    difference_text,
+    template_of,
+    title_of,
+    value_text,
+)
 from tunesmith.report.formatting import count, duration, number, size
 from tunesmith.report.judge import about_judge, judge_rows
 
@@ -27,10 +35,11 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     rows = f"{result['rows']:,} {result['data']}{answered}. " if result.get("data") else ""
     if result.get("budget"):
         rows += _about_budget(result["budget"])
+    about = (f"{rows}In brackets: 95 % intervals over rows.", about_differences(result), about_left_out(result))
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{rows}In brackets: 95 % intervals over rows. {about_differences(result)}".strip(),
+        caption=" ".join(filter(None, about)),
         caption_justify="left",
     )
     models = list(result["models"])
