@@ -168,22 +168,21 @@ class _OneModel:
         report = self._report("loss", len(table))
         losses = subject.losses(objective, table, self._budget, report)
         units = units_of(table)
-        self._emit(loss_figures(losses, units, head, objective.loss_unit))
-        return replace(side, losses=losses, units=units)
+        figures = loss_figures(losses, units, head, objective.loss_unit)
+        return self._emitted(replace(side, losses=losses, units=units), figures)
 
     def _answered(self, side: Side, tasks: Sequence[Task]) -> Side:
         report = self._report("answers", len(tasks))
         answers = self._subject.answers([task.chat for task in tasks], self._asked.sampling, report)
-        self._emit(answer_figures(answers, tasks, self._asked.metrics))
-        return replace(side, answers=answers)
+        return self._emitted(replace(side, answers=answers), answer_figures(answers, tasks, self._asked.metrics))
 
     def _predicted(self, side: Side, tasks: Sequence[Task]) -> Side:
         assert isinstance(self._subject, LocalSubject)
         assert self._prepared is not None
         predictions = self._subject.predictions(self._rows.objective, self._prepared, self._budget)
-        self._emit(prediction_figures(predictions, side.units, self._head.metrics))
         answers = [Answer(self._head.describe(output)) for output in predictions.outputs] if tasks else []
-        return replace(side, predictions=predictions, answers=answers)
+        figures = prediction_figures(predictions, side.units, self._head.metrics)
+        return self._emitted(replace(side, predictions=predictions, answers=answers), figures)
 
     @property
     def _budget(self) -> int:
@@ -199,8 +198,10 @@ class _OneModel:
         report(0)
         return report
 
-    def _emit(self, figures: Figures) -> None:
+    def _emitted(self, side: Side, figures: Figures) -> Side:
+        """The results with their figures, which are emitted."""
         emit_figures(self._asked.events, self._subject.name, self._fold, figures)
+        return side.with_figures(figures)
 
 
 def progress_of(events: Events, model: str) -> Callable[[str, int, int], None]:
