@@ -21,8 +21,10 @@ from tunesmith.evaluation.figures import (
     summary,
     token_counts_differ,
 )
+from tunesmith.evaluation.forgetting_curve import TOLERANCE
 from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.judging import Judged, open_judging
+from tunesmith.evaluation.keeping import Keeping
 from tunesmith.evaluation.measured import ratio_of
 from tunesmith.evaluation.measuring import Asked, Measurement, Trial, measure
 from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
@@ -61,6 +63,10 @@ def evaluate(
     rubric: str | Path | None = None,
     judge_pairs: bool = False,
     labels: str | Path | None = None,
+    checkpoints: bool = False,
+    how_to_keep: bool = False,
+    rerun_steps: int | None = None,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Evaluate models side by side on the same rows. A run alone is compared with its own base.
 
@@ -89,6 +95,10 @@ def evaluate(
         rubric: a text file that says what makes an answer good; None: `tunesmith.evaluation.judge.RUBRIC`.
         judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
         labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
+        checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot.
+        how_to_keep: of a run alone: also what short reruns of it gain and forget, at lower rates and with replay.
+        rerun_steps: the most steps of a rerun; None: 100, or with `budget` what half of that time allows.
+        tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
 
     Returns:
         The content of `evaluation.json`: `rows` and where they come from (`data`), `loss_tokens`, `generated_rows`;
@@ -96,7 +106,8 @@ def evaluate(
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
         correction over all `comparisons`; `left_out`: why, by form of a model that cannot be made or computed here;
         `samples`; `gate`; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
-        model); `budget`: what it allowed; `judge`: how far it can be trusted, by model.
+        model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
+        `how_to_keep`: as `ForgettingCurve.described`.
 
     Raises:
         UserError: a model or the rows cannot be read, or do not fit each other; a run has not finished; a user's
@@ -105,11 +116,14 @@ def evaluate(
     names = names_of(models)
     paths = None if data is None else [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     limits = None if gate is None else Gate.load(Path(gate))
-    seconds = None if budget is None else seconds_of(budget)
-    measured_suites = open_suites(suites, suite_options)
+    general = (suite_options or {}).get("forgetting", {}).get("general")
+    keeping = Keeping(checkpoints, how_to_keep, rerun_steps, tolerance, general)
+    seconds, rerun_seconds = keeping.budgets(None if budget is None else seconds_of(budget))
+    measured_suites = open_suites(suites, suite_options, also=("forgetting",) if keeping.is_asked_for else ())
     sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
+    keeping.refuse(own)
     wanted = Wanted(names, paths, rows, bool(suites))
     opening = Opening(concurrent, device, cache, subscribers)
     with failures_named(extensions_of(names)):
@@ -132,6 +146,9 @@ def evaluate(
         measured = [measure(trial, asked, measured_suites if at == last else {}) for at, trial in enumerate(trials)]
         judged = None if judging is None else judging.judged(_cases(measured), asked.events)
         result = _result(trials, measured, metrics, judged)
+        if own is not None:
+            options = {"concurrent": concurrent, "device": device, "cache": cache}
+            result |= keeping.sections(own, paths, rerun_seconds, subscribers, options)
     result["budget"] = None if allowed is None else allowed.described()
     result["gate"] = None if limits is None else checked(limits, result)
     if own is not None and output is None:

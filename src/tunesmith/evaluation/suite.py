@@ -77,12 +77,15 @@ class Suite(Protocol):
         """
 
 
-def open_suites(names: Sequence[str], options: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Suite]:
+def open_suites(
+    names: Sequence[str], options: Mapping[str, Mapping[str, str]] | None = None, also: Sequence[str] = ()
+) -> dict[str, Suite]:
     """New suites.
 
     Args:
         names: of `SUITES`, or `module:Class`, in the working directory or installed.
         options: by suite, then by the keyword argument of its class.
+        also: suites whose options something else reads, whether they are measured or not.
 
     Returns:
         By name.
@@ -92,7 +95,7 @@ def open_suites(names: Sequence[str], options: Mapping[str, Mapping[str, str]] |
     """
     options = options or {}
     for name in options:
-        if name not in names:
+        if name not in (*names, *also):
             raise UserError(f"There are options of the suite {name}, which is not measured. Add --suite {name}.")
     suites: dict[str, Suite] = {}
     for name in names:

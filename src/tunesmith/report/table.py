@@ -1,6 +1,6 @@
 """Tables in the terminal: an evaluation with intervals and samples, ways of merging, the methods."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,7 @@ from tunesmith.report.figures import (
     title_of,
     value_text,
 )
+from tunesmith.report.forgetting import about_curve, curve_rows
 from tunesmith.report.formatting import count, duration, number, size
 from tunesmith.report.judge import about_judge, judge_rows
 
@@ -104,6 +105,32 @@ def judge_table(result: dict[str, Any]) -> Table:
         table.add_column(title, justify="right" if table.columns else "left")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def curve_table(title: str, curve: Mapping[str, Any]) -> Table:
+    """What each checkpoint or rerun of a run gained and forgot, and which one is recommended.
+
+    Args:
+        title: of the table.
+        curve: `checkpoints` or `how_to_keep` of `evaluation.json`.
+
+    Returns:
+        The table, at eighty columns.
+    """
+    headings, *rows = curve_rows(curve)
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title=title,
+        title_justify="left",
+        caption=about_curve(curve),
+        caption_justify="left",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*row, style="bold green" if row[-1] == "recommended" else "")
     return table
 
 
