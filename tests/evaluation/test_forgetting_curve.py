@@ -31,7 +31,7 @@ def test_the_frontier_has_the_points_that_no_other_beats() -> None:
 
 def test_the_recommended_checkpoint_gains_most_within_what_it_may_forget() -> None:
     points = [point(1.0, 0.0, "a"), point(2.0, 0.1, "b"), point(2.0, 0.05, "c"), point(3.0, 0.2, "d")]
-    chosen = [getattr(recommended(points, allowed), "checkpoint", None) for allowed in (-0.1, 0.0, 0.1, 1.0)]
+    chosen = [getattr(recommended(points, allowed), "name", None) for allowed in (-0.1, 0.0, 0.1, 1.0)]
     assert chosen == [None, "a", "b", "d"]
     assert recommended([point(-1.0, -0.5)], 1.0) is None, "it gained nothing"
 
@@ -52,7 +52,7 @@ def test_the_curve_of_a_run_is_what_evaluation_says_of_its_checkpoints(tiny_mode
     run = tunesmith.train(recipe, tmp_path / "run").directory
     curve = forgetting_curve(run, tolerance=0.5)
     names = ["step-000004", "step-000008", "step-000012"]
-    assert [each.checkpoint for each in curve.points] == names
+    assert [each.name for each in curve.points] == names
     last = curve.points[-1]
     assert last.gain_interval[0] > 1, "it learned"
     assert last.forgetting_interval[0] > 0.1, "and forgot"

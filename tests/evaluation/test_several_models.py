@@ -234,7 +234,7 @@ def test_columns_are_as_short_as_they_can_be(names: list[str], columns: list[str
 @pytest.mark.parametrize(
     ("models", "options", "message"),
     [
-        (["embedded@int3"], {}, r"embedded@int3: @int3 is not one of int8, nf4, fp4, bf16, fp32"),
+        (["embedded@int3"], {}, r"embedded@int3: @int3 is not one of int8, nf4, fp4, bf16, fp32, gguf:KIND"),
         (["embedded", "embedded"], {}, "embedded is given twice. Name each model once"),
         (["embedded"], {}, "There are no rows to evaluate on. Give --data FILE, or name a run"),
         ([], {}, "There is no model to evaluate"),

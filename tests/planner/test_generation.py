@@ -16,8 +16,7 @@ from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
 from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.load import load_model
-from tunesmith.models.prompts import plain_model
-from tunesmith.modules.served_linear import ServedLinear
+from tunesmith.modules.served_linear import weight_bytes
 from tunesmith.ops import native
 from tunesmith.ops.paged_attention import PAGE
 from tunesmith.planner.device import device_named, this_device
@@ -88,10 +87,7 @@ def test_the_weights_in_memory_are_the_planned_bytes(
     family: str, dtype: torch.dtype, weights: Any, tmp_path: Path
 ) -> None:
     base = a_base(family, tmp_path, dtype, None if family == "gpt2" else WIDER, weights=weights)
-    model = plain_model(served(base).model)
-    packed = {layer.packed for layer in model.modules() if isinstance(layer, ServedLinear)}
-    held = sum(own.numel() * own.element_size() for own in {*model.parameters(), *model.buffers()})
-    assert held + sum(each.bytes for each in packed if each is not None) == planned(base).weights
+    assert weight_bytes(served(base).model) == planned(base).weights
 
 
 def test_what_is_left_is_the_cache_and_says_how_many_texts_fit() -> None:

@@ -657,6 +657,21 @@ def test_a_served_judge_scores_and_compares_by_the_rubric_and_is_corrected_by_la
     assert set(pairs["judge"]["models"]) == {"llama"}
 
 
+@shows("tunesmith evaluate --checkpoints", "tunesmith evaluate --how-to-keep")
+@shows("tunesmith evaluate --rerun-steps", "tunesmith evaluate --tolerance")
+def test_checkpoints_and_reruns_are_measured_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("checkpoints", "how_to_keep", "rerun_steps", "tolerance")
+
+    def evaluate(*_: Any, **options: Any) -> None:
+        raise UserError(" ".join(str(options[name]) for name in names))
+
+    monkeypatch.setattr("tunesmith.evaluation.compare.evaluate", evaluate)
+    assert typed("evaluate", "run").stderr == "error: False False None 0.01\n"
+    assert typed("evaluate", "run", "--checkpoints", "--tolerance", "0.1").stderr == "error: True False None 0.1\n"
+    options = ("--how-to-keep", "--rerun-steps", "7")
+    assert typed("evaluate", "run", *options).stderr == "error: False True 7 0.01\n"
+
+
 @shows("tunesmith report run", "tunesmith report --open")
 def test_report_writes_the_runs_page_and_opens_it_if_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "mine").mkdir()

@@ -18,7 +18,8 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Runs, checkpoints, adapters, models, GGUF files, any of them @int8, @nf4, @bf16 …, or http://HOST/v1#MODEL."
+            help="Runs, checkpoints, adapters, models, GGUF files, any of them @int8, @nf4, @gguf:q8_0 …, or "
+            "http://HOST/v1#MODEL."
         ),
     ],
     rows: Annotated[
@@ -30,8 +31,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, or your "
-            "own as module:Class."
+            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, "
+            "quantization, or your own as module:Class."
         ),
     ] = "",
     suite_option: Annotated[
@@ -55,6 +56,22 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="People's scores or preferences of some answers, to correct the judge by.")
     ] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Of a run alone: also what each kept checkpoint gained and forgot.")
+    ] = False,
+    how_to_keep: Annotated[
+        bool,
+        typer.Option(
+            "--how-to-keep",
+            help="Of a run alone: also what short reruns gain and forget, at lower rates and with replay.",
+        ),
+    ] = False,
+    rerun_steps: Annotated[
+        int | None, typer.Option(help="The most steps of such a rerun. Default: 100, or what --budget allows.", min=1)
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="With these two: how much of its loss on general text the base may lose.")
+    ] = 0.01,
     concurrent: Annotated[
         int, typer.Option(help="The most answers at the same time. Figures do not depend on it.", min=1)
     ] = 64,
@@ -74,14 +91,16 @@ def evaluate(
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.evaluation.metrics import METRICS, metric_named
+        from tunesmith.evaluation.opening import BASE, run_alone
         from tunesmith.evaluation.suite import parsed_options
+        from tunesmith.report.forgetting import curves_of
         from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress
-        from tunesmith.report.table import evaluation_table, gate_table, judge_table, samples_table
+        from tunesmith.report.table import curve_table, evaluation_table, gate_table, judge_table, samples_table
         from tunesmith.run import jsonable
 
     console = Console(highlight=False)
-    run = comparison.run_alone(models)
+    run = run_alone(models)
     metrics = {**METRICS, **{name: metric_named(name, Path.cwd()) for name in metric or []}}
     with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
         result = comparison.evaluate(
@@ -90,10 +109,11 @@ def evaluate(
             suite_options=parsed_options(suite_option or []),
             gate=gate, output=output, concurrent=concurrent, cache=cache, budget=budget,
             judge=judge, rubric=rubric, judge_pairs=judge_pairs, labels=labels,
+            checkpoints=checkpoints, how_to_keep=how_to_keep, rerun_steps=rerun_steps, tolerance=tolerance,
         )  # fmt: skip
     if output is not None:
         written = [output / "evaluation.json", write_evaluation_page(output)]
-    elif run is not None:
+    elif run is not None and result["reference"] == BASE:
         written = [run.directory / "evaluation.json", write_report(run.directory)]
     else:
         written = []
@@ -103,6 +123,8 @@ def evaluate(
         console.print(evaluation_table(result))
         if result["judge"] is not None:
             console.print(judge_table(result))
+        for title, curve in curves_of(result):
+            console.print(curve_table(title, curve))
         console.print(samples_table(result["samples"]))
         if result["gate"] is not None:
             console.print(gate_table(result["gate"]))

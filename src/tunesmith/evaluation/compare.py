@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.extensions import failures_named
-from tunesmith.config.recipe import Recipe
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import budget_for, seconds_of
@@ -22,26 +21,24 @@ from tunesmith.evaluation.figures import (
     summary,
     token_counts_differ,
 )
+from tunesmith.evaluation.forgetting_curve import TOLERANCE
 from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.judging import Judged, open_judging
-from tunesmith.evaluation.local_subject import LocalSubject
+from tunesmith.evaluation.keeping import Keeping
 from tunesmith.evaluation.measured import ratio_of
-from tunesmith.evaluation.measuring import Asked, Measurement, Opened, Trial, measure
+from tunesmith.evaluation.measuring import Asked, Measurement, Trial, measure
 from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
+from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
 from tunesmith.evaluation.rows import EvaluationRows, spread
-from tunesmith.evaluation.subjects import SubjectName, column_names, open_base, open_subject
-from tunesmith.evaluation.suite import open_suites
+from tunesmith.evaluation.suite import open_suites, storages_of
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
-from tunesmith.run import Events, Run, Subscriber, atomic_write, jsonable
+from tunesmith.run import Events, Subscriber, atomic_write, jsonable
 
 SAMPLES = 5
 """Rows whose answers are shown."""
 
 FILE = "evaluation.json"
-
-BASE, TUNED = "base", "tuned"
-"""The columns if a run is evaluated alone."""
 
 
 @keep_freed_memory()
@@ -66,12 +63,16 @@ def evaluate(
     rubric: str | Path | None = None,
     judge_pairs: bool = False,
     labels: str | Path | None = None,
+    checkpoints: bool = False,
+    how_to_keep: bool = False,
+    rerun_steps: int | None = None,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Evaluate models side by side on the same rows. A run alone is compared with its own base.
 
     Args:
         models: a name, or several: runs, checkpoints (`RUN/checkpoints/step-…`), adapters, model directories, GGUF
-            files, hub names, any of these with `@int8`, `@nf4`, `@fp4`, `@bf16` or `@fp32`, and servers
+            files, hub names, any of these with `@int8`, `@nf4`, `@fp4`, `@bf16`, `@fp32` or `@gguf:KIND`, and servers
             (`http://HOST/v1#MODEL`). The first is the one that the others are compared with.
         rows: how many rows to generate answers for, evenly spaced; None: all. The loss covers all rows. 0: only the
             suites are measured.
@@ -94,33 +95,42 @@ def evaluate(
         rubric: a text file that says what makes an answer good; None: `tunesmith.evaluation.judge.RUBRIC`.
         judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
         labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
+        checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot.
+        how_to_keep: of a run alone: also what short reruns of it gain and forget, at lower rates and with replay.
+        rerun_steps: the most steps of a rerun; None: 100, or with `budget` what half of that time allows.
+        tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
 
     Returns:
         The content of `evaluation.json`: `rows` and where they come from (`data`), `loss_tokens`, `generated_rows`;
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
-        correction over all `comparisons`; `samples`; `gate`; `loss_unit`; `folds` (how many models evaluated the rows,
-        each on its own fold; None: one model); `budget`: what it allowed; `judge`: how far it can be trusted, by model.
+        correction over all `comparisons`; `left_out`: why, by form of a model that cannot be made or computed here;
+        `samples`; `gate`; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
+        model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
+        `how_to_keep`: as `ForgettingCurve.described`.
 
     Raises:
         UserError: a model or the rows cannot be read, or do not fit each other; a run has not finished; a user's
             objective, head, metric or suite fails.
     """
-    names = _names(models)
+    names = names_of(models)
     paths = None if data is None else [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     limits = None if gate is None else Gate.load(Path(gate))
-    seconds = None if budget is None else seconds_of(budget)
-    measured_suites = open_suites(suites, suite_options)
+    general = (suite_options or {}).get("forgetting", {}).get("general")
+    keeping = Keeping(checkpoints, how_to_keep, rerun_steps, tolerance, general)
+    seconds, rerun_seconds = keeping.budgets(None if budget is None else seconds_of(budget))
+    measured_suites = open_suites(suites, suite_options, also=("forgetting",) if keeping.is_asked_for else ())
     sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
-    own = run_alone(models)
-    opening = _Opening(concurrent, device, cache)
-    with failures_named(_extensions(names)):
+    storages = storages_of(measured_suites)
+    own = None if storages else run_alone(models)
+    keeping.refuse(own)
+    wanted = Wanted(names, paths, rows, bool(suites))
+    opening = Opening(concurrent, device, cache, subscribers)
+    with failures_named(extensions_of(names)):
         if own is not None:
-            trials = opening.trials_of_run(own, paths, rows, bool(suites))
+            trials = opening.run(own, wanted)
         else:
-            subjects = opening.subjects(names)
-            run = next((name.run for name in names if name.run is not None), None)
-            trials = [Trial(_rows_of(names, paths, rows, bool(suites)), subjects, run=run)]
+            trials = [opening.forms(wanted, storages) if storages else opening.models(wanted)]
         count = (
             rows if rows is None or len(trials) == 1 else -(-rows // sum(trial.fold is not None for trial in trials))
         )
@@ -136,6 +146,9 @@ def evaluate(
         measured = [measure(trial, asked, measured_suites if at == last else {}) for at, trial in enumerate(trials)]
         judged = None if judging is None else judging.judged(_cases(measured), asked.events)
         result = _result(trials, measured, metrics, judged)
+        if own is not None:
+            options = {"concurrent": concurrent, "device": device, "cache": cache}
+            result |= keeping.sections(own, paths, rerun_seconds, subscribers, options)
     result["budget"] = None if allowed is None else allowed.described()
     result["gate"] = None if limits is None else checked(limits, result)
     if own is not None and output is None:
@@ -148,101 +161,6 @@ def evaluate(
 def _answering(trials: Sequence[Trial]) -> int:
     """How many models answer the rows."""
     return sum(len(trial.subjects) for trial in trials if trial.rows is not None)
-
-
-def run_alone(models: str | Path | Sequence[str | Path]) -> Run | None:
-    """The run that is compared with its own base.
-
-    Args:
-        models: as in `evaluate`.
-
-    Returns:
-        The run, if the only name is one; else None.
-
-    Raises:
-        UserError: it has not finished.
-    """
-    name, *others = _names(models)
-    if others or name.storage or name.checkpoint is not None or name.run is None:
-        return None
-    run = Run.open(name.run)
-    if not run.finished:
-        raise UserError(f"{name.text} has not finished. Resume it: tunesmith train --resume {name.text}")
-    return run
-
-
-def _names(models: str | Path | Sequence[str | Path]) -> list[SubjectName]:
-    names = [SubjectName.parse(str(name)) for name in ([models] if isinstance(models, str | Path) else models)]
-    if not names:
-        raise UserError("There is no model to evaluate. Name one.")
-    return names
-
-
-def _extensions(names: Sequence[SubjectName]) -> dict[str, str]:
-    """The users' code of all runs."""
-    recipes = (Recipe.load(name.run / "recipe.yaml") for name in names if name.run is not None)
-    return {key: path for recipe in recipes for key, path in recipe.extensions.items()}
-
-
-def _rows_of(
-    names: Sequence[SubjectName], paths: Sequence[str] | None, count: int | None, has_suites: bool
-) -> EvaluationRows | None:
-    """What models are evaluated on; None if only suites are asked for.
-
-    Raises:
-        UserError: there are no rows.
-    """
-    run = next((name.run for name in names if name.run is not None), None)
-    if count == 0 and has_suites:
-        return None
-    if paths is not None:
-        return EvaluationRows.of_files(paths, run)
-    if run is None:
-        if has_suites:
-            return None
-        raise UserError(
-            "There are no rows to evaluate on. Give --data FILE, or name a run, whose held-out rows are used."
-        )
-    rows = EvaluationRows.of_run(run)
-    if rows.recipe.data.folds is not None and rows.recipe.data.fold is None:
-        raise UserError(f"{run} holds every row out once (data.folds). Evaluate it alone, or give --data FILE.")
-    return rows
-
-
-class _Opening:
-    """Opens models with the same options."""
-
-    def __init__(self, concurrent: int, device: str, keeps: bool) -> None:
-        self._concurrent, self._device, self._keeps = concurrent, device, keeps
-
-    def subjects(self, names: Sequence[SubjectName]) -> list[Opened]:
-        columns = column_names(names)
-        return [self._open(name, column) for name, column in zip(names, columns, strict=True)]
-
-    def trials_of_run(self, run: Run, paths: Sequence[str] | None, count: int | None, has_suites: bool) -> list[Trial]:
-        """A run and its base. With `data.folds`, every row is evaluated with the model that was not trained on it, and
-        the suites are measured on the last one, which was trained on all rows."""
-        recipe = Recipe.load(run.directory / "recipe.yaml")
-        if count == 0 and has_suites:
-            return [Trial(None, self._pair(run.directory), run=run.directory)]
-        if paths is not None:
-            return [Trial(EvaluationRows.of_files(paths, run.directory), self._pair(run.directory), run=run.directory)]
-        if recipe.data.folds is None or recipe.data.fold is not None:
-            return [Trial(EvaluationRows.of_run(run.directory), self._pair(run.directory), run=run.directory)]
-        folds = [
-            Trial(EvaluationRows.of_run(part), self._pair(part), fold) for fold, part in enumerate(run.stages[:-1], 1)
-        ]
-        return [*folds, Trial(None, self._pair(run.directory), run=run.directory)] if has_suites else folds
-
-    def _pair(self, directory: Path) -> list[Opened]:
-        """The base and the run."""
-        tuned = self._open(SubjectName.parse(str(directory)), TUNED)
-        assert isinstance(tuned, LocalSubject)
-        recipe = Recipe.load(directory / "recipe.yaml")
-        return [open_base(recipe, tuned, BASE, self._keeps), tuned]
-
-    def _open(self, name: SubjectName, column: str) -> Opened:
-        return open_subject(name, column, concurrent=self._concurrent, device=self._device, keeps=self._keeps)
 
 
 def _cases(measured: Sequence[Measurement]) -> dict[str, list[Case]]:
@@ -258,7 +176,8 @@ def _result(
     trials: Sequence[Trial], measured: Sequence[Measurement], metrics: Mapping[str, Metric], judged: Judged | None
 ) -> dict[str, Any]:
     """The content of `evaluation.json`, without the gate."""
-    columns = [subject.name for subject in trials[0].subjects]
+    left_out = {**trials[0].left_out, **measured[-1].left_out}
+    columns = [subject.name for subject in trials[0].subjects if subject.name not in left_out]
     tasks = [task for each in measured for task in each.tasks]
     rows = trials[0].rows
     sides: dict[str, Side] = {}
@@ -284,6 +203,7 @@ def _result(
         "loss_tokens": None if losses is None else int(losses.counts.sum()),
         "generated_rows": len(tasks),
         **summary(models, columns[0]),
+        "left_out": left_out,
         "samples": samples_of(
             tasks, {column: side.answers for column, side in sides.items()}, spread(len(tasks), SAMPLES)
         ),

@@ -1,7 +1,7 @@
 """From what models computed to figures with intervals, and to the differences between them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tunesmith.evaluation.measured import Better, Measured, ratio_of
 from tunesmith.evaluation.metrics import Case, Metric, measured
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.evaluation.rows import Task, final_answer
-from tunesmith.evaluation.statistics import LEVEL, Difference, estimate, holm, paired, rows_needed
+from tunesmith.evaluation.statistics import LEVEL, Difference, holm, paired, rows_needed
 from tunesmith.evaluation.subject import Answer
 from tunesmith.inference.held_out import RowLosses
 
@@ -33,12 +33,25 @@ class Side:
         answers: to the tasks; for a head that does not write text, what it predicts, in words.
         predictions: of a head that does not write text.
         units: what the rows are called; needed with `losses` or `predictions`.
+        figures: of these results, by name, where they have been computed.
     """
 
     losses: RowLosses | None
     answers: Sequence[Answer] = ()
     predictions: Predictions | None = None
     units: Sequence[str] = ()
+    figures: Mapping[str, Measured] = field(default_factory=dict)
+
+    def with_figures(self, figures: Figures) -> "Side":
+        """The same results.
+
+        Args:
+            figures: of them, beside those that are there.
+
+        Returns:
+            A copy.
+        """
+        return replace(self, figures={**self.figures, **figures})
 
     @classmethod
     def pooled(cls, sides: Sequence["Side"]) -> "Side":
@@ -69,7 +82,8 @@ class Side:
 
 
 def figures_of(side: Side, tasks: Sequence[Task], head: Head, metrics: Mapping[str, Metric], loss_unit: str) -> Figures:
-    """All figures of one model: its loss, and the metrics of its answers or its predictions.
+    """All figures of one model: its loss, and the metrics of its answers or its predictions. Where they have been
+    computed they are those, since metrics and resamples take time.
 
     Args:
         side: what it computed.
@@ -81,6 +95,8 @@ def figures_of(side: Side, tasks: Sequence[Task], head: Head, metrics: Mapping[s
     Returns:
         The figures by name.
     """
+    if side.figures:
+        return dict(side.figures)
     figures = {} if side.losses is None else loss_figures(side.losses, side.units, head, loss_unit)
     if side.predictions is not None:
         return figures | prediction_figures(side.predictions, side.units, head.metrics)
@@ -225,7 +241,7 @@ def with_interval(measured: Measured) -> dict[str, Any]:
     Returns:
         `value`, `interval` and `rows`.
     """
-    value, interval = estimate(measured)
+    value, interval = measured.estimate
     return {"value": value, "interval": interval, "rows": len(measured.units)}
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.recipe import Recipe
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import LOSS, figures_of, summary
@@ -24,52 +23,78 @@ from tunesmith.run import Events, Subscriber
 from tunesmith.training.checkpoint_output import is_checkpoint
 
 BASE = "base"
-"""What the checkpoints are compared with."""
+"""What the points are compared with."""
 
 GENERAL = "forgetting.general_loss"
+
+TOLERANCE = 0.01
+"""The rise of the loss on general text that is allowed, as a share of the base's."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """A checkpoint.
+    """A checkpoint, or another model that was trained from the base.
 
     Attributes:
-        checkpoint: its name, such as `step-000050`.
+        name: such as `step-000050`.
         gain: by how much the loss on the held-out rows fell from the base's, in the objective's unit.
         gain_interval: the ends of its 95 % interval.
         forgetting: by how much the loss on general text rose from the base's, in bits of a byte.
         forgetting_interval: the ends of its 95 % interval.
     """
 
-    checkpoint: str
+    name: str
     gain: float
     gain_interval: Interval
     forgetting: float
     forgetting_interval: Interval
 
+    def described(self) -> dict[str, Any]:
+        """Plain values: `name`, and `gain` and `forgetting` with `value` and `interval`."""
+        return {
+            "name": self.name,
+            "gain": {"value": self.gain, "interval": self.gain_interval},
+            "forgetting": {"value": self.forgetting, "interval": self.forgetting_interval},
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ForgettingCurve:
-    """The checkpoints of a run.
+    """Models that were trained from one base.
 
     Attributes:
         points: in the order of training.
         frontier: the points that no other one beats in gain and forgetting both.
         recommended: the point with the most gain among those that forgot no more than was allowed; None: all forgot
             more, or none gained.
+        allowed: the most that a recommended one may have forgotten, in bits of a byte.
+        loss_unit: of the gains.
     """
 
     points: tuple[CurvePoint, ...]
     frontier: tuple[CurvePoint, ...]
     recommended: CurvePoint | None
+    allowed: float
+    loss_unit: str
+
+    def described(self) -> dict[str, Any]:
+        """Plain values: `points`; names of the `frontier` and of what is `recommended`; `allowed`, `loss_unit`."""
+        return {
+            "points": [point.described() for point in self.points],
+            "frontier": [point.name for point in self.frontier],
+            "recommended": None if self.recommended is None else self.recommended.name,
+            "allowed": self.allowed,
+            "loss_unit": self.loss_unit,
+        }
 
 
 @keep_freed_memory()
 def forgetting_curve(
     run: str | Path,
     *,
+    data: Sequence[str] | None = None,
     general: str | Path | None = None,
-    tolerance: float = 0.01,
+    tolerance: float = TOLERANCE,
     concurrent: int = CONCURRENT,
     device: str = "auto",
     cache: bool = True,
@@ -78,38 +103,125 @@ def forgetting_curve(
     """Measure the base and all kept checkpoints of a run, which need not be finished.
 
     Args:
-        run: its directory, with held-out rows. `train.keep_checkpoints` says how many checkpoints it keeps.
+        run: its directory. `train.keep_checkpoints` says how many checkpoints it keeps.
+        data: files of rows; None: the run's held-out rows.
         general: a text file of general text; None: as the suite `forgetting`.
         tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
         concurrent: the most texts that are computed at the same time; figures do not depend on it.
         device: for the models.
-        cache: whether losses and answers are kept in the user's cache, and read from it.
+        cache: whether losses are kept in the user's cache, and read from it.
         subscribers: receive `progress` events (what, done, total), and `figures` events as soon as figures are known.
 
     Returns:
         The curve.
 
     Raises:
-        UserError: it is no run of a model that writes text, or it has no checkpoints or no held-out rows.
+        UserError: it is no run of a model that writes text, or it has no checkpoints or no rows.
+    """
+    directory = writing_run(run)
+    paths = checkpoints_of(directory)
+    rows = EvaluationRows.of_run(directory) if data is None else EvaluationRows.of_files(data, directory)
+    subjects = {path.name: SubjectName.parse(str(path)) for path in paths}
+    opened = opened_points(subjects, concurrent, device, cache)
+    return measured_curve(rows, directory, opened, general, tolerance, Events(*subscribers))
+
+
+def writing_run(run: str | Path) -> Path:
+    """The directory of a run whose forgetting can be measured.
+
+    Args:
+        run: its name.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: it is no run of a model that writes text.
     """
     directory = SubjectName.parse(str(run)).run
     if directory is None:
         raise UserError(f"{run} is not a run. A forgetting curve is of a run's checkpoints.")
-    rows = EvaluationRows.of_run(directory)
-    if not rows.objective.head.generates_text:
+    if not EvaluationRows.of_run(directory).objective.head.generates_text:
         raise UserError(f"{run} does not write text, so its loss on general text is not known.")
-    subjects = _subjects(directory, rows.recipe, concurrent, device, cache)
-    asked = Asked({}, Sampling(1), 0, Events(*subscribers))
-    found = measure(Trial(rows, subjects, run=directory), asked, {"forgetting": _GeneralLoss(general)})
+    return directory
+
+
+def checkpoints_of(directory: Path) -> list[Path]:
+    """The kept checkpoints of a run, in the order of training.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        Their directories.
+
+    Raises:
+        UserError: there are none.
+    """
+    paths = sorted(path for path in (directory / CHECKPOINTS).glob("step-*") if is_checkpoint(path))
+    if not paths:
+        raise UserError(f"{directory} has no checkpoints. Set train.checkpoint_every and train.keep_checkpoints.")
+    return paths
+
+
+def opened_points(names: Mapping[str, SubjectName], concurrent: int, device: str, keeps: bool) -> list[LocalSubject]:
+    """The models of a curve.
+
+    Args:
+        names: by the points' names.
+        concurrent: the most texts that are computed at the same time.
+        device: of the models.
+        keeps: whether results are kept in the user's cache.
+
+    Returns:
+        Not loaded yet.
+
+    Raises:
+        UserError: one cannot be opened.
+    """
+    subjects = (
+        open_subject(name, column, concurrent=concurrent, device=device, keeps=keeps) for column, name in names.items()
+    )
+    return [subject for subject in subjects if isinstance(subject, LocalSubject)]
+
+
+def measured_curve(
+    rows: EvaluationRows,
+    directory: Path,
+    points: Sequence[LocalSubject],
+    general: str | Path | None,
+    tolerance: float,
+    events: Events,
+) -> ForgettingCurve:
+    """Measure a run's base, and what was trained from it.
+
+    Args:
+        rows: of the task.
+        directory: of the run.
+        points: the trained models.
+        general: a text file of general text; None: as the suite `forgetting`.
+        tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
+        events: receive `progress` and `figures`.
+
+    Returns:
+        The curve.
+
+    Raises:
+        UserError: a model, the rows or the general text cannot be read.
+    """
+    recipe = EvaluationRows.of_run(directory).recipe
+    base = open_base(recipe, points[0], BASE, points[0].keeps)
+    asked = Asked({}, Sampling(1), 0, events)
+    found = measure(Trial(rows, [base, *points], run=directory), asked, {"forgetting": _GeneralLoss(general)})
+    objective = rows.objective
     models = {
-        name: figures_of(side, found.tasks, rows.objective.head, {}, rows.objective.loss_unit) | found.suites[name]
+        name: figures_of(side, found.tasks, objective.head, {}, objective.loss_unit) | found.suites[name]
         for name, side in found.sides.items()
     }
     result = summary(models, BASE)
-    points = tuple(_point(name, differences) for name, differences in result["differences"].items())
-    return ForgettingCurve(
-        points, frontier(points), recommended(points, tolerance * result["models"][BASE][GENERAL]["value"])
-    )
+    measured = tuple(_point(name, differences) for name, differences in result["differences"].items())
+    allowed = tolerance * result["models"][BASE][GENERAL]["value"]
+    return ForgettingCurve(measured, frontier(measured), recommended(measured, allowed), allowed, objective.loss_unit)
 
 
 class _GeneralLoss:
@@ -121,24 +233,6 @@ class _GeneralLoss:
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
         """As `Suite.measure`."""
         return {"general_loss": general_loss(self._texts, subject.scores(None, self._texts))}
-
-
-def _subjects(directory: Path, recipe: Recipe, concurrent: int, device: str, keeps: bool) -> list[LocalSubject]:
-    """The base and the checkpoints.
-
-    Raises:
-        UserError: there are none.
-    """
-    paths = sorted(path for path in (directory / CHECKPOINTS).glob("step-*") if is_checkpoint(path))
-    if not paths:
-        raise UserError(f"{directory} has no checkpoints. Set train.checkpoint_every and train.keep_checkpoints.")
-    names = [SubjectName.parse(str(path)) for path in paths]
-    opened = [
-        open_subject(name, path.name, concurrent=concurrent, device=device, keeps=keeps)
-        for name, path in zip(names, paths, strict=True)
-    ]
-    checkpoints = [subject for subject in opened if isinstance(subject, LocalSubject)]
-    return [open_base(recipe, checkpoints[0], BASE, keeps), *checkpoints]
 
 
 def _point(name: str, differences: dict[str, dict[str, Any]]) -> CurvePoint:

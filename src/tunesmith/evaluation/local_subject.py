@@ -39,6 +39,9 @@ from tunesmith.models.prompts import plain_model
 ANSWERS = 32
 """Answers after which those that are complete are written to the cache."""
 
+SCORES = 64
+"""Texts whose log-probabilities are computed before they are written to the cache."""
+
 LOSS_ROWS = 128
 """Rows whose losses are computed before they are written to the cache. A row's last bits may depend on what else is in
 its batch, so the rows of a batch are always the same, whatever is in the cache."""
@@ -68,7 +71,7 @@ class LocalSubject:
         objective: ObjectiveConfig | None = None,
         keeps: bool = True,
     ) -> None:
-        self.name, self._model, self._objective, self._keeps = name, model, objective, keeps
+        self.name, self._model, self._objective, self.keeps = name, model, objective, keeps
         if tokenizer is not None:
             vars(model)["tokenizer"] = tokenizer  # before its first use
         self._fingerprint = tokenizer_fingerprint(model.tokenizer)
@@ -91,7 +94,7 @@ class LocalSubject:
     @cached_property
     def identity(self) -> str | None:
         """The hash of the weights, of how they are stored, and of the tokenizer; None if nothing is kept."""
-        if not self._keeps:
+        if not self.keeps:
             return None
         reference = self._model.reference
         base = reference.base.model_copy(update={"adapter": reference.adapter})
@@ -200,16 +203,29 @@ class LocalSubject:
         return [Answer(**cache[key]) for key in keys]
 
     def scores(self, prompts: Sequence[str | Chat] | None, texts: Sequence[str]) -> list[Score]:
-        """As `Subject.scores`.
+        """As `Subject.scores`. What is known already is not computed again.
 
         Raises:
             UserError: the model does not write text or is an encoder–decoder, or a text cannot be rendered or is too
                 long.
         """
+        self._model.require("generate")
+        chats = None if prompts is None else [_as_chat(prompt) for prompt in prompts]
+        cache = ResultCache(self.identity, "scores")
+        keys = [digest_of([None if chats is None else list(chats[number]), text]) for number, text in enumerate(texts)]
+        missing = list({key: number for number, key in enumerate(keys) if key not in cache}.values())
+        for start in range(0, len(missing), SCORES):
+            part = missing[start : start + SCORES]
+            asked = None if chats is None else [chats[number] for number in part]
+            found = self._scores(asked, [texts[number] for number in part])
+            cache.add({keys[number]: _described(score) for number, score in zip(part, found, strict=True)})
+        return [Score(tuple(tokens), np.array(logs)) for tokens, logs in (cache[key] for key in keys)]
+
+    def _scores(self, chats: Sequence[Chat] | None, texts: Sequence[str]) -> list[Score]:
+        """What is not in the cache."""
         self._generator()
-        if prompts is None:
+        if chats is None:
             return self._model.score(texts)
-        chats = [_as_chat(prompt) for prompt in prompts]
         if all(len(chat) == 1 for chat in chats):
             return self._model.score([str(chat[0]["content"]) for chat in chats], texts)
         return [self._score(chat, text) for chat, text in zip(chats, texts, strict=True)]
@@ -304,6 +320,11 @@ class _Kept:
         self._cache.add({key: _answer_of(writing) for key, writing in ended.items()})
         for key in ended:
             del self._open[key]
+
+
+def _described(score: Score) -> list[Any]:
+    """A score as plain values."""
+    return [list(score.tokens), score.log_probabilities.tolist()]
 
 
 def _has_ended(writing: Writing) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ Better = Literal["higher", "lower", "neither"]
 """Which direction of a figure is good; neither: it only describes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Measured:
     """One figure of one model on rows, of which an interval is a bootstrap.
 
@@ -41,6 +42,13 @@ class Measured:
     def value(self) -> float:
         """The figure over all rows."""
         return self.of(np.arange(len(self.units)))
+
+    @cached_property
+    def estimate(self) -> tuple[float, tuple[float, float]]:
+        """The figure over all rows and its 95 % interval, `statistics.estimate`. Its resamples are drawn once."""
+        from tunesmith.evaluation.statistics import estimate  # which is about figures, and loads SciPy
+
+        return estimate(self)
 
     def on(self, rows: NDArray[np.int64]) -> "Measured":
         """The same figure on some of the rows.

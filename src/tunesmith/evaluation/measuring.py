@@ -1,7 +1,7 @@
 """What each model computes in an evaluation: its loss on the rows, its answers or predictions, and suites' figures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith.config.head import Head, described_head
@@ -53,12 +53,16 @@ class Trial:
         subjects: the models; the first is the one that the others are compared with.
         fold: of the run.
         run: the directory of the run whose training rows suites may read; None: there is none among the models.
+        left_out: models that could not be opened, and why, by column name.
+        are_forms: whether the models are forms of the first one, and left out if they cannot be computed here.
     """
 
     rows: EvaluationRows | None
     subjects: Sequence[Opened]
     fold: int | None = None
     run: Path | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    are_forms: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,13 @@ class Measurement:
         sides: by column name; none without rows.
         tasks: what they answered.
         suites: the figures of the suites, by column name.
+        left_out: models that could not be computed here, and why, by column name.
     """
 
     sides: Mapping[str, Side]
     tasks: Sequence[Task]
     suites: Mapping[str, Figures]
+    left_out: Mapping[str, str]
 
 
 def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurement:
@@ -92,6 +98,7 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
     """
     sides: dict[str, Side] = {}
     found: dict[str, Figures] = {}
+    left_out: dict[str, str] = {}
     tasks: Sequence[Task] = []
     for subject in trial.subjects:
         try:
@@ -99,16 +106,28 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
                 one = _OneModel(subject, trial.rows, asked, trial.fold)
                 tasks = tasks or one.tasks()
                 sides[subject.name] = one.side(tasks)
-            report = progress_of(asked.events, subject.name)
-            context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, report, trial.run)
-            found[subject.name] = {}
-            for name, suite in suites.items():
-                figures = measure_suite(name, suite, subject, context)
-                emit_figures(asked.events, subject.name, trial.fold, figures)
-                found[subject.name] |= figures
+            found[subject.name] = _suite_figures(subject, trial, tasks, asked, suites)
+        except UserError as error:
+            if not trial.are_forms or subject is trial.subjects[0]:
+                raise
+            left_out[subject.name] = str(error)
         finally:
             subject.close()
-    return Measurement(sides, tasks, found)
+    return Measurement(sides, tasks, found, left_out)
+
+
+def _suite_figures(
+    subject: Opened, trial: Trial, tasks: Sequence[Task], asked: Asked, suites: Mapping[str, Suite]
+) -> Figures:
+    """All suites' figures of a model, emitted as soon as they are known."""
+    progress = progress_of(asked.events, subject.name)
+    context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, progress, trial.run)
+    found: Figures = {}
+    for name, suite in suites.items():
+        figures = measure_suite(name, suite, subject, context)
+        emit_figures(asked.events, subject.name, trial.fold, figures)
+        found |= figures
+    return found
 
 
 class _OneModel:
@@ -149,22 +168,21 @@ class _OneModel:
         report = self._report("loss", len(table))
         losses = subject.losses(objective, table, self._budget, report)
         units = units_of(table)
-        self._emit(loss_figures(losses, units, head, objective.loss_unit))
-        return replace(side, losses=losses, units=units)
+        figures = loss_figures(losses, units, head, objective.loss_unit)
+        return self._emitted(replace(side, losses=losses, units=units), figures)
 
     def _answered(self, side: Side, tasks: Sequence[Task]) -> Side:
         report = self._report("answers", len(tasks))
         answers = self._subject.answers([task.chat for task in tasks], self._asked.sampling, report)
-        self._emit(answer_figures(answers, tasks, self._asked.metrics))
-        return replace(side, answers=answers)
+        return self._emitted(replace(side, answers=answers), answer_figures(answers, tasks, self._asked.metrics))
 
     def _predicted(self, side: Side, tasks: Sequence[Task]) -> Side:
         assert isinstance(self._subject, LocalSubject)
         assert self._prepared is not None
         predictions = self._subject.predictions(self._rows.objective, self._prepared, self._budget)
-        self._emit(prediction_figures(predictions, side.units, self._head.metrics))
         answers = [Answer(self._head.describe(output)) for output in predictions.outputs] if tasks else []
-        return replace(side, predictions=predictions, answers=answers)
+        figures = prediction_figures(predictions, side.units, self._head.metrics)
+        return self._emitted(replace(side, predictions=predictions, answers=answers), figures)
 
     @property
     def _budget(self) -> int:
@@ -180,8 +198,10 @@ class _OneModel:
         report(0)
         return report
 
-    def _emit(self, figures: Figures) -> None:
+    def _emitted(self, side: Side, figures: Figures) -> Side:
+        """The results with their figures, which are emitted."""
         emit_figures(self._asked.events, self._subject.name, self._fold, figures)
+        return side.with_figures(figures)
 
 
 def progress_of(events: Events, model: str) -> Callable[[str, int, int], None]:

@@ -3,6 +3,7 @@
 NAME                       a run, an adapter, a model directory, a GGUF file, a short or a hub name
 RUN/checkpoints/step-…     a checkpoint of a run, which need not be finished
 NAME@int8                  any of these with the base's weights stored otherwise: int8, nf4, fp4, bf16 or fp32
+NAME@gguf:q8_0             any of these exported to a GGUF file of that kind
 http://HOST:PORT/v1#MODEL  a model of a server with OpenAI's protocol; without #MODEL the first that it lists
 """
 
@@ -13,13 +14,15 @@ from pathlib import Path, PurePath
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
+from tunesmith.evaluation.gguf_form import gguf_form
 from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.openai_client import OpenAIClient
 from tunesmith.evaluation.served_subject import ServedSubject
+from tunesmith.exporting.export import KINDS
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import ModelReference
-from tunesmith.run import PIPELINE_FILE, resolve_run
+from tunesmith.run import PIPELINE_FILE, Subscriber, resolve_run
 from tunesmith.training.checkpoint_output import is_checkpoint, output_of_checkpoint
 
 QUANTIZED = ("int8", "nf4", "fp4")
@@ -27,6 +30,9 @@ QUANTIZED = ("int8", "nf4", "fp4")
 
 PRECISIONS = ("bf16", "fp32")
 """Ways to compute after `@`, with the weights stored so too."""
+
+GGUF = "gguf:"
+"""What begins the kind of a GGUF file after `@`."""
 
 CHECKPOINTS = "checkpoints"
 """The directory of a run's checkpoints; it is left out of a column's name."""
@@ -67,9 +73,7 @@ class SubjectName:
         target, at, storage = text.rpartition("@")
         if not at or Path(text).expanduser().exists():
             return cls(text, text)
-        if storage not in (*QUANTIZED, *PRECISIONS):
-            known = ", ".join((*QUANTIZED, *PRECISIONS))
-            raise UserError(f"{text}: @{storage} is not one of {known}. Write NAME@int8, for example.")
+        refuse_unknown_storage(storage)
         return cls(text, target, storage)
 
     @property
@@ -96,6 +100,23 @@ class SubjectName:
         path = Path(self.target).expanduser() if checkpoint is None else checkpoint.parent.parent
         directory = resolve_run(path.absolute()) if (path / PIPELINE_FILE).exists() else path.absolute()
         return directory if (directory / "recipe.yaml").exists() else None
+
+
+def refuse_unknown_storage(storage: str) -> None:
+    """Refuse what is no way to store weights.
+
+    Args:
+        storage: what follows `@` in a name.
+
+    Raises:
+        UserError: it is none.
+    """
+    if storage.startswith(GGUF):
+        if storage.removeprefix(GGUF) not in KINDS:
+            raise UserError(f"@{storage} is not one of {', '.join(f'{GGUF}{kind}' for kind in KINDS)}.")
+    elif storage not in (*QUANTIZED, *PRECISIONS):
+        known = ", ".join((*QUANTIZED, *PRECISIONS, f"{GGUF}KIND"))
+        raise UserError(f"@{storage} is not one of {known}. Write NAME@int8, for example.")
 
 
 def column_names(names: Sequence[SubjectName]) -> list[str]:
@@ -145,6 +166,7 @@ def open_subject(
     concurrent: int = CONCURRENT,
     device: str = "auto",
     keeps: bool = True,
+    subscribers: Sequence[Subscriber] = (),
 ) -> LocalSubject | ServedSubject:
     """What a name stands for. Weights are loaded when they are needed.
 
@@ -154,18 +176,21 @@ def open_subject(
         concurrent: the most answers that are computed at the same time.
         device: of models in this process.
         keeps: whether results are kept in the user's cache.
+        subscribers: receive `progress` while a GGUF file is written.
 
     Returns:
         The subject.
 
     Raises:
-        UserError: nothing of that name exists, or its run has not finished.
+        UserError: nothing of that name exists, its run has not finished, or it cannot become a GGUF file.
     """
     if name.is_served:
         return ServedSubject(column, OpenAIClient(name.target, name.served_model), concurrent)
     checkpoint = name.checkpoint
     _refuse_missing_checkpoint(name)
     where = name.target if checkpoint is None else str(output_of_checkpoint(checkpoint))
+    if name.storage is not None and name.storage.startswith(GGUF):
+        where = str(gguf_form(where, name.storage.removeprefix(GGUF), subscribers))
     weights = name.storage if name.storage in QUANTIZED else "auto" if name.storage in PRECISIONS else None
     model = Model(where, device, _precision(name), weights, concurrent)
     return LocalSubject(column, model, keeps=keeps)

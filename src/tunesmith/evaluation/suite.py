@@ -28,6 +28,7 @@ SUITES = Registry(
         "robustness": "tunesmith.evaluation.suites.robustness:Robustness",
         "forgetting": "tunesmith.evaluation.suites.forgetting:Forgetting",
         "memorization": "tunesmith.evaluation.suites.memorization:Memorization",
+        "quantization": "tunesmith.evaluation.suites.quantization:Quantization",
     },
 )
 """Suites by name → the class, imported on first use."""
@@ -55,7 +56,10 @@ class SuiteContext:
 
 
 class Suite(Protocol):
-    """Measures one model after another. It may keep what it needs of the first, which the others are compared with."""
+    """Measures one model after another. It may keep what it needs of the first, which the others are compared with.
+
+    A suite of the forms of one model also has `storages`, what follows `@` in their names. They are then the models.
+    """
 
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
         """The figures of a model.
@@ -73,12 +77,15 @@ class Suite(Protocol):
         """
 
 
-def open_suites(names: Sequence[str], options: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Suite]:
+def open_suites(
+    names: Sequence[str], options: Mapping[str, Mapping[str, str]] | None = None, also: Sequence[str] = ()
+) -> dict[str, Suite]:
     """New suites.
 
     Args:
         names: of `SUITES`, or `module:Class`, in the working directory or installed.
         options: by suite, then by the keyword argument of its class.
+        also: suites whose options something else reads, whether they are measured or not.
 
     Returns:
         By name.
@@ -88,7 +95,7 @@ def open_suites(names: Sequence[str], options: Mapping[str, Mapping[str, str]] |
     """
     options = options or {}
     for name in options:
-        if name not in names:
+        if name not in (*names, *also):
             raise UserError(f"There are options of the suite {name}, which is not measured. Add --suite {name}.")
     suites: dict[str, Suite] = {}
     for name in names:
@@ -130,6 +137,18 @@ def parsed_options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
             raise UserError(f"--suite-option {text} is not of the form suite.option=value.")
         options.setdefault(suite, {})[option] = value
     return options
+
+
+def storages_of(suites: Mapping[str, Suite]) -> tuple[str, ...]:
+    """The forms of a model that suites ask for.
+
+    Args:
+        suites: by name.
+
+    Returns:
+        What follows `@` in their names, each once; none if no suite asks for any.
+    """
+    return tuple(dict.fromkeys(storage for suite in suites.values() for storage in getattr(suite, "storages", ())))
 
 
 def measure_suite(name: str, suite: Suite, subject: Subject, context: SuiteContext) -> dict[str, Measured]:

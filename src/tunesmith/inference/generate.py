@@ -26,6 +26,7 @@ from tunesmith.inference.text_stream import TextStream
 from tunesmith.inference.writing import Generation, Writing
 from tunesmith.models.precision import writing_dtype
 from tunesmith.models.prompts import without_adapter
+from tunesmith.modules.served_linear import weight_bytes
 
 OWN = "own"
 """The name in the engine of the adapter that a model was loaded with."""
@@ -144,6 +145,12 @@ class Generator:
     def has_base(self) -> bool:
         """Whether the model without its adapter is in memory too: it has none, or one that is beside it."""
         return not hasattr(self.model, "get_base_model")
+
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of the model's weights and of its own adapter, as they are in memory."""
+        own = self.paged.adapters.get(OWN).bytes if self.is_paged and OWN in self.paged.adapters.names else 0
+        return weight_bytes(self.model) + own
 
     def require_base(self) -> None:
         """Refuse a model whose adapter cannot be left out.

@@ -13,6 +13,7 @@ from tunesmith.ops import native
 from tunesmith.ops.grouped_ia3 import Factors, RowFactors
 from tunesmith.ops.grouped_lora import LoraLayers, LoraWeights, RowProducts
 from tunesmith.ops.packed_linear import PackedWeight, pack, packed_linear, unpack
+from tunesmith.ops.quantized import Quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +163,24 @@ def serve_linears(model: PreTrainedModel) -> tuple[BatchAdapters, dict[str, int]
         setattr(model.get_submodule(parent_name), own_name, made[module])
         numbers[name] = made[module].number
     return adapters, numbers
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """The bytes of a model's weights as they are in memory, packed or quantized layers included.
+
+    Args:
+        model: as the engine or transformers holds it.
+
+    Returns:
+        Bytes; what several layers share counts once.
+    """
+    stored = {id(weight): weight.bytes for module in model.modules() if (weight := _stored(module)) is not None}
+    plain = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return sum(stored.values()) + sum(each.numel() * each.element_size() for each in plain.values())
+
+
+def _stored(module: nn.Module) -> PackedWeight | Quantized | None:
+    """The module's matrix, if it is no parameter."""
+    if isinstance(module, QuantizedLinear):
+        return module.quantized
+    return module.packed if isinstance(module, ServedLinear | PackedLinear) else None

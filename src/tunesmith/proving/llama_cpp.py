@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from functools import cache, cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from tunesmith.data.example import Message
 from tunesmith.data.template import Tools
 from tunesmith.errors import UserError
+from tunesmith.evaluation.llama_server import server_of
 from tunesmith.evaluation.openai_client import error_message
 from tunesmith.exporting.gguf_quantizer import library_file, require_llama_cpp
 from tunesmith.models.gguf_file import read_gguf
@@ -52,19 +52,7 @@ class LlamaCpp:
 
     @cached_property
     def _server(self) -> Any:
-        xllamacpp = import_module("xllamacpp")
-        params = xllamacpp.CommonParams()
-        params.model.path = str(self._file)
-        params.n_ctx = self._context
-        params.n_parallel = 1
-        params.verbosity = -1
-        params.warmup = False
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-        server = xllamacpp.Server(params)
-        ctypes.pythonapi.Py_IncRef(
-            ctypes.py_object(server)
-        )  # it ends with the process: its destructor may never return
-        return server
+        return server_of(self._file, self._context, torch.get_num_threads())
 
     def _prompt(self, messages: Sequence[Message], tools: Tools) -> str:
         """The text that llama.cpp renders."""

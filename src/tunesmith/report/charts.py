@@ -77,7 +77,7 @@ def line_chart(
     parts += [part for line in lines for part in _curve(frame, line, x_label)]
     keys = [(line.name, line.style) for line in lines] if len(lines) > 1 else []
     note = f"{beyond:,} beyond the frame, drawn at its edge" if beyond else ""
-    return _caption(title, keys, note) + _svg(f"{title}: {y_label} by {x_label}", HEIGHT, parts)
+    return caption(title, keys, note) + svg(f"{title}: {y_label} by {x_label}", parts)
 
 
 def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, float]]) -> str:
@@ -97,7 +97,7 @@ def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, 
         if index % every == 0:
             at = f'x="{x + width / 2:.1f}" y="{base + 15:.1f}" text-anchor="middle"'
             parts.append(f"<text {at}>{escape(label)}</text>")
-    return _caption(title) + _svg(f"{title}: {y_label} by {x_label}", HEIGHT, parts)
+    return caption(title) + svg(f"{title}: {y_label} by {x_label}", parts)
 
 
 def interval_chart(
@@ -145,7 +145,7 @@ def interval_chart(
             f'<path class="span" d="M{low:.1f} {y}H{high:.1f}"/><circle cx="{middle:.1f}" cy="{y}" r="5"/></g>'
         )
     parts.append(f'<text x="{WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text>')
-    return _caption(title, note=note) + _svg(title, height, parts)
+    return caption(title, note=note) + svg(title, parts, height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +245,32 @@ def _labeled(ticks: Sequence[float]) -> list[tuple[float, str]]:
     return list(zip(ticks, tick_labels(ticks), strict=True))
 
 
-def _caption(title: str, keys: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+def caption(title: str, keys: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+    """A chart's caption.
+
+    Args:
+        title: of the chart.
+        keys: names and CSS classes, for the legend.
+        note: an explanation.
+
+    Returns:
+        HTML.
+    """
     legend = "".join(f'<span class="key {style}">{escape(name)}</span>' for name, style in keys)
     aside = f'<span class="note">{escape(note)}</span>' if note else ""
     return f"<figcaption><b>{escape(title)}</b>{legend}{aside}</figcaption>"
 
 
-def _svg(title: str, height: int, parts: Sequence[str]) -> str:
+def svg(title: str, parts: Sequence[str], height: int = HEIGHT) -> str:
+    """A chart.
+
+    Args:
+        title: its accessible name.
+        parts: what is drawn.
+        height: in pixels.
+
+    Returns:
+        SVG.
+    """
     label = escape(title, quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

@@ -8,7 +8,16 @@ from typing import Any
 from markupsafe import Markup
 
 from tunesmith.report.charts import interval_chart
-from tunesmith.report.figures import SHARE, about_differences, difference_text, template_of, title_of, value_text
+from tunesmith.report.figures import (
+    SHARE,
+    about_differences,
+    about_left_out,
+    difference_text,
+    template_of,
+    title_of,
+    value_text,
+)
+from tunesmith.report.forgetting import about_curve, curve_charts, curve_rows, curves_of
 from tunesmith.report.formatting import figure, number
 from tunesmith.report.judge import about_judge, judge_rows
 from tunesmith.report.word_difference import marked_difference
@@ -89,6 +98,23 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownCurve:
+    """Gain against forgetting, of checkpoints or of reruns.
+
+    Attributes:
+        title: of the section.
+        about: what it says, in sentences.
+        rows: of the table, as `curve_rows` has them.
+        charts: SVG.
+    """
+
+    title: str
+    about: str
+    rows: list[tuple[str, ...]]
+    charts: list[Markup]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What the page shows of an evaluation.
 
@@ -105,6 +131,7 @@ class Comparison:
         gate: whether it is passed, in a sentence; empty without one.
         judge: what a judge's verdicts are worth, as `judge_rows` has it; empty without one.
         about_judge: how it was asked, in sentences.
+        curves: what checkpoints and reruns gained and forgot.
     """
 
     about: str
@@ -119,6 +146,7 @@ class Comparison:
     gate: str
     judge: list[tuple[str, ...]]
     about_judge: str
+    curves: list[ShownCurve]
 
 
 def compared(result: Mapping[str, Any]) -> Comparison:
@@ -149,7 +177,13 @@ def compared(result: Mapping[str, Any]) -> Comparison:
         gate="" if not limits else "The gate is passed." if result["gate"]["passed"] else "The gate is not passed.",
         judge=judge_rows(result) if result.get("judge") else [],
         about_judge=about_judge(result) if result.get("judge") else "",
+        curves=[_curve(title, curve) for title, curve in curves_of(result)],
     )
+
+
+def _curve(title: str, curve: Mapping[str, Any]) -> ShownCurve:
+    rows = [tuple(map(_minus, row)) for row in curve_rows(curve)]
+    return ShownCurve(title, about_curve(curve), rows, [Markup(chart) for chart in curve_charts(curve)])
 
 
 def _about(result: Mapping[str, Any]) -> str:
@@ -158,7 +192,8 @@ def _about(result: Mapping[str, Any]) -> str:
     )
     loss = f" ({loss_tokens} loss tokens)" if result.get("loss_tokens") else ""
     answers = f"; answers to {answered} of them" if result.get("generated_rows") else ""
-    return f"{rows} {result.get('data') or 'rows'}{loss}{answers}."
+    about = f"{rows} {result.get('data') or 'rows'}{loss}{answers}. {about_left_out(result)}"
+    return about.strip()
 
 
 def _headings(others: list[str]) -> list[str]:

@@ -49,8 +49,8 @@ def value_text(entry: Mapping[str, Any] | None, template: str) -> str:
     if not entry or entry.get("value") is None:
         return "–"
     value = template.format(number(entry["value"]))
-    if not entry.get("interval"):
-        return value
+    if not entry.get("interval") or (entry.get("rows") == 1 and entry["interval"][0] == entry["interval"][1]):
+        return value  # what was counted, such as a size, has no interval
     low, high = (template.format(number(end)).removesuffix("%").removesuffix(" points") for end in entry["interval"])
     return f"{value} [{low}, {high}]"
 
@@ -96,6 +96,17 @@ def _needed(entry: Mapping[str, Any], unit: str) -> str:
     if needed is None:
         return f"more than a million rows would be needed to show {size}"
     return f"{needed:,} rows would be needed to show {size}"
+
+
+def about_left_out(result: Mapping[str, Any]) -> str:
+    """Which models were left out, and why, in sentences; empty if none were.
+
+    Args:
+        result: the content of `evaluation.json`.
+    """
+    return " ".join(
+        f"Left out: {model}: {str(why).rstrip('.')}." for model, why in (result.get("left_out") or {}).items()
+    )
 
 
 def about_differences(result: Mapping[str, Any]) -> str:

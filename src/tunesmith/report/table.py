@@ -1,13 +1,22 @@
 """Tables in the terminal: an evaluation with intervals and samples, ways of merging, the methods."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.figures import VERDICTS, about_differences, difference_text, template_of, title_of, value_text
+from tunesmith.report.figures import (
+    VERDICTS,
+    about_differences,
+    about_left_out,
+    difference_text,
+    template_of,
+    title_of,
+    value_text,
+)
+from tunesmith.report.forgetting import about_curve, curve_rows
 from tunesmith.report.formatting import count, duration, number, size
 from tunesmith.report.judge import about_judge, judge_rows
 
@@ -27,10 +36,11 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     rows = f"{result['rows']:,} {result['data']}{answered}. " if result.get("data") else ""
     if result.get("budget"):
         rows += _about_budget(result["budget"])
+    about = (f"{rows}In brackets: 95 % intervals over rows.", about_differences(result), about_left_out(result))
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{rows}In brackets: 95 % intervals over rows. {about_differences(result)}".strip(),
+        caption=" ".join(filter(None, about)),
         caption_justify="left",
     )
     models = list(result["models"])
@@ -95,6 +105,32 @@ def judge_table(result: dict[str, Any]) -> Table:
         table.add_column(title, justify="right" if table.columns else "left")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def curve_table(title: str, curve: Mapping[str, Any]) -> Table:
+    """What each checkpoint or rerun of a run gained and forgot, and which one is recommended.
+
+    Args:
+        title: of the table.
+        curve: `checkpoints` or `how_to_keep` of `evaluation.json`.
+
+    Returns:
+        The table, at eighty columns.
+    """
+    headings, *rows = curve_rows(curve)
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title=title,
+        title_justify="left",
+        caption=about_curve(curve),
+        caption_justify="left",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*row, style="bold green" if row[-1] == "recommended" else "")
     return table
 
 

@@ -110,22 +110,43 @@ def general_texts(path: str | Path | None) -> list[str]:
     Raises:
         UserError: the file cannot be read, or is too short.
     """
+    pieces = _all_pieces(path)
+    return [pieces[index] for index in spread(len(pieces), PIECES)]
+
+
+def other_texts(path: str | Path | None) -> list[str]:
+    """What is left of the text, to train on what is not measured.
+
+    Args:
+        path: as in `general_texts`.
+
+    Returns:
+        The other pieces; none of a short text.
+
+    Raises:
+        UserError: as `general_texts`.
+    """
+    pieces = _all_pieces(path)
+    measured = set(spread(len(pieces), PIECES))
+    return [piece for index, piece in enumerate(pieces) if index not in measured]
+
+
+def _all_pieces(path: str | Path | None) -> list[str]:
     if path is None:
         from pydoc_data.topics import topics  # 700 kB of text
 
         whole = "\n\n".join(topics[name] for name in sorted(topics))
-        pieces = [piece for piece in _pieces(whole) if piece[0].isalpha()]
-    else:
-        try:
-            pieces = _pieces(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The general text {path} cannot be read: {error}.") from None
-        if len(pieces) < FEWEST:
-            raise UserError(
-                f"{path} has {len(pieces)} paragraphs of {WORDS} words or more, too few for an interval. "
-                f"Name a text file with at least {FEWEST}."
-            )
-    return [pieces[index] for index in spread(len(pieces), PIECES)]
+        return [piece for piece in _pieces(whole) if piece[0].isalpha()]
+    try:
+        pieces = _pieces(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The general text {path} cannot be read: {error}.") from None
+    if len(pieces) < FEWEST:
+        raise UserError(
+            f"{path} has {len(pieces)} paragraphs of {WORDS} words or more, too few for an interval. "
+            f"Name a text file with at least {FEWEST}."
+        )
+    return pieces
 
 
 def _pieces(text: str) -> list[str]:

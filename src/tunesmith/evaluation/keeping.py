@@ -1,0 +1,99 @@
+"""What a run forgot, by checkpoint, and what would have kept it: sections of an evaluation of a run alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import UserError
+from tunesmith.evaluation.forgetting_curve import checkpoints_of, forgetting_curve, writing_run
+from tunesmith.evaluation.how_to_keep import how_to_keep
+from tunesmith.run import Run, Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which of these sections an evaluation has.
+
+    Attributes:
+        checkpoints: whether the kept checkpoints are measured.
+        reruns: whether short reruns are trained and measured.
+        steps: of a rerun, at most; None: as `how_to_keep`.
+        tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
+        general: a text file of general text; None: as the suite `forgetting`.
+    """
+
+    checkpoints: bool
+    reruns: bool
+    steps: int | None
+    tolerance: float
+    general: str | None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether there is any section."""
+        return self.checkpoints or self.reruns
+
+    def budgets(self, seconds: float | None) -> tuple[float | None, float | None]:
+        """How a time is divided: half of it is for the reruns, if there are any.
+
+        Args:
+            seconds: for everything; None: as much as it takes.
+
+        Returns:
+            For the evaluation, and for the reruns.
+        """
+        return (seconds / 2, seconds / 2) if self.reruns and seconds is not None else (seconds, None)
+
+    def refuse(self, run: Run | None) -> None:
+        """Refuse what has no such sections, before anything is computed.
+
+        Args:
+            run: that is evaluated alone; None: something else is evaluated.
+
+        Raises:
+            UserError: it is no run of a model that writes text, or has no checkpoints, or the tolerance is no share.
+        """
+        if not self.is_asked_for:
+            return
+        if run is None:
+            raise UserError("--checkpoints and --how-to-keep are for a run alone. Name one run and no other model.")
+        if not 0 <= self.tolerance < 1:
+            raise UserError(
+                f"--tolerance {self.tolerance:g} is not a share of the loss. Use 0.01 for 1 %, for example."
+            )
+        directory = writing_run(run.directory)
+        if self.checkpoints:
+            checkpoints_of(directory)
+
+    def sections(
+        self,
+        run: Run,
+        data: Sequence[str] | None,
+        seconds: float | None,
+        subscribers: Sequence[Subscriber],
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Measure what is asked for.
+
+        Args:
+            run: that is evaluated alone.
+            data: files of rows; None: the run's held-out rows.
+            seconds: for the reruns; None: as much as their steps take.
+            subscribers: receive `progress` and `figures` events.
+            options: `concurrent`, `device` and `cache` of `forgetting_curve`.
+
+        Returns:
+            `checkpoints` and `how_to_keep`, as `ForgettingCurve.described`; None for what is not asked for.
+
+        Raises:
+            UserError: a model cannot be loaded, or a rerun cannot be trained.
+        """
+        same: dict[str, Any] = {
+            "data": data, "general": self.general, "tolerance": self.tolerance, "subscribers": subscribers, **options
+        }  # fmt: skip
+        curve = forgetting_curve(run.directory, **same) if self.checkpoints else None
+        reruns = how_to_keep(run.directory, steps=self.steps, seconds=seconds, **same) if self.reruns else None
+        return {
+            "checkpoints": None if curve is None else curve.described(),
+            "how_to_keep": None if reruns is None else reruns.described(),
+        }

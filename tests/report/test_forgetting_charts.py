@@ -1,0 +1,47 @@
+"""Gain against forgetting in the terminal and on the page: marks, labels that can be read, charts by step."""
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+from tunesmith.report.forgetting import about_curve, curve_charts, curve_rows, frontier_chart
+
+
+def curve(points: dict[str, tuple[float, float]], recommended: str | None, frontier: list[str]) -> dict[str, Any]:
+    def entry(value: float) -> dict[str, Any]:
+        return {"value": value, "interval": [value - 0.01, value + 0.01]}
+
+    described = [{"name": name, "gain": entry(y), "forgetting": entry(x)} for name, (x, y) in points.items()]
+    unit = "nats per loss token"
+    return {
+        "points": described, "recommended": recommended, "frontier": frontier, "allowed": 0.02, "loss_unit": unit
+    }  # fmt: skip
+
+
+POINTS = {"step-000010": (0.001, 0.5), "step-000020": (0.01, 1.0), "step-000030": (0.0101, 1.001)}
+CURVE = curve(POINTS, "step-000020", ["step-000010", "step-000020"])
+
+
+def test_rows_have_signed_figures_and_marks() -> None:
+    heading, *rows = curve_rows(CURVE)
+    assert heading == ("", "gained (nats)", "forgot (bits a byte)", "")
+    assert rows[0] == ("step-000010", "+0.50 [+0.49, +0.51]", "+0.001 [-0.009, +0.011]", "frontier")
+    assert [row[3] for row in rows] == ["frontier", "recommended", ""]
+    assert "step-000020 gained most among those that forgot no more" in about_curve(CURVE)
+    assert "None gained anything without forgetting more" in about_curve({**CURVE, "recommended": None})
+
+
+def test_every_point_is_drawn_and_no_label_covers_another() -> None:
+    chart = frontier_chart(CURVE)
+    ElementTree.fromstring(chart[chart.index("<svg") :])
+    assert re.findall(r'<circle class="(\w+) dot"', chart) == ["smooth", "held", "raw"]
+    assert "step-000030: gained 1.001, forgot 0.0101" in chart
+    labels = re.findall(r">(step-\d+)</text>", chart)
+    assert labels == ["step-000020", "step-000010"], "the third point is almost at the recommended one"
+    right, *_ = (float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*>step-000020', chart))
+    assert right < 390 - 11 * 6.5, "a label at the right edge is beside its point, to the left"
+
+
+def test_only_checkpoints_have_charts_by_step() -> None:
+    assert len(curve_charts(CURVE)) == 3
+    assert len(curve_charts(curve({"the run": (0.0, 1.0), "rate 0.1": (0.1, 2.0)}, None, []))) == 1
