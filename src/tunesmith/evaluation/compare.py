@@ -28,6 +28,7 @@ from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.measured import ratio_of
 from tunesmith.evaluation.measuring import Asked, Measurement, Opened, Trial, measure
 from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
+from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_base, open_subject
 from tunesmith.evaluation.suite import open_suites
@@ -96,7 +97,8 @@ def evaluate(
         labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
 
     Returns:
-        The content of `evaluation.json`: `rows` and where they come from (`data`), `loss_tokens`, `generated_rows`;
+        The content of `evaluation.json`: `rows`, where they come from (`data`) and the SHA-256 of what they say
+        (`data_sha256`), `loss_tokens`, `generated_rows`;
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
         correction over all `comparisons`; `samples`; `gate`; `loss_unit`; `folds` (how many models evaluated the rows,
@@ -281,6 +283,7 @@ def _result(
     return {
         "rows": len(tasks) if losses is None else len(losses.sums),
         "data": None if rows is None else rows.origin,
+        "data_sha256": _fingerprint([trial.rows for trial in trials if trial.rows is not None]),
         "loss_tokens": None if losses is None else int(losses.counts.sum()),
         "generated_rows": len(tasks),
         **summary(models, columns[0]),
@@ -291,6 +294,12 @@ def _result(
         "folds": folds or None,
         "judge": None if judged is None else judged.report,
     }
+
+
+def _fingerprint(rows: Sequence[EvaluationRows]) -> str | None:
+    """Of all rows; of those of several folds, of the folds' fingerprints."""
+    own = [each.fingerprint for each in rows]
+    return own[0] if len(own) == 1 else digest_of(own) if own else None
 
 
 def _per_byte(figures: Figures, side: Side, rows: EvaluationRows) -> Figures:
