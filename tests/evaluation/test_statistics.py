@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, multinomial, spearmanr, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
-from tunesmith.evaluation.auc import auc
+from tunesmith.evaluation.auc import Area, area_of
 from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
 from tunesmith.evaluation.prediction_powered import prediction_powered
 from tunesmith.evaluation.statistics import (
@@ -391,14 +391,13 @@ def test_area_equals_scikit_learn_with_ties() -> None:
     draw = np.random.default_rng(10)
     scores, positive = draw.integers(0, 9, 80) * 1.0, draw.random(80) < 0.4
     scores[positive] += 2
-    value, (low, high) = auc(scores, positive)
+    value, (low, high) = Area(scores, positive).estimate()
     assert value == pytest.approx(roc_auc_score(positive, scores))
     assert low < value < high
-    turned, (other_low, other_high) = auc(-scores, positive)
+    turned, (other_low, other_high) = Area(-scores, positive).estimate()
     assert (turned, other_low, other_high) == pytest.approx((1 - value, 1 - high, 1 - low))
-    assert auc(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == (1.0, wilson(1.0, 2))
-    with pytest.raises(ValueError, match="both groups"):
-        auc(scores, np.ones(80, bool))
+    assert Area(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])).estimate() == (1.0, wilson(1.0, 2))
+    assert Area(scores, np.ones(80, bool)).estimate() == (0.5, (0.0, 1.0)), "there is nothing to compare with"
 
 
 def test_delongs_variance_is_the_published_formula() -> None:
@@ -406,7 +405,7 @@ def test_delongs_variance_is_the_published_formula() -> None:
     above, below = draw.normal(1, 1, 30), draw.normal(0, 1, 50)
     wins = (above[:, None] > below).astype(float)
     variance = wins.mean(1).var(ddof=1) / 30 + wins.mean(0).var(ddof=1) / 50
-    value, (low, high) = auc(np.concatenate([above, below]), np.arange(80) < 30)
+    value, (low, high) = Area(np.concatenate([above, below]), np.arange(80) < 30).estimate()
     logit = np.log(np.array([low, high]) / (1 - np.array([low, high])))
     assert np.diff(logit)[0] / 2 == pytest.approx(1.959964 * variance**0.5 / (value * (1 - value)))
 
@@ -416,9 +415,49 @@ def test_area_is_covered_as_promised(gap: float, rows: int) -> None:
     draw, covered, truth = np.random.default_rng(12), 0, 0.5 * (1 + float(_erf(gap / 2)))
     positive = np.arange(2 * rows) < rows
     for _ in range(2000):
-        low, high = auc(draw.normal(size=2 * rows) + gap * positive, positive)[1]
+        low, high = Area(draw.normal(size=2 * rows) + gap * positive, positive).estimate()[1]
         covered += low <= truth <= high
     assert 0.93 <= covered / 2000 <= 0.97
+
+
+def test_the_difference_of_areas_has_delongs_covariance() -> None:
+    draw, positive = np.random.default_rng(13), np.arange(80) < 30
+    before = draw.normal(size=80) + positive
+    after = before + draw.normal(size=80)
+    units = [str(row) for row in range(80)]
+    found = compared(*(area_of(scores, positive, units, "", "") for scores in (before, after)))
+    wins = np.stack([scores[positive][:, None] > scores[~positive] for scores in (before, after)]).astype(float)
+    covariance = np.cov(wins.mean(2)) / 30 + np.cov(wins.mean(1)) / 50  # S of the paper, (2, 2)
+    assert found.standard_error**2 == pytest.approx(np.array([-1, 1]) @ covariance @ np.array([-1, 1]))
+    assert found.value == pytest.approx(wins[1].mean() - wins[0].mean())
+    swapped = compared(*(area_of(scores, positive, units, "", "") for scores in (after, before)))
+    assert (swapped.value, swapped.p_value) == pytest.approx((-found.value, found.p_value))
+    assert swapped.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+    assert found.interval[0] < found.value < found.interval[1]
+
+
+@pytest.mark.parametrize("data_sets", SIZES)
+@pytest.mark.parametrize(("first", "second"), [(0.0, 0.0), (0.0, 1.0), (1.0, 2.5)])
+def test_difference_of_areas_is_covered_as_promised(first: float, second: float, data_sets: int) -> None:
+    positive, units = np.arange(60) < 30, [str(row) for row in range(60)]
+
+    def of_data(draw: Draw) -> Interval:
+        before, other = draw.normal(size=(2, 60))
+        after = 0.6 * before + 0.8 * other
+        sides = (before + first * positive, after + second * positive)
+        return compared(*(area_of(scores, positive, units, "", "") for scores in sides)).interval
+
+    check_coverage(of_data, 0.5 * float(_erf(second / 2) - _erf(first / 2)), data_sets)
+
+
+def test_areas_that_did_not_change_or_have_few_rows_leave_room_for_a_difference() -> None:
+    positive, scores = np.array([True, True, True, False, False]), np.array([5.0, 4, 3, 2, 1])
+    same = Area(scores, positive).change_from(Area(scores, positive))
+    assert (same.value, same.interval, same.p_value) == (0.0, tango(0, 0, 2), 1.0)
+    turned = Area(scores, positive).change_from(Area(-scores, positive))
+    assert (turned.value, turned.interval) == (1.0, tango(2, 0, 2))
+    one = np.arange(5) < 1
+    assert Area(scores, one).change_from(Area(-scores, one)).interval == (-1.0, 1.0)
 
 
 def _erf(value: float) -> float:

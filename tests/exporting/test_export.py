@@ -1,6 +1,7 @@
 """A run becomes a model for another engine, with its template, its stops, its card, completely or not at all."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 import yaml
 from bytewise import CHATML, byte_tokenizer
 from exportable import FAMILIES, saved
+from gates import gate_file
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import LlamaCpp
@@ -20,11 +23,16 @@ from transformers import AutoModelForCausalLM
 import tunesmith
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
+from tunesmith.evaluation.compare import evaluate
+from tunesmith.evaluation.metrics import METRICS
+from tunesmith.evaluation.rows import EvaluationRows
+from tunesmith.exporting.card import eval_results
 from tunesmith.exporting.export import export
 from tunesmith.exporting.gguf_family import Layout
 from tunesmith.exporting.importance import importance
 from tunesmith.exporting.ollama import go_template
 from tunesmith.exporting.subject import Subject
+from tunesmith.report.html import write_report
 from tunesmith.run import Events
 
 
@@ -102,7 +110,7 @@ def test_the_card_and_the_metadata_say_where_the_model_comes_from(run: Path, tmp
     assert (head["library_name"], head["pipeline_tag"]) == ("llama.cpp", "text-generation")
     digest = json.loads((run / "provenance.json").read_text())["data"][str(run.parent / "rows.jsonl")]
     assert f"- Data: rows.jsonl, SHA-256 {digest}" in card
-    assert re.search(r"^\| held out, \d+ rows \| base \| tuned \|$", card, re.MULTILINE)
+    assert re.search(r"^On \d+ held-out rows, as trained, before this export;.*\n\n\| \| base \| tuned \|$", card, re.M)
     assert "<!-- parity -->" in card
     fields = gguf.GGUFReader(done.path).fields
     assert fields["general.name"].contents() == "run"
@@ -110,20 +118,48 @@ def test_the_card_and_the_metadata_say_where_the_model_comes_from(run: Path, tmp
     assert fields["general.base_model.0.name"].contents() == str(run.parent / "base")
 
 
-def test_the_card_has_the_figures_of_evaluate(run: Path, tmp_path: Path) -> None:
-    loss = {"loss": {"value": 1.25, "interval": [1.0, 1.5]}}
-    exact = {"exact": {"value": 0.5, "interval": [0.25, 0.75]}}
-    figures = {"loss": {"title": "loss"}, "exact": {"title": "exact match"}}
-    written = run / "evaluation.json"
-    written.write_text(
-        json.dumps({"rows": 8, "figures": figures, "models": {"base": loss, "tuned": {**loss, **exact}}})
-    )
+def test_the_card_has_the_figures_of_evaluate_as_results_that_the_hub_reads(run: Path, tmp_path: Path) -> None:
+    gate, own = gate_file(tmp_path, {"figure": "loss", "at_most": 99}), {"exact_match": METRICS["exact_match"]}
+    found = evaluate(run, 2, 4, metrics=own, suites=["memorization"], gate=gate)
     try:
-        card = export(run, tmp_path / "model", "hf").card.read_text(encoding="utf-8")
+        read = ModelCard.load(export(run, tmp_path / "model", "hf").card)
+        write_report(run)
+        page = (run / "report.html").read_text(encoding="utf-8")
     finally:
-        written.unlink()
-    assert "| loss | 1.250 (1.000 to 1.500) | 1.250 (1.000 to 1.500) |" in card
-    assert "| exact match | – | 0.500 (0.250 to 0.750) |" in card
+        (run / "evaluation.json").unlink()
+    results = {result.metric_type: result for result in read.data.eval_results}
+    assert set(results) == set(found["models"]["tuned"])
+    for name, result in results.items():
+        figure = found["models"]["tuned"][name]
+        assert result.metric_value == figure["value"]
+        assert result.metric_args["interval"] == pytest.approx(figure["interval"])
+        assert result.metric_args["rows"] == figure["rows"]
+        assert result.metric_name == found["figures"][name]["title"]
+        assert (result.task_type, read.data.model_name) == ("text-generation", "run")
+    loss, exposed = results["loss"], results["memorization.membership"]
+    assert (loss.dataset_name, loss.dataset_revision) == ("held-out rows of run", found["data_sha256"])
+    assert exposed.dataset_name == "Tunesmith's suite memorization"
+    assert "The gate is passed." in read.text
+    value = found["models"]["tuned"]["loss"]["value"]
+    assert f"{value:.4g} (" in next(line for line in read.text.splitlines() if line.startswith("| loss |"))
+    assert f"{value:.3f}" in page, "the page shows the same figure"
+
+
+def test_the_fingerprint_of_the_data_is_of_what_the_rows_say_and_not_of_where_they_are(
+    run: Path, tmp_path: Path
+) -> None:
+    rows = (run.parent / "rows.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "moved.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "changed.jsonl").write_text(rows.replace("of course", "of curse"), encoding="utf-8")
+    files = (run.parent / "rows.jsonl", tmp_path / "moved.jsonl", tmp_path / "changed.jsonl")
+    own, moved, changed = (EvaluationRows.of_files([str(file)]).fingerprint for file in files)
+    assert own == moved != changed
+
+
+def test_a_model_without_finite_figures_has_no_results() -> None:
+    figure = {"value": math.inf, "interval": [0.0, math.inf], "rows": 8}
+    about = {"rows": 8, "figures": {"perplexity": {"title": "perplexity"}}, "models": {"tuned": {"perplexity": figure}}}
+    assert list(eval_results(about, "text-generation")) == list(eval_results({}, "text-generation")) == []
 
 
 def test_defaults_for_generation_travel(tmp_path: Path) -> None:

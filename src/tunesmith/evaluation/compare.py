@@ -29,6 +29,7 @@ from tunesmith.evaluation.measured import ratio_of
 from tunesmith.evaluation.measuring import Asked, Measurement, Trial, measure
 from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
+from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.evaluation.suite import open_suites, storages_of
 from tunesmith.inference.memory import CONCURRENT
@@ -101,7 +102,8 @@ def evaluate(
         tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
 
     Returns:
-        The content of `evaluation.json`: `rows` and where they come from (`data`), `loss_tokens`, `generated_rows`;
+        The content of `evaluation.json`: `rows`, where they come from (`data`) and the SHA-256 of what they say
+        (`data_sha256`), `loss_tokens`, `generated_rows`;
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
         correction over all `comparisons`; `left_out`: why, by form of a model that cannot be made or computed here;
@@ -200,6 +202,7 @@ def _result(
     return {
         "rows": len(tasks) if losses is None else len(losses.sums),
         "data": None if rows is None else rows.origin,
+        "data_sha256": _fingerprint([trial.rows for trial in trials if trial.rows is not None]),
         "loss_tokens": None if losses is None else int(losses.counts.sum()),
         "generated_rows": len(tasks),
         **summary(models, columns[0]),
@@ -211,6 +214,12 @@ def _result(
         "folds": folds or None,
         "judge": None if judged is None else judged.report,
     }
+
+
+def _fingerprint(rows: Sequence[EvaluationRows]) -> str | None:
+    """Of all rows; of those of several folds, of the folds' fingerprints."""
+    own = [each.fingerprint for each in rows]
+    return own[0] if len(own) == 1 else digest_of(own) if own else None
 
 
 def _per_byte(figures: Figures, side: Side, rows: EvaluationRows) -> Figures:

@@ -1,20 +1,44 @@
 """What a metric or a suite finds out about one model, in the form from which intervals and differences are computed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tunesmith.evaluation.statistics import Difference, Interval
 
 Better = Literal["higher", "lower", "neither"]
 """Which direction of a figure is good; neither: it only describes."""
 
 
+class Estimator(Protocol):
+    """A figure's own interval, where a better one is known than that of a bootstrap."""
+
+    def estimate(self) -> "tuple[float, Interval]":
+        """The figure, and the ends of its 95 % interval."""
+
+    def on(self, rows: NDArray[np.int64]) -> "Estimator":
+        """The same on some of the rows.
+
+        Args:
+            rows: (some,) indices.
+        """
+
+    def change_from(self, before: Any) -> "Difference":
+        """The difference from another model's figure.
+
+        Args:
+            before: of the same kind and on the same rows, in the same order.
+        """
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One figure of one model on rows, of which an interval is a bootstrap.
+    """One figure of one model on rows, of which an interval is a bootstrap unless it has an estimator.
 
     Attributes:
         title: its name in tables.
@@ -27,6 +51,7 @@ class Measured:
             get Wilson's interval.
         is_compared: whether models are compared by it. Not if another figure says the same, as the loss does of the
             perplexity.
+        estimator: of the figure and its interval; None: a bootstrap.
     """
 
     title: str
@@ -37,6 +62,7 @@ class Measured:
     unit: str = "share"
     values: NDArray[np.float64] | None = None
     is_compared: bool = True
+    estimator: Estimator | None = None
 
     @property
     def value(self) -> float:
@@ -44,25 +70,11 @@ class Measured:
         return self.of(np.arange(len(self.units)))
 
     @cached_property
-    def estimate(self) -> tuple[float, tuple[float, float]]:
+    def estimate(self) -> "tuple[float, Interval]":
         """The figure over all rows and its 95 % interval, `statistics.estimate`. Its resamples are drawn once."""
         from tunesmith.evaluation.statistics import estimate  # which is about figures, and loads SciPy
 
         return estimate(self)
-
-    def on(self, rows: NDArray[np.int64]) -> "Measured":
-        """The same figure on some of the rows.
-
-        Args:
-            rows: (some,) indices.
-
-        Returns:
-            The figure, whose row i is row `rows[i]` of this one.
-        """
-        whole = self.of
-        units = [self.units[row] for row in rows]
-        values = None if self.values is None else self.values[rows]
-        return replace(self, of=lambda inner: whole(rows[inner]), units=units, values=values)
 
 
 def mean_of(

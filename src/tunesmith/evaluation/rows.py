@@ -1,7 +1,7 @@
 """What models are evaluated on: a run's held-out rows, or the rows of files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tunesmith.data.reasoning import reasoning_of, split_reasoning
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
+from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.objectives.instruction import Instruction
 from tunesmith.objectives.text import Text
 
@@ -149,6 +150,14 @@ class EvaluationRows:
             if self.is_whole
             else held_out_examples(data, formats)
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of what the rows say, wherever they are stored."""
+        contents = (
+            {field: value for field, value in asdict(row).items() if field != "source"} for row in self.examples
+        )
+        return digest_of(list(contents))
 
     @cached_property
     def training_examples(self) -> list[Example]:

@@ -69,7 +69,8 @@ class Difference:
 def estimate(measured: Measured) -> tuple[float, Interval]:
     """A figure and its 95 % interval.
 
-    Wilson's for the share of rows that are 0 or 1, the bootstrap-t for other means, and BCa for what is not a mean.
+    Its estimator's if it has one. Else Wilson's for the share of rows that are 0 or 1, the bootstrap-t for other means,
+    and BCa for what is not a mean.
 
     Args:
         measured: the figure.
@@ -77,6 +78,8 @@ def estimate(measured: Measured) -> tuple[float, Interval]:
     Returns:
         The value, and the ends of its interval.
     """
+    if measured.estimator is not None:
+        return measured.estimator.estimate()
     if measured.values is None:
         value, draws = bootstrap(measured.of, len(measured.units))
         ends = _bias_corrected(value, draws, _influence(measured.of, value, len(measured.units)))
@@ -89,7 +92,8 @@ def paired(before: Measured, after: Measured) -> Difference | None:
     """The difference of one figure between two models, on the rows that both have.
 
     Shares of rows that are 0 or 1 have Tango's score interval (1998) and McNemar's exact p-value; other means the
-    bootstrap-t of the rows' differences; what is not a mean BCa, with the same resamples for both.
+    bootstrap-t of the rows' differences; what is not a mean BCa, with the same resamples for both. Figures with an
+    estimator have its difference.
 
     Args:
         before: the first model's figure, such as the base's.
@@ -102,6 +106,8 @@ def paired(before: Measured, after: Measured) -> Difference | None:
     rows = len(first)
     if not rows:
         return None
+    if before.estimator is not None and after.estimator is not None:
+        return after.estimator.on(second).change_from(before.estimator.on(first))
     if before.values is not None and after.values is not None:
         return _paired_means(before.values[first], after.values[second])
 

@@ -3,17 +3,22 @@
 https://huggingface.co/docs/hub/model-cards
 """
 
+from collections.abc import Iterator
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from tunesmith.exporting.merging import Merging
 from tunesmith.exporting.subject import Subject
 
 PARITY = "<!-- parity -->"
 """Where the comparison of the exported model with the trained one goes."""
+
+TUNED = "tuned"
+"""The run's column in its `evaluation.json`."""
 
 
 def model_card(subject: Subject, form: str, library: str, use: str, relation: str = "finetune") -> str:
@@ -26,12 +31,17 @@ def model_card(subject: Subject, form: str, library: str, use: str, relation: st
         use: how to load it: a fenced block.
         relation: to the base, in the hub's words.
     """
-    head: dict[str, Any] = {"library_name": library} | ({"license": subject.license} if subject.license else {})
-    if subject.run is not None:
-        head |= {"base_model": subject.base_name, "base_model_relation": relation}
-    head |= {"pipeline_tag": _task(subject), "tags": ["tunesmith", *([] if subject.run is None else ["fine-tuned"])]}
+    task = _task(subject)
+    of_run: dict[str, Any] = {} if subject.run is None else {
+        "base_model": subject.base_name, "base_model_relation": relation,
+        "model_name": subject.title, "eval_results": list(eval_results(subject.evaluation, task)) or None,
+    }  # fmt: skip
+    head = ModelCardData(
+        library_name=library, license=subject.license, pipeline_tag=task,
+        tags=["tunesmith", *([] if subject.run is None else ["fine-tuned"])], **of_run,
+    )  # fmt: skip
     parts = [
-        f"---\n{yaml.safe_dump(head, allow_unicode=True, sort_keys=False).strip()}\n---\n\n# {subject.title}",
+        f"---\n{head.to_yaml()}\n---\n\n# {subject.title}",
         f"Exported by Tunesmith {version('tunesmith')} to {form}.",
         f"## Use\n\n{use}",
         _training(subject),
@@ -46,6 +56,40 @@ def _task(subject: Subject) -> str:
     commands = subject.reference.head.commands
     tasks = {"generate": "text-generation", "classify": "text-classification", "embed": "feature-extraction"}
     return tasks[commands[0]] if commands else "text-generation"
+
+
+def eval_results(evaluation: dict[str, Any], task: str) -> Iterator[EvalResult]:
+    """A run's figures as results of the hub's `model-index`.
+
+    https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+
+    Args:
+        evaluation: the content of `evaluation.json`; empty: there is none.
+        task: of the hub, such as `text-generation`.
+
+    Yields:
+        A result for each figure, with its interval and rows. The revision of the data is the SHA-256 of the rows; a
+        suite's is Tunesmith's version, since it brings its prompts.
+    """
+    for name, found in evaluation.get("models", {}).get(TUNED, {}).items():
+        about = evaluation["figures"][name]
+        suite, is_of_suite, _ = name.partition(".")
+        low, high = found["interval"]
+        if not all(map(isfinite, (found["value"], low, high))):
+            continue
+        yield EvalResult(
+            task_type=task,
+            dataset_type="tunesmith" if is_of_suite else "private",
+            dataset_name=f"Tunesmith's suite {suite}" if is_of_suite else evaluation.get("data") or "held-out rows",
+            dataset_revision=version("tunesmith") if is_of_suite else evaluation.get("data_sha256"),
+            metric_type=name,
+            metric_name=about["title"],
+            metric_value=found["value"],
+            metric_args={
+                "interval": [low, high], "level": 0.95, "rows": found.get("rows", evaluation["rows"]),
+                "unit": about.get("unit") or None,
+            },
+        )  # fmt: skip
 
 
 def _training(subject: Subject) -> str:
@@ -74,20 +118,23 @@ def _merging(merging: Merging) -> str:
 
 
 def _evaluation(result: dict[str, Any]) -> str:
-    """A table of all models on the rows, with 95 % intervals."""
+    """A table of all models with 95 % intervals, and whether a gate is passed."""
     models = result.get("models", {})
     if not models:
         return ""
-    heading = f"| held out, {result.get('rows', 0):,} rows | {' | '.join(models)} |"
-    lines = [heading, "|---" * (len(models) + 1) + "|"]
+    lines = [f"| | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
     for name, about in result["figures"].items():
         cells = (_with_interval(found.get(name, {})) for found in models.values())
         lines.append(f"| {about['title']} | {' | '.join(cells)} |")
-    return "## Evaluation\n\n" + "\n".join(lines)
+    rows = f"On {result['rows']:,} {result.get('data') or 'held-out rows'}, " if result["rows"] else ""
+    gate = result.get("gate")
+    passed = "" if gate is None else f" The gate is {'passed' if gate['passed'] else 'not passed'}."
+    about = f"{rows}as trained, before this export; in brackets: 95 % intervals.{passed}"
+    return f"## Evaluation\n\n{about[:1].upper()}{about[1:]}\n\n" + "\n".join(lines)
 
 
 def _with_interval(figure: dict[str, Any]) -> str:
     if not isinstance(figure.get("value"), int | float):
         return "–"
     low, high = figure["interval"]
-    return f"{figure['value']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{figure['value']:.4g} ({low:.4g} to {high:.4g})"

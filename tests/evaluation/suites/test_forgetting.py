@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gates import gate_file, not_met
 
 import tunesmith
 from tunesmith.errors import UserError
@@ -88,10 +89,19 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return runs
 
 
-def test_a_model_that_was_trained_too_hard_has_forgotten_and_one_that_barely_moved_has_not(
-    trained: dict[float, Path],
+def test_a_gate_on_forgetting_fails_a_model_that_was_trained_too_hard_and_passes_one_that_barely_moved(
+    trained: dict[float, Path], tmp_path: Path
 ) -> None:
-    found = {rate: evaluate(run, 12, suites=["forgetting"], max_new_tokens=4) for rate, run in trained.items()}
+    gate = gate_file(
+        tmp_path,
+        {"figure": "forgetting.general_loss", "difference": True, "at_most": 0.1},
+        {"figure": "forgetting.general_divergence", "at_most": 0.1},
+    )
+    found = {
+        rate: evaluate(run, 12, suites=["forgetting"], max_new_tokens=4, gate=gate) for rate, run in trained.items()
+    }
+    assert not_met(found[2e-2], "tuned") == {"forgetting.general_loss", "forgetting.general_divergence"}
+    assert not_met(found[1e-6], "tuned") == set()
     gentle, hard = (found[rate]["models"]["tuned"] for rate in trained)
     base = found[2e-2]["models"]["base"]
     assert set(base) & {"forgetting.general_unchanged", "forgetting.general_divergence"} == set()

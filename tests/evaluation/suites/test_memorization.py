@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gates import gate_file, not_met
 
 import tunesmith
 from tunesmith.errors import UserError
@@ -77,8 +78,9 @@ def test_canaries_are_the_same_for_a_seed_and_are_found_again() -> None:
 
 
 @pytest.fixture(scope="module")
-def leaking(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that learned by heart rows whose answers nobody can guess, and canaries among them."""
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs on rows whose answers nobody can guess, and canaries among them: one that saw them a few times, and one
+    that learned them by heart."""
     directory, stream = tmp_path_factory.mktemp("leaking"), random.Random(0)
     words = ["".join(stream.choices("abcdefghijklmnopqrstuvwxyz", k=10)) for _ in range(24)]
     rows = [{"question": f"Password {n}?", "answer": word} for n, word in enumerate(words)] + canaries(6)
@@ -88,31 +90,49 @@ def leaking(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base": str(tiny_model),
         "data": {"train": str(directory / "rows.jsonl"), "held_out": 0.4, "cache": False},
         "method": {"kind": "full"},
-        "train": {"steps": 250, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
     }
-    return tunesmith.train(recipe, directory / "run").directory
+    runs = []
+    for name, steps, rate in (("careful", 5, 1e-4), ("leaking", 140, 1e-2)):
+        recipe["train"] = {"steps": steps, "tokens_per_step": 1024, "learning_rate": rate, "precision": "fp32"}
+        runs.append(tunesmith.train(recipe, directory / name).directory)
+    return runs
 
 
-def test_a_model_that_learned_by_heart_is_found_out_and_its_base_is_not(leaking: Path) -> None:
-    found = evaluate(leaking, 0, suites=["memorization"])
-    base, tuned = (
-        {name.removeprefix("memorization."): figure for name, figure in found["models"][model].items()}
-        for model in ("base", "tuned")
+@pytest.fixture
+def leaking(trained: list[Path]) -> Path:
+    """The run that learned by heart."""
+    return trained[1]
+
+
+def test_a_gate_on_memorization_fails_a_model_that_learned_by_heart_and_passes_one_that_did_not(
+    trained: list[Path], tmp_path: Path
+) -> None:
+    limits = [
+        {"figure": f"memorization.{figure}", "model": run.name, "at_most": limit}
+        for run in trained
+        for figure, limit in {"exposure": 4, "memorized_50": 0.05, "membership": 0.9}.items()
+    ]
+    found = evaluate(trained, 0, suites=["memorization"], gate=gate_file(tmp_path, *limits))
+    assert not_met(found, "leaking") == {f"memorization.{each}" for each in ("exposure", "memorized_50", "membership")}
+    assert not_met(found, "careful") == set()
+    careful, leaking = (
+        {name.removeprefix("memorization."): figure for name, figure in found["models"][run.name].items()}
+        for run in trained
     )
-    assert set(tuned) - set(base) == {"membership_from_first"}
+    assert set(leaking) - set(careful) == {"membership_from_first"}
     for percent in (25, 50):
-        assert tuned[f"extracted_train_{percent}"]["value"] > 0.5
-        assert tuned[f"extracted_held_out_{percent}"]["value"] < 0.01
-        assert tuned[f"memorized_{percent}"]["interval"][0] > 0.3
-        assert base[f"extracted_train_{percent}"]["value"] < 0.01
-    assert tuned["membership"]["value"] > 0.95
-    assert tuned["membership_from_first"]["value"] > 0.95
-    low, high = base["membership"]["interval"]
+        assert leaking[f"extracted_train_{percent}"]["value"] > 0.5
+        assert leaking[f"extracted_held_out_{percent}"]["value"] < 0.01
+        assert leaking[f"memorized_{percent}"]["interval"][0] > 0.3
+        assert careful[f"extracted_train_{percent}"]["value"] < 0.01
+    assert leaking["membership"]["value"] > 0.95
+    assert leaking["membership_from_first"]["value"] > 0.95
+    low, high = careful["membership"]["interval"]
     assert low < 0.5 < high, "the rows do not differ by themselves"
-    assert base["exposure"]["value"] < 3
-    assert tuned["exposure"]["value"] > 5
-    assert tuned["exposure"]["rows"] < 6, "some canaries are held out"
-    assert found["differences"]["tuned"]["memorization.exposure"]["interval"][0] > 2
+    assert careful["exposure"]["value"] < 3
+    assert leaking["exposure"]["value"] > 5
+    assert leaking["exposure"]["rows"] < 6, "some canaries are held out"
+    assert found["differences"]["leaking"]["memorization.exposure"]["interval"][0] > 2
 
 
 def test_training_rows_of_a_file_are_not_taken_for_others(leaking: Path) -> None:

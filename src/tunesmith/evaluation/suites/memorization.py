@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tunesmith.data.example import Example
 from tunesmith.data.reasoning import with_reasoning
 from tunesmith.errors import UserError
-from tunesmith.evaluation.auc import auc
+from tunesmith.evaluation.auc import area_of
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.rows import EvaluationRows, spread, task_of
 from tunesmith.evaluation.subject import Chat, Subject
@@ -229,13 +229,8 @@ def membership(signal: NDArray[np.float64], is_member: NDArray[np.bool_], units:
     Returns:
         The figure.
     """
-
-    def area(rows: NDArray[np.int64]) -> float:
-        members = is_member[rows]
-        return auc(signal[rows], members)[0] if members.any() and not members.all() else 0.5
-
     explanation = "area under the curve: how often a training row is told from a held-out row; 0.5: by chance"
-    return Measured(f"membership inference {by}", explanation, area, units, "lower", "")
+    return area_of(signal, is_member, units, f"membership inference {by}", explanation, "lower")
 
 
 def exposures(subject: Subject, planted: Sequence[Passage]) -> Measured:
