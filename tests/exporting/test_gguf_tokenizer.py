@@ -1,6 +1,7 @@
 """llama.cpp splits texts and chats into the same tokens as the tokenizer that a GGUF file was written from."""
 
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,37 @@ def unigram_tokenizer(pre_tokenizer: Any, normalizer: Any = None) -> PreTrainedT
     return fast
 
 
+def charsmap(changes: dict[str, str]) -> bytes:
+    """A map of characters as SentencePiece compiles it: the size of a trie, the trie, and the new texts.
+
+    The trie is a double array (Darts): a child is at its parent's place xor the parent's offset xor the byte.
+    """
+    texts, keys = b"", {}
+    for old, new in changes.items():
+        keys[old.encode()] = len(texts)
+        texts += new.encode() + b"\0"
+    units, taken = [0] * 4096, {0}
+    nodes = [(0, b"", 0)]
+    while nodes:
+        place, prefix, label = nodes.pop()
+        nexts = sorted({key[len(prefix)] for key in keys if key.startswith(prefix) and key != prefix})
+        ends = prefix in keys
+        labels = [*([0] if ends else []), *nexts]
+        offset = next(o for o in range(1, 4096) if not any((place ^ o ^ each) in taken for each in labels))
+        units[place] = offset << 10 | ends << 8 | label
+        taken |= {place ^ offset ^ each for each in labels}
+        if ends:
+            units[place ^ offset] = keys[prefix] | 1 << 31
+        nodes += [(place ^ offset ^ each, prefix + bytes([each]), each) for each in nexts]
+    return struct.pack("<I4096I", 4 * 4096, *units) + texts
+
+
+SIGNS = {"Ａ": "A", "１": "1", "ﬁ": "fi", "½": "1⁄2", "e\u0301": "é", "\t": " ", "\n": " ", "\u3000": " ", "\u200b": ""}
+"""Some of what SentencePiece's rules (NFKC) change."""
+
+CHANGED = ["ﬁne Ａ１２ ½ ²", "cafe\u0301 e\u0301", "tab\there\nline", "x\u3000y\u200bz", "e\u0302 ﬃ"]
+
+
 UNIGRAMS = {
     "a space before each part": (pre_tokenizers.Metaspace(prepend_scheme="always"), None),
     "words": (pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]), None),
@@ -132,6 +164,22 @@ def test_unigrams_are_chosen_by_their_scores(case: str, tmp_path: Path) -> None:
         bare = text.strip() if case == "a space before each part" else text  # llama.cpp adds one before other spaces
         if case == "words":  # SentencePiece's map of characters makes spaces of these
             bare = " ".join(text.split())
+        assert read.tokens(bare) == tokenizer(bare, add_special_tokens=False)["input_ids"], bare
+
+
+@pytest.mark.parametrize("form", ["T5", "XLM-R"])
+def test_a_map_of_characters_changes_texts_in_both_alike(form: str, tmp_path: Path) -> None:
+    mapped = normalizers.Precompiled(charsmap(SIGNS))
+    if form == "T5":
+        tokenizer = unigram_tokenizer(*UNIGRAMS["words"][:1], mapped)
+    else:
+        merged = normalizers.Replace(Regex(" {2,}"), "▁")
+        steps = normalizers.Sequence([mapped, normalizers.Strip(left=False, right=True), merged])
+        tokenizer = unigram_tokenizer(pre_tokenizers.Metaspace(), steps)
+    read = in_llama_cpp(tokenizer, tmp_path)
+    assert tokenizer("ﬁ Ａ")["input_ids"] == tokenizer("fi A")["input_ids"]
+    for text in [*CHANGED, *TEXTS[:3], *drawn_texts(30)]:
+        bare = text.replace("\r\n", "\n")  # tokenizers maps these two as one character, SentencePiece each
         assert read.tokens(bare) == tokenizer(bare, add_special_tokens=False)["input_ids"], bare
 
 
@@ -256,6 +304,11 @@ def first_space_unigram(backend: Any) -> None:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
 
 
+def merging_unigram(backend: Any) -> None:
+    backend.model = models.Unigram([("a", -1.0)], 0)
+    backend.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+
+
 REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "rules": (
         lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.Whitespace()),
@@ -286,6 +339,10 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
         "does not split texts by Split and ByteLevel, as this Unigram tokenizer does",
     ),
     "normalizer of Unigram": (lambda backend: lowercase_unigram(backend), "does not change texts as Lowercase"),
+    "last space of Unigram": (
+        lambda backend: merging_unigram(backend),
+        "does not keep a space at the end of a text where several spaces become one",
+    ),
     "first space of Unigram": (
         lambda backend: first_space_unigram(backend),
         "does not put a space before the first part of a text only",

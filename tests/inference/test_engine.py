@@ -27,7 +27,7 @@ from engines import (
     random_model,
     requests_of,
 )
-from families import DECODERS
+from families import DECODERS, ENCODER_DECODERS
 from peft import LoraConfig, get_peft_model
 
 from tunesmith.errors import UserError
@@ -37,6 +37,7 @@ from tunesmith.inference.paged_model import PagedModel, paged_model
 from tunesmith.inference.pages import Pages
 from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
+from tunesmith.models.families import families as listed_families
 from tunesmith.ops import native
 from tunesmith.ops.paged_attention import PAGE
 
@@ -64,6 +65,14 @@ def llama_paged(llama: Any) -> PagedModel:
 @pytest.mark.parametrize("family", sorted(NOT_PAGED))
 def test_families_with_a_mask_or_a_state_of_their_own_are_not_paged(family: str) -> None:
     assert paged_model(random_model(family)) is None
+
+
+def test_the_printed_list_of_families_is_what_the_tests_of_each_find() -> None:
+    known = listed_families()
+    tested = {*DECODERS, *ENCODER_DECODERS} - {*known.not_tried}
+    assert tested & {*known.paged} == tested & {*PAGED}
+    assert tested & {*known.own} == tested - {*PAGED}
+    assert len(tested) > 20
 
 
 @pytest.mark.parametrize("family", PAGED)

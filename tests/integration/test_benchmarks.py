@@ -72,6 +72,11 @@ def test_every_script_prints_its_help_or_is_a_module_of_others(
             assert "usage" in capsys.readouterr().out, file.name
 
 
+@pytest.mark.parametrize(("family", "paged"), [("llama", True), ("deepseek_v3", True), ("bloom", False), ("t5", False)])
+def test_families_are_listed_by_the_trial_that_a_loaded_model_gets(family: str, paged: bool, script: Script) -> None:
+    assert script("paged_families").is_paged(family) == paged
+
+
 @pytest.mark.parametrize("name", ["few_quality", "stage_quality", "distillation_quality"])
 def test_a_stored_table_is_the_one_that_its_stored_results_give(name: str, script: Script) -> None:
     module = script(name)

@@ -90,6 +90,17 @@ def test_the_weights_in_memory_are_the_planned_bytes(
     assert weight_bytes(served(base).model) == planned(base).weights
 
 
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+def test_a_page_in_int8_takes_the_planned_bytes(family: str, tmp_path: Path) -> None:
+    base = a_base(family, tmp_path)
+    paged = paged_model(load_model(base, torch.float32), in_int8=True)
+    assert paged is not None
+    memory = plan_generation(base, torch.float32, this_device(CPU), available=10**9, cache="int8")
+    assert memory.page == paged.bytes_per_page() < planned(base).page
+    with pytest.raises(UserError, match="cache: fp8 is not one of auto and int8"):
+        plan_generation(base, torch.float32, this_device(CPU), cache="fp8")
+
+
 def test_what_is_left_is_the_cache_and_says_how_many_texts_fit() -> None:
     base, device = with_known_config(Base(path="llama-3.2-1b")), device_named("h100")
     memory = plan_generation(base, torch.bfloat16, device)

@@ -803,6 +803,7 @@ SMALL = ["--set", "data.max_length=64", "--set", "train.tokens_per_step=256"]
     "tunesmith plan --json",
     "tunesmith plan --context",
     "tunesmith plan --concurrency",
+    "tunesmith plan --cache",
 )
 def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(tiny_model: Path) -> None:
     serving = ["--context", "100000", "--concurrency", "3"]
@@ -822,6 +823,8 @@ def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(ti
     plain = run_command("plan", tiny_model, "--device", "h100", *SMALL)
     assert "one request of 4,096 tokens" in plain
     assert "0.192 kB per token" in plain
+    narrow = run_command("plan", tiny_model, "--device", "h100", *SMALL, "--cache", "int8")
+    assert "0.128 kB per token" in narrow  # a byte a number, and a scale for each key and value
 
 
 @shows("tunesmith plan --recipe", "tunesmith plan --data", "tunesmith plan --price", "tunesmith plan --chart")
@@ -918,6 +921,16 @@ def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
     assert "1. The data" not in again
     refused = typed("demo", "--ask", "import os")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+@shows("tunesmith bases families --json")
+def test_families_are_listed_by_the_cache_that_generation_keeps_for_them() -> None:
+    known = json.loads(run_command("bases", "families", "--json"))
+    assert "llama" in known["paged"]
+    assert "t5" in known["own"]
+    printed = run_command("bases", "families")
+    assert all(name in printed.replace("\n", "") for name in known["paged"] + known["own"] + known["not_tried"])
+    assert f"transformers {known['transformers']}" in printed
 
 
 @shows("tunesmith bases --json", "tunesmith bases get name")

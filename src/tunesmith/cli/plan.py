@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.cli.use import Cache
 from tunesmith.errors import UserError
 
 
@@ -28,6 +29,7 @@ def plan(
     ] = False,
     context: Annotated[int, typer.Option("--context", help="Tokens per request when serving.")] = 4096,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Concurrent requests when serving.")] = 1,
+    cache: Cache = "auto",
     price: Annotated[float | None, typer.Option("--price", help="US dollars per hour; default: the device's.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Write the bar chart to this HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -87,7 +89,7 @@ def plan(
     else:
         done = {planned.method.kind: plan(base, recipe, data, overrides or [], device)}
         (single,) = done.values()
-        generation = generation_of(single)
+        generation = generation_of(single, cache)
         page = None if generation is None else generation.page
         merging, serving = merging_memory(single), serving_memory(single, context, concurrency, page)
         if as_json:
@@ -105,7 +107,7 @@ def plan(
         if merging is not None:
             _lines(console, {"merging": f"{size(sum(merging.values()))} of host memory, in fp32"})
         _lines(console, {"serving": f"{size(sum(serving.values()))}, {requests} of {context:,} tokens"})
-        if generation is not None:
+        if single.batch_plan.recipe.objective.head.generates_text:
             _lines(console, {"generating": report.cache_line(generation)})
     if chart is not None:
         with writing(chart), atomic_write(chart) as file:

@@ -51,14 +51,18 @@ def write_unigrams(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, vocab
 
 def _normalization(normalizer: dict[str, Any] | None) -> tuple[bytes, bool]:
     """The map of characters, empty if there is none, and whether several spaces become one."""
-    charsmap, merges = b"", False
+    charsmap, merges, strips = b"", False, False
     for step in _steps(normalizer, "normalizers"):
         if step["type"] == "Precompiled" and not charsmap:
             charsmap = base64.b64decode(step["precompiled_charsmap"])
         elif step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} and step["content"] in (" ", "▁"):
             merges = True
-        elif step["type"] != "Strip":
+        elif step["type"] == "Strip":
+            strips = step["strip_right"]
+        else:
             raise _refusal(f"change texts as {step['type']}")
+    if merges and not strips:
+        raise _refusal("keep a space at the end of a text where several spaces become one")
     return charsmap, merges
 
 

@@ -15,7 +15,7 @@ from tunesmith.inference.constraint import Constraints, Grammar
 from tunesmith.inference.draft_model import DraftModel
 from tunesmith.inference.drafts import LOOKUP, Drafter, PromptLookup
 from tunesmith.inference.engine import Engine
-from tunesmith.inference.memory import CONCURRENT
+from tunesmith.inference.memory import CONCURRENT, refuse_unknown_cache
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.padded_engine import PaddedEngine
 from tunesmith.inference.paged_model import paged_model
@@ -41,16 +41,6 @@ def end_tokens(model: PreTrainedModel, renderer: Renderer) -> list[int]:
     own_ends = [] if own is None else own if isinstance(own, list) else [own]
     others = [renderer.tokenizer.eos_token_id] if model.config.is_encoder_decoder else renderer.stop_tokens
     return sorted({*own_ends, *others} - {None})
-
-
-def refuse_unknown_cache(cache: str) -> None:
-    """Refuse what is no way to store keys and values.
-
-    Raises:
-        UserError: it is none.
-    """
-    if cache not in ("auto", "int8"):
-        raise UserError(f"cache: {cache} is not one of auto and int8.")
 
 
 class Generator:

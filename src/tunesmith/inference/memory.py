@@ -8,6 +8,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from tunesmith.errors import UserError
 from tunesmith.inference.pages import pages_for
 from tunesmith.models.prompts import plain_model
 from tunesmith.ops.paged_attention import PAGE
@@ -113,6 +114,16 @@ def generation_memory(
     adapters, margin = int(free * ADAPTER_SHARE), int(free * (GPU_MARGIN if on_gpu else HOST_MARGIN))
     cache = max(0, free - step - adapters - margin)
     return GenerationMemory(weights, step, adapters, margin, cache, page, context_of(model))
+
+
+def refuse_unknown_cache(cache: str) -> None:
+    """Refuse what is no way to store keys and values.
+
+    Raises:
+        UserError: it is none.
+    """
+    if cache not in ("auto", "int8"):
+        raise UserError(f"cache: {cache} is not one of auto and int8.")
 
 
 def free_bytes(device: torch.device) -> int:

@@ -19,8 +19,8 @@ from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
 from tunesmith.inference.drafts import LOOKUP
-from tunesmith.inference.generate import BASE, OWN, Generator, refuse_unknown_cache
-from tunesmith.inference.memory import CONCURRENT
+from tunesmith.inference.generate import BASE, OWN, Generator
+from tunesmith.inference.memory import CONCURRENT, refuse_unknown_cache
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
 from tunesmith.inference.sampling import Sampling

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from tunesmith.config.base import Base
 from tunesmith.errors import UserError
-from tunesmith.inference.memory import CONCURRENT, PROMPT_TOKENS, GenerationMemory, generation_memory
+from tunesmith.inference.memory import (
+    CONCURRENT,
+    PROMPT_TOKENS,
+    GenerationMemory,
+    generation_memory,
+    refuse_unknown_cache,
+)
 from tunesmith.models.attention import PagedStep, packs
 from tunesmith.models.load import stored_dtype
 from tunesmith.models.prompts import plain_model
@@ -28,6 +34,7 @@ def plan_generation(
     available: int | None = None,
     concurrent: int = CONCURRENT,
     prompt_tokens: int = PROMPT_TOKENS,
+    cache: str = "auto",
 ) -> GenerationMemory:
     """Predict how a device's memory is divided while a base writes text, and how many tokens its cache holds.
 
@@ -38,17 +45,20 @@ def plan_generation(
         available: bytes for everything; default: the device's memory without what programs and the driver hold.
         concurrent: the most sequences at the same time.
         prompt_tokens: the most tokens of prompts in one step.
+        cache: how keys and values are stored: `auto` (as the model computes them), or `int8`.
 
     Returns:
         The parts, from which pages, tokens and full contexts follow.
 
     Raises:
-        UserError: the family's attention cannot be paged, so each text has a cache of its own.
+        UserError: the family's attention cannot be paged, so each text has a cache of its own; or there is no such
+            cache.
     """
+    refuse_unknown_cache(cache)
     room = device.memory_bytes - device.program_bytes if available is None else available
     with fake_tensors():
         model = fake_model(base, dtype)
-        page = page_bytes(model)
+        page = page_bytes(model, in_int8=cache == "int8")
         if page is None:
             raise UserError(f"{base.path}: the attention of {type(model).__name__} cannot be paged.")
         weights = weight_bytes(model, stored_dtype(base), packed=device.kind == "cpu")
@@ -58,19 +68,27 @@ def plan_generation(
         )  # fmt: skip
 
 
-def generation_of(plan: Plan) -> GenerationMemory | None:
+def generation_of(plan: Plan, cache: str = "auto") -> GenerationMemory | None:
     """`plan_generation` for the base of a planned run, on the run's device.
+
+    Args:
+        plan: of the run.
+        cache: how keys and values are stored: `auto` (as the model computes them), or `int8`.
 
     Returns:
         None if the run's model writes no text, or its attention cannot be paged.
+
+    Raises:
+        UserError: there is no such cache.
     """
+    refuse_unknown_cache(cache)
     recipe = plan.batch_plan.recipe
     if not recipe.objective.head.generates_text:
         return None
     dtype = torch.float32 if plan.device.kind == "cpu" else plan.dtype  # as `models.precision.writing_dtype`
     room = plan.available - (0 if plan.device.is_here else plan.device.program_bytes)
     try:
-        return plan_generation(recipe.base, dtype, plan.device, room)
+        return plan_generation(recipe.base, dtype, plan.device, room, cache=cache)
     except UserError:
         return None
 
@@ -79,16 +97,17 @@ class _CacheShapes(PagedStep):
     """A step that makes each layer's cache and computes no attention."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, **_: Any) -> Tensor:
-        self._layers[layer] = LayerCache.empty(self._pages, k, v)
+        self._layers[layer] = LayerCache.empty(self._pages, k, v, self._in_int8)
         return q.new_empty(*q.shape[:3], v.shape[3])
 
 
-def page_bytes(model: Any) -> int | None:
+def page_bytes(model: Any, in_int8: bool = False) -> int | None:
     """The bytes of a page of the cache in all layers, from the keys and values that the model's own code computes for a
     token.
 
     Args:
         model: with fake tensors; call this in `fake_tensors`.
+        in_int8: whether the cache is in int8.
 
     Returns:
         None if the model's attention cannot be paged.
@@ -97,7 +116,7 @@ def page_bytes(model: Any) -> int | None:
         return None
     layers: dict[int, LayerCache] = {}
     token = torch.zeros(1, 1, dtype=torch.long)
-    step = _CacheShapes(layers, 1, Layout([Part(1, 0, [0])]))
+    step = _CacheShapes(layers, 1, Layout([Part(1, 0, [0])]), in_int8)
     plain_model(model).base_model(input_ids=token, position_ids=token, use_cache=False, paged=step)
     return sum(cache.bytes_per_page for cache in layers.values())
 

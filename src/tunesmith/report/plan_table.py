@@ -39,8 +39,10 @@ BAR = 40
 """Characters of the longest bar."""
 
 
-def cache_line(memory: GenerationMemory) -> str:
-    """What the cache of the generation engine holds."""
+def cache_line(memory: GenerationMemory | None) -> str:
+    """What the cache of the generation engine holds; None: the model cannot be paged."""
+    if memory is None:
+        return "with transformers' own caches, in padded batches: this family cannot be paged"
     longest = "" if memory.context is None else f", {memory.contexts:,} contexts of {memory.context:,}"
     per_token = figure(memory.token / 1e3, "{:.3g} kB")
     return f"{size(memory.cache)} for the cache: {memory.tokens:,} tokens{longest}; {per_token} per token"
