@@ -74,10 +74,10 @@ def _write(run: Run, checkpoint: Path, target: Path) -> None:
     shutil.copy(run.directory / "recipe.yaml", target)
     copy_code(recipe.extensions.values(), recipe.directory, target)
     device = device_of(recipe.train.device)
-    model, _ = trainable_model(recipe, dtype_of(recipe.precision, device), device)
-    _, masters = masters_of(recipe, model)
     random_state = torch.get_rng_state()
     try:
+        model, _ = trainable_model(recipe, dtype_of(recipe.precision, device), device)
+        _, masters = masters_of(recipe, model)
         masters.restore(load_checkpoint(checkpoint)[0])
     finally:
         torch.set_rng_state(random_state)
