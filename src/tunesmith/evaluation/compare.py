@@ -90,8 +90,8 @@ def evaluate(
         concurrent: the most answers that are computed at the same time; figures do not depend on it.
         device: for the models of this process.
         cache: whether answers and losses are kept in the user's cache, and read from it.
-        budget: a time such as `10min`: as many rows are answered, up to `rows`, as it allows, by how long the first
-            model takes for a few of them.
+        budget: a time such as `10min`: as many rows are answered and measured by suites, up to `rows`, as it allows, by
+            how long the first model takes for a few of them.
         judge: a model that scores the answers, named as in `models`.
         rubric: a text file that says what makes an answer good; None: `tunesmith.evaluation.judge.RUBRIC`.
         judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
@@ -121,7 +121,8 @@ def evaluate(
     general = (suite_options or {}).get("forgetting", {}).get("general")
     keeping = Keeping(checkpoints, how_to_keep, rerun_steps, tolerance, general)
     seconds, rerun_seconds = keeping.budgets(None if budget is None else seconds_of(budget))
-    measured_suites = open_suites(suites, suite_options, also=("forgetting",) if keeping.is_asked_for else ())
+    also = ("forgetting",) if keeping.is_asked_for else ()
+    measured_suites = open_suites(suites, suite_options, also)
     sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
@@ -136,9 +137,10 @@ def evaluate(
         count = (
             rows if rows is None or len(trials) == 1 else -(-rows // sum(trial.fold is not None for trial in trials))
         )
-        allowed = None if seconds is None else budget_for(trials[0], sampling, seconds, _answering(trials))
+        probed = open_suites(suites, suite_options, also) if seconds is not None else {}
+        allowed = None if seconds is None else budget_for(trials, probed, sampling, seconds)
         if allowed is not None:
-            count = allowed.rows if count is None else min(count, allowed.rows)
+            count = min(count or allowed.rows, allowed.rows)
         judging = open_judging(
             None if judge is None else str(judge), rubric, judge_pairs, labels, trials, count,
             concurrent=concurrent, device=device, keeps=cache,
@@ -158,11 +160,6 @@ def evaluate(
     if output is not None:
         _write(Path(output), result)
     return result
-
-
-def _answering(trials: Sequence[Trial]) -> int:
-    """How many models answer the rows."""
-    return sum(len(trial.subjects) for trial in trials if trial.rows is not None)
 
 
 def _cases(measured: Sequence[Measurement]) -> dict[str, list[Case]]:

@@ -76,6 +76,10 @@ class LocalSubject:
             vars(model)["tokenizer"] = tokenizer  # before its first use
         self._fingerprint = tokenizer_fingerprint(model.tokenizer)
 
+    def uncached(self) -> "LocalSubject":
+        """The same model, of which everything is computed again, to be timed."""
+        return LocalSubject(self.name, self._model, None, self._objective, keeps=False)
+
     @property
     def model(self) -> Model:
         """The model, whose weights this object loads and frees."""

@@ -37,6 +37,10 @@ class ServedSubject:
         self.name, self.client, self._concurrent = name, client, concurrent
         self.refused_schema: str | None = None
 
+    def uncached(self) -> "ServedSubject":
+        """Itself: nothing of a server is kept."""
+        return self
+
     def answers(
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
     ) -> list[Answer]:

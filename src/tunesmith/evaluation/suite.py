@@ -58,7 +58,8 @@ class SuiteContext:
 class Suite(Protocol):
     """Measures one model after another. It may keep what it needs of the first, which the others are compared with.
 
-    A suite of the forms of one model also has `storages`, what follows `@` in their names. They are then the models.
+    A suite of the forms of one model also has `storages`, what follows `@` in their names. They are then the models. A
+    suite may have `most_rows`: beyond so many rows it takes no more time, which `--budget` then knows.
     """
 
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:

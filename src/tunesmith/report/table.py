@@ -52,10 +52,9 @@ def evaluation_table(result: dict[str, Any]) -> Table:
 
 
 def _about_budget(budget: dict[str, Any]) -> str:
-    return (
-        f"{duration(budget['seconds'])} allow {budget['rows']:,} rows: the first model took "
-        f"{budget['seconds_per_answer']:.2g} s for one. "
-    )
+    took = [] if budget["seconds_per_answer"] is None else [f"{budget['seconds_per_answer']:.2g} s for an answer"]
+    took += [f"{each:.2g} s for a row of {suite}" for suite, each in budget["seconds_per_row"].items()]
+    return f"{duration(budget['seconds'])} allow {budget['rows']:,} rows: the first model took {', '.join(took)}. "
 
 
 def _side_by_side(table: Table, result: dict[str, Any], models: Sequence[str]) -> None:

@@ -52,6 +52,8 @@ class Forgetting:
         general: a text file, whose paragraphs are the general text; None: Python's own language reference.
     """
 
+    most_rows = PIECES
+
     def __init__(self, general: str | None = None) -> None:
         self._texts = general_texts(general)
         self._first: _First | None = None

@@ -36,6 +36,8 @@ _WORDS = (
 class Latency:
     """Times answers of a model."""
 
+    most_rows = REQUESTS
+
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
         """As `Suite.measure`.
 

@@ -49,6 +49,8 @@ class Quantization:
         UserError: there is no such kind.
     """
 
+    most_rows = REQUESTS
+
     def __init__(self, kinds: str = KINDS) -> None:
         self.storages = tuple(kind.strip() for kind in kinds.split(","))
         for storage in self.storages:

@@ -105,6 +105,8 @@ CHANGES: Mapping[str, tuple[str, Change]] = {
 class Robustness:
     """Scores answers to the same questions, typed in several ways."""
 
+    most_rows = ROWS
+
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
         """As `Suite.measure`.
 
