@@ -73,7 +73,7 @@ class SubjectName:
         target, at, storage = text.rpartition("@")
         if not at or Path(text).expanduser().exists():
             return cls(text, text)
-        refuse_unknown_storage(storage)
+        refuse_unknown_storage(text, storage)
         return cls(text, target, storage)
 
     @property
@@ -102,10 +102,11 @@ class SubjectName:
         return directory if (directory / "recipe.yaml").exists() else None
 
 
-def refuse_unknown_storage(storage: str) -> None:
+def refuse_unknown_storage(where: str, storage: str) -> None:
     """Refuse what is no way to store weights.
 
     Args:
+        where: the name or the option that has it, for the error.
         storage: what follows `@` in a name.
 
     Raises:
@@ -113,10 +114,10 @@ def refuse_unknown_storage(storage: str) -> None:
     """
     if storage.startswith(GGUF):
         if storage.removeprefix(GGUF) not in KINDS:
-            raise UserError(f"@{storage} is not one of {', '.join(f'{GGUF}{kind}' for kind in KINDS)}.")
+            raise UserError(f"{where}: @{storage} is not one of {', '.join(f'{GGUF}{kind}' for kind in KINDS)}.")
     elif storage not in (*QUANTIZED, *PRECISIONS):
         known = ", ".join((*QUANTIZED, *PRECISIONS, f"{GGUF}KIND"))
-        raise UserError(f"@{storage} is not one of {known}. Write NAME@int8, for example.")
+        raise UserError(f"{where}: @{storage} is not one of {known}. Write NAME@int8, for example.")
 
 
 def column_names(names: Sequence[SubjectName]) -> list[str]:

@@ -54,7 +54,7 @@ class Quantization:
     def __init__(self, kinds: str = KINDS) -> None:
         self.storages = tuple(kind.strip() for kind in kinds.split(","))
         for storage in self.storages:
-            refuse_unknown_storage(storage)
+            refuse_unknown_storage(f"quantization.kinds: {kinds}", storage)
 
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
         """As `Suite.measure`.
