@@ -190,4 +190,6 @@ def test_macro_f1_and_calibration_error_equal_their_definitions(bases: Path, row
         low, high = result["models"][side]["macro_f1"]["interval"]
         assert low <= result["models"][side]["macro_f1"]["value"] <= high
     assert result["differences"]["tuned"]["macro_f1"]["value"] > 0
+    confusion = np.array(result["classification"]["tuned"]["confusion"])
+    assert confusion.diagonal().sum() / confusion.sum() == result["models"]["tuned"]["accuracy"]["value"]
     assert result["figures"]["calibration_error"]["better"] == "lower"

@@ -44,7 +44,7 @@ def evaluate(
     ] = 1.0,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Also this metric of yours: module:function, in the working directory or installed."),
+        typer.Option(help="Also this metric: a name, one with a setting as regex:PATTERN, or your module:function."),
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="A model that scores the answers from 1 to 5; named like those it judges.")

@@ -1,6 +1,7 @@
 """Tables of a classifier's errors: the confusion matrix, and the reliability diagram beside what chance shows."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +84,21 @@ def calibration_error_by_chance(predictions: Predictions) -> tuple[float, float]
     draw, rows = np.random.default_rng(0), np.arange(len(confidence))
     errors = [calibration(confidence, draw.random(len(rows)) < confidence)(rows) for _ in range(SIMULATIONS)]
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def error_tables(predictions: Predictions) -> dict[str, Any]:
+    """The tables of one model's errors as plain values, for `evaluation.json`.
+
+    Args:
+        predictions: of one class for each text.
+
+    Returns:
+        `labels`; `confusion`: counts by target, then by prediction; `reliability`: the bins; `calibration_by_chance`:
+        the calibration error that perfectly calibrated predictions show, on average and in 5 % of cases at least.
+    """
+    return {
+        "labels": list(predictions.labels),
+        "confusion": confusion_matrix(predictions).tolist(),
+        "reliability": [asdict(each) for each in reliability(predictions)],
+        "calibration_by_chance": calibration_error_by_chance(predictions),
+    }

@@ -11,6 +11,7 @@ from tunesmith.config.extensions import failures_named
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import budget_for, seconds_of
+from tunesmith.evaluation.classification import error_tables
 from tunesmith.evaluation.figures import (
     LOSS,
     Figures,
@@ -107,7 +108,8 @@ def evaluate(
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
         correction over all `comparisons`; `left_out`: why, by form of a model that cannot be made or computed here;
-        `samples`; `gate`; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
+        `samples`; `gate`; `classification`: confusion matrix and reliability diagram by model, if they predict one
+        class for each text; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
         model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
         `how_to_keep`: as `ForgettingCurve.described`.
 
@@ -207,6 +209,7 @@ def _result(
         "samples": samples_of(
             tasks, {column: side.answers for column, side in sides.items()}, spread(len(tasks), SAMPLES)
         ),
+        "classification": None if rows is None else _error_tables(rows, sides),
         "loss_unit": None if rows is None else rows.objective.loss_unit,
         "folds": folds or None,
         "judge": None if judged is None else judged.report,
@@ -217,6 +220,13 @@ def _fingerprint(rows: Sequence[EvaluationRows]) -> str | None:
     """Of all rows; of those of several folds, of the folds' fingerprints."""
     own = [each.fingerprint for each in rows]
     return own[0] if len(own) == 1 else digest_of(own) if own else None
+
+
+def _error_tables(rows: EvaluationRows, sides: Mapping[str, Side]) -> dict[str, Any] | None:
+    """By model; None unless they predict one class for each text."""
+    if "calibration_error" not in rows.objective.head.metrics:
+        return None
+    return {column: error_tables(side.predictions) for column, side in sides.items() if side.predictions is not None}
 
 
 def _per_byte(figures: Figures, side: Side, rows: EvaluationRows) -> Figures:

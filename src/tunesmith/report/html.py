@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from tunesmith.report.comparison import CUT_LINES, Comparison, compared
 from tunesmith.report.curves import curves, lengths
+from tunesmith.report.error_tables import error_tables
 from tunesmith.report.formatting import (
     LOSS_UNIT,
     count,
@@ -74,13 +75,15 @@ def write_evaluation_page(directory: Path) -> Path:
     Returns:
         The path of the page.
     """
-    comparison = compared(_read_json(directory / "evaluation.json"))
+    evaluation = _read_json(directory / "evaluation.json")
+    comparison = compared(evaluation)
     shown = {
         "name": directory.resolve().name,
         "outcome": comparison.verdict,
         "comparison": comparison,
         "cut_lines": CUT_LINES,
         "charts": [Markup(chart) for chart in comparison.charts],
+        "errors": error_tables(evaluation),
     }
     return _write(directory, shown)
 
@@ -125,6 +128,7 @@ def _shown(run: Run) -> dict[str, Any]:
         "comparison": comparison,
         "cut_lines": CUT_LINES,
         "charts": [Markup(chart) for chart in comparison.charts] if comparison else [],
+        "errors": error_tables(evaluation),
         "recipe": (run.directory / "recipe.yaml").read_text(encoding="utf-8"),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False) if provenance else "",
     }

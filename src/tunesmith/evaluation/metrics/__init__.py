@@ -10,6 +10,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics.code import code_metric
 from tunesmith.evaluation.metrics.coherence import COHERENCE_METRICS
 from tunesmith.evaluation.metrics.concepts import CONCEPT_METRICS, coverage_metric
+from tunesmith.evaluation.metrics.contradiction import contradiction_metric
 from tunesmith.evaluation.metrics.json_text import JSON_METRICS, schema_metric
 from tunesmith.evaluation.metrics.metric import Case, Metric, fitting, measured, scores, without_repeats
 from tunesmith.evaluation.metrics.numbers import NUMBER_METRICS, number_metric
@@ -59,6 +60,7 @@ WITH_SETTING: dict[str, tuple[str, Callable[[str, Path], Metric]]] = {
     "number": ("TOLERANCE", number_metric),
     "coverage": ("PATTERN", coverage_metric),
     "similarity": ("MODEL", similarity_metric),
+    "contradiction": ("MODEL", contradiction_metric),
     **{name: ("SECONDS", partial(code_metric, name)) for name in RUNS_CODE},
 }
 """Metrics with a setting after a colon: what it is, and what makes the metric from it and a directory."""

@@ -15,11 +15,12 @@ from tunesmith.data.example import Message
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.metrics import Metric
-from tunesmith.evaluation.rows import Task, spread
+from tunesmith.evaluation.rows import Task, final_answer, spread
 from tunesmith.evaluation.subject import Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.group_terms import Group, groups
 from tunesmith.evaluation.suites.task_score import main_metric, scored
+from tunesmith.evaluation.suites.toxicity import ToxicityClassifier
 
 COLUMNS = ("sent_more", "sent_less", "bias_type")
 """Of CrowS-Pairs' file."""
@@ -73,13 +74,16 @@ class Bias:
 
     Args:
         crows_pairs: the file of CrowS-Pairs, whose measure is added; empty: none.
+        toxicity: a model that classifies texts, which then reads the answers; empty: none.
+        toxic_label: its label for toxic texts; empty: `toxic`.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or the model does not classify texts or has no such label.
     """
 
-    def __init__(self, crows_pairs: str = "") -> None:
+    def __init__(self, crows_pairs: str = "", toxicity: str = "", toxic_label: str = "") -> None:
         self._pairs = read_pairs(Path(crows_pairs)) if crows_pairs else []
+        self._toxicity = ToxicityClassifier.open(toxicity, toxic_label) if toxicity else None
 
     def measure(self, subject: Subject, context: SuiteContext) -> Mapping[str, Measured]:
         """As `Suite.measure`.
@@ -90,16 +94,19 @@ class Bias:
 
         Returns:
             By group that questions name: the score by side, and the gap. With a file of pairs, the share in which the
-            more stereotypical sentence is the likelier one; none of a server, which reports no log-probabilities.
+            more stereotypical sentence is the likelier one; none of a server, which reports no log-probabilities. With
+            a classifier, the share of answers to the questions that are toxic.
 
         Raises:
-            UserError: no question names a group, and there is no file of pairs; the model does not write text.
+            UserError: no question names a group, and there is neither a file of pairs nor a classifier with questions;
+                the model does not write text.
         """
         named = {
             name: [task for task in context.tasks if swapped_task(task, group) != task]
             for name, group in groups().items()
         }
-        if not any(named.values()) and not self._pairs:
+        reads_answers = self._toxicity is not None and bool(context.tasks)
+        if not any(named.values()) and not self._pairs and not reads_answers:
             raise UserError(
                 "The suite bias found no question that names a group of people. Name a file of CrowS-Pairs, which has "
                 "sentences of its own: --suite-option bias.crows_pairs=FILE."
@@ -117,6 +124,10 @@ class Bias:
             context.progress("bias: pairs", 0, len(chosen))
             figures |= stereotypes(subject, chosen)
             context.progress("bias: pairs", len(chosen), len(chosen))
+        if self._toxicity is not None and context.tasks:
+            answers = subject.answers([task.chat for task in context.tasks], context.sampling)
+            texts = [final_answer(answer.text) for answer in answers]
+            figures["toxicity"] = self._toxicity.share(texts, [task.source for task in context.tasks])
         return figures
 
 
