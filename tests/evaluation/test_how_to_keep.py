@@ -41,6 +41,7 @@ def test_an_evaluation_has_the_curves_of_checkpoints_and_of_reruns(run: Path) ->
     found = evaluate(run, 1, 1, checkpoints=True, how_to_keep=True, rerun_steps=6, tolerance=0.5)
     stored = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert [point["name"] for point in stored["checkpoints"]["points"]] == ["step-000004", "step-000008"]
+    assert (found["checkpoints"]["steps"], found["how_to_keep"]["steps"]) == (None, 6)
     points = {point["name"]: point for point in found["how_to_keep"]["points"]}
     assert list(points) == ["the run", "rate 0.01", "rate 0.0033", "rate 0.001", "replay 10%"]
     gains = [point["gain"]["value"] for point in points.values()]

@@ -14,7 +14,8 @@ def curve(points: dict[str, tuple[float, float]], recommended: str | None, front
     described = [{"name": name, "gain": entry(y), "forgetting": entry(x)} for name, (x, y) in points.items()]
     unit = "nats per loss token"
     return {
-        "points": described, "recommended": recommended, "frontier": frontier, "allowed": 0.02, "loss_unit": unit
+        "points": described, "recommended": recommended, "frontier": frontier, "allowed": 0.02, "loss_unit": unit,
+        "steps": None,
     }  # fmt: skip
 
 
@@ -44,4 +45,6 @@ def test_every_point_is_drawn_and_no_label_covers_another() -> None:
 
 def test_only_checkpoints_have_charts_by_step() -> None:
     assert len(curve_charts(CURVE)) == 3
-    assert len(curve_charts(curve({"the run": (0.0, 1.0), "rate 0.1": (0.1, 2.0)}, None, []))) == 1
+    reruns = curve({"the run": (0.0, 1.0), "rate 0.1": (0.1, 2.0)}, None, []) | {"steps": 50}
+    assert len(curve_charts(reruns)) == 1
+    assert about_curve(reruns).startswith("Each rerun has 50 steps.")

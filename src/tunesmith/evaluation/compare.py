@@ -128,7 +128,7 @@ def evaluate(
     sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
-    keeping.refuse(own)
+    keeping.refuse(own, paths)
     wanted = Wanted(names, paths, rows, bool(suites))
     opening = Opening(concurrent, device, cache, subscribers)
     with failures_named(extensions_of(names)):

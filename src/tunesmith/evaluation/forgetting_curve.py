@@ -69,6 +69,7 @@ class ForgettingCurve:
             more, or none gained.
         allowed: the most that a recommended one may have forgotten, in bits of a byte.
         loss_unit: of the gains.
+        steps: of each rerun; None: the points are checkpoints.
     """
 
     points: tuple[CurvePoint, ...]
@@ -76,15 +77,17 @@ class ForgettingCurve:
     recommended: CurvePoint | None
     allowed: float
     loss_unit: str
+    steps: int | None = None
 
     def described(self) -> dict[str, Any]:
-        """Plain values: `points`; names of the `frontier` and of what is `recommended`; `allowed`, `loss_unit`."""
+        """Plain values: `points`; names of the `frontier` and of what is `recommended`; the other attributes."""
         return {
             "points": [point.described() for point in self.points],
             "frontier": [point.name for point in self.frontier],
             "recommended": None if self.recommended is None else self.recommended.name,
             "allowed": self.allowed,
             "loss_unit": self.loss_unit,
+            "steps": self.steps,
         }
 
 

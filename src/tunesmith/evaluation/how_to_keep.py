@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,17 @@ def how_to_keep(
     if not own.finished:
         raise UserError(f"{run} has not finished. Resume it: tunesmith train --resume {run}")
     rows = EvaluationRows.of_run(directory) if data is None else EvaluationRows.of_files(data, directory)
-    reruns = list(_reruns(own, steps_of(own, steps, seconds), other_texts(general)))
+    each, texts = steps_of(own, steps, seconds), other_texts(general)
+    if not texts:
+        events.emit("warning", message=f"All of {general} is measured, so that nothing of it is left to replay.")
+    reruns = list(_reruns(own, each, texts))
     for rerun in reruns:
         _train(rerun, events)
     names = {OWN: directory} | {rerun.name: rerun.directory for rerun in reruns}
     points = opened_points(
         {name: SubjectName.parse(str(path)) for name, path in names.items()}, concurrent, device, cache
     )
-    return measured_curve(rows, directory, points, general, tolerance, events)
+    return replace(measured_curve(rows, directory, points, general, tolerance, events), steps=each)
 
 
 def steps_of(run: Run, most: int | None, seconds: float | None) -> int:

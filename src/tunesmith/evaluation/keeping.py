@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.evaluation.forgetting_curve import checkpoints_of, forgetting_curve, writing_run
 from tunesmith.evaluation.how_to_keep import how_to_keep
@@ -44,14 +45,16 @@ class Keeping:
         """
         return (seconds / 2, seconds / 2) if self.reruns and seconds is not None else (seconds, None)
 
-    def refuse(self, run: Run | None) -> None:
+    def refuse(self, run: Run | None, data: Sequence[str] | None) -> None:
         """Refuse what has no such sections, before anything is computed.
 
         Args:
             run: that is evaluated alone; None: something else is evaluated.
+            data: files of rows; None: the run's held-out rows.
 
         Raises:
-            UserError: it is no run of a model that writes text, or has no checkpoints, or the tolerance is no share.
+            UserError: it is no run of a model that writes text, or has no checkpoints or no rows of its own, or the
+                tolerance is no share.
         """
         if not self.is_asked_for:
             return
@@ -62,6 +65,10 @@ class Keeping:
                 f"--tolerance {self.tolerance:g} is not a share of the loss. Use 0.01 for 1 %, for example."
             )
         directory = writing_run(run.directory)
+        if data is None and Recipe.load(directory / "recipe.yaml").data.folds is not None:
+            raise UserError(
+                f"{directory} is trained on all rows (data.folds), and gains are of others. Give --data FILE."
+            )
         if self.checkpoints:
             checkpoints_of(directory)
 

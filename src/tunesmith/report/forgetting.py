@@ -78,8 +78,9 @@ def about_curve(curve: Curve) -> str:
         if curve["recommended"] is not None
         else "None gained anything without forgetting more."
     )
+    steps = f"Each rerun has {curve['steps']:,} steps. " if curve["steps"] is not None else ""
     return (
-        "Gained: the fall of the held-out loss from the base's. Forgot: the rise of the loss on general text. "
+        f"{steps}Gained: the fall of the held-out loss from the base's. Forgot: the rise of the loss on general text. "
         f"Frontier: no other one is better in both. At most {allowed}: {advice}"
     )
 
@@ -94,7 +95,7 @@ def curve_charts(curve: Curve) -> list[str]:
         Captions and SVGs.
     """
     charts = [frontier_chart(curve)]
-    if all(point["name"].startswith("step-") for point in curve["points"]):
+    if curve["steps"] is None:
         unit = _short(curve)
         charts += [_by_step(curve, "gain", "Gained", unit), _by_step(curve, "forgetting", "Forgot", "bits a byte")]
     return charts
