@@ -30,8 +30,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, or your "
-            "own as module:Class."
+            help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, "
+            "multiple_choice, gsm8k, humaneval, lm-eval, or your own as module:Class."
         ),
     ] = "",
     suite_option: Annotated[

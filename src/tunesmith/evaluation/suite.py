@@ -28,6 +28,10 @@ SUITES = Registry(
         "robustness": "tunesmith.evaluation.suites.robustness:Robustness",
         "forgetting": "tunesmith.evaluation.suites.forgetting:Forgetting",
         "memorization": "tunesmith.evaluation.suites.memorization:Memorization",
+        "multiple_choice": "tunesmith.evaluation.suites.multiple_choice:MultipleChoice",
+        "gsm8k": "tunesmith.evaluation.suites.gsm8k:Gsm8k",
+        "humaneval": "tunesmith.evaluation.suites.humaneval:HumanEval",
+        "lm-eval": "tunesmith.evaluation.suites.lm_eval:LmEval",
     },
 )
 """Suites by name → the class, imported on first use."""
