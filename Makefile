@@ -2,6 +2,7 @@
 # make test   installs everything and runs all checks, in six minutes on two cores
 # make test-all the same with every combination and the long random runs
 # make test-oldest-torch  the planner's fake mode, which uses private parts of PyTorch, on the oldest supported one
+# make test-lm-eval  the suite lm-eval and the server, compared with lm-eval's own model, in an environment of its own
 # make coverage lists the lines that no test executes
 # make mutants puts single-line bugs into the source and lists those that no test detects (an hour); see docs/testing.md
 # make matrix tests every method at every precision on three families and writes docs/matrix.md (half an hour)
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 ROWS ?=
 MUTANTS ?= --count 300
 
-.PHONY: setup demo test test-all test-oldest-torch coverage mutants matrix schema bench check embedded-base clean
+.PHONY: setup demo test test-all test-oldest-torch test-lm-eval coverage mutants matrix schema bench check embedded-base clean
 
 setup: $(READY)
 
@@ -47,6 +48,15 @@ test-oldest-torch: $(READY)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(OLDEST)/others.pth
 	mv $(OLDEST)/others.pth $$($(OLDEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 	PYTHONPATH=src $(OLDEST)/bin/python -m pytest -m "" tests/planner/test_fake_mode.py
+
+# lm-eval's dependencies need an older python-dateutil than constraints.txt has.
+LM_EVAL := .venv-lm-eval
+test-lm-eval: $(READY)
+	test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(LM_EVAL)/others.pth
+	mv $(LM_EVAL)/others.pth $$($(LM_EVAL)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	$(LM_EVAL)/bin/python -m pip install --quiet lm-eval==0.4.13 python-dateutil==2.9.0.post0
+	PYTHONPATH=src $(LM_EVAL)/bin/python -m pytest -m "" -n 0 tests/evaluation/suites/test_lm_eval.py
 
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

@@ -123,12 +123,18 @@ def test_given_answers_are_scored_with_the_models_own_log_probabilities(dtype: t
     model = random_model("llama").to(dtype)
     engine = Engine(paged(model), cache_bytes=CACHE, prompt_tokens=13)
     prompts, completions = prompts_of(5, 40, 1, 16), prompts_of(30, 3, 1, 17, seed=2)
-    requests = [Request(prompt, completion=completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    both = zip(prompts, completions, strict=True)
+    requests = [Request(prompt, Sampling(top_logprobs=2), completion=completion) for prompt, completion in both]
     tolerance = 1e-5 if dtype == torch.float32 else 0.2
     for request, (tokens, logs) in zip(requests, answered(engine, requests), strict=True):
         assert tokens == request.completion
-        scores = own_scores(model, request.prompt, tokens)[torch.arange(len(tokens)), torch.tensor(tokens)]
-        torch.testing.assert_close(torch.tensor(logs), scores, rtol=tolerance, atol=tolerance)
+        scores = own_scores(model, request.prompt, tokens)
+        own = scores[torch.arange(len(tokens)), torch.tensor(tokens)]
+        torch.testing.assert_close(torch.tensor(logs), own, rtol=tolerance, atol=tolerance)
+        likeliest = torch.tensor([[log for _, log in each] for each in request.alternatives])
+        torch.testing.assert_close(likeliest, scores.topk(2).values, rtol=tolerance, atol=tolerance)
+        if dtype == torch.float32:
+            assert [[token for token, _ in each] for each in request.alternatives] == scores.topk(2).indices.tolist()
     empty = Request(prompts[0], completion=[])
     assert answered(engine, [empty]) == [([], [])]
 
@@ -270,7 +276,7 @@ def test_what_cannot_be_answered_is_refused_before_it_enters(llama: Any, llama_p
     for request, message in [
         (Request([]), "The prompt is empty"),
         (Request([5] * room), f"has {room} tokens, and the model's context holds {room}"),
-        (Request([5] * room, completion=[5]), f"has {room + 1} tokens, and the model's context holds {room}"),
+        (Request([5] * room, completion=[5, 6]), f"has {room + 2} tokens, and the model's context holds {room}"),
         (Request([5], Sampling(max_new_tokens=0)), "max_new_tokens is 0"),
         (Request([5], Sampling(logit_bias={VOCABULARY: 1.0})), f"logit_bias.*no token {VOCABULARY}"),
         (Request([5], adapter="none"), "There is no adapter none. Loaded: none."),
@@ -281,7 +287,7 @@ def test_what_cannot_be_answered_is_refused_before_it_enters(llama: Any, llama_p
     last = Request([5] * (room - 1), GREEDY)
     answered(engine, [last])
     assert len(last.tokens) == 1
-    whole = Request([5] * (room - 2), completion=[5, 6])
+    whole = Request([5] * (room - 1), completion=[5, 6])  # nothing is computed after the last token
     assert len(answered(engine, [whole])[0][1]) == 2
 
 

@@ -164,6 +164,60 @@ def test_completions_continue_texts_as_they_are(client: openai.OpenAI, tiny_mode
     assert best.choices[0].text in parts
 
 
+def test_echo_reports_the_log_probabilities_of_the_prompt_too(client: openai.OpenAI, tiny_model: Path) -> None:
+    texts = ["A list is", "x"]
+    model = load(tiny_model, precision="fp32")
+    asked: dict[str, Any] = {"model": "tiny", "temperature": 0, "logprobs": 1, "echo": True}
+    found = client.completions.create(**asked, prompt=texts, max_tokens=2)
+    written = client.completions.create(**{**asked, "echo": False}, prompt=texts, max_tokens=2)
+    for text, choice, alone in zip(texts, found.choices, written.choices, strict=True):
+        own = choice.logprobs
+        assert choice.text == text + alone.text
+        assert own.tokens[: len(text)] == list(text)
+        assert own.tokens[len(text) :] == alone.logprobs.tokens
+        scored = model.score(text)[0].log_probabilities
+        expected = [None, *scored, *alone.logprobs.token_logprobs]
+        assert own.token_logprobs == [None if each is None else pytest.approx(each) for each in expected]
+        assert [text[:at] for at in own.text_offset[: len(text)]] == [text[:at] for at in range(len(text))]
+        assert own.top_logprobs[0] is None
+        for logprob, top in zip(own.token_logprobs[1:], own.top_logprobs[1:], strict=True):
+            assert logprob <= max(top.values())
+    assert found.usage.prompt_tokens == written.usage.prompt_tokens == sum(map(len, texts))
+    alone = client.completions.create(**asked, prompt=texts, max_tokens=0)
+    assert [choice.text for choice in alone.choices] == texts
+    for whole, choice in zip(found.choices, alone.choices, strict=True):
+        count = len(choice.logprobs.tokens)
+        assert choice.logprobs.token_logprobs == whole.logprobs.token_logprobs[:count]
+    assert (alone.usage.prompt_tokens, alone.usage.completion_tokens) == (sum(map(len, texts)), 0)
+    ids = byte_tokenizer()(texts)["input_ids"]
+    by_ids = client.completions.create(**asked, prompt=ids, max_tokens=2)
+    assert [choice.text for choice in by_ids.choices] == [choice.text for choice in found.choices]
+
+
+def test_echo_lists_the_token_that_ends_a_continuation(client: openai.OpenAI) -> None:
+    end = byte_tokenizer().eos_token
+    bias = {str(byte_tokenizer().eos_token_id): 100}
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "A list", "max_tokens": 1, "temperature": 0, "logprobs": 1}
+    (choice,) = client.completions.create(**asked, logit_bias=bias, echo=True).choices
+    assert (choice.text, choice.finish_reason) == ("A list", "stop")
+    assert choice.logprobs.tokens == [*"A list", end]
+    assert choice.logprobs.top_logprobs[-1] == {end: choice.logprobs.token_logprobs[-1]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0. Ask for at least 1, or for the prompt alone with echo"),
+        ({"echo": True, "stream": True}, "echo cannot be streamed"),
+    ],
+)
+def test_an_empty_continuation_and_a_streamed_echo_are_refused(
+    client: openai.OpenAI, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        client.completions.create(model="tiny", prompt="x", **fields)
+
+
 def test_responses_are_chats_with_other_names(client: openai.OpenAI) -> None:
     expected = chat(client, messages=[{"role": "system", "content": "Be short."}, *QUESTION], temperature=0)
     options: dict[str, Any] = {"model": "tiny", "instructions": "Be short.", "temperature": 0}

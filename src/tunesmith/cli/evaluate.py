@@ -32,7 +32,7 @@ def evaluate(
         str,
         typer.Option(
             help="Also these, separated by commas: latency, topic, bias, robustness, forgetting, memorization, "
-            "quantization, or your own as module:Class."
+            "quantization, multiple_choice, gsm8k, humaneval, lm-eval, or your own as module:Class."
         ),
     ] = "",
     suite_option: Annotated[

@@ -201,7 +201,7 @@ class LocalSubject:
                 report(len(chats) - len(missing) + count)
 
             try:
-                self._generator().engine.run([writing.request for writing in writings.values()], progress)
+                self.generator().engine.run([writing.request for writing in writings.values()], progress)
             finally:  # also if it is interrupted
                 kept.add_ended(1)
         return [Answer(**cache[key]) for key in keys]
@@ -227,7 +227,7 @@ class LocalSubject:
 
     def _scores(self, chats: Sequence[Chat] | None, texts: Sequence[str]) -> list[Score]:
         """What is not in the cache."""
-        self._generator()
+        self.generator()
         if chats is None:
             return self._model.score(texts)
         if all(len(chat) == 1 for chat in chats):
@@ -240,7 +240,7 @@ class LocalSubject:
         Raises:
             UserError: the model does not write text, or a chat cannot be rendered or is too long.
         """
-        engine = self._generator().engine
+        engine = self.generator().engine
         waiting = [self._begin(chat, sampling, number) for number, chat in enumerate(chats)]
         order = {id(writing.request): number for number, writing in enumerate(waiting)}
         timed: dict[int, Timing] = {}
@@ -277,8 +277,12 @@ class LocalSubject:
             use_document_attention(plain_model(model))
         return self._model.model
 
-    def _generator(self) -> Generator:
-        """The model in the engine. If its weights are in memory already, they are used, and changed in place."""
+    def generator(self) -> Generator:
+        """The model in the engine. If its weights are in memory already, they are used, and changed in place.
+
+        Raises:
+            UserError: the model does not write text, or cannot be loaded.
+        """
         model, loaded = self._model, vars(self._model)
         model.require("generate")
         if "generator" not in loaded:
@@ -289,7 +293,7 @@ class LocalSubject:
         return model.generator
 
     def _begin(self, chat: Chat, sampling: Sampling, number: int) -> Writing:
-        generator = self._generator()
+        generator = self.generator()
         try:
             return generator.begin(generator.ids(generator.prompt_of(chat)), sampling, number)
         except UnusableError as error:
@@ -297,7 +301,7 @@ class LocalSubject:
 
     def _score(self, chat: Chat, text: str) -> Score:
         """The log-probabilities of an answer to a chat of several turns."""
-        generator = self._generator()
+        generator = self.generator()
         example = Example(SOURCE, messages=(*chat, {"role": "assistant", "content": text}))
         try:
             (ids, mask), *_ = generator.renderer.tokenize_many(generator.renderer.render(example, "last"))

@@ -29,6 +29,10 @@ SUITES = Registry(
         "forgetting": "tunesmith.evaluation.suites.forgetting:Forgetting",
         "memorization": "tunesmith.evaluation.suites.memorization:Memorization",
         "quantization": "tunesmith.evaluation.suites.quantization:Quantization",
+        "multiple_choice": "tunesmith.evaluation.suites.multiple_choice:MultipleChoice",
+        "gsm8k": "tunesmith.evaluation.suites.gsm8k:Gsm8k",
+        "humaneval": "tunesmith.evaluation.suites.humaneval:HumanEval",
+        "lm-eval": "tunesmith.evaluation.suites.lm_eval:LmEval",
     },
 )
 """Suites by name → the class, imported on first use."""

@@ -103,7 +103,7 @@ class Engine:
         """The tokens that the request takes in the cache."""
         length = adapter.virtual.count + len(request.prompt)
         if request.completion is not None:
-            return length + len(request.completion)
+            return length + max(len(request.completion) - 1, 0)  # nothing follows the last one
         most, context = length + request.sampling.max_new_tokens, self.model.shape.context
         return most if context is None else min(most, context)
 

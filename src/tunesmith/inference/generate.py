@@ -332,6 +332,27 @@ class Generator:
         encoding = self.tokenizer(text, add_special_tokens=self.model.config.is_encoder_decoder)
         return list(encoding["input_ids"])
 
+    def scoring(
+        self, prompt: Sequence[int], completion: Sequence[int], adapter: str | None = None, top_logprobs: int = 0
+    ) -> Request:
+        """A request for log p of a completion's tokens, to be submitted to the engine.
+
+        Args:
+            prompt: the ids before it; one at least.
+            completion: its ids.
+            adapter: the name of an adapter, or `base`; None: the model as it is.
+            top_logprobs: how many of the most likely tokens are reported in place of each.
+        """
+        sampling = Sampling(top_logprobs=top_logprobs)
+        return Request(prompt, sampling, adapter=self._adapter(adapter), completion=completion)
+
+    def begin_scoring(
+        self, prompt: Sequence[int], completion: Sequence[int], adapter: str | None = None, top_logprobs: int = 0
+    ) -> Writing:
+        """As `scoring`, as an answer with these tokens and no text."""
+        request = self.scoring(prompt, completion, adapter, top_logprobs)
+        return Writing(request, TextStream(self.tokenizer), lambda piece: None)
+
     def scores(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None = None
     ) -> list[list[float]]:
@@ -344,7 +365,6 @@ class Generator:
         Raises:
             UserError: a row is longer than the model's context.
         """
-        own = self._adapter(adapter)
-        requests = [Request(prompt, adapter=own, completion=completion) for prompt, completion in rows]
+        requests = [self.scoring(prompt, completion, adapter) for prompt, completion in rows]
         self.engine.run(requests)
         return [request.log_probabilities for request in requests]

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from tunesmith.errors import UserError
 from tunesmith.inference.request import Request, run_all
-from tunesmith.inference.sampling import adjusted, random_stream, transformers_options
+from tunesmith.inference.sampling import Scores, adjusted, random_stream, transformers_options
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.prompts import plain_model, virtual_tokens
 
@@ -107,11 +107,14 @@ class PaddedEngine:
     @torch.no_grad()
     def _score(self, request: Request, completion: Sequence[int]) -> None:
         """Score the completion of a decoder's request, without padding."""
-        ids = torch.tensor([[*request.prompt, *completion]], device=self.model.device)
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, -len(completion) - 1 : -1]  # after virtual tokens
-        logs = torch.log_softmax(logits.float(), -1)
+        ids = torch.tensor([[*request.prompt, *completion[:-1]]], device=self.model.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0]  # also of virtual tokens
+        scores = Scores.of(logits[len(logits) - len(completion) :].float())
+        logs = scores.logits - scores.totals[:, None]
         request.tokens = list(completion)
         request.log_probabilities = logs[torch.arange(len(completion)), torch.tensor(completion)].tolist()
+        if request.sampling.top_logprobs:
+            request.alternatives = scores.likeliest(request.sampling.top_logprobs)
         request.finish = "length"
 
     @torch.no_grad()  # not inference_mode: some of PEFT's methods keep tensors from the forward pass

@@ -33,6 +33,7 @@ class Request:
         tokens: the answer so far.
         log_probabilities: log p of each of its tokens by the model itself, without temperature, in nats.
         alternatives: with `top_logprobs`, the most likely tokens in place of each of its tokens, with log p.
+        end: the token that ended the answer, with its log p; None: it ended otherwise, or has not.
         finish: why the answer ended; None as long as it has not.
         exception: why it could not be answered; it is cancelled then.
         on_cancel: set by the engine that has the request in its queue; called when it is cancelled.
@@ -53,6 +54,7 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
     alternatives: list[Alternatives] = field(default_factory=list)
+    end: tuple[int, float] | None = None
     finish: FinishReason | None = None
     exception: Exception | None = None
     on_cancel: "Callable[[Request], None] | None" = field(default=None, init=False, repr=False)
@@ -71,7 +73,7 @@ class Request:
             Whether it is part of the answer: a stop token is not.
         """
         if token in self.stops:
-            self.finish = "stop"
+            self.finish, self.end = "stop", (token, log_probability)
             return False
         self.tokens.append(token)
         self.log_probabilities.append(log_probability)
@@ -91,7 +93,7 @@ class Request:
             UserError: the text is too long, or a setting cannot be followed.
         """
         length = len(self.prompt) + len(self.completion or ())
-        if room is not None and length >= room + (self.completion is not None):
+        if room is not None and length >= room + 2 * (self.completion is not None):  # the last token is only scored
             raise UserError(f"The chat has {length:,} tokens, and the model's context holds {room:,}. Shorten it.")
         refuse_wrong(self.sampling, vocabulary)
 

@@ -99,25 +99,26 @@ class Running:
         found = scores.logits[torch.arange(len(tokens)), torch.tensor(tokens, dtype=torch.long)] - scores.totals
         request.tokens += tokens
         request.log_probabilities += found.tolist()
+        if request.sampling.top_logprobs:
+            request.alternatives += scores.rows(0, len(tokens)).likeliest(request.sampling.top_logprobs)
         if len(request.tokens) == len(completion):
             request.finish = "length"
 
     def _choose(self, scores: Scores) -> bool:
         """Choose the next token by the scores of one row. Returns whether it is part of the answer."""
-        request, logits = self.request, scores.logits
+        request = self.request
         if request.sampling.takes_the_likeliest and request.constraint is None:
             token = int(scores.best[0])
         else:
             prompt = self.ids[: len(self.ids) - len(request.tokens)]
             allowed = None if request.constraint is None else request.constraint.allowed()
-            token = chosen(logits[0].cpu(), request.sampling, prompt, request.tokens, self.generator, allowed)
+            token = chosen(scores.logits[0].cpu(), request.sampling, prompt, request.tokens, self.generator, allowed)
         if request.first_token_seconds is None:
             request.first_token_seconds = time.perf_counter() - request.submitted
         if not request.take(token, scores.log_probability(token)):
             return False
         if request.sampling.top_logprobs:
-            values, ids = logits[0].topk(request.sampling.top_logprobs)
-            request.alternatives.append(tuple(zip(ids.tolist(), (values - scores.totals[0]).tolist(), strict=True)))
+            request.alternatives += scores.likeliest(request.sampling.top_logprobs)
         self.ids.append(token)
         if len(self.ids) == self.most:
             request.finish = request.finish or "length"

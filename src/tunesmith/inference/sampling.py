@@ -107,6 +107,12 @@ class Scores(NamedTuple):
             return float(self.best_logs[0])
         return float(self.logits[0, token] - self.totals[0])
 
+    def likeliest(self, count: int) -> list[tuple[tuple[int, float], ...]]:
+        """The `count` most likely tokens of each row with their log p, the most likely first."""
+        values, ids = self.logits.topk(count)
+        logs = (values - self.totals[:, None]).tolist()
+        return [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), logs, strict=True)]
+
 
 def refuse_wrong(sampling: Sampling, vocabulary: int) -> None:
     """Refuse settings that no model of that vocabulary can follow.

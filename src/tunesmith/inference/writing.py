@@ -20,6 +20,7 @@ class Generation:
         prompt_tokens: the number of tokens before it.
         top_logprobs: if asked for, the most likely tokens in place of each token, with log p.
         cached_tokens: how many of these were in the cache.
+        end: the token that ended it, with log p; None: a text, the limit, or nothing did.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Generation:
     prompt_tokens: int
     cached_tokens: int = 0
     top_logprobs: tuple[Alternatives, ...] = ()
+    end: tuple[int, float] | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -79,4 +81,5 @@ class Writing:
             len(request.prompt),
             request.cached_tokens,
             tuple(request.alternatives),
+            request.end,
         )

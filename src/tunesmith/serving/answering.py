@@ -23,13 +23,15 @@ D_co = TypeVar("D_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One answer that is asked for: its prompt's ids, how it is sampled, its number among those with the same seed, and
-    the special tokens that its text keeps. The answers of a request are sampled alike."""
+    """One answer that is asked for: its prompt's ids, how it is sampled, its number among those with the same seed,
+    the special tokens that its text keeps, and ids that are scored as the answer, so that nothing is written. The
+    answers of a request are sampled alike."""
 
     ids: Sequence[int]
     sampling: Sampling
     number: int = 0
     keep: tuple[str, ...] = ()
+    scored: Sequence[int] | None = None
 
 
 @dataclass
@@ -145,6 +147,10 @@ class Answering:
         return await asyncio.get_running_loop().run_in_executor(self._compiling, compile_it)
 
     def _begin(self, target: Target, asked: Asked, grammar: Grammar | None) -> Writing:
+        if asked.scored is not None:
+            return self._service.model.generator.begin_scoring(
+                asked.ids, asked.scored, target.adapter, asked.sampling.top_logprobs
+            )
         return self._service.model.generator.begin(
             asked.ids, asked.sampling, asked.number, target.adapter, keep=asked.keep, draft=self._service.draft,
             grammar=grammar,
@@ -153,10 +159,13 @@ class Answering:
     async def _counted(
         self, source: AsyncGenerator[tuple[int, Piece]], target: Target, asked: Sequence[Asked], usage: Usage
     ) -> AsyncGenerator[tuple[int, Piece]]:
-        """The pieces, counted on their way."""
+        """The pieces, counted on their way; not those of prompts that are scored."""
         metrics, model = self._service.metrics, target.model
         first: dict[int, float] = {}
         async for number, piece in source:
+            if asked[number].scored is not None:
+                yield number, piece
+                continue
             now, is_first = time.perf_counter(), number not in first
             counts_prompt = number == 0 or asked[number].ids is not asked[number - 1].ids
             first.setdefault(number, now)

@@ -152,12 +152,12 @@ class ChatBody(Sampled):
 
 
 class CompletionBody(Sampled):
-    """Of `/v1/completions`."""
+    """Of `/v1/completions`. Without an answer (`max_tokens: 0`), there is only the prompt to report (`echo`)."""
 
     prompt: Texts | list[int] | list[list[int]]
-    max_tokens: Count | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
 
 

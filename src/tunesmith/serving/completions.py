@@ -14,6 +14,7 @@ from tunesmith.serving.answering import Answering, Asked, Usage
 from tunesmith.serving.bodies import CompletionBody
 from tunesmith.serving.chat import usage_of
 from tunesmith.serving.choices import TokenTexts
+from tunesmith.serving.echo import prompt_text, with_prompt
 from tunesmith.serving.engine_thread import Piece
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.events import DONE, event, stream
@@ -35,6 +36,8 @@ class Plan:
         each: how many are sampled for a prompt.
         n: how many of them are sent.
         logprobs: whether log-probabilities are reported.
+        ids: of the prompts, if they are repeated before their continuations; else None.
+        scored: of these, what their log-probabilities are computed from.
     """
 
     target: Target
@@ -43,6 +46,8 @@ class Plan:
     each: int
     n: int
     logprobs: bool
+    ids: Sequence[Sequence[int]] | None = None
+    scored: Sequence[Asked] = ()
 
 
 class Completions:
@@ -73,15 +78,35 @@ class Completions:
         if body.stream and each > n:
             raise ApiError(400, "best_of cannot be streamed: which answers are best is known at the end.", "best_of")
         body.refuse_unused_stream_options()
+        self._refuse_impossible_echo(body)
         prompts = _prompts(body.prompt)
         if len(prompts) * each > MOST_ANSWERS:
             message = f"{len(prompts):,} prompts are to have {each} answers each. Ask for at most {MOST_ANSWERS:,}."
             raise ApiError(400, message, "prompt")
         ids = [self._ids(prompt) for prompt in prompts]
-        tokens = self._answering.answer_tokens(ids, body.max_tokens or 16, "max_tokens")  # 16 is OpenAI's default
+        most = 16 if body.max_tokens is None else max(body.max_tokens, 1)  # 16 is OpenAI's default
+        tokens = self._answering.answer_tokens(ids, most, "max_tokens")
         sampling = sampling_of(body, self._service.default, max_new_tokens=tokens, top_logprobs=body.logprobs or 0)
         asked = [Asked(own, sampling, number * each + k) for number, own in enumerate(ids) for k in range(each)]
-        return Plan(target, prompts, asked, each, n, body.logprobs is not None)
+        if not body.echo:
+            return Plan(target, prompts, asked, each, n, body.logprobs is not None)
+        scored = [Asked(own[:1], sampling, scored=own[1:]) for own in ids if body.logprobs is not None]
+        return Plan(
+            target, prompts, asked if body.max_tokens != 0 else (), each, n, body.logprobs is not None, ids, scored
+        )
+
+    def _refuse_impossible_echo(self, body: CompletionBody) -> None:
+        """Refuse an empty answer without the prompt, and a prompt that cannot be repeated.
+
+        Raises:
+            ApiError: it is asked for.
+        """
+        if body.max_tokens == 0 and not body.echo:
+            raise ApiError(400, "max_tokens is 0. Ask for at least 1, or for the prompt alone with echo.", "max_tokens")
+        if body.echo and body.stream:
+            raise ApiError(400, "echo cannot be streamed. Leave out one of them.", "echo")
+        if body.echo and self._service.model.generator.model.config.is_encoder_decoder:
+            raise ApiError(400, "echo is for decoders, and the model is an encoder–decoder. Leave it out.", "echo")
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -94,15 +119,35 @@ class Completions:
 
     async def _at_once(self, plan: Plan) -> Response:
         usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
-        texts = [_Text(self._texts, plan.logprobs) for _ in plan.asked]
-        async for _ in self._answering.answers(plan.target, plan.asked, texts, usage):
-            pass
+        if not plan.asked:  # of a prompt alone: otherwise the answers count it
+            usage.prompt = sum(map(len, plan.ids or ()))
+        asked = [*plan.asked, *plan.scored]
+        all_texts = [_Text(self._texts, plan.logprobs, with_end=plan.ids is not None) for _ in asked]
+        if asked:
+            async for _ in self._answering.answers(plan.target, asked, all_texts, usage):
+                pass
+        texts, prompts = all_texts[: len(plan.asked)], all_texts[len(plan.asked) :]
+        if not plan.asked:
+            texts = [_Text(self._texts, False, finish="length") for _ in range(len(plan.prompts) * plan.each)]
         groups = [texts[start : start + plan.each] for start in range(0, len(texts), plan.each)]
         best = [text for group in groups for text in sorted(group, key=lambda each: -each.mean)[: plan.n]]
         chosen = best if plan.each > plan.n else texts
         self._remember(head["id"], plan, chosen)
         choices = [_choice(index, each.text, each.logprobs, each.finish) for index, each in enumerate(chosen)]
+        if plan.ids is not None:
+            self._repeat_prompts(plan, plan.ids, prompts, choices)
         return JSONResponse({**head, "choices": choices, "usage": usage_of(usage)})
+
+    def _repeat_prompts(
+        self, plan: Plan, ids: Sequence[Sequence[int]], scored: Sequence["_Text"], choices: Sequence[dict[str, Any]]
+    ) -> None:
+        """Put each prompt before its continuations."""
+        for choice in choices:
+            prompt = choice["index"] // plan.n
+            choice["text"] = prompt_text(plan.prompts[prompt], self._service.model.tokenizer) + choice["text"]
+            if plan.logprobs:
+                own = scored[prompt].logprobs
+                choice["logprobs"] = with_prompt(ids[prompt][0], own, choice["logprobs"], self._texts)
 
     async def _events(self, plan: Plan, include_usage: bool) -> AsyncGenerator[bytes]:
         usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
@@ -131,13 +176,22 @@ class _New:
 
 
 class _Text:
-    """One continuation, piece by piece."""
+    """One continuation, piece by piece.
 
-    def __init__(self, texts: TokenTexts, with_logprobs: bool) -> None:
-        self._texts, self._with = texts, with_logprobs
+    Args:
+        texts: of tokens.
+        with_logprobs: whether log-probabilities are asked for.
+        with_end: whether they have the token that ends the answer too, as clients that read prompts expect.
+        finish: why it ended, if there is nothing to write.
+    """
+
+    def __init__(
+        self, texts: TokenTexts, with_logprobs: bool, with_end: bool = False, finish: str | None = None
+    ) -> None:
+        self._texts, self._with, self._with_end = texts, with_logprobs, with_end
         self._length = 0  # of the tokens' texts
         self.text, self.mean = "", 0.0
-        self.finish: str | None = None
+        self.finish = finish
         self.logprobs: dict[str, list[Any]] | None = None
 
     def take(self, piece: Piece) -> _New:
@@ -151,7 +205,10 @@ class _Text:
         """Of the piece's tokens, as `/v1/completions` has them."""
         new: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         tops = piece.top_logprobs or [()] * len(piece.tokens)
-        for token, logprob, top in zip(piece.tokens, piece.logprobs, tops, strict=True):
+        entries = [*zip(piece.tokens, piece.logprobs, tops, strict=True)]
+        if self._with_end and isinstance(piece.end, Generation) and piece.end.end is not None:
+            entries.append((*piece.end.end, (piece.end.end,)))
+        for token, logprob, top in entries:
             text = self._texts.of(token)[0]
             new["tokens"].append(text)
             new["token_logprobs"].append(logprob)
