@@ -75,6 +75,24 @@ def test_search_prints_the_chunks_of_a_mode(reading: Path) -> None:
     assert printed("search", "i", "zebra", "--mode", "text") == "Nothing found.\n"
 
 
+@shows("tunesmith search --questions", "tunesmith search --tune")
+def test_search_measures_questions_and_tunes_on_half_of_them(reading: Path) -> None:
+    Path("docs/n.md").write_text("".join(f"# H{n}\n\nw{n} good.\n\n" for n in range(40)), encoding="utf-8")
+    rows = [{"question": f"Where is w{n}?", "file": "n.md", "lines": [4 * n + 3] * 2} for n in range(5, 40)]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    printed("index", "docs", "--output", "i", "--encoder", reading / "vectors")
+    measured = values("search", "i", "--questions", "q.jsonl", "-k", 1)
+    assert measured["models"]["text"]["recall"]["value"] == 1
+    assert set(measured["models"]) == {"text", "dense", "rrf", "weighted"}
+    assert not Path("i/tuned.json").exists()
+    text = printed("search", "i", "--questions", "q.jsonl", "--tune")
+    assert "nDCG@5" in text
+    assert "Chosen on " in text
+    assert json.loads(Path("i/tuned.json").read_text())["mode"] == "text"
+    assert len(values("search", "i", "w9")) == 1, "the tuned mode is used"
+    assert len(values("search", "i", "w9", "--mode", "dense")) == 5
+
+
 @pytest.fixture
 def model(here: Path) -> Path:
     """Writes `Trains [1]`."""

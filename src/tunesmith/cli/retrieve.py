@@ -54,21 +54,48 @@ def index(
 
 def search(
     index: IndexPath,
-    question: Annotated[str, typer.Argument(help="What to search for.")],
+    question: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
     k: K = 5,
     mode: Mode = "auto",
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="A JSONL file of questions with their files and lines: measure all modes on them."),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose mode, weight and threshold on half of the --questions.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Search an index: chunks with file, lines and score."""
+    """Search an index: chunks with file, lines and score. With --questions, measure how well that works."""
+    if questions is not None:
+        _measure(index, questions, k, tune, as_json)
+        return
     with quick_imports():
         from tunesmith.report.retrieval import hits_text
         from tunesmith.retrieval.search import Index
 
-    hits = [hit.described() for hit in Index(index).search(question, k, mode)]
+    hits = [hit.described() for hit in Index(index).search(question or "", k, mode)]
     if as_json:
         print(json.dumps(hits, indent=2, ensure_ascii=False))
     else:
         Console(highlight=False).print(hits_text(hits), soft_wrap=True)
+
+
+def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: bool) -> None:
+    with quick_imports():
+        from tunesmith.report.retrieval import tuned_text
+        from tunesmith.report.table import evaluation_table
+        from tunesmith.retrieval.tuning import measure_questions, tune
+        from tunesmith.run import jsonable
+
+    result = (tune if is_tuning else measure_questions)(index, questions, k)
+    if as_json:
+        print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(evaluation_table(result))
+    if is_tuning:
+        console.print(tuned_text(result["tuned"]), soft_wrap=True)
 
 
 def ask(

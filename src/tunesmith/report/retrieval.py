@@ -107,3 +107,22 @@ def answer_text(answer: Mapping[str, Any]) -> Text:
             text.append(f"  “{' '.join(citation['quote'].split())}”")
         seen.add(key)
     return text
+
+
+def tuned_text(tuned: Mapping[str, Any]) -> str:
+    """What was chosen on questions.
+
+    Args:
+        tuned: `mode`, `weight`, `threshold`, `questions` and `threshold_errors`.
+
+    Returns:
+        Two sentences.
+    """
+    weight = f", weight {tuned['weight']:g} of the cosine" if tuned["mode"] == "weighted" else ""
+    errors = tuned["threshold_errors"]
+    wrong = errors["wrongly_found"]
+    others = "none without an answer was there" if wrong is None else f"{wrong:.0%} of those without one pass it"
+    return (
+        f"Chosen on {tuned['questions']:,} other questions: {tuned['mode']}{weight}. Answers are found from relevance "
+        f"{tuned['threshold']:.2f}: {errors['missed']:.0%} of these questions are below it, and {others}."
+    )

@@ -1,5 +1,6 @@
 """`tunesmith.search`: the chunks of an index that fit a question."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.3
 """The least relevance (`Index.relevance`) of a chunk that may hold an answer, unless it is tuned."""
+
+TUNED = "tuned.json"
+"""The file in an index with what was tuned."""
 
 AUTO = "auto"
 """The tuned way, else the weighted sum, else (without vectors) full text."""
@@ -55,6 +59,23 @@ class Hit:
         return values | ({} if self.page is None else {"page": self.page})
 
 
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was chosen on questions (`tunesmith.retrieval.tuning.tune`).
+
+    Attributes:
+        mode: the way to search.
+        weight: of the cosine in the weighted sum.
+        threshold: the least relevance of the best chunk for an answer to be found.
+        questions: on which it was chosen.
+    """
+
+    mode: str
+    weight: float
+    threshold: float
+    questions: int
+
+
 class Index:
     """An index, open for searching: one consistent version of it, whatever a writer does meanwhile.
 
@@ -71,6 +92,15 @@ class Index:
         if version is None:
             raise UserError(f"{self.path} is not an index. Build one: tunesmith index DIR --output {self.path}")
         self.version: Generation = version
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """What was tuned on questions; None if nothing was, or if the index has no vectors any more."""
+        file = self.path / TUNED
+        if not file.exists():
+            return None
+        tuned = Tuned(**json.loads(file.read_text(encoding="utf-8")))
+        return tuned if tuned.mode == "text" or self.version.vectors is not None else None
 
     @cached_property
     def encoder(self) -> "Encoder | None":
@@ -109,7 +139,7 @@ class Index:
         """
         has_vectors = self.version.vectors is not None
         if mode == AUTO:
-            return "weighted" if has_vectors else "text"
+            return self.tuned.mode if self.tuned is not None else "weighted" if has_vectors else "text"
         if mode not in WAYS:
             raise UserError(f"--mode {mode} is not one of {', '.join((AUTO, *WAYS))}.")
         if mode != "text" and not has_vectors:
@@ -134,7 +164,12 @@ class Index:
     @property
     def threshold(self) -> float:
         """The least relevance of the best chunk for an answer to be found."""
-        return THRESHOLD
+        return THRESHOLD if self.tuned is None else self.tuned.threshold
+
+    @property
+    def weight(self) -> float:
+        """Of the cosine in the weighted sum."""
+        return WEIGHT if self.tuned is None or self.tuned.mode != "weighted" else self.tuned.weight
 
     def relevance(self, question: str, hits: Sequence[Hit]) -> float:
         """How well the best of some chunks fits a question, comparable between questions.
@@ -147,13 +182,16 @@ class Index:
             The highest cosine; without vectors, the largest share of the question's words, by their rarity. 0 without
             chunks.
         """
-        chunks = [hit.chunk for hit in hits]
+        return self.relevance_of(question, [hit.chunk for hit in hits])
+
+    def relevance_of(self, question: str, chunks: Sequence[int]) -> float:
+        """As `relevance`, by the numbers of the chunks."""
         if not chunks:
             return 0.0
         if self.version.vectors is None:
             return max(self.version.full_text.coverage(question, chunk) for chunk in chunks)
         assert self.encoder is not None
-        return float((self.version.vectors[chunks] @ self.encoder.question(question)).max())
+        return float((self.version.vectors[list(chunks)] @ self.encoder.question(question)).max())
 
     def search(self, question: str, k: int = 5, mode: str = AUTO) -> list[Hit]:
         """The chunks that fit a question.
@@ -172,7 +210,7 @@ class Index:
         if not question.strip():
             raise UserError("There is no question. Give some words to search for.")
         way = self.way(mode)
-        return self.hits(WAYS[way](*self.scores(question, way), WEIGHT, k))
+        return self.hits(WAYS[way](*self.scores(question, way), self.weight, k))
 
     def hits(self, ranked: Ranked) -> list[Hit]:
         """Ranked chunks with their texts."""
