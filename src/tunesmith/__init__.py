@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from tunesmith.proving.parity import parity
     from tunesmith.report.html import write_report
     from tunesmith.report.listing import list_runs
+    from tunesmith.retrieval.ask import ask
+    from tunesmith.retrieval.build import index
+    from tunesmith.retrieval.search import search
     from tunesmith.run import Run
     from tunesmith.serving.server import serve
     from tunesmith.training.stages import resume, train
@@ -60,6 +63,7 @@ _MODULES = {
     "Trainer": "tunesmith.training.trainer",
     "UserError": "tunesmith.errors",
     "answer": "tunesmith.evaluation.answering",
+    "ask": "tunesmith.retrieval.ask",
     "chat": "tunesmith.inference.verbs",
     "classify": "tunesmith.inference.verbs",
     "combine": "tunesmith.exporting.combine",
@@ -69,6 +73,7 @@ _MODULES = {
     "export": "tunesmith.proving.export",
     "generate": "tunesmith.inference.verbs",
     "get_base": "tunesmith.models.bases",
+    "index": "tunesmith.retrieval.build",
     "init": "tunesmith.config.suggestion",
     "list_bases": "tunesmith.models.bases",
     "list_methods": "tunesmith.config.method_list",
@@ -79,6 +84,7 @@ _MODULES = {
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
     "score": "tunesmith.inference.verbs",
+    "search": "tunesmith.retrieval.search",
     "serve": "tunesmith.serving.server",
     "train": "tunesmith.training.stages",
     "write_report": "tunesmith.report.html",
@@ -102,6 +108,7 @@ __all__ = [
     "Trainer",
     "UserError",
     "answer",
+    "ask",
     "chat",
     "classify",
     "combine",
@@ -111,6 +118,7 @@ __all__ = [
     "export",
     "generate",
     "get_base",
+    "index",
     "init",
     "list_bases",
     "list_methods",
@@ -121,6 +129,7 @@ __all__ = [
     "recipe_schema",
     "resume",
     "score",
+    "search",
     "serve",
     "train",
     "write_report",

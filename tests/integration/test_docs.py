@@ -87,6 +87,7 @@ def test_all_commands_and_files_of_a_page_work(
     for _, title, repeat, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if title:
             rows = [body.replace("{n}", str(n)).replace("{2n}", str(2 * n)) for n in range(int(repeat or 0))]
+            Path(title).parent.mkdir(exist_ok=True)
             Path(title).write_text("".join(rows) or body, encoding="utf-8")
     port = free_port()
     with ExitStack() as servers:

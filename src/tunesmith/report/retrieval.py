@@ -1,0 +1,128 @@
+"""What indexing, searching and asking print in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from tunesmith.report.formatting import duration
+
+EXAMPLES = 5
+"""Unread files that are named."""
+
+LINES = 6
+"""Of a chunk's text that are shown."""
+
+
+def indexed_text(done: Mapping[str, Any]) -> Text:
+    """What `index` did.
+
+    Args:
+        done: the fields of `Indexed`.
+
+    Returns:
+        A line, and one for each of the first files that were not read.
+    """
+    by = "full text alone" if done["encoder"] is None else f"full text and vectors of {done['encoder']}"
+    rate = f", {done['bytes'] / done['seconds'] / 1e6:.2g} MB/s" if done["bytes"] else ""
+    removed = f", {done['removed']:,} removed" if done["removed"] else ""
+    text = Text(
+        f"{done['path']}: {done['files']:,} documents, {done['chunks']:,} chunks, {by}. "
+        f"{done['read']:,} read{removed}, in {duration(done['seconds'])}{rate}."
+    )
+    unread = list(done["unread"].items())
+    if unread:
+        text.append(f"\n{len(unread):,} files were not read:", "yellow")
+        for name, reason in unread[:EXAMPLES]:
+            text.append(f"\n  {name}: {reason}")
+        if len(unread) > EXAMPLES:
+            text.append(f"\n  … and {len(unread) - EXAMPLES:,} more, which --json lists")
+    return text
+
+
+def hits_text(hits: Sequence[Mapping[str, Any]]) -> Text:
+    """Chunks that were found.
+
+    Args:
+        hits: as `Hit.described` gives them.
+
+    Returns:
+        For each its place, its headings and the first lines of its text.
+    """
+    if not hits:
+        return Text("Nothing found.", "yellow")
+    parts = []
+    for number, hit in enumerate(hits, start=1):
+        text = Text(f"{number}. ", "bold")
+        text.append(place_of(hit), "bold cyan").append(f"  {hit['score']:.3f}", "dim")
+        if hit["headings"]:
+            text.append(f"\n{' › '.join(hit['headings'])}", "dim")
+        lines = hit["text"].splitlines()
+        text.append("\n" + "\n".join(lines[:LINES]))
+        if len(lines) > LINES:
+            text.append(f"\n… {len(lines) - LINES} more lines", "dim")
+        parts.append(text)
+    return Text("\n\n").join(parts)
+
+
+def place_of(found: Mapping[str, Any]) -> str:
+    """Where a chunk or a quoted sentence is: `faq.md:12–15`, or `manual.pdf, page 3`.
+
+    Args:
+        found: with `file`, `lines`, and `page` if the format has pages.
+
+    Returns:
+        The place.
+    """
+    first, last = found["lines"]
+    if found.get("page") is not None:
+        return f"{found['file']}, page {found['page']}"
+    return f"{found['file']}:{first}" + (f"–{last}" if last > first else "")
+
+
+def answer_text(answer: Mapping[str, Any]) -> Text:
+    """An answer with its sources.
+
+    Args:
+        answer: as `Answer.described` gives it.
+
+    Returns:
+        The answer; which of its sentences nothing supports; and the quoted sentences, by number.
+    """
+    text = Text(answer["answer"])
+    if not answer["found"]:
+        text.append(f"\nThe most relevant chunk has relevance {answer['relevance']:.2f}", "dim")
+        text.append(f" (at least {answer['threshold']:.2f} is asked for).", "dim")
+        return text
+    if not answer["is_complete"]:
+        text.append(" …\nThe answer is cut: it reached the most tokens.", "yellow")
+    for claim in answer["claims"]:
+        if not claim["supported"]:
+            text.append(f"\nNot supported by what it cites: {claim['text']}", "yellow")
+    seen = set()
+    for citation in answer["citations"]:
+        key = citation["number"], citation["quote"]
+        if citation["supports"] and key not in seen:
+            text.append(f"\n[{citation['number']}] ", "bold").append(place_of(citation), "bold cyan")
+            text.append(f"  “{' '.join(citation['quote'].split())}”")
+        seen.add(key)
+    return text
+
+
+def tuned_text(tuned: Mapping[str, Any]) -> str:
+    """What was chosen on questions.
+
+    Args:
+        tuned: `mode`, `weight`, `threshold`, `questions` and `threshold_errors`.
+
+    Returns:
+        Two sentences.
+    """
+    weight = f", weight {tuned['weight']:g} of the cosine" if tuned["mode"] == "weighted" else ""
+    errors = tuned["threshold_errors"]
+    wrong = errors["wrongly_found"]
+    others = "none without an answer was there" if wrong is None else f"{wrong:.0%} of those without one pass it"
+    return (
+        f"Chosen on {tuned['questions']:,} other questions: {tuned['mode']}{weight}. Answers are found from relevance "
+        f"{tuned['threshold']:.2f}: {errors['missed']:.0%} of these questions are below it, and {others}."
+    )

@@ -1,0 +1,121 @@
+"""`tunesmith.ask`: answer a question from an index, with citations that are checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.template import special_tokens
+from tunesmith.errors import UserError
+from tunesmith.heads.prediction import room_for_text
+from tunesmith.inference.model import Model, load
+from tunesmith.retrieval.citing import Claim, claims_of
+from tunesmith.retrieval.prompt import NOT_FOUND, grammar_of, prompt_of
+from tunesmith.retrieval.search import AUTO, Hit, Index
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer from documents.
+
+    Attributes:
+        text: with the numbers of the cited chunks in brackets.
+        claims: its sentences, with what each cites.
+        hits: the chunks in the prompt, numbered from 1; those below the threshold too, if no chunk passed it.
+        relevance: of the most relevant chunk, from 0 to 1.
+        threshold: that it has to reach.
+        is_complete: whether the answer ended before `max_new_tokens`.
+    """
+
+    text: str
+    claims: tuple[Claim, ...]
+    hits: tuple[Hit, ...]
+    relevance: float
+    threshold: float
+    is_complete: bool = True
+
+    @property
+    def found(self) -> bool:
+        """Whether the documents hold an answer, according to the threshold and the model."""
+        return self.text != NOT_FOUND
+
+    def described(self) -> dict[str, Any]:
+        """As JSON: `answer`, `citations` (each with its claim), `found`, `claims`, `relevance`, `threshold`."""
+        cited = [(claim, citation) for claim in self.claims for citation in claim.citations]
+        return {
+            "answer": self.text,
+            "citations": [{**citation.described(), "claim": claim.text} for claim, citation in cited],
+            "found": self.found,
+            "claims": [claim.described() for claim in self.claims],
+            "is_complete": self.is_complete,
+            "relevance": round(self.relevance, 4),
+            "threshold": self.threshold,
+        }
+
+
+def ask(
+    index: str | Path | Index,
+    model: str | Path | Model,
+    question: str,
+    k: int = 5,
+    mode: str = AUTO,
+    threshold: float | None = None,
+    max_new_tokens: int = 256,
+) -> Answer:
+    """Answer a question from the documents of an index.
+
+    The model reads the chunks that fit the question, numbered. A grammar binds its answer, so that it can cite only
+    these. Each citation is resolved to the sentence that holds most of the claim's words.
+
+    Args:
+        index: its directory, or the open index.
+        model: as in `tunesmith.load`, or the loaded model; it writes text.
+        question: in words.
+        k: the most chunks in the prompt. There are fewer if the model's context is too short for all.
+        mode: as in `tunesmith.search`.
+        threshold: the least relevance of the best chunk; below it, the answer is that nothing was found, and the model
+            is not asked. Default: as tuned on your questions, else 0.3.
+        max_new_tokens: the most tokens in the answer.
+
+    Returns:
+        The answer.
+
+    Raises:
+        UserError: there is no such index or model, the model writes no text, or the question is empty or too long.
+    """
+    opened = index if isinstance(index, Index) else Index(index)
+    loaded = model if isinstance(model, Model) else load(model)
+    loaded.require("generate")
+    hits = opened.search(question, k, mode)
+    least = opened.threshold if threshold is None else threshold
+    relevance = opened.relevance(question, hits)
+    if relevance < least or not hits:
+        return Answer(NOT_FOUND, (), tuple(hits), relevance, least)
+    used = _fitting(loaded, question, hits, max_new_tokens)
+    written = loaded.generate(
+        _prompt(loaded, question, used), grammar=grammar_of(len(used)), max_new_tokens=max_new_tokens
+    )[0]
+    text = written.text.strip()
+    claims = () if text == NOT_FOUND else claims_of(text, used, opened.version.full_text.rarity)
+    return Answer(text, tuple(claims), tuple(used), relevance, least, written.finish_reason == "stop")
+
+
+def _prompt(model: Model, question: str, hits: Sequence[Hit]) -> str:
+    return prompt_of(question, hits, special_tokens(model.tokenizer))
+
+
+def _fitting(model: Model, question: str, hits: list[Hit], max_new_tokens: int) -> list[Hit]:
+    """The best of the chunks, as many as the model's context holds beside the answer.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    room = room_for_text(model.generator.model)
+    for count in range(len(hits), 0, -1):
+        text = model.prompt([{"role": "user", "content": _prompt(model, question, hits[:count])}])
+        if room is None or len(model.generator.ids(text)) + max_new_tokens <= room:
+            return hits[:count]
+    raise UserError(
+        f"{model.name} reads at most {room:,} tokens, too few for a chunk, the question and an answer of "
+        f"{max_new_tokens:,}. Use fewer --max-new-tokens, or an index with smaller chunks (--size)."
+    )

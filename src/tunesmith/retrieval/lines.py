@@ -1,0 +1,61 @@
+"""Lines of a file by their number, without reading the file."""
+
+import mmap
+from bisect import bisect_left
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> int:
+    """Write lines, and beside them an array with the place of each.
+
+    Args:
+        path: to write; the array's name has `.npy` appended.
+        lines: without line ends.
+
+    Returns:
+        How many there are.
+    """
+    places = [0]
+    with path.open("wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
+            places.append(places[-1] + len(line) + 1)
+    np.save(_places(path), np.array(places, np.int64))
+    return len(places) - 1
+
+
+class Lines:
+    """Lines that `write_lines` wrote, in memory-mapped files.
+
+    Args:
+        path: of the lines.
+
+    Raises:
+        OSError: a file is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._places = np.load(_places(path), mmap_mode="r")
+        with path.open("rb") as file:
+            is_empty = path.stat().st_size == 0
+            self._text: mmap.mmap | bytes = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self._places) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self._text[int(self._places[number]) : int(self._places[number + 1]) - 1]
+
+    def find(self, line: bytes) -> int | None:
+        """The number of a line, if the lines are sorted; None if it is not among them."""
+        number = bisect_left(self, line)
+        return number if number < len(self) and self[number] == line else None
+
+
+def _places(path: Path) -> Path:
+    return path.with_name(f"{path.name}.npy")

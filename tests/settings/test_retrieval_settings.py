@@ -1,0 +1,136 @@
+"""Every option of `tunesmith index`, `search` and `ask` does what its help says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bigram import chain_model
+from bytewise import byte_tokenizer
+from command import typed
+from settings_coverage import shows
+
+TOKENIZER = byte_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Trains\n\nw1 w2 leave. They are red.\n", encoding="utf-8")
+    (tmp_path / "docs" / "b.md").write_text("# Buses\n\n" + "Buses leave at night. " * 9, encoding="utf-8")
+    (tmp_path / "docs" / "c.png").write_bytes(b"png")
+    return tmp_path
+
+
+def printed(*arguments: Any) -> str:
+    """The standard output of a command that succeeds."""
+    result = typed(*map(str, arguments))
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def values(*arguments: Any) -> Any:
+    return json.loads(printed(*arguments, "--json"))
+
+
+@shows(
+    "tunesmith index directory",
+    "tunesmith index --output",
+    "tunesmith index --encoder",
+    "tunesmith index --size",
+    "tunesmith index --json",
+)
+def test_index_writes_an_index_of_the_directory_with_its_settings(reading: Path) -> None:
+    done = values("index", "docs", "--output", "i", "--encoder", "none", "--size", 20)
+    assert (done["path"], done["files"], done["chunks"], done["encoder"]) == ("i", 2, 4, None)
+    text = printed("index", "docs", "--output", "i", "--encoder", reading / "vectors")
+    assert text.startswith(f"i: 2 documents, 4 chunks, full text and vectors of {reading / 'vectors'}. 2 read, in ")
+    assert "1 files were not read:\n  c.png: .png: not a format that is read" in text
+    assert values("index", "docs", "--output", "j", "--encoder", "none")["chunks"] == 2
+    assert len(list(Path("i").glob("generation-*"))) == 1
+
+
+@shows(
+    "tunesmith search index",
+    "tunesmith search question",
+    "tunesmith search -k",
+    "tunesmith search --mode",
+    "tunesmith search --json",
+)
+def test_search_prints_the_chunks_of_a_mode(reading: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", reading / "vectors")
+    found = values("search", "i", "w2 leave")
+    assert [set(hit) for hit in found] == [{"file", "lines", "score", "text", "headings", "bytes"}] * 2
+    assert found[0] | {"score": 0} == {
+        "file": "a.md", "lines": [3, 3], "score": 0, "text": "w1 w2 leave. They are red.", "headings": ["Trains"],
+        "bytes": [10, 36],
+    }  # fmt: skip
+    assert values("search", "i", "w2 leave", "-k", 1) == found[:1]
+    assert [hit["file"] for hit in values("search", "i", "w2", "--mode", "text")] == ["a.md"]
+    assert len(values("search", "i", "w2", "--mode", "dense")) == 2
+    text = printed("search", "i", "w2 leave", "-k", 1)
+    assert text.startswith("1. a.md:3  1.000\n")
+    assert text.endswith("\nTrains\nw1 w2 leave. They are red.\n")
+    assert printed("search", "i", "zebra", "--mode", "text") == "Nothing found.\n"
+
+
+@shows("tunesmith search --questions", "tunesmith search --tune")
+def test_search_measures_questions_and_tunes_on_half_of_them(reading: Path) -> None:
+    Path("docs/n.md").write_text("".join(f"# H{n}\n\nw{n} good.\n\n" for n in range(40)), encoding="utf-8")
+    rows = [{"question": f"Where is w{n}?", "file": "n.md", "lines": [4 * n + 3] * 2} for n in range(5, 40)]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    printed("index", "docs", "--output", "i", "--encoder", reading / "vectors")
+    measured = values("search", "i", "--questions", "q.jsonl", "-k", 1)
+    assert measured["models"]["text"]["recall"]["value"] == 1
+    assert set(measured["models"]) == {"text", "dense", "rrf", "weighted"}
+    assert not Path("i/tuned.json").exists()
+    text = printed("search", "i", "--questions", "q.jsonl", "--tune")
+    assert "nDCG@5" in text
+    assert "Chosen on " in text
+    assert json.loads(Path("i/tuned.json").read_text())["mode"] == "text"
+    assert len(values("search", "i", "w9")) == 1, "the tuned mode is used"
+    assert len(values("search", "i", "w9", "--mode", "dense")) == 5
+
+
+@pytest.fixture
+def model(here: Path) -> Path:
+    """Writes `Trains [1]`."""
+    symbols = TOKENIZER.convert_ids_to_tokens(TOKENIZER("Trains [1]")["input_ids"])
+    eos = TOKENIZER.eos_token_id
+    chain = chain_model(TOKENIZER, *symbols, TOKENIZER.eos_token, max_position_embeddings=4096, eos_token_id=eos)
+    chain.save_pretrained(here / "model")
+    TOKENIZER.save_pretrained(here / "model")
+    return here / "model"
+
+
+@shows(
+    "tunesmith ask index",
+    "tunesmith ask model",
+    "tunesmith ask question",
+    "tunesmith ask -k",
+    "tunesmith ask --mode",
+    "tunesmith ask --threshold",
+    "tunesmith ask --max-new-tokens",
+    "tunesmith ask --json",
+)
+def test_ask_answers_with_checked_citations(model: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    answer = values("ask", "i", model, "w2 trains leave?", "-k", 1, "--mode", "text")
+    assert (answer["answer"], answer["found"], answer["is_complete"]) == ("Trains [1]", True, True)
+    (citation,) = answer["citations"]
+    assert citation["file"] == "a.md"
+    assert citation["lines"] == [3, 3]
+    assert citation["quote"] in ("w1 w2 leave.", "They are red.")
+    text = printed("ask", "i", model, "w2 trains leave?")
+    assert text.splitlines()[:2] == ["Trains [1]", "Not supported by what it cites: Trains"]
+    cut = values("ask", "i", model, "w2 trains leave?", "--max-new-tokens", 3)
+    assert (cut["answer"], cut["is_complete"]) == ("Tra", False)
+    assert not values("ask", "i", model, "w2 trains fly?", "--threshold", 1)["found"]
+    assert printed("ask", "i", model, "zebra").splitlines() == [
+        "Not found in the documents.",
+        "The most relevant chunk has relevance 0.00 (at least 0.30 is asked for).",
+    ]
+    refused = typed("ask", "i", str(model), "w2", "--mode", "dense")
+    assert refused.returncode == 2
+    assert "has no vectors" in refused.stderr
