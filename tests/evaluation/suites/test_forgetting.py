@@ -49,7 +49,8 @@ def test_general_text_is_of_pieces_of_prose_and_of_a_file_of_ones_own(tmp_path: 
     assert all(len(text.split()) >= 12 and len(text) <= CHARACTERS and text[0].isalpha() for text in own)
     file = tmp_path / "prose.txt"
     tale = "Once upon a time there was a king\nwho had three daughters and one horse {}."
-    file.write_text("Title\n\n" + "\n\n".join(tale.format(number) for number in range(FEWEST)), encoding="utf-8")
+    tales = "\n \n".join(tale.format(number) for number in range(FEWEST))  # as WikiText separates them
+    file.write_text(f"Title\n\n{tales}", encoding="utf-8")
     assert general_texts(file) == [" ".join(tale.format(number).split()) for number in range(FEWEST)]
     endless = " ".join(f"word{number}" for number in range(600))
     file.write_text(endless, encoding="utf-8")

@@ -1,6 +1,7 @@
 """Forgetting: what a model still knows and still says of what the first model did, on text and questions that have
 nothing to do with the task."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -153,7 +154,8 @@ def _all_pieces(path: str | Path | None) -> list[str]:
 
 def _pieces(text: str) -> list[str]:
     """The paragraphs, each once, cut where they are longer than a piece."""
-    pieces = (piece for paragraph in text.split("\n\n") for piece in wrap(" ".join(paragraph.split()), CHARACTERS))
+    paragraphs = re.split(r"\n[ \t]*\n", text)
+    pieces = (piece for paragraph in paragraphs for piece in wrap(" ".join(paragraph.split()), CHARACTERS))
     return list(dict.fromkeys(piece for piece in pieces if piece.count(" ") >= WORDS - 1))
 
 
