@@ -102,5 +102,5 @@ def test_reruns_are_as_long_as_the_time_allows_and_no_longer_than_the_run(tmp_pa
 
 def test_curves_are_refused_of_what_is_no_run_alone_before_anything_is_computed(tiny_model: Path) -> None:
     for option in ({"checkpoints": True}, {"how_to_keep": True}):
-        with pytest.raises(UserError, match=r"are for a run alone\. Name one run and no other model\."):
+        with pytest.raises(UserError, match=r"are for a run beside its base\. Name one run"):
             evaluate(tiny_model, 0, suites=["latency"], **option)

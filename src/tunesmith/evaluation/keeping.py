@@ -59,7 +59,10 @@ class Keeping:
         if not self.is_asked_for:
             return
         if run is None:
-            raise UserError("--checkpoints and --how-to-keep are for a run alone. Name one run and no other model.")
+            raise UserError(
+                "--checkpoints and --how-to-keep are for a run beside its base. Name one run and no other model, and "
+                "measure no --suite quantization."
+            )
         if not 0 <= self.tolerance < 1:
             raise UserError(
                 f"--tolerance {self.tolerance:g} is not a share of the loss. Use 0.01 for 1 %, for example."
