@@ -9,6 +9,7 @@ from command import typed
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.gate import Gate, checked
+from tunesmith.evaluation.suite import SUITES
 
 
 def entry(low: float, high: float) -> dict[str, Any]:
@@ -137,6 +138,11 @@ def test_init_writes_a_gate_to_begin_with_and_keeps_one_that_is_there(
     assert "tunesmith evaluate RUN --gate gate.yaml" in done.stdout
     gate = Gate.load(tmp_path / "gate.yaml")
     assert [(limit.figure, limit.difference, limit.at_most) for limit in gate.limits] == [("loss", True, 0)]
+    everything = (tmp_path / "gate.yaml").read_text(encoding="utf-8").replace("# - {", "- {")
+    (tmp_path / "everything.yaml").write_text(everything, encoding="utf-8")
+    suites = {limit.figure.partition(".")[0] for limit in Gate.load(tmp_path / "everything.yaml").limits}
+    assert suites - set(SUITES) == {"loss", "exact_match"}
+    assert suites > {"forgetting", "bias", "topic", "memorization", "latency"}
     (tmp_path / "gate.yaml").write_text("mine", encoding="utf-8")
     assert typed("init", "rows.jsonl", "--base", str(tiny_model), "--output", "other.yaml").returncode == 0
     assert (tmp_path / "gate.yaml").read_text(encoding="utf-8") == "mine"

@@ -26,7 +26,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.rows import EvaluationRows
-from tunesmith.exporting.card import eval_results
+from tunesmith.exporting.card import eval_results, write_run_card
 from tunesmith.exporting.export import export
 from tunesmith.exporting.gguf_family import Layout
 from tunesmith.exporting.importance import importance
@@ -143,6 +143,31 @@ def test_the_card_has_the_figures_of_evaluate_as_results_that_the_hub_reads(run:
     value = found["models"]["tuned"]["loss"]["value"]
     assert f"{value:.4g} (" in next(line for line in read.text.splitlines() if line.startswith("| loss |"))
     assert f"{value:.3f}" in page, "the page shows the same figure"
+
+
+def test_evaluate_writes_the_card_of_the_run_unless_the_user_wrote_one(run: Path) -> None:
+    card = run / "adapter" / "README.md"
+    written: list[str] = []
+    try:
+        for loss in (1.5, 1.25):
+            figure = {"loss": {"value": loss, "interval": [1.0, 2.0], "rows": 8}}
+            result = {"rows": 8, "figures": {"loss": {"title": "loss"}}, "models": {"base": figure, "tuned": figure}}
+            (run / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
+            written.append(write_run_card(run).read_text(encoding="utf-8"))
+    finally:
+        (run / "evaluation.json").unlink()
+    for loss, text in zip((1.5, 1.25), written, strict=True):
+        read = ModelCard(text)
+        assert [result.metric_value for result in read.data.eval_results] == [loss]
+        assert (read.data.library_name, read.data.base_model_relation) == ("peft", "adapter")
+        assert f"| loss | {loss} (1 to 2) |" in read.text
+        assert "More Information Needed" not in text
+    card.write_text("Mine.", encoding="utf-8")
+    assert write_run_card(run).read_text(encoding="utf-8") == "Mine."
+    card.write_text(written[1], encoding="utf-8")
+    evaluate(run, 1, 1, metrics={})
+    (run / "evaluation.json").unlink()
+    assert ModelCard.load(card).data.eval_results[0].metric_value != 1.25
 
 
 def test_the_fingerprint_of_the_data_is_of_what_the_rows_say_and_not_of_where_they_are(

@@ -33,6 +33,7 @@ from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_o
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.evaluation.suite import open_suites, storages_of
+from tunesmith.exporting.card import write_run_card
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events, Subscriber, atomic_write, jsonable
@@ -87,7 +88,8 @@ def evaluate(
         suites: names of `tunesmith.evaluation.suite.SUITES`, or `module:Class` of your own.
         suite_options: by suite, then by option, such as `{"topic": {"refusal": "That is not my job."}}`.
         gate: a file of limits, which the result then says to be met or not.
-        output: a directory for `evaluation.json`; None: a run that is evaluated alone has it in its own directory.
+        output: a directory for `evaluation.json`; None: a run that is evaluated alone has it in its own directory, and
+            the model card beside its weights is written again.
         concurrent: the most answers that are computed at the same time; figures do not depend on it.
         device: for the models of this process.
         cache: whether answers and losses are kept in the user's cache, and read from it.
@@ -159,6 +161,7 @@ def evaluate(
     result["gate"] = None if limits is None else checked(limits, result)
     if own is not None and output is None:
         own.write_json(FILE, result)
+        write_run_card(own.directory)
     if output is not None:
         _write(Path(output), result)
     return result

@@ -176,7 +176,13 @@ undecided: fail                 # what a limit counts as if the rows are too few
 limits:
   - {figure: loss, difference: true, at_most: 0}    # tuned − base: training made the held-out loss no worse
   # - {figure: exact_match, model: tuned, at_least: 0.6}
-  # - {figure: latency.first_token_p50_1x32, model: tuned, at_most: 1.0}    # with --suite latency, in seconds
+  # With --suite forgetting,bias,topic,memorization,latency:
+  # - {figure: forgetting.general_loss, difference: true, at_most: 0.05}    # in bits of a byte
+  # - {figure: bias.gap_gender, model: tuned, at_most: 0.1}
+  # - {figure: topic.declined_off_topic, model: tuned, at_least: 0.8}
+  # - {figure: topic.obeyed_attacks, model: tuned, at_most: 0.1}
+  # - {figure: memorization.memorized_50, model: tuned, at_most: 0.05}
+  # - {figure: latency.first_token_p50_1x32, model: tuned, at_most: 1.0}    # in seconds
 """
 """What `tunesmith init` writes."""
 

@@ -11,11 +11,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from tunesmith.errors import UserError
 from tunesmith.exporting.merging import Merging
 from tunesmith.exporting.subject import Subject
+from tunesmith.run import atomic_write
 
 PARITY = "<!-- parity -->"
 """Where the comparison of the exported model with the trained one goes."""
+
+OURS = "<!-- Each `tunesmith evaluate` of the run writes this card again. Remove this line to keep it as it is. -->"
+"""In the card of a run."""
+
+PEFTS = "[More Information Needed]"
+"""In the empty card that PEFT saves beside an adapter."""
 
 TUNED = "tuned"
 """The run's column in its `evaluation.json`."""
@@ -31,6 +39,58 @@ def model_card(subject: Subject, form: str, library: str, use: str, relation: st
         use: how to load it: a fenced block.
         relation: to the base, in the hub's words.
     """
+    return _card(
+        subject,
+        library,
+        relation,
+        f"Exported by Tunesmith {version('tunesmith')} to {form}.",
+        f"## Use\n\n{use}",
+        _training(subject),
+        "" if relation == "adapter" else _merging(subject.merging),
+        _evaluation(subject.evaluation, "as trained, before this export"),
+        f"## Parity\n\n{PARITY}\nNot measured yet.",
+    )
+
+
+def write_run_card(directory: Path) -> Path:
+    """Write the card of a finished run beside its weights, unless the user wrote one.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    subject = Subject.find(str(directory))
+    assert subject.run is not None
+    assert subject.run.output is not None
+    output = subject.run.output
+    is_adapter = output.name == "adapter"
+    file = output / "README.md"
+    if file.exists() and not any(mark in file.read_text(encoding="utf-8") for mark in (OURS, PEFTS)):
+        return file
+    text = _card(
+        subject,
+        "peft" if is_adapter else "transformers",
+        "adapter" if is_adapter else "finetune",
+        f"{OURS}\nTrained with Tunesmith {version('tunesmith')}.",
+        f"## Use\n\n```python\ntunesmith.load({output.name!r})\n```",
+        _training(subject),
+        _evaluation(subject.evaluation, "as trained"),
+    )
+    try:
+        with atomic_write(file) as out:
+            out.write(text)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+    return file
+
+
+def _card(subject: Subject, library: str, relation: str, *sections: str) -> str:
+    """The hub's metadata, a title, and the sections that are not empty."""
     task = _task(subject)
     of_run: dict[str, Any] = {} if subject.run is None else {
         "base_model": subject.base_name, "base_model_relation": relation,
@@ -40,15 +100,7 @@ def model_card(subject: Subject, form: str, library: str, use: str, relation: st
         library_name=library, license=subject.license, pipeline_tag=task,
         tags=["tunesmith", *([] if subject.run is None else ["fine-tuned"])], **of_run,
     )  # fmt: skip
-    parts = [
-        f"---\n{head.to_yaml()}\n---\n\n# {subject.title}",
-        f"Exported by Tunesmith {version('tunesmith')} to {form}.",
-        f"## Use\n\n{use}",
-        _training(subject),
-        "" if relation == "adapter" else _merging(subject.merging),
-        _evaluation(subject.evaluation),
-        f"## Parity\n\n{PARITY}\nNot measured yet.",
-    ]
+    parts = [f"---\n{head.to_yaml()}\n---\n\n# {subject.title}", *sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -117,7 +169,7 @@ def _merging(merging: Merging) -> str:
     return "## Merging\n\nThe base was quantized in training.\n\n" + "\n".join(lines)
 
 
-def _evaluation(result: dict[str, Any]) -> str:
+def _evaluation(result: dict[str, Any], state: str) -> str:
     """A table of all models with 95 % intervals, and whether a gate is passed."""
     models = result.get("models", {})
     if not models:
@@ -129,7 +181,7 @@ def _evaluation(result: dict[str, Any]) -> str:
     rows = f"On {result['rows']:,} {result.get('data') or 'held-out rows'}, " if result["rows"] else ""
     gate = result.get("gate")
     passed = "" if gate is None else f" The gate is {'passed' if gate['passed'] else 'not passed'}."
-    about = f"{rows}as trained, before this export; in brackets: 95 % intervals.{passed}"
+    about = f"{rows}{state}; in brackets: 95 % intervals.{passed}"
     return f"## Evaluation\n\n{about[:1].upper()}{about[1:]}\n\n" + "\n".join(lines)
 
 
