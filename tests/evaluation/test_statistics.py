@@ -505,3 +505,8 @@ def test_rows_needed_are_those_for_the_difference_found_or_none() -> None:
     assert rows_needed(found, level=0.05 / 10) == rows_to_show(0.1, 0.3, level=0.005)
     assert rows_needed(Difference(0.0, (-0.1, 0.1), 1.0, 0.03, 100)) is None
     assert rows_needed(Difference(1e-6, (-0.1, 0.1), 1.0, 0.03, 100)) is None
+
+
+def test_scores_of_one_are_no_hits() -> None:
+    scores = mean_of([1.0] * 8, [str(row) for row in range(8)], "score", "from 1 to 5", unit="points")
+    assert scores.estimate == (1.0, (1.0, 1.0))

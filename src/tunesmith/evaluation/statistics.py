@@ -84,8 +84,10 @@ def estimate(measured: Measured) -> tuple[float, Interval]:
         value, draws = bootstrap(measured.of, len(measured.units))
         ends = _bias_corrected(value, draws, _influence(measured.of, value, len(measured.units)))
         return value, (min(ends[0], value), max(ends[1], value))
+    if measured.unit != "share":  # scores of 1 on a scale from 1 to 5 are not hits
+        return _mean_with_bootstrap_t(measured.values)
     value, ends = mean_with_interval(measured.values)
-    return value, _within(ends, 0.0, 1.0) if measured.unit == "share" else ends
+    return value, _within(ends, 0.0, 1.0)
 
 
 def paired(before: Measured, after: Measured) -> Difference | None:
