@@ -128,7 +128,10 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("generation", "draft_speed"),
         ("generation", "cache_quality"),
         ("exporting", "parity_noise"),
+        ("exporting", "same_answers"),
+        ("exporting", "export_memory"),
         ("serving", "serve_load"),
+        ("serving", "serve_threads"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -296,3 +297,23 @@ def test_without_the_library_pytorch_computes_the_same(monkeypatch: pytest.Monke
     finally:
         monkeypatch.undo()
         native.library.cache_clear()
+
+
+@built
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's threads from /proc")
+def test_ended_workers_are_gone_and_come_back_when_needed() -> None:
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before, numbers = torch.get_num_threads(), torch.zeros(10**6)
+    try:
+        torch.set_num_threads(3)
+        native.end_workers()
+        alone = threads()
+        for _ in range(2):
+            numbers.add_(1)
+            assert threads() == alone + 2
+            native.end_workers()
+            assert threads() == alone
+    finally:
+        torch.set_num_threads(before)

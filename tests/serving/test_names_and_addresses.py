@@ -3,21 +3,43 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from running_server import save_adapter
 from transformers import GenerationConfig
 
 from tunesmith.errors import UserError
 from tunesmith.inference.sampling import Sampling
+from tunesmith.ops import native
 from tunesmith.serving import vllm
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.guards import is_loopback
 from tunesmith.serving.load import load_service, name_of
 from tunesmith.serving.server import Server, listen
 from tunesmith.serving.vllm import run_vllm, vllm_command
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's threads from /proc")
+def test_the_thread_that_loaded_a_model_has_no_workers_left(tiny_model: Path) -> None:
+    def threads() -> set[str]:
+        return {each.name for each in Path("/proc/self/task").iterdir()}
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        native.end_workers()
+        alone = threads()
+        torch.zeros(10**6).add_(1)
+        workers = threads() - alone
+        load_service(str(tiny_model))
+        assert len(workers) == 1
+        assert not workers & threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

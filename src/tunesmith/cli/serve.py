@@ -1,6 +1,7 @@
 """`tunesmith serve` and `tunesmith keys`: a model behind OpenAI's protocol."""
 
 import logging
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,11 @@ from tunesmith.cli.use import Cache, Draft
 from tunesmith.errors import UserError
 
 keys = typer.Typer(help="API keys of a server: each has a name, and rights.", no_args_is_help=True)
+
+WAITING = "5000"
+"""How often an OpenMP thread looks for the next parallel loop before it sleeps; read when PyTorch is loaded.
+That is a tenth of a millisecond, which most loops of a step follow each other within. With the default, 300,000, the
+event loop and the clients would wait for threads that wait."""
 
 KeyFile = Annotated[Path, typer.Argument(help="The file of keys; only their hashes are in it.")]
 
@@ -64,6 +70,7 @@ def serve(
             raise UserError(f"{', '.join(given)} cannot be used with --engine vllm.")
         _start_vllm(model, name, pairs, host, port, dry_run)
         return
+    os.environ.setdefault("GOMP_SPINCOUNT", WAITING)
     with quick_imports():
         import tunesmith.serving.server
         from tunesmith.serving.service import Limits

@@ -13,6 +13,7 @@ from tunesmith.inference.generate import Generator
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
+from tunesmith.ops import native
 from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.engine_thread import EngineThread
 from tunesmith.serving.feedback import Feedback
@@ -85,6 +86,7 @@ def load_service(
     kept = None if feedback is None else Feedback(Path(feedback))
     loaded = Model(model, device, precision, weights, concurrent, cache)
     generator = _generator(loaded, draft)
+    native.end_workers()  # from here on the engine's thread computes, with workers of its own
     called = name or name_of(model)
     return Service(
         loaded,

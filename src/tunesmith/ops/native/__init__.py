@@ -6,7 +6,7 @@ Set the environment variable `TUNESMITH_NATIVE=0` to turn them off.
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).parent / "kernels.so"
+
+_PAUSE_SOFT = 1
+"""omp_pause_soft of omp.h."""
 
 _POINTER: Any = ctypes.c_void_p
 _LONG, _INT, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -213,15 +216,34 @@ def _loaded() -> ctypes.CDLL:
 
 
 @cache
+def _openmp() -> ctypes.CDLL:
+    """PyTorch's OpenMP, for all that is loaded later too, so that kernels use its threads: others would compete.
+
+    Raises:
+        OSError: PyTorch has another one.
+    """
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    own += sorted((Path(torch.__file__).parent.parent / "torch.libs").glob("libgomp*"))
+    return ctypes.CDLL(str(own[0]) if own else "libgomp.so.1", ctypes.RTLD_GLOBAL)
+
+
+def end_workers() -> None:
+    """End the OpenMP threads that work for the calling thread, which gets new ones when it needs some.
+
+    Each thread that computes has workers of its own. If there are more of all threads than cores, libgomp lets workers
+    sleep after every parallel loop (`gomp_throttled_spin_count`), and waking them takes as long as a loop of one token.
+    """
+    with suppress(OSError, AttributeError):  # another OpenMP, whose threads are shared
+        _openmp().omp_pause_resource_all(_PAUSE_SOFT)
+
+
+@cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, on PyTorch's own threads; None if they are not available."""
     if os.environ.get("TUNESMITH_NATIVE") == "0" or not LIBRARY.exists():
         return None
-    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    own += sorted((Path(torch.__file__).parent.parent / "torch.libs").glob("libgomp*"))
     try:
-        # RTLD_GLOBAL, so that the kernels use PyTorch's thread pool; a second one would compete with it.
-        ctypes.CDLL(str(own[0]) if own else "libgomp.so.1", ctypes.RTLD_GLOBAL)
+        _openmp()
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError:  # built on another system
         return None
