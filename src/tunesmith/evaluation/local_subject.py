@@ -257,6 +257,21 @@ class LocalSubject:
                 timed[order[id(request)]] = clocks.pop(id(request)).timing()
         return [timed[number] for number in range(len(chats))]
 
+    def generator(self) -> Generator:
+        """The model in the engine. If its weights are in memory already, they are used, and changed in place.
+
+        Raises:
+            UserError: the model does not write text, or cannot be loaded.
+        """
+        model, loaded = self._model, vars(self._model)
+        model.require("generate")
+        if "generator" not in loaded:
+            plain = loaded.pop("model", None)
+            loaded["generator"] = Generator.of(
+                model.reference, model.dtype, model.device, model.concurrent, loaded=plain, tokenizer=model.tokenizer
+            )
+        return model.generator
+
     def close(self) -> None:
         """Free the weights. They are loaded again if they are needed again."""
         for name in ("model", "generator"):
@@ -276,21 +291,6 @@ class LocalSubject:
                 self._objective.initialize_head(model)
             use_document_attention(plain_model(model))
         return self._model.model
-
-    def generator(self) -> Generator:
-        """The model in the engine. If its weights are in memory already, they are used, and changed in place.
-
-        Raises:
-            UserError: the model does not write text, or cannot be loaded.
-        """
-        model, loaded = self._model, vars(self._model)
-        model.require("generate")
-        if "generator" not in loaded:
-            plain = loaded.pop("model", None)
-            loaded["generator"] = Generator.of(
-                model.reference, model.dtype, model.device, model.concurrent, loaded=plain, tokenizer=model.tokenizer
-            )
-        return model.generator
 
     def _begin(self, chat: Chat, sampling: Sampling, number: int) -> Writing:
         generator = self.generator()

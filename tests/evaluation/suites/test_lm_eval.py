@@ -22,7 +22,7 @@ try:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    from tunesmith.evaluation.suites.lm_eval import _seed, load_tasks
+    from tunesmith.evaluation.suites.lm_eval import load_tasks, seed_tasks
 except ImportError:
     lm_eval = None
 
@@ -111,7 +111,7 @@ def tasks(tmp_path: Path) -> Path:
 def own_scores(model: Any, tasks: Path) -> dict[str, float]:
     """lm-eval's results of one of its own models, by the names of our figures."""
     loaded = load_tasks([str(tasks)])
-    _seed(loaded["tasks"].values(), None)
+    seed_tasks(loaded["tasks"].values(), None)
     found = lm_eval_evaluate(model, loaded, bootstrap_iters=0)["results"]
     scores: Mapping[str, Mapping[str, Any]] = found
     return {
@@ -236,7 +236,7 @@ def test_chats_are_rendered_with_the_models_template(tiny_model: Path, tasks: Pa
     file = tasks / "choice.yaml"
     api = {"pretrained": str(tiny_model), "dtype": "float32", "device": "cpu"}
     loaded = load_tasks([str(file)])
-    _seed(loaded["tasks"].values(), None)
+    seed_tasks(loaded["tasks"].values(), None)
     theirs = lm_eval_evaluate(HFLM(**api), loaded, bootstrap_iters=0, apply_chat_template=True)["results"]["CHOICE"]
     ours = our_scores(tiny_model, file, chat="yes")
     assert ours["lm-eval.CHOICE_acc"] == theirs["acc,none"]

@@ -17,10 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
+from tunesmith.evaluation.raw_text import RawText
+from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.evaluation.suite import open_suites
 from tunesmith.evaluation.suites.humaneval import pass_at_k
 from tunesmith.evaluation.suites.multiple_choice import read_questions
 from tunesmith.inference.engine import Engine
+from tunesmith.inference.sampling import Sampling
 
 TOKENIZER = byte_tokenizer()
 ROWS = [
@@ -233,6 +236,10 @@ def test_the_beginning_of_a_function_is_continued_as_it_is(here: Path) -> None:
         {"prompt": written, "test": f"def check(f):\n    assert f() == {n}\n", "entry_point": "one"} for n in (1, 2)
     ]
     assert measured(here / "model", "humaneval", file=lines("rows.jsonl", rows)) == {"pass_at_1": 0.5}
+    raw = RawText(open_subject(SubjectName.parse("model"), "model"))
+    (text,) = raw.written([written], [Sampling(8)])
+    pairs = [raw.pair(written, each) for each in (text, text[:-1] + "!", "")]
+    assert [each.is_greedy for each in raw.scores(pairs)] == [True, False, True]
 
 
 def test_suites_of_raw_text_leave_servers_out() -> None:

@@ -83,7 +83,7 @@ class LmEval:
         rows = None
         if context.count is not None:
             rows = {name: spread(len(task.eval_docs), context.count) for name, task in tasks.items()}
-        _seed(tasks.values(), self._few_shot)
+        seed_tasks(tasks.values(), self._few_shot)
         try:
             with redirect_stderr(io.StringIO()):  # its progress bars, beside ours
                 found = evaluate(
@@ -117,7 +117,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     files, directories, others = _sorted_out(names)
-    _seed((), None)
+    seed_tasks((), None)
     # Its index of all tasks takes some seconds, and files and directories do without it.
     manager = TaskManager(include_path=directories or None, include_defaults=bool(others))
     inside = [_tasks_in(directory, manager.task_index) for directory in directories]
@@ -163,8 +163,13 @@ def _tasks_in(directory: Path, index: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _seed(tasks: Any, few_shot: int | None) -> None:
-    """Set lm-eval's seeds, so that each model gets the same few-shot examples, and how many a task has."""
+def seed_tasks(tasks: Any, few_shot: int | None) -> None:
+    """Set lm-eval's seeds, so that each model gets the same few-shot examples, and how many of these a task has.
+
+    Args:
+        tasks: of lm-eval.
+        few_shot: examples; None: as each task says.
+    """
     random.seed(0)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
