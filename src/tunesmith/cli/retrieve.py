@@ -19,6 +19,9 @@ Mode = Annotated[
         "tuned, else weighted, or text without vectors."
     ),
 ]
+Rerank = Annotated[
+    str | None, typer.Option(help="A cross-encoder (a model directory or a hub name) that orders 50 chunks anew.")
+]
 
 
 def index(
@@ -57,6 +60,7 @@ def search(
     question: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
     k: K = 5,
     mode: Mode = "auto",
+    rerank: Rerank = None,
     questions: Annotated[
         Path | None,
         typer.Option(help="A JSONL file of questions with their files and lines: measure all modes on them."),
@@ -74,7 +78,7 @@ def search(
         from tunesmith.report.retrieval import hits_text
         from tunesmith.retrieval.search import Index
 
-    hits = [hit.described() for hit in Index(index).search(question or "", k, mode)]
+    hits = [hit.described() for hit in Index(index).search(question or "", k, mode, rerank)]
     if as_json:
         print(json.dumps(hits, indent=2, ensure_ascii=False))
     else:
@@ -104,6 +108,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
     k: K = 5,
     mode: Mode = "auto",
+    rerank: Rerank = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -118,7 +123,8 @@ def ask(
         import tunesmith.retrieval.ask
         from tunesmith.report.retrieval import answer_text
 
-    answer = tunesmith.retrieval.ask.ask(index, model, question, k, mode, threshold, max_new_tokens).described()
+    found = tunesmith.retrieval.ask.ask(index, model, question, k, mode, threshold, max_new_tokens, rerank)
+    answer = found.described()
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:

@@ -61,6 +61,7 @@ def ask(
     mode: str = AUTO,
     threshold: float | None = None,
     max_new_tokens: int = 256,
+    rerank: str | None = None,
 ) -> Answer:
     """Answer a question from the documents of an index.
 
@@ -76,6 +77,7 @@ def ask(
         threshold: the least relevance of the best chunk; below it, the answer is that nothing was found, and the model
             is not asked. Default: as tuned on your questions, else 0.3.
         max_new_tokens: the most tokens in the answer.
+        rerank: as in `tunesmith.search`.
 
     Returns:
         The answer.
@@ -86,7 +88,7 @@ def ask(
     opened = index if isinstance(index, Index) else Index(index)
     loaded = model if isinstance(model, Model) else load(model)
     loaded.require("generate")
-    hits = opened.search(question, k, mode)
+    hits = opened.search(question, k, mode, rerank)
     least = opened.threshold if threshold is None else threshold
     relevance = opened.relevance(question, hits)
     if relevance < least or not hits:
