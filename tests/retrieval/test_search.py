@@ -48,6 +48,7 @@ def test_full_text_scores_are_those_of_bm25s(
 
 def test_words_are_compared_without_case_and_read_in_every_script() -> None:
     assert words_of("Read_text (ﬁle), STRASSE straße 3.5") == ["read", "text", "file", "strasse", "strasse", "3", "5"]
+    assert words_of("Read_text 3.5 -x") == words_of("Read_text 3.5 -x–")
     assert words_of("東京に行く。한국어") == ["東", "京", "に", "行", "く", "한국어"]
 
 

@@ -24,6 +24,8 @@ K1, B = 1.2, 0.75
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 """Letters and digits; Chinese and Japanese characters one by one, since no space parts their words."""
 
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+
 _ARRAYS = ("starts", "chunks", "counts", "scores", "lengths")
 
 
@@ -36,6 +38,8 @@ def words_of(text: str) -> list[str]:
     Returns:
         In order, with repetitions, in lower case (case-folded, NFKC); `read_text` is two words.
     """
+    if text.isascii():  # the same words, in half the time
+        return _ASCII_WORD.findall(text.lower())
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -83,8 +87,8 @@ class FullText:
         if span is None:
             return False
         chunks = self._chunks[span]
-        place = int(np.searchsorted(chunks, chunk))
-        return place < len(chunks) and int(chunks[place]) == chunk
+        position = int(np.searchsorted(chunks, chunk))
+        return position < len(chunks) and int(chunks[position]) == chunk
 
     def _span(self, word: str) -> slice | None:
         """Where the word's chunks and scores are."""
@@ -114,7 +118,7 @@ def counted(texts: Iterable[str]) -> tuple[list[bytes], sparse.csr_matrix]:
         starts.append(len(found))
     ones = np.ones(len(found), np.int32)
     shape = (len(starts) - 1, len(numbers))
-    matrix = sparse.csr_matrix((ones, np.array(found, np.int32), np.array(starts, np.int64)), shape=shape)
+    matrix = sparse.csr_matrix((ones, np.frombuffer(found, np.intc), np.frombuffer(starts, np.int64)), shape=shape)
     matrix.sum_duplicates()
     return [word.encode() for word in numbers], matrix
 
@@ -140,8 +144,8 @@ def write_full_text(
     matrix.sort_indices()
     lengths = np.asarray(counts.sum(1), np.int32).reshape(-1)
     write_lines(directory / "words.txt", (words[index] for index in used))
-    places = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
-    arrays = (*places, matrix.data, _scores(matrix, lengths), lengths)
+    indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+    arrays = (*indices, matrix.data, _scores(matrix, lengths), lengths)
     for name, values in zip(_ARRAYS, arrays, strict=True):
         np.save(directory / f"{name}.npy", values)
 
