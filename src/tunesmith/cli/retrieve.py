@@ -87,8 +87,7 @@ def search(
 
 def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: bool) -> None:
     with quick_imports():
-        from tunesmith.report.retrieval import tuned_text
-        from tunesmith.report.table import evaluation_table
+        from tunesmith.report.retrieval import measured_table, tuned_text
         from tunesmith.retrieval.tuning import measure_questions, tune
         from tunesmith.run import jsonable
 
@@ -97,7 +96,7 @@ def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: boo
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    console.print(evaluation_table(result))
+    console.print(measured_table(result))
     if is_tuning:
         console.print(tuned_text(result["tuned"]), soft_wrap=True)
 

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.text import Text
 
 from tunesmith.report.formatting import duration
+from tunesmith.report.table import evaluation_table
 
 EXAMPLES = 5
 """Unread files that are named."""
@@ -107,6 +109,21 @@ def answer_text(answer: Mapping[str, Any]) -> Text:
             text.append(f"  “{' '.join(citation['quote'].split())}”")
         seen.add(key)
     return text
+
+
+def measured_table(result: dict[str, Any]) -> Group:
+    """How well each way to search finds the passages of questions.
+
+    Args:
+        result: as `measure_questions` returns it.
+
+    Returns:
+        The table, and what its numbers are.
+    """
+    table = evaluation_table(result)
+    caption, table.caption = table.caption, None
+    alone = f"Way: {result['reference']}. " if len(result["models"]) == 1 else ""
+    return Group(table, f"{alone}{caption}")
 
 
 def tuned_text(tuned: Mapping[str, Any]) -> str:

@@ -115,7 +115,8 @@ def _fitting(model: Model, question: str, hits: list[Hit], max_new_tokens: int) 
     room = room_for_text(model.generator.model)
     for count in range(len(hits), 0, -1):
         text = model.prompt([{"role": "user", "content": _prompt(model, question, hits[:count])}])
-        if room is None or len(model.generator.ids(text)) + max_new_tokens <= room:
+        tokens = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if room is None or len(tokens) + max_new_tokens <= room:
             return hits[:count]
     raise UserError(
         f"{model.name} reads at most {room:,} tokens, too few for a chunk, the question and an answer of "

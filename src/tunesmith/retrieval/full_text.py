@@ -68,19 +68,17 @@ class FullText:
         return scores
 
     def rarity(self, word: str) -> float:
-        """The weight of a word: ln(1 + (N − n + ½) / (n + ½)), highest for one that is in no chunk."""
+        """The weight of a word, ln(1 + (N − n + ½) / (n + ½)). One that is in no chunk weighs as if it were in one: in
+        few documents, many common words are missing."""
         span = self._span(word)
-        found = 0 if span is None else span.stop - span.start
+        found = 1 if span is None else span.stop - span.start
         return float(np.log1p((len(self.lengths) - found + 0.5) / (found + 0.5)))
 
     def coverage(self, question: str, chunk: int) -> float:
-        """The share of a question's words that a chunk holds, from 0 to 1, each weighted by its rarity. One that is
-        in no chunk has the mean weight of the others: whether it is a name or says nothing cannot be known."""
-        words = set(words_of(question))
-        weights = {word: self.rarity(word) for word in words if self._span(word) is not None}
+        """The share of a question's words that a chunk holds, from 0 to 1, each weighted by its rarity."""
+        weights = {word: self.rarity(word) for word in set(words_of(question))}
         covered = sum(weight for word, weight in weights.items() if self._holds(chunk, word))
-        total = sum(weights.values()) * len(words) / max(1, len(weights))
-        return covered / total if total else 0.0
+        return covered / sum(weights.values()) if weights else 0.0
 
     def _holds(self, chunk: int, word: str) -> bool:
         span = self._span(word)
