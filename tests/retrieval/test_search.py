@@ -5,8 +5,12 @@ from pathlib import Path
 import bm25s
 import numpy as np
 import pytest
+import torch
+from families import config_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix import word_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunesmith
 from tunesmith.errors import UserError
@@ -44,6 +48,7 @@ def test_full_text_scores_are_those_of_bm25s(
 
 def test_words_are_compared_without_case_and_read_in_every_script() -> None:
     assert words_of("Read_text (ﬁle), STRASSE straße 3.5") == ["read", "text", "file", "strasse", "strasse", "3", "5"]
+    assert words_of("Read_text 3.5 -x") == words_of("Read_text 3.5 -x–")
     assert words_of("東京に行く。한국어") == ["東", "京", "に", "行", "く", "한국어"]
 
 
@@ -61,10 +66,9 @@ def test_full_text_with_parts_of_an_older_one_equals_a_new_one(tmp_path: Path) -
 def test_the_coverage_of_a_question_weights_words_by_rarity(tmp_path: Path) -> None:
     found = full_text(tmp_path / "a", ["the cat", "the dog", "the"])
     assert found.coverage("the cat", 0) == pytest.approx(1)
-    assert found.coverage("the cat", 1) == pytest.approx(
-        found.rarity("the") / (found.rarity("the") + found.rarity("cat"))
-    )
-    assert found.coverage("The zebra", 0) == pytest.approx(0.5), "an unknown word counts as the others do"
+    the, cat = (found.rarity(word) for word in ("the", "cat"))
+    assert found.coverage("the cat", 1) == pytest.approx(the / (the + cat))
+    assert found.coverage("The zebra", 0) == pytest.approx(the / (the + cat)), "as if it were in one chunk"
     assert found.coverage("?!", 0) == 0
 
 
@@ -163,3 +167,35 @@ def test_what_cannot_be_searched_is_refused(index: Index, documents: Path, tmp_p
     assert tunesmith.search(tmp_path / "text", "zebra") == []
     with pytest.raises(UserError, match="does not embed texts"):
         tunesmith.index(documents, tmp_path / "other", encoder=str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def crossing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder with random weights."""
+    directory = tmp_path_factory.mktemp("crossing")
+    tokenizer = word_tokenizer()
+    config = config_of("bert", len(tokenizer), initializer_range=0.3)
+    config.num_labels = 1
+    torch.manual_seed(4)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_a_re_ranker_orders_what_another_way_found(index: Index, crossing: Path, reading: Path) -> None:
+    question = "w3 w9 film"
+    first = index.search(question, 40, "text")
+    found = index.search(question, 3, "text", rerank=str(crossing))
+    model = AutoModelForSequenceClassification.from_pretrained(crossing).eval()
+    tokenizer = AutoTokenizer.from_pretrained(crossing)
+    scores = {}
+    for hit in first:
+        pair = tokenizer(question, f"{hit.headings[0]}\n{hit.text}", return_tensors="pt")
+        scores[hit.chunk] = float(model(**pair).logits)
+    expected = sorted(scores, key=lambda chunk: -scores[chunk])[:3]
+    assert [hit.chunk for hit in found] == expected
+    assert [hit.score for hit in found] == pytest.approx([scores[chunk] for chunk in expected], abs=1e-5)
+    with pytest.raises(UserError, match=r"has 3 outputs, and a re-ranker has one\. Name a cross-encoder"):
+        index.search(question, rerank=str(reading / "classes"))
+    with pytest.raises(UserError, match="not_there"):
+        index.search(question, rerank="./not_there")

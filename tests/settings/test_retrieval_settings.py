@@ -93,6 +93,24 @@ def test_search_measures_questions_and_tunes_on_half_of_them(reading: Path) -> N
     assert len(values("search", "i", "w9", "--mode", "dense")) == 5
 
 
+@shows("tunesmith search --rerank", "tunesmith ask --rerank")
+def test_a_re_ranker_orders_the_chunks_of_search_and_ask(reading: Path, model: Path, here: Path) -> None:
+    from families import config_of
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reading / "vectors")
+    config = config_of("bert", len(tokenizer), initializer_range=0.3)
+    config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained("cross")
+    tokenizer.save_pretrained("cross")
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    plain, ranked = (values("search", "i", "leave", *more) for more in ((), ("--rerank", "cross")))
+    assert {hit["file"] for hit in plain} == {hit["file"] for hit in ranked} == {"a.md", "b.md"}
+    assert [hit["score"] for hit in ranked] != [hit["score"] for hit in plain]
+    answer = values("ask", "i", model, "leave", "-k", 1, "--rerank", "cross")
+    assert answer["citations"][0]["file"] == ranked[0]["file"]
+
+
 @pytest.fixture
 def model(here: Path) -> Path:
     """Writes `Trains [1]`."""

@@ -19,6 +19,9 @@ Mode = Annotated[
         "tuned, else weighted, or text without vectors."
     ),
 ]
+Rerank = Annotated[
+    str | None, typer.Option(help="A cross-encoder (a model directory or a hub name) that orders 50 chunks anew.")
+]
 
 
 def index(
@@ -57,6 +60,7 @@ def search(
     question: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
     k: K = 5,
     mode: Mode = "auto",
+    rerank: Rerank = None,
     questions: Annotated[
         Path | None,
         typer.Option(help="A JSONL file of questions with their files and lines: measure all modes on them."),
@@ -74,7 +78,7 @@ def search(
         from tunesmith.report.retrieval import hits_text
         from tunesmith.retrieval.search import Index
 
-    hits = [hit.described() for hit in Index(index).search(question or "", k, mode)]
+    hits = [hit.described() for hit in Index(index).search(question or "", k, mode, rerank)]
     if as_json:
         print(json.dumps(hits, indent=2, ensure_ascii=False))
     else:
@@ -83,8 +87,7 @@ def search(
 
 def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: bool) -> None:
     with quick_imports():
-        from tunesmith.report.retrieval import tuned_text
-        from tunesmith.report.table import evaluation_table
+        from tunesmith.report.retrieval import measured_table, tuned_text
         from tunesmith.retrieval.tuning import measure_questions, tune
         from tunesmith.run import jsonable
 
@@ -93,7 +96,7 @@ def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: boo
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    console.print(evaluation_table(result))
+    console.print(measured_table(result))
     if is_tuning:
         console.print(tuned_text(result["tuned"]), soft_wrap=True)
 
@@ -104,6 +107,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
     k: K = 5,
     mode: Mode = "auto",
+    rerank: Rerank = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -118,7 +122,8 @@ def ask(
         import tunesmith.retrieval.ask
         from tunesmith.report.retrieval import answer_text
 
-    answer = tunesmith.retrieval.ask.ask(index, model, question, k, mode, threshold, max_new_tokens).described()
+    found = tunesmith.retrieval.ask.ask(index, model, question, k, mode, threshold, max_new_tokens, rerank)
+    answer = found.described()
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:

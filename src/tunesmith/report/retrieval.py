@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.text import Text
 
 from tunesmith.report.formatting import duration
+from tunesmith.report.table import evaluation_table
 
 EXAMPLES = 5
 """Unread files that are named."""
@@ -47,14 +49,14 @@ def hits_text(hits: Sequence[Mapping[str, Any]]) -> Text:
         hits: as `Hit.described` gives them.
 
     Returns:
-        For each its place, its headings and the first lines of its text.
+        For each its location, its headings and the first lines of its text.
     """
     if not hits:
         return Text("Nothing found.", "yellow")
     parts = []
     for number, hit in enumerate(hits, start=1):
         text = Text(f"{number}. ", "bold")
-        text.append(place_of(hit), "bold cyan").append(f"  {hit['score']:.3f}", "dim")
+        text.append(location_of(hit), "bold cyan").append(f"  {hit['score']:.3f}", "dim")
         if hit["headings"]:
             text.append(f"\n{' › '.join(hit['headings'])}", "dim")
         lines = hit["text"].splitlines()
@@ -65,14 +67,14 @@ def hits_text(hits: Sequence[Mapping[str, Any]]) -> Text:
     return Text("\n\n").join(parts)
 
 
-def place_of(found: Mapping[str, Any]) -> str:
+def location_of(found: Mapping[str, Any]) -> str:
     """Where a chunk or a quoted sentence is: `faq.md:12–15`, or `manual.pdf, page 3`.
 
     Args:
         found: with `file`, `lines`, and `page` if the format has pages.
 
     Returns:
-        The place.
+        The location.
     """
     first, last = found["lines"]
     if found.get("page") is not None:
@@ -103,10 +105,25 @@ def answer_text(answer: Mapping[str, Any]) -> Text:
     for citation in answer["citations"]:
         key = citation["number"], citation["quote"]
         if citation["supports"] and key not in seen:
-            text.append(f"\n[{citation['number']}] ", "bold").append(place_of(citation), "bold cyan")
+            text.append(f"\n[{citation['number']}] ", "bold").append(location_of(citation), "bold cyan")
             text.append(f"  “{' '.join(citation['quote'].split())}”")
         seen.add(key)
     return text
+
+
+def measured_table(result: dict[str, Any]) -> Group:
+    """How well each way to search finds the passages of questions.
+
+    Args:
+        result: as `measure_questions` returns it.
+
+    Returns:
+        The table, and what its numbers are.
+    """
+    table = evaluation_table(result)
+    caption, table.caption = table.caption, None
+    alone = f"Way: {result['reference']}. " if len(result["models"]) == 1 else ""
+    return Group(table, f"{alone}{caption}")
 
 
 def tuned_text(tuned: Mapping[str, Any]) -> str:

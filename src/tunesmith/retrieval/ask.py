@@ -61,6 +61,7 @@ def ask(
     mode: str = AUTO,
     threshold: float | None = None,
     max_new_tokens: int = 256,
+    rerank: str | None = None,
 ) -> Answer:
     """Answer a question from the documents of an index.
 
@@ -76,6 +77,7 @@ def ask(
         threshold: the least relevance of the best chunk; below it, the answer is that nothing was found, and the model
             is not asked. Default: as tuned on your questions, else 0.3.
         max_new_tokens: the most tokens in the answer.
+        rerank: as in `tunesmith.search`.
 
     Returns:
         The answer.
@@ -86,7 +88,7 @@ def ask(
     opened = index if isinstance(index, Index) else Index(index)
     loaded = model if isinstance(model, Model) else load(model)
     loaded.require("generate")
-    hits = opened.search(question, k, mode)
+    hits = opened.search(question, k, mode, rerank)
     least = opened.threshold if threshold is None else threshold
     relevance = opened.relevance(question, hits)
     if relevance < least or not hits:
@@ -113,7 +115,8 @@ def _fitting(model: Model, question: str, hits: list[Hit], max_new_tokens: int) 
     room = room_for_text(model.generator.model)
     for count in range(len(hits), 0, -1):
         text = model.prompt([{"role": "user", "content": _prompt(model, question, hits[:count])}])
-        if room is None or len(model.generator.ids(text)) + max_new_tokens <= room:
+        tokens = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if room is None or len(tokens) + max_new_tokens <= room:
             return hits[:count]
     raise UserError(
         f"{model.name} reads at most {room:,} tokens, too few for a chunk, the question and an answer of "

@@ -231,11 +231,11 @@ class _Build:
         origins = {**self._pending.origins, **self._origins}
         before = [] if self._before is None else [document for document, _ in self._before.documents()]
         self.done.removed = len({each.file for each in before} - {each.file for each in documents})
-        placed: list[tuple[Document, Origin]] = [(document, origins[document.key]) for document in documents]
+        located: list[tuple[Document, Origin]] = [(document, origins[document.key]) for document in documents]
         if self._before is None and not documents:
             raise UserError(f"{self._source} holds no document that can be read.{_examples(self.done.unread)}")
         if self._before is None or self._differs(documents, before):
-            version = publish(self._path, self._settings, self._source.absolute(), self.done.unread, placed)
+            version = publish(self._path, self._settings, self._source.absolute(), self.done.unread, located)
         else:
             version = self._before
         self._pending.remove()

@@ -24,6 +24,8 @@ K1, B = 1.2, 0.75
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 """Letters and digits; Chinese and Japanese characters one by one, since no space parts their words."""
 
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+
 _ARRAYS = ("starts", "chunks", "counts", "scores", "lengths")
 
 
@@ -36,6 +38,8 @@ def words_of(text: str) -> list[str]:
     Returns:
         In order, with repetitions, in lower case (case-folded, NFKC); `read_text` is two words.
     """
+    if text.isascii():  # the same words, in half the time
+        return _ASCII_WORD.findall(text.lower())
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -64,27 +68,25 @@ class FullText:
         return scores
 
     def rarity(self, word: str) -> float:
-        """The weight of a word: ln(1 + (N − n + ½) / (n + ½)), highest for one that is in no chunk."""
+        """The weight of a word, ln(1 + (N − n + ½) / (n + ½)). One that is in no chunk weighs as if it were in one: in
+        few documents, many common words are missing."""
         span = self._span(word)
-        found = 0 if span is None else span.stop - span.start
+        found = 1 if span is None else span.stop - span.start
         return float(np.log1p((len(self.lengths) - found + 0.5) / (found + 0.5)))
 
     def coverage(self, question: str, chunk: int) -> float:
-        """The share of a question's words that a chunk holds, from 0 to 1, each weighted by its rarity. One that is
-        in no chunk has the mean weight of the others: whether it is a name or says nothing cannot be known."""
-        words = set(words_of(question))
-        weights = {word: self.rarity(word) for word in words if self._span(word) is not None}
+        """The share of a question's words that a chunk holds, from 0 to 1, each weighted by its rarity."""
+        weights = {word: self.rarity(word) for word in set(words_of(question))}
         covered = sum(weight for word, weight in weights.items() if self._holds(chunk, word))
-        total = sum(weights.values()) * len(words) / max(1, len(weights))
-        return covered / total if total else 0.0
+        return covered / sum(weights.values()) if weights else 0.0
 
     def _holds(self, chunk: int, word: str) -> bool:
         span = self._span(word)
         if span is None:
             return False
         chunks = self._chunks[span]
-        place = int(np.searchsorted(chunks, chunk))
-        return place < len(chunks) and int(chunks[place]) == chunk
+        position = int(np.searchsorted(chunks, chunk))
+        return position < len(chunks) and int(chunks[position]) == chunk
 
     def _span(self, word: str) -> slice | None:
         """Where the word's chunks and scores are."""
@@ -114,7 +116,7 @@ def counted(texts: Iterable[str]) -> tuple[list[bytes], sparse.csr_matrix]:
         starts.append(len(found))
     ones = np.ones(len(found), np.int32)
     shape = (len(starts) - 1, len(numbers))
-    matrix = sparse.csr_matrix((ones, np.array(found, np.int32), np.array(starts, np.int64)), shape=shape)
+    matrix = sparse.csr_matrix((ones, np.frombuffer(found, np.intc), np.frombuffer(starts, np.int64)), shape=shape)
     matrix.sum_duplicates()
     return [word.encode() for word in numbers], matrix
 
@@ -140,8 +142,8 @@ def write_full_text(
     matrix.sort_indices()
     lengths = np.asarray(counts.sum(1), np.int32).reshape(-1)
     write_lines(directory / "words.txt", (words[index] for index in used))
-    places = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
-    arrays = (*places, matrix.data, _scores(matrix, lengths), lengths)
+    indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+    arrays = (*indices, matrix.data, _scores(matrix, lengths), lengths)
     for name, values in zip(_ARRAYS, arrays, strict=True):
         np.save(directory / f"{name}.npy", values)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> int:
-    """Write lines, and beside them an array with the place of each.
+    """Write lines, and beside them an array with the offset of each.
 
     Args:
         path: to write; the array's name has `.npy` appended.
@@ -18,13 +18,13 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> int:
     Returns:
         How many there are.
     """
-    places = [0]
+    offsets = [0]
     with path.open("wb") as file:
         for line in lines:
             file.write(line + b"\n")
-            places.append(places[-1] + len(line) + 1)
-    np.save(_places(path), np.array(places, np.int64))
-    return len(places) - 1
+            offsets.append(offsets[-1] + len(line) + 1)
+    np.save(_offsets(path), np.array(offsets, np.int64))
+    return len(offsets) - 1
 
 
 class Lines:
@@ -38,18 +38,18 @@ class Lines:
     """
 
     def __init__(self, path: Path) -> None:
-        self._places = np.load(_places(path), mmap_mode="r")
+        self._offsets = np.load(_offsets(path), mmap_mode="r")
         with path.open("rb") as file:
             is_empty = path.stat().st_size == 0
             self._text: mmap.mmap | bytes = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
-        return len(self._places) - 1
+        return len(self._offsets) - 1
 
     def __getitem__(self, number: int) -> bytes:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return self._text[int(self._places[number]) : int(self._places[number + 1]) - 1]
+        return self._text[int(self._offsets[number]) : int(self._offsets[number + 1]) - 1]
 
     def find(self, line: bytes) -> int | None:
         """The number of a line, if the lines are sorted; None if it is not among them."""
@@ -57,5 +57,5 @@ class Lines:
         return number if number < len(self) and self[number] == line else None
 
 
-def _places(path: Path) -> Path:
+def _offsets(path: Path) -> Path:
     return path.with_name(f"{path.name}.npy")

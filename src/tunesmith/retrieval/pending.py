@@ -100,4 +100,4 @@ class Pending:
     def _open(self, path: Path) -> None:
         segment = Segment(path)
         self._segments += 1
-        self.origins |= {key: Origin(segment, *place) for key, place in segment.documents.items()}
+        self.origins |= {key: Origin(segment, *chunks) for key, chunks in segment.documents.items()}

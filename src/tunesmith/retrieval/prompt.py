@@ -44,7 +44,7 @@ def prompt_of(question: str, hits: Sequence[Hit], special: Collection[str] = ())
         Instructions, chunks and question.
     """
     excerpts = (
-        f"[{number}] {_place(hit, special)}\n{_quoted(hit.text, special)}" for number, hit in enumerate(hits, 1)
+        f"[{number}] {_location(hit, special)}\n{_quoted(hit.text, special)}" for number, hit in enumerate(hits, 1)
     )
     return "\n\n".join([BEFORE, *excerpts, AFTER + _inert(question, special)])
 
@@ -68,7 +68,7 @@ def grammar_of(count: int) -> str:
     )
 
 
-def _place(hit: Hit, special: Collection[str]) -> str:
+def _location(hit: Hit, special: Collection[str]) -> str:
     return _quoted(" › ".join((hit.file, *hit.headings)), special)
 
 

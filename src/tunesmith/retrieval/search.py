@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ from tunesmith.retrieval.ranking import WAYS, WEIGHT, Ranked, Scores
 
 if TYPE_CHECKING:
     from tunesmith.retrieval.encoder import Encoder
+    from tunesmith.retrieval.rerank import Reranker
+
+READ = 50
+"""Chunks that a re-ranker reads."""
 
 THRESHOLD = 0.3
 """The least relevance (`Index.relevance`) of a chunk that may hold an answer, unless it is tuned."""
@@ -193,13 +197,20 @@ class Index:
         assert self.encoder is not None
         return float((self.version.vectors[list(chunks)] @ self.encoder.question(question)).max())
 
-    def search(self, question: str, k: int = 5, mode: str = AUTO) -> list[Hit]:
+    @lru_cache(maxsize=1)  # noqa: B019  an index lives as long as its process
+    def _reranker(self, name: str) -> "Reranker":
+        from tunesmith.retrieval.rerank import Reranker
+
+        return Reranker(name)
+
+    def search(self, question: str, k: int = 5, mode: str = AUTO, rerank: str | None = None) -> list[Hit]:
         """The chunks that fit a question.
 
         Args:
             question: in words.
             k: how many at most.
             mode: `text` (BM25), `dense` (cosine), `rrf` (reciprocal rank fusion), `weighted` (sum), or `auto`.
+            rerank: a cross-encoder that orders the first 50 chunks anew; None: none.
 
         Returns:
             The chunks, the best first.
@@ -210,7 +221,11 @@ class Index:
         if not question.strip():
             raise UserError("There is no question. Give some words to search for.")
         way = self.way(mode)
-        return self.hits(WAYS[way](*self.scores(question, way), self.weight, k))
+        if rerank is None:
+            return self.hits(WAYS[way](*self.scores(question, way), self.weight, k))
+        reranker = self._reranker(rerank)
+        first = self.hits(WAYS[way](*self.scores(question, way), self.weight, max(k, READ)))
+        return reranker.rerank(question, first, k)
 
     def hits(self, ranked: Ranked) -> list[Hit]:
         """Ranked chunks with their texts."""
@@ -225,7 +240,7 @@ class Index:
         )  # fmt: skip
 
 
-def search(index: str | Path, question: str, k: int = 5, mode: str = AUTO) -> list[Hit]:
+def search(index: str | Path, question: str, k: int = 5, mode: str = AUTO, rerank: str | None = None) -> list[Hit]:
     """The chunks of an index that fit a question. For several questions, open the `Index` once.
 
     Args:
@@ -234,6 +249,7 @@ def search(index: str | Path, question: str, k: int = 5, mode: str = AUTO) -> li
         k: how many at most.
         mode: `text` (BM25), `dense` (cosine), `rrf` (reciprocal rank fusion), `weighted` (sum), or `auto`: the one that
             was tuned on your questions, else the weighted sum, or full text if the index has no vectors.
+        rerank: a cross-encoder (a model directory or a hub name) that orders the first 50 chunks anew; None: none.
 
     Returns:
         The chunks, the best first.
@@ -241,4 +257,4 @@ def search(index: str | Path, question: str, k: int = 5, mode: str = AUTO) -> li
     Raises:
         UserError: there is no such index, the question is empty, or the index has no vectors for this mode.
     """
-    return Index(index).search(question, k, mode)
+    return Index(index).search(question, k, mode, rerank)
