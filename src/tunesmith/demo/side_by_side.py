@@ -1,17 +1,19 @@
 """A run's model beside its base: what both write, and whether the base's general abilities are still there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.demo.standard_library import documented
 from tunesmith.inference.generate import BASE, Generator
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype
+from tunesmith.models.quiet import no_warnings
 
 GENERAL_QUESTIONS = (
     "What is the capital of France?",
@@ -29,8 +31,8 @@ TEXTS, LONGEST = 12, 64
 @dataclass(frozen=True)
 class SideBySide:
     """Attributes:
-    tuned: the model with its adapter.
-    base: the model without it: the same object if the adapter can be left out.
+    tuned: the trained model.
+    base: what it was trained from: the same object if that is the model without its adapter.
     """
 
     tuned: Generator
@@ -46,9 +48,13 @@ class SideBySide:
         reference, device = ModelReference.find(str(run)), device_of("auto")
         dtype = writing_dtype("auto", device)
         tuned = Generator.of(reference, dtype, device)
-        if tuned.has_base:
+        if reference.adapter is None:
+            alone = ModelReference(Recipe.load(run / "recipe.yaml").base, reference.head)
+        elif tuned.has_base:
             return cls(tuned, tuned)
-        return cls(tuned, Generator.of(reference.without_adapter(), dtype, device, tokenizer=tuned.tokenizer))
+        else:
+            alone = reference.without_adapter()
+        return cls(tuned, Generator.of(alone, dtype, device, tokenizer=tuned.tokenizer))
 
     def base_answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
         """The base's answer to each question, always taking the most likely token."""
@@ -61,15 +67,15 @@ class SideBySide:
     def general_losses(self) -> tuple[RowLosses, RowLosses]:
         """The base's and the tuned model's loss on prose that is not in the demo's rows: what the standard library's
         modules say of themselves."""
-        rows = list(self._prose())
+        rows = self._prose()
         return _losses(self.base, rows, BASE), _losses(self.tuned, rows)
 
-    def _prose(self) -> Iterator[list[int]]:
+    def _prose(self) -> list[list[int]]:
         texts = sorted(
             (thing.docstring for thing in documented() if thing.kind == "module"), key=lambda text: -len(text.split())
         )
-        for text in texts[:TEXTS]:
-            yield self.tuned.ids(text)[:LONGEST]
+        with no_warnings():  # about the length of texts, which are cut
+            return [self.tuned.ids(text)[:LONGEST] for text in texts[:TEXTS]]
 
 
 def _answers(
