@@ -129,6 +129,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("generation", "cache_quality"),
         ("exporting", "parity_noise"),
         ("serving", "serve_load"),
+        ("evaluation", "evaluation_study"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
