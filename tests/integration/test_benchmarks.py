@@ -5,6 +5,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def test_families_are_listed_by_the_trial_that_a_loaded_model_gets(family: str, 
 
 
 @pytest.mark.parametrize("name", ["few_quality", "stage_quality", "distillation_quality"])
+@pytest.mark.parametrize("name", ["few_quality", "stage_quality", "distillation_quality", "evaluation_study"])
 def test_a_stored_table_is_the_one_that_its_stored_results_give(name: str, script: Script) -> None:
     module = script(name)
     stored = (BENCHMARKS / "results" / f"{name}.md").read_text(encoding="utf-8").splitlines()
@@ -563,3 +565,87 @@ def test_demo_quality_makes_a_row_for_base_and_tuned_model_and_resumes(
     assert lines[2].startswith(f"| embedded | {one['base']['loss']:.3f} |")
     half = 12.706 * 0.2 / 2**0.5 / 2**0.5
     assert lines[3].startswith(f"| tuned, 1 steps, 2 seeds | {one['tuned']['loss'] + 0.1:.3f} ± {half:.3f} |")
+
+
+@pytest.mark.long
+def test_evaluation_study_evaluates_each_trial_once_and_writes_tables_and_plot(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("evaluation_study")
+    numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+    write(module.DATA / "commongen" / "train.concepts.txt", *(f"dog run {each}" for each in numbers for _ in "ab"))
+    write(module.DATA / "commongen" / "train.sentences.txt", *(f"{each} dogs run ." for each in numbers for _ in "ab"))
+    tales = (f"Tale {n} is about a king who had {n} daughters and one horse .\n " for n in range(9))
+    write(module.DATA / "wikitext2" / "test.txt", *tales)
+    pair = "He was poor,She was poor,stereo,gender"
+    write(
+        module.DATA / "crows_pairs" / "crows_pairs_anonymized.csv",
+        "sent_more,sent_less,stereo_antistereo,bias_type",
+        *[pair] * 4,
+    )
+    intents = [f"where is my {thing} number {n},{thing}" for thing in ("card", "money") for n in range(4)]
+    for part in ("train", "test"):
+        write(module.DATA / "banking77" / f"{part}.csv", "text,category", *intents)
+    monkeypatch.setattr(module, "SIZES", module.Sizes(2, 128, 4, 4, 2, 4, 2, 2, 4))
+    monkeypatch.setattr(module, "BASE", "embedded")
+    monkeypatch.setattr(module, "METHOD", "lora")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "evaluation_study.jsonl")
+    tasks = {name: replace(module.TASKS[name], rates=(1e-3,)) for name in ("commongen", "banking77")}
+    monkeypatch.setattr(module, "TASKS", tasks)
+    monkeypatch.setattr("sys.argv", ["evaluation_study.py"])
+    module.main()
+    assert capsys.readouterr().out.count(": done") == 3
+    module.main()
+    assert not capsys.readouterr().out, "no trial is repeated"
+
+    plain, replayed, classified = module.done()
+    assert [each["replay"] for each in (plain, replayed, classified)] == [False, True, False]
+    suites = {name.partition(".")[0] for name in plain["figures"] if "." in name}
+    assert suites == {"forgetting", "bias", "topic", "memorization"}
+    assert {"loss", "coverage", "rouge_l"} <= plain["figures"].keys()
+    assert 0 <= classified["figures"]["accuracy"]["tuned"]["value"] <= 1
+    assert module.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == module.table(module.done())
+    assert module.RESULTS.with_suffix(".svg").stat().st_size > 1000
+
+
+def test_evaluation_study_says_which_data_is_not_there(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("evaluation_study")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "evaluation_study.jsonl")
+    monkeypatch.setattr(module, "DATA", tmp_path / "none")
+    monkeypatch.setattr("sys.argv", ["evaluation_study.py"])
+    module.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(module.TASKS)
+    assert all("is left out: there is no " in line for line in lines)
+    assert not list(tmp_path.glob("evaluation_study.*"))
+
+
+def test_evaluation_study_reports_falls_of_the_loss_as_gains(script: Script) -> None:
+    report = script("evaluation_study_report")
+
+    def figure(value: float, low: float, high: float, verdict: str, unit: str = "share") -> dict[str, Any]:
+        own = {"value": 0.5, "interval": [0.4, 0.6], "rows": 9}
+        change = {"value": value, "interval": [low, high], "verdict": verdict}
+        return {"unit": unit, "base": own, "tuned": own, "difference": change}
+
+    figures = {
+        "loss": figure(-0.3, -0.4, -0.1, "better", "nats"),
+        "coverage": figure(0.2, -0.1, 0.5, "not shown"),
+        "forgetting.general_loss": figure(0.05, 0.01, 0.09, "worse", "bits"),
+        "forgetting.general_divergence": figure(0.0, 0.0, 0.0, "not shown", "nats") | {"base": None},
+    }
+    setting = {"steps": 1, "tokens_per_step": 2, "trained": 3, "held_out": 4, "answered": 5, "suite_rows": 6}
+    trial = {
+        "task": "commongen", "rate": 3e-4, "replay": True, "setting": setting, "date": "2026-01-01", "machine": "any",
+        "figures": figures,
+    }  # fmt: skip
+    point = report.point_of(trial)
+    assert (point.checkpoint, point.gain, point.gain_interval) == ("3e-4 + replay", 0.3, (0.1, 0.4))
+    assert (point.forgetting, point.forgetting_interval) == (0.05, (0.01, 0.09))
+    text = report.table([trial])
+    assert (
+        "| commongen | 3e-4 + replay | **0.300** (0.100 to 0.400) | coverage 50 → 50 % (+20; -10 to 50) | "
+        "**0.050** (0.010 to 0.090) |  | 0.50 (0.40 to 0.60) |"
+    ) in text
