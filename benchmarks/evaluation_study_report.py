@@ -198,11 +198,11 @@ def plot(trials: Sequence[Trial], file: Path) -> None:
 def _panel(axes: Any, points: Sequence[CurvePoint]) -> None:
     for number, point in enumerate((BASE, *points)):
         x, y = point.forgetting, point.gain
-        color = "#888" if point is BASE else "#30638e" if "replay" in point.checkpoint else "#d1495b"
+        color = "#888" if point is BASE else "#30638e" if "replay" in point.name else "#d1495b"
         bars = _bars(x, point.forgetting_interval), _bars(y, point.gain_interval)
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="o", color=color, ms=5, elinewidth=1)
         beside = (-24, -11) if point is BASE else (5, 4 if number % 2 else -11)  # neighbors on different sides
-        axes.annotate(point.checkpoint, (x, y), xytext=beside, textcoords="offset points", fontsize=8)
+        axes.annotate(point.name, (x, y), xytext=beside, textcoords="offset points", fontsize=8)
     best = sorted(frontier([BASE, *points]), key=lambda point: point.forgetting)
     axes.plot([each.forgetting for each in best], [each.gain for each in best], ":", color="#888", linewidth=1)
     axes.locator_params(axis="x", nbins=5)

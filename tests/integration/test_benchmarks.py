@@ -78,7 +78,6 @@ def test_families_are_listed_by_the_trial_that_a_loaded_model_gets(family: str, 
     assert script("paged_families").is_paged(family) == paged
 
 
-@pytest.mark.parametrize("name", ["few_quality", "stage_quality", "distillation_quality"])
 @pytest.mark.parametrize("name", ["few_quality", "stage_quality", "distillation_quality", "evaluation_study"])
 def test_a_stored_table_is_the_one_that_its_stored_results_give(name: str, script: Script) -> None:
     module = script(name)
@@ -642,7 +641,7 @@ def test_evaluation_study_reports_falls_of_the_loss_as_gains(script: Script) -> 
         "figures": figures,
     }  # fmt: skip
     point = report.point_of(trial)
-    assert (point.checkpoint, point.gain, point.gain_interval) == ("3e-4 + replay", 0.3, (0.1, 0.4))
+    assert (point.name, point.gain, point.gain_interval) == ("3e-4 + replay", 0.3, (0.1, 0.4))
     assert (point.forgetting, point.forgetting_interval) == (0.05, (0.01, 0.09))
     text = report.table([trial])
     assert (
