@@ -231,6 +231,18 @@ def test_columns_are_as_short_as_they_can_be(names: list[str], columns: list[str
     assert column_names([SubjectName.parse(name) for name in names]) == columns
 
 
+def test_the_column_of_a_checkpoint_has_its_runs_name_and_what_sets_it_apart(tmp_path: Path) -> None:
+    names = []
+    for side in ("one", "two"):
+        checkpoint = tmp_path / side / "run" / "checkpoints" / "step-000005"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "loop.json").touch()
+        (tmp_path / side / "run" / "recipe.yaml").touch()
+        names.append(SubjectName.parse(str(checkpoint)))
+    assert column_names(names) == ["one/run/step-000005", "two/run/step-000005"]
+    assert column_names(names[:1]) == ["run/step-000005"]
+
+
 @pytest.mark.parametrize(
     ("models", "options", "message"),
     [

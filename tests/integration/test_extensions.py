@@ -485,7 +485,7 @@ def test_code_of_a_run_that_did_not_fail_may_not_change(recipe: Path, tmp_path: 
         tunesmith.resume(tmp_path / "run")
 
 
-def test_a_resumed_run_is_kept_when_its_code_fails_at_once(recipe: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_kept_when_its_code_fails_at_once_and_may_be_corrected(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (recipe.parent / "mylosses.py").write_text(FAILING)
     with tunesmith.Trainer(recipe, run):
@@ -493,7 +493,7 @@ def test_a_resumed_run_is_kept_when_its_code_fails_at_once(recipe: Path, tmp_pat
     (run / "fail").touch()
     with pytest.raises(UserError, match="mylosses:Half failed"):
         tunesmith.resume(run)
-    (run / "fail").unlink()
+    (run / "mylosses.py").write_text(LOSSES)
     assert tunesmith.resume(run).finished
 
 

@@ -129,7 +129,10 @@ def test_adapters_are_the_given_ones_and_those_in_the_directory(tiny_model: Path
 
 
 def test_an_error_has_the_type_and_headers_of_its_status() -> None:
-    for status, kind in ((400, "invalid_request_error"), (401, "authentication_error"), (418, "server_error")):
+    of_openai = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
+    of_openai |= {404: "not_found_error", 413: "invalid_request_error", 415: "invalid_request_error"}
+    of_openai |= {408: "timeout_error", 429: "rate_limit_error", 503: "server_error", 418: "server_error"}
+    for status, kind in of_openai.items():
         assert ApiError(status, "No.", "field", "word").body == {
             "error": {"message": "No.", "type": kind, "param": "field", "code": "word"}
         }

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import openai
@@ -152,6 +154,8 @@ def test_completions_continue_texts_as_they_are(client: openai.OpenAI, tiny_mode
     for choice, each in zip(found.choices, expected, strict=True):
         assert choice.logprobs.token_logprobs == pytest.approx(list(each.logprobs))
         assert "".join(choice.logprobs.tokens) == each.text
+        ends = accumulate(map(len, choice.logprobs.tokens), initial=0)
+        assert choice.logprobs.text_offset == list(ends)[:-1]
     ids = byte_tokenizer()(texts)["input_ids"]
     by_ids = client.completions.create(model="tiny", prompt=ids, max_tokens=6, temperature=0)
     assert [choice.text for choice in by_ids.choices] == [each.text for each in expected]
@@ -162,6 +166,26 @@ def test_completions_continue_texts_as_they_are(client: openai.OpenAI, tiny_mode
         for choice in event.choices:
             parts[choice.index] += choice.text
     assert best.choices[0].text in parts
+    sampled = client.completions.create(
+        model="tiny", prompt="x", max_tokens=6, n=4, seed=1, temperature=1, logprobs=1
+    ).choices
+    assert [choice.text for choice in sampled] == parts
+    likeliest = max(sampled, key=lambda choice: mean(choice.logprobs.token_logprobs))
+    assert best.choices[0].text == likeliest.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"n": 3, "best_of": 2}, "best_of is 2, and n is 3"),
+        ({"best_of": 2, "stream": True}, "best_of cannot be streamed"),
+        ({"prompt": [[5, 9999]]}, "prompt: the model has no token 9999"),
+        ({"prompt": ["x"] * 683, "n": 3}, "683 prompts are to have 3 answers each. Ask for at most 2,048"),
+    ],
+)
+def test_completions_that_cannot_be_are_refused(client: openai.OpenAI, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        client.completions.create(**{"model": "tiny", "prompt": "x", "max_tokens": 2, **fields})
 
 
 def test_echo_reports_the_log_probabilities_of_the_prompt_too(client: openai.OpenAI, tiny_model: Path) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -169,15 +171,23 @@ def test_feedback_beyond_the_limit_is_refused(
         assert refusal.value.status_code == 507
         with pytest.raises(openai.BadRequestError, match=r"comment: .* at most 10000"):
             client.post("/feedback", body={"id": answer.id, "comment": "a" * 10_001}, cast_to=object)
+        with pytest.raises(openai.BadRequestError, match="Give a thumb, a better answer, or a comment"):
+            client.post("/feedback", body={"id": answer.id}, cast_to=object)
+        with pytest.raises(openai.NotFoundError, match="not known here, or too old"):
+            client.post("/feedback", body={"id": "another", "thumb": "up"}, cast_to=object)
 
 
 def test_the_log_has_no_prompts(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tunesmith.serving")
     with served(tiny_model) as server, server.client() as client:
+        started = time.perf_counter()
         chat(client, messages=[{"role": "user", "content": "secret words"}])
+        took = time.perf_counter() - started
         with pytest.raises(openai.BadRequestError):
             chat(client, messages=[{"role": "secret words", "content": "secret words"}])
         with pytest.raises(openai.NotFoundError):
             chat(client, model="secret words")
-    assert "POST /v1/chat/completions 200" in caplog.text
+    found = re.search(r"POST /v1/chat/completions 200, (\d+) ms to the first byte", caplog.text)
+    assert found is not None
+    assert 1 <= int(found[1]) <= 1000 * took + 1
     assert "secret words" not in caplog.text

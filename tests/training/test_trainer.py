@@ -181,6 +181,19 @@ def test_an_error_before_the_first_step_leaves_no_directory(recipe: dict[str, An
     assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_resumed_run_is_kept_when_it_fails_before_its_first_step(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with Trainer(recipe, tmp_path / "run"):
+        pass
+
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        tunesmith.resume(tmp_path / "run", [fail])
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+
+
 def _fails_at(step: int) -> Callable[[dict[str, Any]], None]:
     def fail(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] == step:
