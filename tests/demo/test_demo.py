@@ -111,7 +111,7 @@ def test_the_demo_runs_to_its_end_on_the_embedded_base(
     assert out.count("expected") == 2
     assert all(len(line) <= 80 for line in out.splitlines() if line.startswith(" "))
     run = tmp_path / "runs" / "demo" / "run"
-    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert (run / "model" / "model.safetensors").exists()
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["models"]["tuned"]["loss"]["value"] < evaluation["models"]["base"]["loss"]["value"]
     assert "Did it work?" in (run / "report.html").read_text(encoding="utf-8")

@@ -417,6 +417,18 @@ def test_the_same_installation_gives_the_same_files(place: Path, tmp_path: Path)
     assert len(set(first)) > 10  # the packages are mixed
 
 
+def test_training_rows_have_one_two_and_more_parameters_in_turn_while_there_are_such(
+    place: Path, tmp_path: Path
+) -> None:
+    (place / "wide.py").write_text(
+        'def wide(a: int, b: int, c: int, d: int):\n    """Add four numbers.\n\n    Args:\n'
+        '        a: One.\n        b: Two.\n        c: Three.\n        d: Four.\n    """'
+    )
+    train, _, _ = write_rows(tmp_path / "data", share=0, found=packages([place]))
+    counts = [len(json.loads(row["answer"])["parameters"]["properties"]) for row in written(train)]
+    assert counts[:7] == [1, 2, 4, 1, 2, 2, 2]
+
+
 def test_a_large_package_gives_a_limited_number_of_rows(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(
         "".join(f'def f{n}(x: int):\n    """Describe {n}.\n\n    :param x: A number.\n    """\n' for n in range(400))

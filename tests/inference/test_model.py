@@ -277,3 +277,16 @@ def test_the_demo_compares_with_the_base_also_if_the_adapter_is_within_the_model
     assert models.base_answers(["Hi"], 6) == [base]
     before, after = models.general_losses()
     assert before.loss != after.loss
+
+
+def test_the_demo_compares_with_the_base_also_if_the_run_has_no_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    trained = AutoModelForCausalLM.from_pretrained(tiny_model)
+    randomize(trained)
+    trained.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    recipe = f"base: {tiny_model}\ndata: {{train: rows.jsonl}}\nmethod: {{kind: full}}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    models = SideBySide.of(tmp_path)
+    base = tunesmith.load(tiny_model).generate("Hi", max_new_tokens=6)[0].text.strip()
+    assert models.base_answers(["Hi"], 6) == [base]
+    assert models.tuned_answers(["Hi"], 6) != [base]

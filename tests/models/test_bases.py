@@ -138,8 +138,10 @@ def test_a_base_that_nobody_gives_is_refused_with_the_reason(no_hub: None) -> No
         UserError, match=r"^base: llama-3-8b: meta-llama/Meta-Llama-3-8B cannot be fetched from the hub: "
     ):
         get_base("llama-3-8b")
-    with pytest.raises(UserError, match=r"^llama-9 is not the short name of a base\. `tunesmith bases` lists them\."):
-        get_base("llama-9")
+    with pytest.raises(UserError, match=r"^other is not the short name of a base\. `tunesmith bases` lists them\."):
+        get_base("other")
+    with pytest.raises(UserError, match=r"^smolllm2-135m is not .*\. Did you mean smollm2-135m\? "):
+        get_base("smolllm2-135m")
 
 
 def test_a_base_of_the_hub_is_used_from_its_cache(

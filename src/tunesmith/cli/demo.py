@@ -36,10 +36,10 @@ def get_weather(city: str, days: int = 3, metric: bool = True) -> str:
 HELD_OUT = 16
 """Held-out functions, for which both models write definitions."""
 
-MOST_ROWS = 1000
+MOST_ROWS = 500
 """Functions for training: several times as many as the demo's time allows."""
 
-LONGEST_ANSWER = 150
+LONGEST_ANSWER = 180
 """Tokens; a definition of one of the rows has fewer."""
 
 GENERAL_ANSWER, BASE_ANSWER = 24, 80
@@ -62,10 +62,11 @@ def demo(
     """The full workflow on real data in four minutes: rows, plan, training, evaluation, use."""
     with quick_imports():
         from tunesmith.demo.tools import question
+        from tunesmith.run import Run
 
     console = Console(highlight=False)
     asked = question(ask)
-    if directory is not None and (directory / "run" / "adapter").exists():
+    if directory is not None and Run(directory / "run").finished:
         _show_ask(console, directory / "run", asked)
         return
     with quick_imports():
@@ -103,7 +104,7 @@ def _train(console: Console, directory: Path, base: str | None, overrides: list[
         train_file, _, counts = writing.result()
         writing_prose.result()
     _show_data(console, counts, train_file)
-    _heading(console, "2. Training", f"LoRA on {name}. The recipe: {_short(directory / 'recipe.yaml')}")
+    _heading(console, f"2. Training {name}", f"The recipe: {_short(directory / 'recipe.yaml')}")
     recipe = write_recipe(directory, name, overrides)
     if not sets_steps(overrides):
         steps, tokens = recipe.train.steps, recipe.train.tokens_per_step
@@ -220,16 +221,21 @@ def _show_data(console: Console, counts: dict[str, int], train: Path) -> None:
 
 
 def _show_next(console: Console, directory: Path) -> None:
+    from tunesmith.run import Run
+
     run = _short(directory / "run")
-    lines = (
-        (
-            "ask it yourself",
-            f"tunesmith demo --directory {_short(directory)} --ask {shlex.quote('def f(x: int): ...')}",
-        ),
+    ask = f"tunesmith demo --directory {_short(directory)} --ask {shlex.quote('def f(x: int): ...')}"
+    adapter = (
         ("the adapter, in PEFT's format", f"{run}/adapter"),
+        ("merge it into one model", f"tunesmith export {run} --to hf --output my-model"),
+    )
+    model = (("the trained model", f"{run}/model"),)
+    output = Run(directory / "run").output
+    lines = (
+        ("ask it yourself", ask),
+        *(adapter if output is not None and output.name == "adapter" else model),
         ("the report, with curves", f"tunesmith report {run} --open"),
         ("talk with it", f"tunesmith chat {run}"),
-        ("merge it into one model", f"tunesmith export {run} --to hf --output my-model"),
         ("your own rows", "tunesmith init rows.jsonl && tunesmith train recipe.yaml"),
     )
     for description, command in lines:

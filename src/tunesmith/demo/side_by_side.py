@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.demo.standard_library import documented
 from tunesmith.inference.generate import BASE, Generator
 from tunesmith.inference.held_out import RowLosses
@@ -29,8 +30,8 @@ TEXTS, LONGEST = 12, 64
 @dataclass(frozen=True)
 class SideBySide:
     """Attributes:
-    tuned: the model with its adapter.
-    base: the model without it: the same object if the adapter can be left out.
+    tuned: the trained model.
+    base: what it was trained from: the same object if that is the model without its adapter.
     """
 
     tuned: Generator
@@ -46,9 +47,13 @@ class SideBySide:
         reference, device = ModelReference.find(str(run)), device_of("auto")
         dtype = writing_dtype("auto", device)
         tuned = Generator.of(reference, dtype, device)
-        if tuned.has_base:
+        if reference.adapter is None:
+            alone = ModelReference(Recipe.load(run / "recipe.yaml").base, reference.head)
+        elif tuned.has_base:
             return cls(tuned, tuned)
-        return cls(tuned, Generator.of(reference.without_adapter(), dtype, device, tokenizer=tuned.tokenizer))
+        else:
+            alone = reference.without_adapter()
+        return cls(tuned, Generator.of(alone, dtype, device, tokenizer=tuned.tokenizer))
 
     def base_answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
         """The base's answer to each question, always taking the most likely token."""

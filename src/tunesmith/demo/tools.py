@@ -13,6 +13,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -46,7 +47,8 @@ from tunesmith.run import atomic_write
 
 HELD_OUT_SHARE = 0.2  # of packages; about a fifth of the rows
 ROWS_PER_PACKAGE = 150  # so that no package dominates
-LONGEST_ROW = 600  # characters of question and answer: about 150 tokens of a GPT-2-like tokenizer
+LONGEST_ROW = 1000  # characters of question and answer: about 250 tokens of a GPT-2-like tokenizer
+MANY_PARAMETERS = 3  # rows with this number and more are one kind when rows are mixed
 LONGEST_DESCRIPTION = 20  # words
 
 QUESTION = "Write the JSON tool definition of this Python function.\n\n```python\n{}\n```"
@@ -236,6 +238,15 @@ def _row(module: str, name: str, node: FunctionNode) -> tuple[Row | None, str]:
     return row, ""
 
 
+def _mixed(rows: Iterable[Row]) -> list[Row]:
+    """The rows, with one, two and more parameters in turn while there are such: most functions have a single one."""
+    kinds: list[list[Row]] = [[] for _ in range(MANY_PARAMETERS)]
+    for row in rows:
+        count = len(json.loads(row.answer)["parameters"]["properties"])
+        kinds[min(count, MANY_PARAMETERS) - 1].append(row)
+    return [row for turn in zip_longest(*kinds) for row in turn if row is not None]
+
+
 _NOT_PLAIN = re.compile(
     r"[\\{}|<>=_]{2}|\\|https?:|>>>|[:,;(]$|^\W|deprecated|^(?:see|todo|xxx|same as|alias|refer to|internal)\b", re.I
 )
@@ -274,7 +285,7 @@ def write_rows(
     left_out: Counter[str] = Counter()
     kept = rows(found, left_out)
     all_train, all_held_out, removed = split(kept, share)
-    train, held_out = all_train[:most_train], all_held_out[:most_held_out]
+    train, held_out = _mixed(all_train)[:most_train], _mixed(all_held_out)[:most_held_out]
     counts = {
         "functions": len(kept) + left_out.total(),
         "rows": len(kept),

@@ -1,5 +1,6 @@
 """Bases by short name: what they are, where they come from, and whether they are on this machine."""
 
+import difflib
 import importlib.util
 import json
 import logging
@@ -165,7 +166,9 @@ def get_base(name: str, revision: str | None = None) -> str:
     """
     base = known_bases().get(name)
     if base is None:
-        raise UserError(f"{name} is not the short name of a base. `tunesmith bases` lists them.")
+        near = difflib.get_close_matches(name, known_bases(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name} is not the short name of a base.{hint} `tunesmith bases` lists them.")
     located = base.located(revision)
     if located is not None:
         return located
