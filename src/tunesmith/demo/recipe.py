@@ -65,7 +65,7 @@ SETTINGS = {
     "smollm2-135m-instruct": Settings(
         method="{kind: lora, rank: 16, alpha: 32, last: 12}  # of 30 blocks: less to compute and less to forget",
         tokens=256,
-        rate="2e-3",
+        rate="4e-3",
         seconds=80,
         steps=(40, 160),
     ),

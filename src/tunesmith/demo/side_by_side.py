@@ -1,6 +1,6 @@
 """A run's model beside its base: what both write, and whether the base's general abilities are still there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tunesmith.inference.held_out import RowLosses
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype
+from tunesmith.models.quiet import no_warnings
 
 GENERAL_QUESTIONS = (
     "What is the capital of France?",
@@ -66,15 +67,15 @@ class SideBySide:
     def general_losses(self) -> tuple[RowLosses, RowLosses]:
         """The base's and the tuned model's loss on prose that is not in the demo's rows: what the standard library's
         modules say of themselves."""
-        rows = list(self._prose())
+        rows = self._prose()
         return _losses(self.base, rows, BASE), _losses(self.tuned, rows)
 
-    def _prose(self) -> Iterator[list[int]]:
+    def _prose(self) -> list[list[int]]:
         texts = sorted(
             (thing.docstring for thing in documented() if thing.kind == "module"), key=lambda text: -len(text.split())
         )
-        for text in texts[:TEXTS]:
-            yield self.tuned.ids(text)[:LONGEST]
+        with no_warnings():  # about the length of texts, which are cut
+            return [self.tuned.ids(text)[:LONGEST] for text in texts[:TEXTS]]
 
 
 def _answers(
