@@ -56,7 +56,7 @@ class Settings:
 
 SETTINGS = {
     "embedded": Settings(
-        method="{kind: full}  # LoRA learns much less of the task here",
+        method="{kind: full}  # the base is small",
         tokens=1024,
         rate="1e-3",
         seconds=75,
