@@ -25,7 +25,7 @@ from stored_result import store
 RESULTS = Path(__file__).parent / "results" / "serve_threads.json"
 BASE = "smollm2-135m-instruct"
 TOKENS, ROUNDS = 10, 2
-SETTINGS = (("kept", 300_000), ("ended", 300_000), ("ended", 5_000), ("ended", 1_000))
+SETTINGS = (("kept", 300_000), ("ended", 300_000), ("ended", 20_000), ("ended", 5_000))
 """What becomes of the loading thread's workers, and GOMP_SPINCOUNT; 300,000 is libgomp's default."""
 
 

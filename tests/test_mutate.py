@@ -65,6 +65,7 @@ def test_a_mutation_changes_only_its_own_lines() -> None:
         assert after[len(after) - (len(before) - last) :] == before[last:]
 
 
+@pytest.mark.long
 def test_every_listed_equivalent_is_a_mutation_of_the_present_source() -> None:
     for key in equivalents():
         file, before, after = key.split(" | ", 2)

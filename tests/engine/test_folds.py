@@ -84,6 +84,7 @@ def test_folds_evaluate_all_rows_in_one_command_and_resume_after_a_kill(recipe: 
     assert (again.directory / weights).read_bytes() == (last.directory / weights).read_bytes()
 
 
+@pytest.mark.long
 def test_two_folds_are_evaluated_together_and_individually(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["data"]["folds"], recipe["train"]["steps"] = 2, 1
     last = train(recipe, tmp_path / "folds")

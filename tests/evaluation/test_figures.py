@@ -373,6 +373,7 @@ def test_prediction_metrics_have_each_sides_figures_and_tuned_minus_base() -> No
     assert [sample["answers"]["base"] for sample in found["samples"]] == texts[0]
 
 
+@pytest.mark.long
 def test_differences_of_prediction_metrics_resample_the_same_rows() -> None:
     draw = np.random.default_rng(6)
     targets = draw.normal(3.0, 1.0, 60)

@@ -162,6 +162,7 @@ def test_labels_of_some_answers_correct_the_mean_of_all(small: Callable[..., Any
     assert found["judge"]["models"]["llama"] | {"corrected": None} == found["judge"]["models"]["llama"]
 
 
+@pytest.mark.long
 def test_preferences_correct_the_share_of_wins(small: Callable[..., Any], tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
     people = {"other": 1.0, "llama": 0.0, "tie": 0.5}

@@ -232,7 +232,7 @@ def test_p_value_of_shares_is_mcnemars_exact_one() -> None:
     assert same.interval[1] > 0.1
 
 
-@pytest.mark.parametrize("kind", ["mean", "ratio"])
+@pytest.mark.parametrize("kind", ["mean", pytest.param("ratio", marks=pytest.mark.long)])
 def test_p_values_of_no_difference_are_uniform_and_agree_with_the_interval(kind: str) -> None:
     draw, units, found = np.random.default_rng(2), [str(row) for row in range(40)], []
     for _ in range(150):

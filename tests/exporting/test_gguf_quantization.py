@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.errors import UserError
 from tunesmith.exporting import gguf_quantizer
 from tunesmith.exporting.export import export
-from tunesmith.exporting.gguf_mix import MIXES, Place
+from tunesmith.exporting.gguf_mix import MIXES, TensorPosition
 from tunesmith.exporting.gguf_quantizer import BY_GGUF, _by_llama_cpp, bytes_of, quantize
 
 WIDE = {
@@ -74,7 +74,7 @@ def kinds_in(mix: str, blocks: int, grouped: bool = False, weighted: bool = Fals
     names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     return {
         name: [
-            MIXES[mix].kind(f"blk.{n}.{name}.weight", 4096, Place(n, blocks, grouped, weighted), False).name
+            MIXES[mix].kind(f"blk.{n}.{name}.weight", 4096, TensorPosition(n, blocks, grouped, weighted), False).name
             for n in range(blocks)
         ]
         for name in names
@@ -123,7 +123,7 @@ def test_other_mixes_raise_the_bits_where_llama_cpp_does() -> None:
     ],
 )
 def test_single_matrices_have_llama_cpps_kind(mix: str, name: str, columns: int, is_tied: bool, kind: Kind) -> None:
-    assert MIXES[mix].kind(name, columns, Place(0, 8, False, False), is_tied) == kind
+    assert MIXES[mix].kind(name, columns, TensorPosition(0, 8, False, False), is_tied) == kind
 
 
 @pytest.mark.parametrize("mix", ["bf16", "q8_0", "q5_1", "q4_k_m", "q6_k", "iq4_nl"])

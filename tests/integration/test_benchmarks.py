@@ -135,7 +135,7 @@ def generation_job(model: Path, engine: str, directory: Path, adapters: int = 0)
         ("tunesmith, fp32", 2),
         ("tunesmith, int8", 0),
         ("transformers, fp32", 0),
-        ("transformers continuous, fp32", 0),
+        pytest.param("transformers continuous, fp32", 0, marks=pytest.mark.long),
         ("llama.cpp, F32", 0),
     ],
 )
@@ -286,6 +286,7 @@ def client_job(address: str, streams: int, ends: list[int], seconds: float = 1.5
     }
 
 
+@pytest.mark.long
 def test_serve_loads_client_counts_refused_requests_and_answers_that_are_not_as_asked_for(script: Script) -> None:
     measured = script("serve_client").measured
     with served("embedded", concurrent=1, limits=Limits(queue=1)) as running:

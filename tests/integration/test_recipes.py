@@ -43,6 +43,7 @@ def test_an_example_trains(file: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_example_of_serving_trains_serves_and_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,6 +224,7 @@ tunesmith.export(sys.argv[1], sys.argv[2], "gguf:f32", rows=1, subscribers=[wait
 """
 
 
+@pytest.mark.long
 def test_two_processes_never_write_one_output(base: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.gguf"
     first = subprocess.Popen(

@@ -900,6 +900,7 @@ def few_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.demo.functions.packages", lambda: found)
 
 
+@pytest.mark.long
 @shows("tunesmith demo --directory", "tunesmith demo --set", "tunesmith demo --base", "tunesmith demo --ask")
 def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
     letters: Path, here: Path, few_functions: None

@@ -15,10 +15,10 @@ from tunesmith.errors import UserError
 
 keys = typer.Typer(help="API keys of a server: each has a name, and rights.", no_args_is_help=True)
 
-WAITING = "5000"
+WAITING = "20000"
 """How often an OpenMP thread looks for the next parallel loop before it sleeps; read when PyTorch is loaded.
-That is a tenth of a millisecond, which most loops of a step follow each other within. With the default, 300,000, the
-event loop and the clients would wait for threads that wait."""
+That is half a millisecond, within which most loops of a step follow each other. With libgomp's 300,000, the event loop
+and the clients wait for threads that wait if the machine is busy."""
 
 KeyFile = Annotated[Path, typer.Argument(help="The file of keys; only their hashes are in it.")]
 
