@@ -26,6 +26,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         seconds_of(text)
 
 
+@pytest.mark.long
 def test_a_long_time_allows_all_rows_and_a_short_one_a_few(tiny_model: Path, write_rows: Callable[..., Path]) -> None:
     asked: dict[str, Any] = {"max_new_tokens": 2, "data": write_rows(40)}
     assert evaluate(tiny_model, None, budget="1h", **asked)["generated_rows"] == 40

@@ -134,6 +134,7 @@ def test_replies_are_constrained_by_a_schema_unless_the_server_refuses_it(small:
         assert about == constrained["judge"]["models"][model]
 
 
+@pytest.mark.long
 def test_a_server_that_refuses_more_than_the_schema_is_an_error(small: Callable[..., Any]) -> None:
     def refuses(body: Body) -> str:
         raise RefusedError("too long")

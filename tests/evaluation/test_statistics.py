@@ -481,6 +481,7 @@ def test_swapping_the_sides_of_a_difference_flips_its_interval(values: list[floa
     assert low <= value <= high
 
 
+@pytest.mark.long
 def test_rank_correlation_of_two_models_is_compared_on_the_same_resamples() -> None:
     draw = np.random.default_rng(14)
     truth = draw.normal(size=80)

@@ -45,6 +45,7 @@ def test_prompts_of_latency_differ_from_their_first_word_on() -> None:
     assert {len(text.split()) for text in texts} == {20}
 
 
+@pytest.mark.long
 def test_latency_is_measured_of_a_model_and_of_a_server(tiny_model: Path) -> None:
     with served(tiny_model) as server:
         found = evaluate([tiny_model, f"{server.address}/v1#tiny"], 3, suites=["latency"])

@@ -268,6 +268,7 @@ def test_a_model_in_memory_writes_as_one_that_is_loaded_to_write(
     assert loaded.answers(chats, sampling) != loaded.answers(chats, sampling, adapter="base")
 
 
+@pytest.mark.long
 def test_the_demo_compares_with_the_base_also_if_the_adapter_is_within_the_model(
     tiny_model: Path, tmp_path: Path
 ) -> None:

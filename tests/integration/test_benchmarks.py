@@ -133,10 +133,10 @@ def generation_job(model: Path, engine: str, directory: Path, adapters: int = 0)
     ("engine", "adapters"),
     [
         ("tunesmith, fp32", 2),
-        ("tunesmith, int8", 0),
-        ("transformers, fp32", 0),
+        pytest.param("tunesmith, int8", 0, marks=pytest.mark.long),
+        pytest.param("transformers, fp32", 0, marks=pytest.mark.long),
         pytest.param("transformers continuous, fp32", 0, marks=pytest.mark.long),
-        ("llama.cpp, F32", 0),
+        pytest.param("llama.cpp, F32", 0, marks=pytest.mark.long),
     ],
 )
 def test_each_engine_of_generation_speed_writes_the_tokens_that_are_asked_for(

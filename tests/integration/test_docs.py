@@ -21,7 +21,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?(?: repeat=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-QUICK = ("README", "data")
+QUICK = ("README",)
 """Pages that `make test` executes with short training; `make test-all` executes all pages in full."""
 
 SHORTENED = {

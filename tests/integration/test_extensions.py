@@ -134,6 +134,7 @@ def test_an_objective_beside_the_recipe_trains_by_its_formula(recipe: Path, tmp_
     assert sorted(start["extensions"]["mylosses:Half"]) == sorted(files)
 
 
+@pytest.mark.long
 def test_the_run_keeps_the_code_and_is_evaluated_and_merged_without_the_original(recipe: Path, tmp_path: Path) -> None:
     run = tunesmith.train(recipe, tmp_path / "run").directory
     assert (run / "mylosses.py").read_text() == LOSSES

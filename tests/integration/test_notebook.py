@@ -12,6 +12,7 @@ SHORTER = '"train.steps=2", "train.tokens_per_step=256", "train.evaluate_rows=4"
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 
 
+@pytest.mark.long
 def test_the_notebook_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

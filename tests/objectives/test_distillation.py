@@ -73,6 +73,7 @@ def student_of(tiny_model: Path, rows: Path, teacher: Path, **objective: Any) ->
     }
 
 
+@pytest.mark.long
 def test_student_learns_its_teachers_answers_from_probabilities_alone(
     teacher_directory: Path, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:

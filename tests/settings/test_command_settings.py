@@ -141,6 +141,7 @@ def test_generate_follows_a_schema_from_a_file(letters: Path, tmp_path: Path) ->
     assert "other.json cannot be read" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.long
 @shows("tunesmith generate --draft", "tunesmith answer --draft")
 def test_generate_and_answer_draft_by_look_up_or_a_model_or_not_at_all(
     letters: Path, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -410,6 +411,7 @@ def test_export_writes_the_adapter_alone(adapters: list[Path], here: Path) -> No
     assert all(".lora_" in tensor.name for tensor in file.tensors)
 
 
+@pytest.mark.long
 @shows("tunesmith export --importance-rows")
 def test_export_weights_errors_by_the_rows_of_the_run(readable: Path, here: Path) -> None:
     rows = write_rows(here / "rows.jsonl", [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(20)])

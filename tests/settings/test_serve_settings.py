@@ -190,6 +190,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[PagedModel]:
     return models
 
 
+@pytest.mark.long
 @shows("tunesmith serve --draft")
 def test_serve_drafts_by_look_up_or_a_model_or_not_at_all(letters: Path, computed: list[PagedModel]) -> None:
     answers, steps, models = set(), [], []

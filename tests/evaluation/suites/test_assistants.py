@@ -160,6 +160,7 @@ def test_a_gate_on_loops_fails_a_model_that_does_not_stop_and_passes_the_good_on
     assert not_met(found, "good") == set()
 
 
+@pytest.mark.long
 def test_a_loop_is_no_answer_to_odd_input(looping: Path, own: Path) -> None:
     found = values(evaluate(looping, 4, 60, data=own, suites=["robustness"]), "tuned")
     assert found["robustness.answered_blank"] < 0.5
