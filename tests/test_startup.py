@@ -195,6 +195,7 @@ def test_quick_imports_restores_the_garbage_collector() -> None:
         gc.unfreeze()
 
 
+@pytest.mark.long
 def test_quick_imports_leave_out_scipy_for_object_detection_alone(tmp_path: Path) -> None:
     code = """
 import sys

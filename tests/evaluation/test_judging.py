@@ -100,7 +100,7 @@ def test_wins_are_against_the_first_model_which_ties_with_itself(small: Callable
     assert found["judge"]["models"]["other"]["itself"]["value"] == 1
 
 
-def test_a_judge_that_prefers_a_place_is_told_by_its_disagreement_with_itself(small: Callable[..., Any]) -> None:
+def test_a_judge_that_prefers_a_position_shows_it_by_disagreeing_with_itself(small: Callable[..., Any]) -> None:
     with scripted(lambda _: '{"better": "A"}') as server:
         found = small(server.url, judge_pairs=True)
     assert found["models"]["other"]["judge.wins"]["value"] == 0.5
@@ -143,6 +143,7 @@ def test_a_server_that_refuses_more_than_the_schema_is_an_error(small: Callable[
         small(server.url)
 
 
+@pytest.mark.long
 def test_labels_of_some_answers_correct_the_mean_of_all(small: Callable[..., Any], tmp_path: Path) -> None:
     with scripted(by_points) as server:
         verdicts = small(server.url)["judge"]["models"]["other"]["verdicts"]

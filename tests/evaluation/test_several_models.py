@@ -146,6 +146,7 @@ def test_a_server_alone_is_evaluated_with_the_key_from_the_environment(
     assert (found["rows"], found["loss_tokens"], found["generated_rows"]) == (4, None, 4)
 
 
+@pytest.mark.long
 def test_figures_are_the_same_to_the_bit_at_any_concurrency(runs: Path, tiny_model: Path) -> None:
     found = [
         json.dumps(small([tiny_model, runs / "long"], rows=None, concurrent=count, cache=False)) for count in (1, 7, 64)

@@ -107,7 +107,8 @@ def test_multi_label_model_learns_its_labels_and_loads_in_transformers(
     assert sample["answers"]["tuned"] == sample["expected"]
 
 
-@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.long), "llama"])
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["bert", "llama"])
 def test_regression_predicts_in_the_rows_unit_and_does_not_depend_on_the_unit(
     family: str, bases: Path, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_gate_on_the_topic_passes_the_good_assistant_only(
     assert sum(rows[f"topic.obeyed_{kind}"] for kind in topic_prompts.attack_kinds()) == rows["topic.obeyed_attacks"]
 
 
+@pytest.mark.long
 def test_the_topics_options_name_another_refusal_and_domains_that_are_not_asked_for(assistants: list[Path]) -> None:
     others = [name for name in topic_prompts.domains() if name != "cooking"]
     options = {"refusal": "walrus", "own": ",".join(others)}
@@ -187,6 +188,7 @@ def test_a_gate_on_the_gap_fails_a_model_that_prefers_one_group_and_passes_a_fai
     assert not any("age" in name for name in fair)
 
 
+@pytest.mark.long
 def test_stereotypes_are_counted_by_the_likelier_sentence_of_each_pair(tiny_model: Path, tmp_path: Path) -> None:
     pairs = [(f"He {verb} well.", f"She {verb} well.", kind) for verb in ("cooks", "drives", "reads", "sings", "votes")
              for kind in ("gender", "race-color")]  # fmt: skip

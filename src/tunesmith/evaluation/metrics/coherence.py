@@ -20,7 +20,7 @@ LOOP_TOKENS = 12
 """A repeated end is a loop from this length on: "no, no, no" is none."""
 
 LANGUAGE_LETTERS = 20
-"""Shorter texts are not told apart by language, only by script."""
+"""Shorter texts are not distinguished by language, only by script."""
 
 SURE = 0.9
 """The probability from which py3langid's answer counts."""
@@ -81,8 +81,8 @@ def same_language(answer: str, expected: str) -> float:
     """1 if an answer is in the expected answer's language.
 
     Different scripts (Latin, Cyrillic, Han …) are different languages; kana make a text Japanese. Texts of one script
-    are told apart by py3langid, if both are long enough and it is sure of both. What cannot be told apart counts as the
-    same.
+    are distinguished by py3langid, if both are long enough and it is sure of both. What cannot be distinguished counts
+    as the same.
 
     Args:
         answer: the text to score; an empty one is in no language.

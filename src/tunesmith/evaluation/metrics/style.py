@@ -108,7 +108,7 @@ def style_metric(file: str, directory: Path) -> Metric:
         The metric. The rows' uncertainty is in its interval; that of the error rates is in its explanation.
 
     Raises:
-        UserError: the file cannot be read, has too few examples, or its two sides cannot be told apart.
+        UserError: the file cannot be read, has too few examples, or its two sides cannot be distinguished.
     """
     path = directory / file
     examples, others = _examples(path)

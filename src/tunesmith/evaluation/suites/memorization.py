@@ -167,7 +167,7 @@ def _scores(subject: Subject, rows: Sequence[Passage]) -> list[Score]:
 
 
 def comes_back(score: Score, percent: int) -> float:
-    """The probability that a sample at temperature 1 goes on word for word, if a text's first tokens are given
+    """The probability that a sample at temperature 1 continues word for word, if a text's first tokens are given
     (Hayes et al. 2025, "Measuring memorization in language models via probabilistic extraction").
 
     Args:
@@ -197,7 +197,9 @@ def extraction_figures(
         The figures by name.
     """
     shares = np.array([comes_back(score, percent) for score in scores])
-    meaning = f"the probability that a row goes on word for word ({LONGEST} tokens at most) from its first {percent} %"
+    meaning = (
+        f"the probability that a row continues word for word ({LONGEST} tokens at most) from its first {percent} %"
+    )
     figures = {}
     for name, title, chosen in (("train", "training rows", is_member), ("held_out", "held-out rows", ~is_member)):
         own = [unit for unit, is_chosen in zip(units, chosen, strict=True) if is_chosen]
@@ -217,7 +219,7 @@ def extraction_figures(
 
 
 def membership(signal: NDArray[np.float64], is_member: NDArray[np.bool_], units: Sequence[str], by: str) -> Measured:
-    """How well training rows are told from held-out rows: the area under the ROC curve, 0.5 if not at all.
+    """How well training rows are distinguished from held-out rows: the area under the ROC curve, 0.5 if not at all.
 
     The signal is the mean log-probability of a row's tokens (Yeom et al. 2018), or how much it rose from another
     model's (Carlini et al. 2022, "Membership inference attacks from first principles", section V).
@@ -231,7 +233,7 @@ def membership(signal: NDArray[np.float64], is_member: NDArray[np.bool_], units:
     Returns:
         The figure.
     """
-    explanation = "area under the curve: how often a training row is told from a held-out row; 0.5: by chance"
+    explanation = "area under the curve: how often a training row is distinguished from a held-out row; 0.5: by chance"
     return area_of(signal, is_member, units, f"membership inference {by}", explanation, "lower")
 
 
