@@ -117,11 +117,11 @@ def test_the_command_ends_with_3_if_a_gate_is_not_passed(
     rows = "".join(json.dumps({"question": f"{n}?", "answer": f"It is {n}."}) + "\n" for n in range(4))
     (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     options = ["--data", str(tmp_path / "rows.jsonl"), "--max-new-tokens", "2"]
-    for limit, code, said in (("at_most: 100", 0, "is at most 100"), ("at_most: 0.1", 3, "is not at most 0.1")):
+    for limit, code, shown in (("at_most: 100", 0, "is at most 100"), ("at_most: 0.1", 3, "is not at most 0.1")):
         (tmp_path / "gate.yaml").write_text(f"limits:\n- {{figure: loss, {limit}}}\n", encoding="utf-8")
         done = typed("evaluate", str(tiny_model), *options, "--gate", str(tmp_path / "gate.yaml"))
         assert done.returncode == code, done.stderr
-        assert said in " ".join(done.stdout.split())
+        assert shown in " ".join(done.stdout.split())
         assert all(len(line) <= 80 for line in done.stdout.splitlines())
         printed = typed("evaluate", str(tiny_model), *options, "--gate", str(tmp_path / "gate.yaml"), "--json")
         assert printed.returncode == code

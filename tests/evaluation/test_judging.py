@@ -107,6 +107,7 @@ def test_a_judge_that_prefers_a_position_shows_it_by_disagreeing_with_itself(sma
     assert found["judge"]["models"]["other"]["itself"]["value"] == 0
 
 
+@pytest.mark.long
 def test_replies_that_cannot_be_read_are_counted_and_make_no_figure(small: Callable[..., Any]) -> None:
     with scripted(lambda _: "It is good.") as server:
         found = small(server.url)

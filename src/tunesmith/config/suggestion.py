@@ -21,7 +21,7 @@ from tunesmith.data.report import SHOWN, Reason, Reasons
 from tunesmith.data.row_formats import to_example
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
-from tunesmith.evaluation.gate import GATE_FILE, write_starter
+from tunesmith.evaluation.gate import GATE_FILE, write_example_gate
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.load import load_tokenizer
 from tunesmith.run import atomic_write, writing
@@ -139,7 +139,7 @@ def init(data: str | Sequence[str], output: str | Path = "recipe.yaml", base: st
     with writing(target):
         with atomic_write(target) as file:
             file.write(text)
-        write_starter(target.with_name(GATE_FILE))
+        write_example_gate(target.with_name(GATE_FILE))
     return seen
 
 

@@ -167,7 +167,7 @@ def _explain(details: ErrorDetails) -> str:
     return f"{name}: {message[:1].lower()}{message[1:]}."
 
 
-STARTER = """\
+EXAMPLE = """\
 # Limits for a pipeline: tunesmith evaluate RUN --gate gate.yaml ends with exit code 3 if one is not met.
 # A limit is met if the whole 95 % interval of its figure is within it. Figures are named as in evaluation.json.
 
@@ -187,7 +187,7 @@ limits:
 """What `tunesmith init` writes."""
 
 
-def write_starter(file: Path) -> bool:
+def write_example_gate(file: Path) -> bool:
     """Write a gate to begin with, unless the file exists.
 
     Args:
@@ -202,5 +202,5 @@ def write_starter(file: Path) -> bool:
     if file.exists():
         return False
     with atomic_write(file) as out:
-        out.write(STARTER)
+        out.write(EXAMPLE)
     return True

@@ -172,8 +172,8 @@ def lora_layers(files: AdapterFiles, base: BaseShape) -> AdapterLayers:
     return AdapterLayers(products=LoraLayers(found))
 
 
-def _layer_of(tensor: str, ending: str) -> str:
-    return tensor.removeprefix("base_model.model.").removesuffix(ending)
+def _layer_of(tensor: str, suffix: str) -> str:
+    return tensor.removeprefix("base_model.model.").removesuffix(suffix)
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:

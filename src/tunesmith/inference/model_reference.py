@@ -134,13 +134,13 @@ class ModelReference:
 
         try:
             with quiet_peft():
-                adapted: PreTrainedModel = peft.PeftModel.from_pretrained(
+                wrapped: PreTrainedModel = peft.PeftModel.from_pretrained(
                     model, self.adapter, autocast_adapter_dtype=autocast_adapter_dtype
                 )
         except (RuntimeError, ValueError, OSError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"{self.adapter} does not fit on {self.base.path}: {first}") from error
-        return adapted
+        return wrapped
 
     def _adapter_changes_base(self) -> bool:
         """Whether PEFT changes the base's weights when it loads the adapter, as with PiSSA, which then needs fp32."""

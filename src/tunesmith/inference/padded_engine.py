@@ -71,8 +71,8 @@ class PaddedEngine:
         """Answer a batch: the shortest of those that wait with the settings of the first. Returns what has ended."""
         ended = [request for request in self._waiting if request.finish]
         others = [request for request in self._waiting if not request.finish]
-        alike = [each for each in others if _alike(each, others[0])] if others else []
-        batch = sorted(alike, key=lambda each: len(each.prompt))[:BATCH]
+        same_settings = [each for each in others if _same_settings(each, others[0])] if others else []
+        batch = sorted(same_settings, key=lambda each: len(each.prompt))[:BATCH]
         self._waiting = [request for request in others if request not in batch]
         self.running = len(batch)
         try:
@@ -153,7 +153,7 @@ class PaddedEngine:
             request.finish = request.finish or "length"
 
 
-def _alike(one: Request, other: Request) -> bool:
+def _same_settings(one: Request, other: Request) -> bool:
     """Whether both are scored, or answered with the same settings."""
     return (one.completion is None) == (other.completion is None) and one.sampling == other.sampling
 

@@ -171,8 +171,8 @@ class _Build:
         self._before, self._events = before, events
         self._reported, self._has_reported = time.monotonic(), False
         self.done = Indexed(path, encoder=settings.encoder)
-        usable = before is not None and before.settings.makes_the_same(settings)
-        known = before.documents() if before is not None and usable else []
+        is_reusable = before is not None and before.settings.makes_the_same(settings)
+        known = before.documents() if before is not None and is_reusable else []
         self._stamped = {document.file: document for document, _ in known if document.stamp}
         self._origins = {document.key: origin for document, origin in known}
         self._pending = Pending(path, settings)

@@ -94,19 +94,19 @@ def answers_to(subject: Subject, trials: Sequence[Trial], context: SuiteContext)
         UserError: as `Topic.measure`.
     """
     system = system_prompt(context.tasks)
-    said: list[list[str]] = [[] for _ in trials]
+    replies: list[list[str]] = [[] for _ in trials]
     total, before = sum(len(trial.turns) for trial in trials), 0
     for turn in range(max((len(trial.turns) for trial in trials), default=0)):
         now = [index for index, trial in enumerate(trials) if len(trial.turns) > turn]
-        chats = [chat_of(trials[index], said[index], system) for index in now]
+        chats = [chat_of(trials[index], replies[index], system) for index in now]
 
         def report(count: int, before: int = before) -> None:
             context.progress("topic", before + count, total)
 
         for index, answer in zip(now, subject.answers(chats, context.sampling, report), strict=True):
-            said[index].append(final_answer(answer.text))
+            replies[index].append(final_answer(answer.text))
         before += len(now)
-    return [answers[-1] for answers in said]
+    return [answers[-1] for answers in replies]
 
 
 def chat_of(trial: Trial, answers: Sequence[str], system: str | None) -> Chat:
