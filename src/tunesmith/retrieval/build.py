@@ -16,7 +16,7 @@ from tunesmith.retrieval.document import UnreadableError
 from tunesmith.retrieval.generation import Document, Generation, Origin, Settings, current, publish
 from tunesmith.retrieval.pending import Pending
 from tunesmith.retrieval.reading import LARGEST, files_in, read
-from tunesmith.run import Events, Subscriber
+from tunesmith.run import Events, Subscriber, writing
 from tunesmith.run_lock import write_lock
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def index(
     """
     began, source, path = time.monotonic(), Path(directory).expanduser(), Path(output).expanduser()
     files = [file for file in files_in(source) if path.absolute() not in file.absolute().parents]
-    with _writing(path):
+    with _locked(path):
         before = current(path)
         model, settings = _settings(before, encoder, size)
         build = _Build(path, source, model, settings, before, Events(*subscribers))
@@ -108,7 +108,7 @@ def index(
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Lock the index's directory, which is created if it is missing.
 
     Raises:
@@ -116,10 +116,8 @@ def _writing(path: Path) -> Iterator[None]:
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not _is_index(path)):
         raise UserError(f"{path} exists and is not an index. Choose another output.")
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
     with write_lock(path, "use another output."):
         yield
 

@@ -97,7 +97,7 @@ class Index:
             raise UserError(f"{self.path} is not an index. Build one: tunesmith index DIR --output {self.path}")
         self.version: Generation = version
 
-    @property
+    @cached_property
     def tuned(self) -> Tuned | None:
         """What was tuned on questions; None if nothing was, or if the index has no vectors any more."""
         file = self.path / TUNED
@@ -161,9 +161,13 @@ class Index:
 
     def cosines(self, question: str) -> Scores:
         """The cosine of each chunk's vector and the question's (chunks,)."""
-        assert self.encoder is not None
         assert self.version.vectors is not None
-        return np.asarray(self.version.vectors @ self.encoder.question(question), np.float32)
+        return np.asarray(self.version.vectors @ self._vector(question), np.float32)
+
+    @lru_cache(maxsize=1)  # noqa: B019  as `_reranker`; the chunks and their relevance need the same vector
+    def _vector(self, question: str) -> Scores:
+        assert self.encoder is not None
+        return self.encoder.question(question)
 
     @property
     def threshold(self) -> float:
@@ -194,8 +198,7 @@ class Index:
             return 0.0
         if self.version.vectors is None:
             return max(self.version.full_text.coverage(question, chunk) for chunk in chunks)
-        assert self.encoder is not None
-        return float((self.version.vectors[list(chunks)] @ self.encoder.question(question)).max())
+        return float((self.version.vectors[list(chunks)] @ self._vector(question)).max())
 
     @lru_cache(maxsize=1)  # noqa: B019  an index lives as long as its process
     def _reranker(self, name: str) -> "Reranker":

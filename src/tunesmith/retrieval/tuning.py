@@ -3,7 +3,7 @@ other half."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tunesmith.retrieval.measures import Scored, measure, ndcg, scored
 from tunesmith.retrieval.questions import read_questions
 from tunesmith.retrieval.ranking import WAYS, WEIGHT
 from tunesmith.retrieval.search import TUNED, Index, Tuned
-from tunesmith.run import atomic_write
+from tunesmith.run import atomic_write, writing
 
 WEIGHTS = tuple(step / 20 for step in range(1, 20))
 """Of the cosine, that are tried; 0 and 1 are the ways `text` and `dense`."""
@@ -26,17 +26,11 @@ KEPT = 0.95
 READ = 5
 """Chunks whose relevance counts: as many as `ask` reads."""
 
+Relevances = NDArray[np.float64]
+"""(questions,) of the best chunk that is found for each."""
+
 LEAST = 10
 """Questions with an answer, in each half."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """A way and its weight, with its mean nDCG on the development half."""
-
-    way: str
-    weight: float
-    ndcg: float
 
 
 def measure_questions(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[str, Any]:
@@ -86,14 +80,16 @@ def tune(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[
             f"{path} has too few questions to tune: {fewest} with a passage in one half, at least {LEAST} are needed. "
             "Add some; a question's text decides which half it belongs to."
         )
-    choice = _best_way([row for row in development if row.relevant], k)
-    tuned = Tuned(choice.way, choice.weight, 0.0, len(development))
-    tuned = Tuned(choice.way, choice.weight, _threshold(opened, development, tuned), len(development))
-    with atomic_write(opened.path / TUNED) as file:
+    chosen = _best_way([row for row in development if row.relevant], k)
+    threshold = _threshold(*_relevances(opened, development, *chosen))
+    tuned = Tuned(*chosen, threshold, len(development))
+    with writing(opened.path / TUNED), atomic_write(opened.path / TUNED) as file:
         json.dump(asdict(tuned), file)
+    opened.tuned = tuned
     data = f"questions of {path.name} that the tuning has not seen"
     result = measure(held_out, _ways(opened, tuned), k, data)
-    return result | {"tuned": {**asdict(tuned), "threshold_errors": _errors(opened, held_out, tuned)}}
+    errors = _errors(*_relevances(opened, held_out, *chosen), threshold)
+    return result | {"tuned": {**asdict(tuned), "threshold_errors": errors}}
 
 
 def _ways(index: Index, tuned: Tuned | None) -> dict[str, tuple[str, float]]:
@@ -105,20 +101,18 @@ def _ways(index: Index, tuned: Tuned | None) -> dict[str, tuple[str, float]]:
     return ways
 
 
-def _best_way(rows: Sequence[Scored], k: int) -> _Choice:
-    """The way with the highest mean nDCG; of equal ones, the simplest."""
+def _best_way(rows: Sequence[Scored], k: int) -> tuple[str, float]:
+    """The way with the highest mean nDCG, and its weight; of equal ones, the simplest."""
     choices = [("text", WEIGHT)]
     if rows[0].cosines is not None:
         choices += [("dense", WEIGHT), ("rrf", WEIGHT), *(("weighted", weight) for weight in WEIGHTS)]
     means = [float(np.mean([ndcg(row.order(*choice).tolist(), row.relevant, k) for row in rows])) for choice in choices]
-    best = int(np.argmax(means))
-    return _Choice(*choices[best], means[best])
+    return choices[int(np.argmax(means))]
 
 
-def _threshold(index: Index, rows: Sequence[Scored], tuned: Tuned) -> float:
+def _threshold(with_answer: Relevances, without: Relevances) -> float:
     """Between questions with and without an answer: the value with the highest mean of both shares on the right side.
     Without any of the latter: the value that keeps most of the former."""
-    with_answer, without = _relevances(index, rows, tuned)
     if not len(without):
         return float(np.quantile(with_answer, 1 - KEPT))
     values = np.unique(np.concatenate([with_answer, without]))
@@ -127,18 +121,17 @@ def _threshold(index: Index, rows: Sequence[Scored], tuned: Tuned) -> float:
     return float(np.clip(candidates[int(np.argmax(right))], 0, 1))
 
 
-def _errors(index: Index, rows: Sequence[Scored], tuned: Tuned) -> dict[str, float | None]:
-    with_answer, without = _relevances(index, rows, tuned)
-    missed, wrong = with_answer < tuned.threshold, without >= tuned.threshold
+def _errors(with_answer: Relevances, without: Relevances, threshold: float) -> dict[str, float | None]:
+    """The shares of questions with an answer below the threshold, and without one above it."""
+    missed, wrong = with_answer < threshold, without >= threshold
     return {"missed": float(missed.mean()), "wrongly_found": float(wrong.mean()) if len(without) else None}
 
 
-def _relevances(index: Index, rows: Sequence[Scored], tuned: Tuned) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _relevances(index: Index, rows: Sequence[Scored], way: str, weight: float) -> tuple[Relevances, Relevances]:
     """The relevance of what is found for questions with an answer, and for those without."""
-    halves: tuple[list[float], list[float]] = ([], [])
-    for row in rows:
-        halves[not row.relevant].append(_relevance(index, row, row.order(tuned.mode, tuned.weight, READ)))
-    return np.array(halves[0]), np.array(halves[1])
+    values = np.array([_relevance(index, row, row.order(way, weight, READ)) for row in rows])
+    has_answer = np.array([bool(row.relevant) for row in rows], bool)
+    return values[has_answer], values[~has_answer]
 
 
 def _relevance(index: Index, row: Scored, chunks: NDArray[np.int64]) -> float:
