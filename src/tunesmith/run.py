@@ -115,6 +115,37 @@ def atomic_file(path: Path, permissions: int = 0o644) -> Iterator[Path]:
         raise
 
 
+def cached_directory(directory: Path, write: Callable[[Path], None]) -> Path:
+    """A directory of the user's cache, made on first use. Processes that ask for it together make it once.
+
+    Args:
+        directory: its name says everything that its content depends on.
+        write: writes the content into an empty directory.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the cache cannot be written, or as `write` raises.
+    """
+    from filelock import FileLock
+
+    if directory.exists():
+        return directory
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.with_name(f"{directory.name}.lock")):
+            if not directory.exists():  # another process may have made it while this one waited
+                with atomic_directory(directory) as partial:
+                    write(partial)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{directory.parent} cannot be written: {reason}. Set TUNESMITH_CACHE to another directory."
+        ) from None
+    return directory
+
+
 @contextmanager
 def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a directory beside `path` to write into; on success, flush its files to disk and rename it to `path`.

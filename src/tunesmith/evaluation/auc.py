@@ -35,7 +35,7 @@ class Area:
             The area; 0.5 without rows of both groups.
         """
         part = self.on(rows)
-        return float(part._places()[0].mean()) if part._fewest else 0.5
+        return float(part._placements()[0].mean()) if part._fewest else 0.5
 
     def on(self, rows: NDArray[np.int64]) -> "Area":
         """As `Estimator.on`.
@@ -60,7 +60,7 @@ class Area:
         """
         if not self._fewest:
             return 0.5, (0.0, 1.0)
-        places = self._places()
+        places = self._placements()
         value = float(places[0].mean())
         if value in (0.0, 1.0) or self._fewest < 2:
             return value, wilson(value, self._fewest)
@@ -84,7 +84,7 @@ class Area:
         if fewest < 2:
             value = self.estimate()[0] - before.estimate()[0]
             return Difference(value, (-1.0, 1.0), 1.0, 1.0, rows)
-        changes = [after - first for after, first in zip(self._places(), before._places(), strict=True)]
+        changes = [after - first for after, first in zip(self._placements(), before._placements(), strict=True)]
         value, (above, below) = float(changes[0].mean()), _variances(*changes)
         error = (above + below) ** 0.5
         if not error:
@@ -101,7 +101,7 @@ class Area:
         """Rows of the smaller group."""
         return int(min(self.positive.sum(), (~self.positive).sum()))
 
-    def _places(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _placements(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Each row's share of the other group that it is on the right side of: of positive rows, of negative ones."""
         above, below = self.scores[self.positive], self.scores[~self.positive]
         together = rankdata(np.concatenate([above, below]))

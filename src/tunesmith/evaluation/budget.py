@@ -41,7 +41,7 @@ class Cost:
     most: int | None = None
 
     def of(self, rows: int) -> float:
-        """Seconds for so many rows.
+        """Seconds for a number of rows.
 
         Args:
             rows: of each model.

@@ -9,7 +9,6 @@ from typing import Any
 
 from tunesmith.config.extensions import failures_named
 from tunesmith.engine.allocator import keep_freed_memory
-from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import budget_for, seconds_of
 from tunesmith.evaluation.classification import error_tables
 from tunesmith.evaluation.figures import (
@@ -36,7 +35,7 @@ from tunesmith.evaluation.suite import open_suites, storages_of
 from tunesmith.exporting.card import write_run_card
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
-from tunesmith.run import Events, Subscriber, atomic_write, jsonable
+from tunesmith.run import Events, Subscriber, atomic_write, jsonable, writing
 
 SAMPLES = 5
 """Rows whose answers are shown."""
@@ -251,9 +250,7 @@ def _write(directory: Path, result: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
+    with writing(directory / FILE):
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(directory / FILE) as file:
             json.dump(jsonable(result), file, indent=2, ensure_ascii=False)
-    except OSError as error:
-        raise UserError(f"{directory / FILE} cannot be written: {error.strerror}.") from None

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock
-
 from tunesmith.cache_directory import cache_directory
 from tunesmith.data.cache import tokenizer_fingerprint
-from tunesmith.errors import UserError
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.exporting.export import export
 from tunesmith.inference.model_reference import ModelReference, fingerprint_of
-from tunesmith.run import Subscriber, atomic_directory
+from tunesmith.run import Subscriber, cached_directory
 
 
 def gguf_form(name: str, kind: str, subscribers: Sequence[Subscriber] = ()) -> Path:
@@ -31,18 +28,9 @@ def gguf_form(name: str, kind: str, subscribers: Sequence[Subscriber] = ()) -> P
     """
     tokenizer = tokenizer_fingerprint(ModelReference.find(name).tokenizer())
     digest = digest_of([fingerprint_of(name), tokenizer, kind, version("tunesmith")])
-    directory = cache_directory() / "exports" / digest
-    file = directory / f"{kind}.gguf"
-    if file.exists():
-        return file
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory.with_name(f"{digest}.lock")):
-            if not file.exists():  # another process may have made it while this one waited
-                with atomic_directory(directory) as partial:
-                    export(name, partial / file.name, f"gguf:{kind}", subscribers=subscribers)
-    except OSError as error:
-        raise UserError(
-            f"{directory.parent} cannot be written: {error.strerror}. Set TUNESMITH_CACHE to another directory."
-        ) from None
-    return file
+    file = f"{kind}.gguf"
+
+    def write(directory: Path) -> None:
+        export(name, directory / file, f"gguf:{kind}", subscribers=subscribers)
+
+    return cached_directory(cache_directory() / "exports" / digest, write) / file

@@ -11,10 +11,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from tunesmith.errors import UserError
 from tunesmith.exporting.merging import Merging
 from tunesmith.exporting.subject import Subject
-from tunesmith.run import atomic_write
+from tunesmith.run import atomic_write, writing
 
 PARITY = "<!-- parity -->"
 """Where the comparison of the exported model with the trained one goes."""
@@ -81,11 +80,8 @@ def write_run_card(directory: Path) -> Path:
         _training(subject),
         _evaluation(subject.evaluation, "as trained"),
     )
-    try:
-        with atomic_write(file) as out:
-            out.write(text)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+    with writing(file), atomic_write(file) as out:
+        out.write(text)
     return file
 
 

@@ -19,7 +19,7 @@ from tunesmith.exporting.merging import Merging
 from tunesmith.exporting.mlx import write_mlx
 from tunesmith.exporting.ollama import modelfile
 from tunesmith.exporting.subject import Subject
-from tunesmith.run import Events, Subscriber, atomic_directory, atomic_write, refuse_existing
+from tunesmith.run import Events, Subscriber, atomic_directory, atomic_write, refuse_existing, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By `--precision`."""
@@ -122,12 +122,10 @@ def export(
     target = Path(output)
     refuse_existing(target)
     subject = Subject.find(str(run), target.parent, DTYPES.get(precision or ""))
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         request = Request(subject, target, mix or None, importance_rows, adapter_only, Events(*subscribers))
         card, done = FORMATS[format](request)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
     return Exported(target, card, done, Merging() if adapter_only else subject.merging)
 
 

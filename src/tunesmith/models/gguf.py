@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from filelock import FileLock
 from gguf import dequantize
 from safetensors import SafetensorError
 from torch import Tensor
@@ -37,7 +36,7 @@ from tunesmith.file_hash import file_sha256
 from tunesmith.models.gguf_config import DIVISORS, first_line, read_config, unsupported
 from tunesmith.models.gguf_file import GgufFile, read_gguf
 from tunesmith.models.quiet import no_progress_bars
-from tunesmith.run import atomic_directory
+from tunesmith.run import atomic_directory, cached_directory
 
 _CONVERTER = 1
 """Increase it when a conversion gives another result: directories of other numbers in the cache are not used."""
@@ -57,16 +56,10 @@ def gguf_base(file: Path) -> Path:
     """
     digest = _sha256(file)
     directory = cache_directory() / "gguf" / f"{digest}-{_CONVERTER}"
-    if directory.exists():
-        return directory
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory.with_name(f"{directory.name}.lock")):
-            if not directory.exists():  # another process may have converted it while this one waited
-                _convert(read_gguf(file), digest, directory, None)
-    except (OSError, SafetensorError) as error:
+        return cached_directory(directory, lambda partial: _convert(read_gguf(file), digest, partial, None))
+    except SafetensorError as error:
         raise _not_written(directory.parent, error, "Set TUNESMITH_CACHE to another directory.") from None
-    return directory
 
 
 def convert_gguf(file: Path, directory: Path, origin: str | None = None) -> None:
@@ -84,7 +77,8 @@ def convert_gguf(file: Path, directory: Path, origin: str | None = None) -> None
     if directory.exists():
         raise UserError(f"{directory} exists. Choose another directory for the converted model.")
     try:
-        _convert(read_gguf(file), _sha256(file), directory, origin)
+        with atomic_directory(directory) as partial:
+            _convert(read_gguf(file), _sha256(file), partial, origin)
     except (OSError, SafetensorError) as error:
         raise _not_written(directory, error, "Choose another directory.") from None
 
@@ -94,17 +88,16 @@ def _not_written(directory: Path, error: Exception, advice: str) -> UserError:
 
 
 def _convert(file: GgufFile, digest: str, directory: Path, origin: str | None) -> None:
-    """Write the directory, completely or not at all."""
-    with atomic_directory(directory) as partial:
-        with tempfile.TemporaryDirectory(dir=partial) as parts, no_progress_bars():
-            config = read_config(file, Path(parts))
-            tokenizer = _read_tokenizer(file, Path(parts))
-            model = _read_model(file, config)
-        model.generation_config = _generation_config(file)
-        with no_progress_bars():
-            model.save_pretrained(partial)
-        _save_tokenizer(file, tokenizer, partial)
-        (partial / "README.md").write_text(_card(file, digest, origin), encoding="utf-8")
+    """Write the model into the directory."""
+    with tempfile.TemporaryDirectory(dir=directory) as parts, no_progress_bars():
+        config = read_config(file, Path(parts))
+        tokenizer = _read_tokenizer(file, Path(parts))
+        model = _read_model(file, config)
+    model.generation_config = _generation_config(file)
+    with no_progress_bars():
+        model.save_pretrained(directory)
+    _save_tokenizer(file, tokenizer, directory)
+    (directory / "README.md").write_text(_card(file, digest, origin), encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from tunesmith.models.load import config_of, kind_of
 from tunesmith.proving import mlx
 from tunesmith.proving.parity import ROWS, beside, parity, write_parity
 from tunesmith.report.parity import parity_markdown
-from tunesmith.run import Subscriber, refuse_existing
+from tunesmith.run import Subscriber, refuse_existing, writing
 from tunesmith.run_lock import output_lock
 
 
@@ -69,22 +69,19 @@ def export(
     parts = [target, target.with_suffix(".md"), beside(target)] if is_file else [target]
     for part in parts:
         refuse_existing(part)
-    try:
-        with _room(target) as room:
-            for part in parts:  # another process may have written it since
-                refuse_existing(part)
-            done = write(run, room / target.name, to, subscribers=subscribers, **options)
-            unproven, result = _why_not(str(run), done.to, options.get("adapter_only", False)), None
-            if unproven is None:
-                result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)
-                result |= {"b": str(target), "accepted_loss": bool(result["failed"]) and accept_loss}
-                _refuse(result, str(run), to)
-                write_parity(beside(done.path), result)
-            _complete(done.card, parity_markdown(result, unproven))
-            for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):  # the model last
-                part.rename(target.with_name(part.name))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+    with writing(target), _room(target) as room:
+        for part in parts:  # another process may have written it since
+            refuse_existing(part)
+        done = write(run, room / target.name, to, subscribers=subscribers, **options)
+        unproven, result = _why_not(str(run), done.to, options.get("adapter_only", False)), None
+        if unproven is None:
+            result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)
+            result |= {"b": str(target), "accepted_loss": bool(result["failed"]) and accept_loss}
+            _refuse(result, str(run), to)
+            write_parity(beside(done.path), result)
+        _complete(done.card, parity_markdown(result, unproven))
+        for part in sorted(room.iterdir(), key=lambda part: part.name == target.name):  # the model last
+            part.rename(target.with_name(part.name))
     directory = target.parent if is_file else target
     return Proven(target, directory / done.card.name, done.to, done.merging, result, unproven)
 

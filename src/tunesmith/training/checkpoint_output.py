@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from tunesmith.cache_directory import cache_directory
 from tunesmith.config.extensions import copy_code
@@ -13,10 +12,9 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.engine.checkpoint import load_checkpoint
 from tunesmith.engine.output import save_output
 from tunesmith.engine.trainable import trainable_model
-from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.models.precision import device_of, dtype_of
-from tunesmith.run import Run, atomic_directory
+from tunesmith.run import Run, cached_directory
 from tunesmith.training.set_up import masters_of
 
 
@@ -46,19 +44,7 @@ def output_of_checkpoint(checkpoint: Path) -> Path:
     """
     run = Run.open(checkpoint.parent.parent)
     directory = cache_directory() / "checkpoints" / _digest(run, checkpoint)
-    if directory.exists():
-        return directory
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory.with_name(f"{directory.name}.lock")):
-            if not directory.exists():  # another process may have made it while this one waited
-                with atomic_directory(directory) as partial:
-                    _write(run, checkpoint, partial)
-    except OSError as error:
-        raise UserError(
-            f"{directory.parent} cannot be written: {error.strerror}. Set TUNESMITH_CACHE to another directory."
-        ) from None
-    return directory
+    return cached_directory(directory, lambda partial: _write(run, checkpoint, partial))
 
 
 def _digest(run: Run, checkpoint: Path) -> str:
