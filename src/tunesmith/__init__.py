@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.comparing.compare import compare
     from tunesmith.config.head import Head
     from tunesmith.config.method import MethodConfig
     from tunesmith.config.method_list import list_methods
@@ -67,6 +68,7 @@ _MODULES = {
     "chat": "tunesmith.inference.verbs",
     "classify": "tunesmith.inference.verbs",
     "combine": "tunesmith.exporting.combine",
+    "compare": "tunesmith.comparing.compare",
     "embed": "tunesmith.inference.verbs",
     "embedded_base": "tunesmith.models.bases",
     "evaluate": "tunesmith.evaluation.compare",
@@ -112,6 +114,7 @@ __all__ = [
     "chat",
     "classify",
     "combine",
+    "compare",
     "embed",
     "embedded_base",
     "evaluate",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tunesmith.cli.bases import bases
+from tunesmith.cli.compare import compare
 from tunesmith.cli.data import data
 from tunesmith.cli.demo import demo
 from tunesmith.cli.evaluate import evaluate
@@ -53,6 +54,7 @@ for verb in (
     index,
     search,
     ask,
+    compare,
     serve,
     runs,
     schema,

@@ -25,7 +25,7 @@ from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import Predictions
 from tunesmith.evaluation.result_cache import ResultCache, digest_of
-from tunesmith.evaluation.subject import Answer, Chat, Timing
+from tunesmith.evaluation.subject import Answer, Chat, Timing, as_chat
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model import Model
@@ -214,7 +214,7 @@ class LocalSubject:
                 long.
         """
         self._model.require("generate")
-        chats = None if prompts is None else [_as_chat(prompt) for prompt in prompts]
+        chats = None if prompts is None else [as_chat(prompt) for prompt in prompts]
         cache = ResultCache(self.identity, "scores")
         keys = [digest_of([None if chats is None else list(chats[number]), text]) for number, text in enumerate(texts)]
         missing = list({key: number for number, key in enumerate(keys) if key not in cache}.values())
@@ -355,10 +355,6 @@ class _Clock:
         total = time.perf_counter() - self._writing.request.submitted
         first = self._writing.request.first_token_seconds
         return Timing(total if first is None else first, total, len(self._writing.request.tokens))
-
-
-def _as_chat(prompt: str | Chat) -> Chat:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _chat_digest(chat: Chat, number: int, sampling: Sampling) -> str:

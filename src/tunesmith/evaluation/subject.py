@@ -13,6 +13,11 @@ Chat = Sequence[Message]
 """The turns of a chat, up to where the model answers."""
 
 
+def as_chat(prompt: str | Chat) -> Chat:
+    """A question as a chat of one turn; a chat as it is."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer of a model.

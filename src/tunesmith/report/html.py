@@ -46,6 +46,9 @@ COUNTS = {
 }
 """Labels of the counts in a `data` event, in this order."""
 
+PAGE = "report.html.jinja"
+"""Of a run or an evaluation."""
+
 ALWAYS = {"rows", "malformed", "examples", "tokens", "loss_tokens", "held_out_rows"}
 """Counts that are shown even at zero: it is good to know that no row was malformed."""
 
@@ -63,7 +66,7 @@ def write_report(directory: Path) -> Path:
         UserError: the directory is not a run.
     """
     run = Run.open(directory)
-    return _write(run.directory, _shown(run))
+    return fill_page(PAGE, run.directory, _shown(run))
 
 
 def write_evaluation_page(directory: Path) -> Path:
@@ -85,17 +88,29 @@ def write_evaluation_page(directory: Path) -> Path:
         "charts": [Markup(chart) for chart in comparison.charts],
         "errors": error_tables(evaluation),
     }
-    return _write(directory, shown)
+    return fill_page(PAGE, directory, shown)
 
 
-def _write(directory: Path, shown: dict[str, Any]) -> Path:
-    """Fill the page, and write it."""
+def fill_page(template: str, directory: Path, shown: dict[str, Any]) -> Path:
+    """Fill a page, and write it as `report.html`.
+
+    Args:
+        template: a file of this package.
+        directory: of the page.
+        shown: the template's variables.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     pages = Environment(
         loader=PackageLoader("tunesmith.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     path = directory / "report.html"
     with writing(path), atomic_write(path) as file:
-        file.write(pages.get_template("report.html.jinja").render(**shown))
+        file.write(pages.get_template(template).render(**shown))
     return path
 
 

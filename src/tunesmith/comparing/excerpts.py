@@ -1,0 +1,198 @@
+"""Questions with excerpts of documents: for a model that is asked, and for one that is trained to use them."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tunesmith.comparing.needs import COVERED, content_words, coverage
+from tunesmith.data.example import Example, Message
+from tunesmith.data.template import special_tokens
+from tunesmith.evaluation.result_cache import digest_of
+from tunesmith.evaluation.rows import task_of
+from tunesmith.evaluation.subject import Answer, Chat, Subject, Timing, as_chat
+from tunesmith.heads.prediction import room_for_text
+from tunesmith.inference.model import Model
+from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.score import Score
+from tunesmith.retrieval.prompt import with_context
+from tunesmith.retrieval.search import Hit, Index
+
+WITH_ANSWER = 0.8
+"""The share of training rows whose excerpts hold the one with the answer, if there is one (Zhang et al. 2024, P; they
+found 60 to 100 % best, depending on the data)."""
+
+
+class Excerpts:
+    """Puts the chunks that fit a question before it.
+
+    Args:
+        index: of the documents.
+        count: of chunks.
+    """
+
+    def __init__(self, index: Index, count: int) -> None:
+        self.index, self.count = index, count
+        self._found: dict[str, list[Hit]] = {}
+
+    def hits(self, question: str) -> list[Hit]:
+        """The chunks that fit a question, the best first.
+
+        Args:
+            question: in words; an empty one has none.
+        """
+        if not question.strip():
+            return []
+        if question not in self._found:
+            self._found[question] = self.index.search(question, self.count)
+        return self._found[question]
+
+    def texts(self, question: str, count: int) -> list[str]:
+        """The texts of chunks that share words with a question, headings included.
+
+        Args:
+            question: in words.
+            count: of chunks.
+        """
+        found = self.index.search(question, count, "text") if question.strip() else []
+        return [" ".join((*hit.headings, hit.text)) for hit in found]
+
+    def before(self, chat: Chat, hits: Sequence[Hit], special: Sequence[str] = ()) -> tuple[Message, ...]:
+        """A chat with chunks before its last question.
+
+        Args:
+            chat: the question last.
+            hits: the chunks.
+            special: control tokens, which are broken in the chunks.
+        """
+        *earlier, last = chat
+        return (*earlier, {**last, "content": with_context(str(last["content"]), hits, special)})
+
+    def rows(self, examples: Sequence[Example], seed: int = 0) -> Callable[[Example], tuple[Message, ...]]:
+        """How training rows look with excerpts (RAFT, Zhang et al. 2024): most with the chunk that holds the answer,
+        if there is one, and all with chunks that do not, in the order of the search or with the answer's at random.
+
+        Args:
+            examples: the rows.
+            seed: of the draws.
+
+        Returns:
+            Maps an example to its messages.
+        """
+        draw = random.Random(seed)
+        drawn = {id(example): (draw.random() < WITH_ANSWER, draw.random()) for example in examples}
+
+        def messages(example: Example) -> tuple[Message, ...]:
+            task, (keeps, position) = task_of(example), drawn[id(example)]
+            question = str(task.chat[-1]["content"])
+            hits = list(self.hits(question))
+            answering = self._answering(question, task.expected)
+            if answering is not None:
+                hits = [hit for hit in hits if hit.chunk != answering.chunk]
+                if keeps:
+                    hits = hits[: self.count - 1]
+                    hits.insert(round(position * len(hits)), answering)
+            answer = (example.messages or ())[len(task.chat) :]
+            return (*self.before(task.chat, hits), *answer)
+
+        return messages
+
+    def _answering(self, question: str, answer: str) -> Hit | None:
+        """The chunk that holds most of the answer's new words; None if none holds enough."""
+        new = content_words(answer) - content_words(question)
+        if not new:
+            return None
+        found = self.index.search(f"{question} {answer}", 2 * self.count, "text")
+        shares = [coverage(new, [content_words(" ".join((*hit.headings, hit.text)))]) for hit in found]
+        best = max(range(len(found)), key=shares.__getitem__, default=None)
+        return None if best is None or shares[best] < COVERED else found[best]
+
+
+class Retrieved:
+    """A model whose questions come with excerpts (`tunesmith.evaluation.subject.Subject`).
+
+    Args:
+        subject: the model.
+        excerpts: of the documents.
+        name: its column in the tables.
+
+    Attributes:
+        shortened: chats whose excerpts did not all fit into the model's context.
+    """
+
+    def __init__(self, subject: Subject, excerpts: Excerpts, name: str) -> None:
+        self.name, self._subject, self._excerpts = name, subject, excerpts
+        self.shortened = 0
+
+    @property
+    def identity(self) -> str | None:
+        """The hash of the model, of the index and of how many chunks there are."""
+        version = self._excerpts.index.version
+        inner = self._subject.identity
+        return None if inner is None else digest_of([inner, str(version.directory), self._excerpts.count])
+
+    @property
+    def scores_texts(self) -> bool:
+        """As the model."""
+        return self._subject.scores_texts
+
+    @property
+    def model(self) -> Model | None:
+        """The model, if it is in this process."""
+        return self._subject.model
+
+    def chat_of(self, chat: Chat, sampling: Sampling) -> tuple[Message, ...]:
+        """A chat with as many excerpts as fit beside its answer.
+
+        Args:
+            chat: the question last.
+            sampling: with the most tokens of the answer.
+        """
+        hits = self._excerpts.hits(str(chat[-1]["content"]))
+        model = self._subject.model
+        if model is None:
+            return self._excerpts.before(chat, hits)
+        special, room = tuple(special_tokens(model.tokenizer)), room_for_text(model.generator.model)
+        for count in range(len(hits), -1, -1):
+            messages = self._excerpts.before(chat, hits[:count], special)
+            tokens = len(model.tokenizer(model.prompt(messages), add_special_tokens=False, verbose=False)["input_ids"])
+            if room is None or tokens + sampling.max_new_tokens <= room or count == 0:
+                self.shortened += count < len(hits)
+                return messages
+        raise AssertionError("a chat without excerpts is returned")
+
+    def answers(
+        self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
+    ) -> list[Answer]:
+        """As `Subject.answers`."""
+        self.shortened = 0
+        return self._subject.answers([self.chat_of(chat, sampling) for chat in chats], sampling, done)
+
+    def scores(self, prompts: Sequence[str | Chat] | None, texts: Sequence[str]) -> list[Score]:
+        """As `Subject.scores`; raw texts have no excerpts.
+
+        Raises:
+            UserError: the model cannot.
+        """
+        if prompts is None:
+            return self._subject.scores(None, texts)
+        chats = [as_chat(prompt) for prompt in prompts]
+        return self._subject.scores([self.chat_of(chat, Sampling(1)) for chat in chats], texts)
+
+    def timings(self, chats: Sequence[Chat], sampling: Sampling, concurrent: int) -> list[Timing]:
+        """As `Subject.timings`, with the time of the search."""
+        searched, full = [], []
+        for chat in chats:
+            started = time.perf_counter()
+            self._excerpts.index.search(str(chat[-1]["content"]), self._excerpts.count)
+            searched.append(time.perf_counter() - started)
+            full.append(self.chat_of(chat, sampling))
+        timed = self._subject.timings(full, sampling, concurrent)
+        return [
+            replace(each, first_token=each.first_token + seconds, total=each.total + seconds)
+            for each, seconds in zip(timed, searched, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Free what the model holds."""
+        self._subject.close()

@@ -1,0 +1,210 @@
+"""`compare.json` as text, for the terminal and for the page: ways, needs, costs, and what was left out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.report.figures import SHARE, difference_text, template_of, value_text
+from tunesmith.report.formatting import duration, number, size
+
+NEEDS = {
+    "facts": "facts that stand in the documents only",
+    "form": "a form that the examples show",
+    "both": "facts and a form",
+    "neither": "neither",
+}
+"""What rows need, in words."""
+
+Row = tuple[str, ...]
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The recommendation in a line.
+
+    Args:
+        result: the content of `compare.json`.
+    """
+    found = result["recommendation"]
+    if found["certain"]:
+        return f"Recommended: {found['way']}"
+    return f"The data cannot tell. The simplest way that is not shown to be worse: {found['way']}"
+
+
+def about_rows(result: Mapping[str, Any]) -> str:
+    """Which rows decide, in sentences.
+
+    Args:
+        result: the content of `compare.json`.
+    """
+    removed = sum(result["removed"].values())
+    near = f" {removed:,} training rows were left out as near-duplicates of these." if removed else ""
+    return (
+        f"{result['rows']:,} held-out rows decide, {result['development_rows']:,} others were used to choose prompts and "
+        f"examples, {result['training_rows']:,} to train.{near} In brackets: 95 % intervals over rows."
+    )
+
+
+def ways_rows(result: Mapping[str, Any]) -> list[Row]:
+    """The ways, with what decides and what they cost.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        The headings, then a row for each way.
+    """
+    name = result["metric"]
+    about, ways = result["figures"][name], result["ways"]
+    template = template_of(about["unit"], [number(way[name]["value"]) for way in ways.values()])
+    headings = ("way", about["title"], f"from {result['reference']}", "a request", "p95", "at first", "memory")
+    return [headings, *(_way_row(way, ways[way], result, template) for way in ways)]
+
+
+def _way_row(name: str, way: Mapping[str, Any], result: Mapping[str, Any], template: str) -> Row:
+    difference = result["differences"].get(name, {}).get(result["metric"])
+    cost = way["cost"]
+    memory = "server" if cost["is_served"] else "–" if cost["memory_bytes"] is None else size(cost["memory_bytes"])
+    return (
+        name,
+        value_text(way[result["metric"]], template),
+        difference_text(difference, template),
+        duration(way["latency"]["p50"]),
+        duration(way["latency"]["p95"]),
+        duration(cost["seconds_once"]),
+        memory,
+    )
+
+
+def other_figures(result: Mapping[str, Any]) -> list[Row]:
+    """All figures but the one that decides: by way.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        The headings, then a row for each figure; none if there are no others.
+    """
+    ways = result["ways"]
+    others = [name for name in result["figures"] if name != result["metric"]]
+    rows = []
+    for name in others:
+        about = result["figures"][name]
+        entries = [way.get(name) for way in ways.values()]
+        template = template_of(about["unit"], [number(each["value"]) for each in entries if each])
+        rows.append((about["title"], *(value_text(each, template) for each in entries)))
+    return [("", *ways), *rows] if rows else []
+
+
+def cost_rows(result: Mapping[str, Any]) -> list[Row]:
+    """What the ways cost.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        The headings, then a row for each way.
+    """
+    is_money = result["cost_unit"] == "money"
+    headings = ("way", "labeled rows", "at first", "tokens in", "tokens out", "a thousand requests",
+                f"{result['requests']:,} requests in all", "a changed fact")  # fmt: skip
+    rows = []
+    for name, way in result["ways"].items():
+        cost = way["cost"]
+        change = cost["change_seconds"]
+        rows.append(
+            (
+                name,
+                f"{cost['labeled_rows']:,}",
+                _price(cost["once"], is_money),
+                _tokens(cost["tokens_in"]),
+                _tokens(cost["tokens_out"]),
+                _price(cost["per_thousand"], is_money),
+                _price(cost["total"], is_money),
+                "–" if change is None else "edit the prompt" if change == 0 else duration(change),
+            )
+        )
+    return [headings, *rows]
+
+
+def _price(value: float | None, is_money: bool) -> str:
+    return "no price stated" if value is None else f"{value:,.2f}" if is_money else duration(value)
+
+
+def _tokens(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def need_rows(result: Mapping[str, Any]) -> list[Row]:
+    """What decides among the rows of each need.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        The headings, then a row for each way, then what is recommended; none if all rows have the same need.
+    """
+    needs = result["needs"]
+    if len(needs) < 2:
+        return []
+    values = [each["value"] for need in needs.values() for each in need["ways"].values()]
+    template = template_of(result["figures"][result["metric"]]["unit"], values)
+    names = list(next(iter(needs.values()))["ways"])
+    rows = [(name, *(value_text(need["ways"][name], template) for need in needs.values())) for name in names]
+    best = [_best(need) for need in needs.values()]
+    headings = ("way", *(f"{NEEDS[name]} ({need['rows']:,} rows)" for name, need in needs.items()))
+    return [headings, *rows, ("to take", *best)]
+
+
+def _best(need: Mapping[str, Any]) -> str:
+    if need["way"] is None:
+        return "too few rows"
+    return str(need["way"]) if need["certain"] else f"cannot tell ({need['way']})"
+
+
+def break_even_lines(result: Mapping[str, Any]) -> list[str]:
+    """From how many requests on one way costs less than another.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        Sentences; pairs of which one never pays are left out.
+    """
+    return [
+        f"{each['way']} costs less than {each['other']} from {each['requests']:,.0f} requests on."
+        for each in result["break_even"]
+        if each["requests"] is not None and each["requests"] < 1e9
+    ]
+
+
+def left_out_lines(result: Mapping[str, Any]) -> list[str]:
+    """Ways that were not compared, and why.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        A line for each reason.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in result["left_out"].items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def points(result: Mapping[str, Any]) -> Sequence[tuple[str, float, float, tuple[float, float]]]:
+    """Quality against cost.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        (way, cost of a thousand requests, value, interval) of each way whose cost is known; shares in percent.
+    """
+    name = result["metric"]
+    scale = 100.0 if result["figures"][name]["unit"] == SHARE else 1.0
+    found = []
+    for way, values in result["ways"].items():
+        cost, (low, high) = values["cost"]["per_thousand"], values[name]["interval"]
+        if cost is not None:
+            found.append((way, cost, scale * values[name]["value"], (scale * low, scale * high)))
+    return found
