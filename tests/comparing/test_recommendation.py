@@ -56,7 +56,8 @@ def test_a_costlier_way_is_not_worth_less_than_the_margin() -> None:
 def test_too_few_rows_are_said_to_be_too_few_and_how_many_would_do() -> None:
     few = choose(options(hits([0.5, 0.5, 0.55, 0.5, 0.6], 25, 1)))
     assert not few.is_certain
-    assert few.rows_needed is not None and few.rows_needed > 25
+    assert few.rows_needed is not None
+    assert few.rows_needed > 25
     assert few.way == "plain"  # nothing shows that effort pays
 
 

@@ -68,34 +68,28 @@ class Excerpts:
         *earlier, last = chat
         return (*earlier, {**last, "content": with_context(str(last["content"]), hits, special)})
 
-    def rows(self, examples: Sequence[Example], seed: int = 0) -> Callable[[Example], tuple[Message, ...]]:
-        """How training rows look with excerpts (RAFT, Zhang et al. 2024): most with the chunk that holds the answer,
-        if there is one, and all with chunks that do not, in the order of the search or with the answer's at random.
+    def of_row(self, example: Example, seed: int = 0) -> tuple[Message, ...]:
+        """A training row with excerpts (RAFT, Zhang et al. 2024): mostly with the chunk that holds the answer, if there
+        is one, at a random position, and always with chunks that do not.
 
         Args:
-            examples: the rows.
-            seed: of the draws.
+            example: a question with its answer.
+            seed: of the draws, which also depend on the question.
 
         Returns:
-            Maps an example to its messages.
+            The row's messages.
         """
-        draw = random.Random(seed)
-        drawn = {id(example): (draw.random() < WITH_ANSWER, draw.random()) for example in examples}
-
-        def messages(example: Example) -> tuple[Message, ...]:
-            task, (keeps, position) = task_of(example), drawn[id(example)]
-            question = str(task.chat[-1]["content"])
-            hits = list(self.hits(question))
-            answering = self._answering(question, task.expected)
-            if answering is not None:
-                hits = [hit for hit in hits if hit.chunk != answering.chunk]
-                if keeps:
-                    hits = hits[: self.count - 1]
-                    hits.insert(round(position * len(hits)), answering)
-            answer = (example.messages or ())[len(task.chat) :]
-            return (*self.before(task.chat, hits), *answer)
-
-        return messages
+        task = task_of(example)
+        question = str(task.chat[-1]["content"])
+        hits, answering = list(self.hits(question)), self._answering(question, task.expected)
+        if answering is not None:
+            draw = random.Random(f"{seed} {question}")
+            hits = [hit for hit in hits if hit.chunk != answering.chunk]
+            if draw.random() < WITH_ANSWER:
+                hits = hits[: self.count - 1]
+                hits.insert(draw.randint(0, len(hits)), answering)
+        answer = (example.messages or ())[len(task.chat) :]
+        return (*self.before(task.chat, hits), *answer)
 
     def _answering(self, question: str, answer: str) -> Hit | None:
         """The chunk that holds most of the answer's new words; None if none holds enough."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tunesmith.comparing.choosing import Chosen, choose_prompt, choose_shots
@@ -19,7 +20,7 @@ from tunesmith.comparing.ways import Way
 from tunesmith.evaluation.figures import answer_figures
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import Task, spread
-from tunesmith.evaluation.subject import Subject
+from tunesmith.evaluation.subject import Subject, Timing
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.evaluation.suite import SuiteContext, measure_suite, open_suites
 from tunesmith.inference.sampling import Sampling
@@ -90,22 +91,18 @@ class Experiment:
     @cached_property
     def prompt(self) -> Chosen:
         """The best of the user's prompts on the development rows."""
-        return choose_prompt(
-            self.base, self.comparison.prompts, self._development, self.metric, self.sampling, self.events
-        )
+        files, tasks = self.comparison.prompts, self.parts.development_tasks
+        chosen = choose_prompt(self.base, files, tasks, self.metric, self.sampling, self.events)
+        self._note_longest("prompt_seconds", chosen.seconds)
+        return chosen
 
     @cached_property
     def shots(self) -> Chosen:
         """The best number of examples on the development rows."""
-        return choose_shots(
-            self.base,
-            self.parts.train,
-            self.comparison.shots,
-            self._development,
-            self.metric,
-            self.sampling,
-            self.events,
-        )
+        train, counts, tasks = self.parts.train, self.comparison.shots, self.parts.development_tasks
+        chosen = choose_shots(self.base, train, counts, tasks, self.metric, self.sampling, self.events)
+        self._note_longest("shots_seconds", chosen.seconds)
+        return chosen
 
     @cached_property
     def _tuned(self) -> Run:
@@ -117,7 +114,7 @@ class Experiment:
     @cached_property
     def _retrieval_tuned(self) -> Run:
         """The base, fine-tuned on the training rows with excerpts."""
-        return self._trained("retrieval_tuned", self.excerpts.rows(self.parts.train))
+        return self._trained("retrieval_tuned", self.excerpts.of_row)
 
     def subject(self, way: Way) -> Subject:
         """A way as a model that can be evaluated.
@@ -159,25 +156,22 @@ class Experiment:
         subject.timings(timed[:1], self.sampling, 1)  # the first answer compiles and fills caches
         timings = subject.timings(timed, self.sampling, 1)
         topic = self._topic(subject)
-        cost = self._cost(way, subject, server)
-        cost = replace(
-            cost,
-            seconds=sum(timing.total for timing in timings) / len(timings),
-            tokens_out=sum(timing.tokens for timing in timings) / len(timings),
-        )
+        cost = self._cost(way, subject, server, timings)
         if way.model != "base":
             subject.close()
         figures = answer_figures(answers, tasks, self.metrics)
         return MeasuredWay(way, answers, figures, timings, cost, self._about(way), topic)
 
-    def plain_development_answers(self) -> list[str]:
-        """The base's answers to the development rows without help, to see what it does by itself."""
-        answers = self.base.answers([task.chat for task in self._development], self.sampling)
-        return [answer.text for answer in answers]
+    def plain_answers(self, tasks: Sequence[Task]) -> list[str]:
+        """What the base answers without help.
 
-    @property
-    def _development(self) -> list[Task]:
-        return self.parts.development_tasks
+        Args:
+            tasks: of any part.
+
+        Returns:
+            Its answers.
+        """
+        return [answer.text for answer in self.base.answers([task.chat for task in tasks], self.sampling)]
 
     def _opened(self, name: str, column: str) -> Subject:
         return open_subject(SubjectName.parse(name), column, concurrent=self.concurrent)
@@ -222,11 +216,17 @@ class Experiment:
     def _progress(self, what: str, done: int, total: int) -> None:
         self.events.emit("progress", what=what, done=done, total=total)
 
-    def _cost(self, way: Way, subject: Subject, server: Server | None) -> Cost:
-        """What a way costs before and beside its answers, whose seconds are measured elsewhere."""
-        tokens_in = self._tokens_in(subject)
+    def _cost(self, way: Way, subject: Subject, server: Server | None, timings: Sequence[Timing]) -> Cost:
+        """What a way costs before its first request, and for each."""
+        known = [timing.prompt_tokens for timing in timings if timing.prompt_tokens is not None]
+        tokens_in = fmean(known) if known else None
+        each = Cost(
+            seconds=fmean(timing.total for timing in timings),
+            tokens_in=tokens_in,
+            tokens_out=fmean(timing.tokens for timing in timings),
+        )
         if server is not None:
-            return Cost(tokens_in=tokens_in, price_in=server.price_in, price_out=server.price_out, is_served=True)
+            return replace(each, price_in=server.price_in, price_out=server.price_out, is_served=True)
         rows, seconds = 0, 0.0
         if way.prompt:
             rows, seconds = len(self.parts.development), self._noted("prompt_seconds")
@@ -239,10 +239,10 @@ class Experiment:
             rows, seconds = max(rows, len(self.parts.train)), seconds + seconds_of_run(self._run(way))
         directory = self.output / "index" if way.documents else None
         tokens = round((tokens_in or 0) + self.comparison.max_new_tokens)
-        return Cost(
-            rows,
-            seconds,
-            tokens_in=tokens_in,
+        return replace(
+            each,
+            labeled_rows=rows,
+            seconds_once=seconds,
             memory_bytes=memory_of(subject, tokens, directory),
             change_seconds=self._change_seconds(way),
         )
@@ -256,6 +256,10 @@ class Experiment:
         if way.model == "tuned":
             return seconds_of_run(self._run(way))
         return 0.0 if way.prompt or way.shots else None
+
+    def _note_longest(self, name: str, seconds: float) -> None:
+        """Keep how long something took when it was not in the cache of answers."""
+        self._note(name, max(seconds, self._noted(name)))
 
     def _note(self, name: str, value: float) -> None:
         """Keep what was measured once, for a later call that finds the work done."""

@@ -60,9 +60,10 @@ def _certain(choice: Choice, costs: Mapping[str, Cost], prices: Prices, margin: 
         )
     equal = [name for name in choice.within_margin if name != choice.way]
     if equal:
+        total = money(costs[choice.way].total(prices), prices)
         found.append(
-            f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} as good within that margin. Of these, {choice.way} "
-            f"costs least: {money(costs[choice.way].total(prices), prices)} for {prices.requests:,} requests."
+            f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} as good within that margin. Of these, "
+            f"{choice.way} costs least: {total} for {prices.requests:,} requests."
         )
     return found
 

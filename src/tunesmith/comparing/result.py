@@ -46,7 +46,7 @@ def result_of(experiment: Experiment, measured: Sequence[MeasuredWay], left_out:
     """
     spec, parts = experiment.comparison, experiment.parts
     decides = next(iter(experiment.metrics))
-    compared = summary({each.way.name: {**each.figures, **each.topic} for each in measured}, measured[0].way.name)
+    compared = _compared(measured, decides)
     quality = {each.way.name: each.figures[decides] for each in measured}
     needs = _needs(experiment)
     return {
@@ -70,6 +70,20 @@ def result_of(experiment: Experiment, measured: Sequence[MeasuredWay], left_out:
         "samples": _samples(measured, quality, experiment),
         **_verdicts(measured, quality, needs, spec),
     }
+
+
+def _compared(measured: Sequence[MeasuredWay], decides: str) -> dict[str, Any]:
+    """The figures and their differences from the first way: of what decides with Holm's correction over the ways, of
+    the others over all of them."""
+    reference = measured[0].way.name
+    first = summary({each.way.name: {decides: each.figures[decides]} for each in measured}, reference)
+    others = {each.way.name: {**each.figures, **each.topic} for each in measured}
+    rest = summary(
+        {way: {name: own[name] for name in own if name != decides} for way, own in others.items()}, reference
+    )
+    both = ("figures", "models", "differences")
+    merged = {part: {key: {**first[part][key], **rest[part].get(key, {})} for key in first[part]} for part in both[1:]}
+    return {**first, "figures": first["figures"] | rest["figures"], **merged}
 
 
 def _way(each: MeasuredWay, figures: Mapping[str, Any], spec: Comparison) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Limits(Strict):
     """Of weights, cache and index, in 10⁹ bytes."""
 
     cost_per_thousand: float | None = Field(default=None, gt=0)
-    """Of a thousand requests, one-off costs not included, in the currency of `prices`, or in seconds of this machine."""
+    """Of a thousand requests, without one-off costs, in the currency of `prices`, or in seconds of this machine."""
 
 
 class Comparison(Strict):
@@ -69,28 +69,28 @@ class Comparison(Strict):
     excerpts: int = Field(default=3, ge=1, le=20)
     """Chunks of the documents in a prompt."""
 
-    prompts: list[str] = []
+    prompts: list[str] = Field(default=[])
     """Files of prompts, as `tunesmith prompt search` takes them. The best on development rows is a way."""
 
     shots: list[int] = Field(default=[2, 4, 8], max_length=5)
     """How many examples in a prompt are tried; the best number on development rows is a way."""
 
-    tune: dict[str, Any] = {}
+    tune: dict[str, Any] = Field(default={})
     """How to fine-tune: the sections `method`, `train` and `objective` of a recipe, and `base` for its other fields.
     Default: those of a recipe."""
 
     tuned: str | None = None
     """A finished run on these training rows, to take in place of a new one."""
 
-    servers: list[Server] = []
+    servers: list[Server] = Field(default=[])
     """Larger or hosted models."""
 
-    ways: list[str] = []
+    ways: list[str] = Field(default=[])
     """Which ways to compare. Default: all that can run."""
 
     metric: str | None = None
-    """What decides, as in `evaluate --metric`. Default: the F1 of fields if all answers are JSON, exact match if they are
-    a few words, else ROUGE-L."""
+    """What decides, as in `evaluate --metric`. Default: the F1 of fields if all answers are JSON, exact match if they
+    are a few words, else ROUGE-L."""
 
     margin: float = Field(default=MARGIN, ge=0, lt=1)
     """A difference of the metric that is not worth a more costly way."""

@@ -42,5 +42,5 @@ WAYS: dict[str, Way] = {
 }
 """By name, the least effort first: among ways of equal quality and cost, the earlier one is recommended.
 
-`retrieval_tuned` is retrieval-aware fine-tuning (RAFT, Zhang et al. 2024): rows whose prompts hold excerpts, mostly with
-the one that has the answer and always with others that have not."""
+`retrieval_tuned` is retrieval-aware fine-tuning (RAFT, Zhang et al. 2024): rows whose prompts hold excerpts, mostly
+with the one that has the answer, and always with others that have not."""

@@ -352,9 +352,9 @@ class _Clock:
         writing.request.submitted = time.perf_counter()
 
     def timing(self) -> Timing:
-        total = time.perf_counter() - self._writing.request.submitted
-        first = self._writing.request.first_token_seconds
-        return Timing(total if first is None else first, total, len(self._writing.request.tokens))
+        request = self._writing.request
+        total, first = time.perf_counter() - request.submitted, request.first_token_seconds
+        return Timing(total if first is None else first, total, len(request.tokens), len(request.prompt))
 
 
 def _chat_digest(chat: Chat, number: int, sampling: Sampling) -> str:

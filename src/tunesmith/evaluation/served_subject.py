@@ -103,7 +103,7 @@ class ServedSubject:
     def _timing(self, chat: Chat, sampling: Sampling) -> Timing:
         self.client.model  # noqa: B018  # asked for once, before the clock starts
         started = time.perf_counter()
-        first, pieces, tokens = None, 0, None
+        first, pieces, usage = None, 0, {}
         for event in self.client.events(
             "chat/completions", **_body(chat, sampling, 0), stream_options={"include_usage": True}
         ):
@@ -111,9 +111,9 @@ class ServedSubject:
             if delta.get("content") or delta.get("reasoning_content"):
                 first = first or time.perf_counter() - started
                 pieces += 1
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+            usage = event.get("usage") or usage
         total = time.perf_counter() - started
-        return Timing(first or total, total, pieces if tokens is None else tokens)
+        return Timing(first or total, total, usage.get("completion_tokens", pieces), usage.get("prompt_tokens"))
 
 
 def _body(chat: Chat, sampling: Sampling, number: int) -> dict[str, Any]:

@@ -41,11 +41,13 @@ class Timing:
         first_token: seconds from the request to the answer's first token.
         total: seconds from the request to the answer's end.
         tokens: of the answer.
+        prompt_tokens: that the model read; None if the program does not report it.
     """
 
     first_token: float
     total: float
     tokens: int
+    prompt_tokens: int | None = None
 
 
 class Subject(Protocol):

@@ -8,11 +8,12 @@ from markupsafe import Markup
 
 from tunesmith.report.comparison import CUT_LINES
 from tunesmith.report.cost_chart import cost_chart
-from tunesmith.report.figures import SHARE, about_differences
+from tunesmith.report.figures import SHARE
 from tunesmith.report.formatting import duration
 from tunesmith.report.html import fill_page
 from tunesmith.report.ways import (
     NEEDS,
+    about_quality,
     about_rows,
     break_even_lines,
     cost_rows,
@@ -43,7 +44,7 @@ def write_comparison_page(directory: Path) -> Path:
         "because": found["because"],
         "would_change": found["would_change"],
         "about": about_rows(result),
-        "differences": about_differences(result),
+        "differences": about_quality(result),
         "ways": ways_rows(result),
         "charts": [Markup(chart) for chart in charts(result)],
         "left_out": left_out_lines(result),

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.report.compare_page import about_budget
-from tunesmith.report.figures import about_differences
-from tunesmith.report.ways import Row, about_rows, headline, left_out_lines, need_rows, ways_rows
+from tunesmith.report.ways import NEEDS, Row, about_quality, about_rows, headline, left_out_lines, need_rows, ways_rows
 
 
 def comparison_text(result: dict[str, Any]) -> Group:
@@ -26,13 +25,14 @@ def comparison_text(result: dict[str, Any]) -> Group:
     left_out = "; ".join(left_out_lines(result))
     notes = (
         about_rows(result),
-        about_differences(result),
+        about_quality(result),
         about_budget(result),
         f"Left out. {left_out}." if left_out else "",
     )
     parts: list[RenderableType] = [_table(ways_rows(result), found["way"], " ".join(filter(None, notes)))]
     if needs := need_rows(result):
-        parts.append(_table(needs, found["way"], "What rows need, by words and characters (docs/comparing.md)."))
+        about = "; ".join(f"{name}: {NEEDS[name]}" for name in result["needs"])
+        parts.append(_table(needs, found["way"], f"What rows need, by words and characters. {about}."))
     parts.append(Text(headline(result), "bold green" if found["certain"] else "bold yellow"))
     parts += [Text(f"  {line}") for line in found["because"]]
     if found["would_change"]:

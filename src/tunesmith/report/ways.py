@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.report.figures import SHARE, difference_text, template_of, value_text
+from tunesmith.report.figures import SHARE, about_differences, difference_text, template_of, value_text
 from tunesmith.report.formatting import duration, number, size
 
 NEEDS = {
     "facts": "facts that stand in the documents only",
     "form": "a form that the examples show",
-    "both": "facts and a form",
-    "neither": "neither",
+    "both": "both facts and a form",
+    "neither": "neither of them",
 }
 """What rows need, in words."""
 
@@ -38,13 +38,24 @@ def about_rows(result: Mapping[str, Any]) -> str:
     removed = sum(result["removed"].values())
     near = f" {removed:,} training rows were left out as near-duplicates of these." if removed else ""
     return (
-        f"{result['rows']:,} held-out rows decide, {result['development_rows']:,} others were used to choose prompts and "
-        f"examples, {result['training_rows']:,} to train.{near} In brackets: 95 % intervals over rows."
+        f"{result['rows']:,} held-out rows decide; prompts and examples were chosen on {result['development_rows']:,} "
+        f"others; {result['training_rows']:,} are for training.{near} In brackets: 95 % intervals over rows."
     )
 
 
+def about_quality(result: Mapping[str, Any]) -> str:
+    """What the reader of the differences in what decides has to know, in sentences.
+
+    Args:
+        result: the content of `compare.json`.
+    """
+    name = result["metric"]
+    own = {way: {name: entries[name]} for way, entries in result["differences"].items() if name in entries}
+    return about_differences({**result, "differences": own})
+
+
 def ways_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The ways, with what decides and what they cost.
+    """The ways, with what decides and how long an answer takes.
 
     Args:
         result: the content of `compare.json`.
@@ -55,23 +66,17 @@ def ways_rows(result: Mapping[str, Any]) -> list[Row]:
     name = result["metric"]
     about, ways = result["figures"][name], result["ways"]
     template = template_of(about["unit"], [number(way[name]["value"]) for way in ways.values()])
-    headings = ("way", about["title"], f"from {result['reference']}", "a request", "p95", "at first", "memory")
-    return [headings, *(_way_row(way, ways[way], result, template) for way in ways)]
-
-
-def _way_row(name: str, way: Mapping[str, Any], result: Mapping[str, Any], template: str) -> Row:
-    difference = result["differences"].get(name, {}).get(result["metric"])
-    cost = way["cost"]
-    memory = "server" if cost["is_served"] else "–" if cost["memory_bytes"] is None else size(cost["memory_bytes"])
-    return (
-        name,
-        value_text(way[result["metric"]], template),
-        difference_text(difference, template),
-        duration(way["latency"]["p50"]),
-        duration(way["latency"]["p95"]),
-        duration(cost["seconds_once"]),
-        memory,
-    )
+    headings = ("way", about["title"], f"from {result['reference']}", "p50, s", "p95, s")
+    rows = [
+        (
+            way,
+            value_text(values[name], template),
+            difference_text(result["differences"].get(way, {}).get(name), template),
+            *(f"{values['latency'][level]:.2f}" for level in ("p50", "p95")),
+        )
+        for way, values in ways.items()
+    ]
+    return [headings, *rows]
 
 
 def other_figures(result: Mapping[str, Any]) -> list[Row]:
@@ -105,7 +110,7 @@ def cost_rows(result: Mapping[str, Any]) -> list[Row]:
     """
     is_money = result["cost_unit"] == "money"
     headings = ("way", "labeled rows", "at first", "tokens in", "tokens out", "a thousand requests",
-                f"{result['requests']:,} requests in all", "a changed fact")  # fmt: skip
+                f"{result['requests']:,} requests in all", "a changed fact", "memory")  # fmt: skip
     rows = []
     for name, way in result["ways"].items():
         cost = way["cost"]
@@ -120,6 +125,7 @@ def cost_rows(result: Mapping[str, Any]) -> list[Row]:
                 _price(cost["per_thousand"], is_money),
                 _price(cost["total"], is_money),
                 "–" if change is None else "edit the prompt" if change == 0 else duration(change),
+                "server" if cost["is_served"] else "–" if cost["memory_bytes"] is None else size(cost["memory_bytes"]),
             )
         )
     return [headings, *rows]
@@ -150,7 +156,7 @@ def need_rows(result: Mapping[str, Any]) -> list[Row]:
     names = list(next(iter(needs.values()))["ways"])
     rows = [(name, *(value_text(need["ways"][name], template) for need in needs.values())) for name in names]
     best = [_best(need) for need in needs.values()]
-    headings = ("way", *(f"{NEEDS[name]} ({need['rows']:,} rows)" for name, need in needs.items()))
+    headings = ("way", *(f"{name}: {need['rows']:,} rows" for name, need in needs.items()))
     return [headings, *rows, ("to take", *best)]
 
 

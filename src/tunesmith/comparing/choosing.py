@@ -1,0 +1,145 @@
+"""What is chosen on the development rows: the best of the user's prompts, and how many examples a prompt has."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.example import Example
+from tunesmith.evaluation.metrics import Metric
+from tunesmith.evaluation.rows import Task
+from tunesmith.evaluation.subject import Subject
+from tunesmith.evaluation.suites.task_score import scored
+from tunesmith.inference.sampling import Sampling
+from tunesmith.prompting.prompt import Prompt
+from tunesmith.prompting.prompted import Prompted
+from tunesmith.prompting.shots import Shots
+from tunesmith.run import Events
+
+CHOICES = ("random", "similar")
+"""How examples are chosen: at random, the same for all questions; or those whose questions are most like the asked
+one."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A prompt that was chosen.
+
+    Attributes:
+        name: of the candidate.
+        prompt: its text.
+        shots: its examples; None if it has none.
+        rows: of the training rows, that it needs.
+        scores: each candidate's mean on the development rows, by name.
+        seconds: that the choice took.
+    """
+
+    name: str
+    prompt: Prompt
+    shots: Shots | None
+    rows: int
+    scores: Mapping[str, float]
+    seconds: float
+
+    def applied(self, subject: Subject, name: str) -> Prompted:
+        """A model with the prompt.
+
+        Args:
+            subject: the model.
+            name: of the way.
+        """
+        return Prompted(subject, self.prompt, self.shots, name)
+
+    def described(self) -> dict[str, Any]:
+        """Plain values: `name`, `version` of the prompt, `scores`."""
+        return {"name": self.name, "version": self.prompt.version, "scores": dict(self.scores)}
+
+
+def choose_prompt(
+    base: Subject, files: Sequence[str], tasks: Sequence[Task], metric: Metric, sampling: Sampling, events: Events
+) -> Chosen:
+    """The best of the user's prompts.
+
+    Args:
+        base: the model that reads them.
+        files: of the prompts.
+        tasks: the development rows.
+        metric: with a score of a single answer.
+        sampling: how answers are written.
+        events: receive `progress`.
+
+    Returns:
+        The prompt with the highest mean; of equals, the first.
+
+    Raises:
+        UserError: a prompt cannot be read.
+    """
+    prompts = {Path(file).name: Prompt.load(file) for file in files}
+    candidates = {name: (prompt, _shots_of(prompt)) for name, prompt in prompts.items()}
+    return _best(base, candidates, dict.fromkeys(prompts, 0), tasks, metric, sampling, events, "prompts")
+
+
+def choose_shots(
+    base: Subject,
+    train: Sequence[Example],
+    counts: Sequence[int],
+    tasks: Sequence[Task],
+    metric: Metric,
+    sampling: Sampling,
+    events: Events,
+) -> Chosen:
+    """The best number of examples, and how they are chosen.
+
+    Args:
+        base: the model that reads them.
+        train: where they come from.
+        counts: that are tried.
+        tasks: the development rows.
+        metric: with a score of a single answer.
+        sampling: how answers are written.
+        events: receive `progress`.
+
+    Returns:
+        The examples with the highest mean; of equals, the fewest, and those at random.
+    """
+    candidates, rows = {}, {}
+    for how in CHOICES:
+        for count in sorted({min(count, len(train)) for count in counts}):
+            name = f"{count} {how}"
+            candidates[name] = (Prompt(), Shots(train, count, how))
+            rows[name] = count if how == "random" else len(train)
+    return _best(base, candidates, rows, tasks, metric, sampling, events, "examples")
+
+
+def _best(
+    base: Subject,
+    candidates: Mapping[str, tuple[Prompt, Shots | None]],
+    rows: Mapping[str, int],
+    tasks: Sequence[Task],
+    metric: Metric,
+    sampling: Sampling,
+    events: Events,
+    what: str,
+) -> Chosen:
+    """The candidate with the highest mean."""
+    started, scores = time.perf_counter(), {}
+    expected = [task.expected for task in tasks]
+    for done, (name, (prompt, shots)) in enumerate(candidates.items()):
+        events.emit("progress", what=what, done=done, total=len(candidates))
+        answers = Prompted(base, prompt, shots, name).answers([task.chat for task in tasks], sampling)
+        scores[name] = float(scored(metric, answers, expected).mean())
+    events.emit("progress", what=what, done=len(candidates), total=len(candidates))
+    sign = -1.0 if metric.better == "lower" else 1.0
+    best = max(candidates, key=lambda name: sign * scores[name])
+    prompt, shots = candidates[best]
+    return Chosen(best, prompt, shots, rows[best], scores, time.perf_counter() - started)
+
+
+def _shots_of(prompt: Prompt) -> Shots | None:
+    """The examples that a prompt names itself."""
+    asked = prompt.examples
+    if asked is None:
+        return None
+    count = len(prompt.pool) if asked.k is None else asked.k
+    return Shots(prompt.pool, count, asked.choose, asked.seed, asked.encoder)
