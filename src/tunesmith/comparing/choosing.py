@@ -15,6 +15,7 @@ from tunesmith.inference.sampling import Sampling
 from tunesmith.prompting.prompt import Prompt
 from tunesmith.prompting.prompted import Prompted
 from tunesmith.prompting.shots import Shots
+from tunesmith.retrieval.encoder import Encoder
 from tunesmith.run import Events
 
 CHOICES = ("random", "similar")
@@ -76,7 +77,7 @@ def choose_prompt(
         UserError: a prompt cannot be read.
     """
     prompts = {Path(file).name: Prompt.load(file) for file in files}
-    candidates = {name: (prompt, _shots_of(prompt)) for name, prompt in prompts.items()}
+    candidates = {name: (prompt, Shots.of(prompt)) for name, prompt in prompts.items()}
     return _best(base, candidates, dict.fromkeys(prompts, 0), tasks, metric, sampling, events, "prompts")
 
 
@@ -88,6 +89,7 @@ def choose_shots(
     metric: Metric,
     sampling: Sampling,
     events: Events,
+    encoder: str | None = None,
 ) -> Chosen:
     """The best number of examples, and how they are chosen.
 
@@ -99,15 +101,17 @@ def choose_shots(
         metric: with a score of a single answer.
         sampling: how answers are written.
         events: receive `progress`.
+        encoder: by whose vectors questions are compared; None: by their words.
 
     Returns:
         The examples with the highest mean; of equals, the fewest, and those at random.
     """
     candidates, rows = {}, {}
+    vectors = None if encoder is None else Encoder(encoder)
     for how in CHOICES:
         for count in sorted({min(count, len(train)) for count in counts}):
             name = f"{count} {how}"
-            candidates[name] = (Prompt(), Shots(train, count, how))
+            candidates[name] = (Prompt(), Shots(train, count, how, 0, vectors))
             rows[name] = count if how == "random" else len(train)
     return _best(base, candidates, rows, tasks, metric, sampling, events, "examples")
 
@@ -134,12 +138,3 @@ def _best(
     best = max(candidates, key=lambda name: sign * scores[name])
     prompt, shots = candidates[best]
     return Chosen(best, prompt, shots, rows[best], scores, time.perf_counter() - started)
-
-
-def _shots_of(prompt: Prompt) -> Shots | None:
-    """The examples that a prompt names itself."""
-    asked = prompt.examples
-    if asked is None:
-        return None
-    count = len(prompt.pool) if asked.k is None else asked.k
-    return Shots(prompt.pool, count, asked.choose, asked.seed, asked.encoder)

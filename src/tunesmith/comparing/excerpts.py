@@ -11,10 +11,10 @@ from tunesmith.data.template import special_tokens
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import task_of
 from tunesmith.evaluation.subject import Answer, Chat, Subject, Timing, as_chat
-from tunesmith.heads.prediction import room_for_text
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
+from tunesmith.prompting.reading import Reading
 from tunesmith.retrieval.prompt import with_context
 from tunesmith.retrieval.search import Hit, Index
 
@@ -116,6 +116,7 @@ class Retrieved:
 
     def __init__(self, subject: Subject, excerpts: Excerpts, name: str) -> None:
         self.name, self._subject, self._excerpts = name, subject, excerpts
+        self._reading = Reading.of(subject.model)
         self.shortened = 0
 
     @property
@@ -144,16 +145,13 @@ class Retrieved:
         """
         hits = self._excerpts.hits(str(chat[-1]["content"]))
         model = self._subject.model
-        if model is None:
-            return self._excerpts.before(chat, hits)
-        special, room = tuple(special_tokens(model.tokenizer)), room_for_text(model.generator.model)
+        special = () if model is None else tuple(special_tokens(model.tokenizer))
         for count in range(len(hits), -1, -1):
             messages = self._excerpts.before(chat, hits[:count], special)
-            tokens = len(model.tokenizer(model.prompt(messages), add_special_tokens=False, verbose=False)["input_ids"])
-            if room is None or tokens + sampling.max_new_tokens <= room or count == 0:
-                self.shortened += count < len(hits)
-                return messages
-        raise AssertionError("a chat without excerpts is returned")
+            if count == 0 or self._reading.fits(messages, sampling.max_new_tokens):
+                break
+        self.shortened += count < len(hits)
+        return messages
 
     def answers(
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None

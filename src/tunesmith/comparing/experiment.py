@@ -24,7 +24,7 @@ from tunesmith.evaluation.subject import Subject, Timing
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.evaluation.suite import SuiteContext, measure_suite, open_suites
 from tunesmith.inference.sampling import Sampling
-from tunesmith.retrieval.build import index
+from tunesmith.retrieval.build import AUTO, NONE, index
 from tunesmith.retrieval.search import Index
 from tunesmith.run import Events, Run, Subscriber, atomic_write
 
@@ -100,7 +100,8 @@ class Experiment:
     def shots(self) -> Chosen:
         """The best number of examples on the development rows."""
         train, counts, tasks = self.parts.train, self.comparison.shots, self.parts.development_tasks
-        chosen = choose_shots(self.base, train, counts, tasks, self.metric, self.sampling, self.events)
+        named = None if self.comparison.encoder in (AUTO, NONE) else self.comparison.encoder
+        chosen = choose_shots(self.base, train, counts, tasks, self.metric, self.sampling, self.events, named)
         self._note_longest("shots_seconds", chosen.seconds)
         return chosen
 

@@ -74,7 +74,7 @@ def _uncertain(choice: Choice, margin: float, figure: Measured) -> list[str]:
         f"The data cannot tell whether another way gains more than {shown(margin, figure)}: "
         f"{', '.join(tied) or 'another'} may."
     ]
-    found.append(f"{choice.way} is the least costly of the ways that are not shown to be worse.")
+    found.append(f"{choice.way} is the simplest of the ways that are not shown to be worse.")
     if choice.rows_needed is not None:
         more = max(1, choice.rows_needed - len(figure.units))
         found.append(f"Label about {more:,} more held-out rows to decide it.")

@@ -2,7 +2,8 @@
 
 A way is within the margin of the best if, against each other way, the upper bound of what the other gains is at most
 the margin. The bounds hold together for all others with 95 % (Bonferroni), as in multiple comparisons with the best
-(Hsu 1981). Of the ways within the margin, the least costly one is recommended. If there is none, the rows cannot tell.
+(Hsu 1981). Of the ways within the margin, the least costly one is recommended; of those that cost about as much, the
+simplest. If there is none, the rows cannot tell, and the simplest way that is not shown to be worse is named.
 Nothing here knows what a way is.
 """
 
@@ -17,6 +18,9 @@ from tunesmith.evaluation.statistics import LEVEL, MOST_ROWS, Difference, holm, 
 MARGIN = 0.05
 """A difference in quality that is not worth a more costly way: five of a hundred answers."""
 
+SAME_COST = 1.1
+"""Costs that differ by less than this factor count as equal: they come from a few measured times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -25,7 +29,7 @@ class Option:
     Attributes:
         name: of the way.
         figure: what decides, on rows that all ways have.
-        cost: in total, in any unit; the lower is preferred among ways that are as good. Ties: the earlier one.
+        cost: in total, in any unit; the lower is preferred among ways that are as good.
     """
 
     name: str
@@ -93,7 +97,7 @@ def choose(options: Sequence[Option], margin: float = MARGIN) -> Choice:
     advantages = {option.name: _advantages(option, options, sign) for option in options}
     within = [option for option in options if all(each.most <= margin for each in advantages[option.name])]
     not_worse = _not_worse(best, options)
-    way = min(within or [option for option in options if option.name in not_worse], key=lambda option: option.cost)
+    way = _least_costly(within) if within else next(option for option in options if option.name in not_worse)
     return Choice(
         way.name,
         bool(within),
@@ -103,6 +107,12 @@ def choose(options: Sequence[Option], margin: float = MARGIN) -> Choice:
         advantages[way.name],
         None if within else _rows_needed(advantages[best.name], margin),
     )
+
+
+def _least_costly(options: Sequence[Option]) -> Option:
+    """The first of the options that cost about the least."""
+    least = min(option.cost for option in options)
+    return next(option for option in options if option.cost <= SAME_COST * least)
 
 
 def _advantages(option: Option, options: Sequence[Option], sign: float) -> tuple[Advantage, ...]:
