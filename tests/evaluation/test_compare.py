@@ -17,7 +17,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.metrics import METRICS, Metric, scores
 from tunesmith.evaluation.metrics.text import exact_match, first_word, rouge_l
-from tunesmith.evaluation.statistics import mean_with_interval
+from tunesmith.evaluation.statistics.intervals import mean_with_interval
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.models.load import load_tokenizer
 

@@ -12,7 +12,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.metric import Case
 from tunesmith.evaluation.prediction_powered import prediction_powered
-from tunesmith.evaluation.statistics import estimate
+from tunesmith.evaluation.statistics.intervals import estimate
 from tunesmith.evaluation.subject import Answer, Chat
 from tunesmith.evaluation.verdicts import (
     agreement_with_itself,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.evaluation import statistics
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.measured import Measured
 from tunesmith.evaluation.metrics import Metric
+from tunesmith.evaluation.statistics import intervals
 from tunesmith.evaluation.subject import Chat
 from tunesmith.inference.model import Model
 
@@ -55,13 +55,13 @@ def test_metrics_and_intervals_of_an_evaluation_are_computed_once(
     tiny_model: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    estimate = statistics.estimate
+    estimate = intervals.estimate
 
     def counting(measured: Measured) -> Any:
         drawn.append(measured.title)
         return estimate(measured)
 
-    monkeypatch.setattr(statistics, "estimate", counting)
+    monkeypatch.setattr(intervals, "estimate", counting)
     scored: list[str] = []
 
     def brief(answer: str, expected: str) -> float:

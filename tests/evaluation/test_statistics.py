@@ -14,20 +14,10 @@ from sklearn.metrics import roc_auc_score
 from tunesmith.evaluation.auc import Area, area_of
 from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
 from tunesmith.evaluation.prediction_powered import prediction_powered
-from tunesmith.evaluation.statistics import (
-    Difference,
-    Interval,
-    change_with_interval,
-    detectable,
-    estimate,
-    holm,
-    mean_with_interval,
-    paired,
-    rows_needed,
-    rows_to_show,
-    tango,
-    wilson,
-)
+from tunesmith.evaluation.statistics.bootstrap import Interval
+from tunesmith.evaluation.statistics.differences import Difference, holm, paired
+from tunesmith.evaluation.statistics.intervals import change_with_interval, estimate, mean_with_interval, tango, wilson
+from tunesmith.evaluation.statistics.power import detectable, rows_needed, rows_to_show
 
 Values = NDArray[np.float64]
 Draw = np.random.Generator

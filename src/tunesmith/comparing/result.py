@@ -14,9 +14,10 @@ from tunesmith.comparing.reasons import because, described, would_change
 from tunesmith.comparing.recommendation import Choice, Option, choose
 from tunesmith.comparing.rows import question_of
 from tunesmith.comparing.spec import Comparison
-from tunesmith.evaluation.figures import samples_of, summary, with_interval
+from tunesmith.evaluation.figures import samples_of
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.rows import task_of
+from tunesmith.evaluation.summary import summary, with_interval
 
 SAMPLES = 5
 """Rows that are shown: those in which the ways differ most."""

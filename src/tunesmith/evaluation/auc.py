@@ -10,7 +10,9 @@ from scipy.special import expit, stdtr, stdtrit
 from scipy.stats import rankdata
 
 from tunesmith.evaluation.measured import Better, Measured
-from tunesmith.evaluation.statistics import Difference, Interval, Z, tango, wilson
+from tunesmith.evaluation.statistics.bootstrap import Interval, Z
+from tunesmith.evaluation.statistics.differences import Difference
+from tunesmith.evaluation.statistics.intervals import tango, wilson
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.evaluation.prediction_metrics import BINS, Predictions, calibration, classes_of
-from tunesmith.evaluation.statistics import Interval, wilson
+from tunesmith.evaluation.statistics.bootstrap import Interval
+from tunesmith.evaluation.statistics.intervals import wilson
 
 SIMULATIONS = 1000
 

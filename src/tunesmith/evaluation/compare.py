@@ -11,16 +11,7 @@ from tunesmith.config.extensions import failures_named
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.evaluation.budget import budget_for, seconds_of
 from tunesmith.evaluation.classification import error_tables
-from tunesmith.evaluation.figures import (
-    LOSS,
-    Figures,
-    Side,
-    cases_of,
-    figures_of,
-    samples_of,
-    summary,
-    token_counts_differ,
-)
+from tunesmith.evaluation.figures import LOSS, Figures, Side, cases_of, figures_of, samples_of, token_counts_differ
 from tunesmith.evaluation.forgetting_curve import TOLERANCE
 from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.judging import Judged, open_judging
@@ -32,6 +23,7 @@ from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_o
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.evaluation.suite import open_suites, storages_of
+from tunesmith.evaluation.summary import summary
 from tunesmith.exporting.card import write_run_card
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.figures import Figures, with_interval
+from tunesmith.evaluation.figures import Figures
 from tunesmith.evaluation.judge import RUBRIC, Judge
 from tunesmith.evaluation.labels import Labels
 from tunesmith.evaluation.local_subject import LocalSubject
@@ -19,6 +19,7 @@ from tunesmith.evaluation.metrics import Case
 from tunesmith.evaluation.rows import EvaluationRows
 from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
+from tunesmith.evaluation.summary import with_interval
 from tunesmith.evaluation.verdicts import (
     HIGHEST,
     LOWEST,

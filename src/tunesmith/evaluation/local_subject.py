@@ -1,19 +1,16 @@
 """A model under evaluation that this process loads: a run, an adapter, a model directory, a GGUF file, a base."""
 
 import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.head import Head, described_head
+from tunesmith.config.head import Head
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.cache import tokenizer_fingerprint
@@ -23,9 +20,18 @@ from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.errors import UserError
+from tunesmith.evaluation.kept_results import (
+    KeptAnswers,
+    chat_digest,
+    model_digest,
+    row_digest,
+    score_from,
+    score_values,
+)
 from tunesmith.evaluation.prediction_metrics import Predictions
 from tunesmith.evaluation.result_cache import ResultCache, digest_of
 from tunesmith.evaluation.subject import Answer, Chat, Timing, as_chat
+from tunesmith.evaluation.timing import timed
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model import Model
@@ -33,7 +39,6 @@ from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import SOURCE, Score
 from tunesmith.inference.writing import Writing
 from tunesmith.models.attention import use_document_attention
-from tunesmith.models.load import fingerprint
 from tunesmith.models.prompts import plain_model
 
 ANSWERS = 32
@@ -100,21 +105,7 @@ class LocalSubject:
         """The hash of the weights, of how they are stored, and of the tokenizer; None if nothing is kept."""
         if not self.keeps:
             return None
-        reference = self._model.reference
-        base = reference.base.model_copy(update={"adapter": reference.adapter})
-        files = [] if reference.adapter is None else [reference.adapter / "adapter_config.json"]
-        return digest_of(
-            {
-                "files": fingerprint(base),
-                "adapter": {file.name: file.read_text(encoding="utf-8") for file in files},
-                "base": base.model_dump(mode="json", exclude={"path", "adapter", "chat_template"}),
-                "head": described_head(self.head),
-                "objective": None if self._objective is None else self._objective.model_dump(mode="json"),
-                "tokenizer": self._fingerprint,
-                "computed": [str(self._model.dtype), self._model.device.type],
-                "versions": {name: version(name) for name in ("tunesmith", "torch", "transformers")},
-            }
-        )
+        return model_digest(self._model, self._fingerprint, self._objective)
 
     def losses(
         self,
@@ -144,7 +135,7 @@ class LocalSubject:
         size = len(table) if objective.compares_rows else LOSS_ROWS
         for start in range(0, len(table), size):
             rows = range(start, min(start + size, len(table)))
-            key = digest_of([_row_digest(table, row) for row in rows])  # rows of a batch, so kept together
+            key = digest_of([row_digest(table, row) for row in rows])  # rows of a batch, so kept together
             if key not in cache:
                 model = self._plain()
                 found = held_out_losses(model, objective.build(), table, rows, tokens_per_batch)
@@ -188,13 +179,13 @@ class LocalSubject:
         """
         report = done or (lambda count: None)
         cache = ResultCache(self.identity, ["answers", asdict(sampling)])
-        keys = [_chat_digest(chat, number, sampling) for number, chat in enumerate(chats)]
+        keys = [chat_digest(chat, number, sampling) for number, chat in enumerate(chats)]
         missing = {key: number for number, key in enumerate(keys) if key not in cache}
         if len(missing) < len(chats):
             report(len(chats) - len(missing))
         if missing:
             writings = {key: self._begin(chats[number], sampling, number) for key, number in missing.items()}
-            kept = _Kept(writings, cache)
+            kept = KeptAnswers(writings, cache)
 
             def progress(count: int) -> None:
                 kept.add_ended(ANSWERS)
@@ -222,8 +213,8 @@ class LocalSubject:
             part = missing[start : start + SCORES]
             asked = None if chats is None else [chats[number] for number in part]
             found = self._scores(asked, [texts[number] for number in part])
-            cache.add({keys[number]: _described(score) for number, score in zip(part, found, strict=True)})
-        return [Score(tuple(tokens), np.array(logs)) for tokens, logs in (cache[key] for key in keys)]
+            cache.add({keys[number]: score_values(score) for number, score in zip(part, found, strict=True)})
+        return [score_from(cache[key]) for key in keys]
 
     def _scores(self, chats: Sequence[Chat] | None, texts: Sequence[str]) -> list[Score]:
         """What is not in the cache."""
@@ -241,21 +232,7 @@ class LocalSubject:
             UserError: the model does not write text, or a chat cannot be rendered or is too long.
         """
         engine = self.generator().engine
-        waiting = [self._begin(chat, sampling, number) for number, chat in enumerate(chats)]
-        order = {id(writing.request): number for number, writing in enumerate(waiting)}
-        timed: dict[int, Timing] = {}
-        waiting.reverse()
-        clocks: dict[int, _Clock] = {}
-        while waiting or not engine.is_idle:
-            while waiting and len(clocks) < concurrent:
-                writing = waiting.pop()
-                clocks[id(writing.request)] = _Clock(writing)
-                engine.submit(writing.request)
-            for request in engine.step():
-                if request.exception is not None:
-                    raise request.exception
-                timed[order[id(request)]] = clocks.pop(id(request)).timing()
-        return [timed[number] for number in range(len(chats))]
+        return timed(engine, [self._begin(chat, sampling, number) for number, chat in enumerate(chats)], concurrent)
 
     def generator(self) -> Generator:
         """The model in the engine. If its weights are in memory already, they are used, and changed in place.
@@ -312,57 +289,3 @@ class LocalSubject:
         scored: NDArray[np.bool_] = mask[first:]
         tokens = self.tokenizer.convert_ids_to_tokens(ids[first:][scored].tolist())
         return Score(tuple(tokens), np.array(logs)[scored])
-
-
-class _Kept:
-    """Puts answers into the cache as they end."""
-
-    def __init__(self, writings: Mapping[str, Writing], cache: ResultCache) -> None:
-        self._open, self._cache = dict(writings), cache
-
-    def add_ended(self, least: int) -> None:
-        """Keep the answers that have ended, if there are that many."""
-        ended = {key: writing for key, writing in self._open.items() if _has_ended(writing)}
-        if len(ended) < least:
-            return
-        self._cache.add({key: _answer_of(writing) for key, writing in ended.items()})
-        for key in ended:
-            del self._open[key]
-
-
-def _described(score: Score) -> list[Any]:
-    """A score as plain values."""
-    return [list(score.tokens), score.log_probabilities.tolist()]
-
-
-def _has_ended(writing: Writing) -> bool:
-    return writing.request.finish in ("stop", "length") and writing.request.exception is None
-
-
-def _answer_of(writing: Writing) -> dict[str, Any]:
-    found = writing.finish()
-    return {"text": found.text.strip(), "tokens": len(found.tokens), "finish_reason": found.finish_reason}
-
-
-class _Clock:
-    """Notes when an answer's first token and its end come."""
-
-    def __init__(self, writing: Writing) -> None:
-        self._writing = writing
-        writing.request.submitted = time.perf_counter()
-
-    def timing(self) -> Timing:
-        request = self._writing.request
-        total, first = time.perf_counter() - request.submitted, request.first_token_seconds
-        return Timing(total if first is None else first, total, len(request.tokens), len(request.prompt))
-
-
-def _chat_digest(chat: Chat, number: int, sampling: Sampling) -> str:
-    """Of all that determines an answer beside model and sampling: samples have random numbers by their place."""
-    return digest_of([list(chat), number if sampling.temperature else None])
-
-
-def _row_digest(table: TokenTable, row: int) -> str:
-    ids, mask = table[row]
-    targets = None if table.targets is None else table.targets_of(row).tolist()
-    return digest_of([ids.tolist(), mask.tolist(), targets])

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tunesmith.evaluation.statistics import Difference, Interval
+    from tunesmith.evaluation.statistics.bootstrap import Interval
+    from tunesmith.evaluation.statistics.differences import Difference
 
 Better = Literal["higher", "lower", "neither"]
 """Which direction of a figure is good; neither: it only describes."""
@@ -71,8 +72,8 @@ class Measured:
 
     @cached_property
     def estimate(self) -> "tuple[float, Interval]":
-        """The figure over all rows and its 95 % interval, `statistics.estimate`. Its resamples are drawn once."""
-        from tunesmith.evaluation.statistics import estimate  # which is about figures, and loads SciPy
+        """The figure over all rows and its 95 % interval (`intervals.estimate`). Its resamples are drawn once."""
+        from tunesmith.evaluation.statistics.intervals import estimate  # which is about figures, and loads SciPy
 
         return estimate(self)
 

@@ -6,21 +6,14 @@ from pathlib import Path
 
 from tunesmith.config.head import Head, described_head
 from tunesmith.errors import UserError
-from tunesmith.evaluation.figures import (
-    Figures,
-    Side,
-    about_figure,
-    answer_figures,
-    loss_figures,
-    prediction_figures,
-    with_interval,
-)
+from tunesmith.evaluation.figures import Figures, Side, answer_figures, loss_figures, prediction_figures
 from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
 from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
+from tunesmith.evaluation.summary import about_figure, with_interval
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from tunesmith.evaluation.statistics import Interval, mean_with_interval
+from tunesmith.evaluation.statistics.bootstrap import Interval
+from tunesmith.evaluation.statistics.intervals import mean_with_interval
 
 Values = NDArray[np.float64]
 

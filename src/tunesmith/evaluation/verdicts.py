@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.prediction_powered import prediction_powered
-from tunesmith.evaluation.statistics import Interval
+from tunesmith.evaluation.statistics.bootstrap import Interval
 
 LOWEST, HIGHEST = 1, 5
 """The scale of single scores."""

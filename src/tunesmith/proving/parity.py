@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
-from tunesmith.evaluation.figures import answer_figures, with_interval
+from tunesmith.evaluation.figures import answer_figures
 from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.openai_client import OpenAIClient
 from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.statistics import paired
+from tunesmith.evaluation.statistics.differences import paired
 from tunesmith.evaluation.subject import Answer
+from tunesmith.evaluation.summary import with_interval
 from tunesmith.exporting.gguf_quantizer import require_llama_cpp
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.proving.http import Served

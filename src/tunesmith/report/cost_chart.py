@@ -67,10 +67,9 @@ def _axes(frame: Frame, x_label: str, y_label: str) -> list[str]:
 
 
 def _label_heights(frame: Frame, xs: Sequence[float], dots: Sequence[Dot]) -> list[float]:
-    """(dots,) where each label is: beside its dot, or below the label above it."""
+    """(dots,) where each label is: beside its dot, or above the label below it."""
     heights = [frame.to_pixels((x, value))[1] + 4 for x, (_, _, value, _) in zip(xs, dots, strict=True)]
-    last = -math.inf
-    for index in sorted(range(len(dots)), key=heights.__getitem__):
-        heights[index] = max(heights[index], last + LABEL_HEIGHT)
-        last = heights[index]
+    below = HEIGHT - BOTTOM - 4.0 + LABEL_HEIGHT
+    for index in sorted(range(len(dots)), key=heights.__getitem__, reverse=True):
+        heights[index] = below = min(heights[index], below - LABEL_HEIGHT)
     return heights

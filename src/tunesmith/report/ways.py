@@ -109,8 +109,8 @@ def cost_rows(result: Mapping[str, Any]) -> list[Row]:
         The headings, then a row for each way.
     """
     is_money = result["cost_unit"] == "money"
-    headings = ("way", "labeled rows", "at first", "tokens in", "tokens out", "a thousand requests",
-                f"{result['requests']:,} requests in all", "a changed fact", "memory")  # fmt: skip
+    headings = ("way", "labeled rows", "at first", "tokens in", "out", "1,000 requests",
+                f"{result['requests']:,} in all", "changed fact", "memory")  # fmt: skip
     rows = []
     for name, way in result["ways"].items():
         cost = way["cost"]
@@ -124,7 +124,7 @@ def cost_rows(result: Mapping[str, Any]) -> list[Row]:
                 _tokens(cost["tokens_out"]),
                 _price(cost["per_thousand"], is_money),
                 _price(cost["total"], is_money),
-                "–" if change is None else "edit the prompt" if change == 0 else duration(change),
+                "–" if change is None else "edit prompt" if change == 0 else duration(change),
                 "server" if cost["is_served"] else "–" if cost["memory_bytes"] is None else size(cost["memory_bytes"]),
             )
         )
@@ -173,12 +173,13 @@ def break_even_lines(result: Mapping[str, Any]) -> list[str]:
         result: the content of `compare.json`.
 
     Returns:
-        Sentences; pairs of which one never pays are left out.
+        Sentences, for ways that are not shown to be worse than the best; pairs of which one never pays are left out.
     """
+    as_good = set(result["recommendation"]["not_worse"])
     return [
         f"{each['way']} costs less than {each['other']} from {each['requests']:,.0f} requests on."
         for each in result["break_even"]
-        if each["requests"] is not None and each["requests"] < 1e9
+        if each["requests"] is not None and {each["way"], each["other"]} <= as_good
     ]
 
 

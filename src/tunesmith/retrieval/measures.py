@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.figures import Figures, summary
+from tunesmith.evaluation.figures import Figures
 from tunesmith.evaluation.measured import mean_of
+from tunesmith.evaluation.summary import summary
 from tunesmith.retrieval.questions import Question, relevant_chunks
 from tunesmith.retrieval.ranking import DEPTH, WAYS, Scores, best
 from tunesmith.retrieval.search import Index

@@ -5,7 +5,7 @@ import pytest
 from tunesmith.evaluation.metrics import NAMED
 from tunesmith.evaluation.metrics.coherence import is_empty, language, loops, repetition, same_language, script
 from tunesmith.evaluation.metrics.metric import Case, measured
-from tunesmith.evaluation.statistics import estimate
+from tunesmith.evaluation.statistics.intervals import estimate
 
 
 @pytest.mark.parametrize(

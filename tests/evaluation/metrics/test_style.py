@@ -10,7 +10,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.metrics import metric_named
 from tunesmith.evaluation.metrics.metric import Case, measured, scores
 from tunesmith.evaluation.metrics.style import StyleClassifier
-from tunesmith.evaluation.statistics import estimate
+from tunesmith.evaluation.statistics.intervals import estimate
 
 THINGS = "invoice order parcel refund account password address delivery contract receipt".split()
 FORMAL = [

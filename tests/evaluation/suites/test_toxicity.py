@@ -10,7 +10,7 @@ from transformers import pipeline
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.statistics import wilson
+from tunesmith.evaluation.statistics.intervals import wilson
 from tunesmith.evaluation.suites.bias import Bias
 from tunesmith.evaluation.suites.toxicity import ToxicityClassifier
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured
 from tunesmith.evaluation.metrics.metric import Case, Metric
-from tunesmith.evaluation.statistics import wilson
+from tunesmith.evaluation.statistics.intervals import wilson
 
 FOLDS = 5
 FEWEST = 10

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.statistics import wilson
+from tunesmith.evaluation.statistics.intervals import wilson
 from tunesmith.inference.model import Model, load
 from tunesmith.run import resolve_run
 
