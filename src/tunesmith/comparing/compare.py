@@ -43,11 +43,11 @@ def compare(
         budget: a time such as `20min`, in place of the comparison's own.
 
     Returns:
-        The content of `compare.json`: `output` (the directory), `rows`, `training_rows`, `development_rows`, `removed` (near-duplicates),
-        `metric`, `ways`: by name, each metric's value and 95 % interval, `cost`, `latency`, `first_token`, `about`,
-        `topic`; `differences` from the plain base, with Holm's correction; `needs`: by need, its rows, the ways'
-        figures and the recommended way; `break_even`; `left_out`: ways that were not compared, and why; `samples`;
-        `budget`; `recommendation`: as `reasons.described`.
+        The content of `compare.json`: `output` (the directory), `rows`, `training_rows`, `development_rows`, `removed`
+        (near-duplicates), `metric`; `ways`: by name, each metric's value and 95 % interval, `cost`, `latency`,
+        `first_token` and `about`; `differences` from the plain base, with Holm's correction; `needs`: by need, its
+        rows, the ways' figures and the recommended way; `break_even`; `left_out`: ways that were not compared, and
+        why; `samples`; `budget`; `recommendation`: as `reasons.described`.
 
     Raises:
         UserError: the comparison is not valid, its rows cannot be read or are too few, or no way can run.

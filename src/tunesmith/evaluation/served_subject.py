@@ -103,7 +103,7 @@ class ServedSubject:
     def _timing(self, chat: Chat, sampling: Sampling) -> Timing:
         self.client.model  # noqa: B018  # asked for once, before the clock starts
         started = time.perf_counter()
-        first, pieces, usage = None, 0, {}
+        first, pieces, usage = None, 0, dict[str, int]()
         for event in self.client.events(
             "chat/completions", **_body(chat, sampling, 0), stream_options={"include_usage": True}
         ):
