@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tunesmith.models.bases import embedded_base, get_base, list_bases
     from tunesmith.objectives.objective import Objective
     from tunesmith.planner.request import plan
+    from tunesmith.prompting.prompt import Prompt
     from tunesmith.proving.export import export
     from tunesmith.proving.parity import parity
     from tunesmith.report.html import write_report
@@ -56,6 +57,7 @@ _MODULES = {
     "Objective": "tunesmith.objectives.objective",
     "ObjectiveConfig": "tunesmith.config.objective",
     "Prediction": "tunesmith.heads.prediction",
+    "Prompt": "tunesmith.prompting.prompt",
     "Recipe": "tunesmith.config.recipe",
     "RowFormat": "tunesmith.data.row_format",
     "Run": "tunesmith.run",
@@ -102,6 +104,7 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "Prediction",
+    "Prompt",
     "Recipe",
     "RowFormat",
     "Run",

@@ -11,9 +11,11 @@ from tunesmith.comparing.measured_way import MeasuredWay
 from tunesmith.comparing.result import result_of
 from tunesmith.comparing.rows import Parts, parts_of
 from tunesmith.comparing.spec import Comparison, Server
+from tunesmith.comparing.tuned import recipe_for
 from tunesmith.comparing.ways import WAYS, Way
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
+from tunesmith.evaluation.budget import seconds_of
 from tunesmith.evaluation.metrics import METRICS, Metric, fitting, metric_named
 from tunesmith.evaluation.suites.task_score import main_metric
 from tunesmith.inference.memory import CONCURRENT
@@ -54,6 +56,9 @@ def compare(
     """
     spec, directory = _opened(comparison, output)
     spec = spec if budget is None else spec.model_copy(update={"budget": budget})
+    recipe_for(spec, Path("train.jsonl"), None)  # what is wrong in it is refused before anything is computed
+    if spec.budget is not None:
+        seconds_of(spec.budget)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with write_lock(directory, "use another output."):
@@ -93,7 +98,7 @@ def _metrics(spec: Comparison, parts: Parts) -> dict[str, Metric]:
         name = next(name for name, metric in METRICS.items() if metric is chosen)
     else:
         name, chosen = spec.metric, metric_named(spec.metric)
-    if chosen.score is None:
+    if chosen.score is None or chosen.figure is not None:
         raise UserError(f"metric: {name} is a figure of all answers together. Name one that scores each answer.")
     return {name: chosen, **{other: metric for other, metric in fitting(METRICS, expected).items() if other != name}}
 

@@ -188,7 +188,8 @@ class Experiment:
         rows = self.output / "rows"
         rows.mkdir(exist_ok=True)
         train = write_rows(rows / f"{name}.jsonl", self.parts.train, changed)
-        development = write_rows(rows / f"{name}-development.jsonl", self.parts.development, changed)
+        own = self.parts.development
+        development = write_rows(rows / f"{name}-development.jsonl", own, changed) if own else None
         recipe = recipe_for(self.comparison, train, development)
         return fine_tuned(recipe, self.output / "runs", name, self.subscribers)
 

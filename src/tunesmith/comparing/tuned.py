@@ -15,13 +15,14 @@ SECTIONS = ("base", "method", "objective", "train")
 """Of a recipe, that `tune` may have."""
 
 
-def recipe_for(comparison: Comparison, rows: Path, development: Path) -> Recipe:
+def recipe_for(comparison: Comparison, rows: Path, development: Path | None) -> Recipe:
     """The recipe of a run.
 
     Args:
         comparison: with the base, and how to fine-tune.
         rows: to train on, as chats.
-        development: whose loss is measured during training; the held-out rows of the comparison are not touched.
+        development: whose loss is measured during training; the held-out rows of the comparison are not touched. None:
+            no rows.
 
     Returns:
         The recipe.
@@ -35,7 +36,7 @@ def recipe_for(comparison: Comparison, rows: Path, development: Path) -> Recipe:
     base = {**comparison.tune.get("base", {}), "path": comparison.base}
     train_section = {"precision": comparison.precision, **comparison.tune.get("train", {})}
     data: dict[str, Any] = {"train": [str(rows)], "format": "messages", "overflow": "drop"}
-    data["held_out"] = [str(development)] if development.stat().st_size else 0.0
+    data["held_out"] = 0.0 if development is None else [str(development)]
     values = {**comparison.tune, "base": base, "train": train_section, "data": data}
     return Recipe.from_values(values, "tune", Path.cwd())
 

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
 from tunesmith.config.registry import Strict
-from tunesmith.config.yaml_text import parse_yaml
-from tunesmith.errors import UserError
+from tunesmith.config.strict_file import checked_values, mapping_in
 from tunesmith.run import atomic_write
 
 GATE_FILE = "gate.yaml"
@@ -87,17 +85,7 @@ class Gate(Strict):
         Raises:
             UserError: it is not one; the message names the field.
         """
-        try:
-            values = parse_yaml(file.read_text(encoding="utf-8"), file.name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read as a gate: {getattr(error, 'strerror', None) or error}.") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{file.name}: a gate is a mapping with limits; this is {type(values).__name__}.")
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            lines = (f"{file.name}: {_explain(details)}" for details in error.errors())
-            raise UserError("\n".join(dict.fromkeys(lines))) from None
+        return checked_values(cls, mapping_in(file, "a gate", "limits"), file.name)
 
 
 def checked(gate: Gate, result: dict[str, Any]) -> dict[str, Any]:
@@ -151,20 +139,6 @@ def _not_measured(limit: Limit, model: str, result: dict[str, Any]) -> str:
     near = difflib.get_close_matches(limit.figure, figures, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else f"Measured: {', '.join(figures) or 'nothing'}"
     return f"{limit.figure} was not measured of {model}. {hint}"
-
-
-def _explain(details: ErrorDetails) -> str:
-    """One of pydantic's errors as a line."""
-    name = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        model = Limit if details["loc"][0] == "limits" and len(details["loc"]) > 1 else Gate
-        near = difflib.get_close_matches(str(details["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(model.model_fields)}."
-        return f"{name} is not a field. {hint}"
-    if details["type"] == "missing":
-        return f"{name} is missing. Add it."
-    message = details["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]}."
 
 
 EXAMPLE = """\

@@ -143,7 +143,7 @@ def write_full_text(
     lengths = np.asarray(counts.sum(1), np.int32).reshape(-1)
     write_lines(directory / "words.txt", (words[index] for index in used))
     indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
-    arrays = (*indices, matrix.data, _scores(matrix, lengths), lengths)
+    arrays = (*indices, matrix.data, bm25(matrix, lengths), lengths)
     for name, values in zip(_ARRAYS, arrays, strict=True):
         np.save(directory / f"{name}.npy", values)
 
@@ -153,8 +153,16 @@ def _renumbered(matrix: sparse.csr_matrix, columns: Sequence[int], width: int) -
     return sparse.csr_matrix((matrix.data, indices, matrix.indptr), shape=(matrix.shape[0], width))
 
 
-def _scores(counts: sparse.csc_matrix, lengths: NDArray[np.int32]) -> NDArray[np.float32]:
-    """BM25 of each entry of the counts (chunks, words), in its order."""
+def bm25(counts: sparse.csc_matrix, lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+    """BM25 of words in chunks.
+
+    Args:
+        counts: (chunks, words) how often each word is in each chunk.
+        lengths: (chunks,) the words of each chunk.
+
+    Returns:
+        (entries,) the score of each entry of the counts, in its order.
+    """
     chunks_with = np.diff(counts.indptr)
     rarity = np.log1p((counts.shape[0] - chunks_with + 0.5) / (chunks_with + 0.5)).astype(np.float32)
     mean = max(float(lengths.mean()), 1e-9) if len(lengths) else 1.0

@@ -1,0 +1,1 @@
+"""System prompts and few-shot examples: as files, before any model's chats, and searched for."""
