@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.head import Head, described_head
+from tunesmith.config.head import Head
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.cache import tokenizer_fingerprint
@@ -26,6 +26,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import Predictions
 from tunesmith.evaluation.result_cache import ResultCache, digest_of
 from tunesmith.evaluation.subject import Answer, Chat, Timing
+from tunesmith.heads.head_file import described_head
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model import Model

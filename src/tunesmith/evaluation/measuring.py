@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.config.head import Head, described_head
+from tunesmith.config.head import Head
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import (
     Figures,
@@ -21,6 +21,7 @@ from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
 from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
+from tunesmith.heads.head_file import described_head
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events
 
