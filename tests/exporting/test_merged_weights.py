@@ -19,7 +19,7 @@ from small_models import stored_base
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tunesmith.config.head import Head, read_head
+from tunesmith.config.head import Head
 from tunesmith.errors import UserError
 from tunesmith.exporting import weight_files
 from tunesmith.exporting.combine import PRUNED, combine
@@ -29,6 +29,7 @@ from tunesmith.exporting.merging import Merging
 from tunesmith.exporting.subject import Subject
 from tunesmith.exporting.weights import Weights
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
+from tunesmith.heads.head_file import read_head
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.model_reference import ModelReference
 

@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from tunesmith.config.head import Head, read_head, write_head
+from tunesmith.config.head import Head
 from tunesmith.config.registry import HEADS
 from tunesmith.data.example import Source
 from tunesmith.data.pack import collate
@@ -41,6 +41,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
+from tunesmith.heads.head_file import read_head, write_head
 from tunesmith.heads.new_head import head_names, head_parameters, labels_of, last_linear, peft_task_type
 from tunesmith.heads.no_head import NoHead
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead

@@ -114,10 +114,9 @@ def assert_same_with_drafts(
 
 
 @built
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral", "deepseek_v3", "gpt_oss"])
 def test_answers_have_the_same_bits_with_and_without_drafts(family: str) -> None:
-    without_experts = {"first_k_dense_replace": 9} if family == "deepseek_v3" else {}
-    model = paged(random_model(family, **without_experts))
+    model = paged(random_model(family))
     sampled = [Request(prompt, SAMPLED, number=number) for number, prompt in enumerate(prompts_of(30, 1))]
     assert_same_with_drafts(model, [*(Request(prompt, GREEDY) for prompt in prompts_of(16, 5)), *sampled])
 

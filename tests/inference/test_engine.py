@@ -44,7 +44,8 @@ from tunesmith.ops.paged_attention import PAGE
 NOT_PAGED = {"bloom", "falcon", "granitemoehybrid", "stablelm"}
 """Families with their own attention mask, or with a state."""
 
-EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"}
+EXPERTS = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")
+"""Mixtures."""
 
 PAGED = sorted(set(DECODERS) - NOT_PAGED)
 
@@ -118,9 +119,12 @@ def test_one_prompt_is_sampled_as_transformers_samples_it(family: str, sampling:
     torch.testing.assert_close(torch.tensor(request.log_probabilities), own, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_given_answers_are_scored_with_the_models_own_log_probabilities(dtype: torch.dtype) -> None:
-    model = random_model("llama").to(dtype)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llama", torch.float32), ("llama", torch.bfloat16), *((family, torch.float32) for family in EXPERTS)],
+)
+def test_given_answers_are_scored_with_the_models_own_log_probabilities(family: str, dtype: torch.dtype) -> None:
+    model = random_model(family).to(dtype)
     engine = Engine(paged(model), cache_bytes=CACHE, prompt_tokens=13)
     prompts, completions = prompts_of(5, 40, 1, 16), prompts_of(30, 3, 1, 17, seed=2)
     both = zip(prompts, completions, strict=True)
@@ -143,7 +147,7 @@ def test_given_answers_are_scored_with_the_models_own_log_probabilities(dtype: t
 
 
 @built
-@pytest.mark.parametrize("family", sorted(set(PAGED) - EXPERTS))
+@pytest.mark.parametrize("family", PAGED)
 def test_an_answer_has_the_same_bits_alone_and_in_a_batch(family: str) -> None:
     model = paged(random_model(family))
     prompts = prompts_of(1, 50, 17, 16, 3, 31, 8)
@@ -177,9 +181,22 @@ def test_caches_in_int8_give_the_same_bits_in_any_company_and_from_the_cache(fam
 
 
 @built
-@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 7), (torch.float32, 64), (torch.bfloat16, 64)])
-def test_shuffled_requests_that_join_and_leave_are_answered_as_alone(dtype: torch.dtype, count: int) -> None:
-    model = paged(random_model("llama").to(dtype))
+@pytest.mark.parametrize(
+    ("family", "dtype", "count"),
+    [
+        ("llama", torch.float32, 7),
+        ("llama", torch.float32, 64),
+        ("llama", torch.bfloat16, 64),
+        *((family, torch.float32, 7) for family in EXPERTS),
+        ("mixtral", torch.float32, 64),
+        *(pytest.param(family, torch.float32, 64, marks=pytest.mark.long) for family in EXPERTS if family != "mixtral"),
+        pytest.param("gpt_oss", torch.bfloat16, 64, marks=pytest.mark.long),
+    ],
+)
+def test_shuffled_requests_that_join_and_leave_are_answered_as_alone(
+    family: str, dtype: torch.dtype, count: int
+) -> None:
+    model = paged(random_model(family).to(dtype))
     lengths = torch.randint(1, 60, (count,), generator=torch.Generator().manual_seed(count)).tolist()
 
     def requests() -> list[Request]:

@@ -16,13 +16,14 @@ from small_models import ROWS, batch_of, logits_alone, objective_of, small_model
 from torch.nn import functional
 
 from tunesmith.config.base import Base
-from tunesmith.config.head import Head, described_head
+from tunesmith.config.head import Head
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.example import Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead
+from tunesmith.heads.head_file import described_head
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
 from tunesmith.heads.token_classification import TokenClassificationHead
 from tunesmith.inference.model_reference import ModelReference

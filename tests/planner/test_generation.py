@@ -16,7 +16,7 @@ from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
 from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.load import load_model
-from tunesmith.modules.served_linear import weight_bytes
+from tunesmith.modules.weight_bytes import weight_bytes
 from tunesmith.ops import native
 from tunesmith.ops.paged_attention import PAGE
 from tunesmith.planner.device import device_named, this_device
@@ -79,6 +79,8 @@ def test_a_page_takes_the_planned_bytes_and_a_step_no_more(family: str, dtype: t
         ("llama", torch.bfloat16, "auto"),
         ("qwen2", torch.bfloat16, "auto"),  # whose last layer is the embedding
         ("gpt2", torch.float32, "auto"),
+        ("mixtral", torch.float32, "auto"),
+        ("gpt_oss", torch.bfloat16, "auto"),  # whose experts' matrices are stored transposed
         ("llama", torch.float32, "int8"),
         ("llama", torch.float32, "nf4"),
     ],

@@ -6,10 +6,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.head import write_users_head
 from tunesmith.config.recipe import Recipe
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.errors import UserError
+from tunesmith.heads.head_file import write_users_head
 from tunesmith.models.attention import use_cached_attention
 from tunesmith.models.load import stored_dtype
 from tunesmith.models.peft_import import import_peft

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.config.head import Head, described_head
+from tunesmith.config.head import Head
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import Figures, Side, answer_figures, loss_figures, prediction_figures
 from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
@@ -14,6 +14,7 @@ from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.evaluation.summary import about_figure, with_interval
+from tunesmith.heads.head_file import described_head
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events
 

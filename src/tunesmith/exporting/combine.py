@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from tunesmith.config.head import described_head, write_users_head
 from tunesmith.errors import UserError
+from tunesmith.heads.head_file import described_head, write_users_head
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.quiet import quiet_peft
 from tunesmith.run import atomic_directory, refuse_existing, writing

@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from tunesmith.config.head import write_users_head
 from tunesmith.exporting.subject import Subject
 from tunesmith.exporting.weight_files import save_weights
+from tunesmith.heads.head_file import write_users_head
 from tunesmith.models.architecture import linears_in_blocks
 from tunesmith.models.quiet import no_progress_bars
 from tunesmith.ops.quantized import BLOCK, SCALE_BLOCK, Quantized, code_points, quantize

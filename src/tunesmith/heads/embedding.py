@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tunesmith.config.head import Command, Head, write_head
+from tunesmith.config.head import Command, Head
 from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.errors import UserError
+from tunesmith.heads.head_file import write_head
 from tunesmith.heads.prediction import Prediction, inputs_of
 from tunesmith.heads.sentence_transformers_format import STEPS, write_steps
 from tunesmith.heads.sequence_classification import most_likely

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tunesmith.config.head import Command, Head, write_head
+from tunesmith.config.head import Command, Head
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
+from tunesmith.heads.head_file import write_head
 from tunesmith.models.attention import first_position, packs
 from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import plain_model

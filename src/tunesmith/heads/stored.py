@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from tunesmith.config.base import Base
-from tunesmith.config.head import FILE, Head, read_head
+from tunesmith.config.head import Head
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingHead
+from tunesmith.heads.head_file import FILE, read_head
 from tunesmith.heads.new_head import labels_of
 from tunesmith.heads.no_head import NoHead
 from tunesmith.heads.sentence_transformers_format import MODULES, stored_pooling
@@ -43,15 +46,15 @@ def stored_head(base: Base) -> Head:
     if name.endswith("ForSequenceClassification"):
         head: Head = _OF_PROBLEM[config.problem_type or SequenceClassificationHead.problem_type](labels_of(config))
         return head
-    return language_model_head(base)
+    return language_model_head(config)
 
 
 def head_of_adapter(adapter: Path, base: Base) -> Head:
     """The head that an adapter was trained with: the one that its directory names, else the base's language model."""
-    return read_head(adapter) or language_model_head(base)
+    return read_head(adapter) or language_model_head(config_of(base))
 
 
-def language_model_head(base: Base) -> Head:
-    """The head of the base as pretrained."""
-    head: Head = _OF_KIND[kind_of(config_of(base))]()
+def language_model_head(config: PretrainedConfig) -> Head:
+    """The head of a base as pretrained, from its config."""
+    head: Head = _OF_KIND[kind_of(config)]()
     return head

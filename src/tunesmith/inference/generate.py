@@ -26,7 +26,7 @@ from tunesmith.inference.text_stream import TextStream
 from tunesmith.inference.writing import Generation, Writing
 from tunesmith.models.precision import writing_dtype
 from tunesmith.models.prompts import without_adapter
-from tunesmith.modules.served_linear import weight_bytes
+from tunesmith.modules.weight_bytes import weight_bytes
 
 OWN = "own"
 """The name in the engine of the adapter that a model was loaded with."""

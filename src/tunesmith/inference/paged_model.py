@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,8 +18,10 @@ from tunesmith.models.attention import PagedStep, first_position, probe_ids, use
 from tunesmith.models.forward import model_logits
 from tunesmith.models.prompts import has_prompt, plain_model
 from tunesmith.modules.fused import use_fused_ops
+from tunesmith.modules.rowwise import RowwiseFunctions, serve_activations
 from tunesmith.modules.served_block import Attended, ServedBlock, serve_block
-from tunesmith.modules.served_linear import AdapterRows, serve_activations, serve_linears
+from tunesmith.modules.served_experts import serve_experts
+from tunesmith.modules.served_linear import AdapterRows, serve_linears
 from tunesmith.modules.transposed_linear import as_linear
 from tunesmith.ops.document_attention import Prefix
 from tunesmith.ops.paged_attention import TILE, LayerCache, Layout, Part
@@ -61,9 +63,13 @@ class PagedModel:
         self.model, self.in_int8 = model.eval(), in_int8
         plain = plain_model(model)
         use_fused_ops(as_linear(plain))
+        serve_experts(plain)
         self.adapters, self._linears = serve_linears(plain)
+        self.rowwise: RowwiseFunctions | None = None
+        """How functions of activations are computed; None: as PyTorch does."""
         if model.device.type == "cpu":
             serve_activations(plain)
+            self.rowwise = RowwiseFunctions()
         self.device = model.device
         self.vocabulary: int = plain.config.get_text_config().vocab_size
         self._first_position = first_position(plain)
@@ -170,9 +176,10 @@ class PagedModel:
 
     def _hidden(self, ids: Tensor, positions: Tensor, step: PagedStep) -> Tensor:
         base = plain_model(self.model).base_model
-        hidden: Tensor = base(
-            input_ids=ids[None], position_ids=positions[None] + self._first_position, use_cache=False, paged=step
-        ).last_hidden_state[0]
+        with self.rowwise or nullcontext():
+            hidden: Tensor = base(
+                input_ids=ids[None], position_ids=positions[None] + self._first_position, use_cache=False, paged=step
+            ).last_hidden_state[0]
         return hidden
 
     @contextmanager
@@ -280,5 +287,7 @@ def paged_model(model: PreTrainedModel, in_int8: bool = False) -> PagedModel | N
     difference = torch.linalg.vector_norm(torch.cat([first, second]) - whole)
     if difference > TOLERANCE * torch.linalg.vector_norm(whole):
         return None
+    if paged.rowwise is not None and not paged.rowwise.used:
+        paged.rowwise = None  # each call of PyTorch's passes through it
     serve_blocks(paged)
     return paged

@@ -29,6 +29,7 @@ from tunesmith.config.objective import BaseKind, ObjectiveConfig
 from tunesmith.config.registry import OBJECTIVES, config_classes
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
+from tunesmith.models import hub
 from tunesmith.models.attention import first_position
 from tunesmith.models.bases import embedded_base, get_base, known_bases
 from tunesmith.models.layer_by_layer import Replacement, quantizing, replacing, without_quantization_marks
@@ -42,7 +43,7 @@ def locate(base: Base) -> str:
     file is converted.
 
     Raises:
-        UserError: a path does not exist, or contains no model.
+        UserError: a path does not exist, or contains no model; or the hub cannot be reached.
     """
     if base.path == "embedded":
         return str(embedded_base())
@@ -71,6 +72,8 @@ def locate(base: Base) -> str:
             f"base: {base.path} does not exist. Give a model directory, a GGUF file, a hub name, or a short name "
             "(tunesmith bases)."
         )
+    if not path.exists():
+        hub.refuse_out_of_reach(base.path, base.revision)
     return base.path
 
 
@@ -240,8 +243,8 @@ def stored_file(base: Base, name: str) -> Path | None:
     if where.exists():
         return where / name if (where / name).exists() else None
     file = cached_file(
-        str(where), name, revision=base.revision, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        str(where), name, revision=base.revision, local_files_only=hub.obstacle() is not None,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return None if file is None else Path(file)
 

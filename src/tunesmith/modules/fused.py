@@ -76,10 +76,11 @@ def _same_norm(norm: nn.Module, eps: float, trial: Trial) -> bool:
     with trial(norm) as module:
         weight = next(module.parameters())
         probe = torch.linspace(-2, 3, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
-        return _close(module(probe), rms_norm(probe, weight, eps))
+        return equal_within_rounding(module(probe), rms_norm(probe, weight, eps))
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def equal_within_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether two results differ by no more than a few roundings of the largest number."""
     tolerance = 4 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
@@ -170,7 +171,7 @@ def _tried_parts(module: nn.Module, names: list[str]) -> tuple[str, str, str, Ac
         kinds: tuple[Activation, ...] = ("silu", "gelu_tanh")
         for activation in kinds:
             ours = _gated_forward(module, gate, up, down, activation)(probe)
-            if isinstance(own, Tensor) and own.shape == ours.shape and _close(own, ours):
+            if isinstance(own, Tensor) and own.shape == ours.shape and equal_within_rounding(own, ours):
                 return gate, up, down, activation
     return None
 
@@ -213,6 +214,9 @@ def _same_rotary(own: Callable[..., Any], trial: Trial) -> bool:
         cos, sin = torch.linspace(-1, 1, 24).view(2, 1, 3, 4)
         try:
             rotated = own(query, key, cos, sin)
-            return all(_close(a, rotary_reference(b, cos, sin)) for a, b in zip(rotated, (query, key), strict=True))
+            return all(
+                equal_within_rounding(a, rotary_reference(b, cos, sin))
+                for a, b in zip(rotated, (query, key), strict=True)
+            )
         except (TypeError, RuntimeError, ValueError, IndexError):
             return False

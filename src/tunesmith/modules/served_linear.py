@@ -13,7 +13,6 @@ from tunesmith.ops import native
 from tunesmith.ops.grouped_ia3 import Factors, RowFactors
 from tunesmith.ops.grouped_lora import LoraLayers, LoraWeights, RowProducts
 from tunesmith.ops.packed_linear import PackedWeight, pack, packed_linear, unpack
-from tunesmith.ops.quantized import Quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,31 +116,6 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and native.library() is not None and dtype in (torch.float32, torch.bfloat16)
 
 
-class RowwiseActivation(nn.Module):
-    """An activation, computed row by row: PyTorch's kernels compute a tensor's last few numbers with other instructions
-    than the rest, so that a row's result would depend on how many rows there are."""
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.empty_like(rows)
-        for index in range(len(rows)):
-            out[index] = self.activation(rows[index])
-        return out.view(x.shape)
-
-
-def serve_activations(model: PreTrainedModel) -> None:
-    """Compute the model's activations row by row, in place; of gated feed-forwards only those that are not fused."""
-    for parent in [module for module in model.modules() if not isinstance(module, RowwiseActivation)]:
-        for name, child in list(parent.named_children()):
-            where = type(child).__module__
-            if where.startswith(("transformers.activations", "torch.nn.modules.activation")):
-                setattr(parent, name, RowwiseActivation(child))
-
-
 def serve_linears(model: PreTrainedModel) -> tuple[BatchAdapters, dict[str, int]]:
     """Replace every linear layer of the model, in place; its weights are then in memory only as packed. A model whose
     layers have been replaced before stays as it is.
@@ -163,24 +137,3 @@ def serve_linears(model: PreTrainedModel) -> tuple[BatchAdapters, dict[str, int]
         setattr(model.get_submodule(parent_name), own_name, made[module])
         numbers[name] = made[module].number
     return adapters, numbers
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """The bytes of a model's weights as they are in memory, packed or quantized layers included.
-
-    Args:
-        model: as the engine or transformers holds it.
-
-    Returns:
-        Bytes; what several layers share counts once.
-    """
-    stored = {id(weight): weight.bytes for module in model.modules() if (weight := _stored(module)) is not None}
-    plain = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    return sum(stored.values()) + sum(each.numel() * each.element_size() for each in plain.values())
-
-
-def _stored(module: nn.Module) -> PackedWeight | Quantized | None:
-    """The module's matrix, if it is no parameter."""
-    if isinstance(module, QuantizedLinear):
-        return module.quantized
-    return module.packed if isinstance(module, ServedLinear | PackedLinear) else None

@@ -18,6 +18,7 @@ from tunesmith.models.attention import PagedStep, packs
 from tunesmith.models.load import stored_dtype
 from tunesmith.models.prompts import plain_model
 from tunesmith.modules.quantized_linear import QuantizedLinear
+from tunesmith.modules.served_experts import expert_matrices
 from tunesmith.ops.packed_linear import Stored, packed_bytes
 from tunesmith.ops.paged_attention import LayerCache, Layout, Part
 from tunesmith.ops.quantized import BLOCK
@@ -127,17 +128,30 @@ def weight_bytes(model: Any, stored: torch.dtype, packed: bool) -> int:
     Args:
         model: with fake tensors.
         stored: the dtype of the base's files. Packed layers keep numbers in bf16 that were stored so.
-        packed: whether linear layers are packed (`ops.packed_linear`), as on a CPU.
+        packed: whether linear layers and experts are packed (`ops.packed_linear`), as on a CPU.
     """
     layers = {module for module in model.modules() if isinstance(module, nn.Linear)}
     apart = {layer.weight for layer in layers if packed and not isinstance(layer, QuantizedLinear)}
     apart -= {own for module in model.modules() if module not in layers for own in module.parameters(recurse=False)}
+    experts = _experts(model) if packed else {}
+    apart |= experts.keys()
     held: int = sum(own.numel() * own.element_size() for own in {*model.parameters(), *model.buffers()} - apart)
     if packed:
+        held += sum(
+            count * packed_bytes((outputs, inputs), _plain(own.dtype, stored))
+            for own, (count, outputs, inputs) in experts.items()
+        )
         return held + sum(
             packed_bytes((layer.out_features, layer.in_features), _stored_as(layer, stored)) for layer in layers
         )
     return held + sum(layer.quantized.bytes for layer in layers if isinstance(layer, QuantizedLinear))
+
+
+def _experts(model: Any) -> dict[nn.Parameter, tuple[int, int, int]]:
+    """(experts, out, in) of each tensor that holds a matrix for each expert."""
+    return {
+        getattr(module, name): shape for module in model.modules() for name, shape in expert_matrices(module).items()
+    }
 
 
 def _stored_as(layer: nn.Linear, stored: torch.dtype) -> Stored:
@@ -146,4 +160,9 @@ def _stored_as(layer: nn.Linear, stored: torch.dtype) -> Stored:
         if layer.quantized.format == "int8":
             return "int8"
         return "four bits" if layer.in_features % BLOCK == 0 else "fp32"
-    return "bf16" if torch.bfloat16 in (stored, layer.weight.dtype) else "fp32"
+    return _plain(layer.weight.dtype, stored)
+
+
+def _plain(dtype: torch.dtype, stored: torch.dtype) -> Stored:
+    """How numbers of a dtype are stored that came from files in another."""
+    return "bf16" if torch.bfloat16 in (stored, dtype) else "fp32"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.extensions import copy_code
-from tunesmith.config.head import described_head
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.exporting.export import export
+from tunesmith.heads.head_file import described_head
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber, atomic_write, last_stage, new_directory
 from tunesmith.run_lock import write_lock
 from tunesmith.training.trainer import Trainer

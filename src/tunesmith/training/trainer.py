@@ -13,26 +13,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.extensions import UsersCodeError, copy_code, failures_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.cache import tokenizer_fingerprint
-from tunesmith.data.example import Example, Malformed, Source
-from tunesmith.data.format_detection import chosen_format
-from tunesmith.data.pack import Batch, collate
+from tunesmith.data.pack import Batch
 from tunesmith.data.prepare import Prepared, prepare, resolve
-from tunesmith.data.read import Row
-from tunesmith.data.render import Renderer
-from tunesmith.data.row_formats import to_example
-from tunesmith.data.tokenize import Tokenizer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
@@ -46,6 +38,7 @@ from tunesmith.planner.measure import forget_peak
 from tunesmith.run import PIPELINE_FILE, Run, Subscriber
 from tunesmith.run_lock import write_lock
 from tunesmith.training.changes import note_failure, refuse_changes, with_advice
+from tunesmith.training.given_rows import batch_of
 from tunesmith.training.memory_guard import first_pass, measured_since, plan_of_run
 from tunesmith.training.saving import save
 from tunesmith.training.set_up import build, emit_start, subscribe
@@ -278,21 +271,8 @@ class Trainer:
         Raises:
             UserError: a row cannot be trained on.
         """
-        if not len(rows):
-            raise UserError("There are no rows.")
-        indices = [int(row) for row in rows if isinstance(row, int | np.integer)]
-        if len(indices) == len(rows):
-            return collate(self.rows, indices, self.loop.device)
-        given = [
-            Row(row if isinstance(row, str) else dict(row), Source("rows", number))
-            for number, row in enumerate(rows, 1)
-            if isinstance(row, str | Mapping)
-        ]
-        if len(given) < len(rows):
-            raise UserError("Rows are all indices of training rows, or all rows of data: objects or texts.")
         with self._failures_named():
-            table = self._table(given)
-        return replace(collate(table, range(len(table)), self.loop.device), rows=())
+            return batch_of(rows, self.rows, self.recipe, self.tokenizer, self.loop.device)
 
     def evaluate(self) -> dict[str, Any] | None:
         """Measure the held-out loss, on the rows that the run evaluates on.
@@ -391,24 +371,6 @@ class Trainer:
             seconds=sum(self.loop.state.seconds.values()),
             output=None if output is None else str(output),
         )
-
-    def _table(self, rows: Sequence[Row]) -> TokenTable:
-        """The tokens of rows that are not among the run's."""
-        data, objective = self.recipe.data, self.recipe.objective
-        name = chosen_format(rows, data.format, objective.formats, data.columns)
-        examples: list[Example] = []
-        for row in rows:
-            example = to_example(row, name, data.columns)
-            if isinstance(example, Malformed):
-                raise UserError(f"{example.source}: {example.reason}.")
-            examples.append(example)
-        chunk = Tokenizer(objective, Renderer(self.tokenizer), 0.0).chunk(examples)
-        for source, reason in chunk.unusable:
-            raise UserError(f"{source}: {reason}.")
-        table = chunk.sides[0]
-        for index in np.flatnonzero(objective.head.text_lengths(table) > data.max_length).tolist():
-            raise UserError(f"{table.source(index)} is longer than data.max_length: {data.max_length:,} tokens.")
-        return table
 
 
 def _refuse_folds(recipe: Recipe, run: str | Path | None) -> None:

@@ -17,7 +17,7 @@ from tunesmith.evaluation.suites.latency import prompts
 from tunesmith.exporting.gguf_quantizer import library_file
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
-from tunesmith.modules.served_linear import weight_bytes
+from tunesmith.modules.weight_bytes import weight_bytes
 
 KINDS = "fp32,bf16,int8,nf4,gguf:q8_0,gguf:q4_k_m"
 
