@@ -152,3 +152,38 @@ def test_ask_answers_with_checked_citations(model: Path) -> None:
     refused = typed("ask", "i", str(model), "w2", "--mode", "dense")
     assert refused.returncode == 2
     assert "has no vectors" in refused.stderr
+
+
+@shows("tunesmith ask --questions")
+def test_ask_answers_a_file_of_questions_and_measures_the_answers(model: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    rows = [
+        {"question": "w2 trains leave?", "file": "a.md", "answer": "Trains"},
+        {"question": "trains", "file": "b.md", "answer": "Buses"},
+        {"question": "zebra", "file": None},
+    ]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = values("ask", "i", model, "--questions", "q.jsonl", "-k", 1)
+    figures = {name: each["value"] for name, each in result["models"]["model"].items()}
+    assert figures == {
+        "retrieved": 0.5, "found": 1, "not_found": 1, "faithfulness": 0, "citation_recall": 0, "citation_precision": 0,
+        "citation_relevance": 0.5, "exact_match": 0.5, "f1": 0.5,
+    }  # fmt: skip
+    assert [each["answer"] for each in result["answers"]] == ["Trains [1]", "Trains [1]", "Not found in the documents."]
+    assert [each["relevant"] for each in result["answers"]] == [[True], [False], []]
+    text = printed("ask", "i", model, "--questions", "q.jsonl", "-k", 1)
+    assert "citations of the passage" in text
+
+
+@shows("tunesmith ask --support")
+def test_ask_checks_claims_with_an_nli_model(model: Path, reading: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    by_words = values("ask", "i", model, "w2 trains leave?", "-k", 1)["citations"][0]
+    by_model = values("ask", "i", model, "w2 trains leave?", "-k", 1, "--support", f"{reading / 'classes'}#yes")[
+        "citations"
+    ][0]
+    assert by_words["support"] == 0
+    assert 0 < by_model["support"] < 1
+    refused = typed("ask", "i", str(model), "w2", "--support", str(reading / "classes"))
+    assert refused.returncode == 2
+    assert "classes has no label entailment. Name its own as" in refused.stderr

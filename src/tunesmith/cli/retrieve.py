@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -104,7 +104,7 @@ def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: boo
 def ask(
     index: IndexPath,
     model: Annotated[str, typer.Argument(help="A run, an adapter, a model directory, or a name; it writes text.")],
-    question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
+    question: Annotated[str | None, typer.Argument(help="What to answer from the documents.")] = None,
     k: K = 5,
     mode: Mode = "auto",
     rerank: Rerank = None,
@@ -115,16 +115,51 @@ def ask(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens in the answer.", min=1)] = 256,
+    support: Annotated[
+        str,
+        typer.Option(
+            help="How claims are checked: words that they share with a sentence, or an NLI model (a directory or a hub "
+            "name; MODEL#LABEL if its label is not entailment)."
+        ),
+    ] = "words",
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="A JSONL file of questions: answer all, and measure the answers and their citations."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Answer a question from an index: each statement cites chunks, and what they do not support is marked."""
+    """Answer a question from an index: each statement cites chunks, and what they do not support is marked. With
+    --questions, answer all of a file and measure the answers."""
+    options: dict[str, Any] = {
+        "k": k, "mode": mode, "threshold": threshold, "max_new_tokens": max_new_tokens, "rerank": rerank,
+        "support": support,
+    }  # fmt: skip
+    if questions is not None:
+        _ask_all(index, model, questions, options, as_json)
+        return
     with quick_imports():
         import tunesmith.retrieval.ask
         from tunesmith.report.retrieval import answer_text
 
-    found = tunesmith.retrieval.ask.ask(index, model, question, k, mode, threshold, max_new_tokens, rerank)
+    found = tunesmith.retrieval.ask.ask(index, model, question or "", **options)
     answer = found.described()
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
         Console(highlight=False).print(answer_text(answer), soft_wrap=True)
+
+
+def _ask_all(index: Path, model: str, questions: Path, options: dict[str, Any], as_json: bool) -> None:
+    with quick_imports():
+        from tunesmith.report.progress import Progress
+        from tunesmith.report.retrieval import measured_table
+        from tunesmith.retrieval.ask_questions import ask_questions
+        from tunesmith.run import jsonable
+
+    console = Console(highlight=False)
+    with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
+        result = ask_questions(index, model, questions, **options, subscribers=[progress])
+    if as_json:
+        print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
+    else:
+        console.print(measured_table(result))

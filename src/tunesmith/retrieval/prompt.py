@@ -68,6 +68,18 @@ def grammar_of(count: int) -> str:
     )
 
 
+def without_citations(answer: str) -> str:
+    """An answer without the numbers in brackets.
+
+    Args:
+        answer: as the model wrote it.
+
+    Returns:
+        Its text.
+    """
+    return " ".join(re.sub(r" ?\[\d+\]", "", answer).split())
+
+
 def _location(hit: Hit, special: Collection[str]) -> str:
     return _quoted(" › ".join((hit.file, *hit.headings)), special)
 

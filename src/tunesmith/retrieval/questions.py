@@ -48,11 +48,13 @@ class Question:
         text: in words.
         source: file and row.
         targets: passages that answer it; none: the documents hold no answer.
+        answer: what a good answer says; None: not known.
     """
 
     text: str
     source: str
     targets: tuple[Target, ...]
+    answer: str | None = None
 
     @property
     def is_development(self) -> bool:
@@ -66,7 +68,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Args:
         path: of the file; each row has `question`, and `file` with or without `lines`, or `text`, or `relevant`: a list
-            of these. `"file": null` or an empty list: the documents hold no answer.
+            of these. `"file": null` or an empty list: the documents hold no answer. It may have `answer`.
 
     Returns:
         The questions.
@@ -94,7 +96,10 @@ def _question(line: str, source: str) -> Question:
         raise UserError(f"{source}: not a question with its passage. {FORM}.") from None
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{source}: the question is empty. Write one, or remove the row.")
-    return Question(text, source, targets)
+    answer = row.get("answer")
+    if answer is not None and not isinstance(answer, str):
+        raise UserError(f"{source}: the answer is not text. Write one in words, or leave it out.")
+    return Question(text, source, targets, answer)
 
 
 def _targets(row: dict[str, Any]) -> Iterator[Target]:
