@@ -187,3 +187,24 @@ def test_ask_checks_claims_with_an_nli_model(model: Path, reading: Path) -> None
     refused = typed("ask", "i", str(model), "w2", "--support", str(reading / "classes"))
     assert refused.returncode == 2
     assert "classes has no label entailment. Name its own as" in refused.stderr
+
+
+@shows("tunesmith search --make-questions", "tunesmith search --output", "tunesmith search --model")
+def test_search_makes_questions_from_the_documents(model: Path) -> None:
+    Path("docs/d.md").write_text("# Terms\n\nA gasket is a ring that seals two parts of a pump.\n", encoding="utf-8")
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    text = printed("search", "i", "--make-questions", 2, "--output", "q.jsonl")
+    assert text.startswith("q.jsonl: 2 synthetic questions from 3 chunks.")
+    made = values("search", "i", "--make-questions", 9, "--output", "r.jsonl")
+    assert (made["questions"], made["chunks"]) == (3, 3)
+    rows = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    assert {"question": "What is a gasket?", "file": "d.md", "lines": [3, 3], "synthetic": True,
+            "answer": "A gasket is a ring that seals two parts of a pump."} in rows  # fmt: skip
+    assert "3 questions of r.jsonl, 3 of them synthetic" in " ".join(
+        printed("search", "i", "--questions", "r.jsonl").split()
+    )
+    refused = typed("search", "i", "--make-questions", "2")
+    assert (refused.returncode, "needs --output" in refused.stderr) == (2, True)
+    unusable = typed("search", "i", "--make-questions", "2", "--output", "s.jsonl", "--model", str(model))
+    assert unusable.returncode == 2
+    assert "No question could be made from i: 3 × too short" in unusable.stderr

@@ -68,9 +68,22 @@ def search(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose mode, weight and threshold on half of the --questions.")
     ] = False,
+    make_questions: Annotated[
+        int | None,
+        typer.Option(help="Make at most so many questions from the documents, for those who have none.", min=1),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Writes the questions of --make-questions; default: from headings and definitions."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The JSONL file of --make-questions.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Search an index: chunks with file, lines and score. With --questions, measure how well that works."""
+    """Search an index: chunks with file, lines and score. With --questions, measure how well that works; with
+    --make-questions, make some."""
+    if make_questions is not None:
+        _make(index, make_questions, output, model, as_json)
+        return
     if questions is not None:
         _measure(index, questions, k, tune, as_json)
         return
@@ -83,6 +96,25 @@ def search(
         print(json.dumps(hits, indent=2, ensure_ascii=False))
     else:
         Console(highlight=False).print(hits_text(hits), soft_wrap=True)
+
+
+def _make(index: Path, count: int, output: Path | None, model: str | None, as_json: bool) -> None:
+    with quick_imports():
+        from tunesmith.errors import UserError
+        from tunesmith.report.progress import Progress
+        from tunesmith.report.retrieval import made_text
+        from tunesmith.retrieval.synthetic import make_questions
+
+    if output is None:
+        raise UserError("--make-questions needs --output, the JSONL file to write.")
+    console = Console(highlight=False)
+    with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
+        made = make_questions(index, count, output, model, subscribers=[progress])
+    values = {**asdict(made), "path": str(made.path)}
+    if as_json:
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+    else:
+        console.print(made_text(values), soft_wrap=True)
 
 
 def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from tunesmith.retrieval.ask import Answer, Asker
 from tunesmith.retrieval.citing import SUPPORT, best_support
 from tunesmith.retrieval.generation import Generation
 from tunesmith.retrieval.prompt import without_citations
-from tunesmith.retrieval.questions import Question, read_questions, relevant_chunks
+from tunesmith.retrieval.questions import Question, about_questions, read_questions, relevant_chunks
 from tunesmith.retrieval.search import AUTO, Index
 from tunesmith.retrieval.support import WORDS
 from tunesmith.run import Events, Subscriber, jsonable
@@ -81,7 +81,7 @@ def ask_questions(
         record["relevant"] = [chunk in chunks for chunk in record["chunks"]]
     name = Path(asker.model.name).name
     figures = answer_figures(rows, records)
-    about = {"rows": len(rows), "generated_rows": 0, "data": f"questions of {path.name}"}
+    about = {"rows": len(rows), "generated_rows": 0, "data": about_questions(path, rows)}
     return {**about, **summary({name: figures}, name), "answers": records}
 
 

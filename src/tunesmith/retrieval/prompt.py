@@ -46,7 +46,7 @@ def prompt_of(question: str, hits: Sequence[Hit], special: Collection[str] = ())
     excerpts = (
         f"[{number}] {_location(hit, special)}\n{_quoted(hit.text, special)}" for number, hit in enumerate(hits, 1)
     )
-    return "\n\n".join([BEFORE, *excerpts, AFTER + _inert(question, special)])
+    return "\n\n".join([BEFORE, *excerpts, AFTER + inert(question, special)])
 
 
 def grammar_of(count: int) -> str:
@@ -86,10 +86,19 @@ def _location(hit: Hit, special: Collection[str]) -> str:
 
 def _quoted(text: str, special: Collection[str]) -> str:
     """A document's text, in which nothing looks like the number of an excerpt or a control token."""
-    return _inert(_NUMBER.sub(r"(\1)", text), special)
+    return inert(_NUMBER.sub(r"(\1)", text), special)
 
 
-def _inert(text: str, special: Collection[str]) -> str:
+def inert(text: str, special: Collection[str]) -> str:
+    """A text in which no control token stands.
+
+    Args:
+        text: of a document or a user.
+        special: texts that the model's tokenizer reads as control tokens; a space breaks them.
+
+    Returns:
+        The text.
+    """
     for token in special:
         if len(token) > 1:
             text = text.replace(token, f"{token[0]} {token[1:]}")

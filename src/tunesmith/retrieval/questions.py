@@ -49,12 +49,14 @@ class Question:
         source: file and row.
         targets: passages that answer it; none: the documents hold no answer.
         answer: what a good answer says; None: not known.
+        is_synthetic: whether it was made from the documents.
     """
 
     text: str
     source: str
     targets: tuple[Target, ...]
     answer: str | None = None
+    is_synthetic: bool = False
 
     @property
     def is_development(self) -> bool:
@@ -86,6 +88,20 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
+def about_questions(path: Path, questions: Sequence[Question]) -> str:
+    """What questions are, for tables.
+
+    Args:
+        path: of their file.
+        questions: as read.
+
+    Returns:
+        Words; they say how many are synthetic.
+    """
+    count = sum(question.is_synthetic for question in questions)
+    return f"questions of {path.name}" + (f", {count:,} of them synthetic" if count else "")
+
+
 def _question(line: str, source: str) -> Question:
     try:
         row = json.loads(line)
@@ -99,7 +115,7 @@ def _question(line: str, source: str) -> Question:
     answer = row.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise UserError(f"{source}: the answer is not text. Write one in words, or leave it out.")
-    return Question(text, source, targets, answer)
+    return Question(text, source, targets, answer, row.get("synthetic") is True)
 
 
 def _targets(row: dict[str, Any]) -> Iterator[Target]:

@@ -241,9 +241,10 @@ class Index:
     def hits(self, ranked: Ranked) -> list[Hit]:
         """Ranked chunks with their texts."""
         pairs = zip(ranked.chunks.tolist(), ranked.scores.tolist(), strict=True)
-        return [self._hit(chunk, score) for chunk, score in pairs]
+        return [self.hit(chunk, score) for chunk, score in pairs]
 
-    def _hit(self, number: int, score: float) -> Hit:
+    def hit(self, number: int, score: float = 0.0) -> Hit:
+        """A chunk by its number."""
         chunk = self.version.chunk(number)
         return Hit(
             chunk["file"], tuple(chunk["lines"]), score, chunk["text"], tuple(chunk["headings"]), tuple(chunk["bytes"]),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
 from tunesmith.retrieval.measures import Scored, measure, ndcg, scored
-from tunesmith.retrieval.questions import read_questions
+from tunesmith.retrieval.questions import about_questions, read_questions
 from tunesmith.retrieval.ranking import WAYS, WEIGHT
 from tunesmith.retrieval.search import TUNED, Index, Tuned
 from tunesmith.run import atomic_write, writing
@@ -49,8 +49,8 @@ def measure_questions(index: str | Path | Index, questions: str | Path, k: int =
     """
     opened = index if isinstance(index, Index) else Index(index)
     path = Path(questions)
-    rows = scored(opened, read_questions(path))
-    return measure(rows, _ways(opened, opened.tuned), k, f"questions of {path.name}")
+    read = read_questions(path)
+    return measure(scored(opened, read), _ways(opened, opened.tuned), k, about_questions(path, read))
 
 
 def tune(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def tune(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[
     with writing(opened.path / TUNED), atomic_write(opened.path / TUNED) as file:
         json.dump(asdict(tuned), file)
     opened.tuned = tuned
-    data = f"questions of {path.name} that the tuning has not seen"
+    data = f"{about_questions(path, [row.question for row in held_out])}, which the tuning has not seen"
     result = measure(held_out, _ways(opened, tuned), k, data)
     errors = _errors(*_relevances(opened, held_out, *chosen), threshold)
     return result | {"tuned": {**asdict(tuned), "threshold_errors": errors}}
