@@ -232,6 +232,7 @@ def bm25s_search() -> Callable[[str], object]:
         np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("scores", "chunks", "starts")
     )
     search = bm25s.BM25()
+    search.nonoccurrence_array = None
     search.vocab_dict = {words[number].decode(): number for number in range(len(words))}
     search.scores = {"data": data, "indices": indices, "indptr": np.array(starts), "num_docs": len(version)}
 

@@ -61,11 +61,11 @@ def test_what_was_answered_before_a_kill_is_not_answered_again(tmp_path: Path, m
     monkeypatch.setattr(module, "TOGETHER", 1)
     own, asked = Asker.answers, []
 
-    def dying(self: Asker, questions: list[str]) -> Any:
+    def dying(self: Asker, questions: list[str], injected: list[str]) -> Any:
         asked.extend(questions)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return own(self, questions)
+        return own(self, questions, injected)
 
     monkeypatch.setattr(Asker, "answers", dying)
     with pytest.raises(KeyboardInterrupt):

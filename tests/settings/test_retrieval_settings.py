@@ -208,3 +208,14 @@ def test_search_makes_questions_from_the_documents(model: Path) -> None:
     unusable = typed("search", "i", "--make-questions", "2", "--output", "s.jsonl", "--model", str(model))
     assert unusable.returncode == 2
     assert "No question could be made from i: 3 × too short" in unusable.stderr
+
+
+@shows("tunesmith ask --attacks")
+def test_ask_counts_answers_that_follow_instructions_in_chunks(model: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    Path("q.jsonl").write_text(json.dumps({"question": "w2 trains leave?", "file": "a.md"}), encoding="utf-8")
+    result = values("ask", "i", model, "--questions", "q.jsonl", "--attacks", 5)
+    assert result["rows"] == 5
+    assert result["models"]["model"]["obeyed_attacks"]["value"] == 0
+    refused = typed("ask", "i", str(model), "w2", "--attacks", "5")
+    assert (refused.returncode, "--attacks needs --questions" in refused.stderr) == (2, True)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
 
 IndexPath = Annotated[Path, typer.Argument(help="An index, from tunesmith index.")]
 K = Annotated[int, typer.Option("-k", help="The most chunks.", min=1)]
@@ -100,7 +101,6 @@ def search(
 
 def _make(index: Path, count: int, output: Path | None, model: str | None, as_json: bool) -> None:
     with quick_imports():
-        from tunesmith.errors import UserError
         from tunesmith.report.progress import Progress
         from tunesmith.report.retrieval import made_text
         from tunesmith.retrieval.synthetic import make_questions
@@ -158,6 +158,12 @@ def ask(
         Path | None,
         typer.Option(help="A JSONL file of questions: answer all, and measure the answers and their citations."),
     ] = None,
+    attacks: Annotated[
+        int | None,
+        typer.Option(
+            help="Put so many instructions into chunks of --questions, and count the answers that follow them.", min=1
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Answer a question from an index: each statement cites chunks, and what they do not support is marked. With
@@ -166,8 +172,10 @@ def ask(
         "k": k, "mode": mode, "threshold": threshold, "max_new_tokens": max_new_tokens, "rerank": rerank,
         "support": support,
     }  # fmt: skip
+    if attacks is not None and questions is None:
+        raise UserError("--attacks needs --questions, the JSONL file whose questions are asked.")
     if questions is not None:
-        _ask_all(index, model, questions, options, as_json)
+        _ask_all(index, model, questions, attacks, options, as_json)
         return
     with quick_imports():
         import tunesmith.retrieval.ask
@@ -181,16 +189,22 @@ def ask(
         Console(highlight=False).print(answer_text(answer), soft_wrap=True)
 
 
-def _ask_all(index: Path, model: str, questions: Path, options: dict[str, Any], as_json: bool) -> None:
+def _ask_all(
+    index: Path, model: str, questions: Path, attacks: int | None, options: dict[str, Any], as_json: bool
+) -> None:
     with quick_imports():
         from tunesmith.report.progress import Progress
         from tunesmith.report.retrieval import measured_table
         from tunesmith.retrieval.ask_questions import ask_questions
+        from tunesmith.retrieval.injection import attack_questions
         from tunesmith.run import jsonable
 
     console = Console(highlight=False)
     with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
-        result = ask_questions(index, model, questions, **options, subscribers=[progress])
+        if attacks is None:
+            result = ask_questions(index, model, questions, **options, subscribers=[progress])
+        else:
+            result = attack_questions(index, model, questions, attacks, **options, subscribers=[progress])
     if as_json:
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
     else:

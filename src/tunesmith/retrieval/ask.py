@@ -1,7 +1,7 @@
 """`tunesmith.ask`: answer a question from an index, with citations that are checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,13 @@ class Asker:
         self._k, self._mode, self._rerank, self._max_new_tokens = k, self.index.way(mode), rerank, max_new_tokens
         self.settings = [k, self._mode, self.index.weight, self.threshold, max_new_tokens, rerank, support]
 
-    def answers(self, questions: Sequence[str]) -> list[Answer]:
+    def answers(self, questions: Sequence[str], injected: Sequence[str] | None = None) -> list[Answer]:
         """Answer questions together.
 
         Args:
             questions: in words.
+            injected: (questions,) texts that the first chunk of each ends with in the prompt, as if a document held
+                them, to test what they do; None: none.
 
         Returns:
             (questions,) answers.
@@ -107,7 +109,8 @@ class Asker:
         Raises:
             UserError: a question is empty or too long.
         """
-        found = [self._retrieve(question) for question in questions]
+        texts = [""] * len(questions) if injected is None else injected
+        found = [self._retrieve(*each) for each in zip(questions, texts, strict=True)]
         answers = {
             number: Answer(NOT_FOUND, (), tuple(each.hits), each.relevance, self.threshold)
             for number, each in enumerate(found)
@@ -121,11 +124,13 @@ class Asker:
                 answers |= {n: self._answer(found[n], each) for n, each in zip(group, written, strict=True)}
         return [answers[number] for number in range(len(questions))]
 
-    def _retrieve(self, question: str) -> _Retrieved:
+    def _retrieve(self, question: str, injected: str) -> _Retrieved:
         hits = self.index.search(question, self._k, self._mode, self._rerank)
         relevance = self.index.relevance(question, hits)
         if relevance < self.threshold or not hits:
             return _Retrieved(hits, relevance, None)
+        if injected:
+            hits[0] = replace(hits[0], text=f"{hits[0].text}\n\n{injected}")
         used = _fitting(self.model, question, hits, self._max_new_tokens)
         return _Retrieved(used, relevance, _prompt(self.model, question, used))
 

@@ -75,7 +75,7 @@ def ask_questions(
     rows = read_questions(path)
     asker = Asker(index, model, k, mode, threshold, max_new_tokens, rerank, support)
     relevant = relevant_chunks(asker.index.version, rows)
-    records = _records(asker, rows, Events(*subscribers))
+    records = records_of(asker, [(row.text, "") for row in rows], Events(*subscribers))
     for row, record, chunks in zip(rows, records, relevant, strict=True):
         record |= {"question": row.text, "source": row.source}
         record["relevant"] = [chunk in chunks for chunk in record["chunks"]]
@@ -85,21 +85,31 @@ def ask_questions(
     return {**about, **summary({name: figures}, name), "answers": records}
 
 
-def _records(asker: Asker, rows: Sequence[Question], events: Events) -> list[Record]:
-    """The answers, of which those that are kept are not computed again."""
+def records_of(asker: Asker, pairs: Sequence[tuple[str, str]], events: Events) -> list[Record]:
+    """Answers, of which those that are kept are not computed again.
+
+    Args:
+        asker: with the index and the model.
+        pairs: questions, each with a text that is injected into its first chunk, or an empty one.
+        events: receives `progress`.
+
+    Returns:
+        (pairs,) records.
+    """
     model = asker.model
     identity = digest_of([fingerprint_of(model.name), str(model.dtype), model.device.type])
     cache = ResultCache(identity, ["ask", _digest(asker.index.version), asker.settings])
-    missing = [row.text for row in rows if row.text not in cache]
-    missing = list(dict.fromkeys(missing))
+    keys = [digest_of(pair) for pair in pairs]
+    missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in cache}.items())
     for start in range(0, len(missing), TOGETHER):
         events.emit("progress", what="answers", done=start, total=len(missing))
-        texts = missing[start : start + TOGETHER]
-        answers = asker.answers(texts)
-        cache.add({text: _record(asker, answer) for text, answer in zip(texts, answers, strict=True)})
+        group = missing[start : start + TOGETHER]
+        questions, injected = (list(texts) for texts in zip(*(pair for _, pair in group), strict=True))
+        answers = asker.answers(questions, injected)
+        cache.add({key: _record(asker, answer) for (key, _), answer in zip(group, answers, strict=True)})
     if missing:
         events.emit("progress", what="answers", done=len(missing), total=len(missing))
-    return [dict(cache[row.text]) for row in rows]
+    return [dict(cache[key]) for key in keys]
 
 
 def _digest(version: Generation) -> str:
