@@ -17,6 +17,7 @@ from tunesmith.retrieval.chunk import Sentence
 from tunesmith.retrieval.citing import claims_of
 from tunesmith.retrieval.prompt import NOT_FOUND, grammar_of, prompt_of
 from tunesmith.retrieval.search import Hit, Index
+from tunesmith.retrieval.support import by_words
 
 TOKENIZER = byte_tokenizer()
 END = "<|im_end|>"
@@ -120,7 +121,7 @@ def test_a_claim_is_supported_by_the_sentence_that_holds_most_of_its_rare_words(
     hits = [hit("The red train leaves. The train is long."), hit("Boats sail at noon.", file="b.md")]
     rare = {"the": 0.1, "is": 0.1, "a": 0.1}
     claims = claims_of("The train is long. [1] It sails at noon [2][1][7]. The moon is a cheese.", hits,
-                       lambda word: rare.get(word, 1.0))  # fmt: skip
+                       by_words(lambda word: rare.get(word, 1.0)))  # fmt: skip
     assert [(claim.text, claim.supported) for claim in claims] == [
         ("The train is long.", True),
         ("It sails at noon", True),
@@ -129,7 +130,7 @@ def test_a_claim_is_supported_by_the_sentence_that_holds_most_of_its_rare_words(
     assert claims[0].citations[0].quote == "The train is long."
     assert claims[0].citations[0].lines == (6, 6)
     assert [citation.number for citation in claims[1].citations] == [2, 1], "7 is no chunk, and cites nothing"
-    assert claims[1].citations[0].overlap == pytest.approx(0.5)
+    assert claims[1].citations[0].support == pytest.approx(0.5)
     assert not claims[1].citations[1].supports
     assert claims[2].citations == ()
 

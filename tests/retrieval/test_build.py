@@ -91,10 +91,10 @@ def test_a_file_that_changes_within_the_clocks_tick_is_read(documents: Path, tmp
 
 def test_other_settings_build_the_index_anew(documents: Path, tmp_path: Path, reading: Path) -> None:
     tunesmith.index(documents, tmp_path / "i", "none")
-    assert Index(tmp_path / "i").version.vectors is None
+    assert Index(tmp_path / "i").version.dense is None
     with_vectors = tunesmith.index(documents, tmp_path / "i", str(reading / "vectors"))
     assert (with_vectors.read, with_vectors.encoder) == (3, str(reading / "vectors"))
-    assert Index(tmp_path / "i").version.vectors is not None
+    assert Index(tmp_path / "i").version.dense is not None
     assert tunesmith.index(documents, tmp_path / "i", size=30).read == 3
     assert tunesmith.index(documents, tmp_path / "i").read == 0
     assert Index(tmp_path / "i").version.settings.size == 30

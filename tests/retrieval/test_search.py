@@ -14,8 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunesmith
 from tunesmith.errors import UserError
+from tunesmith.retrieval import full_text_writer
+from tunesmith.retrieval.dense import Dense, coded, write_vectors
 from tunesmith.retrieval.encoder import Encoder
-from tunesmith.retrieval.full_text import K1, B, FullText, counted, words_of, write_full_text
+from tunesmith.retrieval.full_text import FullText, words_of
+from tunesmith.retrieval.full_text_writer import K1, B, write_full_text
 from tunesmith.retrieval.lines import Lines, write_lines
 from tunesmith.retrieval.ranking import WAYS, best, by_ranks, by_sum
 from tunesmith.retrieval.search import Index
@@ -25,7 +28,7 @@ SCORES = st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=30)
 
 
 def full_text(directory: Path, texts: list[str]) -> FullText:
-    write_full_text(directory, [counted(texts)], np.arange(len(texts)))
+    write_full_text(directory, len(texts), enumerate(texts))
     return FullText(directory)
 
 
@@ -55,12 +58,75 @@ def test_words_are_compared_without_case_and_read_in_every_script() -> None:
 def test_full_text_with_parts_of_an_older_one_equals_a_new_one(tmp_path: Path) -> None:
     texts = ["one two two", "three", "", "two four", "five one"]
     old = full_text(tmp_path / "old", texts)
-    words, matrix = old.matrix()
-    parts = [(words, matrix[[4, 0]]), counted(["six two"])]
-    write_full_text(tmp_path / "updated", parts, np.array([2, 0, 1]))
+    numbers = np.array([2, -1, -1, -1, 1], np.int32)
+    write_full_text(tmp_path / "updated", 3, [(0, "six two")], old, numbers)
     full_text(tmp_path / "new", ["six two", texts[4], texts[0]])
     for file in sorted((tmp_path / "new").iterdir()):
         assert (tmp_path / "updated" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_full_text_that_is_written_in_blocks_equals_one_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(3)
+    texts = [" ".join(f"w{n}" for n in draw.zipf(1.5, 12) % 50) for _ in range(60)]
+    whole = full_text(tmp_path / "whole", texts)
+    monkeypatch.setattr(full_text_writer, "BLOCK", 50)
+    full_text(tmp_path / "blocks", texts)
+    shuffled = [(number, texts[number]) for number in draw.permutation(60).tolist()]
+    write_full_text(tmp_path / "shuffled", 60, shuffled)
+    write_full_text(
+        tmp_path / "half",
+        60,
+        shuffled[:30],
+        whole,
+        np.array([n if n not in dict(shuffled[:30]) else -1 for n in range(60)], np.int32),
+    )
+    for file in sorted((tmp_path / "whole").iterdir()):
+        for other in ("blocks", "shuffled", "half"):
+            assert (tmp_path / other / file.name).read_bytes() == file.read_bytes(), (other, file.name)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_scores_by_columns_are_those_by_entries(share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the cat the", "the dog", "a cat", "the"]
+    expected = full_text(tmp_path / "a", texts).scores("the cat the zebra")
+    monkeypatch.setattr(full_text_writer, "SHARE", share)
+    other = full_text(tmp_path / "b", texts)
+    np.testing.assert_array_equal(other.scores("the cat the zebra"), expected)
+    for name in ("common", "columns"):
+        (tmp_path / "b" / f"{name}.npy").unlink()
+    older = FullText(tmp_path / "b")
+    np.testing.assert_array_equal(older.scores("the cat the zebra"), expected)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02], ids=["apart", "almost equal"])
+@pytest.mark.parametrize("has_kernels", [True, False], ids=["native", "without kernels"])
+def test_dense_search_finds_what_brute_force_in_float64_finds(
+    spread: float, has_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(1)
+    rows = draw.normal(size=(1, 48)) + spread * draw.normal(size=(5000, 48)) * draw.exponential(size=48)
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    write_vectors(tmp_path, 5000, 48, np.split(vectors, [7, 4000]))
+    dense = Dense(tmp_path)
+    if not has_kernels:
+        monkeypatch.setattr("tunesmith.ops.inner_products.is_available", lambda: False)
+    for question in vectors[:20] + 0.1 * draw.normal(size=(20, 48)).astype(np.float32):
+        question /= np.linalg.norm(question)
+        found = dense.best(question, 100)
+        cosines = vectors.astype(np.float64) @ question
+        expected = np.sort(cosines)[::-1][:100]
+        np.testing.assert_allclose(cosines[found.chunks], expected, atol=3e-7)  # of equal ones in fp32, any
+        np.testing.assert_allclose(found.scores, expected, atol=3e-7)
+
+
+def test_codes_differ_from_their_vector_by_at_most_half_a_step() -> None:
+    vectors = np.random.default_rng(2).normal(size=(50, 32)).astype(np.float32)
+    vectors[3] = 0
+    codes, scales = coded(vectors)
+    assert (np.abs(vectors - codes * scales[:, None]) <= 0.5001 * scales[:, None]).all()
+    assert np.abs(codes).max() == 127
 
 
 def test_the_coverage_of_a_question_weights_words_by_rarity(tmp_path: Path) -> None:
@@ -83,11 +149,12 @@ def test_lines_are_found_by_number_and_sorted_ones_by_content(tmp_path: Path) ->
     assert (len(Lines(tmp_path / "b.txt")), Lines(tmp_path / "b.txt").find(b"x")) == (0, None)
 
 
-@given(SCORES, st.integers(1, 40))
-def test_the_best_chunks_are_those_of_a_full_sort(values: list[float], count: int) -> None:
-    scores = np.array(values, np.float32)
-    found = best(scores, count)
-    expected = sorted(range(len(values)), key=lambda chunk: (-scores[chunk], chunk))[:count]
+@given(SCORES, st.integers(1, 40), st.sampled_from([-np.inf, 0.0]), st.integers(1, 4000))
+def test_the_best_chunks_are_those_of_a_full_sort(values: list[float], count: int, above: float, repeats: int) -> None:
+    scores = np.tile(np.array(values, np.float32), repeats)
+    found = best(scores, count, above)
+    chunks = np.lexsort((np.arange(len(scores)), -scores))
+    expected = chunks[scores[chunks] > above][:count].tolist()
     assert found.chunks.tolist() == expected
     assert found.scores.tolist() == scores[expected].tolist()
 
@@ -139,7 +206,8 @@ def test_each_way_finds_what_brute_force_finds(index: Index, reading: Path) -> N
     }
     assert index.relevance(question, found) == pytest.approx(max(cosines), abs=1e-6)
     for mode in ("rrf", "weighted"):
-        expected = WAYS[mode](*index.scores(question, mode), 0.8, 5)
+        scores = index.version.full_text.scores(question), cosines.astype(np.float32)
+        expected = WAYS[mode](*scores, 0.8, 5)
         assert [hit.chunk for hit in index.search(question, 5, mode)] == expected.chunks.tolist()
     assert index.search(question, 5) == index.search(question, 5, "weighted")
 

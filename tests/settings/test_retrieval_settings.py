@@ -152,3 +152,70 @@ def test_ask_answers_with_checked_citations(model: Path) -> None:
     refused = typed("ask", "i", str(model), "w2", "--mode", "dense")
     assert refused.returncode == 2
     assert "has no vectors" in refused.stderr
+
+
+@shows("tunesmith ask --questions")
+def test_ask_answers_a_file_of_questions_and_measures_the_answers(model: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    rows = [
+        {"question": "w2 trains leave?", "file": "a.md", "answer": "Trains"},
+        {"question": "trains", "file": "b.md", "answer": "Buses"},
+        {"question": "zebra", "file": None},
+    ]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = values("ask", "i", model, "--questions", "q.jsonl", "-k", 1)
+    figures = {name: each["value"] for name, each in result["models"]["model"].items()}
+    assert figures == {
+        "retrieved": 0.5, "found": 1, "not_found": 1, "faithfulness": 0, "citation_recall": 0, "citation_precision": 0,
+        "citation_relevance": 0.5, "exact_match": 0.5, "f1": 0.5,
+    }  # fmt: skip
+    assert [each["answer"] for each in result["answers"]] == ["Trains [1]", "Trains [1]", "Not found in the documents."]
+    assert [each["relevant"] for each in result["answers"]] == [[True], [False], []]
+    text = printed("ask", "i", model, "--questions", "q.jsonl", "-k", 1)
+    assert "citations of the passage" in text
+
+
+@shows("tunesmith ask --support")
+def test_ask_checks_claims_with_an_nli_model(model: Path, reading: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    by_words = values("ask", "i", model, "w2 trains leave?", "-k", 1)["citations"][0]
+    by_model = values("ask", "i", model, "w2 trains leave?", "-k", 1, "--support", f"{reading / 'classes'}#yes")[
+        "citations"
+    ][0]
+    assert by_words["support"] == 0
+    assert 0 < by_model["support"] < 1
+    refused = typed("ask", "i", str(model), "w2", "--support", str(reading / "classes"))
+    assert refused.returncode == 2
+    assert "classes has no label entailment. Name its own as" in refused.stderr
+
+
+@shows("tunesmith search --make-questions", "tunesmith search --output", "tunesmith search --model")
+def test_search_makes_questions_from_the_documents(model: Path) -> None:
+    Path("docs/d.md").write_text("# Terms\n\nA gasket is a ring that seals two parts of a pump.\n", encoding="utf-8")
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    text = printed("search", "i", "--make-questions", 2, "--output", "q.jsonl")
+    assert text.startswith("q.jsonl: 2 synthetic questions from 3 chunks.")
+    made = values("search", "i", "--make-questions", 9, "--output", "r.jsonl")
+    assert (made["questions"], made["chunks"]) == (3, 3)
+    rows = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    assert {"question": "What is a gasket?", "file": "d.md", "lines": [3, 3], "synthetic": True,
+            "answer": "A gasket is a ring that seals two parts of a pump."} in rows  # fmt: skip
+    assert "3 questions of r.jsonl, 3 of them synthetic" in " ".join(
+        printed("search", "i", "--questions", "r.jsonl").split()
+    )
+    refused = typed("search", "i", "--make-questions", "2")
+    assert (refused.returncode, "needs --output" in refused.stderr) == (2, True)
+    unusable = typed("search", "i", "--make-questions", "2", "--output", "s.jsonl", "--model", str(model))
+    assert unusable.returncode == 2
+    assert "No question could be made from i: 3 × too short" in unusable.stderr
+
+
+@shows("tunesmith ask --attacks")
+def test_ask_counts_answers_that_follow_instructions_in_chunks(model: Path) -> None:
+    printed("index", "docs", "--output", "i", "--encoder", "none")
+    Path("q.jsonl").write_text(json.dumps({"question": "w2 trains leave?", "file": "a.md"}), encoding="utf-8")
+    result = values("ask", "i", model, "--questions", "q.jsonl", "--attacks", 5)
+    assert result["rows"] == 5
+    assert result["models"]["model"]["obeyed_attacks"]["value"] == 0
+    refused = typed("ask", "i", str(model), "w2", "--attacks", "5")
+    assert (refused.returncode, "--attacks needs --questions" in refused.stderr) == (2, True)

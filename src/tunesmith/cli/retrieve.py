@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
 
 IndexPath = Annotated[Path, typer.Argument(help="An index, from tunesmith index.")]
 K = Annotated[int, typer.Option("-k", help="The most chunks.", min=1)]
@@ -68,9 +69,22 @@ def search(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose mode, weight and threshold on half of the --questions.")
     ] = False,
+    make_questions: Annotated[
+        int | None,
+        typer.Option(help="Make at most so many questions from the documents, for those who have none.", min=1),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Writes the questions of --make-questions; default: from headings and definitions."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The JSONL file of --make-questions.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Search an index: chunks with file, lines and score. With --questions, measure how well that works."""
+    """Search an index: chunks with file, lines and score. With --questions, measure how well that works; with
+    --make-questions, make some."""
+    if make_questions is not None:
+        _make(index, make_questions, output, model, as_json)
+        return
     if questions is not None:
         _measure(index, questions, k, tune, as_json)
         return
@@ -83,6 +97,24 @@ def search(
         print(json.dumps(hits, indent=2, ensure_ascii=False))
     else:
         Console(highlight=False).print(hits_text(hits), soft_wrap=True)
+
+
+def _make(index: Path, count: int, output: Path | None, model: str | None, as_json: bool) -> None:
+    with quick_imports():
+        from tunesmith.report.progress import Progress
+        from tunesmith.report.retrieval import made_text
+        from tunesmith.retrieval.synthetic import make_questions
+
+    if output is None:
+        raise UserError("--make-questions needs --output, the JSONL file to write.")
+    console = Console(highlight=False)
+    with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
+        made = make_questions(index, count, output, model, subscribers=[progress])
+    values = {**asdict(made), "path": str(made.path)}
+    if as_json:
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+    else:
+        console.print(made_text(values), soft_wrap=True)
 
 
 def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: bool) -> None:
@@ -104,7 +136,7 @@ def _measure(index: Path, questions: Path, k: int, is_tuning: bool, as_json: boo
 def ask(
     index: IndexPath,
     model: Annotated[str, typer.Argument(help="A run, an adapter, a model directory, or a name; it writes text.")],
-    question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
+    question: Annotated[str | None, typer.Argument(help="What to answer from the documents.")] = None,
     k: K = 5,
     mode: Mode = "auto",
     rerank: Rerank = None,
@@ -115,16 +147,65 @@ def ask(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens in the answer.", min=1)] = 256,
+    support: Annotated[
+        str,
+        typer.Option(
+            help="How claims are checked: words that they share with a sentence, or an NLI model (a directory or a hub "
+            "name; MODEL#LABEL if its label is not entailment)."
+        ),
+    ] = "words",
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="A JSONL file of questions: answer all, and measure the answers and their citations."),
+    ] = None,
+    attacks: Annotated[
+        int | None,
+        typer.Option(
+            help="Put so many instructions into chunks of --questions, and count the answers that follow them.", min=1
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Answer a question from an index: each statement cites chunks, and what they do not support is marked."""
+    """Answer a question from an index: each statement cites chunks, and what they do not support is marked. With
+    --questions, answer all of a file and measure the answers."""
+    options: dict[str, Any] = {
+        "k": k, "mode": mode, "threshold": threshold, "max_new_tokens": max_new_tokens, "rerank": rerank,
+        "support": support,
+    }  # fmt: skip
+    if attacks is not None and questions is None:
+        raise UserError("--attacks needs --questions, the JSONL file whose questions are asked.")
+    if questions is not None:
+        _ask_all(index, model, questions, attacks, options, as_json)
+        return
     with quick_imports():
         import tunesmith.retrieval.ask
         from tunesmith.report.retrieval import answer_text
 
-    found = tunesmith.retrieval.ask.ask(index, model, question, k, mode, threshold, max_new_tokens, rerank)
+    found = tunesmith.retrieval.ask.ask(index, model, question or "", **options)
     answer = found.described()
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
         Console(highlight=False).print(answer_text(answer), soft_wrap=True)
+
+
+def _ask_all(
+    index: Path, model: str, questions: Path, attacks: int | None, options: dict[str, Any], as_json: bool
+) -> None:
+    with quick_imports():
+        from tunesmith.report.progress import Progress
+        from tunesmith.report.retrieval import measured_table
+        from tunesmith.retrieval.ask_questions import ask_questions
+        from tunesmith.retrieval.injection import attack_questions
+        from tunesmith.run import jsonable
+
+    console = Console(highlight=False)
+    with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
+        if attacks is None:
+            result = ask_questions(index, model, questions, **options, subscribers=[progress])
+        else:
+            result = attack_questions(index, model, questions, attacks, **options, subscribers=[progress])
+    if as_json:
+        print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
+    else:
+        console.print(measured_table(result))

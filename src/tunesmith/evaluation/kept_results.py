@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.config.head import described_head
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.data.tokens import TokenTable
 from tunesmith.evaluation.result_cache import ResultCache, digest_of
 from tunesmith.evaluation.subject import Chat
+from tunesmith.heads.head_file import described_head
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score

@@ -1,6 +1,7 @@
 """How alike questions are: by their words, or by the vectors of an encoder."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from tunesmith.retrieval.encoder import Encoder
-from tunesmith.retrieval.full_text import bm25, counted, words_of
+from tunesmith.retrieval.full_text import bm25, words_of
 
 Scores = NDArray[np.float32]
 
@@ -35,11 +36,15 @@ class WordSimilarity:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        words, counts = counted(texts)
-        self._number = {word.decode(): index for index, word in enumerate(words)}
-        matrix = counts.tocsc()
-        lengths = np.asarray(counts.sum(1), np.int32).reshape(-1)
-        self._scores = sparse.csc_matrix((bm25(matrix, lengths), matrix.indices, matrix.indptr), shape=matrix.shape)
+        self._number: dict[str, int] = {}
+        read = [[self._number.setdefault(word, len(self._number)) for word in words_of(text)] for text in texts]
+        lengths = np.array([len(words) for words in read], np.int32)
+        words = np.fromiter(chain.from_iterable(read), np.int32)
+        ones, shape = np.ones(len(words), np.int32), (len(texts), len(self._number))
+        matrix = sparse.coo_matrix((ones, (np.repeat(np.arange(len(texts)), lengths), words)), shape=shape).tocsc()
+        sizes = np.diff(matrix.indptr)
+        scores = bm25(matrix.data, np.repeat(np.arange(len(sizes)), sizes), matrix.indices, sizes, lengths)
+        self._scores = sparse.csc_matrix((scores, matrix.indices, matrix.indptr), shape=shape)
 
     def to(self, text: str) -> Scores:
         """As `Similarity.to`: the BM25 score of each text; a word that occurs twice in `text` counts twice."""

@@ -126,6 +126,20 @@ def measured_table(result: dict[str, Any]) -> Group:
     return Group(table, f"{alone}{caption}")
 
 
+def made_text(made: Mapping[str, Any]) -> str:
+    """What `make_questions` did.
+
+    Args:
+        made: the fields of `Made`.
+
+    Returns:
+        A line, and one for what was dropped.
+    """
+    dropped = ", ".join(f"{count:,} × {reason}" for reason, count in made["dropped"].items())
+    first = f"{made['path']}: {made['questions']:,} synthetic questions from {made['chunks']:,} chunks."
+    return first + (f"\nDropped: {dropped}." if dropped else "")
+
+
 def tuned_text(tuned: Mapping[str, Any]) -> str:
     """What was chosen on questions.
 

@@ -1,7 +1,7 @@
 """`tunesmith.ask`: answer a question from an index, with citations that are checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from tunesmith.data.template import special_tokens
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import room_for_text
 from tunesmith.inference.model import Model, load
+from tunesmith.inference.writing import Generation
 from tunesmith.retrieval.citing import Claim, claims_of
 from tunesmith.retrieval.prompt import NOT_FOUND, grammar_of, prompt_of
 from tunesmith.retrieval.search import AUTO, Hit, Index
+from tunesmith.retrieval.support import WORDS, support_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,92 @@ class Answer:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Retrieved:
+    """What was found for a question, and the prompt; None if the model is not asked."""
+
+    hits: list[Hit]
+    relevance: float
+    prompt: str | None
+
+
+class Asker:
+    """Answers questions from an index.
+
+    Args:
+        index: its directory, or the open index.
+        model: as in `tunesmith.load`, or the loaded model; it writes text.
+        k, mode, threshold, max_new_tokens, rerank, support: as in `ask`.
+
+    Raises:
+        UserError: there is no such index or model, or the model writes no text.
+    """
+
+    def __init__(
+        self,
+        index: str | Path | Index,
+        model: str | Path | Model,
+        k: int = 5,
+        mode: str = AUTO,
+        threshold: float | None = None,
+        max_new_tokens: int = 256,
+        rerank: str | None = None,
+        support: str = WORDS,
+    ) -> None:
+        self.index = index if isinstance(index, Index) else Index(index)
+        self.model = model if isinstance(model, Model) else load(model)
+        self.model.require("generate")
+        self.support = support_of(support, self.index.version.full_text.rarity)
+        self.threshold = self.index.threshold if threshold is None else threshold
+        self._k, self._mode, self._rerank, self._max_new_tokens = k, self.index.way(mode), rerank, max_new_tokens
+        self.settings = [k, self._mode, self.index.weight, self.threshold, max_new_tokens, rerank, support]
+
+    def answers(self, questions: Sequence[str], injected: Sequence[str] | None = None) -> list[Answer]:
+        """Answer questions together.
+
+        Args:
+            questions: in words.
+            injected: (questions,) texts that the first chunk of each ends with in the prompt, as if a document held
+                them, to test what they do; None: none.
+
+        Returns:
+            (questions,) answers.
+
+        Raises:
+            UserError: a question is empty or too long.
+        """
+        texts = [""] * len(questions) if injected is None else injected
+        found = [self._retrieve(*each) for each in zip(questions, texts, strict=True)]
+        answers = {
+            number: Answer(NOT_FOUND, (), tuple(each.hits), each.relevance, self.threshold)
+            for number, each in enumerate(found)
+            if each.prompt is None
+        }
+        for count in sorted({len(each.hits) for each in found}):  # a grammar knows how many chunks there are
+            group = [n for n, each in enumerate(found) if each.prompt is not None and len(each.hits) == count]
+            prompts = [prompt for n in group if (prompt := found[n].prompt) is not None]
+            if group:
+                written = self.model.generate(prompts, grammar=grammar_of(count), max_new_tokens=self._max_new_tokens)
+                answers |= {n: self._answer(found[n], each) for n, each in zip(group, written, strict=True)}
+        return [answers[number] for number in range(len(questions))]
+
+    def _retrieve(self, question: str, injected: str) -> _Retrieved:
+        hits = self.index.search(question, self._k, self._mode, self._rerank)
+        relevance = self.index.relevance(question, hits)
+        if relevance < self.threshold or not hits:
+            return _Retrieved(hits, relevance, None)
+        if injected:
+            hits[0] = replace(hits[0], text=f"{hits[0].text}\n\n{injected}")
+        used = _fitting(self.model, question, hits, self._max_new_tokens)
+        return _Retrieved(used, relevance, _prompt(self.model, question, used))
+
+    def _answer(self, found: _Retrieved, written: Generation) -> Answer:
+        text = written.text.strip()
+        claims = () if text == NOT_FOUND else claims_of(text, found.hits, self.support)
+        is_complete = written.finish_reason == "stop"
+        return Answer(text, tuple(claims), tuple(found.hits), found.relevance, self.threshold, is_complete)
+
+
 def ask(
     index: str | Path | Index,
     model: str | Path | Model,
@@ -62,11 +150,12 @@ def ask(
     threshold: float | None = None,
     max_new_tokens: int = 256,
     rerank: str | None = None,
+    support: str = WORDS,
 ) -> Answer:
     """Answer a question from the documents of an index.
 
     The model reads the chunks that fit the question, numbered. A grammar binds its answer, so that it can cite only
-    these. Each citation is resolved to the sentence that holds most of the claim's words.
+    these. Each citation is resolved to the sentence that supports the claim best.
 
     Args:
         index: its directory, or the open index.
@@ -78,6 +167,8 @@ def ask(
             is not asked. Default: as tuned on your questions, else 0.3.
         max_new_tokens: the most tokens in the answer.
         rerank: as in `tunesmith.search`.
+        support: how claims are compared with sentences: `words`, or a model of natural language inference (a directory
+            or a hub name, with `#LABEL` if its label for entailment is not `entailment`).
 
     Returns:
         The answer.
@@ -85,21 +176,7 @@ def ask(
     Raises:
         UserError: there is no such index or model, the model writes no text, or the question is empty or too long.
     """
-    opened = index if isinstance(index, Index) else Index(index)
-    loaded = model if isinstance(model, Model) else load(model)
-    loaded.require("generate")
-    hits = opened.search(question, k, mode, rerank)
-    least = opened.threshold if threshold is None else threshold
-    relevance = opened.relevance(question, hits)
-    if relevance < least or not hits:
-        return Answer(NOT_FOUND, (), tuple(hits), relevance, least)
-    used = _fitting(loaded, question, hits, max_new_tokens)
-    written = loaded.generate(
-        _prompt(loaded, question, used), grammar=grammar_of(len(used)), max_new_tokens=max_new_tokens
-    )[0]
-    text = written.text.strip()
-    claims = () if text == NOT_FOUND else claims_of(text, used, opened.version.full_text.rarity)
-    return Answer(text, tuple(claims), tuple(used), relevance, least, written.finish_reason == "stop")
+    return Asker(index, model, k, mode, threshold, max_new_tokens, rerank, support).answers([question])[0]
 
 
 def _prompt(model: Model, question: str, hits: Sequence[Hit]) -> str:

@@ -1,23 +1,21 @@
 """From an answer with numbers in brackets to claims, each with the sentences that support it, if there are any.
 
-A sentence supports a claim if it holds enough of the claim's words. Words count by their rarity in the index, so that
-common ones hardly matter.
+A sentence supports a claim if it holds enough of the claim's words, or if a model says that the claim follows from it
+(`retrieval.support`).
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.retrieval.full_text import words_of
 from tunesmith.retrieval.search import Hit
 from tunesmith.retrieval.sentences import sentence_spans
+from tunesmith.retrieval.support import Support
 
 SUPPORT = 0.5
-"""The least share of a claim's words, by rarity, that a sentence which supports it holds."""
-
-Rarity = Callable[[str], float]
-"""How much a word counts."""
+"""The least support of a sentence that supports a claim."""
 
 _STATEMENT = re.compile(r"([^\[\]]*)((?: ?\[\d+\])*)")
 _NUMBER = re.compile(r"\[(\d+)\]")
@@ -31,9 +29,10 @@ class Citation:
         number: of the chunk in the prompt, from 1.
         file: that it is in.
         lines: its first and last line, from 1; in a PDF's extracted text.
-        quote: the sentence of the chunk that holds most of the claim's words.
+        quote: the sentence of the chunk that supports the claim best.
         page: of a PDF.
-        overlap: the share of the claim's words in it, by rarity.
+        support: how far it does, from 0 to 1: the share of the claim's words in it, by rarity, or the probability that
+            the claim follows from it.
     """
 
     number: int
@@ -41,16 +40,16 @@ class Citation:
     lines: tuple[int, int]
     quote: str
     page: int | None
-    overlap: float
+    support: float
 
     @property
     def supports(self) -> bool:
-        """Whether it holds enough of the claim's words."""
-        return self.overlap >= SUPPORT
+        """Whether it supports the claim."""
+        return self.support >= SUPPORT
 
     def described(self) -> dict[str, Any]:
         """As JSON."""
-        values = {name: getattr(self, name) for name in ("file", "lines", "quote", "number", "overlap", "supports")}
+        values = {name: getattr(self, name) for name in ("file", "lines", "quote", "number", "support", "supports")}
         return values | ({} if self.page is None else {"page": self.page})
 
 
@@ -77,13 +76,13 @@ class Claim:
         return {"text": self.text, "cited": numbers, "supported": self.supported}
 
 
-def claims_of(answer: str, hits: Sequence[Hit], rarity: Rarity) -> list[Claim]:
+def claims_of(answer: str, hits: Sequence[Hit], support: Support) -> list[Claim]:
     """The claims of an answer, with what they cite.
 
     Args:
         answer: with numbers of chunks in brackets after its statements. A number that no chunk has cites nothing.
         hits: the prompt's chunks.
-        rarity: of a word.
+        support: how it is measured.
 
     Returns:
         A claim for each sentence; the citations after a statement belong to each of its sentences.
@@ -94,7 +93,7 @@ def claims_of(answer: str, hits: Sequence[Hit], rarity: Rarity) -> list[Claim]:
         for start, end in sentence_spans(text):
             claim = text[start:end]
             if words_of(claim):
-                claims.append(Claim(claim, tuple(_citation(claim, *each, rarity) for each in cited)))
+                claims.append(Claim(claim, tuple(_citation(claim, *each, support) for each in cited)))
     return claims
 
 
@@ -105,17 +104,29 @@ def _statements(answer: str) -> Iterator[tuple[str, list[int]]]:
             yield match[1], list(dict.fromkeys(int(number) for number in _NUMBER.findall(match[2])))
 
 
-def _citation(claim: str, number: int, hit: Hit, rarity: Rarity) -> Citation:
-    """The sentence of the chunk that holds most of the claim's words; the first of equal ones."""
-    weights = {word: rarity(word) for word in set(words_of(claim))}
-    overlaps = [_overlap(weights, hit.text[sentence.start : sentence.end]) for sentence in hit.sentences]
-    best = max(range(len(overlaps)), key=overlaps.__getitem__)
+def best_support(claim: str, hits: Sequence[Hit], support: Support) -> float:
+    """How far the chunks support a claim, cited or not.
+
+    Args:
+        claim: a sentence.
+        hits: the prompt's chunks.
+        support: how it is measured.
+
+    Returns:
+        The highest support of their sentences.
+    """
+    return max(support(claim, [sentence for hit in hits for sentence in _sentences(hit)]), default=0.0)
+
+
+def _citation(claim: str, number: int, hit: Hit, support: Support) -> Citation:
+    """The sentence of the chunk that supports the claim best; the first of equal ones."""
+    sentences = _sentences(hit)
+    found = support(claim, sentences)
+    best = max(range(len(found)), key=found.__getitem__)
     chosen = hit.sentences[best]
-    quote = hit.text[chosen.start : chosen.end]
-    return Citation(number, hit.file, (chosen.first, chosen.last), quote, hit.page, round(overlaps[best], 4))
+    lines = chosen.first, chosen.last
+    return Citation(number, hit.file, lines, sentences[best], hit.page, round(found[best], 4))
 
 
-def _overlap(weights: dict[str, float], sentence: str) -> float:
-    total = sum(weights.values())
-    found = set(words_of(sentence))
-    return sum(weight for word, weight in weights.items() if word in found) / total if total else 0.0
+def _sentences(hit: Hit) -> list[str]:
+    return [hit.text[sentence.start : sentence.end] for sentence in hit.sentences]

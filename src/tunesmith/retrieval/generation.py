@@ -2,8 +2,8 @@
 
 INDEX/
   index.json       which generation is current: replaced in one step when a generation is complete
-  generation-3/    settings.json, documents.jsonl; chunks.txt, names.txt, files.npy, vectors.npy and the full text in
-                   words/, which are memory-mapped
+  generation-3/    settings.json, documents.jsonl; chunks.txt, names.txt, files.npy, the vectors (`retrieval.dense`)
+                   and the full text in words/ (`retrieval.full_text`), which are memory-mapped
   pending/         what a build has read and encoded so far, so that a killed one resumes (`retrieval.pending`)
   tuned.json       what was found on your questions (`retrieval.tuning`)
   .lock            while a process writes the index
@@ -19,8 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from tunesmith.errors import UserError
+from tunesmith.retrieval.arrays import read_rows
 from tunesmith.retrieval.chunk import searched_text
-from tunesmith.retrieval.full_text import FullText, counted, write_full_text
+from tunesmith.retrieval.dense import ROWS, VECTORS, Dense, write_vectors
+from tunesmith.retrieval.full_text import FullText
+from tunesmith.retrieval.full_text_writer import write_full_text
 from tunesmith.retrieval.lines import Lines, write_lines
 from tunesmith.retrieval.ranking import Vectors
 from tunesmith.run import atomic_directory, atomic_write
@@ -29,6 +32,9 @@ FORMAT = 1
 """Increase it when chunks or files change: an index of another number is built anew."""
 
 POINTER = "index.json"
+
+RELEASE = 10_000
+"""Chunks after which what was read of a file is released, so that a large index is written in little memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +93,20 @@ class Generation:
         self.names = Lines(directory / "names.txt")
         self.files = np.load(directory / "files.npy", mmap_mode="r")
         self.full_text = FullText(directory / "words")
-        vectors = directory / "vectors.npy"
-        self.vectors: Vectors | None = np.load(vectors, mmap_mode="r") if vectors.exists() else None
+        self.dense = Dense(directory) if (directory / VECTORS).exists() else None
 
     def __len__(self) -> int:
         """How many chunks it has."""
         return len(self.texts)
+
+    @property
+    def hidden(self) -> int | None:
+        """The length of its vectors; None without an encoder."""
+        return None if self.dense is None else self.dense.vectors.shape[1]
+
+    def rows(self, first: int, count: int) -> Vectors:
+        """The vectors of chunks (count, hidden)."""
+        return read_rows(self.directory / VECTORS, first, count)
 
     def chunk(self, number: int) -> dict[str, Any]:
         """A chunk: `file` and the fields of `Chunk`."""
@@ -116,8 +130,11 @@ class Store(Protocol):
         """The chunks as stored."""
 
     @property
-    def vectors(self) -> Vectors | None:
-        """Theirs; None without an encoder."""
+    def hidden(self) -> int | None:
+        """The length of their vectors; None without an encoder."""
+
+    def rows(self, first: int, count: int) -> Vectors:
+        """The vectors of chunks (count, hidden)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,33 +233,48 @@ def _write_chunks(directory: Path, origins: Sequence[Origin]) -> None:
     """Everything that there is per chunk."""
     counts = [origin.chunks for origin in origins]
     np.save(directory / "files.npy", np.repeat(np.arange(len(origins), dtype=np.int32), counts))
-    write_lines(directory / "chunks.txt", (text for origin in origins for text in _texts(origin)))
-    if origins and (vectors := origins[0].store.vectors) is not None:
-        shape = (sum(counts), vectors.shape[1])
-        target = np.lib.format.open_memmap(directory / "vectors.npy", "w+", np.float32, shape)
-        first = 0
-        for origin in origins:
-            assert origin.store.vectors is not None
-            rows = origin.store.vectors[origin.first : origin.first + origin.chunks]
-            target[first : first + origin.chunks] = rows
-            first += origin.chunks
-        target.flush()
+    write_lines(directory / "chunks.txt", (text for _, text in _texts(origins)))
+    if origins and (hidden := origins[0].store.hidden) is not None:
+        write_vectors(directory, sum(counts), hidden, _vectors(origins))
     _write_words(directory, origins)
 
 
-def _texts(origin: Origin) -> Iterator[bytes]:
-    return (origin.store.texts[number] for number in range(origin.first, origin.first + origin.chunks))
+def _texts(origins: Sequence[Origin]) -> Iterator[tuple[int, bytes]]:
+    """The chunks as stored, each with its number."""
+    chunk = 0
+    for origin in origins:
+        for number in range(origin.first, origin.first + origin.chunks):
+            yield chunk, origin.store.texts[number]
+            chunk += 1
+            if chunk % RELEASE == 0:
+                origin.store.texts.release()
+
+
+def _vectors(origins: Sequence[Origin]) -> Iterator[Vectors]:
+    """The chunks' vectors, in parts."""
+    parts: list[Vectors] = []
+    for origin in origins:
+        parts.append(origin.store.rows(origin.first, origin.chunks))
+        if sum(map(len, parts)) >= ROWS:
+            yield np.concatenate(parts)
+            parts = []
+    if parts:
+        yield np.concatenate(parts)
 
 
 def _write_words(directory: Path, origins: Sequence[Origin]) -> None:
     """The full text. Words of an older version's chunks are taken over, those of new chunks are counted."""
     old = next((origin.store for origin in origins if isinstance(origin.store, Generation)), None)
-    is_old = np.repeat(np.array([each.store is old for each in origins], bool), [each.chunks for each in origins])
-    texts = (text for origin in origins if origin.store is not old for text in _texts(origin))
-    parts = [counted(searched_text(chunk["text"], chunk["headings"]) for chunk in map(json.loads, texts))]
-    if old is not None:
-        words, matrix = old.full_text.matrix()
-        kept = [np.arange(each.first, each.first + each.chunks) for each in origins if each.store is old]
-        parts.insert(0, (words, matrix[np.concatenate(kept)]))
-    order = np.argsort(np.argsort(~is_old, kind="stable"))  # from old chunks before new ones to the documents' order
-    write_full_text(directory / "words", parts, order)
+    numbers = None if old is None else np.full(len(old), -1, np.int32)
+    firsts = np.cumsum([0, *(origin.chunks for origin in origins)])
+    is_new = np.ones(firsts[-1], bool)
+    for origin, first in zip(origins, firsts[:-1].tolist(), strict=True):
+        if origin.store is old and numbers is not None and origin.chunks:
+            taken = slice(origin.first, origin.first + origin.chunks)
+            if numbers[taken][0] < 0:  # else a copy of a document, which is counted
+                numbers[taken] = np.arange(first, first + origin.chunks)
+                is_new[first : first + origin.chunks] = False
+    records = ((number, json.loads(text)) for number, text in _texts(origins) if is_new[number])
+    texts = ((number, searched_text(chunk["text"], chunk["headings"])) for number, chunk in records)
+    full_text = None if old is None else old.full_text
+    write_full_text(directory / "words", len(is_new), texts, full_text, numbers)

@@ -1,6 +1,7 @@
 """Lines of a file by their number, without reading the file."""
 
 import mmap
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +19,12 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> int:
     Returns:
         How many there are.
     """
-    offsets = [0]
+    offsets = array("q", [0])
     with path.open("wb") as file:
         for line in lines:
             file.write(line + b"\n")
             offsets.append(offsets[-1] + len(line) + 1)
-    np.save(_offsets(path), np.array(offsets, np.int64))
+    np.save(_offsets(path), np.frombuffer(offsets, np.int64))
     return len(offsets) - 1
 
 
@@ -50,6 +51,11 @@ class Lines:
         if not 0 <= number < len(self):
             raise IndexError(number)
         return self._text[int(self._offsets[number]) : int(self._offsets[number + 1]) - 1]
+
+    def release(self) -> None:
+        """Return the pages that were read to the system, which keeps them only while it has room."""
+        if isinstance(self._text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self._text.madvise(mmap.MADV_DONTNEED)
 
     def find(self, line: bytes) -> int | None:
         """The number of a line, if the lines are sorted; None if it is not among them."""

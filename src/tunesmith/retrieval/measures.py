@@ -12,31 +12,27 @@ from tunesmith.evaluation.figures import Figures
 from tunesmith.evaluation.measured import mean_of
 from tunesmith.evaluation.summary import summary
 from tunesmith.retrieval.questions import Question, relevant_chunks
-from tunesmith.retrieval.ranking import DEPTH, WAYS, Scores, best
+from tunesmith.retrieval.ranking import DEPTH, Candidates
 from tunesmith.retrieval.search import Index
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A question with the scores of its candidates, from which every way's order follows.
+    """A question with its candidates.
 
     Attributes:
         question: as read.
         relevant: the chunks that hold its answer.
-        chunks: (candidates,) the best ones by BM25 and by the cosine, in the index's order.
-        text: their BM25 (candidates,).
-        cosines: theirs (candidates,); None without vectors.
+        candidates: with their scores.
     """
 
     question: Question
     relevant: frozenset[int]
-    chunks: NDArray[np.int64]
-    text: Scores
-    cosines: Scores | None
+    candidates: Candidates
 
     def order(self, way: str, weight: float, count: int = DEPTH) -> NDArray[np.int64]:
         """The best chunks of a way, in order, up to `DEPTH`."""
-        return self.chunks[WAYS[way](self.text, self.cosines, weight, count).chunks]
+        return self.candidates.ranked(way, weight, count).chunks
 
 
 def recall(order: Sequence[int], relevant: Collection[int], k: int) -> float:
@@ -96,17 +92,11 @@ def scored(index: Index, questions: Sequence[Question]) -> list[Scored]:
     Raises:
         UserError: a question's passage is in no chunk.
     """
-    way = "text" if index.version.vectors is None else "dense"
     relevant = relevant_chunks(index.version, questions)
-    rows = []
-    for question, chunks in zip(questions, relevant, strict=True):
-        text, cosines = index.scores(question.text, way)
-        found = best(text, DEPTH).chunks
-        if cosines is not None:
-            found = np.union1d(found, best(cosines, DEPTH).chunks)
-        found = np.sort(found)
-        rows.append(Scored(question, chunks, found, text[found], None if cosines is None else cosines[found]))
-    return rows
+    return [
+        Scored(question, chunks, index.candidates(question.text))
+        for question, chunks in zip(questions, relevant, strict=True)
+    ]
 
 
 def measure(rows: Sequence[Scored], ways: Mapping[str, tuple[str, float]], k: int, data: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.retrieval.arrays import array_shape, read_rows
+from tunesmith.retrieval.dense import VECTORS
 from tunesmith.retrieval.generation import Origin, Settings
 from tunesmith.retrieval.lines import Lines, write_lines
 from tunesmith.retrieval.ranking import Vectors
@@ -29,9 +31,13 @@ class Segment:
 
     def __init__(self, directory: Path) -> None:
         self.texts = Lines(directory / "chunks.txt")
-        vectors = directory / "vectors.npy"
-        self.vectors: Vectors | None = np.load(vectors, mmap_mode="r") if vectors.exists() else None
+        self._vectors = directory / VECTORS
+        self.hidden = array_shape(self._vectors)[1] if self._vectors.exists() else None
         self.documents: dict[str, tuple[int, int]] = json.loads((directory / "documents.json").read_text("utf-8"))
+
+    def rows(self, first: int, count: int) -> Vectors:
+        """The vectors of chunks (count, hidden)."""
+        return read_rows(self._vectors, first, count)
 
 
 class Pending:
@@ -82,7 +88,7 @@ class Pending:
             with atomic_directory(path) as directory:
                 write_lines(directory / "chunks.txt", self._records)
                 if self._vectors:
-                    np.save(directory / "vectors.npy", np.concatenate(self._vectors))
+                    np.save(directory / VECTORS, np.concatenate(self._vectors))
                 (directory / "documents.json").write_text(json.dumps(self._documents), encoding="utf-8")
             self._open(path)
         self._begin()

@@ -46,7 +46,7 @@ def prompt_of(question: str, hits: Sequence[Hit], special: Collection[str] = ())
     Returns:
         Instructions, chunks and question.
     """
-    return "\n\n".join([BEFORE, *_numbered(hits, special), AFTER + _inert(question, special)])
+    return "\n\n".join([BEFORE, *_numbered(hits, special), AFTER + inert(question, special)])
 
 
 def with_context(question: str, hits: Sequence[Hit], special: Collection[str] = ()) -> str:
@@ -86,16 +86,37 @@ def grammar_of(count: int) -> str:
     )
 
 
+def without_citations(answer: str) -> str:
+    """An answer without the numbers in brackets.
+
+    Args:
+        answer: as the model wrote it.
+
+    Returns:
+        Its text.
+    """
+    return " ".join(re.sub(r" ?\[\d+\]", "", answer).split())
+
+
 def _location(hit: Hit, special: Collection[str]) -> str:
     return _quoted(" › ".join((hit.file, *hit.headings)), special)
 
 
 def _quoted(text: str, special: Collection[str]) -> str:
     """A document's text, in which nothing looks like the number of an excerpt or a control token."""
-    return _inert(_NUMBER.sub(r"(\1)", text), special)
+    return inert(_NUMBER.sub(r"(\1)", text), special)
 
 
-def _inert(text: str, special: Collection[str]) -> str:
+def inert(text: str, special: Collection[str]) -> str:
+    """A text in which no control token stands.
+
+    Args:
+        text: of a document or a user.
+        special: texts that the model's tokenizer reads as control tokens; a space breaks them.
+
+    Returns:
+        The text.
+    """
     for token in special:
         if len(token) > 1:
             text = text.replace(token, f"{token[0]} {token[1:]}")

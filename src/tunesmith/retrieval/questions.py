@@ -48,11 +48,15 @@ class Question:
         text: in words.
         source: file and row.
         targets: passages that answer it; none: the documents hold no answer.
+        answer: what a good answer says; None: not known.
+        is_synthetic: whether it was made from the documents.
     """
 
     text: str
     source: str
     targets: tuple[Target, ...]
+    answer: str | None = None
+    is_synthetic: bool = False
 
     @property
     def is_development(self) -> bool:
@@ -66,7 +70,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Args:
         path: of the file; each row has `question`, and `file` with or without `lines`, or `text`, or `relevant`: a list
-            of these. `"file": null` or an empty list: the documents hold no answer.
+            of these. `"file": null` or an empty list: the documents hold no answer. It may have `answer`.
 
     Returns:
         The questions.
@@ -84,6 +88,20 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
+def about_questions(path: Path, questions: Sequence[Question]) -> str:
+    """What questions are, for tables.
+
+    Args:
+        path: of their file.
+        questions: as read.
+
+    Returns:
+        Words; they say how many are synthetic.
+    """
+    count = sum(question.is_synthetic for question in questions)
+    return f"questions of {path.name}" + (f", {count:,} of them synthetic" if count else "")
+
+
 def _question(line: str, source: str) -> Question:
     try:
         row = json.loads(line)
@@ -94,7 +112,10 @@ def _question(line: str, source: str) -> Question:
         raise UserError(f"{source}: not a question with its passage. {FORM}.") from None
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{source}: the question is empty. Write one, or remove the row.")
-    return Question(text, source, targets)
+    answer = row.get("answer")
+    if answer is not None and not isinstance(answer, str):
+        raise UserError(f"{source}: the answer is not text. Write one in words, or leave it out.")
+    return Question(text, source, targets, answer, row.get("synthetic") is True)
 
 
 def _targets(row: dict[str, Any]) -> Iterator[Target]:

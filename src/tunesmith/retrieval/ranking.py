@@ -14,6 +14,9 @@ Vectors = NDArray[np.float32]
 DEPTH = 100
 """Chunks of each order that are merged; those below change nothing near the top."""
 
+BLOCK = 256
+"""Scores of which one maximum is taken first."""
+
 RRF = 60
 """The constant of reciprocal rank fusion (Cormack et al. 2009)."""
 
@@ -34,30 +37,72 @@ class Ranked:
     scores: Scores
 
 
-def best(scores: Scores, count: int) -> Ranked:
+def best(scores: Scores, count: int, above: float = -np.inf) -> Ranked:
     """The chunks with the highest scores; of equal ones, the first in the index.
 
     Args:
         scores: (chunks,).
         count: how many at most.
+        above: only scores that are higher.
 
     Returns:
         The chunks, in order.
     """
-    count = min(count, len(scores))
-    if count < len(scores):
-        least = np.partition(scores, len(scores) - count)[len(scores) - count]
-        above = np.flatnonzero(scores > least)
-        found = np.concatenate([above, np.flatnonzero(scores == least)[: count - len(above)]])
-    else:
-        found = np.arange(len(scores))
-    order = np.lexsort((found, -scores[found]))
-    return Ranked(found[order], scores[found[order]])
+    found = _promising(scores, count, above)
+    values = scores[found]
+    if count < len(found):
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        over, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
+        chosen = np.concatenate([over, equal[: count - len(over)]])
+        found, values = found[chosen], values[chosen]
+    order = np.lexsort((found, -values))
+    return Ranked(found[order], values[order])
+
+
+def _promising(scores: Scores, count: int, above: float) -> NDArray[np.int64]:
+    """Chunks among which the best are. The count-th highest of the blocks' maxima is not above the count-th highest
+    score, and takes one pass over the scores."""
+    blocks = len(scores) // BLOCK
+    if count < blocks:
+        maxima = scores[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+        least = np.partition(maxima, blocks - count)[blocks - count]
+        if least > above:
+            return np.flatnonzero(scores >= least)
+    return np.flatnonzero(scores > above)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The best chunks by BM25 and by the cosine, with both scores, from which every way's order follows.
+
+    Attributes:
+        chunks: (candidates,) their numbers, ascending.
+        text: their BM25 (candidates,).
+        cosines: theirs (candidates,); None without vectors.
+    """
+
+    chunks: NDArray[np.int64]
+    text: Scores
+    cosines: Scores | None
+
+    def ranked(self, way: str, weight: float, count: int) -> Ranked:
+        """The best chunks of a way, in order.
+
+        Args:
+            way: a name in `WAYS`.
+            weight: of the cosine in the weighted sum.
+            count: how many at most; no more than the candidates were chosen for.
+
+        Returns:
+            The chunks.
+        """
+        found = WAYS[way](self.text, self.cosines, weight, count)
+        return Ranked(self.chunks[found.chunks], found.scores)
 
 
 def by_text(text: Scores, cosines: Scores | None, weight: float, count: int) -> Ranked:
     """By BM25; chunks without a word of the question are left out. Arguments are those of every `Way`."""
-    return _positive(best(text, count))
+    return best(text, count, above=0)
 
 
 def by_vectors(text: Scores, cosines: Scores | None, weight: float, count: int) -> Ranked:
@@ -71,7 +116,7 @@ def by_ranks(text: Scores, cosines: Scores | None, weight: float, count: int) ->
     assert cosines is not None
     depth = max(DEPTH, count)
     totals: dict[int, float] = {}
-    for order in (_positive(best(text, depth)), best(cosines, depth)):
+    for order in (best(text, depth, above=0), best(cosines, depth)):
         for rank, chunk in enumerate(order.chunks.tolist(), start=1):
             totals[chunk] = totals.get(chunk, 0.0) + 1 / (RRF + rank)
     return _of(list(totals), np.array(list(totals.values()), np.float32), count)
@@ -82,7 +127,7 @@ def by_sum(text: Scores, cosines: Scores | None, weight: float, count: int) -> R
     highest one (Bruch et al. 2023, equation 6)."""
     assert cosines is not None
     depth = max(DEPTH, count)
-    found = np.union1d(best(text, depth).chunks, best(cosines, depth).chunks)
+    found = np.union1d(best(text, depth, above=0).chunks, best(cosines, depth).chunks)
     if not len(found):
         return Ranked(found, np.zeros(0, np.float32))
     dense = (cosines[found] + 1) / max(float(cosines.max()) + 1, 1e-6)
@@ -94,11 +139,6 @@ Way = Callable[[Scores, Scores | None, float, int], Ranked]
 
 WAYS: dict[str, Way] = {"text": by_text, "dense": by_vectors, "rrf": by_ranks, "weighted": by_sum}
 """By name. Each takes the BM25 scores and the cosines (chunks,), the cosine's weight, and the most chunks to return."""
-
-
-def _positive(ranked: Ranked) -> Ranked:
-    count = int((ranked.scores > 0).sum())
-    return Ranked(ranked.chunks[:count], ranked.scores[:count])
 
 
 def _of(chunks: NDArray[np.int64] | list[int], scores: Scores, count: int) -> Ranked:

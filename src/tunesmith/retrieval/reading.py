@@ -7,6 +7,7 @@ from pathlib import Path
 from tunesmith.errors import UserError
 from tunesmith.retrieval.document import Document, UnreadableError
 from tunesmith.retrieval.markdown import read_markdown
+from tunesmith.retrieval.office import read_slides, read_word, read_workbook
 from tunesmith.retrieval.pdf import read_pdf
 from tunesmith.retrieval.plain_text import read_code, read_text
 from tunesmith.retrieval.web_page import read_web_page
@@ -21,6 +22,9 @@ _EXTENSIONS: dict[Reader, str] = {
     read_markdown: ".md .markdown .mdx",
     read_web_page: ".html .htm .xhtml",
     read_pdf: ".pdf",
+    read_word: ".docx",
+    read_slides: ".pptx",
+    read_workbook: ".xlsx",
     read_code: ".py .pyi .js .jsx .ts .tsx .java .kt .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .scala .sh .sql "
     ".r .jl .lua .pl .yaml .yml .toml .ini .cfg .css",
 }

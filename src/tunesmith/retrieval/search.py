@@ -12,7 +12,7 @@ import numpy as np
 from tunesmith.errors import UserError
 from tunesmith.retrieval.chunk import Sentence
 from tunesmith.retrieval.generation import Generation, current
-from tunesmith.retrieval.ranking import WAYS, WEIGHT, Ranked, Scores
+from tunesmith.retrieval.ranking import DEPTH, WAYS, WEIGHT, Candidates, Ranked, Vectors, best
 
 if TYPE_CHECKING:
     from tunesmith.retrieval.encoder import Encoder
@@ -104,7 +104,7 @@ class Index:
         if not file.exists():
             return None
         tuned = Tuned(**json.loads(file.read_text(encoding="utf-8")))
-        return tuned if tuned.mode == "text" or self.version.vectors is not None else None
+        return tuned if tuned.mode == "text" or self.version.dense is not None else None
 
     @cached_property
     def encoder(self) -> "Encoder | None":
@@ -141,7 +141,7 @@ class Index:
         Raises:
             UserError: there is no such way, or the index has no vectors for it.
         """
-        has_vectors = self.version.vectors is not None
+        has_vectors = self.version.dense is not None
         if mode == AUTO:
             return self.tuned.mode if self.tuned is not None else "weighted" if has_vectors else "text"
         if mode not in WAYS:
@@ -153,19 +153,28 @@ class Index:
             )
         return mode
 
-    def scores(self, question: str, way: str) -> tuple[Scores, Scores | None]:
-        """The BM25 scores of all chunks (chunks,), and their cosines with the question (chunks,) if the way needs
-        them."""
-        text = self.version.full_text.scores(question)
-        return text, None if way == "text" else self.cosines(question)
+    def candidates(self, question: str, depth: int = DEPTH, way: str | None = None) -> Candidates:
+        """The best chunks by BM25 and by the cosine, with both scores.
 
-    def cosines(self, question: str) -> Scores:
-        """The cosine of each chunk's vector and the question's (chunks,)."""
-        assert self.version.vectors is not None
-        return np.asarray(self.version.vectors @ self._vector(question), np.float32)
+        Args:
+            question: in words.
+            depth: how many of each order.
+            way: for which they are; its other score is 0 or None. None: for all that the index has.
+
+        Returns:
+            The candidates.
+        """
+        empty = np.zeros(0, np.int64)
+        dense = None if way == "text" else self.version.dense
+        text = None if way == "dense" else self.version.full_text.scores(question)
+        by_words = empty if text is None else best(text, depth, above=0).chunks
+        by_meaning = empty if dense is None else dense.best(self._vector(question), depth).chunks
+        found = np.union1d(by_words, by_meaning)
+        scores = np.zeros(len(found), np.float32) if text is None else text[found]
+        return Candidates(found, scores, None if dense is None else dense.cosines(self._vector(question), found))
 
     @lru_cache(maxsize=1)  # noqa: B019  as `_reranker`; the chunks and their relevance need the same vector
-    def _vector(self, question: str) -> Scores:
+    def _vector(self, question: str) -> Vectors:
         assert self.encoder is not None
         return self.encoder.question(question)
 
@@ -196,9 +205,9 @@ class Index:
         """As `relevance`, by the numbers of the chunks."""
         if not chunks:
             return 0.0
-        if self.version.vectors is None:
+        if self.version.dense is None:
             return max(self.version.full_text.coverage(question, chunk) for chunk in chunks)
-        return float((self.version.vectors[list(chunks)] @ self._vector(question)).max())
+        return float(self.version.dense.cosines(self._vector(question), np.array(chunks)).max())
 
     @lru_cache(maxsize=1)  # noqa: B019  an index lives as long as its process
     def _reranker(self, name: str) -> "Reranker":
@@ -224,18 +233,18 @@ class Index:
         if not question.strip():
             raise UserError("There is no question. Give some words to search for.")
         way = self.way(mode)
-        if rerank is None:
-            return self.hits(WAYS[way](*self.scores(question, way), self.weight, k))
-        reranker = self._reranker(rerank)
-        first = self.hits(WAYS[way](*self.scores(question, way), self.weight, max(k, READ)))
-        return reranker.rerank(question, first, k)
+        reranker = None if rerank is None else self._reranker(rerank)
+        count = k if reranker is None else max(k, READ)
+        found = self.hits(self.candidates(question, max(DEPTH, count), way).ranked(way, self.weight, count))
+        return found if reranker is None else reranker.rerank(question, found, k)
 
     def hits(self, ranked: Ranked) -> list[Hit]:
         """Ranked chunks with their texts."""
         pairs = zip(ranked.chunks.tolist(), ranked.scores.tolist(), strict=True)
-        return [self._hit(chunk, score) for chunk, score in pairs]
+        return [self.hit(chunk, score) for chunk, score in pairs]
 
-    def _hit(self, number: int, score: float) -> Hit:
+    def hit(self, number: int, score: float = 0.0) -> Hit:
+        """A chunk by its number."""
         chunk = self.version.chunk(number)
         return Hit(
             chunk["file"], tuple(chunk["lines"]), score, chunk["text"], tuple(chunk["headings"]), tuple(chunk["bytes"]),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
 from tunesmith.retrieval.measures import Scored, measure, ndcg, scored
-from tunesmith.retrieval.questions import read_questions
+from tunesmith.retrieval.questions import about_questions, read_questions
 from tunesmith.retrieval.ranking import WAYS, WEIGHT
 from tunesmith.retrieval.search import TUNED, Index, Tuned
 from tunesmith.run import atomic_write, writing
@@ -49,8 +49,8 @@ def measure_questions(index: str | Path | Index, questions: str | Path, k: int =
     """
     opened = index if isinstance(index, Index) else Index(index)
     path = Path(questions)
-    rows = scored(opened, read_questions(path))
-    return measure(rows, _ways(opened, opened.tuned), k, f"questions of {path.name}")
+    read = read_questions(path)
+    return measure(scored(opened, read), _ways(opened, opened.tuned), k, about_questions(path, read))
 
 
 def tune(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def tune(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[
     with writing(opened.path / TUNED), atomic_write(opened.path / TUNED) as file:
         json.dump(asdict(tuned), file)
     opened.tuned = tuned
-    data = f"questions of {path.name} that the tuning has not seen"
+    data = f"{about_questions(path, [row.question for row in held_out])}, which the tuning has not seen"
     result = measure(held_out, _ways(opened, tuned), k, data)
     errors = _errors(*_relevances(opened, held_out, *chosen), threshold)
     return result | {"tuned": {**asdict(tuned), "threshold_errors": errors}}
@@ -94,7 +94,7 @@ def tune(index: str | Path | Index, questions: str | Path, k: int = 10) -> dict[
 
 def _ways(index: Index, tuned: Tuned | None) -> dict[str, tuple[str, float]]:
     """Name → way and weight: all ways of the index, and the tuned one if it is none of these."""
-    names = ["text"] if index.version.vectors is None else list(WAYS)
+    names = ["text"] if index.version.dense is None else list(WAYS)
     ways = {name: (name, WEIGHT) for name in names}
     if tuned is not None and tuned.mode == "weighted" and tuned.weight != WEIGHT:
         ways[f"weighted, {tuned.weight:g}"] = (tuned.mode, tuned.weight)
@@ -104,7 +104,7 @@ def _ways(index: Index, tuned: Tuned | None) -> dict[str, tuple[str, float]]:
 def _best_way(rows: Sequence[Scored], k: int) -> tuple[str, float]:
     """The way with the highest mean nDCG, and its weight; of equal ones, the simplest."""
     choices = [("text", WEIGHT)]
-    if rows[0].cosines is not None:
+    if rows[0].candidates.cosines is not None:
         choices += [("dense", WEIGHT), ("rrf", WEIGHT), *(("weighted", weight) for weight in WEIGHTS)]
     means = [float(np.mean([ndcg(row.order(*choice).tolist(), row.relevant, k) for row in rows])) for choice in choices]
     return choices[int(np.argmax(means))]
@@ -136,6 +136,7 @@ def _relevances(index: Index, rows: Sequence[Scored], way: str, weight: float) -
 
 def _relevance(index: Index, row: Scored, chunks: NDArray[np.int64]) -> float:
     """As `Index.relevance`, of a question whose cosines are known."""
-    if row.cosines is None:
+    known = row.candidates
+    if known.cosines is None:
         return index.relevance_of(row.question.text, chunks.tolist())
-    return float(row.cosines[np.searchsorted(row.chunks, chunks)].max(initial=0.0))
+    return float(known.cosines[np.searchsorted(known.chunks, chunks)].max(initial=0.0))

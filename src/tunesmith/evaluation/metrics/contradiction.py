@@ -28,12 +28,12 @@ class Inference:
 
     Attributes:
         network, tokenizer: of transformers.
-        contradiction: the number of its label for contradictions.
+        label: the number of the label that counts.
     """
 
     network: Any
     tokenizer: Any
-    contradiction: int
+    label: int
 
     @classmethod
     def open(cls, model: str, label: str) -> "Inference":
@@ -41,7 +41,7 @@ class Inference:
 
         Args:
             model: a directory or a hub name.
-            label: for contradictions, in any case.
+            label: that counts, in any case.
 
         Returns:
             The model.
@@ -58,7 +58,7 @@ class Inference:
         numbers = {str(name).casefold(): number for number, name in network.config.id2label.items()}
         if label.casefold() not in numbers:
             known = ", ".join(map(str, network.config.id2label.values()))
-            raise UserError(f"{model} has no label {label}. Name its own as contradiction:{model}#LABEL: {known}.")
+            raise UserError(f"{model} has no label {label}. Name its own as {model}#LABEL: {known}.")
         return cls(network, reference.tokenizer(), numbers[label.casefold()])
 
     def contradicts_itself(self, answer: str, expected: str = "") -> float:
@@ -75,10 +75,29 @@ class Inference:
         if not pairs:
             return 0.0
         premises, hypotheses = (list(side) for side in zip(*pairs, strict=True))
+        return float((self._logits(premises, hypotheses).argmax(-1) == self.label).any())
+
+    def probabilities(self, premises: list[str], hypotheses: list[str]) -> list[float]:
+        """The probability of the label for pairs of texts.
+
+        Args:
+            premises: (pairs,).
+            hypotheses: (pairs,).
+
+        Returns:
+            (pairs,).
+        """
+        if not premises:
+            return []
+        found: list[float] = self._logits(premises, hypotheses).softmax(-1)[:, self.label].tolist()
+        return found
+
+    def _logits(self, premises: list[str], hypotheses: list[str]) -> torch.Tensor:
+        """(pairs, labels)."""
         inputs = self.tokenizer(premises, hypotheses, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            logits = self.network(**inputs).logits  # (pairs, labels)
-        return float((logits.argmax(-1) == self.contradiction).any())
+            logits: torch.Tensor = self.network(**inputs).logits
+        return logits
 
 
 def contradiction_metric(setting: str, directory: Path) -> Metric:

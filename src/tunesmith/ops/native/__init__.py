@@ -137,6 +137,7 @@ _UNSUFFIXED_ARGUMENTS: dict[str, list[Any]] = {
     "packed_linear": [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG],
     "adapt_rows": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER],
     "block": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
+    "inner_products_int8": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER],
 }
 _SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_fp32"}
 

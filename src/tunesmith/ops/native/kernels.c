@@ -41,3 +41,4 @@
 #include "packed.h"
 #include "lora.h"
 #include "block.h"
+#include "inner_products.h"
