@@ -100,7 +100,8 @@ def evaluate(
         (`data_sha256`), `loss_tokens`, `generated_rows`;
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
-        correction over all `comparisons`; `left_out`: why, by form of a model that cannot be made or computed here;
+        correction over all `comparisons`; `left_out`: why, by a form of a model that cannot be computed here, or by
+        figures that a model cannot have;
         `samples`; `gate`; `classification`: confusion matrix and reliability diagram by model, if they predict one
         class for each text; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
         model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
