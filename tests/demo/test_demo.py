@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from matrix import make_bases
 from rich.console import Console
 
 from tunesmith.cli.demo import MOST_ROWS, _fetched, demo
@@ -130,3 +131,17 @@ def test_without_a_network_the_demo_continues_with_the_embedded_base_and_says_so
     assert "nobody gives it. The demo continues with the embedded base" in text.getvalue()
     with pytest.raises(UserError, match="nobody gives it"):
         _fetched(console, "smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize(("base", "message"), [("nosuch/base/at all", "does not exist"), ("encoder", "is an encoder")])
+def test_a_base_that_cannot_be_trained_is_refused_before_anything_is_written(
+    base: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if base == "encoder":
+        make_bases(tmp_path, ["bert"])
+        (tmp_path / "bert").rename(tmp_path / base)
+    with pytest.raises(UserError, match=message):
+        demo(base)
+    assert not (tmp_path / "runs").exists()
+    assert capsys.readouterr().out == ""

@@ -11,7 +11,7 @@ import pytest
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.forgetting_curve import CurvePoint, forgetting_curve, frontier, recommended
+from tunesmith.evaluation.forgetting_curve import CurveOptions, CurvePoint, forgetting_curve, frontier, recommended
 from tunesmith.evaluation.suites.forgetting import general_texts
 
 
@@ -50,7 +50,7 @@ def test_the_curve_of_a_run_is_what_evaluation_says_of_its_checkpoints(tiny_mode
         },
     }  # fmt: skip
     run = tunesmith.train(recipe, tmp_path / "run").directory
-    curve = forgetting_curve(run, tolerance=0.5)
+    curve = forgetting_curve(run, CurveOptions(tolerance=0.5))
     names = ["step-000004", "step-000008", "step-000012"]
     assert [each.name for each in curve.points] == names
     last = curve.points[-1]

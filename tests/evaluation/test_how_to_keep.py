@@ -11,6 +11,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.evaluation import how_to_keep as module
 from tunesmith.evaluation.compare import evaluate
+from tunesmith.evaluation.forgetting_curve import CurveOptions
 from tunesmith.evaluation.how_to_keep import how_to_keep, steps_of
 from tunesmith.evaluation.suites.forgetting import general_texts, other_texts
 from tunesmith.report.forgetting import curves_of
@@ -53,7 +54,7 @@ def test_an_evaluation_has_the_curves_of_checkpoints_and_of_reruns(run: Path) ->
     assert page.count("Gained against forgotten") == 2
     assert all(title in page for title, _ in curves_of(found))
 
-    recipes = {path.parent.name: Recipe.load(path) for path in run.glob("how-to-keep/6-steps/*/recipe.yaml")}
+    recipes = {path.parent.name: Recipe.load(path) for path in run.glob("how-to-keep/6-steps-*/*/recipe.yaml")}
     own = Recipe.load(run / "recipe.yaml")
     for name, rate in (("rate-1", 1e-2), ("rate-0.33", 1e-2 / 3), ("rate-0.1", 1e-3)):
         train = recipes[name].train
@@ -85,11 +86,33 @@ def test_reruns_that_have_finished_are_kept_and_one_that_was_interrupted_resumes
         return train(recipe, directory, overrides, subscribers)
 
     monkeypatch.setattr(module, "train", interrupted)
+    emitted: list[Any] = []
+    options = CurveOptions(general=prose, subscribers=[emitted.append])
     with pytest.raises(KeyboardInterrupt):
-        how_to_keep(run, steps=3, general=prose)
-    curve = how_to_keep(run, steps=3, general=prose)
+        how_to_keep(run, options, steps=3)
+    said = [event["message"] for event in emitted if event["event"] == "warning"][-1]
+    assert said.startswith(
+        "Interrupted. 1 of 3 reruns have finished: rate 0.01. What was computed is kept, and the same"
+    )
+    curve = how_to_keep(run, options, steps=3)
     assert seen == ["rate-1", "rate-0.33", "rate-0.1"], "the first was kept, and the second resumed"
     assert [point.name for point in curve.points] == ["the run", "rate 0.01", "rate 0.0033", "rate 0.001"]
+
+
+def test_reruns_are_kept_by_the_content_of_the_rows(tmp_path: Path) -> None:
+    rows, run = tmp_path / "rows.jsonl", Run(tmp_path / "run")
+    run.directory.mkdir()
+    values = {"base": "embedded", "data": {"train": str(rows)}, "train": {"learning_rate": 1e-3, "steps": 9}}
+    (run.directory / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
+
+    def directories(text: str) -> set[Path]:
+        rows.write_text(json.dumps({"question": "a", "answer": text}) + "\n", encoding="utf-8")
+        return {rerun.directory for rerun in module._reruns(run, 5, ["some text"])}
+
+    first = directories("one")
+    assert len(first) == 4
+    assert directories("two").isdisjoint(first)
+    assert directories("one") == first
 
 
 def test_reruns_are_as_long_as_the_time_allows_and_no_longer_than_the_run(tmp_path: Path) -> None:

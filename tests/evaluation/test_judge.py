@@ -15,6 +15,7 @@ from tunesmith.evaluation.prediction_powered import prediction_powered
 from tunesmith.evaluation.statistics.intervals import estimate
 from tunesmith.evaluation.subject import Answer, Chat
 from tunesmith.evaluation.verdicts import (
+    SCORES,
     agreement_with_itself,
     agreement_with_people,
     corrected_by_people,
@@ -149,7 +150,7 @@ def test_scores_are_corrected_by_the_labels_of_some_cases() -> None:
     found = Judge(model, "x").scores(cases)
     labels = np.full(300, np.nan)
     labels[:40] = truth[:40]
-    value, (low, high) = corrected_by_people(found, labels)
+    value, (low, high) = corrected_by_people(found, labels, SCORES)
     assert low < truth.mean() < high < found.values.mean()
     assert (value, (low, high)) == prediction_powered(found.values[:40], labels[:40], found.values[40:])
 

@@ -17,9 +17,10 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.subjects import SubjectName, column_names
 from tunesmith.exporting.export import export
+from tunesmith.report.figures import about_left_out
 from tunesmith.serving.keys import add_key
 
-Rows = list[dict[str, str]]
+Rows = list[dict[str, Any]]
 
 
 def write(file: Path, rows: Rows) -> Path:
@@ -125,11 +126,28 @@ def test_a_server_has_the_answers_of_the_model_that_it_serves(
     assert [local[0], named[0], first[0]] == ["llama", "tiny", address]
     assert "loss" in local[1]
     assert set(named[1]) == set(first[1]) == {"rouge_l", "first_word", "exact_match"}, "a server reports no loss"
+    why = "a server reports no log-probabilities of given texts"
+    assert found["left_out"] == {"loss of tiny": why, f"loss of {address}": why}
     for figure, difference in found["differences"]["tiny"].items():
         assert (difference["value"], difference["verdict"]) == (0, "not shown"), figure
     assert {len(set(sample["answers"].values())) for sample in found["samples"]} == {1}
     with pytest.raises(UserError, match=r"does not answer: .* Is the server running\?"):
         small([tiny_model, server.address], data=write_rows(12))
+
+
+def test_what_a_server_lacks_on_raw_text_is_named_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
+    prose = write(tmp_path / "prose.jsonl", [{"text": f"Text {n} of something."} for n in range(8)])
+    choices = write(tmp_path / "choices.jsonl", [{"question": "Which?", "choices": ["b", "c"], "answer": 0}])
+    options = {"multiple_choice": {"file": str(choices)}}
+    suites = ["multiple_choice", "forgetting"]
+    with served(tiny_model) as server:
+        models = [tiny_model, f"{server.address}/v1#tiny"]
+        found = small(models, data=prose, rows=1, suites=suites, suite_options=options)
+    why = "a server reports no log-probabilities of given texts"
+    lacking = ("loss", "multiple_choice", "forgetting.general_loss", "forgetting.general_divergence")
+    assert found["left_out"] == {f"{what} of tiny": why for what in lacking}
+    assert set(found["models"]["tiny"]) == {"forgetting.general_unchanged"}
+    assert about_left_out(found) == f"Left out: {', '.join(f'{what} of tiny' for what in lacking)}: {why}."
 
 
 def test_a_server_alone_is_evaluated_with_the_key_from_the_environment(

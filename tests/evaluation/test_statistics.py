@@ -16,7 +16,14 @@ from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
 from tunesmith.evaluation.prediction_powered import prediction_powered
 from tunesmith.evaluation.statistics.bootstrap import Interval
 from tunesmith.evaluation.statistics.differences import Difference, holm, paired
-from tunesmith.evaluation.statistics.intervals import change_with_interval, estimate, mean_with_interval, tango, wilson
+from tunesmith.evaluation.statistics.intervals import (
+    change_with_interval,
+    equal_values,
+    estimate,
+    mean_with_interval,
+    tango,
+    wilson,
+)
 from tunesmith.evaluation.statistics.power import detectable, rows_needed, rows_to_show
 
 Values = NDArray[np.float64]
@@ -125,6 +132,54 @@ def test_figure_that_is_not_a_mean_is_covered_as_promised(kind: str) -> None:
 
     truth = {"loss of a token": 2.0, "correlation": 0.7, "quantile": 0.8416}[kind]
     check_coverage(of_data, truth, SHORT)
+
+
+@pytest.mark.parametrize("rows", [5, 20, 50])
+@pytest.mark.parametrize(("other", "share"), [(1.0, 0.03), (4.0, 0.03), (1.0, 0.1), (3.0, 0.01)])
+def test_scores_that_are_all_equal_do_not_promise_that_others_never_come(rows: int, other: float, share: float) -> None:
+    """Most samples of so few rows have one value; without a width, few of 100 intervals would contain the mean."""
+    draw, units, covered = np.random.default_rng(0), [str(row) for row in range(rows)], 0
+    truth = 5 * (1 - share) + other * share
+    for _ in range(SHORT):
+        scores = np.where(draw.random(rows) < share, other, 5.0)
+        low, high = mean_of(scores, units, "", "", unit="points", bounds=(1.0, 5.0)).estimate[1]
+        assert 1 <= low <= high
+        covered += low <= truth <= high
+    assert covered / SHORT >= 0.93
+
+
+def test_the_interval_of_equal_scores_ends_where_they_would_come_in_one_of_twenty_samples() -> None:
+    low, high = equal_values(4.0, 20, (1.0, 5.0))
+    for end, other in ((low, 1.0), (high, 5.0)):
+        share = (end - 4) / (other - 4)
+        assert (1 - share) ** 20 == pytest.approx(0.05)
+    assert mean_with_interval(np.full(7, 0.5), (0.5, 0.5)) == (0.5, (0.5, 0.5)), "a value that cannot differ"
+
+
+@pytest.mark.parametrize("rows", [3, 10, 40])
+def test_a_difference_that_all_rows_share_is_shown_only_by_enough_of_them(rows: int) -> None:
+    """The p-value is below 5 % where the interval is without 0; no rows are so alike that it is 0."""
+    units = [str(row) for row in range(rows)]
+    before, after = (
+        mean_of(np.full(rows, score), units, "", "", unit="points", bounds=(1.0, 5.0)) for score in (3.0, 4.0)
+    )
+    found = paired(before, after)
+    assert found is not None
+    assert found.value == 1
+    assert found.p_value == pytest.approx(0.8**rows)
+    assert (found.p_value < 0.05) == (found.interval[0] > 0) == (rows > 13)
+    back = paired(after, before)
+    assert back is not None
+    assert back.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+    assert back.p_value == pytest.approx(found.p_value)
+    same = paired(before, before)
+    assert same is not None
+    assert (same.p_value, same.interval[1]) == (1.0, pytest.approx(4 * (1 - 0.05 ** (1 / rows))))
+
+
+def test_equal_labels_of_people_leave_room_for_others_on_the_scale() -> None:
+    low, high = prediction_powered(np.full(20, 4.0), np.full(20, 4.0), np.full(100, 4.0), (1.0, 5.0))[1]
+    assert (low, high) == pytest.approx(equal_values(4.0, 20, (1.0, 5.0)))
 
 
 def test_interval_of_a_share_unit_stays_within_0_and_1() -> None:

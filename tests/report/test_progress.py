@@ -112,6 +112,17 @@ def test_the_loss_is_the_mean_per_loss_token_of_the_last_ten_steps() -> None:
     assert f"step 12/12 recent loss {by_hand:.3f}  " in last
 
 
+def test_the_share_of_replayed_tokens_stands_beside_the_loss_that_has_them() -> None:
+    replayed = [0, 0, *[30] * 10, *[0] * 10]
+    steps = [
+        step(number, total_steps=22, loss_tokens=100, replayed_loss_tokens=tokens)
+        for number, tokens in enumerate(replayed, 1)
+    ]
+    lines = [line for line in printed([{**START, "total_steps": 22}, *steps]) if line.startswith("step ")]
+    assert "step 11/22 loss 2.000 (27% replay)  " in "\n".join(lines)
+    assert "step 22/22 recent loss 2.000  " in lines[-1], "none of the last ten steps has replayed rows"
+
+
 def test_the_speed_is_that_of_the_last_ten_steps_together() -> None:
     steps = [step(number, tokens=100, seconds=50.0 if number <= 3 else 1.0) for number in range(1, 100)]
     steps[-1] |= {"tokens": 1000, "seconds": 0.5}

@@ -18,6 +18,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.errors import UserError
 from tunesmith.models.load import load_tokenizer
+from tunesmith.training.trainer import Trainer
 
 TOKENIZER = byte_tokenizer()
 
@@ -352,6 +353,23 @@ def test_replay_adds_random_rows_until_they_reach_replay_share(
     report = found.report
     assert (report.replay_rows, report.replayed, report.replayed_tokens) == (60, taken, replayed)
     assert (report.rows, report.examples, report.tokens) == (20, 20 + taken, len(found.train.ids))
+
+
+@shows("data.replay")
+def test_a_step_counts_the_loss_tokens_of_replayed_rows(prepared: Prepare, tiny_model: Path) -> None:
+    write(Path("rows.jsonl"), pairs(*range(20)))
+    write(Path("general.jsonl"), [{"text": f"General sentence {number}"} for number in range(60)])
+    data = {"train": "rows.jsonl", "held_out": 0, "replay": "general.jsonl", "replay_share": 0.4}
+    with Trainer({"base": str(tiny_model), "data": data, "train": {"epochs": 1, "tokens_per_step": 300}}) as trainer:
+        table, counted = trainer.rows, []
+        trainer.loop.events.subscribe(lambda event: counted.append(event.get("replayed_loss_tokens")))
+        by_hand = []
+        for batches in trainer:
+            own = [table[row][1][1:].sum() for rows in batches for row in rows if "general" in str(table.source(row))]
+            by_hand.append(int(sum(own)))
+            trainer.step()
+    assert [count for count in counted if count is not None] == by_hand
+    assert sum(by_hand) > 0
 
 
 @shows("data.replay")

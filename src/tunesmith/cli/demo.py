@@ -69,6 +69,8 @@ def demo(
     if directory is not None and Run(directory / "run").finished:
         _show_ask(console, directory / "run", asked)
         return
+    if base is not None:
+        _refuse_base(base)
     with quick_imports():
         from tunesmith.demo.recipe import new_directory
         from tunesmith.demo.side_by_side import SideBySide
@@ -115,6 +117,21 @@ def _train(console: Console, directory: Path, base: str | None, overrides: list[
         console.print(f"Interrupted; everything is saved. Resume: tunesmith train --resume {_short(run.directory)}")
         raise typer.Exit(130)
     return run.directory
+
+
+def _refuse_base(base: str) -> None:
+    """Refuse what the demo cannot train, before anything is written.
+
+    Raises:
+        UserError: there is no such base, or it writes no text.
+    """
+    with quick_imports():
+        from tunesmith.config.base import Base
+        from tunesmith.models.load import check_base_kind, load_tokenizer
+        from tunesmith.objectives.instruction import Instruction
+
+    check_base_kind(Base(path=base), Instruction())
+    load_tokenizer(Base(path=base))
 
 
 def _fetched(console: Console, base: str | None) -> str:

@@ -53,6 +53,7 @@ class Loop:
         directory: the run's directory.
         events: receives every event of the run.
         device: where the model is.
+        first_replayed: the index of the first row of `data.replay`, after the task's own; None: there are none.
         state: the progress so far.
         recent: seconds that the latest steps, evaluations and checkpoints took, by part, to predict what is left.
         pending: the batches whose gradients the next optimizer step takes.
@@ -72,6 +73,7 @@ class Loop:
     directory: Path
     events: Events
     device: torch.device
+    first_replayed: int | None = None
     state: LoopState = field(default_factory=LoopState)
     recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
     pending: list[Batch] = field(default_factory=list)
@@ -259,11 +261,19 @@ class Loop:
             **result,
             tokens=tokens,
             loss_tokens=loss_tokens,
+            **self._replayed(batches),
             seconds=seconds,
             seconds_left=self.seconds_left(),
         )
         self._watch_for_nan(loss, norm, batches)
         return result
+
+    def _replayed(self, batches: Sequence[Batch]) -> dict[str, int]:
+        """How many of the loss tokens are of replayed rows, in a run that has such rows: their loss is in the sum."""
+        if self.first_replayed is None:
+            return {}
+        rows = [pair for batch in batches for pair in zip(batch.rows, batch.loss_tokens_per_row, strict=False)]
+        return {"replayed_loss_tokens": sum(tokens for row, tokens in rows if row >= self.first_replayed)}
 
     def forget_batches(self) -> None:
         """Drop the batches since the last step, with their gradients."""

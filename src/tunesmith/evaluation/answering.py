@@ -20,7 +20,7 @@ from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype
-from tunesmith.run import Events, Subscriber, atomic_write
+from tunesmith.run import Events, Subscriber, atomic_write, writing
 from tunesmith.run_lock import output_lock
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
@@ -103,10 +103,8 @@ def _answer(
     chats = list(_chats(str(source)))
     partial = target.with_name(f".{target.name}.partial")
     header = {"model": model, "sampling": asdict(sampling), "cache": cache, "rows": _digest(chats)}
-    try:
+    with writing(target):
         done, empty = _answered_so_far(partial, header)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}.") from None
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
     generator = Generator.of(reference, writing_dtype("auto", device), device, concurrent, cache=cache)

@@ -12,7 +12,7 @@ from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.evaluation.budget import budget_for, seconds_of
 from tunesmith.evaluation.classification import error_tables
 from tunesmith.evaluation.figures import LOSS, Figures, Side, cases_of, figures_of, samples_of, token_counts_differ
-from tunesmith.evaluation.forgetting_curve import TOLERANCE
+from tunesmith.evaluation.forgetting_curve import TOLERANCE, CurveOptions
 from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.judging import Judged, open_judging
 from tunesmith.evaluation.keeping import Keeping
@@ -100,7 +100,8 @@ def evaluate(
         (`data_sha256`), `loss_tokens`, `generated_rows`;
         `figures`: title, explanation, unit and direction of each; `models`: value, 95 % interval and rows of each
         figure by model; `reference`, and `differences` from it by model and figure, paired by row, with Holm's
-        correction over all `comparisons`; `left_out`: why, by form of a model that cannot be made or computed here;
+        correction over all `comparisons`; `left_out`: why, by a form of a model that cannot be computed here, or by
+        figures that a model cannot have;
         `samples`; `gate`; `classification`: confusion matrix and reliability diagram by model, if they predict one
         class for each text; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
         model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
@@ -114,14 +115,18 @@ def evaluate(
     paths = None if data is None else [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     limits = None if gate is None else Gate.load(Path(gate))
     general = (suite_options or {}).get("forgetting", {}).get("general")
-    keeping = Keeping(checkpoints, how_to_keep, rerun_steps, tolerance, general)
+    options = CurveOptions(
+        data=paths, general=general, tolerance=tolerance, concurrent=concurrent, device=device, cache=cache,
+        subscribers=subscribers,
+    )  # fmt: skip
+    keeping = Keeping(checkpoints, how_to_keep, rerun_steps, options)
     seconds, rerun_seconds = keeping.budgets(None if budget is None else seconds_of(budget))
     also = ("forgetting",) if keeping.is_asked_for else ()
     measured_suites = open_suites(suites, suite_options, also)
     sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
-    keeping.refuse(own, paths)
+    keeping.refuse(own)
     wanted = Wanted(names, paths, rows, bool(suites))
     opening = Opening(concurrent, device, cache, subscribers)
     with failures_named(extensions_of(names)):
@@ -146,8 +151,7 @@ def evaluate(
         judged = None if judging is None else judging.judged(_cases(measured), asked.events)
         result = _result(trials, measured, metrics, judged)
         if own is not None:
-            options = {"concurrent": concurrent, "device": device, "cache": cache}
-            result |= keeping.sections(own, paths, rerun_seconds, subscribers, options)
+            result |= keeping.sections(own, rerun_seconds)
     result["budget"] = None if allowed is None else allowed.described()
     result["gate"] = None if limits is None else checked(limits, result)
     if own is not None and output is None:

@@ -92,22 +92,11 @@ class ForgettingCurve:
         }
 
 
-@keep_freed_memory()
-def forgetting_curve(
-    run: str | Path,
-    *,
-    data: Sequence[str] | None = None,
-    general: str | Path | None = None,
-    tolerance: float = TOLERANCE,
-    concurrent: int = CONCURRENT,
-    device: str = "auto",
-    cache: bool = True,
-    subscribers: Sequence[Subscriber] = (),
-) -> ForgettingCurve:
-    """Measure the base and all kept checkpoints of a run, which need not be finished.
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """How gain and forgetting are measured.
 
-    Args:
-        run: its directory. `train.keep_checkpoints` says how many checkpoints it keeps.
+    Attributes:
         data: files of rows; None: the run's held-out rows.
         general: a text file of general text; None: as the suite `forgetting`.
         tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
@@ -115,6 +104,38 @@ def forgetting_curve(
         device: for the models.
         cache: whether losses are kept in the user's cache, and read from it.
         subscribers: receive `progress` events (what, done, total), and `figures` events as soon as figures are known.
+    """
+
+    data: Sequence[str] | None = None
+    general: str | Path | None = None
+    tolerance: float = TOLERANCE
+    concurrent: int = CONCURRENT
+    device: str = "auto"
+    cache: bool = True
+    subscribers: Sequence[Subscriber] = ()
+
+    def rows(self, directory: Path) -> EvaluationRows:
+        """The rows of the task.
+
+        Args:
+            directory: of the run.
+
+        Returns:
+            Those of `data`, or the run's held-out ones.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        return EvaluationRows.of_run(directory) if self.data is None else EvaluationRows.of_files(self.data, directory)
+
+
+@keep_freed_memory()
+def forgetting_curve(run: str | Path, options: CurveOptions | None = None) -> ForgettingCurve:
+    """Measure the base and all kept checkpoints of a run, which need not be finished.
+
+    Args:
+        run: its directory. `train.keep_checkpoints` says how many checkpoints it keeps.
+        options: how; None: `CurveOptions()`.
 
     Returns:
         The curve.
@@ -123,11 +144,8 @@ def forgetting_curve(
         UserError: it is no run of a model that writes text, or it has no checkpoints or no rows.
     """
     directory = writing_run(run)
-    paths = checkpoints_of(directory)
-    rows = EvaluationRows.of_run(directory) if data is None else EvaluationRows.of_files(data, directory)
-    subjects = {path.name: SubjectName.parse(str(path)) for path in paths}
-    opened = opened_points(subjects, concurrent, device, cache)
-    return measured_curve(rows, directory, opened, general, tolerance, Events(*subscribers))
+    points = {path.name: path for path in checkpoints_of(directory)}
+    return measured_curve(directory, points, options or CurveOptions())
 
 
 def writing_run(run: str | Path) -> Path:
@@ -168,44 +186,25 @@ def checkpoints_of(directory: Path) -> list[Path]:
     return paths
 
 
-def opened_points(names: Mapping[str, SubjectName], concurrent: int, device: str, keeps: bool) -> list[LocalSubject]:
-    """The models of a curve.
-
-    Args:
-        names: by the points' names.
-        concurrent: the most texts that are computed at the same time.
-        device: of the models.
-        keeps: whether results are kept in the user's cache.
-
-    Returns:
-        Not loaded yet.
-
-    Raises:
-        UserError: one cannot be opened.
-    """
+def _opened(points: Mapping[str, Path], options: CurveOptions) -> list[LocalSubject]:
+    """The models of a curve, not loaded yet."""
     subjects = (
-        open_subject(name, column, concurrent=concurrent, device=device, keeps=keeps) for column, name in names.items()
-    )
+        open_subject(
+            SubjectName.parse(str(path)), name,
+            concurrent=options.concurrent, device=options.device, keeps=options.cache,
+        )
+        for name, path in points.items()
+    )  # fmt: skip
     return [subject for subject in subjects if isinstance(subject, LocalSubject)]
 
 
-def measured_curve(
-    rows: EvaluationRows,
-    directory: Path,
-    points: Sequence[LocalSubject],
-    general: str | Path | None,
-    tolerance: float,
-    events: Events,
-) -> ForgettingCurve:
+def measured_curve(directory: Path, points: Mapping[str, Path], options: CurveOptions) -> ForgettingCurve:
     """Measure a run's base, and what was trained from it.
 
     Args:
-        rows: of the task.
         directory: of the run.
-        points: the trained models.
-        general: a text file of general text; None: as the suite `forgetting`.
-        tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
-        events: receive `progress` and `figures`.
+        points: the directories of the trained models, by name.
+        options: how.
 
     Returns:
         The curve.
@@ -213,10 +212,11 @@ def measured_curve(
     Raises:
         UserError: a model, the rows or the general text cannot be read.
     """
-    recipe = EvaluationRows.of_run(directory).recipe
-    base = open_base(recipe, points[0], BASE, points[0].keeps)
-    asked = Asked({}, Sampling(1), 0, events)
-    found = measure(Trial(rows, [base, *points], run=directory), asked, {"forgetting": _GeneralLoss(general)})
+    rows, trained = options.rows(directory), _opened(points, options)
+    base = open_base(EvaluationRows.of_run(directory).recipe, trained[0], BASE, options.cache)
+    asked = Asked({}, Sampling(1), 0, Events(*options.subscribers))
+    general = {"forgetting": _GeneralLoss(options.general)}
+    found = measure(Trial(rows, [base, *trained], run=directory), asked, general)
     objective = rows.objective
     models = {
         name: figures_of(side, found.tasks, objective.head, {}, objective.loss_unit) | found.suites[name]
@@ -224,7 +224,7 @@ def measured_curve(
     }
     result = summary(models, BASE)
     measured = tuple(_point(name, differences) for name, differences in result["differences"].items())
-    allowed = tolerance * result["models"][BASE][GENERAL]["value"]
+    allowed = options.tolerance * result["models"][BASE][GENERAL]["value"]
     return ForgettingCurve(measured, frontier(measured), recommended(measured, allowed), allowed, objective.loss_unit)
 
 

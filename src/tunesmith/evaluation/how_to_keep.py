@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.read import fingerprint
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
-from tunesmith.evaluation.forgetting_curve import (
-    TOLERANCE,
-    ForgettingCurve,
-    measured_curve,
-    opened_points,
-    writing_run,
-)
+from tunesmith.evaluation.forgetting_curve import CurveOptions, ForgettingCurve, measured_curve, writing_run
 from tunesmith.evaluation.result_cache import digest_of
-from tunesmith.evaluation.rows import EvaluationRows
-from tunesmith.evaluation.subjects import SubjectName
 from tunesmith.evaluation.suites.forgetting import other_texts
-from tunesmith.inference.memory import CONCURRENT
-from tunesmith.run import Event, Events, Run, Subscriber, atomic_write
+from tunesmith.run import Event, Events, Run, atomic_write
 from tunesmith.training.stages import resume, train
 
 RATES = (1.0, 1 / 3, 1 / 10)
@@ -55,56 +47,57 @@ class _Rerun:
 @keep_freed_memory()
 def how_to_keep(
     run: str | Path,
+    options: CurveOptions | None = None,
     *,
     steps: int | None = None,
     seconds: float | None = None,
-    data: Sequence[str] | None = None,
-    general: str | Path | None = None,
-    tolerance: float = TOLERANCE,
-    concurrent: int = CONCURRENT,
-    device: str = "auto",
-    cache: bool = True,
-    subscribers: Sequence[Subscriber] = (),
 ) -> ForgettingCurve:
     """Rerun a run's recipe with its own seed, at a third and a tenth of its rate, and with general text replayed.
 
-    The reruns are kept in the run's directory. One that is interrupted resumes, and one that has finished is not
-    trained again.
+    The reruns are kept in the run's directory, by their steps and the content of the files of rows. One that is
+    interrupted resumes, and one that has finished is not trained again.
 
     Args:
         run: its directory.
+        options: how they are measured. What of the general text is not measured is replayed. None: `CurveOptions()`.
         steps: of each rerun, at most; None: 100.
         seconds: that all reruns may take; they then have as many steps as the run's own speed allows.
-        data: files of rows that are held out; None: the run's held-out rows.
-        general: a text file of general text. What of it is not measured is replayed. None: as the suite `forgetting`.
-        tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
-        concurrent: the most texts that are computed at the same time.
-        device: for the models that are measured.
-        cache: whether losses are kept in the user's cache, and read from it.
-        subscribers: receive `progress` events (what, done, total), and `figures` events as soon as figures are known.
 
     Returns:
         The run and its reruns, as points of a curve.
 
     Raises:
         UserError: it is no finished run of a model that writes text, or a rerun cannot be trained.
+        KeyboardInterrupt: it was interrupted; a `warning` says which reruns have finished, and the same call resumes.
     """
-    directory, events = writing_run(run), Events(*subscribers)
+    options = options or CurveOptions()
+    directory, events = writing_run(run), Events(*options.subscribers)
     own = Run.open(directory)
     if not own.finished:
         raise UserError(f"{run} has not finished. Resume it: tunesmith train --resume {run}")
-    rows = EvaluationRows.of_run(directory) if data is None else EvaluationRows.of_files(data, directory)
-    each, texts = steps_of(own, steps, seconds), other_texts(general)
+    each, texts = steps_of(own, steps, seconds), other_texts(options.general)
     if not texts:
-        events.emit("warning", message=f"All of {general} is measured, so that nothing of it is left to replay.")
+        message = f"All of {options.general} is measured, so that nothing of it is left to replay."
+        events.emit("warning", message=message)
     reruns = list(_reruns(own, each, texts))
-    for rerun in reruns:
-        _train(rerun, events)
-    names = {OWN: directory} | {rerun.name: rerun.directory for rerun in reruns}
-    points = opened_points(
-        {name: SubjectName.parse(str(path)) for name, path in names.items()}, concurrent, device, cache
+    points = {OWN: directory} | {rerun.name: rerun.directory for rerun in reruns}
+    try:
+        for rerun in reruns:
+            _train(rerun, events)
+        return replace(measured_curve(directory, points, options), steps=each)
+    except KeyboardInterrupt:
+        events.emit("warning", message=_about_interruption(reruns))
+        raise
+
+
+def _about_interruption(reruns: Sequence[_Rerun]) -> str:
+    """What an interrupted call has finished, and how it continues."""
+    finished = [rerun.name for rerun in reruns if _has_begun(rerun) and Run.open(rerun.directory).finished]
+    which = f": {', '.join(finished)}" if finished else ""
+    return (
+        f"Interrupted. {len(finished)} of {len(reruns)} reruns have finished{which}. "
+        "What was computed is kept, and the same command resumes."
     )
-    return replace(measured_curve(rows, directory, points, general, tolerance, events), steps=each)
 
 
 def steps_of(run: Run, most: int | None, seconds: float | None) -> int:
@@ -131,7 +124,7 @@ def steps_of(run: Run, most: int | None, seconds: float | None) -> int:
 def _reruns(run: Run, steps: int, texts: Sequence[str]) -> Iterator[_Rerun]:
     """The reruns: each rate alone, and the run's own rate with replay if there is text to replay."""
     recipe = Recipe.load(run.directory / "recipe.yaml")
-    within = run.directory / DIRECTORY / f"{steps}-steps"
+    within = run.directory / DIRECTORY / f"{steps}-steps-{_rows_digest(recipe)}"
     train: dict[str, Any] = {
         "steps": steps,
         "epochs": None,
@@ -155,6 +148,14 @@ def _reruns(run: Run, steps: int, texts: Sequence[str]) -> Iterator[_Rerun]:
         yield _Rerun(f"replay {share:.0%}", within / file.stem, values)
 
 
+def _rows_digest(recipe: Recipe) -> str:
+    """Of the content of all files of rows, so that other rows make other reruns."""
+    data = recipe.data
+    held_out = data.held_out if isinstance(data.held_out, list) else []
+    files = fingerprint([*data.train, *held_out, *data.replay], recipe.directory)
+    return digest_of(list(files.values()))[:8]
+
+
 def _with(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
     """The recipe with other values in its sections."""
     values = recipe.model_dump(mode="json")
@@ -173,6 +174,10 @@ def _replay_file(directory: Path, texts: Sequence[str]) -> Path:
     return file
 
 
+def _has_begun(rerun: _Rerun) -> bool:
+    return (rerun.directory / "recipe.yaml").exists()
+
+
 def _train(rerun: _Rerun, events: Events) -> None:
     """Train a rerun, unless that is done.
 
@@ -184,7 +189,7 @@ def _train(rerun: _Rerun, events: Events) -> None:
         if event["event"] == "step":
             events.emit("progress", what=f"rerun, {rerun.name}", done=event["step"], total=event["total_steps"])
 
-    has_begun = (rerun.directory / "recipe.yaml").exists()
+    has_begun = _has_begun(rerun)
     if has_begun and Run.open(rerun.directory).finished:
         return
     done = resume(rerun.directory, [report]) if has_begun else train(rerun.recipe, rerun.directory, (), [report])

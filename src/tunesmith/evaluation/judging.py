@@ -21,8 +21,8 @@ from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
 from tunesmith.evaluation.summary import with_interval
 from tunesmith.evaluation.verdicts import (
-    HIGHEST,
-    LOWEST,
+    SCORES,
+    WIN_OR_LOSS,
     Verdicts,
     agreement_with_itself,
     agreement_with_people,
@@ -180,8 +180,8 @@ class Judging:
 
     def _ties(self, cases: Sequence[Case]) -> Figures:
         """Of the first model, compared with itself: the difference from it says whether another model is preferred."""
-        half = np.full(len(cases), 0.5)
-        return {WINS: mean_of(half, [case.source for case in cases], f"preferred by {self.subject.name}", "itself")}
+        half, units = np.full(len(cases), 0.5), [case.source for case in cases]
+        return {WINS: mean_of(half, units, f"preferred by {self.subject.name}", "itself", bounds=(0.5, 0.5))}
 
     def _refuse_other_labels(self, cases: Mapping[str, Sequence[Case]]) -> None:
         """Raises:
@@ -224,7 +224,7 @@ class Judging:
             agreement = agreement_with_people(verdicts, labels)
             about |= {"people": with_interval(agreement["agreement"]), "kappa": with_interval(agreement["kappa"])}
         if both >= ENOUGH:
-            value, ends = corrected_by_people(verdicts, labels)
-            low, high = (LOWEST, HIGHEST) if self.reference is None else (0, 1)
+            low, high = scale = SCORES if self.reference is None else WIN_OR_LOSS
+            value, ends = corrected_by_people(verdicts, labels, scale)
             about["corrected"] = {"value": value, "interval": [max(low, ends[0]), min(high, ends[1])]}
         return about

@@ -1,14 +1,13 @@
 """What a run forgot, by checkpoint, and what would have kept it: sections of an evaluation of a run alone."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
-from tunesmith.evaluation.forgetting_curve import checkpoints_of, forgetting_curve, writing_run
+from tunesmith.evaluation.forgetting_curve import CurveOptions, checkpoints_of, forgetting_curve, writing_run
 from tunesmith.evaluation.how_to_keep import how_to_keep
-from tunesmith.run import Run, Subscriber
+from tunesmith.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +18,13 @@ class Keeping:
         checkpoints: whether the kept checkpoints are measured.
         reruns: whether short reruns are trained and measured.
         steps: of a rerun, at most; None: as `how_to_keep`.
-        tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
-        general: a text file of general text; None: as the suite `forgetting`.
+        options: how both are measured.
     """
 
     checkpoints: bool
     reruns: bool
     steps: int | None
-    tolerance: float
-    general: str | None
+    options: CurveOptions
 
     @property
     def is_asked_for(self) -> bool:
@@ -45,12 +42,11 @@ class Keeping:
         """
         return (seconds / 2, seconds / 2) if self.reruns and seconds is not None else (seconds, None)
 
-    def refuse(self, run: Run | None, data: Sequence[str] | None) -> None:
+    def refuse(self, run: Run | None) -> None:
         """Refuse what has no such sections, before anything is computed.
 
         Args:
             run: that is evaluated alone; None: something else is evaluated.
-            data: files of rows; None: the run's held-out rows.
 
         Raises:
             UserError: it is no run of a model that writes text, or has no checkpoints or no rows of its own, or the
@@ -63,34 +59,23 @@ class Keeping:
                 "--checkpoints and --how-to-keep are for a run beside its base. Name one run and no other model, and "
                 "measure no --suite quantization."
             )
-        if not 0 <= self.tolerance < 1:
-            raise UserError(
-                f"--tolerance {self.tolerance:g} is not a share of the loss. Use 0.01 for 1 %, for example."
-            )
+        tolerance = self.options.tolerance
+        if not 0 <= tolerance < 1:
+            raise UserError(f"--tolerance {tolerance:g} is not a share of the loss. Use 0.01 for 1 %, for example.")
         directory = writing_run(run.directory)
-        if data is None and Recipe.load(directory / "recipe.yaml").data.folds is not None:
+        if self.options.data is None and Recipe.load(directory / "recipe.yaml").data.folds is not None:
             raise UserError(
                 f"{directory} is trained on all rows (data.folds), and gains are of others. Give --data FILE."
             )
         if self.checkpoints:
             checkpoints_of(directory)
 
-    def sections(
-        self,
-        run: Run,
-        data: Sequence[str] | None,
-        seconds: float | None,
-        subscribers: Sequence[Subscriber],
-        options: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    def sections(self, run: Run, seconds: float | None) -> dict[str, Any]:
         """Measure what is asked for.
 
         Args:
             run: that is evaluated alone.
-            data: files of rows; None: the run's held-out rows.
             seconds: for the reruns; None: as much as their steps take.
-            subscribers: receive `progress` and `figures` events.
-            options: `concurrent`, `device` and `cache` of `forgetting_curve`.
 
         Returns:
             `checkpoints` and `how_to_keep`, as `ForgettingCurve.described`; None for what is not asked for.
@@ -98,11 +83,8 @@ class Keeping:
         Raises:
             UserError: a model cannot be loaded, or a rerun cannot be trained.
         """
-        same: dict[str, Any] = {
-            "data": data, "general": self.general, "tolerance": self.tolerance, "subscribers": subscribers, **options
-        }  # fmt: skip
-        curve = forgetting_curve(run.directory, **same) if self.checkpoints else None
-        reruns = how_to_keep(run.directory, steps=self.steps, seconds=seconds, **same) if self.reruns else None
+        curve = forgetting_curve(run.directory, self.options) if self.checkpoints else None
+        reruns = how_to_keep(run.directory, self.options, steps=self.steps, seconds=seconds) if self.reruns else None
         return {
             "checkpoints": None if curve is None else curve.described(),
             "how_to_keep": None if reruns is None else reruns.described(),

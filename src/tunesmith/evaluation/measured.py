@@ -53,6 +53,8 @@ class Measured:
         is_compared: whether models are compared by it. Not if another figure says the same, as the loss does of the
             perplexity.
         estimator: of the figure and its interval; None: a bootstrap.
+        bounds: the least and the greatest value that a row can have, so that equal values have an interval too; None: 0
+            and 1 of a share, else unknown.
     """
 
     title: str
@@ -64,6 +66,12 @@ class Measured:
     values: NDArray[np.float64] | None = None
     is_compared: bool = True
     estimator: Estimator | None = None
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The least and the greatest value of a row; None: unknown."""
+        return (0.0, 1.0) if self.bounds is None and self.unit == "share" else self.bounds
 
     @property
     def value(self) -> float:
@@ -85,19 +93,24 @@ def mean_of(
     explanation: str,
     better: Better = "higher",
     unit: str = "share",
+    bounds: tuple[float, float] | None = None,
 ) -> Measured:
     """A figure that is the mean of a value of each row.
 
     Args:
         values: (rows,).
         units: what the rows are called.
-        title, explanation, better, unit: as in `Measured`.
+        title, explanation, better, unit, bounds: as in `Measured`.
 
     Returns:
         The figure.
     """
     array = np.asarray(values, np.float64)
-    return Measured(title, explanation, lambda rows: float(array[rows].mean()), units, better, unit, array)
+
+    def mean(rows: NDArray[np.int64]) -> float:
+        return float(array[rows].mean())
+
+    return Measured(title, explanation, mean, units, better, unit, array, bounds=bounds)
 
 
 def ratio_of(

@@ -11,7 +11,7 @@ from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
 from tunesmith.evaluation.served_subject import ServedSubject
-from tunesmith.evaluation.subject import Answer
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Answer
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.evaluation.summary import about_figure, with_interval
 from tunesmith.heads.head_file import described_head
@@ -67,7 +67,7 @@ class Measurement:
         sides: by column name; none without rows.
         tasks: what they answered.
         suites: the figures of the suites, by column name.
-        left_out: models that could not be computed here, and why, by column name.
+        left_out: why, by the column of a model that could not be computed here, or by `FIGURES of COLUMN`.
     """
 
     sides: Mapping[str, Side]
@@ -100,7 +100,8 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
                 one = _OneModel(subject, trial.rows, asked, trial.fold)
                 tasks = tasks or one.tasks()
                 sides[subject.name] = one.side(tasks)
-            found[subject.name] = _suite_figures(subject, trial, tasks, asked, suites)
+                left_out |= {} if one.without_loss is None else {f"loss of {subject.name}": one.without_loss}
+            found[subject.name] = _suite_figures(subject, trial, tasks, asked, suites, left_out)
         except UserError as error:
             if not trial.are_forms or subject is trial.subjects[0]:
                 raise
@@ -111,11 +112,20 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
 
 
 def _suite_figures(
-    subject: Opened, trial: Trial, tasks: Sequence[Task], asked: Asked, suites: Mapping[str, Suite]
+    subject: Opened,
+    trial: Trial,
+    tasks: Sequence[Task],
+    asked: Asked,
+    suites: Mapping[str, Suite],
+    left_out: dict[str, str],
 ) -> Figures:
-    """All suites' figures of a model, emitted as soon as they are known."""
+    """All suites' figures of a model, emitted as soon as they are known; adds to what is left out."""
+
+    def leave_out(what: str, why: str) -> None:
+        left_out[f"{what} of {subject.name}"] = why
+
     progress = progress_of(asked.events, subject.name)
-    context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, progress, trial.run)
+    context = SuiteContext(trial.rows, tasks, asked.sampling, asked.count or None, progress, trial.run, leave_out)
     found: Figures = {}
     for name, suite in suites.items():
         figures = measure_suite(name, suite, subject, context)
@@ -152,11 +162,18 @@ class _OneModel:
         side = self._with_losses(Side(None))
         return self._answered(side, tasks) if self._head.generates_text else self._predicted(side, tasks)
 
+    @property
+    def without_loss(self) -> str | None:
+        """Why the model has no loss on the rows; None: it has."""
+        if isinstance(self._subject, ServedSubject):
+            return NO_LOG_PROBABILITIES
+        if self._subject.head.kind != self._head.kind:  # a decoder beside an encoder–decoder
+            return f"the rows are for a model that ends in {self._head.kind}, so that only the answers are alike"
+        return None
+
     def _with_losses(self, side: Side) -> Side:
         subject, head = self._subject, self._head
-        if isinstance(subject, ServedSubject) or self._prepared is None:
-            return side
-        if subject.head.kind != head.kind:  # a decoder beside an encoder–decoder: only their answers are alike
+        if self.without_loss is not None or isinstance(subject, ServedSubject) or self._prepared is None:
             return side
         table, objective = self._prepared.held_out, self._rows.objective
         report = self._report("loss", len(table))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from tunesmith.evaluation.statistics.bootstrap import Interval
-from tunesmith.evaluation.statistics.intervals import mean_with_interval
+from tunesmith.evaluation.statistics.intervals import equal_values, mean_with_interval
 
 Values = NDArray[np.float64]
 
@@ -65,7 +65,9 @@ class Labeled:
         return min(1.0, max(0.0, self.covariance / ((1 + self.rows / unlabeled) * self.judged_variance)))
 
 
-def prediction_powered(judged_labeled: Values, labels: Values, judged_unlabeled: Values) -> tuple[float, Interval]:
+def prediction_powered(
+    judged_labeled: Values, labels: Values, judged_unlabeled: Values, scale: Interval | None = None
+) -> tuple[float, Interval]:
     """The mean that people would give to all answers, from a judge's scores and the labels of some.
 
     θ = mean(Y) + λ (mean(f′) − mean(f)), with variance Var(Y − λ f) / n + λ² Var(f′) / N.
@@ -74,6 +76,7 @@ def prediction_powered(judged_labeled: Values, labels: Values, judged_unlabeled:
         judged_labeled: (n,) the judge's scores f of the labeled rows.
         labels: (n,) the labels Y of the same rows, on the same scale.
         judged_unlabeled: (N,) the judge's scores f′ of other rows, drawn like the labeled ones; may be empty.
+        scale: the least and the greatest label; None: unknown. Labels that are all equal leave room for others on it.
 
     Returns:
         The mean, and the ends of its 95 % interval by Student's t. For labels and scores that are all 0 or 1 it stays
@@ -85,7 +88,7 @@ def prediction_powered(judged_labeled: Values, labels: Values, judged_unlabeled:
     if len(labels) != len(judged_labeled) or len(labels) < 2:
         raise ValueError(f"{len(labels)} labels of {len(judged_labeled)} judged rows; two or more of the same rows")
     if not len(judged_unlabeled):
-        return mean_with_interval(labels)
+        return mean_with_interval(labels, scale)
     others = len(judged_unlabeled)
     moments = Labeled.of(judged_labeled, labels)
     weight = moments.weight(others)
@@ -96,6 +99,9 @@ def prediction_powered(judged_labeled: Values, labels: Values, judged_unlabeled:
     error = (residual / moments.rows + weight**2 * float(judged_unlabeled.var()) / others) ** 0.5
     half = float(stdtrit(len(labels) - 1, 0.975)) * error
     low, high = min(value, center - half), max(value, center + half)
+    if scale is not None and not labels.std() and not _are_hits(labels):
+        ends = equal_values(float(labels[0]), len(labels), scale)
+        low, high = min(low, ends[0]), max(high, ends[1])
     if _are_hits(labels) and _are_hits(judged_unlabeled):
         value, low, high = (min(1.0, max(0.0, each)) for each in (value, low, high))
     return value, (low, high)

@@ -9,6 +9,9 @@ from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 
+NO_LOG_PROBABILITIES = "a server reports no log-probabilities of given texts"
+"""Why a server lacks figures that are computed from them."""
+
 Chat = Sequence[Message]
 """The turns of a chat, up to where the model answers."""
 

@@ -49,6 +49,7 @@ class SuiteContext:
         count: how many prompts of its own the suite has at most; None: all.
         progress: called with what is done, how much of it, and how much there is.
         run: the directory of the first run among the models, whose training rows are known; None: there is none.
+        leave_out: called with what of the suite cannot be measured of the model, and why; tables then say so.
     """
 
     rows: EvaluationRows | None
@@ -57,6 +58,7 @@ class SuiteContext:
     count: int | None
     progress: Callable[[str, int, int], None]
     run: Path | None = None
+    leave_out: Callable[[str, str], None] = lambda what, why: None
 
 
 class Suite(Protocol):
@@ -74,8 +76,8 @@ class Suite(Protocol):
             context: of the evaluation.
 
         Returns:
-            The figures by name; none if the model cannot be measured (a server that reports no log-probabilities). In
-            tables and gates, a figure is called `suite.name`.
+            The figures by name; none if the model cannot be measured (a server that reports no log-probabilities), of
+            which `context.leave_out` is told. In tables and gates, a figure is called `suite.name`.
 
         Raises:
             UserError: the user can do something about it.

@@ -13,6 +13,10 @@ from tunesmith.evaluation.statistics.bootstrap import Interval
 LOWEST, HIGHEST = 1, 5
 """The scale of single scores."""
 
+SCORES: Interval = (LOWEST, HIGHEST)
+WIN_OR_LOSS: Interval = (0.0, 1.0)
+"""Of a verdict on a pair."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
@@ -62,7 +66,9 @@ def score_figure(verdicts: Verdicts, judge: str) -> Measured:
     Returns:
         The figure, over the cases with a value.
     """
-    return _mean(verdicts, f"score by {judge}", f"mean of the judge's scores from {LOWEST} to {HIGHEST}", "points")
+    return _mean(
+        verdicts, f"score by {judge}", f"mean of the judge's scores from {LOWEST} to {HIGHEST}", "points", SCORES
+    )
 
 
 def wins_figure(verdicts: Verdicts, judge: str) -> Measured:
@@ -76,7 +82,11 @@ def wins_figure(verdicts: Verdicts, judge: str) -> Measured:
         The share, ties counting half, over the cases with a value.
     """
     return _mean(
-        verdicts, f"preferred by {judge}", "answers preferred to the first model's, ties counting half", "share"
+        verdicts,
+        f"preferred by {judge}",
+        "answers preferred to the first model's, ties counting half",
+        "share",
+        WIN_OR_LOSS,
     )
 
 
@@ -136,26 +146,27 @@ def agreement_with_people(verdicts: Verdicts, labels: NDArray[np.float64]) -> di
     }
 
 
-def corrected_by_people(verdicts: Verdicts, labels: NDArray[np.float64]) -> tuple[float, Interval]:
+def corrected_by_people(verdicts: Verdicts, labels: NDArray[np.float64], scale: Interval) -> tuple[float, Interval]:
     """The mean that people would give to all cases, from the judge's values and the labels of some.
 
     Args:
         verdicts: the judge's.
         labels: (cases,) on the judge's scale; NaN: no label. Which cases have one must not depend on their quality.
+        scale: the judge's, `SCORES` or `WIN_OR_LOSS`.
 
     Returns:
-        The mean, and the ends of its 95 % interval.
+        The mean, and the ends of its 95 % interval, within the scale.
 
     Raises:
         ValueError: fewer than two cases have both a verdict and a label.
     """
     judged = ~np.isnan(verdicts.values)
     labeled = judged & ~np.isnan(labels)
-    return prediction_powered(verdicts.values[labeled], labels[labeled], verdicts.values[judged & ~labeled])
+    return prediction_powered(verdicts.values[labeled], labels[labeled], verdicts.values[judged & ~labeled], scale)
 
 
-def _mean(verdicts: Verdicts, title: str, about: str, unit: str) -> Measured:
+def _mean(verdicts: Verdicts, title: str, about: str, unit: str, scale: Interval) -> Measured:
     """The mean over the cases whose verdict could be read, which the explanation counts."""
     units = [verdicts.sources[row] for row in verdicts.judged.tolist()]
     read = f"{about}; {verdicts.failures:,} of {verdicts.replies:,} replies could not be read"
-    return mean_of(verdicts.values[verdicts.judged], units, title, read, unit=unit)
+    return mean_of(verdicts.values[verdicts.judged], units, title, read, unit=unit, bounds=scale)

@@ -20,6 +20,8 @@ def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> l
         unit: of the loss.
     """
     losses = _points(steps, "loss")
+    has_replay = any("replayed_loss_tokens" in event for event in steps)
+    each_step = "each step, with replayed rows" if has_replay else "each step"
     held_out = Line(
         "held out, 95 % interval",
         _points(evaluations, "loss"),
@@ -37,7 +39,7 @@ def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> l
             "Loss",
             "step",
             unit,
-            [Line("each step", losses, "raw"), Line("smoothed", smoothed(losses), "smooth"), held_out],
+            [Line(each_step, losses, "raw"), Line("smoothed", smoothed(losses), "smooth"), held_out],
         ),
         line_chart(
             "Learning rate",

@@ -99,14 +99,15 @@ def _needed(entry: Mapping[str, Any], unit: str) -> str:
 
 
 def about_left_out(result: Mapping[str, Any]) -> str:
-    """Which models were left out, and why, in sentences; empty if none were.
+    """Which models, and which figures of a model, were left out, and why, in sentences; empty if none were.
 
     Args:
         result: the content of `evaluation.json`.
     """
-    return " ".join(
-        f"Left out: {model}: {str(why).rstrip('.')}." for model, why in (result.get("left_out") or {}).items()
-    )
+    by_reason: dict[str, list[str]] = {}
+    for what, why in (result.get("left_out") or {}).items():
+        by_reason.setdefault(str(why).rstrip("."), []).append(what)
+    return " ".join(f"Left out: {', '.join(what)}: {why}." for why, what in by_reason.items())
 
 
 def about_differences(result: Mapping[str, Any]) -> str:

@@ -138,6 +138,7 @@ class Progress:
         self._total = self._first = self._done = 0
         self._lines = LineTimes(0, self._clock)
         self._losses: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
+        self._replayed: deque[float] = deque(maxlen=RECENT_STEPS)
         self._speeds: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._evaluations: dict[str, Any] = {}
 
@@ -242,18 +243,22 @@ class Progress:
         loss = number(event.get("loss"))
         if math.isfinite(loss):
             self._losses.append((loss, number(event.get("loss_tokens") or 1)))
+            self._replayed.append(number(event.get("replayed_loss_tokens") or 0))
         self._speeds.append((number(event.get("tokens") or 0), number(event.get("seconds") or 0)))
         left = duration(event.get("seconds_left"))
         steps = f"{self._done}/{self._total}"
-        status = f"recent loss {figure(self._recent_loss())}  {count(self._recent_speed())} tok/s  {left} left"
+        status = f"{self._recent_loss()}  {count(self._recent_speed())} tok/s  {left} left"
         self._bars.update(self._task, completed=self._done, total=self._total, status=status, steps=steps)
         if not self._console.is_terminal and self._lines.due(self._done, self._total):
             self._print(f"step {steps}", f" {status}")
 
-    def _recent_loss(self) -> float:
-        """Of the last steps together, per loss token."""
+    def _recent_loss(self) -> str:
+        """Of the last steps together, per loss token; and how many of these tokens are of replayed rows, whose loss
+        differs from the task's, so that it moves with their share."""
         tokens = sum(weight for _, weight in self._losses)
-        return sum(loss * weight for loss, weight in self._losses) / tokens if tokens else math.nan
+        loss = figure(sum(loss * weight for loss, weight in self._losses) / tokens if tokens else math.nan)
+        replayed = sum(self._replayed)
+        return f"loss {loss} ({replayed / tokens:.0%} replay)" if replayed else f"recent loss {loss}"
 
     def _recent_speed(self) -> float:
         """Of the last steps together, in tokens per second."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import UserError
+from tunesmith.run import writing
 
 MOST_BYTES = 64_000_000
 """Of recent responses in memory; feedback on older ones comes too late."""
@@ -28,11 +28,9 @@ class Feedback:
         self._file = file
         self._recent: OrderedDict[str, str] = OrderedDict()
         self._bytes = 0
-        try:
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             os.close(self._open())
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}.") from None
 
     def _open(self) -> int:
         return os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

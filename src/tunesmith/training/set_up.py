@@ -111,6 +111,7 @@ def loop_of(
 ) -> Loop:
     layout = batch_plan.layout(packs(plain_model(model)))
     peak, masters = masters_of(recipe, model)
+    report = prepared.report
     return Loop(
         model=model,
         objective=objective,
@@ -127,6 +128,7 @@ def loop_of(
         directory=run.directory,
         events=Events(),
         device=device,
+        first_replayed=len(prepared.train) - report.replayed if report.replayed else None,
     )
 
 

@@ -13,7 +13,7 @@ from bytewise import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import Body, scripted
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
@@ -91,7 +91,28 @@ def test_letters_are_scored_after_examples_of_the_same_subject(tiny_model: Path)
         )
         logs = [log_probability(model, prompt, f" {each}") for each in "ABCD"[: choices.count("\n")]]
         right.append(logs.index(max(logs)) == row["answer"])
-    assert found == {"accuracy": sum(right) / 4}
+    by_subject = {"accuracy_art": (right[0] + right[1] + right[3]) / 3, "accuracy_cook_ing": float(right[2])}
+    assert found == {"accuracy": sum(right) / 4, **by_subject}
+
+
+@pytest.mark.parametrize("scored", ["texts", "letters"])
+def test_choices_answer_a_chat_where_the_model_has_a_template(scored: str, tiny_model: Path) -> None:
+    options = {"file": lines("rows.jsonl", ROWS), "scored": scored, "asked": "chat"}
+    found = measured(f"{tiny_model}@fp32", "multiple_choice", **options)
+    model, right = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), []
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for row in ROWS:
+        choices = row["choices"] if scored == "texts" else "ABCD"[: len(row["choices"])]
+        prompt = f"Question: {row['question']}\nAnswer:"
+        if scored == "letters":
+            listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(choices, row["choices"], strict=True))
+            intro = "The following are multiple choice questions (with answers).\n\n"
+            prompt = f"{intro}{row['question']}\n{listed}Answer:"
+        turns = [{"role": "user", "content": prompt}]
+        chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        logs = [log_probability(model, chat, choice) for choice in choices]
+        right.append(logs.index(max(logs)) == row["answer"])
+    assert found["accuracy"] == sum(right) / 4
 
 
 def test_choices_are_scored_once_and_come_from_the_cache_again(
@@ -147,6 +168,7 @@ def test_a_question_without_a_right_choice_is_refused(row: dict[str, Any], says:
     [
         ("multiple_choice", {}, "The suite multiple_choice needs a file: --suite-option multiple_choice.file=FILE"),
         ("multiple_choice", {"scored": "words"}, "scored=words is not one of texts and letters"),
+        ("multiple_choice", {"asked": "twice"}, "multiple_choice.asked=twice is not one of raw and chat"),
         ("multiple_choice", {"few_shot": "2"}, "few_shot needs examples: --suite-option multiple_choice.examples=FILE"),
         ("multiple_choice", {"few_shot": "two"}, "few_shot=two is not a whole number from 0 on"),
         ("multiple_choice", {"file": "none.csv"}, "none.csv: no such file"),

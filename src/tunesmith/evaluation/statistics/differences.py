@@ -68,7 +68,7 @@ def paired(before: Measured, after: Measured) -> Difference | None:
     if before.estimator is not None and after.estimator is not None:
         return after.estimator.on(second).change_from(before.estimator.on(first))
     if before.values is not None and after.values is not None:
-        return _paired_means(before.values[first], after.values[second])
+        return _paired_means(before.values[first], after.values[second], _scale_of_change(before, after))
 
     def change(picked: NDArray[np.int64]) -> float:
         return after.of(second[picked]) - before.of(first[picked])
@@ -90,9 +90,15 @@ def _common(first: Sequence[str], second: Sequence[str]) -> tuple[NDArray[np.int
     return ours, theirs
 
 
-def _paired_means(before: NDArray[np.float64], after: NDArray[np.float64]) -> Difference:
+def _scale_of_change(before: Measured, after: Measured) -> Interval | None:
+    """The least and the greatest difference that a row can have; None: unknown."""
+    first, second = before.scale, after.scale
+    return None if first is None or second is None else (second[0] - first[1], second[1] - first[0])
+
+
+def _paired_means(before: NDArray[np.float64], after: NDArray[np.float64], scale: Interval | None) -> Difference:
     change = after - before
-    value, ends = change_with_interval(before, after)
+    value, ends = change_with_interval(before, after, scale)
     if are_hits(before) and are_hits(after):
         better, worse = int((change > 0).sum()), int((change < 0).sum())
         p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
@@ -100,21 +106,32 @@ def _paired_means(before: NDArray[np.float64], after: NDArray[np.float64]) -> Di
             value, ends, p, _deviation_of_hits(better, worse, len(change)) / len(change) ** 0.5, len(change)
         )
     deviation = float(change.std(ddof=1)) if len(change) > 1 else 0.0
-    return Difference(value, ends, _p_value_of_mean(change), deviation / len(change) ** 0.5, len(change))
+    return Difference(value, ends, _p_value_of_mean(change, scale), deviation / len(change) ** 0.5, len(change))
 
 
-def _p_value_of_mean(values: NDArray[np.float64]) -> float:
+def _p_value_of_mean(values: NDArray[np.float64], scale: Interval | None) -> float:
     """Two-sided, of a mean difference of 0: the level at which the end of `change_with_interval` is 0.
 
     Resamples cannot show a p-value below 1 / resamples. There it is Student's alone.
     """
     error = float(values.std()) / len(values) ** 0.5
     if not error:
-        return 0.0 if values.any() and len(values) > 1 else 1.0
+        return _p_value_of_equal(float(values[0]), len(values), scale)
     observed, draws = float(values.mean()) / error, studentized(values)
     beyond = min(int((draws >= observed).sum()), int((draws <= observed).sum()))
     student = 2 * float(stdtr(len(values) - 1, -abs(observed) * (1 - 1 / len(values)) ** 0.5))
     return student if beyond < 10 else max(student, min(1.0, 2 * beyond / len(draws)))
+
+
+def _p_value_of_equal(value: float, rows: int, scale: Interval | None) -> float:
+    """Two-sided, of a mean difference of 0 if all rows differ by the same: the level at which the end of `equal_values`
+    is 0. Without a scale, that of the sign test."""
+    if not value:
+        return 1.0
+    if scale is None:
+        return min(1.0, 2 * 0.5**rows)
+    end = scale[0] if value > 0 else scale[1]  # where the rows would be that have another value
+    return float((end / (end - value)) ** rows)
 
 
 def _deviation_of_hits(better: int, worse: int, rows: int) -> float:

@@ -21,8 +21,8 @@ from tunesmith.evaluation.statistics.bootstrap import (
 def estimate(measured: Measured) -> tuple[float, Interval]:
     """A figure and its 95 % interval.
 
-    Its estimator's if it has one. Else Wilson's for the share of rows that are 0 or 1, the bootstrap-t for other means,
-    and BCa for what is not a mean.
+    Its estimator's if it has one. Else Wilson's for the share of rows that are 0 or 1, the bootstrap-t for other means
+    (`equal_values` if all rows have the same one), and BCa for what is not a mean.
 
     Args:
         measured: the figure.
@@ -37,12 +37,13 @@ def estimate(measured: Measured) -> tuple[float, Interval]:
         ends = bias_corrected(value, draws, influence_of(measured.of, value, len(measured.units)))
         return value, (min(ends[0], value), max(ends[1], value))
     if measured.unit != "share":  # scores of 1 on a scale from 1 to 5 are not hits
-        return _mean_with_bootstrap_t(measured.values)
-    value, ends = mean_with_interval(measured.values)
-    return value, _within(ends, 0.0, 1.0)
+        value, ends = _mean_of_scores(measured.values, measured.scale)
+    else:
+        value, ends = mean_with_interval(measured.values, measured.scale)
+    return value, ends if measured.scale is None else _within(ends, *measured.scale)
 
 
-def mean_with_interval(values: NDArray[np.float64]) -> tuple[float, Interval]:
+def mean_with_interval(values: NDArray[np.float64], scale: Interval | None = None) -> tuple[float, Interval]:
     """The mean over rows and its 95 % interval.
 
     For values that are all 0 or 1 it is Wilson's interval, which stays wide for a few rows without an error. Otherwise
@@ -51,12 +52,40 @@ def mean_with_interval(values: NDArray[np.float64]) -> tuple[float, Interval]:
 
     Args:
         values: (rows,).
+        scale: the least and the greatest value that a row can have; None: unknown.
 
     Returns:
         The mean, and the ends of its interval.
     """
     value = float(values.mean())
-    return (value, wilson(value, len(values))) if are_hits(values) else _mean_with_bootstrap_t(values)
+    return (value, wilson(value, len(values))) if are_hits(values) else _mean_of_scores(values, scale)
+
+
+def equal_values(value: float, rows: int, scale: Interval) -> Interval:
+    """The 95 % interval of a mean of which all rows have the same value.
+
+    Their resamples do not vary, and would promise that no other value ever comes. If a share q of all rows has other
+    values, none of these rows has one with probability (1 − q)^rows, which is below 5 % for q > 1 − 0.05^(1/rows): the
+    exact form of the rule of three (Hanley & Lippman-Hand 1983). Rows of that share are at most at an end of the scale.
+
+    Args:
+        value: of all rows.
+        rows: how many.
+        scale: the least and the greatest value that a row can have.
+
+    Returns:
+        The ends.
+    """
+    others = 1 - 0.05 ** (1 / rows)
+    return value - others * (value - scale[0]), value + others * (scale[1] - value)
+
+
+def _mean_of_scores(values: NDArray[np.float64], scale: Interval | None) -> tuple[float, Interval]:
+    """The mean by bootstrap-t, or, of equal values on a known scale, by `equal_values`."""
+    if scale is None or values.std():
+        return _mean_with_bootstrap_t(values)
+    value = float(values[0])
+    return value, equal_values(value, len(values), scale)
 
 
 def _mean_with_bootstrap_t(values: NDArray[np.float64]) -> tuple[float, Interval]:
@@ -67,7 +96,9 @@ def _mean_with_bootstrap_t(values: NDArray[np.float64]) -> tuple[float, Interval
     return value, (min(value, value - float(high) * error), max(value, value - float(low) * error))
 
 
-def change_with_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, Interval]:
+def change_with_interval(
+    before: NDArray[np.float64], after: NDArray[np.float64], scale: Interval | None = None
+) -> tuple[float, Interval]:
     """The mean of after − before over rows and its 95 % interval.
 
     Swapping the sides flips the sign of both.
@@ -75,14 +106,19 @@ def change_with_interval(before: NDArray[np.float64], after: NDArray[np.float64]
     Args:
         before: (rows,) a value of each row.
         after: (rows,) of the same rows.
+        scale: the least and the greatest difference that a row can have; None: unknown.
 
     Returns:
         The mean difference; and Tango's interval for values that are all 0 or 1. For others it is the bootstrap-t, but
-        never narrower than Student's: if few rows differ, resamples overrate what these rows say about the skew. If no
-        row differs, it is Tango's: values that did not differ are no better known than hits.
+        never narrower than Student's: if few rows differ, resamples overrate what these rows say about the skew. If all
+        rows differ by the same, it is that of `equal_values`; without a scale, Tango's if none differs: values that did
+        not differ are no better known than hits.
     """
     change = after - before
-    if (are_hits(before) and are_hits(after)) or not change.any():
+    are_both_hits = are_hits(before) and are_hits(after)
+    if scale is not None and not are_both_hits and not change.std():
+        return float(change[0]), equal_values(float(change[0]), len(change), scale)
+    if are_both_hits or not change.any():
         return float(change.mean()), tango(int((change > 0).sum()), int((change < 0).sum()), len(change))
     value, (low, high) = _mean_with_bootstrap_t(change)
     half = float(stdtrit(len(change) - 1, 0.975) * change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else 0.0

@@ -16,7 +16,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import Task, final_answer, spread
-from tunesmith.evaluation.subject import Chat, Subject
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.group_terms import Group, groups
 from tunesmith.evaluation.suites.task_score import main_metric, scored
@@ -119,7 +119,9 @@ class Bias:
                 figures |= _gap(subject, context, name, tasks, metric)
                 done += 2 * len(tasks)
                 context.progress("bias", done, total)
-        if self._pairs and subject.scores_texts:
+        if self._pairs and not subject.scores_texts:
+            context.leave_out("bias.stereotype", NO_LOG_PROBABILITIES)
+        elif self._pairs:
             chosen = [self._pairs[index] for index in spread(len(self._pairs), context.count or len(self._pairs))]
             context.progress("bias: pairs", 0, len(chosen))
             figures |= stereotypes(subject, chosen)

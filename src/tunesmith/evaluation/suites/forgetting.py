@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
 from tunesmith.evaluation.rows import spread
-from tunesmith.evaluation.subject import Answer, Chat, Subject
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Answer, Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.topic_prompts import off_topic
 from tunesmith.inference.sampling import Sampling
@@ -74,7 +74,9 @@ class Forgetting:
             UserError: the model does not write text, or a server does not answer.
         """
         figures = {}
-        if subject.scores_texts:
+        if not subject.scores_texts:
+            context.leave_out("forgetting.general_loss", NO_LOG_PROBABILITIES)
+        else:
             texts = [self._texts[index] for index in spread(len(self._texts), context.count or len(self._texts))]
             figures["general_loss"] = general_loss(texts, subject.scores(None, texts))
         trials = off_topic()
@@ -98,6 +100,8 @@ class Forgetting:
             scores = subject.scores(chats, _texts(first.sampled))
             found = divergence(first.sampled, first.scores, scores, names)
             figures |= {} if found is None else {"general_divergence": found}
+        else:
+            context.leave_out("forgetting.general_divergence", NO_LOG_PROBABILITIES)
         return figures
 
 

@@ -101,6 +101,7 @@ class HumanEval:
             UserError: the model does not write text, or a server does not answer.
         """
         if self._asked == RAW and subject.model is None:
+            context.leave_out("humaneval", "a server continues no raw text; ask it with humaneval.asked=chat")
             return {}
         problems: list[Problem] = chosen(self._problems, context.count)
         programs = self._programs(subject, context, [each for each in problems for _ in range(self._samples)])

@@ -20,7 +20,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Better, Measured, mean_of
 from tunesmith.evaluation.raw_text import RawText
 from tunesmith.evaluation.rows import spread
-from tunesmith.evaluation.subject import Subject
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import whole_number
 
@@ -73,6 +73,7 @@ class LmEval:
             UserError: the model is no decoder, or a task fails.
         """
         if subject.model is None:
+            context.leave_out("lm-eval", NO_LOG_PROBABILITIES)
             return {}
         from lm_eval.evaluator import evaluate
 

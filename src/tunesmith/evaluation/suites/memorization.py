@@ -15,7 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.auc import area_of
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.rows import EvaluationRows, spread, task_of
-from tunesmith.evaluation.subject import Chat, Subject
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.canaries import ALTERNATIVES, exposure, is_canary, with_other_secrets
 from tunesmith.inference.score import Score
@@ -82,6 +82,7 @@ class Memorization:
                 models that write text.
         """
         if not subject.scores_texts:
+            context.leave_out("memorization", NO_LOG_PROBABILITIES)
             return {}
         train, held_out, planted = passages_of(context)
         rows = [*train, *held_out]
@@ -258,4 +259,5 @@ def exposures(subject: Subject, planted: Sequence[Passage]) -> Measured:
         f"bits of planted secrets that the model knows, {log2(ALTERNATIVES + 1):.0f} at most; about 1.4 by chance",
         "lower",
         "bits",
+        (0.0, log2(ALTERNATIVES + 1)),
     )

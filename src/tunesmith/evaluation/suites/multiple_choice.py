@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -13,12 +13,15 @@ from tunesmith.data.example import Source
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.raw_text import RawText
-from tunesmith.evaluation.subject import Subject
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import chosen, delimited, rows_with, whole_number
 
 TEXTS, LETTERS = "texts", "letters"
 """What is scored: the text of each choice, or its letter after a list of all."""
+
+RAW, CHAT = "raw", "chat"
+"""How a question is asked: as raw text, or as a turn of a chat, rendered with the model's chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,21 @@ class MultipleChoice:
         examples: a file of questions with answers that are put before each; empty: none.
         few_shot: how many of them, from the beginning, of the question's subject if rows name subjects.
         scored: `texts` (as ARC), or `letters` (as MMLU).
+        asked: `raw`, or `chat`: examples and question are a user's turn, and a choice is the answer, as lm-eval does it
+            with `apply_chat_template`.
 
     Raises:
         UserError: a file cannot be read, or an option is not one of these.
     """
 
-    def __init__(self, file: str = "", examples: str = "", few_shot: str = "0", scored: str = TEXTS) -> None:
-        if scored not in (TEXTS, LETTERS):
-            raise UserError(f"--suite-option multiple_choice.scored={scored} is not one of {TEXTS} and {LETTERS}.")
-        self._scored, self._few_shot = scored, whole_number("multiple_choice.few_shot", few_shot)
+    def __init__(
+        self, file: str = "", examples: str = "", few_shot: str = "0", scored: str = TEXTS, asked: str = RAW
+    ) -> None:
+        for option, value, known in (("scored", scored, (TEXTS, LETTERS)), ("asked", asked, (RAW, CHAT))):
+            if value not in known:
+                raise UserError(f"--suite-option multiple_choice.{option}={value} is not one of {' and '.join(known)}.")
+        self._scored, self._asked = scored, asked
+        self._few_shot = whole_number("multiple_choice.few_shot", few_shot)
         if self._few_shot and not examples:
             raise UserError("multiple_choice.few_shot needs examples: --suite-option multiple_choice.examples=FILE.")
         self._questions = read_questions(file)
@@ -70,22 +79,29 @@ class MultipleChoice:
             context: of the evaluation; its `count` limits the questions.
 
         Returns:
-            `accuracy`, and if texts are scored `accuracy_normalized`; none of a server, which scores no raw text.
+            `accuracy`, and if texts are scored `accuracy_normalized`; `accuracy_SUBJECT` if there are several subjects.
+            None of a server, which reports no log-probabilities.
 
         Raises:
             UserError: the model does not write text, or is an encoder–decoder.
         """
         if subject.model is None:
+            context.leave_out(OPTION, NO_LOG_PROBABILITIES)
             return {}
         questions: list[Question] = chosen(self._questions, context.count)
-        raw, prompts = RawText(subject), [self._prompt(question) for question in questions]
+        raw = RawText(subject)
+        prompts = [self._asked_of(raw, self._prompt(question)) for question in questions]
         pairs = [
-            raw.pair(prompt, continuation)
+            raw.pair(prompt, continuation if self._asked == RAW else continuation.removeprefix(" "))
             for prompt, question in zip(prompts, questions, strict=True)
             for continuation in continuations(question, self._scored)
         ]
         totals = [each.total for each in raw.scores(pairs, lambda done: context.progress(NAME, done, len(pairs)))]
         return figures(questions, totals, self._scored)
+
+    def _asked_of(self, raw: RawText, prompt: str) -> str:
+        """What a choice follows: the prompt, or the prompt in a chat up to where the model answers."""
+        return prompt if self._asked == RAW else raw.generator.prompt_of([{"role": "user", "content": prompt}])
 
     def _prompt(self, question: Question) -> str:
         """What the choices follow: the examples and the question."""
@@ -143,7 +159,7 @@ def figures(questions: Sequence[Question], totals: Sequence[float], scored: str)
         scored: `texts` or `letters`.
 
     Returns:
-        `accuracy`; of texts also `accuracy_normalized`.
+        `accuracy`; of texts also `accuracy_normalized`; `accuracy_SUBJECT` if there are several subjects.
     """
     right, right_by_character, start = [], [], 0
     for question in questions:
@@ -160,6 +176,21 @@ def figures(questions: Sequence[Question], totals: Sequence[float], scored: str)
         explanation = "the same by the log-probability of a character, so that long choices have no disadvantage"
         title = f"{NAME} right, normalized"
         found["accuracy_normalized"] = mean_of(right_by_character, units, title, explanation)
+    return found | _by_subject(questions, right, units)
+
+
+def _by_subject(questions: Sequence[Question], right: Sequence[float], units: Sequence[str]) -> dict[str, Measured]:
+    """The share of right answers by subject, if there are several. Models are compared by all questions only."""
+    rows: dict[str, list[int]] = {}
+    for row, question in enumerate(questions):
+        rows.setdefault(question.subject or "without_subject", []).append(row)
+    if len(rows) == 1:
+        return {}
+    found = {}
+    for name, own in sorted(rows.items()):
+        title = f"{NAME} right: {name.replace('_', ' ')}"
+        figure = mean_of([right[row] for row in own], [units[row] for row in own], title, "of the questions about it")
+        found[f"accuracy_{'_'.join(name.lower().split())}"] = replace(figure, is_compared=False)
     return found
 
 
