@@ -23,12 +23,7 @@ Sizes = NDArray[np.int32] | NDArray[np.int64]
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 """Letters and digits; Chinese and Japanese characters one by one, since no space parts their words."""
 
-_ASCIIK1, B = 1.2, 0.75
-"""Lucene's defaults."""
-
-Sizes = NDArray[np.int32] | NDArray[np.int64]
-
-_WORD = re.compile(r"[a-z0-9]+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 ARRAYS = {"starts": np.int64, "chunks": np.int32, "counts": np.int32, "scores": np.float32, "lengths": np.int32}
 """Files and their types: of each word, where its chunks begin; the chunks with it, in order, how often it is in each,
