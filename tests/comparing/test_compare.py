@@ -11,7 +11,6 @@ import tunesmith
 from tunesmith.comparing.spec import Comparison
 from tunesmith.comparing.ways import WAYS
 from tunesmith.errors import UserError
-from tunesmith.serving.keys import add_key
 
 Rows = list[dict[str, str]]
 
@@ -25,11 +24,11 @@ def write(file: Path, rows: Rows) -> Path:
 def material(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows with one form, of which two training rows repeat a held-out one, and documents with other facts."""
     directory = tmp_path_factory.mktemp("comparison")
-    rows = [{"question": f"What is {n} + {n} + {n + 3}?", "answer": "yes yes yes"} for n in range(60)]
+    rows = [{"question": f"What is {n} + {n} + {n + 3}?", "answer": "It is so."} for n in range(60)]
     write(directory / "held_out.jsonl", rows[:12])
     write(directory / "train.jsonl", rows[10:])
     (directory / "docs").mkdir()
-    (directory / "docs" / "a.md").write_text("# Sums\n\nWhat is 3? It is yes.\n", encoding="utf-8")
+    (directory / "docs" / "a.md").write_text("# Sums\n\nWhat is 3? It is so.\n", encoding="utf-8")
     (directory / "brief.txt").write_text("Be brief.", encoding="utf-8")
     settings: dict[str, Any] = {
         "base": str(tiny_model),
@@ -43,8 +42,8 @@ def material(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "precision": "fp32",
         "metric": "rouge_l",
         "tune": {
-            "method": {"kind": "lora", "rank": 8},
-            "train": {"steps": 12, "tokens_per_step": 512, "learning_rate": 0.02},
+            "method": {"kind": "full"},
+            "train": {"steps": 40, "tokens_per_step": 512, "learning_rate": 0.01},
         },
     }
     (directory / "compare.yaml").write_text(json.dumps(settings), encoding="utf-8")
@@ -76,7 +75,7 @@ def test_training_rows_that_repeat_a_held_out_question_are_left_out_and_counted(
 
 def test_fine_tuning_that_learns_the_answer_is_recommended(result: dict[str, Any]) -> None:
     recommended = result["recommendation"]
-    assert result["ways"]["tuned"]["rouge_l"]["value"] > 0.9
+    assert result["ways"]["tuned"]["rouge_l"]["value"] > 0.6
     assert result["ways"]["plain"]["rouge_l"]["value"] < 0.1
     assert result["differences"]["tuned"]["rouge_l"]["verdict"] == "better"
     assert "tuned" in recommended["way"]
@@ -114,7 +113,7 @@ def test_the_rows_of_retrieval_aware_tuning_have_excerpts_as_they_are_asked_with
     first = json.loads(file.read_text(encoding="utf-8").splitlines()[0])["messages"]
     assert "[1] a.md › Sums" in first[0]["content"]
     assert first[0]["content"].endswith("?")
-    assert first[1]["content"] == "yes yes yes"
+    assert first[1]["content"] == "It is so."
 
 
 def test_the_samples_are_rows_in_which_the_ways_differ(result: dict[str, Any]) -> None:
@@ -124,13 +123,11 @@ def test_the_samples_are_rows_in_which_the_ways_differ(result: dict[str, Any]) -
         assert max(sample["scores"].values()) > min(sample["scores"].values())
 
 
-def test_a_server_is_a_way_with_its_price(material: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = material / "keys"
-    monkeypatch.setenv("OPENAI_API_KEY", add_key(keys, "me"))
-    with served(tiny_model, api_key_file=keys) as url:
-        comparison = read(material, ways=["plain"], servers=[{"url": f"{url}/v1", "name": "hosted", "price_in": 2,
-                          "price_out": 4}], prices={"device_hour": 1.0}, documents=None)  # fmt: skip
-        found = tunesmith.compare(comparison, material / "hosted")
+def test_a_server_is_a_way_with_its_price(material: Path, tiny_model: Path) -> None:
+    with served(tiny_model) as server:
+        hosted = {"url": f"{server.address}/v1", "name": "hosted", "price_in": 2, "price_out": 4}
+        asked = read(material, ways=["plain"], servers=[hosted], prices={"device_hour": 1.0}, documents=None)
+        found = tunesmith.compare(asked, material / "hosted")
     hosted, plain = found["ways"]["hosted"], found["ways"]["plain"]
     assert hosted["rouge_l"] == plain["rouge_l"]
     cost = hosted["cost"]

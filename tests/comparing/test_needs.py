@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+
 from tunesmith.comparing.needs import Passages, content_words, needs_facts, needs_of
 from tunesmith.evaluation.rows import Task
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.evaluation.figures import Figures, summary
+from tunesmith.evaluation.figures import Figures
 from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
 from tunesmith.evaluation.metrics.text import exact_match, word_f1
 from tunesmith.evaluation.result_cache import ResultCache, digest_of
+from tunesmith.evaluation.summary import summary
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.retrieval.ask import Answer, Asker

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.figures import summary
 from tunesmith.evaluation.measured import mean_of
 from tunesmith.evaluation.rows import spread
 from tunesmith.evaluation.suites.topic import OBEYED
 from tunesmith.evaluation.suites.topic_prompts import Trial, attacks
 from tunesmith.evaluation.suites.topic_rules import obeyed
+from tunesmith.evaluation.summary import summary
 from tunesmith.inference.model import Model
 from tunesmith.retrieval.ask import Asker
 from tunesmith.retrieval.ask_questions import records_of
