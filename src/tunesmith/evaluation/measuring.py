@@ -19,7 +19,7 @@ from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
 from tunesmith.evaluation.served_subject import ServedSubject
-from tunesmith.evaluation.subject import Answer
+from tunesmith.evaluation.subject import Answer, Subject
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events
@@ -58,7 +58,7 @@ class Trial:
     """
 
     rows: EvaluationRows | None
-    subjects: Sequence[Opened]
+    subjects: Sequence[Subject]
     fold: int | None = None
     run: Path | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
 
 
 def _suite_figures(
-    subject: Opened, trial: Trial, tasks: Sequence[Task], asked: Asked, suites: Mapping[str, Suite]
+    subject: Subject, trial: Trial, tasks: Sequence[Task], asked: Asked, suites: Mapping[str, Suite]
 ) -> Figures:
     """All suites' figures of a model, emitted as soon as they are known."""
     progress = progress_of(asked.events, subject.name)
@@ -133,12 +133,13 @@ def _suite_figures(
 class _OneModel:
     """A model and the rows of a trial."""
 
-    def __init__(self, subject: Opened, rows: EvaluationRows, asked: Asked, fold: int | None) -> None:
+    def __init__(self, subject: Subject, rows: EvaluationRows, asked: Asked, fold: int | None) -> None:
         self._subject, self._rows, self._asked, self._fold = subject, rows, asked, fold
         self._within = "" if fold is None else f", fold {fold}"
+        self._prepared = None
         if isinstance(subject, LocalSubject):
             _refuse_other_head(subject, self._head)
-        self._prepared = None if isinstance(subject, ServedSubject) else rows.prepared(subject.tokenizer)
+            self._prepared = rows.prepared(subject.tokenizer)
 
     @property
     def _head(self) -> Head:
@@ -150,7 +151,8 @@ class _OneModel:
         if self._head.generates_text:
             return self._rows.tasks(self._asked.count)
         if self._prepared is None:
-            raise UserError(f"{self._subject.name} is a server, and the rows are for a model that does not write text.")
+            what = "is a server" if self._subject.model is None else "has a prompt"
+            raise UserError(f"{self._subject.name} {what}, and the rows are for a model that does not write text.")
         return self._rows.labeled(self._prepared.held_out)
 
     def side(self, tasks: Sequence[Task]) -> Side:
@@ -160,7 +162,7 @@ class _OneModel:
 
     def _with_losses(self, side: Side) -> Side:
         subject, head = self._subject, self._head
-        if isinstance(subject, ServedSubject) or self._prepared is None:
+        if not isinstance(subject, LocalSubject) or self._prepared is None:
             return side
         if subject.head.kind != head.kind:  # a decoder beside an encoder–decoder: only their answers are alike
             return side
