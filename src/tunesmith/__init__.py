@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tunesmith.objectives.objective import Objective
     from tunesmith.planner.request import plan
     from tunesmith.prompting.prompt import Prompt
+    from tunesmith.prompting.search import prompt_search
     from tunesmith.proving.export import export
     from tunesmith.proving.parity import parity
     from tunesmith.report.html import write_report
@@ -85,6 +86,7 @@ _MODULES = {
     "load": "tunesmith.inference.model",
     "parity": "tunesmith.proving.parity",
     "plan": "tunesmith.planner.request",
+    "prompt_search": "tunesmith.prompting.search",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
     "score": "tunesmith.inference.verbs",
@@ -132,6 +134,7 @@ __all__ = [
     "load",
     "parity",
     "plan",
+    "prompt_search",
     "recipe_schema",
     "resume",
     "score",

@@ -79,7 +79,7 @@ def test_chats_that_do_not_fit_have_fewer_examples_and_are_counted(subject: Loca
         assert reading.count(one_more) + 8 > 512, "as many as fit"
     assert len(long) < len(short) < 34
     assert with_prompt.renderer.note == (
-        f"2 chats have fewer than 16 examples ({(len(long) - 2) // 2} at least), since the model reads 512 tokens."
+        f"2 chats have fewer examples than 16 ({(len(long) - 2) // 2} at least), since the model reads 512 tokens."
     )
     kept = Shots(ROWS, 16, "similar").for_chat(chat())[-((len(short) - 2) // 2) :]
     assert short == render(with_prompt.prompt, chat(), kept), "the most similar ones stay"

@@ -242,6 +242,30 @@ def test_serve_takes_on_no_more_than_its_limits(tiny_model: Path) -> None:
     serve(tiny_model, "--port", 0, *limits, then=use)
 
 
+@shows("tunesmith serve --prompt")
+def test_serve_puts_the_prompt_before_all_chats(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        'system: Be brief.\nexamples: {given: [{question: "1?", answer: "2"}]}', encoding="utf-8"
+    )
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}]
+    found: list[Any] = []
+
+    def use(address: str, system: str) -> None:
+        found.append(chat(address, messages=[{"role": "system", "content": system}, *turns, *QUESTION]))
+
+    def use_prompted(address: str) -> None:
+        found.append(chat(address))
+        found.append(chat(address, messages=[{"role": "system", "content": "Own."}, *QUESTION]))
+        found.append(chat(address, messages=[{"role": "user", "content": "Hi " * 150}]))
+
+    serve(tiny_model, "--port", 0, then=lambda address: (use(address, "Be brief."), use(address, "Be brief.\n\nOwn.")))
+    _, log = serve(tiny_model, "--port", 0, "--prompt", tmp_path / "p.yaml", then=use_prompted)
+    tokens = [each.usage.prompt_tokens for each in found]
+    assert tokens[:2] == tokens[2:4]
+    assert found[0].system_fingerprint != found[2].system_fingerprint
+    assert log.count("A chat has fewer examples than 1 (0 at least), since the model reads 512 tokens.") == 1
+
+
 @shows("tunesmith serve --feedback", "tunesmith serve --log-prompts", "tunesmith serve --quiet")
 def test_serve_keeps_feedback_and_logs_prompts_only_if_asked(tiny_model: Path, tmp_path: Path) -> None:
     file, answers = tmp_path / "new" / "feedback.jsonl", []

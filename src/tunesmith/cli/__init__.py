@@ -19,6 +19,7 @@ from tunesmith.cli.init import init
 from tunesmith.cli.methods import methods
 from tunesmith.cli.parity import parity
 from tunesmith.cli.plan import plan
+from tunesmith.cli.prompt import prompt
 from tunesmith.cli.report import report
 from tunesmith.cli.retrieve import ask, index, search
 from tunesmith.cli.runs import runs
@@ -63,6 +64,7 @@ for verb in (
 app.add_typer(data, name="data")
 app.add_typer(bases, name="bases")
 app.add_typer(keys, name="keys")
+app.add_typer(prompt, name="prompt")
 
 
 @app.callback(invoke_without_command=True)

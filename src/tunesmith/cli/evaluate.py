@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.prompt import PromptFile, prompt_of
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 
@@ -46,6 +47,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Also this metric: a name, one with a setting as regex:PATTERN, or your module:function."),
     ] = None,
+    prompt: PromptFile = None,
     judge: Annotated[
         str | None, typer.Option(help="A model that scores the answers from 1 to 5; named like those it judges.")
     ] = None,
@@ -101,6 +103,7 @@ def evaluate(
 
     console = Console(highlight=False)
     run = run_alone(models)
+    before = prompt_of(prompt)
     metrics = {**METRICS, **{name: metric_named(name, Path.cwd()) for name in metric or []}}
     with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
         result = comparison.evaluate(
@@ -110,6 +113,7 @@ def evaluate(
             gate=gate, output=output, concurrent=concurrent, cache=cache, budget=budget,
             judge=judge, rubric=rubric, judge_pairs=judge_pairs, labels=labels,
             checkpoints=checkpoints, how_to_keep=how_to_keep, rerun_steps=rerun_steps, tolerance=tolerance,
+            prompt=before,
         )  # fmt: skip
     if output is not None:
         written = [output / "evaluation.json", write_evaluation_page(output)]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tunesmith.cli.prompt import PromptFile, prompt_of
 from tunesmith.cli.quick import quick_imports
 from tunesmith.cli.use import Cache, Draft
 from tunesmith.errors import UserError
@@ -31,6 +32,7 @@ def serve(
     adapters: Annotated[
         Path | None, typer.Option(help="A directory with an adapter in each subdirectory, served by its name.")
     ] = None,
+    prompt: PromptFile = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model; default: its last part.")] = None,
     host: Annotated[str, typer.Option(help="The address; any but this machine's own needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0: a free one.", min=0, max=65535)] = 8000,
@@ -62,7 +64,7 @@ def serve(
     if engine == "vllm":
         ours = {
             "--adapters": adapters, "--api-key-file": api_key_file, "--tls-certificate": tls_certificate,
-            "--weights": weights, "--temperature": temperature, "--feedback": feedback,
+            "--weights": weights, "--prompt": prompt, "--temperature": temperature, "--feedback": feedback,
             "--draft": None if draft in ("lookup", "none") else draft, "--cache": None if cache == "auto" else cache,
         }  # fmt: skip
         given = [each for each, value in ours.items() if value is not None]
@@ -95,6 +97,7 @@ def serve(
         limits=Limits(max_tokens=max_tokens, queue=queue, seconds=timeout),
         feedback=feedback,
         log_prompts=log_prompts,
+        prompt=prompt_of(prompt),
         ready=lambda address: _say(f"Serving {model} at {address}/v1. Ctrl-C stops it."),
     )
 

@@ -1,14 +1,19 @@
 """`tunesmith generate`, `chat`, `answer`, `classify`, `embed` and `combine`: use a model."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tunesmith.cli.prompt import PromptFile, prompt_of
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
+
+if TYPE_CHECKING:
+    from tunesmith.inference.model import Model
 
 ModelName = Annotated[str, typer.Argument(help="A run, an adapter, a model directory, a hub name, or embedded.")]
 System = Annotated[str | None, typer.Option(help="The system prompt.")]
@@ -31,11 +36,46 @@ Draft = Annotated[
 ]
 
 
+class Chats:
+    """Chats as a model reads them, with the options `--system` and `--prompt`.
+
+    Args:
+        model: that answers.
+        system: the system prompt; one of the prompt's file goes before it.
+        prompt: the file.
+        max_new_tokens: the most tokens of an answer.
+
+    Raises:
+        UserError: the file is no prompt, or the model writes no text.
+    """
+
+    def __init__(self, model: "Model", system: str | None, prompt: Path | None, max_new_tokens: int) -> None:
+        self._model, self._answer_tokens = model, max_new_tokens
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        found = prompt_of(prompt)
+        self._renderer = None if found is None else found.renderer(model)
+
+    def text(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The text that the model reads.
+
+        Args:
+            messages: the user's last.
+        """
+        chat = [*self._system, *messages]
+        return self._model.prompt(chat if self._renderer is None else self._renderer.chat(chat, self._answer_tokens))
+
+    def say_note(self) -> None:
+        """Print to standard error what of the prompt did not fit."""
+        if self._renderer is not None and self._renderer.note is not None:
+            Console(stderr=True, highlight=False).print(self._renderer.note, style="yellow", soft_wrap=True)
+
+
 def generate(
     model: ModelName,
     prompts: Annotated[list[str] | None, typer.Argument(help="Questions; default: one from stdin.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     system: System = None,
+    prompt: PromptFile = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -60,20 +100,25 @@ def generate(
     questions = prompts or [sys.stdin.read().strip()]
     if not any(questions):
         raise UserError("There is no question. Give a question as an argument, or on stdin.")
+    if raw and prompt is not None:
+        raise UserError("--raw continues a text as it is, without a chat, so it takes no --prompt.")
     loaded = load(model, cache=cache)
+    chats = Chats(loaded, system, prompt, max_new_tokens)
     sampling = Sampling(
         max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k, min_p, stop=tuple(stop or ()),
         schema=None if schema is None else _read(schema),
     )  # fmt: skip
     for question in questions:
-        text = question if raw else loaded.prompt([{"role": "user", "content": question}], system)
+        text = question if raw else chats.text([{"role": "user", "content": question}])
         loaded.stream(text, sampling, _write, draft=None if draft == "none" else draft)
         _write("\n")
+    chats.say_note()
 
 
 def chat(
     model: ModelName = "embedded",
     system: System = None,
+    prompt: PromptFile = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.9,
@@ -88,6 +133,7 @@ def chat(
     console = Console(highlight=False)
     loaded = load(model)
     loaded.require("generate")
+    chats = Chats(loaded, system, prompt, max_new_tokens)
     messages: list[dict[str, Any]] = []
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     console.print(
@@ -97,16 +143,18 @@ def chat(
         if question == "/new":
             messages = []
             continue
-        text = loaded.prompt([*messages, {"role": "user", "content": question}], system)
+        text = chats.text([*messages, {"role": "user", "content": question}])
         answer = loaded.stream(text, sampling, _write).text.strip()
         _write("\n")
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer or "…"}]
+    chats.say_note()
 
 
 def answer(
     model: ModelName,
     source: Annotated[Path, typer.Argument(help="A file of questions; answers in it are replaced.")],
     output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
+    prompt: PromptFile = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -126,10 +174,13 @@ def answer(
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     with Progress(console) as progress:
         done = tunesmith.evaluation.answering.answer(
-            model, source, output, sampling, concurrent, [progress], None if draft == "none" else draft, cache
-        )
+            model, source, output, sampling, concurrent, [progress], None if draft == "none" else draft, cache,
+            prompt_of(prompt),
+        )  # fmt: skip
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
+    if done.note is not None:
+        console.print(done.note, style="yellow", soft_wrap=True)
 
 
 def combine(

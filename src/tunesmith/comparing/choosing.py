@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.example import Example
+from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import Task
 from tunesmith.evaluation.subject import Subject
@@ -14,6 +15,7 @@ from tunesmith.evaluation.suites.task_score import scored
 from tunesmith.inference.sampling import Sampling
 from tunesmith.prompting.prompt import Prompt
 from tunesmith.prompting.prompted import Prompted
+from tunesmith.prompting.race import race
 from tunesmith.prompting.shots import Shots
 from tunesmith.retrieval.encoder import Encoder
 from tunesmith.run import Events
@@ -32,7 +34,7 @@ class Chosen:
         prompt: its text.
         shots: its examples; None if it has none.
         rows: of the training rows, that it needs.
-        scores: each candidate's mean on the development rows, by name.
+        scores: each candidate's mean on the development rows that it answered, by name.
         seconds: that the choice took.
     """
 
@@ -71,7 +73,7 @@ def choose_prompt(
         events: receive `progress`.
 
     Returns:
-        The prompt with the highest mean; of equals, the first.
+        The winner; of equals, the first.
 
     Raises:
         UserError: a prompt cannot be read.
@@ -104,7 +106,7 @@ def choose_shots(
         encoder: by whose vectors questions are compared; None: by their words.
 
     Returns:
-        The examples with the highest mean; of equals, the fewest, and those at random.
+        The winner; of equals, the fewest, and those at random.
     """
     candidates, rows = {}, {}
     vectors = None if encoder is None else Encoder(encoder)
@@ -126,15 +128,21 @@ def _best(
     events: Events,
     what: str,
 ) -> Chosen:
-    """The candidate with the highest mean."""
-    started, scores = time.perf_counter(), {}
-    expected = [task.expected for task in tasks]
-    for done, (name, (prompt, shots)) in enumerate(candidates.items()):
-        events.emit("progress", what=what, done=done, total=len(candidates))
-        answers = Prompted(base, prompt, shots, name).answers([task.chat for task in tasks], sampling)
-        scores[name] = float(scored(metric, answers, expected).mean())
-    events.emit("progress", what=what, done=len(candidates), total=len(candidates))
-    sign = -1.0 if metric.better == "lower" else 1.0
-    best = max(candidates, key=lambda name: sign * scores[name])
-    prompt, shots = candidates[best]
-    return Chosen(best, prompt, shots, rows[best], scores, time.perf_counter() - started)
+    """The winner of a race on the rows (`tunesmith.prompting.race`)."""
+    started, expected = time.perf_counter(), [task.expected for task in tasks]
+
+    def measure(names: Sequence[str], number: int, count: int) -> dict[str, Measured]:
+        figures = {}
+        for done, name in enumerate(names):
+            events.emit("progress", what=f"{what}, round {number}", done=done, total=len(names))
+            subject = Prompted(base, *candidates[name], name)
+            answers = subject.answers([task.chat for task in tasks[:count]], sampling)
+            units, scores = [task.source for task in tasks[:count]], scored(metric, answers, expected[:count])
+            figures[name] = mean_of(scores, units, metric.title, metric.explanation, metric.better, metric.unit)
+        events.emit("progress", what=f"{what}, round {number}", done=len(names), total=len(names))
+        return figures
+
+    places = race(list(candidates), measure, len(tasks))
+    best = next(name for name, place in places.items() if place.why == "winner")
+    scores = {name: place.figure.value for name, place in places.items()}
+    return Chosen(best, *candidates[best], rows[best], scores, time.perf_counter() - started)

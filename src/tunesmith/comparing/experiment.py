@@ -131,7 +131,7 @@ class Experiment:
             subject = self.prompt.applied(subject, way.name)
         if way.shots:
             subject = self.shots.applied(subject, way.name)
-        return Retrieved(subject, self.excerpts, way.name) if way.documents else subject
+        return self._with_excerpts(way, subject)
 
     def measured(self, way: Way, server: Server | None = None) -> MeasuredWay:
         """A way's figures.
@@ -178,8 +178,12 @@ class Experiment:
         return open_subject(SubjectName.parse(name), column, concurrent=self.concurrent)
 
     def _served(self, way: Way, server: Server) -> Subject:
-        subject: Subject = self._opened(server.url, way.name)
-        return Retrieved(subject, self.excerpts, way.name) if way.documents else subject
+        return self._with_excerpts(way, self._opened(server.url, way.name))
+
+    def _with_excerpts(self, way: Way, subject: Subject) -> Subject:
+        if not way.documents:
+            return subject
+        return Retrieved(subject, self.excerpts, way.name)
 
     def _run(self, way: Way) -> Run:
         return self._tuned if way.model == "tuned" else self._retrieval_tuned

@@ -8,10 +8,10 @@ from typing import Any
 
 from tunesmith.config.data import Data
 from tunesmith.data.example import Example
-from tunesmith.data.near_duplicates import near_duplicates
 from tunesmith.data.prepare import held_out_examples, training_examples
 from tunesmith.errors import UserError
 from tunesmith.evaluation.rows import Task, spread, task_of
+from tunesmith.prompting.rows import apart_from
 from tunesmith.run import atomic_write
 
 FEWEST = 10
@@ -74,15 +74,15 @@ def parts_of(data: Data, rows: int, development: int) -> Parts:
             f"data has {len(used):,} held-out rows, and a comparison needs at least {FEWEST}. "
             "Give more rows, or raise data.held_out."
         )
-    apart, of_held_out = _without_near_duplicates(learned, held_out)
+    apart = apart_from(learned, held_out)
     count = min(development, int(len(apart) * DEVELOPMENT_SHARE))
     chosen = set(spread(len(apart), count)) if count else set()
     set_aside = [example for index, example in enumerate(apart) if index in chosen]
     rest = [example for index, example in enumerate(apart) if index not in chosen]
-    train, of_development = _without_near_duplicates(rest, set_aside)
+    train = apart_from(rest, set_aside)
     if not train:
         raise UserError("data.train has no row that is not a near-duplicate of a held-out row. Give other rows.")
-    removed = {"held_out": of_held_out, "development": of_development}
+    removed = {"held_out": len(learned) - len(apart), "development": len(rest) - len(train)}
     return Parts(train, set_aside, used, removed, len(held_out) - len(used))
 
 
@@ -99,13 +99,6 @@ def _chats(examples: Sequence[Example]) -> list[Example]:
                 "Name the columns: data: {columns: {question: …, answer: …}}."
             )
     return list(examples)
-
-
-def _without_near_duplicates(examples: Sequence[Example], others: Sequence[Example]) -> tuple[list[Example], int]:
-    """The examples whose questions are no near-duplicates of others' questions, and how many are."""
-    found = near_duplicates([question_of(example) for example in examples], [question_of(each) for each in others])
-    near = {each.text for each in found}
-    return [example for index, example in enumerate(examples) if index not in near], len(near)
 
 
 def question_of(example: Example) -> str:

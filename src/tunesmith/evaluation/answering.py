@@ -14,9 +14,11 @@ from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
 from tunesmith.errors import UserError
+from tunesmith.evaluation.subject import ChatPrompt
 from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.memory import CONCURRENT
+from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype
@@ -41,11 +43,13 @@ class Answered:
         path: the output file.
         rows: how many rows were answered and written.
         empty: how many rows got an empty answer; they are not written.
+        note: what of the prompt the model's context had no room for, in a sentence; None: nothing.
     """
 
     path: Path
     rows: int
     empty: int
+    note: str | None = None
 
 
 def answer(
@@ -57,6 +61,7 @@ def answer(
     subscribers: Sequence[Subscriber] = (),
     draft: str | None = LOOKUP,
     cache: str = "auto",
+    prompt: ChatPrompt | None = None,
 ) -> Answered:
     """Generate an answer to the last question of every row, and write the questions with these answers.
 
@@ -72,6 +77,8 @@ def answer(
         subscribers: receive `progress` events (what, done, total).
         draft: what guesses the next tokens, as in `Model.generate`.
         cache: how keys and values are stored, as in `load`.
+        prompt: put before each chat, a `tunesmith.Prompt`. It is not in the output, so that a model that is trained on
+            that answers as if it had read the prompt.
 
     Returns:
         The path, and how many rows were answered or left out.
@@ -83,7 +90,7 @@ def answer(
     with output_lock(target):
         if target.exists():
             raise UserError(f"{target} exists already. Use another output path.")
-        return _answer(model, source, target, sampling, concurrent, Events(*subscribers), draft, cache)
+        return _answer(model, source, target, sampling, concurrent, Events(*subscribers), draft, cache, prompt)
 
 
 def _answer(
@@ -95,6 +102,7 @@ def _answer(
     events: Events,
     draft: str | None,
     cache: str,
+    prompt: ChatPrompt | None,
 ) -> Answered:
     """As `answer`, of an output that no other process writes."""
     reference = ModelReference.find(model)
@@ -103,16 +111,19 @@ def _answer(
     chats = list(_chats(str(source)))
     partial = target.with_name(f".{target.name}.partial")
     header = {"model": model, "sampling": asdict(sampling), "cache": cache, "rows": _digest(chats)}
+    header |= {} if prompt is None else {"prompt": prompt.version}
     with writing(target):
         done, empty = _answered_so_far(partial, header)
     device = device_of("auto")
     events.emit("progress", what="answers", done=done, total=len(chats))
     generator = Generator.of(reference, writing_dtype("auto", device), device, concurrent, cache=cache)
+    renderer = None if prompt is None else prompt.renderer(Model(model))
     single = all(len(chat) == 1 for chat in chats)
     remaining = iter(chats[done:])
     while part := list(islice(remaining, ROWS)):
         part_sampling = replace(sampling, seed=sampling.seed + done)
-        texts = generator.answers(part, part_sampling, draft=draft)
+        asked = part if renderer is None else [renderer.chat(chat, sampling.max_new_tokens) for chat in part]
+        texts = generator.answers(asked, part_sampling, draft=draft)
         with partial.open("a", encoding="utf-8") as file:
             for chat, text in zip(part, texts, strict=True):
                 file.write(json.dumps(_answered_row(chat, text, single) if text else {}, ensure_ascii=False) + "\n")
@@ -122,7 +133,7 @@ def _answer(
     with atomic_write(target) as out:
         out.writelines(line + "\n" for line in answered)
     partial.unlink()
-    return Answered(target, len(answered), empty)
+    return Answered(target, len(answered), empty, None if renderer is None else renderer.note)
 
 
 def _answered_row(chat: Sequence[Message], text: str, single: bool) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measuring import Opened, Trial
+from tunesmith.evaluation.measuring import Trial
 from tunesmith.evaluation.rows import Task
+from tunesmith.evaluation.subject import Subject
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.inference.sampling import Sampling
 
@@ -143,11 +144,11 @@ def budget_for(
     return Budget(seconds, answering, per_row, rows_within(left, costs))
 
 
-def _writes(subject: Opened) -> bool:
+def _writes(subject: Subject) -> bool:
     return subject.model is None or subject.model.head.generates_text
 
 
-def _loading(subject: Opened) -> float:
+def _loading(subject: Subject) -> float:
     """Seconds to load a model that writes text, and to compile what a first answer compiles."""
     started = time.perf_counter()
     if _writes(subject):
@@ -155,14 +156,14 @@ def _loading(subject: Opened) -> float:
     return time.perf_counter() - started
 
 
-def _answering(subject: Opened, tasks: Sequence[Task], sampling: Sampling) -> float:
+def _answering(subject: Subject, tasks: Sequence[Task], sampling: Sampling) -> float:
     """Seconds of an answer, if a few are written at the same time."""
     started = time.perf_counter()
     subject.timings([task.chat for task in tasks], sampling, len(tasks))
     return (time.perf_counter() - started) / len(tasks)
 
 
-def _measuring(subject: Opened, name: str, suite: Suite, trial: Trial, sampling: Sampling) -> float:
+def _measuring(subject: Subject, name: str, suite: Suite, trial: Trial, sampling: Sampling) -> float:
     """Seconds of a row of a suite. One that needs more rows than a few to measure anything seems to take less."""
     writes = trial.rows is not None and trial.rows.objective.head.generates_text
     tasks = trial.rows.tasks(SUITE_PROBE) if writes and trial.rows is not None else ()

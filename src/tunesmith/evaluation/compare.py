@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.config.extensions import failures_named
 from tunesmith.engine.allocator import keep_freed_memory
+from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import budget_for, seconds_of
 from tunesmith.evaluation.classification import error_tables
 from tunesmith.evaluation.figures import LOSS, Figures, Side, cases_of, figures_of, samples_of, token_counts_differ
@@ -22,6 +23,7 @@ from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case,
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import EvaluationRows, spread
+from tunesmith.evaluation.subject import ChatPrompt
 from tunesmith.evaluation.suite import open_suites, storages_of
 from tunesmith.evaluation.summary import summary
 from tunesmith.exporting.card import write_run_card
@@ -61,6 +63,7 @@ def evaluate(
     how_to_keep: bool = False,
     rerun_steps: int | None = None,
     tolerance: float = TOLERANCE,
+    prompt: ChatPrompt | None = None,
 ) -> dict[str, Any]:
     """Evaluate models side by side on the same rows. A run alone is compared with its own base.
 
@@ -94,6 +97,8 @@ def evaluate(
         how_to_keep: of a run alone: also what short reruns of it gain and forget, at lower rates and with replay.
         rerun_steps: the most steps of a rerun; None: 100, or with `budget` what half of that time allows.
         tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
+        prompt: put before the chats of all models, a `tunesmith.Prompt`. There is no loss then, since that is of rows
+            as they are in training. It is written beside `evaluation.json`.
 
     Returns:
         The content of `evaluation.json`: `rows`, where they come from (`data`) and the SHA-256 of what they say
@@ -105,7 +110,8 @@ def evaluate(
         `samples`; `gate`; `classification`: confusion matrix and reliability diagram by model, if they predict one
         class for each text; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
         model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
-        `how_to_keep`: as `ForgettingCurve.described`.
+        `how_to_keep`: as `ForgettingCurve.described`; `prompt`: as `Prompt.described`, with `notes` by model on
+        what its context has no room for; None: no prompt.
 
     Raises:
         UserError: a model or the rows cannot be read, or do not fit each other; a run has not finished; a user's
@@ -127,6 +133,8 @@ def evaluate(
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
     keeping.refuse(own)
+    if prompt is not None and keeping.is_asked_for:
+        raise UserError("--checkpoints and --how-to-keep evaluate without a prompt. Leave --prompt out.")
     wanted = Wanted(names, paths, rows, bool(suites))
     opening = Opening(concurrent, device, cache, subscribers)
     with failures_named(extensions_of(names)):
@@ -134,6 +142,8 @@ def evaluate(
             trials = opening.run(own, wanted)
         else:
             trials = [opening.forms(wanted, storages) if storages else opening.models(wanted)]
+        if prompt is not None:
+            trials = [_with_prompt(trial, prompt) for trial in trials]
         count = (
             rows if rows is None or len(trials) == 1 else -(-rows // sum(trial.fold is not None for trial in trials))
         )
@@ -152,6 +162,7 @@ def evaluate(
         result = _result(trials, measured, metrics, judged)
         if own is not None:
             result |= keeping.sections(own, rerun_seconds)
+    result["prompt"] = None if prompt is None else prompt.described() | {"notes": _notes(trials)}
     result["budget"] = None if allowed is None else allowed.described()
     result["gate"] = None if limits is None else checked(limits, result)
     if own is not None and output is None:
@@ -159,7 +170,21 @@ def evaluate(
         write_run_card(own.directory)
     if output is not None:
         _write(Path(output), result)
+    where = Path(output) if output is not None else None if own is None else own.directory
+    if prompt is not None and where is not None:
+        prompt.save(where)
     return result
+
+
+def _with_prompt(trial: Trial, prompt: ChatPrompt) -> Trial:
+    """The trial with a prompt before all models' chats."""
+    return replace(trial, subjects=[prompt.before(subject) for subject in trial.subjects])
+
+
+def _notes(trials: Sequence[Trial]) -> dict[str, str]:
+    """What models' contexts had no room for, by column."""
+    renderers = {each.name: getattr(each, "renderer", None) for trial in trials for each in trial.subjects}
+    return {name: each.note for name, each in renderers.items() if each is not None and each.note is not None}
 
 
 def _cases(measured: Sequence[Measurement]) -> dict[str, list[Case]]:

@@ -11,7 +11,7 @@ from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
 from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
 from tunesmith.evaluation.served_subject import ServedSubject
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Answer
+from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Answer, Subject
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.evaluation.summary import about_figure, with_interval
 from tunesmith.heads.head_file import described_head
@@ -52,7 +52,7 @@ class Trial:
     """
 
     rows: EvaluationRows | None
-    subjects: Sequence[Opened]
+    subjects: Sequence[Subject]
     fold: int | None = None
     run: Path | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def measure(trial: Trial, asked: Asked, suites: Mapping[str, Suite]) -> Measurem
 
 
 def _suite_figures(
-    subject: Opened,
+    subject: Subject,
     trial: Trial,
     tasks: Sequence[Task],
     asked: Asked,
@@ -137,12 +137,13 @@ def _suite_figures(
 class _OneModel:
     """A model and the rows of a trial."""
 
-    def __init__(self, subject: Opened, rows: EvaluationRows, asked: Asked, fold: int | None) -> None:
+    def __init__(self, subject: Subject, rows: EvaluationRows, asked: Asked, fold: int | None) -> None:
         self._subject, self._rows, self._asked, self._fold = subject, rows, asked, fold
         self._within = "" if fold is None else f", fold {fold}"
+        self._prepared = None
         if isinstance(subject, LocalSubject):
             _refuse_other_head(subject, self._head)
-        self._prepared = None if isinstance(subject, ServedSubject) else rows.prepared(subject.tokenizer)
+            self._prepared = rows.prepared(subject.tokenizer)
 
     @property
     def _head(self) -> Head:
@@ -154,7 +155,8 @@ class _OneModel:
         if self._head.generates_text:
             return self._rows.tasks(self._asked.count)
         if self._prepared is None:
-            raise UserError(f"{self._subject.name} is a server, and the rows are for a model that does not write text.")
+            what = "is a server" if self._subject.model is None else "has a prompt"
+            raise UserError(f"{self._subject.name} {what}, and the rows are for a model that does not write text.")
         return self._rows.labeled(self._prepared.held_out)
 
     def side(self, tasks: Sequence[Task]) -> Side:
@@ -165,15 +167,17 @@ class _OneModel:
     @property
     def without_loss(self) -> str | None:
         """Why the model has no loss on the rows; None: it has."""
-        if isinstance(self._subject, ServedSubject):
+        if self._subject.model is None:
             return NO_LOG_PROBABILITIES
+        if not isinstance(self._subject, LocalSubject):
+            return "it has a prompt, and a loss is of rows as they were trained on"
         if self._subject.head.kind != self._head.kind:  # a decoder beside an encoder–decoder
             return f"the rows are for a model that ends in {self._head.kind}, so that only the answers are alike"
         return None
 
     def _with_losses(self, side: Side) -> Side:
         subject, head = self._subject, self._head
-        if self.without_loss is not None or isinstance(subject, ServedSubject) or self._prepared is None:
+        if self.without_loss is not None or not isinstance(subject, LocalSubject) or self._prepared is None:
             return side
         table, objective = self._prepared.held_out, self._rows.objective
         report = self._report("loss", len(table))

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from tunesmith.data.example import Message
 from tunesmith.inference.model import Model
@@ -107,5 +108,62 @@ class Subject(Protocol):
             concurrent: how many are answered at the same time.
         """
 
+    def uncached(self) -> "Subject":
+        """The same model, of which everything is computed again, to be timed."""
+
     def close(self) -> None:
         """Free what it holds."""
+
+
+class ChatRenderer(Protocol):
+    """Puts a prompt before the chats of one model."""
+
+    def chat(self, chat: Chat, answer_tokens: int) -> Sequence[Message]:
+        """What the model reads for a chat.
+
+        Args:
+            chat: the turns up to where the model answers.
+            answer_tokens: the most tokens of the answer, for which there must be room.
+        """
+
+    @property
+    def note(self) -> str | None:
+        """What was left out to fit into the model's context, in a sentence; None: nothing."""
+
+
+class PromptedSubject(Subject, Protocol):
+    """A subject with a prompt before its chats."""
+
+    @property
+    def renderer(self) -> ChatRenderer: ...
+
+
+class ChatPrompt(Protocol):
+    """A prompt that is put before chats: `tunesmith.Prompt`."""
+
+    @property
+    def version(self) -> str: ...
+
+    def described(self) -> dict[str, Any]:
+        """Plain values for a result, `version` among them."""
+
+    def save(self, path: Path) -> None:
+        """Write it.
+
+        Args:
+            path: a directory, which then has it as `prompt.yaml`, or a file.
+        """
+
+    def before(self, subject: Subject) -> PromptedSubject:
+        """A subject with the prompt before its chats, under the same name.
+
+        Args:
+            subject: that answers.
+        """
+
+    def renderer(self, model: Model) -> ChatRenderer:
+        """Puts the prompt before the chats of a model, whose weights are not loaded for that.
+
+        Args:
+            model: that writes text.
+        """

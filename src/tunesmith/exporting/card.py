@@ -177,7 +177,9 @@ def _evaluation(result: dict[str, Any], state: str) -> str:
     rows = f"On {result['rows']:,} {result.get('data') or 'held-out rows'}, " if result["rows"] else ""
     gate = result.get("gate")
     passed = "" if gate is None else f" The gate is {'passed' if gate['passed'] else 'not passed'}."
-    about = f"{rows}{state}; in brackets: 95 % intervals.{passed}"
+    prompt = result.get("prompt")
+    before = "" if not prompt else f" With the prompt of version {prompt['version']} before each chat."
+    about = f"{rows}{state}; in brackets: 95 % intervals.{before}{passed}"
     return f"## Evaluation\n\n{about[:1].upper()}{about[1:]}\n\n" + "\n".join(lines)
 
 

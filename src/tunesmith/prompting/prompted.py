@@ -140,7 +140,7 @@ class PromptRenderer:
             return None
         chats = f"{len(self.shortened):,} chats have" if len(self.shortened) > 1 else "A chat has"
         return (
-            f"{chats} fewer than {self.k} examples ({min(self.shortened.values())} at least), since the model reads "
+            f"{chats} fewer examples than {self.k} ({min(self.shortened.values())} at least), since the model reads "
             f"{self._reading.room:,} tokens."
         )
 
@@ -184,8 +184,7 @@ class Prompted:
 
     def uncached(self) -> "Prompted":
         """The same, of which everything is computed again, to be timed."""
-        plain = getattr(self.subject, "uncached", lambda: self.subject)()
-        return Prompted(plain, self.prompt, self.shots, self.name)
+        return Prompted(self.subject.uncached(), self.prompt, self.shots, self.name)
 
     def answers(
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None

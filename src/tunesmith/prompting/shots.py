@@ -10,7 +10,8 @@ from tunesmith.data.reasoning import reasoning_of
 from tunesmith.errors import UserError
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.subject import Chat
-from tunesmith.prompting.prompt import CHOICES, Prompt, example_of
+from tunesmith.prompting.prompt import Prompt, example_of
+from tunesmith.prompting.sections import CHOICES
 from tunesmith.prompting.similarity import Similarity, VectorSimilarity, WordSimilarity, representatives
 from tunesmith.retrieval.encoder import Encoder
 from tunesmith.retrieval.full_text import words_of

@@ -12,6 +12,7 @@ from tunesmith.report.figures import (
     SHARE,
     about_differences,
     about_left_out,
+    about_prompt,
     difference_text,
     template_of,
     title_of,
@@ -192,7 +193,8 @@ def _about(result: Mapping[str, Any]) -> str:
     )
     loss = f" ({loss_tokens} loss tokens)" if result.get("loss_tokens") else ""
     answers = f"; answers to {answered} of them" if result.get("generated_rows") else ""
-    about = f"{rows} {result.get('data') or 'rows'}{loss}{answers}. {about_left_out(result)}"
+    others = " ".join(filter(None, (about_prompt(result), about_left_out(result))))
+    about = f"{rows} {result.get('data') or 'rows'}{loss}{answers}. {others}"
     return about.strip()
 
 

@@ -110,6 +110,19 @@ def about_left_out(result: Mapping[str, Any]) -> str:
     return " ".join(f"Left out: {', '.join(what)}: {why}." for why, what in by_reason.items())
 
 
+def about_prompt(result: Mapping[str, Any]) -> str:
+    """Which prompt was before the chats, in sentences; empty if there was none.
+
+    Args:
+        result: the content of `evaluation.json`.
+    """
+    prompt = result.get("prompt")
+    if not prompt:
+        return ""
+    notes = "".join(f" {model}: {note}" for model, note in prompt["notes"].items())
+    return f"With the prompt of version {prompt['version']} before each chat.{notes}"
+
+
 def about_differences(result: Mapping[str, Any]) -> str:
     """What the reader of a table of differences has to know, in sentences.
 

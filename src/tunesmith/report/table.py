@@ -11,6 +11,7 @@ from tunesmith.report.figures import (
     VERDICTS,
     about_differences,
     about_left_out,
+    about_prompt,
     difference_text,
     template_of,
     title_of,
@@ -36,7 +37,8 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     rows = f"{result['rows']:,} {result['data']}{answered}. " if result.get("data") else ""
     if result.get("budget"):
         rows += _about_budget(result["budget"])
-    about = (f"{rows}In brackets: 95 % intervals over rows.", about_differences(result), about_left_out(result))
+    intervals = f"{rows}In brackets: 95 % intervals over rows."
+    about = (intervals, about_prompt(result), about_differences(result), about_left_out(result))
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,

@@ -67,7 +67,7 @@ def _endpoints(service: Service) -> list[tuple[str, str, Endpoint]]:
     writing: list[Endpoint] = []
     if "generate" in commands:
         answering = Answering(service)
-        chat = Chat(service, answering, Prompts(service.model.generator))
+        chat = Chat(service, answering, Prompts(service.model.generator, service.prompt))
         writing = [chat, Completions(service, answering), Responses(service, chat)]
     paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
     found = dict(zip(paths, writing, strict=False))

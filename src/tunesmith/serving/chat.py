@@ -16,7 +16,7 @@ from tunesmith.serving.bodies import ChatBody, NamedTool
 from tunesmith.serving.choices import Choice, Delta, TokenTexts
 from tunesmith.serving.errors import ApiError
 from tunesmith.serving.events import DONE, event, stream
-from tunesmith.serving.prompts import Prompts, sampling_of, schema_text
+from tunesmith.serving.prompts import ANSWER, Prompts, sampling_of, schema_text
 from tunesmith.serving.service import Service, Target, about, unless_gone
 
 
@@ -119,7 +119,7 @@ class Chat:
         _refuse_contradictions(body)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
         form, reasoning = self._form(tools, body), self._prompts.reasoning_form
-        ids = self._prompts.ids(body.messages, tools)
+        ids = self._prompts.ids(body.messages, tools, body.max_completion_tokens or body.max_tokens or ANSWER)
         param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         tokens = self.answering.answer_tokens([ids], body.max_completion_tokens or body.max_tokens, param)
         sampling = sampling_of(

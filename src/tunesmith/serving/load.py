@@ -14,6 +14,8 @@ from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import native
+from tunesmith.prompting.prompt import Prompt
+from tunesmith.prompting.prompted import PromptRenderer
 from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.engine_thread import EngineThread
 from tunesmith.serving.feedback import Feedback
@@ -38,6 +40,7 @@ class ServiceOptions(TypedDict, total=False):
     limits: Limits | None
     feedback: str | Path | None
     log_prompts: bool
+    prompt: Prompt | None
 
 
 def load_service(
@@ -57,6 +60,7 @@ def load_service(
     limits: Limits | None = None,
     feedback: str | Path | None = None,
     log_prompts: bool = False,
+    prompt: Prompt | None = None,
 ) -> Service:
     """A model, loaded and ready to be served.
 
@@ -78,6 +82,7 @@ def load_service(
         limits: on requests; None: `Limits()`.
         feedback: a JSONL file for what `/v1/feedback` receives; None: it is refused.
         log_prompts: whether prompts and answers are in the log.
+        prompt: put before all chats, whichever adapter answers; texts to complete have none.
 
     Raises:
         UserError: the model, an adapter or the draft model cannot be loaded, or a file cannot be used.
@@ -99,6 +104,7 @@ def load_service(
         default=_defaults(generator, temperature),
         draft=draft,
         logs_prompts=log_prompts,
+        prompt=None if prompt is None else PromptRenderer.of(prompt, loaded),
     )
 
 

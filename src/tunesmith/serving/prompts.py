@@ -1,20 +1,28 @@
 """From a request's messages, tools and settings to prompts and sampling."""
 
 import json
+import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from tunesmith.data.example import Message
 from tunesmith.data.template import UnusableError, special_tokens
 from tunesmith.data.turns import MalformedRowError, tools_of, turns_of
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.reasoning_text import ReasoningForm, reasoning_form_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.tool_calls import ToolCallForm, Tools, form_of
+from tunesmith.prompting.prompted import PromptRenderer
 from tunesmith.serving.bodies import Sampled
 from tunesmith.serving.errors import ApiError
+
+log = logging.getLogger("tunesmith.serving")
+
+ANSWER = 256
+"""Tokens of an answer for which there must be room, if the client names no limit."""
 
 
 class Prompts:
@@ -22,10 +30,11 @@ class Prompts:
 
     Args:
         generator: of the model.
+        prompt: put before chats; None: none.
     """
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
+    def __init__(self, generator: Generator, prompt: PromptRenderer | None = None) -> None:
+        self._generator, self._prompt = generator, prompt
         self._special = sorted(special_tokens(generator.tokenizer))
 
     @cached_property
@@ -42,8 +51,13 @@ class Prompts:
             return None
         return reasoning_form_of(self._generator.renderer.template, self._special)
 
-    def ids(self, messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[int]:
+    def ids(self, messages: Sequence[Mapping[str, Any]], tools: Tools, answer_tokens: int = ANSWER) -> list[int]:
         """The ids of a chat's prompt: the same rendering as in training.
+
+        Args:
+            messages: as the client sent them.
+            tools: that the answer may call.
+            answer_tokens: for which there must be room, beside the examples of the server's prompt.
 
         Raises:
             ApiError: a message is malformed, or the chat template cannot render the chat.
@@ -56,10 +70,20 @@ class Prompts:
                 self._refuse_control_tokens(turn, f"message {number} ({turn['role']}) holds")
             self._refuse_control_tokens(tools, "tools hold")
             wanted = tools_of([dict(tool) for tool in tools]) if tools else None
-            text = self._generator.prompt_of(turns, wanted)
+            text = self._generator.prompt_of(self._with_prompt(turns, answer_tokens), wanted)
         except (MalformedRowError, UnusableError) as error:
             raise ApiError(400, f"{error}.", "messages", "invalid_messages") from None
         return self._generator.ids(text)
+
+    def _with_prompt(self, turns: Sequence[Message], answer_tokens: int) -> Sequence[Message]:
+        """The chat with the server's prompt before it; what had no room is in the log."""
+        if self._prompt is None:
+            return turns
+        chat = self._prompt.chat(turns, answer_tokens)
+        if self._prompt.note is not None:
+            log.warning(self._prompt.note)
+            self._prompt.shortened.clear()
+        return chat
 
     def _refuse_control_tokens(self, value: Any, what: str) -> None:
         """Refuse control tokens in any text, which could pretend to be another turn."""

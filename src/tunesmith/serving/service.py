@@ -19,6 +19,7 @@ from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.inference.sampling import Sampling
+from tunesmith.prompting.prompted import PromptRenderer
 from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.bodies import B, Body, parsed
 from tunesmith.serving.engine_thread import EngineThread
@@ -88,6 +89,7 @@ class Service:
         default: of the sampling, for fields that a request leaves out.
         draft: what guesses the next tokens, as in `Model.generate`.
         logs_prompts: whether prompts and answers are in the log.
+        prompt: before all chats; None: none.
     """
 
     model: Model
@@ -100,6 +102,7 @@ class Service:
     default: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
     draft: str | None = LOOKUP
     logs_prompts: bool = False
+    prompt: PromptRenderer | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class Service:
         self._mean_seconds = 1.0  # of an answer, of late
         reference = self.model.reference
         about = [fingerprint_of(self.model.name), str(self.model.dtype), reference.base.weights, self.model.cache]
+        about += [] if self.prompt is None else [self.prompt.prompt.version]
         self._own_fingerprint = json.dumps(about, sort_keys=True)
 
     # Who asks for what
