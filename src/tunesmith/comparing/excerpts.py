@@ -136,6 +136,10 @@ class Retrieved:
         """The model, if it is in this process."""
         return self._subject.model
 
+    def uncached(self) -> "Retrieved":
+        """The same, of which everything is computed again, to be timed."""
+        return Retrieved(self._subject.uncached(), self._excerpts, self.name)
+
     def chat_of(self, chat: Chat, sampling: Sampling) -> tuple[Message, ...]:
         """A chat with as many excerpts as fit beside its answer.
 
