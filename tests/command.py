@@ -8,12 +8,19 @@ from unittest.mock import patch
 from tunesmith.cli import main
 
 
-def typed(*arguments: str, given: str = "") -> CompletedProcess[str]:
-    """Run `tunesmith ARGUMENTS` with `given` on stdin; returns exit code, stdout and stderr."""
+class Terminal(io.StringIO):
+    """Lines that a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def typed(*arguments: str, given: str = "", in_terminal: bool = False) -> CompletedProcess[str]:
+    """Run `tunesmith ARGUMENTS` with `given` on stdin, or typed in a terminal; returns exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with (
         patch("sys.argv", ["tunesmith", *arguments]),
-        patch("sys.stdin", io.StringIO(given)),
+        patch("sys.stdin", Terminal(given) if in_terminal else io.StringIO(given)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.comparing.advise import advise
     from tunesmith.comparing.compare import compare
     from tunesmith.config.head import Head
     from tunesmith.config.method import MethodConfig
@@ -66,6 +67,7 @@ _MODULES = {
     "Score": "tunesmith.inference.score",
     "Trainer": "tunesmith.training.trainer",
     "UserError": "tunesmith.errors",
+    "advise": "tunesmith.comparing.advise",
     "answer": "tunesmith.evaluation.answering",
     "ask": "tunesmith.retrieval.ask",
     "chat": "tunesmith.inference.verbs",
@@ -114,6 +116,7 @@ __all__ = [
     "Score",
     "Trainer",
     "UserError",
+    "advise",
     "answer",
     "ask",
     "chat",

@@ -207,8 +207,8 @@ def test_rates_come_from_a_product_and_an_addition() -> None:
     seconds = iter([0.5, 0.25, 0.125, 2.0, 1.0, 4.0])
     timer._timed = lambda call, cold=True: next(seconds)  # type: ignore[method-assign]
     # medians of 0.25 s and 2 s: 2 · 2048³ flops; 2 · LARGE / 16 numbers of 4 bytes, read and written
-    assert timer._rates(torch.float32) == (2 * 2048**3 / 0.25, 2 * 4 * (LARGE // 16) / 2.0)
-    assert timer._rates(torch.float32) == timer.rates[torch.float32]
+    assert timer.measured_rates(torch.float32) == (2 * 2048**3 / 0.25, 2 * 4 * (LARGE // 16) / 2.0)
+    assert timer.measured_rates(torch.float32) == timer.rates[torch.float32]
 
 
 def test_attention_is_timed_on_the_batchs_documents_or_as_many_equal_ones() -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tunesmith.cli.advise import advise
 from tunesmith.cli.bases import bases
 from tunesmith.cli.compare import compare
 from tunesmith.cli.data import data
@@ -55,6 +56,7 @@ for verb in (
     index,
     search,
     ask,
+    advise,
     compare,
     serve,
     runs,

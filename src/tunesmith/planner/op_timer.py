@@ -105,16 +105,20 @@ class OpTimer:
             return True
         if operation.flops < SLOW_FLOPS or not operation.name.startswith(PRODUCTS):
             return False
-        return operation.flops > SLOW * self._rates(operation.precision)[0]
+        return operation.flops > SLOW * self.measured_rates(operation.precision)[0]
 
     def _by_rates(self, operation: Operation) -> float:
         """Seconds of an operation that is not run: the slower of arithmetic and memory, at the rates of smaller
         ones."""
-        flops, memory = self._rates(operation.precision)
+        flops, memory = self.measured_rates(operation.precision)
         return max(operation.flops / flops, operation.moved / memory)
 
-    def _rates(self, dtype: torch.dtype) -> tuple[float, float]:
-        """FLOPs and bytes per second, measured on a matrix product and an addition of typical size."""
+    def measured_rates(self, dtype: torch.dtype) -> tuple[float, float]:
+        """FLOPs and bytes per second, measured on a matrix product and an addition of typical size, once.
+
+        Args:
+            dtype: of the product.
+        """
         if dtype not in self.rates:
             side = 2048
             a = torch.full((side, side), 0.01, dtype=dtype, device=self.device)
