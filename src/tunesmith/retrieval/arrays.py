@@ -1,5 +1,6 @@
 """Arrays that are written piece by piece, so that they need not fit into memory."""
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,31 @@ def array_file(path: Path, dtype: DTypeLike, shape: Sequence[int]) -> Iterator[C
             file.write(np.ascontiguousarray(piece, kind).reshape(-1).view(np.uint8).data)
 
         yield write
+
+
+class MappedArray:
+    """A memory-mapped `.npy` file of fp32 of which few rows are read at a time.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        about = np.load(path, mmap_mode="r")
+        with path.open("rb") as file:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.values: NDArray[np.float32] = np.frombuffer(self._pages, np.float32, about.size, about.offset).reshape(
+            about.shape
+        )
+
+    def release(self) -> None:
+        """Return the pages that were read to the system, which keeps them while it has room. With a page, its
+        neighbors are mapped too, so that a few thousand rows would keep the whole file."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 def array_shape(path: Path) -> tuple[int, ...]:

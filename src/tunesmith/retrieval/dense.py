@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.retrieval.arrays import array_file
+from tunesmith.retrieval.arrays import MappedArray, array_file
 from tunesmith.retrieval.ranking import Ranked, Scores, Vectors, best
 
 VECTORS, CODES, SCALES, ERRORS = "vectors.npy", "codes.npy", "scales.npy", "errors.npy"
@@ -24,6 +24,9 @@ ROUNDING = 1e-5
 
 ROWS = 8192
 """Vectors that are read at once."""
+
+MANY = 500
+"""Vectors after whose reading their pages are released."""
 
 
 def write_vectors(directory: Path, size: int, hidden: int, parts: Iterable[Vectors]) -> None:
@@ -76,7 +79,8 @@ class Dense:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.vectors: Vectors = np.load(directory / VECTORS, mmap_mode="r")
+        self._mapped = MappedArray(directory / VECTORS)
+        self.vectors: Vectors = self._mapped.values
         self._codes: NDArray[np.int8] | None = None
         if (directory / CODES).exists():  # indexes of older versions have none
             self._codes, self._scales = (np.load(directory / name, mmap_mode="r") for name in (CODES, SCALES))
@@ -111,6 +115,8 @@ class Dense:
             (some,).
         """
         parts = [self.vectors[chunks[at : at + ROWS]] @ question for at in range(0, len(chunks), ROWS)]
+        if len(chunks) >= MANY:
+            self._mapped.release()
         return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
 
     def _candidates(self, question: Vectors, count: int) -> NDArray[np.int64]:
