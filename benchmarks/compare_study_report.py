@@ -37,7 +37,9 @@ def table(done: Mapping[str, Any]) -> str:
     for way in ways:
         cells = [_cell(done[name], way) for name in needs]
         lines.append(f"| {way} | {' | '.join(cells)} |")
-    rows = [f"{done[name]['training_rows']} / {done[name]['development_rows']} / {done[name]['rows']}" for name in needs]
+    rows = [
+        f"{done[name]['training_rows']} / {done[name]['development_rows']} / {done[name]['rows']}" for name in needs
+    ]
     lines.append(f"| rows: training / development / held-out | {' | '.join(rows)} |")
     verdicts = [f"**{_verdict(done[name])}**" for name in needs]
     lines.append(f"| verdict | {' | '.join(verdicts)} |")

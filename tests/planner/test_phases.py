@@ -14,7 +14,7 @@ from tunesmith.models.load import stored_dtype
 from tunesmith.ops.quantized import PIECE
 from tunesmith.planner import device as device_module
 from tunesmith.planner import plan as plan_module
-from tunesmith.planner.after_training import key_value_bytes, merging_memory, serving_memory
+from tunesmith.planner.after_training import COMPARING, key_value_bytes, merging_memory, serving_memory
 from tunesmith.planner.allocators import reserved, resident
 from tunesmith.planner.device import Device, device_named, known_devices, program_bytes, this_device
 from tunesmith.planner.loading import mapped_bytes, stored_bytes, while_loading
@@ -278,18 +278,26 @@ def test_serving_needs_at_least_what_loading_needs() -> None:
     assert serving["quantizing"] == 20 * 10**6  # no teacher is loaded to serve
 
 
-def test_merging_holds_fp32_weights_files_adapter_and_the_hosts_program(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 6_000)
+def test_merging_holds_fp32_weights_and_the_file_or_the_longest_rows_logits(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 3}', encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 12_000)
 
     def merging(device: Any, **parts: Any) -> dict[str, int] | None:
         return merging_memory(a_plan(a_step(), device, a_batch_plan(a_recipe(tmp_path, **parts))))
 
+    held = {"program": 700_000 + FIRST_USE + COMPARING, "weights": 10_000, "adapters": 140}
     on_cpu = merging(CPU_HERE)
-    assert on_cpu == {"program": 700_000 + FIRST_USE, "weights": 10_000, "stored weights": 6_000, "adapters": 140}
+    assert on_cpu == held | {"stored weights": 12_000}, "more than the logits: 4 copies of 200 tokens"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 5}', encoding="utf-8")
+    assert merging(CPU_HERE) == held | {"logits": 4 * 200 * 5 * 4}
+    cut = merging(CPU_HERE, data={"train": "rows.jsonl", "max_length": 200})
+    assert cut == held | {"logits": 4 * 1024 * 5 * 4}, "rows that training cuts are compared up to 1,024 tokens"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 3}', encoding="utf-8")
     for_gpu = merging(GPU)
     assert for_gpu is not None
-    assert for_gpu["program"] - FIRST_USE == pytest.approx(program_bytes(), rel=0.2)  # the host's, not the GPU's
+    assert for_gpu["program"] - FIRST_USE - COMPARING == pytest.approx(
+        program_bytes(), rel=0.2
+    )  # the host's, not the GPU's
     assert {name: for_gpu[name] for name in on_cpu if name != "program"} == {
         name: on_cpu[name] for name in on_cpu if name != "program"
     }

@@ -15,7 +15,8 @@ from tunesmith.comparing.priors import FINDINGS, Change, papers_on, studies_on
 from tunesmith.comparing.recommendation import MARGIN
 from tunesmith.comparing.ways import WAYS
 from tunesmith.errors import UserError
-from tunesmith.evaluation.statistics import LEVEL, detectable, rows_to_show
+from tunesmith.evaluation.statistics.differences import LEVEL
+from tunesmith.evaluation.statistics.power import detectable, rows_to_show
 from tunesmith.run import atomic_write, refuse_existing, writing
 
 CANDIDATES: dict[str, tuple[str, ...]] = {

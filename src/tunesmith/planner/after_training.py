@@ -3,6 +3,7 @@ and the keys and values of the tokens read so far (Pope et al. 2022)."""
 
 from transformers import PretrainedConfig
 
+from tunesmith.config.data import Data
 from tunesmith.inference.pages import pages_for
 from tunesmith.models.load import config_of
 from tunesmith.planner.device import program_bytes
@@ -11,10 +12,17 @@ from tunesmith.planner.plan import FIRST_USE, Plan
 
 FP32 = 4
 
+COMPARING = 40 * 10**6
+"""Bytes of the libraries that exporting and comparing import beyond those of a plan (measured with gpt2-30m)."""
+
+COPIES = 4
+"""How often a row's logits are in memory while the export is compared: as computed, at the row's loss tokens, and the
+model's own beside them, with room for the pieces in float64 (measured: 3.6)."""
+
 
 def merging_memory(plan: Plan) -> dict[str, int] | None:
-    """Host bytes by part of `tunesmith export`. Merging itself needs a layer at a time; at the peak, the model in fp32,
-    with its adapter and its memory-mapped files, is compared with what was written.
+    """Host bytes by part of `tunesmith export`. Merging itself needs a layer at a time; at the peak, one of the two
+    models that are compared, in fp32, is read from its file or computes the logits of the longest row.
 
     Returns:
         None if the method is not merged.
@@ -22,9 +30,19 @@ def merging_memory(plan: Plan) -> dict[str, int] | None:
     recipe, step = plan.batch_plan.recipe, plan.step
     if not recipe.method.is_mergeable:
         return None
-    held = {"weights": FP32 * step.parameters, "stored weights": stored_bytes(recipe.base, step)}
     program = plan.device.program_bytes if plan.device.is_this_cpu else program_bytes()
-    return {"program": program + FIRST_USE} | held | {"adapters": FP32 * step.trained}
+    held = {"program": program + FIRST_USE + COMPARING, "weights": FP32 * step.parameters}
+    reading = {"stored weights": stored_bytes(recipe.base, step), "adapters": FP32 * step.trained}
+    vocabulary = config_of(recipe.base).get_text_config().vocab_size
+    computing = {"adapters": FP32 * step.trained, "logits": COPIES * FP32 * _compared_tokens(plan) * vocabulary}
+    return held | max(reading, computing, key=_total)
+
+
+def _compared_tokens(plan: Plan) -> int:
+    """Tokens of the longest row that an export is compared on. Rows that training cuts are read as they were."""
+    rows, most = plan.batch_plan, int(Data.model_fields["max_length"].default)
+    longest = max(rows.longest, *rows.held_out.lengths.tolist(), 0)
+    return min(longest, most) if longest < rows.recipe.data.max_length else most
 
 
 def serving_memory(plan: Plan, context: int, concurrency: int, page: int | None) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """`tunesmith export`: a model for another engine, kept only if it is still that model."""
 
+import gc
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.exporting.card import PARITY
 from tunesmith.exporting.export import Exported, Options
@@ -73,6 +75,8 @@ def export(
         for part in parts:  # another process may have written it since
             refuse_existing(part)
         done = write(run, room / target.name, to, subscribers=subscribers, **options)
+        gc.collect()  # what was written refers to itself; it is not to be in memory beside what is compared
+        release_freed_memory()
         unproven, result = _why_not(str(run), done.to, options.get("adapter_only", False)), None
         if unproven is None:
             result = parity(run, done.path, rows=rows, data=data, subscribers=subscribers)

@@ -20,7 +20,7 @@ from tunesmith.objectives.instruction import Instruction
 from tunesmith.objectives.text import Text
 from tunesmith.run import resolve_run
 
-LONGEST = 1024
+LONGEST: int = Data.model_fields["max_length"].default
 """Tokens of a row that are compared: the default of the recipe's `data.max_length`."""
 
 

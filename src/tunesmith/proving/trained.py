@@ -17,6 +17,7 @@ from tunesmith.data.pack import collate
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import Tools, with_date
 from tunesmith.data.tokens import TokenTable
+from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.model import Model
@@ -98,3 +99,4 @@ class Trained:
     def close(self) -> None:
         self.__dict__.pop("_loaded", None)
         gc.collect()
+        release_freed_memory()  # the other model may use the memory of its file
