@@ -1,5 +1,6 @@
 """Fixtures: a tiny model and tokenizer, created for the session from real classes and real files, without network."""
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from matrix import word_tokenizer
 from threadpoolctl import threadpool_limits
 from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from tunesmith.garbage_collection import freeze
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.planner import processor_time
 
@@ -29,6 +31,13 @@ def one_thread_each() -> None:
         torch.set_num_threads(1)
         threadpool_limits(1)  # for libraries that are loaded; the variables are for those that are not yet
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_garbage_collection() -> None:
+    """Leave what is imported out of garbage collections: a million objects, half a second each time."""
+    gc.collect()
+    freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -170,10 +170,12 @@ def test_the_command_line_itself_imports_only_typer_and_rich() -> None:
     assert {name for name in _loads("tunesmith.cli") if _file(name) and not name.startswith("tunesmith.cli")} == {
         "tunesmith",
         "tunesmith.errors",
+        "tunesmith.garbage_collection",
     }
 
 
-def test_quick_imports_restores_the_garbage_collector() -> None:
+def test_quick_imports_restores_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.garbage_collection._is_frozen", False)
     gc.unfreeze()
     with quick_imports():
         assert not gc.isenabled()
@@ -192,7 +194,6 @@ def test_quick_imports_restores_the_garbage_collector() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 @pytest.mark.long

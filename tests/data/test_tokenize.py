@@ -41,6 +41,7 @@ def recipe_of(base: Path, file: Path) -> Recipe:
 def test_several_processes_give_the_same_tokens_as_one(tiny_model, tmp_path, monkeypatch):
     recipe = recipe_of(tiny_model, rows(tmp_path))
     tokenizer = load_tokenizer(recipe.base)
+    frozen = gc.get_freeze_count()
     started = []
     workers = tokenize._workers
     monkeypatch.setattr(tokenize, "_workers", lambda *args: started.append(args) or workers(*args))
@@ -51,7 +52,7 @@ def test_several_processes_give_the_same_tokens_as_one(tiny_model, tmp_path, mon
     together = prepare(recipe, tokenizer)
     assert started
     assert multiprocessing.active_children() == []
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= frozen
     assert asdict(together.report) == asdict(alone.report)
     assert (together.report.rows, together.report.unusable) == (ROWS, 1)
     for one, other in ((alone.train, together.train), (alone.held_out, together.held_out)):

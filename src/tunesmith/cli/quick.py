@@ -9,6 +9,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from tunesmith.garbage_collection import freeze, is_frozen
+
 LOSSES = "transformers.loss."
 """Modules that come with every model of transformers. Some import SciPy's optimizers, for losses of object detection: a
 tenth of all import time."""
@@ -29,8 +31,8 @@ def quick_imports() -> Iterator[None]:
         yield
     finally:
         del sys.meta_path[[isinstance(finder, _WithoutSciPy) for finder in sys.meta_path].index(True)]
-        if gc.get_freeze_count() == 0:
-            gc.freeze()
+        if not is_frozen():
+            freeze()
         if was_on:
             gc.enable()
 

@@ -1,7 +1,6 @@
 """Examples to tokens, chunk by chunk and in order; many examples in worker processes."""
 
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.split import is_held_out
 from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import Tokens, TokenTable
+from tunesmith.garbage_collection import only_new_objects_collected
 
 ROWS = 512
 """Rows of a chunk: enough for the tokenizer to use all cores, few enough to need little memory."""
@@ -109,7 +109,7 @@ class Tokenizer:
         if cores == 1:
             yield from map(self.chunk, chain(further, chunks))
             return
-        with _workers(self, cores) as pool:
+        with only_new_objects_collected(), _workers(self, cores) as pool:  # in the workers too
             pending = deque(pool.submit(_tokenize_chunk, chunk) for chunk in further)
             for chunk in chunks:
                 pending.append(pool.submit(_tokenize_chunk, chunk))
@@ -132,7 +132,6 @@ def _cores() -> int:
 @contextmanager
 def _workers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that tokenize; they end with this process, however it ends."""
-    gc.freeze()  # the garbage collector then checks only new objects, in this process and in the workers
     pool = ProcessPoolExecutor(count, get_context("fork"), _start_worker, (tokenizer, os.getpid()))
     try:
         with warnings.catch_warnings():
@@ -141,7 +140,6 @@ def _workers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        gc.unfreeze()
 
 
 _worker_tokenizer: Tokenizer

@@ -23,6 +23,7 @@ from tunesmith.engine.memory import enable_activation_checkpointing
 from tunesmith.engine.optimizers import CUDA_ONLY
 from tunesmith.engine.trainable import base_parameters, make_trainable, master_weights
 from tunesmith.errors import UserError
+from tunesmith.garbage_collection import only_new_objects_collected
 from tunesmith.models.architecture import blocks
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
@@ -127,27 +128,26 @@ class Simulator:
             UserError: base, method and objective are not compatible, or the architecture does not run on fake tensors.
         """
         recipe, head = self.recipe, self.recipe.objective.head
-        gc.freeze()  # limits garbage collection to objects made here
-        try:
-            with fake_tensors():
-                base = fake_model(recipe.base, self.dtype, head, layers)
-                pack_fake(base)
-                use_fused_ops(base, small_copy)
-                model, objective = make_trainable(recipe, base, FakeReference.find)
-                if checkpointed is not None:
-                    enable_activation_checkpointing(model, checkpointed)
-                batch = self._batch(model, scores)
-                return _Simulation(recipe, model, objective, batch, self.simulate_allocator).step()
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            place = place_of_failure(recipe.extensions, error)
-            raise UserError(
-                f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass needs "
-                f"real values ({first if place is None else f'{first}; {place}'})."
-            ) from error
-        finally:
-            gc.collect()
-            gc.unfreeze()
+        with only_new_objects_collected():
+            try:
+                with fake_tensors():
+                    base = fake_model(recipe.base, self.dtype, head, layers)
+                    pack_fake(base)
+                    use_fused_ops(base, small_copy)
+                    model, objective = make_trainable(recipe, base, FakeReference.find)
+                    if checkpointed is not None:
+                        enable_activation_checkpointing(model, checkpointed)
+                    batch = self._batch(model, scores)
+                    return _Simulation(recipe, model, objective, batch, self.simulate_allocator).step()
+            except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                place = place_of_failure(recipe.extensions, error)
+                raise UserError(
+                    f"base: {recipe.base.path}: its memory and time cannot be predicted, because its forward pass "
+                    f"needs real values ({first if place is None else f'{first}; {place}'})."
+                ) from error
+            finally:
+                gc.collect()
 
     def _batch(self, model: PreTrainedModel, scores: bool) -> Batch:
         table, chosen = self.rows(packs(plain_model(model)), scores)
