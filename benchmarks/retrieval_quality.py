@@ -31,8 +31,7 @@ import numpy as np
 from stored_result import store
 
 import tunesmith
-from tunesmith.retrieval.full_text import words_of
-from tunesmith.retrieval.full_text_writer import K1, B
+from tunesmith.retrieval.full_text import K1, B, words_of
 from tunesmith.retrieval.measures import Scored, measure, ndcg, scored
 from tunesmith.retrieval.questions import read_questions
 from tunesmith.retrieval.search import Index

@@ -17,8 +17,8 @@ from tunesmith.errors import UserError
 from tunesmith.retrieval import full_text_writer
 from tunesmith.retrieval.dense import Dense, coded, write_vectors
 from tunesmith.retrieval.encoder import Encoder
-from tunesmith.retrieval.full_text import FullText, words_of
-from tunesmith.retrieval.full_text_writer import K1, B, write_full_text
+from tunesmith.retrieval.full_text import K1, B, FullText, words_of
+from tunesmith.retrieval.full_text_writer import write_full_text
 from tunesmith.retrieval.lines import Lines, write_lines
 from tunesmith.retrieval.ranking import WAYS, best, by_ranks, by_sum
 from tunesmith.retrieval.search import Index
