@@ -5,7 +5,7 @@ facts    the answer has words that the question does not have, most of them stan
 form     the plain answer does not look like the expected answers: a classifier of character n-grams, trained on the
          training rows' answers and on the model's plain answers to other rows, tells them apart
 
-Both are measured on words and characters, not on meanings. A row's own `need` column is taken as it is.
+Both are measured on words and characters, not on meanings.
 """
 
 import re
