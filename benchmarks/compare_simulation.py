@@ -3,9 +3,9 @@
     python benchmarks/compare_simulation.py [--draws 600]          # about eight minutes of one core
 
 Ways with known qualities answer the same made-up rows, right or wrong (or with a score from 0 to 1), with correlated
-answers. In each draw the rules choose. Counted are: how often the 95 % interval of a difference from the first way holds
-the true difference; how often the rules are certain; and how often what they are certain of is more than the margin below the
-best. Writes results/compare_simulation.{json,md} and puts the table into docs/deciding.md.
+answers. In each draw the rules choose. Counted are: how often the 95 % interval of a difference from the first way
+holds the true difference; how often the rules are certain; and how often what they are certain of is more than the
+margin below the best. Writes results/compare_simulation.{json,md} and puts the table into docs/deciding.md.
 """
 
 import argparse
@@ -98,10 +98,9 @@ def table(found: dict[str, Any]) -> str:
         found: the content of the stored result.
     """
     lines = [
-        f"{found['draws']:,} draws of each line, an eighth as many of scores from 0 to 1; six ways, each costlier than the one "
-        f"before it, {found['date']}. Covered: "
-        "how often the 95 % interval of a difference from the first way holds the true one. Wrong: certain of a way that "
-        "is more than 5 points below the best; in brackets its 95 % interval (Wilson).",
+        f"{found['draws']:,} draws of each line, an eighth as many of scores from 0 to 1; six ways, each costlier than the "
+        f"one before it, {found['date']}. Covered: how often the 95 % interval of a difference from the first way holds "
+        "the true one. Wrong: certain of a way that is more than 5 points below the best; in brackets its 95 % interval (Wilson).",
         "",
         "| scores | truth | rows | covered | certain | wrong |",
         "|---|---|---:|---:|---:|---:|",
