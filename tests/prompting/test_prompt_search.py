@@ -65,7 +65,7 @@ def test_the_best_prompt_wins_on_training_rows_and_is_shown_to_on_held_out_rows(
     assert list(named(result)) == ["plain", "add", "talk", "plain + 2 similar", "add + 2 similar", "talk + 2 similar"]
     assert named(result)["add + 2 similar"]["why"] in ("not shown to be worse", "lower half")
     assert named(result)["talk"]["why"] in ("shown to be worse", "lower half")
-    assert result["development"] == {"rows": 32, "rounds": [8, 16, 32]}
+    assert result["development"] == {"data": "training rows of recipe.yaml", "rows": 32, "rounds": [8, 16, 32]}
     at_the_end = 2 * result["held_out"]["rows"]
     assert held_out().isdisjoint(asked[:-at_the_end])
     assert set(asked[-at_the_end:]) <= held_out()

@@ -50,6 +50,7 @@ class RawText:
     """
 
     def __init__(self, subject: Subject) -> None:
+        subject = getattr(subject, "subject", subject)  # a prompt is before chats, not before raw text
         if not isinstance(subject, LocalSubject):
             raise UserError(f"{subject.name} is a server, and raw text is scored by models of this process only.")
         self._subject = subject

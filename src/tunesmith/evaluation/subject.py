@@ -135,6 +135,10 @@ class PromptedSubject(Subject, Protocol):
     """A subject with a prompt before its chats."""
 
     @property
+    def subject(self) -> Subject:
+        """The subject without the prompt."""
+
+    @property
     def renderer(self) -> ChatRenderer: ...
 
 

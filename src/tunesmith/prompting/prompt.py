@@ -262,6 +262,8 @@ class Prompt(Strict):
         assert self.examples is not None
         values = self.examples.model_dump(mode="json", exclude_defaults=True)
         if self.examples.rows is not None:
+            if "://" in self.examples.rows:
+                return values
             rows, directory = Path(self.examples.rows), file.parent.absolute()
             return values | {"rows": str(rows.relative_to(directory) if rows.is_relative_to(directory) else rows)}
         if len(self.examples.given) <= INLINE:

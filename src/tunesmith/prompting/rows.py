@@ -60,7 +60,7 @@ def recipe_of(model: str, source: str | Path | None) -> tuple[str, Recipe]:
         raise UserError(f"{model} is no run, so it has no rows. Name a recipe or a file of rows after it.")
     file = path / "recipe.yaml" if (path / "recipe.yaml").exists() else path
     if file.suffix not in (".yaml", ".yml"):
-        data = Data(train=[str(path)], held_out=HELD_OUT, max_length=2**17)
+        data = Data(train=[str(source)], held_out=HELD_OUT, max_length=2**17)
         return path.name, Recipe(data=data, objective=Instruction())
     recipe = Recipe.load(file)
     if recipe.data.folds is not None:

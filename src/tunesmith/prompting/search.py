@@ -103,34 +103,28 @@ def prompt_search(
     split = split_rows(origin, recipe, rows, showing.needs_rows or writer is not None, seed)
     events = Events(*subscribers)
     options: dict[str, Any] = {"concurrent": concurrent, "device": device, "keeps": cache}
-    about_writer = None
-    if writer is not None:
-        own = _written(writer, split, writer_count, seed, events, options)
-        about_writer = {"name": writer, "asked": writer_count, "different": len(own)}
-        found += own
-    apart = [*split.development, *split.held_out.examples]
-    tried = with_examples(found, split.pool, apart, showing)
-    if len(tried) < 2:
-        raise UserError("There is nothing to compare. Give prompts (--candidates, --template, --writer) or more --k.")
-    name = SubjectName.parse(str(model))
-    subject = open_subject(name, column_names([name])[0], **options)
+    subject = _opened(str(model), options)
     tasks = [task_of(row) for row in split.development]
     chosen = _metric(metric, [task.expected for task in tasks])
+    own = [] if writer is None else _written(writer, split, writer_count, seed, events, options)
+    tried = with_examples([*found, *own], split.pool, [*split.development, *split.held_out.examples], showing)
+    if len(tried) < 2:
+        raise UserError("There is nothing to compare. Give prompts (--candidates, --template, --writer) or more --k.")
     search = _Search(subject, tried, tasks, chosen, Sampling(max_new_tokens), events)
     try:
-        result = search.raced() | search.held_out(split, rows)
+        result = search.raced(origin) | search.held_out(split, rows)
     finally:
         subject.close()
     result = {
         "model": str(model),
         **result,
-        "writer": about_writer,
+        "writer": None if writer is None else {"name": writer, "asked": writer_count, "different": len(own)},
         "pool": len(split.pool),
         "near_held_out": split.near_held_out,
         "output": None if target is None else str(target),
     }
     if target is not None:
-        _save(search.winner.prompt, target, result)
+        _save(search.winner.prompt, Path(str(output)), result)
     return result
 
 
@@ -156,7 +150,7 @@ class _Search:
         self._steps = schedule(len(candidates), len(tasks))
         self.winner = candidates[0]
 
-    def raced(self) -> dict[str, Any]:
+    def raced(self, origin: str) -> dict[str, Any]:
         """Find the winner; what the result says about that."""
         places = race(list(self._candidates), self._measure, len(self._tasks))
         best = next(name for name, place in places.items() if place.why == "winner")
@@ -164,6 +158,7 @@ class _Search:
         return {
             "metric": {"name": self._metric_name, **about_figure(places[best].figure)},
             "development": {
+                "data": f"training rows of {origin}",
                 "rows": len(self._tasks),
                 "rounds": self._steps[: max(place.round for place in places.values())],
             },
@@ -247,14 +242,19 @@ class _Progress:
         self(0)
 
 
+def _opened(model: str, options: dict[str, Any]) -> Subject:
+    """A model by its name on the command line."""
+    name = SubjectName.parse(model)
+    return open_subject(name, column_names([name])[0], **options)
+
+
 def _written(
     writer: str, split: SearchRows, count: int, seed: int, events: Events, options: dict[str, Any]
 ) -> list[Candidate]:
     """Candidates that a model writes from rows of the pool."""
     if count < 1 or not split.pool:
         raise UserError("A model writes prompts from training rows: ask for one at least, and give more rows.")
-    name = SubjectName.parse(writer)
-    subject = open_subject(name, column_names([name])[0], **options)
+    subject = _opened(writer, options)
     try:
         return written(
             subject, split.pool, count, seed,
@@ -301,6 +301,8 @@ def _target(output: Path) -> Path:
     """
     file = output / PROMPT_FILE if output.is_dir() else output
     refuse_existing(file)
+    if output.is_dir():
+        refuse_existing(output / RESULT_FILE)
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"{output} is neither a run nor a .yaml file. A prompt is written as YAML.")
     if not file.parent.is_dir():
@@ -308,10 +310,10 @@ def _target(output: Path) -> Path:
     return file
 
 
-def _save(prompt: Prompt, target: Path, result: dict[str, Any]) -> None:
-    """Write the winner, and the result beside it in the directory of a run."""
-    if (target.parent / "recipe.yaml").exists():
-        file = target.parent / RESULT_FILE
+def _save(prompt: Prompt, output: Path, result: dict[str, Any]) -> None:
+    """Write the winner, and in the directory of a run also the result."""
+    if output.is_dir():
+        file = output / RESULT_FILE
         with writing(file), atomic_write(file) as out:
             json.dump(jsonable(result), out, indent=2, ensure_ascii=False)
-    prompt.save(target)
+    prompt.save(output)

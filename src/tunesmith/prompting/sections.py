@@ -66,7 +66,7 @@ class Examples(Strict):
     @field_validator("rows")
     @classmethod
     def _beside_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None or info.context is None:
+        if value is None or info.context is None or "://" in value:
             return value
         beside = (info.context / Path(value).expanduser()).absolute()
         return str(beside) if beside.exists() else str(Path(value).expanduser().absolute())
