@@ -98,9 +98,10 @@ def table(found: dict[str, Any]) -> str:
         found: the content of the stored result.
     """
     lines = [
-        f"{found['draws']:,} draws of each line, an eighth as many of scores from 0 to 1; six ways, each costlier than the "
-        f"one before it, {found['date']}. Covered: how often the 95 % interval of a difference from the first way holds "
-        "the true one. Wrong: certain of a way that is more than 5 points below the best; in brackets its 95 % interval (Wilson).",
+        f"{found['draws']:,} draws of each line, an eighth as many of scores from 0 to 1; six ways, each costlier than "
+        f"the one before it, {found['date']}. Covered: how often the 95 % interval of a difference from the first way "
+        "holds the true one. Wrong: certain of a way that is more than 5 points below the best; in brackets its 95 % "
+        "interval (Wilson).",
         "",
         "| scores | truth | rows | covered | certain | wrong |",
         "|---|---|---:|---:|---:|---:|",

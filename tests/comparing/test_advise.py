@@ -150,6 +150,7 @@ def test_a_comparison_is_not_overwritten(tmp_path: Path) -> None:
         ({"change": "facts", "rows": -1}, "rows: -1 is too small"),
         ({"change": "facts", "documents": float("nan")}, "documents: nan"),
         ({"change": "facts", "latency": 0}, "latency: 0 is no time"),
+        ({"change": "facts", "device": "h1000"}, "--device: h1000 is not known"),
     ],
 )
 def test_an_answer_that_is_not_valid_is_named(answers: dict[str, Any], message: str) -> None:

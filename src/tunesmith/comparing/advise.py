@@ -17,6 +17,7 @@ from tunesmith.comparing.ways import WAYS
 from tunesmith.errors import UserError
 from tunesmith.evaluation.statistics.differences import LEVEL
 from tunesmith.evaluation.statistics.power import detectable, rows_to_show
+from tunesmith.planner.device import device_named
 from tunesmith.run import atomic_write, refuse_existing, writing
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
@@ -108,7 +109,7 @@ def advise(
         show), `plan`, `unplanned`, `prices`, `studies`, `findings`, `answers` and `output`.
 
     Raises:
-        UserError: an answer is not valid, or the output exists or cannot be written.
+        UserError: an answer is not valid, the device is not known, or the output exists or cannot be written.
     """
     answers = Answers(
         change, facts_change, rows, documents, requests, latency, hosted, price_in, price_out, base, device
@@ -163,7 +164,12 @@ def _worth_comparing(ways: Sequence[str], choice: PriorChoice) -> list[str]:
 
 
 def _costs(answers: Answers, ways: Sequence[str]) -> Costs:
-    """By the planner, as far as it can say."""
+    """By the planner, as far as it can say.
+
+    Raises:
+        UserError: the device is not known.
+    """
+    device_named(answers.device)
     prices = Prices(requests=MONTHS * answers.requests)
     try:
         figures = predicted(answers.base, answers.device, answers.rows)
