@@ -46,8 +46,8 @@ def test_compare_prints_the_ways_and_writes_them_beside_its_file() -> None:
     result = json.loads(elsewhere.stdout)
     assert list(result["ways"]) == ["plain"]
     assert result["left_out"]["few_shot"] == "the budget of 0.001s does not allow it"
-    first = json.loads(Path("mine/compare.json").read_text(encoding="utf-8"))
-    assert result["ways"]["plain"]["exact_match"] == first["ways"]["plain"]["exact_match"], "whatever is computed together"
+    plain = json.loads(Path("mine/compare.json").read_text(encoding="utf-8"))["ways"]["plain"]
+    assert result["ways"]["plain"]["exact_match"] == plain["exact_match"], "whatever is computed together"
     assert Path("o/compare.json").exists()
     refused = typed("compare", "nowhere.yaml")
     assert refused.returncode == 2

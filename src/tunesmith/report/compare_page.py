@@ -13,6 +13,7 @@ from tunesmith.report.formatting import duration
 from tunesmith.report.html import fill_page
 from tunesmith.report.ways import (
     NEEDS,
+    about_needs,
     about_quality,
     about_rows,
     break_even_lines,
@@ -49,6 +50,7 @@ def write_comparison_page(directory: Path) -> Path:
         "charts": [Markup(chart) for chart in charts(result)],
         "left_out": left_out_lines(result),
         "budget": about_budget(result),
+        "about_needs": about_needs(result),
         "needs": need_rows(result),
         "costs": cost_rows(result),
         "break_even": break_even_lines(result),

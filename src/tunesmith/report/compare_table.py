@@ -9,7 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.report.compare_page import about_budget
-from tunesmith.report.ways import NEEDS, Row, about_quality, about_rows, headline, left_out_lines, need_rows, ways_rows
+from tunesmith.report.ways import (
+    Row,
+    about_needs,
+    about_quality,
+    about_rows,
+    headline,
+    left_out_lines,
+    need_rows,
+    ways_rows,
+)
 
 
 def comparison_text(result: dict[str, Any]) -> Group:
@@ -31,8 +40,9 @@ def comparison_text(result: dict[str, Any]) -> Group:
     )
     parts: list[RenderableType] = [_table(ways_rows(result), found["way"], " ".join(filter(None, notes)))]
     if needs := need_rows(result):
-        about = "; ".join(f"{name}: {NEEDS[name]}" for name in result["needs"])
-        parts.append(_table(needs, found["way"], f"What rows need, by words and characters. {about}."))
+        parts.append(_table(needs, found["way"], about_needs(result)))
+    else:
+        parts.append(Text(about_needs(result)))
     parts.append(Text(headline(result), "bold green" if found["certain"] else "bold yellow"))
     parts += [Text(f"  {line}") for line in found["because"]]
     if found["would_change"]:

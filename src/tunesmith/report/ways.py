@@ -139,6 +139,20 @@ def _tokens(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def about_needs(result: Mapping[str, Any]) -> str:
+    """What rows need, in a sentence.
+
+    Args:
+        result: the content of `compare.json`.
+    """
+    needs = result["needs"]
+    if len(needs) == 1:
+        (need,) = needs
+        return f"All rows need {NEEDS[need]}, by words and characters."
+    named = "; ".join(f"{name}: {NEEDS[name]}" for name in needs)
+    return f"What rows need, by words and characters. {named}."
+
+
 def need_rows(result: Mapping[str, Any]) -> list[Row]:
     """What decides among the rows of each need.
 
