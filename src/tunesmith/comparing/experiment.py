@@ -108,14 +108,14 @@ class Experiment:
     @cached_property
     def _tuned(self) -> Run:
         """The base, fine-tuned on the training rows."""
-        if self.comparison.tuned is not None:
-            return Run.open(Path(self.comparison.tuned))
-        return self._trained("tuned")
+        given = self.comparison.tuned
+        return self._trained("tuned") if given is None else Run.open(Path(given))
 
     @cached_property
     def _retrieval_tuned(self) -> Run:
         """The base, fine-tuned on the training rows with excerpts."""
-        return self._trained("retrieval_tuned", self.excerpts.of_row)
+        given = self.comparison.retrieval_tuned
+        return self._trained("retrieval_tuned", self.excerpts.of_row) if given is None else Run.open(Path(given))
 
     def subject(self, way: Way) -> Subject:
         """A way as a model that can be evaluated.

@@ -82,6 +82,9 @@ class Comparison(Strict):
     tuned: str | None = None
     """A finished run on these training rows, to take in place of a new one."""
 
+    retrieval_tuned: str | None = None
+    """A finished run on rows with excerpts, to take in place of a new one."""
+
     servers: list[Server] = Field(default=[])
     """Larger or hosted models."""
 
@@ -120,7 +123,12 @@ class Comparison(Strict):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the models' arithmetic."""
 
-    @field_validator("documents", "tuned", mode="before")
+    @property
+    def _paths(self) -> dict[str, str | None]:
+        """What must exist, by field."""
+        return {"documents": self.documents, "tuned": self.tuned, "retrieval_tuned": self.retrieval_tuned}
+
+    @field_validator("documents", "tuned", "retrieval_tuned", mode="before")
     @classmethod
     def _path(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -184,8 +192,7 @@ class Comparison(Strict):
             update={
                 "base": absolute(self.base),
                 "data": data,
-                "documents": None if self.documents is None else existing("documents", self.documents),
                 "prompts": [existing("prompts", prompt) for prompt in self.prompts],
-                "tuned": None if self.tuned is None else existing("tuned", self.tuned),
+                **{field: None if path is None else existing(field, path) for field, path in self._paths.items()},
             }
         )
