@@ -3,8 +3,8 @@
     python benchmarks/compare_study.py [--needs facts changed classification format style]
 
 facts           which value a parameter of a function of this Python installation has by default; the documents are
-                pages of the modules, training rows ask in other words. `changed`: the same questions after the defaults
-                have changed in the documents, and not in the training rows
+                pages of the modules, training rows ask in other words. `changed`: the same questions to the same runs,
+                after the defaults have changed in the documents
 classification  Banking77 (Casanueva et al. 2020): which of 77 intents a customer has
 format          the JSON tool definition of a Python function (the demo's task)
 style           terms of service in plain English (Manor & Li 2019)
@@ -217,6 +217,7 @@ def compared(name: str, directory: Path) -> dict[str, Any]:
     from tunesmith.comparing.spec import Comparison
 
     need = NEEDS[name]
+    runs = runs_of_facts(directory.with_name("facts")) if name == "changed" else {}
     directory.mkdir(parents=True, exist_ok=True)
     need.write(directory)
     prompts = []
@@ -234,6 +235,7 @@ def compared(name: str, directory: Path) -> dict[str, Any]:
             "development": 24,
             "max_new_tokens": need.answer,
             "metric": need.metric,
+            **runs,
             "tune": {
                 "method": METHOD,
                 "train": {
@@ -247,6 +249,23 @@ def compared(name: str, directory: Path) -> dict[str, Any]:
         }
     )
     return compare(comparison, directory / "comparison", [report])
+
+
+def runs_of_facts(directory: Path) -> dict[str, str]:
+    """The runs that learned the facts as they were; they are trained again if they are gone.
+
+    Args:
+        directory: of that comparison.
+
+    Returns:
+        The fields of a comparison that name them.
+    """
+    names = ("tuned", "retrieval_tuned")
+    found = {name: sorted((directory / "comparison" / "runs").glob(f"{name}-*")) for name in names}
+    if not all(found.values()):
+        compared("facts", directory)
+        return runs_of_facts(directory)
+    return {name: str(paths[0]) for name, paths in found.items()}
 
 
 def report(event: dict[str, Any]) -> None:
@@ -278,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         RESULTS.write_text(json.dumps(done, indent=1, ensure_ascii=False), encoding="utf-8")
         RESULTS.with_suffix(".md").write_text(table(done), encoding="utf-8")
         plot(done, RESULTS.with_suffix(".svg"))
-        shutil.rmtree(options.work / name, ignore_errors=True)
+    shutil.rmtree(options.work, ignore_errors=True)
 
 
 if __name__ == "__main__":

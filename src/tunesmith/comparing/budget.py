@@ -100,9 +100,8 @@ def _predicted(
     development, spec = len(experiment.parts.development), experiment.comparison
     prompts = any(way.prompt for way in ways) * len(spec.prompts)
     shots = any(way.shots for way in ways) * len(spec.shots) * LONGER["few_shot"]
-    runs = len(
-        {way.model for way in ways if way.model == "retrieval_tuned" or (way.model == "tuned" and not spec.tuned)}
-    )
+    given = {"tuned": spec.tuned, "retrieval_tuned": spec.retrieval_tuned}
+    runs = len({way.model for way in ways if way.model in given and given[way.model] is None})
     return {
         "choices": development * each * (prompts + shots),
         "training": training * runs,
