@@ -116,6 +116,14 @@ def test_the_rows_of_retrieval_aware_tuning_have_excerpts_as_they_are_asked_with
     assert first[1]["content"] == "It is so."
 
 
+def test_excerpts_that_do_not_fit_are_counted(material: Path) -> None:
+    (material / "long").mkdir()
+    (material / "long" / "a.md").write_text("# Sums\n\n" + "What is 3 plus 3? " * 300, encoding="utf-8")
+    asked = read(material, documents=str(material / "long"), excerpts=20, ways=["retrieval"])
+    note = tunesmith.compare(asked, material / "full")["ways"]["retrieval"]["about"]["note"]
+    assert note.startswith("12 chats have fewer than 20 excerpts, since the model reads ")
+
+
 def test_the_samples_are_rows_in_which_the_ways_differ(result: dict[str, Any]) -> None:
     assert len(result["samples"]) == 5
     for sample in result["samples"]:

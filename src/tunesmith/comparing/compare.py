@@ -132,12 +132,15 @@ def _measured(experiment: Experiment, ways: Sequence[Way], left_out: dict[str, s
     Raises:
         UserError: none can run.
     """
-    found = []
-    for way, server in [*((way, None) for way in ways), *_served(experiment.comparison)]:
+    found: list[MeasuredWay] = []
+    asked = [*((way, None) for way in ways), *_served(experiment.comparison)]
+    for done, (way, server) in enumerate(asked):
+        experiment.events.emit("progress", what="ways", done=done, total=len(asked))
         try:
             found.append(experiment.measured(way, server))
         except UserError as error:
             left_out[way.name] = str(error)
+    experiment.events.emit("progress", what="ways", done=len(asked), total=len(asked))
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"No way can be compared. {reasons}")

@@ -111,13 +111,13 @@ class Retrieved:
         name: its column in the tables.
 
     Attributes:
-        shortened: chats whose excerpts did not all fit into the model's context.
+        shortened: the chats whose excerpts did not all fit into the model's context, by hash.
     """
 
     def __init__(self, subject: Subject, excerpts: Excerpts, name: str) -> None:
         self.name, self._subject, self._excerpts = name, subject, excerpts
         self._reading = Reading.of(subject.model)
-        self.shortened = 0
+        self.shortened: set[str] = set()
 
     @property
     def identity(self) -> str | None:
@@ -140,6 +140,16 @@ class Retrieved:
         """The same, of which everything is computed again, to be timed."""
         return Retrieved(self._subject.uncached(), self._excerpts, self.name)
 
+    @property
+    def note(self) -> str | None:
+        """How many chats have fewer excerpts than were found, in a sentence; None if none has."""
+        if not self.shortened:
+            return None
+        chats = f"{len(self.shortened):,} chats have" if len(self.shortened) > 1 else "A chat has"
+        return (
+            f"{chats} fewer than {self._excerpts.count} excerpts, since the model reads {self._reading.room:,} tokens."
+        )
+
     def chat_of(self, chat: Chat, sampling: Sampling) -> tuple[Message, ...]:
         """A chat with as many excerpts as fit beside its answer.
 
@@ -154,14 +164,14 @@ class Retrieved:
             messages = self._excerpts.before(chat, hits[:count], special)
             if count == 0 or self._reading.fits(messages, sampling.max_new_tokens):
                 break
-        self.shortened += count < len(hits)
+        if count < len(hits):
+            self.shortened.add(digest_of(list(chat)))
         return messages
 
     def answers(
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
     ) -> list[Answer]:
         """As `Subject.answers`."""
-        self.shortened = 0
         return self._subject.answers([self.chat_of(chat, sampling) for chat in chats], sampling, done)
 
     def scores(self, prompts: Sequence[str | Chat] | None, texts: Sequence[str]) -> list[Score]:

@@ -24,6 +24,7 @@ from tunesmith.evaluation.subject import Subject, Timing
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.evaluation.suite import SuiteContext, measure_suite, open_suites
 from tunesmith.inference.sampling import Sampling
+from tunesmith.prompting.prompted import Prompted
 from tunesmith.retrieval.build import AUTO, NONE, index
 from tunesmith.retrieval.search import Index
 from tunesmith.run import Events, Run, Subscriber, atomic_write
@@ -158,10 +159,11 @@ class Experiment:
         timings = subject.timings(timed, self.sampling, 1)
         topic = self._topic(subject)
         cost = self._cost(way, subject, server, timings)
+        about = self._about(way) | {"note": note_of(subject)}
         if way.model != "base":
             subject.close()
         figures = answer_figures(answers, tasks, self.metrics)
-        return MeasuredWay(way, answers, figures, timings, cost, self._about(way), topic)
+        return MeasuredWay(way, answers, figures, timings, cost, about, topic)
 
     def plain_answers(self, tasks: Sequence[Task]) -> list[str]:
         """What the base answers without help.
@@ -279,3 +281,14 @@ class Experiment:
     def _notes(self) -> dict[str, float]:
         file = self.output / COSTS
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def note_of(subject: Subject) -> str | None:
+    """What did not fit into a model's context, in a sentence; None if all did.
+
+    Args:
+        subject: after it has answered.
+    """
+    if isinstance(subject, Prompted):
+        return subject.renderer.note
+    return subject.note if isinstance(subject, Retrieved) else None

@@ -17,6 +17,7 @@ from tunesmith.report.ways import (
     headline,
     left_out_lines,
     need_rows,
+    note_lines,
     ways_rows,
 )
 
@@ -32,12 +33,7 @@ def comparison_text(result: dict[str, Any]) -> Group:
     """
     found = result["recommendation"]
     left_out = "; ".join(left_out_lines(result))
-    notes = (
-        about_rows(result),
-        about_quality(result),
-        about_budget(result),
-        f"Left out. {left_out}." if left_out else "",
-    )
+    notes = (about_rows(result), about_quality(result), about_budget(result), left_out, *note_lines(result))
     parts: list[RenderableType] = [_table(ways_rows(result), found["way"], " ".join(filter(None, notes)))]
     if needs := need_rows(result):
         parts.append(_table(needs, found["way"], about_needs(result)))

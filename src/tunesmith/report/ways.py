@@ -197,6 +197,18 @@ def break_even_lines(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def note_lines(result: Mapping[str, Any]) -> list[str]:
+    """What did not fit into a model's context.
+
+    Args:
+        result: the content of `compare.json`.
+
+    Returns:
+        A line for each way with less than it was to have.
+    """
+    return [f"{name}: {note}" for name, way in result["ways"].items() if (note := way["about"].get("note"))]
+
+
 def left_out_lines(result: Mapping[str, Any]) -> list[str]:
     """Ways that were not compared, and why.
 
