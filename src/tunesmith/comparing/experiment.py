@@ -1,6 +1,5 @@
 """One comparison: its rows, its models, and what each way is measured on."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from tunesmith.comparing.costs import Cost
 from tunesmith.comparing.excerpts import Excerpts, Retrieved
 from tunesmith.comparing.measured_way import TIMED, MeasuredWay
 from tunesmith.comparing.memory import memory_of
+from tunesmith.comparing.noted import Noted
 from tunesmith.comparing.rows import Parts, write_rows
 from tunesmith.comparing.spec import Comparison, Server
 from tunesmith.comparing.tuned import fine_tuned, recipe_for, seconds_of_run
@@ -27,7 +27,7 @@ from tunesmith.inference.sampling import Sampling
 from tunesmith.prompting.prompted import Prompted
 from tunesmith.retrieval.build import AUTO, NONE, index
 from tunesmith.retrieval.search import Index
-from tunesmith.run import Events, Run, Subscriber, atomic_write
+from tunesmith.run import Events, Run, Subscriber
 
 TOPIC_PROMPTS = 60
 """The most prompts of the suite `topic` for each way."""
@@ -74,7 +74,13 @@ class Experiment:
     @cached_property
     def base(self) -> Subject:
         """The base."""
-        return self._opened(self.comparison.base, "base")
+        precision = self.comparison.precision
+        return self._opened(self.comparison.base + ("" if precision == "auto" else f"@{precision}"), "base")
+
+    @cached_property
+    def _noted(self) -> Noted:
+        """What was measured once."""
+        return Noted(self.output / COSTS)
 
     @cached_property
     def excerpts(self) -> Excerpts:
@@ -83,10 +89,10 @@ class Experiment:
         assert documents is not None
         done = index(documents, self.output / "index", self.comparison.encoder, None, self.subscribers)
         if done.read:
-            self._note("index_seconds", done.seconds)
-            self._note("index_files", done.files)
+            self._noted.note("index_seconds", done.seconds)
+            self._noted.note("index_files", done.files)
             again = index(documents, self.output / "index", self.comparison.encoder)
-            self._note("unchanged_seconds", again.seconds)
+            self._noted.note("unchanged_seconds", again.seconds)
         return Excerpts(Index(self.output / "index"), self.comparison.excerpts)
 
     @cached_property
@@ -94,7 +100,7 @@ class Experiment:
         """The best of the user's prompts on the development rows."""
         files, tasks = self.comparison.prompts, self.parts.development_tasks
         chosen = choose_prompt(self.base, files, tasks, self.metric, self.sampling, self.events)
-        self._note_longest("prompt_seconds", chosen.seconds)
+        self._noted.note_longest("prompt_seconds", chosen.seconds)
         return chosen
 
     @cached_property
@@ -103,7 +109,7 @@ class Experiment:
         train, counts, tasks = self.parts.train, self.comparison.shots, self.parts.development_tasks
         named = None if self.comparison.encoder in (AUTO, NONE) else self.comparison.encoder
         chosen = choose_shots(self.base, train, counts, tasks, self.metric, self.sampling, self.events, named)
-        self._note_longest("shots_seconds", chosen.seconds)
+        self._noted.note_longest("shots_seconds", chosen.seconds)
         return chosen
 
     @cached_property
@@ -197,6 +203,7 @@ class Experiment:
         own = self.parts.development
         development = write_rows(rows / f"{name}-development.jsonl", own, changed) if own else None
         recipe = recipe_for(self.comparison, train, development)
+        self.base.close()  # its memory is needed
         return fine_tuned(recipe, self.output / "runs", name, self.subscribers)
 
     def _about(self, way: Way) -> dict[str, Any]:
@@ -237,12 +244,12 @@ class Experiment:
             return replace(each, price_in=server.price_in, price_out=server.price_out, is_served=True)
         rows, seconds = 0, 0.0
         if way.prompt:
-            rows, seconds = len(self.parts.development), self._noted("prompt_seconds")
+            rows, seconds = len(self.parts.development), self._noted["prompt_seconds"]
         if way.shots:
             rows = len(self.parts.development) + self.shots.rows
-            seconds += self._noted("shots_seconds")
+            seconds += self._noted["shots_seconds"]
         if way.documents:
-            seconds += self._noted("index_seconds")
+            seconds += self._noted["index_seconds"]
         if way.model in ("tuned", "retrieval_tuned"):
             rows, seconds = max(rows, len(self.parts.train)), seconds + seconds_of_run(self._run(way))
         directory = self.output / "index" if way.documents else None
@@ -258,29 +265,11 @@ class Experiment:
     def _change_seconds(self, way: Way) -> float | None:
         """Until a changed fact is known: one document is indexed anew; or the run is repeated; or the prompt edited."""
         if way.documents:
-            return self._noted("unchanged_seconds") + self._noted("index_seconds") / max(
-                1.0, self._noted("index_files")
-            )
+            a_file = self._noted["index_seconds"] / max(1.0, self._noted["index_files"])
+            return self._noted["unchanged_seconds"] + a_file
         if way.model == "tuned":
             return seconds_of_run(self._run(way))
         return 0.0 if way.prompt or way.shots else None
-
-    def _note_longest(self, name: str, seconds: float) -> None:
-        """Keep how long something took when it was not in the cache of answers."""
-        self._note(name, max(seconds, self._noted(name)))
-
-    def _note(self, name: str, value: float) -> None:
-        """Keep what was measured once, for a later call that finds the work done."""
-        values = {**self._notes(), name: value}
-        with atomic_write(self.output / COSTS) as file:
-            json.dump(values, file, indent=2)
-
-    def _noted(self, name: str) -> float:
-        return self._notes().get(name, 0.0)
-
-    def _notes(self) -> dict[str, float]:
-        file = self.output / COSTS
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def note_of(subject: Subject) -> str | None:
