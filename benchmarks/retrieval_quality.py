@@ -46,7 +46,7 @@ WAYS = {
     "dense": ("dense", 1.0), "text": ("text", 0.0), "rrf": ("rrf", 0.0),
     **{f"weighted, {weight:g}": ("weighted", weight) for weight in (0.5, 0.6, 0.7, 0.8, 0.9)},
 }  # fmt: skip
-DOCSTRINGS, BANK_PASSAGES, BANK_QUESTIONS = 1000, 20, 600
+DOCSTRINGS, BANK_PASSAGES, BANK_QUESTIONS = 600, 10, 400
 BRUTE = 40
 K = 10
 
@@ -76,9 +76,8 @@ def docstrings() -> tuple[dict[str, str], Rows]:
                 key = f"{file.relative_to(library).with_suffix('')}.{name}".replace("/", ".")
                 passages[key] = rest
                 rows.append((first, [key]))
-    draw = np.random.default_rng(0)
-    chosen = sorted(draw.choice(len(rows), min(DOCSTRINGS, len(rows)), replace=False).tolist())
-    return passages, [rows[number] for number in chosen]
+    chosen = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))[:DOCSTRINGS].tolist()]
+    return {keys[0]: passages[keys[0]] for _, keys in chosen}, chosen
 
 
 def documented(file: Path) -> Iterator[tuple[str, str]]:

@@ -113,7 +113,7 @@ def documents() -> Path:
 
 def rate() -> dict[str, Any]:
     """`tunesmith index` without an encoder."""
-    return indexed(documents(), "none")
+    return indexed(documents(), "none", "index-text")
 
 
 def encoded() -> dict[str, Any]:
@@ -125,14 +125,14 @@ def encoded() -> dict[str, Any]:
         if used < ENCODED_MB and file.stat().st_size < 40_000:
             shutil.copy(file, few)
             used += file.stat().st_size / 1e6
-    return indexed(few, ENCODER)
+    return indexed(few, ENCODER, "index-encoded")
 
 
-def indexed(source: Path, encoder: str) -> dict[str, Any]:
+def indexed(source: Path, encoder: str, name: str) -> dict[str, Any]:
     """How long an index takes."""
     import tunesmith
 
-    path = WORK / f"index-{encoder}"
+    path = WORK / name
     shutil.rmtree(path, ignore_errors=True)
     began, cpu = time.perf_counter(), time.process_time()
     done = tunesmith.index(source, path, encoder)
@@ -147,7 +147,7 @@ class Repeated:
         from tunesmith.retrieval.encoder import Encoder
         from tunesmith.retrieval.generation import current
 
-        source = current(WORK / "index-none")
+        source = current(WORK / "index-text")
         assert source is not None
         self._source, self.texts = source, self
         sizes = np.array([len(source.texts[number]) for number in range(len(source))])
@@ -294,6 +294,8 @@ def table(found: dict[str, Any]) -> str:
             f"{mb / part['cpu_seconds']:.2g} | "
             f"{part['peak_bytes'] / 1e9:.1f} GB |"
         )
+    loads = [found[step]["load"] for step in STEPS]
+    lines += ["", f"Other work ran at the same time: load {min(loads):.0f} to {max(loads):.0f}."]
     return "\n".join(lines) + "\n"
 
 

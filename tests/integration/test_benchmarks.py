@@ -649,3 +649,38 @@ def test_evaluation_study_reports_falls_of_the_loss_as_gains(script: Script) -> 
         "| commongen | 3e-4 + replay | **0.300** (0.100 to 0.400) | coverage 50 → 50 % (+20; -10 to 50) | "
         "**0.050** (0.010 to 0.090) |  | 0.50 (0.40 to 0.60) |"
     ) in text
+
+
+def test_retrieval_speed_builds_many_chunks_and_times_each_way(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: Path
+) -> None:
+    module = script("retrieval_speed")
+    text = "".join(f"# Part {n}\n\nw{n} w{n * 3 % 17} good film.\n\n" for n in range(40))
+    write(tmp_path / "documents" / "a.md", text)
+    values = {"documents": lambda: tmp_path / "documents", "ENCODER": str(reading / "vectors"), "CHUNKS": 400,
+              "DOCUMENTS": 4, "VECTORS": 20, "QUESTIONS": ("w3 good", "w9"), "REPEATS": 1, "K": 3}  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setattr(module, name, value)
+    found = {"rate": module.rate(), "encoded": module.encoded(), "million": module.million()}
+    assert found["million"]["chunks"] == 400
+    hits = module.own_search("text")("chunk123")
+    assert [hit.text.split()[0] for hit in hits] == ["chunk123"]
+    first = module.own_search("dense")("w3 good")[0].chunk
+    assert module.numpy_search()("w3 good")[0] == first
+    assert module.bm25s_search()("chunk123")[0][0][0] == hits[0].chunk
+    found |= {way: module.queries(way) for way in ("text", "dense", "weighted", "bm25s", "numpy")}
+    for part in found.values():
+        part |= {"peak_bytes": 1e9, "load": 0.0}
+    assert module.table(found).count("\n| ") == 8 + 1
+
+
+def test_retrieval_quality_finds_what_brute_force_finds(
+    script: Script, monkeypatch: pytest.MonkeyPatch, reading: Path
+) -> None:
+    module = script("retrieval_quality")
+    monkeypatch.setattr(module, "ENCODER", str(reading / "vectors"))
+    passages = {str(n): f"w{n} w{n * 3 % 17} good film" for n in range(40)}
+    found = {"words": module.quality("words", passages, [(f"which is w{n}", [str(n)]) for n in range(40)])}
+    same = found["words"]["same"]
+    assert same["text"] == same["dense"] == same["questions"] > 10
+    assert module.table(found).count("\n") == 2 + len(module.WAYS) + 1
