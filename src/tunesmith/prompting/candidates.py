@@ -99,7 +99,8 @@ def of_template(path: str | Path) -> list[Candidate]:
     file = Path(path)
     values = mapping_in(file, "a template", ", ".join(Prompt.model_fields))
     variables = values.get("variables")
-    lists = {name: each for name, each in (variables or {}).items() if isinstance(each, list)}
+    given = variables if isinstance(variables, dict) else {}
+    lists = {name: each for name, each in given.items() if isinstance(each, list)}
     if not lists:
         raise UserError(
             f"{file.name}: no variable has a list of values, so there is one prompt. Give it as a candidate, or write "
@@ -108,7 +109,7 @@ def of_template(path: str | Path) -> list[Candidate]:
     found = []
     for chosen in product(*lists.values()):
         of_this = dict(zip(lists, chosen, strict=True))
-        filled = {**values, "variables": {**values["variables"], **of_this}}
+        filled = {**values, "variables": {**given, **of_this}}
         name = f"{file.stem} {' '.join(f'{key}={value}' for key, value in of_this.items())}"
         found.append(Candidate(name, checked_values(Prompt, filled, file.name, file.parent.absolute()), "template"))
         if len(found) > MOST:

@@ -28,7 +28,7 @@ class SearchRows:
 
     Attributes:
         origin: where they come from, in words.
-        held_out: not looked at until the end.
+        held_out: not answered until the end.
         development: training rows that candidates answer.
         pool: the other training rows, which may be shown as examples, each a question and its answer.
         near_held_out: training rows that are no examples since their question is nearly one of the held-out ones.

@@ -59,7 +59,7 @@ def prompt_search(
     """Search for the prompt and the few-shot examples with which a model answers best.
 
     All candidates answer training rows, by successive halving (`tunesmith.prompting.race`). The held-out rows are not
-    looked at until the end, when the winner and the model without a prompt answer them once. Examples are training rows
+    answered until the end, when the winner and the model without a prompt answer them once. Examples are training rows
     that no candidate is compared on. What has been answered is kept in the user's cache, so that a search that was
     killed resumes.
 

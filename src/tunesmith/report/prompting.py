@@ -16,7 +16,7 @@ VERDICTS = {
     "better": "On held-out rows it is shown to be better than no prompt.",
     "worse": "On held-out rows it is shown to be worse than no prompt: do not use it.",
     "not shown": "On held-out rows no difference from no prompt is shown.",
-    "no prompt": "No prompt is shown to be better than none.",
+    "no prompt": "The model answered best without a prompt.",
 }
 
 
