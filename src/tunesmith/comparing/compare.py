@@ -17,7 +17,7 @@ from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import seconds_of
 from tunesmith.evaluation.metrics import METRICS, Metric, fitting, metric_named
-from tunesmith.evaluation.suites.task_score import main_metric
+from tunesmith.evaluation.suites.task_score import main_metric_name
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.run import Subscriber, atomic_write, jsonable, writing
 from tunesmith.run_lock import write_lock
@@ -93,13 +93,12 @@ def _metrics(spec: Comparison, parts: Parts) -> dict[str, Metric]:
         UserError: the metric is not known, or scores no single answers.
     """
     expected = [task.expected for task in parts.tasks]
-    if spec.metric is None:
-        chosen = main_metric(expected)
-        name = next(name for name, metric in METRICS.items() if metric is chosen)
-    else:
-        name, chosen = spec.metric, metric_named(spec.metric)
+    name = main_metric_name(expected) if spec.metric is None else spec.metric
+    chosen = metric_named(name)
     if chosen.score is None or chosen.figure is not None:
         raise UserError(f"metric: {name} is a figure of all answers together. Name one that scores each answer.")
+    if chosen.better == "neither" or not fitting({name: chosen}, expected):
+        raise UserError(f"metric: {name} does not say which answers to these rows are better. Name another one.")
     return {name: chosen, **{other: metric for other, metric in fitting(METRICS, expected).items() if other != name}}
 
 

@@ -9,10 +9,11 @@ from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import cases_of, samples_of
 from tunesmith.evaluation.measured import Measured
-from tunesmith.evaluation.metrics import METRICS, Metric, fitting, measured, metric_named
+from tunesmith.evaluation.metrics import Metric, fitting, measured, metric_named
 from tunesmith.evaluation.rows import Task, spread, task_of
 from tunesmith.evaluation.subject import Answer, Subject
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
+from tunesmith.evaluation.suites.task_score import main_metric_name
 from tunesmith.evaluation.summary import about_figure, summary, with_interval
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
@@ -27,9 +28,6 @@ from tunesmith.run import Events, Subscriber, atomic_write, jsonable, refuse_exi
 
 RESULT_FILE = "prompt_search.json"
 """Beside the prompt in the directory of a run."""
-
-SHORT = 3
-"""Words of expected answers up to which they are compared as a whole."""
 
 SAMPLES = 3
 
@@ -271,9 +269,7 @@ def _metric(name: str | None, expected: Sequence[str]) -> tuple[str, Metric]:
         UserError: there is no such metric, or neither direction of it is better.
     """
     if name is None:
-        fits = fitting(METRICS, expected)
-        is_short = all(len(each.split()) <= SHORT for each in expected)
-        name = "fields" if "fields" in fits else "exact_match" if is_short else "rouge_l"
+        name = main_metric_name(expected)
     metric = metric_named(name, Path.cwd())
     _refuse_unfit(name, metric, expected)
     if metric.better == "neither":

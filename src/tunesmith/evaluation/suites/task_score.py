@@ -13,19 +13,28 @@ LABEL_WORDS = 3
 """Expected answers of at most as many words are labels, names or numbers, which are right or wrong as a whole."""
 
 
-def main_metric(expected: Sequence[str]) -> Metric:
+def main_metric_name(expected: Sequence[str]) -> str:
     """The metric that says most about a task in one number.
 
     Args:
         expected: the expected answers.
 
     Returns:
-        The F1 of fields if all are JSON, exact match if all are a few words, and else ROUGE-L.
+        Its name in `METRICS`: the F1 of fields if all are JSON, exact match if all are a few words, and else ROUGE-L.
     """
     if "fields" in fitting(METRICS, expected):
-        return METRICS["fields"]
+        return "fields"
     are_labels = all(len(text.split()) <= LABEL_WORDS for text in expected)  # card_arrival is one word
-    return METRICS["exact_match" if are_labels else "rouge_l"]
+    return "exact_match" if are_labels else "rouge_l"
+
+
+def main_metric(expected: Sequence[str]) -> Metric:
+    """As `main_metric_name`, the metric itself.
+
+    Args:
+        expected: the expected answers.
+    """
+    return METRICS[main_metric_name(expected)]
 
 
 def scored(metric: Metric, answers: Sequence[Answer], expected: Sequence[str]) -> NDArray[np.float64]:
