@@ -175,7 +175,7 @@ def test_a_budget_takes_rows_first_and_then_ways_and_says_which(material: Path) 
         ({"documents": "nowhere"}, "nowhere does not exist. Correct the path."),
         ({"servers": [{"url": "localhost"}]}, "servers.0.url: must begin with http:// or https://."),
         ({"metric": "bleu"}, "metric: bleu is a figure of all answers together. Name one that scores each answer."),
-        ({"metric": "length_ratio"}, "metric: length_ratio does not say which answers to these rows are better."),
+        ({"metric": "number"}, "metric: number does not say which answers to these rows are better."),
         ({"data": {"train": "train.jsonl", "held_out": 0.01}}, "held-out rows, and a comparison needs at least 10."),
         ({"tune": {"data": {}}}, "tune.data is not a section. Known: base, method, objective, train"),
         ({"budget": "soon"}, "budget: soon is not a time."),

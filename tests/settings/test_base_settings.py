@@ -124,8 +124,6 @@ def test_a_path_without_a_model_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         locate(Base(path=path))
-    assert locate(Base(path="owner/name")) == "owner/name", "a possible hub name stays as it is"
-    assert locate(Base(path="name")) == "name"
 
 
 @shows("base.path", "base.adapter", "base.chat_template")

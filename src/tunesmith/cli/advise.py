@@ -13,7 +13,6 @@ from rich.console import Console
 from tunesmith.cli.quick import quick_imports
 from tunesmith.comparing.answers import CHANGES, FACTS_CHANGE, Answers
 from tunesmith.errors import UserError
-from tunesmith.run import jsonable, refuse_existing
 
 Kind = Callable[[str], Any]
 """Reads an answer; ValueError says what is wrong with it."""
@@ -100,6 +99,9 @@ def advise(
 
     What no option answers is asked in a terminal, and otherwise has a default.
     """
+    with quick_imports():
+        from tunesmith.run import jsonable, refuse_existing
+
     refuse_existing(output)
     given = {
         "change": change, "facts_change": facts_change, "rows": rows, "documents": documents, "requests": requests,

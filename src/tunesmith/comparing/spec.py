@@ -192,7 +192,7 @@ class Comparison(Strict):
             update={
                 "base": absolute(self.base),
                 "data": data,
-                "prompts": [existing("prompts", prompt) for prompt in self.prompts],
                 **{field: None if path is None else existing(field, path) for field, path in self._paths.items()},
+                "prompts": [existing("prompts", prompt) for prompt in self.prompts],
             }
         )
