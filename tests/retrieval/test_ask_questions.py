@@ -42,6 +42,8 @@ def test_claims_and_citations_are_counted_over_all_answers() -> None:
         "retrieved": 1 / 2, "found": 1 / 2, "not_found": 0, "faithfulness": 3 / 4, "citation_recall": 2 / 4,
         "citation_precision": 2 / 5, "citation_relevance": 3 / 4, "exact_match": 1, "f1": 1,
     }  # fmt: skip
+    _, (low, high) = answer_figures(rows[2:], records[2:])["faithfulness"].estimate
+    assert (low, high) == pytest.approx((0.207, 1), abs=0.001), "one answer proves little"
     assert set(answer_figures(rows[2:], records[2:])) == {"not_found", "faithfulness", "citation_recall",
                                                           "citation_precision"}  # fmt: skip
 

@@ -189,4 +189,10 @@ def _ratio(
         return None
     sums = np.array([sum(found) for _, found in counted], np.float64)
     counts = np.array([len(found) for _, found in counted], np.int64)
-    return ratio_of(sums, counts, [source for source, _ in counted], *TITLES[name], "higher", "share")
+    sources = [source for source, _ in counted]
+    if sums.sum() in (
+        0,
+        counts.sum(),
+    ):  # all or none: resamples do not differ, and Wilson's interval over answers is used
+        return mean_of(sums / counts, sources, *TITLES[name])
+    return ratio_of(sums, counts, sources, *TITLES[name], "higher", "share")
