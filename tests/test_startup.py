@@ -169,6 +169,9 @@ def test_the_command_line_itself_imports_only_typer_and_rich() -> None:
     assert own == {"tunesmith", "typer", "rich"}
     assert {name for name in _loads("tunesmith.cli") if _file(name) and not name.startswith("tunesmith.cli")} == {
         "tunesmith",
+        "tunesmith.comparing",
+        "tunesmith.comparing.answers",  # the questions of advise and what they are about, plain values
+        "tunesmith.comparing.priors",
         "tunesmith.errors",
         "tunesmith.garbage_collection",
     }
