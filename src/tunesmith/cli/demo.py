@@ -144,9 +144,15 @@ def _refuse_base(base: str) -> None:
     """
     with quick_imports():
         from tunesmith.config.base import Base
+        from tunesmith.models.bases import known_bases
         from tunesmith.models.load import check_base_kind, load_tokenizer
         from tunesmith.objectives.instruction import Instruction
 
+    if "/" not in base and base not in ("embedded", *known_bases()) and not Path(base).exists():
+        raise UserError(
+            f"base: {base} is no directory, no short name (tunesmith bases), and no hub name with its owner, such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct."
+        )
     check_base_kind(Base(path=base), Instruction())
     load_tokenizer(Base(path=base))
 
