@@ -133,7 +133,14 @@ def test_without_a_network_the_demo_continues_with_the_embedded_base_and_says_so
         _fetched(console, "smollm2-135m-instruct")
 
 
-@pytest.mark.parametrize(("base", "message"), [("nosuch/base/at all", "does not exist"), ("encoder", "is an encoder")])
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nosuch", "is no directory, no short name"),
+        ("nosuch/base/at all", "does not exist"),
+        ("encoder", "is an encoder"),
+    ],
+)
 def test_a_base_that_cannot_be_trained_is_refused_before_anything_is_written(
     base: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

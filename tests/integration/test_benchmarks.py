@@ -684,3 +684,63 @@ def test_retrieval_quality_finds_what_brute_force_finds(
     same = found["words"]["same"]
     assert same["text"] == same["dense"] == same["questions"] > 10
     assert module.table(found).count("\n") == 2 + len(module.WAYS) + 1
+
+
+def test_quantization_table_has_a_row_for_each_form_with_what_it_lost(script: Script) -> None:
+    def form(loss: float, memory: float, speed: float | None) -> dict[str, Any]:
+        figures = {"loss": {"value": loss}, "fields": {"value": 0.5, "interval": [0.25, 0.75]}}
+        figures["quantization.memory"] = {"value": memory}
+        return figures if speed is None else {**figures, "quantization.tokens_per_second": {"value": speed}}
+
+    rose = {"loss": {"value": 0.1, "interval": [0.05, 0.2], "verdict": "worse"}}
+    found = {
+        "date": "2026-01-01", "setting": {"steps": 1, "tokens_per_step": 2, "rows": 3, "answered": 4},
+        "models": {"fp32": form(1.0, 540.4, 30.0), "nf4": form(1.1, 180.0, None)}, "differences": {"nf4": rose},
+    }  # fmt: skip
+    assert script("quantization_table").table(found).splitlines()[-2:] == [
+        "| fp32 | 1.000 |  | 50% (25% to 75%) | 540 | 30 |",
+        "| nf4 | 1.100 | **+0.1000** (+0.0500 to +0.2000) | 50% (25% to 75%) | 180 |  |",
+    ]
+
+
+@pytest.mark.long
+def test_quantization_table_trains_and_measures_each_form(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = script("quantization_table")
+    for name, value in {"BASE": "embedded", "METHOD": "lora", "KINDS": "fp32,int8", "STEPS": 2}.items():
+        monkeypatch.setattr(module, name, value)
+    for name, value in {"ANSWERED": 2, "ANSWER": 4, "HELD_OUT": 4}.items():
+        monkeypatch.setattr(module, name, value)
+    found = module.measured(tmp_path)
+    assert list(found["models"]) == ["fp32", "int8"]
+    assert list(found["differences"]) == ["int8"]
+    assert len(module.table(found).splitlines()) == 6
+
+
+@pytest.mark.long
+def test_a_small_chat_model_is_shown_to_be_a_poor_judge(script: Script, tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct, on answers that a rule labels; `test_judging` has a judge of random weights."""
+    module = script("judge_trust")
+    found = module.judged(tmp_path)
+    about = found["about"]
+    assert about["labels"] + about["unread"] >= found["questions"]
+    assert about["itself"]["value"] < 0.8, "its verdict depends on the order of the answers"
+    assert about["kappa"]["value"] < 0.6, "and it seldom says what the rule says"
+    assert "agrees with the labels" in module.table(found)
+
+
+def test_judge_trust_shows_agreement_and_what_the_labels_say(script: Script) -> None:
+    entry = {"value": 0.5, "interval": [0.25, 0.75]}
+    about = {"unread": 1, "replies": 48, "itself": {**entry, "chance": 0.4}, "people": entry, "kappa": entry}
+    found = {
+        "date": "2026-01-01", "questions": 24, "right": [1, 12], "by_labels": 0.7, "wins": entry,
+        "about": {**about, "corrected": entry},
+    }  # fmt: skip
+    rows = [line for line in script("judge_trust").table(found).splitlines() if line.startswith("| ")]
+    assert rows[1:4] == [
+        "| replies that could not be read | 1 of 48 |",
+        "| agrees with itself, the answers in the other order | 50% (25% to 75%) |",
+        "| by chance it would | 40% |",
+    ]
+    assert rows[-1] == "| beyond chance (kappa) | 0.50 (0.25 to 0.75) |"

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.report.colors import BAD, GOOD
 from tunesmith.report.figures import about_differences, difference_text, template_of, title_of, value_text
 from tunesmith.report.table import evaluation_table
 
@@ -64,7 +65,7 @@ def test_a_difference_that_is_not_shown_says_what_it_would_take() -> None:
 
 @pytest.mark.parametrize("models", [(), ("tuned",), ("a", "b")])
 def test_a_table_has_each_model_and_color_only_for_differences_that_are_shown(models: tuple[str, ...]) -> None:
-    for verdict, style in (("better", "bold green"), ("worse", "bold red"), ("not shown", "")):
+    for verdict, style in (("better", f"bold {GOOD}"), ("worse", f"bold {BAD}"), ("not shown", "")):
         table = evaluation_table(result(*models, verdict=verdict))
         cells = [cell for column in table.columns for cell in column.cells]
         styles = [str(cell.style) for cell in cells if not isinstance(cell, str) and "[+40, +60]" in cell.plain]

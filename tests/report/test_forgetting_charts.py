@@ -4,6 +4,7 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+from tunesmith.report.comparison import compared
 from tunesmith.report.forgetting import about_curve, curve_charts, curve_rows, frontier_chart
 
 
@@ -48,3 +49,9 @@ def test_only_checkpoints_have_charts_by_step() -> None:
     reruns = curve({"the run": (0.0, 1.0), "rate 0.1": (0.1, 2.0)}, None, []) | {"steps": 50}
     assert len(curve_charts(reruns)) == 1
     assert about_curve(reruns).startswith("Each rerun has 50 steps.")
+
+
+def test_the_page_names_checkpoints_as_their_directories_are_called() -> None:
+    shown = compared({"figures": {}, "models": {"base": {}, "tuned": {}}, "samples": [], "checkpoints": CURVE})
+    (section,) = shown.curves
+    assert section.rows[1] == ("step-000010", "+0.50 [+0.49, +0.51]", "+0.001 [−0.009, +0.011]", "frontier")

@@ -304,6 +304,10 @@ def test_the_time_left_leaves_out_what_was_done_before() -> None:
     assert printed(events(), clock=clock) == ["base: answers 150/200  1 min left"]
 
 
+def test_an_operation_with_nothing_to_do_shows_nothing() -> None:
+    assert not printed([operation(0, 0)], terminal=True)
+
+
 def test_an_operation_that_is_repeated_starts_over() -> None:
     fold = [operation(0), operation(100), operation(200)]
     assert [line.split("  ")[0] for line in printed([*fold, *fold])] == 2 * ["base: answers 100/200"]

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.report.colors import GOOD, WARNING
 
 if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Look at the data: what was read, and which tokens have a loss.", no_args_is_help=True)
 
 TOKEN_COLORS = ("", "on grey30")
-LOSS_STYLE = "bold green"
+LOSS_STYLE = f"bold {GOOD}"
 
 
 @data.callback()
@@ -61,7 +62,7 @@ def show(
         console.print(
             f"{malformed:,} malformed. A run leaves such rows out and counts them; data.max_malformed: "
             f"{recipe.data.max_malformed:.0%} is the largest share that it accepts.",
-            style="yellow",
+            style=WARNING,
             soft_wrap=True,
         )
 

@@ -9,18 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pygments.token import Comment, Keyword, Literal, Name, Token
 from rich.console import Console
 from rich.padding import Padding
-from rich.syntax import Syntax
+from rich.style import Style
+from rich.syntax import ANSISyntaxTheme, Syntax
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
+from tunesmith.report.colors import ALSO, BAD, GOOD, THIRD, WARNING
 
 if TYPE_CHECKING:
     from tunesmith.demo.side_by_side import SideBySide
 
 BASE = "smollm2-135m-instruct"
+
+CODE = ANSISyntaxTheme(
+    {
+        Token: Style(),
+        Comment: Style(dim=True),
+        Keyword: Style(color=THIRD),
+        Name.Function: Style(bold=True),
+        Name.Tag: Style(color=ALSO),
+        Literal.Number: Style(color=WARNING),
+        Literal.String: Style(color=GOOD),
+    }
+)
+"""Of Python and JSON, readable on black and on white; a tag is a key of JSON."""
+
 
 ASK = '''\
 def get_weather(city: str, days: int = 3, metric: bool = True) -> str:
@@ -127,9 +144,15 @@ def _refuse_base(base: str) -> None:
     """
     with quick_imports():
         from tunesmith.config.base import Base
+        from tunesmith.models.bases import known_bases
         from tunesmith.models.load import check_base_kind, load_tokenizer
         from tunesmith.objectives.instruction import Instruction
 
+    if "/" not in base and base not in ("embedded", *known_bases()) and not Path(base).exists():
+        raise UserError(
+            f"base: {base} is no directory, no short name (tunesmith bases), and no hub name with its owner, such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct."
+        )
     check_base_kind(Base(path=base), Instruction())
     load_tokenizer(Base(path=base))
 
@@ -145,7 +168,7 @@ def _fetched(console: Console, base: str | None) -> str:
         if base is not None:
             raise
         message = f"{error} The demo continues with the embedded base, which is small."
-        console.print(message, style="yellow", markup=False)
+        console.print(message, style=WARNING, markup=False)
         return "embedded"
     return base or BASE
 
@@ -194,11 +217,11 @@ def _show_ask(console: Console, run: Path, asked: str) -> None:
 def _show_definitions(console: Console, models: "SideBySide", asked: str) -> None:
     """What the tuned model writes for the question, then how its base begins."""
     code = asked.split("```python\n")[1].removesuffix("\n```")
-    console.print(Padding(Syntax(code, "python", theme="ansi_dark", word_wrap=True), (0, 2)))
-    console.print("[bold green]tuned[/]")
+    console.print(Padding(Syntax(code, "python", theme=CODE, word_wrap=True), (0, 2)))
+    console.print(f"[bold {GOOD}]tuned[/]")
     (tuned,) = models.tuned_answers([asked], 2 * LONGEST_ANSWER)
     console.print(Padding(_pretty(tuned), (0, 2)))
-    console.print(f"[bold red]base[/], its first {BASE_ANSWER} tokens")
+    console.print(f"[bold {BAD}]base[/], its first {BASE_ANSWER} tokens")
     (base,) = models.base_answers([asked], BASE_ANSWER)
     console.print(Padding(Text(base), (0, 2)))
 
@@ -206,9 +229,7 @@ def _show_definitions(console: Console, models: "SideBySide", asked: str) -> Non
 def _pretty(answer: str) -> Syntax | Text:
     """JSON, indented; any other text as it is."""
     try:
-        return Syntax(
-            json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json", theme="ansi_dark", word_wrap=True
-        )
+        return Syntax(json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json", theme=CODE, word_wrap=True)
     except ValueError:
         return Text(answer)
 
@@ -234,7 +255,7 @@ def _show_data(console: Console, counts: dict[str, int], train: Path) -> None:
     with train.open(encoding="utf-8") as file:
         example: dict[str, Any] = json.loads(next(file))
     text = f"{example['question']}\n\n{example['answer']}"
-    console.print(Padding(Text(text, style="cyan"), (1, 2, 0, 2)))
+    console.print(Padding(Text(text, style=ALSO), (1, 2, 0, 2)))
 
 
 def _show_next(console: Console, directory: Path) -> None:

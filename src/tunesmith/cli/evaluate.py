@@ -128,8 +128,11 @@ def evaluate(
         if result["judge"] is not None:
             console.print(judge_table(result))
         for title, curve in curves_of(result):
+            console.print()
             console.print(curve_table(title, curve))
-        console.print(samples_table(result["samples"]))
+        if result["samples"]:
+            console.print()
+            console.print(samples_table(result["samples"]))
         if result["gate"] is not None:
             console.print(gate_table(result["gate"]))
         if written:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.report.colors import WARNING
 
 if TYPE_CHECKING:
     from tunesmith.config.suggestion import DataStatistics
@@ -33,7 +34,7 @@ def init(
         f"the longest has {int(seen.lengths.max()):,}."
     )
     for line in _left_out(seen):
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        console.print(line, style=WARNING, markup=False, soft_wrap=True)
     console.print(f"Wrote {output}. Next: tunesmith train {output}", soft_wrap=True)
     gate = output.with_name("gate.yaml")
     console.print(f"Limits for its result are in {gate}: tunesmith evaluate RUN --gate {gate}", soft_wrap=True)

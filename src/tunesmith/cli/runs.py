@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from tunesmith.report.colors import ALSO, BAD, GOOD, WARNING
+
 if TYPE_CHECKING:
     from tunesmith.report.listing import Listed
 
 WIDE = 110
 """Terminal columns from which a run takes one line; a narrower terminal needs two."""
 
-STYLES = {"done": "green", "running": "cyan", "interrupted": "yellow", "started": "dim", "unreadable": "red"}
+STYLES = {"done": GOOD, "running": ALSO, "interrupted": WARNING, "started": "dim", "unreadable": BAD}
 
 
 def runs(

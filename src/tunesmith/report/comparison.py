@@ -183,7 +183,7 @@ def compared(result: Mapping[str, Any]) -> Comparison:
 
 
 def _curve(title: str, curve: Mapping[str, Any]) -> ShownCurve:
-    rows = [tuple(map(_minus, row)) for row in curve_rows(curve)]
+    rows = [(name, *map(_minus, cells)) for name, *cells in curve_rows(curve)]
     return ShownCurve(title, about_curve(curve), rows, [Markup(chart) for chart in curve_charts(curve)])
 
 

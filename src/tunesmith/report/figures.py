@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tunesmith.report.colors import BAD, GOOD
 from tunesmith.report.formatting import number
 
 SHARE = "share"
 """The unit of figures that are shown in percent."""
 
-VERDICTS = {"better": "bold green", "worse": "bold red", "different": "bold", "not shown": ""}
+VERDICTS = {"better": f"bold {GOOD}", "worse": f"bold {BAD}", "different": "bold", "not shown": ""}
 """The style of a difference in the terminal."""
 
 

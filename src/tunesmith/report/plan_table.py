@@ -12,6 +12,7 @@ from tunesmith.errors import UserError
 from tunesmith.inference.memory import GenerationMemory
 from tunesmith.planner.plan import Plan
 from tunesmith.planner.request import OnDevice
+from tunesmith.report.colors import BAD, GOOD
 from tunesmith.report.formatting import count, duration, durations, figure, size
 
 COLORS = {
@@ -75,7 +76,7 @@ def methods_plan_table(plans: Mapping[str, Plan | UserError]) -> Table:
         if isinstance(plan, UserError):
             table.add_row(name, "", "", "–", "", "not supported by this base")
             continue
-        fits = Text("yes", "green") if plan.fits else Text("no", "red")
+        fits = Text("yes", GOOD) if plan.fits else Text("no", BAD)
         speed = count(plan.time.tokens_per_second)
         table.add_row(name, count(plan.step.trained), size(plan.memory.peak_bytes), fits, speed, _bar(plan, most))
     return table

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from tunesmith.report.colors import GOOD, WARNING
 from tunesmith.report.figures import SHARE, template_of
 from tunesmith.report.formatting import (
     count,
@@ -187,9 +188,9 @@ class Progress:
         self._print("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are loss tokens")
         for name, label in COUNTED.items():
             if event.get(name):
-                self._print("", f"{count(event[name])} {label}", style="yellow")
+                self._print("", f"{count(event[name])} {label}", style=WARNING)
         for row in (*event.get("malformed_rows", ()), *event.get("unusable_rows", ())):
-            self._print("", str(row), style="yellow")
+            self._print("", str(row), style=WARNING)
 
     def _memory(self, event: Event) -> None:
         checkpointed, blocks = event.get("checkpointed") or 0, event.get("blocks") or 0
@@ -283,20 +284,22 @@ class Progress:
         self._print("skipped", f"step {count(event.get('step'))}: {event.get('reason', '?')}{named}", style="red")
 
     def _warning(self, event: Event) -> None:
-        self._print("warning", str(event.get("message", "?")), style="yellow")
+        self._print("warning", str(event.get("message", "?")), style=WARNING)
 
     def _end(self, event: Event) -> None:
         self._bars.stop()
         how = f"{count(event.get('step'))} steps in {duration(event.get('seconds'))}"
         if event.get("reason", "done") == "done":
-            self._print("done", how, style="bold green")
+            self._print("done", how, style=f"bold {GOOD}")
         else:
-            self._print("ended", f"{event['reason']} after {how}", style="bold yellow")
+            self._print("ended", f"{event['reason']} after {how}", style=f"bold {WARNING}")
         if event.get("output"):
             self._print("written", str(event["output"]))
 
     def _operation(self, event: Event) -> None:
         what, done, total = event["what"], event["done"], event["total"]
+        if not total:
+            return
         if what not in self._operations:
             task = self._bars.add_task(what, total=total, status="", steps=f"{done:,}/{total:,}")
             self._operations[what] = Operation(task, self._clock(), done, LineTimes(done, self._clock))

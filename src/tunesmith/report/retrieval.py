@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from tunesmith.report.colors import ALSO, WARNING
 from tunesmith.report.formatting import duration
 from tunesmith.report.table import evaluation_table
 
@@ -34,7 +35,7 @@ def indexed_text(done: Mapping[str, Any]) -> Text:
     )
     unread = list(done["unread"].items())
     if unread:
-        text.append(f"\n{len(unread):,} files were not read:", "yellow")
+        text.append(f"\n{len(unread):,} files were not read:", WARNING)
         for name, reason in unread[:EXAMPLES]:
             text.append(f"\n  {name}: {reason}")
         if len(unread) > EXAMPLES:
@@ -52,11 +53,11 @@ def hits_text(hits: Sequence[Mapping[str, Any]]) -> Text:
         For each its location, its headings and the first lines of its text.
     """
     if not hits:
-        return Text("Nothing found.", "yellow")
+        return Text("Nothing found.", WARNING)
     parts = []
     for number, hit in enumerate(hits, start=1):
         text = Text(f"{number}. ", "bold")
-        text.append(location_of(hit), "bold cyan").append(f"  {hit['score']:.3f}", "dim")
+        text.append(location_of(hit), f"bold {ALSO}").append(f"  {hit['score']:.3f}", "dim")
         if hit["headings"]:
             text.append(f"\n{' › '.join(hit['headings'])}", "dim")
         lines = hit["text"].splitlines()
@@ -97,15 +98,15 @@ def answer_text(answer: Mapping[str, Any]) -> Text:
         text.append(f" (at least {answer['threshold']:.2f} is asked for).", "dim")
         return text
     if not answer["is_complete"]:
-        text.append(" …\nThe answer is cut: it reached the most tokens.", "yellow")
+        text.append(" …\nThe answer is cut: it reached the most tokens.", WARNING)
     for claim in answer["claims"]:
         if not claim["supported"]:
-            text.append(f"\nNot supported by what it cites: {claim['text']}", "yellow")
+            text.append(f"\nNot supported by what it cites: {claim['text']}", WARNING)
     seen = set()
     for citation in answer["citations"]:
         key = citation["number"], citation["quote"]
         if citation["supports"] and key not in seen:
-            text.append(f"\n[{citation['number']}] ", "bold").append(location_of(citation), "bold cyan")
+            text.append(f"\n[{citation['number']}] ", "bold").append(location_of(citation), f"bold {ALSO}")
             text.append(f"  “{' '.join(citation['quote'].split())}”")
         seen.add(key)
     return text

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.report.colors import ALSO, BAD, GOOD, THIRD, WARNING
 from tunesmith.report.figures import (
     VERDICTS,
     about_differences,
@@ -131,7 +132,7 @@ def curve_table(title: str, curve: Mapping[str, Any]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
-        table.add_row(*row, style="bold green" if row[-1] == "recommended" else "")
+        table.add_row(*row, style=f"bold {GOOD}" if row[-1] == "recommended" else "")
     return table
 
 
@@ -150,7 +151,7 @@ def gate_table(gate: dict[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=verdict + counts, caption_justify="left")
     for title in ("limit", "", "why"):
         table.add_column(title)
-    styles = {"met": "green", "failed": "bold red", "undecided": "yellow"}
+    styles = {"met": GOOD, "failed": f"bold {BAD}", "undecided": WARNING}
     for limit in gate["limits"]:
         what = f"{'difference of ' if limit['difference'] else ''}{limit['figure']}, {limit['model']}"
         bound = f"≥ {limit['at_least']:g}" if "at_least" in limit else f"≤ {limit['at_most']:g}"
@@ -158,7 +159,7 @@ def gate_table(gate: dict[str, Any]) -> Table:
     return table
 
 
-ANSWER_STYLES = ("red", "green", "cyan", "magenta", "yellow")
+ANSWER_STYLES = (BAD, GOOD, ALSO, THIRD, WARNING)
 """Of the models' answers in the terminal, in order."""
 
 
@@ -244,7 +245,7 @@ def bases_table(bases: Sequence[dict[str, Any]]) -> Table:
         hub = None if base["hub"] is None else base["hub"].split("/")[0]
         package = None if base["package"] is None else base["package"].split("=")[0]
         source = " or ".join(filter(None, (hub, package))) or "Tunesmith"
-        here = Text("yes", "green") if base["here"] else ""
+        here = Text("yes", GOOD) if base["here"] else ""
         table.add_row(base["name"], count(base["parameters"]), size(base["bytes"]), base["license"], source, here)
     return table
 
