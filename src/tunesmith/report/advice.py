@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.report.colors import GOOD, WARNING
 from tunesmith.report.formatting import duration, size
 
 PRIOR = "Prior figures, from published experiments. They are not measured on your data."
@@ -25,7 +26,7 @@ def advice_text(advice: Mapping[str, Any]) -> Group:
     Returns:
         At eighty columns.
     """
-    found, style = headline(advice), "bold green" if advice["certain"] else "bold yellow"
+    found, style = headline(advice), f"bold {GOOD if advice['certain'] else WARNING}"
     parts: list[RenderableType] = [_table(ways_rows(advice), advice["way"] or "", about_costs(advice))]
     parts.append(Text(found, style))
     parts += _section("Why", advice["because"])

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.report.colors import GOOD, WARNING
 from tunesmith.report.compare_page import about_budget
 from tunesmith.report.ways import (
     Row,
@@ -39,7 +40,7 @@ def comparison_text(result: dict[str, Any]) -> Group:
         parts.append(_table(needs, found["way"], about_needs(result)))
     else:
         parts.append(Text(about_needs(result)))
-    parts.append(Text(headline(result), "bold green" if found["certain"] else "bold yellow"))
+    parts.append(Text(headline(result), f"bold {GOOD if found['certain'] else WARNING}"))
     parts += [Text(f"  {line}") for line in found["because"]]
     if found["would_change"]:
         parts.append(Text("What would change it", "bold"))
