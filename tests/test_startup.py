@@ -174,6 +174,8 @@ def test_the_command_line_itself_imports_only_typer_and_rich() -> None:
         "tunesmith.comparing.priors",
         "tunesmith.errors",
         "tunesmith.garbage_collection",
+        "tunesmith.report",
+        "tunesmith.report.colors",
     }
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
-from tunesmith.report.colors import GOOD, WARNING
+from tunesmith.report.colors import BAD, GOOD, WARNING
 
 if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
@@ -50,14 +50,14 @@ def show(
         if shown.is_malformed:
             malformed += 1
             console.rule(f"[bold]{escape(shown.source)}[/] · malformed", align="left")
-            console.print(f"left out: {shown.fault}", style="bold red", markup=False, soft_wrap=True)
+            console.print(f"left out: {shown.fault}", style=f"bold {BAD}", markup=False, soft_wrap=True)
             continue
         console.rule(
             f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} with loss", align="left"
         )
         console.print(_highlighted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
         if shown.fault is not None:
-            console.print(f"cannot be trained on: {shown.fault}", style="bold red", markup=False)
+            console.print(f"cannot be trained on: {shown.fault}", style=f"bold {BAD}", markup=False)
     if malformed:
         console.print(
             f"{malformed:,} malformed. A run leaves such rows out and counts them; data.max_malformed: "

@@ -9,35 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pygments.token import Comment, Keyword, Literal, Name, Token
 from rich.console import Console
 from rich.padding import Padding
-from rich.style import Style
-from rich.syntax import ANSISyntaxTheme, Syntax
+from rich.syntax import Syntax
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
-from tunesmith.report.colors import ALSO, BAD, GOOD, THIRD, WARNING
+from tunesmith.report.colors import ALSO, BAD, GOOD, WARNING
 
 if TYPE_CHECKING:
     from tunesmith.demo.side_by_side import SideBySide
 
 BASE = "smollm2-135m-instruct"
-
-CODE = ANSISyntaxTheme(
-    {
-        Token: Style(),
-        Comment: Style(dim=True),
-        Keyword: Style(color=THIRD),
-        Name.Function: Style(bold=True),
-        Name.Tag: Style(color=ALSO),
-        Literal.Number: Style(color=WARNING),
-        Literal.String: Style(color=GOOD),
-    }
-)
-"""Of Python and JSON, readable on black and on white; a tag is a key of JSON."""
-
 
 ASK = '''\
 def get_weather(city: str, days: int = 3, metric: bool = True) -> str:
@@ -217,7 +201,7 @@ def _show_ask(console: Console, run: Path, asked: str) -> None:
 def _show_definitions(console: Console, models: "SideBySide", asked: str) -> None:
     """What the tuned model writes for the question, then how its base begins."""
     code = asked.split("```python\n")[1].removesuffix("\n```")
-    console.print(Padding(Syntax(code, "python", theme=CODE, word_wrap=True), (0, 2)))
+    console.print(Padding(_highlighted(code, "python"), (0, 2)))
     console.print(f"[bold {GOOD}]tuned[/]")
     (tuned,) = models.tuned_answers([asked], 2 * LONGEST_ANSWER)
     console.print(Padding(_pretty(tuned), (0, 2)))
@@ -229,7 +213,7 @@ def _show_definitions(console: Console, models: "SideBySide", asked: str) -> Non
 def _pretty(answer: str) -> Syntax | Text:
     """JSON, indented; any other text as it is."""
     try:
-        return Syntax(json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json", theme=CODE, word_wrap=True)
+        return _highlighted(json.dumps(json.loads(answer), indent=2, ensure_ascii=False), "json")
     except ValueError:
         return Text(answer)
 
@@ -289,3 +273,10 @@ def _minutes(seconds: float) -> str:
 def _short(path: Path) -> str:
     absolute = path.absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def _highlighted(code: str, language: str) -> Syntax:
+    with quick_imports():
+        from tunesmith.report.code_theme import CODE
+
+    return Syntax(code, language, theme=CODE, word_wrap=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
+from tunesmith.report.colors import WARNING
 
 if TYPE_CHECKING:
     from tunesmith.prompting.prompt import Prompt
@@ -59,7 +60,7 @@ def show(
         counts = (
             f"{shots.left_out:,} rows without a plain question and answer, and {shots.repeated:,} repeated questions"
         )
-        console.print(f"{counts}, are never shown.", style="yellow", soft_wrap=True)
+        console.print(f"{counts}, are never shown.", style=WARNING, soft_wrap=True)
     for turn in render(loaded, chat, [] if shots is None else shots.for_chat(chat)):
         console.print(f"{turn['role']}:", style="bold")
         console.print(turn["content"], markup=False, soft_wrap=True)

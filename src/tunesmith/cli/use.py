@@ -11,6 +11,7 @@ from rich.console import Console
 from tunesmith.cli.prompt import PromptFile, prompt_of
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
+from tunesmith.report.colors import WARNING
 
 if TYPE_CHECKING:
     from tunesmith.inference.model import Model
@@ -67,7 +68,7 @@ class Chats:
     def say_note(self) -> None:
         """Print to standard error what of the prompt did not fit."""
         if self._renderer is not None and self._renderer.note is not None:
-            Console(stderr=True, highlight=False).print(self._renderer.note, style="yellow", soft_wrap=True)
+            Console(stderr=True, highlight=False).print(self._renderer.note, style=WARNING, soft_wrap=True)
 
 
 def generate(
@@ -180,7 +181,7 @@ def answer(
     left_out = f" {done.empty:,} had an empty answer and were left out." if done.empty else ""
     console.print(f"Wrote {done.rows:,} answers to {done.path}.{left_out}", soft_wrap=True)
     if done.note is not None:
-        console.print(done.note, style="yellow", soft_wrap=True)
+        console.print(done.note, style=WARNING, soft_wrap=True)
 
 
 def combine(

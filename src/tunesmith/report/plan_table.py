@@ -123,7 +123,7 @@ def devices_table(rows: Sequence[OnDevice], price: float | None) -> Table:
             device.name,
             size(device.memory_bytes),
             size(plan.memory.peak_bytes),
-            Text(cards, "" if row.cards == 1 else "red"),
+            Text(cards, "" if row.cards == 1 else BAD),
             *(cells if row.cards == 1 else [""] * len(cells)),
         )
     return table

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from tunesmith.report.colors import GOOD, WARNING
+from tunesmith.report.colors import BAD, GOOD, WARNING
 from tunesmith.report.figures import SHARE, template_of
 from tunesmith.report.formatting import (
     count,
@@ -281,7 +281,7 @@ class Progress:
         rows = [str(row) for row in event.get("rows", ())]
         more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
         named = f" ({', '.join(rows[:3])}{more})" if rows else ""
-        self._print("skipped", f"step {count(event.get('step'))}: {event.get('reason', '?')}{named}", style="red")
+        self._print("skipped", f"step {count(event.get('step'))}: {event.get('reason', '?')}{named}", style=BAD)
 
     def _warning(self, event: Event) -> None:
         self._print("warning", str(event.get("message", "?")), style=WARNING)

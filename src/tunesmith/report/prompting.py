@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.report.colors import GOOD
 from tunesmith.report.figures import template_of, title_of, value_text
 from tunesmith.report.formatting import number
 from tunesmith.report.table import evaluation_table
@@ -41,7 +42,7 @@ def search_table(result: Mapping[str, Any]) -> Table:
     for title in ("candidate", title_of(metric, metric["name"]), "rows", ""):
         table.add_column(title, justify="left" if title in ("candidate", "") else "right")
     for each in sorted(result["candidates"], key=lambda each: -each["round"]):
-        style = "bold green" if each["why"] == "winner" else ""
+        style = f"bold {GOOD}" if each["why"] == "winner" else ""
         left = (
             each["why"]
             if each["name"] in (result["winner"], *result["tied"])
