@@ -20,7 +20,7 @@ from tunesmith.retrieval.encoder import Encoder
 from tunesmith.retrieval.full_text import K1, B, FullText, words_of
 from tunesmith.retrieval.full_text_writer import write_full_text
 from tunesmith.retrieval.lines import Lines, write_lines
-from tunesmith.retrieval.ranking import WAYS, best, by_ranks, by_sum
+from tunesmith.retrieval.ranking import WAYS, WEIGHT, best, by_ranks, by_sum
 from tunesmith.retrieval.search import Index
 
 TEXTS = st.lists(st.lists(st.sampled_from("ab cd ef gh ij kl mn Cd".split()), max_size=9).map(" ".join), min_size=1)
@@ -207,7 +207,7 @@ def test_each_way_finds_what_brute_force_finds(index: Index, reading: Path) -> N
     assert index.relevance(question, found) == pytest.approx(max(cosines), abs=1e-6)
     for mode in ("rrf", "weighted"):
         scores = index.version.full_text.scores(question), cosines.astype(np.float32)
-        expected = WAYS[mode](*scores, 0.8, 5)
+        expected = WAYS[mode](*scores, WEIGHT, 5)
         assert [hit.chunk for hit in index.search(question, 5, mode)] == expected.chunks.tolist()
     assert index.search(question, 5) == index.search(question, 5, "weighted")
 
