@@ -4,6 +4,7 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ from tunesmith.planner import processor_time
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+CACHES = count()
+"""Numbers of the tests' caches."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -102,6 +106,12 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the cache of another test or of the user."""
-    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+def own_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test reads the cache of another test or of the user. A directory of the test's own is not made for this."""
+    if "tmp_path" in request.fixturenames:
+        directory = request.getfixturevalue("tmp_path") / "cache"
+    else:
+        directory = tmp_path_factory.getbasetemp() / "caches" / str(next(CACHES))
+    monkeypatch.setenv("TUNESMITH_CACHE", str(directory))

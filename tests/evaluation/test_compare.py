@@ -1,6 +1,7 @@
 """Base and tuned model compared: the figures equal their definitions, and training improves them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,15 +23,25 @@ from tunesmith.inference.held_out import RowLosses
 from tunesmith.models.load import load_tokenizer
 
 
-@pytest.fixture
-def run(tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model answers every question with `It is …`."""
+    directory = tmp_path_factory.mktemp("trained")
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = {
         "base": str(tiny_model),
-        "data": {"train": str(write_rows()), "held_out": 0.2},
+        "data": {"train": str(directory / "rows.jsonl"), "held_out": 0.2},
         "method": {"kind": "full"},
         "train": {"steps": 60, "tokens_per_step": 1024, "learning_rate": 1e-2, "precision": "fp32"},
     }
-    return tunesmith.train(recipe, tmp_path / "run").directory
+    return tunesmith.train(recipe, directory / "run").directory
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may evaluate or break."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_evaluation_shows_the_improvement_over_the_base(run: Path, tiny_model: Path) -> None:
