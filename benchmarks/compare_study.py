@@ -36,6 +36,11 @@ DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "da
 BASE, ENCODER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 HELD_OUT = 80
 METHOD = {"kind": "lora", "rank": 8}
+KEPT = (
+    "rows", "training_rows", "development_rows", "removed", "metric", "margin", "cost_unit", "requests", "figures", "ways",
+    "reference", "differences", "comparisons", "needs", "break_even", "left_out", "recommendation",
+)  # fmt: skip
+"""Of a comparison's result: what names no file."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +253,10 @@ def compared(name: str, directory: Path) -> dict[str, Any]:
             },
         }
     )
-    return compare(comparison, directory / "comparison", [report])
+    result = compare(comparison, directory / "comparison", [report])
+    for way in result["ways"].values():
+        del way["about"]  # which names files
+    return result
 
 
 def runs_of_facts(directory: Path) -> dict[str, str]:
@@ -293,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name} is left out: {DATA / folder} is not there.")
             continue
         print(f"{name} …", flush=True)
-        done[name] = {**compared(name, options.work / name), "machine": machine(), "date": date.today().isoformat()}
+        result = compared(name, options.work / name)
+        done[name] = {key: result[key] for key in KEPT} | {"machine": machine(), "date": date.today().isoformat()}
         RESULTS.write_text(json.dumps(done, indent=1, ensure_ascii=False), encoding="utf-8")
         RESULTS.with_suffix(".md").write_text(table(done), encoding="utf-8")
         plot(done, RESULTS.with_suffix(".svg"))
