@@ -37,8 +37,8 @@ BASE, ENCODER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 HELD_OUT = 80
 METHOD = {"kind": "lora", "rank": 8}
 KEPT = (
-    "rows", "training_rows", "development_rows", "removed", "metric", "margin", "cost_unit", "requests", "figures", "ways",
-    "reference", "differences", "comparisons", "needs", "break_even", "left_out", "recommendation",
+    "rows", "training_rows", "development_rows", "removed", "metric", "margin", "cost_unit", "requests", "figures",
+    "ways", "reference", "differences", "comparisons", "needs", "break_even", "left_out", "recommendation",
 )  # fmt: skip
 """Of a comparison's result: what names no file."""
 
