@@ -1,6 +1,8 @@
 """Text classification: training, the saved format, and errors that name malformed rows."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    file = tmp_path / "reviews.csv"
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "reviews.csv"
     lines = [f"{('bad', 'good')[n % 2]} film w{n % 11} w{n % 5},{('no', 'yes')[n % 2]}" for n in range(80)]
     file.write_text("text,category\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return file
@@ -49,19 +51,32 @@ def recipe_of(base: Path, rows: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def trained(bases: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a classifier on a family, trained once."""
+    directory = tmp_path_factory.mktemp("trained")
+
+    @cache
+    def run_of(family: str) -> Path:
+        recipe = recipe_of(bases / family, rows, steps=30, learning_rate=3e-3)
+        return tunesmith.train(recipe, directory / family).directory
+
+    return run_of
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_trained_classifier_loads_in_transformers_and_predicts_the_classes(
-    family: str, bases: Path, rows: Path, tmp_path: Path
+    family: str, trained: Callable[[str], Path]
 ) -> None:
-    run = tunesmith.train(recipe_of(bases / family, rows, steps=30, learning_rate=3e-3), tmp_path / "run")
-    result = tunesmith.evaluate(run.directory)
+    run = trained(family)
+    result = tunesmith.evaluate(run)
     assert result["models"]["tuned"]["accuracy"]["value"] > 0.9
-    theirs = AutoModelForSequenceClassification.from_pretrained(run.directory / "model")
-    tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
+    theirs = AutoModelForSequenceClassification.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
     assert theirs.config.id2label == {0: "no", 1: "yes"}
     inputs = tokenizer("good film w3 w3", return_tensors="pt")
     probabilities = torch.softmax(theirs(input_ids=inputs["input_ids"]).logits[0], -1)
-    reference = ModelReference.find(str(run.directory))
+    reference = ModelReference.find(str(run))
     ours = predict(
         reference.model(torch.float32, torch.device("cpu")),
         reference.tokenizer(),
@@ -169,7 +184,7 @@ def test_class_weights_scale_the_training_loss_only(bases: Path, tmp_path: Path)
         resolve(Recipe.load(recipe_of(bases / "bert", file, objective={"class_weights": {"seldom": 3.0}})))
 
 
-def test_macro_f1_and_calibration_error_equal_their_definitions(bases: Path, rows: Path, tmp_path: Path) -> None:
+def test_macro_f1_and_calibration_error_equal_their_definitions(trained: Callable[[str], Path]) -> None:
     generator = np.random.default_rng(0)
     probabilities, expected = generator.dirichlet(np.ones(5), 300), generator.integers(0, 5, 300)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
@@ -184,8 +199,7 @@ def test_macro_f1_and_calibration_error_equal_their_definitions(bases: Path, row
     correct = predicted == expected
     gaps = [inside.mean() * abs(correct[inside].mean() - confidence[inside].mean()) for inside in bins if inside.any()]
     assert metrics["calibration_error"] == pytest.approx(sum(gaps))
-    run = tunesmith.train(recipe_of(bases / "bert", rows, steps=30, learning_rate=3e-3), tmp_path / "run")
-    result = tunesmith.evaluate(run.directory)
+    result = tunesmith.evaluate(trained("bert"))
     for side in ("base", "tuned"):
         low, high = result["models"][side]["macro_f1"]["interval"]
         assert low <= result["models"][side]["macro_f1"]["value"] <= high
