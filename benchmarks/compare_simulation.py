@@ -55,7 +55,7 @@ def scores_of(qualities: Sequence[float], rows: int, draw: np.random.Generator, 
     normal = shared + own
     means = np.asarray(qualities)[:, None]
     if are_hits:
-        return (normal < ndtri(means)).astype(np.float64)
+        return np.where(normal < ndtri(means), 1.0, 0.0)
     found: NDArray[np.float64] = beta.ppf(1 - ndtr(normal), 2 * means, 2 * (1 - means))
     return found
 

@@ -72,7 +72,8 @@ def write_facts(directory: Path, is_changed: bool = False) -> None:
     """Defaults of parameters: numbers and words, not the most frequent ones. Each fact is trained on in two wordings
     and asked for in a third."""
     draw = random.Random(0)
-    facts, pages = _defaults(), {}
+    facts = _defaults()
+    pages: dict[str, list[tuple[str, str, str, str, Any]]] = {}
     draw.shuffle(facts)
     asked = facts[:HELD_OUT]
     known = facts[: 2 * HELD_OUT]

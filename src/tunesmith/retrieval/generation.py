@@ -122,11 +122,20 @@ class Generation:
         ]
 
 
+class Texts(Protocol):
+    """Chunks as stored, by number."""
+
+    def __getitem__(self, number: int) -> bytes: ...
+
+    def release(self) -> None:
+        """Return the pages that were read to the system."""
+
+
 class Store(Protocol):
     """Where chunks are that a new version takes over: an older version, or a pending segment."""
 
     @property
-    def texts(self) -> Lines:
+    def texts(self) -> Texts:
         """The chunks as stored."""
 
     @property
