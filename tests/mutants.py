@@ -50,6 +50,7 @@ HEADER = (
     "|---|---:|---|---:|---:|---:|---:|",
 )
 DIRECTORIES = (
+    "comparing",
     "config",
     "data",
     "engine",
@@ -63,8 +64,10 @@ DIRECTORIES = (
     "objectives",
     "ops",
     "planner",
+    "prompting",
     "proving",
     "report",
+    "retrieval",
     "serving",
     "training",
 )
