@@ -137,6 +137,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("evaluation", "judge_trust"),
         ("retrieval", "retrieval_quality"),
         ("comparing", "compare_study"),
+        ("deciding", "compare_simulation"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
