@@ -80,21 +80,29 @@ def plot(done: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "compare_study"
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     needs = [name for name in TITLES if name in done]
     figure, panels = pyplot.subplots(1, len(needs), figsize=(3.4 * len(needs), 3.6), squeeze=False)
     for panel, name in zip(panels[0], needs, strict=True):
         result = done[name]
-        recommended = result["recommendation"]["way"]
+        recommended, heights = result["recommendation"]["way"], list[float]()
         for way, values in result["ways"].items():
             entry, seconds = values[result["metric"]], values["cost"]["seconds"]
             low, high = entry["interval"]
             color = "#1f6feb" if way == recommended else "#8a94a3"
             panel.plot([seconds, seconds], [100 * low, 100 * high], color=color, linewidth=2, alpha=0.6)
             panel.plot([seconds], [100 * entry["value"]], "o", color=color)
-            panel.annotate(way, (seconds, 100 * entry["value"]), (5, 3), textcoords="offset points", fontsize=7)
+            taken = sum(abs(100 * entry["value"] - height) < 4 for height in heights)  # above labels at this height
+            heights.append(100 * entry["value"])
+            panel.annotate(
+                way, (seconds, 100 * entry["value"]), (5, 3 + 8 * taken), textcoords="offset points", fontsize=7
+            )
         panel.set(xscale="log", title=TITLES[name], xlabel="seconds of an answer", ylabel=f"{_metric(result)}, %")
         panel.title.set_fontsize(9)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
         panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
