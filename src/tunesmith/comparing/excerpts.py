@@ -10,11 +10,11 @@ from tunesmith.data.example import Example, Message
 from tunesmith.data.template import special_tokens
 from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import task_of
-from tunesmith.evaluation.subject import Answer, Chat, Subject, Timing, as_chat
-from tunesmith.inference.model import Model
+from tunesmith.evaluation.subject import Answer, Chat, Subject, SubjectAround, Timing, as_chat
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 from tunesmith.prompting.reading import Reading
+from tunesmith.retrieval.chunk import searched_text
 from tunesmith.retrieval.prompt import with_context
 from tunesmith.retrieval.search import Hit, Index
 
@@ -55,7 +55,7 @@ class Excerpts:
             count: of chunks.
         """
         found = self.index.search(question, count, "text") if question.strip() else []
-        return [" ".join((*hit.headings, hit.text)) for hit in found]
+        return [searched_text(hit.text, hit.headings) for hit in found]
 
     def before(self, chat: Chat, hits: Sequence[Hit], special: Sequence[str] = ()) -> tuple[Message, ...]:
         """A chat with chunks before its last question.
@@ -97,12 +97,12 @@ class Excerpts:
         if not new:
             return None
         found = self.index.search(f"{question} {answer}", 2 * self.count, "text")
-        shares = [coverage(new, [content_words(" ".join((*hit.headings, hit.text)))]) for hit in found]
+        shares = [coverage(new, [content_words(searched_text(hit.text, hit.headings))]) for hit in found]
         best = max(range(len(found)), key=shares.__getitem__, default=None)
         return None if best is None or shares[best] < COVERED else found[best]
 
 
-class Retrieved:
+class Retrieved(SubjectAround):
     """A model whose questions come with excerpts (`tunesmith.evaluation.subject.Subject`).
 
     Args:
@@ -115,7 +115,8 @@ class Retrieved:
     """
 
     def __init__(self, subject: Subject, excerpts: Excerpts, name: str) -> None:
-        self.name, self._subject, self._excerpts = name, subject, excerpts
+        super().__init__(subject)
+        self.name, self._excerpts = name, excerpts
         self._reading = Reading.of(subject.model)
         self.shortened: set[str] = set()
 
@@ -123,22 +124,12 @@ class Retrieved:
     def identity(self) -> str | None:
         """The hash of the model, of the index and of how many chunks there are."""
         version = self._excerpts.index.version
-        inner = self._subject.identity
+        inner = self.subject.identity
         return None if inner is None else digest_of([inner, str(version.directory), self._excerpts.count])
-
-    @property
-    def scores_texts(self) -> bool:
-        """As the model."""
-        return self._subject.scores_texts
-
-    @property
-    def model(self) -> Model | None:
-        """The model, if it is in this process."""
-        return self._subject.model
 
     def uncached(self) -> "Retrieved":
         """The same, of which everything is computed again, to be timed."""
-        return Retrieved(self._subject.uncached(), self._excerpts, self.name)
+        return Retrieved(self.subject.uncached(), self._excerpts, self.name)
 
     @property
     def note(self) -> str | None:
@@ -158,7 +149,7 @@ class Retrieved:
             sampling: with the most tokens of the answer.
         """
         hits = self._excerpts.hits(str(chat[-1]["content"]))
-        model = self._subject.model
+        model = self.subject.model
         special = () if model is None else tuple(special_tokens(model.tokenizer))
         for count in range(len(hits), -1, -1):
             messages = self._excerpts.before(chat, hits[:count], special)
@@ -172,7 +163,7 @@ class Retrieved:
         self, chats: Sequence[Chat], sampling: Sampling, done: Callable[[int], None] | None = None
     ) -> list[Answer]:
         """As `Subject.answers`."""
-        return self._subject.answers([self.chat_of(chat, sampling) for chat in chats], sampling, done)
+        return self.subject.answers([self.chat_of(chat, sampling) for chat in chats], sampling, done)
 
     def scores(self, prompts: Sequence[str | Chat] | None, texts: Sequence[str]) -> list[Score]:
         """As `Subject.scores`; raw texts have no excerpts.
@@ -181,9 +172,9 @@ class Retrieved:
             UserError: the model cannot.
         """
         if prompts is None:
-            return self._subject.scores(None, texts)
+            return self.subject.scores(None, texts)
         chats = [as_chat(prompt) for prompt in prompts]
-        return self._subject.scores([self.chat_of(chat, Sampling(1)) for chat in chats], texts)
+        return self.subject.scores([self.chat_of(chat, Sampling(1)) for chat in chats], texts)
 
     def timings(self, chats: Sequence[Chat], sampling: Sampling, concurrent: int) -> list[Timing]:
         """As `Subject.timings`, with the time of the search."""
@@ -193,12 +184,8 @@ class Retrieved:
             self._excerpts.index.search(str(chat[-1]["content"]), self._excerpts.count)
             searched.append(time.perf_counter() - started)
             full.append(self.chat_of(chat, sampling))
-        timed = self._subject.timings(full, sampling, concurrent)
+        timed = self.subject.timings(full, sampling, concurrent)
         return [
             replace(each, first_token=each.first_token + seconds, total=each.total + seconds)
             for each, seconds in zip(timed, searched, strict=True)
         ]
-
-    def close(self) -> None:
-        """Free what the model holds."""
-        self._subject.close()

@@ -115,6 +115,31 @@ class Subject(Protocol):
         """Free what it holds."""
 
 
+class SubjectAround:
+    """A subject that changes what another one reads; what it does not define is the other's.
+
+    Args:
+        subject: the other one.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    @property
+    def scores_texts(self) -> bool:
+        """As the other's."""
+        return self.subject.scores_texts
+
+    @property
+    def model(self) -> Model | None:
+        """The other's, which reads what it is given."""
+        return self.subject.model
+
+    def close(self) -> None:
+        """Free what the other one holds."""
+        self.subject.close()
+
+
 class ChatRenderer(Protocol):
     """Puts a prompt before the chats of one model."""
 

@@ -76,8 +76,8 @@ class Suite(Protocol):
             context: of the evaluation.
 
         Returns:
-            The figures by name; none if the model cannot be measured (a server that reports no log-probabilities), of
-            which `context.leave_out` is told. In tables and gates, a figure is called `suite.name`.
+            The figures by name; none if the model cannot be measured (a server that reports no log-probabilities), with
+            the reason passed to `context.leave_out`. In tables and gates, a figure is called `suite.name`.
 
         Raises:
             UserError: the user can do something about it.

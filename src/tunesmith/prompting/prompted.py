@@ -6,7 +6,7 @@ from functools import cached_property
 from tunesmith.data.example import Example, Message
 from tunesmith.errors import UserError
 from tunesmith.evaluation.result_cache import digest_of
-from tunesmith.evaluation.subject import Answer, Chat, Subject, Timing
+from tunesmith.evaluation.subject import Answer, Chat, Subject, SubjectAround, Timing, as_chat
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
@@ -145,7 +145,7 @@ class PromptRenderer:
         )
 
 
-class Prompted:
+class Prompted(SubjectAround):
     """A subject with a prompt before its chats, itself a subject.
 
     Args:
@@ -162,7 +162,8 @@ class Prompted:
     """
 
     def __init__(self, subject: Subject, prompt: Prompt, shots: Shots | None, name: str) -> None:
-        self.name, self.subject, self.prompt, self.shots = name, subject, prompt, shots
+        super().__init__(subject)
+        self.name, self.prompt, self.shots = name, prompt, shots
         self.renderer = PromptRenderer(prompt, shots, Reading.of(subject.model))
 
     @cached_property
@@ -171,16 +172,6 @@ class Prompted:
         inner = self.subject.identity
         shots = None if self.shots is None else self.shots.identity
         return None if inner is None else digest_of([inner, self.prompt.version, shots])
-
-    @property
-    def scores_texts(self) -> bool:
-        """As the subject's."""
-        return self.subject.scores_texts
-
-    @property
-    def model(self) -> Model | None:
-        """The subject's, without the prompt."""
-        return self.subject.model
 
     def uncached(self) -> "Prompted":
         """The same, of which everything is computed again, to be timed."""
@@ -207,8 +198,7 @@ class Prompted:
         if prompts is None:
             return self.subject.scores(None, texts)
         chats: list[str | Chat] = [
-            self.renderer.chat(_as_chat(prompt), self._tokens(text))
-            for prompt, text in zip(prompts, texts, strict=True)
+            self.renderer.chat(as_chat(prompt), self._tokens(text)) for prompt, text in zip(prompts, texts, strict=True)
         ]
         return self.subject.scores(chats, texts)
 
@@ -229,11 +219,3 @@ class Prompted:
         """
         rendered = [self.renderer.chat(chat, sampling.max_new_tokens) for chat in chats]
         return self.subject.timings(rendered, sampling, concurrent)
-
-    def close(self) -> None:
-        """Free what the subject holds."""
-        self.subject.close()
-
-
-def _as_chat(prompt: str | Chat) -> Chat:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
