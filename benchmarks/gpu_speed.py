@@ -87,7 +87,7 @@ def learn_with_tunesmith(options: argparse.Namespace, sequences: list[list[int]]
     import torch
 
     from tunesmith.config.recipe import Recipe
-    from tunesmith.data.pack import Batch
+    from tunesmith.data.batch import Batch
     from tunesmith.engine.master_weights import MasterWeights
     from tunesmith.engine.trainable import trainable_model
 

@@ -103,8 +103,8 @@ def training(directory: str, weights: str) -> dict[str, Any]:
     import torch
 
     from tunesmith.config.train import Train
+    from tunesmith.data.batch import collate
     from tunesmith.data.example import Source
-    from tunesmith.data.pack import collate
     from tunesmith.data.tokens import TokenTable
     from tunesmith.engine.allocator import keep_freed_memory
     from tunesmith.engine.master_weights import MasterWeights

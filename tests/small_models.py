@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tunesmith.config.head import Head
 from tunesmith.config.registry import METHODS, OBJECTIVES
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.config.train import Train
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, Batches
+from tunesmith.data.pack import Batches
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights

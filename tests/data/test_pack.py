@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import small_model
 
+from tunesmith.data.batch import WIDTH_STEP, collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import (
-    WIDTH_STEP,
-    Batches,
-    best_fit,
-    best_fit_balanced,
-    bucket_by_length,
-    collate,
-    next_fit,
-    pack_any_order,
-    width,
-)
+from tunesmith.data.pack import Batches, best_fit, best_fit_balanced, bucket_by_length, next_fit, pack_any_order, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.prompts import model_inputs
 

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.train import Train
-from tunesmith.data.pack import Batches, collate
+from tunesmith.data.batch import collate
+from tunesmith.data.pack import Batches
 from tunesmith.data.prepare import prepare
 from tunesmith.engine.checkpoint import load_checkpoint
 from tunesmith.engine.interrupt import Interruption

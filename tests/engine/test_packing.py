@@ -19,8 +19,9 @@ from transformers import (
 
 import tunesmith
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import best_fit, bucket_by_length, collate, next_fit, width
+from tunesmith.data.pack import best_fit, bucket_by_length, next_fit, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.sequence_classification import SequenceClassificationHead, class_logits
 from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits

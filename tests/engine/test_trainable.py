@@ -259,7 +259,7 @@ def test_features_of_a_frozen_body_are_computed_once_for_both_tables(bert: Path)
     model.train()
     known = with_known_features(recipe.objective.head, model, prepared, recipe.train.max_batch_tokens)
     assert (known.train.features.shape, known.held_out.features.shape) == ((7, 32), (3, 32))
-    from tunesmith.data.pack import collate
+    from tunesmith.data.batch import collate
 
     model.eval()
     for with_features, plain in ((known.train, prepared.train), (known.held_out, prepared.held_out)):

@@ -34,8 +34,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tunesmith.config.head import Head
 from tunesmith.config.registry import HEADS
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS

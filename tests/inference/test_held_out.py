@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from toy_loop import Slope, SquaredErrors, table_of
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.no_head import NoHead
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors

@@ -17,8 +17,8 @@ from tunesmith.config.head import Head
 from tunesmith.config.method_list import STORED, list_methods, methods_to_store
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import head_parameters

@@ -9,8 +9,8 @@ from families import ENCODER_DECODERS, config_of
 from transformers import AutoModelForSeq2SeqLM
 from writing import answers
 
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunesmith
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import collate
+from tunesmith.data.batch import collate
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions

@@ -16,7 +16,7 @@ from writing import answers
 
 import tunesmith
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import collate
+from tunesmith.data.batch import collate
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.answering import answer

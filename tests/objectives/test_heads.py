@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 import tunesmith
 from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.batch import collate
 from tunesmith.data.labeled import WORD
-from tunesmith.data.pack import collate
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.planner.measure import (
     available_memory,

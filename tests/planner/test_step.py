@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import collate
+from tunesmith.data.batch import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.master_weights import MasterWeights

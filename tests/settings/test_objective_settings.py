@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example, Source
-from tunesmith.data.pack import Batch
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Renderer
 from tunesmith.engine.trainable import learning_rates

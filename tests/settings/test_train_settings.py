@@ -28,8 +28,9 @@ from transformers.optimization import Adafactor
 import tunesmith
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.train import Train
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batches, collate
+from tunesmith.data.pack import Batches
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.evaluations import Evaluations

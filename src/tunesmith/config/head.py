@@ -22,7 +22,7 @@ from tunesmith.config.types import (
     TokenTable,
 )
 
-Command = Literal["generate", "classify", "embed"]
+Command = Literal["generate", "classify", "embed", "reward"]
 """What a model can be used for."""
 
 
@@ -126,7 +126,7 @@ class Head(ABC):
         Returns:
             (rows,) tokens.
         """
-        return table.lengths
+        return table.text_lengths
 
     def truncated(self, row: Tokens, limit: int, closing: int) -> Tokens | None:
         """Cut the end of a row's text.

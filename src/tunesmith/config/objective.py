@@ -21,6 +21,10 @@ BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 """The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
 
 
+PER_TOKEN = "nats per loss token"
+"""The unit of a loss of text, which heads may report in another form, such as the perplexity."""
+
+
 class ObjectiveConfig(Strict, ABC):
     """What the model is trained to do. Subclasses are in `tunesmith.objectives`, one file each."""
 
@@ -36,7 +40,7 @@ class ObjectiveConfig(Strict, ABC):
     bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
     """The kinds of base that it can train."""
 
-    loss_unit: ClassVar[str] = "nats per loss token"
+    loss_unit: ClassVar[str] = PER_TOKEN
     """The unit of its loss, for reports."""
 
     rate_factor: ClassVar[float] = 1.0
@@ -89,6 +93,28 @@ class ObjectiveConfig(Strict, ABC):
             A copy with everything resolved.
         """
         return self
+
+    def arrange(self, table: TokenTable) -> TokenTable:
+        """Put rows together that the loss compares, after they are tokenized.
+
+        Args:
+            table: the rows of one side, training or held-out.
+
+        Returns:
+            As many rows, from the same sources.
+        """
+        return table
+
+    def dummy_rows(self, lengths: Sequence[int]) -> TokenTable | None:
+        """Rows for a plan without data.
+
+        Args:
+            lengths: of the rows, in tokens.
+
+        Returns:
+            Rows of these lengths; None if lengths do not say what rows cost.
+        """
+        return self.head.dummy_rows(lengths)
 
     def check(self, table: TokenTable) -> None:
         """Check the training rows, before anything is loaded.

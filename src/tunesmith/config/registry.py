@@ -125,6 +125,10 @@ OBJECTIVES = Registry(
         "embedding": "tunesmith.objectives.embedding:Embedding",
         "few_shot": "tunesmith.objectives.few_shot:FewShot",
         "distillation": "tunesmith.objectives.distillation:Distillation",
+        "reward": "tunesmith.objectives.reward:Reward",
+        "dpo": "tunesmith.objectives.dpo:DPO",
+        "listwise": "tunesmith.objectives.listwise:Listwise",
+        "kto": "tunesmith.objectives.kto:KTO",
     },
 )
 """What the model is trained to do: `kind` → the class, imported on first use."""
@@ -138,6 +142,7 @@ HEADS = Registry(
         "sequence_classification": "tunesmith.heads.sequence_classification:SequenceClassificationHead",
         "multi_label_classification": "tunesmith.heads.sequence_classification:MultiLabelHead",
         "regression": "tunesmith.heads.sequence_classification:RegressionHead",
+        "reward": "tunesmith.heads.reward:RewardHead",
         "token_classification": "tunesmith.heads.token_classification:TokenClassificationHead",
         "embedding": "tunesmith.heads.embedding:EmbeddingHead",
         "embedding_classifier": "tunesmith.heads.embedding:EmbeddingClassifierHead",

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from tunesmith.config.base import Base
     from tunesmith.config.head import Head
+    from tunesmith.data.batch import Batch
     from tunesmith.data.example import Example
-    from tunesmith.data.pack import Batch
     from tunesmith.data.render import Renderer, Rendering
     from tunesmith.data.tokens import Tokens, TokenTable
     from tunesmith.heads.prediction import Prediction

@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.data.tokens import TokenTable
+from tunesmith.data.tokens import Completions, TokenTable
 
 logger = logging.getLogger(__name__)
 
 _ARRAYS = ("ids", "loss_mask", "offsets", "file", "row")
 _TARGET_ARRAYS = ("targets", "target_offsets")
 """Only tables with targets have them."""
+_COMPLETION_ARRAYS = ("offsets", "lengths", "scores")
+"""Of `Completions`; only tables with completions have them. What a model says of them is not part of the tokens."""
 
 
 def cache_key(fingerprints: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> str:
@@ -85,6 +87,9 @@ def save(directory: Path, tables: Iterable[tuple[str, TokenTable]], report: dict
             files[name] = table.files
             for array in (*_ARRAYS, *(_TARGET_ARRAYS if table.targets is not None else ())):
                 np.save(partial / f"{name}.{array}.npy", getattr(table, array), allow_pickle=False)
+            for array in _COMPLETION_ARRAYS if table.completions is not None else ():
+                file = partial / f"{name}.completions.{array}.npy"
+                np.save(file, getattr(table.completions, array), allow_pickle=False)
         (partial / "report.json").write_text(json.dumps({"files": files, "report": report}), encoding="utf-8")
         if not directory.exists():
             partial.rename(directory)
@@ -105,10 +110,21 @@ def load(directory: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[
                 for array in (*_ARRAYS, *_TARGET_ARRAYS)
                 if array in _ARRAYS or (directory / f"{name}.{array}.npy").exists()
             }
-            tables.append(TokenTable(files=tuple(stored["files"][name]), **arrays))
+            files = tuple(stored["files"][name])
+            tables.append(TokenTable(files=files, **arrays, completions=_completions(directory, name)))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         logger.warning("%s is broken (%s). The rows are tokenized again.", directory, reason or type(error).__name__)
         shutil.rmtree(directory, ignore_errors=True)
         return None
     return tables, stored["report"]
+
+
+def _completions(directory: Path, name: str) -> Completions | None:
+    if not (directory / f"{name}.completions.offsets.npy").exists():
+        return None
+    arrays = {
+        array: np.load(directory / f"{name}.completions.{array}.npy", allow_pickle=False)
+        for array in _COMPLETION_ARRAYS
+    }
+    return Completions(**arrays, reference=np.full(len(arrays["scores"]), np.nan, np.float32))

@@ -19,6 +19,20 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """One of several ways in which a chat goes on, and how good it is.
+
+    Attributes:
+        messages: the turns after the example's own `messages`, at least one of them the assistant's.
+        score: higher is better; only what differs within an example counts, except where one completion alone is
+            rated: 1 for good, 0 for bad.
+    """
+
+    messages: tuple[Message, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One example: a chat (`messages`), or a text (`text`), raw or labeled.
 
@@ -30,6 +44,7 @@ class Example:
         spans: (start, end, tag) of each word of the text, in characters; None if words have no tags.
         others: for a pair: the positive text, which means the same or answers it, then the negatives.
         tools: JSON schemas of the tools that the chat may call, as chat templates take them.
+        completions: how the chat goes on, each with a score; empty unless the row compares or rates answers.
     """
 
     source: Source
@@ -39,6 +54,7 @@ class Example:
     label: str | tuple[str, ...] | float | None = None
     spans: tuple[tuple[int, int, str], ...] | None = None
     others: tuple[str, ...] = ()
+    completions: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from tunesmith.data.row_format import RowFormat
 from tunesmith.data.row_formats import FORMATS, check_fields, sets_in
 from tunesmith.errors import UserError
 
-_PREFERENCE = {"chosen", "rejected", "kto_tag"}
 _ONE_TURN = ({"role", "content"}, {"from", "value"})
 
 
@@ -30,7 +29,6 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
     from_columns = _format_of_columns(columns or {}, rows)
     matches: dict[str, Source] = {}
     for row in rows:
-        _refuse_other_kinds(row)
         format = from_columns if from_columns is not None else _format_of(row)
         if format is not None:
             matches.setdefault(format, row.source)
@@ -91,6 +89,9 @@ def _format_of(row: Row) -> str | None:
             f"{row.source} is a single turn ({', '.join(row.values)}). A row must hold a full conversation: put "
             "the turns in a column `messages`."
         )
+    feedback = _feedback_format(row, present)
+    if feedback is not None:
+        return feedback
     return next((name for name, format in FORMATS.items() if format.detected and sets_in(present, format)), None)
 
 
@@ -115,21 +116,22 @@ def _format_of_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> str |
     return None
 
 
-def _refuse_other_kinds(row: Row) -> None:
-    """Refuse preference data, detected from its columns."""
-    present = {str(column).lower() for column in row.values} if isinstance(row.values, dict) else set()
-    is_rated = isinstance(row.values, dict) and isinstance(row.values.get("label"), bool)
+def _feedback_format(row: Row, present: set[str]) -> str | None:
+    """The format of human feedback, which a chat's columns alone do not show."""
+    if not isinstance(row.values, dict):
+        return None
+    by_name = {str(column).lower(): value for column, value in row.values.items()}
+    if present >= {"chosen", "rejected"}:
+        return "preference"
     answers = present & {"messages", "conversations", "completion", "output", "answer", "response"}
-    if present >= {"chosen", "rejected"} or "kto_tag" in present or (is_rated and answers):
-        shown = ", ".join(sorted(present & _PREFERENCE) or ["label"])
-        raise UserError(
-            f"{row.source}: this is preference data (columns: {shown}); an objective for preferences is "
-            "not available yet. To train on the better answers, write them as chat messages."
-        )
+    if "kto_tag" in present or (isinstance(by_name.get("label"), bool) and answers):
+        return "rating"
+    answers_of = next((by_name[name] for name in ("completions", "responses") if name in present), None)
+    return "ranking" if isinstance(answers_of, list) and len(answers_of) > 1 else None
 
 
 def _refuse_without_objective(format: RowFormat, rows: Sequence[Row]) -> None:
-    """Refuse labeled texts: they need an objective that the recipe must name."""
+    """Refuse labeled texts and human feedback: they need an objective that the recipe must name."""
     if format.objective is None:
         return
     present = {column.lower(): column for column in _columns_of(rows)}

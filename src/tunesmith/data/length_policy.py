@@ -37,11 +37,17 @@ def apply_length_policy(
         return _joined(table, limit, report)
     policy = data.overflow if data.overflow != "auto" else objective.overflow
     head = objective.head
-    long = np.flatnonzero(head.text_lengths(table) > limit)
+    longest = head.text_lengths(table)
+    long = np.flatnonzero(longest > limit)
     if len(long) == 0:
         return table
+    if policy == "split" and table.completions is not None:
+        raise UserError(
+            "data.overflow: split would tear completions from their prompt. Set it to truncate or drop, or raise "
+            "data.max_length."
+        )
     if policy == "refuse":
-        shown = ", ".join(f"{table.source(row)} ({table.lengths[row]:,} tokens)" for row in long[:SHOWN])
+        shown = ", ".join(f"{table.source(row)} ({longest[row]:,} tokens)" for row in long[:SHOWN])
         more = f" and {len(long) - SHOWN:,} more" if len(long) > SHOWN else ""
         raise UserError(
             f"{len(long):,} of {len(table):,} examples are longer than data.max_length ({limit:,} tokens): "
@@ -73,7 +79,9 @@ def _fitted(
             report.dropped += 1
         elif policy == "truncate":
             report.truncated += 1
-            truncated = head.truncated(row, limit, closing)
+            truncated = (
+                head.truncated(row, limit, closing) if table.completions is None else _cut_completions(row, limit)
+            )
             if truncated is not None:
                 yield truncated
             elif head.generates_text:
@@ -90,6 +98,22 @@ def _fitted(
             f"Truncated to data.max_length ({limit:,} tokens), {len(without_loss):,} examples have no loss token left: "
             f"{shown}. Raise data.max_length, or set data.overflow: drop."
         )
+
+
+def _cut_completions(row: Tokens, limit: int) -> Tokens | None:
+    """Cut the end of each completion that is longer than the limit together with its beginning.
+
+    Returns:
+        The row; None if a completion has no loss token left, or its targets' token is cut off.
+    """
+    ids, mask, source, targets, (lengths, scores) = row
+    shared = lengths[0]
+    parts = np.split(np.arange(len(ids)), np.cumsum(lengths)[:-1])
+    kept = [parts[0], *(part[: max(0, limit - shared)] for part in parts[1:])]
+    if not all(mask[part].any() for part in kept[1:]):
+        return None
+    at = np.concatenate(kept)
+    return ids[at], mask[at], source, targets, ((shared, *map(len, kept[1:])), scores)
 
 
 def _cut(

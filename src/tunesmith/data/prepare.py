@@ -171,7 +171,10 @@ def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[T
             _count(chunk, report)
     _refuse_unusable(data, report)
     train, held_out_table = (
-        apply_length_policy(data, recipe.objective, side.table(), report, renderer.closing_tokens) for side in builders
+        recipe.objective.arrange(
+            apply_length_policy(data, recipe.objective, side.table(), report, renderer.closing_tokens)
+        )
+        for side in builders
     )
     if len(train) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")

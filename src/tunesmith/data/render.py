@@ -1,7 +1,7 @@
 """From an example to text with its loss spans, and from there to tokens: the same in training and in inference."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -43,6 +43,9 @@ class Rendering:
             tokens to each.
         source: an encoder–decoder's input; `text` is then its output. The tokenizer adds its own special tokens to
             both.
+        completions: texts that begin alike, in place of `text`: each holds a prompt and one of its completions. With
+            `targets`, each has one, on its last token with loss.
+        scores: of the completions, higher is better.
     """
 
     text: str
@@ -51,6 +54,8 @@ class Rendering:
     targets: Targets | None = None
     parts: tuple[str, ...] = ()
     source: str | None = None
+    completions: tuple["Rendering", ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 class Renderer:
@@ -120,6 +125,30 @@ class Renderer:
         _refuse_left_out(messages, example.tools, renderings, learn)
         _refuse_left_out_reasoning(messages, renderings, range(len(messages)) if learn == "all" else turns)
         return renderings
+
+    def completions(self, example: Example, with_targets: bool = False) -> Rendering:
+        """The example's completions, each rendered with its prompt in one piece, with loss on the completion alone.
+
+        Args:
+            example: has completions.
+            with_targets: whether the scores are the targets of a head that reads each completion's last token.
+
+        Raises:
+            UnusableError: the template cannot render one, or rewrites its turns once others follow.
+        """
+        before = [_without_loss(message) for message in example.messages or ()]
+        renderings = []
+        for number, completion in enumerate(example.completions, 1):
+            chat = replace(example, messages=(*before, *completion.messages), completions=())
+            *separate, rendering = self.render(chat)
+            if separate:
+                raise UnusableError(
+                    f"completion {number} has several answers, and the chat template rewrites the first ones once "
+                    "others follow. Make a row of each answer"
+                )
+            renderings.append(rendering)
+        scores = tuple(completion.score for completion in example.completions)
+        return Rendering("", (), completions=tuple(renderings), scores=scores, targets=scores if with_targets else None)
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """The text that the model continues: the same text as before the answer in training."""
@@ -242,6 +271,39 @@ class Renderer:
 
 
 _Tokenize = Callable[[Sequence[Rendering]], Iterator[Tokenized]]
+
+
+def joined(parts: Sequence[Tokenized], on_last_token: bool) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
+    """Texts that begin alike, with their common beginning once.
+
+    The beginning ends where the first token differs, or where the first one has a loss: it is what all have in common
+    as tokens, so it is exact whatever the template wrote.
+
+    Args:
+        parts: ids and loss mask of each text.
+        on_last_token: whether the loss is on each text's last token with loss alone, for a head that reads it.
+
+    Returns:
+        The ids and the loss mask (tokens,) of the beginning and what follows it in each text, and the tokens of each
+        of these.
+    """
+    shared = min(int(np.flatnonzero(mask)[0]) for _, mask in parts)
+    first = parts[0][0]
+    for ids, _ in parts[1:]:
+        width = min(shared, len(ids))
+        differs = np.flatnonzero(first[:width] != ids[:width])
+        shared = int(differs[0]) if len(differs) else width
+    masks = []
+    for _, mask in parts:
+        marks = np.flatnonzero(mask)
+        masks.append(np.arange(len(mask)) == marks[-1] if on_last_token else mask)
+    ids = np.concatenate([first[:shared], *(ids[shared:] for ids, _ in parts)])
+    mask = np.concatenate([np.zeros(shared, np.bool_), *(mask[shared:] for mask in masks)])
+    return ids, mask, [shared, *(len(ids) - shared for ids, _ in parts)]
+
+
+def _without_loss(message: Message) -> Message:
+    return {**message, "learn": False} if message["role"] == "assistant" else message
 
 
 def source_text(messages: Sequence[Message]) -> str:

@@ -13,6 +13,7 @@ from tunesmith.config.extensions import UsersCodeError, failures_named, is_path
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.media import UNUSABLE, media_key, placeholder
+from tunesmith.data.preferences import PREFERENCES
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import RowFormat, Values, required, text_of
 from tunesmith.data.turns import MalformedRowError, chat, in_words, parsed, tools_of, turns_of
@@ -90,6 +91,7 @@ FORMATS: dict[str, RowFormat] = {
         ("context", "system"),
         _question_answer,
     ),
+    **PREFERENCES,
     **LABELED,
 }
 """Every row format by the value of `data.format`; if a row matches several, the first is used."""

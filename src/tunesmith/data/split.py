@@ -53,6 +53,8 @@ def _key(example: Example) -> bytes:
     """SHA-256 of the content that decides the side."""
     if example.messages is None:
         key: Any = example.text
+    elif not example.messages:
+        key = [list(completion.messages) for completion in example.completions]
     else:
         first_user = next((index for index, turn in enumerate(example.messages) if turn["role"] == "user"), None)
         turns = example.messages[: None if first_user is None else first_user + 1]

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Example, Source
-from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.render import Renderer, Rendering, Tokenized, joined
 from tunesmith.data.split import is_held_out
 from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import Tokens, TokenTable
@@ -85,19 +85,26 @@ class Tokenizer:
                 continue
             side = is_held_out(example, self.held_out)
             rows.extend((rendering, example.source, side) for rendering in rendered)
-            separate_turns += len(rendered) - 1
+            separate_turns += 0 if example.completions else len(rendered) - 1
         kept: tuple[list[Tokens], ...] = ([], [])
-        tokens = self.renderer.tokenize_many([rendering for rendering, _, _ in rows])
-        for (rendering, source, side), tokenized in zip(rows, tokens, strict=True):
-            reason = find_problem(self.renderer, rendering, tokenized)
+        tokens = iter(self.renderer.tokenize_many([text for rendering, _, _ in rows for text in _texts(rendering)]))
+        for rendering, source, side in rows:
+            tokenized = list(islice(tokens, len(_texts(rendering))))
+            reason = self._problem(rendering, tokenized)
             if reason is None:
-                targets = () if rendering.targets is None else (rendering.targets,)
-                kept[side].append((*tokenized, source, *targets))
+                kept[side].append(_row(rendering, tokenized, source))
             else:
                 unusable.append((source, reason))
         longest = max((len(row[0]) for side in kept for row in side), default=0)
         train, held_out = (TokenTable.build(side) for side in kept)
         return Chunk((train, held_out), unusable, separate_turns, longest)
+
+    def _problem(self, rendering: Rendering, tokenized: Sequence[Tokenized]) -> str | None:
+        """As `find_problem`, of the first of a row's texts that has one."""
+        for number, (text, tokens) in enumerate(zip(_texts(rendering), tokenized, strict=True), 1):
+            if (reason := find_problem(self.renderer, text, tokens)) is not None:
+                return f"completion {number}: {reason}" if rendering.completions else reason
+        return None
 
     def all(self, examples: Iterable[Example]) -> Iterator[Chunk]:
         """The chunks in order: the first ones from this process, many more from workers on all cores."""
@@ -117,6 +124,19 @@ class Tokenizer:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+
+
+def _texts(rendering: Rendering) -> Sequence[Rendering]:
+    """What is tokenized: the completions, or the rendering itself."""
+    return rendering.completions or (rendering,)
+
+
+def _row(rendering: Rendering, tokenized: Sequence[Tokenized], source: Source) -> Tokens:
+    if rendering.completions:
+        ids, mask, lengths = joined(tokenized, rendering.targets is not None)
+        return ids, mask, source, rendering.targets, (tuple(lengths), rendering.scores)
+    ids, mask = tokenized[0]
+    return (ids, mask, source) if rendering.targets is None else (ids, mask, source, rendering.targets)
 
 
 def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:

@@ -14,8 +14,45 @@ from tunesmith.data.example import Source
 Targets = tuple[float, ...]
 """The targets of a row's loss positions if they are not the next tokens: class indices, values."""
 
-Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source, *tuple[Targets, ...]]
-"""One example: ids (n,), loss mask (n,), its row, and its targets if it has some."""
+RowCompletions = tuple[tuple[int, ...], tuple[float, ...]]
+"""The completions of a row: the lengths of its beginning and of each completion, and the completions' scores."""
+
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_], Source, *tuple[Any, ...]]
+"""One example: ids (n,), loss mask (n,), its row, then its targets if it has some (or None), then its completions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """The parts of rows that hold several completions: a beginning, which all share, and what follows it.
+
+    Attributes:
+        offsets: (rows + 1,) int64: row i has the completions offsets[i] to offsets[i + 1].
+        lengths: (rows + completions,) int32: of each row, the tokens of its beginning, then of each completion.
+        scores: (completions,) float32, higher is better.
+        reference: (completions,) float32: what the starting model says of each, such as its log p in nats; NaN until
+            it is computed, in place, before the first step.
+    """
+
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    reference: NDArray[np.float32]
+
+    def of(self, row: int) -> RowCompletions:
+        """The lengths and scores of a row."""
+        start, end = self.offsets[row], self.offsets[row + 1]
+        return tuple(self.lengths[start + row : end + row + 1].tolist()), tuple(self.scores[start:end].tolist())
+
+    def reference_of(self, row: int) -> NDArray[np.float32]:
+        """(completions,) of a row."""
+        return self.reference[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def texts(self) -> NDArray[np.int64]:
+        """(rows,) the tokens of each row's longest text: its beginning and the longest completion."""
+        return np.array(
+            [lengths[0] + max(lengths[1:]) for lengths, _ in map(self.of, range(len(self.offsets) - 1))], np.int64
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +70,7 @@ class TokenTable:
         target_offsets: (rows + 1,) int64: row i has targets[target_offsets[i]:target_offsets[i + 1]].
         features: (rows, hidden) float32 hidden states of a frozen body, if they are precomputed; the ids are then not
             read.
+        completions: the parts of the rows, if they hold several completions of one beginning.
     """
 
     ids: NDArray[np.int32]
@@ -44,6 +82,7 @@ class TokenTable:
     targets: NDArray[np.float32] | None = None
     target_offsets: NDArray[np.int64] | None = None
     features: NDArray[np.float32] | None = None
+    completions: Completions | None = None
 
     @classmethod
     def build(cls, rows: Iterable[Tokens]) -> "TokenTable":
@@ -67,19 +106,29 @@ class TokenTable:
         return np.diff(self.offsets)
 
     @property
+    def text_lengths(self) -> NDArray[np.int64]:
+        """(rows,) the tokens of each row's longest text."""
+        return self.lengths if self.completions is None else self.completions.texts
+
+    @property
     def loss_tokens(self) -> int:
-        """Units of loss: tokens with loss, or rows if texts are compared. When the next token is the target, a row's
-        first token has no loss, because no token comes before it."""
+        """Tokens with loss, or rows if texts are compared. Where the next token is the target, a row's first token has
+        no loss, because no token comes before it."""
+        if self.completions is not None:
+            return int(np.count_nonzero(self.loss_mask))
         if self.targets is not None:
             return int(np.count_nonzero(self.loss_mask)) if len(self.targets) else len(self)
         starts = self.offsets[:-1][self.lengths > 0]
         return int(np.count_nonzero(self.loss_mask)) - int(np.count_nonzero(self.loss_mask[starts]))
 
     def rows(self) -> Iterator[Tokens]:
-        """Each row with its source, and its targets if it has some."""
+        """Each row with its source, its targets and its completions if it has some."""
         for index in range(len(self)):
-            targets = () if self.targets is None else (tuple(self.targets_of(index).tolist()),)
-            yield (*self[index], self.source(index), *targets)
+            targets = None if self.targets is None else tuple(self.targets_of(index).tolist())
+            if self.completions is not None:
+                yield (*self[index], self.source(index), targets, self.completions.of(index))
+            else:
+                yield (*self[index], self.source(index), *(() if targets is None else (targets,)))
 
     def targets_of(self, index: int) -> NDArray[np.float32]:
         """(values,) the row's targets; only for tables with targets."""
@@ -108,10 +157,19 @@ class TableBuilder:
         self._targets = _Spool(np.dtype(np.float32))
         self._target_offsets = array("q", [0])
         self._has_targets = False
+        self._completions = array("q", [0])
+        self._lengths = array("i")
+        self._scores = array("f")
 
     def add(
-        self, ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], source: Source, targets: Targets | None = None
+        self,
+        ids: NDArray[np.int32],
+        loss_mask: NDArray[np.bool_],
+        source: Source,
+        targets: Targets | None = None,
+        completions: RowCompletions | None = None,
     ) -> None:
+        """Add a row: `Tokens`."""
         self._ids.add(ids)
         self._loss_mask.add(loss_mask)
         self._offsets.append(self._offsets[-1] + len(ids))
@@ -121,6 +179,11 @@ class TableBuilder:
             self._has_targets = True
             self._targets.add(np.asarray(targets, np.float32))
             self._target_offsets.append(self._target_offsets[-1] + len(targets))
+        if completions is not None:
+            lengths, scores = completions
+            self._lengths.extend(lengths)
+            self._scores.extend(scores)
+            self._completions.append(len(self._scores))
 
     def extend(self, table: TokenTable) -> None:
         """Add all rows of a table."""
@@ -134,6 +197,10 @@ class TableBuilder:
             self._has_targets = True
             self._targets.add(table.targets)
             self._target_offsets.extend((table.target_offsets[1:] + self._target_offsets[-1]).tolist())
+        if table.completions is not None:
+            self._completions.extend((table.completions.offsets[1:] + self._completions[-1]).tolist())
+            self._lengths.extend(table.completions.lengths.tolist())
+            self._scores.extend(table.completions.scores.tolist())
 
     def table(self) -> TokenTable:
         """All rows so far; do not add rows afterwards."""
@@ -146,7 +213,13 @@ class TableBuilder:
             np.array(self._row, np.int64),
             self._targets.array() if self._has_targets else None,
             np.array(self._target_offsets, np.int64) if self._has_targets else None,
+            completions=self._completions_so_far() if len(self._scores) else None,
         )
+
+    def _completions_so_far(self) -> Completions:
+        scores = np.array(self._scores, np.float32)
+        offsets, lengths = np.array(self._completions, np.int64), np.array(self._lengths, np.int32)
+        return Completions(offsets, lengths, scores, np.full(len(scores), np.nan, np.float32))
 
 
 class _Spool:

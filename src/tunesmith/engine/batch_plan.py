@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import WIDTH_STEP, Batches, width
+from tunesmith.data.batch import WIDTH_STEP
+from tunesmith.data.pack import Batches, width
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.evaluations import Evaluations
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.train import Train
-from tunesmith.data.pack import Batch, Batches, collate
+from tunesmith.data.batch import Batch, collate
+from tunesmith.data.pack import Batches
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.evaluations import times_left
@@ -261,6 +262,7 @@ class Loop:
             **result,
             tokens=tokens,
             loss_tokens=loss_tokens,
+            **self.objective.take_notes(),
             **self._replayed(batches),
             seconds=seconds,
             seconds_left=self.seconds_left(),
@@ -277,6 +279,7 @@ class Loop:
 
     def forget_batches(self) -> None:
         """Drop the batches since the last step, with their gradients."""
+        self.objective.take_notes()
         if self.pending:
             self.masters.grad.zero_()
         self.pending, self.loss = [], 0.0

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.head import Head
+from tunesmith.config.objective import PER_TOKEN
 from tunesmith.evaluation.measured import Better, Measured, ratio_of
 from tunesmith.evaluation.metrics import Case, Metric, measured
 from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
@@ -65,10 +66,7 @@ class Side:
         if len(sides) == 1:
             return sides[0]
         all_losses = [side.losses for side in sides if side.losses is not None]
-        losses = None
-        if all_losses:
-            sums, counts = ([getattr(each, name) for each in all_losses] for name in ("sums", "counts"))
-            losses = RowLosses(np.concatenate(sums), np.concatenate(counts))
+        losses = RowLosses.joined(all_losses) if all_losses else None
         all_predictions = [side.predictions for side in sides if side.predictions is not None]
         predictions = None
         if all_predictions:
@@ -102,6 +100,13 @@ def figures_of(side: Side, tasks: Sequence[Task], head: Head, metrics: Mapping[s
     return figures | (answer_figures(side.answers, tasks, metrics) if side.answers else {})
 
 
+COMPARISONS = {
+    "accuracy": ("pairs in order", "share of pairs in which the better answer is ahead, ties half", True),
+    "margin": ("margin", "how far the better answer is ahead", True),
+}
+"""What objectives report beside their loss: title, explanation, and whether higher is better."""
+
+
 def loss_figures(losses: RowLosses, units: Sequence[str], head: Head, unit: str) -> Figures:
     """The loss, and what the head reports beside it, such as the perplexity.
 
@@ -117,8 +122,11 @@ def loss_figures(losses: RowLosses, units: Sequence[str], head: Head, unit: str)
     loss = ratio_of(losses.sums, losses.counts, units, LOSS, "how surprised the model is by the rows", "lower", unit)
     others = {
         name: Measured(name, f"the loss as a {name}", _beside(loss, head, name), units, "lower", "", is_compared=False)
-        for name in head.loss_metrics(loss.value)
+        for name in (head.loss_metrics(loss.value) if unit == PER_TOKEN else ())
     }
+    for name, sums in losses.others.items():
+        title, explanation, higher = COMPARISONS.get(name, (name.replace("_", " "), "of the objective", True))
+        others[name] = ratio_of(sums, losses.counts, units, title, explanation, "higher" if higher else "lower", "")
     return {LOSS: loss, **others}
 
 

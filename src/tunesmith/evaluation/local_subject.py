@@ -129,9 +129,9 @@ class LocalSubject:
             UserError: the model cannot be loaded, or a user's objective fails.
         """
         is_ours = not OBJECTIVES.is_users(objective.kind)  # users change their code
-        asked = ["losses", objective.model_dump(mode="json"), tokens_per_batch]
+        asked = ["figures", objective.model_dump(mode="json"), tokens_per_batch]
         cache = ResultCache(self.identity if is_ours else None, asked)
-        sums, counts = np.zeros(len(table)), np.zeros(len(table), np.int64)
+        parts: list[RowLosses] = []
         size = len(table) if objective.compares_rows else LOSS_ROWS
         for start in range(0, len(table), size):
             rows = range(start, min(start + size, len(table)))
@@ -139,10 +139,13 @@ class LocalSubject:
             if key not in cache:
                 model = self._plain()
                 found = held_out_losses(model, objective.build(), table, rows, tokens_per_batch)
-                cache.add({key: [found.sums.tolist(), found.counts.tolist()]})
-            sums[rows.start : rows.stop], counts[rows.start : rows.stop] = cache[key]
+                others = {name: values.tolist() for name, values in found.others.items()}
+                cache.add({key: [found.sums.tolist(), found.counts.tolist(), others]})
+            sums, counts, others = cache[key]
+            arrays = {name: np.array(values, np.float64) for name, values in others.items()}
+            parts.append(RowLosses(np.array(sums, np.float64), np.array(counts, np.int64), arrays))
             done(rows.stop)
-        return RowLosses(sums, counts)
+        return RowLosses.joined(parts)
 
     def predictions(self, objective: ObjectiveConfig, prepared: Prepared, tokens_per_batch: int) -> Predictions:
         """What a head that does not write text predicts for every held-out row.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import Batch, collate
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.prepare import prepare
 from tunesmith.exporting.weight_files import save_weights
 from tunesmith.exporting.weights import Into, Weights

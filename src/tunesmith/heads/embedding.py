@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.head import Command, Head
-from tunesmith.data.pack import Batch
+from tunesmith.data.batch import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.errors import UserError
 from tunesmith.heads.head_file import write_head

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.head import Command, Head
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.models.forward import check_lm_head, loss_hidden_states
 from tunesmith.models.prompts import plain_model

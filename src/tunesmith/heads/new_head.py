@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tunesmith.config.head import Command, Head
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.heads.head_file import write_head

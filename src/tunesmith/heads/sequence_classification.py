@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.heads.new_head import NewHead, check_logits, head_logits, head_names
 from tunesmith.heads.prediction import Prediction, inputs_of

@@ -12,6 +12,7 @@ from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.heads.head_file import FILE, read_head
 from tunesmith.heads.new_head import labels_of
 from tunesmith.heads.no_head import NoHead
+from tunesmith.heads.reward import LABEL, RewardHead
 from tunesmith.heads.sentence_transformers_format import MODULES, stored_pooling
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
@@ -44,7 +45,10 @@ def stored_head(base: Base) -> Head:
     if name.endswith("ForTokenClassification"):
         return TokenClassificationHead(labels_of(config))
     if name.endswith("ForSequenceClassification"):
-        head: Head = _OF_PROBLEM[config.problem_type or SequenceClassificationHead.problem_type](labels_of(config))
+        labels = labels_of(config)
+        if labels == (LABEL,):
+            return RewardHead()
+        head: Head = _OF_PROBLEM[config.problem_type or SequenceClassificationHead.problem_type](labels)
         return head
     return language_model_head(config)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.labeled import OUTSIDE, WORD
-from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import Tokens
 from tunesmith.heads.new_head import NewHead, check_logits, head_logits
 from tunesmith.heads.prediction import Prediction, inputs_of

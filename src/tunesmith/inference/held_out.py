@@ -1,7 +1,7 @@
 """A model on held-out rows: its loss with a confidence interval, and its outputs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,29 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True)
 class RowLosses:
-    """Each row's summed loss (nats) and number of loss tokens, in the table's order."""
+    """Each row's summed loss (nats) and number of loss tokens, in the table's order.
+
+    Attributes:
+        sums: (rows,) nats.
+        counts: (rows,) loss tokens, or other units of loss.
+        others: sums (rows,) of the objective's other figures, by name.
+    """
 
     sums: NDArray[np.float64]
     counts: NDArray[np.int64]
+    others: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[RowLosses]") -> "RowLosses":
+        """The rows of all parts, in their order.
+
+        Args:
+            parts: with the same other figures.
+        """
+        others = {name: np.concatenate([part.others[name] for part in parts]) for name in parts[0].others}
+        return cls(
+            np.concatenate([part.sums for part in parts]), np.concatenate([part.counts for part in parts]), others
+        )
 
     @property
     def loss(self) -> float:
@@ -50,15 +69,17 @@ class RowLosses:
 def held_out_losses(
     model: PreTrainedModel, objective: Objective, table: TokenTable, rows: Sequence[int], tokens_per_batch: int
 ) -> RowLosses:
-    """The objective's loss for each of the given rows, without gradients, packed as in training."""
-    sums = np.zeros(len(rows))
+    """The objective's loss and other figures for each of the given rows, without gradients, packed as in training."""
+    sums: dict[str, NDArray[np.float64]] = {}
     counts = np.zeros(len(rows), np.int64)
     for items, batch in evaluation_batches(model, table, rows, tokens_per_batch):
         with torch.no_grad():
-            losses = torch.split(objective.losses(model, batch).double().cpu(), batch.loss_tokens_per_row)
-        sums[items] = [part.sum().item() for part in losses]
+            figures = objective.figures(model, batch)
+        for name, values in figures.items():
+            parts = torch.split(values.double().cpu(), batch.loss_tokens_per_row)
+            sums.setdefault(name, np.zeros(len(rows)))[items] = [part.sum().item() for part in parts]
         counts[items] = batch.loss_tokens_per_row
-    return RowLosses(sums, counts)
+    return RowLosses(sums.pop("loss", np.zeros(len(rows))), counts, sums)
 
 
 def held_out_evaluation(
@@ -77,13 +98,14 @@ def evaluate_held_out(
     rows: Sequence[int],
     tokens_per_batch: int,
 ) -> dict[str, Any]:
-    """What an `evaluation` event says of the held-out rows: loss, loss_interval, rows, loss_tokens, and what the head
-    reports beside a loss."""
+    """What an `evaluation` event says of the held-out rows: each figure of the objective and its interval
+    (`loss_interval`), rows, loss_tokens, and what the head reports beside a loss."""
     losses = held_out_losses(model, objective, table, rows, tokens_per_batch)
+    figures = {name: replace(losses, sums=sums) for name, sums in {"loss": losses.sums, **losses.others}.items()}
     return {
-        "loss": losses.loss,
-        **head.loss_metrics(losses.loss),
-        "loss_interval": losses.interval(),
+        **{name: values.loss for name, values in figures.items()},
+        **(head.loss_metrics(losses.loss) if objective.is_per_token else {}),
+        **{f"{name}_interval": values.interval() for name, values in figures.items()},
         "rows": len(rows),
         "loss_tokens": int(losses.counts.sum()),
     }

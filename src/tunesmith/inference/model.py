@@ -15,6 +15,7 @@ from tunesmith.config.extensions import failures_named
 from tunesmith.config.head import Command, Head
 from tunesmith.config.registry import HEADS
 from tunesmith.data.example import Message
+from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import Prediction
@@ -23,6 +24,7 @@ from tunesmith.inference.generate import BASE, OWN, Generator
 from tunesmith.inference.memory import CONCURRENT, refuse_unknown_cache
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
+from tunesmith.inference.rewards import Chat, rewards_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score, answer_rows, scores_of, text_rows
 from tunesmith.inference.writing import Generation
@@ -32,6 +34,7 @@ REFUSALS: dict[Command, str] = {
     "generate": "does not write text",
     "classify": "does not classify texts",
     "embed": "does not embed texts",
+    "reward": "is no reward model",
 }
 """What a model that has another head does not do."""
 
@@ -380,6 +383,27 @@ class Model:
             rows = text_rows(renderer, questions) if answers is None else answer_rows(renderer, questions, answers)
         return scores_of(self.generator, rows, adapter)
 
+    def reward(self, prompts: Chat | Sequence[Chat], completions: Chat | Sequence[Chat]) -> list[float]:
+        """What a reward model says of answers. Only differences between answers to one prompt have a meaning.
+
+        Args:
+            prompts: a question, the turns of a chat, or several of either.
+            completions: the answer to each, as text or turns.
+
+        Returns:
+            The reward of each.
+
+        Raises:
+            UserError: the model is no reward model, the template cannot render a chat, or a completion is missing.
+        """
+        if "reward" not in self.head.commands and len(self.head.labels) != 1:
+            self.require("reward")
+        asked, answers = _several(prompts), _several(completions)
+        if len(asked) != len(answers):
+            raise UserError(f"reward needs a completion for each prompt: {len(answers)} for {len(asked)} prompts.")
+        with _template_errors():
+            return rewards_of(self.model, Renderer(self.tokenizer), self.head, asked, answers)
+
     def _failures_named(self) -> AbstractContextManager[None]:
         """Turn a failure of a user's head into an error that names it."""
         kind = self.head.kind
@@ -413,6 +437,13 @@ def load(
         UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
     """
     return Model(name, device, precision, weights, concurrent, cache)
+
+
+def _several(chats: Chat | Sequence[Chat]) -> list[Chat]:
+    """Chats as a list; one is a text, or a list of turns."""
+    if isinstance(chats, str):
+        return [chats]
+    return [chats] if chats and isinstance(chats[0], dict) else list(chats)  # type: ignore[arg-type,list-item]
 
 
 def _best(answers: Sequence[Generation], count: int) -> list[Generation]:

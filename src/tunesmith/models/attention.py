@@ -1,7 +1,8 @@
 """Document attention, registered as one of transformers' attention implementations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunesmith.errors import UserError
+from tunesmith.ops.branched_attention import branched_attention
 from tunesmith.ops.document_attention import Prefix, document_attention
 from tunesmith.ops.paged_attention import LayerCache, Layout, paged_attention
 
@@ -86,17 +88,78 @@ def separates_documents(model: PreTrainedModel) -> bool:
     return bool(torch.linalg.vector_norm(difference) < TOLERANCE * torch.linalg.vector_norm(alone))
 
 
+_BRANCHES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def branches(model: PreTrainedModel, trial: Callable[[PreTrainedModel], bool] | None = None) -> bool:
+    """Whether packed documents can continue others in this model, so that completions share their prompt's computation.
+
+    Encoders cannot, whose tokens see later ones, and neither can families that do not pack. Each model is tried once.
+
+    Args:
+        model: after `use_document_attention`.
+        trial: says whether it works. Default: two continuations of a document must have the hidden states that they
+            have after it in one text.
+    """
+    if not packs(model):
+        return False
+    if model not in _BRANCHES:
+        training = model.training
+        model.eval()
+        _BRANCHES[model] = (trial or _continues_documents)(model)
+        model.train(training)
+    return _BRANCHES[model]
+
+
 @torch.no_grad()
-def packed_states(model: PreTrainedModel) -> Tensor | None:
-    """Set document attention, and compute the hidden states of two packed documents (tokens, hidden); None if the model
-    does not pass its arguments on to attention, or computes something else."""
-    positions = torch.cat([torch.arange(length, device=model.device) for length in PROBE_LENGTHS])
+def _continues_documents(model: PreTrainedModel) -> bool:
+    together = branched_states(model)
+    beginning, *ends = _probe_branches(model)
+    alone = [packed_states(model, [torch.cat([beginning, end])]) for end in ends]
+    if together is None or alone[0] is None or alone[1] is None:
+        return False
+    expected = torch.cat([alone[0], alone[1][len(beginning) :]]).float()
+    difference = torch.linalg.vector_norm(together.float() - expected)
+    return bool(difference < TOLERANCE * torch.linalg.vector_norm(expected))
+
+
+@torch.no_grad()
+def branched_states(model: PreTrainedModel) -> Tensor | None:
+    """The hidden states of a document and two that continue it (tokens, hidden); None as in `packed_states`."""
+    return packed_states(model, _probe_branches(model), [-1, 0, 0])
+
+
+def _probe_branches(model: PreTrainedModel) -> Sequence[Tensor]:
+    beginning, first, second = torch.split(probe_ids(model), [6, 3, 5])
+    return beginning, first, second
+
+
+@torch.no_grad()
+def packed_states(
+    model: PreTrainedModel, documents: Sequence[Tensor] | None = None, parents: list[int] | None = None
+) -> Tensor | None:
+    """Set document attention, and compute the hidden states of packed documents (tokens, hidden); None if the model
+    does not pass its arguments on to attention, or computes something else.
+
+    Args:
+        model: any.
+        documents: token ids of each. Default: two short ones.
+        parents: for each document, the index of the one that it continues; -1: none.
+    """
+    if documents is None:
+        documents = torch.split(probe_ids(model), list(PROBE_LENGTHS))
+    lengths = [len(document) for document in documents]
+    starts = [0 if not parents or parent < 0 else lengths[parent] for parent in parents or [-1] * len(lengths)]
+    positions = torch.cat(
+        [start + torch.arange(length, device=model.device) for start, length in zip(starts, lengths, strict=True)]
+    )
     try:
         model.set_attn_implementation(NAME)
         out = model.base_model(
-            input_ids=probe_ids(model)[None],
+            input_ids=torch.cat(list(documents))[None],
             position_ids=positions[None] + first_position(model),
-            document_lengths=list(PROBE_LENGTHS),
+            document_lengths=lengths,
+            **({} if parents is None else {"document_parents": parents}),
         )
     except _UNSUPPORTED:
         return None
@@ -168,6 +231,7 @@ def _attend(
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
     document_lengths: list[int] | None = None,
+    document_parents: list[int] | None = None,
     document_prefix: list[Prefix] | None = None,
     seen_keys_and_values: list[Prefix] | None = None,
     paged: PagedStep | None = None,
@@ -176,8 +240,8 @@ def _attend(
     """(batch, heads, tokens, dim) in, (batch, tokens, heads, dim) out, like transformers' attention functions.
 
     In addition to transformers' arguments, it receives those passed to the model: `document_lengths`;
-    `document_prefix`, the prefix of each layer; `seen_keys_and_values`, a list to which each layer appends its own; or
-    `paged`, a step of generation.
+    `document_parents`, the document that each one continues, if some do; `document_prefix`, the prefix of each layer;
+    `seen_keys_and_values`, a list to which each layer appends its own; or `paged`, a step of generation.
     """
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     if attention_mask is not None or others.get("position_bias") is not None:
@@ -193,6 +257,14 @@ def _attend(
     prefix = None if document_prefix is None else document_prefix[_layer_index(module)]
     if seen_keys_and_values is not None:
         seen_keys_and_values.append((key, value))
+    if document_parents is not None:
+        if not causal:
+            raise UserError(f"{type(module).__name__} reads later tokens too, so documents cannot continue others.")
+        out = branched_attention(
+            query, key, value, document_lengths, document_parents, scale, sliding_window, dropout, prefix, softcap,
+            s_aux,
+        )  # fmt: skip
+        return out.transpose(1, 2), None
     out = document_attention(
         query, key, value, document_lengths, scale, sliding_window, dropout, causal, prefix, softcap, s_aux
     )

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.example import Source
-from tunesmith.data.pack import Batch, collate, pack_any_order
+from tunesmith.data.pack import pack_any_order
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import Inputs, model_inputs, padded, padded_positions, plain_model
-from tunesmith.ops.cross_entropy import OutputLayer, linear_cross_entropy, logits_of, row_losses
+from tunesmith.ops.cross_entropy import (
+    OutputLayer,
+    linear_cross_entropy,
+    linear_row_losses,
+    logits_of,
+    row_losses,
+)
 from tunesmith.ops.divergence import distillation_loss
 
 Pooling = Literal["mean", "first", "last"]
@@ -41,6 +48,20 @@ def next_token_loss(model: PreTrainedModel, batch: Batch, smoothing: float = 0.0
     for rows, targets in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True):
         loss = loss + checkpoint(one_loss, rows, targets, use_reentrant=False)
     return loss
+
+
+def token_log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """log p(next token) at each loss position (loss positions,), in nats, fp32 or wider, with gradients."""
+    hidden, labels = loss_hidden_states(model, batch)
+    head = output_layer_of(model)
+    if head is not None:
+        return -linear_row_losses(hidden, head, labels)
+    one_loss = partial(_head_loss, model, reduction="none")
+    parts = [
+        checkpoint(one_loss, rows, targets, use_reentrant=False)
+        for rows, targets in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)
+    ]
+    return -torch.cat(parts)
 
 
 @torch.no_grad()

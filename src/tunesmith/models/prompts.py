@@ -6,16 +6,16 @@ own in each layer (Li & Liang 2021). Its positions continue after them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.data.pack import WIDTH_STEP, Batch
+from tunesmith.data.batch import WIDTH_STEP, Batch
 from tunesmith.errors import UserError
-from tunesmith.models.attention import first_position, packs
+from tunesmith.models.attention import branches, first_position, packs
 from tunesmith.ops.document_attention import Prefix
 
 PADDED_STEP = 16
@@ -40,6 +40,10 @@ class Inputs:
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     """The batch as arguments for the body of a model, with or without PEFT's wrapper."""
+    if batch.parents is not None and (_has_virtual_tokens(model) or not branches(plain_model(model))):
+        flat, positions = unbranched(batch)
+        inputs = model_inputs(model, flat)
+        return Inputs(inputs.arguments, inputs.positions[positions], inputs.starts[: flat.documents])
     if not packs(plain_model(model)):
         return _padded(model, batch)
     device = batch.input_ids.device
@@ -51,6 +55,8 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
         "position_ids": batch.position_ids + first_position(plain_model(model)),
         "document_lengths": batch.lengths,
     }
+    if batch.parents is not None:
+        arguments["document_parents"] = batch.parents
     if not has_prompt(model):
         return Inputs(arguments, positions, starts)
     prompt = model.get_prompt(1)
@@ -63,6 +69,46 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     return Inputs(
         _with_virtual_tokens(model, batch, prompt), positions + count * (document + 1), starts + count * _range(starts)
     )
+
+
+def unbranched(batch: Batch) -> tuple[Batch, Tensor]:
+    """A batch in which no document continues another: each completion with a copy of its beginning, for models that
+    cannot share it.
+
+    Args:
+        batch: with `parents`.
+
+    Returns:
+        The batch, and for each token of the given one its position there (tokens,), in the first copy if several.
+    """
+    assert batch.parents is not None
+    parents = batch.parents[: batch.documents]
+    device = batch.input_ids.device
+    documents = torch.split(torch.arange(batch.input_ids.shape[1], device=device), batch.lengths)
+    is_beginning = set(parents)
+    texts = [
+        torch.cat([documents[parents[number]], documents[number]]) if parents[number] >= 0 else documents[number]
+        for number in range(len(parents))
+        if number not in is_beginning
+    ]
+    at = torch.cat(texts)
+    positions = torch.zeros(batch.input_ids.shape[1], dtype=torch.int64, device=device)
+    positions.scatter_reduce_(0, at, torch.arange(len(at), device=device), "amin", include_self=False)
+    lengths = [len(text) for text in texts]
+    ids = batch.input_ids[0, at]
+    if missing := -len(at) % WIDTH_STEP:
+        lengths.append(missing)
+        ids = torch.cat([ids, ids.new_zeros(missing)])
+    position_ids = torch.cat([torch.arange(length, device=device) for length in lengths])
+    flat = replace(
+        batch,
+        input_ids=ids[None],
+        position_ids=position_ids[None],
+        lengths=lengths,
+        documents_per_row=[1] * len(texts),
+        parents=None,
+    )
+    return flat, positions
 
 
 def _padded(model: PreTrainedModel, batch: Batch) -> Inputs:
@@ -121,6 +167,11 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
 def has_prefix(model: PreTrainedModel) -> bool:
     """Whether PEFT puts keys and values before the tokens in every layer."""
     return has_prompt(model) and model.active_peft_config.peft_type == "PREFIX_TUNING"
+
+
+def _has_virtual_tokens(model: PreTrainedModel) -> bool:
+    """Whether PEFT puts embeddings before the tokens, as one more document could not share."""
+    return has_prompt(model) and not has_prefix(model)
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from tunesmith.config.base import Base
 from tunesmith.config.head import Head
 from tunesmith.config.objective import ObjectiveConfig
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Learn, Renderer, Rendering
 from tunesmith.errors import UserError
 from tunesmith.heads.causal_lm import CausalLMHead

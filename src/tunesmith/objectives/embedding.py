@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.objectives.contrastive import Contrastive

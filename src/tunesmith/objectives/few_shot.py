@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError

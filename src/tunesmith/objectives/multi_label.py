@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.heads.sequence_classification import MultiLabelHead, class_logits
 from tunesmith.objectives.labels import Weights, check_weights, count_labels, label_index, weights_of

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
 from tunesmith.config.objective import ObjectiveConfig
-from tunesmith.data.pack import Batch
+from tunesmith.data.batch import Batch
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.models.forward import next_token_loss, next_token_losses
 from tunesmith.objectives.objective import Objective

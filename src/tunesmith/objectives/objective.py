@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.data.pack import Batch
+from tunesmith.data.batch import Batch
 
 
 class Objective(ABC):
@@ -17,6 +17,12 @@ class Objective(ABC):
 
     reference_models: tuple[PreTrainedModel, ...] = ()
     """Other models that stay loaded beside the trained one."""
+
+    is_per_token: bool = True
+    """Whether its loss is one of text, per token, so that a head may report its perplexity."""
+
+    needs_reference: bool = False
+    """Whether it compares with what the starting model says of the rows (`reference`)."""
 
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -42,6 +48,52 @@ class Objective(ABC):
         Returns:
             (loss positions,) in the order of the batch, without gradients.
         """
+
+    def figures(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        """What an evaluation reports of a batch.
+
+        Args:
+            model: in evaluation mode.
+            batch: on the model's device.
+
+        Returns:
+            `loss`, as `losses` gives it, and other values at each loss position (loss positions,), by name; without
+            gradients. They are reported as means.
+        """
+        return {"loss": self.losses(model, batch)}
+
+    def reference(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """What the starting model says of a batch. It is computed once, before the first step, so that no second model
+        is needed.
+
+        Args:
+            model: before the first step, in evaluation mode.
+            batch: on the model's device.
+
+        Returns:
+            (completions,) as `Batch.completions.reference` has them later, without gradients.
+
+        Raises:
+            NotImplementedError: the objective needs none.
+        """
+        raise NotImplementedError
+
+    def note(self, units: int, **means: Tensor) -> None:
+        """Note figures of a batch in training, for the event of the step.
+
+        Args:
+            units: how many loss positions the means are of.
+            **means: scalars by name.
+        """
+        notes = self.__dict__.setdefault("_notes", [])
+        notes.append((units, {name: mean.detach() for name, mean in means.items()}))
+
+    def take_notes(self) -> dict[str, float]:
+        """The means of what was noted since the last call, over all batches."""
+        notes = self.__dict__.pop("_notes", [])
+        total = sum(units for units, _ in notes)
+        names = dict.fromkeys(name for _, means in notes for name in means)
+        return {name: sum(units * float(means[name]) for units, means in notes) / total for name in names}
 
     def fit_classifier(self, vectors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> nn.Linear | None:
         """After the last step: fit a classifier on the trained model's vectors, if the objective needs one.

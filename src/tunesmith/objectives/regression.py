@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.errors import UserError
 from tunesmith.heads.new_head import last_linear

@@ -8,8 +8,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tunesmith.config.objective import BaseKind
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
 from tunesmith.objectives.labels import count_labels, label_index

@@ -84,6 +84,22 @@ def row_losses(hidden: Tensor, head: OutputLayer, labels: Tensor) -> Tensor:
     return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
 
+def linear_row_losses(hidden: Tensor, head: OutputLayer, labels: Tensor) -> Tensor:
+    """The loss of each row (rows,), fp32 or wider, with gradients: for losses that are functions of log-probabilities.
+
+    The forward pass computes ∂lossᵢ/∂hᵢ while the logits exist; since a row's loss depends on its own hidden state
+    alone, the backward pass only scales it. Gradients of the head's weights need the factors first, so they compute the
+    logits again.
+
+    Args:
+        hidden: (rows, hidden).
+        head: the last layer.
+        labels: (rows,) int64, each in [0, vocab).
+    """
+    losses: Tensor = _LinearRowLosses.apply(hidden, head.weight, head.bias, head, labels)
+    return losses
+
+
 def _chunks(hidden: Tensor, labels: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Rows and their labels, padded to a multiple of `ROWS`, and how many rows are not padding."""
     minimum = CHUNK_ROWS * (4 if weight.is_cuda else 1)  # a GPU needs larger chunks to use all of its cores
@@ -156,6 +172,57 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else (grad_weight * grad).to(weight_dtype),
             None if grad_bias is None else (grad_bias * grad).to(bias_dtype),
             *[None] * 4,
+        )
+
+
+class _LinearRowLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: OutputLayer, labels: Tensor
+    ) -> Tensor:
+        ctx.head = OutputLayer(weight, bias, head.scale, head.softcap)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        all_losses = []
+        start = 0
+        for rows, targets, count in _chunks(hidden, labels, weight):
+            losses, g = _losses_and_gradient(rows, ctx.head, targets, needs_hidden)
+            all_losses.append(losses[:count])
+            if g is not None and grad_hidden is not None:
+                grad_hidden[start : start + count] = (g @ weight)[:count]
+            del g  # free it before the next chunk's logits exist
+            start += count
+        wide_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        again = (hidden, labels) if needs_weight or needs_bias else (None, None)
+        ctx.save_for_backward(grad_hidden, weight, bias, *again)
+        return torch.cat(all_losses) if all_losses else hidden.new_zeros(0, dtype=wide_dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, weight, bias, hidden, labels = ctx.saved_tensors
+        factors = grads[0]
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * factors[:, None].to(grad_hidden.dtype)
+        if hidden is None:
+            return grad_hidden, *[None] * 4
+        grad_weight = torch.zeros_like(weight, dtype=factors.dtype)
+        grad_bias = torch.zeros_like(bias, dtype=factors.dtype) if bias is not None else None
+        head = OutputLayer(weight, bias, ctx.head.scale, ctx.head.softcap)
+        start = 0
+        for rows, targets, count in _chunks(hidden, labels, weight):
+            g = _losses_and_gradient(rows, head, targets, needs_gradient=True)[1]
+            assert g is not None
+            g[count:] = 0
+            g[:count] *= factors[start : start + count, None].to(g.dtype)
+            grad_weight += g.T @ rows
+            if grad_bias is not None:
+                grad_bias += g.sum(0)
+            start += count
+        return (
+            grad_hidden,
+            grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+            *[None] * 2,
         )
 
 

@@ -60,7 +60,7 @@ def document_attention_reference(
         seen = torch.cat([own[:, None] + before - torch.arange(before, device=q.device) < reach, seen], 1)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return _attend(q, k, v, scale, seen, 0.0, softcap, sinks)
+    return attend(q, k, v, scale, seen, 0.0, softcap, sinks)
 
 
 LENGTH_STEP = 32
@@ -97,13 +97,13 @@ def document_attention(
         (1, heads, tokens, value_dim).
     """
     plain = softcap is None and sinks is None and not (window and (prefix or not causal))
-    by_native = native.takes(q, k, v) and _fits_native(q, v)
+    by_native = native.takes(q, k, v) and fits_native(q, v)
     if plain and (by_native or (not dropout and cuda.has_flash(q, v))):
         k, v, before = _after_prefix(k, v, lengths, prefix)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # (tokens, heads, dim)
         if by_native:
             documents = document_layout(lengths, before)
-            out: Tensor = _DocumentAttention.apply(q, k, v, documents, scale, window, causal, dropout)
+            out: Tensor = DocumentAttention.apply(q, k, v, documents, scale, window, causal, dropout)
         else:
             out = cuda.flash_attention(q, k, v, lengths, before, scale, window, causal)
         return out.transpose(0, 1)[None]
@@ -132,7 +132,7 @@ def document_attention(
                 mask = torch.ones(length, length, dtype=torch.bool, device=q.device)
                 mask = mask.tril() if causal else mask
             key, value = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (key, value))
-            out = _attend(query, key, value, scale, mask, dropout, softcap, sinks)
+            out = attend(query, key, value, scale, mask, dropout, softcap, sinks)
         outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (documents · length, heads · value_dim)
     rows = embedding(back, outs[0] if len(outs) == 1 else torch.cat(outs))
     output: Tensor = rows.unflatten(-1, (q.shape[1], -1)).transpose(0, 1)[None]
@@ -163,7 +163,7 @@ def _by_length(lengths: list[int], device: torch.device) -> tuple[list[tuple[Ten
     return groups, torch.tensor(back, device=device)
 
 
-def _attend(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -185,7 +185,7 @@ def _attend(
     return torch.nn.functional.dropout(probabilities, dropout) @ v
 
 
-def _fits_native(q: Tensor, v: Tensor) -> bool:
+def fits_native(q: Tensor, v: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
 
 
@@ -210,7 +210,7 @@ def _after_prefix(k: Tensor, v: Tensor, lengths: list[int], prefix: Prefix | Non
     return k, v, prefix[0].shape[2]
 
 
-class _DocumentAttention(torch.autograd.Function):
+class DocumentAttention(torch.autograd.Function):
     """The kernels of native/attention.h. Stores q, k, v and a number per token and head; backward recomputes scores."""
 
     @staticmethod

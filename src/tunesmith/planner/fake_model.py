@@ -10,7 +10,7 @@ from tunesmith.config.base import Base
 from tunesmith.config.head import Head
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.architecture import blocks
-from tunesmith.models.attention import packed_states, use_document_attention
+from tunesmith.models.attention import branched_states, branches, packed_states, use_document_attention
 from tunesmith.models.load import config_of, model_class, not_loaded
 from tunesmith.modules.fused import use_fused_ops
 from tunesmith.modules.quantized_linear import QuantizedLinear
@@ -30,9 +30,11 @@ class FakeReference(ModelReference):
 
 
 def pack_fake(model: PreTrainedModel) -> bool:
-    """`models.attention.use_document_attention` for a fake model: without values, the trial only shows that the model
-    passes `document_lengths` on."""
-    return use_document_attention(model, lambda model: packed_states(model) is not None)
+    """`models.attention.use_document_attention` and `branches` for a fake model: without values, the trials only show
+    that the model passes their arguments on."""
+    packed = use_document_attention(model, lambda model: packed_states(model) is not None)
+    branches(model, lambda model: branched_states(model) is not None)
+    return packed
 
 
 def fake_model(base: Base, dtype: torch.dtype, head: Head | None = None, layers: int | None = None) -> Any:

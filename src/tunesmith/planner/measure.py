@@ -12,7 +12,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.data.pack import Batch
+from tunesmith.data.batch import Batch
 from tunesmith.objectives.objective import Objective
 
 ENOUGH, MOST = 2.0, 5

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tunesmith.config.extensions import failures_named
-from tunesmith.data.pack import collate
+from tunesmith.data.batch import collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.evaluations import times_left

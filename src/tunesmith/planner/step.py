@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tunesmith.config.extensions import place_of_failure
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import Batch, collate
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.memory import enable_activation_checkpointing
 from tunesmith.engine.optimizers import CUDA_ONLY
@@ -262,12 +262,12 @@ class _Simulation:
 
 
 def rows_like(objective: ObjectiveConfig, lengths: list[int]) -> TokenTable:
-    """Rows of these lengths with targets for the objective's head; every token of a text row counts in the loss.
+    """Rows of these lengths with targets for the objective; every token of a text row counts in the loss.
 
     Raises:
         UserError: the objective needs real rows.
     """
-    table: TokenTable | None = objective.head.dummy_rows(lengths)
+    table: TokenTable | None = objective.dummy_rows(lengths)
     if table is None:
         raise UserError(f"objective: {objective.kind}: its plan needs rows. Give data.train, or --data FILE.")
     return table

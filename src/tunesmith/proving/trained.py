@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Message, Source
-from tunesmith.data.pack import collate
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import Tools, with_date
 from tunesmith.data.tokens import TokenTable

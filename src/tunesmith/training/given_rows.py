@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.format_detection import chosen_format
-from tunesmith.data.pack import Batch, collate
 from tunesmith.data.read import Row
 from tunesmith.data.render import Renderer
 from tunesmith.data.row_formats import to_example

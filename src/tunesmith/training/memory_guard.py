@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.pack import collate
+from tunesmith.data.batch import collate
 from tunesmith.data.prepare import Prepared
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan

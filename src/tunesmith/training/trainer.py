@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.extensions import UsersCodeError, copy_code, failures_named
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.batch import Batch
 from tunesmith.data.cache import tokenizer_fingerprint
-from tunesmith.data.pack import Batch
 from tunesmith.data.prepare import Prepared, prepare, resolve
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import keep_freed_memory, release_freed_memory
@@ -40,6 +40,7 @@ from tunesmith.run_lock import write_lock
 from tunesmith.training.changes import note_failure, refuse_changes, with_advice
 from tunesmith.training.given_rows import batch_of
 from tunesmith.training.memory_guard import first_pass, measured_since, plan_of_run
+from tunesmith.training.reference import fill_reference
 from tunesmith.training.saving import save
 from tunesmith.training.set_up import build, emit_start, subscribe
 
@@ -155,6 +156,7 @@ class Trainer:
         subscribe(self.loop, self.run, subscribers)
         evaluations = batch_plan.layout(not self.loop.batches.padded).evaluations
         emit_start(self.loop, recipe, self.run, prepared, dtype, evaluations)
+        fill_reference(self.loop, recipe, prepared)
         self._forecast = first_pass(self.loop, plan, batch_plan, started)
         self._before = deepcopy(self.loop.state)
         self.loop.state.seconds["start"] += time.perf_counter() - started

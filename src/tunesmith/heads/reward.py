@@ -1,0 +1,44 @@
+"""Reward: how good an answer is to its prompt, as one number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PretrainedConfig
+
+from tunesmith.config.head import Command
+from tunesmith.heads.sequence_classification import RegressionHead
+
+LABEL = "reward"
+"""The name of the output, by which a stored model's head is known."""
+
+
+@dataclass(frozen=True)
+class RewardHead(RegressionHead):
+    """One number for a chat, read at the last token of its answer: transformers' sequence classification with one
+    output, as TRL writes it. Only differences between answers to the same prompt have a meaning."""
+
+    kind: ClassVar[str] = "reward"
+    commands: ClassVar[tuple[Command, ...]] = ("reward",)
+    needs_fp32: ClassVar[bool] = False
+
+    labels: tuple[str, ...] = (LABEL,)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ()
+
+    def configure(self, config: PretrainedConfig) -> None:
+        super().configure(config)
+        config.problem_type = self.problem_type
+
+    def describe_target(self, target: NDArray[np.float32]) -> str:
+        return ", ".join(f"{value:.4g}" for value in target)
+
+    def describe(self, output: NDArray[np.float32]) -> str:
+        return ", ".join(f"{value:.4g}" for value in np.ravel(output))
+
+    def dummy_rows(self, lengths: Sequence[int]) -> Any:
+        return None

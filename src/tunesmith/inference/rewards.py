@@ -1,0 +1,47 @@
+"""What a reward model says of answers."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from tunesmith.config.head import Head
+from tunesmith.data.example import Completion, Example, Message, Source
+from tunesmith.data.render import Renderer, joined
+from tunesmith.data.tokens import TokenTable
+from tunesmith.inference.held_out import row_outputs
+
+Chat = str | Sequence[Message]
+"""A question, or the turns of a chat."""
+
+TOKENS = 4096
+"""In a batch."""
+
+
+def rewards_of(
+    model: PreTrainedModel, renderer: Renderer, head: Head, prompts: Sequence[Chat], completions: Sequence[Chat]
+) -> list[float]:
+    """The reward of each completion: the head's output at its last token, packed as in training.
+
+    Args:
+        model: in evaluation mode; it gets document attention.
+        renderer: of the model's tokenizer.
+        head: of one output.
+        prompts: a question or the turns of a chat, each.
+        completions: an answer or its turns, each.
+
+    Raises:
+        UnusableError: the chat template cannot render one.
+    """
+    rows = []
+    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
+        answer = Completion(_turns(completion, "assistant"), 0.0)
+        rendering = renderer.completions(
+            Example(Source("chats", number), messages=_turns(prompt, "user"), completions=(answer,)), with_targets=True
+        )
+        ids, mask, lengths = joined(renderer.tokenize_many(rendering.completions), on_last_token=True)
+        rows.append((ids, mask, Source("chats", number), (0.0,), (tuple(lengths), (0.0,))))
+    return [float(output[0, 0]) for output in row_outputs(head, model, TokenTable.build(rows), TOKENS)]
+
+
+def _turns(chat: Chat, role: str) -> tuple[Message, ...]:
+    return ({"role": role, "content": chat},) if isinstance(chat, str) else tuple(chat)

@@ -1,0 +1,96 @@
+"""A reward model: it learns from comparisons how good an answer is."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.data.batch import Batch
+from tunesmith.data.example import Example
+from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.tokens import TokenTable
+from tunesmith.heads.reward import RewardHead
+from tunesmith.heads.sequence_classification import class_logits
+from tunesmith.objectives.new_head import NewHeadConfig
+from tunesmith.objectives.objective import Objective
+from tunesmith.objectives.preference import PairsOfRow, ordered, pairs_like, row_pairs
+from tunesmith.ops.preference_loss import bradley_terry_losses
+
+
+class Reward(NewHeadConfig):
+    """loss = −log σ(r(x, y⁺) − r(x, y⁻)) for the better completion y⁺ and the worse one y⁻ of a prompt x (Bradley &
+    Terry 1952; Ouyang et al. 2022, eq. 1). Completions with equal scores are ties: −½ log σ(d) − ½ log σ(−d)."""
+
+    kind: Literal["reward"] = "reward"
+
+    margin: float = Field(default=0.0, ge=0)
+    """m: the difference should exceed m times the difference of the rows' scores (Touvron et al. 2023, eq. 2)."""
+
+    centering: float = Field(default=0.0, ge=0)
+    """λ: adds λ (r(x, y⁺) + r(x, y⁻))², which holds rewards around 0 (Eisenstein et al. 2023, eq. 3; there 0.01)."""
+
+    pairs: PairsOfRow = "all"
+    """Of more than two ranked completions: all pairs, whose mean is the row's loss (Ouyang et al. 2022), or the best
+    and the worst."""
+
+    formats: ClassVar[tuple[str, ...]] = ("preference", "ranking")
+    overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"  # the end is where the answer is
+    loss_unit: ClassVar[str] = "nats per row"
+
+    @property
+    def head(self) -> RewardHead:
+        return RewardHead()
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        return [renderer.completions(example, with_targets=True)]
+
+    def dummy_rows(self, lengths: Sequence[int]) -> TokenTable:
+        """Pairs: half of a row is the prompt, a quarter each completion."""
+        return pairs_like(lengths, with_targets=True)
+
+    def build(self, references: Sequence[Any] = ()) -> "RewardLoss":
+        return RewardLoss(self)
+
+
+class RewardLoss(Objective):
+    """A row's loss is the mean over its pairs. Evaluation reports the share of pairs in which the better completion has
+    the higher reward, ties apart, and the loss alone: without margin and centering."""
+
+    def __init__(self, config: Reward) -> None:
+        self.config = config
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        figures = self._figures(model, batch, self.config.margin, self.config.centering)
+        self.note(len(batch.rows), **{name: values.mean() for name, values in figures.items() if name != "loss"})
+        return figures["loss"].sum()
+
+    @torch.no_grad()
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return self._figures(model, batch)["loss"]
+
+    @torch.no_grad()
+    def figures(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        return self._figures(model, batch)
+
+    def _figures(
+        self, model: PreTrainedModel, batch: Batch, margin: float = 0.0, centering: float = 0.0
+    ) -> dict[str, Tensor]:
+        assert batch.completions is not None
+        rewards = class_logits(model, batch).float()[:, 0]
+        pairs = row_pairs(batch.completions, self.config.pairs, rewards.device, with_ties=True)
+        better, worse = rewards[pairs.better], rewards[pairs.worse]
+        difference = better - worse
+        losses = bradley_terry_losses(difference, pairs.margins == 0, margin * pairs.margins)
+        if centering:
+            losses = losses + centering * (better + worse).square()
+        apart = difference.detach()
+        right = torch.where(pairs.margins == 0, 0.5, ordered(apart))
+        rows = len(batch.rows)
+        return {
+            "loss": pairs.mean(losses, rows),
+            "accuracy": pairs.mean(right, rows),
+            "margin": pairs.mean(apart, rows),
+        }
