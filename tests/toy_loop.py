@@ -18,6 +18,7 @@ from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.inference.held_out import held_out_evaluation
+from tunesmith.objectives.objective import Objective
 from tunesmith.run import Event, Events
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ class Slope(nn.Module):
         self.device = CPU
 
 
-class SquaredErrors:
+class SquaredErrors(Objective):
     """½ (w x − y)² of each row; on held-out rows, the scripted losses until the script ends.
 
     Attributes:

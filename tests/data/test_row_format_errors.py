@@ -661,15 +661,16 @@ ANSWERS = ("messages", "conversations", "completion", "output", "answer", "respo
 
 
 @pytest.mark.parametrize(
-    ("values", "columns"),
+    ("values", "objective"),
     [
-        ({"Chosen": "a", "rejected": "b", "prompt": "c"}, "chosen, rejected"),
-        ({"kto_tag": True, "messages": list(CHAT)}, "kto_tag"),
-        *(({"label": True, name: "x"}, "label") for name in ANSWERS),
+        ({"Chosen": "a", "rejected": "b", "prompt": "c"}, "dpo"),
+        ({"question": "c", "completions": ["a", "b"]}, "dpo"),
+        ({"kto_tag": True, "messages": list(CHAT)}, "kto"),
+        *(({"label": True, name: "x"}, "kto") for name in ANSWERS),
     ],
 )
-def test_preference_data_is_refused_with_its_columns(values: dict[str, Any], columns: str) -> None:
-    assert f"rows.jsonl row 1: this is preference data (columns: {columns}); " in refusal(values)
+def test_human_feedback_is_refused_with_the_objective_to_set(values: dict[str, Any], objective: str) -> None:
+    assert refusal(values).endswith(f"To train on them, set objective: {{kind: {objective}}}.")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_malformed_row_has_a_reason(values: dict[str, Any], reason: str) -> No
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"chosen": "a", "rejected": "b"}], "preference data"),
+        ([{"chosen": "a", "rejected": "b"}], "pairs of a chosen and a rejected answer"),
         ([{"text": "a", "label": "good"}], "texts with classes"),
         ([{"foo": 1, "bar": 2}], r"no known format has the columns foo, bar.*data.columns"),
         ([{"role": "user", "content": "a"}], "a single turn"),
@@ -127,6 +127,9 @@ def test_formats_with_targets_name_the_objective_that_takes_them() -> None:
         "words": "token_classification",
         "entities": "token_classification",
         "pairs": "embedding",
+        "preference": "dpo",
+        "ranking": "dpo",
+        "rating": "kto",
     }
     for format in FORMATS.values():
         assert format.objective is None or format.objective in OBJECTIVES

@@ -13,6 +13,7 @@ from scipy.stats import binom, binomtest, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 
 from tunesmith.config.head import Head
+from tunesmith.config.objective import PER_TOKEN
 from tunesmith.evaluation.figures import Side, figures_of, samples_of
 from tunesmith.evaluation.metrics import METRICS, Metric, scores
 from tunesmith.evaluation.metrics.text import exact_match, first_word
@@ -40,7 +41,7 @@ def side_of(losses: RowLosses, answers: Sequence[str] = (), predictions: Predict
 def summarize(base: Side, tuned: Side, tasks: Sequence[Task], head: Head, metrics: Any = METRICS) -> dict[str, Any]:
     """Both models' figures, and their differences."""
     sides = {"base": base, "tuned": tuned}
-    models = {name: figures_of(side, tasks, head, metrics, "nats") for name, side in sides.items()}
+    models = {name: figures_of(side, tasks, head, metrics, PER_TOKEN) for name, side in sides.items()}
     answers = {name: side.answers for name, side in sides.items()}
     return summary(models, "base") | {"samples": samples_of(tasks, answers, spread(len(tasks), 5))}
 

@@ -91,6 +91,13 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "needs_fp32": True,
         "metrics": ("root_mean_square_error", "correlation", "rank_correlation"),
     },
+    "reward": {
+        "auto_class": AutoModelForSequenceClassification,
+        "labels": ("reward",),
+        "commands": ("reward",),
+        "is_new": True,
+        "has_probabilities": False,
+    },
     "token_classification": {
         "auto_class": AutoModelForTokenClassification,
         "commands": ("classify",),

@@ -76,6 +76,21 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "rate_factor": 0.3,
     },
     "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
+    "reward": {"formats": ("preference", "ranking"), "overflow": "refuse", "loss_unit": "nats per row"},
+    **{
+        kind: {
+            "formats": formats,
+            "bases": ("decoder",),
+            "overflow": "refuse",
+            "loss_unit": "nats per row",
+            "rate_factor": 0.1,
+        }
+        for kind, formats in {
+            "dpo": ("preference", "ranking"),
+            "listwise": ("ranking", "preference"),
+            "kto": ("rating", "preference"),
+        }.items()
+    },
 }
 
 

@@ -11,6 +11,7 @@ from tunesmith.data.turns import MalformedRowError, chat, in_words, parsed, tool
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_ANSWERS = ("completion", "response", "answer", "output")
 PREFERRED, OTHER = 1.0, 0.0
 """The scores of a chosen and a rejected completion, and of thumbs up and down."""
 
@@ -45,11 +46,12 @@ def _rating(values: Values) -> dict[str, Any]:
     """An answer and whether it is good: `completion` and `label` (true or false) after `prompt`, as in TRL; or a chat
     with `label`, or with LLaMA-Factory's `kto_tag`."""
     label = _truth(required(values, "label"))
-    if values.get("completion") is not None:
-        prompt = _prompt(values)
-        answer = _turns(values["completion"], "completion")
+    column = next((name for name in _ANSWERS if values.get(name) is not None), None)
+    if column is not None:
+        prompt, answer = _prompt(values), _turns(values[column], column)
     else:
-        turns = list(chat(turns_of(required(values, "messages"), "messages")))
+        name = "messages" if values.get("conversations") is None else "conversations"
+        turns = list(chat(turns_of(required(values, name), name)))
         last = _start_of_answer(turns)
         prompt, answer = turns[:last], turns[last:]
     return _example(values, prompt, [(answer, PREFERRED if label else OTHER)])
@@ -78,7 +80,7 @@ PREFERENCES: dict[str, RowFormat] = {
     "rating": RowFormat(
         "answers rated good or bad",
         (("label",), ("kto_tag",)),
-        ("prompt", "instruction", "question", "messages", "conversations", "completion", "system", "tools"),
+        ("prompt", "instruction", "input", "question", "messages", "conversations", *_ANSWERS, "system", "tools"),
         _rating,
         "kto",
         detected=False,

@@ -24,11 +24,13 @@ from tunesmith.inference.generate import BASE, OWN, Generator
 from tunesmith.inference.memory import CONCURRENT, refuse_unknown_cache
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
-from tunesmith.inference.rewards import Chat, rewards_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score, answer_rows, scores_of, text_rows
 from tunesmith.inference.writing import Generation
 from tunesmith.models.precision import device_of, dtype_of, writing_dtype
+
+Chat = str | Sequence[Message]
+"""A question, or the turns of a chat."""
 
 REFUSALS: dict[Command, str] = {
     "generate": "does not write text",
@@ -398,6 +400,8 @@ class Model:
         """
         if "reward" not in self.head.commands and len(self.head.labels) != 1:
             self.require("reward")
+        from tunesmith.inference.rewards import rewards_of  # it needs objectives, which other verbs do not import
+
         asked, answers = _several(prompts), _several(completions)
         if len(asked) != len(answers):
             raise UserError(f"reward needs a completion for each prompt: {len(answers)} for {len(asked)} prompts.")

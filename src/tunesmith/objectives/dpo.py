@@ -42,7 +42,7 @@ class DPO(Preference):
     def _check_options(self) -> "DPO":
         if self.label_smoothing and self.loss not in SMOOTHED:
             raise ValueError(f"label_smoothing has no effect on loss: {self.loss}. Leave it out")
-        if "target_margin" in self.model_fields_set and self.loss != "simpo":
+        if self.target_margin != DPO.model_fields["target_margin"].default and self.loss != "simpo":
             raise ValueError("target_margin is of loss: simpo. Leave it out")
         return self
 

@@ -79,11 +79,12 @@ class RewardLoss(Objective):
         self, model: PreTrainedModel, batch: Batch, margin: float = 0.0, centering: float = 0.0
     ) -> dict[str, Tensor]:
         assert batch.completions is not None
-        rewards = class_logits(model, batch).float()[:, 0]
+        rewards = class_logits(model, batch)[:, 0]
+        rewards = rewards if rewards.dtype == torch.float64 else rewards.float()
         pairs = row_pairs(batch.completions, self.config.pairs, rewards.device, with_ties=True)
         better, worse = rewards[pairs.better], rewards[pairs.worse]
         difference = better - worse
-        losses = bradley_terry_losses(difference, pairs.margins == 0, margin * pairs.margins)
+        losses = bradley_terry_losses(difference, pairs.margins == 0, margin * pairs.margins.to(difference.dtype))
         if centering:
             losses = losses + centering * (better + worse).square()
         apart = difference.detach()
