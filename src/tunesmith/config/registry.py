@@ -150,7 +150,7 @@ FORMATS = Registry("tunesmith.formats", {})
 
 METRICS = Registry("tunesmith.metrics", {})
 """Metrics of installed packages, which are computed if they are asked for; ours are
-`tunesmith.evaluation.metrics.METRICS`."""
+`tunesmith.metrics.METRICS`."""
 
 
 class Strict(BaseModel):

@@ -1,0 +1,1 @@
+"""Reward functions: scores of completions for reinforcement learning, each by name, combined as a weighted sum."""
