@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tunesmith.data.example import Example, Source
+from tunesmith.data.reasoning import final_answer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.evaluation.figures import answer_figures
-from tunesmith.evaluation.rows import EvaluationRows, Task, final_answer, spread, task_of, units_of
+from tunesmith.evaluation.rows import EvaluationRows, Task, spread, task_of, units_of
 from tunesmith.metrics import METRICS
 from tunesmith.subjects.subject import Answer
 

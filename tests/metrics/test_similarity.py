@@ -39,5 +39,5 @@ def test_a_model_that_embeds_nothing_or_is_absent_is_refused(tiny_model: Path, m
     with pytest.raises(UserError, match="embed"):
         measured({"similarity": metric_named(f"similarity:{tiny_model}")}, cases)
     monkeypatch.setattr("tunesmith.metrics.similarity.PACKAGE", "not_installed_encoder")
-    with pytest.raises(UserError, match=r"needs an encoder. Name yours: --metric similarity:DIRECTORY"):
+    with pytest.raises(UserError, match=r"needs an encoder. Name yours, as in --metric similarity:DIRECTORY"):
         measured({"similarity": metric_named("similarity")}, cases)

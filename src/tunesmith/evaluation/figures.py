@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.config.head import Head
-from tunesmith.evaluation.rows import Task, final_answer
+from tunesmith.data.reasoning import final_answer
+from tunesmith.evaluation.rows import Task
 from tunesmith.inference.held_out import RowLosses
 from tunesmith.metrics import Case, Metric, measured
 from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS, Predictions

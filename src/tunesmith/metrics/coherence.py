@@ -5,7 +5,7 @@ The language is detected by the script of the letters; between languages of one 
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,8 +39,20 @@ def repetition(answer: str, expected: str) -> float:
     Returns:
         1 − distinct / all; 0 for fewer than four words.
     """
-    found = words(answer)
-    grams = list(zip(found, found[1:], found[2:], found[3:], strict=False))
+    return repeated_share(words(answer), 4)
+
+
+def repeated_share(items: Sequence[Hashable], size: int) -> float:
+    """The share of n-grams that repeat an earlier one.
+
+    Args:
+        items: words or tokens, in order.
+        size: n.
+
+    Returns:
+        1 − distinct / all; 0 for fewer than n items.
+    """
+    grams = list(zip(*(items[start:] for start in range(size)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 

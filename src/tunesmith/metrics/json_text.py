@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,57 @@ def _refuse(constant: str) -> Any:
     raise ValueError(constant)
 
 
+def valid_by(schema: Any, where: str) -> Callable[[str], bool]:
+    """What checks texts against a schema.
+
+    Args:
+        schema: a JSON schema, any draft from 3 on; `$schema` in it says which, and 2020-12 is the default.
+        where: it is, for errors.
+
+    Returns:
+        A function from a text to whether it is a JSON object or array, as `parsed_json` reads it, and valid.
+
+    Raises:
+        UserError: it is not a schema.
+    """
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        checker = validator_for(schema)
+        checker.check_schema(schema)
+    except SchemaError as error:
+        raise UserError(f"{where} is not a valid JSON schema: {error.message} (at {error.json_path}).") from None
+    valid = checker(schema).is_valid
+
+    def check(text: str) -> bool:
+        value = parsed_json(text)
+        return value is not None and valid(value)
+
+    return check
+
+
+def schema_in(path: Path, needed: str) -> Any:
+    """The JSON in a file.
+
+    Args:
+        path: of the file.
+        needed: what needs it to be a schema, for the error.
+
+    Raises:
+        UserError: it cannot be read as JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}. {needed} needs a JSON schema.") from None
+
+
 def schema_metric(file: str, directory: Path) -> Metric:
     """The share of answers that are JSON and valid against a schema.
 
     Args:
-        file: of a JSON schema, any draft from 3 on; `$schema` in it says which, and 2020-12 is the default.
+        file: of a JSON schema.
         directory: from which the file's path starts.
 
     Returns:
@@ -109,24 +156,11 @@ def schema_metric(file: str, directory: Path) -> Metric:
     Raises:
         UserError: the file cannot be read, or is not a schema.
     """
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-
     path = directory / file
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}. --metric schema:FILE needs a JSON schema.") from None
-    try:
-        checker = validator_for(schema)
-        checker.check_schema(schema)
-    except SchemaError as error:
-        raise UserError(f"{path} is not a valid JSON schema: {error.message} (at {error.json_path}).") from None
-    valid = checker(schema).is_valid
+    valid = valid_by(schema_in(path, "--metric schema:FILE"), str(path))
 
     def score(answer: str, expected: str) -> float:
-        value = parsed_json(answer)
-        return float(value is not None and valid(value))
+        return float(valid(answer))
 
     return Metric(f"valid by {path.name}", f"answers that are JSON, and valid against the schema {path.name}", score)
 

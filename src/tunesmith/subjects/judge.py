@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
 from tunesmith.inference.sampling import Sampling
@@ -100,12 +101,26 @@ class Judge:
         Returns:
             The scores.
         """
-        chats = [self._single(case) for case in cases]
-        ask = f'Reply with JSON: {{"reason": "…", "score": a whole number from {LOWEST} to {HIGHEST}}}.'
-        first = self._replies(chats, ask, _SCORE, done)
-        second = self._replies(chats, ask, _SCORE, _after(len(chats), done), AGAIN)
-        values, again = (np.array([_score(reply.text) for reply in replies], np.float64) for replies in (first, second))
+        values = self.single_scores(cases, done)
+        again = self.single_scores(cases, _after(len(cases), done), AGAIN)
         return Verdicts(values, values, again, tuple(case.source for case in cases))
+
+    def single_scores(
+        self, cases: Sequence[Case], done: Callable[[int], None] | None = None, temperature: float | None = None
+    ) -> NDArray[np.float64]:
+        """Score each answer from 1 to 5, once.
+
+        Args:
+            cases: the answers.
+            done: called with the number of replies so far.
+            temperature: of the replies; None: the judge's own.
+
+        Returns:
+            (cases,); NaN where the reply could not be read.
+        """
+        ask = f'Reply with JSON: {{"reason": "…", "score": a whole number from {LOWEST} to {HIGHEST}}}.'
+        replies = self._replies([self._single(case) for case in cases], ask, _SCORE, done, temperature)
+        return np.array([_score(reply.text) for reply in replies], np.float64)
 
     def pairs(
         self, first: Sequence[Case], second: Sequence[Case], done: Callable[[int], None] | None = None

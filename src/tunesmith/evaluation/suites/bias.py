@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.rows import Task, final_answer, spread
+from tunesmith.evaluation.rows import Task, spread
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.group_terms import Group, groups
 from tunesmith.evaluation.suites.task_score import main_metric, scored

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
 from tunesmith.evaluation.raw_text import RawText
-from tunesmith.evaluation.rows import final_answer
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import chosen, rows_with, whole_number
 from tunesmith.metrics.code import code_of

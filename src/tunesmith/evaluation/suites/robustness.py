@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.rows import Task, final_answer, spread
+from tunesmith.evaluation.rows import Task, spread
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.task_score import main_metric, prompt_of, scored
 from tunesmith.metrics import Metric

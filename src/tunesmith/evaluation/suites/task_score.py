@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.rows import Task, final_answer
+from tunesmith.data.reasoning import final_answer
+from tunesmith.evaluation.rows import Task
 from tunesmith.metrics import METRICS, Metric, fitting, scores
 from tunesmith.subjects.subject import Answer
 

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.rows import Task, final_answer, spread
+from tunesmith.evaluation.rows import Task, spread
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.task_score import prompt_of
 from tunesmith.evaluation.suites.topic_prompts import Trial, attack_kinds, attacks, borderline, domains, off_topic
