@@ -1,6 +1,6 @@
 """HumanEval (Chen et al. 2021): functions written from their beginning and docstring, which tests then call.
 
-It runs what a model wrote, as `evaluation.sandbox` says, and only if the suite is asked for.
+It runs what a model wrote, as `tunesmith.metrics.sandbox` says, and only if the suite is asked for.
 """
 
 from collections.abc import Mapping, Sequence
