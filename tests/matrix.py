@@ -331,6 +331,10 @@ ROWS = {
     "regression": "scores",
     "token_classification": "words",
     "embedding": "pairs",
+    "reward": "preferences",
+    "dpo": "preferences",
+    "listwise": "rankings",
+    "kto": "ratings",
 }
 """Rows of each objective; chats for the others."""
 
@@ -348,6 +352,18 @@ def write_data(directory: Path) -> None:
         tags = ["B-SAID" if word in ("bad", "good") else "O" for word in words]
         formats["words"].append({"tokens": words, "tags": tags})
         formats["pairs"].append({"anchor": text, "positive": f"it is {('bad', 'good')[n % 2]} w{n % 7}"})
+    answers = [f"It is {n}." for n in range(12)]
+    formats["preferences"] = [
+        {"prompt": chat["question"], "chosen": chat["answer"], "rejected": "I do not know"} for chat in chats
+    ]
+    formats["rankings"] = [
+        {"prompt": chat["question"], "completions": [chat["answer"], answers[n - 1], "No"]}
+        for n, chat in enumerate(chats)
+    ]
+    formats["ratings"] = [
+        {"prompt": chat["question"], "completion": chat["answer"] if n % 2 else "No", "label": bool(n % 2)}
+        for n, chat in enumerate(chats)
+    ]
     for name, rows in {"chats": chats, **formats}.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         for side in ("train", "held_out"):

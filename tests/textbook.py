@@ -1,5 +1,7 @@
 """Reference held-out losses: one row at a time, through the model's own forward pass, including PEFT's wrapper."""
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch.nn import functional
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.data.tokens import TokenTable
-from tunesmith.models.load import load_tokenizer
+from tunesmith.models.load import load_model, load_tokenizer
 
 
 @torch.no_grad()
@@ -16,6 +18,8 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
     """The mean loss over the held-out rows, in nats per token, word, text or pair."""
     table = prepare(recipe, load_tokenizer(recipe.base)).held_out
     kind = recipe.objective.head.kind
+    if table.completions is not None:
+        return of_completions(model, table, recipe)
     if recipe.objective.head.generates_text:
         return next_token(model, table)
     if recipe.objective.compares_rows:
@@ -37,6 +41,66 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
         else:
             losses.append(((logits[0, 0] - targets[0]) / recipe.objective.std).square().item())
     return sum(losses) / len(losses)
+
+
+def of_completions(model: Any, table: TokenTable, recipe: Recipe) -> float:
+    """The mean loss of rows of several completions, each a text of its own with its prompt."""
+    assert table.completions is not None
+    objective: Any = recipe.objective
+    if objective.kind == "reward":
+        rewards = [end_value(model, ids) for row in range(len(table)) for ids, _ in texts_of_row(table, row)]
+    else:
+        base = load_model(recipe.base, model.dtype)
+        rewards = [
+            objective.beta * (log_probability(model, ids, start) - log_probability(base, ids, start))
+            for row in range(len(table))
+            for ids, start in texts_of_row(table, row)
+        ]
+    scores = table.completions.scores.tolist()
+    if objective.kind == "kto":
+        known = [not math.isnan(score) for score in scores]
+        others = [reward for reward, own in zip(rewards, known, strict=True) if not own]
+        zero = max(0.0, sum(others) / len(others))
+        signs = [1 if score > 0 else -1 for score, own in zip(scores, known, strict=True) if own]
+        own_rewards = [reward for reward, own in zip(rewards, known, strict=True) if own]
+        values = [1 - sigmoid(sign * (reward - zero)) for sign, reward in zip(signs, own_rewards, strict=True)]
+        return sum(values) / len(values)
+    losses = []
+    for start, end in pairwise(table.completions.offsets.tolist()):
+        order = sorted(range(start, end), key=lambda index: -scores[index])
+        weights = [math.exp(rewards[index]) for index in order]
+        losses.append(-sum(math.log(weight / sum(weights[at:])) for at, weight in enumerate(weights)))
+    return sum(losses) / len(losses)
+
+
+def texts_of_row(table: TokenTable, row: int) -> list[tuple[list[int], int]]:
+    """The ids of each completion with its prompt up to its last loss token, and the completion's first position."""
+    assert table.completions is not None
+    ids, mask = table[row]
+    (shared, *lengths), _ = table.completions.of(row)
+    texts, start = [], shared
+    for length in lengths:
+        own = mask[start : start + length].nonzero()[0][-1] + 1
+        texts.append(([*ids[:shared].tolist(), *ids[start : start + own].tolist()], shared))
+        start += length
+    return texts
+
+
+def end_value(model: Any, ids: list[int]) -> float:
+    tokens = torch.tensor(ids)[None]
+    return float(model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, 0])
+
+
+def log_probability(model: Any, ids: list[int], start: int) -> float:
+    """log p of the tokens from `start` on, in nats."""
+    tokens = torch.tensor(ids)[None]
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, -len(ids) :].float()
+    logs = torch.log_softmax(logits[start - 1 : -1], -1)
+    return float(logs.gather(1, tokens[0, start:, None]).sum())
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def next_token(model: Any, table: TokenTable) -> float:

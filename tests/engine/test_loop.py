@@ -29,6 +29,7 @@ from tunesmith.engine.schedule import learning_rate
 from tunesmith.engine.trainable import trainable_model
 from tunesmith.inference.held_out import held_out_evaluation
 from tunesmith.models.load import load_tokenizer
+from tunesmith.objectives.objective import Objective
 from tunesmith.run import Event, Events
 
 CPU = torch.device("cpu")
@@ -135,7 +136,7 @@ def test_working_copies_in_bf16_are_the_rounded_masters() -> None:
     assert (layer.weight.detach().float() != masters.unrounded()["weight"]).any()
 
 
-class Poisoned:
+class Poisoned(Objective):
     """An objective whose loss or gradient is not finite in the given steps."""
 
     def __init__(self, real: Any, steps: set[int], value: float, in_gradient: bool) -> None:
@@ -151,6 +152,10 @@ class Poisoned:
             return loss
         return loss * self.value
 
+    def losses(self, model: Any, batch: Any) -> torch.Tensor:
+        losses: torch.Tensor = self.real.losses(model, batch)
+        return losses
+
 
 def poisoned_loop(
     recipe: Recipe, directory: Path, steps: set[int], value: float, in_gradient: bool
@@ -161,7 +166,7 @@ def poisoned_loop(
     batches = Batches(prepared.train, tokens_per_step=128, tokens_per_batch=128, pack=True, shuffle=True, seed=0)
     loop = Loop(
         model=model,
-        objective=Poisoned(objective, steps, value, in_gradient),  # type: ignore[arg-type]
+        objective=Poisoned(objective, steps, value, in_gradient),
         batches=batches,
         held_out=held_out_evaluation(
             model, objective, recipe.objective.head, prepared.held_out, range(len(prepared.held_out))

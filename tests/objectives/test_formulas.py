@@ -76,7 +76,12 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "rate_factor": 0.3,
     },
     "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
-    "reward": {"formats": ("preference", "ranking"), "overflow": "refuse", "loss_unit": "nats per row"},
+    "reward": {
+        "formats": ("preference", "ranking"),
+        "bases": ("decoder",),
+        "overflow": "refuse",
+        "loss_unit": "nats per row",
+    },
     **{
         kind: {
             "formats": formats,
@@ -115,6 +120,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "embedding": {"temperature": 0.05, "pooling": "mean", "query_prefix": "", "document_prefix": ""},
     "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
     "distillation": {"teacher": "t", "temperature": 1.0, "label_weight": 0.0, "learn": "assistant"},
+    "reward": {"head_learning_rate": None, "margin": 0.0, "centering": 0.0, "pairs": "all"},
+    "dpo": {
+        "beta": 0.1,
+        "loss": "sigmoid",
+        "label_smoothing": 0.0,
+        "target_margin": 0.5,
+        "sft_weight": 0.0,
+        "pairs": "all",
+    },
+    "listwise": {"beta": 0.1},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "baseline": "kl"},
 }
 
 

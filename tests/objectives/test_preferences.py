@@ -169,7 +169,9 @@ def test_reference_values_come_from_the_cache_if_rows_and_model_are_the_same(
     first, second = (np.load(tmp_path / name / FILE) for name in ("a", "b"))
     assert all(np.array_equal(first[name], second[name]) for name in first.files)
     Trainer({**recipe, "method": {"kind": "prompt", "tokens": 4}}, tmp_path / "c").close()
-    assert counted.batches > 24 + 4 + 24, "another starting model has other values"
+    assert counted.batches == 24 + 4 + 4, "a prompt is compared with the base without it"
+    Trainer({**recipe, "base": {**recipe["base"], "weights": "nf4"}}, tmp_path / "d").close()
+    assert counted.batches == 24 + 4 + 4 + 24
 
 
 def test_a_resumed_run_has_the_reference_of_its_start(base: Path, tmp_path: Path) -> None:

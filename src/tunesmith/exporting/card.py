@@ -102,7 +102,12 @@ def _card(subject: Subject, library: str, relation: str, *sections: str) -> str:
 
 def _task(subject: Subject) -> str:
     commands = subject.reference.head.commands
-    tasks = {"generate": "text-generation", "classify": "text-classification", "embed": "feature-extraction"}
+    tasks = {
+        "generate": "text-generation",
+        "classify": "text-classification",
+        "embed": "feature-extraction",
+        "reward": "text-classification",  # as TRL's reward models have it
+    }
     return tasks[commands[0]] if commands else "text-generation"
 
 

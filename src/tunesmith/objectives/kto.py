@@ -32,7 +32,7 @@ class KTO(Preference):
     4.2)."""
 
     undesirable_weight: float = Field(default=1.0, ge=0)
-    """λ_U."""
+    """λ_U: the weight of bad completions."""
 
     baseline: Literal["kl", "zero"] = "kl"
     """z₀: an estimate of the KL divergence, which costs a second completion a row; or zero (`apo_zero_unpaired` in TRL;

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.config.objective import BaseKind
 from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer, Rendering
@@ -37,6 +38,7 @@ class Reward(NewHeadConfig):
     and the worst."""
 
     formats: ClassVar[tuple[str, ...]] = ("preference", "ranking")
+    bases: ClassVar[tuple[BaseKind, ...]] = ("decoder",)
     overflow: ClassVar[Literal["refuse", "truncate", "split", "drop"]] = "refuse"  # the end is where the answer is
     loss_unit: ClassVar[str] = "nats per row"
 

@@ -1,7 +1,8 @@
 """What the starting model says of the rows, computed once before the first step and kept with the run.
 
-A policy is compared with the model that it starts from. That model's log-probabilities do not change, so they are
-computed before the first step, and no second model is in memory. They are cached by the content of rows and model.
+A policy is compared with the model that it starts from: its base, or the adapter that it continues. That model's
+log-probabilities do not change, so they are computed before the first step, and no second model is in memory. They are
+cached by the content of rows and model.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from tunesmith.engine.loop import Loop
 from tunesmith.errors import UserError
 from tunesmith.models.forward import evaluation_batches
 from tunesmith.models.load import fingerprint
+from tunesmith.models.prompts import has_prompt, plain_model
 
 FILE = "reference.npz"
 """In the run's directory, so that a resumed run has the same values to the bit."""
@@ -51,16 +53,17 @@ def fill_reference(loop: Loop, recipe: Recipe, prepared: Prepared) -> None:
         _put(tables, values)
         return
     values = _read(cached, tables) if recipe.data.cache else None
-    if values is not None and _agrees(loop, tables[0], values[0]):
+    continued = recipe.base.adapter is not None
+    if values is not None and _agrees(loop, tables[0], values[0], continued):
         _put(tables, values)
     else:
-        _compute(loop, tables)
+        _compute(loop, tables, continued)
         if recipe.data.cache:
             _write(cached, tables)
     _write(stored, tables)
 
 
-def _compute(loop: Loop, tables: Sequence[TokenTable]) -> None:
+def _compute(loop: Loop, tables: Sequence[TokenTable], continued: bool) -> None:
     """Raises:
     UserError: the run has trained already.
     """
@@ -71,7 +74,7 @@ def _compute(loop: Loop, tables: Sequence[TokenTable]) -> None:
         )
     done, total = 0, sum(map(len, tables))
     for table in tables:
-        for rows, values in _values(loop, table, range(len(table))):
+        for rows, values in _values(loop, table, range(len(table)), continued):
             for row, part in zip(rows, values, strict=True):
                 _of(table).reference_of(row)[:] = part
             done += len(rows)
@@ -79,23 +82,26 @@ def _compute(loop: Loop, tables: Sequence[TokenTable]) -> None:
 
 
 def _values(
-    loop: Loop, table: TokenTable, rows: Sequence[int]
+    loop: Loop, table: TokenTable, rows: Sequence[int], continued: bool
 ) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
     """What the model says of the rows, batch by batch: the rows, and the values of each one's completions."""
-    for items, batch in evaluation_batches(loop.model, table, rows, loop.tokens_per_batch):
+    model = loop.model
+    if has_prompt(model) and not continued:
+        model = plain_model(model)  # a new prompt changes the model from the start: the reference is the base
+    for items, batch in evaluation_batches(model, table, rows, loop.tokens_per_batch):
         assert batch.completions is not None
         with torch.no_grad():
-            values = loop.objective.reference(loop.model, batch).float().cpu().numpy()
+            values = loop.objective.reference(model, batch).float().cpu().numpy()
         yield [rows[item] for item in items], np.split(values, np.cumsum(batch.completions.per_row)[:-1])
 
 
-def _agrees(loop: Loop, table: TokenTable, known: NDArray[np.float32]) -> bool:
+def _agrees(loop: Loop, table: TokenTable, known: NDArray[np.float32], continued: bool) -> bool:
     """Whether cached values are those of this model on a few rows: a method may change the model from the start."""
     offsets = _of(table).offsets
     same = SAME if next(loop.model.parameters()).dtype == torch.float32 else SAME_BF16
     return all(
         np.allclose(part, known[offsets[row] : offsets[row + 1]], rtol=same, atol=same)
-        for rows, values in _values(loop, table, range(min(PROBED, len(table))))
+        for rows, values in _values(loop, table, range(min(PROBED, len(table))), continued)
         for row, part in zip(rows, values, strict=True)
     )
 
