@@ -3,6 +3,7 @@
 import contextlib
 import io
 from subprocess import CompletedProcess
+from typing import Any
 from unittest.mock import patch
 
 from tunesmith.cli import main
@@ -30,3 +31,10 @@ def typed(*arguments: str, given: str = "", in_terminal: bool = False) -> Comple
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     return CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())
+
+
+def output_of(*arguments: Any, given: str = "") -> str:
+    """The standard output of a command that succeeds."""
+    result = typed(*map(str, arguments), given=given)
+    assert result.returncode == 0, result.stderr
+    return result.stdout

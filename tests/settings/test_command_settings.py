@@ -11,7 +11,7 @@ import pytest
 import torch
 from bigram import drawn_by_hand, letters_model, scores_of
 from bytewise import byte_tokenizer
-from command import typed
+from command import output_of, typed
 from exportable import FAMILIES, saved
 from matrix import word_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -47,13 +47,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
-
-
-def run_command(*arguments: Any, given: str = "") -> str:
-    """The standard output of a command that succeeds."""
-    result = typed(*map(str, arguments), given=given)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 # Writing: generate, chat, answer
@@ -109,10 +102,10 @@ def user(text: str) -> dict[str, Any]:
 def test_generate_applies_every_sampling_option_to_each_prompt(letters: Path, by_hand: Any) -> None:
     chats = [[user("What is 2 + 2?")], [user("Why?")]]
     expected = "".join(by_hand(chat, SAMPLING) + "\n" for chat in chats)
-    assert run_command("generate", letters, "What is 2 + 2?", "Why?", *OPTIONS) == expected
-    assert run_command("generate", letters, *OPTIONS, given=" Why?\n") == by_hand(chats[1], SAMPLING) + "\n"
+    assert output_of("generate", letters, "What is 2 + 2?", "Why?", *OPTIONS) == expected
+    assert output_of("generate", letters, *OPTIONS, given=" Why?\n") == by_hand(chats[1], SAMPLING) + "\n"
     assert all(by_hand(chats[0], other) != by_hand(chats[0], SAMPLING) for other in each_left_out(Sampling()))
-    plain = run_command("generate", letters, "Why?")
+    plain = output_of("generate", letters, "Why?")
     assert plain == by_hand(chats[1], Sampling()) + "\n"
     assert len(plain) == 257
 
@@ -120,22 +113,22 @@ def test_generate_applies_every_sampling_option_to_each_prompt(letters: Path, by
 @shows("tunesmith generate --top-k", "tunesmith generate --min-p", "tunesmith generate --stop")
 def test_generate_cuts_the_choice_and_the_answer(letters: Path) -> None:
     options = ("--temperature", "3", "--seed", "5", "--max-new-tokens", "16")
-    greedy = run_command("generate", letters, "Why?", "--max-new-tokens", "16")
-    plain = run_command("generate", letters, "Why?", *options)
+    greedy = output_of("generate", letters, "Why?", "--max-new-tokens", "16")
+    plain = output_of("generate", letters, "Why?", *options)
     assert plain != greedy
-    assert run_command("generate", letters, "Why?", *options, "--top-k", "1") == greedy
-    assert run_command("generate", letters, "Why?", *options, "--min-p", "1") == greedy
-    assert run_command("generate", letters, "Why?", *options, "--top-k", "3") not in (plain, greedy)
+    assert output_of("generate", letters, "Why?", *options, "--top-k", "1") == greedy
+    assert output_of("generate", letters, "Why?", *options, "--min-p", "1") == greedy
+    assert output_of("generate", letters, "Why?", *options, "--top-k", "3") not in (plain, greedy)
     stops = ("--stop", plain[9:11], "--stop", plain[4])
     end = plain.index(plain[4])
-    assert run_command("generate", letters, "Why?", *options, *stops) == plain[:end] + "\n"
+    assert output_of("generate", letters, "Why?", *options, *stops) == plain[:end] + "\n"
 
 
 @shows("tunesmith generate --schema")
 def test_generate_follows_a_schema_from_a_file(letters: Path, tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     file.write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
-    assert run_command("generate", letters, "Why?", "--schema", file) in ('"yes"\n', '"no"\n')
+    assert output_of("generate", letters, "Why?", "--schema", file) in ('"yes"\n', '"no"\n')
     refused = typed("generate", str(letters), "Why?", "--schema", str(tmp_path / "other.json"))
     assert refused.returncode == 2
     assert "other.json cannot be read" in " ".join(refused.stderr.split())
@@ -158,11 +151,11 @@ def test_generate_and_answer_draft_by_look_up_or_a_model_or_not_at_all(
     counts, outputs = [], []
     for options in ([], ["--draft", "lookup"], ["--draft", "none"]):
         steps.clear()
-        outputs.append(run_command("generate", letters, "Why?", "--max-new-tokens", "200", *options))
+        outputs.append(output_of("generate", letters, "Why?", "--max-new-tokens", "200", *options))
         counts.append(len(steps))
         steps.clear()
         target = f"{len(counts)}.jsonl"
-        run_command("answer", letters, source, "--output", target, "--max-new-tokens", "200", *options)
+        output_of("answer", letters, source, "--output", target, "--max-new-tokens", "200", *options)
         outputs.append((here / target).read_text(encoding="utf-8"))
         counts.append(len(steps))
     assert outputs[:2] == outputs[2:4] == outputs[4:]
@@ -189,9 +182,9 @@ def test_generate_and_answer_store_keys_and_values_in_int8(
     source = write_rows(here / "asked.jsonl", [{"question": "Why?"}])
     for options, dtype in (([], torch.float32), (["--cache", "int8"], torch.int8)):
         stored.clear()
-        run_command("generate", letters, "Why?", "--max-new-tokens", "5", *options)
+        output_of("generate", letters, "Why?", "--max-new-tokens", "5", *options)
         target = f"{len(options)}.jsonl"
-        run_command("answer", letters, source, "--output", target, "--max-new-tokens", "5", *options)
+        output_of("answer", letters, source, "--output", target, "--max-new-tokens", "5", *options)
         assert set(stored) == {dtype}
     refused = typed("generate", str(letters), "Why?", "--cache", "int4")
     assert "cache: int4 is not one of auto and int8" in " ".join(refused.stderr.split())
@@ -201,9 +194,9 @@ def test_generate_and_answer_store_keys_and_values_in_int8(
 def test_generate_continues_raw_text_or_puts_a_system_prompt_first(letters: Path, by_hand: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}, user("Why?")]
     outputs = {
-        "raw": run_command("generate", letters, "Why?", "--raw", *OPTIONS),
-        "system": run_command("generate", letters, "Why?", "--system", "Be brief.", *OPTIONS),
-        "plain": run_command("generate", letters, "Why?", *OPTIONS),
+        "raw": output_of("generate", letters, "Why?", "--raw", *OPTIONS),
+        "system": output_of("generate", letters, "Why?", "--system", "Be brief.", *OPTIONS),
+        "plain": output_of("generate", letters, "Why?", *OPTIONS),
     }
     prompts = {"raw": "Why?", "system": system, "plain": [user("Why?")]}
     assert outputs == {name: by_hand(prompt, SAMPLING) + "\n" for name, prompt in prompts.items()}
@@ -224,7 +217,7 @@ def test_chat_applies_its_options_and_keeps_the_conversation(letters: Path, by_h
     first = by_hand([*system, user("Hi")], SAMPLING)
     second = by_hand([*system, user("Hi"), {"role": "assistant", "content": first}, user("So?")], SAMPLING)
     again = by_hand([*system, user("So?")], SAMPLING)
-    out = run_command("chat", letters, "--system", "Be brief.", *OPTIONS, given="Hi\nSo?\n/new\nSo?\n\nnever\n")
+    out = output_of("chat", letters, "--system", "Be brief.", *OPTIONS, given="Hi\nSo?\n/new\nSo?\n\nnever\n")
     head, *turns = out.split("> ")
     assert head == f"Chatting with {letters}. /new starts a new conversation, an empty line ends.\n"
     assert turns == [f"{first}\n", f"{second}\n", "", f"{again}\n", ""]
@@ -232,7 +225,7 @@ def test_chat_applies_its_options_and_keeps_the_conversation(letters: Path, by_h
     assert first != by_hand([user("Hi")], SAMPLING)
     defaults = Sampling(temperature=0.7, top_p=0.9)
     assert all(by_hand([*system, user("Hi")], other) != first for other in each_left_out(defaults))
-    assert run_command("chat", letters, given="Hi\n\n").split("> ")[1] == by_hand([user("Hi")], defaults) + "\n"
+    assert output_of("chat", letters, given="Hi\n\n").split("> ")[1] == by_hand([user("Hi")], defaults) + "\n"
 
 
 @shows(
@@ -259,7 +252,7 @@ def test_answer_applies_every_option_and_writes_one_answer_per_row(
     monkeypatch.setattr(PagedModel, "compute", counted)
     questions = ["Why is that?", "Hm?", "So and so?"]
     source = write_rows(here / "asked.jsonl", [{"question": question, "answer": "gone"} for question in questions])
-    out = run_command("answer", letters, source, "--output", "out.jsonl", *OPTIONS, "--concurrent", "2")
+    out = output_of("answer", letters, source, "--output", "out.jsonl", *OPTIONS, "--concurrent", "2")
     assert out == "Wrote 3 answers to out.jsonl.\n"
     assert max(at_once) == 2
     rows = [json.loads(line) for line in (here / "out.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -272,12 +265,12 @@ def test_answer_applies_every_option_and_writes_one_answer_per_row(
         for question, chat, seed in zip(questions, chats, streams, strict=True)
     ]
     at_once.clear()
-    run_command("answer", letters, source, "--output", "same.jsonl", *OPTIONS)
+    output_of("answer", letters, source, "--output", "same.jsonl", *OPTIONS)
     assert max(at_once) == 3
     assert (here / "same.jsonl").read_bytes() == (here / "out.jsonl").read_bytes()
 
     source = write_rows(here / "one.jsonl", [{"question": questions[0]}])
-    run_command("answer", letters, source, "--output", "one_out.jsonl", *OPTIONS)
+    output_of("answer", letters, source, "--output", "one_out.jsonl", *OPTIONS)
     (row,) = (json.loads(line) for line in (here / "one_out.jsonl").read_text(encoding="utf-8").splitlines())
     assert row["answer"] == by_hand(chats[0], SAMPLING)
     assert all(by_hand(chats[0], other) != row["answer"] for other in each_left_out(Sampling()))
@@ -294,9 +287,9 @@ TEXTS = ["good film w3", "bad w7 w8 w1", "it is w2"]
 def test_classify_predicts_the_same_classes_as_transformers(reading: Path) -> None:
     dtype = dtype_of("auto", CPU)
     model = AutoModelForSequenceClassification.from_pretrained(reading / "classes", dtype=dtype)
-    lines = run_command("classify", reading / "classes", *TEXTS).splitlines()
+    lines = output_of("classify", reading / "classes", *TEXTS).splitlines()
     assert (
-        lines == run_command("classify", reading / "classes", given="\n".join([TEXTS[0], " ", *TEXTS[1:]])).splitlines()
+        lines == output_of("classify", reading / "classes", given="\n".join([TEXTS[0], " ", *TEXTS[1:]])).splitlines()
     )
     for line, text in zip(lines, TEXTS, strict=True):
         probabilities = (
@@ -312,8 +305,8 @@ def test_classify_predicts_the_same_classes_as_transformers(reading: Path) -> No
 @torch.no_grad()
 def test_embed_writes_the_pooled_and_normalized_vector_of_each_text(reading: Path) -> None:
     model = AutoModel.from_pretrained(reading / "vectors", dtype=dtype_of("auto", CPU))
-    out = run_command("embed", reading / "vectors", *TEXTS)
-    assert out == run_command("embed", reading / "vectors", given="\n\n".join(TEXTS))
+    out = output_of("embed", reading / "vectors", *TEXTS)
+    assert out == output_of("embed", reading / "vectors", given="\n\n".join(TEXTS))
     for line, text in zip(out.splitlines(), TEXTS, strict=True):
         states = model(input_ids=word_tokenizer()(text, return_tensors="pt")["input_ids"]).last_hidden_state[0].float()
         vector = torch.nn.functional.normalize(states.mean(0), dim=0)
@@ -358,7 +351,7 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @shows("tunesmith export run", "tunesmith export --to", "tunesmith export --output")
 def test_export_writes_the_model_in_the_given_numbers(readable: Path, here: Path) -> None:
-    written = run_command("export", readable, "--to", "gguf:f16", "--output", "a.gguf")
+    written = output_of("export", readable, "--to", "gguf:f16", "--output", "a.gguf")
     assert written.splitlines()[-1] == "Wrote a.gguf (gguf:f16), and its model card a.md."
     name = "blk.0.ffn_up.weight"
     tensor = next(tensor for tensor in gguf.GGUFReader(here / "a.gguf").tensors if tensor.name == name)
@@ -395,7 +388,7 @@ def test_an_export_is_compared_with_the_model_on_the_given_rows(readable: Path, 
 @shows("tunesmith parity --api-key")
 def test_parity_gives_the_key_to_the_server(adapters: list[Path], here: Path) -> None:
     keys = here / "keys.json"
-    secret = run_command("keys", "add", keys, "me").split()[-1]
+    secret = output_of("keys", "add", keys, "me").split()[-1]
     with served(adapters[1], api_key_file=keys) as server:
         refused = typed("parity", str(adapters[1]), server.address, "--rows", "1")
         found = typed("parity", str(adapters[1]), server.address, "--rows", "1", "--api-key", secret)
@@ -405,7 +398,7 @@ def test_parity_gives_the_key_to_the_server(adapters: list[Path], here: Path) ->
 
 @shows("tunesmith export --adapter-only")
 def test_export_writes_the_adapter_alone(adapters: list[Path], here: Path) -> None:
-    run_command("export", adapters[1], "--to", "gguf", "--output", "a.gguf", "--adapter-only")
+    output_of("export", adapters[1], "--to", "gguf", "--output", "a.gguf", "--adapter-only")
     file = gguf.GGUFReader(here / "a.gguf")
     assert file.fields["general.type"].contents() == "adapter"
     assert all(".lora_" in tensor.name for tensor in file.tensors)
@@ -418,7 +411,7 @@ def test_export_weights_errors_by_the_rows_of_the_run(readable: Path, here: Path
     recipe = {"base": str(readable), "data": {"train": str(rows), "held_out": 0}, "train": {"steps": 1}}
     tunesmith.train(recipe, here / "run")
     for name, option in (("plain", []), ("two", ["--importance-rows", "2"]), ("ten", ["--importance-rows", "10"])):
-        run_command("export", "run", "--to", "gguf:q4_0", "--output", f"{name}.gguf", "--accept-loss", *option)
+        output_of("export", "run", "--to", "gguf:q4_0", "--output", f"{name}.gguf", "--accept-loss", *option)
     plain, two, ten = (
         bytes(next(t.data for t in gguf.GGUFReader(here / f"{name}.gguf").tensors if t.name == "blk.1.ffn_up.weight"))
         for name in ("plain", "two", "ten")
@@ -438,7 +431,7 @@ def test_export_to_hf_writes_the_sum_in_the_given_precision_or_the_bases(
 ) -> None:
     option = [] if precision is None else ["--precision", precision]
     # A random model's likeliest tokens are nearly ties, which rounding decides.
-    run_command("export", adapters[1], "--to", "hf", "--output", "merged", "--rows", "1", "--accept-loss", *option)
+    output_of("export", adapters[1], "--to", "hf", "--output", "merged", "--rows", "1", "--accept-loss", *option)
     weight = load_file(tiny_model / "model.safetensors")[f"{WEIGHT}.weight"].double()
     a, b = lora_matrices(adapters[1])
     merged = load_file(here / "merged" / "model.safetensors")
@@ -476,7 +469,7 @@ def test_combine_gives_the_same_adapters_as_peft_with_every_option(
         "equal": ["--how", "ties", "--density", "0.25"],
     }
     for name, options in cases.items():
-        assert run_command("combine", *adapters, "--output", name, *options) == f"Wrote {name}.\n"
+        assert output_of("combine", *adapters, "--output", name, *options) == f"Wrote {name}.\n"
     torch.testing.assert_close(lora_matrices(here / "default"), theirs("cat", [0.5, 0.5]))
     torch.testing.assert_close(lora_matrices(here / "ties"), theirs("ties", [0.3, 1.4], density=0.25))
     torch.testing.assert_close(lora_matrices(here / "thin"), theirs("ties", [0.3, 1.4], density=0.5))
@@ -523,7 +516,7 @@ def steps_of(directory: Path) -> list[int]:
 
 @shows("tunesmith train recipe", "tunesmith train --run", "tunesmith train --set")
 def test_train_runs_the_recipe_with_overrides_in_the_given_directory(recipe: Path, here: Path) -> None:
-    run_command("train", recipe, "--run", "mine", "--set", "train.steps=1", "--set", "train.learning_rate=0.02")
+    output_of("train", recipe, "--run", "mine", "--set", "train.steps=1", "--set", "train.learning_rate=0.02")
     resolved, original = Recipe.load(here / "mine" / "recipe.yaml"), Recipe.load(recipe)
     assert steps_of(here / "mine") == [1]
     assert (resolved.train.steps, resolved.train.learning_rate) == (1, 0.02)
@@ -538,11 +531,11 @@ def test_train_runs_the_recipe_with_overrides_in_the_given_directory(recipe: Pat
 @shows("tunesmith evaluate --max-new-tokens", "tunesmith evaluate --repetition-penalty", "tunesmith evaluate --metric")
 def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, by_hand: Any, here: Path) -> None:
     assert steps_of(run) == [1]
-    run_command("train", "--resume", run)
+    output_of("train", "--resume", run)
     assert steps_of(run) == [1, 2, 3]
     assert (run / "adapter").exists()
 
-    out = run_command("evaluate", run, "--rows", "3", "--max-new-tokens", "6", "--repetition-penalty", "1.7")
+    out = output_of("evaluate", run, "--rows", "3", "--max-new-tokens", "6", "--repetition-penalty", "1.7")
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 3, 3)
     options = Sampling(6, repetition_penalty=1.7)
@@ -553,7 +546,7 @@ def test_a_run_is_resumed_and_then_evaluated_with_the_given_options(run: Path, b
         assert len(sample["answers"]["tuned"]) == 6
     assert f"Written to {run}/evaluation.json and {run}/report.html" in out
     (here / "mymetrics.py").write_text("def always(answer, expected):\n    return 0.25\n", encoding="utf-8")
-    run_command("evaluate", run, "--metric", "mymetrics:always")
+    output_of("evaluate", run, "--metric", "mymetrics:always")
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert (evaluation["rows"], evaluation["generated_rows"], len(evaluation["samples"])) == (6, 6, 5)
     figure = evaluation["models"]["tuned"]["mymetrics:always"]
@@ -587,13 +580,13 @@ def test_models_named_together_are_evaluated_on_files_and_kept_where_asked(
 ) -> None:
     file = write_rows(here / "asked.jsonl", [{"question": f"{n}?", "answer": "a"} for n in range(5)])
     options = ["--data", file, "--rows", "3", "--max-new-tokens", "4"]
-    run_command("evaluate", letters, tiny_model, *options, "--no-cache")
+    output_of("evaluate", letters, tiny_model, *options, "--no-cache")
     assert not (here / "cache" / "evaluation").exists()
-    found = json.loads(run_command("evaluate", letters, tiny_model, *options, "--json"))
+    found = json.loads(output_of("evaluate", letters, tiny_model, *options, "--json"))
     assert (here / "cache" / "evaluation").exists()
     assert list(found["models"]) == ["model", "llama"]
     assert (found["rows"], found["generated_rows"], found["data"]) == (5, 3, "rows of asked.jsonl")
-    out = run_command("evaluate", letters, tiny_model, *options, "--output", "out")
+    out = output_of("evaluate", letters, tiny_model, *options, "--output", "out")
     assert "Written to out/evaluation.json and out/report.html" in out
     assert json.loads((here / "out" / "evaluation.json").read_text(encoding="utf-8")) == found
     assert "exact match" in (here / "out" / "report.html").read_text(encoding="utf-8")
@@ -641,13 +634,13 @@ def test_a_served_judge_scores_and_compares_by_the_rubric_and_is_corrected_by_la
     options = ["evaluate", letters, tiny_model, "--data", file, "--max-new-tokens", "4", "--judge"]
     (here / "rubric.md").write_text("Be brief.\n", encoding="utf-8")
     with scripted(reply) as server:
-        own = json.loads(run_command(*options, server.url, "--rubric", "rubric.md", "--json"))
+        own = json.loads(output_of(*options, server.url, "--rubric", "rubric.md", "--json"))
         assert set(server.keys) == {"Bearer secret"}
         sources = list(own["judge"]["models"]["llama"]["verdicts"])
         labels = [{"source": source, "model": "llama", "score": 3} for source in sources[:2]]
         write_rows(here / "labels.jsonl", labels)
-        out = run_command(*options, server.url, "--labels", "labels.jsonl")
-        pairs = json.loads(run_command(*options, server.url, "--judge-pairs", "--json"))
+        out = output_of(*options, server.url, "--labels", "labels.jsonl")
+        pairs = json.loads(output_of(*options, server.url, "--judge-pairs", "--json"))
     assert own["models"]["llama"]["judge.score"]["value"] == 4
     assert own["judge"]["rubric"] == "rubric.md"
     found = {line.strip().split("  ")[0]: line.split() for line in out.splitlines()}
@@ -681,9 +674,9 @@ def test_report_writes_the_runs_page_and_opens_it_if_asked(here: Path, monkeypat
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
     page = here / "mine" / "report.html"
-    assert run_command("report", "mine") == f"Wrote {page}.\n"
+    assert output_of("report", "mine") == f"Wrote {page}.\n"
     assert (page.exists(), opened) == (True, [])
-    run_command("report", "mine", "--open")
+    output_of("report", "mine", "--open")
     assert opened == [page.as_uri()]
 
 
@@ -695,10 +688,10 @@ def test_runs_lists_a_directory_as_a_table_or_json(here: Path) -> None:
         (run / "recipe.yaml").write_text(f"base: b-{name}\nmethod: full\n", encoding="utf-8")
         write_rows(run / "metrics.jsonl", [{"event": "step", "step": 3, "total_steps": 7, "loss": 2.5, "seconds": 4.0}])
     for directory, name, other in (([], "first", "second"), (["elsewhere"], "second", "first")):
-        (listed,) = json.loads(run_command("runs", *directory, "--json"))
+        (listed,) = json.loads(output_of("runs", *directory, "--json"))
         assert (listed["name"], listed["base"], listed["method"]) == (name, f"b-{name}", "full")
         assert (listed["step"], listed["total_steps"], listed["loss"]) == (3, 7, 2.5)
-        table = run_command("runs", *directory)
+        table = output_of("runs", *directory)
         assert name in table
         assert other not in table
         assert "2.500" in table
@@ -719,7 +712,7 @@ def test_data_show_prints_the_selected_rows_as_the_base_reads_them(letters: Path
     rows = write_rows(here / "rows.jsonl", [{"question": f"Q{n}?", "answer": f"A{n}."} for n in range(1, 8)])
 
     def shown(*options: Any, source: Path = rows) -> list[str]:
-        out = run_command("data", "show", source, "--base", letters, *options)
+        out = output_of("data", "show", source, "--base", letters, *options)
         return [line for line in out.splitlines() if line.strip()]
 
     text = ["<|im_start|>user", "Q1?<|im_end|><|im_start|>assistant", "«A1.<|im_end|>»"]
@@ -742,22 +735,22 @@ def test_data_show_prints_the_selected_rows_as_the_base_reads_them(letters: Path
     (here / "recipe.yaml").write_text(json.dumps({"base": str(letters), "data": {"train": str(rows)}}))
     from_recipe = shown("--rows", 1, source=here / "recipe.yaml")
     assert from_recipe == first
-    other = run_command("data", "show", rows, "--rows", 1)  # the embedded base's tokens are larger
+    other = output_of("data", "show", rows, "--rows", 1)  # the embedded base's tokens are larger
     assert int(other.split("row 1 · ")[1].split()[0]) < length
 
 
 @shows("tunesmith methods --base", "tunesmith methods --json")
 def test_methods_counts_the_trained_parameters_on_the_base(tiny_model: Path) -> None:
-    listing = json.loads(run_command("methods", "--base", tiny_model, "--json"))
+    listing = json.loads(output_of("methods", "--base", tiny_model, "--json"))
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     trained = {method["kind"]: method["trained_parameters"] for method in listing["methods"]}
     assert (listing["base"], listing["parameters"]) == (str(tiny_model), model.num_parameters())
     assert trained["full"] == model.num_parameters()
     per_block = 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
     assert trained["lora"] == 2 * per_block
-    table = run_command("methods", "--base", tiny_model)
+    table = output_of("methods", "--base", tiny_model)
     assert f"On {tiny_model}" in " ".join(table.split()).replace(" /", "/") or str(tiny_model.name) in table
-    assert json.loads(run_command("methods", "--json"))["base"] == "embedded"
+    assert json.loads(output_of("methods", "--json"))["base"] == "embedded"
 
 
 @shows("tunesmith schema --markdown", "tunesmith schema --output")
@@ -765,9 +758,9 @@ def test_schema_prints_or_writes_json_or_markdown(here: Path) -> None:
     schema, page = json.dumps(recipe_schema(), indent=2) + "\n", recipe_reference()
     assert json.loads(schema)["properties"]["train"]
     assert page.startswith("# The recipe\n")
-    assert (run_command("schema"), run_command("schema", "--markdown")) == (schema, page)
-    assert run_command("schema", "--output", "schema.json") == ""
-    assert run_command("schema", "--markdown", "--output", "page.md") == ""
+    assert (output_of("schema"), output_of("schema", "--markdown")) == (schema, page)
+    assert output_of("schema", "--output", "schema.json") == ""
+    assert output_of("schema", "--markdown", "--output", "page.md") == ""
     assert (here / "schema.json").read_text(encoding="utf-8") == schema
     assert (here / "page.md").read_text(encoding="utf-8") == page
 
@@ -776,20 +769,20 @@ def test_schema_prints_or_writes_json_or_markdown(here: Path) -> None:
 def test_init_writes_a_recipe_with_the_given_files_and_base(letters: Path, here: Path) -> None:
     for name, count in (("one.jsonl", 30), ("two.jsonl", 12)):
         write_rows(here / name, [{"question": f"Q{n}?", "answer": "Yes."} for n in range(count)])
-    out = run_command("init", "one.jsonl", "two.jsonl", "--output", "first.yaml", "--base", letters)
+    out = output_of("init", "one.jsonl", "two.jsonl", "--output", "first.yaml", "--base", letters)
     assert "42 rows in the format question_answer" in out
     assert "Wrote first.yaml. Next: tunesmith train first.yaml" in out
     suggested = Recipe.load(here / "first.yaml")
     assert suggested.base.path == str(letters)
     assert [Path(path).name for path in suggested.data.train] == ["one.jsonl", "two.jsonl"]
-    run_command("init", "one.jsonl")
+    output_of("init", "one.jsonl")
     assert Recipe.load(here / "recipe.yaml").base.path == "embedded"
 
 
 @shows("tunesmith --version")
 def test_version_prints_the_version_and_runs_no_command() -> None:
-    assert run_command("--version") == f"tunesmith {tunesmith.__version__}\n"
-    assert run_command("--version", "runs", "nowhere") == f"tunesmith {tunesmith.__version__}\n"
+    assert output_of("--version") == f"tunesmith {tunesmith.__version__}\n"
+    assert output_of("--version", "runs", "nowhere") == f"tunesmith {tunesmith.__version__}\n"
 
 
 # Planning
@@ -810,7 +803,7 @@ SMALL = ["--set", "data.max_length=64", "--set", "train.tokens_per_step=256"]
 def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(tiny_model: Path) -> None:
     serving = ["--context", "100000", "--concurrency", "3"]
     planned = json.loads(
-        run_command("plan", tiny_model, "--device", "l4", *SMALL, "--set", "method=full", "--json", *serving)
+        output_of("plan", tiny_model, "--device", "l4", *SMALL, "--set", "method=full", "--json", *serving)
     )
     weights = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
     assert planned["device"] == "l4"
@@ -819,13 +812,13 @@ def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(ti
     assert planned["serving"]["key–value cache"] == 3 * 100000 * 2 * 2 * (8 + 16) * 2  # values: multiples of 16
     assert planned["generating"]["bytes_per_token"] == 2 * 2 * (8 + 16) * 2
     assert planned["merging"] is None
-    text = run_command("plan", tiny_model, "--device", "h100", *SMALL, *serving)
+    text = output_of("plan", tiny_model, "--device", "h100", *SMALL, *serving)
     assert "h100: 85" in text
     assert "3 concurrent requests of 100,000 tokens" in text
-    plain = run_command("plan", tiny_model, "--device", "h100", *SMALL)
+    plain = output_of("plan", tiny_model, "--device", "h100", *SMALL)
     assert "one request of 4,096 tokens" in plain
     assert "0.192 kB per token" in plain
-    narrow = run_command("plan", tiny_model, "--device", "h100", *SMALL, "--cache", "int8")
+    narrow = output_of("plan", tiny_model, "--device", "h100", *SMALL, "--cache", "int8")
     assert "0.128 kB per token" in narrow  # a byte a number, and a scale for each key and value
 
 
@@ -833,16 +826,16 @@ def test_plan_counts_weights_gradients_and_serving_memory_on_the_given_device(ti
 def test_plan_of_a_recipe_uses_its_rows_or_others_and_shows_cost_and_chart(recipe: Path, here: Path) -> None:
     other_rows = write_rows(here / "more.jsonl", [{"question": f"Why {n}?", "answer": "So " * 40} for n in range(50)])
     command = ["plan", "--recipe", recipe, "--device", "l4", "--set", "train.steps=null", "--set", "train.epochs=2"]
-    alone, other = (json.loads(run_command(*command, "--json", *data)) for data in ([], ["--data", other_rows]))
+    alone, other = (json.loads(output_of(*command, "--json", *data)) for data in ([], ["--data", other_rows]))
     for printed, rows in ((alone, None), (other, other_rows)):
         plan = tunesmith.plan(recipe=recipe, data=rows, device="l4", overrides=["train.steps=null", "train.epochs=2"])
         assert printed["memory"] == json.loads(json.dumps(plan.to_dict()["memory"]))
         assert printed["time"]["total_seconds"] == pytest.approx(plan.time.total_seconds)
     assert other["time"]["parts"]["training"] > 2 * alone["time"]["parts"]["training"]
-    text = run_command(*command, "--price", 1e9, "--chart", "chart.html")
+    text = output_of(*command, "--price", 1e9, "--chart", "chart.html")
     dollars = float(text.split("cost")[1].split()[0].removeprefix("$").replace(",", ""))
     assert dollars == pytest.approx(1e9 * alone["time"]["total_seconds"] / 3600, rel=1e-4)
-    own = run_command(*command)
+    own = output_of(*command)
     assert float(own.split("cost")[1].split()[0].removeprefix("$")) == 0.0
     page = (here / "chart.html").read_text(encoding="utf-8")
     assert "<svg" in page
@@ -864,7 +857,7 @@ def test_plan_proposes_a_recipe_that_fits_the_given_memory(tiny_model: Path) -> 
         "method=lora",
         "--fit",
     ]
-    text = run_command(*command, "3GB")
+    text = output_of(*command, "3GB")
     assert "llama within 3GB" in text
     assert "gives up  nothing" in text
     assert "lora on" in text
@@ -875,7 +868,7 @@ def test_plan_proposes_a_recipe_that_fits_the_given_memory(tiny_model: Path) -> 
 
 @shows("tunesmith plan --devices", "tunesmith plan --price")
 def test_plan_lists_every_known_device_at_the_given_price(tiny_model: Path) -> None:
-    lines = run_command("plan", tiny_model, *SMALL, "--devices", "--price", "36e9").splitlines()
+    lines = output_of("plan", tiny_model, *SMALL, "--devices", "--price", "36e9").splitlines()
     cells = {line.split()[0]: line.split() for line in lines if line.split()}
     for device in known_devices():
         cards, speed, dollars = cells[device][-3:]
@@ -909,7 +902,7 @@ def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
 ) -> None:
     settings = ["train.steps=1", "train.tokens_per_step=512", "train.precision=fp32", "data.max_length=2048"]
     options = ["--directory", "mine", "--base", str(letters), "--ask", "def look_up(word: str): ..."]
-    out = run_command("demo", *options, *(part for setting in settings for part in ("--set", setting)))
+    out = output_of("demo", *options, *(part for setting in settings for part in ("--set", setting)))
     resolved = Recipe.load(here / "mine" / "run" / "recipe.yaml")
     assert (resolved.base.path, resolved.train.steps, resolved.method.rank) == (str(letters), 1, 16)
     assert set(json.loads((here / "mine" / "run" / "evaluation.json").read_text())["differences"]["tuned"]) == {
@@ -919,7 +912,7 @@ def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
     assert not (here / "runs").exists()
     assert "def look_up(word: str)" in out
     assert "tunesmith chat mine/run" in out
-    again = run_command("demo", "--directory", "mine", "--ask", "def other(x: int): ...")
+    again = output_of("demo", "--directory", "mine", "--ask", "def other(x: int): ...")
     assert "def other(x: int)" in again
     assert "1. The data" not in again
     refused = typed("demo", "--ask", "import os")
@@ -928,20 +921,20 @@ def test_the_demo_runs_in_the_given_directory_on_the_given_base_and_asks(
 
 @shows("tunesmith bases families --json")
 def test_families_are_listed_by_the_cache_that_generation_keeps_for_them() -> None:
-    known = json.loads(run_command("bases", "families", "--json"))
+    known = json.loads(output_of("bases", "families", "--json"))
     assert "llama" in known["paged"]
     assert "t5" in known["own"]
-    printed = run_command("bases", "families")
+    printed = output_of("bases", "families")
     assert all(name in printed.replace("\n", "") for name in known["paged"] + known["own"] + known["not_tried"])
     assert f"transformers {known['transformers']}" in printed
 
 
 @shows("tunesmith bases --json", "tunesmith bases get name")
 def test_bases_are_printed_as_a_table_or_as_json() -> None:
-    listed = json.loads(run_command("bases", "--json"))
+    listed = json.loads(output_of("bases", "--json"))
     assert next(base for base in listed if base["name"] == "embedded")["parameters"] == 7_212_288
-    table = run_command("bases")
+    table = output_of("bases")
     assert all(base["name"] in table for base in listed)
-    assert run_command("bases", "get", "embedded").strip() == str(embedded_base())
+    assert output_of("bases", "get", "embedded").strip() == str(embedded_base())
     refused = typed("bases", "get", "nobody")
     assert (refused.returncode, "`tunesmith bases` lists them" in refused.stderr) == (2, True)

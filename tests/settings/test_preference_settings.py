@@ -1,18 +1,22 @@
 """Every setting of the objectives for preferences, by its paper's formula on texts computed one by one."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from command import output_of
 from completions import REFERENCE, SCORES, completions_batch, completions_table, log_probs_alone
 from settings_coverage import shows
-from small_models import objective_of, small_model
+from small_models import objective_of, small_model, stored_base
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+import tunesmith
 from tunesmith.data.batch import collate
 from tunesmith.data.example import Completion, Example, Source
 from tunesmith.data.render import Renderer, joined
@@ -187,3 +191,26 @@ def test_a_reward_is_read_at_the_end_of_the_answer() -> None:
     assert tokenizer.decode(ids[: lengths[0]]) == "<|im_start|>user\nq<|im_end|><|im_start|>assistant\n"
     assert ids[mask].tolist() == [tokenizer.convert_tokens_to_ids("<|im_end|>")] * 2
     assert tokenizer.decode(ids[lengths[0] : lengths[0] + lengths[1]]) == "a<|im_end|>"
+
+
+@shows("tunesmith reward model", "tunesmith reward prompt", "tunesmith reward answers")
+def test_the_reward_command_rates_each_answer_to_the_prompt(tmp_path: Path) -> None:
+    base = stored_base(tmp_path / "base")
+    rows = [{"prompt": f"q{n}", "chosen": f"yes {n}", "rejected": "no"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = {
+        "base": {"path": str(base)},
+        "data": {"train": [str(tmp_path / "pairs.jsonl")], "held_out": 0},
+        "objective": {"kind": "reward"},
+        "method": {"kind": "full"},
+        "train": {"steps": 2, "tokens_per_step": 128, "precision": "fp32"},
+    }
+    run = tunesmith.train(recipe, tmp_path / "run").directory
+    lines = output_of("reward", run, "q1", "yes 1", "no").splitlines()
+    assert lines == output_of("reward", run, "q1", given="yes 1\nno\n").splitlines()
+    expected = tunesmith.load(run).reward(["q1", "q1"], ["yes 1", "no"])
+    assert [(float(line.split("\t")[0]), line.split("\t")[1]) for line in lines] == [
+        (pytest.approx(expected[0], abs=1e-3), "yes 1"),
+        (pytest.approx(expected[1], abs=1e-3), "no"),
+    ]
+    assert output_of("reward", run, "q2", "no") != output_of("reward", run, "q1", "no")

@@ -27,7 +27,7 @@ from tunesmith.cli.runs import runs
 from tunesmith.cli.schema import schema
 from tunesmith.cli.serve import keys, serve
 from tunesmith.cli.train import train
-from tunesmith.cli.use import answer, chat, classify, combine, embed, generate
+from tunesmith.cli.use import answer, chat, classify, combine, embed, generate, reward
 from tunesmith.errors import UserError
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ for verb in (
     chat,
     answer,
     classify,
+    reward,
     embed,
     combine,
     export,

@@ -81,14 +81,15 @@ def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
 
 
 def _objective(source: str) -> str:
-    """The default objective for a file's format: `text` for raw text, `instruction` for everything else."""
+    """The default objective for a file's format: `text` for raw text, `dpo` or `kto` for human feedback, `instruction`
+    for everything else."""
     from itertools import islice
 
-    from tunesmith.data.format_detection import detect
+    from tunesmith.data.format_detection import objective_of_rows
     from tunesmith.data.read import Row, read
 
     first = [row for row in islice(read([source], Path.cwd()), 100) if isinstance(row, Row)]
-    return "text" if detect(first) == "text" else "instruction"
+    return objective_of_rows(first)[1]
 
 
 def _highlighted(shown: "Shown", tokens: bool, colored: bool) -> Text:

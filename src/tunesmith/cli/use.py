@@ -222,6 +222,24 @@ def classify(
         _write("\t".join([labels, *([probabilities] if loaded.head.has_probabilities else []), text]) + "\n")
 
 
+def reward(
+    model: Annotated[str, typer.Argument(help="A run or a model directory that rates answers.")],
+    prompt: Annotated[str, typer.Argument(help="The question.")],
+    answers: Annotated[
+        list[str] | None, typer.Argument(help="Answers to it; default: one per line from stdin.")
+    ] = None,
+) -> None:
+    """Rate answers to a question with a reward model. Only differences between them have a meaning."""
+    with quick_imports():
+        from tunesmith.inference.model import load
+
+    loaded = load(model)
+    loaded.require("reward")
+    lines = _texts(answers)
+    for answer, value in zip(lines, loaded.reward([prompt] * len(lines), lines), strict=True):
+        _write(f"{value:.4f}\t{answer}\n")
+
+
 def embed(
     model: Annotated[str, typer.Argument(help="A run or a model directory that embeds texts.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; default: one per line from stdin.")] = None,

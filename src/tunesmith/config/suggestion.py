@@ -14,7 +14,7 @@ from tunesmith.config.base import Base
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
-from tunesmith.data.format_detection import detect
+from tunesmith.data.format_detection import objective_of_rows
 from tunesmith.data.read import Row, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, Reason, Reasons
@@ -31,6 +31,12 @@ TARGET_HELD_OUT = 300
 STEPS = (20, 2000)
 TOKENS_PER_STEP = 2048
 SMALL = 50_000_000  # parameters; a smaller model trains with a larger learning rate
+LOSS_ON = {
+    "text": "loss on every token of the text",
+    "instruction": "loss on the answers only, not on the prompts",
+    "dpo": "learns which of two answers is better; docs/preferences.md has others",
+    "kto": "learns from answers that are good or bad",
+}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -40,6 +46,7 @@ class DataStatistics:
 
     Attributes:
         format: the detected row format.
+        objective: the kind of the objective that trains on such rows.
         rows: the number of rows, malformed ones included.
         malformed: how many of them are malformed.
         lengths: (sampled,) tokens of each rendered example.
@@ -50,6 +57,7 @@ class DataStatistics:
     """
 
     format: str
+    objective: str
     rows: int
     malformed: int
     lengths: NDArray[np.int64]
@@ -77,8 +85,8 @@ def sample_data(paths: Sequence[str], base: str) -> DataStatistics:
     renderer = Renderer(load_tokenizer(Base(path=base)))
     rows = read(paths, Path.cwd())
     first = list(islice(rows, SAMPLED))
-    format = detect([row for row in first[:100] if isinstance(row, Row)])
-    objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": _objective(format)}}).objective
+    format, kind = objective_of_rows([row for row in first[:100] if isinstance(row, Row)])
+    objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": kind}}).objective
     lengths: list[int] = []
     malformed, unusable = Reasons(), Reasons()
     for count, row in enumerate(chain(first, rows), 1):
@@ -95,6 +103,7 @@ def sample_data(paths: Sequence[str], base: str) -> DataStatistics:
         raise UserError(f"None of the first {len(first):,} rows can be used for training. Fix them:{listed}")
     return DataStatistics(
         format,
+        kind,
         count,
         malformed.rows,
         np.asarray(lengths),
@@ -111,8 +120,9 @@ def _lengths(renderer: Renderer, renderings: Sequence[Rendering]) -> list[int]:
     Raises:
         UnusableError: a run would refuse one of them before its first step.
     """
-    tokens = renderer.tokenize_many(renderings)
-    for rendering, tokenized in zip(renderings, tokens, strict=True):
+    texts = [text for rendering in renderings for text in rendering.completions or (rendering,)]
+    tokens = renderer.tokenize_many(texts)
+    for rendering, tokenized in zip(texts, tokens, strict=True):
         if (problem := find_problem(renderer, rendering, tokenized)) is not None:
             raise UnusableError(problem)
     return [len(ids) for ids, _ in tokens]
@@ -154,7 +164,9 @@ def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStat
     limit = _max_length(seen.lengths)
     over = int((seen.lengths > limit).sum())
     steps, passes = _steps(round(seen.tokens * (1 - share)))
-    rate, why = ("1e-3", "a small model needs a larger rate than a large one") if _is_small(base) else ("2e-4", "usual")
+    rate, why = (1e-3, "a small model needs a larger rate than a large one") if _is_small(base) else (2e-4, "usual")
+    if seen.objective in ("dpo", "kto"):
+        rate, why = rate / 10, "a tenth of what instructions need: preferences change a model fast"
     longest = f"tokens; the longest sampled row has {int(seen.lengths.max()):,}"
     longer_rows = f"; {over:,} of {len(seen.lengths):,} sampled rows are longer" if over else ""
     lines = [
@@ -180,12 +192,12 @@ def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStat
         ("  alpha: 32", "the adapter's output is scaled by alpha / rank"),
         ("  target_modules: all-linear", ""),
         ("", ""),
-        (f"objective: {{kind: {_objective(seen.format)}}}", _loss_on(seen.format)),
+        (f"objective: {{kind: {seen.objective}}}", LOSS_ON[seen.objective]),
         ("", ""),
         ("train:", ""),
         (f"  steps: {steps}", passes),
         (f"  tokens_per_step: {TOKENS_PER_STEP}", "without padding"),
-        (f"  learning_rate: {rate}", f"peak; {why}"),
+        (f"  learning_rate: {_short(rate)}", f"peak; {why}"),
         ("  schedule: cosine", "falls to a tenth of the peak"),
         ("  seed: 0", ""),
         ("  precision: auto", "bf16 if this machine is faster with it"),
@@ -193,12 +205,9 @@ def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStat
     return "".join(f"{field:<30}# {reason}\n" if reason else f"{field}\n" for field, reason in lines), seen
 
 
-def _objective(format: str) -> str:
-    return "text" if format == "text" else "instruction"
-
-
-def _loss_on(format: str) -> str:
-    return "loss on every token of the text" if format == "text" else "loss on the answers only, not on the prompts"
+def _short(rate: float) -> str:
+    """`1e-3` for 0.001."""
+    return f"{rate:.0e}".replace("e-0", "e-")
 
 
 def _held_out(rows: int) -> tuple[float, int]:

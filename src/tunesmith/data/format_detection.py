@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from tunesmith.data.example import Source
+from tunesmith.data.preferences import PREFERENCES
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import RowFormat
 from tunesmith.data.row_formats import FORMATS, check_fields, sets_in
@@ -13,6 +14,17 @@ _ONE_TURN = ({"role", "content"}, {"from", "value"})
 
 
 def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
+    """As `format_of_rows`, of rows that need no objective of their own.
+
+    Raises:
+        UserError: also if they need one; the message names it.
+    """
+    format = format_of_rows(rows, columns)
+    _refuse_without_objective(FORMATS[format], rows)
+    return format
+
+
+def format_of_rows(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str:
     """The name of the row format, from the columns that have a value.
 
     Args:
@@ -20,7 +32,7 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
         columns: field → column, from `data.columns`.
 
     Raises:
-        UserError: no format matches, several do, or no objective trains on such rows yet.
+        UserError: no format matches, or several do.
     """
     if not rows:
         raise UserError(
@@ -40,9 +52,22 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> str
             f"The rows have several formats: {formats}. Train on files of one format, or set data.format to one of "
             f"{', '.join(matches)}; rows in another format are then malformed."
         )
-    format = next(iter(matches))
-    _refuse_without_objective(FORMATS[format], rows)
-    return format
+    return next(iter(matches))
+
+
+def objective_of_rows(rows: Sequence[Row]) -> tuple[str, str]:
+    """The row format, and the objective that such rows are usually trained with.
+
+    Args:
+        rows: the first rows.
+
+    Raises:
+        UserError: as `detect` raises, except for human feedback.
+    """
+    format = format_of_rows(rows)
+    if format in PREFERENCES:
+        return format, str(FORMATS[format].objective)
+    return detect(rows), "text" if format == "text" else "instruction"
 
 
 def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """Rows as the model will read them, token by token, with the loss mask."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +10,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
 from tunesmith.data.prepare import every_row, renders, resolve
-from tunesmith.data.render import Renderer, Tokenized
+from tunesmith.data.render import Renderer, Rendering, Tokenized
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import UnusableError
 
@@ -71,7 +71,9 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
         except UnusableError as error:
             yield Shown(str(example.source), (), 0, 0, str(error))
             continue
-        for rendering, tokenized in zip(renderings, renderer.tokenize_many(renderings), strict=True):
+        texts = [text for rendering in renderings for text in rendering.completions or (rendering,)]
+        names = _names(renderings, str(example.source))
+        for name, rendering, tokenized in zip(names, texts, renderer.tokenize_many(texts), strict=True):
             ids, loss_mask = tokenized
             reason = find_problem(renderer, rendering, tokenized)
             pieces = _pieces(tokenizer, tokenized)
@@ -80,7 +82,16 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
                     *_pieces(tokenizer, (ids, loss_mask & False)),
                     Piece(f" {_label_text(example.label)}", has_loss=True),
                 )
-            yield Shown(str(example.source), pieces, len(ids), int(loss_mask.sum()), reason)
+            yield Shown(name, pieces, len(ids), int(loss_mask.sum()), reason)
+
+
+def _names(renderings: Sequence[Rendering], source: str) -> list[str]:
+    """What the texts are called: by their row, and completions by their number and score too."""
+    return [
+        f"{source}, completion {number} (score {rendering.scores[number - 1]:g})" if rendering.completions else source
+        for rendering in renderings
+        for number in range(1, max(1, len(rendering.completions)) + 1)
+    ]
 
 
 def _label_text(label: object) -> str:

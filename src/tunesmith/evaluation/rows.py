@@ -219,12 +219,14 @@ def task_of(example: Example) -> Task:
     """The last answer of a chat, and the messages before it.
 
     Args:
-        example: a chat with an answer.
+        example: a chat with an answer; of several completions, the best one is expected.
 
     Returns:
         The task.
     """
     messages = example.messages or ()
+    if example.completions:
+        messages = (*messages, *max(example.completions, key=lambda completion: completion.score).messages)
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     reasoning, expected = reasoning_of(messages[last])
     return Task(messages[:last], expected, str(example.source), reasoning)

@@ -269,10 +269,11 @@ class Progress:
     def _evaluation(self, event: Event) -> None:
         self._print("held out", f"step {count(event.get('step'))}: {_loss(event)}, {count(event.get('rows'))} rows")
 
-        names = [name for name in event if f"{name}_interval" in event and name != "loss"]
-        for name in names:
-            within = _within(event[f"{name}_interval"])
-            self._print("", f"{name.replace('_', ' ')} {figure(event[name])}{within}")
+        others = [name for name in event if f"{name}_interval" in event and name != "loss"]
+        if others:
+            within = _within(event[f"{others[0]}_interval"])
+            shown = [f"{name.replace('_', ' ')} {figure(event[name])}" for name in others]
+            self._print("", ", ".join([shown[0] + within, *shown[1:]]))
 
     def _figures(self, event: Event) -> None:
         """A line for each figure of a model."""

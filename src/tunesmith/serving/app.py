@@ -136,7 +136,12 @@ class _About:
     async def not_this_model(self, request: Request) -> Response:
         """An endpoint for models with another head."""
         self._service.client(request)
-        does = {"generate": "writes text", "classify": "classifies texts", "embed": "embeds texts"}
+        does = {
+            "generate": "writes text",
+            "classify": "classifies texts",
+            "embed": "embeds texts",
+            "reward": "rates answers",
+        }
         able = " and ".join(does[command] for command in self._service.model.head.commands)
         raise ApiError(
             400, f"{self._service.name} {able}, so {request.url.path} is not for it.", "model", "wrong_model"
