@@ -1,9 +1,13 @@
 """Mutation testing makes single changes in executed code, and makes every kind of them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from mutants import Sample, equivalents, table
+from mutants import Sample, adopt_orphans, end_descendants, equivalents, table
 from mutate import changes, mutants_of
 
 ROOT = Path(__file__).parents[1] / "src" / "tunesmith"
@@ -84,3 +88,16 @@ def test_rows_of_the_table_are_read_back_and_summed() -> None:
     assert [Sample.read(line) for line in written[2:4]] == rows[::-1]
     assert written[4] == "| all | 4,391 |  | 63 | 6 | 52 | 91% [81%, 96%] |"
     assert written[3].endswith("| 23 | 6 | 16 | 94% [73%, 99%] |")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans is Linux's")
+def test_what_a_bug_left_running_is_ended_also_in_a_session_of_its_own(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    process = os.fork()
+    if process == 0:
+        adopt_orphans()
+        subprocess.run(["sh", "-c", f"setsid sleep 300 & echo $! > {number}"], check=True)
+        end_descendants()
+        os._exit(0)
+    os.waitpid(process, 0)
+    assert not psutil.pid_exists(int(number.read_text()))
