@@ -15,6 +15,7 @@ command anew for each mutant: five seconds of imports here, and no selection of 
 """
 
 import argparse
+import ast
 import compileall
 import ctypes
 import hashlib
@@ -126,6 +127,8 @@ class Reach:
         """The tests to run, the most promising first: quick tests, those of the mutant's own directory and line."""
         by_line = self.lines.get(mutant.file, {})
         own = {test for line in range(mutant.line, mutant.end[0] + 1) for test in by_line.get(str(line), ())}
+        if runs_at_import((SOURCE / mutant.file).read_text(encoding="utf-8"), mutant.line):
+            own = set()  # only of the test that happened to import the file first
         near = f"tests/{mutant.file.split('/')[0].removesuffix('.py')}"
         # Code that runs at import (a field with its bounds, a table) is reached by every user of the file, and maybe by
         # tests of its directory that run no other line of it: pydantic checks a bound without running any line.
@@ -137,6 +140,17 @@ class Reach:
             return self.seconds.get(test, 1.0) * (0.2 if test.startswith(near) else 1.0), test
 
         return sorted(tests & self.seconds.keys(), key=cost)
+
+
+def runs_at_import(source: str, line: int) -> bool:
+    """Whether a line is in no function: a constant, a field, a decorator, a default.
+
+    Args:
+        source: of the file.
+        line: from 1.
+    """
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return not any(node.body[0].lineno <= line <= (node.end_lineno or 0) for node in functions)
 
 
 def up_to_date_reach(tests: Sequence[str], jobs: int) -> Reach:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mutants import Sample, adopt_orphans, end_descendants, equivalents, table
+from mutants import Sample, adopt_orphans, end_descendants, equivalents, runs_at_import, table
 from mutate import changes, mutants_of
 
 ROOT = Path(__file__).parents[1] / "src" / "tunesmith"
@@ -80,6 +80,11 @@ def test_every_listed_equivalent_is_a_mutation_of_the_present_source() -> None:
         found = [mutant for mutant in mutants_of(source, file) if mutant.line in numbers and changes(mutant, source)]
         made = {mutant.apply(source).splitlines()[mutant.line - 1].strip() for mutant in found}
         assert after in made, f"{file}: {after}"
+
+
+def test_lines_outside_of_functions_run_at_import() -> None:
+    source = "A = 1\n@cache\ndef f(\n    a=2,\n):\n    b = 3\n    return b\nclass C:\n    d = 4\n"
+    assert [line for line in range(1, 10) if runs_at_import(source, line)] == [1, 2, 3, 4, 5, 8, 9]
 
 
 def test_rows_of_the_table_are_read_back_and_summed() -> None:
