@@ -149,7 +149,9 @@ def runs_at_import(source: str, line: int) -> bool:
         source: of the file.
         line: from 1.
     """
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     return not any(node.body[0].lineno <= line <= (node.end_lineno or 0) for node in functions)
 
 
