@@ -15,12 +15,13 @@ command anew for each mutant: five seconds of imports here, and no selection of 
 """
 
 import argparse
+import ast
 import compileall
+import ctypes
 import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import coverage
+import psutil
 import pytest
 import yaml
 from mutate import Mutant, changes, mutants_of
@@ -92,6 +95,8 @@ PRELOADED = (
 )
 STUCK = 600
 """Seconds after which a test that uses no processor is ended. It does not count: the machine may have been paused."""
+ENDLESS = 60
+"""Seconds of processor time, beyond the budget, after which tests count as computing without end."""
 PLAIN = ("-o", "addopts=", "-o", "timeout=0", "-p", "no:xdist", "-p", "no:cacheprovider", "-q")
 
 
@@ -126,6 +131,8 @@ class Reach:
         """The tests to run, the most promising first: quick tests, those of the mutant's own directory and line."""
         by_line = self.lines.get(mutant.file, {})
         own = {test for line in range(mutant.line, mutant.end[0] + 1) for test in by_line.get(str(line), ())}
+        if runs_at_import((SOURCE / mutant.file).read_text(encoding="utf-8"), mutant.line):
+            own = set()  # only of the test that happened to import the file first
         near = f"tests/{mutant.file.split('/')[0].removesuffix('.py')}"
         # Code that runs at import (a field with its bounds, a table) is reached by every user of the file, and maybe by
         # tests of its directory that run no other line of it: pydantic checks a bound without running any line.
@@ -137,6 +144,19 @@ class Reach:
             return self.seconds.get(test, 1.0) * (0.2 if test.startswith(near) else 1.0), test
 
         return sorted(tests & self.seconds.keys(), key=cost)
+
+
+def runs_at_import(source: str, line: int) -> bool:
+    """Whether a line is in no function: a constant, a field, a decorator, a default.
+
+    Args:
+        source: of the file.
+        line: from 1.
+    """
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return not any(node.body[0].lineno <= line <= (node.end_lineno or 0) for node in functions)
 
 
 def up_to_date_reach(tests: Sequence[str], jobs: int) -> Reach:
@@ -355,12 +375,18 @@ class Workplace:
         process = os.fork()
         if process == 0:
             self._run(tests, answer, running)
-        while os.waitpid(process, os.WNOHANG) == (0, 0):
-            if time.time() > running.stat().st_mtime + STUCK:  # since this test began
-                os.killpg(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-                return None
-            time.sleep(0.02)
+        looked = time.monotonic()
+        try:
+            while os.waitpid(process, os.WNOHANG) == (0, 0):
+                if time.time() > running.stat().st_mtime + STUCK:  # since this test began
+                    return None
+                if time.monotonic() > looked + 1:
+                    looked = time.monotonic()
+                    if sum(map(_processor_time, descendants())) > self.budget + ENDLESS:
+                        break
+                time.sleep(0.02)
+        finally:
+            end_descendants()
         if answer.exists():
             return answer.read_text(encoding="utf-8") or None
         return running.read_text(encoding="utf-8")  # it did not end, or it crashed
@@ -368,8 +394,7 @@ class Workplace:
     def _run(self, tests: list[str], answer: Path, running: Path) -> None:
         """In the forked process; does not return."""
         os.setpgid(0, 0)
-        seconds = int(60 + 2 * self.budget)  # of processor time, after which the system ends it
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         source = str(self.directory / "src")
         os.environ["PYTHONPATH"] = source
         os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # limits it to one thread, as with other workers
@@ -390,6 +415,40 @@ class Workplace:
             answer.write_text("import", encoding="utf-8")
         finally:
             os._exit(0)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants whose parent ends, so that `descendants` finds them (prctl(2)).
+    Linux has this; elsewhere, processes may outlive the test that started them."""
+    if sys.platform == "linux":
+        set_child_subreaper = 36
+        if ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def descendants() -> list[psutil.Process]:
+    """What this process has started, and what these have."""
+    return psutil.Process().children(recursive=True)
+
+
+def end_descendants() -> None:
+    """End them all, also those in sessions of their own, and those that are started meanwhile."""
+    while found := descendants():
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        time.sleep(0.01)
+
+
+def _processor_time(process: psutil.Process) -> float:
+    """Seconds, with those of children that it has waited for."""
+    try:
+        return float(sum(process.cpu_times()[:4]))
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 # sampling, storing, reporting
@@ -570,6 +629,8 @@ def attempt_all(chosen: Sequence[Mutant], reach: Reach, jobs: int, budget: float
         process = os.fork()
         if process == 0:
             os.close(reading)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through `finally`, which ends what was started
+            adopt_orphans()
             workplace = Workplace(number, budget)
             with os.fdopen(writing, "w") as out:
                 for index, mutant in enumerate(share):

@@ -1,9 +1,13 @@
 """Mutation testing makes single changes in executed code, and makes every kind of them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from mutants import Sample, equivalents, table
+from mutants import Sample, adopt_orphans, end_descendants, equivalents, runs_at_import, table
 from mutate import changes, mutants_of
 
 ROOT = Path(__file__).parents[1] / "src" / "tunesmith"
@@ -78,9 +82,27 @@ def test_every_listed_equivalent_is_a_mutation_of_the_present_source() -> None:
         assert after in made, f"{file}: {after}"
 
 
+def test_lines_outside_of_functions_run_at_import() -> None:
+    source = "A = 1\n@cache\ndef f(\n    a=2,\n):\n    b = 3\n    return b\nclass C:\n    d = 4\n"
+    assert [line for line in range(1, 10) if runs_at_import(source, line)] == [1, 2, 3, 4, 5, 8, 9]
+
+
 def test_rows_of_the_table_are_read_back_and_summed() -> None:
     rows = [Sample("ops", 1415, "2026-11-28, seed 2", 23, 6, 16), Sample("data", 2976, "2026-11-29, seed 5", 40, 0, 36)]
     written = table(rows).splitlines()
     assert [Sample.read(line) for line in written[2:4]] == rows[::-1]
     assert written[4] == "| all | 4,391 |  | 63 | 6 | 52 | 91% [81%, 96%] |"
     assert written[3].endswith("| 23 | 6 | 16 | 94% [73%, 99%] |")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans is Linux's")
+def test_what_a_bug_left_running_is_ended_also_in_a_session_of_its_own(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    process = os.fork()
+    if process == 0:
+        adopt_orphans()
+        subprocess.run(["sh", "-c", f"setsid sleep 300 & echo $! > {number}"], check=True)
+        end_descendants()
+        os._exit(0)
+    os.waitpid(process, 0)
+    assert not psutil.pid_exists(int(number.read_text()))
