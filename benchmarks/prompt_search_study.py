@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -260,7 +261,7 @@ def table(trials: Sequence[dict[str, Any]]) -> str:
         "| gain | best of all |",
         "|---|---:|---:|---|---|---:|---:|---:|",
     ]
-    for each in trials:
+    for each in sorted(trials, key=lambda trial: (trial["need"], trial["seed"])):
         raced, every = each["answers"]
         below = [short for short, _ in each["orders"]]
         held_out, gain = each["held_out"], each["held_out"]["gain"]
@@ -298,20 +299,20 @@ def main() -> None:
     options = parser.parse_args()
     current = {"setting": asdict(SIZES), "base": BASE}
     finished = {(each["need"], each["seed"]) for each in done() if current.items() <= each.items()}
+    here = [name for name in options.needs if (DATA / NEEDS[name].data).is_dir()]
     for name in options.needs:
-        if not (DATA / NEEDS[name].data).is_dir():
+        if name not in here:
             print(f"{name} is left out: there is no {DATA / NEEDS[name].data}.", flush=True)
+    for seed, name in product(range(options.seeds), here):
+        if (name, seed) in finished:
             continue
-        for seed in range(options.seeds):
-            if (name, seed) in finished:
-                continue
-            WORK.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=WORK) as directory:
-                found = studied(name, seed, Path(directory))
-            when = {"date": str(date.today()), "machine": described_machine(machine())}
-            add_trial(RESULTS, {"need": name, "seed": seed, **current, **when, **found})
-            RESULTS.with_suffix(".md").write_text(table(done()), encoding="utf-8")
-            print(f"{name}, {seed}: done", flush=True)
+        WORK.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=WORK) as directory:
+            found = studied(name, seed, Path(directory))
+        when = {"date": str(date.today()), "machine": described_machine(machine())}
+        add_trial(RESULTS, {"need": name, "seed": seed, **current, **when, **found})
+        RESULTS.with_suffix(".md").write_text(table(done()), encoding="utf-8")
+        print(f"{name}, {seed}: done", flush=True)
 
 
 if __name__ == "__main__":
