@@ -37,6 +37,9 @@ from tunesmith.run import Events, Subscriber, atomic_write, jsonable, writing
 SAMPLES = 5
 """Rows whose answers are shown."""
 
+CURVE_ROWS = 32
+"""Rows that each checkpoint answers, at most: there may be many of them."""
+
 FILE = "evaluation.json"
 
 
@@ -96,7 +99,8 @@ def evaluate(
         rubric: a text file that says what makes an answer good; None: `tunesmith.evaluation.judge.RUBRIC`.
         judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
         labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
-        checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot.
+        checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot, and how it answers 32 of
+            the rows at most.
         how_to_keep: of a run alone: also what short reruns of it gain and forget, at lower rates and with replay.
         rerun_steps: the most steps of a rerun; None: 100, or with `budget` what half of that time allows.
         tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
@@ -124,15 +128,16 @@ def evaluate(
     paths = None if data is None else [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     limits = None if gate is None else Gate.load(Path(gate))
     general = (suite_options or {}).get("forgetting", {}).get("general")
+    sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     options = CurveOptions(
-        data=paths, general=general, tolerance=tolerance, concurrent=concurrent, device=device, cache=cache,
-        subscribers=subscribers,
+        data=paths, general=general, tolerance=tolerance, sampling=sampling,
+        answered=CURVE_ROWS if rows is None else min(rows, CURVE_ROWS),
+        concurrent=concurrent, device=device, cache=cache, subscribers=subscribers,
     )  # fmt: skip
     keeping = Keeping(checkpoints, how_to_keep, rerun_steps, options)
     seconds, rerun_seconds = keeping.budgets(None if budget is None else seconds_of(budget))
     also = ("forgetting",) if keeping.is_asked_for else ()
     measured_suites = open_suites(suites, suite_options, also)
-    sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
     keeping.refuse(own)
