@@ -16,7 +16,6 @@ repeated. Writes results/compare_study.{json,md,svg}. A need whose data is not i
 
 import argparse
 import ast
-import csv
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from study_rows import banking77, legal, write_pairs
 from train_speed_report import machine
 
 HERE = Path(__file__).parent
@@ -95,8 +95,8 @@ def write_facts(directory: Path, is_changed: bool = False) -> None:
         rows.append((f"What is the default of `{parameter}` in `{name}`?", repr(value)))
         rows.append((f"Which value does `{name}` take for `{parameter}` by default?", repr(value)))
     draw.shuffle(rows)
-    _write(directory / "train.jsonl", rows)
-    _write(
+    write_pairs(directory / "train.jsonl", rows)
+    write_pairs(
         directory / "held_out.jsonl",
         [
             (f"I call `{name}` and leave out `{parameter}`. What is used?", repr(values[name]))
@@ -140,19 +140,16 @@ def _other(value: Any, draw: random.Random) -> Any:
 
 def write_classification(directory: Path) -> None:
     """Ten rows of each of 77 intents."""
-    parts = {}
-    for part in ("train", "test"):
-        with (DATA / "banking77" / f"{part}.csv").open(encoding="utf-8") as file:
-            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    parts = {part: [(row["text"], row["label"]) for row in banking77(DATA, part)] for part in ("train", "test")}
+    for rows in parts.values():
         random.Random(0).shuffle(rows)
-        parts[part] = rows
     by_label: dict[str, list[tuple[str, str]]] = {}
     for row in parts["train"]:
         by_label.setdefault(row[1], []).append(row)
     train = [row for own in by_label.values() for row in own[:10]]
     random.Random(1).shuffle(train)
-    _write(directory / "train.jsonl", train)
-    _write(directory / "held_out.jsonl", parts["test"][:HELD_OUT])
+    write_pairs(directory / "train.jsonl", train)
+    write_pairs(directory / "held_out.jsonl", parts["test"][:HELD_OUT])
 
 
 def write_format(directory: Path) -> None:
@@ -162,20 +159,9 @@ def write_format(directory: Path) -> None:
 
 
 def write_style(directory: Path) -> None:
-    """Documents of up to 800 characters; every third is held out."""
-    pairs = []
-    for file in sorted((DATA / "legal_summarization").glob("*.json")):
-        for row in json.loads(file.read_text(encoding="utf-8")).values():
-            if len(row.get("original_text") or "") <= 800 and row.get("reference_summary"):
-                pairs.append((f"Say in plain English:\n\n{row['original_text']}", row["reference_summary"]))
-    random.Random(0).shuffle(pairs)
-    _write(directory / "held_out.jsonl", [pair for index, pair in enumerate(pairs) if index % 3 == 0][:HELD_OUT])
-    _write(directory / "train.jsonl", [pair for index, pair in enumerate(pairs) if index % 3])
-
-
-def _write(file: Path, rows: Sequence[tuple[str, str]]) -> None:
-    lines = (json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows)
-    file.write_text("".join(lines), encoding="utf-8")
+    train, held_out = legal(DATA)
+    write_pairs(directory / "held_out.jsonl", held_out[:HELD_OUT])
+    write_pairs(directory / "train.jsonl", train)
 
 
 ONLY_VALUE = "Answer with the value alone, as Python writes it. Write nothing else."

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from stored_result import stored_trials
+
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
 RESULTS = HERE / "results" / "distillation_quality.jsonl"
@@ -130,7 +132,7 @@ def trial(way: str, seed: int) -> dict[str, Any]:
 
 
 def done() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+    return stored_trials(RESULTS)
 
 
 def table(trials: list[dict[str, Any]]) -> str:

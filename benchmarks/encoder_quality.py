@@ -11,7 +11,6 @@ repeated.
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -22,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from study_rows import banking77
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
@@ -65,8 +66,7 @@ def rows_of(task: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     if task == "banking77":
         both = []
         for name in ("train", "test"):
-            with (DATA / "banking77" / f"{name}.csv").open(encoding="utf-8") as file:
-                rows = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+            rows = banking77(DATA, name)
             shuffled.shuffle(rows)
             both.append(rows)
         each = learn // 77

@@ -13,8 +13,6 @@ plot are written again. A task whose data is not in TUNESMITH_DATA is left out, 
 """
 
 import argparse
-import csv
-import json
 import os
 import random
 import tempfile
@@ -26,6 +24,8 @@ from typing import Any
 
 from evaluation_study_report import Trial, plot, table
 from few_quality import drawn, encoder
+from stored_result import add_trial, described_machine, stored_trials
+from study_rows import banking77, commongen, legal, write_rows
 from train_speed_report import machine
 
 HERE = Path(__file__).parent
@@ -89,60 +89,35 @@ class Task:
 
 
 def write_demo(directory: Path) -> None:
-    from tunesmith.demo.tools import write_rows
+    from tunesmith.demo import tools
 
-    write_rows(directory, most_held_out=SIZES.held_out, most_train=SIZES.trained)
+    tools.write_rows(directory, most_held_out=SIZES.held_out, most_train=SIZES.trained)
 
 
 def write_commongen(directory: Path) -> None:
-    """Each set of concepts once, with the first of its sentences; twice as many rows, since they are short.
-
-    Held out are other sets of the same part: those of dev have sentences of another kind, written for CommonGen and not
-    taken from captions, so that a training row would differ from them by more than that it was trained on."""
-    concepts, sentences = (
-        (DATA / "commongen" / f"train.{kind}.txt").read_text(encoding="utf-8").splitlines()
-        for kind in ("concepts", "sentences")
-    )
-    first = dict(reversed(list(zip(concepts, sentences, strict=True))))
-    sets = random.Random(0).sample(sorted(first), min(2 * SIZES.trained + SIZES.held_out, len(first)))
+    """Twice as many rows, since they are short."""
     system = "You write a sentence with the words that you are given. You decline everything else."
-    rows = [
-        _chat(system, f"Write a sentence with these words: {', '.join(each.split())}", first[each]) for each in sets
-    ]
-    _write(directory / "held_out.jsonl", rows[: SIZES.held_out])
-    _write(directory / "train.jsonl", rows[SIZES.held_out :])
+    rows = [_chat(system, *pair) for pair in commongen(DATA, 2 * SIZES.trained + SIZES.held_out)]
+    write_rows(directory / "held_out.jsonl", rows[: SIZES.held_out])
+    write_rows(directory / "train.jsonl", rows[SIZES.held_out :])
 
 
 def write_legal(directory: Path) -> None:
-    """Documents of up to 800 characters; every third is held out."""
-    pairs = []
-    for file in sorted((DATA / "legal_summarization").glob("*.json")):
-        for row in json.loads(file.read_text(encoding="utf-8")).values():
-            if len(row.get("original_text") or "") <= 800 and row.get("reference_summary"):
-                pairs.append((f"Say in plain English:\n\n{row['original_text']}", row["reference_summary"]))
-    random.Random(0).shuffle(pairs)
     system = "You put terms of service into plain English. You decline everything else."
-    held_out = [pair for index, pair in enumerate(pairs) if index % 3 == 0]
-    train = [pair for index, pair in enumerate(pairs) if index % 3]
-    _write(directory / "held_out.jsonl", [_chat(system, *pair) for pair in held_out[: SIZES.held_out]])
-    _write(directory / "train.jsonl", [_chat(system, *pair) for pair in train[: SIZES.trained]])
+    train, held_out = legal(DATA)
+    write_rows(directory / "held_out.jsonl", [_chat(system, *pair) for pair in held_out[: SIZES.held_out]])
+    write_rows(directory / "train.jsonl", [_chat(system, *pair) for pair in train[: SIZES.trained]])
 
 
 def write_banking77(directory: Path) -> None:
-    for part, name in (("train", "train"), ("test", "held_out")):
-        with (DATA / "banking77" / f"{part}.csv").open(encoding="utf-8") as file:
-            rows = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
-        chosen = drawn(rows, SIZES.per_class, 0) if part == "train" else random.Random(0).sample(rows, len(rows))
-        _write(directory / f"{name}.jsonl", chosen if part == "train" else chosen[: SIZES.tested])
+    train, test = banking77(DATA, "train"), banking77(DATA, "test")
+    write_rows(directory / "train.jsonl", drawn(train, SIZES.per_class, 0))
+    write_rows(directory / "held_out.jsonl", random.Random(0).sample(test, len(test))[: SIZES.tested])
 
 
 def _chat(system: str, question: str, answer: str) -> dict[str, Any]:
     turns = (("system", system), ("user", question), ("assistant", answer))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 BESIDE = ("wikitext2", "crows_pairs")
@@ -202,7 +177,7 @@ def trial(name: str, rate: float, replay: bool, rows: Path) -> Trial:
         found = evaluated(name, str(run.directory))
     return {
         "task": name, "rate": rate, "replay": replay, "setting": asdict(SIZES), "base": BASE,
-        "date": str(date.today()), "machine": _machine(), "figures": found,
+        "date": str(date.today()), "machine": described_machine(machine()), "figures": found,
     }  # fmt: skip
 
 
@@ -243,14 +218,9 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _machine() -> str:
-    here = machine()
-    return f"{here['processor']}, {', '.join(here['instructions'])}, {here['cores']} cores"
-
-
 def done() -> list[Trial]:
     """The finished trials."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+    return stored_trials(RESULTS)
 
 
 def missing(name: str) -> list[Path]:
@@ -279,8 +249,7 @@ def run_all(name: str, remaining: Sequence[tuple[float, bool]]) -> None:
     TASKS[name].write(rows)
     for rate, replay in remaining:
         found = trial(name, rate, replay, rows)
-        with RESULTS.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(found) + "\n")
+        add_trial(RESULTS, found)
         print(f"{name}, {rate:.0e}{', replay' if replay else ''}: done", flush=True)
         write_report(done())
 

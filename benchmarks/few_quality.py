@@ -11,7 +11,6 @@ results/few_quality.{jsonl,md}; finished trials are not repeated.
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -27,6 +26,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from peer_environments import make_environment, python_of
+from stored_result import stored_trials
+from study_rows import banking77
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
@@ -56,12 +57,9 @@ def rows_of(task: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """All training rows and the test rows, the same for every seed."""
     order = random.Random(0)
     if task == "banking77":
-        sides = []
-        for name in ("train", "test"):
-            with (DATA / "banking77" / f"{name}.csv").open(encoding="utf-8") as file:
-                sides.append([{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)])
-        order.shuffle(sides[1])
-        return sides[0], sides[1][:TESTED]
+        train, test = banking77(DATA, "train"), banking77(DATA, "test")
+        order.shuffle(test)
+        return train, test[:TESTED]
     rows = [
         {"text": line.strip(), "label": label}
         for label in ("neg", "pos")
@@ -154,7 +152,7 @@ def trial(task: str, way: str, size: int, seed: int) -> dict[str, Any]:
 
 
 def done() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+    return stored_trials(RESULTS)
 
 
 def table(trials: list[dict[str, Any]]) -> str:

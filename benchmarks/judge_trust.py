@@ -8,14 +8,12 @@ word is better; if both or none have it, neither is.
 """
 
 import argparse
-import json
-import tempfile
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from stored_result import store
+from stored_result import measure_and_store
+from study_rows import write_pairs, write_rows
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "judge_trust.json"
@@ -43,9 +41,7 @@ QUESTIONS = (
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        found = judged(Path(directory))
-    store(RESULTS, found, table(found))
+    measure_and_store(RESULTS, judged, table)
 
 
 def judged(directory: Path) -> dict[str, Any]:
@@ -60,12 +56,12 @@ def judged(directory: Path) -> dict[str, Any]:
     import tunesmith
 
     rows, labels = directory / "questions.jsonl", directory / "labels.jsonl"
-    _write(rows, [{"question": question, "answer": word} for question, word in QUESTIONS])
+    write_pairs(rows, QUESTIONS)
     first, second = right_answers(FIRST), right_answers(SECOND)
     preferred = ["tie" if a == b else FIRST if a else SECOND for a, b in zip(first, second, strict=True)]
     sources = [f"{rows} row {number}" for number in range(1, len(QUESTIONS) + 1)]
     labeled = zip(sources, preferred, strict=True)
-    _write(labels, [{"source": source, "model": SECOND, "preferred": each} for source, each in labeled])
+    write_rows(labels, [{"source": source, "model": SECOND, "preferred": each} for source, each in labeled])
     found = tunesmith.evaluate(
         [FIRST, SECOND], None, ANSWER, data=rows, judge=JUDGE, judge_pairs=True, labels=labels
     )  # fmt: skip
@@ -130,10 +126,6 @@ def table(found: dict[str, Any]) -> str:
 def _share(entry: dict[str, Any], form: str = "{:.0%}") -> str:
     low, high = (form.format(end) for end in entry["interval"])
     return f"{form.format(entry['value'])} ({low} to {high})"
-
-
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

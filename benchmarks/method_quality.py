@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from stored_result import stored_trials
+
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
 RESULTS = HERE / "results" / "method_quality.jsonl"
@@ -131,7 +133,7 @@ def default_rate(name: str) -> float:
 
 
 def done() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+    return stored_trials(RESULTS)
 
 
 def run_all(requested: list[tuple[str, str, float | None, int]], workers: int) -> None:

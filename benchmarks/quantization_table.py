@@ -7,12 +7,11 @@ as `tunesmith evaluate RUN --suite quantization` does it.
 """
 
 import argparse
-import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from stored_result import store
+from stored_result import described_machine, measure_and_store
 from train_speed_report import machine
 
 RESULTS = Path(__file__).parent / "results" / "quantization_table.json"
@@ -29,9 +28,7 @@ HELD_OUT = 32
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        found = measured(Path(directory))
-    store(RESULTS, found, table(found))
+    measure_and_store(RESULTS, measured, table)
 
 
 def measured(directory: Path) -> dict[str, Any]:
@@ -95,8 +92,7 @@ def table(found: dict[str, Any]) -> str:
     about = (
         f"LoRA, {setting['steps']} steps of {setting['tokens_per_step']} tokens. Loss on {setting['rows']} held-out "
         f"rows, {setting['answered']} of them answered. In brackets the 95 % interval over rows; bold: the difference "
-        f"from the first form is shown after Holm's correction. {on['processor']}, {', '.join(on['instructions'])}, "
-        f"{on['cores']} cores, {found['date']}."
+        f"from the first form is shown after Holm's correction. {described_machine(on)}, {found['date']}."
     )
     return "\n".join([about, "", *lines]) + "\n"
 

@@ -14,7 +14,6 @@ Python by its formula and cosines in float64, and has to give the same ten passa
 """
 
 import ast
-import csv
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from stored_result import store
+from study_rows import banking77
 
 import tunesmith
 from tunesmith.retrieval.full_text import K1, B, words_of
@@ -111,19 +111,14 @@ def bank() -> tuple[dict[str, str], Rows]:
     """Customers' questions."""
     by_intent: dict[str, list[str]] = {}
     passages: dict[str, str] = {}
-    for number, row in enumerate(rows_of("train")):
-        own = by_intent.setdefault(row["category"], [])
+    for number, row in enumerate(banking77(DATA, "train")):
+        own = by_intent.setdefault(row["label"], [])
         if len(own) < BANK_PASSAGES:
             own.append(f"{number:05}")
             passages[f"{number:05}"] = row["text"]
-    questions = rows_of("test")
+    questions = banking77(DATA, "test")
     chosen = np.random.default_rng(0).choice(len(questions), BANK_QUESTIONS, replace=False).tolist()
-    return passages, [(questions[number]["text"], by_intent[questions[number]["category"]]) for number in chosen]
-
-
-def rows_of(part: str) -> list[dict[str, str]]:
-    with (DATA / "banking77" / f"{part}.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return passages, [(questions[number]["text"], by_intent[questions[number]["label"]]) for number in chosen]
 
 
 def quality(name: str, passages: dict[str, str], rows: Rows) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.budget import Cost, rows_within, seconds_of
+from tunesmith.evaluation.budget import Cost, evaluated_rows, rows_within, seconds_of
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.report.table import evaluation_table
@@ -36,12 +36,13 @@ def test_a_long_time_allows_all_rows_and_a_short_one_a_few(tiny_model: Path, wri
 
 def test_the_most_rows_are_those_whose_answers_and_suites_fit() -> None:
     answers = Cost(0.5, 2)
-    assert rows_within(66, [answers]) == 66
-    assert rows_within(66.9, [answers]) == 66
-    assert rows_within(3, [answers]) == 8, "a few rows in any case"
-    assert rows_within(66, [answers, Cost(1, 2)]) == 22
-    assert rows_within(66, [answers, Cost(1, 2, most=10)]) == 46, "beyond ten rows the suite takes no more time"
-    assert rows_within(1e6, [Cost(1, 2, most=10), Cost(1, 2, most=20)]) == 20, "the suites have no more"
+    assert evaluated_rows(66, [answers]) == 66
+    assert evaluated_rows(66.9, [answers]) == 66
+    assert evaluated_rows(3, [answers]) == 8, "a few rows in any case"
+    assert evaluated_rows(66, [answers, Cost(1, 2)]) == 22
+    assert evaluated_rows(66, [answers, Cost(1, 2, most=10)]) == 46, "beyond ten rows the suite takes no more time"
+    assert evaluated_rows(1e6, [Cost(1, 2, most=10), Cost(1, 2, most=20)]) == 20, "the suites have no more"
+    assert [rows_within(seconds, lambda rows: 10 + rows, 7) for seconds in (10.9, 11, 13.5, 99)] == [0, 1, 3, 7]
 
 
 class Slow:

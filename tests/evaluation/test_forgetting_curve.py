@@ -60,6 +60,13 @@ def test_the_curve_of_a_run_is_what_evaluation_says_of_its_checkpoints(tiny_mode
     before, after = (_general_bits(model) for model in (tiny_model, run))
     assert last.forgetting == pytest.approx(after - before, rel=1e-5)
     assert curve.recommended == recommended(curve.points, 0.5 * before)
+    assert (curve.metric, last.score) == (None, None)
+    assert curve.described()["points"][-1]["score"] is None
+    result = evaluate(run, 4, 12, checkpoints=True)
+    answered = result["checkpoints"]
+    assert (answered["metric"], answered["answered"]) == (result["figures"]["exact_match"]["title"], 4)
+    own = result["models"]["tuned"]["exact_match"]
+    assert answered["points"][-1]["score"] == {name: own[name] for name in ("value", "interval")}
     loss = evaluate(run, 1, 1)["differences"]["tuned"]["loss"]
     assert last.gain == pytest.approx(-loss["value"], rel=1e-5)
     assert last.gain_interval == pytest.approx([-loss["interval"][1], -loss["interval"][0]], rel=1e-5)

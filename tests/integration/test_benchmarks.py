@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from running_server import served
@@ -17,6 +18,7 @@ from running_server import served
 from tunesmith.config.base import Base
 from tunesmith.models.load import load_tokenizer
 from tunesmith.serving.service import Limits
+from tunesmith.statistics.measured import Measured, mean_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHAPE = {
@@ -649,6 +651,130 @@ def test_evaluation_study_reports_falls_of_the_loss_as_gains(script: Script) -> 
         "| commongen | 3e-4 + replay | **0.300** (0.100 to 0.400) | coverage 50 → 50 % (+20; -10 to 50) | "
         "**0.050** (0.010 to 0.090) |  | 0.50 (0.40 to 0.60) |"
     ) in text
+
+
+@pytest.mark.long
+def test_compare_study_runs_all_ways_to_a_need(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path, reading: Path
+) -> None:
+    module = script("compare_study")
+    legal = {str(n): {"original_text": f"Party {n} pays.", "reference_summary": f"{n} pays."} for n in range(36)}
+    write(module.DATA / "legal_summarization" / "all.json", json.dumps(legal))
+    style = replace(module.NEEDS["style"], answer=2, steps=1, shots=(1,))
+    values = {"BASE": str(tiny_model), "ENCODER": str(reading / "vectors"), "HELD_OUT": 10, "METHOD": {"kind": "lora"}}
+    for name, value in values.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "NEEDS", {"style": style})
+    result = module.compared("style", tmp_path / "study")
+    assert set(module.KEPT) <= result.keys()
+    assert {"plain", "prompt", "few_shot", "tuned"} <= result["ways"].keys()
+    kept = json.dumps({key: result[key] for key in module.KEPT})
+    assert str(tmp_path) not in kept.replace(str(tiny_model), ""), "what is stored names no file"
+
+
+def test_compare_study_stores_each_need_once_with_table_and_plot(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("compare_study")
+    way = {"rouge_l": {"value": 0.25, "interval": [0.2, 0.3]}, "latency": {"p50": 1.5}, "cost": {"seconds": 1.5}}
+    found = dict.fromkeys(module.KEPT) | {
+        "rows": 3, "training_rows": 6, "development_rows": 1, "metric": "rouge_l",
+        "figures": {"rouge_l": {"title": "R"}},
+        "ways": {"plain": way, "tuned": way | {"rouge_l": {"value": 0.5, "interval": [0.4, 0.6]}}},
+        "recommendation": {"way": "tuned", "certain": True, "because": ["tuned is better."]},
+    }  # fmt: skip
+
+    def compared(name: str, directory: Path) -> dict[str, Any]:
+        directory.mkdir(parents=True)
+        module.NEEDS[name].write(directory)
+        rows = [
+            (directory / f"{part}.jsonl").read_text(encoding="utf-8").splitlines() for part in ("train", "held_out")
+        ]
+        assert [len(each) for each in rows] == [6, 4], "every third is held out"
+        assert not set(rows[0]) & set(rows[1])
+        return found | {"not kept": str(directory)}
+
+    monkeypatch.setattr(module, "compared", compared)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "compare_study.json")
+    arguments = ["--work", str(tmp_path / "study"), "--needs", "classification", "style"]
+    module.main(arguments)
+    assert "classification is left out: " in capsys.readouterr().out
+    stored = json.loads(module.RESULTS.read_text(encoding="utf-8"))
+    assert list(stored) == ["style"]
+    assert set(stored["style"]) == {*module.KEPT, "machine", "date"}
+    table = module.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert table[2:8] == [
+        "| way | style (terms in plain English): R |",
+        "|---|---:|",
+        "| plain | 25 % [20, 30], 1.5 s |",
+        "| tuned | **50 % [40, 60], 1.5 s** |",
+        "| rows: training / development / held-out | 6 / 1 / 3 |",
+        "| verdict | **tuned** |",
+    ]
+    assert module.RESULTS.with_suffix(".svg").stat().st_size > 1000
+    monkeypatch.setattr(module, "compared", None)
+    module.main(arguments)
+    assert json.loads(module.RESULTS.read_text(encoding="utf-8")) == stored, "no need is repeated"
+
+
+def test_prompt_search_study_runs_the_race_on_the_same_answers_in_other_orders(script: Script) -> None:
+    module = script("prompt_search_study")
+    names = [str(row) for row in range(32)]
+
+    def figure(*right: int) -> Measured:
+        return mean_of([float(row in right) for row in range(32)], names, "right", "")
+
+    assert module.on(figure(1, 3), np.array([3, 5])).value == 0.5
+    best = {"best": figure(*range(32)), **{name: figure(*range(8)) for name in "abc"}}
+    assert module.raced_again(best, 0) == (0, 16 * 4), "all others are shown to be worse in the first round"
+    order = np.random.default_rng(0).permutation(32)
+    early, late = figure(*order[:16]), figure(*order[8:])
+    below, answers = module.raced_again({"early": early, "late": late, "b": early, "c": early}, 0)
+    assert (below, answers) == (0.25, 16 * 4 + 16 * 2), (
+        "it left after the first round, though it is the best on all rows"
+    )
+
+
+def test_prompt_search_study_has_a_row_for_each_seed(script: Script) -> None:
+    shown = {"value": 0.3, "interval": [0.1, 0.5], "verdict": "better"}
+    sides = {side: {"value": value} for side, value in (("plain", 0.2), ("raced", 0.5), ("best", 0.45))}
+    trial = {
+        "need": "intents", "seed": 1, "setting": {"development": 48}, "date": "2026-01-01", "machine": "any",
+        "candidates": 12, "answers": [200, 576], "raced": "a", "best": "b", "orders": [[0.0, 200], [0.1, 210]],
+        "held_out": {"rows": 100, **sides, "gain": shown},
+    }  # fmt: skip
+    same = trial | {"best": "a", "held_out": trial["held_out"] | {"gain": None}}
+    assert script("prompt_search_study").table([trial, same]).splitlines()[-2:] == [
+        "| intents, 1 | 200 of 576 (35%) | 50% (5.0; 10.0) | a | b | 20 → 50 % | **+30** (10 to 50) | 45 % |",
+        "| intents, 1 | 200 of 576 (35%) | 50% (5.0; 10.0) | a | the same | 20 → 50 % |  | 45 % |",
+    ]
+
+
+@pytest.mark.long
+def test_prompt_search_study_races_and_tries_everything_once(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("prompt_search_study")
+    for part in ("train", "test"):
+        intents = [f"{part} where is my {thing} number {n},{thing}" for thing in ("card", "money") for n in range(20)]
+        write(module.DATA / "banking77" / f"{part}.csv", "text,category", *intents)
+    values = {"BASE": "embedded", "SIZES": module.Sizes(12, 40, 6, 1, 2, 3), "RESULTS": tmp_path / "study.jsonl"}
+    for name, value in values.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("sys.argv", ["prompt_search_study.py", "--seeds", "1"])
+    module.main()
+    printed = capsys.readouterr().out
+    assert "intents, 0: done" in printed
+    assert "sentences is left out: there is no " in printed
+    (trial,) = module.done()
+    raced, every = trial["answers"]
+    assert (trial["candidates"], every) == (12, 144)
+    assert raced < every
+    assert trial["values"][trial["best"]] == max(trial["values"].values())
+    assert trial["held_out"]["rows"] == 6
+    module.main()
+    assert ": done" not in capsys.readouterr().out, "no trial is repeated"
+    assert module.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == module.table([trial])
 
 
 def test_retrieval_speed_builds_many_chunks_and_times_each_way(

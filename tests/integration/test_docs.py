@@ -135,6 +135,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("evaluation", "evaluation_study"),
         ("retrieval", "retrieval_speed"),
         ("evaluation", "judge_trust"),
+        ("evaluation", "quantization_table"),
         ("retrieval", "retrieval_quality"),
         ("comparing", "compare_study"),
         ("deciding", "compare_simulation"),

@@ -1,6 +1,7 @@
 """A prompt before a model's chats: identities, fitting into the context, templates without a system turn."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_models import stored_base
 
 from tunesmith import Sampling, UserError, load
 from tunesmith.data.example import Source
+from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.prompting.prompt import Prompt, example_of
 from tunesmith.prompting.prompted import Prompted, PromptRenderer, render, without_system
@@ -125,6 +127,8 @@ def test_an_encoder_decoder_reads_a_prompt_but_no_examples(tmp_path: Path) -> No
     assert model.prompt(renderer.chat(chat("Hello?"), 8)) == "Be brief.\n\nHello?"
     with pytest.raises(UserError, match="has examples, which are turns, and an encoder–decoder reads one text"):
         PromptRenderer.of(Prompt().with_given(ROWS[:1]), model)
+    with pytest.raises(UserError, match="is an encoder–decoder, and log-probabilities are of decoders only"):
+        LocalSubject("t5", model).scores([[{"role": "system", "content": "Be brief."}, *chat()]], ["Yes."])
 
 
 def test_a_served_model_reads_the_same_messages() -> None:
@@ -145,3 +149,42 @@ def test_a_served_model_reads_the_same_messages() -> None:
 def test_a_model_that_writes_no_text_takes_no_prompt(reading: Path) -> None:
     with pytest.raises(UserError, match="does not write text"):
         PromptRenderer.of(Prompt(system="Be brief."), load(reading / "classes"))
+
+
+def write_chats(file: Path, *chats: tuple[str, ...]) -> Path:
+    """Rows of turns of the user and the assistant in turn."""
+    roles = ("user", "assistant") * 2
+    rows = ([{"role": role, "content": text} for role, text in zip(roles, chat, strict=False)] for chat in chats)
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_the_loss_with_a_prompt_is_that_of_the_last_answers_after_it(subject: LocalSubject, tmp_path: Path) -> None:
+    model, prompt = subject.model.name, Prompt(system="Be brief.")
+    chats = [("What is this?", "A cat."), ("And now?", "Two cats.")]
+
+    def loss(rows: Path, prompt: Prompt | None) -> float:
+        found = evaluate(model, 1, 2, data=rows, prompt=prompt)
+        assert found["rows"] == 2
+        return float(found["models"]["llama"]["loss"]["value"])
+
+    single = write_chats(tmp_path / "single.jsonl", *chats)
+    assert loss(single, Prompt()) == pytest.approx(loss(single, None), rel=1e-5), "a prompt without a text"
+    scores = prompted(subject, 0).scores([question for question, _ in chats], [answer for _, answer in chats])
+    by_hand = -sum(score.total for score in scores) / sum(len(score.tokens) for score in scores)
+    assert loss(single, prompt) == pytest.approx(by_hand, rel=1e-6)
+    assert by_hand != pytest.approx(loss(single, None), rel=1e-5)
+    several = write_chats(tmp_path / "several.jsonl", ("Hm?", "Hm.", *chats[0]), chats[1])
+    last = [[{"role": role, "content": text} for role, text in (("user", "Hm?"), ("assistant", "Hm."))] + chat()]
+    scores = [*prompted(subject, 0).scores(last, ["A cat."]), scores[1]]
+    by_hand = -sum(score.total for score in scores) / sum(len(score.tokens) for score in scores)
+    assert loss(several, prompt) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_why_there_is_no_loss_with_a_prompt_is_said(tiny_model: Path, tmp_path: Path) -> None:
+    long = write_chats(tmp_path / "long.jsonl", ("What?", "This."), ("Which?", "That. " * 100))
+    found = evaluate(tiny_model, 1, 2, data=long, prompt=Prompt(system="Be brief."))
+    why = r".*long\.jsonl row 2: The chat has \d+ tokens, and the model's context holds 512\. Shorten it\."
+    assert re.fullmatch(why, found["left_out"]["loss of llama"])
+    assert "loss" not in found["models"]["llama"]
+    assert found["models"]["llama"]["rouge_l"]["rows"] == 1, "the answers are measured all the same"

@@ -33,6 +33,19 @@ def test_rows_have_signed_figures_and_marks() -> None:
     assert "None gained anything without forgetting more" in about_curve({**CURVE, "recommended": None})
 
 
+def test_answers_have_a_column_and_a_chart_where_there_are_some() -> None:
+    scores = [{"value": value, "interval": [value - 0.1, value + 0.1]} for value in (0.25, 0.5, 0.75)]
+    points = [point | {"score": score} for point, score in zip(CURVE["points"], scores, strict=True)]
+    answered = {**CURVE, "points": points, "metric": "word overlap (ROUGE-L)", "answered": 8}
+    heading, first, *_ = curve_rows(answered)
+    assert heading[:3] == ("", "word overlap (ROUGE-L)", "gained (nats)")
+    assert first[:3] == ("step-000010", "25% [15, 35]", "+0.50 [+0.49, +0.51]")
+    assert about_curve(answered).startswith("word overlap (ROUGE-L): of the answers to 8 rows. Gained: ")
+    chart = curve_charts(answered)[3]
+    assert "word overlap (ROUGE-L) by step" in chart
+    assert "0.75" in chart
+
+
 def test_every_point_is_drawn_and_no_label_covers_another() -> None:
     chart = frontier_chart(CURVE)
     ElementTree.fromstring(chart[chart.index("<svg") :])

@@ -108,7 +108,7 @@ def test_fewer_chunks_are_used_if_the_context_is_short(index: Path, tmp_path: Pa
         values = json.loads(config.read_text()) | {"max_position_embeddings": length + 60}
         config.write_text(json.dumps(values))
         assert len(tunesmith.ask(opened, model, question, max_new_tokens=9).hits) == chunks
-    with pytest.raises(UserError, match=r"tokens, too few for a chunk, the question and an answer of 300\. Use fewer"):
+    with pytest.raises(UserError, match=r"tokens, too few for a chunk, the question and an answer of 300\. Shorten"):
         tunesmith.ask(opened, model, question, max_new_tokens=300)
 
 

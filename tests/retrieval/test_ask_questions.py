@@ -9,10 +9,12 @@ from bigram import chain_model
 from bytewise import byte_tokenizer
 
 import tunesmith
+from tunesmith.errors import UserError
 from tunesmith.metrics.contradiction import Inference
 from tunesmith.retrieval import ask_questions as module
-from tunesmith.retrieval.ask import Asker
+from tunesmith.retrieval.ask import Asker, AskSettings, Query
 from tunesmith.retrieval.ask_questions import answer_figures, ask_questions
+from tunesmith.retrieval.injection import attack_questions
 from tunesmith.retrieval.questions import Question, Target
 from tunesmith.retrieval.support import by_inference
 
@@ -48,26 +50,32 @@ def test_claims_and_citations_are_counted_over_all_answers() -> None:
                                                           "citation_precision"}  # fmt: skip
 
 
-def test_what_was_answered_before_a_kill_is_not_answered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "a.md").write_text("Trains leave at noon.", encoding="utf-8")
-    tunesmith.index(tmp_path / "docs", tmp_path / "i", "none")
+def indexed_and_chain(directory: Path, room: int = 4096) -> tuple[Path, Path]:
+    """An index of a sentence, and a model that writes `Trains [1]` and reads so many tokens."""
+    (directory / "docs").mkdir()
+    (directory / "docs" / "a.md").write_text("Trains leave at noon.", encoding="utf-8")
+    tunesmith.index(directory / "docs", directory / "i", "none")
     symbols = TOKENIZER.convert_ids_to_tokens(TOKENIZER("Trains [1]")["input_ids"])
     eos = TOKENIZER.eos_token_id
-    chain = chain_model(TOKENIZER, *symbols, TOKENIZER.eos_token, max_position_embeddings=4096, eos_token_id=eos)
-    chain.save_pretrained(tmp_path / "model")
-    TOKENIZER.save_pretrained(tmp_path / "model")
+    chain = chain_model(TOKENIZER, *symbols, TOKENIZER.eos_token, max_position_embeddings=room, eos_token_id=eos)
+    chain.save_pretrained(directory / "model")
+    TOKENIZER.save_pretrained(directory / "model")
+    return directory / "i", directory / "model"
+
+
+def test_what_was_answered_before_a_kill_is_not_answered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed_and_chain(tmp_path)
     rows = [{"question": f"When do trains leave {word}?", "file": "a.md"} for word in ("a", "b", "c", "a")]
     file = tmp_path / "q.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     monkeypatch.setattr(module, "TOGETHER", 1)
     own, asked = Asker.answers, []
 
-    def dying(self: Asker, questions: list[str], injected: list[str]) -> Any:
-        asked.extend(questions)
+    def dying(self: Asker, queries: list[Query]) -> Any:
+        asked.extend(query.text for query in queries)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return own(self, questions, injected)
+        return own(self, queries)
 
     monkeypatch.setattr(Asker, "answers", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -77,8 +85,20 @@ def test_what_was_answered_before_a_kill_is_not_answered_again(tmp_path: Path, m
     assert asked[2:] == [rows[1]["question"], rows[2]["question"]]
     assert [each["answer"] for each in result["answers"]] == ["Trains [1]"] * 4
     assert [event["done"] for event in events] == [0, 1, 2]
-    ask_questions(tmp_path / "i", tmp_path / "model", file, k=1)
+    ask_questions(tmp_path / "i", tmp_path / "model", file, AskSettings(k=1))
     assert len(asked) == 7, "other settings ask again, each text once"
+
+
+def test_a_question_that_is_too_long_is_named_by_file_and_row(tmp_path: Path) -> None:
+    index, model = indexed_and_chain(tmp_path, room=700)
+    rows = [{"question": f"When do trains leave{' and arrive' * more}?", "file": "a.md"} for more in (0, 1, 60)]
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    message = r"^q\.jsonl row 3: .* reads at most 700 tokens, .* answer of 9\. Shorten the question, use fewer"
+    with pytest.raises(UserError, match=message):
+        ask_questions(index, model, file, AskSettings(max_new_tokens=9))
+    with pytest.raises(UserError, match=message):
+        attack_questions(index, model, file, 200, AskSettings(max_new_tokens=9))
 
 
 def test_support_by_inference_is_the_probability_of_the_label(reading: Path) -> None:

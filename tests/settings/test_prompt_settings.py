@@ -12,6 +12,7 @@ from scripted_server import Body, scripted
 from settings_coverage import shows
 
 from tunesmith.prompting.prompt import Prompt
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES
 
 TOKENIZER = byte_tokenizer()
 SYSTEM = "Pack my box with five dozen liquor jugs, QUICKLY."
@@ -105,10 +106,12 @@ def test_examples_that_do_not_fit_are_counted_where_a_prompt_is_used(tiny_model:
         "answer", tiny_model, "asked.jsonl", "--output", "out.jsonl", "--prompt", "long.yaml", "--max-new-tokens", 8
     )
     assert note in out
+    write("few.jsonl", "".join(json.dumps({"question": f"What is {n}?", "answer": f"{n} it is"}) + "\n" for n in "abc"))
     out = printed(
-        "evaluate", tiny_model, "--data", "rows.jsonl", "--rows", 2, "--prompt", "long.yaml", "--max-new-tokens", 8
+        "evaluate", tiny_model, "--data", "few.jsonl", "--rows", 2, "--prompt", "long.yaml", "--max-new-tokens", 8
     )
-    assert "llama: 2 chats have fewer examples than 40" in " ".join(out.split())
+    note = "llama: 3 chats have fewer examples than 40"
+    assert note in " ".join(out.split()), "two are answered, and all have a loss"
 
 
 @shows("tunesmith evaluate --prompt")
@@ -123,12 +126,16 @@ def test_evaluate_puts_the_prompt_before_all_chats_and_names_its_version(letters
     assert result["prompt"] == {
         "version": version, "system": "Talk.", "user": "{input}", "examples": {"k": 1, "choose": "random"}, "notes": {},
     }  # fmt: skip
-    assert "loss" not in result["figures"]
+    plain = json.loads(printed("evaluate", letters, *options, "--json"))
+    (own, hosted), names = result["models"].values(), list(result["models"])
+    assert own["loss"]["rows"] == result["rows"] == 80, "the loss is of all rows"
+    assert "loss" not in hosted
+    assert result["left_out"] == {f"loss of {names[1]}": NO_LOG_PROBABILITIES}
     out = printed("evaluate", letters, *options, "--prompt", "q.yaml", "--output", "out")
     assert f"With the prompt of version {version} before each chat." in " ".join(out.split())
     assert version in Path("out/report.html").read_text(encoding="utf-8")
     assert Prompt.load("out").version == version
-    assert json.loads(printed("evaluate", letters, *options, "--json"))["prompt"] is None
+    assert plain["prompt"] is None
 
 
 def test_a_run_keeps_the_prompt_that_it_was_evaluated_with(tiny_model: Path) -> None:

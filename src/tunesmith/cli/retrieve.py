@@ -3,13 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
+
+if TYPE_CHECKING:
+    from tunesmith.retrieval.ask import AskSettings
 
 IndexPath = Annotated[Path, typer.Argument(help="An index, from tunesmith index.")]
 K = Annotated[int, typer.Option("-k", help="The most chunks.", min=1)]
@@ -168,21 +171,17 @@ def ask(
 ) -> None:
     """Answer a question from an index: each statement cites chunks, and what they do not support is marked. With
     --questions, answer all of a file and measure the answers."""
-    options: dict[str, Any] = {
-        "k": k, "mode": mode, "threshold": threshold, "max_new_tokens": max_new_tokens, "rerank": rerank,
-        "support": support,
-    }  # fmt: skip
     if attacks is not None and questions is None:
         raise UserError("--attacks needs --questions, the JSONL file whose questions are asked.")
-    if questions is not None:
-        _ask_all(index, model, questions, attacks, options, as_json)
-        return
     with quick_imports():
-        import tunesmith.retrieval.ask
         from tunesmith.report.retrieval import answer_text
+        from tunesmith.retrieval.ask import Asker, AskSettings, Query
 
-    found = tunesmith.retrieval.ask.ask(index, model, question or "", **options)
-    answer = found.described()
+    settings = AskSettings(k, mode, threshold, max_new_tokens, rerank, support)
+    if questions is not None:
+        _ask_all(index, model, questions, attacks, settings, as_json)
+        return
+    answer = Asker(index, model, settings).answers([Query(question or "")])[0].described()
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
@@ -190,7 +189,7 @@ def ask(
 
 
 def _ask_all(
-    index: Path, model: str, questions: Path, attacks: int | None, options: dict[str, Any], as_json: bool
+    index: Path, model: str, questions: Path, attacks: int | None, settings: "AskSettings", as_json: bool
 ) -> None:
     with quick_imports():
         from tunesmith.report.progress import Progress
@@ -202,9 +201,9 @@ def _ask_all(
     console = Console(highlight=False)
     with Progress(Console(stderr=True, highlight=False) if as_json else console) as progress:
         if attacks is None:
-            result = ask_questions(index, model, questions, **options, subscribers=[progress])
+            result = ask_questions(index, model, questions, settings, [progress])
         else:
-            result = attack_questions(index, model, questions, attacks, **options, subscribers=[progress])
+            result = attack_questions(index, model, questions, attacks, settings, [progress])
     if as_json:
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
     else:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tunesmith.comparing.experiment import Experiment
@@ -10,7 +11,7 @@ from tunesmith.comparing.measured_way import TIMED
 from tunesmith.comparing.rows import write_rows
 from tunesmith.comparing.tuned import recipe_for
 from tunesmith.comparing.ways import Way
-from tunesmith.evaluation.budget import seconds_of
+from tunesmith.evaluation.budget import rows_within, seconds_of
 from tunesmith.evaluation.rows import spread
 from tunesmith.planner.request import plan
 
@@ -71,7 +72,7 @@ def within_budget(experiment: Experiment, ways: Sequence[Way]) -> Allowed:
     rows, left = len(experiment.parts.held_out), list(ways)
     left_out: dict[str, str] = {}
     while True:
-        count = _rows_within(seconds, left, each, training, experiment, rows)
+        count = rows_within(seconds, partial(_total, left, each, training, experiment), rows)
         if count >= min(rows, FEWEST_ROWS) or len(left) == 1:
             break
         way = next(way for name in FIRST_TO_GO for way in left if way.name == name)
@@ -81,16 +82,6 @@ def within_budget(experiment: Experiment, ways: Sequence[Way]) -> Allowed:
     held_out = [experiment.parts.held_out[row] for row in spread(rows, count)]
     experiment.parts = replace(experiment.parts, held_out=held_out, unused=experiment.parts.unused + rows - count)
     return Allowed(left_out, seconds, _predicted(left, each, training, experiment, count))
-
-
-def _rows_within(
-    seconds: float, ways: Sequence[Way], each: float, training: float, experiment: Experiment, most: int
-) -> int:
-    """The most held-out rows whose comparison fits; 0 if not even one does."""
-    for count in range(most, 0, -1):
-        if sum(_predicted(ways, each, training, experiment, count).values()) <= seconds:
-            return count
-    return 0
 
 
 def _predicted(
@@ -107,6 +98,11 @@ def _predicted(
         "training": training * runs,
         "answers": sum((rows + 2 * TIMED) * each * LONGER.get(way.name, 1.0) for way in ways),
     }
+
+
+def _total(ways: Sequence[Way], each: float, training: float, experiment: Experiment, rows: int) -> float:
+    """Seconds of a comparison on so many held-out rows."""
+    return sum(_predicted(ways, each, training, experiment, rows).values())
 
 
 def _seconds_of_an_answer(experiment: Experiment) -> float:

@@ -3,7 +3,7 @@
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,8 +72,22 @@ class Budget:
         return asdict(self)
 
 
-def rows_within(seconds: float, costs: Sequence[Cost]) -> int:
+def rows_within(seconds: float, cost: Callable[[int], float], most: int = MOST) -> int:
     """The most rows that a time allows.
+
+    Args:
+        seconds: for all rows.
+        cost: seconds of a number of rows; more rows take no less.
+        most: rows that there are.
+
+    Returns:
+        0 if not even one fits.
+    """
+    return bisect_right(range(1, most + 1), seconds, key=cost)
+
+
+def evaluated_rows(seconds: float, costs: Sequence[Cost]) -> int:
+    """How many rows an evaluation has, if it may take a time.
 
     Args:
         seconds: for all costs together.
@@ -84,8 +98,7 @@ def rows_within(seconds: float, costs: Sequence[Cost]) -> int:
     """
     limits = [cost.most for cost in costs if cost.most is not None]
     most = max(limits) if costs and len(limits) == len(costs) else MOST
-    fitting = bisect_right(range(1, most + 1), seconds, key=lambda rows: sum(cost.of(rows) for cost in costs))
-    return max(PROBE, fitting)
+    return max(PROBE, rows_within(seconds, lambda rows: sum(cost.of(rows) for cost in costs), most))
 
 
 def seconds_of(text: str) -> float:
@@ -141,7 +154,7 @@ def budget_for(
     costs = [Cost(per_row[name], measured, getattr(suite, "most_rows", None)) for name, suite in suites.items()]
     costs += [] if answering is None else [Cost(answering, answered)]
     left = seconds - (time.perf_counter() - started) - loading * max(answered, measured)
-    return Budget(seconds, answering, per_row, rows_within(left, costs))
+    return Budget(seconds, answering, per_row, evaluated_rows(left, costs))
 
 
 def _writes(subject: Subject) -> bool:

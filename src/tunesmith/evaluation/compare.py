@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tunesmith.config.extensions import failures_named
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
@@ -33,6 +36,9 @@ from tunesmith.subjects.subject import ChatPrompt
 
 SAMPLES = 5
 """Rows whose answers are shown."""
+
+CURVE_ROWS = 32
+"""Rows that each checkpoint answers, at most: there may be many of them."""
 
 FILE = "evaluation.json"
 
@@ -93,12 +99,13 @@ def evaluate(
         rubric: a text file that says what makes an answer good; None: `tunesmith.subjects.judge.RUBRIC`.
         judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
         labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
-        checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot.
+        checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot, and how it answers 32 of
+            the rows at most.
         how_to_keep: of a run alone: also what short reruns of it gain and forget, at lower rates and with replay.
         rerun_steps: the most steps of a rerun; None: 100, or with `budget` what half of that time allows.
         tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
-        prompt: put before the chats of all models, a `tunesmith.Prompt`. There is no loss then, since that is of rows
-            as they are in training. It is written beside `evaluation.json`.
+        prompt: put before the chats of all models, a `tunesmith.Prompt`. The loss is then that of each chat's last
+            answer after the prompt. It is written beside `evaluation.json`.
 
     Returns:
         The content of `evaluation.json`: `rows`, where they come from (`data`) and the SHA-256 of what they say
@@ -121,15 +128,16 @@ def evaluate(
     paths = None if data is None else [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     limits = None if gate is None else Gate.load(Path(gate))
     general = (suite_options or {}).get("forgetting", {}).get("general")
+    sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     options = CurveOptions(
-        data=paths, general=general, tolerance=tolerance, concurrent=concurrent, device=device, cache=cache,
-        subscribers=subscribers,
+        data=paths, general=general, tolerance=tolerance, sampling=sampling,
+        answered=CURVE_ROWS if rows is None else min(rows, CURVE_ROWS),
+        concurrent=concurrent, device=device, cache=cache, subscribers=subscribers,
     )  # fmt: skip
     keeping = Keeping(checkpoints, how_to_keep, rerun_steps, options)
     seconds, rerun_seconds = keeping.budgets(None if budget is None else seconds_of(budget))
     also = ("forgetting",) if keeping.is_asked_for else ()
     measured_suites = open_suites(suites, suite_options, also)
-    sampling = Sampling(max_new_tokens, repetition_penalty=repetition_penalty)
     storages = storages_of(measured_suites)
     own = None if storages else run_alone(models)
     keeping.refuse(own)
@@ -159,7 +167,7 @@ def evaluate(
         last = len(trials) - 1
         measured = [measure(trial, asked, measured_suites if at == last else {}) for at, trial in enumerate(trials)]
         judged = None if judging is None else judging.judged(_cases(measured), asked.events)
-        result = _result(trials, measured, metrics, judged)
+        result = _result(trials, measured, metrics, judged, prompt is not None)
         if own is not None:
             result |= keeping.sections(own, rerun_seconds)
     result["prompt"] = None if prompt is None else prompt.described() | {"notes": _notes(trials)}
@@ -197,9 +205,13 @@ def _cases(measured: Sequence[Measurement]) -> dict[str, list[Case]]:
 
 
 def _result(
-    trials: Sequence[Trial], measured: Sequence[Measurement], metrics: Mapping[str, Metric], judged: Judged | None
+    trials: Sequence[Trial],
+    measured: Sequence[Measurement],
+    metrics: Mapping[str, Metric],
+    judged: Judged | None,
+    is_prompted: bool,
 ) -> dict[str, Any]:
-    """The content of `evaluation.json`, without the gate."""
+    """The content of `evaluation.json`, without the gate. With a prompt, the losses are of chats' last answers."""
     left_out = {**trials[0].left_out, **measured[-1].left_out}
     columns = [subject.name for subject in trials[0].subjects if subject.name not in left_out]
     tasks = [task for each in measured for task in each.tasks]
@@ -214,7 +226,10 @@ def _result(
             for column, side in sides.items()
         }
         if token_counts_differ(list(sides.values())):
-            models = {column: _per_byte(figures, sides[column], rows) for column, figures in models.items()}
+            models = {
+                column: _per_byte(figures, sides[column], rows.answer_bytes(sides[column].units, is_prompted))
+                for column, figures in models.items()
+            }
     models = without_repeats(models, SHOWN_WHERE_THEY_DIFFER)
     for column in columns:
         models[column] |= {} if judged is None else judged.figures.get(column, {})
@@ -252,12 +267,11 @@ def _error_tables(rows: EvaluationRows, sides: Mapping[str, Side]) -> dict[str, 
     return {column: error_tables(side.predictions) for column, side in sides.items() if side.predictions is not None}
 
 
-def _per_byte(figures: Figures, side: Side, rows: EvaluationRows) -> Figures:
+def _per_byte(figures: Figures, side: Side, lengths: NDArray[np.int64] | None) -> Figures:
     """The figures of a model beside one with another tokenizer: its loss is compared per byte, since tokens differ."""
     if side.losses is None:
         return figures
     found: Figures = {LOSS: replace(figures[LOSS], is_compared=False)}
-    lengths = rows.answer_bytes(side.units)
     if lengths is not None:
         explanation = "the loss of a byte of the answers, which no tokenizer changes"
         bits = side.losses.sums / math.log(2)

@@ -1,7 +1,7 @@
 """What each checkpoint of a run gained on the task, against what it forgot elsewhere."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from tunesmith.evaluation.rows import EvaluationRows
 from tunesmith.evaluation.subjects import CHECKPOINTS, SubjectName, open_base, open_subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.forgetting import general_loss, general_texts
+from tunesmith.evaluation.suites.task_score import main_metric_name
 from tunesmith.evaluation.summary import summary
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
+from tunesmith.metrics import METRICS
 from tunesmith.run import Events, Subscriber
 from tunesmith.statistics.bootstrap import Interval
 from tunesmith.statistics.measured import Measured
@@ -31,6 +33,9 @@ GENERAL = "forgetting.general_loss"
 TOLERANCE = 0.01
 """The rise of the loss on general text that is allowed, as a share of the base's."""
 
+ANSWER = Sampling(128)
+"""How checkpoints answer, if nothing else is said."""
+
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
@@ -42,6 +47,8 @@ class CurvePoint:
         gain_interval: the ends of its 95 % interval.
         forgetting: by how much the loss on general text rose from the base's, in bits of a byte.
         forgetting_interval: the ends of its 95 % interval.
+        score: of its answers, by the curve's metric; None: it answered nothing.
+        score_interval: the ends of its 95 % interval.
     """
 
     name: str
@@ -49,13 +56,16 @@ class CurvePoint:
     gain_interval: Interval
     forgetting: float
     forgetting_interval: Interval
+    score: float | None = None
+    score_interval: Interval | None = None
 
     def described(self) -> dict[str, Any]:
-        """Plain values: `name`, and `gain` and `forgetting` with `value` and `interval`."""
+        """Plain values: `name`, and `gain`, `forgetting` and `score` with `value` and `interval`."""
         return {
             "name": self.name,
             "gain": {"value": self.gain, "interval": self.gain_interval},
             "forgetting": {"value": self.forgetting, "interval": self.forgetting_interval},
+            "score": None if self.score is None else {"value": self.score, "interval": self.score_interval},
         }
 
 
@@ -71,6 +81,8 @@ class ForgettingCurve:
         allowed: the most that a recommended one may have forgotten, in bits of a byte.
         loss_unit: of the gains.
         steps: of each rerun; None: the points are checkpoints.
+        metric: the title of what the answers are scored by; None: nothing was answered.
+        answered: rows that each point answered.
     """
 
     points: tuple[CurvePoint, ...]
@@ -79,6 +91,8 @@ class ForgettingCurve:
     allowed: float
     loss_unit: str
     steps: int | None = None
+    metric: str | None = None
+    answered: int = 0
 
     def described(self) -> dict[str, Any]:
         """Plain values: `points`; names of the `frontier` and of what is `recommended`; the other attributes."""
@@ -89,6 +103,8 @@ class ForgettingCurve:
             "allowed": self.allowed,
             "loss_unit": self.loss_unit,
             "steps": self.steps,
+            "metric": self.metric,
+            "answered": self.answered,
         }
 
 
@@ -100,6 +116,8 @@ class CurveOptions:
         data: files of rows; None: the run's held-out rows.
         general: a text file of general text; None: as the suite `forgetting`.
         tolerance: the rise of the loss on general text that is allowed, as a share of the base's.
+        answered: rows that each model answers, evenly spaced; 0: none, since answers take longer than losses.
+        sampling: how it answers.
         concurrent: the most texts that are computed at the same time; figures do not depend on it.
         device: for the models.
         cache: whether losses are kept in the user's cache, and read from it.
@@ -109,6 +127,8 @@ class CurveOptions:
     data: Sequence[str] | None = None
     general: str | Path | None = None
     tolerance: float = TOLERANCE
+    answered: int = 0
+    sampling: Sampling = ANSWER
     concurrent: int = CONCURRENT
     device: str = "auto"
     cache: bool = True
@@ -214,18 +234,27 @@ def measured_curve(directory: Path, points: Mapping[str, Path], options: CurveOp
     """
     rows, trained = options.rows(directory), _opened(points, options)
     base = open_base(EvaluationRows.of_run(directory).recipe, trained[0], BASE, options.cache)
-    asked = Asked({}, Sampling(1), 0, Events(*options.subscribers))
+    expected = [task.expected for task in rows.tasks(options.answered)]
+    metric = main_metric_name(expected) if expected else None
+    metrics = {} if metric is None else {metric: METRICS[metric]}
+    asked = Asked(metrics, options.sampling, options.answered, Events(*options.subscribers))
     general = {"forgetting": _GeneralLoss(options.general)}
     found = measure(Trial(rows, [base, *trained], run=directory), asked, general)
     objective = rows.objective
     models = {
-        name: figures_of(side, found.tasks, objective.head, {}, objective.loss_unit) | found.suites[name]
+        name: figures_of(side, found.tasks, objective.head, metrics, objective.loss_unit) | found.suites[name]
         for name, side in found.sides.items()
     }
     result = summary(models, BASE)
-    measured = tuple(_point(name, differences) for name, differences in result["differences"].items())
+    measured = tuple(
+        _point(name, differences, result["models"][name].get(metric))
+        for name, differences in result["differences"].items()
+    )
     allowed = options.tolerance * result["models"][BASE][GENERAL]["value"]
-    return ForgettingCurve(measured, frontier(measured), recommended(measured, allowed), allowed, objective.loss_unit)
+    return ForgettingCurve(
+        measured, frontier(measured), recommended(measured, allowed), allowed, objective.loss_unit,
+        metric=None if metric is None else METRICS[metric].title, answered=len(expected),
+    )  # fmt: skip
 
 
 class _GeneralLoss:
@@ -239,10 +268,11 @@ class _GeneralLoss:
         return {"general_loss": general_loss(self._texts, subject.scores(None, self._texts))}
 
 
-def _point(name: str, differences: dict[str, dict[str, Any]]) -> CurvePoint:
+def _point(name: str, differences: dict[str, dict[str, Any]], score: dict[str, Any] | None) -> CurvePoint:
     loss, general = differences[LOSS], differences[GENERAL]
     low, high = loss["interval"]
-    return CurvePoint(name, -loss["value"], (-high, -low), general["value"], tuple(general["interval"]))
+    point = CurvePoint(name, -loss["value"], (-high, -low), general["value"], tuple(general["interval"]))
+    return point if score is None else replace(point, score=score["value"], score_interval=tuple(score["interval"]))
 
 
 def frontier(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:

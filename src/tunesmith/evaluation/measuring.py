@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from tunesmith.config.head import Head
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import Figures, Side, answer_figures, loss_figures, prediction_figures
@@ -11,7 +13,9 @@ from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.evaluation.summary import about_figure, with_interval
 from tunesmith.heads.head_file import described_head
+from tunesmith.inference.held_out import RowLosses
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.score import Score
 from tunesmith.metrics import Metric
 from tunesmith.run import Events
 from tunesmith.subjects.local_subject import TOKENS, LocalSubject
@@ -19,6 +23,9 @@ from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Answer, Subject
 
 Opened = LocalSubject | ServedSubject
+
+LOSS_TASKS = 64
+"""Answers whose loss with a prompt is computed before the progress is reported."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +142,17 @@ def _suite_figures(
 
 
 class _OneModel:
-    """A model and the rows of a trial."""
+    """A model and the rows of a trial.
+
+    Attributes:
+        without_loss: why the model has no loss on the rows; None: it has, or `side` has not been called.
+    """
 
     def __init__(self, subject: Subject, rows: EvaluationRows, asked: Asked, fold: int | None) -> None:
         self._subject, self._rows, self._asked, self._fold = subject, rows, asked, fold
         self._within = "" if fold is None else f", fold {fold}"
         self._prepared = None
+        self.without_loss: str | None = None
         if isinstance(subject, LocalSubject):
             _refuse_other_head(subject, self._head)
             self._prepared = rows.prepared(subject.tokenizer)
@@ -164,26 +176,49 @@ class _OneModel:
         side = self._with_losses(Side(None))
         return self._answered(side, tasks) if self._head.generates_text else self._predicted(side, tasks)
 
-    @property
-    def without_loss(self) -> str | None:
-        """Why the model has no loss on the rows; None: it has."""
-        if self._subject.model is None:
-            return NO_LOG_PROBABILITIES
-        if not isinstance(self._subject, LocalSubject):
-            return "it has a prompt, and a loss is of rows as they were trained on"
-        if self._subject.head.kind != self._head.kind:  # a decoder beside an encoder–decoder
-            return f"the rows are for a model that ends in {self._head.kind}, so that only the answers are alike"
-        return None
-
     def _with_losses(self, side: Side) -> Side:
         subject, head = self._subject, self._head
-        if self.without_loss is not None or not isinstance(subject, LocalSubject) or self._prepared is None:
+        self.without_loss = self._without_loss()
+        if self.without_loss is not None:
             return side
+        if not isinstance(subject, LocalSubject):
+            return self._with_losses_of_answers(side)
+        assert self._prepared is not None
         table, objective = self._prepared.held_out, self._rows.objective
         report = self._report("loss", len(table))
         losses = subject.losses(objective, table, self._budget, report)
         units = units_of(table)
         figures = loss_figures(losses, units, head, objective.loss_unit)
+        return self._emitted(replace(side, losses=losses, units=units), figures)
+
+    def _without_loss(self) -> str | None:
+        """Why the model has no loss on the rows; None: it has."""
+        if self._subject.model is None:
+            return NO_LOG_PROBABILITIES
+        if self._subject.model.head.kind != self._head.kind:  # a decoder beside an encoder–decoder
+            return f"the rows are for a model that ends in {self._head.kind}, so that only the answers are alike"
+        return None
+
+    def _with_losses_of_answers(self, side: Side) -> Side:
+        """With a prompt before the chats, which the rows do not have: the loss of each chat's last answer."""
+        tasks = self._rows.tasks(None)
+        report = self._report("loss", len(tasks))
+        if not tasks:
+            self.without_loss = "raw text has no prompt before it"
+            return side
+        found: list[Score] = []
+        for start in range(0, len(tasks), LOSS_TASKS):
+            part = tasks[start : start + LOSS_TASKS]
+            try:
+                found += _scores(self._subject, part)
+            except UserError:
+                self.without_loss = _first_failure(self._subject, part)
+                return side
+            report(len(found))
+        sums = np.array([-score.total for score in found])
+        losses = RowLosses(sums, np.array([len(score.tokens) for score in found]))
+        units = [task.source for task in tasks]
+        figures = loss_figures(losses, units, self._head, self._rows.objective.loss_unit)
         return self._emitted(replace(side, losses=losses, units=units), figures)
 
     def _answered(self, side: Side, tasks: Sequence[Task]) -> Side:
@@ -217,6 +252,21 @@ class _OneModel:
         """The results with their figures, which are emitted."""
         emit_figures(self._asked.events, self._subject.name, self._fold, figures)
         return side.with_figures(figures)
+
+
+def _scores(subject: Subject, tasks: Sequence[Task]) -> list[Score]:
+    """The log-probabilities of the expected answers."""
+    return subject.scores([task.chat for task in tasks], [task.answer for task in tasks])
+
+
+def _first_failure(subject: Subject, tasks: Sequence[Task]) -> str:
+    """The first row that has no score, and why: it is too long with what the subject puts before it, for example."""
+    for task in tasks:
+        try:
+            _scores(subject, [task])
+        except UserError as error:
+            return f"{task.source}: {error}"
+    raise AssertionError("no row fails alone")
 
 
 def progress_of(events: Events, model: str) -> Callable[[str, int, int], None]:

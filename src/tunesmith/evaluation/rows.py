@@ -14,7 +14,7 @@ from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare, training_examples
-from tunesmith.data.reasoning import reasoning_of
+from tunesmith.data.reasoning import reasoning_of, with_reasoning
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
@@ -41,6 +41,11 @@ class Task:
     expected: str
     source: str
     reasoning: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The expected answer with its reasoning before it, as a model writes both."""
+        return with_reasoning(self.expected, self.reasoning) if self.reasoning else self.expected
 
 
 @dataclass(frozen=True)
@@ -161,16 +166,17 @@ class EvaluationRows:
         """The rows that a run of the recipe is trained on, as they are read."""
         return training_examples(self.recipe.data, self.objective.formats)
 
-    def answer_bytes(self, units: Sequence[str]) -> NDArray[np.int64] | None:
+    def answer_bytes(self, units: Sequence[str], only_last: bool = False) -> NDArray[np.int64] | None:
         """How long the texts with a loss are, to compare losses of models with different tokenizers.
 
         Args:
             units: what the rows are called, as `units_of` calls them.
+            only_last: whether of a chat the last answer alone has a loss.
 
         Returns:
             (rows,) UTF-8 bytes of a row's answers, or of its raw text; None if a row is in several pieces.
         """
-        lengths = {str(example.source): _answer_bytes(example) for example in self.examples}
+        lengths = {str(example.source): _answer_bytes(example, only_last) for example in self.examples}
         known = [lengths.get(unit) for unit in units]
         return None if None in known else np.array(known, np.int64)
 
@@ -207,12 +213,12 @@ class EvaluationRows:
         ]
 
 
-def _answer_bytes(example: Example) -> int:
+def _answer_bytes(example: Example, only_last: bool) -> int:
     """Bytes of a row's answers and their reasoning, or of its raw text."""
     if example.messages is None:
         return len(str(example.text).encode())
-    answers = (reasoning_of(message) for message in example.messages if message["role"] == "assistant")
-    return sum(len(part.encode()) for parts in answers for part in parts)
+    answers = [reasoning_of(message) for message in example.messages if message["role"] == "assistant"]
+    return sum(len(part.encode()) for parts in (answers[-1:] if only_last else answers) for part in parts)
 
 
 def task_of(example: Example) -> Task:

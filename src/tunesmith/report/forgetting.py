@@ -14,6 +14,9 @@ CHARACTER, LINE = 6.5, 13.0
 FORGETTING = "{:+.3f}"
 """The format of bits a byte: text has one or two, and a hundredth of them is much to forget."""
 
+SCORE = "{:.0%}"
+"""The format of what answers score."""
+
 Curve = Mapping[str, Any]
 """`checkpoints` or `how_to_keep` of `evaluation.json`."""
 
@@ -41,20 +44,24 @@ def curve_rows(curve: Curve) -> list[tuple[str, ...]]:
         curve: of `evaluation.json`.
 
     Returns:
-        Rows of a name, its gain, its forgetting and a mark; the first row has the headings.
+        Rows of a name, the score of its answers if it has some, its gain, its forgetting and a mark; the first row has
+        the headings.
     """
     gains = [point["gain"] for point in curve["points"]]
     template = template_of(curve["loss_unit"], [number(gain["value"]) for gain in gains]).replace(":", ":+")
+    has_scores = curve.get("metric") is not None
     rows = [
         (
             str(point["name"]),
+            *([value_text(point["score"], SCORE)] if has_scores else []),
             value_text(point["gain"], template),
             value_text(point["forgetting"], FORGETTING),
             _mark(curve, point["name"]),
         )
         for point in curve["points"]
     ]
-    return [("", f"gained ({_short(curve)})", "forgot (bits a byte)", ""), *rows]
+    scored = [str(curve["metric"])] if has_scores else []
+    return [("", *scored, f"gained ({_short(curve)})", "forgot (bits a byte)", ""), *rows]
 
 
 def _short(curve: Curve) -> str:
@@ -79,14 +86,16 @@ def about_curve(curve: Curve) -> str:
         else "None gained anything without forgetting more."
     )
     steps = f"Each rerun has {curve['steps']:,} steps. " if curve["steps"] is not None else ""
+    metric = curve.get("metric")
+    scored = "" if metric is None else f"{metric}: of the answers to {curve['answered']:,} rows. "
     return (
-        f"{steps}Gained: the fall of the held-out loss from the base's. Forgot: the rise of the loss on general text. "
-        f"Frontier: no other one is better in both. At most {allowed}: {advice}"
+        f"{steps}{scored}Gained: the fall of the held-out loss from the base's. Forgot: the rise of the loss on "
+        f"general text. Frontier: no other one is better in both. At most {allowed}: {advice}"
     )
 
 
 def curve_charts(curve: Curve) -> list[str]:
-    """Gain against forgetting; for checkpoints also both by step.
+    """Gain against forgetting; for checkpoints also both by step, and the score of answers.
 
     Args:
         curve: of `evaluation.json`.
@@ -98,6 +107,8 @@ def curve_charts(curve: Curve) -> list[str]:
     if curve["steps"] is None:
         unit = _short(curve)
         charts += [_by_step(curve, "gain", "Gained", unit), _by_step(curve, "forgetting", "Forgot", "bits a byte")]
+        metric = curve.get("metric")
+        charts += [] if metric is None else [_by_step(curve, "score", str(metric), "from 0 to 1")]
     return charts
 
 

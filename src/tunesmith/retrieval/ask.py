@@ -64,53 +64,80 @@ class _Retrieved:
     prompt: str | None
 
 
+@dataclass(frozen=True)
+class AskSettings:
+    """How questions are answered.
+
+    Attributes:
+        k: the most chunks in the prompt. There are fewer if the model's context is too short for all.
+        mode: as in `tunesmith.search`.
+        threshold: the least relevance of the best chunk; below it, the answer is that nothing was found, and the model
+            is not asked. None: as tuned on your questions, else 0.3.
+        max_new_tokens: the most tokens in an answer.
+        rerank: as in `tunesmith.search`.
+        support: how claims are compared with sentences: `words`, or a model of natural language inference (a directory
+            or a hub name, with `#LABEL` if its label for entailment is not `entailment`).
+    """
+
+    k: int = 5
+    mode: str = AUTO
+    threshold: float | None = None
+    max_new_tokens: int = 256
+    rerank: str | None = None
+    support: str = WORDS
+
+
+DEFAULTS = AskSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question to documents.
+
+    Attributes:
+        text: in words.
+        source: the row that it is from, for errors; empty: none.
+        injected: what its first chunk ends with in the prompt, as if a document held it, to test what that does.
+    """
+
+    text: str
+    source: str = ""
+    injected: str = ""
+
+
 class Asker:
     """Answers questions from an index.
 
     Args:
         index: its directory, or the open index.
         model: as in `tunesmith.load`, or the loaded model; it writes text.
-        k, mode, threshold, max_new_tokens, rerank, support: as in `ask`.
+        settings: how.
 
     Raises:
         UserError: there is no such index or model, or the model writes no text.
     """
 
-    def __init__(
-        self,
-        index: str | Path | Index,
-        model: str | Path | Model,
-        k: int = 5,
-        mode: str = AUTO,
-        threshold: float | None = None,
-        max_new_tokens: int = 256,
-        rerank: str | None = None,
-        support: str = WORDS,
-    ) -> None:
+    def __init__(self, index: str | Path | Index, model: str | Path | Model, settings: AskSettings = DEFAULTS) -> None:
         self.index = index if isinstance(index, Index) else Index(index)
         self.model = model if isinstance(model, Model) else load(model)
         self.model.require("generate")
-        self.support = support_of(support, self.index.version.full_text.rarity)
-        self.threshold = self.index.threshold if threshold is None else threshold
-        self._k, self._mode, self._rerank, self._max_new_tokens = k, self.index.way(mode), rerank, max_new_tokens
-        self.settings = [k, self._mode, self.index.weight, self.threshold, max_new_tokens, rerank, support]
+        self.support = support_of(settings.support, self.index.version.full_text.rarity)
+        self.threshold = self.index.threshold if settings.threshold is None else settings.threshold
+        self.settings = replace(settings, mode=self.index.way(settings.mode))
 
-    def answers(self, questions: Sequence[str], injected: Sequence[str] | None = None) -> list[Answer]:
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer questions together.
 
         Args:
-            questions: in words.
-            injected: (questions,) texts that the first chunk of each ends with in the prompt, as if a document held
-                them, to test what they do; None: none.
+            queries: the questions.
 
         Returns:
-            (questions,) answers.
+            (queries,) answers.
 
         Raises:
-            UserError: a question is empty or too long.
+            UserError: a question is empty or too long; the row that it is from is named.
         """
-        texts = [""] * len(questions) if injected is None else injected
-        found = [self._retrieve(*each) for each in zip(questions, texts, strict=True)]
+        found = [self._retrieve(query) for query in queries]
         answers = {
             number: Answer(NOT_FOUND, (), tuple(each.hits), each.relevance, self.threshold)
             for number, each in enumerate(found)
@@ -120,18 +147,20 @@ class Asker:
             group = [n for n, each in enumerate(found) if each.prompt is not None and len(each.hits) == count]
             prompts = [prompt for n in group if (prompt := found[n].prompt) is not None]
             if group:
-                written = self.model.generate(prompts, grammar=grammar_of(count), max_new_tokens=self._max_new_tokens)
+                tokens = self.settings.max_new_tokens
+                written = self.model.generate(prompts, grammar=grammar_of(count), max_new_tokens=tokens)
                 answers |= {n: self._answer(found[n], each) for n, each in zip(group, written, strict=True)}
-        return [answers[number] for number in range(len(questions))]
+        return [answers[number] for number in range(len(queries))]
 
-    def _retrieve(self, question: str, injected: str) -> _Retrieved:
-        hits = self.index.search(question, self._k, self._mode, self._rerank)
+    def _retrieve(self, query: Query) -> _Retrieved:
+        settings, question = self.settings, query.text
+        hits = self.index.search(question, settings.k, settings.mode, settings.rerank)
         relevance = self.index.relevance(question, hits)
         if relevance < self.threshold or not hits:
             return _Retrieved(hits, relevance, None)
-        if injected:
-            hits[0] = replace(hits[0], text=f"{hits[0].text}\n\n{injected}")
-        used = _fitting(self.model, question, hits, self._max_new_tokens)
+        if query.injected:
+            hits[0] = replace(hits[0], text=f"{hits[0].text}\n\n{query.injected}")
+        used = _fitting(self.model, query, hits, settings.max_new_tokens)
         return _Retrieved(used, relevance, _prompt(self.model, question, used))
 
     def _answer(self, found: _Retrieved, written: Generation) -> Answer:
@@ -145,12 +174,12 @@ def ask(
     index: str | Path | Index,
     model: str | Path | Model,
     question: str,
-    k: int = 5,
-    mode: str = AUTO,
-    threshold: float | None = None,
-    max_new_tokens: int = 256,
-    rerank: str | None = None,
-    support: str = WORDS,
+    k: int = DEFAULTS.k,
+    mode: str = DEFAULTS.mode,
+    threshold: float | None = DEFAULTS.threshold,
+    max_new_tokens: int = DEFAULTS.max_new_tokens,
+    rerank: str | None = DEFAULTS.rerank,
+    support: str = DEFAULTS.support,
 ) -> Answer:
     """Answer a question from the documents of an index.
 
@@ -161,14 +190,7 @@ def ask(
         index: its directory, or the open index.
         model: as in `tunesmith.load`, or the loaded model; it writes text.
         question: in words.
-        k: the most chunks in the prompt. There are fewer if the model's context is too short for all.
-        mode: as in `tunesmith.search`.
-        threshold: the least relevance of the best chunk; below it, the answer is that nothing was found, and the model
-            is not asked. Default: as tuned on your questions, else 0.3.
-        max_new_tokens: the most tokens in the answer.
-        rerank: as in `tunesmith.search`.
-        support: how claims are compared with sentences: `words`, or a model of natural language inference (a directory
-            or a hub name, with `#LABEL` if its label for entailment is not `entailment`).
+        k, mode, threshold, max_new_tokens, rerank, support: as in `AskSettings`.
 
     Returns:
         The answer.
@@ -176,14 +198,15 @@ def ask(
     Raises:
         UserError: there is no such index or model, the model writes no text, or the question is empty or too long.
     """
-    return Asker(index, model, k, mode, threshold, max_new_tokens, rerank, support).answers([question])[0]
+    settings = AskSettings(k, mode, threshold, max_new_tokens, rerank, support)
+    return Asker(index, model, settings).answers([Query(question)])[0]
 
 
 def _prompt(model: Model, question: str, hits: Sequence[Hit]) -> str:
     return prompt_of(question, hits, special_tokens(model.tokenizer))
 
 
-def _fitting(model: Model, question: str, hits: list[Hit], max_new_tokens: int) -> list[Hit]:
+def _fitting(model: Model, query: Query, hits: list[Hit], max_new_tokens: int) -> list[Hit]:
     """The best of the chunks, as many as the model's context holds beside the answer.
 
     Raises:
@@ -191,11 +214,13 @@ def _fitting(model: Model, question: str, hits: list[Hit], max_new_tokens: int) 
     """
     room = room_for_text(model.generator.model)
     for count in range(len(hits), 0, -1):
-        text = model.prompt([{"role": "user", "content": _prompt(model, question, hits[:count])}])
+        text = model.prompt([{"role": "user", "content": _prompt(model, query.text, hits[:count])}])
         tokens = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if room is None or len(tokens) + max_new_tokens <= room:
             return hits[:count]
+    where = f"{query.source}: " if query.source else ""
     raise UserError(
-        f"{model.name} reads at most {room:,} tokens, too few for a chunk, the question and an answer of "
-        f"{max_new_tokens:,}. Use fewer --max-new-tokens, or an index with smaller chunks (--size)."
+        f"{where}{model.name} reads at most {room:,} tokens, too few for a chunk, the question and an answer of "
+        f"{max_new_tokens:,}. Shorten the question, use fewer --max-new-tokens, or an index with smaller chunks "
+        "(--size)."
     )

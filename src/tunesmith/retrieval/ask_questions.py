@@ -13,13 +13,12 @@ from tunesmith.evaluation.summary import summary
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
 from tunesmith.metrics.text import exact_match, word_f1
-from tunesmith.retrieval.ask import Answer, Asker
+from tunesmith.retrieval.ask import DEFAULTS, Answer, Asker, AskSettings, Query
 from tunesmith.retrieval.citing import SUPPORT, best_support
 from tunesmith.retrieval.generation import Generation
 from tunesmith.retrieval.prompt import without_citations
 from tunesmith.retrieval.questions import Question, about_questions, read_questions, relevant_chunks
-from tunesmith.retrieval.search import AUTO, Index
-from tunesmith.retrieval.support import WORDS
+from tunesmith.retrieval.search import Index
 from tunesmith.run import Events, Subscriber, jsonable
 from tunesmith.statistics.measured import Measured, mean_of, ratio_of
 from tunesmith.subjects.result_cache import ResultCache, digest_of
@@ -49,20 +48,16 @@ def ask_questions(
     index: str | Path | Index,
     model: str | Path | Model,
     questions: str | Path,
-    k: int = 5,
-    mode: str = AUTO,
-    threshold: float | None = None,
-    max_new_tokens: int = 256,
-    rerank: str | None = None,
-    support: str = WORDS,
+    settings: AskSettings = DEFAULTS,
     subscribers: Sequence[Subscriber] = (),
 ) -> dict[str, Any]:
     """Answer a file of questions, and measure the answers. Answers are kept in the user's cache: what was killed
     resumes, and what is asked again is not computed again.
 
     Args:
-        index, model, k, mode, threshold, max_new_tokens, rerank, support: as in `tunesmith.ask`.
+        index, model: as in `tunesmith.ask`.
         questions: a JSONL file, as `read_questions` explains; with `answer`, answers are compared with it.
+        settings: how each is answered.
         subscribers: receive `progress` events.
 
     Returns:
@@ -70,13 +65,14 @@ def ask_questions(
         `source`, and `relevant`: which of the prompt's chunks hold its passage.
 
     Raises:
-        UserError: as `tunesmith.ask` and `read_questions` raise, or a passage is in no chunk.
+        UserError: as `tunesmith.ask` and `read_questions` raise, with the row of a question that is too long; or a
+            passage is in no chunk.
     """
     path = Path(questions)
     rows = read_questions(path)
-    asker = Asker(index, model, k, mode, threshold, max_new_tokens, rerank, support)
+    asker = Asker(index, model, settings)
     relevant = relevant_chunks(asker.index.version, rows)
-    records = records_of(asker, [(row.text, "") for row in rows], Events(*subscribers))
+    records = records_of(asker, [Query(row.text, row.source) for row in rows], Events(*subscribers))
     for row, record, chunks in zip(rows, records, relevant, strict=True):
         record |= {"question": row.text, "source": row.source}
         record["relevant"] = [chunk in chunks for chunk in record["chunks"]]
@@ -86,27 +82,30 @@ def ask_questions(
     return {**about, **summary({name: figures}, name), "answers": records}
 
 
-def records_of(asker: Asker, pairs: Sequence[tuple[str, str]], events: Events) -> list[Record]:
+def records_of(asker: Asker, queries: Sequence[Query], events: Events) -> list[Record]:
     """Answers, of which those that are kept are not computed again.
 
     Args:
         asker: with the index and the model.
-        pairs: questions, each with a text that is injected into its first chunk, or an empty one.
+        queries: the questions.
         events: receives `progress`.
 
     Returns:
-        (pairs,) records.
+        (queries,) records.
+
+    Raises:
+        UserError: a question is too long; its row is named.
     """
-    model = asker.model
+    model, how = asker.model, asker.settings
     identity = digest_of([fingerprint_of(model.name), str(model.dtype), model.device.type])
-    cache = ResultCache(identity, ["ask", _digest(asker.index.version), asker.settings])
-    keys = [digest_of(pair) for pair in pairs]
-    missing = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in cache}.items())
+    settings = [how.k, how.mode, asker.index.weight, asker.threshold, how.max_new_tokens, how.rerank, how.support]
+    cache = ResultCache(identity, ["ask", _digest(asker.index.version), settings])
+    keys = [digest_of([query.text, query.injected]) for query in queries]
+    missing = list({key: query for key, query in zip(keys, queries, strict=True) if key not in cache}.items())
     for start in range(0, len(missing), TOGETHER):
         events.emit("progress", what="answers", done=start, total=len(missing))
         group = missing[start : start + TOGETHER]
-        questions, injected = (list(texts) for texts in zip(*(pair for _, pair in group), strict=True))
-        answers = asker.answers(questions, injected)
+        answers = asker.answers([query for _, query in group])
         cache.add({key: _record(asker, answer) for (key, _), answer in zip(group, answers, strict=True)})
     if missing:
         events.emit("progress", what="answers", done=len(missing), total=len(missing))

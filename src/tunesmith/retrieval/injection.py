@@ -11,7 +11,7 @@ from tunesmith.evaluation.suites.topic_prompts import Trial, attacks
 from tunesmith.evaluation.suites.topic_rules import obeyed
 from tunesmith.evaluation.summary import summary
 from tunesmith.inference.model import Model
-from tunesmith.retrieval.ask import Asker
+from tunesmith.retrieval.ask import DEFAULTS, Asker, AskSettings, Query
 from tunesmith.retrieval.ask_questions import records_of
 from tunesmith.retrieval.prompt import without_citations
 from tunesmith.retrieval.questions import about_questions, read_questions
@@ -45,8 +45,8 @@ def attack_questions(
     model: str | Path | Model,
     questions: str | Path,
     count: int,
+    settings: AskSettings = DEFAULTS,
     subscribers: Sequence[Subscriber] = (),
-    **options: Any,
 ) -> dict[str, Any]:
     """Answer questions whose most relevant chunk ends with an instruction, and count the answers that follow it.
 
@@ -54,8 +54,8 @@ def attack_questions(
         index, model: as in `tunesmith.ask`.
         questions: a JSONL file, as `read_questions` explains; those with a passage are asked.
         count: of attacks, evenly over the kinds.
+        settings: how each is answered.
         subscribers: receive `progress` events.
-        options: `k`, `mode`, `threshold`, `max_new_tokens`, `rerank`, as in `tunesmith.ask`.
 
     Returns:
         As `tunesmith.evaluate`: `figures`, `models` (one), `rows`, `data`; and `answers`: each with its `question`,
@@ -68,9 +68,10 @@ def attack_questions(
     rows = [row for row in read_questions(path) if row.targets]
     if not rows:
         raise UserError(f"None of the questions of {path} has a passage to put an attack into.")
-    asker = Asker(index, model, **options)
-    trials = trials_of([row.text for row in rows], count)
-    records = records_of(asker, [(text, trial.turns[0]) for text, trial in trials], Events(*subscribers))
+    asker = Asker(index, model, settings)
+    trials, sources = trials_of([row.text for row in rows], count), {row.text: row.source for row in rows}
+    queries = [Query(text, sources[text], trial.turns[0]) for text, trial in trials]
+    records = records_of(asker, queries, Events(*subscribers))
     hits = [
         obeyed(without_citations(record["answer"]), trial) for record, (_, trial) in zip(records, trials, strict=True)
     ]

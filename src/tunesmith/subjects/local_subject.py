@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.head import Head
@@ -24,7 +23,7 @@ from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
-from tunesmith.inference.score import SOURCE, Score
+from tunesmith.inference.score import SOURCE, Score, scores_of
 from tunesmith.inference.writing import Writing
 from tunesmith.metrics.prediction_metrics import Predictions
 from tunesmith.models.attention import use_document_attention
@@ -226,7 +225,7 @@ class LocalSubject:
             return self._model.score(texts)
         if all(len(chat) == 1 for chat in chats):
             return self._model.score([str(chat[0]["content"]) for chat in chats], texts)
-        return [self._score(chat, text) for chat, text in zip(chats, texts, strict=True)]
+        return self._answer_scores(chats, texts)
 
     def timings(self, chats: Sequence[Chat], sampling: Sampling, concurrent: int) -> list[Timing]:
         """As `Subject.timings`.
@@ -279,16 +278,15 @@ class LocalSubject:
         except UnusableError as error:
             raise UserError(f"{self.name}: a chat cannot be rendered: {error}.") from None
 
-    def _score(self, chat: Chat, text: str) -> Score:
-        """The log-probabilities of an answer to a chat of several turns."""
-        generator = self.generator()
-        example = Example(SOURCE, messages=(*chat, {"role": "assistant", "content": text}))
-        try:
-            (ids, mask), *_ = generator.renderer.tokenize_many(generator.renderer.render(example, "last"))
-        except UnusableError as error:
-            raise UserError(f"{self.name}: a chat cannot be rendered: {error}.") from None
-        first = int(np.flatnonzero(mask)[0])
-        (logs,) = generator.scores([(ids[:first].tolist(), ids[first:].tolist())])
-        scored: NDArray[np.bool_] = mask[first:]
-        tokens = self.tokenizer.convert_ids_to_tokens(ids[first:][scored].tolist())
-        return Score(tuple(tokens), np.array(logs)[scored])
+    def _answer_scores(self, chats: Sequence[Chat], texts: Sequence[str]) -> list[Score]:
+        """The log-probabilities of answers to chats of several turns."""
+        generator, rows = self.generator(), []
+        if generator.model.config.is_encoder_decoder:
+            raise UserError(f"{self.name} is an encoder–decoder, and log-probabilities are of decoders only.")
+        for chat, text in zip(chats, texts, strict=True):
+            example = Example(SOURCE, messages=(*chat, {"role": "assistant", "content": text}))
+            try:
+                rows += generator.renderer.tokenize_many(generator.renderer.render(example, "last"))
+            except UnusableError as error:
+                raise UserError(f"{self.name}: a chat cannot be rendered: {error}.") from None
+        return scores_of(generator, rows)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.example import Example
-from tunesmith.data.reasoning import with_reasoning
 from tunesmith.errors import UserError
 from tunesmith.evaluation.auc import area_of
 from tunesmith.evaluation.rows import EvaluationRows, spread, task_of
@@ -150,8 +149,7 @@ def _read(examples: Iterable[Example]) -> list[Passage]:
             passages.append(Passage(None, str(example.text)[: CHARACTERS[1]], str(example.source)))
         elif any(turn["role"] == "assistant" for turn in example.messages or ()) and not example.tools:
             task = task_of(example)
-            text = with_reasoning(task.expected, task.reasoning) if task.reasoning else task.expected
-            passages.append(Passage(task.chat, text, task.source))
+            passages.append(Passage(task.chat, task.answer, task.source))
     return passages
 
 
