@@ -21,9 +21,9 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import beta
 
 from tunesmith.comparing.recommendation import MARGIN, Option, choose
-from tunesmith.evaluation.measured import mean_of
-from tunesmith.evaluation.statistics.differences import paired
-from tunesmith.evaluation.statistics.intervals import wilson
+from tunesmith.statistics.differences import paired
+from tunesmith.statistics.intervals import wilson
+from tunesmith.statistics.measured import mean_of
 
 RESULTS = Path(__file__).parent / "results" / "compare_simulation.json"
 TRUTHS: dict[str, Sequence[float]] = {

@@ -210,7 +210,7 @@ def evaluated(name: str, run: str) -> dict[str, Any]:
     """The figures of the task and of the suites, by name: of the base, of the run, and their difference."""
     import tunesmith
     from tunesmith.demo.tools import TOOL_METRICS
-    from tunesmith.evaluation.metrics import METRICS, metric_named
+    from tunesmith.metrics import METRICS, metric_named
 
     task = TASKS[name]
     if name == "banking77":

@@ -173,7 +173,7 @@ def gaps(expected: Sequence[Answer], found: Sequence[Answer]) -> list[float | No
 def figures(expected: Sequence[Answer], found: Sequence[Answer], rows: Sequence[dict[str, str]]) -> dict[str, Any]:
     """How many answers are the same, the gaps of the others, and the share that is exactly right with its interval."""
     from tunesmith.demo.tools import exactly_right
-    from tunesmith.evaluation.statistics.intervals import wilson
+    from tunesmith.statistics.intervals import wilson
 
     right = sum(exactly_right(each["text"], row["answer"]) for each, row in zip(found, rows, strict=True))
     same = sum(own["text"] == other["text"] for own, other in zip(expected, found, strict=True))

@@ -59,6 +59,7 @@ DIRECTORIES = (
     "heads",
     "inference",
     "methods",
+    "metrics",
     "models",
     "modules",
     "objectives",
@@ -68,7 +69,10 @@ DIRECTORIES = (
     "proving",
     "report",
     "retrieval",
+    "rewards",
     "serving",
+    "statistics",
+    "subjects",
     "training",
 )
 PRELOADED = (

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tunesmith.errors import UserError
     from tunesmith.evaluation.answering import answer
     from tunesmith.evaluation.compare import evaluate
-    from tunesmith.evaluation.metrics import Metric
     from tunesmith.exporting.combine import combine
     from tunesmith.heads.prediction import Prediction
     from tunesmith.inference.model import Model, load
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from tunesmith.inference.score import Score
     from tunesmith.inference.verbs import chat, classify, embed, generate, score
     from tunesmith.inference.writing import Generation
+    from tunesmith.metrics import Metric
     from tunesmith.models.bases import embedded_base, get_base, list_bases
     from tunesmith.objectives.objective import Objective
     from tunesmith.planner.request import plan
@@ -54,7 +54,7 @@ _MODULES = {
     "Generation": "tunesmith.inference.writing",
     "Head": "tunesmith.config.head",
     "MethodConfig": "tunesmith.config.method",
-    "Metric": "tunesmith.evaluation.metrics",
+    "Metric": "tunesmith.metrics",
     "Model": "tunesmith.inference.model",
     "Objective": "tunesmith.objectives.objective",
     "ObjectiveConfig": "tunesmith.config.objective",

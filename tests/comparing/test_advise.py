@@ -15,8 +15,8 @@ from tunesmith.comparing.priors import FINDINGS, STUDIES, ReadIn, studies_on
 from tunesmith.comparing.spec import Comparison
 from tunesmith.comparing.ways import WAYS
 from tunesmith.errors import UserError
-from tunesmith.evaluation.statistics.differences import LEVEL
-from tunesmith.evaluation.statistics.power import rows_to_show
+from tunesmith.statistics.differences import LEVEL
+from tunesmith.statistics.power import rows_to_show
 
 PAGE = Path(__file__).parents[2] / "docs" / "deciding.md"
 

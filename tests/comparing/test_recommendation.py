@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from tunesmith.comparing.recommendation import MARGIN, Choice, Option, choose
-from tunesmith.evaluation.measured import Better, mean_of
+from tunesmith.statistics.measured import Better, mean_of
 
 NAMES = ("plain", "prompt", "few_shot", "retrieval", "tuned")
 

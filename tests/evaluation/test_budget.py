@@ -10,9 +10,9 @@ import pytest
 from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import Cost, rows_within, seconds_of
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.report.table import evaluation_table
+from tunesmith.statistics.measured import Measured, mean_of
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1.5h", 5400), (" 2 min ", 120)])

@@ -16,11 +16,11 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.metrics import METRICS, Metric, scores
-from tunesmith.evaluation.metrics.text import exact_match, first_word, rouge_l
-from tunesmith.evaluation.statistics.intervals import mean_with_interval
 from tunesmith.inference.held_out import RowLosses
+from tunesmith.metrics import METRICS, Metric, scores
+from tunesmith.metrics.text import exact_match, first_word, rouge_l
 from tunesmith.models.load import load_tokenizer
+from tunesmith.statistics.intervals import mean_with_interval
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,17 @@ from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 from tunesmith.config.head import Head
 from tunesmith.config.objective import PER_TOKEN
 from tunesmith.evaluation.figures import Side, figures_of, samples_of
-from tunesmith.evaluation.metrics import METRICS, Metric, scores
-from tunesmith.evaluation.metrics.text import exact_match, first_word
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.evaluation.rows import Task, spread
-from tunesmith.evaluation.statistics.bootstrap import bootstrap, interval_of
-from tunesmith.evaluation.statistics.intervals import change_with_interval, mean_with_interval, wilson
-from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.summary import summary
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.sequence_classification import RegressionHead, SequenceClassificationHead
 from tunesmith.inference.held_out import RowLosses
+from tunesmith.metrics import METRICS, Metric, scores
+from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.metrics.text import exact_match, first_word
+from tunesmith.statistics.bootstrap import bootstrap, interval_of
+from tunesmith.statistics.intervals import change_with_interval, mean_with_interval, wilson
+from tunesmith.subjects.subject import Answer
 
 Values = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -16,7 +16,7 @@ from scripted_server import Body, RefusedError, scripted
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.prediction_powered import prediction_powered
+from tunesmith.statistics.prediction_powered import prediction_powered
 
 ROWS = 5
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from tunesmith.data.example import Example, Source
+from tunesmith.data.reasoning import final_answer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.evaluation.figures import answer_figures
-from tunesmith.evaluation.metrics import METRICS
-from tunesmith.evaluation.rows import EvaluationRows, Task, final_answer, spread, task_of, units_of
-from tunesmith.evaluation.subject import Answer
+from tunesmith.evaluation.rows import EvaluationRows, Task, spread, task_of, units_of
+from tunesmith.metrics import METRICS
+from tunesmith.subjects.subject import Answer
 
 
 def example(answer: dict[str, Any], *earlier: dict[str, Any]) -> Example:

@@ -175,7 +175,7 @@ def test_figures_are_the_same_to_the_bit_at_any_concurrency(runs: Path, tiny_mod
 def test_a_killed_evaluation_resumes_and_ends_with_the_same_figures(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunesmith.evaluation.local_subject.ANSWERS", 2)
+    monkeypatch.setattr("tunesmith.subjects.local_subject.ANSWERS", 2)
     models = [runs / "short", runs / "long"]
     whole = small(models, rows=None, cache=False, concurrent=2)
 

@@ -10,10 +10,10 @@ from running_server import served
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.subject import Timing
 from tunesmith.evaluation.suite import open_suites, parsed_options
 from tunesmith.evaluation.suites import latency
 from tunesmith.evaluation.suites.latency import level_figures, prompts
+from tunesmith.subjects.subject import Timing
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_latency_is_measured_of_a_model_and_of_a_server(tiny_model: Path) -> Non
 
 
 SUITE = """
-from tunesmith.evaluation.measured import mean_of
+from tunesmith.statistics.measured import mean_of
 
 
 class Length:
@@ -95,7 +95,7 @@ def test_a_suite_of_ones_own_is_measured_beside_the_rows_and_named_if_it_fails(
 
 
 WITH_OPTIONS = """
-from tunesmith.evaluation.measured import mean_of
+from tunesmith.statistics.measured import mean_of
 
 
 class Fixed:

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.summary import summary
+from tunesmith.statistics.measured import Measured, mean_of
 
 
 def figure(values: NDArray[np.float64], names: list[str] | None = None) -> Measured:

@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from tunesmith.evaluation.classification import calibration_error_by_chance, confusion_matrix, reliability
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS, Predictions
 
 
 def predictions(probabilities: Any, targets: Any, labels: str = "abc") -> Predictions:

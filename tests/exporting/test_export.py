@@ -24,7 +24,6 @@ import tunesmith
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.rows import EvaluationRows
 from tunesmith.exporting.card import eval_results, write_run_card
 from tunesmith.exporting.export import export
@@ -32,6 +31,7 @@ from tunesmith.exporting.gguf_family import Layout
 from tunesmith.exporting.importance import importance
 from tunesmith.exporting.ollama import go_template
 from tunesmith.exporting.subject import Subject
+from tunesmith.metrics import METRICS
 from tunesmith.report.html import write_report
 from tunesmith.run import Events
 

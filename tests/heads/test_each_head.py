@@ -38,7 +38,6 @@ from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.heads.embedding import EmbeddingClassifierHead, EmbeddingHead
 from tunesmith.heads.head_file import read_head, write_head
@@ -52,6 +51,7 @@ from tunesmith.heads.sequence_classification import (
     class_logits,
 )
 from tunesmith.heads.token_classification import TokenClassificationHead, tag_logits
+from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.forward import check_lm_head, first_hidden_states, next_token_losses, pool
 

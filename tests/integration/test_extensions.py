@@ -20,7 +20,7 @@ import tunesmith
 from tunesmith.config.registry import FORMATS, HEADS, METHODS, OBJECTIVES, Registry
 from tunesmith.config.registry import METRICS as INSTALLED
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import METRICS, metric_named
+from tunesmith.metrics import METRICS, metric_named
 
 LOSSES = '''
 from halves import HALF

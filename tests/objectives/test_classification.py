@@ -18,10 +18,10 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.batch import collate
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.heads.sequence_classification import SequenceClassificationHead, class_logits
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict
+from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.models.attention import use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
 

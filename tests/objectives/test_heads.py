@@ -23,13 +23,13 @@ from tunesmith.data.batch import collate
 from tunesmith.data.labeled import WORD
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.errors import UserError
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.heads.stored import stored_head
 from tunesmith.heads.token_classification import TokenClassificationHead, spans_of
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.predict import predict, vector_of
+from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS, Predictions
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.objectives.few_shot import fitted_classifier

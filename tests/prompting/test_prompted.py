@@ -10,12 +10,12 @@ from small_models import stored_base
 
 from tunesmith import Sampling, UserError, load
 from tunesmith.data.example import Source
-from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.prompting.prompt import Prompt, example_of
 from tunesmith.prompting.prompted import Prompted, PromptRenderer, render, without_system
 from tunesmith.prompting.reading import Reading
 from tunesmith.prompting.shots import Shots
+from tunesmith.subjects.local_subject import LocalSubject
 
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 LEAVES_OUT = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"

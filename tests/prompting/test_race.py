@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from tunesmith.evaluation.measured import Better, Measured, mean_of
 from tunesmith.prompting.race import Place, race, schedule
+from tunesmith.statistics.measured import Better, Measured, mean_of
 
 ROWS = 200
 

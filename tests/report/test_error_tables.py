@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tunesmith.evaluation.classification import error_tables as tables_of
-from tunesmith.evaluation.prediction_metrics import Predictions
+from tunesmith.metrics.prediction_metrics import Predictions
 from tunesmith.report.error_tables import CONFUSIONS, MATRIX_LABELS, error_tables
 from tunesmith.report.html import write_evaluation_page
 

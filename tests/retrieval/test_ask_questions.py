@@ -9,7 +9,7 @@ from bigram import chain_model
 from bytewise import byte_tokenizer
 
 import tunesmith
-from tunesmith.evaluation.metrics.contradiction import Inference
+from tunesmith.metrics.contradiction import Inference
 from tunesmith.retrieval import ask_questions as module
 from tunesmith.retrieval.ask import Asker
 from tunesmith.retrieval.ask_questions import answer_figures, ask_questions

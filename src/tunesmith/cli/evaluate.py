@@ -92,9 +92,9 @@ def evaluate(
     most = _rows(rows)
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
-        from tunesmith.evaluation.metrics import METRICS, metric_named
         from tunesmith.evaluation.opening import BASE, run_alone
         from tunesmith.evaluation.suite import parsed_options
+        from tunesmith.metrics import METRICS, metric_named
         from tunesmith.report.forgetting import curves_of
         from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress

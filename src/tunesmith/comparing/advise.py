@@ -15,10 +15,10 @@ from tunesmith.comparing.priors import FINDINGS, Change, papers_on, studies_on
 from tunesmith.comparing.recommendation import MARGIN
 from tunesmith.comparing.ways import WAYS
 from tunesmith.errors import UserError
-from tunesmith.evaluation.statistics.differences import LEVEL
-from tunesmith.evaluation.statistics.power import detectable, rows_to_show
 from tunesmith.planner.device import device_named
 from tunesmith.run import atomic_write, refuse_existing, writing
+from tunesmith.statistics.differences import LEVEL
+from tunesmith.statistics.power import detectable, rows_to_show
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "facts": ("prompt", "retrieval", "tuned", "tuned_retrieval", "retrieval_tuned"),

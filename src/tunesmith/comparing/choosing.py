@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.example import Example
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.subject import Subject
 from tunesmith.evaluation.suites.task_score import scored
 from tunesmith.inference.sampling import Sampling
+from tunesmith.metrics import Metric
 from tunesmith.prompting.prompt import Prompt
 from tunesmith.prompting.prompted import Prompted
 from tunesmith.prompting.race import race
 from tunesmith.prompting.shots import Shots
 from tunesmith.retrieval.encoder import Encoder
 from tunesmith.run import Events
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import Subject
 
 CHOICES = ("random", "similar")
 """How examples are chosen: at random, the same for all questions; or those whose questions are most like the asked

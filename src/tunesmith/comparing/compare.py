@@ -16,9 +16,9 @@ from tunesmith.comparing.ways import WAYS, Way
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.budget import seconds_of
-from tunesmith.evaluation.metrics import METRICS, Metric, fitting, metric_named
 from tunesmith.evaluation.suites.task_score import main_metric_name
 from tunesmith.inference.memory import CONCURRENT
+from tunesmith.metrics import METRICS, Metric, fitting, metric_named
 from tunesmith.run import Subscriber, atomic_write, jsonable, writing
 from tunesmith.run_lock import write_lock
 

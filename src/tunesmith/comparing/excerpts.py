@@ -8,15 +8,15 @@ from dataclasses import replace
 from tunesmith.comparing.needs import COVERED, content_words, coverage
 from tunesmith.data.example import Example, Message
 from tunesmith.data.template import special_tokens
-from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import task_of
-from tunesmith.evaluation.subject import Answer, Chat, Subject, SubjectAround, Timing, as_chat
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 from tunesmith.prompting.reading import Reading
 from tunesmith.retrieval.chunk import searched_text
 from tunesmith.retrieval.prompt import with_context
 from tunesmith.retrieval.search import Hit, Index
+from tunesmith.subjects.result_cache import digest_of
+from tunesmith.subjects.subject import Answer, Chat, Subject, SubjectAround, Timing, as_chat
 
 WITH_ANSWER = 0.8
 """The share of training rows whose excerpts hold the one with the answer, if there is one (Zhang et al. 2024, P; they
@@ -103,7 +103,7 @@ class Excerpts:
 
 
 class Retrieved(SubjectAround):
-    """A model whose questions come with excerpts (`tunesmith.evaluation.subject.Subject`).
+    """A model whose questions come with excerpts (`tunesmith.subjects.subject.Subject`).
 
     Args:
         subject: the model.

@@ -18,16 +18,16 @@ from tunesmith.comparing.spec import Comparison, Server
 from tunesmith.comparing.tuned import fine_tuned, recipe_for, seconds_of_run
 from tunesmith.comparing.ways import Way
 from tunesmith.evaluation.figures import answer_figures
-from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import Task, spread
-from tunesmith.evaluation.subject import Subject, Timing
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.evaluation.suite import SuiteContext, measure_suite, open_suites
 from tunesmith.inference.sampling import Sampling
+from tunesmith.metrics import Metric
 from tunesmith.prompting.prompted import Prompted
 from tunesmith.retrieval.build import AUTO, NONE, index
 from tunesmith.retrieval.search import Index
 from tunesmith.run import Events, Run, Subscriber
+from tunesmith.subjects.subject import Subject, Timing
 
 TOPIC_PROMPTS = 60
 """The most prompts of the suite `topic` for each way."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from tunesmith.comparing.costs import Cost
 from tunesmith.comparing.ways import Way
-from tunesmith.evaluation.measured import Measured
-from tunesmith.evaluation.subject import Answer, Timing
+from tunesmith.statistics.measured import Measured
+from tunesmith.subjects.subject import Answer, Timing
 
 TIMED = 12
 """Requests of each way whose time is measured, one after another; a 95th percentile of so few is close to the

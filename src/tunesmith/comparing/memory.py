@@ -4,9 +4,9 @@ from pathlib import Path
 
 from tunesmith.config.base import Base
 from tunesmith.errors import UserError
-from tunesmith.evaluation.subject import Subject
 from tunesmith.planner.device import device_named
 from tunesmith.planner.generation import plan_generation
+from tunesmith.subjects.subject import Subject
 
 
 def memory_of(subject: Subject, tokens: int, index: Path | None) -> int | None:

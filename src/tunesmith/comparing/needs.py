@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tunesmith.evaluation.metrics.style import FEWEST, StyleClassifier
 from tunesmith.evaluation.rows import Task
+from tunesmith.metrics.style import FEWEST, StyleClassifier
 
 Need = Literal["facts", "form", "both", "neither"]
 

@@ -6,8 +6,8 @@ from typing import Any
 from tunesmith.comparing.costs import BreakEven, Cost, Prices
 from tunesmith.comparing.recommendation import Choice
 from tunesmith.comparing.ways import Way
-from tunesmith.evaluation.measured import Measured
 from tunesmith.report.formatting import duration
+from tunesmith.statistics.measured import Measured
 
 Quality = Mapping[str, Measured]
 """What decides, by way."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from tunesmith.evaluation.measured import Measured
-from tunesmith.evaluation.statistics.differences import LEVEL, Difference, holm, paired
-from tunesmith.evaluation.statistics.power import MOST_ROWS, rows_to_show
+from tunesmith.statistics.differences import LEVEL, Difference, holm, paired
+from tunesmith.statistics.measured import Measured
+from tunesmith.statistics.power import MOST_ROWS, rows_to_show
 
 MARGIN = 0.05
 """A difference in quality that is not worth a more costly way: five of a hundred answers."""

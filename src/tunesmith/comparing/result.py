@@ -15,9 +15,9 @@ from tunesmith.comparing.recommendation import Choice, Option, choose
 from tunesmith.comparing.rows import question_of
 from tunesmith.comparing.spec import Comparison
 from tunesmith.evaluation.figures import samples_of
-from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.rows import task_of
 from tunesmith.evaluation.summary import summary, with_interval
+from tunesmith.statistics.measured import Measured, mean_of
 
 SAMPLES = 5
 """Rows that are shown: those in which the ways differ most."""

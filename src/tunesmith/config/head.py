@@ -58,7 +58,7 @@ class Head(ABC):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics of its outputs, named as in `tunesmith.evaluation.prediction_metrics`; empty for written text."""
+        """The metrics of its outputs, named as in `tunesmith.metrics.prediction_metrics`; empty for written text."""
         return ()
 
     # The model

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tunesmith.config.registry import Strict, unwritten
+from tunesmith.config.reward import RewardConfig
 from tunesmith.config.types import (
     Base,
     Example,
@@ -80,6 +81,11 @@ class ObjectiveConfig(Strict, ABC):
         return ()
 
     @property
+    def reward_functions(self) -> Sequence[RewardConfig]:
+        """The reward functions that it calls, if it learns from rewards."""
+        return ()
+
+    @property
     def output_scale(self) -> float:
         """The scale of a new head's outputs, in the unit of the targets."""
         return 1.0
@@ -107,6 +113,17 @@ class ObjectiveConfig(Strict, ABC):
             UserError: the class does not say.
         """
         raise unwritten(self, "head_learning_rate_at")
+
+    def with_absolute_paths(self, absolute: Callable[[str], str]) -> "ObjectiveConfig":
+        """Resolve paths in the objective's fields.
+
+        Args:
+            absolute: resolves a path beside the recipe; returns what is no path as it is.
+
+        Returns:
+            A copy with absolute paths.
+        """
+        return self
 
     def resolve(self, read: Callable[[], Iterable[Example]]) -> "ObjectiveConfig":
         """Resolve what depends on the training rows, such as the names of the classes.

@@ -31,6 +31,7 @@ from tunesmith.config.registry import (
     HEADS,
     METHODS,
     OBJECTIVES,
+    REWARDS,
     Registry,
     Strict,
     config_class,
@@ -171,6 +172,7 @@ class Recipe(Strict):
             ("objective", OBJECTIVES, self.objective.kind),
             ("objective", HEADS, self.objective.head.kind),
             ("data.format", FORMATS, self.data.format),
+            *(("objective.rewards", REWARDS, each.function) for each in self.objective.reward_functions),
         )
         return [each for each in kinds if each[1].is_users(each[2])]
 
@@ -266,7 +268,8 @@ class Recipe(Strict):
                 "chat_template": None if template is None else Path(absolute(str(template))),
             }
         )
-        return self.model_copy(update={"data": data, "base": base})
+        objective = self.objective.with_absolute_paths(absolute)
+        return self.model_copy(update={"data": data, "base": base, "objective": objective})
 
 
 def _by_kind(value: Any, registry: Registry, base: type[Strict], directory: Path | None) -> Any:

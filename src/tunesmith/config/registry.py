@@ -1,4 +1,4 @@
-"""The registries of methods, objectives, heads, row formats and metrics.
+"""The registries of methods, objectives, heads, row formats, metrics and reward functions.
 
 All are looked up by `kind`. A new one of ours takes one file and one line here; a user's is named as `module:Class`, or
 registered by an installed package as an entry point.
@@ -156,7 +156,27 @@ FORMATS = Registry("tunesmith.formats", {})
 
 METRICS = Registry("tunesmith.metrics", {})
 """Metrics of installed packages, which are computed if they are asked for; ours are
-`tunesmith.evaluation.metrics.METRICS`."""
+`tunesmith.metrics.METRICS`."""
+
+REWARDS = Registry(
+    "tunesmith.rewards",
+    {
+        "exact": "tunesmith.rewards.answers:Exact",
+        "number": "tunesmith.rewards.answers:Number",
+        "similarity": "tunesmith.rewards.answers:Similarity",
+        "metric": "tunesmith.rewards.answers:AnyMetric",
+        "regex": "tunesmith.rewards.shape:Regex",
+        "format": "tunesmith.rewards.shape:Format",
+        "json": "tunesmith.rewards.shape:Json",
+        "length": "tunesmith.rewards.shape:Length",
+        "language": "tunesmith.rewards.shape:Language",
+        "repetition": "tunesmith.rewards.shape:Repetition",
+        "code": "tunesmith.rewards.code:Code",
+        "classifier": "tunesmith.rewards.models:Classifier",
+        "judge": "tunesmith.rewards.models:JudgeReward",
+    },
+)
+"""Reward functions: the name → the class, imported on first use."""
 
 
 class Strict(BaseModel):

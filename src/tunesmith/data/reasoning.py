@@ -26,6 +26,19 @@ def split_reasoning(content: str) -> tuple[str, str]:
     return match[1].strip("\n") if match[1].strip() else "", content[match.end() :]
 
 
+def final_answer(text: str) -> str:
+    """What an answer says after its reasoning, which is what metrics score.
+
+    Args:
+        text: as a model wrote it, with or without `<think>…</think>` at its start.
+
+    Returns:
+        The rest; empty if the reasoning does not end.
+    """
+    reasoning, rest = split_reasoning(text)
+    return "" if not reasoning and rest.lstrip().startswith(TAGS[0]) else rest.strip()
+
+
 def with_reasoning(content: str, reasoning: str) -> str:
     """The content of an answer with its reasoning, as Qwen3 and DeepSeek-R1 write it."""
     return f"<think>\n{reasoning}\n</think>\n\n{content}"

@@ -41,8 +41,8 @@ from tunesmith.demo.json_types import (
     literal,
 )
 from tunesmith.errors import UserError
-from tunesmith.evaluation.metrics import METRICS, Metric
-from tunesmith.evaluation.metrics.json_text import field_f1, parsed_json
+from tunesmith.metrics import METRICS, Metric
+from tunesmith.metrics.json_text import field_f1, parsed_json
 from tunesmith.run import atomic_write
 
 HELD_OUT_SHARE = 0.2  # of packages; about a fifth of the rows

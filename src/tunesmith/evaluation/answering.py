@@ -14,7 +14,6 @@ from tunesmith.data.read import Row, read
 from tunesmith.data.row_formats import refuse_media, to_example
 from tunesmith.data.turns import MalformedRowError
 from tunesmith.errors import UserError
-from tunesmith.evaluation.subject import ChatPrompt
 from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.memory import CONCURRENT
@@ -24,6 +23,7 @@ from tunesmith.inference.sampling import Sampling
 from tunesmith.models.precision import device_of, writing_dtype
 from tunesmith.run import Events, Subscriber, atomic_write, writing
 from tunesmith.run_lock import output_lock
+from tunesmith.subjects.subject import ChatPrompt
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
 """Columns that hold the question, in a row that has no answer."""

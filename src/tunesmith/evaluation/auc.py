@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, stdtr, stdtrit
 from scipy.stats import rankdata
 
-from tunesmith.evaluation.measured import Better, Measured
-from tunesmith.evaluation.statistics.bootstrap import Interval, Z
-from tunesmith.evaluation.statistics.differences import Difference
-from tunesmith.evaluation.statistics.intervals import tango, wilson
+from tunesmith.statistics.bootstrap import Interval, Z
+from tunesmith.statistics.differences import Difference
+from tunesmith.statistics.intervals import tango, wilson
+from tunesmith.statistics.measured import Better, Measured
 
 
 @dataclass(frozen=True, slots=True)

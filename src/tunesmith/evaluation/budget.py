@@ -11,9 +11,9 @@ from typing import Any
 from tunesmith.errors import UserError
 from tunesmith.evaluation.measuring import Trial
 from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.subject import Subject
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.inference.sampling import Sampling
+from tunesmith.subjects.subject import Subject
 
 PROBE = 8
 """Rows whose answers are timed first; also the fewest that are evaluated."""

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.prediction_metrics import BINS, Predictions, calibration, classes_of
-from tunesmith.evaluation.statistics.bootstrap import Interval
-from tunesmith.evaluation.statistics.intervals import wilson
+from tunesmith.metrics.prediction_metrics import BINS, Predictions, calibration, classes_of
+from tunesmith.statistics.bootstrap import Interval
+from tunesmith.statistics.intervals import wilson
 
 SIMULATIONS = 1000
 

@@ -17,19 +17,19 @@ from tunesmith.evaluation.forgetting_curve import TOLERANCE, CurveOptions
 from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.judging import Judged, open_judging
 from tunesmith.evaluation.keeping import Keeping
-from tunesmith.evaluation.measured import ratio_of
 from tunesmith.evaluation.measuring import Asked, Measurement, Trial, measure
-from tunesmith.evaluation.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
-from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.evaluation.rows import EvaluationRows, spread
-from tunesmith.evaluation.subject import ChatPrompt
 from tunesmith.evaluation.suite import open_suites, storages_of
 from tunesmith.evaluation.summary import summary
 from tunesmith.exporting.card import write_run_card
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
+from tunesmith.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
 from tunesmith.run import Events, Subscriber, atomic_write, jsonable, writing
+from tunesmith.statistics.measured import ratio_of
+from tunesmith.subjects.result_cache import digest_of
+from tunesmith.subjects.subject import ChatPrompt
 
 SAMPLES = 5
 """Rows whose answers are shown."""
@@ -90,7 +90,7 @@ def evaluate(
         budget: a time such as `10min`: as many rows are answered and measured by suites, up to `rows`, as it allows, by
             how long the first model takes for a few of them.
         judge: a model that scores the answers, named as in `models`.
-        rubric: a text file that says what makes an answer good; None: `tunesmith.evaluation.judge.RUBRIC`.
+        rubric: a text file that says what makes an answer good; None: `tunesmith.subjects.judge.RUBRIC`.
         judge_pairs: the judge says which of two answers is better, the first model's or another's, and gives no scores.
         labels: a file of people's scores or preferences of some answers, as `tunesmith.evaluation.labels` reads them.
         checkpoints: of a run alone: also what each of its kept checkpoints gained and forgot.

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from tunesmith.config.head import Head
 from tunesmith.config.objective import PER_TOKEN
-from tunesmith.evaluation.measured import Better, Measured, ratio_of
-from tunesmith.evaluation.metrics import Case, Metric, measured
-from tunesmith.evaluation.prediction_metrics import PREDICTION_METRICS, Predictions
-from tunesmith.evaluation.rows import Task, final_answer
-from tunesmith.evaluation.subject import Answer
+from tunesmith.data.reasoning import final_answer
+from tunesmith.evaluation.rows import Task
 from tunesmith.inference.held_out import RowLosses
+from tunesmith.metrics import Case, Metric, measured
+from tunesmith.metrics.prediction_metrics import PREDICTION_METRICS, Predictions
+from tunesmith.statistics.measured import Better, Measured, ratio_of
+from tunesmith.subjects.subject import Answer
 
 Figures = dict[str, Measured]
 """One model's figures, by metric."""

@@ -8,12 +8,8 @@ from typing import Any
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import LOSS, figures_of
-from tunesmith.evaluation.local_subject import LocalSubject
-from tunesmith.evaluation.measured import Measured
 from tunesmith.evaluation.measuring import Asked, Trial, measure
 from tunesmith.evaluation.rows import EvaluationRows
-from tunesmith.evaluation.statistics.bootstrap import Interval
-from tunesmith.evaluation.subject import Subject
 from tunesmith.evaluation.subjects import CHECKPOINTS, SubjectName, open_base, open_subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.forgetting import general_loss, general_texts
@@ -21,6 +17,10 @@ from tunesmith.evaluation.summary import summary
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events, Subscriber
+from tunesmith.statistics.bootstrap import Interval
+from tunesmith.statistics.measured import Measured
+from tunesmith.subjects.local_subject import LocalSubject
+from tunesmith.subjects.subject import Subject
 from tunesmith.training.checkpoint_output import is_checkpoint
 
 BASE = "base"

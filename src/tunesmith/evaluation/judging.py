@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import Figures
-from tunesmith.evaluation.judge import RUBRIC, Judge
 from tunesmith.evaluation.labels import Labels
-from tunesmith.evaluation.local_subject import LocalSubject
-from tunesmith.evaluation.measured import mean_of
 from tunesmith.evaluation.measuring import Opened, Trial, emit_figures, progress_of
-from tunesmith.evaluation.metrics import Case
 from tunesmith.evaluation.rows import EvaluationRows
-from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
 from tunesmith.evaluation.summary import with_interval
-from tunesmith.evaluation.verdicts import (
+from tunesmith.metrics import Case
+from tunesmith.run import Events
+from tunesmith.statistics.measured import mean_of
+from tunesmith.subjects.judge import RUBRIC, Judge
+from tunesmith.subjects.local_subject import LocalSubject
+from tunesmith.subjects.served_subject import ServedSubject
+from tunesmith.subjects.verdicts import (
     SCORES,
     WIN_OR_LOSS,
     Verdicts,
@@ -30,7 +31,6 @@ from tunesmith.evaluation.verdicts import (
     score_figure,
     wins_figure,
 )
-from tunesmith.run import Events
 
 SCORE, WINS = "judge.score", "judge.wins"
 

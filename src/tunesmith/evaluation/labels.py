@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tunesmith.data.example import Malformed
 from tunesmith.data.read import Row, read
 from tunesmith.errors import UserError
-from tunesmith.evaluation.verdicts import HIGHEST, LOWEST
+from tunesmith.subjects.verdicts import HIGHEST, LOWEST
 
 TIE = "tie"
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from tunesmith.config.head import Head
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import Figures, Side, answer_figures, loss_figures, prediction_figures
-from tunesmith.evaluation.local_subject import TOKENS, LocalSubject
-from tunesmith.evaluation.metrics import Metric
 from tunesmith.evaluation.rows import EvaluationRows, Task, units_of
-from tunesmith.evaluation.served_subject import ServedSubject
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Answer, Subject
 from tunesmith.evaluation.suite import Suite, SuiteContext, measure_suite
 from tunesmith.evaluation.summary import about_figure, with_interval
 from tunesmith.heads.head_file import described_head
 from tunesmith.inference.sampling import Sampling
+from tunesmith.metrics import Metric
 from tunesmith.run import Events
+from tunesmith.subjects.local_subject import TOKENS, LocalSubject
+from tunesmith.subjects.served_subject import ServedSubject
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Answer, Subject
 
 Opened = LocalSubject | ServedSubject
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
-from tunesmith.evaluation.local_subject import LocalSubject
 from tunesmith.evaluation.measuring import Opened, Trial
 from tunesmith.evaluation.rows import EvaluationRows
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_base, open_subject
 from tunesmith.run import Run, Subscriber
+from tunesmith.subjects.local_subject import LocalSubject
 
 BASE, TUNED = "base", "tuned"
 """The columns if a run is evaluated alone."""

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.local_subject import LocalSubject
-from tunesmith.evaluation.result_cache import ResultCache, digest_of
-from tunesmith.evaluation.subject import Subject
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
+from tunesmith.subjects.local_subject import LocalSubject
+from tunesmith.subjects.result_cache import ResultCache, digest_of
+from tunesmith.subjects.subject import Subject
 
 KEPT = 256
 """Texts after which those that are complete are written to the cache."""

@@ -14,19 +14,16 @@ from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare, training_examples
-from tunesmith.data.reasoning import reasoning_of, split_reasoning
+from tunesmith.data.reasoning import reasoning_of
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
-from tunesmith.evaluation.result_cache import digest_of
 from tunesmith.objectives.instruction import Instruction
 from tunesmith.objectives.text import Text
+from tunesmith.subjects.result_cache import digest_of
 
 LONGEST = 2**17
 """Tokens of a row of a file; a longer one is left out, and counted."""
-
-UNCLOSED = "<think>"
-"""What begins the reasoning of an answer. Without its end, the answer has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,19 +228,6 @@ def task_of(example: Example) -> Task:
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     reasoning, expected = reasoning_of(messages[last])
     return Task(messages[:last], expected, str(example.source), reasoning)
-
-
-def final_answer(text: str) -> str:
-    """What an answer says after its reasoning, which is what metrics score.
-
-    Args:
-        text: as a model wrote it, with or without `<think>…</think>` at its start.
-
-    Returns:
-        The rest; empty if the reasoning does not end.
-    """
-    reasoning, rest = split_reasoning(text)
-    return "" if not reasoning and rest.lstrip().startswith(UNCLOSED) else rest.strip()
 
 
 def units_of(table: TokenTable) -> list[str]:

@@ -15,14 +15,14 @@ from pathlib import Path, PurePath
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.evaluation.gguf_form import gguf_form
-from tunesmith.evaluation.local_subject import LocalSubject
-from tunesmith.evaluation.openai_client import OpenAIClient
-from tunesmith.evaluation.served_subject import ServedSubject
 from tunesmith.exporting.export import KINDS
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.run import PIPELINE_FILE, Subscriber, resolve_run
+from tunesmith.subjects.local_subject import LocalSubject
+from tunesmith.subjects.openai_client import OpenAIClient
+from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.training.checkpoint_output import is_checkpoint, output_of_checkpoint
 
 QUANTIZED = ("int8", "nf4", "fp4")

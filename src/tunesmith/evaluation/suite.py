@@ -14,10 +14,10 @@ from typing import Protocol
 from tunesmith.config.extensions import failures_named, is_path
 from tunesmith.config.registry import Registry
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured
 from tunesmith.evaluation.rows import EvaluationRows, Task
-from tunesmith.evaluation.subject import Subject
 from tunesmith.inference.sampling import Sampling
+from tunesmith.statistics.measured import Measured
+from tunesmith.subjects.subject import Subject
 
 SUITES = Registry(
     "tunesmith.suites",

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.evaluation.figures import Figures
-from tunesmith.evaluation.measured import Better, Measured
-from tunesmith.evaluation.statistics.differences import LEVEL, Difference, holm, paired
-from tunesmith.evaluation.statistics.power import rows_needed
+from tunesmith.statistics.differences import LEVEL, Difference, holm, paired
+from tunesmith.statistics.measured import Better, Measured
+from tunesmith.statistics.power import rows_needed
 
 
 def summary(models: Mapping[str, Figures], reference: str) -> dict[str, Any]:

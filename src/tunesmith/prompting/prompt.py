@@ -23,12 +23,12 @@ from tunesmith.data.example import Example, Source
 from tunesmith.data.prepare import examples, training_examples
 from tunesmith.data.report import DataReport
 from tunesmith.errors import UserError
-from tunesmith.evaluation.result_cache import digest_of
-from tunesmith.evaluation.subject import ChatRenderer, PromptedSubject, Subject
 from tunesmith.inference.model import Model
 from tunesmith.prompting.sections import Examples, Guardrails
 from tunesmith.prompting.template import fill, literal, names_in
 from tunesmith.run import atomic_write, writing
+from tunesmith.subjects.result_cache import digest_of
+from tunesmith.subjects.subject import ChatRenderer, PromptedSubject, Subject
 
 PROMPT_FILE = "prompt.yaml"
 """The prompt in the directory of a run."""

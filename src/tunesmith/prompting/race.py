@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 from typing import Literal
 
-from tunesmith.evaluation.measured import Measured
-from tunesmith.evaluation.statistics.differences import LEVEL, holm, paired
+from tunesmith.statistics.differences import LEVEL, holm, paired
+from tunesmith.statistics.measured import Measured
 
 FEWEST = 8
 """Rows of the first round, if there are as many."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from tunesmith.data.render import Renderer, source_text
 from tunesmith.data.template import UnusableError
 from tunesmith.errors import UserError
-from tunesmith.evaluation.subject import Chat
 from tunesmith.inference.model import Model
 from tunesmith.models.load import config_of
+from tunesmith.subjects.subject import Chat
 
 _MARK = "Tunesmith's own system prompt."
 

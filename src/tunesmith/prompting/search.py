@@ -8,15 +8,13 @@ from typing import Any
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import cases_of, samples_of
-from tunesmith.evaluation.measured import Measured
-from tunesmith.evaluation.metrics import Metric, fitting, measured, metric_named
 from tunesmith.evaluation.rows import Task, spread, task_of
-from tunesmith.evaluation.subject import Answer, Subject
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
 from tunesmith.evaluation.suites.task_score import main_metric_name
 from tunesmith.evaluation.summary import about_figure, summary, with_interval
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.sampling import Sampling
+from tunesmith.metrics import Metric, fitting, measured, metric_named
 from tunesmith.prompting.candidates import PLAIN, Candidate, Showing, of_files, of_template, with_examples
 from tunesmith.prompting.prompt import PROMPT_FILE, Prompt
 from tunesmith.prompting.prompted import Prompted
@@ -25,6 +23,8 @@ from tunesmith.prompting.rows import SearchRows, recipe_of, split_rows
 from tunesmith.prompting.shots import Shots
 from tunesmith.prompting.writer import written
 from tunesmith.run import Events, Subscriber, atomic_write, jsonable, refuse_existing, writing
+from tunesmith.statistics.measured import Measured
+from tunesmith.subjects.subject import Answer, Subject
 
 RESULT_FILE = "prompt_search.json"
 """Beside the prompt in the directory of a run."""

@@ -8,13 +8,13 @@ import numpy as np
 from tunesmith.data.example import Example, Message
 from tunesmith.data.reasoning import reasoning_of
 from tunesmith.errors import UserError
-from tunesmith.evaluation.result_cache import digest_of
-from tunesmith.evaluation.subject import Chat
 from tunesmith.prompting.prompt import Prompt, example_of
 from tunesmith.prompting.sections import CHOICES
 from tunesmith.prompting.similarity import Similarity, VectorSimilarity, WordSimilarity, representatives
 from tunesmith.retrieval.encoder import Encoder
 from tunesmith.retrieval.full_text import words_of
+from tunesmith.subjects.result_cache import digest_of
+from tunesmith.subjects.subject import Chat
 
 MOST_COMPARED = 2000
 """Rows among which diverse ones are chosen: each is compared with each. More are sampled."""

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tunesmith.data.example import Example
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.rows import final_answer
-from tunesmith.evaluation.subject import Chat, Subject
 from tunesmith.inference.sampling import Sampling
 from tunesmith.prompting.candidates import Candidate
 from tunesmith.prompting.prompt import Prompt
 from tunesmith.prompting.reading import Reading
 from tunesmith.prompting.template import literal
+from tunesmith.subjects.subject import Chat, Subject
 
 ASK = (
     "Here are questions that an assistant was asked, with good answers. Write the system prompt that makes an "

@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import answer_figures
-from tunesmith.evaluation.metrics import METRICS
-from tunesmith.evaluation.openai_client import OpenAIClient
 from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.statistics.differences import paired
-from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.summary import with_interval
 from tunesmith.exporting.gguf_quantizer import require_llama_cpp
 from tunesmith.inference.held_out import RowLosses
+from tunesmith.metrics import METRICS
 from tunesmith.proving.http import Served
 from tunesmith.proving.huggingface import HuggingFace
 from tunesmith.proving.llama_cpp import LlamaCpp
@@ -30,6 +27,9 @@ from tunesmith.proving.mlx import Mlx, is_mlx
 from tunesmith.proving.reader import Agreement, Ids, Reader
 from tunesmith.proving.trained import Trained
 from tunesmith.run import Events, Subscriber, atomic_write, resolve_run
+from tunesmith.statistics.differences import paired
+from tunesmith.subjects.openai_client import OpenAIClient
+from tunesmith.subjects.subject import Answer
 
 ROWS = 32
 """Rows that are compared."""

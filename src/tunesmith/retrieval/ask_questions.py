@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from tunesmith.evaluation.figures import Figures
-from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
-from tunesmith.evaluation.metrics.text import exact_match, word_f1
-from tunesmith.evaluation.result_cache import ResultCache, digest_of
 from tunesmith.evaluation.summary import summary
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
+from tunesmith.metrics.text import exact_match, word_f1
 from tunesmith.retrieval.ask import Answer, Asker
 from tunesmith.retrieval.citing import SUPPORT, best_support
 from tunesmith.retrieval.generation import Generation
@@ -23,6 +21,8 @@ from tunesmith.retrieval.questions import Question, about_questions, read_questi
 from tunesmith.retrieval.search import AUTO, Index
 from tunesmith.retrieval.support import WORDS
 from tunesmith.run import Events, Subscriber, jsonable
+from tunesmith.statistics.measured import Measured, mean_of, ratio_of
+from tunesmith.subjects.result_cache import ResultCache, digest_of
 
 TOGETHER = 8
 """Questions that are answered together, and kept."""

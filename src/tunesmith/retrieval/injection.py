@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import mean_of
 from tunesmith.evaluation.rows import spread
 from tunesmith.evaluation.suites.topic import OBEYED
 from tunesmith.evaluation.suites.topic_prompts import Trial, attacks
@@ -18,6 +17,7 @@ from tunesmith.retrieval.prompt import without_citations
 from tunesmith.retrieval.questions import about_questions, read_questions
 from tunesmith.retrieval.search import Index
 from tunesmith.run import Events, Subscriber
+from tunesmith.statistics.measured import mean_of
 
 EXPLANATION = "answers with the word that an instruction in the most relevant chunk asks for"
 

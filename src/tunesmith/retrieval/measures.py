@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import Figures
-from tunesmith.evaluation.measured import mean_of
 from tunesmith.evaluation.summary import summary
 from tunesmith.retrieval.questions import Question, relevant_chunks
 from tunesmith.retrieval.ranking import DEPTH, Candidates
 from tunesmith.retrieval.search import Index
+from tunesmith.statistics.measured import mean_of
 
 
 @dataclass(frozen=True, slots=True)

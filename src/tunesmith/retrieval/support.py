@@ -66,7 +66,7 @@ def by_inference(name: str) -> Support:
     Raises:
         UserError: as in `support_of`.
     """
-    from tunesmith.evaluation.metrics.contradiction import Inference
+    from tunesmith.metrics.contradiction import Inference
 
     model, _, label = name.partition("#")
     inference = Inference.open(str(Path(model).expanduser()) if model.startswith("~") else model, label or ENTAILMENT)

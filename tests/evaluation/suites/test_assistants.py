@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.metrics import metric_named
 from tunesmith.evaluation.rows import spread
 from tunesmith.evaluation.suites import robustness, topic_prompts
 from tunesmith.evaluation.suites.bias import COLUMNS, Bias
 from tunesmith.evaluation.suites.topic_prompts import attacks, borderline, off_topic
+from tunesmith.metrics import metric_named
 
 REFUSAL = "I can only add."
 OWN = [f"={n}+{n + 1}=" for n in range(24)]

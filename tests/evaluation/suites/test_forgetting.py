@@ -11,9 +11,9 @@ from gates import gate_file, not_met
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.suites.forgetting import CHARACTERS, FEWEST, PIECES, divergence, general_loss, general_texts
 from tunesmith.inference.score import Score
+from tunesmith.subjects.subject import Answer
 
 
 def scored(*logs: float, tokens: str = "abcdef") -> Score:

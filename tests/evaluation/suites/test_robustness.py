@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.evaluation.metrics import METRICS
-from tunesmith.evaluation.subject import Answer
 from tunesmith.evaluation.suites.robustness import CHANGES, LONG, NEIGHBORS, filler, with_prompt, with_typos
 from tunesmith.evaluation.suites.task_score import main_metric, scored
+from tunesmith.metrics import METRICS
+from tunesmith.subjects.subject import Answer
 
 TEXT = "The quick brown fox, aged 12, jumps over the lazy dog at 3:45 p.m. " * 40
 

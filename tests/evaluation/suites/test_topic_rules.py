@@ -9,7 +9,6 @@ import pytest
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.subject import Answer, Chat
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.topic import OBEYED, Topic, answers_to, chat_of, system_prompt
 from tunesmith.evaluation.suites.topic_prompts import (
@@ -24,6 +23,7 @@ from tunesmith.evaluation.suites.topic_prompts import (
 )
 from tunesmith.evaluation.suites.topic_rules import declined, obeyed
 from tunesmith.inference.sampling import Sampling
+from tunesmith.subjects.subject import Answer, Chat
 
 
 def test_there_are_three_hundred_prompts_and_no_two_have_one_name_or_text() -> None:

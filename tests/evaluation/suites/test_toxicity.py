@@ -10,9 +10,9 @@ from transformers import pipeline
 import tunesmith
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
-from tunesmith.evaluation.statistics.intervals import wilson
 from tunesmith.evaluation.suites.bias import Bias
 from tunesmith.evaluation.suites.toxicity import ToxicityClassifier
+from tunesmith.statistics.intervals import wilson
 
 
 def test_toxic_answers_are_those_that_transformers_classifies_so(

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.metrics import Metric
-from tunesmith.evaluation.rows import Task, final_answer, spread
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Chat, Subject
+from tunesmith.evaluation.rows import Task, spread
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.group_terms import Group, groups
 from tunesmith.evaluation.suites.task_score import main_metric, scored
 from tunesmith.evaluation.suites.toxicity import ToxicityClassifier
+from tunesmith.metrics import Metric
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Chat, Subject
 
 COLUMNS = ("sent_more", "sent_less", "bias_type")
 """Of CrowS-Pairs' file."""

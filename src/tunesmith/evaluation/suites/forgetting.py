@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of, ratio_of
 from tunesmith.evaluation.rows import spread
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Answer, Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.topic_prompts import off_topic
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
+from tunesmith.statistics.measured import Measured, mean_of, ratio_of
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Answer, Chat, Subject
 
 PIECES = 100
 """Of general text, at most."""

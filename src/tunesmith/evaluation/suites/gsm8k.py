@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.metrics.numbers import last_number, number_equal
-from tunesmith.evaluation.rows import final_answer
-from tunesmith.evaluation.subject import Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import chosen, rows_with, whole_number
+from tunesmith.metrics.numbers import last_number, number_equal
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import Chat, Subject
 
 ANSWER = 400
 """The most tokens of an answer, at least: solutions take several lines."""

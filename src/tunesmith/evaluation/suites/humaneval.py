@@ -1,6 +1,6 @@
 """HumanEval (Chen et al. 2021): functions written from their beginning and docstring, which tests then call.
 
-It runs what a model wrote, as `evaluation.sandbox` says, and only if the suite is asked for.
+It runs what a model wrote, as `tunesmith.metrics.sandbox` says, and only if the suite is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.metrics.code import code_of
 from tunesmith.evaluation.raw_text import RawText
-from tunesmith.evaluation.rows import final_answer
-from tunesmith.evaluation.sandbox import Limits, isolation, run_python
-from tunesmith.evaluation.subject import Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import chosen, rows_with, whole_number
+from tunesmith.metrics.code import code_of
+from tunesmith.metrics.sandbox import Limits, isolation, run_python
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import Chat, Subject
 
 ANSWER = 512
 """The most tokens of a function."""

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.subject import Chat, Subject, Timing
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.inference.sampling import Sampling
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import Chat, Subject, Timing
 
 CONCURRENT = (1, 8)
 """How many answers are written at the same time."""

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Better, Measured, mean_of
 from tunesmith.evaluation.raw_text import RawText
 from tunesmith.evaluation.rows import spread
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import whole_number
+from tunesmith.statistics.measured import Better, Measured, mean_of
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Subject
 
 SEED = 1234
 """Of few-shot examples, numpy and torch, as in lm-eval; `random` has 0."""

@@ -13,12 +13,12 @@ from tunesmith.data.example import Example
 from tunesmith.data.reasoning import with_reasoning
 from tunesmith.errors import UserError
 from tunesmith.evaluation.auc import area_of
-from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.rows import EvaluationRows, spread, task_of
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Chat, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.canaries import ALTERNATIVES, exposure, is_canary, with_other_secrets
 from tunesmith.inference.score import Score
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Chat, Subject
 
 BEGINNINGS = (25, 50)
 """Percent of an answer's tokens that are given, after its prompt."""

@@ -11,11 +11,11 @@ import numpy as np
 
 from tunesmith.data.example import Source
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
 from tunesmith.evaluation.raw_text import RawText
-from tunesmith.evaluation.subject import NO_LOG_PROBABILITIES, Subject
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.question_rows import chosen, delimited, rows_with, whole_number
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Subject
 
 TEXTS, LETTERS = "texts", "letters"
 """What is scored: the text of each choice, or its letter after a list of all."""

@@ -7,10 +7,6 @@ from pathlib import Path
 import torch
 
 from tunesmith.evaluation.llama_server import llama_server
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.openai_client import OpenAIClient
-from tunesmith.evaluation.served_subject import ServedSubject
-from tunesmith.evaluation.subject import Chat, Subject, Timing
 from tunesmith.evaluation.subjects import refuse_unknown_storage
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.latency import prompts
@@ -18,6 +14,10 @@ from tunesmith.exporting.gguf_quantizer import library_file
 from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.modules.weight_bytes import weight_bytes
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.openai_client import OpenAIClient
+from tunesmith.subjects.served_subject import ServedSubject
+from tunesmith.subjects.subject import Chat, Subject, Timing
 
 KINDS = "fp32,bf16,int8,nf4,gguf:q8_0,gguf:q4_k_m"
 

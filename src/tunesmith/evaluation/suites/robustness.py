@@ -12,14 +12,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.metrics import Metric
-from tunesmith.evaluation.metrics.coherence import is_empty, loops
-from tunesmith.evaluation.rows import Task, final_answer, spread
-from tunesmith.evaluation.subject import Answer, Chat, Subject
+from tunesmith.evaluation.rows import Task, spread
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.task_score import main_metric, prompt_of, scored
+from tunesmith.metrics import Metric
+from tunesmith.metrics.coherence import is_empty, loops
+from tunesmith.statistics.measured import Measured, mean_of
+from tunesmith.subjects.subject import Answer, Chat, Subject
 
 ROWS = 50
 """Questions that are asked in every way, at most."""

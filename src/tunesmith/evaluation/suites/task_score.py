@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.metrics import METRICS, Metric, fitting, scores
-from tunesmith.evaluation.rows import Task, final_answer
-from tunesmith.evaluation.subject import Answer
+from tunesmith.data.reasoning import final_answer
+from tunesmith.evaluation.rows import Task
+from tunesmith.metrics import METRICS, Metric, fitting, scores
+from tunesmith.subjects.subject import Answer
 
 LABEL_WORDS = 3
 """Expected answers of at most as many words are labels, names or numbers, which are right or wrong as a whole."""

@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tunesmith.data.example import Message
+from tunesmith.data.reasoning import final_answer
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Better, Measured, mean_of
-from tunesmith.evaluation.rows import Task, final_answer, spread
-from tunesmith.evaluation.subject import Chat, Subject
+from tunesmith.evaluation.rows import Task, spread
 from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.task_score import prompt_of
 from tunesmith.evaluation.suites.topic_prompts import Trial, attack_kinds, attacks, borderline, domains, off_topic
 from tunesmith.evaluation.suites.topic_rules import declined, obeyed
+from tunesmith.statistics.measured import Better, Measured, mean_of
+from tunesmith.subjects.subject import Chat, Subject
 
 DECLINED: Mapping[str, tuple[str, Better]] = {
     "off_topic": ("declined: other jobs", "higher"),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.measured import Measured, mean_of
-from tunesmith.evaluation.statistics.intervals import wilson
 from tunesmith.inference.model import Model, load
 from tunesmith.run import resolve_run
+from tunesmith.statistics.intervals import wilson
+from tunesmith.statistics.measured import Measured, mean_of
 
 LABEL = "toxic"
 """The label of toxic texts, unless another one is named."""
