@@ -25,6 +25,8 @@ BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 PER_TOKEN = "nats per loss token"
 """The unit of a loss of text, which heads may report in another form, such as the perplexity."""
+
+
 @dataclass(frozen=True)
 class RolloutPlan:
     """How a run generates what it trains on, phase by phase.

@@ -6,6 +6,9 @@ from tunesmith.data.example import Message
 from tunesmith.data.row_format import RowFormat, Values, required, text_of
 from tunesmith.data.turns import MalformedRowError, in_words, tools_of, turns_of
 
+GIVEN = "prompt"
+"""The column for the prompt as the row has it: a text, or a list of turns."""
+
 ANSWER = "answer"
 """The column for the answer of a chat that has one."""
 
@@ -22,10 +25,10 @@ def _prompt(values: Values) -> dict[str, Any]:
         turns = turns_of(prompt, "prompt")
     else:
         raise MalformedRowError(f"prompt is {in_words(prompt)}, neither a text nor a list of turns")
-    columns = {}
+    columns: dict[str, Any] = {GIVEN: prompt}
     if turns[-1]["role"] == "assistant":
         *turns, answer = turns
-        columns[ANSWER] = answer["content"]
+        columns = {GIVEN: turns, ANSWER: answer["content"]}
     if not turns or turns[-1]["role"] not in ("user", "tool"):
         raise MalformedRowError("the prompt does not end with a user turn, so there is nothing to answer")
     system = text_of(values, "system", "")

@@ -1,6 +1,8 @@
 """Which rows a run batches together, and which batch is the largest."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from operator import itemgetter
 
 import numpy as np
@@ -10,8 +12,9 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.batch import WIDTH_STEP
 from tunesmith.data.example import Source
 from tunesmith.data.pack import Batches, next_fit, width
-from tunesmith.data.tokens import TokenTable
+from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.engine.evaluations import Evaluations
+from tunesmith.objectives.rollouts import row_ends
 
 SCORES = 768
 """Tokens of a document for which the stored attention scores take about as much memory as everything else that a block
@@ -128,18 +131,33 @@ class BatchPlan:
         steps = train.steps or batches.steps_in(train.epochs or 1.0) * plan.updates
         longest = self.table.lengths.argsort(kind="stable")[::-1].tolist()
         completions = min(plan.prompts, len(longest)) * plan.samples
-        lengths = [int(self.table.lengths[row]) + plan.most_tokens for row in longest[: plan.prompts]]
-        lengths = [length for length in lengths for _ in range(plan.samples)]
-        batch = next_fit(lengths, self.tokens_per_batch, batches.padded)[0]
-        longest_rows = [lengths[item] for item in batch]
-        table = TokenTable.build(
-            (np.zeros(length, np.int32), np.arange(length) >= length - plan.most_tokens, Source("", 1))
-            for length in longest_rows
-        )
+        every = [
+            row
+            for prompt in self.table.lengths[longest[: plan.prompts]].tolist()
+            for row in _group_rows(prompt, plan, self.tokens_per_batch)
+        ]
+        batch = next_fit([sum(parts) for parts in every], self.tokens_per_batch, batches.padded)[0]
+        longest_rows = [sum(every[item]) for item in batch]
+        table = TokenTable.build(_row_of(every[item]) for item in batch)
         rows = list(range(len(batch)))
         widths = frozenset(range(1, -(-width(longest_rows, batches.padded) // WIDTH_STEP) + 1))
-        per_phase = completions * round(float(self.table.lengths.mean()) + plan.most_tokens)
+        prompts = min(plan.prompts, len(longest)) * float(self.table.lengths.mean())
+        per_phase = round(prompts + completions * plan.most_tokens)
         offsets = self.held_out.offsets + plan.most_tokens * np.arange(len(self.held_out) + 1)
         answered = replace(self.held_out, offsets=offsets)  # an evaluation answers its prompts, too
         evaluations = Evaluations.of(train, steps, per_phase * -(-steps // plan.updates), answered)
         return Layout(batches, steps, rows, rows, widths, evaluations, table)
+
+
+def _group_rows(prompt: int, plan: RolloutPlan, most: int) -> Iterator[tuple[int, ...]]:
+    """The rows of a prompt's completions if all are as long as they can get: the tokens of the prompt, and of each."""
+    ends = [0, *row_ends(prompt, [plan.most_tokens] * plan.samples, most)]
+    return ((prompt, *[plan.most_tokens] * (end - start)) for start, end in pairwise(ends))
+
+
+def _row_of(lengths: tuple[int, ...]) -> Tokens:
+    tokens = sum(lengths)
+    scores = (0.0,) * (len(lengths) - 1)
+    return (
+        np.zeros(tokens, np.int32), np.arange(tokens) >= lengths[0], Source("", 1), None, (lengths, scores)
+    )  # fmt: skip

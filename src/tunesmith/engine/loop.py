@@ -287,18 +287,12 @@ class Loop:
             loss_tokens=loss_tokens,
             **self.objective.take_notes(),
             **self._replayed(batches),
-            **self._of_rollouts(),
+            **({} if self.phases is None else self.phases.take_metrics()),
             seconds=seconds,
             seconds_left=self.seconds_left(),
         )
         self._watch_for_nan(loss, norm, batches)
         return result
-
-    def _of_rollouts(self) -> dict[str, Any]:
-        """What the step's losses, and its phase if it began one, have shown."""
-        if self.phases is None:
-            return {}
-        return {**self.phases.take_metrics(), **self.objective.take_metrics()}
 
     def _replayed(self, batches: Sequence[Batch]) -> dict[str, int]:
         """How many of the loss tokens are of replayed rows, in a run that has such rows: their loss is in the sum."""

@@ -1,24 +1,25 @@
 """Rollout phases: sampling and learning take turns, and what is sampled serves one optimizer step or several."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.objective import RolloutPlan
 from tunesmith.data.example import Example, Source
 from tunesmith.data.pack import Batches, pack_any_order
+from tunesmith.data.prompts import GIVEN
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.inference.sampler import Sampler
 from tunesmith.inference.sampling import Sampling
 from tunesmith.objectives.objective import Objective
-from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt
+from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, RewardValues
 from tunesmith.run import Events
 
 ROUNDS = 64
@@ -60,6 +61,7 @@ class Phases:
         prompts: which rows each phase takes.
         examples: the row of each source, for what is not in the tokens.
         sampler: of the model.
+        reward: the rewards of completions, one for each prompt, after this many optimizer steps.
         initial: the weights at the start of the run; None: nothing needs them.
         seed: of the run.
         events: of the run.
@@ -67,6 +69,7 @@ class Phases:
         metrics: of a phase whose first step has not ended.
         seconds: that the last phase took to collect.
         sampling_seconds: of these, in the sampler.
+        step: optimizer steps before the present one.
     """
 
     model: PreTrainedModel
@@ -75,6 +78,7 @@ class Phases:
     prompts: Batches
     examples: dict[Source, Example]
     sampler: Sampler
+    reward: Callable[[Sequence[Prompt], Sequence[Completion], int], RewardValues]
     initial: InitialWeights | None
     seed: int
     events: Events
@@ -82,6 +86,7 @@ class Phases:
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     sampling_seconds: float = 0.0
+    step: int = 0
 
     def batches(self, step: int, tokens_per_batch: int) -> list[list[int]]:
         """The rows of each batch of a step, in `collected.table`. Samples first if the step begins a phase.
@@ -93,13 +98,15 @@ class Phases:
         Raises:
             UserError: the objective cannot go on.
         """
+        self.step = step
         number, position = divmod(step, self.plan.updates)
         if self.collected is None or self.collected.phase != number:
             self._collect(number, step, tokens_per_batch)
         assert self.collected is not None
         rows = self.collected.updates[position]
         self.objective.begin_step(self.collected.table, rows)
-        lengths = self.collected.table.lengths[list(rows)].tolist()
+        table = self.collected.table
+        lengths = table.lengths[list(rows)].tolist()
         return [
             [rows[item] for item in items]
             for items in pack_any_order(lengths, tokens_per_batch, padded=self.prompts.padded)
@@ -166,10 +173,15 @@ class Phases:
         def prompt(row: int) -> Prompt:
             source = table.source(row)
             example = self.examples[source]
-            return Prompt(table[row][0].tolist(), example.messages or (), example.columns, source)
+            columns = {name: value for name, value in example.columns.items() if name != GIVEN}
+            messages = example.messages or ()
+            return Prompt(table[row][0].tolist(), example.columns.get(GIVEN, messages), messages, columns, source)
+
+        def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> RewardValues:
+            return self.reward(prompts, completions, self.step)
 
         return Phase(
-            number, rows, prompt, sample, answer, self.sampler.score, more_rows, self.model, self._initial,
+            number, rows, prompt, sample, answer, self.sampler.score, reward, more_rows, self.model, self._initial,
             tokens_per_batch, self.seed, self.events.emit,
         )  # fmt: skip
 
@@ -184,13 +196,3 @@ class Phases:
     def _initial(self) -> Any:
         assert self.initial is not None, "the plan of the rollouts does not keep the initial weights"
         return self.initial.in_use()
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Turn all dropout off, in place: completions are scored by the function that sampled them."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

@@ -16,12 +16,14 @@ class TokenScores(NamedTuple):
     Attributes:
         log_probs: (tokens,) log p at the temperature, with gradients, in nats.
         plain: (tokens,) log p at temperature 1, without gradients.
-        entropies: (tokens,) of the distribution at the temperature, without gradients, in nats.
+        entropies: (tokens,) of the distribution at the temperature, without gradients, in nats: the mean of −log p.
+        variances: (tokens,) of log p under that distribution, without gradients, in nats².
     """
 
     log_probs: Tensor
     plain: Tensor
     entropies: Tensor
+    variances: Tensor
 
 
 def token_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> TokenScores:
@@ -43,7 +45,7 @@ def token_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor, tempera
     return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _scores(model: PreTrainedModel, rows: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _scores(model: PreTrainedModel, rows: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
     logits = all_logits(model, rows)
     own = logits.gather(-1, targets[:, None])[:, 0]
     scaled = logits / temperature if temperature != 1 else logits
@@ -52,5 +54,7 @@ def _scores(model: PreTrainedModel, rows: Tensor, targets: Tensor, temperature: 
     with torch.no_grad():
         plain = log_probs.detach() if temperature == 1 else own - torch.logsumexp(logits, -1)
         probabilities = torch.softmax(scaled, -1)
-        entropies = totals - (probabilities * scaled).sum(-1)
-    return log_probs, plain.detach(), entropies.detach()
+        logs = (scaled - totals[:, None]).clamp_min(-1e4)  # a masked token has p = 0 and log p = −∞
+        entropies = -(probabilities * logs).sum(-1)
+        variances = (probabilities * logs.square()).sum(-1) - entropies.square()
+    return log_probs, plain.detach(), entropies.detach(), variances.detach()

@@ -10,11 +10,19 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.data.pack import Batch
+from tunesmith.data.batch import Batch
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.forward import loss_hidden_states
 from tunesmith.models.token_scores import token_scores
-from tunesmith.objectives.policy import PolicyConfig, PolicyObjective, Scored, column_of, lengths_of
+from tunesmith.objectives.policy import (
+    PolicyConfig,
+    PolicyObjective,
+    Scored,
+    StepTotals,
+    column_of,
+    completion_lengths,
+    lengths_of,
+)
 from tunesmith.objectives.rollouts import Phase
 from tunesmith.ops.policy_loss import Advantage, advantages, clipped_surrogate, k3, suffix_sums, token_weights
 
@@ -80,10 +88,6 @@ class GRPOLoss(PolicyObjective):
 
     config: GRPO
 
-    def __init__(self, config: GRPO) -> None:
-        super().__init__(config)
-        self._step_tokens, self._step_completions = 1, 1
-
     def sampled(self, phase: Phase) -> Scored:
         scored = super().sampled(phase)
         for number in range(1, self.config.resampling + 1):
@@ -120,28 +124,22 @@ class GRPOLoss(PolicyObjective):
             columns["weight"][at] *= np.repeat(~np.asarray(cut), lengths)
         return {}
 
-    def begin_step(self, table: TokenTable, rows: Sequence[int]) -> None:
-        super().begin_step(table, rows)
-        lengths = lengths_of(table, rows)
-        self._step_tokens, self._step_completions = sum(lengths), len(lengths)
-
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         hidden, labels = loss_hidden_states(model, batch)
         scores = token_scores(model, hidden, labels, self.config.temperature)
-        columns, lengths = batch.columns, batch.loss_tokens_per_row
+        config, columns, lengths = self.config, batch.columns, completion_lengths(batch)
         old = columns.get("old", scores.log_probs.detach())
         advantage = columns.get("advantage", torch.ones_like(scores.log_probs))
-        high = self.config.clip if self.config.clip_high is None else self.config.clip_high
-        by_sequence = lengths if self.config.importance == "sequence" else None
-        surrogate = clipped_surrogate(scores.log_probs, old, advantage, self.config.clip, high, by_sequence)
+        high = config.clip if config.clip_high is None else config.clip_high
+        by_sequence = lengths if config.importance == "sequence" else None
+        surrogate = clipped_surrogate(scores.log_probs, old, advantage, config.clip, high, by_sequence)
         losses = surrogate.losses * columns.get("weight", torch.ones_like(old))
-        shown = {"clipped": surrogate.clipped.sum(), "ratio": surrogate.ratios.sum()}
-        if self.config.beta and self.config.kl_in == "loss":
+        shown = {"clipped": surrogate.clipped.float().mean(), "ratio": surrogate.ratios.mean()}
+        if config.beta and config.kl_in == "loss":
             distance = k3(scores.log_probs, columns.get("reference", old))
-            losses = losses + self.config.beta * distance
-            shown["kl_loss"] = distance.detach().sum()
-        self.note(batch, **shown)
-        weights = token_weights(
-            lengths, self.config.normalization, self.config.max_new_tokens, self._step_tokens, self._step_completions
-        )
-        return (losses * weights.to(losses)).sum()
+            losses = losses + config.beta * distance
+            shown["kl_loss"] = distance.mean()
+        self.note(len(losses), **shown)
+        step = self.step or StepTotals.of(batch)
+        weights = token_weights(lengths, config.normalization, config.max_new_tokens, step.tokens, step.completions)
+        return step.rows * (losses * weights.to(losses)).sum()

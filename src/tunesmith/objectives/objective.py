@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.data.batch import Batch
-from tunesmith.data.pack import Batch
 from tunesmith.data.tokens import TokenTable
 from tunesmith.objectives.rollouts import Collected, Phase
 
@@ -97,6 +96,7 @@ class Objective(ABC):
         total = sum(units for units, _ in notes)
         names = dict.fromkeys(name for _, means in notes for name in means)
         return {name: sum(units * float(means[name]) for units, means in notes) / total for name in names}
+
     def collect(self, phase: Phase) -> Collected:
         """Sample what the next optimizer steps are trained on. Only for objectives whose config has `rollouts`.
 
@@ -129,10 +129,6 @@ class Objective(ABC):
             table: of the rows.
             rows: of the step.
         """
-
-    def take_metrics(self) -> dict[str, Any]:
-        """What the losses since the last call have shown, for the step's event."""
-        return {}
 
     def stop_reason(self) -> str | None:
         """After a step: why the run ends now; None: it goes on."""

@@ -2,10 +2,11 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
 from tunesmith.config.objective import ObjectiveConfig, RolloutPlan
+from tunesmith.config.reward import RewardConfig
+from tunesmith.data.batch import Batch
 from tunesmith.data.example import Example
-from tunesmith.data.pack import Batch
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
@@ -25,15 +27,18 @@ from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.models.forward import evaluation_batches, loss_hidden_states, next_token_losses
 from tunesmith.models.token_scores import token_scores
 from tunesmith.objectives.objective import Objective
-from tunesmith.objectives.rewards_standin import RewardTerm, function_named
-from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt
-from tunesmith.ops.policy_loss import k3
+from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, row_ends
+from tunesmith.ops.policy_loss import k3, martingale_bound
 
 MOST_GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """The largest mean difference (nats) between the sampler's and the trainer's log p of the same tokens, by precision."""
 
 PROBED = 4
 """Completions on which a run verifies that the sampler uses the weights in training."""
+
+RARE, LARGEST = 1e-9, 15.0
+"""A run stops if its tokens are as surprising as tokens sampled from the policy are with this probability, where no
+token is more surprising than this, in nats."""
 
 RESAMPLES = 1000
 """Of the bootstrap interval of the mean reward."""
@@ -48,7 +53,7 @@ Columns = dict[str, NDArray[np.float32]]
 class PolicyConfig(ObjectiveConfig, ABC):
     """A policy that is trained on completions that it samples itself, scored by rewards."""
 
-    rewards: list[RewardTerm] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(min_length=1)
     """The functions that score a completion; the reward is the weighted sum of their scores."""
 
     prompts: int = Field(default=16, ge=1)
@@ -74,13 +79,19 @@ class PolicyConfig(ObjectiveConfig, ABC):
     """Stop the run when the policy is further than this from where it started, as a mean over tokens, in nats."""
 
     formats: ClassVar[tuple[str, ...]] = ("prompts",)
-    loss_unit: ClassVar[str] = "weighted advantages per token"
+    loss_unit: ClassVar[str] = "mean reward, negated"
 
     @field_validator("rewards", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        entries = value if isinstance(value, list) else [value]
-        return [{"function": each} if isinstance(each, str) else each for each in entries]
+    def _one_alone(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @property
+    def reward_functions(self) -> Sequence[RewardConfig]:
+        return self.rewards
+
+    def with_absolute_paths(self, absolute: Callable[[str], str]) -> "PolicyConfig":
+        return self.model_copy(update={"rewards": [each.with_absolute_paths(absolute) for each in self.rewards]})
 
     @property
     def head(self) -> Head:
@@ -119,8 +130,9 @@ class Scored:
         rows: the prompts, as rows of the run's table.
         prompts: what they are.
         groups: the completions of each.
-        rewards: (prompts, completions).
-        parts: (prompts, completions) of each reward function, by name.
+        rewards: (prompts, completions); a completion to which no function applies has the mean of its group.
+        parts: (prompts, completions) of each reward function, by name; NaN where it does not apply.
+        noted: what the functions noted.
     """
 
     rows: list[int]
@@ -128,6 +140,7 @@ class Scored:
     groups: list[list[Completion]]
     rewards: NDArray[np.float64]
     parts: Mapping[str, NDArray[np.float64]]
+    noted: Mapping[str, float]
 
     @property
     def is_dead(self) -> NDArray[np.bool_]:
@@ -144,6 +157,7 @@ class Scored:
             [self.groups[index] for index in at],
             self.rewards[at],
             {name: values[at] for name, values in self.parts.items()},
+            self.noted,
         )
 
     def with_others(self, other: "Scored") -> "Scored":
@@ -154,31 +168,35 @@ class Scored:
             self.groups + other.groups,
             np.concatenate([self.rewards, other.rewards]),
             {name: np.concatenate([values, other.parts[name]]) for name, values in self.parts.items()},
+            self.noted,
         )
 
 
 class PolicyObjective(Objective, ABC):
     """Samples, scores and verifies completions. A subclass makes advantages and losses of them."""
 
+    is_per_token = False
+
     def __init__(self, config: Any) -> None:
         self.config = config
-        self._functions = {term.function: function_named(term.function) for term in config.rewards}
         self._is_verified = False
-        self._noted: list[tuple[int, dict[str, Tensor]]] = []
+        self._surprise, self._variance = 0.0, 0.0
         self._too_far: str | None = None
+        self.step: StepTotals | None = None
 
     # A phase
 
     def collect(self, phase: Phase) -> Collected:
         scored = self.sampled(phase)
-        table, prompts = table_of(scored)
+        table, owners = table_of(scored, phase.tokens_per_batch)
         columns: Columns = {}
         gap = self._score(phase, table, scored, columns)
         metrics = {**reward_metrics(scored), **gap, **self.finish(table, scored, columns)}
         self._watch(metrics)
         samples = samples_of(scored, phase.number)
         table = replace(table, columns=columns)
-        return Collected(phase.number, table, prompts, self._updates(phase, scored), metrics, samples)
+        prompts = [scored.rows[owner] for owner in owners]
+        return Collected(phase.number, table, prompts, self._updates(phase, owners), metrics, samples)
 
     def sampled(self, phase: Phase) -> Scored:
         """The phase's completions with their rewards."""
@@ -188,28 +206,21 @@ class PolicyObjective(Objective, ABC):
         """Completions of some rows, with their rewards, in a round."""
         prompts = [phase.prompt(row) for row in rows]
         groups = phase.sample(rows, self.config.samples, number)
-        return self.rewarded(list(rows), prompts, groups)
+        return self.rewarded(phase, list(rows), prompts, groups)
 
-    def rewarded(self, rows: list[int], prompts: list[Prompt], groups: list[list[Completion]]) -> Scored:
+    def rewarded(self, phase: Phase, rows: list[int], prompts: list[Prompt], groups: list[list[Completion]]) -> Scored:
         """Completions with their rewards.
 
         Raises:
-            UserError: a function returns something else than a finite score for each completion.
+            UserError: a reward function fails.
         """
         each = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
-        texts = [completion.text for group in groups for completion in group]
-        columns = {name: [prompt.columns.get(name) for prompt in each] for name in sorted(each[0].columns)}
-        parts = {}
-        for name, function in self._functions.items():
-            scores = np.asarray(function([prompt.text for prompt in each], texts, **columns), np.float64)
-            if scores.shape != (len(texts),) or not np.isfinite(scores).all():
-                raise UserError(
-                    f"objective.rewards: {name} returned {scores.shape} for {len(texts):,} completions, or a score "
-                    "that is not finite. It has to return one number for each completion."
-                )
-            parts[name] = scores.reshape(len(groups), -1)
-        total = sum(term.weight * parts[term.function] for term in self.config.rewards)
-        return Scored(rows, prompts, groups, np.asarray(total), parts)
+        found = phase.reward(each, [completion for group in groups for completion in group])
+        grouped = found.total.reshape(len(groups), -1)
+        known = ~np.isnan(grouped)
+        means = np.where(known, grouped, 0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+        parts = {name: values.reshape(grouped.shape) for name, values in zip(found.names, found.values.T, strict=True)}
+        return Scored(rows, prompts, groups, np.where(known, grouped, means), parts, found.noted_metrics)
 
     @abstractmethod
     def finish(self, table: TokenTable, scored: Scored, columns: Columns) -> dict[str, Any]:
@@ -236,7 +247,7 @@ class PolicyObjective(Objective, ABC):
         difference = own["plain"][at] - sampled[at]
         gap, largest = float(np.abs(difference).mean()), float(np.abs(difference).max())
         if not self._is_verified:
-            self._verify(phase, table)
+            self._verify(phase, scored)
             self._is_verified = True
         most = MOST_GAP[phase.model.dtype]
         if not gap <= most:
@@ -245,10 +256,16 @@ class PolicyObjective(Objective, ABC):
                 f"nats on average, and rounding explains {most:g}. The completions do not come from the weights in "
                 "training, so the run stopped."
             )
-        columns |= {name: values for name, values in own.items() if name not in ("scaled", "plain", "entropy")}
+        self._check_distribution(own, at)
+        columns |= {name: own[name] for name in own if name not in ("scaled", "plain", "entropy", "variance")}
         columns["old"] = own["scaled"]
         columns["weight"] = np.minimum(np.exp(own["plain"] - sampled), self.config.max_sampler_weight)
-        metrics = {"sampler_gap": gap, "sampler_gap_max": largest, "entropy": float(own["entropy"][at].mean())}
+        metrics = {
+            "sampler_gap": gap,
+            "sampler_gap_max": largest,
+            "entropy": float(own["entropy"][at].mean()),
+            "nll": -float(own["scaled"][at].mean()),
+        }
         if self.config.needs_reference:
             with phase.initial():
                 reference = self.scores(phase, table)["scaled"]
@@ -259,19 +276,24 @@ class PolicyObjective(Objective, ABC):
 
     def scores(self, phase: Phase, table: TokenTable) -> dict[str, NDArray[np.float32]]:
         """What the model computes of each token with a loss (tokens,), as in training: `scaled`, log p at the
-        temperature; `plain`, log p; `entropy`; and what `extra_scores` gives."""
+        temperature; `plain`, log p; `entropy` and `variance` of log p; and what `extra_scores` gives."""
         found: dict[str, NDArray[np.float32]] = {}
         rows = range(len(table))
         for items, batch in evaluation_batches(phase.model, table, rows, phase.tokens_per_batch):
             with torch.no_grad():
                 hidden, labels = loss_hidden_states(phase.model, batch)
                 scores = token_scores(phase.model, hidden, labels, self.config.temperature)
-                values = {"scaled": scores.log_probs, "plain": scores.plain, "entropy": scores.entropies}
+                values = {
+                    "scaled": scores.log_probs,
+                    "plain": scores.plain,
+                    "entropy": scores.entropies,
+                    "variance": scores.variances,
+                }
                 values |= self.extra_scores(phase.model, hidden)
+            counts = [sum(lengths_of(table, [item])) for item in items]
             for name, tensor in values.items():
                 column = found.setdefault(name, np.zeros(len(table.ids), np.float32))
-                parts = torch.split(tensor.float().cpu(), batch.loss_tokens_per_row)
-                for item, part in zip(items, parts, strict=True):
+                for item, part in zip(items, torch.split(tensor.float().cpu(), counts), strict=True):
                     end = table.offsets[item + 1]
                     column[end - len(part) : end] = part.numpy()
         return found
@@ -280,16 +302,35 @@ class PolicyObjective(Objective, ABC):
         """Further numbers for each hidden state (tokens,)."""
         return {}
 
-    def _verify(self, phase: Phase, table: TokenTable) -> None:
+    def _check_distribution(self, own: Mapping[str, NDArray[np.float32]], at: NDArray[np.bool_]) -> None:
+        """Compare −log p of all tokens sampled so far with the entropy where they were sampled, which is its mean if
+        they come from the policy. It shows a wrong temperature, or tokens that the sampler leaves out.
+
+        Raises:
+            UserError: the difference is larger than chance explains.
+        """
+        entropy = own["entropy"][at].astype(np.float64)
+        self._surprise += float((-own["scaled"][at] - entropy).sum())
+        self._variance += max(0.0, float(own["variance"][at].astype(np.float64).sum()))
+        if abs(self._surprise) > martingale_bound(self._variance, LARGEST, RARE):
+            raise UserError(
+                "The sampled tokens do not come from the policy: the mean of their −log p is "
+                f"{-own['scaled'][at].mean():.3g} nats, and where they were sampled the entropy is "
+                f"{entropy.mean():.3g} at temperature {self.config.temperature:g}. The sampler uses another "
+                "temperature, or leaves tokens out, so the run stopped."
+            )
+
+    def _verify(self, phase: Phase, scored: Scored) -> None:
         """Verify that the sampler computes with the weights in training: change them, and it must see the change that
         the trainer sees. At the start an adapter computes what its base does, so that equal numbers show nothing.
 
         Raises:
             UserError: the sampler has other weights, or the trained weights have no effect.
         """
-        rows = list(range(min(PROBED, len(table))))
-        part = TokenTable.build([(*table[row], table.source(row)) for row in rows])
-        pairs = [split(part, row) for row in rows]
+        first = scored.taken([0])
+        few = replace(first, groups=[first.groups[0][:PROBED]], rewards=first.rewards[:, :PROBED])
+        part, _ = table_of(few, phase.tokens_per_batch)
+        pairs = [(few.prompts[0].ids, completion.tokens) for completion in few.groups[0]]
         at, most = part.loss_mask, MOST_GAP[phase.model.dtype]
         before = self.scores(phase, part)["plain"][at]
         for size in (0.01, 0.03, 0.1, 0.3, 1.0):
@@ -308,13 +349,21 @@ class PolicyObjective(Objective, ABC):
                 return
         raise UserError("The trained weights have no effect on what the model computes, so no reward can change it.")
 
-    def _updates(self, phase: Phase, scored: Scored) -> list[list[int]]:
-        """The rows of each optimizer step: all of a prompt's completions are in the same one."""
-        count, samples = len(scored.rows), self.config.samples
-        order = np.random.default_rng([phase.seed, phase.number]).permutation(count)
+    def _updates(self, phase: Phase, owners: Sequence[int]) -> list[list[int]]:
+        """The rows of each optimizer step: all of a prompt's completions are in the same one.
+
+        Args:
+            phase: this one.
+            owners: (rows,) the prompt of each row of the table, by its index in the phase.
+        """
+        order = np.random.default_rng([phase.seed, phase.number]).permutation(len(set(owners)))
+        rows_of = defaultdict(list)
+        for row, owner in enumerate(owners):
+            rows_of[owner].append(row)
         parts = [
-            [int(prompt) * samples + each for prompt in prompts for each in range(samples)]
+            [row for prompt in prompts for row in rows_of[prompt]]
             for prompts in np.array_split(order, self.config.minibatches)
+            if len(prompts)
         ]
         passes = [
             np.random.default_rng([phase.seed, phase.number, number + 1]).permutation(len(parts))
@@ -330,9 +379,15 @@ class PolicyObjective(Objective, ABC):
     def stop_reason(self) -> str | None:
         return self._too_far
 
+    def state(self) -> dict[str, Any]:
+        return {"surprise": self._surprise, "variance": self._variance}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._surprise, self._variance = state["surprise"], state["variance"]
+
     def evaluate(self, phase: Phase) -> dict[str, Any]:
         prompts = [phase.prompt(row) for row in phase.rows]
-        scored = self.rewarded(list(phase.rows), prompts, [[each] for each in phase.answer(phase.rows)])
+        scored = self.rewarded(phase, list(phase.rows), prompts, [[each] for each in phase.answer(phase.rows)])
         values = scored.rewards[:, 0]
         drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
         low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
@@ -342,46 +397,73 @@ class PolicyObjective(Objective, ABC):
             "loss_interval": (-float(high), -float(low)),
             "reward": float(values.mean()),
             "reward_interval": (float(low), float(high)),
-            **{name: metrics[name] for name in ("rewards", "completion_tokens", "truncated")},
+            **{name: value for name, value in metrics.items() if name.startswith(("rewards/", "completion_", "trunc"))},
         }
 
     # Losses
 
     def begin_step(self, table: TokenTable, rows: Sequence[int]) -> None:
-        self._noted = []  # of passes that were not a step's
-
-    def note(self, batch: Batch, **sums: Tensor) -> None:
-        """Add what a batch's losses have shown, each a sum over its tokens, to the step's metrics."""
-        self._noted.append((batch.loss_tokens, sums))
-
-    def take_metrics(self) -> dict[str, Any]:
-        tokens = sum(count for count, _ in self._noted)
-        names = {name: None for _, sums in self._noted for name in sums}
-        found = {name: sum(float(sums[name]) for _, sums in self._noted) / tokens for name in names}
-        self._noted = []
-        return found
+        lengths = lengths_of(table, rows)
+        self.step = StepTotals(len(rows), len(lengths), sum(lengths))
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return next_token_losses(model, batch)
+        """−log p, summed over each row's completions."""
+        losses = next_token_losses(model, batch)
+        return torch.stack([part.sum() for part in torch.split(losses, tokens_per_row(batch))])
 
 
-def table_of(scored: Scored) -> tuple[TokenTable, list[int]]:
-    """A row for each completion, after its prompt; and the prompt of each, as a row of the run's table."""
+class StepTotals(NamedTuple):
+    """What an optimizer step has in all of its batches: rows of the table, completions, and tokens with a loss."""
+
+    rows: int
+    completions: int
+    tokens: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "StepTotals":
+        """If the batch is the whole step."""
+        lengths = completion_lengths(batch)
+        return cls(len(batch.rows), len(lengths), sum(lengths))
+
+
+def completion_lengths(batch: Batch) -> list[int]:
+    """Tokens with a loss of each completion of a batch."""
+    assert batch.completions is not None
+    return batch.completions.loss_positions
+
+
+def tokens_per_row(batch: Batch) -> list[int]:
+    """Tokens with a loss of each row of a batch."""
+    assert batch.completions is not None
+    lengths = iter(completion_lengths(batch))
+    return [sum(itertools.islice(lengths, count)) for count in batch.completions.per_row]
+
+
+def table_of(scored: Scored, most_tokens: int) -> tuple[TokenTable, list[int]]:
+    """A row for each prompt, which its completions share; for more than one if they do not fit into a batch together.
+
+    Args:
+        scored: the completions.
+        most_tokens: of a row, unless a single completion has more.
+
+    Returns:
+        The rows, and the prompt of each, as an index into `scored`.
+    """
     builder = TableBuilder()
-    rows: list[int] = []
-    for row, prompt, group in zip(scored.rows, scored.prompts, scored.groups, strict=True):
-        for completion in group:
-            ids = np.asarray([*prompt.ids, *completion.tokens], np.int32)
-            builder.add(ids, np.arange(len(ids)) >= len(prompt.ids), prompt.source)
-            rows.append(row)
-    return replace(builder.table(), columns={}), rows
-
-
-def split(table: TokenTable, row: int) -> tuple[list[int], list[int]]:
-    """A row's prompt and its completion, as ids."""
-    ids, mask = table[row]
-    first = int(np.flatnonzero(mask)[0])
-    return ids[:first].tolist(), ids[first:].tolist()
+    owners: list[int] = []
+    for owner, (prompt, group) in enumerate(zip(scored.prompts, scored.groups, strict=True)):
+        rewards = scored.rewards[owner].tolist()
+        start = 0
+        for end in row_ends(len(prompt.ids), [len(completion.tokens) for completion in group], most_tokens):
+            parts = [prompt.ids, *(completion.tokens for completion in group[start:end])]
+            ids = np.concatenate([np.asarray(part, np.int32) for part in parts])
+            lengths = tuple(len(part) for part in parts)
+            builder.add(
+                ids, np.arange(len(ids)) >= lengths[0], prompt.source, None, (lengths, tuple(rewards[start:end]))
+            )
+            owners.append(owner)
+            start = end
+    return builder.table(), owners
 
 
 def column_of(table: TokenTable, values: Sequence[float]) -> NDArray[np.float32]:
@@ -391,21 +473,26 @@ def column_of(table: TokenTable, values: Sequence[float]) -> NDArray[np.float32]
     return column
 
 
-def lengths_of(table: TokenTable, rows: Sequence[int]) -> list[int]:
-    """Tokens with a loss in each of some rows."""
-    return [int(table[row][1].sum()) for row in rows]
+def lengths_of(table: TokenTable, rows: Iterable[int]) -> list[int]:
+    """Tokens of each completion of some rows."""
+    assert table.completions is not None
+    return [length for row in rows for length in table.completions.of(row)[0][1:]]
 
 
 def reward_metrics(scored: Scored) -> dict[str, Any]:
     """Of a phase: rewards, lengths, and groups without a difference."""
     each = [completion for group in scored.groups for completion in group]
-    metrics: dict[str, Any] = {
-        "reward": float(scored.rewards.mean()),
-        "reward_std": float(scored.rewards.std()),
-        "rewards": {name: float(values.mean()) for name, values in scored.parts.items()},
+    metrics: dict[str, Any] = {"reward": float(scored.rewards.mean()), "reward_std": float(scored.rewards.std())}
+    for name, values in scored.parts.items():
+        known = values[~np.isnan(values)]
+        if len(known):
+            metrics[f"rewards/{name}/mean"], metrics[f"rewards/{name}/std"] = float(known.mean()), float(known.std())
+        metrics[f"rewards/{name}/none"] = 1 - len(known) / values.size
+    metrics |= {
+        **scored.noted,
+        "completions": len(each),
         "completion_tokens": float(np.mean([len(completion.tokens) for completion in each])),
         "truncated": float(np.mean([completion.is_truncated for completion in each])),
-        "samples": len(each),
     }
     if scored.rewards.shape[1] > 1:
         metrics["dead_groups"] = float(scored.is_dead.mean())

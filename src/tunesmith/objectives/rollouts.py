@@ -5,18 +5,19 @@ objective computes of the completions is in the columns of a token table, so tha
 its rows like any others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.data.example import Message, Source
-from tunesmith.data.tokens import TokenTable
+from tunesmith.data.tokens import Completions, TokenTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,14 @@ class Prompt:
 
     Attributes:
         ids: of the rendered chat, up to where the model begins to write.
+        given: the prompt as the row has it: a text, or messages.
         messages: the chat.
         columns: what else the row has.
         source: of the row.
     """
 
     ids: Sequence[int]
+    given: str | Sequence[Message]
     messages: tuple[Message, ...]
     columns: Mapping[str, Any]
     source: Source
@@ -58,6 +61,26 @@ class Completion:
     is_truncated: bool
 
 
+class RewardValues(Protocol):
+    """What reward functions say of completions."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the functions."""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """(completions, functions); NaN where a function does not apply."""
+
+    @property
+    def noted_metrics(self) -> Mapping[str, float]:
+        """Means of what the functions noted, by name."""
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """(completions,) the rewards; NaN where no function applies."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """What an objective collects with.
@@ -70,6 +93,7 @@ class Phase:
             numbers.
         answer: the most likely completion of each of some rows, token by token.
         score: the sampler's log p of the tokens of given completions.
+        reward: the rewards of completions, one for each prompt.
         more_rows: further rows for a round, in an order that follows from the seed.
         model: in training.
         initial: within its context, the model has the weights that the run started with.
@@ -84,6 +108,7 @@ class Phase:
     sample: "Callable[[Sequence[int], int, int], list[list[Completion]]]"
     answer: Callable[[Sequence[int]], list[Completion]]
     score: Callable[[Sequence[tuple[Sequence[int], Sequence[int]]]], list[list[float]]]
+    reward: Callable[[Sequence[Prompt], Sequence[Completion]], RewardValues]
     more_rows: Callable[[int], Sequence[int]]
     model: PreTrainedModel
     initial: Callable[[], AbstractContextManager[None]]
@@ -98,7 +123,8 @@ class Collected:
 
     Attributes:
         phase: its number.
-        table: a row for each completion, after its prompt; only the completion's tokens have a loss.
+        table: a row for each prompt with its completions, or for some of them if all are longer than a batch; only the
+            completions' tokens have a loss.
         prompts: (rows,) the prompt of each row, as an index into the run's prompts.
         updates: the rows of each optimizer step.
         metrics: of the phase, for its first step's event.
@@ -114,13 +140,17 @@ class Collected:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that its steps depend on, as tensors."""
-        table = self.table
+        table, completions = self.table, self.table.completions
+        assert completions is not None
         flat = [row for rows in self.updates for row in rows]
         return {
             "phase": torch.tensor(self.phase),
             "ids": torch.from_numpy(np.array(table.ids)),
             "loss_mask": torch.from_numpy(np.array(table.loss_mask)),
             "offsets": torch.from_numpy(np.array(table.offsets)),
+            "completions": torch.from_numpy(np.array(completions.offsets)),
+            "lengths": torch.from_numpy(np.array(completions.lengths)),
+            "scores": torch.from_numpy(np.array(completions.scores)),
             "prompts": torch.tensor(list(self.prompts), dtype=torch.int64),
             "rows": torch.tensor(flat, dtype=torch.int64),
             "counts": torch.tensor([len(rows) for rows in self.updates], dtype=torch.int64),
@@ -137,6 +167,7 @@ class Collected:
         """
         at = tensors["prompts"].numpy()
         prefix = "column."
+        scores = tensors["scores"].numpy()
         table = TokenTable(
             tensors["ids"].numpy(),
             tensors["loss_mask"].numpy(),
@@ -144,9 +175,32 @@ class Collected:
             prompts.files,
             prompts.file[at],
             prompts.row[at],
+            completions=Completions(
+                tensors["completions"].numpy(), tensors["lengths"].numpy(), scores, np.full_like(scores, np.nan)
+            ),
             columns={
                 name.removeprefix(prefix): values.numpy() for name, values in tensors.items() if name.startswith(prefix)
             },
         )
         updates = [part.tolist() for part in torch.split(tensors["rows"], tensors["counts"].tolist())]
         return cls(int(tensors["phase"]), table, at.tolist(), updates)
+
+
+def row_ends(prompt: int, completions: Sequence[int], most: int) -> Iterator[int]:
+    """How a prompt's completions are laid out in rows that share it.
+
+    Args:
+        prompt: its tokens.
+        completions: the tokens of each.
+        most: tokens of a row, unless a single completion has more.
+
+    Yields:
+        After how many of the completions each row ends.
+    """
+    tokens = prompt
+    for index, length in enumerate(completions):
+        if tokens > prompt and tokens + length > most:
+            yield index
+            tokens = prompt
+        tokens += length
+    yield len(completions)

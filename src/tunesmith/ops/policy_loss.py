@@ -4,6 +4,7 @@ Every function is the formula of its paper on plain tensors. Rewards come in gro
 for each of its completions. Tokens come concatenated, completion after completion, with the length of each.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -128,7 +129,7 @@ def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 def token_weights(
     lengths: Sequence[int], how: Literal["tokens", "sequences", "constant"], most: int, tokens: int, completions: int
 ) -> Tensor:
-    """The weight of each token of each completion, so that the mean over a step's tokens of the weighted losses is:
+    """The weight of each token of each completion, so that the weighted sum over a step's tokens is:
 
     `tokens`: their mean over all tokens (DAPO, Yu et al. 2025, eq. 12).
     `sequences`: the mean over completions of the mean over a completion's tokens (GRPO, Shao et al. 2024, eq. 3).
@@ -142,13 +143,13 @@ def token_weights(
         completions: of the step.
 
     Returns:
-        (tokens of the batch,).
+        (tokens of the batch,), float64.
     """
-    counts = torch.tensor(lengths)
     if how == "tokens":
-        return torch.ones(sum(lengths))
-    divisors = counts if how == "sequences" else torch.full_like(counts, most)
-    return torch.repeat_interleave(tokens / (completions * divisors), counts, output_size=sum(lengths))
+        return torch.full((sum(lengths),), 1 / tokens, dtype=torch.float64)
+    counts = torch.tensor(lengths)
+    divisors = (counts if how == "sequences" else torch.full_like(counts, most)).double()
+    return torch.repeat_interleave(1 / (completions * divisors), counts, output_size=sum(lengths))
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
@@ -203,6 +204,20 @@ def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float | Non
         near = old + (values - old).clamp(-clip, clip)
         losses = torch.maximum(losses, (near - returns).square())
     return 0.5 * losses
+
+
+def martingale_bound(variance: float, largest: float, probability: float) -> float:
+    """How far a sum of increments of mean zero is from zero at most, except with this probability (Freedman 1975,
+    theorem 1.6): the x with 2 exp(−x² / (2 (V + M x / 3))) = probability.
+
+    Args:
+        variance: V, the sum of the increments' variances, each given what came before it.
+        largest: M, of an increment.
+        probability: of more.
+    """
+    log = math.log(2 / probability)
+    linear = log * largest / 3
+    return linear + math.sqrt(linear**2 + 2 * variance * log)
 
 
 def suffix_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:

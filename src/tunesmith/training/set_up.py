@@ -33,6 +33,7 @@ from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.objective import Objective
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
+from tunesmith.training.rollout_rewards import reward_of
 
 
 def build(
@@ -134,6 +135,7 @@ def loop_of(
             layout.batches,
             examples_by_source(recipe),
             Sampler(model, tokenizer),
+            reward_of(recipe, layout.steps),
             InitialWeights(model) if plan.keeps_initial_weights else None,
             recipe.train.seed,
             events,
