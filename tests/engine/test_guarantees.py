@@ -288,7 +288,7 @@ def test_layers_that_share_inputs_forget_a_failed_pass(tmp_path: Path) -> None:
     loop, _ = loop_over(tmp_path, POINTS, batch=2)
     forgotten = []
     loop.model.drop_pass = lambda: forgotten.append(True)
-    loop.split_in_two([0, 1])
+    loop.split_in_two(loop.table, [0, 1])
     assert forgotten == [True]
 
 
@@ -489,7 +489,7 @@ def test_a_resumed_run_keeps_its_reduced_batch_size(tmp_path: Path) -> None:
     again.masters.restore(tensors)
     assert replace(again.state, seconds=loop.state.seconds) == loop.state
     assert weight_of(again) == weight_of(loop)
-    assert again.batches_within([0, 1]) == [[0], [1]]
+    assert again.batches_within(again.table, [0, 1]) == [[0], [1]]
 
 
 # Pruning

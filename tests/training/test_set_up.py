@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bytewise import byte_tokenizer
 from small_models import objective_of, small_model
 from toy_loop import TOKENS, loop_over, named, table_of, weight_of
 
@@ -46,7 +47,9 @@ def build(optimizer: str, directory: Path) -> Loop:
     recipe = recipe_of(method="full", train={"optimizer": optimizer, "steps": 1, "weight_decay": 0.1})
     prepared = prepared_rows()
     batch_plan = BatchPlan.of(recipe, prepared.train)
-    return loop_of(recipe, Run(directory), model, objective_of("text").build(), prepared, batch_plan, CPU)
+    return loop_of(
+        recipe, Run(directory), model, objective_of("text").build(), prepared, batch_plan, CPU, byte_tokenizer()
+    )
 
 
 def trained_by(rule: torch.optim.Optimizer) -> int:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tunesmith.config.registry import Strict, unwritten
@@ -24,6 +25,27 @@ BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 PER_TOKEN = "nats per loss token"
 """The unit of a loss of text, which heads may report in another form, such as the perplexity."""
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How a run generates what it trains on, phase by phase.
+
+    Attributes:
+        prompts: that a phase takes.
+        samples: completions of each prompt.
+        most_tokens: of a completion.
+        temperature: of the sampling.
+        updates: optimizer steps that a phase serves.
+        keeps_initial_weights: whether the weights that the run started with stay in memory.
+    """
+
+    prompts: int
+    samples: int
+    most_tokens: int
+    temperature: float
+    updates: int
+    keeps_initial_weights: bool
 
 
 class ObjectiveConfig(Strict, ABC):
@@ -74,6 +96,11 @@ class ObjectiveConfig(Strict, ABC):
     def concatenates_rows(self) -> bool:
         """Whether rows are concatenated and split again at `max_length`, regardless of row boundaries."""
         return False
+
+    @property
+    def rollouts(self) -> RolloutPlan | None:
+        """How it generates what it trains on; None: it trains on the rows themselves."""
+        return None
 
     def head_learning_rate_at(self, hidden: int) -> float:
         """The learning rate of a new head.

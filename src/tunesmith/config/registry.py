@@ -129,6 +129,7 @@ OBJECTIVES = Registry(
         "dpo": "tunesmith.objectives.dpo:DPO",
         "listwise": "tunesmith.objectives.listwise:Listwise",
         "kto": "tunesmith.objectives.kto:KTO",
+        "grpo": "tunesmith.objectives.grpo:GRPO",
     },
 )
 """What the model is trained to do: `kind` → the class, imported on first use."""

@@ -5,8 +5,8 @@ document alone. So each document gives the same loss and gradients as it would a
 of one beginning have the beginning once, as a document that the completions continue.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Batch:
         parents: for each document, the index of the one that it continues, -1 for none; None if none does. A document
             that others continue is their beginning, and the first position after it is each one's first.
         completions: what the rows compare, if they hold several completions of one beginning.
+        columns: (loss positions,) float32 by name: the table's columns at the tokens that are predicted there.
     """
 
     input_ids: Tensor
@@ -56,6 +57,7 @@ class Batch:
     features: Tensor | None = None
     parents: list[int] | None = None
     completions: "BatchCompletions | None" = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def loss_tokens(self) -> int:
@@ -165,6 +167,7 @@ def _with_completions(table: TokenTable, rows: Sequence[int], device: torch.devi
     loss_positions, documents_per_row = [], []
     labels: list[NDArray[Any]] = []
     loss_counts: list[int] = []
+    predicted: list[NDArray[np.int64]] = []
     width = 0
 
     def add(ids: NDArray[np.int32], parent: int, start: int) -> None:
@@ -194,6 +197,7 @@ def _with_completions(table: TokenTable, rows: Sequence[int], device: torch.devi
             if kept:
                 add(ids[at : at + kept], parent, shared)
             loss_positions.append(positions)
+            predicted.append(table.offsets[row] + at + marks)
             loss_counts.append(len(marks))
             at += count
         if not next_token:
@@ -222,4 +226,8 @@ def _with_completions(table: TokenTable, rows: Sequence[int], device: torch.devi
             [score for row in rows for score in table.completions.of(row)[1]],
             _tensor([table.completions.reference[start:end] for start, end in chosen], device, np.float32),
         ),
+        columns={
+            name: _tensor([values[at] for at in predicted], device, np.float32)
+            for name, values in table.columns.items()
+        },
     )

@@ -26,10 +26,16 @@ def find_problem(renderer: Renderer, rendering: Rendering, tokenized: Tokenized)
         return None if all(part.strip() for part in rendering.parts) else "one of its texts is empty"
     if rendering.targets is not None:
         return _target_fault(rendering, loss_mask)
+    if rendering.is_prompt:
+        return _bos_fault(renderer, rendering, ids)
     if not loss_mask[1:].any():
         return "no token of it has loss: nothing is left of the answer after rendering"
     if not _every_span_ends(renderer, ids, loss_mask):
         return "the end of the answer's turn has no loss, so the model would not learn to stop"
+    return _bos_fault(renderer, rendering, ids)
+
+
+def _bos_fault(renderer: Renderer, rendering: Rendering, ids: NDArray[np.int32]) -> str | None:
     bos = renderer.tokenizer.bos_token_id
     if bos is not None and rendering.source is None:  # with a source, the tokenizer adds them itself
         actual, expected = int((ids == bos).sum()), _expected_bos(renderer, rendering)

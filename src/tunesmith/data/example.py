@@ -1,6 +1,7 @@
 """A row of the user's data as an example, and its source."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
@@ -45,6 +46,7 @@ class Example:
         others: for a pair: the positive text, which means the same or answers it, then the negatives.
         tools: JSON schemas of the tools that the chat may call, as chat templates take them.
         completions: how the chat goes on, each with a score; empty unless the row compares or rates answers.
+        columns: of a prompt: what else its row has, by column, for functions that score completions.
     """
 
     source: Source
@@ -55,6 +57,7 @@ class Example:
     spans: tuple[tuple[int, int, str], ...] | None = None
     others: tuple[str, ...] = ()
     completions: tuple[Completion, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

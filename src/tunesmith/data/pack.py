@@ -79,7 +79,8 @@ class Batches:
     """Which rows each optimizer step takes. The seed decides it for any step: only the step number is needed to
     resume.
 
-    A step is a list of batches, each a list of rows, whose gradients are accumulated before the update.
+    A step is a list of batches, each a list of rows, whose gradients are accumulated before the update. With
+    `rows_per_step`, it is this many rows instead of `tokens_per_step`, in one batch.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Batches:
         shuffle: bool,
         seed: int,
         padded: bool = False,
+        rows_per_step: int | None = None,
     ) -> None:
         self.table = table
+        self._rows_per_step = rows_per_step
         self._tokens_per_step = tokens_per_step
         self._tokens_per_batch = tokens_per_batch
         self._pack = pack
@@ -134,6 +137,9 @@ class Batches:
         generator = np.random.default_rng([self._seed, epoch])
         if self._shuffle:
             generator.shuffle(order)
+        if self._rows_per_step is not None:
+            starts = range(0, len(order), self._rows_per_step)
+            return [[order[start : start + self._rows_per_step].tolist()] for start in starts]
         lengths = [self._lengths[row] for row in order]
         if not self._pack:
             bins = [[item] for item in range(len(order))]

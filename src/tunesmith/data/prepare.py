@@ -15,7 +15,7 @@ from tunesmith.config.data import Data
 from tunesmith.config.extensions import UsersCodeError, failures_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
-from tunesmith.data.example import Example, Malformed
+from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.format_detection import chosen_format
 from tunesmith.data.length_policy import apply_length_policy
 from tunesmith.data.read import Row, fingerprint, read
@@ -139,6 +139,17 @@ def training_examples(data: Data, formats: Sequence[str]) -> list[Example]:
     """The rows of `data.train` that are not held out, as examples, in order. Arguments are those of `examples`."""
     share = 0.0 if isinstance(data.held_out, list) else _share(data, formats, data.held_out)
     return [example for example in examples(data, formats, data.train, DataReport()) if not is_held_out(example, share)]
+
+
+def examples_by_source(recipe: Recipe) -> dict[Source, Example]:
+    """The rows of both sides as examples, by their source: what is not in the tokens.
+
+    Raises:
+        UserError: as `examples`.
+    """
+    data, held_out = recipe.data, recipe.data.held_out
+    paths = [*data.train, *(held_out if isinstance(held_out, list) else [])]
+    return {each.source: each for each in examples(data, recipe.objective.formats, paths, DataReport())}
 
 
 def _share(data: Data, formats: Sequence[str], share: float) -> float | frozenset[bytes]:

@@ -46,6 +46,7 @@ class Rendering:
         completions: texts that begin alike, in place of `text`: each holds a prompt and one of its completions. With
             `targets`, each has one, on its last token with loss.
         scores: of the completions, higher is better.
+        is_prompt: whether the answer is left out, because the model will write it.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Rendering:
     source: str | None = None
     completions: tuple["Rendering", ...] = ()
     scores: tuple[float, ...] = ()
+    is_prompt: bool = False
 
 
 class Renderer:
@@ -153,6 +155,16 @@ class Renderer:
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """The text that the model continues: the same text as before the answer in training."""
         return self.template.prompt(messages, tools)
+
+    def render_prompt(self, example: Example) -> Rendering:
+        """The chat of an example that ends before an answer, up to where the model begins to write.
+
+        Raises:
+            UnusableError: the template cannot render it, or it holds a control token.
+        """
+        messages = example.messages or ()
+        _refuse_special_tokens(messages, self.template.special_tokens)
+        return Rendering(self.prompt(messages, example.tools), (), is_prompt=True)
 
     @property
     def stop_tokens(self) -> list[int]:

@@ -22,6 +22,7 @@ class RowFormat:
         read: from the row's values by field to the keyword arguments of an `Example`.
         objective: the objective that the recipe must set to use it; None if most objectives read it.
         detected: whether it is detected from the columns when the objective does not ask for it.
+        keeps_columns: whether the example keeps the columns that are no fields.
     """
 
     noun: str
@@ -30,6 +31,7 @@ class RowFormat:
     read: Callable[[Values], dict[str, Any]]
     objective: str | None = None
     detected: bool = True
+    keeps_columns: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:

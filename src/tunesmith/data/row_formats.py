@@ -14,6 +14,7 @@ from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
 from tunesmith.data.media import UNUSABLE, media_key, placeholder
 from tunesmith.data.preferences import PREFERENCES
+from tunesmith.data.prompts import PROMPTS
 from tunesmith.data.read import Row
 from tunesmith.data.row_format import RowFormat, Values, required, text_of
 from tunesmith.data.turns import MalformedRowError, chat, in_words, parsed, tools_of, turns_of
@@ -93,6 +94,7 @@ FORMATS: dict[str, RowFormat] = {
     ),
     **PREFERENCES,
     **LABELED,
+    **PROMPTS,
 }
 """Every row format by the value of `data.format`; if a row matches several, the first is used."""
 
@@ -112,7 +114,10 @@ def to_example(row: Row, format: str, columns: Mapping[str, str] | None = None) 
     try:
         refuse_media(row, columns)
         values = _fields(row, kind, format, columns or {})
-        return Example(row.source, **_read(values, kind, format, row.source))
+        found = _read(values, kind, format, row.source)
+        if kind.keeps_columns and not isinstance(row.values, str):
+            found["columns"] = {**found.get("columns", {}), **_others(row.values, kind, columns or {})}
+        return Example(row.source, **found)
     except MalformedRowError as error:
         return Malformed(row.source, str(error))
 
@@ -194,6 +199,14 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
     if absent:
         raise MalformedRowError(f"no column {absent[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
     return fields
+
+
+def _others(values: Mapping[str, Any], format: RowFormat, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The columns of a row that are no fields of its format."""
+    present = {str(column).lower() for column, value in values.items() if value is not None}
+    usual = {name for field, name in _usual_names(present, format, columns).items() if field not in columns}
+    read = {*usual, *format.optional, "system_prompt", *(column.lower() for column in columns.values())}
+    return {str(column): value for column, value in values.items() if str(column).lower() not in read}
 
 
 def _usual_names(present: set[str], format: RowFormat, columns: Mapping[str, str]) -> dict[str, str]:

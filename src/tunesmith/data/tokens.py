@@ -2,8 +2,8 @@
 
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class TokenTable:
         features: (rows, hidden) float32 hidden states of a frozen body, if they are precomputed; the ids are then not
             read.
         completions: the parts of the rows, if they hold several completions of one beginning.
+        columns: (tokens,) float32 by name: what the objective knows of each token, such as its advantage.
     """
 
     ids: NDArray[np.int32]
@@ -83,6 +84,7 @@ class TokenTable:
     target_offsets: NDArray[np.int64] | None = None
     features: NDArray[np.float32] | None = None
     completions: Completions | None = None
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def build(cls, rows: Iterable[Tokens]) -> "TokenTable":

@@ -1,13 +1,20 @@
 """Which rows a run batches together, and which batch is the largest."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from operator import itemgetter
 
+import numpy as np
+
+from tunesmith.config.objective import RolloutPlan
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.batch import WIDTH_STEP
-from tunesmith.data.pack import Batches, width
-from tunesmith.data.tokens import TokenTable
+from tunesmith.data.example import Source
+from tunesmith.data.pack import Batches, next_fit, width
+from tunesmith.data.tokens import Tokens, TokenTable
 from tunesmith.engine.evaluations import Evaluations
+from tunesmith.objectives.rollouts import row_ends
 
 SCORES = 768
 """Tokens of a document for which the stored attention scores take about as much memory as everything else that a block
@@ -19,12 +26,13 @@ class Layout:
     """A run's batches.
 
     Attributes:
-        batches: which rows each step takes.
+        batches: which rows each step takes; with rollouts, which prompts each phase takes.
         steps: optimizer steps of the run.
         largest_batch: the rows of the batch with the most tokens in the run.
         largest_by_scores: the same if attention stores a score for each pair of a document's tokens.
         widths: the distinct widths of its batches, in `WIDTH_STEP`s.
         evaluations: how often it evaluates, and on which held-out rows.
+        table: what the rows of the largest batches are in; with rollouts, completions as long as they can get.
     """
 
     batches: Batches
@@ -33,6 +41,7 @@ class Layout:
     largest_by_scores: list[int]
     widths: frozenset[int]
     evaluations: Evaluations
+    table: TokenTable
 
     def largest_of(self, scores: bool) -> list[int]:
         """The batch that takes the most memory, with or without stored attention scores."""
@@ -80,6 +89,8 @@ class BatchPlan:
 
     def _make_layout(self, packed: bool) -> Layout:
         train = self.recipe.train
+        if self.recipe.objective.rollouts is not None:
+            return self._layout_of_rollouts(self.recipe.objective.rollouts, packed)
         batches = Batches(
             self.table,
             tokens_per_step=train.tokens_per_step,
@@ -101,4 +112,52 @@ class BatchPlan:
             pairs = tokens * max(row_lengths) if batches.padded else sum(length * length for length in row_lengths)
             largest_by_scores = max(largest_by_scores, (tokens + pairs / SCORES, rows), key=itemgetter(0))
         evaluations = Evaluations.of(train, steps, batches.tokens_in(0, steps), self.held_out)
-        return Layout(batches, steps, largest[1], largest_by_scores[1], frozenset(widths), evaluations)
+        return Layout(batches, steps, largest[1], largest_by_scores[1], frozenset(widths), evaluations, self.table)
+
+    def _layout_of_rollouts(self, plan: RolloutPlan, packed: bool) -> Layout:
+        """The layout of a run that trains on what it samples: the largest batch is of the longest prompts, with
+        completions as long as they can get."""
+        train = self.recipe.train
+        batches = Batches(
+            self.table,
+            tokens_per_step=0,
+            tokens_per_batch=self.tokens_per_batch,
+            pack=True,
+            shuffle=train.shuffle,
+            seed=train.seed,
+            padded=not packed,
+            rows_per_step=plan.prompts,
+        )
+        steps = train.steps or batches.steps_in(train.epochs or 1.0) * plan.updates
+        longest = self.table.lengths.argsort(kind="stable")[::-1].tolist()
+        completions = min(plan.prompts, len(longest)) * plan.samples
+        every = [
+            row
+            for prompt in self.table.lengths[longest[: plan.prompts]].tolist()
+            for row in _group_rows(prompt, plan, self.tokens_per_batch)
+        ]
+        batch = next_fit([sum(parts) for parts in every], self.tokens_per_batch, batches.padded)[0]
+        longest_rows = [sum(every[item]) for item in batch]
+        table = TokenTable.build(_row_of(every[item]) for item in batch)
+        rows = list(range(len(batch)))
+        widths = frozenset(range(1, -(-width(longest_rows, batches.padded) // WIDTH_STEP) + 1))
+        prompts = min(plan.prompts, len(longest)) * float(self.table.lengths.mean())
+        per_phase = round(prompts + completions * plan.most_tokens)
+        offsets = self.held_out.offsets + plan.most_tokens * np.arange(len(self.held_out) + 1)
+        answered = replace(self.held_out, offsets=offsets)  # an evaluation answers its prompts, too
+        evaluations = Evaluations.of(train, steps, per_phase * -(-steps // plan.updates), answered)
+        return Layout(batches, steps, rows, rows, widths, evaluations, table)
+
+
+def _group_rows(prompt: int, plan: RolloutPlan, most: int) -> Iterator[tuple[int, ...]]:
+    """The rows of a prompt's completions if all are as long as they can get: the tokens of the prompt, and of each."""
+    ends = [0, *row_ends(prompt, [plan.most_tokens] * plan.samples, most)]
+    return ((prompt, *[plan.most_tokens] * (end - start)) for start, end in pairwise(ends))
+
+
+def _row_of(lengths: tuple[int, ...]) -> Tokens:
+    tokens = sum(lengths)
+    scores = (0.0,) * (len(lengths) - 1)
+    return (
+        np.zeros(tokens, np.int32), np.arange(tokens) >= lengths[0], Source("", 1), None, (lengths, scores)
+    )  # fmt: skip

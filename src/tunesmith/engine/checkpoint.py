@@ -50,6 +50,10 @@ class LoopState:
     metrics_bytes: int = 0
     most_tokens: int = 0
     """The most tokens per batch, since memory ran out with more; 0: as planned."""
+    cache_pages: int = 0
+    """Pages of the cache that rollouts are sampled with; 0: not known yet."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """What the objective keeps from step to step."""
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: LoopState, keep: int) -> Path:

@@ -17,12 +17,14 @@ from transformers import PreTrainedModel
 from tunesmith.config.train import Train
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.pack import Batches
+from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.checkpoint import LoopState, save_checkpoint
 from tunesmith.engine.evaluations import times_left
 from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.memory import ran_out_of_memory, split_in_two
+from tunesmith.engine.phases import Phases
 from tunesmith.engine.schedule import learning_rate
 from tunesmith.errors import UserError
 from tunesmith.objectives.objective import Objective
@@ -31,6 +33,9 @@ from tunesmith.run import Events
 RECENT = 20
 """Steps, evaluations and checkpoints whose median duration predicts the time left. The first one warms up, and other
 processes make some slow: a mean would show that for twenty steps, the lower median from the second one on does not."""
+
+ROLLOUTS = "rollouts."
+"""Begins the names of what a checkpoint holds of a phase that has steps left."""
 
 SKIPS_BEFORE_STOPPING = 3  # one bad batch can be an accident; three in a row mean that the run is broken
 
@@ -55,6 +60,7 @@ class Loop:
         events: receives every event of the run.
         device: where the model is.
         first_replayed: the index of the first row of `data.replay`, after the task's own; None: there are none.
+        phases: samples what the steps are trained on; None: they are trained on the rows of `batches`.
         state: the progress so far.
         recent: seconds that the latest steps, evaluations and checkpoints took, by part, to predict what is left.
         pending: the batches whose gradients the next optimizer step takes.
@@ -75,6 +81,7 @@ class Loop:
     events: Events
     device: torch.device
     first_replayed: int | None = None
+    phases: Phases | None = None
     state: LoopState = field(default_factory=LoopState)
     recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
     pending: list[Batch] = field(default_factory=list)
@@ -98,7 +105,12 @@ class Loop:
     def restore(self, tensors: dict[str, Tensor], state: LoopState) -> None:
         """Continue from a checkpoint, as `checkpoint.load_checkpoint` returns it."""
         self.state = state
-        self.masters.restore(tensors)
+        rollouts = {name.removeprefix(ROLLOUTS): tensors[name] for name in tensors if name.startswith(ROLLOUTS)}
+        self.masters.restore({name: value for name, value in tensors.items() if not name.startswith(ROLLOUTS)})
+        if self.phases is not None:
+            self.objective.restore(state.objective)
+            self.phases.restore(rollouts)
+            self.phases.sampler.pages = state.cache_pages
 
     def fit(self, interruption: Interruption) -> str:
         """Run from `state.step` to the end.
@@ -122,11 +134,14 @@ class Loop:
             if last or self.state.step % self.evaluate_every == 0:
                 self.evaluate()
                 stop = self.is_out_of_patience
+            reason = None if self.phases is None else self.objective.stop_reason()
+            if reason is not None and not last:
+                self.events.emit("warning", message=f"The run stops after step {self.state.step:,}: {reason}.")
             best = self.state.best_step == self.state.step
             interrupted = interruption.asked  # read once: a signal after this line is for the next step
-            if last or stop or best or interrupted or self.state.step % self.checkpoint_every == 0:
+            if last or stop or reason or best or interrupted or self.state.step % self.checkpoint_every == 0:
                 self.checkpoint()
-            if stop:
+            if stop or reason:
                 return "early stopping"
             if interrupted and not last:
                 return "interrupted"
@@ -148,18 +163,19 @@ class Loop:
                 if not ran_out_of_memory(error):
                     raise
             # Outside the except block, where the failed pass no longer holds tensors.
-            self.split_in_two(max(self.batches_of_step(), key=self.tokens_of))
+            batches = self.batches_of_step()
+            self.split_in_two(self.table, max(batches, key=lambda rows: tokens_of(self.table, rows)))
 
-    def split_in_two(self, rows: list[int]) -> None:
+    def split_in_two(self, table: TokenTable, rows: list[int]) -> None:
         """Memory ran out with these rows: use half as many tokens per batch from now on. A step keeps the same rows.
 
         Raises:
             UserError: there is only one row.
         """
-        tokens = self.tokens_of(rows)
+        tokens = tokens_of(table, rows)
         if len(rows) == 1:
             raise UserError(
-                f"Memory ran out with a single row of {tokens:,} tokens ({self.batches.table.source(rows[0])}). Set "
+                f"Memory ran out with a single row of {tokens:,} tokens ({table.source(rows[0])}). Set "
                 "data.max_length lower, train.gradient_checkpointing: true, or base.weights: nf4."
             )
         self.masters.grad.zero_()
@@ -176,26 +192,33 @@ class Loop:
         )
         self.events.emit("warning", message=message, step=self.state.step)
 
-    def tokens_of(self, rows: list[int]) -> int:
-        """Tokens of the rows, without padding."""
-        return int(self.batches.table.lengths[rows].sum())
+    @property
+    def table(self) -> TokenTable:
+        """What the rows of `batches_of_step` are in."""
+        if self.phases is not None and self.phases.collected is not None:
+            return self.phases.collected.table
+        return self.batches.table
 
     def batches_of_step(self) -> list[list[int]]:
-        """The rows of the step's batches."""
-        return [part for rows in self.batches.step(self.state.step) for part in self.batches_within(rows)]
+        """The rows of the step's batches. With rollouts, the first step of a phase samples them."""
+        if self.phases is not None:
+            batches = self.phases.batches(self.state.step, self.tokens_per_batch)
+        else:
+            batches = self.batches.step(self.state.step)
+        return [part for rows in batches for part in self.batches_within(self.table, rows)]
 
-    def batches_within(self, rows: list[int]) -> list[list[int]]:
+    def batches_within(self, table: TokenTable, rows: list[int]) -> list[list[int]]:
         """A batch's rows, split in two repeatedly while they exceed `state.most_tokens`."""
-        if not self.state.most_tokens or len(rows) == 1 or self.tokens_of(rows) <= self.state.most_tokens:
+        if not self.state.most_tokens or len(rows) == 1 or tokens_of(table, rows) <= self.state.most_tokens:
             return [rows]
-        first, second = split_in_two(rows, self.batches.table.lengths[rows].tolist())
-        return [*self.batches_within(first), *self.batches_within(second)]
+        first, second = split_in_two(rows, table.lengths[rows].tolist())
+        return [*self.batches_within(table, first), *self.batches_within(table, second)]
 
     def _step(self) -> dict[str, float]:
         """One attempt at a step. A non-finite loss or gradient leaves the weights unchanged."""
         self.forget_batches()  # of an attempt that ran out of memory, or that were not meant for a step
         for rows in self.batches_of_step():
-            if not math.isfinite(self.forward_backward(collate(self.batches.table, rows, self.device))):
+            if not math.isfinite(self.forward_backward(collate(self.table, rows, self.device))):
                 break
         return self.optim_step()
 
@@ -264,6 +287,7 @@ class Loop:
             loss_tokens=loss_tokens,
             **self.objective.take_notes(),
             **self._replayed(batches),
+            **({} if self.phases is None else self.phases.take_metrics()),
             seconds=seconds,
             seconds_left=self.seconds_left(),
         )
@@ -325,9 +349,12 @@ class Loop:
         started = time.perf_counter()
         metrics = self.directory / "metrics.jsonl"
         self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
-        path = save_checkpoint(
-            self.directory / "checkpoints", self.masters.state(), self.state, self.train.keep_checkpoints
-        )
+        tensors = self.masters.state()
+        if self.phases is not None:
+            self.state.cache_pages = self.phases.sampler.pages
+            self.state.objective = self.objective.state()
+            tensors |= {f"{ROLLOUTS}{name}": value for name, value in self.phases.state(self.state.step).items()}
+        path = save_checkpoint(self.directory / "checkpoints", tensors, self.state, self.train.keep_checkpoints)
         seconds = time.perf_counter() - started
         self._took("checkpoints", seconds)
         self.events.emit("checkpoint", step=self.state.step, path=str(path), seconds=seconds)
@@ -353,7 +380,7 @@ class Loop:
             return
         self.state.skipped_in_a_row += 1
         suspects = batches[-1:] if not math.isfinite(loss) else batches
-        sources = [str(self.batches.table.source(row)) for batch in suspects for row in batch.rows]
+        sources = [str(self.table.source(row)) for batch in suspects for row in batch.rows]
         reason = "the loss" if not math.isfinite(loss) else "the gradient"
         self.events.emit(
             "skipped",
@@ -368,3 +395,8 @@ class Loop:
                 f"the run stopped. Those steps did not change the weights. The last batch held {shown}. Check those "
                 "rows, lower train.learning_rate, or set train.precision: fp32."
             )
+
+
+def tokens_of(table: TokenTable, rows: Sequence[int]) -> int:
+    """Tokens of some rows, without padding."""
+    return int(table.lengths[list(rows)].sum())

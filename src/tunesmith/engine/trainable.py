@@ -26,6 +26,7 @@ from tunesmith.models.peft_import import import_peft
 from tunesmith.models.prompts import has_prefix, has_prompt, plain_model
 from tunesmith.modules.fused import use_fused_ops
 from tunesmith.modules.neftune import add_neftune
+from tunesmith.modules.no_dropout import without_dropout
 from tunesmith.modules.quantized_linear import QuantizedLinear
 from tunesmith.objectives.objective import Objective
 
@@ -85,6 +86,7 @@ def make_trainable(
     objective: Objective = recipe.objective.build(
         [reference.packing_model(model.dtype, model.device) for reference in references]
     )
+    _refuse_noise(recipe)
     trained = recipe.method.apply(model, recipe.train.seed)
     if recipe.train.neftune_alpha is not None:
         if has_prompt(trained) and not has_prefix(trained):
@@ -92,9 +94,28 @@ def make_trainable(
                 f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave out train.neftune_alpha."
             )
         add_neftune(plain_model(trained), recipe.train.neftune_alpha)
+    if recipe.objective.rollouts is not None:
+        without_dropout(trained)
     if recipe.train.gradient_checkpointing:  # after PEFT: its forward refuses a prefix with it
         enable_activation_checkpointing(trained, len(blocks(model)))
     return trained, objective
+
+
+def _refuse_noise(recipe: Recipe) -> None:
+    """Refuse settings by which a model in training computes something else than one that samples.
+
+    Raises:
+        UserError: the recipe has one, and learns from samples of the model.
+    """
+    if recipe.objective.rollouts is None:
+        return
+    noisy = {"train.neftune_alpha": recipe.train.neftune_alpha, "method.dropout": getattr(recipe.method, "dropout", 0)}
+    for name, value in noisy.items():
+        if value:
+            raise UserError(
+                f"{name}: {value:g} makes a model in training another one than that which samples, and "
+                f"{recipe.objective.kind} learns from its samples. Leave out {name}."
+            )
 
 
 def _check_head(head: Head, model: PreTrainedModel) -> None:

@@ -83,6 +83,7 @@ class AdapterShelf:
     def __init__(self, base: BaseShape, most_bytes: int) -> None:
         self._base, self._most_bytes = base, most_bytes
         self._directories: dict[str, tuple[Path, str]] = {}  # and the identity that the name stands for
+        self._without_files: dict[str, Adapter] = {}
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # by identity, the last used at the end
 
     def add(self, name: str, directory: Path, refuse_no_effect: bool = True) -> None:
@@ -101,6 +102,17 @@ class AdapterShelf:
             raise UserError(f"{directory} has no effect: every layer computes with it what the base does.")
         self._directories[name] = (directory, adapter.identity)
         self._keep(adapter)
+
+    def put(self, name: str, adapter: Adapter | None) -> None:
+        """Add an adapter that has no files, or replace the one of that name.
+
+        Args:
+            name: to use it by.
+            adapter: None: none of that name.
+        """
+        self._without_files.pop(name, None)
+        if adapter is not None:
+            self._without_files[name] = adapter
 
     def remove(self, name: str) -> None:
         """Remove an adapter; answers that have begun keep it.
@@ -126,6 +138,8 @@ class AdapterShelf:
         """
         if name is None:
             return NO_ADAPTER
+        if name in self._without_files:
+            return self._without_files[name]
         directory, identity = self._known(name)
         adapter = self._loaded.get(identity)
         if adapter is None:

@@ -1,7 +1,7 @@
 """A model as the generation engine runs it: parts of many sequences in one forward pass, over paged caches."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from tunesmith.modules.fused import use_fused_ops
 from tunesmith.modules.rowwise import RowwiseFunctions, serve_activations
 from tunesmith.modules.served_block import Attended, ServedBlock, serve_block
 from tunesmith.modules.served_experts import serve_experts
-from tunesmith.modules.served_linear import AdapterRows, serve_linears
+from tunesmith.modules.served_linear import AdapterRows, BatchAdapters, serve_linears
 from tunesmith.modules.transposed_linear import as_linear
 from tunesmith.ops.document_attention import Prefix
 from tunesmith.ops.paged_attention import TILE, LayerCache, Layout, Part
@@ -53,23 +53,52 @@ class Piece:
     virtual: Tensor | None = None
 
 
-class PagedModel:
-    """Args:
-    model: one that packs (`models.attention.packs`). Its linear layers are replaced in place.
-    in_int8: whether its caches are in int8.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a model's layers have become for the engine.
+
+    Attributes:
+        adapters: where a batch's adapters are put.
+        linears: the number of each replaced linear layer by its name.
+        rowwise: how functions of activations are computed; None: as PyTorch does.
     """
 
-    def __init__(self, model: PreTrainedModel, in_int8: bool = False) -> None:
-        self.model, self.in_int8 = model.eval(), in_int8
+    adapters: BatchAdapters
+    linears: Mapping[str, int]
+    rowwise: RowwiseFunctions | None
+
+
+def serve(model: PreTrainedModel) -> Served:
+    """Replace a model's layers in place by those for inference: packed on a CPU, each row as it would be alone."""
+    plain = plain_model(model.eval())
+    use_fused_ops(as_linear(plain))
+    serve_experts(plain)
+    adapters, linears = serve_linears(plain)
+    if model.device.type != "cpu":
+        return Served(adapters, linears, None)
+    serve_activations(plain)
+    return Served(adapters, linears, RowwiseFunctions())
+
+
+def as_it_is(model: PreTrainedModel) -> Served:
+    """Leave a model as it is, such as one in training, with the adapter's layers in place."""
+    return Served(BatchAdapters(), {}, None)
+
+
+class PagedModel:
+    """Args:
+    model: one that packs (`models.attention.packs`).
+    in_int8: whether its caches are in int8.
+    serve: makes its layers what they are for the engine.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, in_int8: bool = False, serve: Callable[[PreTrainedModel], Served] = serve
+    ) -> None:
+        self.model, self.in_int8 = model, in_int8
+        served = serve(model)
+        self.adapters, self._linears, self.rowwise = served.adapters, served.linears, served.rowwise
         plain = plain_model(model)
-        use_fused_ops(as_linear(plain))
-        serve_experts(plain)
-        self.adapters, self._linears = serve_linears(plain)
-        self.rowwise: RowwiseFunctions | None = None
-        """How functions of activations are computed; None: as PyTorch does."""
-        if model.device.type == "cpu":
-            serve_activations(plain)
-            self.rowwise = RowwiseFunctions()
         self.device = model.device
         self.vocabulary: int = plain.config.get_text_config().vocab_size
         self._first_position = first_position(plain)
@@ -272,11 +301,33 @@ def paged_model(model: PreTrainedModel, in_int8: bool = False) -> PagedModel | N
         model: its linear layers are replaced in place.
         in_int8: whether its caches are in int8.
     """
+    if has_prompt(model):
+        return None
+    paged = _tried(model, in_int8, serve)
+    if paged is not None:
+        if paged.rowwise is not None and not paged.rowwise.used:
+            paged.rowwise = None  # each call of PyTorch's passes through it
+        serve_blocks(paged)
+    return paged
+
+
+def model_in_training(model: PreTrainedModel) -> PagedModel | None:
+    """A model in training for the engine, as it is; None if its family cannot be computed over paged caches.
+
+    Args:
+        model: in evaluation mode. None of its layers is replaced, and none of its weights is copied. PEFT's virtual
+            tokens are not part of it.
+    """
+    return _tried(model, False, as_it_is)
+
+
+def _tried(model: PreTrainedModel, in_int8: bool, serve: Callable[[PreTrainedModel], Served]) -> PagedModel | None:
+    """The model over paged caches, if it computes the same in one pass and in two."""
     plain = plain_model(model)
-    if plain.config.is_encoder_decoder or has_prompt(model) or not use_document_attention(plain):
+    if plain.config.is_encoder_decoder or not use_document_attention(plain):
         return None
     try:
-        paged = PagedModel(model, in_int8)
+        paged = PagedModel(model, in_int8, serve)
         paged.allocate(2)
         ids = probe_ids(plain)[:5].tolist()
         together = paged.compute([Piece(ids, 0, [0], 0), Piece(ids[:3], 0, [1], 0)])
@@ -285,9 +336,4 @@ def paged_model(model: PreTrainedModel, in_int8: bool = False) -> PagedModel | N
     except (UserError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return None
     difference = torch.linalg.vector_norm(torch.cat([first, second]) - whole)
-    if difference > TOLERANCE * torch.linalg.vector_norm(whole):
-        return None
-    if paged.rowwise is not None and not paged.rowwise.used:
-        paged.rowwise = None  # each call of PyTorch's passes through it
-    serve_blocks(paged)
-    return paged
+    return None if difference > TOLERANCE * torch.linalg.vector_norm(whole) else paged

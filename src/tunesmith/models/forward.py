@@ -88,8 +88,8 @@ def distilled_loss(
 
     def chunk_loss(student_rows: Tensor, teacher_rows: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher_logits = _all_logits(teacher, teacher_rows)
-        logits = _all_logits(model, student_rows)
+            teacher_logits = all_logits(teacher, teacher_rows)
+        logits = all_logits(model, student_rows)
         both = min(logits.shape[-1], teacher_logits.shape[-1])  # one vocabulary may be padded to a round size
         return distillation_loss(logits[:, :both], teacher_logits[:, :both], targets, temperature, label_weight)
 
@@ -105,10 +105,10 @@ def loss_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     For losses that need more than −log p: all logits are in memory at once, which `next_token_loss` avoids.
     """
     hidden, labels = loss_hidden_states(model, batch)
-    return _all_logits(model, hidden), labels
+    return all_logits(model, hidden), labels
 
 
-def _all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
+def all_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """(rows, vocabulary), fp32 or wider."""
     head = output_layer_of(model)
     return model_logits(model, rows) if head is None else logits_of(rows, head)

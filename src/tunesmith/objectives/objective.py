@@ -1,7 +1,7 @@
 """What an `ObjectiveConfig` builds for a run: the losses, and the models beside the trained one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.data.batch import Batch
+from tunesmith.data.tokens import TokenTable
+from tunesmith.objectives.rollouts import Collected, Phase
 
 
 class Objective(ABC):
@@ -94,6 +96,50 @@ class Objective(ABC):
         total = sum(units for units, _ in notes)
         names = dict.fromkeys(name for _, means in notes for name in means)
         return {name: sum(units * float(means[name]) for units, means in notes) / total for name in names}
+
+    def collect(self, phase: Phase) -> Collected:
+        """Sample what the next optimizer steps are trained on. Only for objectives whose config has `rollouts`.
+
+        Args:
+            phase: what to sample from, and how.
+
+        Returns:
+            The rows of the steps.
+
+        Raises:
+            UserError: the run cannot go on.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, phase: Phase) -> dict[str, Any]:
+        """How good the answers to held-out prompts are. Only for objectives whose config has `rollouts`.
+
+        Args:
+            phase: with the held-out prompts.
+
+        Returns:
+            For an evaluation's event: at least a `loss`, which is to fall.
+        """
+        raise NotImplementedError
+
+    def begin_step(self, table: TokenTable, rows: Sequence[int]) -> None:  # noqa: B027  # most need nothing
+        """Before the batches of an optimizer step: take from all of its rows what a loss depends on besides its batch.
+
+        Args:
+            table: of the rows.
+            rows: of the step.
+        """
+
+    def stop_reason(self) -> str | None:
+        """After a step: why the run ends now; None: it goes on."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What changes during a run, besides weights, as plain JSON values."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most objectives have no state
+        """Continue from what `state` returned."""
 
     def fit_classifier(self, vectors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> nn.Linear | None:
         """After the last step: fit a classifier on the trained model's vectors, if the objective needs one.

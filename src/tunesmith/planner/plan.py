@@ -126,7 +126,7 @@ class Plan:
         """From operations timed one by one on this machine; from the table's rates on other devices."""
         layout = self.batch_plan.layout(self.step.packed)
         batches, steps = layout.batches, layout.steps
-        lengths = batches.table.lengths
+        lengths = layout.table.lengths
         seconds = seconds_on(self.device, self._timer)
         batch_tokens = sum(int(lengths[row]) for row in self.largest_batch)
         batch_seconds = seconds(self.step.forward_backward, True)
@@ -147,7 +147,7 @@ class Plan:
     @property
     def _timer(self) -> OpTimer:
         kind = self.device.kind if self.device.is_here else "cpu"
-        lengths = tuple(collate(self.batch_plan.table, self.largest_batch).lengths)
+        lengths = tuple(collate(self.batch_plan.layout(self.step.packed).table, self.largest_batch).lengths)
         return OpTimer.of(lengths, torch.device(kind), torch.get_num_threads())
 
     def to_dict(self, timed: bool = True) -> dict[str, Any]:
@@ -185,7 +185,8 @@ def plan_run(
     """
 
     def rows(packed: bool, scores: bool) -> tuple[TokenTable, list[int]]:
-        return batch_plan.table, batch_plan.layout(packed).largest_of(scores)
+        layout = batch_plan.layout(packed)
+        return layout.table, layout.largest_of(scores)
 
     few_layers = MANY_LAYERS if device.simulate_allocator is resident else FEW_LAYERS
     with failures_named(batch_plan.recipe.extensions):

@@ -10,11 +10,12 @@ import torch
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.batch import collate
 from tunesmith.data.prepare import Prepared
+from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import LoopState
 from tunesmith.engine.evaluations import times_left
-from tunesmith.engine.loop import Loop
+from tunesmith.engine.loop import Loop, tokens_of
 from tunesmith.engine.memory import enable_activation_checkpointing, ran_out_of_memory
 from tunesmith.errors import UserError
 from tunesmith.models.prompts import plain_model
@@ -97,7 +98,8 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
                 tokens_per_batch=loop.tokens_per_batch,
             )
         predicted, largest_batch = plan.to_dict(timed=False), plan.largest_batch
-    training, evaluating = _forecast_speed(loop, largest_batch)
+    table = batch_plan.over(loop.batches.table).layout(not loop.batches.padded).table
+    training, evaluating = _forecast_speed(loop, table, largest_batch)
     step, steps = loop.state.step, loop.total_steps
     tokens = loop.batches.tokens_in(step, steps)
     evaluations = batch_plan.layout(not loop.batches.padded).evaluations
@@ -137,7 +139,7 @@ def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:
             enable_activation_checkpointing(loop.model, plan.checkpointed)
         release_freed_memory()
         forget_peak(loop.device)
-        _seconds_per_token(loop, plan.largest_batch)
+        _seconds_per_token(loop, layout.table, plan.largest_batch)
         excess = peak_memory(loop.device) - limit
         if excess <= 0:
             return plan
@@ -145,40 +147,40 @@ def _stay_within_limit(loop: Loop, plan: Plan, limit: int) -> Plan:
         plan = plan_within(plan.batch_plan, loop.model.dtype, plan.device, target)
 
 
-def _forecast_speed(loop: Loop, largest_batch: list[int]) -> tuple[float, float]:
+def _forecast_speed(loop: Loop, table: TokenTable, largest_batch: list[int]) -> tuple[float, float]:
     """`_seconds_per_token`. If other processes take the processor meanwhile, emit a warning, and time some of the rows
     again: what made a long pass slow, at the start, may be over."""
     before = ProcessorTime.now()
-    times = [_seconds_per_token(loop, largest_batch)]
+    times = [_seconds_per_token(loop, table, largest_batch)]
     share = taken_by_others(before, ProcessorTime.now())
     if share >= BUSY:
         loop.events.emit("warning", message=busy_message(share))
-        rows = _rows_within(loop, largest_batch, AGAIN / times[0][0])
+        rows = _rows_within(table, largest_batch, AGAIN / times[0][0])
         if 0 < len(rows) < len(largest_batch):
-            times.append(_seconds_per_token(loop, rows))
+            times.append(_seconds_per_token(loop, table, rows))
     training, evaluating = map(min, zip(*times, strict=True))
     return training, evaluating
 
 
-def _rows_within(loop: Loop, rows: list[int], tokens: float) -> list[int]:
+def _rows_within(table: TokenTable, rows: list[int], tokens: float) -> list[int]:
     """The first of the rows, with at most this many tokens together."""
-    return rows[: int(np.searchsorted(np.cumsum(loop.batches.table.lengths[rows]), tokens, side="right"))]
+    return rows[: int(np.searchsorted(np.cumsum(table.lengths[rows]), tokens, side="right"))]
 
 
-def _seconds_per_token(loop: Loop, largest_batch: list[int]) -> tuple[float, float]:
+def _seconds_per_token(loop: Loop, table: TokenTable, largest_batch: list[int]) -> tuple[float, float]:
     """Of training and of evaluating, from passes over these rows, whose gradient is discarded.
 
     Raises:
         UserError: memory runs out even with a single row.
     """
     while True:
-        rows = max(loop.batches_within(largest_batch), key=loop.tokens_of)
+        rows = max(loop.batches_within(table, largest_batch), key=lambda rows: tokens_of(table, rows))
         try:
-            batch = collate(loop.batches.table, rows, loop.device)
+            batch = collate(table, rows, loop.device)
             seconds = largest_batch_first(loop.model, loop.objective, batch, loop.device)
             loop.masters.grad.zero_()
             return seconds
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-        loop.split_in_two(rows)
+        loop.split_in_two(table, rows)

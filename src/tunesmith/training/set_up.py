@@ -1,14 +1,16 @@
 """From a recipe to a loop that is ready to run, or to be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.extensions import source_files
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.prepare import Prepared
+from tunesmith.data.prepare import Prepared, examples_by_source
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
@@ -16,6 +18,7 @@ from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.optimizers import falls_back_to_adamw
+from tunesmith.engine.phases import InitialWeights, Phases
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import (
     base_parameters,
@@ -25,20 +28,28 @@ from tunesmith.engine.trainable import (
     with_known_features,
 )
 from tunesmith.inference.held_out import held_out_evaluation
+from tunesmith.inference.sampler import Sampler
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.objective import Objective
 from tunesmith.run import Events, MetricsFile, Run, Subscriber
+from tunesmith.training.rollout_rewards import reward_of
 
 
 def build(
-    recipe: Recipe, run: Run, prepared: Prepared, batch_plan: BatchPlan, dtype: torch.dtype, device: torch.device
+    recipe: Recipe,
+    run: Run,
+    prepared: Prepared,
+    batch_plan: BatchPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Loop:
     """The loop with the model on the device; a resumed run's at its last checkpoint."""
     model, objective = trainable_model(recipe, dtype, device)
     release_freed_memory()  # memory of the weights as they were stored
     prepared = with_known_features(recipe.objective.head, model, prepared, recipe.train.max_batch_tokens)
-    loop = loop_of(recipe, run, model, objective, prepared, batch_plan.over(prepared.train), device)
+    loop = loop_of(recipe, run, model, objective, prepared, batch_plan.over(prepared.train), device, tokenizer)
     checkpoint = latest_checkpoint(run.directory / "checkpoints")
     if checkpoint is not None:
         loop.restore(*load_checkpoint(checkpoint))
@@ -108,17 +119,32 @@ def loop_of(
     prepared: Prepared,
     batch_plan: BatchPlan,
     device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Loop:
     layout = batch_plan.layout(packs(plain_model(model)))
     peak, masters = masters_of(recipe, model)
     report = prepared.report
+    events = Events()
+    phases = None
+    plan = recipe.objective.rollouts
+    if plan is not None:
+        phases = Phases(
+            model,
+            objective,
+            plan,
+            layout.batches,
+            examples_by_source(recipe),
+            Sampler(model, tokenizer),
+            reward_of(recipe, layout.steps),
+            InitialWeights(model) if plan.keeps_initial_weights else None,
+            recipe.train.seed,
+            events,
+        )
     return Loop(
         model=model,
         objective=objective,
         batches=layout.batches,
-        held_out=held_out_evaluation(
-            model, objective, recipe.objective.head, prepared.held_out, layout.evaluations.rows
-        ),
+        held_out=_held_out(recipe, model, objective, prepared, layout.evaluations.rows, phases),
         evaluate_every=layout.evaluations.every,
         masters=masters,
         train=recipe.train,
@@ -126,9 +152,10 @@ def loop_of(
         peak_learning_rate=peak,
         tokens_per_batch=batch_plan.tokens_per_batch,
         directory=run.directory,
-        events=Events(),
+        events=events,
         device=device,
         first_replayed=len(prepared.train) - report.replayed if report.replayed else None,
+        phases=phases,
     )
 
 
@@ -136,3 +163,17 @@ def masters_of(recipe: Recipe, model: PreTrainedModel) -> tuple[float, MasterWei
     """The peak learning rate, and the weights that the recipe trains, with their optimizer."""
     peak, factor = learning_rates(recipe, model)
     return peak, master_weights(model, recipe.train, factor)
+
+
+def _held_out(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    objective: Objective,
+    prepared: Prepared,
+    rows: Sequence[int],
+    phases: Phases | None,
+) -> Callable[[int], dict[str, Any]] | None:
+    """What the loop calls at each evaluation: of the answers with rollouts, else of the held-out loss."""
+    if phases is None or not rows:
+        return held_out_evaluation(model, objective, recipe.objective.head, prepared.held_out, rows)
+    return partial(phases.evaluate, prepared.held_out, rows)

@@ -152,7 +152,7 @@ class Trainer:
         forget_peak(device)  # exclude reading the rows: the predicted and the measured peak start here
         plan = plan_of_run(recipe, self.run, prepared, dtype, device)
         batch_plan = BatchPlan.of(recipe, prepared.train, prepared.held_out) if plan is None else plan.batch_plan
-        self.loop = build(recipe, self.run, prepared, batch_plan, dtype, device)
+        self.loop = build(recipe, self.run, prepared, batch_plan, dtype, device, tokenizer)
         subscribe(self.loop, self.run, subscribers)
         evaluations = batch_plan.layout(not self.loop.batches.padded).evaluations
         emit_start(self.loop, recipe, self.run, prepared, dtype, evaluations)
@@ -183,8 +183,8 @@ class Trainer:
 
     @property
     def rows(self) -> TokenTable:
-        """The training rows as tokens."""
-        return self.loop.batches.table
+        """The training rows as tokens; with rollouts, the completions of the present phase."""
+        return self.loop.table
 
     @property
     def steps(self) -> tuple[int, int]:
