@@ -1,0 +1,289 @@
+"""What preferences teach a small model: DPO and KTO on real pairs, and a reward model on a known rule.
+
+    python benchmarks/preference_quality.py               # SmolLM2-135M-Instruct, five seeds
+
+Pairs: LLaMA-Factory's demo of preferences (`dpo_en_demo`) and Anthropic's harmless pairs (Bai et al. 2022), both from
+`shared/data`; only texts of at most 320 tokens. Each run is compared with its base on held-out pairs: the share in which
+the better answer is likelier, summed and per token, and the loss on general text (WikiText-2's test part). Beside DPO:
+the chosen answers as plain examples (`instruction`), and KTO on the same answers as thumbs.
+
+The rule: answers to small requests are scored by how polite and how short they are; a reward model learns it from pairs,
+and is measured on held-out pairs and by its rank correlation with the rule.
+Writes results/preference_quality.{jsonl,md}; finished trials are not repeated.
+"""
+
+import argparse
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from stored_result import stored_trials
+from train_speed_report import machine
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))
+RESULTS = HERE / "results" / "preference_quality.jsonl"
+BASE = "smollm2-135m-instruct"
+SEEDS = 5
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a 95 % interval, by the number of seeds."""
+
+LONGEST = 320
+"""Tokens of a prompt and a completion; longer pairs are left out, so that a trial takes minutes."""
+
+TRAIN, HELD_OUT = 160, 100
+"""Pairs."""
+
+SOURCES = {"demo pairs": "formats/dpo_en_demo.json", "harmless pairs": "hh_harmless/pairs.jsonl"}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"kind": "dpo", "beta": 0.1},
+    "chosen answers as examples": {"kind": "instruction", "learn": "last"},
+    "kto": {"kind": "kto", "beta": 0.1},
+}
+RULE = "the rule"
+
+
+def pairs_of(source: str) -> list[Any]:
+    """The pairs whose texts are short enough, as examples, in the order of a fixed shuffle."""
+    from tunesmith.config.base import Base
+    from tunesmith.config.data import Data
+    from tunesmith.data.prepare import examples
+    from tunesmith.data.render import Renderer
+    from tunesmith.data.report import DataReport
+    from tunesmith.data.template import UnusableError
+    from tunesmith.models.load import load_tokenizer
+
+    data = Data(train=[str(DATA / source)], max_malformed=0.1)
+    renderer = Renderer(load_tokenizer(Base(path=BASE)))
+    kept = []
+    for example in examples(data, ("preference",), data.train, DataReport()):
+        try:
+            texts = renderer.completions(example).completions
+        except UnusableError:
+            continue
+        if all(len(ids) <= LONGEST for ids, _ in renderer.tokenize_many(texts)):
+            kept.append(example)
+    random.Random(0).shuffle(kept)
+    return kept
+
+
+def write_pairs(source: str, directory: Path) -> None:
+    """`train.jsonl` and `held_out.jsonl` as pairs, and the chosen answers as chats."""
+    kept = pairs_of(source)
+    for name, part in (("held_out", kept[:HELD_OUT]), ("train", kept[HELD_OUT : HELD_OUT + TRAIN])):
+        pairs, chosen = [], []
+        for example in part:
+            best, worst = sorted(example.completions, key=lambda completion: -completion.score)
+            prompt = list(example.messages)
+            pairs.append({"prompt": prompt, "chosen": list(best.messages), "rejected": list(worst.messages)})
+            chosen.append({"messages": [*prompt, *best.messages]})
+        for kind, rows in (("pairs", pairs), ("chosen", chosen)):
+            (directory / f"{kind}_{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+
+
+def likelier(model: str, directory: Path) -> dict[str, float]:
+    """The share of held-out pairs in which the better answer is likelier, summed over its tokens and per token."""
+    import tunesmith
+    from tunesmith.data.prepare import prepare
+    from tunesmith.inference.model_reference import ModelReference
+    from tunesmith.models.forward import evaluation_batches
+    from tunesmith.models.load import load_tokenizer
+    from tunesmith.objectives.preference import completion_log_probs
+
+    recipe = tunesmith.Recipe.load(
+        {
+            "base": BASE,
+            "data": {"train": str(directory / "pairs_held_out.jsonl"), "held_out": 0.0},
+            "objective": {"kind": "dpo"},
+        }
+    )
+    import torch
+
+    table = prepare(recipe, load_tokenizer(recipe.base)).train
+    loaded = ModelReference.find(model).packing_model(torch.bfloat16, torch.device("cpu"))
+    wins = {"sum": 0.0, "per_token": 0.0}
+    for _, batch in evaluation_batches(loaded, table, range(len(table)), 2048):
+        with torch.no_grad():
+            sums, tokens = completion_log_probs(loaded, batch)
+        for name, values in (("sum", sums), ("per_token", sums / tokens)):
+            better, worse = values.view(-1, 2).T
+            wins[name] += float((better > worse).sum())
+    return {name: count / len(table) for name, count in wins.items()}
+
+
+def trial(source: str, name: str, seed: int) -> dict[str, Any]:
+    """One run, and its base's and its own figures."""
+    from method_quality import general_loss
+
+    import tunesmith
+
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        write_pairs(SOURCES[source], directory)
+        kind = "chosen" if name.startswith("chosen") else "pairs"
+        recipe = {
+            "base": BASE,
+            "data": {
+                "train": str(directory / f"{kind}_train.jsonl"),
+                "held_out": [str(directory / f"{kind}_held_out.jsonl")],
+                "max_length": 2 * LONGEST,
+            },
+            "objective": OBJECTIVES[name],
+            "method": {"kind": "lora", "rank": 16, "alpha": 32},
+            "train": {"epochs": 2, "tokens_per_step": 4096, "seed": seed, "evaluate_every": 10_000},
+        }
+        run = tunesmith.train(recipe, directory / "run")
+        last = [event for event in run.events() if event["event"] == "evaluation"][-1]
+        models = {"base": BASE, "tuned": str(run.directory)}
+        return {
+            "experiment": source,
+            "name": name,
+            "seed": seed,
+            "machine": machine(),
+            "accuracy_over_reference": last.get("accuracy"),
+            **{
+                side: {**likelier(model, directory), "general": general_loss(model, "test.txt")}
+                for side, model in models.items()
+            },
+        }
+
+
+POLITE = ("Thank you for asking.", "Happy to help!", "Of course.", "")
+FILLER = ("There is more to say about that, but it would take long.", "It depends on many things.", "")
+
+
+def rule(answer: str) -> float:
+    """How good an answer is: a point for politeness, minus one for each ten words."""
+    return float(any(words and words in answer for words in POLITE)) - len(answer.split()) / 10
+
+
+def ruled_pairs(count: int, seed: int) -> list[dict[str, Any]]:
+    """Pairs of answers to sums that differ in politeness and length; the rule says which is better."""
+    draw = random.Random(seed)
+    rows = []
+    while len(rows) < count:
+        a, b = draw.randint(1, 99), draw.randint(1, 99)
+        answers = [
+            " ".join(filter(None, (draw.choice(POLITE), f"{a} plus {b} is {a + b}.", *draw.choices(FILLER, k=2))))
+            for _ in range(2)
+        ]
+        scores = [rule(answer) for answer in answers]
+        if scores[0] != scores[1]:
+            better = int(scores[1] > scores[0])
+            rows.append(
+                {"prompt": f"What is {a} plus {b}?", "chosen": answers[better], "rejected": answers[1 - better]}
+            )
+    return rows
+
+
+def rule_trial(seed: int) -> dict[str, Any]:
+    """A reward model of the rule."""
+    from scipy.stats import spearmanr
+
+    import tunesmith
+
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        for name, rows in (("train", ruled_pairs(200, seed)), ("held_out", ruled_pairs(200, 1000 + seed))):
+            (directory / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        recipe = {
+            "base": BASE,
+            "data": {"train": str(directory / "train.jsonl"), "held_out": [str(directory / "held_out.jsonl")]},
+            "objective": {"kind": "reward"},
+            "method": {"kind": "lora", "rank": 16, "alpha": 32},
+            "train": {
+                "epochs": 1,
+                "tokens_per_step": 1024,
+                "seed": seed,
+                "evaluate_rows": 200,
+                "evaluate_every": 10_000,
+            },
+        }
+        run = tunesmith.train(recipe, directory / "run")
+        last = [event for event in run.events() if event["event"] == "evaluation"][-1]
+        held_out = ruled_pairs(200, 1000 + seed)
+        rewards = tunesmith.load(run.directory).reward(
+            [row["prompt"] for row in held_out],
+            [row["chosen" if n % 2 else "rejected"] for n, row in enumerate(held_out)],
+        )
+        truth = [rule(row["chosen" if n % 2 else "rejected"]) for n, row in enumerate(held_out)]
+        return {
+            "experiment": RULE,
+            "name": "reward model",
+            "seed": seed,
+            "machine": machine(),
+            "accuracy": last["accuracy"],
+            "rank_correlation": float(spearmanr(rewards, truth).statistic),
+        }
+
+
+def table(trials: list[dict[str, Any]]) -> str:
+    """Markdown: means and 95 % intervals over the seeds."""
+    lines = [
+        "| pairs | trained on | likelier: base | tuned | per token: base | tuned | over the reference | general text: base | tuned |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for source in SOURCES:
+        for name in OBJECTIVES:
+            own = [each for each in trials if (each["experiment"], each["name"]) == (source, name)]
+            if not own:
+                continue
+            cells = [
+                _over([each[side][key] for each in own], 100, "%")
+                for key in ("sum", "per_token")
+                for side in ("base", "tuned")
+            ]
+            known = [each["accuracy_over_reference"] for each in own if each["accuracy_over_reference"] is not None]
+            cells.append(_over(known, 100, "%") if known and name == "dpo" else "")
+            cells += [_over([each[side]["general"] for each in own], 1, "") for side in ("base", "tuned")]
+            lines.append(f"| {source} | {name} | {' | '.join(cells)} |")
+    ruled = [each for each in trials if each["experiment"] == RULE]
+    if ruled:
+        accuracy, correlation = (
+            _over([each[key] for each in ruled], scale, unit)
+            for key, scale, unit in (("accuracy", 100, "%"), ("rank_correlation", 1, ""))
+        )
+        lines += [
+            "",
+            f"A reward model of the rule: {accuracy} of held-out pairs right; rank correlation with the rule {correlation}.",
+        ]
+    seeds = len({each["seed"] for each in trials})
+    lines += ["", f"{trials[0]['machine']}; {seeds} seeds, 95 % intervals over them." if trials else ""]
+    return "\n".join(lines) + "\n"
+
+
+def _over(values: list[float], scale: int, unit: str) -> str:
+    """The mean with its 95 % interval by Student's t."""
+    digits = 0 if scale == 100 else 3
+    center = f"{scale * mean(values):.{digits}f}"
+    if len(values) < 2 or len(set(values)) == 1:
+        return f"{center}{unit}"
+    half = T_95[len(values)] * stdev(values) / len(values) ** 0.5
+    return f"{center} ± {scale * half:.{digits}f}{unit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    options = parser.parse_args()
+    finished = {(each["experiment"], each["name"], each["seed"]) for each in stored_trials(RESULTS)}
+    for seed in range(options.seeds):
+        for experiment, name in [
+            (RULE, "reward model"),
+            *((source, name) for name in OBJECTIVES for source in SOURCES),
+        ]:
+            if (experiment, name, seed) in finished:
+                continue
+            result = rule_trial(seed) if experiment == RULE else trial(experiment, name, seed)
+            with RESULTS.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(result) + "\n")
+            RESULTS.with_suffix(".md").write_text(table(stored_trials(RESULTS)), encoding="utf-8")
+            print(f"{experiment}, {name}, seed {seed}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
