@@ -3,12 +3,12 @@
     python benchmarks/preference_quality.py               # SmolLM2-135M-Instruct, five seeds
 
 Pairs: LLaMA-Factory's demo of preferences (`dpo_en_demo`) and Anthropic's harmless pairs (Bai et al. 2022), both from
-`shared/data`; only texts of at most 320 tokens. Each run is compared with its base on held-out pairs: the share in which
-the better answer is likelier, summed and per token, and the loss on general text (WikiText-2's test part). Beside DPO:
-the chosen answers as plain examples (`instruction`), and KTO on the same answers as thumbs.
+`shared/data`; only texts of at most 320 tokens. Each run is compared with its base on held-out pairs: the share in
+which the better answer is likelier, summed and per token, and the loss on general text (WikiText-2's test part). Beside
+DPO: the chosen answers as plain examples (`instruction`), and KTO on the same answers as thumbs.
 
-The rule: answers to small requests are scored by how polite and how short they are; a reward model learns it from pairs,
-and is measured on held-out pairs and by its rank correlation with the rule.
+The rule: answers to small requests are scored by how polite and how short they are; a reward model learns it from
+pairs, and is measured on held-out pairs and by its rank correlation with the rule.
 Writes results/preference_quality.{jsonl,md}; finished trials are not repeated.
 """
 
@@ -164,7 +164,7 @@ def rule(answer: str) -> float:
 def ruled_pairs(count: int, seed: int) -> list[dict[str, Any]]:
     """Pairs of answers to sums that differ in politeness and length; the rule says which is better."""
     draw = random.Random(seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
     while len(rows) < count:
         a, b = draw.randint(1, 99), draw.randint(1, 99)
         answers = [
@@ -224,7 +224,8 @@ def rule_trial(seed: int) -> dict[str, Any]:
 def table(trials: list[dict[str, Any]]) -> str:
     """Markdown: means and 95 % intervals over the seeds."""
     lines = [
-        "| pairs | trained on | likelier: base | tuned | per token: base | tuned | over the reference | general text: base | tuned |",
+        "| pairs | trained on | likelier: base | tuned | per token: base | tuned | over the reference | general text: "
+        "base | tuned |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for source in SOURCES:
@@ -249,7 +250,7 @@ def table(trials: list[dict[str, Any]]) -> str:
         )
         lines += [
             "",
-            f"A reward model of the rule: {accuracy} of held-out pairs right; rank correlation with the rule {correlation}.",
+            f"A reward model of the rule: {accuracy} of held-out pairs right; rank correlation with it {correlation}.",
         ]
     seeds = len({each["seed"] for each in trials})
     lines += ["", f"{trials[0]['machine']}; {seeds} seeds, 95 % intervals over them." if trials else ""]
