@@ -335,6 +335,7 @@ ROWS = {
     "dpo": "preferences",
     "listwise": "rankings",
     "kto": "ratings",
+    "process_reward": "steps",
 }
 """Rows of each objective; chats for the others."""
 
@@ -362,6 +363,10 @@ def write_data(directory: Path) -> None:
     ]
     formats["ratings"] = [
         {"prompt": chat["question"], "completion": chat["answer"] if n % 2 else "No", "label": bool(n % 2)}
+        for n, chat in enumerate(chats)
+    ]
+    formats["steps"] = [
+        {"prompt": chat["question"], "completions": ["Think.", chat["answer"]], "labels": [True, bool(n % 2)]}
         for n, chat in enumerate(chats)
     ]
     for name, rows in {"chats": chats, **formats}.items():

@@ -34,6 +34,10 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
             losses += functional.cross_entropy(
                 logits[0, -len(ids) :][loss_mask], targets.long(), reduction="none"
             ).tolist()
+        elif recipe.objective.kind == "process_reward":
+            losses += [
+                step_loss(model, ids[: int(at) + 1], targets[n]) for n, at in enumerate(loss_mask.nonzero()[:, 0])
+            ]
         elif recipe.objective.kind == "classification":
             losses.append(functional.cross_entropy(logits, targets.long()).item())
         elif recipe.objective.kind == "multi_label":
@@ -41,6 +45,12 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
         else:
             losses.append(((logits[0, 0] - targets[0]) / recipe.objective.std).square().item())
     return sum(losses) / len(losses)
+
+
+def step_loss(model: Any, ids: torch.Tensor, target: torch.Tensor) -> float:
+    """Binary cross-entropy of an answer that ends after a step."""
+    value = torch.tensor(end_value(model, ids.tolist()))
+    return float(functional.binary_cross_entropy_with_logits(value, target))
 
 
 def of_completions(model: Any, table: TokenTable, recipe: Recipe) -> float:

@@ -91,6 +91,13 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "needs_fp32": True,
         "metrics": ("root_mean_square_error", "correlation", "rank_correlation"),
     },
+    "process_reward": {
+        "auto_class": AutoModelForSequenceClassification,
+        "labels": ("step",),
+        "commands": ("reward",),
+        "is_new": True,
+        "has_probabilities": False,
+    },
     "reward": {
         "auto_class": AutoModelForSequenceClassification,
         "labels": ("reward",),

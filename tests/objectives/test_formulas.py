@@ -76,6 +76,12 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "rate_factor": 0.3,
     },
     "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
+    "process_reward": {
+        "formats": ("steps",),
+        "bases": ("decoder",),
+        "overflow": "refuse",
+        "loss_unit": "nats per step",
+    },
     "reward": {
         "formats": ("preference", "ranking"),
         "bases": ("decoder",),
@@ -120,6 +126,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "embedding": {"temperature": 0.05, "pooling": "mean", "query_prefix": "", "document_prefix": ""},
     "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
     "distillation": {"teacher": "t", "temperature": 1.0, "label_weight": 0.0, "learn": "assistant"},
+    "process_reward": {"head_learning_rate": None},
     "reward": {"head_learning_rate": None, "margin": 0.0, "centering": 0.0, "pairs": "all"},
     "dpo": {
         "beta": 0.1,

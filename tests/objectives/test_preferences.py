@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bytewise import byte_tokenizer
 from completions import COMPLETIONS, PROMPTS, completions_batch, completions_table, log_probs_alone
 from small_models import objective_of, small_model, stored_base
 
 import tunesmith
 from tunesmith.data.batch import Batch, collate
+from tunesmith.data.example import Source
+from tunesmith.data.read import Row
+from tunesmith.data.render import Renderer
+from tunesmith.data.row_formats import to_example
 from tunesmith.errors import UserError
 from tunesmith.heads.reward import RewardHead
 from tunesmith.heads.sequence_classification import class_logits
@@ -224,3 +229,33 @@ def test_a_reward_model_rates_answers_as_in_training_and_transformers_reads_it(b
     assert theirs.logits.item() == pytest.approx(good, abs=1e-4)
     with pytest.raises(UserError, match="is no reward model"):
         tunesmith.load(str(base)).reward("a", "b")
+
+
+def test_a_process_reward_is_read_at_the_end_of_each_step(base: Path, tmp_path: Path) -> None:
+    values = {"prompt": "2+2+1?", "completions": ["2+2=4", "4+1=6"], "labels": [True, False]}
+    example: Any = to_example(Row(values, Source("rows", 1)), "steps")
+    renderer = Renderer(byte_tokenizer())
+    (rendering,) = objective_of("process_reward").render(renderer, example)
+    ((ids, mask),) = renderer.tokenize_many([rendering])
+    ends = np.flatnonzero(mask)
+    assert [renderer.tokenizer.decode(ids[: end + 1])[-5:] for end in ends] == ["2+2=4", "4+1=6"]
+    assert rendering.targets == (1.0, 0.0)
+    rows = [
+        {"prompt": f"q{n}", "completions": ["yes", "fine" if n % 2 else "no"], "labels": [True, bool(n % 2)]}
+        for n in range(24)
+    ]
+    (tmp_path / "steps.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = recipe_of(base, tmp_path / "steps.jsonl", learning_rate=0.003)
+    run = tunesmith.train(
+        {**recipe, "objective": {"kind": "process_reward"}, "method": {"kind": "full"}}, tmp_path / "run"
+    )
+    *_, last = [event for event in run.events() if event["event"] == "evaluation"]
+    assert last["accuracy"] == 1.0
+    model = tunesmith.load(run.directory, precision="fp32")
+    first, second = model.step_rewards("q30", ["yes", "no"])
+    assert first > 0.5 > second
+    assert model.step_rewards("q30", ["yes"]) == [pytest.approx(first, abs=1e-4)]  # rated by what precedes it
+    with pytest.raises(UserError, match="There are no steps"):
+        model.step_rewards("q30", [])
+    with pytest.raises(UserError, match="is no process reward model"):
+        tunesmith.load(str(base)).step_rewards("a", ["b"])

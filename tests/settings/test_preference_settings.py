@@ -214,3 +214,8 @@ def test_the_reward_command_rates_each_answer_to_the_prompt(tmp_path: Path) -> N
         (pytest.approx(expected[1], abs=1e-3), "no"),
     ]
     assert output_of("reward", run, "q2", "no") != output_of("reward", run, "q1", "no")
+
+
+@shows("objective.process_reward.head_learning_rate")
+def test_a_process_reward_heads_rate_is_as_set() -> None:
+    assert objective_of("process_reward", head_learning_rate=0.2).head_learning_rate_at(64) == 0.2

@@ -47,6 +47,8 @@ def _bos_fault(renderer: Renderer, rendering: Rendering, ids: NDArray[np.int32])
 def _target_fault(rendering: Rendering, loss_mask: NDArray[np.bool_]) -> str | None:
     if not rendering.text.strip():
         return "its text is empty"
+    if rendering.ends and int(loss_mask.sum()) != len(rendering.ends):
+        return f"{len(rendering.ends)} steps end in only {int(loss_mask.sum())} different tokens"
     if rendering.loss_spans and int(loss_mask.sum()) != len(rendering.loss_spans):
         return f"{len(rendering.loss_spans)} words have tags, but the tokenizer separates only {int(loss_mask.sum())}"
     return None

@@ -152,6 +152,8 @@ def _feedback_format(row: Row, present: set[str]) -> str | None:
     if "kto_tag" in present or (isinstance(by_name.get("label"), bool) and answers):
         return "rating"
     answers_of = next((by_name[name] for name in ("completions", "responses") if name in present), None)
+    if isinstance(by_name.get("completions"), list) and isinstance(by_name.get("labels"), list):
+        return "steps"
     return "ranking" if isinstance(answers_of, list) and len(answers_of) > 1 else None
 
 

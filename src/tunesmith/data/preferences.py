@@ -12,6 +12,9 @@ from tunesmith.data.turns import MalformedRowError, chat, in_words, parsed, tool
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _ANSWERS = ("completion", "response", "answer", "output")
+STEP_END = "\n\n"
+"""Between the steps of an answer."""
+
 PREFERRED, OTHER = 1.0, 0.0
 """The scores of a chosen and a rejected completion, and of thumbs up and down."""
 
@@ -57,6 +60,24 @@ def _rating(values: Values) -> dict[str, Any]:
     return _example(values, prompt, [(answer, PREFERRED if label else OTHER)])
 
 
+def _steps(values: Values) -> dict[str, Any]:
+    """`completions`: the steps of one answer to `prompt`, and `labels`: whether each is right (TRL's stepwise rows).
+    Steps are joined by a blank line."""
+    prompt = _prompt(values)
+    steps, labels = (parsed(required(values, field), field) for field in ("completions", "labels"))
+    if not prompt:
+        raise MalformedRowError("prompt is missing")
+    if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps) or not steps:
+        raise MalformedRowError("completions is not a list of steps, each a text")
+    if not isinstance(labels, list) or len(labels) != len(steps):
+        raise MalformedRowError(f"labels is not a list with true or false for each of the {len(steps)} steps")
+    texts = (*(f"{step}{STEP_END}" for step in steps[:-1]), steps[-1])
+    answer = {"role": "assistant", "content": "".join(texts)}
+    fields = _example(values, prompt, [])
+    truths = tuple(str(int(_truth(label))) for label in labels)
+    return {**fields, "messages": (*fields["messages"], answer), "others": texts, "label": truths, "completions": ()}
+
+
 PREFERENCES: dict[str, RowFormat] = {
     "preference": RowFormat(
         "pairs of a chosen and a rejected answer",
@@ -75,6 +96,14 @@ PREFERENCES: dict[str, RowFormat] = {
         ("prompt", "instruction", "question", "messages", "system", "tools", "scores", "ranks"),
         _ranking,
         "dpo",
+        detected=False,
+    ),
+    "steps": RowFormat(
+        "answers with labels of their steps",
+        (("completions", "labels"),),
+        ("prompt", "instruction", "question", "messages", "system", "tools"),
+        _steps,
+        "process_reward",
         detected=False,
     ),
     "rating": RowFormat(

@@ -46,6 +46,7 @@ class Rendering:
         completions: texts that begin alike, in place of `text`: each holds a prompt and one of its completions. With
             `targets`, each has one, on its last token with loss.
         scores: of the completions, higher is better.
+        ends: characters of the text (exclusive) whose last token has one of `targets`: the ends of an answer's steps.
         is_prompt: whether the answer is left out, because the model will write it.
     """
 
@@ -57,6 +58,7 @@ class Rendering:
     source: str | None = None
     completions: tuple["Rendering", ...] = ()
     scores: tuple[float, ...] = ()
+    ends: tuple[int, ...] = ()
     is_prompt: bool = False
 
 
@@ -152,6 +154,25 @@ class Renderer:
         scores = tuple(completion.score for completion in example.completions)
         return Rendering("", (), completions=tuple(renderings), scores=scores, targets=scores if with_targets else None)
 
+    def steps(self, example: Example, targets: Targets) -> Rendering:
+        """An answer in steps, with a target at the end of each.
+
+        Args:
+            example: a chat whose last turn is the answer, and `others`, its steps: joined, they are that answer.
+            targets: one for each step.
+
+        Raises:
+            UnusableError: the template cannot render the chat, or changes the answer.
+        """
+        *_, rendering = self.render(example, learn="last")
+        start, end = rendering.loss_spans[-1]
+        answer = "".join(example.others)
+        at = rendering.text.find(answer, start, end)
+        if at < 0:
+            raise UnusableError("the chat template changes the answer, so the ends of its steps cannot be found")
+        ends = tuple(at + len("".join(example.others[: number + 1]).rstrip()) for number in range(len(example.others)))
+        return Rendering(rendering.text, (), targets=targets, ends=ends)
+
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """The text that the model continues: the same text as before the answer in training."""
         return self.template.prompt(messages, tools)
@@ -188,6 +209,8 @@ class Renderer:
     def _tokenize_function(self, rendering: Rendering) -> "_Tokenize":
         if rendering.parts:
             return self._tokenize_parts
+        if rendering.ends:
+            return self._tokenize_steps
         if rendering.targets is not None:
             return self._tokenize_tagged if rendering.loss_spans else self._tokenize_labeled
         if rendering.source is not None:
@@ -254,6 +277,13 @@ class Renderer:
             for start, end in rendering.loss_spans:
                 loss_mask[np.flatnonzero((starts < end) & (ends > start))[:1]] = True
             yield ids, loss_mask
+
+    def _tokenize_steps(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
+        """Each chat in one piece; marked are the tokens that hold the last character of each step."""
+        for rendering, encoded in zip(renderings, self._chats.encode([each.text for each in renderings]), strict=True):
+            loss_mask = np.zeros(len(encoded.ids), np.bool_)
+            loss_mask[[encoded.at(end)[0] - 1 for end in rendering.ends]] = True
+            yield np.asarray(encoded.ids, np.int32), loss_mask
 
     def _tokenize_parts(self, renderings: Sequence[Rendering]) -> Iterator[Tokenized]:
         texts = [part for each in renderings for part in each.parts]

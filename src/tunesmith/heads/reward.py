@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from tunesmith.config.head import Command
@@ -13,6 +15,10 @@ from tunesmith.heads.sequence_classification import RegressionHead
 
 LABEL = "reward"
 """The name of the output, by which a stored model's head is known."""
+
+
+STEP_LABEL = "step"
+"""The same, of a process reward model."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,19 @@ class RewardHead(RegressionHead):
 
     def dummy_rows(self, lengths: Sequence[int]) -> Any:
         return None
+
+
+@dataclass(frozen=True)
+class ProcessRewardHead(RewardHead):
+    """Whether each step of an answer is right, as a logit at the step's last token."""
+
+    kind: ClassVar[str] = "process_reward"
+
+    labels: tuple[str, ...] = (STEP_LABEL,)
+
+    def targets(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values.reshape(-1, 1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probability that the step is right."""
+        return torch.sigmoid(logits)

@@ -12,7 +12,7 @@ from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.heads.head_file import FILE, read_head
 from tunesmith.heads.new_head import labels_of
 from tunesmith.heads.no_head import NoHead
-from tunesmith.heads.reward import LABEL, RewardHead
+from tunesmith.heads.reward import ProcessRewardHead, RewardHead
 from tunesmith.heads.sentence_transformers_format import MODULES, stored_pooling
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
@@ -22,6 +22,7 @@ from tunesmith.models.load import config_of, kind_of, stored_file
 _OF_PROBLEM: dict[str, Any] = {
     head.problem_type: head for head in (SequenceClassificationHead, MultiLabelHead, RegressionHead)
 }
+_OF_LABELS: dict[tuple[str, ...], Head] = {head.labels: head for head in (RewardHead(), ProcessRewardHead())}
 _OF_KIND: dict[str, Any] = {"decoder": CausalLMHead, "encoder-decoder": Seq2SeqLMHead, "encoder": NoHead}
 
 
@@ -46,8 +47,8 @@ def stored_head(base: Base) -> Head:
         return TokenClassificationHead(labels_of(config))
     if name.endswith("ForSequenceClassification"):
         labels = labels_of(config)
-        if labels == (LABEL,):
-            return RewardHead()
+        if labels in _OF_LABELS:
+            return _OF_LABELS[labels]
         head: Head = _OF_PROBLEM[config.problem_type or SequenceClassificationHead.problem_type](labels)
         return head
     return language_model_head(config)

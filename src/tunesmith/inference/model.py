@@ -408,6 +408,28 @@ class Model:
         with _template_errors():
             return rewards_of(self.model, Renderer(self.tokenizer), self.head, asked, answers)
 
+    def step_rewards(self, prompt: Chat, steps: Sequence[str]) -> list[float]:
+        """What a process reward model says of an answer's steps.
+
+        Args:
+            prompt: a question, or the turns of a chat.
+            steps: of the answer.
+
+        Returns:
+            The probability that each step is right.
+
+        Raises:
+            UserError: the model is no process reward model, the template cannot render the chat, or there are no steps.
+        """
+        if self.head.kind != "process_reward":
+            raise UserError(f"{self.name} is no process reward model. Train one: objective: {{kind: process_reward}}.")
+        if not steps:
+            raise UserError("There are no steps to rate.")
+        from tunesmith.inference.rewards import step_rewards_of
+
+        with _template_errors():
+            return step_rewards_of(self.model, Renderer(self.tokenizer), self.head, prompt, steps)
+
     def _failures_named(self) -> AbstractContextManager[None]:
         """Turn a failure of a user's head into an error that names it."""
         kind = self.head.kind

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
 from tunesmith.data.example import Completion, Example, Message, Source
+from tunesmith.data.preferences import STEP_END
 from tunesmith.data.render import Renderer, joined
 from tunesmith.data.tokens import TokenTable
 from tunesmith.inference.held_out import row_outputs
@@ -15,6 +16,8 @@ Chat = str | Sequence[Message]
 
 TOKENS = 4096
 """In a batch."""
+
+SOURCE = Source("chats", 1)
 
 
 def rewards_of(
@@ -41,6 +44,30 @@ def rewards_of(
         ids, mask, lengths = joined(renderer.tokenize_many(rendering.completions), on_last_token=True)
         rows.append((ids, mask, Source("chats", number), (0.0,), (tuple(lengths), (0.0,))))
     return [float(output[0, 0]) for output in row_outputs(head, model, TokenTable.build(rows), TOKENS)]
+
+
+def step_rewards_of(
+    model: PreTrainedModel, renderer: Renderer, head: Head, prompt: Chat, steps: Sequence[str]
+) -> list[float]:
+    """The probability that each step of an answer is right.
+
+    Args:
+        model: in evaluation mode; it gets document attention.
+        renderer: of the model's tokenizer.
+        head: of a process reward model.
+        prompt: a question, or the turns of a chat.
+        steps: of the answer; a blank line is put between them.
+
+    Raises:
+        UnusableError: the chat template cannot render the chat.
+    """
+    texts = (*(f"{step}{STEP_END}" for step in steps[:-1]), steps[-1])
+    answer: Message = {"role": "assistant", "content": "".join(texts)}
+    example = Example(SOURCE, messages=(*_turns(prompt, "user"), answer), others=texts)
+    targets = (0.0,) * len(texts)
+    ((ids, mask),) = renderer.tokenize_many([renderer.steps(example, targets)])
+    (output,) = row_outputs(head, model, TokenTable.build([(ids, mask, SOURCE, targets)]), TOKENS)
+    return [float(value) for value in output[:, 0]]
 
 
 def _turns(chat: Chat, role: str) -> tuple[Message, ...]:
