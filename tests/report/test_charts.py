@@ -81,3 +81,15 @@ def test_held_out_points_show_their_interval_and_value() -> None:
 
 def test_smoothing_skips_values_that_are_not_finite() -> None:
     assert smoothed([(0, 2.0), (1, math.nan), (2, math.inf), (3, 2.0)]) == [(0, 2.0), (1, 2.0), (2, 2.0), (3, 2.0)]
+
+
+def test_an_objectives_own_figures_have_charts_beside_the_loss() -> None:
+    steps = [{"step": at, "loss": 1.0, "tokens": 5, "seconds": 1.0, "margin": 0.1 * at, "kl": 0.2} for at in (1, 2, 3)]
+    held = [{"step": at, "loss": 1.0, "margin": 0.5 * at, "margin_interval": [0.0, 1.0 * at]} for at in (0, 3)]
+    charts = curves(steps, held, "nats")
+    titles = [re.findall(r"<figcaption[^>]*>.*?</figcaption>", chart, re.DOTALL)[0] for chart in charts]
+    own = [title for title in titles if "Margin" in title or "Kl" in title]
+    assert len(own) == 2
+    assert "held out" in own[0]
+    assert "held out" not in own[1]
+    assert len(titles) == len({re.sub("<[^>]*>", "", title) for title in titles})

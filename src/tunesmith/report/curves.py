@@ -7,6 +7,14 @@ from tunesmith.report.charts import Line, Point, bar_chart, line_chart
 from tunesmith.report.formatting import number
 from tunesmith.run import Event
 
+OF_EVERY_STEP = frozenset(
+    {
+        "loss", "grad_norm", "learning_rate", "step", "total_steps", "tokens", "loss_tokens", "replayed_loss_tokens",
+        "seconds", "seconds_left", "time",
+    }
+)  # fmt: skip
+"""Figures of `step` events that have a chart of their own, or none."""
+
 SMOOTHED_SHARE = 0.03
 """Fraction of the run over which the loss is smoothed."""
 
@@ -50,8 +58,29 @@ def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> l
         ),
         _raw_and_smoothed("Gradient norm", "norm before clipping", _points(steps, "grad_norm")),
         _raw_and_smoothed("Speed", "non-padding tokens per second", speeds),
+        *(_of_objective(name, steps, evaluations) for name in _other_figures(steps, evaluations)),
     ]
     return [chart for chart in charts if chart]
+
+
+def _other_figures(steps: Sequence[Event], evaluations: Sequence[Event]) -> list[str]:
+    """The names of the figures that the objective reports of its steps or of held-out rows, beside the loss."""
+    of_rows = [name for event in evaluations for name in event if f"{name}_interval" in event]
+    of_steps = [name for event in steps for name, value in event.items() if isinstance(value, int | float)]
+    return [name for name in dict.fromkeys([*of_rows, *of_steps]) if name not in OF_EVERY_STEP]
+
+
+def _of_objective(name: str, steps: Sequence[Event], evaluations: Sequence[Event]) -> str:
+    points = [point for point in _points(steps, name) if math.isfinite(point[1])]
+    with_it = [event for event in evaluations if name in event and _at(event) is not None]
+    intervals = [_interval(event.get(f"{name}_interval")) for event in with_it]
+    lines = [
+        Line("each step", points, "raw"),
+        Line("smoothed", smoothed(points), "smooth"),
+        Line("held out, 95 % interval", _points(with_it, name), "held", intervals, dots=True),
+    ]
+    title = name.replace("_", " ").replace("/", ", ")
+    return line_chart(title[:1].upper() + title[1:], "step", "", [line for line in lines if line.points])
 
 
 def lengths(data: Event) -> str:
