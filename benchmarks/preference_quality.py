@@ -3,7 +3,7 @@
     python benchmarks/preference_quality.py               # SmolLM2-135M-Instruct, five seeds
 
 Pairs: LLaMA-Factory's demo of preferences (`dpo_en_demo`) and Anthropic's harmless pairs (Bai et al. 2022), both from
-`shared/data`; only texts of at most 320 tokens. Each run is compared with its base on held-out pairs: the share in
+`shared/data`; only short texts. Each run is compared with its base on held-out pairs: the share in
 which the better answer is likelier, summed and per token, and the loss on general text (WikiText-2's test part). Beside
 DPO: the chosen answers as plain examples (`instruction`), and KTO on the same answers as thumbs.
 
@@ -17,6 +17,7 @@ import json
 import os
 import random
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,13 +33,28 @@ SEEDS = 5
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a 95 % interval, by the number of seeds."""
 
-LONGEST = 320
-"""Tokens of a prompt and a completion; longer pairs are left out, so that a trial takes minutes."""
 
-TRAIN, HELD_OUT = 160, 100
-"""Pairs."""
+@dataclass(frozen=True)
+class Source:
+    """Real pairs.
 
-SOURCES = {"demo pairs": "formats/dpo_en_demo.json", "harmless pairs": "hh_harmless/pairs.jsonl"}
+    Attributes:
+        file: in `shared/data`.
+        longest: tokens of a prompt and a completion; longer pairs are left out, so that a trial takes minutes.
+        train: pairs to train on, at most.
+        held_out: pairs to measure.
+    """
+
+    file: str
+    longest: int
+    train: int
+    held_out: int
+
+
+SOURCES = {
+    "demo pairs": Source("formats/dpo_en_demo.json", 512, 60, 37),
+    "harmless pairs": Source("hh_harmless/pairs.jsonl", 256, 160, 150),
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"kind": "dpo", "beta": 0.1},
     "chosen answers as examples": {"kind": "instruction", "learn": "last"},
@@ -47,7 +63,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 RULE = "the rule"
 
 
-def pairs_of(source: str) -> list[Any]:
+def pairs_of(source: Source) -> list[Any]:
     """The pairs whose texts are short enough, as examples, in the order of a fixed shuffle."""
     from tunesmith.config.base import Base
     from tunesmith.config.data import Data
@@ -57,7 +73,7 @@ def pairs_of(source: str) -> list[Any]:
     from tunesmith.data.template import UnusableError
     from tunesmith.models.load import load_tokenizer
 
-    data = Data(train=[str(DATA / source)], max_malformed=0.1)
+    data = Data(train=[str(DATA / source.file)], max_malformed=0.1)
     renderer = Renderer(load_tokenizer(Base(path=BASE)))
     kept = []
     for example in examples(data, ("preference",), data.train, DataReport()):
@@ -65,16 +81,17 @@ def pairs_of(source: str) -> list[Any]:
             texts = renderer.completions(example).completions
         except UnusableError:
             continue
-        if all(len(ids) <= LONGEST for ids, _ in renderer.tokenize_many(texts)):
+        if all(len(ids) <= source.longest for ids, _ in renderer.tokenize_many(texts)):
             kept.append(example)
     random.Random(0).shuffle(kept)
     return kept
 
 
-def write_pairs(source: str, directory: Path) -> None:
+def write_pairs(source: Source, directory: Path) -> None:
     """`train.jsonl` and `held_out.jsonl` as pairs, and the chosen answers as chats."""
     kept = pairs_of(source)
-    for name, part in (("held_out", kept[:HELD_OUT]), ("train", kept[HELD_OUT : HELD_OUT + TRAIN])):
+    train = kept[source.held_out : source.held_out + source.train]
+    for name, part in (("held_out", kept[: source.held_out]), ("train", train)):
         pairs, chosen = [], []
         for example in part:
             best, worst = sorted(example.completions, key=lambda completion: -completion.score)
@@ -130,7 +147,7 @@ def trial(source: str, name: str, seed: int) -> dict[str, Any]:
             "data": {
                 "train": str(directory / f"{kind}_train.jsonl"),
                 "held_out": [str(directory / f"{kind}_held_out.jsonl")],
-                "max_length": 2 * LONGEST,
+                "max_length": SOURCES[source].longest,
             },
             "objective": OBJECTIVES[name],
             "method": {"kind": "lora", "rank": 16, "alpha": 32},

@@ -336,6 +336,7 @@ ROWS = {
     "listwise": "rankings",
     "kto": "ratings",
     "process_reward": "steps",
+    "graded_reward": "grades",
 }
 """Rows of each objective; chats for the others."""
 
@@ -367,6 +368,10 @@ def write_data(directory: Path) -> None:
     ]
     formats["steps"] = [
         {"prompt": chat["question"], "completions": ["Think.", chat["answer"]], "labels": [True, bool(n % 2)]}
+        for n, chat in enumerate(chats)
+    ]
+    formats["grades"] = [
+        {"prompt": chat["question"], "response": chat["answer"], "helpfulness": n % 3, "brevity": 2 - n % 2}
         for n, chat in enumerate(chats)
     ]
     for name, rows in {"chats": chats, **formats}.items():

@@ -34,6 +34,10 @@ def textbook_loss(model: Any, recipe: Recipe) -> float:
             losses += functional.cross_entropy(
                 logits[0, -len(ids) :][loss_mask], targets.long(), reduction="none"
             ).tolist()
+        elif recipe.objective.kind == "graded_reward":
+            end = int(loss_mask.nonzero()[0, 0]) + 1
+            logits = model(input_ids=ids[None, :end].long()).logits.float()
+            losses.append(functional.binary_cross_entropy_with_logits(logits[0], targets).item())
         elif recipe.objective.kind == "process_reward":
             losses += [
                 step_loss(model, ids[: int(at) + 1], targets[n]) for n, at in enumerate(loss_mask.nonzero()[:, 0])

@@ -131,6 +131,7 @@ def test_formats_with_targets_name_the_objective_that_takes_them() -> None:
         "ranking": "dpo",
         "rating": "kto",
         "steps": "process_reward",
+        "grades": "graded_reward",
     }
     for format in FORMATS.values():
         assert format.objective is None or format.objective in OBJECTIVES

@@ -91,6 +91,12 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "needs_fp32": True,
         "metrics": ("root_mean_square_error", "correlation", "rank_correlation"),
     },
+    "graded_reward": {
+        "auto_class": AutoModelForSequenceClassification,
+        "commands": ("reward",),
+        "is_new": True,
+        "has_probabilities": False,
+    },
     "process_reward": {
         "auto_class": AutoModelForSequenceClassification,
         "labels": ("step",),

@@ -76,6 +76,12 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "rate_factor": 0.3,
     },
     "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
+    "graded_reward": {
+        "formats": ("grades",),
+        "bases": ("decoder",),
+        "overflow": "refuse",
+        "loss_unit": "nats per grade",
+    },
     "process_reward": {
         "formats": ("steps",),
         "bases": ("decoder",),
@@ -127,6 +133,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
     "distillation": {"teacher": "t", "temperature": 1.0, "label_weight": 0.0, "learn": "assistant"},
     "process_reward": {"head_learning_rate": None},
+    "graded_reward": {"head_learning_rate": None, "attributes": None, "lowest": None, "highest": None},
     "reward": {"head_learning_rate": None, "margin": 0.0, "centering": 0.0, "pairs": "all"},
     "dpo": {
         "beta": 0.1,

@@ -12,7 +12,7 @@ from bytewise import byte_tokenizer
 from command import output_of
 from completions import REFERENCE, SCORES, completions_batch, completions_table, log_probs_alone
 from settings_coverage import shows
-from small_models import objective_of, small_model, stored_base
+from small_models import batch_of, logits_alone, objective_of, small_model, stored_base
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -20,7 +20,9 @@ import tunesmith
 from tunesmith.data.batch import collate
 from tunesmith.data.example import Completion, Example, Source
 from tunesmith.data.render import Renderer, joined
+from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import TokenTable
+from tunesmith.errors import UserError
 from tunesmith.heads.reward import RewardHead
 from tunesmith.heads.sequence_classification import class_logits
 from tunesmith.objectives.preference import completion_log_probs
@@ -219,3 +221,45 @@ def test_the_reward_command_rates_each_answer_to_the_prompt(tmp_path: Path) -> N
 @shows("objective.process_reward.head_learning_rate")
 def test_a_process_reward_heads_rate_is_as_set() -> None:
     assert objective_of("process_reward", head_learning_rate=0.2).head_learning_rate_at(64) == 0.2
+
+
+def graded(columns: dict[str, Any]) -> Example:
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    return Example(Source("rows", 1), messages=turns, others=("a",), columns=columns)
+
+
+@shows("objective.graded_reward.attributes", "objective.graded_reward.lowest", "objective.graded_reward.highest")
+def test_grades_are_outputs_above_each_grade_of_the_attributes_and_range_that_are_set() -> None:
+    rows = [graded({"helpful": 1, "brief": "3", "note": "x"}), graded({"helpful": 2, "brief": 2, "note": 1})]
+    found = objective_of("graded_reward").resolve(lambda: iter(rows))
+    assert found.head.labels == ("helpful > 1", "helpful > 2", "brief > 1", "brief > 2")
+    chosen = objective_of("graded_reward", attributes=["brief"], lowest=0, highest=4).resolve(lambda: iter(rows))
+    assert chosen.head.labels == tuple(f"brief > {grade}" for grade in range(4))
+    assert chosen.render(Renderer(byte_tokenizer()), rows[0])[0].targets == (1.0, 1.0, 1.0, 0.0)
+    assert chosen.head.grades([1.0, 0.5, 0.25, 0.0]) == {"brief": 1.75}
+    with pytest.raises(UnusableError, match="its brief is 5, not a whole number from 0 to 4"):
+        chosen.render(Renderer(byte_tokenizer()), graded({"brief": 5}))
+    with pytest.raises(UserError, match="the rows have note"):
+        objective_of("graded_reward").resolve(lambda: iter([graded({"note": "x"})]))
+
+
+@shows("objective.graded_reward.head_learning_rate")
+def test_graded_rewards_are_binary_outputs_with_a_rate_as_set() -> None:
+    objective = objective_of("graded_reward", attributes=["x", "y"], lowest=0, highest=2, head_learning_rate=0.4)
+    assert objective.head_learning_rate_at(64) == 0.4
+    model = small_model("gpt2", objective.head)
+    rows = [[5, 9, 13], [7, 8, 33, 11]]
+    targets = [[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]]
+    batch = batch_of(rows, targets=targets)
+    logits = torch.stack(logits_alone(model, rows))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.tensor(targets, dtype=torch.float64), reduction="none"
+    ).mean(-1)
+    loss = objective.build()
+    assert loss.losses(model, batch).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    above = torch.sigmoid(logits)
+    errors = [
+        sum(abs(float((above[row, at : at + 2]).sum()) - sum(targets[row][at : at + 2])) for at in (0, 2)) / 2
+        for row in range(2)
+    ]
+    assert loss.figures(model, batch)["grade_error"].tolist() == pytest.approx(errors, abs=1e-5)

@@ -78,6 +78,18 @@ def _steps(values: Values) -> dict[str, Any]:
     return {**fields, "messages": (*fields["messages"], answer), "others": texts, "label": truths, "completions": ()}
 
 
+def _grades(values: Values) -> dict[str, Any]:
+    """`response` to `prompt`; the grades are in other columns (`helpfulness`: 4), which are kept (HelpSteer)."""
+    prompt, answer = _prompt(values), text_of(values, "response")
+    if not prompt:
+        raise MalformedRowError("prompt is missing")
+    if not answer.strip():
+        raise MalformedRowError("the response is empty")
+    fields = _example(values, prompt, [])
+    turn = {"role": "assistant", "content": answer}
+    return {**fields, "messages": (*fields["messages"], turn), "others": (answer,)}
+
+
 PREFERENCES: dict[str, RowFormat] = {
     "preference": RowFormat(
         "pairs of a chosen and a rejected answer",
@@ -105,6 +117,15 @@ PREFERENCES: dict[str, RowFormat] = {
         _steps,
         "process_reward",
         detected=False,
+    ),
+    "grades": RowFormat(
+        "answers with grades",
+        (("prompt", "response"), ("prompt", "completion"), ("question", "response"), ("question", "answer")),
+        ("system", "tools"),
+        _grades,
+        "graded_reward",
+        detected=False,
+        keeps_columns=True,
     ),
     "rating": RowFormat(
         "answers rated good or bad",

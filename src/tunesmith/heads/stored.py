@@ -12,7 +12,7 @@ from tunesmith.heads.embedding import EmbeddingHead
 from tunesmith.heads.head_file import FILE, read_head
 from tunesmith.heads.new_head import labels_of
 from tunesmith.heads.no_head import NoHead
-from tunesmith.heads.reward import ProcessRewardHead, RewardHead
+from tunesmith.heads.reward import ABOVE, GradedRewardHead, ProcessRewardHead, RewardHead
 from tunesmith.heads.sentence_transformers_format import MODULES, stored_pooling
 from tunesmith.heads.seq2seq_lm import Seq2SeqLMHead
 from tunesmith.heads.sequence_classification import MultiLabelHead, RegressionHead, SequenceClassificationHead
@@ -49,6 +49,8 @@ def stored_head(base: Base) -> Head:
         labels = labels_of(config)
         if labels in _OF_LABELS:
             return _OF_LABELS[labels]
+        if all(map(ABOVE.fullmatch, labels)):
+            return GradedRewardHead(labels)
         head: Head = _OF_PROBLEM[config.problem_type or SequenceClassificationHead.problem_type](labels)
         return head
     return language_model_head(config)

@@ -386,7 +386,8 @@ class Model:
         return scores_of(self.generator, rows, adapter)
 
     def reward(self, prompts: Chat | Sequence[Chat], completions: Chat | Sequence[Chat]) -> list[float]:
-        """What a reward model says of answers. Only differences between answers to one prompt have a meaning.
+        """What a reward model says of answers; a graded one, the sum of its outputs. Only differences between answers
+        to one prompt have a meaning.
 
         Args:
             prompts: a question, the turns of a chat, or several of either.
@@ -400,13 +401,37 @@ class Model:
         """
         if "reward" not in self.head.commands and len(self.head.labels) != 1:
             self.require("reward")
-        from tunesmith.inference.rewards import rewards_of  # it needs objectives, which other verbs do not import
+        return [float(outputs.sum()) for outputs in self._ends(prompts, completions)]
+
+    def grades(self, prompts: Chat | Sequence[Chat], completions: Chat | Sequence[Chat]) -> list[dict[str, float]]:
+        """How a graded reward model grades answers.
+
+        Args:
+            prompts: as in `reward`.
+            completions: as in `reward`.
+
+        Returns:
+            The expected grade of each attribute, for each answer.
+
+        Raises:
+            UserError: the model gives no grades, or as `reward` raises.
+        """
+        head: Any = self.head
+        if head.kind != "graded_reward":
+            raise UserError(
+                f"{self.name} gives no grades. Train a model that does: objective: {{kind: graded_reward}}."
+            )
+        return [head.grades(outputs[0].tolist()) for outputs in self._ends(prompts, completions)]
+
+    def _ends(self, prompts: Chat | Sequence[Chat], completions: Chat | Sequence[Chat]) -> list[NDArray[np.float32]]:
+        """The head's outputs (1, outputs) at the end of each answer."""
+        from tunesmith.inference.rewards import ends_of  # it needs objectives, which other verbs do not import
 
         asked, answers = _several(prompts), _several(completions)
         if len(asked) != len(answers):
             raise UserError(f"reward needs a completion for each prompt: {len(answers)} for {len(asked)} prompts.")
         with _template_errors():
-            return rewards_of(self.model, Renderer(self.tokenizer), self.head, asked, answers)
+            return ends_of(self.model, Renderer(self.tokenizer), self.head, asked, answers)
 
     def step_rewards(self, prompt: Chat, steps: Sequence[str]) -> list[float]:
         """What a process reward model says of an answer's steps.

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
@@ -20,15 +22,15 @@ TOKENS = 4096
 SOURCE = Source("chats", 1)
 
 
-def rewards_of(
+def ends_of(
     model: PreTrainedModel, renderer: Renderer, head: Head, prompts: Sequence[Chat], completions: Sequence[Chat]
-) -> list[float]:
-    """The reward of each completion: the head's output at its last token, packed as in training.
+) -> list[NDArray[np.float32]]:
+    """The head's outputs (1, outputs) at the last token of each completion, packed as in training.
 
     Args:
         model: in evaluation mode; it gets document attention.
         renderer: of the model's tokenizer.
-        head: of one output.
+        head: what the model ends in.
         prompts: a question or the turns of a chat, each.
         completions: an answer or its turns, each.
 
@@ -43,7 +45,7 @@ def rewards_of(
         )
         ids, mask, lengths = joined(renderer.tokenize_many(rendering.completions), on_last_token=True)
         rows.append((ids, mask, Source("chats", number), (0.0,), (tuple(lengths), (0.0,))))
-    return [float(output[0, 0]) for output in row_outputs(head, model, TokenTable.build(rows), TOKENS)]
+    return row_outputs(head, model, TokenTable.build(rows), TOKENS)
 
 
 def step_rewards_of(
