@@ -35,7 +35,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """All tests are imported."""
+    """All tests are imported. The first collection need not scan what was."""
+    from tunesmith.garbage_collection import freeze
+
+    freeze()
     gc.enable()
 
 
