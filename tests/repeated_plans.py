@@ -15,7 +15,7 @@ Simulated = Callable[[Simulator, int | None, int | None, bool], Step]
 
 IRRELEVANT = {
     "data": {"train", "held_out"},
-    "train": {"steps", "learning_rate", "seed", "checkpoint_every", "evaluate_every"},
+    "train": {"steps", "epochs", "learning_rate", "seed", "checkpoint_every", "evaluate_every"},
 }
 """Fields of a recipe that decide only which rows a step has, which are part of the key, or that come after it."""
 
