@@ -1,4 +1,8 @@
-"""Fixtures: a tiny model and tokenizer, created for the session from real classes and real files, without network."""
+"""Fixtures: a tiny model and tokenizer, created for the session from real classes and real files, without network.
+
+What is slow to import is imported where it is used: pytest-xdist's main process reads this file before it starts the
+workers, and runs no test.
+"""
 
 import gc
 import json
@@ -8,30 +12,43 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
-from bytewise import byte_tokenizer
-from families import config_of
-from hypothesis import HealthCheck, settings
-from matrix import word_tokenizer
-from threadpoolctl import threadpool_limits
-from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from tunesmith.garbage_collection import freeze
-from tunesmith.heads.sentence_transformers_format import write_steps
-from tunesmith.planner import processor_time
-
-# A busy machine is no reason to fail.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+PLANNER = Path(__file__).parent / "planner"
 
 CACHES = count()
 """Numbers of the tests' caches."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Before the first test is imported, in the processes that run tests."""
+    if session.config.getoption("dist", "no") == "no":
+        gc.disable()  # while a million objects are created that stay
+        from hypothesis import HealthCheck, settings
+
+        from tunesmith.models.peft_import import import_peft
+
+        # A busy machine is no reason to fail.
+        settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("untimed")
+        import_peft()  # without bitsandbytes, which takes seconds
+
+
+def pytest_collection_finish() -> None:
+    """All tests are imported. The first collection need not scan what was."""
+    from tunesmith.garbage_collection import freeze
+
+    freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_each() -> None:
     """Parallel workers, and the processes that they start, would compete for cores; tests of threads set two."""
     if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+        from threadpoolctl import threadpool_limits
+
         torch.set_num_threads(1)
         threadpool_limits(1)  # for libraries that are loaded; the variables are for those that are not yet
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -40,6 +57,8 @@ def one_thread_each() -> None:
 @pytest.fixture(autouse=True, scope="module")
 def quick_garbage_collection() -> None:
     """Leave what is imported out of garbage collections: a million objects, half a second each time."""
+    from tunesmith.garbage_collection import freeze
+
     gc.collect()
     freeze()
 
@@ -47,15 +66,45 @@ def quick_garbage_collection() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def counts_waiting() -> Iterator[Callable[[], dict[int, float] | None]]:
     """For every run the machine is idle, so that none warns that it is busy. Yields the function that really counts."""
+    from tunesmith.planner import processor_time
+
     counts = processor_time.waited_by_thread
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processor_time, "waited_by_thread", dict)
         yield counts
 
 
+@pytest.fixture(autouse=True, scope="module")
+def each_step_simulated_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A step is simulated once for all tests of a file, but for each one of the planner's."""
+    from repeated_plans import once
+
+    from tunesmith.planner.step import Simulator
+
+    with pytest.MonkeyPatch.context() as patch:
+        if PLANNER not in request.path.parents:
+            patch.setattr(Simulator, "step", once(Simulator.step))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_pass_timed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Before a run, its largest batch is timed once instead of five times, but in the planner's tests."""
+    from tunesmith.planner import measure
+
+    with pytest.MonkeyPatch.context() as patch:
+        if PLANNER not in request.path.parents:
+            patch.setattr(measure, "MOST", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a two-layer Llama with random weights and a byte tokenizer."""
+    import torch
+    from bytewise import byte_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     directory = tmp_path_factory.mktemp("tiny") / "llama"
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
@@ -78,6 +127,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`classes`, a classifier in transformers' format, and `vectors`, an embedding model in sentence-transformers'."""
+    import torch
+    from families import config_of
+    from matrix import word_tokenizer
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from tunesmith.heads.sentence_transformers_format import write_steps
+
     directory = tmp_path_factory.mktemp("reading")
     tokenizer = word_tokenizer()
     config = config_of("bert", len(tokenizer), initializer_range=0.3)

@@ -8,9 +8,12 @@ import pytest
 from running_server import served
 
 import tunesmith
+from tunesmith.comparing.excerpts import Excerpts
 from tunesmith.comparing.spec import Comparison
 from tunesmith.comparing.ways import WAYS
 from tunesmith.errors import UserError
+from tunesmith.prompting.prompt import Prompt
+from tunesmith.retrieval.search import Index
 
 Rows = list[dict[str, str]]
 
@@ -51,8 +54,14 @@ def material(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def result(material: Path) -> dict[str, Any]:
-    return tunesmith.compare(material / "compare.yaml")
+def seen() -> list[dict[str, Any]]:
+    """The events of `result`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(material: Path, seen: list[dict[str, Any]]) -> dict[str, Any]:
+    return tunesmith.compare(material / "compare.yaml", subscribers=[seen.append])
 
 
 def test_all_ways_answer_the_same_rows_and_the_result_is_kept(result: dict[str, Any], material: Path) -> None:
@@ -95,6 +104,43 @@ def test_costs_are_of_what_each_way_needs(result: dict[str, Any]) -> None:
     assert costs["tuned"]["change_seconds"] == costs["tuned"]["seconds_once"] > costs["retrieval"]["change_seconds"]
     assert all(cost["memory_bytes"] > 0 for cost in costs.values())
     assert all(0 < way["latency"]["p50"] <= way["latency"]["p95"] for way in result["ways"].values())
+
+
+def test_what_was_chosen_or_made_for_a_way_is_named(result: dict[str, Any], material: Path) -> None:
+    about = {name: way["about"] for name, way in result["ways"].items()}
+    assert {name: each["title"] for name, each in about.items()} == {name: way.title for name, way in WAYS.items()}
+    assert {name: {*each} - {"title", "note"} for name, each in about.items()} == {
+        "plain": set(),
+        "prompt": {"prompt"},
+        "few_shot": {"shots"},
+        "retrieval": {"index"},
+        "tuned": {"run"},
+        "tuned_prompt": {"run", "prompt"},
+        "tuned_retrieval": {"run", "index"},
+        "retrieval_tuned": {"run", "index"},
+    }
+    prompt, shots = about["prompt"]["prompt"], about["few_shot"]["shots"]
+    assert (prompt["name"], [*prompt["scores"]]) == ("brief.txt", ["brief.txt"])
+    assert prompt["version"] == Prompt.load(material / "brief.txt").version
+    assert {shots["name"]} < {"1 random", "1 similar"} == {*shots["scores"]}
+    assert {each["run"] for name, each in about.items() if name.startswith("tuned")} == {about["tuned"]["run"]}
+    assert about["retrieval_tuned"]["run"] != about["tuned"]["run"]
+    assert about["retrieval"]["index"] == str(material / "compare" / "index")
+
+
+def test_the_choice_of_examples_reports_how_many_candidates_have_answered(
+    result: dict[str, Any], seen: list[dict[str, Any]]
+) -> None:
+    assert result
+    chosen = [event for event in seen if event["event"] == "progress" and event["what"] == "examples, round 1"]
+    assert [(event["done"], event["total"]) for event in chosen] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_an_empty_question_has_no_excerpts(result: dict[str, Any], material: Path) -> None:
+    assert result
+    excerpts = Excerpts(Index(material / "compare" / "index"), 1)
+    assert excerpts.hits(" ") == excerpts.texts(" ", 1) == []
+    assert [hit.file for hit in excerpts.hits("What is 3?")] == ["a.md"]
 
 
 def test_a_second_call_trains_nothing_and_finds_the_same(result: dict[str, Any], material: Path) -> None:

@@ -83,8 +83,8 @@ def test_one_way_alone_is_recommended() -> None:
 
 @pytest.mark.parametrize(
     ("qualities", "rows"),
-    [([0.3, 0.3, 0.3, 0.3, 0.3], 100), ([0.2, 0.4, 0.5, 0.6, 0.7], 100), ([0.5, 0.56, 0.5, 0.56, 0.5], 400)],
-    ids=["all equal", "a clear order", "just beyond the margin"],
+    [([0.2, 0.4, 0.5, 0.6, 0.7], 100), ([0.5, 0.56, 0.5, 0.56, 0.5], 400)],
+    ids=["a clear order", "just beyond the margin"],
 )
 def test_what_is_certain_is_within_the_margin_of_the_best_in_nearly_all_draws(
     qualities: list[float], rows: int

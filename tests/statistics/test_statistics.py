@@ -34,6 +34,8 @@ SHORT, LONG = 400, 4000
 standard error of 0.3 of 100."""
 
 SIZES = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.long)]
+ROWS = [20, pytest.param(100, marks=pytest.mark.long)]
+"""The fewer, the harder to cover."""
 
 
 def check_coverage(interval_of_data: Callable[[Draw], Interval], truth: float, data_sets: int) -> None:
@@ -89,7 +91,7 @@ SKEWED: dict[str, tuple[Callable[[Draw, int], Values], float]] = {
 
 
 @pytest.mark.parametrize("data_sets", SIZES)
-@pytest.mark.parametrize("rows", [20, 100])
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", SKEWED)
 def test_mean_of_skewed_or_bounded_values_is_covered_as_promised(kind: str, rows: int, data_sets: int) -> None:
     values, truth = SKEWED[kind]
@@ -240,7 +242,7 @@ def test_interval_of_paired_shares_solves_the_equation_and_flips_with_the_sides(
 
 
 @pytest.mark.parametrize("data_sets", SIZES)
-@pytest.mark.parametrize("rows", [20, 100])
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", ["correlated scores", "few rows change"])
 def test_paired_difference_of_scores_is_covered_as_promised(kind: str, rows: int, data_sets: int) -> None:
     units = [str(row) for row in range(rows)]

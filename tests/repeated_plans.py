@@ -1,0 +1,78 @@
+"""Simulates each step once for all tests of a file: half of a small run's time goes to the simulation of its step on
+fake tensors, which depends on little of what tests vary, and which a resumed run repeats."""
+
+from collections.abc import Callable, Hashable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.data.tokens import TokenTable
+from tunesmith.planner.step import Simulator, Step
+
+Simulated = Callable[[Simulator, int | None, int | None, bool], Step]
+
+IRRELEVANT = {
+    "data": {"train", "held_out"},
+    "train": {"steps", "epochs", "learning_rate", "seed", "checkpoint_every", "evaluate_every"},
+}
+"""Fields of a recipe that decide only which rows a step has, which are part of the key, or that come after it."""
+
+
+def once(step: Simulated) -> Simulated:
+    """`Simulator.step`, which does not simulate again what it has simulated.
+
+    Args:
+        step: the method.
+    """
+    known: dict[Hashable, Step] = {}
+
+    @wraps(step)
+    def remembering(simulator: Simulator, layers: int | None, checkpointed: int | None, scores: bool) -> Step:
+        if simulator.recipe.extensions:  # the user's own code, which may change
+            return step(simulator, layers, checkpointed, scores)
+        key = (_key(simulator, scores), layers, checkpointed, scores)
+        if key not in known:
+            known[key] = step(simulator, layers, checkpointed, scores)
+        return known[key]
+
+    return remembering
+
+
+def _key(simulator: Simulator, scores: bool) -> Hashable:
+    """All that a simulation depends on."""
+    recipe = simulator.recipe
+    values = _described(recipe.model_dump(exclude=IRRELEVANT))
+    rows = tuple(_content(*simulator.rows(packed, scores)) for packed in (False, True))
+    allocator = simulator.simulate_allocator
+    machine = (torch.get_num_threads(), torch.get_default_dtype())
+    return repr(values), repr(recipe.objective.head), rows, simulator.dtype, allocator, machine
+
+
+def _content(table: TokenTable, chosen: list[int]) -> Hashable:
+    """Of the chosen rows."""
+    parts: list[bool | bytes] = [table.features is None, table.targets is None]
+    for index in chosen:
+        parts += [each.tobytes() for each in table[index]]
+        if table.targets is not None and table.target_offsets is not None:
+            parts.append(table.targets[slice(*table.target_offsets[index : index + 2])].tobytes())
+    return tuple(parts)
+
+
+def _described(value: Any) -> Any:
+    """The values, with the content of a directory instead of its name: a model may be the same in two places."""
+    if isinstance(value, dict):
+        return {name: _described(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(each) for each in value]
+    return _files(Path(value)) if isinstance(value, str | Path) and Path(value).is_dir() else value
+
+
+def _files(directory: Path) -> list[tuple[str, bytes | int]]:
+    """The settings of a model or a run, and the sizes of its weights, whose values a simulation does not read."""
+    files = sorted(each for each in directory.rglob("*") if each.suffix in (".json", ".yaml", ".safetensors"))
+    return [
+        (str(each.relative_to(directory)), each.stat().st_size if each.suffix == ".safetensors" else each.read_bytes())
+        for each in files
+    ]
