@@ -651,6 +651,12 @@ def test_evaluation_study_reports_falls_of_the_loss_as_gains(script: Script) -> 
         "| commongen | 3e-4 + replay | **0.300** (0.100 to 0.400) | coverage 50 → 50 % (+20; -10 to 50) | "
         "**0.050** (0.010 to 0.090) |  | 0.50 (0.40 to 0.60) |"
     ) in text
+    others = {**figures, "loss": {**figures["loss"], "base": {**figures["loss"]["base"], "value": 0.7}}}
+    with pytest.raises(ValueError, match="The trials of commongen have different rows"):
+        report.table([trial, trial | {"rate": 1e-3, "figures": others}])
+    first = text.index("| commongen | 3e-4 + replay |")
+    text = report.table([trial | {"rate": 1e-3}, trial])
+    assert text.index("| commongen | 3e-4 + replay |") == first, "in the order of the rates"
 
 
 @pytest.mark.long
