@@ -399,15 +399,22 @@ def test_rows_are_split_at_half_their_tokens_with_no_empty_part(lengths: list[in
 GRPO: dict[str, Any] = {"kind": "grpo", "rewards": ["exact"]}
 
 
+def stored_gpt2_with_dropout(directory: Path) -> Path:
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, bos_token_id=1, eos_token_id=1)
+    config.resid_pdrop = config.attn_pdrop = 0.5
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
 def test_dropout_is_off_where_a_model_learns_from_its_samples(tmp_path: Path) -> None:
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model, _ = trainable_model(recipe_of(tmp_path, "lora", GRPO), torch.float32, CPU)
+    base = stored_gpt2_with_dropout(tmp_path)
     ids = torch.arange(8)[None]
     inputs = {"input_ids": ids, "position_ids": ids, "document_lengths": [8]}
-    assert torch.equal(*(model.train()(**inputs).logits for _ in range(2)))
-    other, _ = trainable_model(recipe_of(tmp_path, "lora"), torch.float32, CPU)
-    assert not torch.equal(*(other.train()(**inputs).logits for _ in range(2)))
+    same = []
+    for objective in (GRPO, "instruction"):
+        model, _ = trainable_model(recipe_of(base, "lora", objective), torch.float32, CPU)
+        same.append(torch.equal(*(model.train()(**inputs).logits for _ in range(2))))
+    assert same == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -420,8 +427,6 @@ def test_dropout_is_off_where_a_model_learns_from_its_samples(tmp_path: Path) ->
 def test_noise_is_refused_where_a_model_learns_from_its_samples(
     tmp_path: Path, method: Any, train: dict[str, Any], named: str
 ) -> None:
-    AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64)).save_pretrained(
-        tmp_path
-    )
+    base = stored_gpt2_with_dropout(tmp_path)
     with pytest.raises(UserError, match=f"{named}.* learns from its samples"):
-        trainable_model(recipe_of(tmp_path, method, GRPO, **train), torch.float32, CPU)
+        trainable_model(recipe_of(base, method, GRPO, **train), torch.float32, CPU)

@@ -80,15 +80,14 @@ def test_weights_that_change_between_sampling_and_learning_stop_the_run(tmp_path
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 3}])
 def test_another_temperature_or_fewer_tokens_in_sampling_stop_the_run(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    loop, _ = rollouts_over(tmp_path, group_size=16, max_new_tokens=16)
+    loop, _ = rollouts_over(tmp_path, group_size=16, max_new_tokens=16, steps=3)
     assert loop.phases is not None
     sample = loop.phases.sampler.sample
     loop.phases.sampler.sample = lambda prompts, numbers, sampling: sample(  # type: ignore[method-assign]
         prompts, numbers, type(sampling)(**{**vars_of(sampling), **wrong})
     )
     with pytest.raises(UserError, match="do not come from the policy"):
-        for _ in range(3):
-            loop.step()
+        loop.fit(Interruption())
 
 
 def vars_of(sampling: Any) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 def test_a_run_killed_between_steps_of_a_phase_resumes_to_the_same_bits(
     uninterrupted: torch.Tensor, tmp_path: Path, step: int
 ) -> None:
-    loop, events = rollouts_over(tmp_path, **SEVERAL)
+    loop, _ = rollouts_over(tmp_path, **SEVERAL)
     for _ in range(step):
         loop.step()
     loop.checkpoint()
