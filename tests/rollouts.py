@@ -20,8 +20,8 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint
 from tunesmith.engine.loop import Loop
-from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.phases import InitialWeights, Phases
+from tunesmith.engine.trainable import master_weights
 from tunesmith.inference.sampler import Sampler
 from tunesmith.models.attention import use_document_attention
 from tunesmith.objectives.rollouts import Completion, Prompt
@@ -110,6 +110,7 @@ def rollouts_over(
     table = TokenTable.build((*each, example.source) for each, example in zip(renderings, examples, strict=True))
     trained = method_of(method).apply(model if model is not None else tiny_llama(), 0)
     losses = config.build()
+    losses.add_layers(trained)
     plan = config.rollouts
     train = Train(steps=steps, schedule="constant", warmup_ratio=0.0, checkpoint_every=1, **(settings or {}))
     batches = Batches(
@@ -138,7 +139,7 @@ def rollouts_over(
         batches=batches,
         held_out=partial(phases.evaluate, table, range(len(table))),
         evaluate_every=steps,
-        masters=MasterWeights(trained.named_parameters(), train),
+        masters=master_weights(trained, train, lambda _: 1.0, losses.layers),
         train=train,
         total_steps=steps,
         peak_learning_rate=rate,
