@@ -391,3 +391,42 @@ def test_rows_are_split_at_half_their_tokens_with_no_empty_part(lengths: list[in
     rows = [30 + number for number in range(len(lengths))]
     assert split_in_two(rows, lengths) == (rows[:first], rows[first:])
     assert math.isfinite(first)
+
+
+# What samples itself
+
+
+GRPO: dict[str, Any] = {"kind": "grpo", "rewards": ["exact"]}
+
+
+def stored_gpt2_with_dropout(directory: Path) -> Path:
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, bos_token_id=1, eos_token_id=1)
+    config.resid_pdrop = config.attn_pdrop = 0.5
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def test_dropout_is_off_where_a_model_learns_from_its_samples(tmp_path: Path) -> None:
+    base = stored_gpt2_with_dropout(tmp_path)
+    ids = torch.arange(8)[None]
+    inputs = {"input_ids": ids, "position_ids": ids, "document_lengths": [8]}
+    same = []
+    for objective in (GRPO, "instruction"):
+        model, _ = trainable_model(recipe_of(base, "lora", objective), torch.float32, CPU)
+        same.append(torch.equal(*(model.train()(**inputs).logits for _ in range(2))))
+    assert same == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "named"),
+    [
+        ("lora", {"neftune_alpha": 5.0}, "train.neftune_alpha: 5"),
+        ({"kind": "lora", "dropout": 0.1}, {}, "method.dropout"),
+    ],
+)
+def test_noise_is_refused_where_a_model_learns_from_its_samples(
+    tmp_path: Path, method: Any, train: dict[str, Any], named: str
+) -> None:
+    base = stored_gpt2_with_dropout(tmp_path)
+    with pytest.raises(UserError, match=f"{named}.* learns from its samples"):
+        trainable_model(recipe_of(base, method, GRPO, **train), torch.float32, CPU)

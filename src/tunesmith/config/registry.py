@@ -132,6 +132,7 @@ OBJECTIVES = Registry(
         "listwise": "tunesmith.objectives.listwise:Listwise",
         "kto": "tunesmith.objectives.kto:KTO",
         "grpo": "tunesmith.objectives.grpo:GRPO",
+        "ppo": "tunesmith.objectives.ppo:PPO",
     },
 )
 """What the model is trained to do: `kind` → the class, imported on first use."""

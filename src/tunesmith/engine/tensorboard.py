@@ -7,8 +7,20 @@ from tunesmith.errors import UserError
 from tunesmith.run import Event
 
 SCALARS = {
-    "step": ("loss", "grad_norm", "learning_rate", "tokens", "loss_tokens", "seconds"),
-    "evaluation": ("loss", "perplexity"),
+    "step": (
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "loss_tokens",
+        "seconds",
+        "reward",
+        "kl",
+        "entropy",
+        "completion_tokens",
+        "dead_groups",
+    ),
+    "evaluation": ("loss", "perplexity", "reward"),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
@@ -94,6 +95,7 @@ def make_trainable(
                 f"train.neftune_alpha: {recipe.method.kind} makes its own embeddings. Leave out train.neftune_alpha."
             )
         add_neftune(plain_model(trained), recipe.train.neftune_alpha)
+    objective.add_layers(trained)
     if recipe.objective.rollouts is not None:
         without_dropout(trained)
     if recipe.train.gradient_checkpointing:  # after PEFT: its forward refuses a prefix with it
@@ -135,6 +137,10 @@ def _check_head(head: Head, model: PreTrainedModel) -> None:
         ) from error
 
 
+OF_OBJECTIVE = "objective."
+"""Begins the names of the parameters of an objective's own layers."""
+
+
 def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Callable[[str], float]]:
     """The peak learning rate, and the factor on it by parameter name."""
     share = recipe.method.classification_rate_factor if not recipe.objective.head.generates_text else 1.0
@@ -148,6 +154,8 @@ def learning_rates(recipe: Recipe, model: PreTrainedModel) -> tuple[float, Calla
     distances = from_output(model) if recipe.train.layer_decay < 1 else defaultdict(int)
 
     def factor(parameter: str) -> float:
+        if parameter.startswith(OF_OBJECTIVE):
+            return recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size) / peak
         if any(f".{head}." in f".{parameter}" for head in heads):
             rate = recipe.objective.head_learning_rate_at(model.config.get_text_config().hidden_size)
             return rate * (recipe.objective.output_scale if parameter in output_layer else 1.0) / peak
@@ -171,7 +179,10 @@ def from_output(model: PreTrainedModel) -> dict[str, int]:
 
 
 def master_weights(
-    model: PreTrainedModel, train: Train, rate_factor: Callable[[str], float] = lambda _: 1.0
+    model: PreTrainedModel,
+    train: Train,
+    rate_factor: Callable[[str], float] = lambda _: 1.0,
+    layers: nn.Module | None = None,
 ) -> MasterWeights:
     """The master weights of a model that is ready to train.
 
@@ -179,9 +190,11 @@ def master_weights(
         model: whose weights that require gradients are trained.
         train: the optimizer and its settings.
         rate_factor: the factor on the learning rate, by parameter name.
+        layers: of the objective, which are trained too.
     """
+    own = [] if layers is None else [(f"{OF_OBJECTIVE}{name}", each) for name, each in layers.named_parameters()]
     hidden = [is_hidden(model)] if train.optimizer == "muon" else []  # others treat all matrices alike
-    return MasterWeights(model.named_parameters(), train, rate_factor, *hidden)
+    return MasterWeights([*model.named_parameters(), *own], train, rate_factor, *hidden)
 
 
 def is_hidden(model: PreTrainedModel) -> Callable[[str], bool]:

@@ -72,10 +72,6 @@ class GRPO(PolicyConfig):
     """Whether completions that were cut have no loss (DAPO, overlong filtering)."""
 
     @property
-    def samples(self) -> int:
-        return self.group_size
-
-    @property
     def needs_reference(self) -> bool:
         return self.beta > 0 or self.max_kl is not None
 

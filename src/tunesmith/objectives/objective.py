@@ -23,6 +23,9 @@ class Objective(ABC):
     is_per_token: bool = True
     """Whether its loss is one of text, per token, so that a head may report its perplexity."""
 
+    layers: nn.Module | None = None
+    """What is trained beside the model and not saved with it, once `add_layers` has been called."""
+
     needs_reference: bool = False
     """Whether it compares with what the starting model says of the rows (`reference`)."""
 
@@ -96,6 +99,13 @@ class Objective(ABC):
         total = sum(units for units, _ in notes)
         names = dict.fromkeys(name for _, means in notes for name in means)
         return {name: sum(units * float(means[name]) for units, means in notes) / total for name in names}
+
+    def add_layers(self, model: PreTrainedModel) -> None:  # noqa: B027  # most need none
+        """Make `layers`.
+
+        Args:
+            model: with the method applied.
+        """
 
     def collect(self, phase: Phase) -> Collected:
         """Sample what the next optimizer steps are trained on. Only for objectives whose config has `rollouts`.

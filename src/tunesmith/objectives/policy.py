@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,11 +28,21 @@ from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.models.forward import evaluation_batches, loss_hidden_states, next_token_losses
 from tunesmith.models.token_scores import token_scores
 from tunesmith.objectives.objective import Objective
+from tunesmith.objectives.reward_watch import RewardWatch, repetition
 from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, row_ends
-from tunesmith.ops.policy_loss import k3, martingale_bound
+from tunesmith.ops.policy_loss import dead_share, k3, martingale_bound
 
 MOST_GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """The largest mean difference (nats) between the sampler's and the trainer's log p of the same tokens, by precision."""
+
+MODEL = "model"
+"""What the figures of `reward` are called."""
+
+GROUPS = (2, 4, 8, 16, 32)
+"""Group sizes for which groups without a difference are predicted."""
+
+DEAD, PILOT = 0.5, 3
+"""A run warns if at least this share of the groups of its first phases has no difference."""
 
 PROBED = 4
 """Completions on which a run verifies that the sampler uses the weights in training."""
@@ -43,6 +54,9 @@ token is more surprising than this, in nats."""
 RESAMPLES = 1000
 """Of the bootstrap interval of the mean reward."""
 
+OF_EVALUATIONS = ("rewards/", "completion_tokens", "truncated", "repetition")
+"""How the names of the other figures of an evaluation begin."""
+
 SHOWN = 2
 """Prompts of a phase whose completions are shown."""
 
@@ -53,8 +67,15 @@ Columns = dict[str, NDArray[np.float32]]
 class PolicyConfig(ObjectiveConfig, ABC):
     """A policy that is trained on completions that it samples itself, scored by rewards."""
 
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[RewardConfig] = Field(default_factory=list)
     """The functions that score a completion; the reward is the weighted sum of their scores."""
+
+    reward: str | None = None
+    """A reward model that scores a completion, with weight 1: a run with objective `reward`, or a sequence classifier
+    with one output. It reads text, so that its tokenizer may be another."""
+
+    group_size: int = Field(default=1, ge=1)
+    """Completions of each prompt."""
 
     prompts: int = Field(default=16, ge=1)
     """Prompts whose completions a phase samples before the weights change."""
@@ -81,6 +102,12 @@ class PolicyConfig(ObjectiveConfig, ABC):
     formats: ClassVar[tuple[str, ...]] = ("prompts",)
     loss_unit: ClassVar[str] = "mean reward, negated"
 
+    @model_validator(mode="after")
+    def _has_a_reward(self) -> "PolicyConfig":
+        if not self.reward_functions:
+            raise ValueError("there is nothing to learn from. Set rewards: [exact], or reward: RUN")
+        return self
+
     @field_validator("rewards", mode="before")
     @classmethod
     def _one_alone(cls, value: Any) -> Any:
@@ -88,19 +115,19 @@ class PolicyConfig(ObjectiveConfig, ABC):
 
     @property
     def reward_functions(self) -> Sequence[RewardConfig]:
-        return self.rewards
+        if self.reward is None:
+            return self.rewards
+        options = {"model": self.reward, "reads": "chat"}
+        return [*self.rewards, RewardConfig(function="classifier", options=options, name=MODEL)]
 
     def with_absolute_paths(self, absolute: Callable[[str], str]) -> "PolicyConfig":
-        return self.model_copy(update={"rewards": [each.with_absolute_paths(absolute) for each in self.rewards]})
+        rewards = [each.with_absolute_paths(absolute) for each in self.rewards]
+        reward = None if self.reward is None else absolute(self.reward)
+        return self.model_copy(update={"rewards": rewards, "reward": reward})
 
     @property
     def head(self) -> Head:
         return CausalLMHead()
-
-    @property
-    @abstractmethod
-    def samples(self) -> int:
-        """Completions of each prompt."""
 
     @property
     @abstractmethod
@@ -111,7 +138,7 @@ class PolicyConfig(ObjectiveConfig, ABC):
     def rollouts(self) -> RolloutPlan:
         return RolloutPlan(
             self.prompts,
-            self.samples,
+            self.group_size,
             self.max_new_tokens,
             self.temperature,
             self.passes * self.minibatches,
@@ -181,6 +208,8 @@ class PolicyObjective(Objective, ABC):
         self.config = config
         self._is_verified = False
         self._surprise, self._variance = 0.0, 0.0
+        self._rewards = RewardWatch()
+        self._dead: list[float] = []
         self._too_far: str | None = None
         self.step: StepTotals | None = None
 
@@ -192,8 +221,8 @@ class PolicyObjective(Objective, ABC):
         columns: Columns = {}
         gap = self._score(phase, table, scored, columns)
         metrics = {**reward_metrics(scored), **gap, **self.finish(table, scored, columns)}
-        self._watch(metrics)
         samples = samples_of(scored, phase.number)
+        self._watch(phase, metrics, samples)
         table = replace(table, columns=columns)
         prompts = [scored.rows[owner] for owner in owners]
         return Collected(phase.number, table, prompts, self._updates(phase, owners), metrics, samples)
@@ -205,7 +234,7 @@ class PolicyObjective(Objective, ABC):
     def draw(self, phase: Phase, rows: Sequence[int], number: int) -> Scored:
         """Completions of some rows, with their rewards, in a round."""
         prompts = [phase.prompt(row) for row in rows]
-        groups = phase.sample(rows, self.config.samples, number)
+        groups = phase.sample(rows, self.config.group_size, number)
         return self.rewarded(phase, list(rows), prompts, groups)
 
     def rewarded(self, phase: Phase, rows: list[int], prompts: list[Prompt], groups: list[list[Completion]]) -> Scored:
@@ -362,28 +391,56 @@ class PolicyObjective(Objective, ABC):
             rows_of[owner].append(row)
         parts = [
             [row for prompt in prompts for row in rows_of[prompt]]
-            for prompts in np.array_split(order, self.config.minibatches)
-            if len(prompts)
+            for prompts in np.array_split(order, min(self.config.minibatches, len(order)))
         ]
+        parts = [parts[number % len(parts)] for number in range(self.config.minibatches)]
         passes = [
             np.random.default_rng([phase.seed, phase.number, number + 1]).permutation(len(parts))
             for number in range(self.config.passes)
         ]
         return [parts[index] for index in itertools.chain(*passes)]
 
-    def _watch(self, metrics: Mapping[str, Any]) -> None:
+    def _watch(self, phase: Phase, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """Warn of what goes wrong, and note why the run is to end."""
+        names = ("reward", "completion_tokens", "repetition", "truncated", "entropy", "kl")
+        faults = self._rewards.add({name: metrics[name] for name in names if name in metrics})
+        if faults:
+            phase.events(
+                "warning",
+                message=f"The reward rises while {' and '.join(faults)}. Read the samples: what is rewarded may not be "
+                "what you want. Another reward function, or a larger beta, holds the policy back.",
+                samples=samples,
+            )
+        if "dead_groups" in metrics and phase.number < PILOT:
+            self._dead.append(metrics["dead_groups"])
+            if len(self._dead) == PILOT and fmean(self._dead) >= DEAD:
+                phase.events("warning", message=self._dead_message(metrics))
         limit, kl = self.config.max_kl, metrics.get("kl")
         if limit is not None and kl is not None and kl > limit:
             self._too_far = f"the policy is {kl:.3g} nats per token from where it started, more than max_kl: {limit:g}"
+
+    def _dead_message(self, metrics: Mapping[str, Any]) -> str:
+        shares = [(group, metrics.get(f"dead_groups/{group}")) for group in GROUPS if group > self.config.group_size]
+        more = f" group_size: {shares[0][0]} would leave {shares[0][1]:.0%}." if shares and shares[0][1] else ""
+        return (
+            f"In {fmean(self._dead):.0%} of the groups so far, all completions have the same reward: they train "
+            f"nothing.{more} Choose prompts that the model answers well sometimes, or a reward with more values."
+        )
 
     def stop_reason(self) -> str | None:
         return self._too_far
 
     def state(self) -> dict[str, Any]:
-        return {"surprise": self._surprise, "variance": self._variance}
+        return {
+            "surprise": self._surprise,
+            "variance": self._variance,
+            "rewards": self._rewards.state(),
+            "dead": self._dead,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._surprise, self._variance = state["surprise"], state["variance"]
+        self._rewards, self._dead = RewardWatch(**state["rewards"]), state["dead"]
 
     def evaluate(self, phase: Phase) -> dict[str, Any]:
         prompts = [phase.prompt(row) for row in phase.rows]
@@ -397,7 +454,7 @@ class PolicyObjective(Objective, ABC):
             "loss_interval": (-float(high), -float(low)),
             "reward": float(values.mean()),
             "reward_interval": (float(low), float(high)),
-            **{name: value for name, value in metrics.items() if name.startswith(("rewards/", "completion_", "trunc"))},
+            **{name: value for name, value in metrics.items() if name.startswith(OF_EVALUATIONS)},
         }
 
     # Losses
@@ -493,9 +550,15 @@ def reward_metrics(scored: Scored) -> dict[str, Any]:
         "completions": len(each),
         "completion_tokens": float(np.mean([len(completion.tokens) for completion in each])),
         "truncated": float(np.mean([completion.is_truncated for completion in each])),
+        "repetition": float(np.mean([repetition(completion.tokens) for completion in each])),
     }
-    if scored.rewards.shape[1] > 1:
+    samples = scored.rewards.shape[1]
+    if samples > 1:
         metrics["dead_groups"] = float(scored.is_dead.mean())
+        best = scored.rewards.max()
+        if len(np.unique(scored.rewards)) == 2:  # each completion succeeds or fails
+            successes = (scored.rewards == best).sum(1).tolist()
+            metrics |= {f"dead_groups/{group}": dead_share(successes, samples, group) for group in GROUPS}
     return metrics
 
 

@@ -176,7 +176,7 @@ class _Simulation:
         self.watch = Watch(self.trace, "workspace")
         plain = recipe.train.model_copy(update={"optimizer": "adamw"})
         self.in_eight_bits = recipe.train.optimizer in CUDA_ONLY
-        self.masters = master_weights(model, plain if self.in_eight_bits else recipe.train)
+        self.masters = master_weights(model, plain if self.in_eight_bits else recipe.train, layers=objective.layers)
         trainable = [each for each in model.parameters() if each.requires_grad]
         self._hold(model, "weights")
         for other in objective.reference_models:

@@ -62,8 +62,8 @@ def _write(run: Run, checkpoint: Path, target: Path) -> None:
     device = device_of(recipe.train.device)
     random_state = torch.get_rng_state()
     try:
-        model, _ = trainable_model(recipe, dtype_of(recipe.precision, device), device)
-        _, masters = masters_of(recipe, model)
+        model, objective = trainable_model(recipe, dtype_of(recipe.precision, device), device)
+        _, masters = masters_of(recipe, model, objective)
         masters.restore(load_checkpoint(checkpoint)[0])
     finally:
         torch.set_rng_state(random_state)

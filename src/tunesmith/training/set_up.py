@@ -122,7 +122,7 @@ def loop_of(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Loop:
     layout = batch_plan.layout(packs(plain_model(model)))
-    peak, masters = masters_of(recipe, model)
+    peak, masters = masters_of(recipe, model, objective)
     report = prepared.report
     events = Events()
     phases = None
@@ -159,10 +159,10 @@ def loop_of(
     )
 
 
-def masters_of(recipe: Recipe, model: PreTrainedModel) -> tuple[float, MasterWeights]:
+def masters_of(recipe: Recipe, model: PreTrainedModel, objective: Objective) -> tuple[float, MasterWeights]:
     """The peak learning rate, and the weights that the recipe trains, with their optimizer."""
     peak, factor = learning_rates(recipe, model)
-    return peak, master_weights(model, recipe.train, factor)
+    return peak, master_weights(model, recipe.train, factor, objective.layers)
 
 
 def _held_out(

@@ -1,0 +1,174 @@
+"""Rollouts: they come from the weights in training, at the temperature of training, or the run stops."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rollouts import resumed, rollouts_over, weights_of
+from small_models import randomize
+
+from tunesmith.engine.interrupt import Interruption
+from tunesmith.engine.loop import Loop
+from tunesmith.errors import UserError
+
+
+def test_sampler_and_trainer_agree_and_the_run_learns(tmp_path: Path) -> None:
+    loop, events = rollouts_over(tmp_path, steps=2)
+    before = weights_of(loop)
+    loop.step()
+    loop.step()
+    steps = [event for event in events if event["event"] == "step"]
+    assert not torch.equal(weights_of(loop), before)
+    for event in steps:
+        assert event["sampler_gap"] < 1e-5
+        assert event["completions"] == 8
+        assert abs(event["nll"] - event["entropy"]) < 1.5
+
+
+def samples_from_the_base(loop: Loop) -> None:
+    """As an engine does that never loads the adapter."""
+    phases = loop.phases
+    assert phases is not None
+    for name in ("sample", "score"):
+        own = getattr(phases.sampler, name)
+
+        def without(*arguments: Any, own: Any = own) -> Any:
+            with loop.model.disable_adapter():
+                return own(*arguments)
+
+        setattr(phases.sampler, name, without)
+
+
+def test_a_sampler_that_ignores_the_adapter_stops_the_run(tmp_path: Path) -> None:
+    """https://github.com/unslothai/unsloth/issues/8701"""
+    loop, _ = rollouts_over(tmp_path, method="lora")
+    loop.step()
+    randomize(loop.model)
+    samples_from_the_base(loop)
+    with pytest.raises(UserError, match="The sampler and the trainer disagree"):
+        loop.step()
+
+
+def test_a_sampler_that_ignores_a_new_adapter_stops_the_run_at_its_first_step(tmp_path: Path) -> None:
+    """Where the adapter is still zero, so that base and policy compute the same."""
+    loop, _ = rollouts_over(tmp_path, method="lora")
+    samples_from_the_base(loop)
+    before = weights_of(loop)
+    with pytest.raises(UserError, match="The sampler does not use the weights in training"):
+        loop.step()
+    assert torch.equal(weights_of(loop), before)
+
+
+def test_weights_that_change_between_sampling_and_learning_stop_the_run(tmp_path: Path) -> None:
+    loop, _ = rollouts_over(tmp_path)
+    loop.step()
+    assert loop.phases is not None
+    sample = loop.phases.sampler.sample
+
+    def stale(*arguments: Any) -> Any:
+        found = sample(*arguments)
+        with torch.no_grad():
+            loop.model.lm_head.weight.mul_(1.05)
+        return found
+
+    loop.phases.sampler.sample = stale  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="The sampler and the trainer disagree"):
+        loop.step()
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 3}])
+def test_another_temperature_or_fewer_tokens_in_sampling_stop_the_run(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    loop, _ = rollouts_over(tmp_path, group_size=16, max_new_tokens=16, steps=3)
+    assert loop.phases is not None
+    sample = loop.phases.sampler.sample
+    loop.phases.sampler.sample = lambda prompts, numbers, sampling: sample(  # type: ignore[method-assign]
+        prompts, numbers, type(sampling)(**{**vars_of(sampling), **wrong})
+    )
+    with pytest.raises(UserError, match="do not come from the policy"):
+        loop.fit(Interruption())
+
+
+def vars_of(sampling: Any) -> dict[str, Any]:
+    return {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
+
+
+def test_the_right_temperature_is_never_taken_for_a_wrong_one(tmp_path: Path) -> None:
+    loop, _ = rollouts_over(tmp_path, temperature=0.7, group_size=16, max_new_tokens=12, rate=0.0, steps=3)
+    for _ in range(3):
+        loop.step()
+    surprise, variance = (loop.objective.state()[name] for name in ("surprise", "variance"))
+    assert abs(surprise) < 4 * np.sqrt(variance)
+
+
+class Killed(BaseException):
+    """Ends a process at any line."""
+
+
+SEVERAL: dict[str, Any] = {"steps": 6, "passes": 2, "minibatches": 2, "beta": 0.05}
+"""Four steps of each phase: the second one begins at step 5."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    loop, _ = rollouts_over(tmp_path_factory.mktemp("whole"), **SEVERAL)
+    loop.fit(Interruption())
+    return weights_of(loop)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_run_killed_between_steps_of_a_phase_resumes_to_the_same_bits(
+    uninterrupted: torch.Tensor, tmp_path: Path, step: int
+) -> None:
+    loop, _ = rollouts_over(tmp_path, **SEVERAL)
+    for _ in range(step):
+        loop.step()
+    loop.checkpoint()
+    loop.step()  # lost
+    again, more = resumed(tmp_path, **SEVERAL)
+    again.fit(Interruption())
+    assert torch.equal(weights_of(again), uninterrupted)
+    assert [event["step"] for event in more if event["event"] == "step"] == list(range(step + 1, 7))
+
+
+def test_a_run_killed_while_it_samples_resumes_to_the_same_bits(uninterrupted: torch.Tensor, tmp_path: Path) -> None:
+    loop, _ = rollouts_over(tmp_path, **SEVERAL)
+    assert loop.phases is not None
+    paged = loop.phases.sampler._paged
+    assert paged is not None
+    compute, calls = paged.compute, []
+
+    def killed(*arguments: Any) -> Any:
+        calls.append(loop.state.step)
+        if calls.count(4) == 3:  # some tokens of the second phase
+            raise Killed
+        return compute(*arguments)
+
+    paged.compute = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        loop.fit(Interruption())
+    again, _ = resumed(tmp_path, **SEVERAL)
+    assert again.state.step == 4
+    again.fit(Interruption())
+    assert torch.equal(weights_of(again), uninterrupted)
+
+
+def test_steps_do_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
+    """A group in one row, in rows of single completions, and one batch for each row."""
+    found = []
+    for name, tokens in (("one", 4096), ("many", 25)):
+        loop, events = rollouts_over(tmp_path / name, tokens_per_batch=tokens, steps=1, rate=2.0**24, settings=PLAIN)
+        loop.step()
+        assert loop.phases is not None
+        assert loop.phases.collected is not None
+        found.append((len(loop.phases.collected.table), weights_of(loop), events[-1]["grad_norm"]))
+    (few, weights, norm), (many, others, other_norm) = found
+    assert few == 2
+    assert many == 8
+    torch.testing.assert_close(others, weights, rtol=1e-4, atol=1e-5)
+    assert other_norm == pytest.approx(norm, rel=1e-4)
+
+
+PLAIN = {"betas": (0.0, 0.999), "eps": 2.0**27, "max_grad_norm": 1e9, "weight_decay": 0.0}
+"""Gradient descent, up to a factor."""
